@@ -1,0 +1,34 @@
+"Packaging. Everything a person may want to change stands in settings.ini."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+ini = ConfigParser(delimiters=['='])
+ini.read('settings.ini', encoding='utf-8')
+cfg = ini['DEFAULT']
+lib, assets = cfg['lib_path'], f'{cfg["lib_path"]}.assets'
+statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable', '6 - Mature', '7 - Inactive']
+
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').is_file() else cfg['description'],
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    keywords=cfg['keywords'],
+    license_expression={'apache2': 'Apache-2.0'}[cfg['license']],
+    classifiers=[f'Development Status :: {statuses[int(cfg["status"]) - 1]}', f'Intended Audience :: {cfg["audience"]}',
+                 f'Natural Language :: {cfg["language"]}', 'Programming Language :: Python :: 3'],
+    python_requires=f'>={cfg["min_python"]}',
+    install_requires=cfg['requirements'].split(),
+    extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split()},
+    packages=[lib, assets],
+    package_dir={assets: 'data'},  # the top-level data/ folder travels in the wheel as bdense_nb/assets/
+    package_data={assets: ['**/*']},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
+    zip_safe=False,
+)
