@@ -1,0 +1,46 @@
+# `make` alone lists the targets. Every target first prepares .venv, once; PYTHON chooses the interpreter it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab docs sync hooks clean
+.DELETE_ON_ERROR:
+
+# An environment holds absolute paths, so one that came here with a moved or copied folder is made anew.
+$(shell grep -qsF '$(CURDIR)/.venv' .venv/bin/activate || rm -f $(READY))
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## distil the shipped teacher into 2-NFE students, with and without branches, and show the result in demo_out/
+	$(BIN)/bdense_demo
+
+test: $(READY) ## run every notebook in a fresh kernel and all other tests
+	$(BIN)/python -m pytest
+
+lab: $(READY) ## open the notebooks in JupyterLab (they are cleaned when saved)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab nbs
+
+docs: $(READY) ## turn the notebooks, with their stored outputs, into plain HTML pages in _docs/ (the maths needs a network to show)
+	$(BIN)/python tools/pages.py
+
+sync: $(READY) ## after a change to a notebook: export the library, clean the notebooks, write README.md
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/readme.py
+
+hooks: $(READY) ## opt in: let git merge notebooks cell by cell in this clone
+	git config --local include.path ../.gitconfig
+
+clean: ## remove what was built or written by a run (.venv stays; delete it by hand to start afresh)
+	rm -rf build dist *.egg-info _docs _proc demo_out .pytest_cache
+	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+
+$(READY): settings.ini setup.py pyproject.toml
+	@grep -qsF '$(CURDIR)/.venv' .venv/bin/activate || { \
+	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo 'bdense-nb needs Python 3.11 or newer and "$(PYTHON)" is not; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }; \
+	  "$(PYTHON)" -m venv --clear .venv; }
+	@echo 'installing what bdense-nb needs into .venv (minutes the first time, and about 6 GB)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
+	@touch $(READY)
