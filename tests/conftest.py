@@ -7,9 +7,6 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['IPYTHONDIR'] = tempfile.mkdtemp(prefix='bdense-nb-ipython-')  # kernels write their history here, not into the home folder
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
-
-torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 
 @pytest.fixture(scope='session')

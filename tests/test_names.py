@@ -14,4 +14,4 @@ FILES = sorted(p for folder in ('bdense_nb', 'tools', 'tests') for p in (ROOT/fo
 def test_names(path):
     report = io.StringIO()
     checkPath(str(path), Reporter(report, report))
-    assert not report.getvalue(), report.getvalue()
+    if report.getvalue(): pytest.fail(report.getvalue(), pytrace=False)
