@@ -91,6 +91,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         for name, value, low in (('channels', channels, 1), ('blocks', blocks, 1), ('n_classes', n_classes, 0), ('patch', patch, 1)): check_int(name, value, low)
+        for w in widths: check_int('a width', w, 8)
         if not widths or any(w % 8 for w in widths) or widths[-1] % 32: raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')
         self.config = dict(channels=channels, widths=list(widths), blocks=blocks, n_classes=n_classes, patch=patch, dropout=dropout, time_scale=time_scale)
         self.n_classes, self.patch, self.divisor = n_classes, patch, patch*2**(len(widths) - 1)
@@ -111,8 +112,8 @@ class UNet(nn.Module):
         c_noise: Tensor, # [B] or [1], the noise input
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, C, H, W], or [B, K*C, H, W] once `out` has been widened K-fold
-        if x.ndim != 4 or x.shape[-2] % self.divisor or x.shape[-1] % self.divisor:
-            raise ValueError(f'this U-Net takes [B, C, H, W] with H and W multiples of {self.divisor}, got {tuple(x.shape)}')
+        C, n = self.config['channels'], self.divisor
+        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n: raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got {tuple(x.shape)}')
         emb, skips = self.embed(c_noise, label), []
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         for *level, shrink in self.down:
@@ -148,6 +149,7 @@ class MLP(nn.Module):
         c_noise: Tensor, # [B] or [1]
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, dim], or [B, K*dim] once `out` has been widened K-fold
+        if x.ndim != 2 or x.shape[1] != self.config['dim']: raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
         emb, h = self.embed(c_noise, label), self.stem(x)
         for layer in self.layers: h = h + layer(F.silu(h + emb))
         return self.out(F.silu(h))
