@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,11 @@ from pathlib import Path
 import torch
 import bdense_nb
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['default_device', 'sample_noise', 'sample_labels', 'Trajectory', 'NFECounter', 'check_choice', 'check_int',
+__all__ = ['default_device', 'sample_noise', 'sample_labels', 'check_choice', 'check_int', 'Trajectory', 'NFECounter',
            'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'save_tensors', 'load_tensors',
            'data_dir']
 
@@ -32,28 +33,48 @@ def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else 
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
 
+# %% ../nbs/00_core.ipynb #bb736f86
+def _seed32(seed: int) -> int:
+    "A seed as the 32 bits torch's CPU generator listens to: itself if it fits, else a hash of all its digits."
+    try: s = operator.index(seed)
+    except TypeError: raise TypeError(f'a seed must be a whole number, got {seed!r}') from None
+    if s < 0: raise ValueError(f'a seed must be at least 0, got {s}')
+    return s if s < 2**32 else int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:4], 'big')
+
 # %% ../nbs/00_core.ipynb #ee73f5c7
 def sample_noise(
-    seeds: Sequence[int], # one seed per sample, length B
+    seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
     shape: Sequence[int], # shape of one sample, `D`
     device: torch.device | str | None = None, # where the result lives; the draw itself is always made on the CPU
 ) -> Tensor: # [B, *D], float32 standard normal
     "Gaussian noise in which row i depends on `seeds[i]` and on nothing else."
     gen, out = torch.Generator(), torch.empty(len(seeds), *shape)
-    for row, seed in zip(out, seeds): torch.randn(tuple(shape), generator=gen.manual_seed(int(seed)), out=row)
+    for row, seed in zip(out, seeds): torch.randn(tuple(shape), generator=gen.manual_seed(_seed32(seed)), out=row)
     return out.to(device) if device is not None else out
 
 # %% ../nbs/00_core.ipynb #4dfc157b
 def sample_labels(
-    seeds: Sequence[int], # one seed per sample, length B
-    n_classes: int, # number of classes
+    seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
+    n_classes: int, # number of classes, at least 1
     device: torch.device | str | None = None, # where the result lives
 ) -> Tensor: # [B], int64, uniform over the classes
     "Class labels in which entry i depends on `seeds[i]` and on nothing else."
+    check_int('n_classes', n_classes, 1)
     gen = torch.Generator()
     # a seed's label stream must differ from its noise stream, hence the odd multiplier
-    draws = [torch.randint(n_classes, (), generator=gen.manual_seed(int(s) * 2654435761 + 1)) for s in seeds]
+    draws = [torch.randint(n_classes, (), generator=gen.manual_seed(_seed32(s) * 2654435761 + 1)) for s in seeds]
     return torch.stack(draws).to(device) if draws else torch.empty(0, dtype=torch.long, device=device)
+
+# %% ../nbs/00_core.ipynb #93ce63e0
+def check_choice(name: str, value, allowed) -> None:
+    "Raise a `ValueError` that names the bad value and the allowed set."
+    if value not in list(allowed): raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(map(str, allowed))}')
+
+def check_int(name: str, value, low: int, high: int | None = None) -> None:
+    "Raise unless `value` is a whole number in [low, high]."
+    if isinstance(value, bool) or not isinstance(value, int): raise ValueError(f'{name} must be a whole number, got {value!r}')
+    if value < low or (high is not None and value > high):
+        raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"between {low} and {high}"}, got {value}')
 
 # %% ../nbs/00_core.ipynb #66d9e1fb
 @dataclass(frozen=True)
@@ -63,8 +84,13 @@ class Trajectory:
     xs: Tensor # [n_steps+1, B, *D]
 
     def __post_init__(self):
+        for name in ('sigmas', 'xs'):
+            if not isinstance(getattr(self, name), Tensor): raise TypeError(f'{name} must be a torch.Tensor, got {type(getattr(self, name)).__name__}')
+        if self.sigmas.ndim != 1 or self.xs.ndim < 2:
+            raise ValueError(f'a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got {tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}')
         if self.xs.shape[0] != len(self.sigmas):
             raise ValueError(f'a trajectory needs one state per noise level: {self.xs.shape[0]} states for {len(self.sigmas)} levels')
+        if not (self.sigmas.diff() < 0).all(): raise ValueError(f'a trajectory has its noise first, so its levels descend, got {self.sigmas.tolist()}')
 
     def __len__(self) -> int: return len(self.sigmas)
     def __getitem__(self, i: int) -> Tensor: return self.xs[i]
@@ -74,22 +100,13 @@ class NFECounter:
     "A denoiser that counts how often it is called (number of function evaluations, one per batch)."
     def __init__(self,
         denoiser: Callable, # any `D(x, sigma, label=None)`
-    ): self.denoiser, self.nfe = denoiser, 0
+    ):
+        if not callable(denoiser): raise TypeError(f'a denoiser is a callable D(x, sigma, label=None), got {type(denoiser).__name__}')
+        self.denoiser, self.nfe = denoiser, 0
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
         self.nfe += 1
         return self.denoiser(x, sigma, label)
-
-# %% ../nbs/00_core.ipynb #93ce63e0
-def check_choice(name: str, value, allowed) -> None:
-    "Raise a `ValueError` that names the bad value and the allowed set."
-    if value not in allowed: raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(map(str, allowed))}')
-
-def check_int(name: str, value, low: int, high: int | None = None) -> None:
-    "Raise unless `value` is a whole number in [low, high]."
-    if isinstance(value, bool) or not isinstance(value, int): raise ValueError(f'{name} must be a whole number, got {value!r}')
-    if value < low or (high is not None and value > high):
-        raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"between {low} and {high}"}, got {value}')
 
 # %% ../nbs/00_core.ipynb #7e7ee1f9
 def check_sigmas(
@@ -150,6 +167,8 @@ def save_tensors(
     meta: dict | None = None, # JSON-able; stored in the file's own header, so the two cannot part
 ) -> None:
     "Write tensors and their description as one safetensors file, atomically."
+    for k, v in tensors.items():
+        if not isinstance(v, Tensor): raise TypeError(f'only tensors can be saved, but {k!r} is a {type(v).__name__}; put it into meta=')
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'meta': json.dumps(meta or {}, allow_nan=False)})
 
@@ -161,8 +180,8 @@ def load_tensors(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no such file: {path}')
     try:
-        with safe_open(path, framework='pt') as f: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
-        return load_file(path), meta
+        with safe_open(path, framework='pt') as f: # copies: without them the tensors would be windows on a file that may change
+            return {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
     except (SafetensorError, json.JSONDecodeError) as e:
         raise ValueError(f'{path} is not a readable safetensors file ({e}); it is truncated, damaged or of another kind') from e
 
