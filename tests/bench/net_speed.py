@@ -1,0 +1,43 @@
+"Training images a second of the Fashion-MNIST network: memory layout and precision. Run on a quiet machine: `python tests/bench/net_speed.py`."
+import argparse
+import platform
+import time
+
+import torch
+from bdense_nb.core import default_device
+from bdense_nb.nets import UNet
+from bdense_nb.teachers import EDMDenoiser, edm_loss
+
+
+def images_per_second(channels_last: bool, bf16: bool, batch: int, seconds: float, device: torch.device) -> float:
+    "Best of the rates of single training steps, after one step of warm-up."
+    torch.manual_seed(0)
+    denoiser = EDMDenoiser(UNet(n_classes=10)).to(device)
+    if channels_last: denoiser.to(memory_format=torch.channels_last)
+    opt = torch.optim.Adam(denoiser.parameters(), lr=1e-4)
+    images, labels = torch.randn(batch, 1, 28, 28, device=device), torch.randint(10, (batch,), device=device)
+    times, end = [], None
+    while end is None or time.monotonic() < end:
+        begin = time.monotonic()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): loss = edm_loss(denoiser, images, labels, label_drop=0.)
+        opt.zero_grad(); loss.backward(); opt.step()
+        if device.type == 'cuda': torch.cuda.synchronize()
+        if end is None: end = time.monotonic() + seconds
+        else: times.append(time.monotonic() - begin)
+    return batch/min(times)
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__)
+    args.add_argument('--batch', type=int, default=64)
+    args.add_argument('--seconds', type=float, default=10., help='for each of the four settings')
+    args = args.parse_args()
+    device = default_device()
+    print(f'{device}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, torch {torch.__version__}, CPU capability {torch.backends.cpu.get_cpu_capability()}')
+    for bf16 in (False, True):
+        for channels_last in (False, True):
+            rate = images_per_second(channels_last, bf16, args.batch, args.seconds, device)
+            print(f'{"bf16 autocast" if bf16 else "fp32":14s} {"channels-last" if channels_last else "contiguous":14s} {rate:8.0f} images/s', flush=True)
+
+
+if __name__ == '__main__': main()
