@@ -1,0 +1,285 @@
+"Metrics: values on matrices of inputs, invariances, and bad input."
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from bdense_nb import metrics as m
+from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
+from bdense_nb.data import fashion_mnist
+
+
+def draw(n, d, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, d, generator=g, dtype=torch.float64) @ torch.randn(d, d, generator=g, dtype=torch.float64)).to(dtype)
+
+
+@pytest.fixture(scope='module')
+def net(): return m.load_features()
+
+
+@pytest.fixture(scope='module')
+def test_set(): return fashion_mnist('test')
+
+
+# --- Fréchet distance: values ---
+
+@pytest.mark.parametrize('d', [1, 2, 7, 64])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('seed', range(3))
+def test_frechet_is_a_distance(d, dtype, seed):
+    a, b = draw(3*d + 9, d, seed, dtype), draw(2*d + 9, d, seed + 10, dtype)
+    assert m.frechet_distance(a, a) <= 1e-9*(1 + float(a.double().square().sum()))
+    assert m.frechet_distance(a, b) > 0
+    assert m.frechet_distance(a, b) == pytest.approx(m.frechet_distance(b, a), rel=1e-9)
+
+
+@pytest.mark.parametrize('d', [1, 3, 64])
+@pytest.mark.parametrize('seed', range(3))
+def test_frechet_equals_the_sqrt_of_the_product(d, seed):
+    a, b = m.feature_stats(draw(500, d, seed)), m.feature_stats(draw(400, d, seed + 10) + 1)
+    roots = np.sqrt(np.linalg.eigvals((a.cov @ b.cov).numpy()).astype(complex)).real.sum()
+    expected = float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace()) - 2*roots
+    assert m.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize('d', [1, 2, 16])
+def test_frechet_commuting_covariances(d):
+    "Equal eigenvectors: the 1-D formula along each."
+    g = torch.Generator().manual_seed(d)
+    q = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64)).Q
+    s, t, mean = (torch.rand(3, d, generator=g, dtype=torch.float64) + .1)
+    a, b = (mean, q*s**2 @ q.T), (mean*0, q*t**2 @ q.T)
+    assert m.frechet_distance(a, b) == pytest.approx(float(mean.square().sum() + (s - t).square().sum()), rel=1e-9)
+
+
+def test_frechet_invariances():
+    a, b = draw(200, 8, 0), draw(300, 8, 1)
+    q = torch.linalg.qr(draw(8, 8, 2)).Q
+    base = m.frechet_distance(a, b)
+    assert m.frechet_distance(a @ q, b @ q) == pytest.approx(base, rel=1e-9)
+    assert m.frechet_distance(a + 5, b + 5) == pytest.approx(base, rel=1e-9)
+    assert m.frechet_distance(3*a, 3*b) == pytest.approx(9*base, rel=1e-9)
+    assert m.frechet_distance(a[torch.randperm(200)], b) == pytest.approx(base, rel=1e-9)
+    assert m.frechet_distance(a, a + 1) == pytest.approx(8, rel=1e-9)
+
+
+def test_frechet_rank_deficient_and_constant():
+    few = draw(5, 64)
+    assert m.frechet_distance(few, few) < 1e-6
+    assert m.frechet_distance(torch.zeros(4, 3), torch.ones(6, 3)) == pytest.approx(3)
+    assert m.frechet_distance(torch.zeros(4, 3), torch.zeros(6, 3)) == 0
+
+
+def test_frechet_accepts_every_form_of_the_same_set():
+    a, b = draw(50, 6, 0), draw(60, 6, 1)
+    sa = m.feature_stats(a)
+    forms = [a, a.numpy(), sa, (sa.mean, sa.cov), (sa.mean.numpy(), sa.cov.numpy()), a.clone().requires_grad_()]
+    values = {m.frechet_distance(f, b) for f in forms}
+    assert max(values) - min(values) <= 1e-12*max(values) and all(type(v) is float for v in values)
+
+
+def test_feature_stats_are_unbiased():
+    a = draw(40, 5, dtype=torch.float32)
+    s = m.feature_stats(a)
+    assert s.n == 40 and s.mean.dtype == s.cov.dtype == torch.float64
+    torch.testing.assert_close(s.cov, torch.cov(a.double().T))
+
+
+# --- Fréchet distance: bad input ---
+
+@pytest.mark.parametrize('bad, error, words', [
+    (torch.zeros(1, 4), ValueError, 'at least 2'), (torch.zeros(0, 4), ValueError, 'at least 2'),
+    (torch.zeros(4), ValueError, 'shape'), (torch.zeros(4, 2, 2), ValueError, r'\[N, d\]'),
+    (torch.full((5, 4), math.nan), ValueError, 'NaN'), (torch.full((5, 4), math.inf), ValueError, 'infinite'),
+    (torch.zeros(5, 4, dtype=torch.int64), TypeError, 'int64'), (torch.zeros(5, 4, dtype=torch.complex64), TypeError, 'complex64'),
+    (np.zeros((5, 4), np.int32), TypeError, 'int32'), ([[0., 1.], [1., 0.]], TypeError, 'list'), (None, TypeError, 'NoneType'), ('x', TypeError, 'str'),
+    (torch.randn(9, 3), ValueError, '3 and 4'),
+    ((torch.zeros(4), torch.eye(3)), ValueError, 'shapes'), ((torch.zeros(4), -torch.eye(4)), ValueError, 'negative eigenvalue'),
+    ((torch.zeros(4), torch.triu(torch.ones(4, 4))), ValueError, 'symmetric'), ((torch.full((4,), math.nan), torch.eye(4)), ValueError, 'mean contains NaN'),
+    ((torch.zeros(4), torch.eye(4)*math.inf), ValueError, 'covariance contains'),
+])
+def test_frechet_refuses(bad, error, words):
+    good = torch.randn(9, 4)
+    with pytest.raises(error, match=words): m.frechet_distance(bad, good)
+    if words != '3 and 4':
+        with pytest.raises(error, match=words): m.frechet_distance(good, bad)
+
+
+# --- the shipped network and statistics ---
+
+def test_shipped_network(net, test_set):
+    images, labels = test_set
+    config = json.loads((data_dir()/'fashion_mnist_features'/'config.json').read_text())
+    right = m.accuracy(net, images, labels)
+    assert right >= .91 and right == pytest.approx(config['test_accuracy'], abs=5e-4)
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    for name, digest in config['sha256'].items(): assert sha256(data_dir()/'fashion_mnist_features'/name) == digest
+    assert load_tensors(data_dir()/'fashion_mnist_features'/'reference.safetensors')[1]['model_sha256'] == config['sha256']['model.safetensors']
+    assert (data_dir()/'fashion_mnist_features'/'model.safetensors').stat().st_size <= 2*2**20
+
+
+def test_reference_and_floor(test_set):
+    ref = m.load_reference()
+    assert ref.n == 60_000 and ref.cov.shape == (64, 64) and ref.cov.dtype == torch.float64
+    images = test_set[0][:2000]
+    floor = m.fashion_fd(images)
+    assert 0 < floor < 1
+    assert m.fashion_fd(images, ref) == floor
+    assert m.fashion_fd(torch.rand(500, 1, 28, 28)*2 - 1) > 50*floor
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 64, 500])
+def test_batch_size_changes_nothing(net, test_set, batch_size):
+    torch.testing.assert_close(m.image_features(test_set[0][:70], net, batch_size), m.image_features(test_set[0][:70], net, 70), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('bad, error', [
+    (torch.zeros(4, 28, 28), ValueError), (torch.zeros(4, 3, 28, 28), ValueError), (torch.zeros(4, 1, 32, 32), ValueError),
+    (torch.zeros(4, 1, 28, 28, dtype=torch.uint8), TypeError), (torch.full((4, 1, 28, 28), math.nan), ValueError), (np.zeros((4, 1, 28, 28)), TypeError),
+    (torch.zeros(0, 1, 28, 28), ValueError)])
+def test_image_features_refuse(net, bad, error):
+    with pytest.raises(error): m.image_features(bad, net)
+
+
+def test_unknown_reference_and_batch_size(net):
+    with pytest.raises(ValueError, match='valid.*train'): m.load_reference('valid')
+    with pytest.raises(ValueError, match='valid.*train'): m.fashion_fd(torch.zeros(3, 1, 28, 28), 'valid')
+    with pytest.raises(ValueError, match='batch_size'): m.image_features(torch.zeros(3, 1, 28, 28), net, 0)
+
+
+def test_load_features_refuses_other_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'): m.load_features(path=tmp_path/'nowhere.safetensors')
+    save_tensors(tmp_path/'other.safetensors', {'w': torch.zeros(2)}, {'kind': 'Teacher'})
+    with pytest.raises(ValueError, match='Teacher'): m.load_features(path=tmp_path/'other.safetensors')
+    whole = (data_dir()/'fashion_mnist_features'/'model.safetensors').read_bytes()
+    (tmp_path/'cut.safetensors').write_bytes(whole[:len(whole)//2])
+    with pytest.raises(ValueError, match='cut.safetensors'): m.load_features(path=tmp_path/'cut.safetensors')
+
+
+# --- training ---
+
+def test_training_depends_on_the_seed_only(test_set):
+    x, y = (t[:256] for t in test_set)
+    nets = []
+    for seed, stir in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(stir)
+        state = torch.get_rng_state()
+        nets.append(m.train_feature_net(x, y, 1, seed, batch_size=64, progress=False).state_dict())
+        assert torch.equal(state, torch.get_rng_state()) # the caller's random numbers are not touched
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].values(), nets[1].values()))
+    assert not torch.equal(nets[0]['head.1.weight'], nets[2]['head.1.weight'])
+
+
+@pytest.mark.parametrize('kwargs', [{'epochs': 0}, {'epochs': 1.5}, {'batch_size': 1}, {'batch_size': 9}])
+def test_training_refuses(kwargs):
+    with pytest.raises(ValueError): m.train_feature_net(torch.zeros(8, 1, 28, 28), torch.zeros(8, dtype=torch.long), progress=False, **kwargs)
+
+
+# --- precision and recall, 2-D distances ---
+
+def test_precision_recall_extremes():
+    a = draw(100, 3)
+    assert m.precision_recall(a, a) == (1, 1)
+    assert m.precision_recall(a, a + 1e4) == (0, 0)
+    mixed = torch.cat([a[:50], a[:50] + 1e4])
+    assert m.precision_recall(a, mixed).precision == .5
+
+
+def test_precision_recall_swaps():
+    a, b = draw(1200, 4, 0), draw(1100, 4, 1) # more than one chunk
+    assert m.precision_recall(a, b) == m.precision_recall(b, a)[::-1]
+
+
+@pytest.mark.parametrize('k', [0, 10, -1, 1.5, True])
+def test_precision_recall_refuses_k(k):
+    with pytest.raises(ValueError, match='k must be'): m.precision_recall(draw(10, 2), draw(20, 2), k)
+
+
+@pytest.mark.parametrize('function', [m.precision_recall, m.energy_distance, m.sliced_wasserstein])
+def test_set_distances_refuse(function):
+    for bad in (draw(10, 3), torch.full((10, 2), math.nan), torch.zeros(10)):
+        with pytest.raises(ValueError): function(draw(10, 2), bad)
+    for bad in (torch.zeros(10, 2, dtype=torch.int32), [[1., 2.]]):
+        with pytest.raises(TypeError): function(draw(10, 2), bad)
+
+
+@pytest.mark.parametrize('function', [m.energy_distance, m.sliced_wasserstein])
+def test_set_distances(function):
+    a, b = draw(200, 2, 0), draw(200, 2, 1)
+    assert function(a, a) == pytest.approx(0, abs=1e-6) and function(a, b) == pytest.approx(function(b, a)) and function(a, b) > 0
+    assert function(3*a, 3*b) == pytest.approx(3*function(a, b))
+
+
+# --- paired error ---
+
+@pytest.mark.parametrize('shape', [(5, 2), (5, 1, 28, 28), (1, 3)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_paired_error(shape, dtype):
+    a = torch.randn(shape).to(dtype)
+    assert m.paired_error(a, a) == 0
+    each = m.paired_errors(a, torch.zeros_like(a))
+    assert each.shape == shape[:1] and each.dtype == torch.float64
+    assert m.paired_error(a, torch.zeros_like(a)) == pytest.approx(float(a.double().square().mean().sqrt()))
+
+
+@pytest.mark.parametrize('student, teacher, error', [
+    (torch.zeros(3, 2), torch.zeros(3, 3), ValueError), (torch.zeros(3, 2), torch.zeros(1, 2), ValueError), (torch.zeros(3), torch.zeros(3), ValueError),
+    (torch.full((3, 2), math.nan), torch.zeros(3, 2), ValueError), (torch.zeros(3, 2), torch.full((3, 2), math.inf), ValueError),
+    (torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3, 2), TypeError), ([[0.]], torch.zeros(1, 1), TypeError)])
+def test_paired_error_refuses(student, teacher, error):
+    with pytest.raises(error): m.paired_error(student, teacher)
+
+
+# --- intervals ---
+
+TABLE = {.9: {1: 6.313752, 2: 2.919986, 5: 2.015048, 30: 1.697261}, .95: {1: 12.706205, 2: 4.302653, 3: 3.182446, 4: 2.776445, 9: 2.262157, 30: 2.042272},
+         .99: {1: 63.656741, 2: 9.924843, 5: 4.032143, 30: 2.749996}}
+
+
+@pytest.mark.parametrize('level, dof, t', [(level, dof, t) for level, row in TABLE.items() for dof, t in row.items()])
+def test_student_t_table(level, dof, t): assert m.student_t(level, dof) == pytest.approx(t, abs=2e-6)
+
+
+@pytest.mark.parametrize('n', [3, 4, 11])
+@pytest.mark.parametrize('level', [.5, .95, .999])
+@pytest.mark.parametrize('method', m.INTERVAL_METHODS)
+def test_interval_holds_its_mean(n, level, method):
+    v = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    i = m.mean_interval(v, level, method)
+    assert i.low < i.mean < i.high and (i.n, i.level, i.method) == (n, level, method)
+    assert i.mean == pytest.approx(float(v.mean()))
+    shifted = m.mean_interval(v + 7, level, method)
+    assert (shifted.low, shifted.high) == pytest.approx((i.low + 7, i.high + 7))
+    assert m.mean_interval(v.tolist(), level, method) == i == m.mean_interval(v.numpy(), level, method)
+
+
+@pytest.mark.parametrize('method', m.INTERVAL_METHODS)
+def test_paired_interval(method):
+    a, b = [1., 2., 3.5, 9.], [.5, 1., 3., 9.]
+    i = m.paired_interval(a, b, method=method)
+    assert i.mean == .5 and i == m.mean_interval([.5, 1., .5, 0.], method=method)
+    j = m.paired_interval(b, a, method=method)
+    assert (j.mean, j.low) == pytest.approx((-.5, -i.high), abs=.02 if method == 'bootstrap' else 1e-12)
+    same = m.paired_interval(a, a, method=method)
+    assert same.low == same.mean == same.high == 0
+
+
+@pytest.mark.parametrize('a, b, error, words', [
+    ([1, 2], [1, 2], ValueError, 'at least 3'), ([], [], ValueError, 'at least 3'), ([1, 2, 3], [1, 2, 3, 4], ValueError, '3 and 4'),
+    ([1, 2, math.nan], [1, 2, 3], ValueError, 'NaN'), ([[1, 2, 3]], [1, 2, 3], ValueError, 'shape'), (1., 2., ValueError, 'shape'),
+    ('abc', [1, 2, 3], TypeError, 'abc'), (None, [1, 2, 3], TypeError, 'None'), ([1, 2, 3], ['x', 'y', 'z'], TypeError, 'numbers')])
+def test_paired_interval_refuses(a, b, error, words):
+    with pytest.raises(error, match=words): m.paired_interval(a, b)
+
+
+@pytest.mark.parametrize('level', [0, 1, -1, 95, math.nan, '.95', None])
+def test_level_is_checked(level):
+    with pytest.raises(ValueError, match='level'): m.mean_interval([1, 2, 3], level)
+
+
+def test_method_and_dof_are_checked():
+    with pytest.raises(ValueError, match='jackknife.*t, bootstrap'): m.mean_interval([1, 2, 3], method='jackknife')
+    for dof in (0, 2.5, -1):
+        with pytest.raises(ValueError, match='dof'): m.student_t(.95, dof)
