@@ -26,6 +26,11 @@ def _ramp(n_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
         raise ValueError(f'a schedule needs 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min!r}, sigma_max={sigma_max!r}')
     return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
 
+def _pin(grid: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    "The grid with its two ends free of rounding, so that `grid[0] == sigma_max`."
+    grid[0], grid[-1] = sigma_max, sigma_min
+    return grid
+
 # %% ../nbs/02_schedules.ipynb #9c4c0376
 def karras_sigmas(
     n_steps: int, # number of steps, at least 1
@@ -37,7 +42,7 @@ def karras_sigmas(
     ramp = _ramp(n_steps, sigma_min, sigma_max)
     if not 0 < rho < math.inf: raise ValueError(f'rho must be a finite number above 0, got {rho!r}')
     top, bottom = sigma_max**(1/rho), sigma_min**(1/rho)
-    return (top + ramp*(bottom - top))**rho
+    return _pin((top + ramp*(bottom - top))**rho, sigma_min, sigma_max)
 
 # %% ../nbs/02_schedules.ipynb #7bbf8ca3
 def logsnr_sigmas(
@@ -47,7 +52,7 @@ def logsnr_sigmas(
 ) -> Tensor: # [n_steps+1], float64, descending
     "Evenly spaced in log sigma, so a geometric sequence."
     ramp = _ramp(n_steps, sigma_min, sigma_max)
-    return torch.exp(math.log(sigma_max) + ramp*math.log(sigma_min/sigma_max))
+    return _pin(torch.exp(math.log(sigma_max) + ramp*math.log(sigma_min/sigma_max)), sigma_min, sigma_max)
 
 # %% ../nbs/02_schedules.ipynb #18ac2f34
 def vp_betas(
@@ -74,7 +79,7 @@ def time_uniform_sigmas(
     if not 0 < eps_s < 1: raise ValueError(f'eps_s must lie between 0 and 1, got {eps_s!r}')
     beta_d, beta_min = vp_betas(sigma_min, sigma_max, eps_s)
     u = (1 + ramp*(eps_s**(1/rho) - 1))**rho
-    return torch.expm1(beta_d*u**2/2 + beta_min*u).sqrt()
+    return _pin(torch.expm1(beta_d*u**2/2 + beta_min*u).sqrt(), sigma_min, sigma_max)
 
 # %% ../nbs/02_schedules.ipynb #c7912230
 def sigma_from_alpha_bar(
@@ -141,7 +146,7 @@ def discrete_sigmas(
     ends = torch.log1p(torch.tensor([sigma_max, sigma_min], dtype=torch.float64)**2)
     if ends[0] > log_power[-1]*(1 + 1e-9): raise ValueError(f'sigma_max={sigma_max!r} is above the noisiest level of the table, {sigma_from_alpha_bar(table[-1]):.6g}')
     top, bottom = _interp(ends, log_power, time)**(1/rho)
-    return torch.expm1(_interp((top + ramp*(bottom - top))**rho, time, log_power)).sqrt()
+    return _pin(torch.expm1(_interp((top + ramp*(bottom - top))**rho, time, log_power)).sqrt(), sigma_min, sigma_max)
 
 # %% ../nbs/02_schedules.ipynb #186ee052
 def logsnr_from_sigma(s: Tensor | float) -> Tensor: # PD's convention
@@ -185,7 +190,7 @@ def pd_cosine_sigmas(
 ) -> Tensor: # [n_steps+1], float64, descending
     "PD's cosine log-SNR as a grid: evenly spaced in arctan(sigma)."
     u = 1 - _ramp(n_steps, sigma_min, sigma_max)
-    return sigma_from_logsnr(pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min)))
+    return _pin(sigma_from_logsnr(pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min))), sigma_min, sigma_max)
 
 # %% ../nbs/02_schedules.ipynb #5665efa1
 #: every grid by name; each takes (n_steps, sigma_min, sigma_max)
