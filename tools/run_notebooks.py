@@ -85,7 +85,8 @@ def freeze_widgets(nb) -> None:
 def execute(path: Path, timeout: int = 300):
     "The notebook at `path` after a run in a fresh kernel whose working folder is the notebook's."
     nb = nbformat.read(path, 4)
-    Client(nb, timeout=timeout, kernel_name='python3', record_timing=False, resources={'metadata': {'path': str(path.parent)}}).execute()
+    Client(nb, timeout=timeout, kernel_name='python3', record_timing=False, extra_arguments=['--log-level=ERROR'],
+           resources={'metadata': {'path': str(path.parent)}}).execute()
     return nb
 
 
