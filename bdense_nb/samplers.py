@@ -287,6 +287,7 @@ def _noise_like(z: Tensor, generator: torch.Generator | Sequence[torch.Generator
 # %% ../nbs/04_samplers.ipynb #65adc7cd
 VP_METHODS = ('ddim', 'ddpm', 'ddpm_large') # DDIM with its eta; ancestral with small or large variance
 
+# %% ../nbs/04_samplers.ipynb #4e2ab09f
 @torch.no_grad()
 def sample_vp(
     denoiser: Callable, # D(x, sigma, label) -> x0_hat, on the VE scale like every denoiser
