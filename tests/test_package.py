@@ -6,11 +6,15 @@ import sys
 import tarfile
 import venv
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
 SOURCES = ('bdense_nb', 'data', 'nbs', 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md', 'CHANGELOG.md')
+settings = ConfigParser(delimiters=['='])
+settings.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
+COMMANDS = [script.split('=')[0] for script in settings['DEFAULT']['console_scripts'].split()]
 NO_NETWORK = '''
 import socket
 def refuse(self, address, *_):
@@ -85,7 +89,7 @@ def test_the_network_is_shut(installed):
     assert 'no network in this test' in installed('python', '-c', code)
 
 
-@pytest.mark.parametrize('command', ['bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_sample', 'bdense_evaluate', 'bdense_export'])
+@pytest.mark.parametrize('command', COMMANDS)
 def test_commands_explain_themselves(installed, command):
     assert 'usage' in installed(command, '--help').lower()
 
