@@ -6,7 +6,9 @@
 from __future__ import annotations
 import json
 import math
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,10 +19,11 @@ import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .core import check_choice, check_int, load_tensors, save_tensors
+from .core import check_choice, check_int, load_tensors, save_tensors, write_json
 
 # %% auto #0
-__all__ = ['LR_SCHEDULES', 'StepFunction', 'TrainConfig', 'lr_factor', 'progress', 'newest_checkpoint', 'Fit', 'fit']
+__all__ = ['LR_SCHEDULES', 'CHECKPOINTS', 'StepFunction', 'TrainConfig', 'lr_factor', 'newest_checkpoint', 'progress', 'Fit',
+           'fit']
 
 # %% ../nbs/09_training.ipynb #63625288
 LR_SCHEDULES = ('constant', 'cosine', 'linear', 'drop')
@@ -41,9 +44,12 @@ class TrainConfig:
     log_every: int = 10 # iterations between readings of the loss
 
     def __post_init__(self):
-        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1), ('seed', 0)): check_int(name, getattr(self, name), low)
+        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1)): check_int(name, getattr(self, name), low)
+        check_int('seed', self.seed, 0, 2**32 - 1)
         check_choice('schedule', self.schedule, LR_SCHEDULES)
-        if not self.lr > 0: raise ValueError(f'lr must be above 0, got {self.lr}')
+        object.__setattr__(self, 'betas', tuple(self.betas)) # JSON gives a list back
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas): raise ValueError(f'betas must be two numbers in [0, 1), got {self.betas}')
+        if not 0 < self.lr < math.inf: raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
         if self.clip_grad is not None and not self.clip_grad > 0: raise ValueError(f'clip_grad must be None or above 0, got {self.clip_grad}')
         if self.ema is not None and not 0 < self.ema < 1: raise ValueError(f'ema must be None or between 0 and 1, got {self.ema}')
 
@@ -59,6 +65,35 @@ def lr_factor(
     if cfg.schedule == 'linear': return max(1 - done, 0.)
     if cfg.schedule == 'drop': return .1 if i - 1 >= cfg.steps/2 else 1.
     return 1.
+
+# %% ../nbs/09_training.ipynb #dd753621
+def _flatten_optimizer(opt: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {f'optim.{i}.{k}': torch.as_tensor(v) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
+
+def _restore_optimizer(opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state = opt.state_dict()
+    for name, value in tensors.items():
+        if name.startswith('optim.'):
+            _, i, k = name.split('.')
+            state['state'].setdefault(int(i), {})[k] = value
+    opt.load_state_dict(state)
+
+# %% ../nbs/09_training.ipynb #71617a9c
+CHECKPOINTS = 'checkpoint-[0-9]*.safetensors' # how `fit` names them: the number is that of iterations done
+
+def newest_checkpoint(
+    folder: Path | str, # where `fit` writes
+) -> tuple[dict[str, Tensor], dict] | None: # tensors and description, or None if there is no checkpoint at all
+    "The newest checkpoint that can be read; an unreadable one is named in a warning and the one before it used."
+    paths = sorted(Path(folder).glob(CHECKPOINTS), reverse=True)
+    for path in paths:
+        try:
+            tensors, meta = load_tensors(path)
+            if 'done' not in meta or 'config' not in meta: raise ValueError(f'{path} is not a checkpoint of a training run')
+            return tensors, meta
+        except ValueError as e: warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
+    if paths: raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the folder to start again')
+    return None
 
 # %% ../nbs/09_training.ipynb #dd3100dd
 def progress(
@@ -82,29 +117,26 @@ def progress(
             last, rate = now, (now - begin)/(i + 1 - start)
             print(f'{label} {i + 1}/{total}  {now - begin:.0f} s, {rate*(total - i - 1):.0f} s left  {note()}', flush=True)
 
-# %% ../nbs/09_training.ipynb #dd753621
-def _flatten_optimizer(opt: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f'optim.{i}.{k}': torch.as_tensor(v) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
+# %% ../nbs/09_training.ipynb #311ad9da
+class _CtrlC:
+    "While active, a first Ctrl-C sets `asked` and is raised on leaving; a second one is raised at once."
+    def __init__(self,
+        message: str, # what the late KeyboardInterrupt says
+    ): self.message, self.asked = message, False
 
-def _restore_optimizer(opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state = opt.state_dict()
-    for name, value in tensors.items():
-        if name.startswith('optim.'):
-            _, i, k = name.split('.')
-            state['state'].setdefault(int(i), {})[k] = value
-    opt.load_state_dict(state)
+    def __enter__(self):
+        self.old = signal.getsignal(signal.SIGINT)
+        self.active = threading.current_thread() is threading.main_thread() and callable(self.old) # not where Ctrl-C is ignored
+        if self.active: signal.signal(signal.SIGINT, self.note)
+        return self
 
-# %% ../nbs/09_training.ipynb #3d697b58
-def newest_checkpoint(
-    folder: Path | str, # where `fit` writes
-) -> tuple[dict[str, Tensor], dict] | None: # tensors and description, or None if there is no checkpoint at all
-    "The newest checkpoint that can be read; an unreadable one is named in a warning and the one before it used."
-    paths = sorted(Path(folder).glob('checkpoint-*.safetensors'), reverse=True)
-    for path in paths:
-        try: return load_tensors(path)
-        except ValueError as e: warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
-    if paths: raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the folder to start again')
-    return None
+    def note(self, number, frame) -> None:
+        if self.asked: raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self.active: signal.signal(signal.SIGINT, self.old)
+        if self.asked and kind is None: raise KeyboardInterrupt(self.message)
 
 # %% ../nbs/09_training.ipynb #7ad423ae
 @dataclass
@@ -121,39 +153,52 @@ class _Run:
     def __init__(self, model: nn.Module, cfg: TrainConfig, folder: Path | None):
         self.model, self.cfg, self.folder = model, cfg, folder
         self.opt = torch.optim.Adam(model.parameters(), lr=cfg.lr, betas=cfg.betas)
-        self.sched = torch.optim.lr_scheduler.LambdaLR(self.opt, lambda i: lr_factor(cfg, i))
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
         self.done, self.history, self.seconds = 0, [], 0.
-
-    def save(self) -> None:
-        tensors = {f'model.{k}': v for k, v in self.model.state_dict().items()} | _flatten_optimizer(self.opt)
-        if self.ema is not None: tensors |= {f'ema.{k}': v for k, v in self.ema.state_dict().items()}
-        meta = dict(done=self.done, history=self.history, seconds=self.seconds, config=asdict(self.cfg))
-        save_tensors(self.folder/f'checkpoint-{self.done:08d}.safetensors', tensors, meta)
-        for old in sorted(self.folder.glob('checkpoint-*.safetensors'))[:-2]: old.unlink()
-
-    def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
-        mine = json.loads(json.dumps(asdict(self.cfg)))
-        differ = [f'{k}: {meta["config"].get(k)!r} there, {v!r} now' for k, v in mine.items() if meta['config'].get(k) != v]
-        if differ: raise ValueError(f'{self.folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
-        part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-        self.model.load_state_dict(part('model.')); _restore_optimizer(self.opt, tensors)
-        if self.ema is not None: self.ema.load_state_dict(part('ema.'))
-        self.done, self.history, self.seconds = meta['done'], meta['history'], meta['seconds']
-        self.sched.last_epoch = self.done
-        for group, base in zip(self.opt.param_groups, self.sched.base_lrs): group['lr'] = base*lr_factor(self.cfg, self.done)
-
-    def record(self, loss: float, i: int) -> None:
-        if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss became {loss} at or shortly before iteration {i}; lower lr, or clip gradients'
-                                     + (f'. The last good checkpoint stays in {self.folder}' if self.folder else ''))
-        self.history.append(dict(step=i + 1, loss=loss, lr=self.cfg.lr*lr_factor(self.cfg, i)))
 
     def update(self, loss: Tensor) -> None:
         self.opt.zero_grad(set_to_none=True)
         loss.backward()
         if self.cfg.clip_grad: nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip_grad)
         self.opt.step()
+
+    def refuse(self, what: str) -> None:
+        kept = sorted(self.folder.glob(CHECKPOINTS)) if self.folder else []
+        raise FloatingPointError(f'{what} at or shortly before iteration {self.done}; lower lr, or clip gradients' + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
+
+    def record(self, loss: float) -> None:
+        if not math.isfinite(loss): self.refuse(f'the loss became {loss}')
+        self.history.append(dict(step=self.done, loss=loss, lr=self.cfg.lr*lr_factor(self.cfg, self.done - 1)))
+
+# %% ../nbs/09_training.ipynb #63a95fe0
+def _save(run: _Run) -> None:
+    "Write a checkpoint, keep the newest two, and the history beside them as JSON."
+    tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | _flatten_optimizer(run.opt)
+    if run.ema is not None: tensors |= {f'ema.{k}': v for k, v in run.ema.state_dict().items()}
+    for name, value in tensors.items(): # a finite loss can still have had an infinite gradient
+        if value.is_floating_point() and not value.isfinite().all(): run.refuse(f'{name} is no longer finite')
+    meta = dict(done=run.done, history=run.history, seconds=run.seconds, config=asdict(run.cfg))
+    save_tensors(run.folder/f'checkpoint-{run.done:08d}.safetensors', tensors, meta)
+    for old in sorted(run.folder.glob(CHECKPOINTS))[:-2]: old.unlink()
+    write_json(run.folder/'history.json', run.history)
+
+# %% ../nbs/09_training.ipynb #e208b642
+def _resume(run: _Run) -> None:
+    "Clear what a killed run left half written, and put the newest checkpoint, if there is one, into `run`."
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ('.checkpoint-*.tmp', '.history.json.*.tmp'):
+        for left in run.folder.glob(pattern): left.unlink()
+    if (found := newest_checkpoint(run.folder)) is None: return
+    tensors, meta = found
+    now = json.loads(json.dumps(asdict(run.cfg)))
+    differ = [f'{k}: {meta["config"].get(k)!r} there, {v!r} now' for k, v in now.items() if meta['config'].get(k) != v]
+    if differ: raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
+    part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+    try:
+        run.model.load_state_dict(part('model.')); _restore_optimizer(run.opt, tensors)
+        if run.ema is not None: run.ema.load_state_dict(part('ema.'))
+    except RuntimeError as e: raise ValueError(f'{run.folder} holds a run of another model: {e}') from e
+    run.done, run.history, run.seconds = meta['done'], meta['history'], meta['seconds']
 
 # %% ../nbs/09_training.ipynb #2ae3fd58
 StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
@@ -162,29 +207,29 @@ def fit(
     model: nn.Module, # trained in place
     step: StepFunction, # `step(model, i)` yields one scalar loss per optimiser update of iteration i
     cfg: TrainConfig,
-    folder: Path | str | None = None, # checkpoints and metrics.jsonl go here; a run found there is resumed
+    folder: Path | str | None = None, # checkpoints and history.json go here; a run found there is resumed
     label: str = 'train', # shown before the progress bar
     show: bool = True, # False: no progress bar
 ) -> Fit:
     "Train `model`: the loop runs the step function, and after each loss it yields takes one optimiser step."
-    folder = Path(folder) if folder is not None else None
     if cfg.channels_last: model.to(memory_format=torch.channels_last)
-    run, begin = _Run(model, cfg, folder), time.monotonic()
-    found = newest_checkpoint(folder) if folder is not None else None
-    if found: run.load(*found)
+    run, begin = _Run(model, cfg, Path(folder) if folder is not None else None), time.monotonic()
+    if run.folder: _resume(run)
     past, total, n, devices = run.seconds, 0., 0, list({p.device for p in model.parameters() if p.is_cuda})
     note = lambda: f'loss {run.history[-1]["loss"]:.4f}' if run.history else ''
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), _CtrlC('stopped between two iterations' + (f'; run it again to go on from {folder}' if folder else '')) as ctrl_c:
         for i in progress(cfg.steps, label, run.done, note, show):
             torch.manual_seed(cfg.seed*1_000_003 + i) # dropout's draws depend on the iteration alone: resuming needs no stored RNG state
+            for group in run.opt.param_groups: group['lr'] = cfg.lr*lr_factor(cfg, i)
             for loss in step(model, i):
                 run.update(loss)
                 total, n = total + loss.detach(), n + 1
-            run.sched.step(); run.done = i + 1
             if run.ema is not None: run.ema.update_parameters(model)
-            saving = folder is not None and (run.done == cfg.steps or cfg.checkpoint_every > 0 and run.done % cfg.checkpoint_every == 0)
-            if saving or run.done == cfg.steps or run.done % cfg.log_every == 0: # the only places that wait for the device
+            run.done, last = i + 1, ctrl_c.asked or i + 1 == cfg.steps
+            saving = last or cfg.checkpoint_every > 0 and run.done % cfg.checkpoint_every == 0
+            if saving or run.done % cfg.log_every == 0: # the only places that wait for the device
                 run.seconds = past + time.monotonic() - begin
-                run.record(float(total)/max(n, 1), i); total, n = 0., 0
-            if saving: run.save()
+                run.record(float(total)/max(n, 1)); total, n = 0., 0
+            if saving and run.folder: _save(run)
+            if last: break
     return Fit(model, run.ema.module if run.ema is not None else None, run.history, run.seconds)
