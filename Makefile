@@ -42,5 +42,5 @@ $(READY): settings.ini setup.py pyproject.toml
 	    || { echo 'bdense-nb needs Python 3.11 or newer and "$(PYTHON)" is not; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }; \
 	  "$(PYTHON)" -m venv --clear .venv; }
 	@echo 'installing what bdense-nb needs into .venv (minutes the first time, and about 6 GB)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
 	@touch $(READY)
