@@ -12,8 +12,8 @@ from torch import Tensor
 from .core import Trajectory, check_choice, check_int
 
 # %% auto #0
-__all__ = ['BRANCH_STEPS', 'Segment', 'segments', 'check_substeps', 'branch_states', 'step_ratios', 'progressive_targets',
-           'TrajectoryBank']
+__all__ = ['BRANCH_STEPS', 'Segment', 'check_branched', 'segments', 'check_substeps', 'branch_states', 'step_ratios',
+           'progressive_targets', 'TrajectoryBank']
 
 # %% ../nbs/07_targets.ipynb #94e1ca4e
 @dataclass(frozen=True)
@@ -24,9 +24,16 @@ class Segment:
     sigmas_k: Tensor # [K] or [B, K], the noise levels inside the step, descending; the last is where the step ends
     states: Tensor # [B, K, *D], the teacher's states there
 
+    def __post_init__(self): check_branched('states', self.states, self.x_t, self.sigmas_k)
+
     def at(self, x_t: Tensor) -> Segment:
         "The same teacher states, seen from another input."
         return dataclasses.replace(self, x_t=x_t)
+
+def check_branched(name: str, value: Tensor, x_t: Tensor, sigmas_k: Tensor) -> None:
+    "Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide it."
+    want = (len(x_t), torch.as_tensor(sigmas_k).shape[-1], *x_t.shape[1:])
+    if value.shape != want: raise ValueError(f'{name} must have shape [B, K, *D] = {want} for inputs {tuple(x_t.shape)} and {want[1]} noise levels, got {tuple(value.shape)}')
 
 # %% ../nbs/07_targets.ipynb #bea6b263
 def segments(
@@ -57,7 +64,7 @@ def branch_states(
     step: str = 'own', # 'own': branch k steps to sigmas_k[k]; 'end': every branch steps to the last level
 ) -> Tensor: # [B, K, *D], states
     "One Euler step per branch from the same input: x + (s_k - t)(x - D_k)/t."
-    check_choice('branch step', step, BRANCH_STEPS)
+    check_choice('branch step', step, BRANCH_STEPS); check_branched('x0_hats', x0_hats, x_t, sigmas_k)
     ratio = step_ratios(x_t, sigma, sigmas_k)
     if step == 'end': ratio = ratio[:, -1:]
     return x0_hats + ratio*(x_t[:, None] - x0_hats)
@@ -79,7 +86,8 @@ def progressive_targets(
     sigma: float | Tensor, # its noise level, [] or [B]
     sigmas_k: Tensor, # [K] or [B, K]
 ) -> Tensor: # [B, K, *D], clean estimates; computed in float64, given in the dtype of the states
-    "The clean estimate whose Euler (DDIM) step from x_t lands exactly on each state (Salimans & Ho 2022, eq. 9, for any K)."
+    "The clean estimate whose Euler (DDIM) step from x_t lands exactly on each state (Salimans & Ho 2022, for any K)."
+    check_branched('states', states, x_t, sigmas_k)
     wide, x = states.double(), x_t.double()
     ratio = step_ratios(x, sigma, sigmas_k)
     return ((wide - ratio*x[:, None])/(1 - ratio)).to(states.dtype)
@@ -88,17 +96,25 @@ def progressive_targets(
 @dataclass(frozen=True)
 class TrajectoryBank:
     "Teacher trajectories from per-sample seeds, kept in memory for every run that asks for the same ones."
-    seeds: range # one per trajectory
+    seeds: range # one per trajectory, consecutive
     labels: Tensor | None # [n], int64
     traj: Trajectory # xs [n_fine+1, n, *D]
+    solver: str | None = None # that walked them; None: not known
+
+    def __post_init__(self):
+        n = self.traj.xs.shape[1]
+        if self.seeds.step != 1 or len(self.seeds) != n: raise ValueError(f'a bank of {n} trajectories needs {n} consecutive seeds, got {self.seeds}')
+        if self.labels is not None and self.labels.shape != (n,): raise ValueError(f'a bank of {n} trajectories needs {n} labels or None, got shape {tuple(self.labels.shape)}')
 
     def batch(self,
-        seeds: range, # which trajectories
+        seeds: range, # which trajectories, consecutive
         sigmas: Tensor, # the grid they must be on
+        solver: str | None = None, # the solver they must be from; None: any
     ) -> tuple[Trajectory, Tensor | None]: # the trajectories and their labels
         "Look trajectories up by their seeds."
         if not torch.equal(sigmas, self.traj.sigmas): raise ValueError('this bank was computed on another grid of noise levels')
-        if seeds.start < self.seeds.start or seeds.stop > self.seeds.stop:
-            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, the run asks for {seeds.start}..{seeds.stop - 1}')
+        if solver is not None and self.solver is not None and solver != self.solver: raise ValueError(f'this bank was computed with solver {self.solver!r}, the run asks for {solver!r}')
+        if seeds.step != 1 or seeds.start < self.seeds.start or seeds.stop > self.seeds.stop:
+            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, the run asks for {seeds}')
         rows = slice(seeds.start - self.seeds.start, seeds.stop - self.seeds.start)
         return Trajectory(sigmas, self.traj.xs[:, rows]), None if self.labels is None else self.labels[rows]
