@@ -1,0 +1,295 @@
+"Denoisers: exactness in every dtype and shape, files, and bad input."
+import json
+import math
+
+import pytest
+import torch
+from bdense_nb.core import data_dir
+from bdense_nb.nets import MLP, UNet
+from bdense_nb.schedules import cosine_alpha_bar, linear_alpha_bar, sigma_from_alpha_bar
+from bdense_nb.teachers import (PREDICTIONS, TEACHERS, EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser, as_column, edm_loss, load_denoiser, load_teacher,
+                                read_about, save_denoiser, train_teacher)
+from bdense_nb.training import TrainConfig, newest_checkpoint
+from torch import nn
+
+
+def edm(**kw): torch.manual_seed(0); return awake(EDMDenoiser(MLP(width=16, **kw), .7))
+def vp(): torch.manual_seed(0); return awake(VPDenoiser(MLP(width=16, n_classes=3, time_scale=1/400), linear_alpha_bar(100), 'v'))
+def unet(): torch.manual_seed(0); return awake(EDMDenoiser(UNet(widths=(8, 32), n_classes=3), .7))
+def awake(denoiser):
+    "Give every layer that starts at zero a default start, so that outputs depend on inputs."
+    for m in denoiser.modules():
+        if hasattr(m, 'weight') and hasattr(m, 'reset_parameters') and not m.weight.any(): m.reset_parameters()
+    return denoiser.eval()
+
+
+def mixture(*shape): g = torch.Generator().manual_seed(0); return MixtureDenoiser(torch.randn(4, *shape, generator=g), torch.rand(4, generator=g) + .1, torch.rand(4, generator=g))
+
+
+# --- shapes, dtypes ---
+
+EXACT = {'gaussian': lambda *shape: GaussianDenoiser(.3, .5), 'gaussian, mean of shape D': lambda *shape: GaussianDenoiser(torch.full(shape, .3), .5), 'mixture': mixture}
+
+
+@pytest.mark.parametrize('make', EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize('shape', [(1,), (2,), (1, 4, 4), (3, 2, 2)], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_exact_denoisers(make, shape, dtype, noise):
+    D, x = make(*shape), 2*noise(5, *shape).to(dtype)
+    sigma = torch.tensor([.01, .1, 1., 10., 80.])
+    out = D(x, sigma)
+    assert out.dtype == dtype and out.shape == x.shape and out.isfinite().all()
+    for i in range(5): torch.testing.assert_close(out[i:i + 1], D(x[i:i + 1], float(sigma[i])))
+    assert torch.equal(D(x, 1.), D(x, torch.tensor(1.))) and torch.equal(D(x, 1.), D(x, torch.ones(5))) and torch.equal(D(x, 1.), D(x, torch.ones(1)))
+    assert torch.equal(D(x, 1., torch.zeros(5, dtype=torch.long)), D(x, 1.))  # they have one class and take any label
+
+
+@pytest.mark.parametrize('shape', [(1,), (2,), (1, 3, 3)], ids=str)
+@pytest.mark.parametrize('sigma', [.05, .5, 5.])
+def test_mixture_is_the_gradient_of_the_log_density(shape, sigma, noise):
+    D, x = mixture(*shape), noise(6, *shape).double().requires_grad_()
+    d, var = math.prod(shape), D.stds**2 + sigma**2
+    square = (x.flatten(1)[:, None] - D.means.flatten(1)).square().sum(-1)
+    log_p = (D.weights.log() - square/(2*var) - d/2*(2*math.pi*var).log()).logsumexp(1)
+    score, = torch.autograd.grad(log_p.sum(), x)
+    torch.testing.assert_close(D(x.detach(), sigma), x.detach() + sigma**2*score, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('mean,std', [(0., .5), (-1., 2.), (.3, .05)])
+@pytest.mark.parametrize('legs', [(80., .002), (5., 1.), (1., 0.)])
+def test_gaussian_flow(mean, std, legs, noise):
+    D, x = GaussianDenoiser(mean, std), 3*noise(5, 2).double()
+    t, s = legs
+    torch.testing.assert_close(D.flow(D.flow(x, t, .5), .5, s), D.flow(x, t, s), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(D.flow(D.flow(x, t, s), s, t), x, rtol=1e-10, atol=1e-10)
+    h = 1e-5*max(s, .1)
+    middle = D.flow(x, t, s + h)
+    slope = (D.flow(x, t, s + 2*h) - D.flow(x, t, s))/(2*h)
+    torch.testing.assert_close(slope, (middle - D(middle, s + h))/(s + h), rtol=1e-5, atol=1e-7)
+
+
+def test_far_away_and_tiny_noise_stay_finite():
+    D = MixtureDenoiser(torch.tensor([[-1.], [1.]]), torch.tensor([1e-4, 1e-4]), torch.tensor([1., 0.]))
+    out = D(torch.tensor([[-1e4], [0.], [1e4]]), 1e-3)
+    assert out.isfinite().all() and D.weights.tolist() == [1, 0]
+    torch.testing.assert_close(D(torch.tensor([[1.]]), .01), torch.tensor([[-1.]]), atol=1e-3, rtol=0)      # a blob of weight 0 does not exist
+
+
+# --- network denoisers ---
+
+NETWORKS = {'edm': (lambda: edm(n_classes=3), (2,)), 'vp': (vp, (2,)), 'unet': (unet, (1, 8, 8))}
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_network_denoisers(kind, noise):
+    make, shape = NETWORKS[kind]
+    D, x, sigma, label = make().double(), 2*noise(5, *shape).double(), torch.tensor([.01, .1, 1., 10., 80.], dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    out = D(x, sigma, label)
+    assert out.shape == x.shape and out.dtype == x.dtype and out.isfinite().all()
+    for i in range(5): torch.testing.assert_close(out[i:i + 1], D(x[i:i + 1], float(sigma[i]), label[i:i + 1]))
+    assert not torch.allclose(D(x, 1., label), D(x, 1.)) and D.n_classes == 3
+    torch.testing.assert_close(D(x, 1.), D(x, torch.ones(5)))
+    k_fold = D.to_x0(torch.stack([D.raw(x, sigma, label)]*3, 1), x[:, None], sigma)
+    torch.testing.assert_close(k_fold, out[:, None].expand_as(k_fold))       # broadcasts over a branch axis
+
+
+@pytest.mark.parametrize('sigma_data', [.1, .5, 2.])
+def test_untrained_edm_is_the_gaussian_guess(sigma_data, noise):
+    x, sigma = noise(5, 2), torch.tensor([.01, .1, 1., 10., 80.])
+    torch.testing.assert_close(EDMDenoiser(MLP(), sigma_data)(x, sigma), GaussianDenoiser(0., sigma_data)(x, sigma))
+
+
+@pytest.mark.parametrize('alpha_bar', [linear_alpha_bar(1000), linear_alpha_bar(50), cosine_alpha_bar(100)], ids=['linear 1000', 'linear 50', 'cosine 100'])
+def test_vp_index(alpha_bar):
+    D, T = VPDenoiser(MLP(), alpha_bar), len(alpha_bar)
+    sigmas = sigma_from_alpha_bar(alpha_bar)
+    torch.testing.assert_close(D.index(sigmas), torch.arange(T).double(), rtol=1e-9, atol=1e-9)
+    middle = D.index((sigmas[1:]*sigmas[:-1]).sqrt())
+    torch.testing.assert_close(middle, torch.arange(T - 1) + .5, rtol=1e-6, atol=1e-6, check_dtype=False)
+    assert D.index(torch.tensor([1e-9, 1e9])).tolist() == [0, T - 1]
+
+
+@pytest.mark.parametrize('prediction', PREDICTIONS)
+def test_vp_predictions_agree_with_their_definitions(prediction, noise):
+    x0, eps = noise(6, 3).double(), noise(6, 3).flip(0).double()
+    sigma = torch.tensor([.02, .1, .5, 2., 10., 100.], dtype=torch.float64)[:, None]
+    alpha = 1/(1 + sigma**2).sqrt()
+    raw = {'eps': eps, 'x0': x0, 'v': alpha*eps - sigma*alpha*x0}[prediction]
+    got = VPDenoiser(MLP(), linear_alpha_bar(100), prediction).to_x0(raw, x0 + sigma*eps, sigma.flatten())
+    torch.testing.assert_close(got, x0, rtol=1e-9, atol=1e-9)
+
+
+# --- bad input ---
+
+@pytest.mark.parametrize('kind', NETWORKS)
+@pytest.mark.parametrize('sigma', [0., -1., float('nan'), float('inf'), torch.tensor([1., 0., 1., 1.]), torch.tensor([1., float('nan'), 1., 1.])], ids=str)
+def test_sigma_refused(kind, sigma, noise):
+    make, shape = NETWORKS[kind]
+    with pytest.raises(ValueError, match='sigma must be finite and above 0'): make()(noise(4, *shape), sigma)
+
+
+@pytest.mark.parametrize('make', [lambda: GaussianDenoiser(0., 1.), lambda: mixture(2), edm, vp], ids=['gaussian', 'mixture', 'edm', 'vp'])
+@pytest.mark.parametrize('sigma', [torch.ones(3), torch.ones(4, 1), torch.ones(0)], ids=lambda s: str(tuple(s.shape)))
+def test_sigma_of_wrong_shape_refused(make, sigma, noise):
+    with pytest.raises(ValueError, match='sigma'): make()(noise(4, 2), sigma)
+
+
+@pytest.mark.parametrize('make', [lambda: GaussianDenoiser(0., 1.), lambda: mixture(2), edm, vp], ids=['gaussian', 'mixture', 'edm', 'vp'])
+@pytest.mark.parametrize('dtype', [torch.long, torch.uint8, torch.bool])
+def test_x_of_wrong_dtype_refused(make, dtype):
+    with pytest.raises(TypeError, match='floating'): make()(torch.zeros(4, 2, dtype=dtype), 1.)
+
+
+@pytest.mark.parametrize('shape', [(4, 1), (4, 3), (4, 2, 2)], ids=str)
+@pytest.mark.parametrize('make', [lambda: mixture(2), edm, vp], ids=['mixture', 'edm', 'vp'])
+def test_x_of_wrong_shape_refused(make, shape):
+    with pytest.raises(ValueError, match=r'\[B, 2\]'): make()(torch.zeros(shape), 1.)
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+@pytest.mark.parametrize('label', [torch.zeros(4), torch.zeros(4, dtype=torch.int32), torch.zeros(3, dtype=torch.long), torch.zeros(4, 1, dtype=torch.long), torch.tensor(0),
+                                   torch.tensor([0, 1, 2, 3]), torch.tensor([0, -1, 2, 0]), [0, 1, 2, 0], 1], ids=str)
+def test_label_refused(kind, label, noise):
+    make, shape = NETWORKS[kind]
+    with pytest.raises(ValueError, match=r'0\.\.2'): make()(noise(4, *shape), 1., label)
+
+
+def test_label_for_an_unconditional_network(noise):
+    with pytest.raises(ValueError, match='no classes'): edm()(noise(4, 2), 1., torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize('make', [lambda: GaussianDenoiser(0., 0.), lambda: GaussianDenoiser(0., -1.), lambda: GaussianDenoiser(0., float('nan')), lambda: GaussianDenoiser(0., float('inf')),
+                                  lambda: MixtureDenoiser(torch.zeros(2), torch.ones(2), torch.ones(2)), lambda: MixtureDenoiser(torch.zeros(2, 1), torch.ones(3), torch.ones(2)),
+                                  lambda: MixtureDenoiser(torch.zeros(2, 1), torch.ones(2), torch.ones(2, 1)), lambda: MixtureDenoiser(torch.zeros(2, 1), torch.tensor([1., 0.]), torch.ones(2)),
+                                  lambda: MixtureDenoiser(torch.zeros(2, 1), torch.tensor([1., float('nan')]), torch.ones(2)), lambda: MixtureDenoiser(torch.zeros(2, 1), torch.ones(2), torch.tensor([1., -1.])),
+                                  lambda: MixtureDenoiser(torch.zeros(2, 1), torch.ones(2), torch.zeros(2)), lambda: MixtureDenoiser(torch.zeros(2, 1), torch.ones(2), torch.tensor([1., float('nan')])),
+                                  lambda: MixtureDenoiser(torch.zeros(0, 1), torch.ones(0), torch.ones(0)), lambda: EDMDenoiser(MLP(), 0.), lambda: EDMDenoiser(MLP(), float('nan')),
+                                  lambda: VPDenoiser(MLP(), linear_alpha_bar(100), 'noise'), lambda: VPDenoiser(MLP(), linear_alpha_bar(100).flip(0)), lambda: VPDenoiser(MLP(), torch.tensor([.5])),
+                                  lambda: VPDenoiser(MLP(), torch.tensor([1., .5])), lambda: VPDenoiser(MLP(), torch.tensor([.5, 0.])), lambda: VPDenoiser(MLP(), torch.tensor([[.9, .5]])),
+                                  lambda: VPDenoiser(MLP(), torch.tensor([.9, float('nan')]))])
+def test_constructors_refuse(make):
+    with pytest.raises(ValueError): make()
+
+
+def test_the_base_class_is_no_denoiser(noise):
+    with pytest.raises(TypeError, match='EDMDenoiser or VPDenoiser'): NetDenoiser(MLP())(noise(2, 2), 1.)
+
+
+def test_as_column():
+    x = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
+    assert as_column(1, x).shape == (1, 1, 1, 1) and as_column(torch.ones(3), x).shape == (3, 1, 1, 1) and as_column(1, x).dtype == torch.float64
+
+
+# --- training ---
+
+def test_edm_loss_depends_on_the_generator_alone(noise):
+    D, x = edm(n_classes=3), noise(8, 2)
+    loss = lambda seed, **kw: float(edm_loss(D, x, generator=torch.Generator().manual_seed(seed), **kw).detach())
+    assert loss(0) == loss(0) != loss(1)
+    label = torch.zeros(8, dtype=torch.long)
+    assert loss(0, label=label, label_drop=0.) != loss(0, label=label, label_drop=1.)
+
+
+def test_train_teacher_resumes_exactly(tmp_path, noise):
+    x, label = noise(50, 2), torch.arange(50) % 3
+    cfg = TrainConfig(steps=6, ema=.5, checkpoint_every=2)
+    class PowerCut(EDMDenoiser):
+        calls = 0
+        def forward(self, *args):
+            self.calls += 1
+            if self.calls == 4: raise OSError('power cut')
+            return super().forward(*args)
+    whole = train_teacher(edm(n_classes=3), x, label, cfg, 8, tmp_path/'a', show=False)
+    cut = PowerCut(edm(n_classes=3).net, .7)
+    with pytest.raises(OSError): train_teacher(cut, x, label, cfg, 8, tmp_path/'b', show=False)
+    again = train_teacher(edm(n_classes=3), x, label, cfg, 8, tmp_path/'b', show=False)
+    for a, b in zip(whole.ema.state_dict().values(), again.ema.state_dict().values()): assert torch.equal(a, b)
+    assert newest_checkpoint(tmp_path/'a')[1]['history'] == newest_checkpoint(tmp_path/'b')[1]['history']
+
+
+def test_train_teacher_refuses(noise):
+    cfg = TrainConfig(steps=1)
+    with pytest.raises(ValueError, match='batch'): train_teacher(edm(), noise(9, 2), None, cfg, 0, show=False)
+    with pytest.raises(ValueError, match='9 images need as many labels, got 8'): train_teacher(edm(n_classes=3), noise(9, 2), torch.zeros(8, dtype=torch.long), cfg, 4, show=False)
+
+
+# --- files ---
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_round_trip(tmp_path, kind, noise):
+    make, shape = NETWORKS[kind]
+    D, x = make(), noise(4, *shape)
+    save_denoiser(D, tmp_path/'d', dict(note='ü'))
+    back = load_denoiser(tmp_path/'d', 'cpu')
+    assert type(back) is type(D) and back.config == D.config and back.net.config == D.net.config and read_about(tmp_path/'d')['about'] == {'note': 'ü'}
+    torch.testing.assert_close(back(x, .5), D(x, .5))
+    for a, b in zip(back.state_dict().values(), D.state_dict().values()): assert torch.equal(a, b)
+    assert not back.training and not any(p.requires_grad for p in back.parameters())
+    assert sorted(p.name for p in (tmp_path/'d').iterdir()) == ['config.json', 'model.safetensors']
+    save_denoiser(D, tmp_path/'d'); load_denoiser(tmp_path/'d', 'cpu')       # written over
+
+
+@pytest.fixture
+def stored(tmp_path):
+    save_denoiser(edm(n_classes=3), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:-1], lambda b: b[:100], lambda b: b'', lambda b: b[:-50] + bytes([b[-50] ^ 1]) + b[-49:], lambda b: b'\x80\x04pickle'], ids=['cut', 'cut early', 'empty', 'one bit', 'foreign'])
+def test_damaged_weights_refused(stored, damage):
+    path = stored/'model.safetensors'
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match='model.safetensors is damaged'): load_denoiser(stored, 'cpu')
+
+
+@pytest.mark.parametrize('change,message', [
+    (dict(denoiser='Evil'), 'EDMDenoiser, VPDenoiser'), (dict(net='Evil'), 'UNet, MLP'), (dict(net='UNet'), 'does not fit'), (dict(net_config=dict(width=8)), 'does not fit'),
+    (dict(net_config=dict(size=8)), 'does not fit'), (dict(config=dict(sigma=1)), 'does not fit'), (dict(config=dict(sigma_data=-1.)), 'sigma_data'), (dict(net_config=dict(width=-1)), 'width'), (dict(sha256='0'*64), 'damaged')], ids=str)
+def test_altered_config_refused(stored, change, message):
+    path = stored/'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message): load_denoiser(stored, 'cpu')
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '3', 'null', '"EDMDenoiser"', '{}', '{"denoiser": "EDMDenoiser"}', b'\xff\xfe'], ids=str)
+def test_foreign_config_refused(stored, text):
+    (stored/'config.json').write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match='config.json'): load_denoiser(stored, 'cpu')
+
+
+def test_missing_files_refused(stored):
+    with pytest.raises(FileNotFoundError, match='nowhere holds no denoiser'): load_denoiser(stored/'nowhere')
+    (stored/'model.safetensors').unlink()
+    with pytest.raises(FileNotFoundError, match='no model.safetensors'): load_denoiser(stored)
+    (stored/'config.json').unlink()
+    with pytest.raises(FileNotFoundError, match='config.json'): load_denoiser(stored)
+
+
+def test_devices_refused(stored):
+    with pytest.raises(RuntimeError, match='gpu'): load_denoiser(stored, 'gpu')
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, AssertionError), match='(?i)cuda|nvidia'): load_denoiser(stored, 'cuda')
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    class Mine(EDMDenoiser): pass
+    class Net(nn.Linear): config = {}
+    for D in (Mine(MLP()), EDMDenoiser(Net(2, 2))):
+        with pytest.raises(ValueError, match='unknown'): save_denoiser(D, tmp_path/'d')
+    assert not (tmp_path/'d').exists()
+
+
+def test_unknown_teacher():
+    with pytest.raises(ValueError, match='fashion_mnist'): load_teacher('imagenet')
+    with pytest.raises(ValueError, match='fashion_mnist'): load_teacher(['fashion_mnist'])
+
+
+# --- the teacher that ships ---
+
+@pytest.mark.parametrize('name', TEACHERS)
+def test_shipped_teacher(name, noise):
+    D = load_teacher(name, 'cpu')
+    assert D.n_classes == 10 and not D.training and not any(p.requires_grad for p in D.parameters())
+    x = 2*noise(3, 1, 28, 28)
+    assert D(x, 2.).isfinite().all() and D(x, 2., torch.tensor([0, 5, 9])).shape == x.shape
+    assert sum(p.stat().st_size for p in (data_dir()/TEACHERS[name]).iterdir()) < 10e6

@@ -1,0 +1,319 @@
+"The training loop: exact resumption in a matrix of settings, faults, and bad input."
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from bdense_nb.core import save_tensors
+from bdense_nb.nets import UNet
+from bdense_nb.training import LR_SCHEDULES, TrainConfig, fit, lr_factor, newest_checkpoint, progress
+from torch import nn
+
+CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', ema=.9, clip_grad=1., checkpoint_every=4, log_every=3)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), nn.Dropout(.2), nn.Linear(8, 2))
+
+
+def loss_of(model, i, j=0):
+    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(100*i + j))
+    return (model(x) - x.flip(1)).square().mean()
+
+
+def step(model, i): yield loss_of(model, i)
+
+
+def fault(at, error):
+    def faulty(model, i):
+        if i == at: raise error
+        yield loss_of(model, i)
+    return faulty
+
+
+def state(folder):
+    tensors, meta = newest_checkpoint(folder)
+    meta.pop('seconds')
+    return tensors, meta
+
+
+def assert_same(a, b):
+    (ta, ma), (tb, mb) = state(a), state(b)
+    assert ma == mb and ta.keys() == tb.keys()
+    assert not [k for k in ta if not torch.equal(ta[k], tb[k])]
+
+
+# --- exact resumption ---
+
+SETTINGS = [{}, dict(ema=None), dict(clip_grad=None), dict(schedule='drop'), dict(schedule='linear'), dict(schedule='constant', warmup=0), dict(betas=(.5, .9)), dict(seed=7), dict(channels_last=False)]
+
+
+@pytest.mark.parametrize('setting', SETTINGS, ids=str)
+@pytest.mark.parametrize('at', [0, 4, 7])
+def test_resumed_is_the_same_run(tmp_path, setting, at):
+    cfg = replace(CFG, **setting)
+    fit(net(), step, cfg, tmp_path/'a', show=False)
+    with pytest.raises(OSError): fit(net(), fault(at, OSError('power cut')), cfg, tmp_path/'b', show=False)
+    torch.randn(5)                                                           # what the process draws in between must not matter
+    result = fit(net(), step, cfg, tmp_path/'b', show=False)
+    assert_same(tmp_path/'a', tmp_path/'b')
+    assert [h['step'] for h in result.history] == [3, 4, 6, 8, 9, 12]
+    assert json.loads((tmp_path/'b'/'history.json').read_text()) == result.history
+
+
+def test_unet_with_dropout_and_several_updates_resumes(tmp_path):
+    def make(): torch.manual_seed(0); return UNet(widths=(8, 32), dropout=.3)
+    def step(model, i):
+        for j in range(2): yield (model(torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(10*i + j)), torch.zeros(1)) - 1).square().mean()
+    cfg = TrainConfig(steps=4, checkpoint_every=2, ema=.5)
+    fit(make(), step, cfg, tmp_path/'a', show=False)
+    def cut(model, i):
+        for j, loss in enumerate(step(model, i)):
+            if (i, j) == (3, 1): raise OSError('in the middle of an iteration')
+            yield loss
+    with pytest.raises(OSError): fit(make(), cut, cfg, tmp_path/'b', show=False)
+    fit(make(), step, cfg, tmp_path/'b', show=False)
+    assert_same(tmp_path/'a', tmp_path/'b')
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    first = fit(net(), step, CFG, tmp_path, show=False)
+    again = fit(net(), fault(0, AssertionError('no iteration is left')), CFG, tmp_path, show=False)
+    assert again.history == first.history
+    for a, b in zip(again.ema.parameters(), first.ema.parameters()): assert torch.equal(a, b)
+
+
+def test_the_callers_random_numbers_are_left_alone():
+    torch.manual_seed(3); want = torch.randn(3)
+    torch.manual_seed(3); model = net(); torch.manual_seed(3)
+    fit(model, step, CFG, show=False)
+    assert torch.equal(torch.randn(3), want)
+
+
+def test_only_two_checkpoints_are_kept(tmp_path):
+    fit(net(), step, replace(CFG, checkpoint_every=1), tmp_path, show=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['checkpoint-00000011.safetensors', 'checkpoint-00000012.safetensors', 'history.json']
+
+
+def test_the_average_is_the_average():
+    model, seen, cfg = nn.Linear(1, 1), [], TrainConfig(steps=5, ema=.7)
+    def watch(m, i):
+        if i: seen.append(m.weight.detach().clone())
+        yield (m(torch.ones(1, 1)) - 5).square().mean()
+    ema = fit(model, watch, cfg, show=False).ema
+    want = seen[0]
+    for w in [*seen[1:], model.weight.detach()]: want = .7*want + .3*w
+    torch.testing.assert_close(ema.weight.detach(), want)
+
+
+def test_seeds_matter_through_dropout():
+    ends = []
+    for seed in (0, 0, 1):
+        model = net(); fit(model, step, replace(CFG, seed=seed), show=False); ends.append(model[0].weight.detach())
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+# --- learning rate ---
+
+@pytest.mark.parametrize('schedule', LR_SCHEDULES)
+@pytest.mark.parametrize('steps,warmup', [(1, 0), (10, 0), (10, 3), (7, 7), (5, 9)])
+def test_lr_factor(schedule, steps, warmup):
+    values = [lr_factor(TrainConfig(steps=steps, warmup=warmup, schedule=schedule), i) for i in range(steps)]
+    assert all(0 < v <= 1 for v in values)
+    assert all(b > a for a, b in zip(values[:warmup], values[1:warmup])) and all(b <= a for a, b in zip(values[warmup:], values[warmup + 1:]))
+    if warmup < steps: assert values[warmup] == (1 if schedule != 'drop' or warmup - 1 < steps/2 else .1)
+
+
+def test_adam_gets_the_factor(tmp_path):
+    fit(net(), step, CFG, tmp_path, show=False)
+    assert [h['lr'] for h in state(tmp_path)[1]['history']] == [CFG.lr*lr_factor(CFG, i - 1) for i in (3, 4, 6, 8, 9, 12)]
+    model, cfg = nn.Linear(1, 1, bias=False), TrainConfig(steps=3, lr=.1, warmup=9)
+    weights = [model.weight.item()]
+    def watch(m, i): yield m(torch.ones(1, 1)).sum(); weights.append(m.weight.item())
+    fit(model, watch, cfg, show=False)                                       # a constant gradient: Adam's step is the learning rate
+    assert [a - b for a, b in zip(weights, weights[1:])] == pytest.approx([.01, .02, .03], rel=1e-3)
+
+
+# --- faults ---
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('at', [0, 5, 7, 11])
+def test_bad_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, value, at):
+    def bad(model, i): yield loss_of(model, i)*(value if i == at else 1)
+    with pytest.raises(FloatingPointError, match='lower lr'): fit(net(), bad, CFG, tmp_path, show=False)
+    found = newest_checkpoint(tmp_path)
+    assert found is None if at < 4 else found[1]['done'] == at//4*4
+    if found: assert all(t.isfinite().all() for t in found[0].values())
+
+
+def test_a_finite_loss_with_a_broken_gradient_is_not_saved(tmp_path):
+    def bad(model, i):
+        loss = loss_of(model, i)
+        yield loss + (model[0].weight.sum()*0).sqrt() if i == 7 else loss     # the slope of a square root at 0
+    with pytest.raises(FloatingPointError, match='no longer finite.*00000004'): fit(net(), bad, CFG, tmp_path, show=False)
+    assert newest_checkpoint(tmp_path)[1]['done'] == 4
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:1000], lambda b: b[:3], lambda b: b'', lambda b: b'x'*len(b), lambda b: b'\xff'*8 + b[8:]], ids=['cut', 'three bytes', 'empty', 'text', 'header length'])
+def test_damaged_newest_checkpoint(tmp_path, damage):
+    fit(net(), step, CFG, tmp_path/'a', show=False)
+    fit(net(), step, CFG, tmp_path/'b', show=False)
+    newest = tmp_path/'b'/'checkpoint-00000012.safetensors'
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
+    assert_same(tmp_path/'a', tmp_path/'b')
+
+
+def test_foreign_checkpoints(tmp_path):
+    save_tensors(tmp_path/'checkpoint-00000099.safetensors', {'w': torch.ones(2)}, {'something': 'else'})
+    with pytest.warns(UserWarning, match='not a checkpoint'), pytest.raises(ValueError, match='none of the 1 checkpoints'):
+        fit(net(), step, CFG, tmp_path, show=False)
+    assert newest_checkpoint(tmp_path/'nowhere') is None
+
+
+@pytest.mark.parametrize('other', [dict(lr=1.), dict(steps=13), dict(ema=None), dict(betas=(.9, .99)), dict(seed=1), dict(schedule='drop')], ids=str)
+def test_another_configuration_is_refused(tmp_path, other):
+    fit(net(), step, CFG, tmp_path, show=False)
+    with pytest.raises(ValueError, match=next(iter(other))): fit(net(), step, replace(CFG, **other), tmp_path, show=False)
+
+
+def test_another_model_is_refused(tmp_path):
+    fit(net(), step, CFG, tmp_path, show=False)
+    with pytest.raises(ValueError, match='another model'): fit(nn.Linear(2, 2), step, CFG, tmp_path, show=False)
+
+
+def test_leftovers_of_a_killed_write_are_cleared_and_nothing_else(tmp_path):
+    for name in ('.checkpoint-00000004.safetensors.ab12.tmp', '.history.json.cd34.tmp', '.mine.tmp', 'notes.txt'): (tmp_path/name).write_text('x')
+    fit(net(), step, CFG, tmp_path, show=False)
+    assert {'.mine.tmp', 'notes.txt'} == {p.name for p in tmp_path.iterdir()} - {'checkpoint-00000008.safetensors', 'checkpoint-00000012.safetensors', 'history.json'}
+
+
+def test_killed_in_the_middle_of_a_write(tmp_path):
+    "A process that dies while it writes a checkpoint leaves the one before it, and the next run ends as if nothing had happened."
+    code = f'''
+import os, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+import torch; torch.set_num_threads(1)
+import test_training as t
+import bdense_nb.core as core
+real = core.save_file
+def dies(tensors, path, metadata):
+    real(tensors, path, metadata)
+    if '00000008' in str(path):
+        open(path, 'rb+').truncate(500); os.kill(os.getpid(), 9)
+core.save_file = dies
+t.fit(t.net(), t.step, t.CFG, sys.argv[1], show=False)'''
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'b')], timeout=300)
+    assert done.returncode == -9
+    assert [p.name for p in (tmp_path/'b').glob('.*.tmp')] and newest_checkpoint(tmp_path/'b')[1]['done'] == 4
+    fit(net(), step, CFG, tmp_path/'a', show=False)
+    fit(net(), step, CFG, tmp_path/'b', show=False)
+    assert_same(tmp_path/'a', tmp_path/'b')
+    assert not list((tmp_path/'b').glob('.*'))
+
+
+# --- Ctrl-C ---
+
+@pytest.fixture
+def ctrl_c():
+    "Python's own handling of Ctrl-C, which a shell takes away from processes in the background."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored(tmp_path, ctrl_c):
+    def press(model, i): signal.raise_signal(signal.SIGINT); yield loss_of(model, i)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fit(net(), press, CFG, tmp_path, show=False)
+    assert newest_checkpoint(tmp_path)[1]['done'] == 12 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize('when', ['before', 'between updates', 'after'])
+@pytest.mark.parametrize('at', [0, 5, 7])
+def test_ctrl_c_saves_whole_iterations(tmp_path, ctrl_c, when, at):
+    def two(model, i, press=False):
+        if press and when == 'before': signal.raise_signal(signal.SIGINT)
+        yield loss_of(model, i, 0)
+        if press and when == 'between updates': signal.raise_signal(signal.SIGINT)
+        yield loss_of(model, i, 1)
+        if press and when == 'after': signal.raise_signal(signal.SIGINT)
+    straight = net(); fit(straight, two, CFG, show=False)
+    with pytest.raises(KeyboardInterrupt, match='run it again'): fit(net(), lambda m, i: two(m, i, i == at), CFG, tmp_path, show=False)
+    assert newest_checkpoint(tmp_path)[1]['done'] == at + 1
+    resumed = net(); fit(resumed, two, CFG, tmp_path, show=False)
+    for a, b in zip(straight.parameters(), resumed.parameters()): assert torch.equal(a, b)
+
+
+def test_ctrl_c_in_the_last_iteration_is_not_lost(tmp_path, ctrl_c):
+    def last(model, i):
+        yield loss_of(model, i)
+        if i == 11: signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): fit(net(), last, CFG, tmp_path, show=False)
+    assert newest_checkpoint(tmp_path)[1]['done'] == 12
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path, ctrl_c):
+    def impatient(model, i):
+        for _ in range(2): signal.raise_signal(signal.SIGINT)
+        yield pytest.fail('the second should have come through')
+    with pytest.raises(KeyboardInterrupt): fit(net(), impatient, CFG, tmp_path, show=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and newest_checkpoint(tmp_path) is None
+
+
+def test_another_thread_may_train(tmp_path):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(fit(net(), step, CFG, tmp_path, show=False)))
+    thread.start(); thread.join()
+    assert done and newest_checkpoint(tmp_path)[1]['done'] == 12
+
+
+def test_nan_is_not_saved_by_ctrl_c(tmp_path, ctrl_c):
+    def bad(model, i):
+        yield loss_of(model, i)*(float('nan') if i >= 5 else 1)
+        if i == 5: signal.raise_signal(signal.SIGINT)
+    with pytest.raises(FloatingPointError): fit(net(), bad, CFG, tmp_path, show=False)
+    assert newest_checkpoint(tmp_path)[1]['done'] == 4
+
+
+# --- bad input ---
+
+@pytest.mark.parametrize('bad', [dict(steps=0), dict(steps=-1), dict(steps=1.5), dict(steps=True), dict(steps='10'), dict(lr=0.), dict(lr=-1.), dict(lr=float('nan')), dict(lr=float('inf')),
+                                 dict(warmup=-1), dict(schedule='cos'), dict(schedule=None), dict(betas=(.9,)), dict(betas=(.9, 1.)), dict(betas=(-.1, .9)), dict(clip_grad=0.), dict(clip_grad=-1.),
+                                 dict(clip_grad=float('nan')), dict(ema=0.), dict(ema=1.), dict(ema=float('nan')), dict(seed=-1), dict(seed=2**32), dict(seed=.5), dict(checkpoint_every=-1), dict(log_every=0)], ids=str)
+def test_config_refuses(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))): TrainConfig(**dict(steps=10) | bad)
+
+
+def test_config_knows_no_other_word():
+    with pytest.raises(TypeError, match='momentum'): TrainConfig(steps=1, momentum=.9)
+
+
+@pytest.mark.parametrize('setting', SETTINGS, ids=str)
+def test_config_survives_json(setting):
+    cfg = replace(CFG, **setting)
+    assert TrainConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path/'f').write_text('')
+    with pytest.raises(FileExistsError): fit(net(), fault(0, AssertionError('too late')), CFG, tmp_path/'f', show=False)
+
+
+def test_progress_prints_lines_where_there_is_no_terminal(capsys):
+    assert list(progress(3, 'counting', note=lambda: 'a note')) == [0, 1, 2]
+    out = capsys.readouterr().out
+    assert out.startswith('counting 3/3') and 'a note' in out and '\r' not in out
+    assert list(progress(3, start=3)) == [] and list(progress(3, start=1, show=False)) == [1, 2] and not capsys.readouterr().out
+
+
+def test_no_warnings(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit(net(), step, CFG, tmp_path, show=False)
