@@ -15,19 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from .core import check_choice, check_int, data_dir
+from .core import atomic_path, check_choice, check_int, check_state, data_dir
 
 # %% auto #0
-__all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'TOY_SETS', 'read_idx', 'cache_dir', 'fashion_mnist',
-           'to_images', 'to_pixels', 'cifar10', 'toy_2d']
+__all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'TOY_SETS', 'read_idx', 'to_images', 'to_pixels', 'cache_dir',
+           'fashion_mnist', 'cifar10', 'toy_2d']
 
 # %% ../nbs/01_data.ipynb #079f95c2
 FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
 
 #: SHA-256 of each file's *uncompressed* bytes: the same whoever packed it
 FASHION_SHA256 = {
-    'train-images-idx3-ubyte.gz': 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888', 'train-labels-idx1-ubyte.gz': 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
-    't10k-images-idx3-ubyte.gz': '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b', 't10k-labels-idx1-ubyte.gz': '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'}
+    'train-images-idx3-ubyte.gz': 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
+    'train-labels-idx1-ubyte.gz': 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
+    't10k-images-idx3-ubyte.gz': '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
+    't10k-labels-idx1-ubyte.gz': '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'}
 
 # %% ../nbs/01_data.ipynb #102b89fa
 def read_idx(
@@ -37,15 +39,33 @@ def read_idx(
     "Read a gzipped IDX file of bytes (LeCun's MNIST format); a damaged one is refused by name and checksum."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no such data file: {path}')
+    wanted = f'; its uncompressed bytes should have SHA-256 {sha256}, so delete or replace it' if sha256 else ''
     try: raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as e:
-        raise ValueError(f'{path} is truncated or damaged ({e}); its uncompressed bytes should have SHA-256 {sha256 or "of the original file"}') from e
+    except (OSError, EOFError, zlib.error) as e: raise ValueError(f'{path} is truncated or damaged ({e}){wanted}') from e
     got = hashlib.sha256(raw).hexdigest()
-    if sha256 and got != sha256: raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is {got}, expected {sha256}')
+    if sha256 and got != sha256: raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is {got}{wanted}')
     if len(raw) < 4 or raw[:3] != b'\x00\x00\x08': raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}, expected 000008xx')
-    shape = struct.unpack(f'>{raw[3]}I', raw[4:4 + 4*raw[3]])
-    if len(raw) != 4 + 4*raw[3] + math.prod(shape): raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
-    return np.frombuffer(raw, np.uint8, offset=4 + 4*raw[3]).reshape(shape)
+    start = 4 + 4*raw[3]
+    if len(raw) < start: raise ValueError(f'{path} ends inside its header: {len(raw)} bytes, {start} needed for {raw[3]} axes')
+    shape = struct.unpack(f'>{raw[3]}I', raw[4:start])
+    if len(raw) != start + math.prod(shape): raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+# %% ../nbs/01_data.ipynb #8c39a1a0
+def to_images(
+    pixels: np.ndarray, # uint8 [N, C, H, W]
+) -> Tensor: # float32 [N, C, H, W] in [-1, 1]
+    "Bytes to the range that diffusion models use: 0 is -1, 255 is 1."
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        raise TypeError(f'pixels must be a numpy array of uint8, got {type(pixels).__name__} of {getattr(pixels, "dtype", "no dtype")}')
+    return torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1)
+
+def to_pixels(
+    images: Tensor, # [N, C, H, W], nominally in [-1, 1]
+) -> Tensor: # uint8 [N, C, H, W]
+    "Images to bytes: clip(127.5 x + 128, 0, 255), truncated, as the field's FID protocol does."
+    check_state(images, 'images')
+    return (images.detach().float()*127.5 + 128).clamp_(0, 255).to(torch.uint8)
 
 # %% ../nbs/01_data.ipynb #bb6f454c
 DEBIAN_FASHION = Path('/usr/share/datasets/fashion-mnist') # where Debian's package `dataset-fashion-mnist` puts the files
@@ -54,19 +74,31 @@ def cache_dir() -> Path: # where downloads go
     "`$BDENSE_CACHE`, else `~/.cache/bdense_nb`."
     return Path(os.environ.get('BDENSE_CACHE') or Path.home()/'.cache'/'bdense_nb')
 
-def _fashion_folder(split: str, download: bool) -> Path:
-    "The first folder that has the split: shipped, Debian's, cached, or downloaded by torchvision."
-    prefix = 'train' if split == 'train' else 't10k'
+def _download_fashion(name: str, folder: Path) -> None:
+    "Have torchvision download one file; it gets its name only once its checksum has passed, else nothing is left."
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+    url = FashionMNIST.mirrors[0] + name
+    try:
+        with atomic_path(folder/name) as tmp:
+            tmp.unlink() # torchvision takes a file that exists for a finished download
+            download_url(url, str(tmp.parent), tmp.name)
+            read_idx(tmp, FASHION_SHA256[name])
+    except ValueError as e: raise ValueError(f'the download of {url} was refused and removed: {e}') from e
+    except (OSError, RuntimeError) as e: raise ConnectionError(f'{url} could not be downloaded ({e}); pass path= or try again later') from e
+
+# %% ../nbs/01_data.ipynb #0859068f
+def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
+    "The first folder that has these files: shipped, Debian's, cached, or downloaded by torchvision."
     cached = cache_dir()/'FashionMNIST'/'raw'
     places = [data_dir()/'fashion_mnist', DEBIAN_FASHION, cached]
     for p in places:
-        if (p/f'{prefix}-images-idx3-ubyte.gz').is_file(): return p
-    if download:
-        from torchvision.datasets import FashionMNIST
-        FashionMNIST(cache_dir(), train=split == 'train', download=True)
-        return cached
-    raise FileNotFoundError(f'the {split} split of Fashion-MNIST is in none of {", ".join(map(str, places))}. '
-                            'Pass path=, install Debian\'s package dataset-fashion-mnist, or pass download=True')
+        if all((p/name).is_file() for name in names): return p
+    if not download: raise FileNotFoundError(f'{" and ".join(names)} of Fashion-MNIST are in none of {", ".join(map(str, places))}. '
+                                             'Pass path=, install Debian\'s package dataset-fashion-mnist, or pass download=True')
+    for name in names:
+        if not (cached/name).is_file(): _download_fashion(name, cached)
+    return cached
 
 # %% ../nbs/01_data.ipynb #8f391ca5
 def fashion_mnist(
@@ -76,23 +108,11 @@ def fashion_mnist(
 ) -> tuple[Tensor, Tensor]: # images [N, 1, 28, 28], float32 in [-1, 1]; labels [N], int64 in 0..9
     "Fashion-MNIST (Xiao et al. 2017, MIT licence), checksums verified on every load."
     check_choice('split', split, ('train', 'test'))
-    folder = Path(path) if path is not None else _fashion_folder(split, download)
     prefix = 'train' if split == 'train' else 't10k'
-    images, labels = (read_idx(folder/name, FASHION_SHA256[name]) for name in (f'{prefix}-images-idx3-ubyte.gz', f'{prefix}-labels-idx1-ubyte.gz'))
+    names = (f'{prefix}-images-idx3-ubyte.gz', f'{prefix}-labels-idx1-ubyte.gz')
+    folder = Path(path) if path is not None else _fashion_folder(names, download)
+    images, labels = (read_idx(folder/name, FASHION_SHA256[name]) for name in names)
     return to_images(images[:, None]), torch.from_numpy(labels.astype(np.int64))
-
-# %% ../nbs/01_data.ipynb #8c39a1a0
-def to_images(
-    pixels: np.ndarray, # uint8 [N, C, H, W]
-) -> Tensor: # float32 [N, C, H, W] in [-1, 1]
-    "Bytes to the range that diffusion models use: 0 is -1, 255 is 1."
-    return torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1)
-
-def to_pixels(
-    images: Tensor, # [N, C, H, W], nominally in [-1, 1]
-) -> Tensor: # uint8 [N, C, H, W]
-    "Images to bytes: clip(127.5 x + 128, 0, 255), truncated, as the field's FID protocol does."
-    return (images.detach().float()*127.5 + 128).clamp_(0, 255).to(torch.uint8)
 
 # %% ../nbs/01_data.ipynb #509fe1d1
 def cifar10(
@@ -105,25 +125,29 @@ def cifar10(
     check_choice('split', split, ('train', 'test'))
     root = Path(root) if root is not None else cache_dir()
     try: ds = CIFAR10(root, train=split == 'train', download=download)
-    except RuntimeError as e:
+    except (RuntimeError, OSError) as e:
         raise FileNotFoundError(f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= or download=True') from e
     return to_images(ds.data.transpose(0, 3, 1, 2)), torch.tensor(ds.targets)
 
-# %% ../nbs/01_data.ipynb #46cba3e6
-def _ring(n, g, modes=8):
+# %% ../nbs/01_data.ipynb #da569714
+def _ring(n: int, g: torch.Generator, modes: int = 8) -> Tensor:
+    "Small Gaussians on the unit circle."
     angle = torch.randint(modes, (n,), generator=g) * (2*math.pi/modes)
     return torch.stack([angle.cos(), angle.sin()], 1) + 0.05*torch.randn(n, 2, generator=g)
 
-def _moons(n, g):
+def _moons(n: int, g: torch.Generator) -> Tensor:
+    "Two half circles that reach into each other."
     t, up = math.pi*torch.rand(n, generator=g), torch.rand(n, generator=g) < .5
     xy = torch.stack([torch.where(up, t.cos(), 1 - t.cos()) - .5, torch.where(up, t.sin(), .5 - t.sin()) - .25], 1)
     return xy/1.5 + 0.04*torch.randn(n, 2, generator=g)
 
-def _spiral(n, g):
+def _spiral(n: int, g: torch.Generator) -> Tensor:
+    "One and a half turns of a spiral."
     t = torch.rand(n, generator=g).sqrt()
     return torch.stack([(3*math.pi*t).cos(), (3*math.pi*t).sin()], 1)*t[:, None] + 0.02*torch.randn(n, 2, generator=g)
 
-def _checker(n, g):
+def _checker(n: int, g: torch.Generator) -> Tensor:
+    "The dark squares of a 4 x 4 board."
     x, row = torch.rand(n, generator=g)*4, torch.randint(2, (n,), generator=g)
     y = 2*row + torch.rand(n, generator=g) + x.floor() % 2
     return torch.stack([x, y], 1)/2 - 1
@@ -133,9 +157,9 @@ TOY_SETS = {'ring': _ring, 'moons': _moons, 'spiral': _spiral, 'checkerboard': _
 
 def toy_2d(
     name: str = 'ring', # a key of `TOY_SETS`
-    n: int = 1000, # number of points
-    seed: int = 0, # same seed, same points
+    n: int = 1000, # number of points, at least 1
+    seed: int = 0, # same seed, same points; 0 to 2**32 - 1
 ) -> Tensor: # [n, 2], float32, roughly in [-1, 1]
     "Points of a two-dimensional set."
-    check_choice('2-D set', name, TOY_SETS); check_int('n', n, 1)
+    check_choice('2-D set', name, TOY_SETS); check_int('n', n, 1); check_int('seed', seed, 0, 2**32 - 1)
     return TOY_SETS[name](n, torch.Generator().manual_seed(seed))
