@@ -6,7 +6,6 @@
 from __future__ import annotations
 import copy
 
-import torch
 from torch import Tensor, nn
 from .core import check_int
 from .teachers import NetDenoiser
@@ -23,13 +22,16 @@ def _resized(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module
     setattr(new, 'out_features' if isinstance(layer, nn.Linear) else 'out_channels', len(weight))
     return new
 
+# %% ../nbs/06_branches.ipynb #cb453d0d
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 def widen(
     layer: nn.Module, # a linear layer, or a convolution without groups: [C, ...] rows of weight
     K: int, # at least 1
 ) -> nn.Module: # [K*C, ...] rows: branch after branch, each a copy of the layer
     "Tile a layer's output K times, branch-major."
     check_int('K', K, 1)
-    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or getattr(layer, 'groups', 1) != 1:
+    if not isinstance(layer, _LAYERS) or getattr(layer, 'groups', 1) != 1:
         raise TypeError(f'only linear layers and convolutions without groups can be widened, got {layer}')
     tile = lambda p: None if p is None else p.repeat(K, *[1]*(p.ndim - 1))
     return _resized(layer, tile(layer.weight), tile(layer.bias))
@@ -39,6 +41,8 @@ def narrow(
     K: int, # how many branches it has
 ) -> nn.Module: # the last branch's rows alone
     "Keep the endpoint branch of a widened layer."
+    check_int('K', K, 1)
+    if len(layer.weight) % K: raise ValueError(f'a layer with {len(layer.weight)} rows of output does not hold K={K} branches')
     rows = len(layer.weight)//K
     return _resized(layer, layer.weight[-rows:], None if layer.bias is None else layer.bias[-rows:])
 
@@ -74,11 +78,17 @@ def branch(
     if not isinstance(denoiser, NetDenoiser): raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got {type(denoiser).__name__}')
     student = copy.deepcopy(denoiser).requires_grad_(True)
     try: old = student.net.get_submodule(layer)
-    except AttributeError: raise ValueError(f'{type(student.net).__name__} has no layer {layer!r}; pass layer= the name of its output layer, one of: '
-                                            f'{", ".join(n for n, m in student.net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)))}') from None
+    except AttributeError:
+        names = ', '.join(n for n, m in student.net.named_modules() if isinstance(m, _LAYERS))
+        raise ValueError(f'{type(student.net).__name__} has no layer {layer!r}; pass layer= the name of its output layer, one of: {names}') from None
     _replace(student.net, layer, widen(old, K))
     return BranchedDenoiser(student, K, layer)
 
+def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, last = name.rpartition('.')
+    setattr(net.get_submodule(parent), last, new)
+
+# %% ../nbs/06_branches.ipynb #beda7f42
 def fold(
     student: BranchedDenoiser, # as `branch` made it, trained or not
 ) -> NetDenoiser: # the teacher's own classes, keys and shapes; frozen, in evaluation mode
@@ -87,7 +97,3 @@ def fold(
     plain = copy.deepcopy(student.denoiser)
     _replace(plain.net, student.layer, narrow(plain.net.get_submodule(student.layer), student.K))
     return plain.requires_grad_(False).eval()
-
-def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, last = name.rpartition('.')
-    setattr(net.get_submodule(parent), last, new)
