@@ -27,15 +27,17 @@ def branch_weights(
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
         w = {'linear': torch.arange(1., K + 1), 'uniform': torch.ones(K), 'endpoint': F.one_hot(torch.tensor(K - 1), K)}[kind].double()
     else:
-        w = torch.as_tensor(kind, dtype=torch.float64)
-        if w.shape != (K,): raise ValueError(f'branch weights need one number for each of the K={K} branches, got {list(kind)}')
-        if not torch.isfinite(w).all() or (w < 0).any() or w.sum() <= 0: raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {list(kind)}')
+        try: w = torch.as_tensor(kind, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError): raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K numbers, got {kind!r}') from None
+        if w.shape != (K,): raise ValueError(f'branch weights need one number for each of the K={K} branches, got {kind!r}')
+        if not torch.isfinite(w).all() or (w < 0).any() or w.sum() <= 0: raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {kind!r}')
     return w/w.sum()
 
 # %% ../nbs/08_losses.ipynb #2782b5e6
 NORMS = {'l1': lambda a, b: (a - b).abs(), 'l2': lambda a, b: (a - b).square(),
          'huber': lambda a, b: F.huber_loss(a, b, reduction='none')}
 
+# %% ../nbs/08_losses.ipynb #07fe22f2
 def dense_alignment_loss(
     pred: Tensor, # [B, K, *D], where the branches land (or what they predict)
     target: Tensor, # [B, K, *D], the teacher's states (or the targets made from them)
@@ -44,7 +46,8 @@ def dense_alignment_loss(
 ) -> Tensor: # scalar
     "Distance summed over pixels, averaged over the batch, weighted over the branches."
     check_choice('norm', norm, NORMS)
-    if pred.shape != target.shape: raise ValueError(f'pred and target must have the same shape [B, K, *D], got {tuple(pred.shape)} and {tuple(target.shape)}')
+    if pred.shape != target.shape or pred.ndim < 3: raise ValueError(f'pred and target must have the same shape [B, K, *D], got {tuple(pred.shape)} and {tuple(target.shape)}')
+    if not isinstance(weights, Tensor): raise TypeError(f'weights must be a tensor, as `branch_weights` gives it, got {type(weights).__name__}')
     if weights.shape != pred.shape[1:2]: raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, got shape {tuple(weights.shape)}')
     per_branch = NORMS[norm](pred, target).flatten(2).sum(2).mean(0)
     return per_branch @ weights.to(per_branch)
