@@ -5,18 +5,19 @@
 # %% ../nbs/03_teachers.ipynb #52b395e7
 from __future__ import annotations
 import json
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from .core import check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, sha256, write_json
-from .nets import build_net
+from .nets import NETS, build_net
 from .schedules import sigma_from_alpha_bar
 from .training import Fit, TrainConfig, fit
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
-           'EDMDenoiser', 'VPDenoiser', 'edm_loss', 'train_teacher', 'save_denoiser', 'load_denoiser', 'read_about',
+           'EDMDenoiser', 'VPDenoiser', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about', 'load_denoiser',
            'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
@@ -25,6 +26,7 @@ def as_column(
     x: Tensor, # [B, *D]
 ) -> Tensor: # [1 or B, 1, ...], in the dtype and on the device of x
     "Shape a noise level so that it multiplies a batch."
+    if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
         raise ValueError(f'sigma must be a number or have one entry per sample ({len(x)}), got shape {tuple(sigma.shape)}')
@@ -37,7 +39,7 @@ class GaussianDenoiser:
         mean: float | Tensor, # scalar or [*D]
         std: float, # above 0
     ):
-        if not std > 0: raise ValueError(f'std must be above 0, got {std}')
+        if not 0 < std < math.inf: raise ValueError(f'std must be a finite number above 0, got {std}')
         self.mean, self.std = mean, std
 
     def _mean(self, x): return torch.as_tensor(self.mean, dtype=x.dtype, device=x.device)
@@ -60,14 +62,16 @@ class MixtureDenoiser:
         weights: Tensor, # [M], non-negative; normalised here
     ):
         self.means, self.stds, self.weights = (torch.as_tensor(a, dtype=torch.float64) for a in (means, stds, weights))
+        if self.means.ndim < 2: raise ValueError(f'means must have shape [M, *D], got {tuple(self.means.shape)}')
         M = len(self.means)
         if self.stds.shape != (M,) or self.weights.shape != (M,):
             raise ValueError(f'{M} means need stds and weights of shape ({M},), got {tuple(self.stds.shape)} and {tuple(self.weights.shape)}')
-        if (self.stds <= 0).any(): raise ValueError(f'stds must be above 0, got {self.stds.tolist()}')
-        if (self.weights < 0).any() or self.weights.sum() <= 0: raise ValueError(f'weights must be non-negative and not all zero, got {self.weights.tolist()}')
+        if not (self.stds > 0).all(): raise ValueError(f'stds must be above 0, got {self.stds.tolist()}')
+        if not (self.weights >= 0).all() or not 0 < self.weights.sum() < math.inf: raise ValueError(f'weights must be non-negative and not all zero, got {self.weights.tolist()}')
         self.weights = self.weights/self.weights.sum()
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
+        if x.shape[1:] != self.means.shape[1:]: raise ValueError(f'x must have shape [B, {", ".join(map(str, self.means.shape[1:]))}], got {tuple(x.shape)}')
         means, stds, weights = (a.to(x.device, x.dtype) for a in (self.means, self.stds, self.weights))
         flat, m, s = x.flatten(1), means.flatten(1), as_column(sigma, x).reshape(-1, 1)
         var = stds**2 + s**2                                                # [1 or B, M]
@@ -106,8 +110,9 @@ class NetDenoiser(nn.Module):
     def check(self, x: Tensor, sigma, label: Tensor | None) -> None:
         "Refuse inputs that would otherwise give NaN or a far-away error."
         if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
-        if (not isinstance(sigma, Tensor) or sigma.device.type == 'cpu') and not (torch.as_tensor(sigma) > 0).all(): # on a GPU this would wait for the device
-            raise ValueError(f'sigma must be above 0, got {sigma}')
+        if not isinstance(sigma, Tensor) or sigma.device.type == 'cpu': # on a GPU this would wait for the device
+            s = torch.as_tensor(sigma)
+            if not ((s > 0) & (s < math.inf)).all(): raise ValueError(f'sigma must be finite and above 0, got {sigma}')
         if label is None: return
         if not self.n_classes: raise ValueError('this denoiser has no classes, so label must be None')
         if not isinstance(label, Tensor) or label.dtype != torch.long or label.shape != x.shape[:1]:
@@ -123,7 +128,7 @@ class EDMDenoiser(NetDenoiser):
         sigma_data: float = .5, # standard deviation of the data
     ):
         super().__init__(net)
-        if not sigma_data > 0: raise ValueError(f'sigma_data must be above 0, got {sigma_data}')
+        if not 0 < sigma_data < math.inf: raise ValueError(f'sigma_data must be a finite number above 0, got {sigma_data}')
         self.sigma_data = sigma_data
 
     @property
@@ -207,6 +212,7 @@ def train_teacher(
 ) -> Fit: # `.ema` is the teacher to keep
     "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
     check_int('batch', batch, 1)
+    if labels is not None and len(labels) != len(images): raise ValueError(f'{len(images)} images need as many labels, got {len(labels)}')
     device = next(denoiser.parameters()).device
     def step(model, i):
         g = torch.Generator().manual_seed(cfg.seed*1_000_003 + i)
@@ -224,10 +230,25 @@ def save_denoiser(
     about: dict | None = None, # anything JSON-able to keep beside the weights
 ) -> None:
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
+    check_choice('denoiser', type(denoiser).__name__, DENOISERS); check_choice('network', type(denoiser.net).__name__, NETS)
     folder = Path(folder)
     save_tensors(folder/'model.safetensors', denoiser.state_dict())
     write_json(folder/'config.json', dict(denoiser=type(denoiser).__name__, config=denoiser.config, net=type(denoiser.net).__name__,
                net_config=denoiser.net.config, sha256=sha256(folder/'model.safetensors'), about=about or {}))
+
+# %% ../nbs/03_teachers.ipynb #aed7f61f
+def read_about(
+    folder: Path | str, # written by `save_denoiser`
+) -> dict: # the content of config.json
+    "What is known of a stored denoiser: classes, configuration, checksum, and how it was made."
+    path = Path(folder)/'config.json'
+    if not path.is_file(): raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
+    try: about = json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e})') from e
+    missing = [k for k in ('denoiser', 'config', 'net', 'net_config', 'sha256') if not isinstance(about, dict) or k not in about]
+    if missing: raise ValueError(f'{path} does not describe a denoiser: it lacks {", ".join(missing)}')
+    check_choice('denoiser', about['denoiser'], DENOISERS)
+    return about
 
 # %% ../nbs/03_teachers.ipynb #64cc371f
 def load_denoiser(
@@ -240,23 +261,11 @@ def load_denoiser(
     weights = folder/'model.safetensors'
     if not weights.is_file(): raise FileNotFoundError(f'{folder} has a config.json but no model.safetensors')
     if (got := sha256(weights)) != about['sha256']: raise ValueError(f'{weights} is damaged or not the one its config.json describes: SHA-256 is {got}, expected {about["sha256"]}')
-    denoiser = DENOISERS[about['denoiser']](build_net(about['net'], about['net_config']), **about['config'])
-    denoiser.load_state_dict(load_tensors(weights)[0])
+    try:
+        denoiser = DENOISERS[about['denoiser']](build_net(about['net'], about['net_config']), **about['config'])
+        denoiser.load_state_dict(load_tensors(weights)[0])
+    except (TypeError, RuntimeError) as e: raise ValueError(f'{weights} does not fit what its config.json describes: {e}') from e
     return denoiser.requires_grad_(False).eval().to(device or default_device(), memory_format=torch.channels_last)
-
-# %% ../nbs/03_teachers.ipynb #aed7f61f
-def read_about(
-    folder: Path | str, # written by `save_denoiser`
-) -> dict: # the content of config.json
-    "What is known of a stored denoiser: classes, configuration, checksum, and how it was made."
-    path = Path(folder)/'config.json'
-    if not path.is_file(): raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
-    try: about = json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e})') from e
-    missing = [k for k in ('denoiser', 'config', 'net', 'net_config', 'sha256') if k not in about]
-    if missing: raise ValueError(f'{path} does not describe a denoiser: it lacks {", ".join(missing)}')
-    check_choice('denoiser', about['denoiser'], DENOISERS)
-    return about
 
 # %% ../nbs/03_teachers.ipynb #48bb5e0a
 TEACHERS = {'fashion_mnist': 'fashion_mnist_teacher'} # name -> folder in data/
