@@ -5,6 +5,8 @@
 # %% ../nbs/10_distill.ipynb #847b9e45
 from __future__ import annotations
 import copy
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .branches import branch, fold
-from .core import NFECounter, Trajectory, check_choice, check_int, sample_labels, sample_noise
+from .core import NFECounter, Trajectory, check_choice, check_int, sample_labels, sample_noise, write_json
 from .losses import NORMS, branch_weights, dense_alignment_loss
 from .samplers import SOLVERS, afs_x0, euler_step, sample, trajectory
 from .schedules import SCHEDULES, nested_sigmas
@@ -22,8 +24,8 @@ from .teachers import NetDenoiser, load_denoiser, read_about, save_denoiser
 from .training import StepFunction, TrainConfig, fit, progress
 
 # %% auto #0
-__all__ = ['TEACHER_STATES', 'SFDConfig', 'draw_start', 'teacher_trajectory', 'teacher_bank', 'sfd_step', 'local_segment',
-           'Student', 'load_student', 'sfd']
+__all__ = ['TEACHER_STATES', 'PRESETS', 'SFDConfig', 'draw_start', 'frozen_copy', 'teacher_trajectory', 'teacher_bank',
+           'check_bank', 'sfd_step', 'local_segment', 'Student', 'load_student', 'sfd', 'claim_folder', 'preset']
 
 # %% ../nbs/10_distill.ipynb #2bf4682f
 TEACHER_STATES = ('global', 'local')
@@ -52,8 +54,13 @@ class SFDConfig:
     shape: tuple[int, ...] = (1, 28, 28) # of one sample
 
     def __post_init__(self):
+        for name in ('shape', 'branch_weights'): # JSON knows lists, no tuples
+            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ('nfe', 'K', 'substeps', 'steps', 'batch'): check_int(name, getattr(self, name), 1)
         if self.pool is not None: check_int('pool', self.pool, self.batch)
+        if not isinstance(self.afs, bool): raise ValueError(f'afs must be True or False, got {self.afs!r}')
+        if not isinstance(self.shape, tuple) or not self.shape: raise ValueError(f'shape must be the shape of one sample, such as (1, 28, 28), got {self.shape!r}')
+        for size in self.shape: check_int('every entry of shape', size, 1)
         for name, allowed in (('solver', SOLVERS), ('schedule', SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS), ('teacher_states', TEACHER_STATES)):
             check_choice(name, getattr(self, name), allowed)
         branch_weights(self.K, self.branch_weights); check_substeps(self.substeps, self.substeps, self.K); self.grids; self.train_config
@@ -69,10 +76,14 @@ class SFDConfig:
     def train_config(self) -> TrainConfig:
         return TrainConfig(self.steps, self.lr, schedule=self.lr_schedule, seed=self.seed, checkpoint_every=max(self.steps//10, 1), log_every=max(self.steps//100, 1))
 
+    @property
+    def n_trajectories(self) -> int: # distinct ones that the run sees
+        return min(self.steps, self.pool//self.batch if self.pool else self.steps)*self.batch
+
     def seeds(self, i: int) -> range: # of iteration i
         "One seed per trajectory, apart from those that sampling uses."
-        start = i*self.batch % (self.pool//self.batch*self.batch) if self.pool else i*self.batch
-        return range((self.seed + 1 << 32) + start, (self.seed + 1 << 32) + start + self.batch)
+        start = (self.seed + 1 << 32) + i*self.batch % self.n_trajectories
+        return range(start, start + self.batch)
 
 # %% ../nbs/10_distill.ipynb #ecb40551
 def draw_start(
@@ -86,24 +97,58 @@ def draw_start(
     label = sample_labels(seeds, teacher.n_classes, device) if teacher.n_classes else None
     return sigma_max*sample_noise(seeds, shape, device), label
 
+# %% ../nbs/10_distill.ipynb #487b815e
+def frozen_copy(
+    teacher: NetDenoiser,
+    cfg: SFDConfig, # its shape must fit the teacher
+) -> NetDenoiser: # in evaluation mode, without gradients
+    "A copy of the teacher that training cannot change; refused unless it is a network for samples of `cfg.shape`."
+    if not isinstance(teacher, NetDenoiser):
+        raise TypeError(f'SFD needs a teacher that is a network (EDMDenoiser, VPDenoiser), since the student starts as its copy; got {type(teacher).__name__}')
+    teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
+    x, label = draw_start(teacher, cfg.shape, [0], cfg.sigma_max)
+    try: out = teacher(x, cfg.sigma_max, label)
+    except (ValueError, RuntimeError) as e: raise ValueError(f'shape={cfg.shape} does not fit the teacher: {e}') from e
+    if out.shape != x.shape: raise ValueError(f'shape={cfg.shape} does not fit the teacher, which answers with {tuple(out.shape[1:])}')
+    return teacher
+
 # %% ../nbs/10_distill.ipynb #3072f05d
 def teacher_trajectory(teacher: NetDenoiser, cfg: SFDConfig, seeds: range) -> tuple[Trajectory, Tensor | None]: # and labels
     "The teacher's fine trajectories from some seeds, without the analytic first step."
     x, label = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
-    return trajectory(teacher, x, cfg.grids[0], cfg.solver, label=label), label
+    traj = trajectory(teacher, x, cfg.grids[0], cfg.solver, label=label)
+    if not torch.isfinite(traj[-1]).all(): raise FloatingPointError(f'the teacher ends in NaN or infinity (among seeds {seeds.start}..{seeds.stop - 1}); a student would learn just that')
+    return traj, label
 
 def teacher_bank(
     teacher: NetDenoiser,
     cfg: SFDConfig, # its grid, solver, seeds and shape are used
-    n: int | None = None, # trajectories; default: all that the run will see
+    n: int | None = None, # trajectories, at least one batch; default: all that the run will see
     show: bool = True, # progress bar
 ) -> TrajectoryBank: # [n_fine+1, n, *D] floats, on the teacher's device
     "Compute the teacher's trajectories once, for every run with the same grid, solver and seeds."
-    batches = (n or cfg.pool or cfg.steps*cfg.batch)//cfg.batch
-    parts = [teacher_trajectory(teacher, cfg, cfg.seeds(i)) for i in progress(batches, 'teacher trajectories', show=show)]
+    teacher, batches = frozen_copy(teacher, cfg), cfg.n_trajectories//cfg.batch
+    if n is not None: check_int('n', n, cfg.batch); batches = n//cfg.batch
+    first = cfg.seeds(0).start
+    spans = [range(first + i*cfg.batch, first + (i + 1)*cfg.batch) for i in range(batches)]
+    parts = [teacher_trajectory(teacher, cfg, spans[i]) for i in progress(batches, 'teacher trajectories', show=show)]
     labels = torch.cat([label for _, label in parts]) if teacher.n_classes else None
-    xs = torch.cat([traj.xs for traj, _ in parts], 1)
-    return TrajectoryBank(range(cfg.seeds(0).start, cfg.seeds(0).start + batches*cfg.batch), labels, Trajectory(cfg.grids[0], xs))
+    return TrajectoryBank(range(first, first + batches*cfg.batch), labels, Trajectory(cfg.grids[0], torch.cat([traj.xs for traj, _ in parts], 1)), cfg.solver)
+
+# %% ../nbs/10_distill.ipynb #f313f250
+def check_bank(bank: TrajectoryBank, teacher: NetDenoiser, cfg: SFDConfig) -> None:
+    "Refuse a bank that is not of this run: other grid, solver, seeds, shape, labels or teacher."
+    first = cfg.seeds(0).start
+    bank.batch(range(first, first + cfg.n_trajectories), cfg.grids[0], cfg.solver)
+    if bank.traj.xs.shape[2:] != cfg.shape: raise ValueError(f'this bank holds samples of shape {tuple(bank.traj.xs.shape[2:])}, the run asks for {cfg.shape}')
+    few = range(first, first + min(cfg.batch, 4))
+    stored, label = bank.batch(few, cfg.grids[0])
+    mine, classes = teacher_trajectory(teacher, cfg, few)
+    if stored.xs.device != mine.xs.device: raise ValueError(f'this bank is on {stored.xs.device}, the teacher on {mine.xs.device}')
+    if (label is None) != (classes is None) or label is not None and not torch.equal(label, classes):
+        raise ValueError(f'this bank was walked with labels {None if label is None else label.tolist()}, the teacher asks for {None if classes is None else classes.tolist()}')
+    gap, size = (stored[-1] - mine[-1]).abs().mean().item(), mine[-1].abs().mean().item()
+    if gap > .01*size: raise ValueError(f'this bank is of another teacher: from the same noise its paths end {gap:.2g} away on average')
 
 # %% ../nbs/10_distill.ipynb #8963e47d
 def sfd_step(
@@ -112,23 +157,26 @@ def sfd_step(
     bank: TrajectoryBank | None = None, # teacher trajectories made beforehand; None: made on the fly
 ) -> StepFunction: # for `training.fit`: yields one loss per student step that calls the network
     "The student walks from noise to image; every step is pulled towards the teacher's K states, and begins where the last one ended."
-    fine, nodes = cfg.grids
+    (fine, nodes), weights, local = cfg.grids, branch_weights(cfg.K, cfg.branch_weights), cfg.teacher_states == 'local'
     def step(student, i):
-        seeds = cfg.seeds(i)
-        traj, label = bank.batch(seeds, fine) if bank is not None else teacher_trajectory(teacher, cfg, seeds)
-        weights, x = branch_weights(cfg.K, cfg.branch_weights), traj[0]
-        for n, seg in enumerate(segments(traj, cfg.substeps, cfg.K)):
-            if cfg.afs and n == 0: x = euler_step(x, afs_x0(x, seg.sigma), seg.sigma, float(nodes[1])); continue
-            if cfg.teacher_states == 'local': seg = local_segment(teacher, cfg, x, n, label)
-            states = branch_states(student(x, seg.sigma, label), x, seg.sigma, seg.sigmas_k, cfg.branch_step)
+        if local: x, label = draw_start(teacher, cfg.shape, cfg.seeds(i), cfg.sigma_max)
+        else:
+            traj, label = bank.batch(cfg.seeds(i), fine) if bank is not None else teacher_trajectory(teacher, cfg, cfg.seeds(i))
+            x, path = traj[0], segments(traj, cfg.substeps, cfg.K)
+        for n, (t, s) in enumerate(zip(nodes[:-1].tolist(), nodes[1:].tolist())):
+            if cfg.afs and n == 0: x = euler_step(x, afs_x0(x, t), t, s); continue
+            seg = local_segment(teacher, cfg, x, n, label) if local else path[n]
+            states = branch_states(student(x, t, label), x, t, seg.sigmas_k, cfg.branch_step)
             yield dense_alignment_loss(states, seg.states, weights, cfg.loss)
             x = states[:, -1].detach() # the endpoint branch, from before the update; no gradient crosses student steps
     return step
 
 def local_segment(teacher: NetDenoiser, cfg: SFDConfig, x: Tensor, n: int, label: Tensor | None) -> Segment:
     "Student step n with the teacher restarted from the student's own state."
-    part = cfg.grids[0][n*cfg.substeps:(n + 1)*cfg.substeps + 1]
-    return segments(trajectory(teacher, x, part, cfg.solver, label=label), cfg.substeps, cfg.K)[0]
+    levels, first, solver = cfg.grids[0], n*cfg.substeps, SOLVERS[cfg.solver]
+    whole = levels.tolist() # the solver sees the whole grid, so that it knows where the path ends
+    def advance(x, x0_hat, sigmas, i, past, denoise): return solver(x, x0_hat, whole, first + i, past, denoise)
+    return segments(trajectory(teacher, x, levels[first:first + cfg.substeps + 1], advance, label=label), cfg.substeps, cfg.K)[0]
 
 # %% ../nbs/10_distill.ipynb #6a371d4f
 @dataclass
@@ -180,7 +228,7 @@ def load_student(
     device: torch.device | str | None = None, # default: the fastest there is
 ) -> Student:
     "Read a student back."
-    about = dict(read_about(folder)['about'])
+    about = dict(read_about(folder).get('about', {}))
     if 'student' not in about: raise ValueError(f'{folder} holds a denoiser but not a student: its config.json does not say how to sample')
     how = about.pop('student')
     return Student(load_denoiser(folder, device), torch.tensor(how['sigmas'], dtype=torch.float64), how['afs'], tuple(how['shape']), about)
@@ -194,8 +242,33 @@ def sfd(
     show: bool = True, # progress bar
 ) -> Student:
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
-    teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
+    teacher = frozen_copy(teacher, cfg)
+    if bank is not None: check_bank(bank, teacher, cfg)
+    if folder is not None: claim_folder(Path(folder), cfg)
     student = branch(teacher, cfg.K).train()
     done = fit(student, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show)
     about = dict(host='sfd', config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
     return Student(fold(done.model), cfg.grids[1], cfg.afs, cfg.shape, about)
+
+def claim_folder(folder: Path, cfg: SFDConfig) -> None:
+    "Note the configuration in a folder for checkpoints, or refuse one that holds another run."
+    note, mine = folder/'sfd.json', json.loads(json.dumps(asdict(cfg)))
+    if not note.is_file(): write_json(note, mine); return
+    theirs = json.loads(note.read_text())
+    differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
+    if differ: raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
+
+# %% ../nbs/10_distill.ipynb #3b6a93ed
+PRESETS = {
+    'demo': SFDConfig(steps=64, batch=128, pool=2048, lr=5e-4, lr_schedule='cosine'), # a minute on two CPU cores
+    'fashion_mnist': SFDConfig(steps=512, batch=128, lr=5e-4, lr_schedule='cosine'), # a quarter of an hour on two CPU cores
+    'sfd': SFDConfig(shape=(3, 32, 32)), # the host's own settings for CIFAR-10: 200,000 trajectories
+}
+
+def preset(
+    name: str, # a key of `PRESETS`
+    **changes, # fields to set differently
+) -> SFDConfig:
+    "A preset, with changes."
+    check_choice('preset', name, PRESETS)
+    return dataclasses.replace(PRESETS[name], **changes)
