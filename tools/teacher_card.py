@@ -43,8 +43,8 @@ Measured by `python tools/teacher_card.py`; the figures are in `data/results/fas
 images and on the feature space: compare it only with figures made the same way.
 
 ## What it is for, and what not
-It is a teacher for lessons and for distillation experiments on a laptop. It is small: fine prints and logos are smudged, and rare shapes come out
-rarely. Licence of the weights: Apache-2.0, as the package.
+It is a teacher for lessons and for distillation experiments on a laptop. It is small: fine prints and logos are
+smudged, as the picture shows. Licence of the weights: Apache-2.0, as the package.
 '''
 
 
