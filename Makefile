@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# threads that wait without spinning: on a busy machine PyTorch is several times faster so
+export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab docs sync hooks clean
 .DELETE_ON_ERROR:

@@ -99,7 +99,7 @@ def demo_arms(
 def bdense_demo(
     out: str = 'demo_out', # folder for report.json, the pictures and the two students
     steps: int = None, # training iterations of each student; default: the preset's
-    n: int = 1500, # samples that are measured, from seeds 0..n-1
+    n: int = 1000, # samples that are measured, from seeds 0..n-1
     seed: int = 0, # of both trainings
 ):
     "Distil the shipped Fashion-MNIST teacher into two 2-NFE students, plain SFD and B-DENSE, and compare them."
@@ -179,7 +179,9 @@ def bdense_distill(
     "Distil a teacher with SFD and K branches; run the same command again to resume."
     given = dict(nfe=nfe, K=branches, steps=steps, batch=batch, pool=pool, lr=lr, branch_weights=parse_weights(weights))
     cfg = preset(preset_name, seed=seed, **{k: v for k, v in given.items() if v is not None})
-    student = sfd(find_teacher(teacher), cfg, folder=Path(out)/'checkpoints')
+    source = find_teacher(teacher)
+    bank = teacher_bank(source, cfg) if cfg.pool else None # all fresh: nothing to keep
+    student = sfd(source, cfg, bank, Path(out)/'checkpoints')
     student.about |= dict(command=' '.join(['bdense_distill', *sys.argv[1:]]), **about_run())
     student.save(out)
     print(f'the student is in {out}: {student.nfe} NFE, {student.about["seconds"]:.0f} s')
@@ -210,7 +212,7 @@ def bdense_sample(
 def bdense_evaluate(
     student: str, # a folder that bdense_distill or bdense_demo wrote
     teacher: str = 'fashion_mnist', # what it was distilled from
-    n: int = 1500, # samples, from seeds 0..n-1
+    n: int = 1000, # samples, from seeds 0..n-1
     out: str = None, # a JSON file for the figures
 ):
     "Measure a Fashion-MNIST student: Fréchet distance to real images, and paired error to its teacher's end point."

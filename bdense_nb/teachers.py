@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from .core import check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, sha256, write_json
 from .nets import NETS, build_net
-from .schedules import sigma_from_alpha_bar
+from .schedules import PREDICTIONS, sigma_from_alpha_bar
 from .training import Fit, TrainConfig, fit
 
 # %% auto #0
-__all__ = ['PREDICTIONS', 'DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
-           'EDMDenoiser', 'VPDenoiser', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about', 'load_denoiser',
-           'load_teacher']
+__all__ = ['DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser', 'EDMDenoiser',
+           'VPDenoiser', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about', 'load_denoiser', 'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
 def as_column(
@@ -144,9 +143,7 @@ class EDMDenoiser(NetDenoiser):
         v = s**2 + d**2
         return d**2/v*x + s*d/v.sqrt()*raw
 
-# %% ../nbs/03_teachers.ipynb #0515d845
-PREDICTIONS = ('eps', 'x0', 'v')
-
+# %% ../nbs/03_teachers.ipynb #b58baf30
 class VPDenoiser(NetDenoiser):
     "A DDPM-style network (eps, x0 or v prediction on a variance-preserving schedule) as a denoiser on the variance-exploding scale."
     def __init__(self,

@@ -53,7 +53,7 @@ def show_rows(
     ax.xaxis.tick_top(); ax.tick_params(length=0); ax.spines[:].set_visible(False)
     fig.drawn = pixels
     if save is not None:
-        with atomic_path(save) as tmp: fig.savefig(tmp, format='png')
+        with atomic_path(save) as tmp: fig.savefig(tmp, format='png', bbox_inches='tight', pad_inches=.05)
     return fig
 
 # %% ../nbs/12_viz.ipynb #4a305d52
