@@ -109,6 +109,8 @@ class NetDenoiser(nn.Module):
     def check(self, x: Tensor, sigma, label: Tensor | None) -> None:
         "Refuse inputs that would otherwise give NaN or a far-away error."
         if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
+        home = next(self.parameters(), x).device
+        if x.device != home: raise ValueError(f'x is on {x.device} but the denoiser is on {home}; move one of them with .to()')
         if not isinstance(sigma, Tensor) or sigma.device.type == 'cpu': # on a GPU this would wait for the device
             s = torch.as_tensor(sigma)
             if not ((s > 0) & (s < math.inf)).all(): raise ValueError(f'sigma must be finite and above 0, got {sigma}')

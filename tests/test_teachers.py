@@ -140,6 +140,11 @@ def test_x_of_wrong_dtype_refused(make, dtype):
     with pytest.raises(TypeError, match='floating'): make()(torch.zeros(4, 2, dtype=dtype), 1.)
 
 
+@pytest.mark.parametrize('make', [edm, vp, unet])
+def test_x_on_another_device_refused(make):
+    with pytest.raises(ValueError, match='x is on meta but the denoiser is on cpu'): make()(torch.zeros(4, 2, device='meta'), 1.)
+
+
 @pytest.mark.parametrize('shape', [(4, 1), (4, 3), (4, 2, 2)], ids=str)
 @pytest.mark.parametrize('make', [lambda: mixture(2), edm, vp], ids=['mixture', 'edm', 'vp'])
 def test_x_of_wrong_shape_refused(make, shape):
