@@ -6,7 +6,6 @@
 from __future__ import annotations
 import copy
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,17 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .branches import branch, fold
-from .core import NFECounter, Trajectory, check_choice, check_int, sample_labels, sample_noise, write_json
+from .core import NFECounter, Trajectory, check_choice, check_int, sample_labels, sample_noise
 from .losses import NORMS, branch_weights, dense_alignment_loss
 from .samplers import SOLVERS, afs_x0, euler_step, sample, trajectory
 from .schedules import SCHEDULES, nested_sigmas
 from .targets import BRANCH_STEPS, Segment, TrajectoryBank, branch_states, check_substeps, segments
 from .teachers import NetDenoiser, load_denoiser, read_about, save_denoiser
-from .training import StepFunction, TrainConfig, fit, progress
+from .training import StepFunction, TrainConfig, claim_folder, fingerprint, fit, progress
 
 # %% auto #0
 __all__ = ['TEACHER_STATES', 'PRESETS', 'SFDConfig', 'draw_start', 'frozen_copy', 'teacher_trajectory', 'teacher_bank',
-           'check_bank', 'sfd_step', 'local_segment', 'Student', 'load_student', 'sfd', 'claim_folder', 'preset']
+           'check_bank', 'sfd_step', 'local_segment', 'Student', 'load_student', 'sfd', 'preset']
 
 # %% ../nbs/10_distill.ipynb #2bf4682f
 TEACHER_STATES = ('global', 'local')
@@ -200,8 +199,12 @@ class Student:
     ) -> Tensor: # [n, *D], on the CPU
         "Generate samples."
         check_int('n', n, 1); check_int('batch', batch, 1)
-        if isinstance(label, int): label = torch.full((n,), label)
-        if label is not None and label.shape != (n,): raise ValueError(f'label must be one class or {n} of them, got shape {tuple(label.shape)}')
+        check_int('seed', seed, 0)
+        if label is not None:
+            try: given = torch.as_tensor(label)
+            except (TypeError, ValueError, RuntimeError): raise ValueError(f'label must be one class or {n} of them, got {label!r}') from None
+            label = given.expand(n) if given.ndim == 0 else given
+            if label.dtype != torch.long or label.shape != (n,): raise ValueError(f'label must be one class or {n} of them, whole numbers, got {label.dtype} of shape {tuple(label.shape)}')
         out = []
         for i in range(0, n, batch):
             x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
@@ -242,21 +245,14 @@ def sfd(
     show: bool = True, # progress bar
 ) -> Student:
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
+    if not isinstance(cfg, SFDConfig): raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
     teacher = frozen_copy(teacher, cfg)
     if bank is not None: check_bank(bank, teacher, cfg)
-    if folder is not None: claim_folder(Path(folder), cfg)
+    if folder is not None: claim_folder(folder, dict(asdict(cfg), teacher=fingerprint(*teacher.state_dict().values())))
     student = branch(teacher, cfg.K).train()
     done = fit(student, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show)
     about = dict(host='sfd', config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
     return Student(fold(done.model), cfg.grids[1], cfg.afs, cfg.shape, about)
-
-def claim_folder(folder: Path, cfg: SFDConfig) -> None:
-    "Note the configuration in a folder for checkpoints, or refuse one that holds another run."
-    note, mine = folder/'sfd.json', json.loads(json.dumps(asdict(cfg)))
-    if not note.is_file(): write_json(note, mine); return
-    theirs = json.loads(note.read_text())
-    differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
-    if differ: raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
 
 # %% ../nbs/10_distill.ipynb #3b6a93ed
 PRESETS = {

@@ -260,8 +260,8 @@ def paired_errors(
 ) -> Tensor: # [B], float64, on the CPU; root-mean-square difference of each pair
     "How far each student sample is from the teacher's, in units of pixel value."
     check_state(student_out, 'student_out'); check_state(teacher_out, 'teacher_out')
-    if student_out.shape != teacher_out.shape:
-        raise ValueError(f'paired samples need one shape, got {tuple(student_out.shape)} and {tuple(teacher_out.shape)}')
+    if student_out.shape != teacher_out.shape or student_out.numel() == 0:
+        raise ValueError(f'paired samples need one shape and at least one sample, got {tuple(student_out.shape)} and {tuple(teacher_out.shape)}')
     difference = student_out.detach().cpu().double() - teacher_out.detach().cpu().double()
     return difference.flatten(1).square().mean(1).sqrt()
 

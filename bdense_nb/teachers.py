@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .core import check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, sha256, write_json
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
-from .training import Fit, TrainConfig, fit
+from .training import Fit, TrainConfig, claim_folder, fingerprint, fit
 
 # %% auto #0
 __all__ = ['DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser', 'EDMDenoiser',
@@ -109,8 +109,9 @@ class NetDenoiser(nn.Module):
     def check(self, x: Tensor, sigma, label: Tensor | None) -> None:
         "Refuse inputs that would otherwise give NaN or a far-away error."
         if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
-        home = next(self.parameters(), x).device
-        if x.device != home: raise ValueError(f'x is on {x.device} but the denoiser is on {home}; move one of them with .to()')
+        mine = next(self.parameters(), x)
+        if x.device != mine.device: raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}; move one of them with .to()')
+        if x.dtype != mine.dtype: raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}; convert one of them with .to()')
         if not isinstance(sigma, Tensor) or sigma.device.type == 'cpu': # on a GPU this would wait for the device
             s = torch.as_tensor(sigma)
             if not ((s > 0) & (s < math.inf)).all(): raise ValueError(f'sigma must be finite and above 0, got {sigma}')
@@ -212,6 +213,7 @@ def train_teacher(
     "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
     check_int('batch', batch, 1)
     if labels is not None and len(labels) != len(images): raise ValueError(f'{len(images)} images need as many labels, got {len(labels)}')
+    if folder is not None: claim_folder(folder, dict(batch=batch, data=fingerprint(images, *[] if labels is None else [labels])))
     device = next(denoiser.parameters()).device
     def step(model, i):
         g = torch.Generator().manual_seed(cfg.seed*1_000_003 + i)

@@ -4,6 +4,7 @@
 
 # %% ../nbs/09_training.ipynb #12b0ea7c
 from __future__ import annotations
+import hashlib
 import json
 import math
 import signal
@@ -22,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .core import check_choice, check_int, load_tensors, save_tensors, write_json
 
 # %% auto #0
-__all__ = ['LR_SCHEDULES', 'CHECKPOINTS', 'StepFunction', 'TrainConfig', 'lr_factor', 'newest_checkpoint', 'progress', 'Fit',
-           'fit']
+__all__ = ['LR_SCHEDULES', 'CHECKPOINTS', 'StepFunction', 'TrainConfig', 'lr_factor', 'newest_checkpoint', 'fingerprint',
+           'claim_folder', 'progress', 'Fit', 'fit']
 
 # %% ../nbs/09_training.ipynb #63625288
 LR_SCHEDULES = ('constant', 'cosine', 'linear', 'drop')
@@ -94,6 +95,24 @@ def newest_checkpoint(
         except ValueError as e: warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
     if paths: raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the folder to start again')
     return None
+
+# %% ../nbs/09_training.ipynb #e99d72b8
+def fingerprint(*tensors: Tensor) -> str: # 16 hex digits
+    "Tells tensors apart by their bytes."
+    digest = hashlib.sha256()
+    for t in tensors: digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+def claim_folder(
+    folder: Path | str, # for checkpoints
+    run: dict, # what defines the run, JSON-able
+) -> None:
+    "Note in a folder what defines its run, or refuse a folder that holds another one."
+    note, mine = Path(folder)/'run.json', json.loads(json.dumps(run))
+    if not note.is_file(): write_json(note, mine); return
+    theirs = json.loads(note.read_text())
+    differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
+    if differ: raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
 
 # %% ../nbs/09_training.ipynb #dd3100dd
 def progress(

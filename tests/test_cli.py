@@ -1,10 +1,13 @@
 "The commands as a shell sees them: help, one-line errors, and what they leave behind."
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from bdense_nb.core import load_tensors
 
 COMMANDS = ('bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_sample', 'bdense_evaluate')
 
@@ -36,6 +39,8 @@ def test_help_explains_every_option(command):
     ('bdense_evaluate', ['nowhere'], 'nowhere holds no denoiser'),
     ('bdense_demo', ['--steps', '0'], 'steps must be at least 1, got 0'),
     ('bdense_demo', ['--n', '1'], 'n must be at least 2, got 1'),
+    ('bdense_demo', ['--out', '/dev/null'], 'cannot be a folder'),
+    ('bdense_sample', ['nowhere', '--out', 'samples.safetensors'], 'out must name a .png file'),
 ])
 def test_a_mistake_ends_in_one_line_and_writes_nothing(command, args, says, tmp_path):
     done = run(command, *args, cwd=tmp_path)
@@ -54,3 +59,34 @@ def test_an_interrupted_teacher_is_resumed_from_the_shell(tmp_path):
     assert (tmp_path/'teacher'/'model.safetensors').read_bytes() == whole
     about = json.loads((tmp_path/'teacher'/'config.json').read_text())['about']
     assert about['command'] == 'bdense_teach ' + ' '.join(args) and about['images_seen'] == 30*32
+
+
+@pytest.mark.parametrize('change', [['--data', 'ring'], ['--batch', '16']], ids=['data', 'batch'])
+def test_a_folder_with_another_run_is_refused(change, tmp_path):
+    args = ['teacher', '--data', 'moons', '--steps', '4', '--batch', '8']
+    assert run('bdense_teach', *args, cwd=tmp_path).returncode == 0
+    before = (tmp_path/'teacher'/'config.json').read_bytes()
+    done = run('bdense_teach', *args, *change, cwd=tmp_path)
+    assert done.returncode == 1 and 'was made with another configuration' in done.stderr
+    assert (tmp_path/'teacher'/'config.json').read_bytes() == before
+
+
+def test_a_plane_teacher_is_distilled_and_sampled_from_the_shell(tmp_path):
+    budget = ['--preset_name', 'demo', '--steps', '2', '--batch', '8', '--pool', '8']
+    assert run('bdense_teach', 'teacher', '--data', 'moons', '--steps', '4', '--batch', '8', cwd=tmp_path).returncode == 0
+    assert run('bdense_teach', 'other', '--data', 'ring', '--steps', '4', '--batch', '8', cwd=tmp_path).returncode == 0
+    assert run('bdense_distill', 'student', '--teacher', 'teacher', *budget, cwd=tmp_path).returncode == 0
+    assert run('bdense_sample', 'student', '--n', '5', cwd=tmp_path).returncode == 0
+    assert load_tensors(tmp_path/'samples.safetensors')[0]['samples'].shape == (5, 2)
+    done = run('bdense_distill', 'student', '--teacher', 'other', *budget, cwd=tmp_path)   # its checkpoints are another teacher's
+    assert done.returncode == 1 and 'was made with another configuration (teacher:' in done.stderr
+
+
+def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
+    args = [Path(sys.executable).parent/'bdense_teach', 'teacher', '--data', 'moons', '--steps', '3000', '--batch', '32', '--checkpoint_every', '50']
+    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob('teacher/checkpoints/checkpoint-*')): time.sleep(.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.startswith('bdense_teach: stopped') and err.count('\n') == 1, err
+    assert list(tmp_path.glob('teacher/checkpoints/checkpoint-*'))

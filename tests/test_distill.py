@@ -262,3 +262,19 @@ def test_save_and_load(tmp_path, classy):
 def test_batch_size_changes_no_sample(classy, batch):
     student = sfd(classy, TINY, show=False)
     assert torch.allclose(student.sample(10, seed=3, batch=batch), student.sample(13)[3:], atol=1e-5)
+
+
+@pytest.mark.parametrize('kw', [dict(label='shoe'), dict(label=1.5), dict(label=[1, 2]), dict(label=torch.zeros(3, 1, dtype=torch.long)), dict(seed='a'), dict(seed=1.5), dict(seed=-1)], ids=str)
+def test_sampling_refuses_bad_labels_and_seeds(classy, kw):
+    student = sfd(classy, TINY, show=False)
+    with pytest.raises(ValueError, match='label|seed'): student.sample(3, **kw)
+
+
+def test_one_class_may_be_given_in_any_form(classy):
+    student = sfd(classy, TINY, show=False)
+    want = student.sample(3, label=2)
+    for label in (torch.tensor(2), [2, 2, 2], torch.full((3,), 2)): assert torch.equal(student.sample(3, label=label), want)
+
+
+def test_configuration_must_be_one(teacher):
+    with pytest.raises(TypeError, match='cfg must be an SFDConfig'): sfd(teacher, 'demo')

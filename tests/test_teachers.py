@@ -145,6 +145,10 @@ def test_x_on_another_device_refused(make):
     with pytest.raises(ValueError, match='x is on meta but the denoiser is on cpu'): make()(torch.zeros(4, 2, device='meta'), 1.)
 
 
+def test_x_of_another_dtype_refused():
+    with pytest.raises(TypeError, match='x is torch.float64 but the denoiser is torch.float32'): edm()(torch.zeros(4, 2, dtype=torch.float64), 1.)
+
+
 @pytest.mark.parametrize('shape', [(4, 1), (4, 3), (4, 2, 2)], ids=str)
 @pytest.mark.parametrize('make', [lambda: mixture(2), edm, vp], ids=['mixture', 'edm', 'vp'])
 def test_x_of_wrong_shape_refused(make, shape):
