@@ -250,5 +250,5 @@ def fit(
                 run.seconds = past + time.monotonic() - begin
                 run.record(float(total)/max(n, 1)); total, n = 0., 0
             if saving and run.folder: _save(run)
-            if last: break
+            if ctrl_c.asked: break
     return Fit(model, run.ema.module if run.ema is not None else None, run.history, run.seconds)
