@@ -12,7 +12,7 @@ from torch import Tensor
 from .core import check_choice, check_int
 
 # %% auto #0
-__all__ = ['BRANCH_WEIGHTS', 'NORMS', 'branch_weights', 'dense_alignment_loss']
+__all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
 
 # %% ../nbs/08_losses.ipynb #64684352
 BRANCH_WEIGHTS = ('linear', 'uniform', 'endpoint')
@@ -33,6 +33,15 @@ def branch_weights(
         if not torch.isfinite(w).all() or (w < 0).any() or w.sum() <= 0: raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {kind!r}')
     return w/w.sum()
 
+# %% ../nbs/08_losses.ipynb #1cb69492
+def scheduled_weights(
+    start: Tensor, # [K], as `branch_weights` gives them: at the beginning
+    end: Tensor | None, # [K], at the end; None: they stay
+    done: float, # share of training that is done, in [0, 1]
+) -> Tensor: # [K], sums to 1
+    "Branch weights on their straight way from one set to another."
+    return start if end is None else torch.lerp(start, end, done)
+
 # %% ../nbs/08_losses.ipynb #2782b5e6
 NORMS = {'l1': lambda a, b: (a - b).abs(), 'l2': lambda a, b: (a - b).square(),
          'huber': lambda a, b: F.huber_loss(a, b, reduction='none')}
@@ -43,11 +52,28 @@ def dense_alignment_loss(
     target: Tensor, # [B, K, *D], the teacher's states (or the targets made from them)
     weights: Tensor, # [K], as `branch_weights` gives them
     norm: str = 'l1', # a key of `NORMS`; Huber's corner is at 1
+    sample_weights: Tensor | None = None, # [B], a factor for every sample; None: 1
 ) -> Tensor: # scalar
     "Distance summed over pixels, averaged over the batch, weighted over the branches."
     check_choice('norm', norm, NORMS)
     if pred.shape != target.shape or pred.ndim < 3: raise ValueError(f'pred and target must have the same shape [B, K, *D], got {tuple(pred.shape)} and {tuple(target.shape)}')
     if not isinstance(weights, Tensor): raise TypeError(f'weights must be a tensor, as `branch_weights` gives it, got {type(weights).__name__}')
     if weights.shape != pred.shape[1:2]: raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, got shape {tuple(weights.shape)}')
-    per_branch = NORMS[norm](pred, target).flatten(2).sum(2).mean(0)
+    distance = NORMS[norm](pred, target).flatten(2).sum(2)
+    if sample_weights is not None:
+        if sample_weights.shape != pred.shape[:1]: raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} samples, got shape {tuple(sample_weights.shape)}')
+        distance = distance*sample_weights.to(distance)[:, None]
+    per_branch = distance.mean(0)
     return per_branch @ weights.to(per_branch)
+
+# %% ../nbs/08_losses.ipynb #fd7e40a2
+SNR_WEIGHTS = ('trunc', 'const', 'snr', 'snr+1')
+
+def snr_weight(
+    sigma: Tensor, # [B], noise levels of the inputs, above 0
+    kind: str = 'trunc', # one of `SNR_WEIGHTS`
+) -> Tensor: # [B], in the dtype of sigma
+    "Weight of a squared error in the clean estimate: truncated SNR, 1, SNR (an error in eps), or SNR + 1 (an error in v)."
+    check_choice('SNR weight', kind, SNR_WEIGHTS)
+    snr = 1/sigma**2
+    return {'trunc': snr.clamp(min=1.), 'const': torch.ones_like(snr), 'snr': snr, 'snr+1': snr + 1}[kind]

@@ -4,16 +4,18 @@
 
 # %% ../nbs/07_targets.ipynb #98d0c1ec
 from __future__ import annotations
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from .core import Trajectory, check_choice, check_int
+from .samplers import euler_step
+from .teachers import as_column
 
 # %% auto #0
 __all__ = ['BRANCH_STEPS', 'Segment', 'check_branched', 'segments', 'check_substeps', 'branch_states', 'step_ratios',
-           'progressive_targets', 'TrajectoryBank']
+           'progressive_targets', 'average_weights', 'progressive_segment', 'branch_targets']
 
 # %% ../nbs/07_targets.ipynb #94e1ca4e
 @dataclass(frozen=True)
@@ -23,12 +25,9 @@ class Segment:
     sigma: float | Tensor # its noise level, [] or [B]
     sigmas_k: Tensor # [K] or [B, K], the noise levels inside the step, descending; the last is where the step ends
     states: Tensor # [B, K, *D], the teacher's states there
+    x0s: Tensor | None = None # [B, K, *D], clean estimates that land on the states, where known better than rounded states can tell
 
     def __post_init__(self): check_branched('states', self.states, self.x_t, self.sigmas_k)
-
-    def at(self, x_t: Tensor) -> Segment:
-        "The same teacher states, seen from another input."
-        return dataclasses.replace(self, x_t=x_t)
 
 def check_branched(name: str, value: Tensor, x_t: Tensor, sigmas_k: Tensor) -> None:
     "Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide it."
@@ -92,29 +91,49 @@ def progressive_targets(
     ratio = step_ratios(x, sigma, sigmas_k)
     return ((wide - ratio*x[:, None])/(1 - ratio)).to(states.dtype)
 
-# %% ../nbs/07_targets.ipynb #ce900279
-@dataclass(frozen=True)
-class TrajectoryBank:
-    "Teacher trajectories from per-sample seeds, kept in memory for every run that asks for the same ones."
-    seeds: range # one per trajectory, consecutive
-    labels: Tensor | None # [n], int64
-    traj: Trajectory # xs [n_fine+1, n, *D]
-    solver: str | None = None # that walked them; None: not known
+# %% ../nbs/07_targets.ipynb #9b0a720b
+def average_weights(
+    levels: Tensor, # [S+1] or [B, S+1], descending; the first is the input's, the last may be 0
+) -> Tensor: # [S, S] or [B, S, S], float64, lower triangular; row k sums to 1
+    "How much each of the teacher's S clean estimates counts in the target of each level below the input's."
+    s = torch.as_tensor(levels, dtype=torch.float64)
+    S = s.shape[-1] - 1
+    ratio = s[..., 1:, None]/s[..., None, :].clamp(min=torch.finfo(s.dtype).tiny) # [.., S, S+1], s_k/s_j
+    ratio[..., range(S), range(1, S + 1)] = 1.                                     # s_k/s_k, at level 0 too
+    return (ratio.diff(dim=-1)/(1 - ratio[..., :1])).tril()
 
-    def __post_init__(self):
-        n = self.traj.xs.shape[1]
-        if self.seeds.step != 1 or len(self.seeds) != n: raise ValueError(f'a bank of {n} trajectories needs {n} consecutive seeds, got {self.seeds}')
-        if self.labels is not None and self.labels.shape != (n,): raise ValueError(f'a bank of {n} trajectories needs {n} labels or None, got shape {tuple(self.labels.shape)}')
+# %% ../nbs/07_targets.ipynb #a587b9fc
+@torch.no_grad()
+def progressive_segment(
+    teacher: Callable, # D(x, sigma, label) -> x0_hat
+    x_t: Tensor, # [B, *D], noised data
+    levels: Tensor, # [B, S+1], float64: its noise level and the teacher's next S; the last may be 0
+    K: int, # branches; divides S
+    label: Tensor | None = None, # [B], int64
+    raw: bool = False, # the naive target instead: the teacher's own estimate at the level before each state
+) -> Segment: # the teacher's DDIM steps from x_t; S network calls
+    "Let the teacher take S DDIM steps from noised data, and keep K of the states and the targets that land on them."
+    S = levels.shape[-1] - 1
+    check_substeps(S, S, K)
+    said, x = [], x_t
+    for j in range(S):
+        said.append(teacher(x, levels[:, j], label))
+        if j + 1 < S: x = euler_step(x, said[-1], 1., as_column(levels[:, j + 1]/levels[:, j], x))
+    weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S) if raw else average_weights(levels)
+    rows = weights[:, S//K - 1::S//K].to(x)
+    x0s = torch.einsum('bks,bs...->bk...', rows, torch.stack(said, 1))
+    sigmas_k = levels[:, S//K::S//K]
+    return Segment(x_t, levels[:, 0], sigmas_k, branch_states(x0s, x_t, levels[:, 0], sigmas_k), x0s)
 
-    def batch(self,
-        seeds: range, # which trajectories, consecutive
-        sigmas: Tensor, # the grid they must be on
-        solver: str | None = None, # the solver they must be from; None: any
-    ) -> tuple[Trajectory, Tensor | None]: # the trajectories and their labels
-        "Look trajectories up by their seeds."
-        if not torch.equal(sigmas, self.traj.sigmas): raise ValueError('this bank was computed on another grid of noise levels')
-        if solver is not None and self.solver is not None and solver != self.solver: raise ValueError(f'this bank was computed with solver {self.solver!r}, the run asks for {solver!r}')
-        if seeds.step != 1 or seeds.start < self.seeds.start or seeds.stop > self.seeds.stop:
-            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, the run asks for {seeds}')
-        rows = slice(seeds.start - self.seeds.start, seeds.stop - self.seeds.start)
-        return Trajectory(sigmas, self.traj.xs[:, rows]), None if self.labels is None else self.labels[rows]
+# %% ../nbs/07_targets.ipynb #44dc9464
+def branch_targets(
+    seg: Segment,
+    step: str = 'own', # how branches step, see `branch_states`
+) -> Tensor: # [B, K, *D], clean estimates
+    "What each branch must predict so that its step lands on its own state."
+    check_choice('branch step', step, BRANCH_STEPS)
+    x0s = seg.x0s if seg.x0s is not None else progressive_targets(seg.states, seg.x_t, seg.sigma, seg.sigmas_k)
+    if step == 'own': return x0s
+    ratio = step_ratios(seg.x_t, seg.sigma, seg.sigmas_k)
+    end = ratio[:, -1:]
+    return x0s + (ratio - end)/(1 - end)*(seg.x_t[:, None] - x0s)

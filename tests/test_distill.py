@@ -8,12 +8,13 @@ import pytest
 import torch
 from bdense_nb.branches import branch
 from bdense_nb.core import sample_noise
-from bdense_nb.distill import SFDConfig, Student, load_student, local_segment, preset, sfd, sfd_step, teacher_bank, teacher_trajectory
+from bdense_nb.distill import SFDConfig, Student, load_student, preset, sfd, sfd_step, teacher_bank
+from bdense_nb.sfd import local_segment
 from bdense_nb.losses import NORMS, branch_weights
 from bdense_nb.nets import MLP, UNet
 from bdense_nb.samplers import SOLVERS, trajectory
 from bdense_nb.schedules import linear_alpha_bar
-from bdense_nb.targets import BRANCH_STEPS, TrajectoryBank
+from bdense_nb.targets import BRANCH_STEPS
 from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, VPDenoiser
 
 TINY = SFDConfig(steps=2, batch=4, lr=1e-3, shape=(2,))

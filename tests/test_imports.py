@@ -14,11 +14,15 @@ ALLOWED = {  # module: the modules it may import
     'samplers': 'core schedules teachers',
     'branches': 'core nets teachers',
     'targets': 'core schedules teachers samplers',
+    'trajectories': 'core teachers samplers training',
+    'students': 'core teachers samplers branches trajectories',
+    'sfd': 'core schedules teachers samplers branches targets losses training trajectories students',
+    'progressive': 'core schedules teachers branches targets losses training trajectories students',
     'metrics': 'core data nets training',
     'viz': 'core data schedules teachers samplers targets metrics',
-    'distill': 'core data schedules nets training teachers samplers branches targets losses',
-    'widgets': 'core data schedules nets training teachers samplers branches targets losses distill metrics viz',
-    'cli': 'core data schedules nets training teachers samplers branches targets losses distill metrics viz widgets',
+    'distill': 'core trajectories students sfd progressive',
+    'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
+    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz widgets',
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
 
