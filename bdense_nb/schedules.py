@@ -210,15 +210,15 @@ def make_sigmas(
 # %% ../nbs/02_schedules.ipynb #dd78fda8
 def nested_sigmas(
     n_steps: int, # student steps, at least 1
-    K: int, # teacher steps inside one student step, at least 1
+    substeps: int, # teacher steps inside one student step, at least 1
     schedule: str = 'karras', # a key of `SCHEDULES`
     sigma_min: float = 0.002, # last noise level, > 0
     sigma_max: float = 80., # first noise level
-) -> tuple[Tensor, Tensor]: # teacher's grid [n_steps*K+1] and student's [n_steps+1], both float64; the second is a slice of the first
-    "One fine grid for the teacher, and every `K`-th of its points for the student."
-    check_int('n_steps', n_steps, 1); check_int('K', K, 1)
-    fine = make_sigmas(schedule, n_steps*K, sigma_min, sigma_max)
-    return fine, fine[::K]
+) -> tuple[Tensor, Tensor]: # teacher's grid [n_steps*substeps+1] and student's [n_steps+1], both float64; the second is a slice of the first
+    "One fine grid for the teacher, and every `substeps`-th of its points for the student."
+    check_int('n_steps', n_steps, 1); check_int('substeps', substeps, 1)
+    fine = make_sigmas(schedule, n_steps*substeps, sigma_min, sigma_max)
+    return fine, fine[::substeps]
 
 # %% ../nbs/02_schedules.ipynb #a27460c1
 PREDICTIONS = ('x0', 'eps', 'v') # what a network may predict
