@@ -75,7 +75,7 @@ def dpmpp_step(
     levels: Sequence[float], # noise levels, newest first: next (> 0), current, and one for each older value
     predict: str = 'x0', # what the values are: 'x0' or 'eps' (the slope)
 ) -> Tensor: # [B, *D], state at `levels[0]`
-    "DPM-Solver++ multistep (Lu et al. 2022b): exact for a model value that is polynomial in log sigma, up to the published third-order slip."
+    "DPM-Solver++ multistep (Lu et al. 2022b): order 1 holds the model value, order 2 adds its last slope in log sigma (as published: half of phi1 times it), order 3 its bend too."
     s, t = levels[:2]
     lam = [-math.log(v) for v in levels]
     h = lam[0] - lam[1]
