@@ -4,7 +4,6 @@
 
 # %% ../nbs/10_students.ipynb #eafbad85
 from __future__ import annotations
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +31,21 @@ def branched_student(
     start = teacher if student is None else student
     if not isinstance(start, NetDenoiser):
         raise TypeError(f'the student starts as a copy of the teacher, which must then be a network (EDMDenoiser, VPDenoiser); got {type(start).__name__}: pass a network as student=')
+    if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
+        raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student {start.n_classes}')
     return branch(start, K, layer).train()
+
+# %% ../nbs/10_students.ipynb #f5ef09e4
+def _labels(label: int | Sequence[int] | Tensor | None, n: int, n_classes: int) -> Tensor | None: # [n]
+    "The classes that a caller asks for, checked before any work."
+    if label is None: return None
+    if not n_classes: raise ValueError('this student has no classes, so label must be None')
+    try: given = torch.as_tensor(label).cpu()
+    except (TypeError, ValueError, RuntimeError): raise ValueError(f'label must be one class or {n} of them, got {label!r}') from None
+    if given.ndim == 0: given = given.expand(n)
+    if given.dtype != torch.long or given.shape != (n,): raise ValueError(f'label must be one class or {n} of them, whole numbers, got {given.dtype} of shape {tuple(given.shape)}')
+    if not 0 <= int(given.min()) <= int(given.max()) < n_classes: raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(given.min())} to {int(given.max())}')
+    return given
 
 # %% ../nbs/10_students.ipynb #875cd5ef
 @dataclass
@@ -51,21 +64,15 @@ class Student:
     def sample(self,
         n: int, # how many
         seed: int = 0, # sample i depends on seed + i alone
-        label: int | Tensor | None = None, # one class for all, [n] classes, or None: drawn from the seeds
-        batch: int = 256, # at a time; changes speed and memory, not the samples
+        label: int | Sequence[int] | Tensor | None = None, # one class for all, [n] classes, or None: drawn from the seeds
+        batch: int = 256, # at a time; changes speed and memory, and the samples by rounding alone
     ) -> Tensor: # [n, *D], on the CPU
         "Generate samples."
-        check_int('n', n, 1); check_int('batch', batch, 1)
-        check_int('seed', seed, 0)
-        if label is not None:
-            try: given = torch.as_tensor(label)
-            except (TypeError, ValueError, RuntimeError): raise ValueError(f'label must be one class or {n} of them, got {label!r}') from None
-            label = given.expand(n) if given.ndim == 0 else given
-            if label.dtype != torch.long or label.shape != (n,): raise ValueError(f'label must be one class or {n} of them, whole numbers, got {label.dtype} of shape {tuple(label.shape)}')
-        out = []
+        check_int('n', n, 1); check_int('batch', batch, 1); check_int('seed', seed, 0)
+        asked, out = _labels(label, n, getattr(self.denoiser, 'n_classes', 0)), []
         for i in range(0, n, batch):
             x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
-            given = drawn if label is None else label[i:i + batch].to(x.device)
+            given = drawn if asked is None else asked[i:i + batch].to(x.device)
             out.append(sample(self.denoiser, x, self.sigmas, afs=self.afs, label=given).cpu())
         return torch.cat(out)
 
@@ -80,7 +87,8 @@ class Student:
     def save(self, folder: Path | str) -> None:
         "Write weights (safetensors) and a JSON that says how to sample."
         how = dict(sigmas=self.sigmas.tolist(), afs=self.afs, shape=list(self.shape))
-        save_denoiser(self.denoiser, folder, dict(student=how, **self.about))
+        try: save_denoiser(self.denoiser, folder, dict(student=how, **self.about))
+        except ValueError as e: raise ValueError(f'{e}. To keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
 
 # %% ../nbs/10_students.ipynb #2a4522c9
 def load_student(
@@ -89,6 +97,7 @@ def load_student(
 ) -> Student:
     "Read a student back."
     about = dict(read_about(folder).get('about', {}))
-    if 'student' not in about: raise ValueError(f'{folder} holds a denoiser but not a student: its config.json does not say how to sample')
-    how = about.pop('student')
+    how = about.pop('student', {})
+    if missing := [k for k in ('sigmas', 'afs', 'shape') if k not in how]:
+        raise ValueError(f'{folder} holds a denoiser but not a student: its config.json does not say how to sample ({", ".join(missing)})')
     return Student(load_denoiser(folder, device), torch.tensor(how['sigmas'], dtype=torch.float64), how['afs'], tuple(how['shape']), about)

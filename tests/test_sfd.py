@@ -1,0 +1,482 @@
+"SFD in a matrix of settings, against the host and against a second implementation; bad input, determinism, resumption."
+import copy
+import json
+from dataclasses import asdict, replace
+from itertools import product
+
+import pytest
+import torch
+from bdense_nb import sfd as sfd_module
+from bdense_nb.branches import branch
+from bdense_nb.core import sample_noise
+from bdense_nb.losses import NORMS, branch_weights
+from bdense_nb.nets import MLP, UNet
+from bdense_nb.samplers import SOLVERS, afs_x0, euler_step, trajectory
+from bdense_nb.schedules import linear_alpha_bar
+from bdense_nb.sfd import SFDConfig, local_segment, sfd, sfd_step, teacher_bank
+from bdense_nb.students import Student, branched_student
+from bdense_nb.targets import BRANCH_STEPS
+from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser
+from bdense_nb.training import fit
+from bdense_nb.trajectories import TrajectoryBank, frozen_copy
+from torch import nn
+
+TINY = SFDConfig(steps=2, batch=4, lr=1e-3, shape=(2,))
+
+
+def shaken(denoiser, seed=0):
+    "Random instead of zero output weights, so that something depends on everything."
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in denoiser.parameters(): p.copy_(torch.randn(p.shape, generator=g)*.2)
+    return denoiser.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope='module')
+def teacher(): return shaken(EDMDenoiser(MLP(width=8, depth=1)))
+
+
+@pytest.fixture(scope='module')
+def classy(): return shaken(EDMDenoiser(MLP(width=8, depth=1, n_classes=5)))
+
+
+@pytest.fixture(scope='module')
+def blobs(): return MixtureDenoiser(torch.tensor([[1., 0.], [-1., .5]]), torch.tensor([.2, .3]), torch.tensor([.4, .6]))
+
+
+def params(student): return list((student.denoiser if isinstance(student, Student) else student).state_dict().values())
+def same(a, b): return all(torch.equal(p, q) for p, q in zip(params(a), params(b), strict=True))
+
+
+def check(teacher, cfg):
+    before = copy.deepcopy(teacher)
+    student = sfd(teacher, cfg, show=False)
+    assert all(torch.isfinite(p).all() for p in params(student)) and not same(student, before)
+    assert same(before, teacher) and not {p.data_ptr() for p in params(student)} & {p.data_ptr() for p in params(teacher)}
+    assert student.nfe == cfg.nfe and torch.isfinite(student.sample(3)).all()
+    assert params(student)[0].shape == params(teacher)[0].shape and student.denoiser.state_dict().keys() == teacher.state_dict().keys()
+
+
+# --- the matrix ---
+
+@pytest.mark.parametrize('solver', SOLVERS)
+@pytest.mark.parametrize('K', [1, 2, 4])
+def test_every_teacher_solver(teacher, solver, K):
+    check(teacher, replace(TINY, solver=solver, K=K))
+
+
+@pytest.mark.parametrize('K, substeps', [(1, 1), (2, 2), (3, 3), (3, 6), (2, 6), (1, 7)])
+def test_every_division(teacher, K, substeps):
+    check(teacher, replace(TINY, K=K, substeps=substeps))
+
+
+@pytest.mark.parametrize('step, states, afs, loss', list(product(BRANCH_STEPS, ['global', 'local'], [True, False], NORMS)))
+def test_every_option(classy, step, states, afs, loss):
+    check(classy, replace(TINY, branch_step=step, teacher_states=states, afs=afs, loss=loss))
+
+
+@pytest.mark.parametrize('nfe, afs', list(product([1, 2, 3, 4], [True, False])))
+def test_every_number_of_calls(teacher, nfe, afs):
+    check(teacher, replace(TINY, nfe=nfe, afs=afs, K=2))
+
+
+@pytest.mark.parametrize('make', [lambda net: EDMDenoiser(net), *(lambda net, p=p: VPDenoiser(net, linear_alpha_bar(), p) for p in ('eps', 'x0', 'v'))], ids=['edm', 'eps', 'x0', 'v'])
+def test_images_with_classes(make):
+    check(shaken(make(UNet(widths=(8, 32), n_classes=3))), replace(TINY, shape=(1, 8, 8), K=2))
+
+
+# --- K = 1 is the host ---
+
+def host_step(teacher, student, cfg, i):
+    "SFD without branches, written out: one loss for every student step that calls the network."
+    fine, nodes = cfg.grids
+    x, label = cfg.sigma_max*sample_noise(cfg.seeds(i), cfg.shape), None
+    y = trajectory(teacher, x, fine, cfg.solver, label=label)[::cfg.substeps]
+    for n, (t, s) in enumerate(zip(nodes[:-1].tolist(), nodes[1:].tolist())):
+        if cfg.afs and n == 0: x = euler_step(x, afs_x0(x, t), t, s); continue
+        x0_hat = student(x, t)
+        landed = x0_hat + torch.tensor(s/t)*(x - x0_hat)
+        yield (landed - y[n + 1]).abs().flatten(1).sum(1).mean()
+        x = landed.detach()
+
+
+@pytest.mark.parametrize('make, shape', [(lambda: EDMDenoiser(MLP(width=8, depth=1)), (2,)), (lambda: EDMDenoiser(UNet(widths=(8, 32))), (1, 8, 8)),
+                                         (lambda: VPDenoiser(MLP(width=8, depth=1), linear_alpha_bar(), 'v'), (2,))], ids=['edm', 'image', 'v'])
+@pytest.mark.parametrize('changes', [dict(), dict(nfe=3, afs=False, solver='heun'), dict(substeps=3, branch_step='end', branch_weights='uniform')], ids=str)
+def test_one_branch_has_the_hosts_losses_and_gradients(make, shape, changes):
+    cfg, source = replace(TINY, K=1, batch=16, shape=shape, **changes), shaken(make())
+    host, ours = copy.deepcopy(source).requires_grad_(True).train(), branched_student(source, None, 1, 'out')
+    opts = [torch.optim.Adam(m.parameters(), 1e-3) for m in (host, ours)]
+    for i in range(3):
+        for a, b in zip(host_step(source, host, cfg, i), sfd_step(source, cfg)(ours, i), strict=True):
+            for opt, loss in zip(opts, (a, b)): opt.zero_grad(); loss.backward()
+            assert torch.equal(a, b)
+            for p, q in zip(host.parameters(), ours.parameters(), strict=True): assert p.grad is q.grad is None or torch.equal(p.grad, q.grad)
+            for opt in opts: opt.step()
+
+
+def test_one_branch_is_the_host_over_a_whole_run(teacher):
+    cfg = replace(TINY, K=1, steps=12, batch=16)
+    host = copy.deepcopy(teacher).requires_grad_(True).train()
+    opt = torch.optim.Adam(host.parameters(), cfg.lr)
+    for i in range(cfg.steps):
+        for loss in host_step(teacher, host, cfg, i): opt.zero_grad(); loss.backward(); opt.step()
+        if 2*i >= cfg.steps: opt.param_groups[0]['lr'] = cfg.lr*.1
+    assert same(host, sfd(teacher, cfg, show=False))
+
+
+def test_endpoint_weights_have_the_hosts_gradients(teacher):
+    cfg = replace(TINY, batch=16)
+    host, dense = branched_student(teacher, None, 1, 'out').double(), branched_student(teacher, None, 4, 'out').double()
+    exact, wide = copy.deepcopy(teacher).double(), sample_noise(cfg.seeds(0), cfg.shape).double()*cfg.sigma_max
+    grads = []
+    for model, K in ((host, 1), (dense, 4)):
+        c = replace(cfg, K=K, branch_weights='endpoint')
+        bank = TrajectoryBank(c.plan, c.seeds(0), '', 4, [{'xs': trajectory(exact, wide[i:i + 4], c.grids[0], c.solver).xs.transpose(0, 1)} for i in range(0, 16, 4)])
+        next(sfd_step(exact, c, bank)(model, 0)).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, g in grads[0].items():
+        if name.startswith('denoiser.net.out'):
+            *idle, last = grads[1][name].unflatten(0, (4, 2))
+            assert all((h == 0).all() for h in idle)
+        else: last = grads[1][name]
+        torch.testing.assert_close(last, g, rtol=1e-12, atol=1e-12)
+
+
+# --- against a second implementation, written from the paper's formulas ---
+
+def second(teacher, cfg):
+    student = branch(teacher, cfg.K).train()
+    opt = torch.optim.Adam(student.parameters(), cfg.lr)
+    fine, M = cfg.grids[0].tolist(), cfg.substeps
+    for i in range(cfg.steps):
+        first, last = (branch_weights(cfg.K, w or cfg.branch_weights).tolist() for w in (cfg.branch_weights, cfg.branch_weights_end))
+        w = [a + (b - a)*i/cfg.steps for a, b in zip(first, last)]
+        x = cfg.sigma_max*sample_noise(cfg.seeds(i), cfg.shape)
+        ys = trajectory(teacher, x, fine, cfg.solver, afs=cfg.teacher_afs).xs
+        for n in range(cfg.n_steps):
+            t, end = fine[n*M], fine[(n + 1)*M]
+            if cfg.afs and n == 0: x = x + (end - t)*x/(1 + t*t)**.5; continue
+            if cfg.teacher_states == 'local': ys = torch.cat([ys[:n*M], trajectory(teacher, x, fine[n*M:(n + 1)*M + 1], cfg.solver).xs])
+            D, loss = student(x, t), 0.
+            for k in range(1, cfg.K + 1):
+                j = n*M + k*M//cfg.K
+                landed = x + ((fine[j] if cfg.branch_step == 'own' else end) - t)*(x - D[:, k-1])/t
+                loss = loss + w[k-1]*(landed - ys[j]).abs().sum()/cfg.batch
+            opt.zero_grad(); loss.backward(); opt.step()
+            x = landed.detach()
+        if 2*i >= cfg.steps: opt.param_groups[0]['lr'] = .1*cfg.lr
+    return student.denoiser.net.out.weight[-2:], student.denoiser.net.stem.weight
+
+
+@pytest.mark.parametrize('changes', [dict(K=1), dict(), dict(K=2), dict(K=3, substeps=6), dict(afs=False, sigma_max=10.), dict(branch_step='end'), dict(branch_weights=(3., 1., 0., 2.)), dict(nfe=4),
+                                     dict(solver='heun'), dict(schedule='logsnr', sigma_max=20.), dict(teacher_states='local', solver='euler'), dict(teacher_states='local', solver='dpm2', K=2),
+                                     dict(teacher_afs=True), dict(branch_weights='uniform', branch_weights_end='endpoint')], ids=str)
+def test_agrees_with_a_second_implementation(teacher, changes):
+    cfg = replace(TINY, steps=6, batch=16, **changes)
+    ours = sfd(teacher, cfg, show=False).denoiser.net
+    out, stem = second(teacher, cfg)
+    for a, b, c in ((ours.out.weight, out, teacher.net.out.weight), (ours.stem.weight, stem, teacher.net.stem.weight)):
+        assert (a - b).norm() < 2e-2*(a - c).norm()     # Adam amplifies rounding where gradients are small
+
+
+# --- one update per student step, and nothing between them ---
+
+class Spy(EDMDenoiser):
+    "Notes each network call: is it the student's, with which labels, does its input carry a gradient?"
+    calls: list = []
+    def raw(self, x, sigma, label=None):
+        Spy.calls.append((self.training, None if label is None else label.tolist(), x.requires_grad, x.clone()))
+        return super().raw(x, sigma, label)
+
+
+@pytest.mark.parametrize('states, afs, teacher_calls', [('global', True, 12), ('global', False, 8), ('local', True, 8), ('local', False, 8)])
+def test_calls_of_an_iteration(states, afs, teacher_calls):
+    spy, cfg = shaken(Spy(MLP(width=8, depth=1, n_classes=5))), replace(TINY, teacher_states=states, afs=afs, solver='euler')
+    Spy.calls.clear()
+    list(sfd_step(spy, cfg)(branch(spy, 4).train(), 0))
+    student, teacher = ([c for c in Spy.calls if c[0] == who] for who in (True, False))
+    assert (len(teacher), len(student)) == (teacher_calls, 2)
+    assert len({tuple(c[1]) for c in Spy.calls}) == 1 and len(set(Spy.calls[0][1])) > 1     # one set of random labels for both
+    assert not any(c[2] for c in student)                                                   # no gradient crosses student steps
+
+
+def test_the_next_step_starts_where_the_endpoint_branch_landed_before_the_update():
+    spy, cfg = shaken(Spy(MLP(width=8, depth=1))), replace(TINY, nfe=3)
+    model, nodes = branch(spy, 4).train(), cfg.grids[1].tolist()
+    opt, landed = torch.optim.SGD(model.parameters(), .1), None
+    Spy.calls.clear()
+    for n, loss in enumerate(sfd_step(spy, cfg)(model, 0), 1):
+        x = [c for c in Spy.calls if c[0]][-1][3]
+        if landed is not None: assert torch.equal(x, landed)
+        with torch.no_grad(): D = copy.deepcopy(model).eval()(x, nodes[n])[:, -1]
+        landed = D + torch.tensor(nodes[n + 1]/nodes[n])*(x - D)
+        opt.zero_grad(); loss.backward(); opt.step()
+    assert n == 3
+
+
+@pytest.mark.parametrize('nfe, afs', [(1, True), (2, True), (3, False)])
+def test_one_update_for_each_student_step(teacher, monkeypatch, nfe, afs):
+    taken, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, 'step', lambda self, *a, **kw: (taken.append(1), step(self, *a, **kw))[1])
+    sfd(teacher, replace(TINY, steps=5, nfe=nfe, afs=afs), show=False)
+    assert len(taken) == 5*nfe
+
+
+def test_dropout_is_active_in_the_student_alone():
+    def run(p):
+        return sfd(shaken(EDMDenoiser(UNet(widths=(8, 32), dropout=p))), replace(TINY, shape=(1, 8, 8)), show=False)
+    assert same(run(.3), run(.3)) and not same(run(.3), run(0.))
+    wet, dry = (teacher_bank(shaken(EDMDenoiser(UNet(widths=(8, 32), dropout=p))).train(), replace(TINY, shape=(1, 8, 8)), show=False) for p in (.3, 0.))
+    assert torch.equal(wet.batch(wet.seeds)[0].xs, dry.batch(dry.seeds)[0].xs)
+
+
+def test_learning_rate_drops_once(teacher):
+    rates = [h['lr'] for h in sfd(teacher, replace(TINY, steps=20), show=False).about['history']]
+    assert rates == [1e-3]*11 + [1e-3*.1]*9
+
+
+# --- weights that move ---
+
+@pytest.mark.parametrize('start, end', [('linear', 'endpoint'), ('uniform', (1., 0., 0., 3.)), ('linear', None)])
+def test_weights_are_as_promised(teacher, monkeypatch, start, end):
+    seen, loss = [], sfd_module.dense_alignment_loss
+    monkeypatch.setattr(sfd_module, 'dense_alignment_loss', lambda pred, target, weights, norm: (seen.append(weights), loss(pred, target, weights, norm))[1])
+    cfg = replace(TINY, steps=8, branch_weights=start, branch_weights_end=end)
+    sfd(teacher, cfg, show=False)
+    assert len(seen) == 8*cfg.nfe
+    first = branch_weights(4, start)
+    last = first if end is None else branch_weights(4, end)
+    for n, w in enumerate(seen):
+        torch.testing.assert_close(w, first + (last - first)*(n//cfg.nfe)/8, rtol=0, atol=1e-15)
+        assert abs(float(w.sum()) - 1) < 1e-15
+
+
+@pytest.mark.parametrize('kind', ['linear', 'uniform', 'endpoint', (3., 1., 0., 2.)], ids=str)
+def test_weights_that_end_where_they_begin_are_constant(teacher, kind):
+    cfg = replace(TINY, steps=6, branch_weights=kind)
+    assert same(sfd(teacher, cfg, show=False), sfd(teacher, replace(cfg, branch_weights_end=kind), show=False))
+
+
+def test_moving_weights_change_the_run(teacher):
+    assert not same(sfd(teacher, TINY, show=False), sfd(teacher, replace(TINY, branch_weights_end='endpoint'), show=False))
+
+
+# --- teachers in closed form, other networks ---
+
+class ByLevel(NetDenoiser):
+    "D(x, sigma) = w x, with one number for each student level and branch."
+    def __init__(self, levels):
+        net = nn.Module(); net.out = nn.Linear(len(levels), 1, bias=False)
+        super().__init__(net); self.levels = levels.float()
+    def raw(self, x, sigma, label=None): return self.net.out.weight[:, (self.levels - sigma).abs().argmin()].expand(len(x), -1)
+    def to_x0(self, raw, x, sigma): return raw*x
+
+
+@pytest.mark.parametrize('states', ['global', 'local'])
+def test_reaches_its_closed_form(states):
+    cfg = SFDConfig(solver='euler', steps=400, batch=64, lr=5e-3, lr_schedule='cosine', shape=(1,), teacher_states=states)
+    (fine, nodes), K, c = cfg.grids, 4, .5
+    B = torch.cat([torch.ones(1), 1 + fine.diff()*fine[:-1]/(c**2 + fine[:-1]**2)]).cumprod(0)
+    A = 1 + (nodes[1] - nodes[0])/(1 + nodes[0]**2).sqrt()
+    best = torch.stack([1 - nodes[n]/(nodes[n] - fine[n*K+1:n*K+K+1])*(1 - B[n*K+1:n*K+K+1]/(at if states == 'global' else B[n*K])) for n, at in ((1, A), (2, B[8]))])
+    if states == 'global': assert torch.allclose(best.flatten(), torch.tensor([.00241, .00334, .00567, .0107, .35778, .4484, .4923, .50725]).double(), atol=6e-6)
+    exact = GaussianDenoiser(0., c)
+    start = ByLevel(nodes)
+    start.net.out.weight.data = (c**2/(c**2 + nodes**2)).float()[None]
+    model = branched_student(exact, start, K, 'out')
+    fit(model, sfd_step(exact, cfg), cfg.train_config, show=False)
+    learned = model.denoiser.net.out.weight.detach()[:, 1:3].T.double()
+    assert (learned - best).abs().max() < 2e-4
+    assert torch.equal(learned[:, -1].float(), sfd(exact, cfg, show=False, student=start).denoiser.net.out.weight[0, 1:3])
+
+
+@pytest.mark.parametrize('K, states, loss', [(1, 'global', 'l1'), (4, 'global', 'huber'), (2, 'local', 'l2')])
+def test_a_closed_form_teaches_a_network(teacher, blobs, K, states, loss):
+    cfg = replace(TINY, K=K, teacher_states=states, loss=loss, steps=4)
+    bank = teacher_bank(blobs, cfg, show=False)
+    before = copy.deepcopy(teacher)
+    student = sfd(blobs, cfg, show=False, student=teacher)
+    assert same(student, sfd(blobs, cfg, bank, show=False, student=teacher)) and same(before, teacher) and not same(before, student)
+    assert student.denoiser.state_dict().keys() == teacher.state_dict().keys() and student.sample(5).shape == (5, 2)
+
+
+def test_a_network_may_teach_another(teacher):
+    wide = shaken(EDMDenoiser(MLP(width=12, depth=2)))
+    student = sfd(teacher, TINY, show=False, student=wide)
+    assert params(student)[0].shape == params(wide)[0].shape and not same(student, wide)
+
+
+class Renamed(nn.Module):
+    "A foreign network whose output layer is called head.last."
+    def __init__(self):
+        super().__init__(); self.body = nn.Linear(3, 8); self.head = nn.ModuleDict({'last': nn.Linear(8, 2)})
+    def forward(self, x, noise, label=None):
+        return self.head['last'](self.body(torch.cat([x, noise.expand(len(x))[:, None]], 1)).tanh())
+
+
+def test_an_output_layer_by_another_name():
+    foreign, cfg = shaken(EDMDenoiser(Renamed())), replace(TINY, layer='head.last')
+    check(foreign, cfg)
+    with pytest.raises(ValueError, match="no layer 'out'.*head.last"): sfd(foreign, TINY, show=False)
+
+
+# --- determinism ---
+
+def test_same_seed_same_student(teacher):
+    torch.manual_seed(1); a = sfd(teacher, TINY, show=False)
+    torch.manual_seed(2); b = sfd(teacher, TINY, show=False)
+    assert same(a, b) and a.about['history'] == b.about['history'] and not same(a, sfd(teacher, replace(TINY, seed=1), show=False))
+
+
+@pytest.mark.parametrize('pool', [None, 8, 11])
+@pytest.mark.parametrize('kind', ['memory', 'folder'])
+def test_bank_changes_nothing(classy, tmp_path, pool, kind):
+    cfg = replace(TINY, steps=5, pool=pool)
+    bank = teacher_bank(classy, cfg, folder=tmp_path if kind == 'folder' else None, show=False)
+    assert len(bank.seeds) == (20 if pool is None else 8) and isinstance(bank.shards[0], dict) == (kind == 'memory')
+    for K, states in product((1, 4), ('global', 'local')):
+        c = replace(cfg, K=K, teacher_states=states)
+        assert same(sfd(classy, c, bank, show=False), sfd(classy, c, show=False))
+
+
+def test_a_bank_saves_the_teacher_its_work():
+    spy = shaken(Spy(MLP(width=8, depth=1)))
+    bank = teacher_bank(spy, TINY, show=False)
+    Spy.calls.clear()
+    list(sfd_step(spy, TINY, bank)(branch(spy, 4).train(), 1))
+    assert all(c[0] for c in Spy.calls) and len(Spy.calls) == 2
+
+
+@pytest.mark.parametrize('pool', [None, 12])
+def test_training_seeds_are_apart(pool):
+    runs = [{s for i in range(6) for s in replace(TINY, steps=6, seed=k, pool=pool).seeds(i)} for k in range(3)]
+    assert all(len(r) == (pool or 24) for r in runs) and len(set.union(*runs)) == sum(map(len, runs))
+    assert min(min(r) for r in runs) >= 2**32           # sampling starts at 0 and would need 2**32 samples to get there
+    rows = {tuple(x) for r in runs for x in sample_noise(sorted(r), (2,)).tolist()}
+    assert not rows & {tuple(x) for x in sample_noise(range(2000), (2,)).tolist()}
+
+
+@pytest.mark.parametrize('solver', SOLVERS)
+def test_local_is_global_where_both_begin(teacher, solver):
+    cfg = replace(TINY, afs=False, solver=solver)
+    traj, label = cfg.plan.walk(teacher, cfg.seeds(0))
+    seg = local_segment(teacher, cfg, traj[0], 0, label)
+    assert torch.equal(seg.states, traj.xs[1:5].transpose(0, 1))
+    first = [next(sfd_step(teacher, replace(cfg, teacher_states=s))(branch(teacher, 4), 0)) for s in ('global', 'local')]
+    assert torch.equal(*first)
+
+
+@pytest.mark.parametrize('solver', ['euler', 'heun', 'dpm2', 'dpmpp1', 'ipndm1'])
+def test_local_is_global_for_solvers_without_history(blobs, solver):
+    "Restarted on its own path, such a teacher walks on as if nothing had happened."
+    cfg = replace(TINY, solver=solver)
+    traj, _ = cfg.plan.walk(blobs, cfg.seeds(0))
+    assert torch.equal(local_segment(blobs, cfg, traj[4], 1, None).states, traj.xs[5:9].transpose(0, 1))
+
+
+class Unplugged(TrajectoryBank):
+    at = 0
+    def batch(self, seeds):
+        if seeds.start == self.at: raise OSError('power cut')
+        return super().batch(seeds)
+
+
+@pytest.mark.parametrize('at, changes', [(1, {}), (13, {}), (19, dict(K=1)), (13, dict(branch_weights='uniform', branch_weights_end='endpoint'))], ids=str)
+@pytest.mark.parametrize('kind', ['memory', 'folder'])
+def test_resumed_is_the_same_run(tmp_path, classy, at, changes, kind):
+    cfg = replace(TINY, steps=20, **changes)
+    bank = teacher_bank(classy, cfg, folder=tmp_path/'bank' if kind == 'folder' else None, show=False)
+    whole = sfd(classy, cfg, bank, tmp_path/'a', show=False)
+    cut = Unplugged(**vars(bank)); cut.at = cfg.seeds(at).start
+    with pytest.raises(OSError, match='power cut'): sfd(classy, cfg, cut, tmp_path/'b', show=False)
+    resumed = sfd(classy, cfg, bank, tmp_path/'b', show=False)
+    assert same(whole, resumed) and whole.about['history'] == resumed.about['history']
+    assert same(whole, sfd(classy, cfg, show=False))
+
+
+# --- bad input ---
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, teacher):
+    folder = tmp_path_factory.mktemp('run')
+    sfd(teacher, TINY, folder=folder, show=False)
+    return folder
+
+
+@pytest.mark.parametrize('changes', [dict(K=2), dict(branch_weights='uniform'), dict(branch_weights_end='endpoint'), dict(solver='euler'), dict(branch_step='end'), dict(loss='l2'), dict(nfe=3),
+                                     dict(seed=1), dict(lr=2e-3), dict(batch=8), dict(teacher_afs=True)], ids=str)
+def test_a_folder_belongs_to_one_configuration(finished, teacher, changes):
+    with pytest.raises(ValueError, match=f'another configuration.*{next(iter(changes))}'): sfd(teacher, replace(TINY, **changes), folder=finished, show=False)
+    sfd(teacher, SFDConfig(**json.loads(json.dumps(asdict(TINY)))), folder=finished, show=False)
+
+
+def test_a_folder_belongs_to_one_teacher_and_one_start(finished, teacher, blobs):
+    other = shaken(EDMDenoiser(MLP(width=8, depth=1)), 1)
+    with pytest.raises(ValueError, match='teacher'): sfd(blobs, TINY, folder=finished, show=False, student=teacher)
+    with pytest.raises(ValueError, match='student'): sfd(teacher, TINY, folder=finished, show=False, student=other)
+
+
+@pytest.mark.parametrize('bad', [dict(K=0), dict(K=3), dict(K=8), dict(nfe=0), dict(nfe=1.5), dict(substeps=3), dict(steps=0), dict(batch=0), dict(pool=3), dict(afs=None), dict(teacher_afs=1), dict(shape=()),
+                                 dict(shape=(2.,)), dict(solver='ddpm'), dict(schedule='linear'), dict(loss='mse'), dict(branch_step='both'), dict(teacher_states='none'), dict(branch_weights=(1., 1.)),
+                                 dict(branch_weights='first'), dict(branch_weights_end='first'), dict(branch_weights_end=(1.,)), dict(layer=None), dict(layer=''), dict(sigma_min=0.), dict(sigma_min=90.),
+                                 dict(sigma_max=float('nan')), dict(lr=0.), dict(lr_schedule='none'), dict(seed=-1)], ids=str)
+def test_bad_configurations(bad):
+    with pytest.raises(ValueError): replace(TINY, **bad)
+
+
+def test_configurations_survive_json():
+    for cfg in (TINY, SFDConfig(shape=(3, 32, 32)), SFDConfig(branch_weights=[1., 2.], branch_weights_end=[0., 1.], K=2, shape=[3, 8, 8])):
+        assert SFDConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg and hash(cfg)
+
+
+def test_teachers_that_cannot_be_distilled(teacher, classy, blobs):
+    with pytest.raises(TypeError, match='GaussianDenoiser.*student='): sfd(GaussianDenoiser(0., .5), TINY, show=False)
+    with pytest.raises(TypeError, match='MixtureDenoiser'): sfd(teacher, TINY, show=False, student=blobs)
+    for shape in ((3,), (1, 28, 28)):
+        with pytest.raises(ValueError, match='does not fit the teacher'): sfd(teacher, replace(TINY, shape=shape), show=False)
+    for source, start in ((blobs, classy), (classy, teacher)):
+        with pytest.raises(ValueError, match='classes'): sfd(source, TINY, show=False, student=start)
+    with pytest.raises(ValueError, match='this MLP takes'): sfd(GaussianDenoiser(0., .5), replace(TINY, shape=(3,)), show=False, student=teacher)
+    broken = copy.deepcopy(teacher)
+    broken.net.out.bias[0] = float('nan')
+    for call in (sfd, teacher_bank):
+        with pytest.raises(FloatingPointError, match='teacher'): call(broken, TINY, show=False)
+
+
+@pytest.mark.parametrize('states', ['global', 'local'])
+def test_a_run_that_explodes_stops(teacher, states):
+    with pytest.raises((FloatingPointError, ValueError), match='became|NaN'): sfd(teacher, replace(TINY, lr=1e30, steps=4, teacher_states=states), show=False)
+
+
+@pytest.mark.parametrize('changes', [dict(seed=1), dict(nfe=3), dict(solver='euler'), dict(steps=3), dict(afs=False), dict(teacher_afs=True), dict(schedule='logsnr'), dict(sigma_max=40.)], ids=str)
+def test_a_bank_of_another_run_is_refused(teacher, changes):
+    bank = teacher_bank(teacher, TINY, show=False)
+    with pytest.raises(ValueError, match='this bank'): sfd(teacher, replace(TINY, **changes), bank, show=False)
+
+
+def test_a_bank_of_another_teacher_is_refused(teacher, classy, blobs):
+    bank = teacher_bank(teacher, TINY, show=False)
+    for other in (shaken(EDMDenoiser(MLP(width=8, depth=1)), 1), EDMDenoiser(teacher.net, .9), classy):
+        with pytest.raises(ValueError, match='this bank'): sfd(other, TINY, bank, show=False)
+    with pytest.raises(ValueError, match='this bank'): sfd(blobs, TINY, bank, show=False, student=teacher)
+
+
+def test_a_bank_may_be_larger_than_the_run(teacher):
+    bank = teacher_bank(teacher, replace(TINY, steps=5), show=False)
+    assert same(sfd(teacher, TINY, bank, show=False), sfd(teacher, TINY, show=False))
+
+
+@pytest.mark.parametrize('n', [0, 3, 2.5])
+def test_a_bank_needs_a_batch(teacher, n):
+    with pytest.raises(ValueError, match='n must be'): teacher_bank(teacher, TINY, n, show=False)
+
+
+def test_configuration_must_be_one(teacher):
+    with pytest.raises(TypeError, match='cfg must be an SFDConfig'): sfd(teacher, 'demo')
+
+
+def test_a_frozen_teacher_stays_as_it_is(teacher):
+    copied = frozen_copy(teacher, (2,))
+    list(sfd_step(copied, TINY)(branch(teacher, 4).train(), 0))
+    assert same(copied, teacher) and all(p.grad is None for p in copied.parameters())
