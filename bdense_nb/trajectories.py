@@ -4,23 +4,26 @@
 
 # %% ../nbs/07b_trajectories.ipynb #a1142cc3
 from __future__ import annotations
+import contextlib
 import copy
 import hashlib
+import inspect
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from .core import Trajectory, check_choice, check_int, check_sigmas, load_tensors, sample_labels, sample_noise, save_tensors, write_json
+from .core import Trajectory, check_choice, check_int, check_sigmas, sample_labels, sample_noise, save_tensors
 from .samplers import SOLVERS, trajectory
-from .training import progress
+from .training import claim_folder, progress
 
 # %% auto #0
-__all__ = ['device_of', 'draw_start', 'frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'make_bank']
+__all__ = ['device_of', 'draw_start', 'frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'bank_megabytes',
+           'make_bank']
 
 # %% ../nbs/07b_trajectories.ipynb #0cfb65e2
 def device_of(denoiser: Callable) -> torch.device:
@@ -55,11 +58,16 @@ def frozen_copy(
 # %% ../nbs/07b_trajectories.ipynb #b34019b7
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
     "Tells denoisers apart: by class, settings and numbers of a network, by the attributes of a closed form."
+    if not hasattr(denoiser, '__dict__') or inspect.isroutine(denoiser):
+        raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a class that keeps its settings as attributes')
     digest = hashlib.sha256(type(denoiser).__name__.encode())
     parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None)) if isinstance(denoiser, nn.Module) else vars(denoiser)
     for name, value in parts.items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if isinstance(value, Tensor) else repr(value).encode())
+        if isinstance(value, Tensor):
+            digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else: digest.update((denoiser_hash(value) if callable(value) else repr(value)).encode())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/07b_trajectories.ipynb #7b5e1d94
@@ -85,6 +93,15 @@ class TrajectoryPlan:
         if not torch.isfinite(traj[-1]).all(): raise FloatingPointError(f'the teacher ends in NaN or infinity (among seeds {seeds.start}..{seeds.stop - 1}); a student would learn just that')
         return traj, label
 
+# %% ../nbs/07b_trajectories.ipynb #e4b00fd6
+@contextlib.contextmanager
+def _open_shard(path: Path) -> Iterator[safe_open]:
+    "A file of trajectories, memory-mapped; a truncated, foreign or missing one is refused by name."
+    try:
+        with safe_open(path, 'pt') as f: yield f
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'{path} is damaged or gone ({e}); remove it and make the bank again: only what is missing is computed') from e
+
 # %% ../nbs/07b_trajectories.ipynb #f642eb3b
 class TrajectoryBank:
     "Teacher trajectories looked up by seed, from memory or from a folder that is read as it is needed."
@@ -102,22 +119,41 @@ class TrajectoryBank:
         for name, mine, asked in (('teacher', self.teacher, denoiser_hash(teacher)), ('solver', self.plan.solver, plan.solver), ('afs', self.plan.afs, plan.afs),
                                   ('shape', self.plan.shape, plan.shape), ('sigmas', self.plan.sigmas, plan.sigmas)):
             if mine != asked: raise ValueError(f'this bank was computed with another {name}: {mine} there, {asked} asked for')
-        if seeds.step != 1 or seeds.start < self.seeds.start or seeds.stop > self.seeds.stop:
-            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, the run asks for {seeds.start}..{seeds.stop - 1}')
+        self._check_seeds(seeds)
+
+    def _check_seeds(self, seeds: range) -> None:
+        if not seeds or seeds.step != 1 or seeds.start < self.seeds.start or seeds.stop > self.seeds.stop:
+            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, asked for {seeds}')
 
     def _read(self, i: int, rows: slice) -> dict[str, Tensor]:
         if isinstance(self.shards[i], dict): return {k: v[rows] for k, v in self.shards[i].items()}
-        with safe_open(self.shards[i], 'pt') as f: return {k: f.get_slice(k)[rows] for k in f.keys()}
+        with _open_shard(self.shards[i]) as f: return {k: f.get_slice(k)[rows] for k in f.keys()}
 
     def batch(self,
         seeds: range, # which trajectories, consecutive
     ) -> tuple[Trajectory, Tensor | None]: # the trajectories and their labels
         "Look trajectories up by their seeds."
-        if seeds.step != 1 or seeds.start < self.seeds.start or seeds.stop > self.seeds.stop: raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, asked for {seeds}')
+        self._check_seeds(seeds)
         first, last = seeds.start - self.seeds.start, seeds.stop - self.seeds.start
         parts = [self._read(i, slice(max(first - i*self.shard, 0), last - i*self.shard)) for i in range(first//self.shard, -(-last//self.shard))]
         whole = {k: torch.cat([p[k] for p in parts]).to(self.device) if len(parts) > 1 else parts[0][k].to(self.device) for k in parts[0]}
         return Trajectory(torch.tensor(self.plan.sigmas, dtype=torch.float64), whole['xs'].transpose(0, 1)), whole.get('labels')
+
+# %% ../nbs/07b_trajectories.ipynb #f60b1093
+def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
+    "One shard, in memory."
+    parts = [plan.walk(teacher, seeds[i:i + batch]) for i in range(0, len(seeds), batch)]
+    tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
+    return tensors if parts[0][1] is None else dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
+
+def _path(folder: Path | str, i: int) -> Path: return Path(folder)/f'trajectories-{i:05d}.safetensors'
+
+def bank_megabytes(
+    plan: TrajectoryPlan,
+    n: int, # trajectories
+) -> float: # 10**6 bytes, in memory or on disk
+    "What a bank takes."
+    return 4e-6*n*len(plan.sigmas)*torch.Size(plan.shape).numel()
 
 # %% ../nbs/07b_trajectories.ipynb #8ad9f69a
 def make_bank(
@@ -130,34 +166,40 @@ def make_bank(
 ) -> TrajectoryBank:
     "Compute the teacher's trajectories once, for every run with the same teacher, plan and seeds."
     check_int('batch', batch, 1)
-    if len(seeds) % batch or seeds.step != 1: raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got {seeds}')
+    if not seeds or len(seeds) % batch or seeds.step != 1: raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got {seeds}')
     shard = batch*max(1024//batch, 1)
     spans = [seeds[i:i + shard] for i in range(0, len(seeds), shard)]
-    megabytes = 4e-6*len(seeds)*len(plan.sigmas)*torch.Size(plan.shape).numel()
-    bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [], device_of(teacher))
-    if folder is not None: paths = _claim(Path(folder), bank, len(spans), megabytes)
-    if show: print(f'teacher trajectories: {len(seeds)} x {len(plan.sigmas)} states, {megabytes:.0f} MB {"in memory" if folder is None else f"in {folder}"}')
-    for i in progress(len(spans), 'teacher trajectories', show=show):
-        if folder is not None and paths[i].is_file(): bank.shards.append(paths[i]); continue
-        parts = [plan.walk(teacher, spans[i][j:j + batch]) for j in range(0, len(spans[i]), batch)]
-        tensors = {'xs': torch.cat([traj.xs.transpose(0, 1) for traj, _ in parts])}
-        if parts[0][1] is not None: tensors['labels'] = torch.cat([label for _, label in parts])
-        if folder is not None: save_tensors(paths[i], tensors)
-        bank.shards.append(tensors if folder is None else paths[i])
+    bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*len(spans), device_of(teacher))
+    notes = None if folder is None else _claim(Path(folder), bank, spans, batch, bool(getattr(teacher, 'n_classes', 0)))
+    todo = [i for i, there in enumerate(bank.shards) if there is None]
+    if show: print(f'teacher trajectories: {len(seeds)} x {len(plan.sigmas)} states, {bank_megabytes(plan, len(seeds)):.1f} MB of {"memory" if folder is None else f"disk in {folder}"}; '
+                   f'{len(todo)} of {len(spans)} shards to compute, {2*bank_megabytes(plan, min(shard, len(seeds))):.1f} MB of memory for a shard meanwhile')
+    for j in progress(len(todo), 'teacher trajectories', show=show and bool(todo)):
+        tensors, i = _walk(teacher, plan, spans[todo[j]], batch), todo[j]
+        if folder is not None: save_tensors(_path(folder, i), tensors, notes[i])
+        bank.shards[i] = tensors if folder is None else _path(folder, i)
     return bank
 
-# %% ../nbs/07b_trajectories.ipynb #5c69d3ea
-def _claim(folder: Path, bank: TrajectoryBank, n: int, megabytes: float) -> list[Path]: # of the shards
-    "Note in the folder what its bank is, or refuse a folder that holds another one, or a disk that is too small."
-    note = dict(teacher=bank.teacher, sigmas=list(bank.plan.sigmas), solver=bank.plan.solver, afs=bank.plan.afs, shape=list(bank.plan.shape), seeds=[bank.seeds.start, bank.seeds.stop], shard=bank.shard)
-    manifest = folder/'manifest.json'
-    if manifest.is_file():
-        theirs = json.loads(manifest.read_text())
-        differ = [f'{k}: {theirs.get(k)} there, {v} now' for k, v in note.items() if theirs.get(k) != v]
-        if differ: raise ValueError(f'{folder} holds another bank ({"; ".join(differ)}); use another folder')
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free/1e6
-        if megabytes > free: raise OSError(f'{folder} has {free:.0f} MB free, the bank takes {megabytes:.0f} MB')
-        write_json(manifest, note)
-    return [folder/f'trajectories-{i:05d}.safetensors' for i in range(n)]
+# %% ../nbs/07b_trajectories.ipynb #25da037a
+def _claim(folder: Path, bank: TrajectoryBank, spans: list[range], batch: int, labels: bool) -> list[dict]: # what each shard's header says
+    "Note in the folder what its bank is, and take over the shards that are there; refuse a small disk, another bank, a damaged shard."
+    plan = bank.plan
+    folder.mkdir(parents=True, exist_ok=True)
+    there = [_path(folder, i).is_file() for i in range(len(spans))]
+    need, free = bank_megabytes(plan, sum(len(span) for span, is_there in zip(spans, there) if not is_there)), shutil.disk_usage(folder).free/1e6
+    if need > free: raise OSError(f'{folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
+    note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver, afs=plan.afs, shape=list(plan.shape), batch=batch, seeds=[bank.seeds.start, bank.seeds.stop])
+    claim_folder(folder, note)
+    notes = [dict(note, rows=[span.start, span.stop]) for span in spans]
+    for i, span in enumerate(spans):
+        if not there[i]: continue
+        _check_shard(_path(folder, i), notes[i], dict({'labels': [len(span)]} if labels else {}, xs=[len(span), len(plan.sigmas), *plan.shape]))
+        bank.shards[i] = _path(folder, i)
+    return notes
+
+def _check_shard(path: Path, note: dict, shapes: dict[str, list[int]]) -> None:
+    "Refuse a file that is not whole, or not this shard of this bank; its header tells."
+    with _open_shard(path) as f:
+        theirs, got = json.loads((f.metadata() or {}).get('meta', '{}')), {k: f.get_slice(k).get_shape() for k in f.keys()}
+    if theirs != note or got != shapes:
+        raise ValueError(f'{path} is no part of this bank: it holds {got} of seeds {theirs.get("rows")}, expected {shapes} of seeds {note["rows"]} and the same teacher and plan; remove it')
