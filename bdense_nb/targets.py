@@ -27,7 +27,9 @@ class Segment:
     states: Tensor # [B, K, *D], the teacher's states there
     x0s: Tensor | None = None # [B, K, *D], clean estimates that land on the states, where known better than rounded states can tell
 
-    def __post_init__(self): check_branched('states', self.states, self.x_t, self.sigmas_k)
+    def __post_init__(self):
+        check_branched('states', self.states, self.x_t, self.sigmas_k)
+        if self.x0s is not None: check_branched('x0s', self.x0s, self.x_t, self.sigmas_k)
 
 def check_branched(name: str, value: Tensor, x_t: Tensor, sigmas_k: Tensor) -> None:
     "Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide it."
