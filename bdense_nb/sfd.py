@@ -62,6 +62,7 @@ class SFDConfig:
             if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} must be True or False, got {getattr(self, name)!r}')
         if not isinstance(self.shape, tuple) or not self.shape: raise ValueError(f'shape must be the shape of one sample, such as (1, 28, 28), got {self.shape!r}')
         for size in self.shape: check_int('every entry of shape', size, 1)
+        if not isinstance(self.layer, str) or not self.layer: raise ValueError(f'layer must be the name of the output layer, such as \'out\', got {self.layer!r}')
         for name, allowed in (('solver', SOLVERS), ('schedule', SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS), ('teacher_states', TEACHER_STATES)):
             check_choice(name, getattr(self, name), allowed)
         self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.plan; self.train_config
