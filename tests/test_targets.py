@@ -1,10 +1,10 @@
-"Segments, branch steps, targets and the trajectory bank: every shape and level, and what is refused."
+"Segments, branch steps and targets: every shape and level, random grids, and what is refused."
 import pytest
 import torch
-from bdense_nb.core import Trajectory, sample_labels, sample_noise
-from bdense_nb.samplers import SOLVERS, trajectory
+from bdense_nb.core import NFECounter, Trajectory, sample_noise
+from bdense_nb.samplers import trajectory
 from bdense_nb.schedules import SCHEDULES, karras_sigmas, nested_sigmas
-from bdense_nb.targets import BRANCH_STEPS, Segment, TrajectoryBank, branch_states, check_substeps, progressive_targets, segments
+from bdense_nb.targets import BRANCH_STEPS, Segment, average_weights, branch_states, branch_targets, check_substeps, progressive_segment, progressive_targets, segments
 from bdense_nb.teachers import GaussianDenoiser, MixtureDenoiser
 
 BLOBS = MixtureDenoiser(torch.tensor([[-1., -.6], [1., -.6], [0., 1.]]), torch.full((3,), .15), torch.ones(3))
@@ -102,39 +102,148 @@ def test_what_does_not_divide_is_refused(n_fine, substeps, K):
     with pytest.raises(ValueError): check_substeps(n_fine, substeps, K)
 
 
-# --- the bank ---
+# --- the average ---
 
-@pytest.fixture(scope='module')
-def bank():
-    seeds = range(50, 82)
-    return TrajectoryBank(seeds, sample_labels(seeds, 10), trajectory(BLOBS, 80*sample_noise(seeds, (2,)), nested_sigmas(3, 4)[0], 'dpmpp3m'), 'dpmpp3m')
-
-
-@pytest.mark.parametrize('start, n', [(50, 1), (50, 32), (57, 8), (81, 1)])
-def test_bank_finds_seeds(bank, start, n):
-    seeds = range(start, start + n)
-    traj, labels = bank.batch(seeds, bank.traj.sigmas, 'dpmpp3m')
-    assert torch.equal(labels, sample_labels(seeds, 10)) and torch.equal(traj[0], 80*sample_noise(seeds, (2,)))
-    assert torch.allclose(traj.xs, trajectory(BLOBS, traj[0], traj.sigmas, 'dpmpp3m').xs, atol=1e-4)
+def random_grid(seed, S, rows=None, zero=False):
+    "Descending levels over eight decades."
+    g = torch.Generator().manual_seed(seed)
+    shape = (S + 1,) if rows is None else (rows, S + 1)
+    grid = (18*torch.rand(shape, generator=g, dtype=torch.float64) - 9).exp().sort(dim=-1, descending=True).values
+    if zero: grid[..., -1] = 0.
+    return grid
 
 
-@pytest.mark.parametrize('seeds', [range(49, 52), range(80, 83), range(0, 8), range(50, 60, 3)], ids=str)
-def test_bank_refuses_other_seeds(bank, seeds):
-    with pytest.raises(ValueError, match='seeds 50..81'): bank.batch(seeds, bank.traj.sigmas)
+def assert_same_weights(w, grid):
+    "Entry by entry, by the formula."
+    s = grid.tolist()
+    for k in range(1, len(s)):
+        for j in range(1, k + 1):
+            last = 1. if j == k else s[k]/s[j]
+            assert w[k-1, j-1].item() == pytest.approx((last - s[k]/s[j-1])/(1 - s[k]/s[0]), rel=1e-10, abs=1e-15)
 
 
-@pytest.mark.parametrize('solver', set(SOLVERS) - {'dpmpp3m'})
-def test_bank_refuses_other_solvers(bank, solver):
-    with pytest.raises(ValueError, match='dpmpp3m'): bank.batch(range(50, 52), bank.traj.sigmas, solver)
+@pytest.mark.parametrize('zero', [False, True])
+@pytest.mark.parametrize('S', [1, 2, 3, 4, 8, 33])
+@pytest.mark.parametrize('seed', range(5))
+def test_average_weights_of_random_grids(seed, S, zero):
+    grid = random_grid(seed, S, zero=zero)
+    w = average_weights(grid)
+    assert w.shape == (S, S) and w.dtype == torch.float64 and torch.isfinite(w).all()
+    assert (w >= 0).all() and torch.equal(w, w.tril()) and torch.allclose(w.sum(-1), torch.ones(S).double(), atol=1e-13, rtol=0)
+    assert w[0, 0] == pytest.approx(1, abs=1e-15)
+    assert_same_weights(w, grid)
+    if zero: assert torch.equal(w[-1], torch.eye(S, dtype=torch.float64)[-1])
 
 
-def test_bank_refuses_other_grids(bank):
-    for grid in (bank.traj.sigmas[:-1], bank.traj.sigmas*1.0001, nested_sigmas(3, 4, 'logsnr')[0]):
-        with pytest.raises(ValueError, match='grid'): bank.batch(range(50, 52), grid)
+@pytest.mark.parametrize('S', [1, 2, 5])
+def test_average_weights_of_each_sample(S):
+    grids = torch.cat([random_grid(0, S, 6), random_grid(1, S, 3, zero=True)])
+    w = average_weights(grids)
+    assert w.shape == (9, S, S) and (w >= 0).all()
+    assert torch.equal(w, torch.stack([average_weights(grid) for grid in grids]))
 
 
-def test_bank_refuses_what_does_not_match(bank):
-    for seeds in (range(31), range(0, 64, 2)):
-        with pytest.raises(ValueError, match='consecutive'): TrajectoryBank(seeds, None, bank.traj)
-    with pytest.raises(ValueError, match='labels'): TrajectoryBank(range(32), bank.labels[:3], bank.traj)
-    assert TrajectoryBank(range(32), None, bank.traj).batch(range(4), bank.traj.sigmas, 'heun')[1] is None     # solver not known
+@pytest.mark.parametrize('n', [16, 1024, 8192])
+def test_weights_of_a_fine_grid(n):
+    "Two neighbours count alike away from the ends, and no digits are lost."
+    w = average_weights(karras_sigmas(n, .002, 80.)[n//2:n//2 + 3])
+    assert w[1].tolist() == pytest.approx([.5, .5], abs=4/n) and w.sum(1).tolist() == pytest.approx([1, 1], abs=1e-12)
+
+
+# --- Progressive Distillation's segments ---
+
+def levels_of(seed, S, B=6): # some of the last levels are 0
+    grid = torch.cat([random_grid(seed, S, B//2), random_grid(seed + 1, S, B - B//2, zero=True)])
+    return grid/grid[:, :1]*torch.linspace(.05, 8, B, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize('step', BRANCH_STEPS)
+@pytest.mark.parametrize('S, K', [(1, 1), (2, 1), (2, 2), (3, 3), (4, 2), (4, 4), (6, 3), (8, 8)])
+@pytest.mark.parametrize('seed', [0, 10])
+def test_every_branch_lands_on_the_teacher(seed, S, K, step):
+    levels = levels_of(seed, S)
+    x = levels[:, :1]*sample_noise(range(6), (2,)).double() + BLOBS.sample(6).double()
+    seg = progressive_segment(BLOBS, x, levels, K)
+    path = torch.cat([trajectory(BLOBS, x[b:b + 1], levels[b], 'euler').xs for b in range(6)], 1).transpose(0, 1)
+    goal = path[:, S//K::S//K]
+    landed = branch_states(branch_targets(seg, step), x, seg.sigma, seg.sigmas_k, step)
+    assert torch.equal(seg.sigmas_k, levels[:, S//K::S//K]) and torch.equal(seg.sigma, levels[:, 0])
+    assert (landed - goal).abs().max() <= 1e-12 and (seg.states - goal).abs().max() <= 1e-12
+    inverted = branch_targets(Segment(x, seg.sigma, seg.sigmas_k, goal), step)                  # the same from states alone
+    assert (branch_states(inverted, x, seg.sigma, seg.sigmas_k, step) - goal).abs().max() <= 1e-12
+
+
+def test_first_branch_is_the_teacher_and_calls_are_counted():
+    levels, x = levels_of(0, 4), sample_noise(range(6), (2,)).double()
+    counter = NFECounter(BLOBS)
+    seg = progressive_segment(counter, x, levels, 4)
+    assert counter.nfe == 4 and torch.equal(seg.x0s[:, 0], BLOBS(x, levels[:, 0]))
+
+
+def test_labels_reach_the_teacher():
+    seen = []
+    def teacher(x, sigma, label=None): seen.append(label); return .5*x
+    label = torch.arange(6)
+    progressive_segment(teacher, sample_noise(range(6), (2,)).double(), levels_of(0, 3), 1, label)
+    assert len(seen) == 3 and all(one is label for one in seen)
+
+
+def test_raw_is_the_teachers_own_estimate():
+    levels, x = levels_of(0, 4), sample_noise(range(6), (2,)).double()
+    raw, exact = (progressive_segment(BLOBS, x, levels, 4, raw=r) for r in (True, False))
+    path = [trajectory(BLOBS, x[b:b + 1], levels[b], 'euler').xs for b in range(6)]
+    for j in range(4):
+        said = torch.cat([BLOBS(path[b][j], levels[b, j].item()) for b in range(6)])
+        assert torch.allclose(raw.x0s[:, j], said, atol=1e-12)
+    assert torch.equal(raw.x0s[:, 0], exact.x0s[:, 0]) and torch.allclose(raw.x0s[3:, -1], exact.x0s[3:, -1], atol=1e-12)     # the same at level 0
+    assert (raw.x0s[:3, 1:] - exact.x0s[:3, 1:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('i', [0, 2048, 4096, 6144, 8190])
+def test_the_average_is_stable_in_float32(i):
+    grid = karras_sigmas(8192, .002, 80.)[i:i + 3]
+    x = BLOBS.sample(64).double() + grid[0]*sample_noise(range(64), (2,)).double()
+    path = trajectory(BLOBS, x, grid, 'euler')
+    said = torch.stack([BLOBS(path[j], grid[j].item()) for j in range(2)], 1)
+    w = average_weights(grid)
+    want = torch.einsum('kj,bjd->bkd', w, said)
+    assert (torch.einsum('kj,bjd->bkd', w.float(), said.float()) - want).abs().max() < 5e-7
+    whole = progressive_segment(BLOBS, x.float(), grid.expand(64, 3), 2)                       # a float32 teacher too
+    assert whole.x0s.dtype == torch.float32 and (whole.x0s - want).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize('S', [2, 3, 4])
+def test_perfect_students_keep_the_map(S):
+    "Four rounds of a perfect linear student: every branch passes where the first teacher passes; the naive target drifts."
+    first = karras_sigmas(S**4, .01, 80.)
+    first[-1] = 0.
+    ends = {}
+    for raw in (False, True):
+        grid, w, stride = first, .25/(.25 + first[:-1]**2), 1
+        path = torch.cat([torch.ones(1), w + first[1:]/first[:-1]*(1 - w)]).cumprod(0)
+        while len(w) >= S:
+            def table(x, sigma, label=None): return w[torch.searchsorted(-grid, -sigma)][:, None]*x
+            rows = grid.unfold(0, S + 1, S)
+            seg = progressive_segment(table, torch.ones(len(rows), 1).double(), rows, S, raw=raw)
+            begin = stride*S*torch.arange(len(rows))[:, None]
+            if not raw: assert torch.allclose(seg.states[..., 0], path[begin + stride*torch.arange(1, S + 1)]/path[begin], rtol=1e-12, atol=0)
+            grid, w, stride = grid[::S], seg.x0s[:, -1, 0], stride*S
+        ends[raw] = w.item()
+    assert ends[False] == pytest.approx(path[-1].item(), rel=1e-12) and ends[True] > 1.05*ends[False]
+
+
+@pytest.mark.parametrize('S, K', [(4, 3), (2, 4), (3, 2), (4, 0)])
+def test_branches_must_divide_the_steps(S, K):
+    with pytest.raises(ValueError, match='K must'): progressive_segment(BLOBS, torch.zeros(6, 2).double(), levels_of(0, S), K)
+
+
+def test_unknown_step_of_a_target():
+    x, t, levels, states = problem(2)
+    with pytest.raises(ValueError, match='own, end'): branch_targets(Segment(x, t, levels, states), 'both')
+
+
+def test_carried_estimates_are_used():
+    x, t, levels, states = problem(2)
+    carried = torch.zeros_like(states)
+    assert branch_targets(Segment(x, t, levels, states, carried)) is carried
+    with pytest.raises(ValueError, match='x0s'): Segment(x, t, levels, states, carried[:, :1])
