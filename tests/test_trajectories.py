@@ -1,0 +1,308 @@
+"Teacher trajectories from seeds: identity, banks in memory and on disk, resumption, and what is refused."
+import copy
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bdense_nb import trajectories
+from bdense_nb.core import NFECounter, load_tensors, sample_labels, sample_noise, save_tensors
+from bdense_nb.nets import MLP, UNet
+from bdense_nb.samplers import SOLVERS, trajectory
+from bdense_nb.schedules import linear_alpha_bar, nested_sigmas
+from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser
+from bdense_nb.trajectories import TrajectoryBank, TrajectoryPlan, bank_megabytes, denoiser_hash, device_of, draw_start, frozen_copy, make_bank
+from torch import nn
+
+FINE = tuple(nested_sigmas(3, 4)[0].tolist())
+PLAN = TrajectoryPlan(FINE, 'dpmpp3m', (2,))
+BLOBS = MixtureDenoiser(torch.tensor([[-1., -.6], [1., -.6], [0., 1.]]), torch.full((3,), .15), torch.ones(3))
+SEEDS = range(50, 50 + 2304)     # shards of 1024, 1024 and 256
+
+
+def classy(seed=0):
+    torch.manual_seed(seed)
+    net = MLP(2, 8, 1, n_classes=10)
+    nn.init.normal_(net.out.weight, std=.3)
+    return EDMDenoiser(net)
+
+
+def bank_of(kind, folder, teacher=BLOBS, **changes):
+    return make_bank(teacher, **(dict(plan=PLAN, seeds=SEEDS, batch=128, show=False) | changes), folder=folder if kind == 'folder' else None)
+
+
+def walked(seeds, teacher=BLOBS, plan=PLAN):
+    "The same trajectories, computed now in the bank's batches."
+    return torch.cat([plan.walk(teacher, SEEDS[i:i + 128])[0].xs for i in range(0, len(SEEDS), 128)], 1)[:, seeds.start - SEEDS.start:seeds.stop - SEEDS.start]
+
+
+def shards(folder): return sorted(folder.glob('*.safetensors'))
+
+
+# --- the start, the copy, the hash ---
+
+@pytest.mark.parametrize('shape', [(2,), (1, 4, 4)])
+def test_start_depends_on_the_seed_alone(shape):
+    x, label = draw_start(GaussianDenoiser(0., .5), shape, range(5, 9), 80.)
+    assert torch.equal(x, 80*sample_noise(range(5, 9), shape)) and label is None
+    x, label = draw_start(classy(), (2,), [7, 5], 3.)
+    assert torch.equal(x, 3*sample_noise([7, 5], (2,))) and torch.equal(label, sample_labels([7, 5], 10))
+
+
+def test_device():
+    assert device_of(classy()) == device_of(BLOBS) == device_of(lambda x, s, y=None: x) == torch.device('cpu')
+    assert device_of(classy().to('meta')) == torch.device('meta')
+
+
+def test_copy_is_frozen_and_apart():
+    teacher = classy().train()
+    copied = frozen_copy(teacher, (2,))
+    assert not copied.training and not any(p.requires_grad for p in copied.parameters())
+    assert teacher.training and all(p.requires_grad for p in teacher.parameters())
+    assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in copied.parameters()}
+    assert frozen_copy(BLOBS, (2,)) is BLOBS
+
+
+@pytest.mark.parametrize('teacher, shape', [(classy(), (3,)), (BLOBS, (2, 2)), (EDMDenoiser(UNet(widths=(8, 32))), (1, 7, 7)), (GaussianDenoiser(torch.zeros(4), .5), (1,))])
+def test_shape_that_does_not_fit(teacher, shape):
+    with pytest.raises(ValueError, match='does not fit the teacher'): frozen_copy(teacher, shape)
+
+
+def test_hash_tells_denoisers_apart():
+    net = classy().net
+    moved = classy()
+    with torch.no_grad(): moved.net.stem.bias[0] += 1e-7
+    zoo = [classy(), classy(1), moved, EDMDenoiser(net, .6), *(VPDenoiser(net, linear_alpha_bar(), p) for p in ('eps', 'x0', 'v')), VPDenoiser(net, linear_alpha_bar(500)),
+           BLOBS, MixtureDenoiser(BLOBS.means, BLOBS.stds, [1., 2., 3.]), MixtureDenoiser(BLOBS.means.reshape(3, 1, 2), BLOBS.stds, BLOBS.weights),
+           GaussianDenoiser(0., .5), GaussianDenoiser(0., .6), GaussianDenoiser(torch.zeros(2), .5), classy().double(), NFECounter(BLOBS), NFECounter(classy())]
+    hashes = [denoiser_hash(d) for d in zoo]
+    assert len(set(hashes)) == len(zoo) and all(len(h) == 16 for h in hashes)
+    assert hashes == [denoiser_hash(copy.deepcopy(d)) for d in zoo]
+    assert denoiser_hash(frozen_copy(classy(), (2,))) == denoiser_hash(classy().train())
+
+
+@pytest.mark.parametrize('function', [lambda x, s, y=None: x, torch.relu, BLOBS.sample], ids=['lambda', 'builtin', 'method'])
+def test_functions_have_no_hash(function):
+    with pytest.raises(TypeError, match='cannot tell'): denoiser_hash(function)
+
+
+# --- the plan ---
+
+@pytest.mark.parametrize('solver', SOLVERS)
+@pytest.mark.parametrize('afs', [False, True])
+def test_walk_is_the_trajectory(solver, afs):
+    traj, label = replace(PLAN, solver=solver, afs=afs).walk(BLOBS, range(4))
+    assert label is None and torch.equal(traj.xs, trajectory(BLOBS, 80*sample_noise(range(4), (2,)), FINE, solver, afs).xs)
+
+
+def test_walk_passes_the_labels():
+    teacher = frozen_copy(classy(), (2,))
+    traj, label = PLAN.walk(teacher, range(8))
+    assert torch.equal(label, sample_labels(range(8), 10))
+    assert torch.equal(traj.xs, trajectory(teacher, traj[0], FINE, 'dpmpp3m', label=label).xs)
+    assert not torch.equal(traj.xs, trajectory(teacher, traj[0], FINE, 'dpmpp3m').xs)
+
+
+@pytest.mark.parametrize('changes, match', [(dict(solver='rk4'), 'solver'), (dict(sigmas=(1., 2.)), 'descending'), (dict(sigmas=(1.,)), 'at least 2 points'), (dict(sigmas=(1., float('nan'))), 'finite')])
+def test_bad_plans(changes, match):
+    with pytest.raises(ValueError, match=match): replace(PLAN, **changes)
+
+
+def test_plan_is_normalised():
+    assert replace(PLAN, sigmas=torch.tensor(FINE, dtype=torch.float64), shape=[2]) == PLAN and hash(PLAN) == hash(replace(PLAN))
+
+
+def test_broken_teacher_is_refused():
+    class Broken(GaussianDenoiser):
+        def __call__(self, x, sigma, label=None): return super().__call__(x, sigma)/0.
+    with pytest.raises(FloatingPointError, match='seeds 4..7'): PLAN.walk(Broken(0., 1.), range(4, 8))
+
+
+# --- the bank ---
+
+@pytest.mark.parametrize('kind', ['memory', 'folder'])
+def test_bank_is_what_a_walk_gives(tmp_path, kind):
+    bank = bank_of(kind, tmp_path)
+    for seeds in (range(50, 51), range(50, 178), range(1060, 1100), range(1073, 1075), SEEDS, range(2353, 2354), range(700, 2200)):
+        traj, label = bank.batch(seeds)
+        assert torch.equal(traj.xs, walked(seeds)) and label is None
+        assert traj.sigmas.dtype == torch.float64 and tuple(traj.sigmas.tolist()) == FINE
+
+
+@pytest.mark.parametrize('kind', ['memory', 'folder'])
+def test_labels_are_kept(tmp_path, kind):
+    teacher = frozen_copy(classy(), (2,))
+    bank = bank_of(kind, tmp_path, teacher)
+    for seeds in (range(50, 178), range(1000, 1200), SEEDS):
+        traj, label = bank.batch(seeds)
+        assert label.dtype == torch.int64 and torch.equal(label, sample_labels(seeds, 10)) and torch.equal(traj.xs, walked(seeds, teacher))
+
+
+@pytest.mark.parametrize('batch, n', [(1, 3), (7, 21), (2000, 4000), (1024, 1024)])
+def test_every_batch(tmp_path, batch, n):
+    plan = replace(PLAN, sigmas=FINE[::4], solver='euler')
+    banks = [make_bank(BLOBS, plan, range(n), batch, folder, show=False) for folder in (None, tmp_path)]
+    want = torch.cat([plan.walk(BLOBS, range(i, i + batch))[0].xs for i in range(0, n, batch)], 1)
+    for bank in banks: assert torch.equal(bank.batch(range(n))[0].xs, want) and all(torch.equal(bank.batch(range(i, i + 1))[0].xs, want[:, i:i + 1]) for i in (0, n//2, n - 1))
+
+
+def test_seeds_may_be_large():
+    seeds = range(2**33, 2**33 + 8)
+    assert torch.equal(make_bank(BLOBS, PLAN, seeds, 4, show=False).batch(seeds)[0][0], 80*sample_noise(seeds, (2,)))
+
+
+def test_teacher_is_asked_once_for_each_batch():
+    class Counted(GaussianDenoiser):
+        calls = 0
+        def __call__(self, x, sigma, label=None): Counted.calls += 1; return super().__call__(x, sigma)
+    bank = make_bank(Counted(0., .5), PLAN, range(64), 16, show=False)
+    assert Counted.calls == 12*4
+    for _ in range(3): bank.batch(range(64))
+    assert Counted.calls == 12*4
+
+
+@pytest.mark.parametrize('seeds', [range(49, 52), range(2353, 2355), range(0, 8), range(50, 60, 3), range(60, 60), range(3000, 3001)], ids=str)
+def test_other_seeds_are_refused(tmp_path, seeds):
+    for kind in ('memory', 'folder'):
+        bank = bank_of(kind, tmp_path)
+        with pytest.raises(ValueError, match='seeds 50..2353'): bank.batch(seeds)
+        with pytest.raises(ValueError, match='seeds 50..2353'): bank.check(BLOBS, PLAN, seeds)
+
+
+@pytest.mark.parametrize('changes', [dict(solver='heun'), dict(afs=True), dict(shape=(1, 2)), dict(sigmas=FINE[::2]), dict(sigmas=tuple(s*1.0001 for s in FINE))], ids=lambda c: next(iter(c)))
+def test_other_plans_are_refused(changes):
+    bank = make_bank(BLOBS, PLAN, range(8), 8, show=False)
+    bank.check(BLOBS, PLAN, range(8)); bank.check(BLOBS, PLAN, range(3, 5))
+    with pytest.raises(ValueError, match=f'another {next(iter(changes))}'): bank.check(BLOBS, replace(PLAN, **changes), range(8))
+
+
+def test_other_teachers_are_refused():
+    bank = make_bank(frozen_copy(classy(), (2,)), PLAN, range(8), 8, show=False)
+    bank.check(classy(), PLAN, range(8))
+    for other in (classy(1), BLOBS, EDMDenoiser(classy().net, .6)):
+        with pytest.raises(ValueError, match='another teacher'): bank.check(other, PLAN, range(8))
+
+
+@pytest.mark.parametrize('seeds, batch, match', [(range(10), 4, 'multiple of batch=4'), (range(0, 16, 2), 4, 'consecutive'), (range(0), 4, 'consecutive'), (range(8), 0, 'batch'), (range(8), 2., 'batch')])
+def test_bad_arguments(seeds, batch, match):
+    with pytest.raises(ValueError, match=match): make_bank(BLOBS, PLAN, seeds, batch, show=False)
+
+
+# --- on disk ---
+
+def test_files_are_plain_and_named(tmp_path):
+    bank_of('folder', tmp_path/'a'/'b')
+    names = sorted(p.name for p in (tmp_path/'a'/'b').iterdir())
+    assert names == ['run.json', *(f'trajectories-{i:05d}.safetensors' for i in range(3))]
+    note = json.loads((tmp_path/'a'/'b'/'run.json').read_text())
+    assert note == dict(teacher=denoiser_hash(BLOBS), sigmas=list(FINE), solver='dpmpp3m', afs=False, shape=[2], batch=128, seeds=[50, 2354])
+    tensors, meta = load_tensors(shards(tmp_path/'a'/'b')[2])
+    assert meta == dict(note, rows=[2098, 2354]) and {k: v.shape for k, v in tensors.items()} == {'xs': (256, 13, 2)}
+
+
+def test_size_is_stated(tmp_path, capsys):
+    bank_of('folder', tmp_path, show=True)
+    size = sum(p.stat().st_size for p in shards(tmp_path))/1e6
+    assert bank_megabytes(PLAN, len(SEEDS)) == pytest.approx(4e-6*2304*13*2) == pytest.approx(size, rel=.02)
+    assert '2304 x 13 states, 0.2 MB of disk' in (out := capsys.readouterr().out) and '3 of 3 shards' in out
+    bank_of('memory', tmp_path, show=True)
+    assert '0.2 MB of memory' in capsys.readouterr().out
+    bank_of('folder', tmp_path, show=True)
+    assert '0 of 3 shards' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('gone', [[0], [1], [2], [0, 2], [0, 1, 2]], ids=str)
+def test_interrupted_bank_is_completed(tmp_path, gone):
+    bank_of('folder', tmp_path)
+    for i, path in enumerate(shards(tmp_path)):
+        if i in gone: path.unlink()
+    kept = {p: p.stat().st_ino for p in shards(tmp_path)}
+    bank = bank_of('folder', tmp_path)
+    assert len(shards(tmp_path)) == 3 and all(p.stat().st_ino == inode for p, inode in kept.items())
+    assert torch.equal(bank.batch(SEEDS)[0].xs, walked(SEEDS))
+
+
+def test_power_cut_while_it_is_made(tmp_path):
+    class Tired(MixtureDenoiser):
+        calls = 0
+        def __call__(self, *args):
+            Tired.calls += 1
+            if Tired.calls == 12*12: raise OSError('power cut')
+            return super().__call__(*args)
+    tired = Tired(BLOBS.means, BLOBS.stds, BLOBS.weights)
+    with pytest.raises(OSError, match='power cut'): bank_of('folder', tmp_path, tired)
+    assert [p.name for p in shards(tmp_path)] == ['trajectories-00000.safetensors'] and not list(tmp_path.glob('.*'))
+    assert torch.equal(bank_of('folder', tmp_path, tired).batch(SEEDS)[0].xs, walked(SEEDS))
+
+
+def test_complete_bank_asks_nobody(tmp_path):
+    bank_of('folder', tmp_path)
+    class Silent(MixtureDenoiser):
+        def __call__(self, *args): raise AssertionError('asked')
+    Silent.__name__ = 'MixtureDenoiser'
+    assert torch.equal(bank_of('folder', tmp_path, Silent(BLOBS.means, BLOBS.stds, BLOBS.weights)).batch(range(60, 70))[0].xs, walked(range(60, 70)))
+
+
+@pytest.mark.parametrize('changes', [dict(plan=replace(PLAN, solver='euler')), dict(plan=replace(PLAN, sigmas=FINE[::2])), dict(plan=replace(PLAN, afs=True)), dict(seeds=range(51, 51 + 2304)),
+                                     dict(seeds=range(50, 50 + 128)), dict(batch=64), dict(teacher=GaussianDenoiser(torch.zeros(2), .5))], ids=lambda c: next(iter(c)))
+def test_folder_of_another_bank(tmp_path, changes):
+    bank_of('folder', tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f'another configuration.*{"sigmas|solver|afs" if "plan" in changes else next(iter(changes))}'): bank_of('folder', tmp_path, **changes)
+    assert before == {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize('damage', ['half', 'three bytes', 'empty', 'text', 'longer'])
+def test_damaged_shard_at_opening(tmp_path, damage):
+    bank_of('folder', tmp_path)
+    bad = shards(tmp_path)[1]
+    whole = bad.read_bytes()
+    bad.write_bytes({'half': whole[:len(whole)//2], 'three bytes': whole[:3], 'empty': b'', 'text': b'these are not tensors', 'longer': whole + b'0'*8}[damage])
+    with pytest.raises(ValueError, match=r'trajectories-00001.safetensors is damaged.*remove it'): bank_of('folder', tmp_path)
+    bad.unlink()
+    assert torch.equal(bank_of('folder', tmp_path).batch(SEEDS)[0].xs, walked(SEEDS))
+
+
+@pytest.mark.parametrize('damage', ['half', 'gone'])
+def test_damaged_shard_at_reading(tmp_path, damage):
+    bank = bank_of('folder', tmp_path)
+    bad = shards(tmp_path)[1]
+    if damage == 'half': os.truncate(bad, bad.stat().st_size//2)
+    else: bad.unlink()
+    with pytest.raises(ValueError, match='trajectories-00001.safetensors is damaged or gone'): bank.batch(range(1200, 1300))
+    assert torch.equal(bank.batch(range(60, 70))[0].xs, walked(range(60, 70)))
+
+
+@pytest.mark.parametrize('wrong', ['shape', 'fewer', 'labels', 'no xs', 'swapped', 'no note'])
+def test_shard_that_does_not_belong(tmp_path, wrong):
+    bank_of('folder', tmp_path)
+    first, bad, _ = shards(tmp_path)
+    tensors, note = load_tensors(bad)
+    if wrong == 'swapped': bad.write_bytes(first.read_bytes())
+    else: save_tensors(bad, *{'shape': ({'xs': tensors['xs'][..., :1]}, note), 'fewer': ({'xs': tensors['xs'][:7]}, note), 'labels': (dict(tensors, labels=torch.zeros(1024)), note),
+                             'no xs': ({'ys': tensors['xs']}, note), 'no note': (tensors, None)}[wrong])
+    with pytest.raises(ValueError, match='trajectories-00001.safetensors is no part of this bank'): bank_of('folder', tmp_path)
+
+
+def test_shards_of_a_lost_manifest(tmp_path):
+    "Another bank's shards are refused without their manifest too."
+    bank_of('folder', tmp_path)
+    (tmp_path/'run.json').unlink()
+    with pytest.raises(ValueError, match='no part of this bank'): bank_of('folder', tmp_path, plan=replace(PLAN, solver='euler'))
+
+
+def test_disk_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(trajectories.shutil, 'disk_usage', lambda path: SimpleNamespace(free=150_000))
+    with pytest.raises(OSError, match='0 MB free, the bank takes'): bank_of('folder', tmp_path/'a')
+    assert not list((tmp_path/'a').iterdir())
+    monkeypatch.undo(); bank_of('folder', tmp_path/'b')
+    shards(tmp_path/'b')[2].unlink()
+    monkeypatch.setattr(trajectories.shutil, 'disk_usage', lambda path: SimpleNamespace(free=150_000))
+    bank_of('folder', tmp_path/'b')     # only what is missing must fit
+
+
+def test_bank_in_memory_lies_on_the_cpu():
+    bank = make_bank(BLOBS, PLAN, range(8), 8, show=False)
+    assert isinstance(bank, TrajectoryBank) and all(t.device.type == 'cpu' for shard in bank.shards for t in shard.values())
