@@ -25,7 +25,8 @@ setup(
                  f'Natural Language :: {cfg["language"]}', 'Programming Language :: Python :: 3'],
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split()},
+    extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
+                    'tensorboard': cfg['tensorboard_requirements'].split()},
     packages=[lib, assets],
     package_dir={assets: 'data'},  # the top-level data/ folder travels in the wheel as bdense_nb/assets/
     package_data={assets: ['**/*']},

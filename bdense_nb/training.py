@@ -4,30 +4,42 @@
 
 # %% ../nbs/09_training.ipynb #12b0ea7c
 from __future__ import annotations
-import hashlib
+import contextlib
+import copy
 import json
 import math
 import signal
+import statistics
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
+from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .core import check_choice, check_int, load_tensors, save_tensors, write_json
+from torch.utils.checkpoint import checkpoint
+from .checkpoints import CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main, keep_as_best, newest_checkpoint, write_checkpoint
+from .core import atomic_path, check_choice, check_int
 
 # %% auto #0
-__all__ = ['LR_SCHEDULES', 'CHECKPOINTS', 'StepFunction', 'TrainConfig', 'lr_factor', 'newest_checkpoint', 'fingerprint',
-           'claim_folder', 'progress', 'Fit', 'fit']
+__all__ = ['PRECISIONS', 'ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS', 'TrainConfig', 'lr_factor',
+           'progress', 'Fit', 'share', 'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint']
 
-# %% ../nbs/09_training.ipynb #63625288
+# %% ../nbs/09_training.ipynb #c6d42bb1
+_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint'] # from the notebook on checkpoints, for those who train
+
+# %% ../nbs/09_training.ipynb #b5dc4c2e
+PRECISIONS, ON_NAN, ON_OOM = ('no', 'bf16', 'fp16'), ('stop', 'skip'), ('stop', 'halve')
 LR_SCHEDULES = ('constant', 'cosine', 'linear', 'drop')
+HOW = ('accumulate', 'shard', 'compile', 'recompute', 'unused_parameters', 'keep', 'on_nan', 'on_oom', 'sample_every', 'peak_tflops', 'tensorboard') # may differ when a run is resumed
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -43,15 +55,29 @@ class TrainConfig:
     channels_last: bool = True # keep images as [B, H, W, C] in memory, which convolutions on CPUs and recent GPUs prefer
     checkpoint_every: int = 0 # iterations between checkpoints; 0: only at the end
     log_every: int = 10 # iterations between readings of the loss
+    precision: str = 'no' # of the network's arithmetic: 'no' (float32), 'bf16' or 'fp16'; weights stay float32
+    accumulate: int = 1 # micro-batches that `share` cuts a batch into, to save memory
+    shard: bool = False # FSDP: spread weights, gradients and Adam's moments over the processes
+    compile: bool = False # torch.compile
+    recompute: bool = False # activation checkpointing: forget what the network's blocks computed, and compute it again for the gradient
+    tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
+    unused_parameters: bool = False # may an update leave parameters without a gradient? Several processes must know
+    keep: int = 2 # checkpoints that stay, besides the best one
+    on_nan: str = 'stop' # 'stop', or 'skip' the update (which reads every loss, so a GPU waits)
+    on_oom: str = 'stop' # 'stop', or 'halve' the micro-batch and go on
+    sample_every: int = 0 # iterations between calls of `on_sample`; 0: never
+    peak_tflops: float | None = None # what the device can do at best; given, its utilisation is reported
+    tensorboard: bool = False # also write the metrics for TensorBoard
 
     def __post_init__(self):
-        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1)): check_int(name, getattr(self, name), low)
+        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1), ('accumulate', 1), ('keep', 1), ('sample_every', 0)): check_int(name, getattr(self, name), low)
         check_int('seed', self.seed, 0, 2**32 - 1)
-        check_choice('schedule', self.schedule, LR_SCHEDULES)
+        for name, allowed in (('schedule', LR_SCHEDULES), ('precision', PRECISIONS), ('on_nan', ON_NAN), ('on_oom', ON_OOM)): check_choice(name, getattr(self, name), allowed)
         object.__setattr__(self, 'betas', tuple(self.betas)) # JSON gives a list back
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas): raise ValueError(f'betas must be two numbers in [0, 1), got {self.betas}')
         if not 0 < self.lr < math.inf: raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
-        if self.clip_grad is not None and not self.clip_grad > 0: raise ValueError(f'clip_grad must be None or above 0, got {self.clip_grad}')
+        for name in ('clip_grad', 'peak_tflops'):
+            if getattr(self, name) is not None and not getattr(self, name) > 0: raise ValueError(f'{name} must be None or above 0, got {getattr(self, name)}')
         if self.ema is not None and not 0 < self.ema < 1: raise ValueError(f'ema must be None or between 0 and 1, got {self.ema}')
 
 # %% ../nbs/09_training.ipynb #c7afa90a
@@ -67,52 +93,27 @@ def lr_factor(
     if cfg.schedule == 'drop': return .1 if i - 1 >= cfg.steps/2 else 1.
     return 1.
 
-# %% ../nbs/09_training.ipynb #dd753621
+# %% ../nbs/09_training.ipynb #a4b47f83
+def _whole(t: Tensor) -> Tensor: # the same numbers in one place
+    "Gather a tensor that is spread over processes."
+    return t.full_tensor() if hasattr(t, 'full_tensor') else t
+
+def _spread_like(t: Tensor, like: Tensor) -> Tensor:
+    "Spread a tensor over processes as another one is."
+    if not hasattr(like, 'full_tensor') or t.shape != like.shape: return t
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
+
 def _flatten_optimizer(opt: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f'optim.{i}.{k}': torch.as_tensor(v) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
+    return {f'optim.{i}.{k}': _whole(torch.as_tensor(v)) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
 
 def _restore_optimizer(opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state = opt.state_dict()
+    state, params = opt.state_dict(), [p for group in opt.param_groups for p in group['params']]
     for name, value in tensors.items():
         if name.startswith('optim.'):
             _, i, k = name.split('.')
-            state['state'].setdefault(int(i), {})[k] = value
+            state['state'].setdefault(int(i), {})[k] = _spread_like(value, params[int(i)])
     opt.load_state_dict(state)
-
-# %% ../nbs/09_training.ipynb #71617a9c
-CHECKPOINTS = 'checkpoint-[0-9]*.safetensors' # how `fit` names them: the number is that of iterations done
-
-def newest_checkpoint(
-    folder: Path | str, # where `fit` writes
-) -> tuple[dict[str, Tensor], dict] | None: # tensors and description, or None if there is no checkpoint at all
-    "The newest checkpoint that can be read; an unreadable one is named in a warning and the one before it used."
-    paths = sorted(Path(folder).glob(CHECKPOINTS), reverse=True)
-    for path in paths:
-        try:
-            tensors, meta = load_tensors(path)
-            if 'done' not in meta or 'config' not in meta: raise ValueError(f'{path} is not a checkpoint of a training run')
-            return tensors, meta
-        except ValueError as e: warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
-    if paths: raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the folder to start again')
-    return None
-
-# %% ../nbs/09_training.ipynb #e99d72b8
-def fingerprint(*tensors: Tensor) -> str: # 16 hex digits
-    "Tells tensors apart by their bytes."
-    digest = hashlib.sha256()
-    for t in tensors: digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-def claim_folder(
-    folder: Path | str, # for checkpoints
-    run: dict, # what defines the run, JSON-able
-) -> None:
-    "Note in a folder what defines its run, or refuse a folder that holds another one."
-    note, mine = Path(folder)/'run.json', json.loads(json.dumps(run))
-    if not note.is_file(): write_json(note, mine); return
-    theirs = json.loads(note.read_text())
-    differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
-    if differ: raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
 
 # %% ../nbs/09_training.ipynb #dd3100dd
 def progress(
@@ -166,89 +167,365 @@ class Fit:
     history: list[dict] = field(default_factory=list) # loss and learning rate every `log_every` iterations
     seconds: float = 0. # wall time, resumed parts included
 
+# %% ../nbs/09_training.ipynb #b7daef0d
+@dataclass
+class _Part:
+    "Which part of every batch is being looked at."
+    index: int = 0
+    parts: int = 1
+    asked: bool = False # was `share` called?
+
+_PART = ContextVar('part', default=_Part())
+
+def share(
+    whole: int | Sequence | Tensor, # a batch's size, or something with an entry per sample: a range, a tensor [B, ...]
+) -> Sequence | Tensor: # a range of indices for a size, otherwise a slice
+    "The part of a batch for this process and micro-batch: all of it where there is only one."
+    part, n = _PART.get(), whole if isinstance(whole, int) else len(whole)
+    part.asked = True
+    if n % part.parts: raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x micro-batches)')
+    own = slice(part.index*n//part.parts, (part.index + 1)*n//part.parts)
+    return range(n)[own] if isinstance(whole, int) else whole[own]
+
+# %% ../nbs/09_training.ipynb #87762eb6
+def _engine(cfg: TrainConfig, device: torch.device):
+    "Accelerate knows processes, devices and precision; its state is global, so what an earlier run left there is cleared."
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device.type == 'cpu', device_placement=False, mixed_precision=cfg.precision,
+                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.unused_parameters)])
+
+class _Averaged(nn.parallel.DistributedDataParallel):
+    "A model whose gradients are averaged over processes, with the attributes of the model itself."
+    def __getattr__(self, name):
+        try: return super().__getattr__(name)
+        except AttributeError: return getattr(self.module, name)
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    "The repeated parts of a network: what stands in its innermost lists of modules."
+    inner = [m for group in model.modules() if isinstance(group, nn.ModuleList) for m in group if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
+    if not inner: raise ValueError(f'{type(model).__name__} has no nn.ModuleList of blocks, which recompute and shard go by')
+    return inner
+
+# %% ../nbs/09_training.ipynb #1b9bb9fa
+def _spread(model: nn.Module) -> None:
+    "FSDP: every process keeps a part of each block's weights, and borrows the rest while it computes that block."
+    from torch.distributed.fsdp import fully_shard
+    for part in (*_blocks(model), model): fully_shard(part)
+
+def _prepare(
+    model: nn.Module, # changed in place
+    cfg: TrainConfig,
+    engine, # an `Accelerator`
+) -> nn.Module: # what a step function calls
+    "From the inside out: recomputation, precision, processes."
+    if cfg.recompute:
+        for block in _blocks(model): block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    ready = engine.prepare_model(model, evaluation_mode=cfg.shard)
+    if cfg.shard: _spread(model)
+    elif engine.num_processes > 1: ready.__class__ = _Averaged
+    return ready
+
 # %% ../nbs/09_training.ipynb #abcad2ec
 class _Run:
-    "The state of one training run: all that a checkpoint holds."
+    "One training run: the model as the devices see it, and all that a checkpoint holds."
     def __init__(self, model: nn.Module, cfg: TrainConfig, folder: Path | None):
-        self.model, self.cfg, self.folder = model, cfg, folder
-        self.opt = torch.optim.Adam(model.parameters(), lr=cfg.lr, betas=cfg.betas)
+        self.model, self.cfg, self.folder, self.accumulate = model, cfg, folder, cfg.accumulate
+        self.device = next(model.parameters()).device
+        self.engine = _engine(cfg, self.device)
+        self.world, self.rank = self.engine.num_processes, self.engine.process_index
+        if cfg.shard and self.world == 1: raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it with accelerate launch')
+        if cfg.tensorboard and folder is None: raise ValueError('tensorboard=True needs a folder to write to')
+        if self.world > 1: self.device = self.engine.device; model.to(self.device)
+        if cfg.channels_last: model.to(memory_format=torch.channels_last)
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
-        self.done, self.history, self.seconds = 0, [], 0.
+        self.done, self.history, self.seconds, self.best = 0, [], 0., dict(step=0, loss=math.inf)
+        self.window, self.skipped, self.norm, self.shared = [], 0, None, False
 
-    def update(self, loss: Tensor) -> None:
-        self.opt.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.cfg.clip_grad: nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip_grad)
-        self.opt.step()
+    def prepare(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        "Wrap the model for its devices, make the optimiser, and put a checkpoint's state into it."
+        cfg = self.cfg
+        self.empty = copy.deepcopy(self.model).cpu() if cfg.shard else None # a form to pour gathered weights into
+        self.eager = _prepare(self.model, cfg, self.engine)
+        if cfg.shard and self.ema is not None: _spread(self.ema.module)
+        self.ready = torch.compile(self.eager) if cfg.compile else self.eager
+        self.params = list(self.model.parameters())
+        adam = torch.optim.Adam(self.params, lr=cfg.lr, betas=cfg.betas, fused=True if self.device.type == 'cuda' else None)
+        _restore_optimizer(adam, tensors)
+        for group in adam.param_groups: group['initial_lr'] = cfg.lr
+        self.schedule = LambdaLR(adam, partial(lr_factor, cfg), last_epoch=self.done - 1)
+        self.opt, self.scaler = self.engine.prepare_optimizer(adam), self.engine.scaler
+        if self.scaler is not None and meta: self.scaler.load_state_dict(meta['scaler'])
 
     def refuse(self, what: str) -> None:
         kept = sorted(self.folder.glob(CHECKPOINTS)) if self.folder else []
-        raise FloatingPointError(f'{what} at or shortly before iteration {self.done}; lower lr, or clip gradients' + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
+        broken = next((k for k, v in self.model.named_parameters() if not _whole(v).isfinite().all()), None)
+        raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip gradients, or set on_nan=\'skip\'' + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
 
-    def record(self, loss: float) -> None:
-        if not math.isfinite(loss): self.refuse(f'the loss became {loss}')
-        self.history.append(dict(step=self.done, loss=loss, lr=self.cfg.lr*lr_factor(self.cfg, self.done - 1)))
-
-# %% ../nbs/09_training.ipynb #63a95fe0
-def _save(run: _Run) -> None:
-    "Write a checkpoint, keep the newest two, and the history beside them as JSON."
-    tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | _flatten_optimizer(run.opt)
-    if run.ema is not None: tensors |= {f'ema.{k}': v for k, v in run.ema.state_dict().items()}
-    for name, value in tensors.items(): # a finite loss can still have had an infinite gradient
-        if value.is_floating_point() and not value.isfinite().all(): run.refuse(f'{name} is no longer finite')
-    meta = dict(done=run.done, history=run.history, seconds=run.seconds, config=asdict(run.cfg))
-    save_tensors(run.folder/f'checkpoint-{run.done:08d}.safetensors', tensors, meta)
-    for old in sorted(run.folder.glob(CHECKPOINTS))[:-2]: old.unlink()
-    write_json(run.folder/'history.json', run.history)
-
-# %% ../nbs/09_training.ipynb #e208b642
-def _resume(run: _Run) -> None:
-    "Clear what a killed run left half written, and put the newest checkpoint, if there is one, into `run`."
-    run.folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ('.checkpoint-*.tmp', '.history.json.*.tmp'):
-        for left in run.folder.glob(pattern): left.unlink()
-    if (found := newest_checkpoint(run.folder)) is None: return
-    tensors, meta = found
-    now = json.loads(json.dumps(asdict(run.cfg)))
-    differ = [f'{k}: {meta["config"].get(k)!r} there, {v!r} now' for k, v in now.items() if meta['config'].get(k) != v]
-    if differ: raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
-    part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-    try:
-        run.model.load_state_dict(part('model.')); _restore_optimizer(run.opt, tensors)
-        if run.ema is not None: run.ema.load_state_dict(part('ema.'))
-    except RuntimeError as e: raise ValueError(f'{run.folder} holds a run of another model: {e}') from e
-    run.done, run.history, run.seconds = meta['done'], meta['history'], meta['seconds']
+    def whole(self, model: nn.Module) -> nn.Module:
+        "A model in one piece: itself, or a copy gathered from all processes."
+        if not self.cfg.shard: return model
+        plain = copy.deepcopy(self.empty)
+        plain.load_state_dict({k: _whole(v) for k, v in model.state_dict().items()})
+        return plain.to(self.device)
 
 # %% ../nbs/09_training.ipynb #2ae3fd58
 StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
 
+def _ask(run: _Run, generator: Iterator[Tensor], j: int) -> Tensor | None:
+    "The next loss of micro-batch j; None at its end."
+    part = _Part(run.rank*run.accumulate + j, run.world*run.accumulate)
+    token = _PART.set(part)
+    run.meter.asked()
+    try: return next(generator, None)
+    finally: _PART.reset(token); run.shared |= part.asked
+
+def _backward(run: _Run, generators: list[Iterator[Tensor]]) -> Tensor | None:
+    "One loss and its gradient, from one micro-batch after the other; None when the step function has ended."
+    n, losses = len(generators), []
+    for j, generator in enumerate(generators):
+        with contextlib.nullcontext() if j == n - 1 else run.engine.no_sync(run.ready): # processes exchange gradients once
+            if (loss := _ask(run, generator, j)) is None: continue
+            if not losses: run.opt.zero_grad(set_to_none=True)
+            run.engine.backward(loss/n if n > 1 else loss)
+            losses.append(loss.detach())
+    if len(losses) not in (0, n): raise ValueError(f'the step function must yield equally often for every micro-batch, got {len(losses)} losses from {n}')
+    if losses and run.world*n > 1 and not run.shared: raise ValueError(f'the step function took the whole batch {run.world*n} times: it must cut its part out with share()')
+    return torch.stack(losses).mean() if n > 1 and losses else losses[0] if losses else None
+
+# %% ../nbs/09_training.ipynb #ca898d6c
+def _update(run: _Run, loss: Tensor, i: int) -> None:
+    "Clip, and take one optimiser step, or leave it."
+    cfg = run.cfg
+    if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0: # otherwise nobody asks for the norm
+        run.norm = _whole(run.engine.clip_grad_norm_(run.params, cfg.clip_grad or math.inf))
+    good = True
+    if cfg.on_nan == 'skip':
+        if run.world > 1: loss = run.engine.reduce(loss, 'mean') # all processes must agree
+        good = math.isfinite(loss) and math.isfinite(run.norm)
+    if good or run.scaler is not None: run.opt.step() # with fp16 the scaler itself leaves bad steps out, and learns from them
+    if good: run.window.append((i, loss))
+    else: run.skipped += 1
+
+def _iterate(run: _Run, step: StepFunction, i: int) -> None:
+    "Iteration i; where memory does not suffice, once more in smaller pieces."
+    while True:
+        torch.manual_seed(run.cfg.seed*1_000_003 + i + run.rank*0x9E3779B1) # dropout's draws depend on seed, iteration and process alone
+        try:
+            with run.meter.counting() as counting:
+                generators = [step(run.eager if counting else run.ready, i) for _ in range(run.accumulate)]
+                while (loss := _backward(run, generators)) is not None: _update(run, loss, i)
+            return
+        except torch.cuda.OutOfMemoryError as e: _out_of_memory(run, e)
+        run.opt.zero_grad(set_to_none=True); generators = loss = None # only here, outside of `except`, is the memory free
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
+
+def _out_of_memory(run: _Run, error: Exception) -> None:
+    "Halve the micro-batch if that is wanted, or say what to do."
+    n, run.shared = 2*run.accumulate, False
+    if run.cfg.on_oom == 'stop' or run.world > 1:
+        raise torch.cuda.OutOfMemoryError(f'iteration {run.done} needs more memory than the device has; set accumulate={n} (on_oom=\'halve\' does it by itself on one device), recompute=True or precision=\'bf16\'. First message: {error}') from error
+    warnings.warn(f'out of memory in iteration {run.done}; going on with {n} micro-batches (accumulate={n})', stacklevel=2)
+    run.accumulate = n
+
+# %% ../nbs/09_training.ipynb #c058d392
+class _Meter:
+    "Speed, waiting, memory and arithmetic between two readings of the loss."
+    def __init__(self, run: _Run):
+        self.run, self.waited, self.since, self.flops = run, 0., None, None
+        self.hook = run.ready.register_forward_pre_hook(self.called)
+        self.restart()
+
+    def restart(self) -> None: self.begin, self.waited, self.at = time.perf_counter(), 0., self.run.done
+    def asked(self) -> None: self.since = time.perf_counter()
+    def called(self, module, args) -> None:
+        if self.since is not None: self.waited += time.perf_counter() - self.since; self.since = None
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[bool]:
+        "Count the floating-point operations of the first iteration, if there is a peak to compare them with."
+        if self.run.cfg.peak_tflops is None or self.flops is not None: yield False; return
+        from torch.utils.flop_counter import FlopCounterMode
+        with FlopCounterMode(display=False) as counter: yield True
+        self.flops = counter.get_total_flops()
+
+    def read(self) -> dict:
+        seconds, n, run = time.perf_counter() - self.begin, self.run.done - self.at, self.run
+        out = dict(iterations_per_second=n/seconds, waiting=self.waited/seconds, peak_memory_mb=_peak_memory(run.device), skipped=run.skipped)
+        out['grad_norm'] = float(run.norm) if run.norm is not None and math.isfinite(run.norm) else None
+        if self.flops: out |= dict(tflops=self.flops*n/seconds/1e12, utilisation=self.flops*n/seconds/1e12/run.cfg.peak_tflops)
+        return out
+
+def _peak_memory(device: torch.device) -> float: # MB
+    "Most memory so far: of the GPU, or of this process."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)/1e6
+
+# %% ../nbs/09_training.ipynb #fd48e49b
+METRICS = 'metrics.jsonl'
+
+def _record(run: _Run) -> None:
+    "Read the losses of the last iterations: the one place where the loop waits for the device."
+    losses = torch.stack([loss for _, loss in run.window]).float() if run.window else torch.zeros(0)
+    if run.world > 1 and run.window: losses = run.engine.reduce(losses, 'mean')
+    values = losses.tolist()
+    for (i, _), value in zip(run.window, values):
+        if not math.isfinite(value): run.refuse(f'the loss of iteration {i} became {value}')
+    if run.skipped and not values: run.refuse(f'every update since iteration {run.meter.at} had to be skipped')
+    run.history.append(dict(step=run.done, loss=statistics.fmean(values) if values else 0., lr=run.cfg.lr*lr_factor(run.cfg, run.done - 1)))
+    row = run.history[-1] | run.meter.read()
+    if run.folder and is_main():
+        with open(run.folder/METRICS, 'a') as f: f.write(json.dumps(row) + '\n')
+    if run.board is not None:
+        for name, value in row.items():
+            if name != 'step' and value is not None: run.board.add_scalar(name, value, run.done)
+    run.graph.draw(run.history)
+    run.window, run.skipped = [], 0
+
+# %% ../nbs/09_training.ipynb #63a95fe0
+def _save(run: _Run) -> None:
+    "A checkpoint: weights, their average and Adam's moments, with all that is needed to go on."
+    tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | _flatten_optimizer(run.opt.optimizer)
+    if run.ema is not None: tensors |= {f'ema.{k}': v for k, v in run.ema.state_dict().items()}
+    tensors = {k: _whole(v) for k, v in tensors.items()}
+    for name, value in tensors.items(): # a finite loss can still have had an infinite gradient
+        if value.is_floating_point() and not value.isfinite().all(): run.refuse(f'{name} is no longer finite at iteration {run.done}')
+    now = dict(step=run.done, loss=run.history[-1]['loss'])
+    if better := now['loss'] < run.best['loss']: run.best = now
+    meta = dict(done=run.done, history=run.history, seconds=run.seconds, best=run.best, config=asdict(run.cfg), scaler=None if run.scaler is None else run.scaler.state_dict())
+    if is_main(): write_checkpoint(run.folder, tensors, meta, run.cfg.keep, better)
+
+# %% ../nbs/09_training.ipynb #c2145088
+def _clean(folder: Path) -> None:
+    "Make the folder, see that it can be written to, and clear what a killed run left half written."
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ('.checkpoint-*.tmp', '.best.*.tmp', f'.{METRICS}.*.tmp'):
+        for left in folder.glob(pattern): left.unlink()
+    with open(folder/METRICS, 'a'): pass
+
+def _forget_after(folder: Path, done: int) -> None:
+    "Iterations after the checkpoint will be done again: their metrics go, and unreadable checkpoints get out of the way."
+    rows = []
+    for line in (folder/METRICS).read_text().splitlines():
+        with contextlib.suppress(ValueError): rows.append(json.loads(line)) # the last line may be cut off
+    if rows and not done: warnings.warn(f'{folder} has metrics up to iteration {rows[-1]["step"]} but no checkpoint: training starts from the beginning', stacklevel=4)
+    with atomic_path(folder/METRICS) as tmp: tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows if row['step'] <= done))
+    for path in folder.glob(CHECKPOINTS):
+        if path > checkpoint_path(folder, done): path.rename(path.with_name(path.name + '.damaged'))
+
+def _resume(run: _Run) -> tuple[dict[str, Tensor], dict]: # of the newest checkpoint; empty if there is none
+    "Go back to the newest checkpoint, if it is one of this run."
+    if is_main(): _clean(run.folder)
+    run.engine.wait_for_everyone()
+    tensors, meta = newest_checkpoint(run.folder) or ({}, {})
+    if meta: _check_same(run, meta['config'])
+    part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+    try:
+        if meta: run.model.load_state_dict(part('model.'))
+        if meta and run.ema is not None: run.ema.load_state_dict(part('ema.'))
+    except RuntimeError as e: raise ValueError(f'{run.folder} holds a run of another model: {e}') from e
+    if meta: run.done, run.history, run.seconds, run.best = (meta[k] for k in ('done', 'history', 'seconds', 'best'))
+    run.engine.wait_for_everyone()
+    if is_main():
+        _forget_after(run.folder, run.done)
+        if run.done and run.best['step'] == run.done: keep_as_best(checkpoint_path(run.folder, run.done))
+    return tensors, meta
+
+# %% ../nbs/09_training.ipynb #f6337476
+def _check_same(run: _Run, config: dict) -> None:
+    "Refuse to go on with another configuration; how the numbers are computed may change, and fields that are new have their default."
+    theirs, mine = ({k: v for k, v in asdict(c).items() if k not in HOW} for c in (TrainConfig(**config), run.cfg))
+    differ = [f'{k}: {theirs[k]!r} there, {v!r} now' for k, v in mine.items() if theirs[k] != v]
+    if differ: raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
+
+# %% ../nbs/09_training.ipynb #7201e089
+class _LossGraph:
+    "In a notebook, the loss so far as one picture that is drawn again every few seconds."
+    def __init__(self,
+        show: bool, # False: no picture
+        seconds: float = 3., # between two drawings, at least
+    ): self.bar, self.seconds, self.last = master_bar(range(1)) if show and IN_NOTEBOOK else None, seconds, time.monotonic()
+
+    def draw(self, history: list[dict], now: bool = False) -> None:
+        if self.bar is None or len(history) < 2 or not now and time.monotonic() - self.last < self.seconds: return
+        self.bar.names, self.last = ['loss'], time.monotonic()
+        self.bar.update_graph([list(zip(*[(h['step'], h['loss']) for h in history]))], figsize=(5, 2.2))
+
+    def close(self, history: list[dict]) -> None:
+        self.draw(history, now=True)
+        if hasattr(self.bar, 'graph_fig'):
+            import matplotlib.pyplot as plt
+            plt.close(self.bar.graph_fig) # the notebook would show it a second time
+
+# %% ../nbs/09_training.ipynb #5685d28b
+def _board(run: _Run): # a writer, or None
+    "TensorBoard's file, if it is wanted."
+    if not run.cfg.tensorboard or not is_main(): return None
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e: raise ImportError('tensorboard=True needs TensorBoard: pip install "bdense-nb[tensorboard]"') from e
+    return SummaryWriter(run.folder/'tensorboard', purge_step=run.done)
+
+def _sample(run: _Run, on_sample: Callable[[nn.Module, int], None]) -> None:
+    "Show the model, or better its average, to the caller: in evaluation mode, without gradients."
+    model = run.whole(run.model if run.ema is None else run.ema.module)
+    if not is_main(): return
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    with torch.no_grad(): on_sample(model, run.done)
+    for m, training in modes: m.training = training
+
+def _agreed(run: _Run, asked: bool) -> bool:
+    "Has any process been asked to stop? Several processes tell each other only where they meet anyway."
+    if run.world == 1: return asked
+    if run.done % run.cfg.log_every: return False
+    return bool(run.engine.reduce(torch.tensor(float(asked), device=run.device), 'sum'))
+
+# %% ../nbs/09_training.ipynb #45eca1ba
+@contextlib.contextmanager
+def _running(model: nn.Module, cfg: TrainConfig, folder: Path | None, show: bool) -> Iterator[_Run]:
+    "A run, resumed if there is something to resume; afterwards the model is as it was found, but for its numbers."
+    forwards, matmul = [(m, m.__dict__.get('forward')) for m in model.modules()], torch.get_float32_matmul_precision()
+    if cfg.tf32: torch.set_float32_matmul_precision('high')
+    run, graph = _Run(model, cfg, folder), None
+    try:
+        run.prepare(*_resume(run) if folder else ({}, {}))
+        run.meter, run.graph, run.board = _Meter(run), (graph := _LossGraph(show)), _board(run)
+        with torch.random.fork_rng([run.device] if run.device.type == 'cuda' else []): yield run
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        if graph: graph.close(run.history); run.meter.hook.remove()
+        for m, forward in forwards:
+            for name in ('forward', '_original_forward', '_is_accelerate_prepared'): m.__dict__.pop(name, None)
+            if forward is not None: m.forward = forward
+
+# %% ../nbs/09_training.ipynb #f5c2ca70
 def fit(
     model: nn.Module, # trained in place
     step: StepFunction, # `step(model, i)` yields one scalar loss per optimiser update of iteration i
     cfg: TrainConfig,
-    folder: Path | str | None = None, # checkpoints and history.json go here; a run found there is resumed
+    folder: Path | str | None = None, # checkpoints and metrics go here; a run found there is resumed
     label: str = 'train', # shown before the progress bar
     show: bool = True, # False: no progress bar
+    on_sample: Callable[[nn.Module, int], None] | None = None, # called with model (or average) and iterations done, every `sample_every`
 ) -> Fit:
     "Train `model`: the loop runs the step function, and after each loss it yields takes one optimiser step."
-    if cfg.channels_last: model.to(memory_format=torch.channels_last)
-    run, begin = _Run(model, cfg, Path(folder) if folder is not None else None), time.monotonic()
-    if run.folder: _resume(run)
-    past, total, n, devices = run.seconds, 0., 0, list({p.device for p in model.parameters() if p.is_cuda})
-    note = lambda: f'loss {run.history[-1]["loss"]:.4f}' if run.history else ''
-    with torch.random.fork_rng(devices), _CtrlC('stopped between two iterations' + (f'; run it again to go on from {folder}' if folder else '')) as ctrl_c:
-        for i in progress(cfg.steps, label, run.done, note, show):
-            torch.manual_seed(cfg.seed*1_000_003 + i) # dropout's draws depend on the iteration alone: resuming needs no stored RNG state
-            for group in run.opt.param_groups: group['lr'] = cfg.lr*lr_factor(cfg, i)
-            for loss in step(model, i):
-                run.update(loss)
-                total, n = total + loss.detach(), n + 1
-            if run.ema is not None: run.ema.update_parameters(model)
-            run.done, last = i + 1, ctrl_c.asked or i + 1 == cfg.steps
-            saving = last or cfg.checkpoint_every > 0 and run.done % cfg.checkpoint_every == 0
-            if saving or run.done % cfg.log_every == 0: # the only places that wait for the device
+    folder, begin = Path(folder) if folder is not None else None, time.monotonic()
+    message = 'stopped between two iterations' + (f'; run it again to go on from {folder}' if folder else '')
+    with _running(model, cfg, folder, show and is_main()) as run, _CtrlC(message) as ctrl_c:
+        past, note = run.seconds, lambda: f'loss {run.history[-1]["loss"]:.4f}' if run.history else ''
+        for i in progress(cfg.steps, label, run.done, note, show and is_main()):
+            _iterate(run, step, i)
+            if run.ema is not None: run.ema.update_parameters(run.model)
+            run.schedule.step(); run.done = i + 1
+            if stopping := _agreed(run, ctrl_c.asked): ctrl_c.asked = True
+            saving = stopping or run.done == cfg.steps or cfg.checkpoint_every > 0 and run.done % cfg.checkpoint_every == 0
+            if saving or run.done % cfg.log_every == 0:
                 run.seconds = past + time.monotonic() - begin
-                run.record(float(total)/max(n, 1)); total, n = 0., 0
-            if saving and run.folder: _save(run)
-            if ctrl_c.asked: break
-    return Fit(model, run.ema.module if run.ema is not None else None, run.history, run.seconds)
+                _record(run)
+                if saving and folder: _save(run)
+                run.meter.restart()
+            if on_sample and cfg.sample_every and run.done % cfg.sample_every == 0: _sample(run, on_sample)
+            if stopping: break
+        return Fit(run.whole(model), run.whole(run.ema.module) if run.ema is not None else None, run.history, run.seconds)

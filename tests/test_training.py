@@ -44,6 +44,9 @@ def state(folder):
     return tensors, meta
 
 
+def metrics(folder): return [json.loads(line) for line in (folder/'metrics.jsonl').read_text().splitlines()]
+
+
 def assert_same(a, b):
     (ta, ma), (tb, mb) = state(a), state(b)
     assert ma == mb and ta.keys() == tb.keys()
@@ -65,7 +68,7 @@ def test_resumed_is_the_same_run(tmp_path, setting, at):
     result = fit(net(), step, cfg, tmp_path/'b', show=False)
     assert_same(tmp_path/'a', tmp_path/'b')
     assert [h['step'] for h in result.history] == [3, 4, 6, 8, 9, 12]
-    assert json.loads((tmp_path/'b'/'history.json').read_text()) == result.history
+    assert [{k: row[k] for k in ('step', 'loss', 'lr')} for row in metrics(tmp_path/'b')] == result.history
 
 
 def test_unet_with_dropout_and_several_updates_resumes(tmp_path):
@@ -99,7 +102,7 @@ def test_the_callers_random_numbers_are_left_alone():
 
 def test_only_two_checkpoints_are_kept(tmp_path):
     fit(net(), step, replace(CFG, checkpoint_every=1), tmp_path, show=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['checkpoint-00000011.safetensors', 'checkpoint-00000012.safetensors', 'history.json']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['best.safetensors', 'checkpoint-00000011.safetensors', 'checkpoint-00000012.safetensors', 'metrics.jsonl']
 
 
 def test_the_average_is_the_average():
@@ -190,9 +193,9 @@ def test_another_model_is_refused(tmp_path):
 
 
 def test_leftovers_of_a_killed_write_are_cleared_and_nothing_else(tmp_path):
-    for name in ('.checkpoint-00000004.safetensors.ab12.tmp', '.history.json.cd34.tmp', '.mine.tmp', 'notes.txt'): (tmp_path/name).write_text('x')
+    for name in ('.checkpoint-00000004.safetensors.ab12.tmp', '.best.safetensors.cd34.tmp', '.mine.tmp', 'notes.txt'): (tmp_path/name).write_text('x')
     fit(net(), step, CFG, tmp_path, show=False)
-    assert {'.mine.tmp', 'notes.txt'} == {p.name for p in tmp_path.iterdir()} - {'checkpoint-00000008.safetensors', 'checkpoint-00000012.safetensors', 'history.json'}
+    assert {'.mine.tmp', 'notes.txt'} == {p.name for p in tmp_path.iterdir()} - {'best.safetensors', 'checkpoint-00000008.safetensors', 'checkpoint-00000012.safetensors', 'metrics.jsonl'}
 
 
 def test_killed_in_the_middle_of_a_write(tmp_path):
