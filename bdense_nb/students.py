@@ -4,6 +4,8 @@
 
 # %% ../nbs/10_students.ipynb #eafbad85
 from __future__ import annotations
+import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .branches import BranchedDenoiser, branch
-from .core import NFECounter, check_int
+from .core import NFECounter, check_choice, check_int, load_tensors, save_tensors
 from .samplers import sample
 from .teachers import NetDenoiser, load_denoiser, read_about, save_denoiser
 from .trajectories import draw_start
 
 # %% auto #0
-__all__ = ['branched_student', 'Student', 'load_student']
+__all__ = ['branched_student', 'Student', 'VariableStudent', 'load_student']
 
 # %% ../nbs/10_students.ipynb #59649bb9
 def branched_student(
@@ -86,18 +88,83 @@ class Student:
 
     def save(self, folder: Path | str) -> None:
         "Write weights (safetensors) and a JSON that says how to sample."
-        how = dict(sigmas=self.sigmas.tolist(), afs=self.afs, shape=list(self.shape))
-        try: save_denoiser(self.denoiser, folder, dict(student=how, **self.about))
-        except ValueError as e: raise ValueError(f'{e}. To keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
+        _save(self, folder, dict(sigmas=self.sigmas.tolist()))
+
+def _save(student: Student | VariableStudent, folder: Path | str, how: dict) -> None:
+    "Write a student's denoiser; its JSON gets what all students need for sampling, and `how`."
+    how = dict(how, afs=student.afs, shape=list(student.shape))
+    try: save_denoiser(student.denoiser, folder, dict(student=how, **student.about))
+    except ValueError as e: raise ValueError(f'{e}. To keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
+
+# %% ../nbs/10_students.ipynb #ae9fece1
+@dataclass
+class VariableStudent:
+    "One denoiser for several step counts, which differ in the bias of one layer alone (SFD-v, notebook 10b)."
+    denoiser: NetDenoiser # plain; its own bias in that layer is that of the first count
+    biases: Tensor # [n, width], a row for each grid, in their order
+    step_layer: str # name of that layer inside `denoiser.net`
+    grids: dict[int, Tensor] # network calls -> noise levels [n_steps+1], float64
+    afs: bool # is the first step analytic?
+    shape: tuple[int, ...] # of one sample
+    about: dict = field(default_factory=dict) # host, configuration, loss curve
+
+    def __post_init__(self):
+        bias = getattr(dict(self.denoiser.net.named_modules()).get(self.step_layer), 'bias', None)
+        if bias is None: raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} with a bias')
+        if self.biases.shape != (want := (len(self.grids), len(bias))): raise ValueError(f'biases must have a row for each step count, {list(want)}, got {list(self.biases.shape)}')
+
+    def at(self,
+        nfe: int, # network calls, one of those it was trained for
+    ) -> Student: # plain: the teacher's architecture and keys
+        "The student of one step count, a copy that needs nothing of this one."
+        check_choice('nfe', nfe, self.grids)
+        plain = copy.deepcopy(self.denoiser)
+        with torch.no_grad(): plain.net.get_submodule(self.step_layer).bias.copy_(self.biases[list(self.grids).index(nfe)])
+        return Student(plain, self.grids[nfe], self.afs, self.shape, dict(self.about, nfe=nfe))
+
+    @cached_property
+    def nfe(self) -> tuple[int, ...]: # network calls that a sample may cost
+        "Counted, as a student's are."
+        return tuple(self.at(n).nfe for n in self.grids)
+
+    def sample(self,
+        n: int, # how many
+        seed: int = 0, # sample i depends on seed + i alone
+        nfe: int | None = None, # network calls a sample; None: the most that it was trained for
+        **how, # label, batch: see `Student.sample`
+    ) -> Tensor: # [n, *D], on the CPU
+        "Generate samples with one of the step counts."
+        return self.at(max(self.grids) if nfe is None else nfe).sample(n, seed, **how)
+
+    def save(self, folder: Path | str) -> None:
+        "Write weights and biases (safetensors) and a JSON that says how to sample."
+        _save(self, folder, dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer, biases_sha256=_digest(self.biases)))
+        save_tensors(_biases_path(folder), {'biases': self.biases})
 
 # %% ../nbs/10_students.ipynb #2a4522c9
 def load_student(
     folder: Path | str, # written by `Student.save`
     device: torch.device | str | None = None, # default: the fastest there is
-) -> Student:
+) -> Student | VariableStudent: # the kind that was saved
     "Read a student back."
     about = dict(read_about(folder).get('about', {}))
     how = about.pop('student', {})
-    if missing := [k for k in ('sigmas', 'afs', 'shape') if k not in how]:
+    wanted = ('grids', 'step_layer', 'biases_sha256') if 'grids' in how else ('sigmas',)
+    if missing := [k for k in (*wanted, 'afs', 'shape') if k not in how]:
         raise ValueError(f'{folder} holds a denoiser but not a student: its config.json does not say how to sample ({", ".join(missing)})')
-    return Student(load_denoiser(folder, device), torch.tensor(how['sigmas'], dtype=torch.float64), how['afs'], tuple(how['shape']), about)
+    denoiser, common = load_denoiser(folder, device), (how['afs'], tuple(how['shape']), about)
+    grid = lambda levels: torch.tensor(levels, dtype=torch.float64)
+    if 'grids' not in how: return Student(denoiser, grid(how['sigmas']), *common)
+    biases, grids = _load_biases(folder, how['biases_sha256']), {int(nfe): grid(levels) for nfe, levels in how['grids'].items()}
+    return VariableStudent(denoiser, biases, how['step_layer'], grids, *common)
+
+# %% ../nbs/10_students.ipynb #748966db
+def _biases_path(folder: Path | str) -> Path: return Path(folder)/'step_biases.safetensors'
+
+def _digest(biases: Tensor) -> str: return hashlib.sha256(biases.detach().cpu().contiguous().numpy()).hexdigest() # 64 hex digits
+
+def _load_biases(folder: Path | str, digest: str) -> Tensor: # [n, width]
+    "The biases of the step counts; missing, damaged or foreign ones are refused by name."
+    biases = load_tensors(path := _biases_path(folder))[0].get('biases')
+    if biases is None or _digest(biases) != digest: raise ValueError(f'{path} is damaged or not the one its config.json describes')
+    return biases
