@@ -40,7 +40,10 @@ def scheduled_weights(
     done: float, # share of training that is done, in [0, 1]
 ) -> Tensor: # [K], sums to 1
     "Branch weights on their straight way from one set to another."
-    return start if end is None else torch.lerp(start, end, done)
+    if not 0 <= done <= 1: raise ValueError(f'done must be the share of training that is done, in [0, 1], got {done!r}')
+    if end is None: return start
+    if end.shape != start.shape: raise ValueError(f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got {tuple(end.shape)}')
+    return torch.lerp(start, end, done)
 
 # %% ../nbs/08_losses.ipynb #2782b5e6
 NORMS = {'l1': lambda a, b: (a - b).abs(), 'l2': lambda a, b: (a - b).square(),
@@ -61,6 +64,7 @@ def dense_alignment_loss(
     if weights.shape != pred.shape[1:2]: raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, got shape {tuple(weights.shape)}')
     distance = NORMS[norm](pred, target).flatten(2).sum(2)
     if sample_weights is not None:
+        if not isinstance(sample_weights, Tensor): raise TypeError(f'sample_weights must be a tensor, as `snr_weight` gives it, got {type(sample_weights).__name__}')
         if sample_weights.shape != pred.shape[:1]: raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} samples, got shape {tuple(sample_weights.shape)}')
         distance = distance*sample_weights.to(distance)[:, None]
     per_branch = distance.mean(0)
@@ -75,5 +79,6 @@ def snr_weight(
 ) -> Tensor: # [B], in the dtype of sigma
     "Weight of a squared error in the clean estimate: truncated SNR, 1, SNR (an error in eps), or SNR + 1 (an error in v)."
     check_choice('SNR weight', kind, SNR_WEIGHTS)
+    if sigma.device.type == 'cpu' and not (sigma > 0).all(): raise ValueError(f'noise levels of inputs must be above 0, got {sigma.tolist()}') # on a GPU this would wait
     snr = 1/sigma**2
     return {'trunc': snr.clamp(min=1.), 'const': torch.ones_like(snr), 'snr': snr, 'snr+1': snr + 1}[kind]

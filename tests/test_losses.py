@@ -1,13 +1,14 @@
-"Branch weights and the dense alignment loss: values on a matrix of inputs, the identities with the host, and bad input."
+"Branch weights, the dense alignment loss and its SNR weights: values on a matrix of inputs, the identities with both hosts, and bad input."
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from bdense_nb.branches import branch
-from bdense_nb.losses import BRANCH_WEIGHTS, NORMS, branch_weights, dense_alignment_loss
+from bdense_nb.branches import branch, fold
+from bdense_nb.losses import BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, scheduled_weights, snr_weight
 from bdense_nb.nets import MLP, UNet
-from bdense_nb.targets import branch_states
+from bdense_nb.progressive import PDConfig, draw_noised, pd_step
+from bdense_nb.targets import branch_states, progressive_segment
 from bdense_nb.teachers import EDMDenoiser
 from torch import nn
 
@@ -38,6 +39,51 @@ def test_explicit_weights_are_normalised(kind):
 def test_one_branch_has_all_the_weight():
     assert {branch_weights(1, kind).item() for kind in (*BRANCH_WEIGHTS, [7.])} == {1}
     assert branch_weights(4).tolist() == branch_weights(4, 'linear').tolist()
+
+
+@pytest.mark.parametrize('done', [0, .25, .5, 1., 1])
+@pytest.mark.parametrize('start, end', [('linear', 'endpoint'), ('uniform', [1, 0, 0, 0]), ('linear', 'linear')])
+def test_scheduled_weights(start, end, done):
+    a, b = branch_weights(4, start), branch_weights(4, end)
+    w = scheduled_weights(a, b, done)
+    assert w.tolist() == pytest.approx([(1 - done)*x + done*y for x, y in zip(a.tolist(), b.tolist())], abs=1e-15)
+    assert w.sum().item() == pytest.approx(1, rel=1e-14) and (w >= 0).all()
+    if done in (0, 1): assert torch.equal(w, b if done else a)
+    assert scheduled_weights(a, None, done) is a
+
+
+@pytest.mark.parametrize('done', [-.01, 1.01, math.nan, math.inf, 17])
+def test_share_of_training_outside(done):
+    for end in (None, branch_weights(4)):
+        with pytest.raises(ValueError, match='done must be'): scheduled_weights(branch_weights(4), end, done)
+
+
+def test_weights_at_the_end_of_another_K():
+    for K in (1, 3):
+        with pytest.raises(ValueError, match='as many as at the start'): scheduled_weights(branch_weights(4), branch_weights(K), .5)
+
+
+# --- SNR weights ---
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_snr_weights(dtype):
+    sigma = torch.tensor([1e-4, .5, 1., 2., 1e4], dtype=dtype)
+    want = {'const': lambda s: 1., 'snr': lambda s: s**-2, 'snr+1': lambda s: s**-2 + 1, 'trunc': lambda s: max(1., s**-2)}
+    assert want.keys() == set(SNR_WEIGHTS)
+    for kind, f in want.items():
+        w = snr_weight(sigma, kind)
+        assert w.dtype == dtype and w.shape == sigma.shape and w.tolist() == pytest.approx([f(s) for s in sigma.tolist()], rel=1e-5)
+    assert torch.equal(snr_weight(sigma), snr_weight(sigma, 'trunc'))
+
+
+@pytest.mark.parametrize('sigma', [[0.], [1., -1.], [math.nan]], ids=str)
+def test_snr_of_bad_levels(sigma):
+    with pytest.raises(ValueError, match='above 0'): snr_weight(torch.tensor(sigma))
+
+
+@pytest.mark.parametrize('kind', ['truncated', 'SNR', None])
+def test_unknown_snr_weight(kind):
+    with pytest.raises(ValueError, match='trunc, const, snr'): snr_weight(torch.ones(2), kind)
 
 
 # --- the loss ---
@@ -72,7 +118,17 @@ def test_loss_keeps_the_dtype(dtype):
     assert loss.dtype == dtype and loss.shape == ()
 
 
-# --- identities with the host ---
+@pytest.mark.parametrize('norm', NORMS)
+def test_sample_weights(norm):
+    pred, target, w = draw(3, 2, 4), draw(3, 2, 4, seed=1), branch_weights(2)
+    factors = torch.tensor([0., 1., 5.], dtype=torch.float64)
+    slow = sum(f*dense_alignment_loss(pred[b:b + 1], target[b:b + 1], w, norm).item() for b, f in enumerate(factors.tolist()))/3
+    assert dense_alignment_loss(pred, target, w, norm, factors).item() == pytest.approx(slow, rel=1e-12)
+    assert torch.equal(dense_alignment_loss(pred, target, w, norm, torch.ones(3)), dense_alignment_loss(pred, target, w, norm))
+    assert dense_alignment_loss(pred.float(), target.float(), w, norm, factors).dtype == torch.float32
+
+
+# --- identities with the hosts ---
 
 def make_host(kind, dtype):
     torch.manual_seed(0)
@@ -137,6 +193,74 @@ def test_equal_targets_only_rescale(kind):
         else: torch.testing.assert_close(got[name], w.sum()*g, rtol=1e-10, atol=1e-12)
 
 
+def pd_problem(kind, dtype, K, substeps, **changes):
+    "A host, its branched student, the first iteration's loss of `pd_step`, and the same noised batch with the endpoint's target."
+    host, _, _ = make_host(kind, dtype)
+    shape = (1, 4, 4) if kind == 'unet' else (2,)
+    cfg = PDConfig(start_steps=substeps**2, end_steps=substeps, substeps=substeps, K=K, batch=5, schedule='karras', **changes)
+    data, student = draw(9, *shape, seed=2, dtype=dtype), branch(host, K)
+    loss = next(pd_step(host, data, None, cfg, substeps)(student, 0))
+    g = torch.Generator().manual_seed(cfg.train_config(substeps).seed*1_000_003)
+    _, levels, z = draw_noised(data, cfg.grid(substeps**2).unfold(0, substeps + 1, substeps), cfg.batch, g)
+    return host, student, loss, z, levels, progressive_segment(host, z, levels, 1).x0s[:, 0]
+
+
+def pd_host_loss(host, z, sigma, target):
+    "Salimans and Ho: squared error of the estimate, mean over pixels, times truncated SNR, mean over the batch."
+    weight = torch.maximum(torch.ones_like(sigma), 1/sigma**2)/z[0].numel()
+    return ((host(z, sigma) - target).square().flatten(1).sum(1)*weight.to(z)).mean()
+
+
+@pytest.mark.parametrize('substeps', [2, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('kind', ['unet', 'mlp'])
+def test_one_branch_is_progressive_distillation_bit_by_bit(kind, dtype, substeps):
+    host, student, loss, z, levels, target = pd_problem(kind, dtype, 1, substeps)
+    first = pd_host_loss(host, z, levels[:, 0], target)
+    assert torch.equal(first, loss) and loss > 0
+    a, b = grads(host, first), grads(student, loss)
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_the_hosts_target_is_the_published_one():
+    "The endpoint's target above, by two DDIM steps and Salimans and Ho's formula."
+    host, _, _, z, levels, target = pd_problem('mlp', torch.float64, 1, 2)
+    with torch.no_grad():
+        t, m, s = levels.T[..., None]
+        middle = host(z, levels[:, 0]) + m/t*(z - host(z, levels[:, 0]))
+        last = host(middle, levels[:, 1])
+        end = last + s/m*(middle - last)
+    torch.testing.assert_close(target, (end - s/t*z)/(1 - s/t), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('step', ['own', 'end'])
+@pytest.mark.parametrize('kind, K', [('unet', 2), ('mlp', 4)])
+def test_endpoint_weights_leave_the_other_heads_alone_in_progressive_distillation(kind, K, step):
+    host, student, loss, z, levels, target = pd_problem(kind, torch.float64, K, 4, branch_weights='endpoint', branch_step=step)
+    base, got = grads(host, pd_host_loss(host, z, levels[:, 0], target)), grads(student, loss)
+    for name, g in base.items():
+        if name.startswith('net.out.'):
+            heads = got[name].unflatten(0, (K, -1))
+            assert (heads[:-1] == 0).all() and (heads[-1] != 0).any()
+            torch.testing.assert_close(heads[-1], g, rtol=1e-9, atol=1e-12)
+        else: torch.testing.assert_close(got[name], g, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('host_of', ['sfd', 'pd'])
+def test_fold_after_training_is_the_hosts_network(host_of):
+    "Keys and shapes are the teacher's, after an update of every branch."
+    if host_of == 'pd': host, student, loss, z, *_ = pd_problem('unet', torch.float64, 4, 4)
+    else:
+        host, z, y = make_host('unet', torch.float64)
+        student = branch(host, 4)
+        loss = dense(student, z, y, branch_weights(4))
+    opt = torch.optim.Adam(student.parameters(), 1e-2)
+    loss.backward(); opt.step()
+    plain = fold(student)
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in host.state_dict().items()}
+    with torch.no_grad(): torch.testing.assert_close(plain(z, SIGMA), student(z, SIGMA)[:, -1], rtol=1e-12, atol=1e-12)
+
+
 # --- bad input ---
 
 @pytest.mark.parametrize('K', [0, -1, 1.5, '4', None, True])
@@ -182,3 +306,8 @@ def test_weights_of_another_K(weights):
 @pytest.mark.parametrize('weights', ['linear', [.25]*4, None])
 def test_weights_that_are_no_tensor(weights):
     with pytest.raises(TypeError, match='branch_weights'): dense_alignment_loss(draw(2, 4, 3), draw(2, 4, 3), weights)
+
+
+@pytest.mark.parametrize('weights, error', [(torch.ones(2), ValueError), (torch.ones(3, 1), ValueError), (torch.tensor(1.), ValueError), ([1.]*3, TypeError), (2., TypeError)], ids=str)
+def test_bad_sample_weights(weights, error):
+    with pytest.raises(error, match='sample_weights must'): dense_alignment_loss(draw(3, 2, 4), draw(3, 2, 4), branch_weights(2), 'l2', weights)
