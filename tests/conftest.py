@@ -1,7 +1,9 @@
 "What all tests share. One thread each: small tensors gain nothing from more, and results stay comparable."
 import os
+import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import urlparse
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['IPYTHONDIR'] = tempfile.mkdtemp(prefix='bdense-nb-ipython-')  # kernels write their history here, not into the home folder
@@ -20,3 +22,34 @@ def noise():
     "`noise(B, *D)`: standard normal noise with per-sample seeds 0 to B-1."
     from bdense_nb.core import sample_noise
     return lambda batch, *shape: sample_noise(range(batch), shape)
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    "A headless Chromium: playwright's `Browser`. Where there is none, the tests that ask for it are left out, and say so."
+    program = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: sync_playwright = None
+    if program is None or sync_playwright is None:
+        pytest.skip('browser tests left out: they need Chromium (Debian: apt-get install chromium; elsewhere CHROMIUM=/path/to/it) and '
+                    'playwright (pip install playwright); then: python -m pytest -m browser')
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+                                    '--disable-background-networking', '--disable-component-update', '--disable-sync'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    "An empty page; `page.problems` collects failed requests, requests to other hosts and errors of scripts."
+    context = chromium.new_context(viewport={'width': 1200, 'height': 900})
+    page = context.new_page()
+    page.problems = []
+    local = lambda url: urlparse(url).scheme in ('file', 'data', 'blob') or urlparse(url).hostname in ('127.0.0.1', 'localhost')
+    page.on('request', lambda r: local(r.url) or page.problems.append(f'request to another host: {r.url}'))
+    page.on('requestfailed', lambda r: page.problems.append(f'failed request: {r.url}: {r.failure}'))
+    page.on('response', lambda r: r.status < 400 or page.problems.append(f'status {r.status}: {r.url}'))
+    page.on('pageerror', lambda e: page.problems.append(f'script: {e}'))
+    yield page
+    context.close()
