@@ -1,6 +1,7 @@
 """What a trajectory bank saves a sweep of eight SFD runs. About five minutes on one thread of a quiet machine:
 
     python tests/bench/trajectories.py         # prints a table; --out FILE also writes it as JSON
+    OMP_NUM_THREADS=1 python tests/bench/trajectories.py --cpu    # on a busy machine: the process's own seconds, not the clock's
 
 The teacher is the one that ships; a run has the demonstration's settings (2 network calls, batch 128), eight
 choices of K and branch weights. Two measurements in one process:
@@ -33,9 +34,9 @@ SWEEP = [dict(K=1), dict(K=2), dict(K=4), dict(K=2, branch_weights='uniform'), d
 PASSES = {'all fresh': 1, 'pool gone through 4 times (demo)': 4, 'pool gone through 8 times (fashion_mnist)': 8}
 
 
-def seconds(f) -> float:
-    begin = time.perf_counter(); f()
-    return time.perf_counter() - begin
+def seconds(f, clock) -> float:
+    begin = clock(); f()
+    return clock() - begin
 
 
 def peak_megabytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
@@ -50,7 +51,7 @@ def iteration(teacher, cfg, bank):
     return run
 
 
-def blocks(teacher, cfg, sweep, rounds: int) -> dict[str, float]:
+def blocks(teacher, cfg, sweep, rounds: int, clock) -> dict[str, float]:
     "Seconds of one iteration of the whole sweep in each arm, and of one batch of the bank; means over rounds."
     folder = Path(tempfile.mkdtemp(prefix='bdense-nb-bank-'))
     walk = lambda i: make_bank(teacher, cfg.plan, cfg.seeds(i), cfg.batch, folder/str(i), show=False)
@@ -58,23 +59,23 @@ def blocks(teacher, cfg, sweep, rounds: int) -> dict[str, float]:
     arms = [(iteration(teacher, replace(cfg, **changes), None), iteration(teacher, replace(cfg, **changes), bank)) for changes in sweep]
     arms[0][1]()                                                       # the first call of all is slower
     for i in range(rounds):
-        for without, with_bank in arms: took['without'] += seconds(without); took['with'] += seconds(with_bank)
-        took['bank'] += seconds(lambda i=i: walk(i + 1))
+        for without, with_bank in arms: took['without'] += seconds(without, clock); took['with'] += seconds(with_bank, clock)
+        took['bank'] += seconds(lambda i=i: walk(i + 1), clock)
     shutil.rmtree(folder)
     return {name: t/rounds for name, t in took.items()}
 
 
-def whole(teacher, cfg) -> dict[str, float]:
+def whole(teacher, cfg, clock) -> dict[str, float]:
     "Eight runs from beginning to end in each arm, with what the bank takes."
     folder, took, before = Path(tempfile.mkdtemp(prefix='bdense-nb-bank-')), {}, peak_megabytes()
-    took['bank'] = seconds(lambda: teacher_bank(teacher, cfg, folder=folder, show=False))
+    took['bank'] = seconds(lambda: teacher_bank(teacher, cfg, folder=folder, show=False), clock)
     bank = teacher_bank(teacher, cfg, folder=folder, show=False)
     took |= {'bank, MB of disk': sum(p.stat().st_size for p in folder.iterdir())/1e6, 'bank, MB of memory while it is made': peak_megabytes() - before}
     took |= {'without': 0., 'with': 0.}
     for changes in SWEEP:
         run, students = replace(cfg, **changes), {}
         for arm, given in (('without', None), ('with', bank)):
-            took[arm] += seconds(lambda: students.update({arm: sfd(teacher, run, given, show=False)}))
+            took[arm] += seconds(lambda: students.update({arm: sfd(teacher, run, given, show=False)}), clock)
         a, b = (s.denoiser.state_dict().values() for s in students.values())
         assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True)), 'the bank must change nothing'
     shutil.rmtree(folder)
@@ -85,11 +86,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', help='a JSON file for the figures')
     parser.add_argument('--rounds', type=int, default=2, help='how often each block is timed')
+    parser.add_argument('--cpu', action='store_true', help='seconds of this process rather than of the clock')
     args = parser.parse_args()
+    clock = time.process_time if args.cpu else time.perf_counter
     begin, teacher = time.perf_counter(), frozen_copy(load_teacher(device='cpu'), (1, 28, 28))
-    small = whole(teacher, SFDConfig(batch=32, steps=8, pool=64, lr=5e-4))
+    small = whole(teacher, SFDConfig(batch=32, steps=8, pool=64, lr=5e-4), clock)
     rows = {'whole sweep, batch 32, 8 iterations, pool gone through 4 times': small['without']/(small['bank'] + small['with'])}
-    timed = {4: blocks(teacher, SFDConfig(), SWEEP, args.rounds), 8: blocks(teacher, SFDConfig(substeps=8), SWEEP[2:3], args.rounds)}
+    timed = {4: blocks(teacher, SFDConfig(), SWEEP, args.rounds, clock), 8: blocks(teacher, SFDConfig(substeps=8), SWEEP[2:3], args.rounds, clock)}
     timed[8] |= {arm: 8*timed[8][arm] for arm in ('without', 'with')}   # one of the eight was timed
     for substeps, t in timed.items():
         for name, p in PASSES.items(): rows[f'{substeps} teacher steps a student step, {name}'] = t['without']/(t['with'] + t['bank']/p)
