@@ -1,0 +1,88 @@
+"""Each host against itself with branches, on a two-dimensional teacher whose exact flow is known.
+
+Ten seeds, three training budgets, 2 NFE by SFD and 4, 2 and 1 NFE by Progressive Distillation. In each pair of runs everything but the
+branches is the same: the network the students start from, the noise, the data, the number of updates. Every finished run is kept in
+data/results/toy_hosts.json, and a second start goes on from there.
+"""
+import argparse
+import json
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bdense_nb.cli import about_run
+from bdense_nb.core import sample_noise, write_json
+from bdense_nb.distill import PDConfig, SFDConfig, progressive_rounds, sfd, teacher_bank
+from bdense_nb.metrics import paired_error, sliced_wasserstein
+from bdense_nb.nets import MLP
+from bdense_nb.samplers import sample
+from bdense_nb.schedules import karras_sigmas
+from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser, train_teacher
+from bdense_nb.training import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGETS = (50, 200, 800)  # iterations of SFD; updates in each round of Progressive Distillation
+SFD = SFDConfig(nfe=2, K=4, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,))
+PD = PDConfig(start_steps=32, end_steps=1, K=2, batch=256, lr=1e-3)
+
+
+def ring(n: int = 8, std: float = .1) -> MixtureDenoiser:
+    "Eight Gaussians on a circle of radius 1."
+    angle = torch.arange(n)*2*torch.pi/n
+    return MixtureDenoiser(torch.stack([angle.cos(), angle.sin()], 1), torch.full((n,), std), torch.ones(n))
+
+
+def start_network(teacher: MixtureDenoiser, seed: int) -> EDMDenoiser:
+    "The network that all students of a seed start from: trained on the teacher's own data, the usual way."
+    torch.manual_seed(seed)
+    config = TrainConfig(1500, 5e-3, schedule='cosine', ema=.99, seed=seed)
+    return train_teacher(EDMDenoiser(MLP(width=64, depth=2), .7), teacher.sample(50_000, seed), None, config, 256, show=False).ema.requires_grad_(False).eval()
+
+
+def exact_ends(teacher: MixtureDenoiser, sigma_end: float, n: int = 4000) -> torch.Tensor:
+    "Where the exact flow ends from the noise of seeds 0..n-1 (256 Heun steps; to clean data, one more)."
+    grid = karras_sigmas(256, sigma_end or .002, 80.)
+    return sample(teacher, 80.*sample_noise(range(n), (2,)).double(), grid if sigma_end else torch.cat([grid, torch.zeros(1).double()]), 'heun').float()
+
+
+def measure(student, exact: torch.Tensor, data: torch.Tensor) -> dict[str, float]:
+    "Against the exact flow from the same noise, and against data."
+    got = student.sample(len(exact), batch=len(exact))
+    return dict(nfe=student.nfe, paired_error=paired_error(got, exact), sliced_wasserstein=float(sliced_wasserstein(got, data)))
+
+
+def runs(teacher: MixtureDenoiser, network: EDMDenoiser, seed: int, budget: int, ends: dict[str, torch.Tensor]):
+    "Every arm of one seed and budget, as rows."
+    fresh = teacher.sample(len(ends['sfd']), 10**6)
+    cfg = replace(SFD, steps=budget, seed=seed)
+    bank = teacher_bank(teacher, cfg, show=False)
+    for K in (1, cfg.K):
+        student = sfd(teacher, replace(cfg, K=K), bank, show=False, student=network)
+        yield dict(host='sfd', K=K, seed=seed, budget=budget, seconds=student.about['seconds'], **measure(student, ends['sfd'], fresh))
+    data = teacher.sample(50_000, seed)
+    for K in (1, PD.K):
+        for student in progressive_rounds(teacher, data, replace(PD, K=K, updates=budget, seed=seed), show=False, student=network):
+            if len(student.sigmas) <= 5: yield dict(host='pd', K=K, seed=seed, budget=budget, seconds=student.about['seconds'], **measure(student, ends['pd'], fresh))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seeds', type=int, default=10)
+    p.add_argument('--out', type=Path, default=ROOT/'data'/'results'/'toy_hosts.json')
+    args = p.parse_args()
+    rows = json.loads(args.out.read_text())['rows'] if args.out.is_file() else []
+    teacher = ring()
+    ends = {'sfd': exact_ends(teacher, SFD.sigma_min), 'pd': exact_ends(teacher, 0.)}
+    for budget in BUDGETS:
+        for seed in range(args.seeds):
+            if any(r['seed'] == seed and r['budget'] == budget for r in rows): continue
+            begin = time.monotonic()
+            rows += list(runs(teacher, start_network(teacher, seed), seed, budget, ends))
+            write_json(args.out, dict(command=shlex.join(['python', 'tools/toy_hosts.py', *sys.argv[1:]]), rows=rows, **about_run()))
+            print(f'budget {budget}, seed {seed}: {time.monotonic() - begin:.0f} s', flush=True)
+
+
+if __name__ == '__main__': main()
