@@ -4,6 +4,7 @@
 
 # %% ../nbs/10c_progressive.ipynb #a82129a9
 from __future__ import annotations
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +17,13 @@ from .losses import NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, sc
 from .schedules import SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigmas, sigma_from_alpha_bar, strided_nodes
 from .students import Student, branched_student
 from .targets import BRANCH_STEPS, Segment, branch_states, branch_targets, check_substeps, progressive_segment
-from .teachers import NetDenoiser
+from .teachers import NetDenoiser, VPDenoiser
 from .training import StepFunction, TrainConfig, claim_folder, fingerprint, fit
 from .trajectories import denoiser_hash, device_of, frozen_copy
 
 # %% auto #0
-__all__ = ['VP_TABLES', 'PD_TARGETS', 'progressive_sigmas', 'PDConfig', 'draw_noised', 'pd_step', 'progressive_rounds',
-           'progressive']
+__all__ = ['VP_TABLES', 'PD_TARGETS', 'HEADS', 'progressive_sigmas', 'PDConfig', 'draw_noised', 'pd_step', 'check_run',
+           'progressive_rounds', 'progressive']
 
 # %% ../nbs/10c_progressive.ipynb #2dcab2d0
 VP_TABLES = {'vp_linear': linear_alpha_bar, 'vp_cosine': cosine_alpha_bar}
@@ -37,12 +38,13 @@ def progressive_sigmas(
     "The first teacher's grid; every later one is a slice of it. The last step goes to 0, so it returns the clean estimate itself."
     check_choice('schedule', schedule, [*SCHEDULES, *VP_TABLES])
     if schedule in VP_TABLES: return sigma_from_alpha_bar(strided_nodes(VP_TABLES[schedule](levels), n_steps)[0])
-    grid = make_sigmas(schedule, n_steps, sigma_min, sigma_max)
-    grid[-1] = 0.
-    return grid
+    sigmas = make_sigmas(schedule, n_steps, sigma_min, sigma_max)
+    sigmas[-1] = 0.
+    return sigmas
 
 # %% ../nbs/10c_progressive.ipynb #351d072d
 PD_TARGETS = ('x0', 'state', 'raw_x0')
+HEADS = ('tile', 'carry')
 
 @dataclass(frozen=True)
 class PDConfig:
@@ -56,7 +58,8 @@ class PDConfig:
     branch_step: str = 'own' # 'own' or 'end', see `targets.branch_states`
     target: str = 'x0' # 'x0': estimates that land on the teacher's states; 'state': the states themselves; 'raw_x0': the teacher's own estimates there (biased, for comparison)
     loss: str = 'l2' # a key of `losses.NORMS`
-    snr_weight: str = 'trunc' # see `losses.snr_weight`
+    snr_weight: str = 'trunc' # see `losses.snr_weight`; 'snr' suits networks that predict eps
+    heads: str = 'tile' # how a round's branches start: 'tile': all as the teacher; 'carry': as the last round left them
     schedule: str = 'pd_cosine' # see `progressive_sigmas`
     levels: int = 1024 # length of the DDPM table, for schedule 'vp_linear' or 'vp_cosine'
     sigma_min: float = .002 # for the other schedules: counts as clean
@@ -66,18 +69,18 @@ class PDConfig:
     lr: float = 2e-4 # of Adam; falls linearly to 0 in each round
     clip_grad: float | None = 1. # largest gradient norm
     ema: float | None = None # decay of the weight average that is promoted; None: the weights themselves are
-    seed: int = 0 # of images, steps, noise and dropout
+    seed: int = 0 # of images, steps and noise
     layer: str = 'out' # name of the network's output layer, see `branches.branch`
 
     def __post_init__(self):
         for name in ('branch_weights', 'branch_weights_end'): # JSON knows lists, no tuples
             if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, low in (('start_steps', 2), ('end_steps', 1), ('substeps', 2), ('K', 1), ('levels', 1), ('updates', 1), ('batch', 1)): check_int(name, getattr(self, name), low)
-        check_int('seed', self.seed, 0, 2**20 - 1)
-        for name, allowed in (('loss', NORMS), ('branch_step', BRANCH_STEPS), ('target', PD_TARGETS), ('snr_weight', SNR_WEIGHTS)): check_choice(name, getattr(self, name), allowed)
-        n = self.end_steps
+        check_int('seed', self.seed, 0, 2**26 - 1)
+        for name, allowed in (('loss', NORMS), ('branch_step', BRANCH_STEPS), ('target', PD_TARGETS), ('snr_weight', SNR_WEIGHTS), ('heads', HEADS)): check_choice(name, getattr(self, name), allowed)
+        n = self.end_steps*self.substeps
         while n < self.start_steps: n *= self.substeps
-        if n != self.start_steps or n == self.end_steps: raise ValueError(f'start_steps must be end_steps times a power of substeps, such as {n}; got {self.start_steps} from {self.end_steps} and {self.substeps}')
+        if n != self.start_steps: raise ValueError(f'start_steps must be end_steps times a power of substeps, such as {n}; got {self.start_steps} from {self.end_steps} and {self.substeps}')
         self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.sigmas; self.train_config(self.end_steps)
 
     @property
@@ -98,7 +101,7 @@ class PDConfig:
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     def train_config(self, n_steps: int) -> TrainConfig: # of the round whose student takes n_steps
-        seed = self.seed*4096 + n_steps % 4096
+        seed = self.seed*64 + self.rounds.index(n_steps)
         return TrainConfig(self.updates, self.lr, schedule='linear', clip_grad=self.clip_grad, ema=self.ema, seed=seed,
                            checkpoint_every=max(self.updates//10, 1), log_every=max(self.updates//100, 1))
 
@@ -126,12 +129,13 @@ def pd_step(
     n_steps: int, # of this round's student
 ) -> StepFunction: # for `training.fit`
     "The student answers noised data once; every branch is pulled towards where the teacher's next steps lead."
-    device, train, S = device_of(teacher), cfg.train_config(n_steps), cfg.substeps
+    check_choice('n_steps', n_steps, cfg.rounds)
+    train, S = cfg.train_config(n_steps), cfg.substeps
     rows = cfg.grid(n_steps*S).unfold(0, S + 1, S)
     def step(student, i):
         g = torch.Generator().manual_seed(train.seed*1_000_003 + i)
-        pick, levels, x_t = draw_noised(data, rows, cfg.batch, g, device)
-        label = None if labels is None else labels[pick].to(device)
+        pick, levels, x_t = draw_noised(data, rows, cfg.batch, g, device_of(student))
+        label = None if labels is None else labels[pick].to(x_t.device)
         seg = progressive_segment(teacher, x_t, levels, cfg.K, label, raw=cfg.target == 'raw_x0')
         pred, target = student(x_t, seg.sigma, label), branch_targets(seg, cfg.branch_step)
         if cfg.target == 'state': pred, target = branch_states(pred, x_t, seg.sigma, seg.sigmas_k, cfg.branch_step), seg.states
@@ -139,38 +143,66 @@ def pd_step(
         yield dense_alignment_loss(pred, target, cfg.weights(i/cfg.updates), cfg.loss, scale)
     return step
 
+# %% ../nbs/10c_progressive.ipynb #57f7ec2f
+def check_run(
+    data: Tensor, # [N, *D]
+    labels: Tensor | None, # [N]
+    cfg: PDConfig,
+    teacher: Callable,
+    network: NetDenoiser, # that the first student starts from
+) -> None:
+    "Refuse data, labels and DDPM networks that do not fit, before any work."
+    if not isinstance(data, Tensor) or data.dtype != torch.float32 or data.ndim < 2 or not len(data):
+        raise ValueError(f'data must be a float32 tensor [N, *D] with N of at least 1, got {getattr(data, "dtype", type(data).__name__)} {tuple(getattr(data, "shape", ()))}')
+    if not torch.isfinite(data).all(): raise ValueError('data contains NaN or infinite values')
+    if labels is None and network.n_classes: raise ValueError(f'this network has {network.n_classes} classes: pass labels=, one for each of the {len(data)} samples')
+    if labels is not None:
+        if not network.n_classes: raise ValueError('this network has no classes, so labels must be None')
+        if not isinstance(labels, Tensor) or labels.dtype != torch.long or labels.shape != data.shape[:1] or not 0 <= int(labels.min()) <= int(labels.max()) < network.n_classes:
+            raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{network.n_classes - 1}, got {getattr(labels, "dtype", type(labels).__name__)} {tuple(getattr(labels, "shape", ()))}')
+    for d in (teacher, network):
+        if isinstance(d, VPDenoiser) and cfg.schedule in VP_TABLES:
+            mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
+            if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
+                raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this network: {len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to {mine[-1]:.6g} here')
+
 # %% ../nbs/10c_progressive.ipynb #32fd22b5
 def progressive_rounds(
     teacher: Callable, # a denoiser; it is copied, not touched
-    data: Tensor, # [N, *D], clean
+    data: Tensor, # [N, *D], float32, clean
     cfg: PDConfig,
-    labels: Tensor | None = None, # [N], int64
+    labels: Tensor | None = None, # [N], int64; a network with classes needs them
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     student: NetDenoiser | None = None, # where the first student starts; None: as a copy of the teacher, which is then a network
 ) -> Iterator[Student]: # one after each round
     "Distil round after round; each student is the next round's teacher."
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
-    shape = tuple(data.shape[1:])
-    if labels is not None and len(labels) != len(data): raise ValueError(f'{len(data)} samples need as many labels, got {len(labels)}')
-    teacher, start = frozen_copy(teacher, shape), student
-    branched_student(teacher, start, cfg.K, cfg.layer) # refuse now what would fail after the folder is claimed
+    model = branched_student(teacher, student, cfg.K, cfg.layer)
+    check_run(data, labels, cfg, teacher, model.denoiser)
+    shape, history = tuple(data.shape[1:]), []
+    teacher = frozen_copy(teacher, shape)
+    origin = denoiser_hash(teacher)
+    with torch.no_grad(): loss = float(next(pd_step(teacher, data, labels, cfg, cfg.rounds[0])(model.eval(), 0))) # what cannot be trained is refused now
+    if not math.isfinite(loss): raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
     if folder is not None:
-        claim_folder(folder, dict(asdict(cfg), teacher=denoiser_hash(teacher), student=None if start is None else denoiser_hash(start), data=fingerprint(data, *[] if labels is None else [labels])))
-    history = []
+        run = dict(asdict(cfg), teacher=origin, student=None if student is None else denoiser_hash(student), data=fingerprint(data, *[] if labels is None else [labels]))
+        claim_folder(folder, run)
     for n in cfg.rounds:
-        model = branched_student(teacher, start, cfg.K, cfg.layer)
-        done = fit(model, pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show)
-        teacher, start = fold(done.model if done.ema is None else done.ema), None
+        done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show)
+        kept = done.model if done.ema is None else done.ema
+        teacher = fold(kept)
+        model = kept if cfg.heads == 'carry' else branched_student(teacher, None, cfg.K, cfg.layer)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', config=asdict(cfg), rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
-        yield Student(teacher, cfg.grid(n), False, shape, about)
+        about = dict(host='pd', teacher=origin, config=asdict(cfg), rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
+        yield Student(fold(kept), cfg.grid(n), False, shape, about)
 
+# %% ../nbs/10c_progressive.ipynb #b46a5c64
 def progressive(
     teacher: Callable, # a denoiser; it is copied, not touched
-    data: Tensor, # [N, *D], clean
+    data: Tensor, # [N, *D], float32, clean
     cfg: PDConfig = PDConfig(),
-    labels: Tensor | None = None, # [N], int64
+    labels: Tensor | None = None, # [N], int64; a network with classes needs them
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     student: NetDenoiser | None = None, # where the first student starts; None: as a copy of the teacher, which is then a network
