@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .core import check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, sha256, write_json
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
-from .training import Fit, TrainConfig, claim_folder, fingerprint, fit
+from .training import Fit, TrainConfig, claim_folder, fingerprint, fit, send, share
 
 # %% auto #0
 __all__ = ['DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser', 'EDMDenoiser',
@@ -187,17 +187,18 @@ class VPDenoiser(NetDenoiser):
 # %% ../nbs/03_teachers.ipynb #d39ee93c
 def edm_loss(
     denoiser: EDMDenoiser,
-    x0: Tensor, # [B, *D], clean data
+    x0: Tensor, # [B, *D], clean data: the whole batch, of which `share` takes this process's part
     label: Tensor | None = None, # [B] class labels
     generator: torch.Generator | None = None, # on the CPU, so that a seed means the same on every device
     label_drop: float = .1, # probability of hiding all labels of the batch: this is how the null class is learned
 ) -> Tensor: # scalar
     "EDM's loss: noise levels from ln(sigma) ~ N(-1.2, 1.2^2), errors weighted to unit size at initialisation."
-    draw = lambda shape: torch.randn(shape, generator=generator).to(x0.device, x0.dtype)
+    draw = lambda shape: share(send(torch.randn(shape, generator=generator), x0.device).to(x0.dtype)) # drawn for all, so that parts are parts of one batch
     sigma = (draw((len(x0),))*1.2 - 1.2).exp()
+    if label is not None: label = None if torch.rand((), generator=generator) < label_drop else share(label)
+    eps, x0 = draw(x0.shape), share(x0)
     s, d = as_column(sigma, x0), denoiser.sigma_data
-    if label is not None and torch.rand((), generator=generator) < label_drop: label = None
-    x0_hat = denoiser(x0 + s*draw(x0.shape), sigma, label)
+    x0_hat = denoiser(x0 + s*eps, sigma, label)
     return ((s**2 + d**2)/(s*d)**2*(x0_hat - x0)**2).mean()
 
 # %% ../nbs/03_teachers.ipynb #be19f920
@@ -218,8 +219,8 @@ def train_teacher(
     def step(model, i):
         g = torch.Generator().manual_seed(cfg.seed*1_000_003 + i)
         pick = torch.randint(len(images), (batch,), generator=g)
-        label = labels[pick].to(device) if labels is not None else None
-        yield edm_loss(model, images[pick].to(device), label, g)
+        label = send(labels[pick], device) if labels is not None else None
+        yield edm_loss(model, send(images[pick], device), label, g)
     return fit(denoiser.train(), step, cfg, folder, 'teacher', show)
 
 # %% ../nbs/03_teachers.ipynb #00abb1c2

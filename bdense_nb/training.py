@@ -31,7 +31,7 @@ from .core import atomic_path, check_choice, check_int
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS', 'TrainConfig', 'lr_factor',
-           'progress', 'Fit', 'share', 'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint']
+           'progress', 'Fit', 'share', 'send', 'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint']
 
 # %% ../nbs/09_training.ipynb #c6d42bb1
 _all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint'] # from the notebook on checkpoints, for those who train
@@ -186,6 +186,11 @@ def share(
     if n % part.parts: raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x micro-batches)')
     own = slice(part.index*n//part.parts, (part.index + 1)*n//part.parts)
     return range(n)[own] if isinstance(whole, int) else whole[own]
+
+def send(t: Tensor, device: torch.device | str) -> Tensor:
+    "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
+    device = torch.device(device)
+    return t.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' and t.device.type == 'cpu' else t.to(device)
 
 # %% ../nbs/09_training.ipynb #87762eb6
 def _engine(cfg: TrainConfig, device: torch.device):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from dataclasses import asdict, replace
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from bdense_nb.core import save_tensors
 from bdense_nb.nets import UNet
-from bdense_nb.training import LR_SCHEDULES, TrainConfig, fit, lr_factor, newest_checkpoint, progress
+from bdense_nb.training import LR_SCHEDULES, TrainConfig, fit, lr_factor, newest_checkpoint, progress, share
 from torch import nn
 
 CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', ema=.9, clip_grad=1., checkpoint_every=4, log_every=3)
@@ -320,3 +321,155 @@ def test_no_warnings(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         fit(net(), step, CFG, tmp_path, show=False)
+
+
+# --- health, and what is seen ---
+
+def flaky(at, value):
+    def bad(model, i): yield loss_of(model, i)*(value if i in at else 1)
+    return bad
+
+
+def test_the_step_and_the_weight_are_named():
+    with pytest.raises(FloatingPointError, match=r'loss of iteration 4 became nan.*0\.weight is no longer finite'): fit(net(), flaky([4], float('nan')), CFG, show=False)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_skipped_updates_leave_everything_alone(tmp_path, value):
+    seen = []
+    def watch(model, i): seen.append(model[0].weight.detach().clone()); yield from flaky([5, 6], value)(model, i)
+    result = fit(net(), watch, replace(CFG, on_nan='skip', ema=None), tmp_path, show=False)
+    assert torch.equal(seen[5], seen[6]) and torch.equal(seen[6], seen[7]) and not torch.equal(seen[7], seen[8])
+    assert [m['skipped'] for m in metrics(tmp_path)] == [0, 0, 1, 1, 0, 0] and all(h['loss'] > 0 for h in result.history)
+
+
+def test_a_broken_gradient_is_skipped_too():
+    def bad(model, i):
+        loss = loss_of(model, i)
+        yield loss + (model[0].weight.sum()*0).sqrt() if i == 7 else loss
+    model = fit(net(), bad, replace(CFG, on_nan='skip'), show=False).model
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_skipping_everything_stops():
+    with pytest.raises(FloatingPointError, match='every update since iteration 6'): fit(net(), flaky(range(5, 99), float('nan')), replace(CFG, on_nan='skip', log_every=6, checkpoint_every=0), show=False)
+
+
+def test_skipping_changes_a_healthy_run_by_nothing():
+    a, b = (fit(net(), step, replace(CFG, on_nan=on_nan), show=False).model for on_nan in ('stop', 'skip'))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+
+def hungry(room, tries):
+    "A step that has memory for batches of `room`."
+    def step(model, i):
+        x = share(torch.randn(16, 2, generator=torch.Generator().manual_seed(i)))
+        tries.append(len(x))
+        if len(x) > room: raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        yield (model(x) - x.flip(1)).square().mean()
+    return step
+
+
+def test_out_of_memory_says_what_to_change():
+    with pytest.raises(torch.cuda.OutOfMemoryError, match='accumulate=2.*Tried to allocate'): fit(net(), hungry(8, []), CFG, show=False)
+
+
+@pytest.mark.parametrize('room', [1, 4, 8])
+def test_out_of_memory_halves_until_it_fits(room):
+    tries = []
+    with pytest.warns(UserWarning, match='out of memory in iteration 0'): got = fit(net().eval(), hungry(room, tries), replace(CFG, on_oom='halve'), show=False)
+    want = fit(net().eval(), hungry(16, []), CFG, show=False)
+    assert tries[-1] == room and tries.count(16) == 1 and len(tries) < 12*16//room + 16
+    for a, b in zip(got.model.parameters(), want.model.parameters()): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_out_of_memory_with_one_sample_ends():
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='batch of 16 cannot be cut into 32'): fit(net(), hungry(0, []), replace(CFG, on_oom='halve'), show=False)
+
+
+class Shy(torch.Tensor):
+    "A loss that counts how often its value is read."
+    read = 0
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function.__name__ in ('item', 'tolist', '__bool__', '__float__', '__int__', 'cpu', 'numpy'): Shy.read += 1
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize('changes,reads', [({}, 3), (dict(clip_grad=None, ema=None), 3), (dict(on_nan='skip'), 3 + 12)], ids=str)
+def test_losses_are_read_only_when_they_are_logged(changes, reads):
+    Shy.read = 0
+    def shy(model, i): yield loss_of(model, i).as_subclass(Shy)
+    fit(net(), shy, replace(CFG, checkpoint_every=0, log_every=4, **changes), show=False)
+    assert Shy.read == reads
+
+
+def test_metrics(tmp_path):
+    def slow(model, i): time.sleep(.01); yield loss_of(model, i)
+    result = fit(net(), slow, CFG, tmp_path, show=False)
+    rows = metrics(tmp_path)
+    assert [row['step'] for row in rows] == [3, 4, 6, 8, 9, 12] and [row['loss'] for row in rows] == [h['loss'] for h in result.history]
+    for row in rows:
+        assert row.keys() == {'step', 'loss', 'lr', 'iterations_per_second', 'waiting', 'peak_memory_mb', 'skipped', 'grad_norm'}
+        assert 0 < row['iterations_per_second'] < 100 and .1 < row['waiting'] < 1 and row['peak_memory_mb'] > 10 and row['grad_norm'] > 0
+
+
+def test_the_gradient_norm_is_that_before_clipping(tmp_path):
+    fit(net(), step, replace(CFG, steps=1, clip_grad=1e-3, log_every=1), tmp_path/'a', show=False)
+    fit(net(), step, replace(CFG, steps=1, clip_grad=None, log_every=1), tmp_path/'b', show=False)
+    a, b = metrics(tmp_path/'a')[0]['grad_norm'], metrics(tmp_path/'b')[0]['grad_norm']
+    assert a == pytest.approx(b) and a > 1e-3
+
+
+def test_samples_are_drawn_from_the_average_and_disturb_nothing():
+    calls = []
+    def look(model, i):
+        assert not model.training and not torch.is_grad_enabled()
+        calls.append((i, model)); torch.randn(3)
+    got = fit(net(), step, replace(CFG, sample_every=5), show=False, on_sample=look)
+    want = fit(net(), step, CFG, show=False)
+    assert [i for i, _ in calls] == [5, 10] and all(m is got.ema for _, m in calls) and got.ema.training and got.model.training
+    assert all(torch.equal(a, b) for a, b in zip(got.model.parameters(), want.model.parameters()))
+
+
+def test_tensorboard(tmp_path):
+    events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    with pytest.raises(ValueError, match='needs a folder'): fit(net(), step, replace(CFG, tensorboard=True), show=False)
+    result = fit(net(), step, replace(CFG, tensorboard=True), tmp_path, show=False)
+    board = events.EventAccumulator(str(tmp_path/'tensorboard')); board.Reload()
+    assert [(e.step, pytest.approx(e.value, rel=1e-5)) for e in board.Scalars('loss')] == [(h['step'], h['loss']) for h in result.history]
+
+
+def test_what_the_loop_leaves_behind():
+    model = net(); hooks = lambda: [len(m._forward_pre_hooks) for m in model.modules()]
+    before = (hooks(), set(vars(model)), torch.get_float32_matmul_precision())
+    fit(model, step, replace(CFG, precision='bf16', tf32=True), show=False)
+    with pytest.raises(OSError): fit(model, fault(3, OSError('stop')), replace(CFG, precision='bf16', tf32=True), show=False)
+    assert (hooks(), set(vars(model)), torch.get_float32_matmul_precision()) == before
+
+
+KERNEL = '''
+import sys; sys.path.insert(0, {tests!r})
+import time, torch, test_training as t
+from dataclasses import replace
+def slow(model, i): time.sleep(.02); yield t.loss_of(model, i)
+t.fit(t.net(), slow, replace(t.CFG, steps=2000, checkpoint_every=0), {folder!r})'''
+
+
+def test_the_stop_button_of_a_notebook(tmp_path):
+    "The kernel is interrupted: a checkpoint is written, the cell ends in KeyboardInterrupt, bar and graph are one output each."
+    from jupyter_client.manager import start_new_kernel
+    manager, client = start_new_kernel(kernel_name='python3')
+    try:
+        message = client.execute(KERNEL.format(tests=os.path.dirname(__file__), folder=str(tmp_path)))
+        kinds, end = [], time.monotonic() + 300
+        while time.monotonic() < end:
+            m = client.get_iopub_msg(timeout=300)
+            if m['parent_header'].get('msg_id') != message: continue
+            kinds.append(m['msg_type'])
+            if m['msg_type'] == 'update_display_data' and kinds.count('update_display_data') == 3: manager.interrupt_kernel()
+            if m['msg_type'] == 'error': assert m['content']['ename'] == 'KeyboardInterrupt' and 'run it again' in m['content']['evalue']
+            if m['msg_type'] == 'status' and m['content']['execution_state'] == 'idle': break
+    finally: client.stop_channels(); manager.shutdown_kernel(now=True)
+    assert 'error' in kinds and kinds.count('display_data') <= 3 and 'stream' not in kinds
+    assert 0 < newest_checkpoint(tmp_path)[1]['done'] < 2000

@@ -1,0 +1,227 @@
+"Nothing lost: killed, full, unwritable, cut off, bits flipped. Every run must end as if nothing had happened, or say what happened."
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import bdense_nb.core as core
+import pytest
+import torch
+from bdense_nb.checkpoints import BEST, CHECKPOINTS, checkpoint_path, checksum, read_checkpoint
+from bdense_nb.training import fit, newest_checkpoint
+from test_training import CFG, assert_same, fault, loss_of, metrics, net, step
+
+KILLS = '''
+import json, os, random, sys, time; sys.path.insert(0, sys.argv[2])
+import torch; torch.set_num_threads(1)
+from accelerate import Accelerator
+import torch._dynamo
+import test_training as t, bdense_nb.core as core
+folder, draw, report, real = sys.argv[1], random.Random(0), [], core.save_file
+def slow_write(tensors, path, metadata):
+    real(tensors, path, metadata); whole = open(path, 'rb').read()
+    with open(path, 'wb') as f:
+        for i in range(10): f.write(whole[i*len(whole)//10:(i + 1)*len(whole)//10]); f.flush(); time.sleep(.01)
+def slow_step(model, i): time.sleep(.02); yield from t.step(model, i)
+def child(place, ready):
+    core.save_file = slow_write
+    os.write(ready, b'x'); t.fit(t.net(), slow_step, t.CFG, place, show=False); os._exit(0)
+def run(place, delay):
+    r, w = os.pipe(); pid = os.fork()
+    if not pid: child(place, w)
+    os.read(r, 1); begin = time.monotonic()
+    if delay is None: os.waitpid(pid, 0); return time.monotonic() - begin
+    time.sleep(delay); writing = [p for p in os.listdir(place) if p.endswith('.tmp')] if os.path.isdir(place) else []
+    os.kill(pid, 9); _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status): report.append(dict(folder=place, writing=bool(writing))) # else it had already finished
+length, tries = min(run(f'{folder}/whole{i}', None) for i in range(2)), 0
+while len(report) < 20 and tries < 60: tries += 1; run(f'{folder}/{tries:02d}', draw.uniform(0, length))
+print(json.dumps(report))
+'''
+
+
+def again(folder, **changes):
+    "Run the same command once more, without minding warnings."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return fit(net(), step, replace(CFG, **changes), folder, show=False)
+
+
+@pytest.fixture
+def straight(tmp_path):
+    fit(net(), step, CFG, tmp_path/'straight', show=False)
+    return tmp_path/'straight'
+
+
+# --- killed ---
+
+def test_kill_9_at_twenty_random_moments(tmp_path, straight):
+    done = subprocess.run([sys.executable, '-c', KILLS, str(tmp_path), os.path.dirname(__file__)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    writing = sum(r['writing'] for r in report)
+    print(f'{len(report)} killed, {writing} of them during a write')
+    assert len(report) == 20 and writing >= 3
+    for r in report:
+        again(r['folder'])
+        assert_same(straight, Path(r['folder']))
+        assert [m['step'] for m in metrics(Path(r['folder']))] == [3, 4, 6, 8, 9, 12] and not list(Path(r['folder']).glob('.*'))
+
+
+def test_killed_between_the_checkpoint_and_its_second_name(tmp_path, straight, monkeypatch):
+    "The best checkpoint is named again when the run goes on."
+    import bdense_nb.checkpoints as checkpoints
+    def dies(path): raise MemoryError('as if killed')
+    monkeypatch.setattr(checkpoints, 'keep_as_best', dies)
+    with pytest.raises(MemoryError): fit(net(), step, CFG, tmp_path/'b', show=False)
+    assert not (tmp_path/'b'/BEST).exists() and newest_checkpoint(tmp_path/'b')[1]['done'] == 4
+    monkeypatch.undo()
+    with pytest.raises(OSError): fit(net(), fault(4, OSError('stop')), CFG, tmp_path/'b', show=False)
+    assert read_checkpoint(tmp_path/'b'/BEST)[1]['done'] == 4
+    again(tmp_path/'b'); assert_same(straight, tmp_path/'b')
+
+
+# --- damaged ---
+
+@pytest.mark.parametrize('seed', range(20))
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path, straight, seed):
+    path = checkpoint_path(straight, 12)
+    whole, draw = bytearray(path.read_bytes()), random.Random(seed)
+    header = int.from_bytes(whole[:8], 'little')
+    at = draw.randrange(8 + header if seed % 4 == 0 else len(whole))          # every fourth one in the header
+    want, _ = read_checkpoint(path)
+    whole[at] ^= 1 << draw.randrange(8); path.unlink(); path.write_bytes(whole)
+    shutil.copytree(straight, tmp_path/'b')
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
+    got, _ = read_checkpoint(checkpoint_path(tmp_path/'b', 12))
+    assert got.keys() == want.keys() and all(torch.equal(got[k], want[k]) for k in want)
+    assert (tmp_path/'b'/'checkpoint-00000012.safetensors.damaged').exists()
+
+
+@pytest.mark.parametrize('share', [0., .001, .1, .5, .9, .999])
+def test_truncated(tmp_path, straight, share):
+    again(tmp_path/'b')
+    path = checkpoint_path(tmp_path/'b', 12)
+    path.write_bytes(path.read_bytes()[:int(share*path.stat().st_size)])
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
+    assert_same(straight, tmp_path/'b')
+
+
+def test_never_step_0_in_silence(tmp_path, straight):
+    for path in straight.glob(CHECKPOINTS): path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='none of the 2 checkpoints'): fit(net(), fault(0, AssertionError('step 0')), CFG, straight, show=False)
+    for path in straight.glob(CHECKPOINTS): path.unlink()
+    with pytest.warns(UserWarning, match='metrics up to iteration 12 but no checkpoint'): fit(net(), step, CFG, straight, show=False)
+
+
+def test_metrics_that_were_cut_off(tmp_path, straight):
+    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
+    with open(tmp_path/'b'/'metrics.jsonl', 'a') as f: f.write('{"step": 7, "lo')
+    again(tmp_path/'b')
+    assert [m['loss'] for m in metrics(tmp_path/'b')] == [m['loss'] for m in metrics(straight)]
+
+
+# --- no room, no right ---
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 128 kB; only where this process may mount one."
+    place = tmp_path/'small'; place.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', place], capture_output=True).returncode: pytest.skip('may not mount a file system')
+    yield place
+    subprocess.run(['umount', '-l', place], check=True)
+
+
+@pytest.mark.parametrize('room', [0, 4, 8])
+def test_full_disk(small_disk, straight, room):
+    "The disk fills up after `room` kB; once there is room again the run ends as if nothing had happened."
+    folder, filler = small_disk/'run', small_disk/'filler'
+    def fills(model, i):
+        if i == 5:
+            free = os.statvfs(small_disk); filler.write_bytes(b'x'*max(free.f_bavail*free.f_bsize - room*1024, 0))
+        yield loss_of(model, i)
+    with pytest.raises(OSError, match='No space left') as caught: fit(net(), fills, CFG, folder, show=False)
+    if '00000' in str(caught.value): assert 'checkpoint-0000000' in str(caught.value) and 'make room' in str(caught.value)
+    assert newest_checkpoint(folder)[1]['done'] >= 4 and not list(folder.glob('.*'))
+    filler.unlink(); again(folder); assert_same(straight, folder)
+
+
+@pytest.mark.parametrize('at', [4, 8, 12])
+def test_disk_full_at_each_checkpoint(tmp_path, straight, monkeypatch, at):
+    real = core.save_file
+    def full(tensors, path, metadata):
+        if f'{at:08d}' in str(path):
+            Path(path).write_bytes(b'half'); raise OSError(28, 'No space left on device')
+        real(tensors, path, metadata)
+    monkeypatch.setattr(core, 'save_file', full)
+    with pytest.raises(OSError, match=f'iteration {at} could not be written.*No space left.*' + ('none before' if at == 4 else f'checkpoint-{at - 4:08d}.*make room')): fit(net(), step, CFG, tmp_path/'b', show=False)
+    monkeypatch.undo()
+    again(tmp_path/'b'); assert_same(straight, tmp_path/'b')
+
+
+def test_too_large_a_file(tmp_path, straight):
+    "A limit on the size of files (ulimit -f)."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def limit(model, i):
+        if i == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
+        yield loss_of(model, i)
+    try:
+        with pytest.raises(OSError, match='iteration 8 could not be written.*checkpoint-00000004'): fit(net(), limit, CFG, tmp_path/'b', show=False)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again(tmp_path/'b'); assert_same(straight, tmp_path/'b')
+
+
+def test_no_right_to_write_is_seen_before_any_work(tmp_path):
+    (tmp_path/'file').write_text('')
+    for place in (tmp_path/'file', tmp_path/'file'/'below'):
+        with pytest.raises(OSError): fit(net(), fault(0, AssertionError('too late')), CFG, place, show=False)
+
+
+def test_read_only_file_system(tmp_path, straight):
+    place = tmp_path/'bound'; place.mkdir()
+    if subprocess.run(['mount', '--bind', straight, place], capture_output=True).returncode: pytest.skip('may not mount a file system')
+    try:
+        if subprocess.run(['mount', '-o', 'remount,ro,bind', place], capture_output=True).returncode: pytest.skip('may not remount a file system')
+        with pytest.raises(OSError, match='[Rr]ead-only'): fit(net(), fault(0, AssertionError('too late')), CFG, place, show=False)
+    finally: subprocess.run(['umount', '-l', place], check=True)
+
+
+# --- which checkpoints stay ---
+
+@pytest.mark.parametrize('keep', [1, 2, 3, 10])
+def test_the_last_n_and_the_best_stay(tmp_path, keep):
+    def hump(model, i): yield loss_of(model, i) + (0. if i == 5 else float(10 + i))
+    fit(net(), hump, replace(CFG, checkpoint_every=2, log_every=1, keep=keep), tmp_path, show=False)
+    assert [int(p.stem[-8:]) for p in sorted(tmp_path.glob(CHECKPOINTS))] == [2, 4, 6, 8, 10, 12][-keep:]
+    _, meta = read_checkpoint(tmp_path/BEST)
+    assert meta['done'] == 6 and meta['best'] == {'step': 6, 'loss': meta['history'][-1]['loss']}
+    assert newest_checkpoint(tmp_path)[1]['best'] == meta['best']
+
+
+def test_the_best_takes_no_room(straight):
+    assert sum(p.stat().st_nlink for p in straight.glob('*.safetensors')) > len(list(straight.glob('*.safetensors')))
+
+
+@pytest.mark.parametrize('change', [dict(keep=5), dict(on_nan='skip'), dict(on_oom='halve'), dict(sample_every=3), dict(accumulate=2)], ids=str)
+def test_what_does_not_change_the_run_may_change(tmp_path, straight, change):
+    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
+    if 'accumulate' in change:
+        with pytest.raises(ValueError, match=r'share\(\)'): fit(net(), step, replace(CFG, **change), tmp_path/'b', show=False)
+    else:
+        again(tmp_path/'b', **change)
+        (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
+        assert all(torch.equal(ta[k], tb[k]) for k in ta)
+
+
+def test_checksum_sees_names_types_shapes_and_order_of_nothing():
+    one, meta = {'a': torch.ones(4), 'b': torch.zeros(2)}, {'done': 1, 'x': .1}
+    base = checksum(one, meta)
+    assert checksum(dict(reversed(one.items())), {'x': .1, 'done': 1}) == base
+    for tensors, other in (({'a': torch.ones(2, 2), 'b': one['b']}, meta), ({'c': one['a'], 'b': one['b']}, meta), ({'a': one['a'].int().view(torch.int32), 'b': one['b']}, meta), (one, meta | {'x': .2}), ({'a': one['a']}, meta)):
+        assert checksum(tensors, other) != base

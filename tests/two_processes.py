@@ -1,0 +1,81 @@
+"What test_training_devices.py runs in one process, and torchrun in two: python tests/two_processes.py FOLDER"
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bdense_nb.core import save_tensors
+from bdense_nb.nets import MLP
+from bdense_nb.progressive import PDConfig, progressive
+from bdense_nb.sfd import SFDConfig, sfd
+from bdense_nb.teachers import EDMDenoiser, train_teacher
+from bdense_nb.training import TrainConfig, fit, share
+from torch import nn
+
+CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', clip_grad=1., ema=.9, checkpoint_every=4, log_every=3)
+SFD = SFDConfig(nfe=3, K=2, substeps=2, steps=6, batch=8, shape=(2,), lr=1e-3, sigma_max=10.)
+PD = PDConfig(start_steps=8, end_steps=2, K=2, updates=6, batch=8, lr=1e-3, sigma_max=10.)
+
+
+class Net(nn.Module):
+    "Blocks in a list, and an attribute that a step function asks for."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks, self.flavour = nn.ModuleList([nn.Linear(2, 16), nn.Linear(16, 16), nn.Linear(16, 2)]), 'plain'
+
+    def forward(self, x):
+        for block in self.blocks[:-1]: x = nn.functional.silu(block(x))
+        return self.blocks[-1](x)
+
+
+def several(model, i):
+    "One to three updates, as many as a random number of the iteration says; each starts from the last one's answer."
+    g = torch.Generator().manual_seed(i)
+    n, x = int(torch.randint(1, 4, (), generator=g)), share(torch.randn(16, 2, generator=g))
+    for _ in range(n):
+        assert model.flavour == 'plain'
+        y = model(x)
+        yield (y - x.flip(1)).square().mean()
+        x = y.detach()
+
+
+def bad_at_5(model, i):
+    for loss in several(model, i): yield loss*float('nan') if i == 5 and os.environ.get('RANK', '0') == '0' else loss
+
+
+def make_teacher():
+    torch.manual_seed(0)
+    return EDMDenoiser(MLP(width=16, depth=2, n_classes=3), .7)
+
+
+def cases(folder: Path) -> dict:
+    "Every case by its name: the models that it leaves."
+    data, labels = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    run = lambda name, step=several, **changes: fit(Net(), step, replace(CFG, **changes), folder/name, show=False)
+    teacher = train_teacher(make_teacher(), data, labels, replace(CFG, steps=8), batch=8, folder=folder/'teacher', show=False).ema
+    out = dict(plain=run('plain').ema, accumulate=run('accumulate', accumulate=2).ema, skip=run('skip', bad_at_5, on_nan='skip').model, recompute=run('recompute', recompute=True).model, teacher=teacher)
+    out['sfd'] = sfd(make_teacher(), SFD, folder=folder/'sfd', show=False).denoiser
+    out['pd'] = progressive(make_teacher(), data, PD, labels, folder=folder/'pd', show=False).denoiser
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        done = run('shard', shard=True, recompute=True)
+        out['shard'] = done.ema
+        assert type(done.model.blocks[0].weight) is nn.Parameter
+    return out
+
+
+def main(folder: Path):
+    torch.set_num_threads(1)
+    rank, written = int(os.environ.get('RANK', 0)), []
+    def watch(event, args): # every file that this process opens for writing, makes, renames or removes below the folder
+        writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or event in ('os.mkdir', 'os.rename', 'os.remove', 'os.link')
+        if writes and str(args[0]).startswith(str(folder)): written.append(f'{event} {args[0]}')
+    sys.addaudithook(watch)
+    models = cases(folder)
+    wrote = list(written)
+    flat = {f'{name}.{k}': v for name, model in models.items() for k, v in model.state_dict().items()}
+    save_tensors(folder/f'rank{rank}.safetensors', flat, dict(wrote=wrote))
+
+
+if __name__ == '__main__': main(Path(sys.argv[1]))
