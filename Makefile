@@ -23,10 +23,10 @@ test: $(READY) ## run every notebook in a fresh kernel and all other tests
 lab: $(READY) ## open the notebooks in JupyterLab (they are cleaned when saved)
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab nbs
 
-docs: $(READY) ## turn the notebooks, with their stored outputs, into plain HTML pages in _docs/ (the maths needs a network to show)
-	$(BIN)/python tools/pages.py
+docs: $(READY) ## build the documentation site in _docs/ from the notebooks and their stored outputs, without a network
+	$(BIN)/python tools/docs.py
 
-sync: $(READY) ## after a change to a notebook: export the library, clean the notebooks, write README.md
+sync: $(READY) ## after a change to a notebook: export the library, clean the notebooks, write README.md and CITATION.cff
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py

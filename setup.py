@@ -26,7 +26,7 @@ setup(
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
-                    'tensorboard': cfg['tensorboard_requirements'].split()},
+                    'tensorboard': cfg['tensorboard_requirements'].split(), 'search': cfg['search_requirements'].split()},
     packages=[lib, assets],
     package_dir={assets: 'data'},  # the top-level data/ folder travels in the wheel as bdense_nb/assets/
     package_data={assets: ['**/*']},

@@ -1,4 +1,4 @@
-"""Write README.md from nbs/index.ipynb.
+"""Write README.md from nbs/index.ipynb, and CITATION.cff from settings.ini.
 
     python tools/readme.py           # write it
     python tools/readme.py --check   # only say whether it is up to date
@@ -7,12 +7,13 @@ import base64
 import posixpath
 import re
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-INDEX, README, IMAGES = ROOT/'nbs'/'index.ipynb', ROOT/'README.md', 'docs/readme'
+INDEX, README, CITATION, IMAGES = ROOT/'nbs'/'index.ipynb', ROOT/'README.md', ROOT/'CITATION.cff', 'docs/readme'
 HEAD = '<!-- Written by `make sync` from nbs/index.ipynb: change that, not this. -->\n\n'
 
 
@@ -42,21 +43,33 @@ def code_markdown(cell, images: dict[str, bytes]) -> list[str]:
     return parts + [output_markdown(o, f'{cell.id}-{i}', images) for i, o in enumerate(cell.outputs)]
 
 
+def citation() -> str:
+    "CITATION.cff, from settings.ini."
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    cfg = ini['DEFAULT']
+    return '\n'.join(['# Written by `make sync` from settings.ini: change that, not this.', 'cff-version: 1.2.0', 'type: software',
+                      'message: If this software helped your work, please cite it and the paper whose method it teaches.', f'title: "{cfg["title"]}: {cfg["description"]}"',
+                      'authors:', f'  - name: {cfg["author"]}', f'version: {cfg["version"]}', 'license: Apache-2.0', f'repository-code: {cfg["git_url"]}',
+                      f'url: {cfg["doc_host"]}{cfg["doc_baseurl"]}', 'references:', '  - type: article', '    title: B-DENSE', '    authors:',
+                      '      - name: the authors of arXiv 2602.15971', '    identifiers:', '      - type: other', '        value: arXiv:2602.15971']) + '\n'
+
+
 def render() -> dict[str, bytes]:
-    "README.md and its pictures: path from the root to contents."
+    "README.md and its pictures, and CITATION.cff: path from the root to contents."
     images, parts = {}, []
     for cell in nbformat.read(INDEX, 4).cells:
         if cell.cell_type == 'markdown': parts.append(from_root(cell.source.strip()))
         elif cell.cell_type == 'code': parts += code_markdown(cell, images)
-    return {README.name: (HEAD + '\n\n'.join(filter(None, parts)) + '\n').encode(), **images}
+    return {README.name: (HEAD + '\n\n'.join(filter(None, parts)) + '\n').encode(), CITATION.name: citation().encode(), **images}
 
 
 def main() -> None:
     check = '--check' in sys.argv[1:]
     if set(sys.argv[1:]) - {'--check'}: sys.exit(__doc__)
     files = render()
-    existing = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in [README, *(ROOT/IMAGES).glob('*.png')] if p.is_file()}
-    if check: sys.exit(0 if files == existing else 'README.md is not what nbs/index.ipynb gives: run `make sync`')
+    existing = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in [README, CITATION, *(ROOT/IMAGES).glob('*.png')] if p.is_file()}
+    if check: sys.exit(0 if files == existing else 'README.md or CITATION.cff is not what nbs/index.ipynb and settings.ini give: run `make sync`')
     for path in set(existing) - set(files): (ROOT/path).unlink()
     for path, content in files.items():
         (ROOT/path).parent.mkdir(parents=True, exist_ok=True)

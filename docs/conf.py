@@ -1,0 +1,72 @@
+"Sphinx configuration. The pages themselves are written by tools/docs_sources.py."
+import inspect
+import re
+import sys
+from pathlib import Path
+
+from fastcore.docments import docments, empty
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
+from docs_sources import GIT, LIB, SETTINGS, indented, rst  # noqa: E402
+
+project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
+version = release = SETTINGS['version']
+html_baseurl = SETTINGS['doc_host'] + SETTINGS['doc_baseurl'] + '/'
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode', 'sphinx_copybutton']
+exclude_patterns = ['notebooks', 'results/*']
+
+nb_execution_mode = 'off'
+nb_merge_streams = True
+nb_render_markdown_format = 'myst'
+nb_ipywidgets_js = {}  # stored outputs hold pictures and plain HTML, no widget state
+myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'attrs_inline', 'attrs_block', 'deflist']
+myst_heading_anchors = 4
+mathjax_path = 'vendor/tex-svg.js'
+
+autodoc_typehints = 'none'  # types stand in the table of parameters
+autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 72
+toc_object_entries_show_parents = 'hide'
+add_module_names = False
+
+html_theme = 'furo'
+html_title = SETTINGS['title']
+html_static_path = ['_static']
+html_css_files = ['site.css']
+html_favicon = html_logo = '_static/logo.svg'
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {'footer_icons': [{'name': 'Repository', 'url': GIT, 'html': 'Repository', 'class': ''}]}
+
+
+def parameters(obj) -> dict:
+    "A callable's or class's fastcore docments; a named tuple's are the comments behind its fields."
+    if not (inspect.isclass(obj) and issubclass(obj, tuple)): return docments(obj, full=True)
+    comments = dict(re.findall(r'^\s+(\w+)\s*:.*?#\s*(.*)$', inspect.getsource(obj), flags=re.M))
+    row = lambda name, anno: {'anno': anno, 'docment': comments.get(name), 'default': obj._field_defaults.get(name, empty)}
+    return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
+
+
+def parameter_table(obj, module: str) -> list[str]:
+    "The parameters as a table: name, type, default, meaning; the last row is what is returned."
+    rows = []
+    for name, p in parameters(obj).items():
+        anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno'])
+        if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
+        cells = ['**returns**' if name == 'return' else f'``{name}``', anno and f'``{anno}``',
+                 '' if p['default'] is empty else f'``{p["default"]!r}``', rst(' '.join((p['docment'] or '').split()), module)]
+        rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
+    head = ['* - parameter', '  - type', '  - default', '  - meaning']
+    return ['', '.. list-table::', '   :header-rows: 1', '   :widths: auto', '   :class: parameters', '', *indented(head + rows), ''] if rows else []
+
+
+def document(app, what, name, obj, options, lines) -> None:
+    "Docstrings here are one line of text with `code` in it; the rest is in the docments."
+    module = name.removeprefix(f'{LIB}.').split('.')[0]
+    lines[:] = [rst(line, module) for line in lines]
+    if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
+
+
+def setup(app) -> None: app.connect('autodoc-process-docstring', document)

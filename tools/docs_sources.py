@@ -1,0 +1,395 @@
+"""The sources of the documentation site: a page for each notebook, the API reference, the results. Sphinx makes HTML of them (docs/conf.py)."""
+import ast
+import json
+import re
+import shutil
+from collections import defaultdict
+from configparser import ConfigParser
+from dataclasses import dataclass
+from functools import cache
+from os.path import relpath
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_markdown_cell
+
+from run_notebooks import NBS, ROOT, notebooks
+
+ini = ConfigParser(delimiters=['='])
+ini.read(ROOT/'settings.ini', encoding='utf-8')
+SETTINGS = ini['DEFAULT']
+LIB, GIT, BRANCH = SETTINGS['lib_path'], SETTINGS['git_url'], SETTINGS['branch']
+COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/github')
+TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
+Assign = ast.Assign | ast.AnnAssign
+
+
+# --- notebooks
+
+@dataclass(frozen=True)
+class Page:
+    "A notebook as it is stored."
+    path: Path
+
+    @property
+    def doc(self) -> str: return self.path.relative_to(NBS).with_suffix('').as_posix()
+
+    @property
+    def title(self) -> str: return 'home' if self.doc == 'index' else self.path.stem.replace('_', ' ')
+
+    @cache
+    def cells(self) -> list: return nbformat.read(self.path, 4).cells
+
+    @property
+    def module(self) -> str:
+        "The module it exports, or ''."
+        return next((d['default_exp'] for d in map(directives, self.cells()) if 'default_exp' in d), '')
+
+    @property
+    def summary(self) -> str:
+        "The `> summary` of the first cell."
+        return ' '.join(line.lstrip('> ') for line in self.cells()[0].source.splitlines() if line.startswith('>'))
+
+    @cache
+    def own_names(self) -> set[str]:
+        "Names that cells which are not exported define: in this notebook they mean what they mean here."
+        trees = [tree(c.source) for c in self.cells() if c.cell_type == 'code' and 'export' not in directives(c)]
+        return {name for t in trees for node in t.body for name in defined(node)}
+
+
+@cache
+def pages() -> list[Page]:
+    "Every notebook, in reading order."
+    return [Page(path) for path in notebooks()]
+
+
+def directives(cell) -> dict[str, str]:
+    "The `#| name: value` lines of a code cell."
+    if cell.cell_type != 'code': return {}
+    return {m[1]: m[2].strip() for m in re.finditer(r'^#\|\s*([\w-]+):?(.*)$', cell.source, flags=re.M)}
+
+
+def tree(source: str) -> ast.Module:
+    "The source's syntax tree; notebook magics are left out."
+    return ast.parse(re.sub(r'^\s*[%!].*$', '', source, flags=re.M))
+
+
+def defined(node: ast.stmt) -> list[str]:
+    "The names that a statement at top level defines (imports not counted)."
+    if isinstance(node, ast.FunctionDef | ast.ClassDef): return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+
+
+# --- the library's symbols, and where each is built
+
+@dataclass(frozen=True)
+class Symbol:
+    "An exported name: its syntax tree, and the notebook cell that defines it."
+    name: str
+    node: ast.stmt
+    source: str
+    page: Page
+    cell: str
+    section: str
+
+
+@cache
+def symbols() -> dict[str, Symbol]:
+    "Every exported symbol, and every public method, by full name (`bdense_nb.core.NFECounter`)."
+    found = {}
+    for page in pages():
+        section = ''
+        for cell in page.cells() if page.module else []:
+            if cell.cell_type == 'markdown': section = (re.findall(r'^#+ (.*)$', cell.source, flags=re.M) or [section])[-1]
+            if 'export' not in directives(cell): continue
+            for node in tree(cell.source).body:
+                for name in defined(node):
+                    if name.startswith('_'): continue
+                    full = f'{LIB}.{page.module}.{name}'
+                    found[full] = Symbol(full, node, cell.source, page, cell.id, section)
+                    for method in methods(node): found[f'{full}.{method.name}'] = Symbol(f'{full}.{method.name}', method, cell.source, page, cell.id, section)
+    return found
+
+
+def methods(node: ast.stmt) -> list[ast.FunctionDef]:
+    "The public methods of a class, and `__call__`."
+    body = node.body if isinstance(node, ast.ClassDef) else []
+    return [n for n in body if isinstance(n, ast.FunctionDef) and (not n.name.startswith('_') or n.name == '__call__')]
+
+
+@cache
+def short_names() -> dict[str, list[str]]:
+    "What prose may call a symbol (`sample`, `samplers.sample`) -> full names."
+    names = defaultdict(list)
+    for full in symbols():
+        parts = full.split('.')
+        for i in range(len(parts)):
+            if i < 3: names['.'.join(parts[i:])].append(full)  # a method needs its class
+    return names
+
+
+def find_symbol(text: str, module: str = '') -> str | None:
+    "The full name of what the code `text` (a name, or a call) stands for, seen from a module; None: nothing, or more than one thing."
+    match = re.fullmatch(r'([A-Za-z_][\w.]*)(\([^`<>]*\))?', text)
+    found = short_names().get(match[1], []) if match else []
+    here = [name for name in found if name.startswith(f'{LIB}.{module}.')] or found
+    return here[0] if len(here) == 1 else None
+
+
+def built_in(symbol: Symbol) -> str:
+    "A reStructuredText link to the notebook's cell."
+    where = f'{symbol.page.title}, {symbol.section}' if symbol.section else symbol.page.title
+    return f':ref:`{rst_escape(where.replace("`", ""))} <cell-{symbol.cell}>`'
+
+
+# --- markdown
+
+def link_names(markdown: str, page: Page) -> str:
+    "Code that names an exported symbol, and `notebook 07`, become links; fences, headings and links stay as they are."
+    def code(m):
+        full = find_symbol(m[1], page.module)
+        own = m[1].split('(')[0] in page.own_names() and full != f'{LIB}.{page.module}.{m[1]}'
+        if page.doc == 'index' and m[1] in {p.module for p in pages()}: return f'[`{m[1]}`](api/{m[1]}.rst)'
+        return m[0] if full is None or own else f'{{py:obj}}`{m[1]} <{full}>`'
+
+    def notebook(m):
+        path = next((p.path for p in pages() if p.path.stem.split('_')[0] == m[1]), None)
+        return m[0] if path in (None, page.path) else f'[{m[0]}]({relpath(path, page.path.parent)})'
+
+    def prose(text):
+        text = re.sub(r'(?<![`\w}])`([^`\n]+)`(?!`)', code, text)
+        return re.sub(r'\bnotebook (\d\d[a-z]?)\b', notebook, text, flags=re.I)
+    parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)', markdown, flags=re.M | re.S)
+    return ''.join(part if i % 2 else prose(part) for i, part in enumerate(parts))
+
+
+def move_links(markdown: str, page: Page, out: Path) -> str:
+    "Pictures are copied beside the pages; links to other files of the repository lead to its address."
+    def target(m):
+        path = (page.path.parent/m[2]).resolve()
+        if path.is_relative_to(NBS) or not path.exists(): return m[0]
+        inside = path.relative_to(ROOT).as_posix()
+        if not m[1].startswith('!'): return f'{m[1]}{GIT}/blob/{BRANCH}/{inside})'
+        copy_to(path, out/'images'/path.name)
+        return f'{m[1]}/images/{path.name})'
+    return re.sub(r'(!?\[[^\]]*\]\()(?![a-z]+:|#)([^)\s]+)\)', target, markdown)
+
+
+def copy_to(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, target)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    "A markdown table."
+    return '\n'.join('| ' + ' | '.join(text.replace('|', '\\|') for text in row) + ' |' for row in [head, ['---']*len(head), *rows])
+
+
+# --- a notebook's page
+
+def page_links(page: Page) -> str:
+    "The line below a notebook's title."
+    links = [f'{{download}}`Notebook </notebooks/{page.doc}.ipynb>`', f'[Open in Colab]({COLAB}/blob/{BRANCH}/{NBS.name}/{page.doc}.ipynb)']
+    if page.module: links.append(f'[API of `{LIB}.{page.module}`](/api/{page.module}.rst)')
+    return '{.page-links}\n' + ' · '.join(links)
+
+
+def export_note(cell, page: Page) -> str:
+    "The line above an exported cell, which is also its anchor."
+    names = [s for s in symbols().values() if s.page == page and s.cell == cell.id and s.name.count('.') == 2]
+    links = ', '.join(f'{{py:obj}}`{s.name.split(".")[-1]} <{s.name}>`' for s in names)
+    return f'(cell-{cell.id})=\n{{.exports}}\n' + (f'Exported: {links}' if names else 'Part of the library')
+
+
+def alt_text(cell, section: str, prose: str) -> str:
+    "What a figure shows: `#| fig-alt: ...`, or its section, the titles in its code and the sentence before it."
+    if alt := directives(cell).get('fig-alt'): return alt
+    calls = [n for n in ast.walk(tree(cell.source)) if isinstance(n, ast.Call)]
+    args = [a for c in calls if getattr(c.func, 'attr', '') in TITLES for a in c.args]
+    args += [k.value for c in calls for k in c.keywords if k.arg in TITLES]
+    titles = dict.fromkeys(a.value for a in args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+    plain = re.sub(r'[`*_$\\]|\[(?=[^\]]*\]\()|\]\([^)]*\)', '', ' '.join(prose.split()))
+    sentence = (re.findall(r'[^.?!:]+[.?!:](?= |$)', plain) or [plain])[-1].strip()
+    return ' '.join(filter(None, [f'Figure: {section}.', '; '.join(titles) + '.' if titles else '', sentence]))[:300]
+
+
+def code_cell(cell, alt: str):
+    "A code cell as its page shows it."
+    flags = directives(cell)
+    body = tree(cell.source).body
+    tags = {'remove-input'} if flags.get('echo') == 'false' else set()
+    if body and all(isinstance(n, ast.Import | ast.ImportFrom) for n in body): tags |= {'hide-input'}
+    cell.metadata = {'tags': sorted(tags), 'mystnb': {'image': {'alt': alt}, 'code_prompt_show': 'Imports', 'code_prompt_hide': 'Imports'}}
+    cell.source = '\n'.join(line for line in cell.source.splitlines() if not line.startswith('#|')).strip()
+    return cell
+
+
+def notebook_page(page: Page, out: Path):
+    "The notebook as MyST-NB shall render it."
+    cells, section, prose = [], page.title, ''
+    nb = nbformat.read(page.path, 4)
+    for cell in nb.cells:
+        flags = directives(cell)
+        if cell.cell_type == 'markdown':
+            section = (re.findall(r'^#+ (.*)$', cell.source, flags=re.M) or [section])[-1]
+            prose = cell.source
+            cells.append(new_markdown_cell(link_names(move_links(cell.source, page, out), page)))
+            if len(cells) == 1 and page.doc != 'index': cells.append(new_markdown_cell(page_links(page)))
+        elif not {'hide', 'default_exp'} & set(flags) and flags.get('include') != 'false':
+            if 'export' in flags: cells.append(new_markdown_cell(export_note(cell, page)))
+            for output in cell.outputs:
+                if 'text/markdown' in output.get('data', {}): output.data = {'text/markdown': link_names(output.data['text/markdown'], page)}
+            cells.append(code_cell(cell, alt_text(cell, section, prose)))
+    nb.cells = cells
+    nb.metadata = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}, 'language_info': {'name': 'python'}}
+    return nb
+
+
+def contents() -> str:
+    "The site's table of contents, from the files."
+    tutorial = [p for p in pages() if '/' in p.doc]
+    course = [p for p in pages() if p not in tutorial and p.doc != 'index']
+    entries = lambda some: [f'{p.title} </{p.doc}>' for p in some]
+    parts = {'The course': entries(course), 'Tutorials': entries(tutorial), 'Reference': ['API </api/index>', 'Results </results>', 'Glossary </glossary>'],
+             'Project': ['Changes </changelog>', 'How to cite </citing>']}
+    return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```' for caption, docs in parts.items() if docs)
+
+
+# --- the API reference
+
+def rst_escape(text: str) -> str: return re.sub(r'([\\*_|<>`])', r'\\\1', text)
+
+
+def rst(text: str, module: str = '') -> str:
+    "A docstring or comment, in which `code` may name a symbol, as reStructuredText."
+    def code(name):
+        full = find_symbol(name, module)
+        return f':py:obj:`{name} <{full}>`' if full else f'``{name}``'
+    parts = text.split('`')
+    return ''.join(code(part) if i % 2 and i < len(parts) - 1 else rst_escape(part) for i, part in enumerate(parts))
+
+
+def doc_line(symbol: Symbol) -> str:
+    "A function's or class's docstring, or the comment behind or above a constant."
+    if not isinstance(symbol.node, Assign): return (ast.get_docstring(symbol.node) or '').split('\n')[0]
+    lines = symbol.source.splitlines()
+    above = lines[:symbol.node.lineno - 1]
+    while above and above[0] != '' and not above[-1].startswith('#:'): above.pop()
+    comment = [line.removeprefix('#:').strip() for line in above if line.startswith('#:')]
+    behind = re.search(r'\s#\s+(.*)$', lines[symbol.node.end_lineno - 1])
+    return ' '.join(comment) or (behind[1] if behind else '')
+
+
+def indented(lines: list[str]) -> list[str]: return ['   ' + line if line else '' for line in lines]
+
+
+def documented(symbol: Symbol) -> list[str]:
+    "The directives for one symbol; signature and parameters come from autodoc."
+    kept = ['', f'Built in {built_in(symbol)}.', '']
+    if isinstance(symbol.node, Assign):
+        source = (ast.get_source_segment(symbol.source, symbol.node) or '').splitlines()
+        body = [rst(doc_line(symbol), symbol.page.module), '', '.. code-block:: python', '', *indented(source), *kept]
+        return [f'.. py:data:: {symbol.name}', '', *indented(body)]
+    if isinstance(symbol.node, ast.FunctionDef): return [f'.. autofunction:: {symbol.name}', '', *indented(kept)]
+    for method in methods(symbol.node):
+        decorators = {ast.unparse(d) for d in method.decorator_list}
+        kind = 'autoproperty' if decorators & {'property', 'cached_property'} else 'automethod'
+        kept += [f'.. {kind}:: {symbol.name}.{method.name}', '']
+    return [f'.. autoclass:: {symbol.name}', '', *indented(kept)]
+
+
+def titled(text: str) -> list[str]: return [text, '='*len(text), '']
+
+
+def api_page(module: str) -> str:
+    "A module's reference: a table of its symbols, then each of them."
+    built = [p for p in pages() if p.module == module]
+    own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and s.name.count('.') == 2]
+    lines = [f'.. py:module:: {LIB}.{module}', '', *titled(f'{LIB}.{module}'), rst(built[0].summary, module), '']
+    lines += ['Built in ' + ', '.join(f':doc:`/{p.doc}`' for p in built) + '.', '', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
+    for s in own: lines += [f'   * - :py:obj:`{s.name.split(".")[-1]} <{s.name}>`', f'     - {rst(doc_line(s), module)}']
+    for s in own: lines += ['', *documented(s)]
+    return '\n'.join(lines) + '\n'
+
+
+def api_index(modules: list[str]) -> str:
+    "The list of modules."
+    lines = [*titled('API reference'), f'Everything that the notebooks export, as it is imported: ``from {LIB}.core import sample_noise``.', '',
+             'Each entry gives the signature, the parameters with their shapes and units, the source, and the place in the course where it is built.', '',
+             '.. list-table::', '   :widths: auto', '']
+    for m in modules: lines += [f'   * - :doc:`{m} <{m}>`', f'     - {rst(next(p.summary for p in pages() if p.module == m), m)}']
+    return '\n'.join([*lines, '', '.. toctree::', '   :hidden:', '', *(f'   {m} <{m}>' for m in modules)]) + '\n'
+
+
+# --- results
+
+def shown(value) -> str:
+    "A value of a results file in a table."
+    if value is None: return '–'
+    if isinstance(value, bool): return 'yes' if value else 'no'
+    if isinstance(value, float): return f'{value:.4g}'
+    if isinstance(value, list): return ', '.join(map(shown, value))
+    return str(value)
+
+
+def is_flat(value) -> bool: return not isinstance(value, dict | list) or isinstance(value, list) and len(value) <= 12 and not any(isinstance(v, dict) for v in value)
+
+
+def result_parts(value: dict, name: str = '', level: int = 3) -> list[str]:
+    "A results file, or a part of it, as markdown: plain values in one table, lists of rows in theirs; long lists stay in the file."
+    words = lambda key: str(key).replace('_', ' ')
+    head = ['#'*level + ' ' + words(name).capitalize()] if name else []
+    flat = [[words(k), shown(v)] for k, v in value.items() if is_flat(v)]
+    parts = head + ([table(['what', 'value'], flat)] if flat else [])
+    for key, inner in value.items():
+        rows = [{'': k} | v for k, v in inner.items() if isinstance(v, dict)] if isinstance(inner, dict) else inner
+        if is_flat(inner): continue
+        if isinstance(inner, dict) and len(rows) < len(inner): parts += result_parts(inner, key, level)
+        elif len(rows) <= 40 and all(isinstance(r, dict) and all(map(is_flat, r.values())) for r in rows):
+            columns = list(dict.fromkeys(k for r in rows for k in r))
+            parts += ['#'*level + ' ' + words(key).capitalize(), table([words(c) for c in columns], [[shown(r.get(c)) for c in columns] for r in rows])]
+        elif isinstance(inner, dict): parts += result_parts(inner, key, level)
+    return parts
+
+
+def results_page(out: Path) -> str:
+    "Every data/results/*.json with the pictures that belong to it."
+    texts = ['# Results', 'What the commands and scripts of this repository measured. Each file says how it was made, so that the run can be repeated; '
+             'figures that rest on one training seed are illustrations, not evidence.']
+    alts = dict(m for p in pages() for c in p.cells() for m in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', c.source) for m in [m[::-1]])
+    for path in sorted((ROOT/'data'/'results').glob('*.json')):
+        data = json.loads(path.read_text(encoding='utf-8'))
+        copy_to(path, out/'results'/path.name)
+        texts += [f'## {path.stem.replace("_", " ").capitalize()}', f'{{download}}`{path.name} <results/{path.name}>`', *result_parts(data)]
+        for picture in sorted(path.parent.glob(f'{path.stem}_*.png')):
+            copy_to(picture, out/'images'/picture.name)
+            texts.append(f'![{alts.get(picture.name, "Figure: " + picture.stem.replace("_", " "))}](images/{picture.name})')
+    return '\n\n'.join(texts) + '\n'
+
+
+def citing_page() -> str:
+    "CITATION.cff, and the same for BibTeX."
+    bibtex = (f'@software{{bdense_nb,\n  title   = {{{SETTINGS["title"]}: {SETTINGS["description"]}}},\n  author  = {{{{{SETTINGS["author"]}}}}},\n'
+              f'  version = {{{SETTINGS["version"]}}},\n  url     = {{{GIT}}},\n  license = {{Apache-2.0}}\n}}')
+    return '\n\n'.join(['# How to cite', 'If the code or the course helped your work, cite this software and the paper whose method it teaches, '
+                        '[B-DENSE, arXiv 2602.15971](https://arxiv.org/abs/2602.15971).', f'```bibtex\n{bibtex}\n```',
+                        'The same for GitHub and reference managers, `CITATION.cff`:', f'```yaml\n{(ROOT/"CITATION.cff").read_text(encoding="utf-8").strip()}\n```']) + '\n'
+
+
+# --- all of it
+
+def write_sources(out: Path) -> None:
+    "Write everything Sphinx needs into the folder `out`."
+    modules = list(dict.fromkeys(p.module for p in pages() if p.module))
+    texts = {f'api/{m}.rst': api_page(m) for m in modules} | {
+        'api/index.rst': api_index(modules), 'results.md': results_page(out), 'citing.md': citing_page(),
+        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'glossary.md': (ROOT/'docs'/'glossary.md').read_text(encoding='utf-8')}
+    for page in pages():
+        nb = notebook_page(page, out)
+        if page.doc == 'index': nb.cells.append(new_markdown_cell(contents()))
+        else: copy_to(page.path, out/'notebooks'/f'{page.doc}.ipynb')
+        texts[f'{page.doc}.ipynb'] = nbformat.writes(nb)
+    for name, text in texts.items():
+        (out/name).parent.mkdir(parents=True, exist_ok=True)
+        (out/name).write_text(text, encoding='utf-8')
