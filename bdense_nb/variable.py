@@ -126,7 +126,7 @@ def sfd_variable(
     done = fit(model, variable_step(teacher, cfgs, banks), cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show)
     choose(done.model, 0)
     plain, biases = uncondition(fold(done.model), step_layer)
-    about = dict(host='sfd-v', teacher=denoiser_hash(teacher), config=run, history=done.history, seconds=round(done.seconds, 1))
+    about = dict(host='sfd-v', config=run, history=done.history, seconds=round(done.seconds, 1))
     return VariableStudent(plain, biases, step_layer, {nfe: c.grids[1] for nfe, c in cfgs.items()}, cfg.afs, cfg.shape, about)
 
 def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable, cfgs: dict[int, SFDConfig]) -> None:
