@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from .branches import fold
 from .core import check_choice, check_int
@@ -138,6 +137,7 @@ def teacher_bank(
     seeds = range(first, first + (cfg.n_trajectories if n is None else n//cfg.batch*cfg.batch))
     return make_bank(frozen_copy(teacher, cfg.shape), cfg.plan, seeds, cfg.batch, folder, show)
 
+# %% ../nbs/10a_sfd.ipynb #0a2a84f6
 def sfd(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: SFDConfig = SFDConfig(),
