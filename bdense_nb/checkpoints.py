@@ -59,14 +59,15 @@ def write_checkpoint(
     best: bool = False, # is it the best one so far? then it is also kept as `BEST`
 ) -> Path: # what was written
     "Write a checkpoint; only when it is safely on disk do the oldest ones go."
-    folder = Path(folder); path = checkpoint_path(folder, meta['done'])
+    folder, path = Path(folder), checkpoint_path(folder, meta['done'])
     try:
         save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
         if best: keep_as_best(path)
     except (OSError, SafetensorError) as e:
         left = sorted(folder.glob(CHECKPOINTS))
-        raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); ' + (f'the last good one is {left[-1]}: make room, and run again to go on from there' if left else 'there is none before it')) from e
-    fd = os.open(folder, os.O_RDONLY); os.fsync(fd); os.close(fd) # the new name too must be on disk before an old one goes
+        advice = f'the last good one is {left[-1]}: make room, and run again to go on from there' if left else 'there is none before it'
+        raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}') from e
+    fd = os.open(folder, os.O_RDONLY); os.fsync(fd); os.close(fd) # the new name too must be on disk before an old file goes
     for old in sorted(folder.glob(CHECKPOINTS))[:-keep]: old.unlink()
     return path
 
@@ -88,7 +89,7 @@ def newest_checkpoint(
 
 # %% ../nbs/08b_checkpoints.ipynb #d7d0f6d6
 def is_main() -> bool: # True unless this is one of several processes, and not the first
-    "The process that writes files and shows progress."
+    "Is this the process that writes files and shows progress?"
     return int(os.environ.get('RANK', 0)) == 0
 
 def fingerprint(*tensors: Tensor) -> str: # 16 hex digits

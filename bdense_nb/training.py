@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,19 +24,19 @@ from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint
 from .checkpoints import CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main, keep_as_best, newest_checkpoint, write_checkpoint
 from .core import atomic_path, check_choice, check_int
+from .devices import PRECISIONS, as_part, left_as_found, make_accelerator, prepare_model, send, share, spread, spread_like, whole
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS', 'TrainConfig', 'lr_factor',
-           'progress', 'Fit', 'share', 'send', 'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint']
+__all__ = ['ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS', 'TrainConfig', 'lr_factor', 'progress', 'Fit',
+           'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share']
 
-# %% ../nbs/09_training.ipynb #c6d42bb1
-_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint'] # from the notebook on checkpoints, for those who train
+# %% ../nbs/09_training.ipynb #d81dc1ef
+_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share'] # from the notebooks on checkpoints and devices, for those who train
 
-# %% ../nbs/09_training.ipynb #b5dc4c2e
-PRECISIONS, ON_NAN, ON_OOM = ('no', 'bf16', 'fp16'), ('stop', 'skip'), ('stop', 'halve')
+# %% ../nbs/09_training.ipynb #eb79bfe6
+ON_NAN, ON_OOM = ('stop', 'skip'), ('stop', 'halve')
 LR_SCHEDULES = ('constant', 'cosine', 'linear', 'drop')
 HOW = ('accumulate', 'shard', 'compile', 'recompute', 'unused_parameters', 'keep', 'on_nan', 'on_oom', 'sample_every', 'peak_tflops', 'tensorboard') # may differ when a run is resumed
 
@@ -93,26 +92,16 @@ def lr_factor(
     if cfg.schedule == 'drop': return .1 if i - 1 >= cfg.steps/2 else 1.
     return 1.
 
-# %% ../nbs/09_training.ipynb #a4b47f83
-def _whole(t: Tensor) -> Tensor: # the same numbers in one place
-    "Gather a tensor that is spread over processes."
-    return t.full_tensor() if hasattr(t, 'full_tensor') else t
-
-def _spread_like(t: Tensor, like: Tensor) -> Tensor:
-    "Spread a tensor over processes as another one is."
-    if not hasattr(like, 'full_tensor') or t.shape != like.shape: return t
-    from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
-
+# %% ../nbs/09_training.ipynb #dd753621
 def _flatten_optimizer(opt: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f'optim.{i}.{k}': _whole(torch.as_tensor(v)) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
+    return {f'optim.{i}.{k}': whole(torch.as_tensor(v)) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
 
 def _restore_optimizer(opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state, params = opt.state_dict(), [p for group in opt.param_groups for p in group['params']]
     for name, value in tensors.items():
         if name.startswith('optim.'):
             _, i, k = name.split('.')
-            state['state'].setdefault(int(i), {})[k] = _spread_like(value, params[int(i)])
+            state['state'].setdefault(int(i), {})[k] = spread_like(value, params[int(i)])
     opt.load_state_dict(state)
 
 # %% ../nbs/09_training.ipynb #dd3100dd
@@ -167,78 +156,13 @@ class Fit:
     history: list[dict] = field(default_factory=list) # loss and learning rate every `log_every` iterations
     seconds: float = 0. # wall time, resumed parts included
 
-# %% ../nbs/09_training.ipynb #b7daef0d
-@dataclass
-class _Part:
-    "Which part of every batch is being looked at."
-    index: int = 0
-    parts: int = 1
-    asked: bool = False # was `share` called?
-
-_PART = ContextVar('part', default=_Part())
-
-def share(
-    whole: int | Sequence | Tensor, # a batch's size, or something with an entry per sample: a range, a tensor [B, ...]
-) -> Sequence | Tensor: # a range of indices for a size, otherwise a slice
-    "The part of a batch for this process and micro-batch: all of it where there is only one."
-    part, n = _PART.get(), whole if isinstance(whole, int) else len(whole)
-    part.asked = True
-    if n % part.parts: raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x micro-batches)')
-    own = slice(part.index*n//part.parts, (part.index + 1)*n//part.parts)
-    return range(n)[own] if isinstance(whole, int) else whole[own]
-
-def send(t: Tensor, device: torch.device | str) -> Tensor:
-    "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
-    device = torch.device(device)
-    return t.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' and t.device.type == 'cpu' else t.to(device)
-
-# %% ../nbs/09_training.ipynb #87762eb6
-def _engine(cfg: TrainConfig, device: torch.device):
-    "Accelerate knows processes, devices and precision; its state is global, so what an earlier run left there is cleared."
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device.type == 'cpu', device_placement=False, mixed_precision=cfg.precision,
-                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.unused_parameters)])
-
-class _Averaged(nn.parallel.DistributedDataParallel):
-    "A model whose gradients are averaged over processes, with the attributes of the model itself."
-    def __getattr__(self, name):
-        try: return super().__getattr__(name)
-        except AttributeError: return getattr(self.module, name)
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    "The repeated parts of a network: what stands in its innermost lists of modules."
-    inner = [m for group in model.modules() if isinstance(group, nn.ModuleList) for m in group if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
-    if not inner: raise ValueError(f'{type(model).__name__} has no nn.ModuleList of blocks, which recompute and shard go by')
-    return inner
-
-# %% ../nbs/09_training.ipynb #1b9bb9fa
-def _spread(model: nn.Module) -> None:
-    "FSDP: every process keeps a part of each block's weights, and borrows the rest while it computes that block."
-    from torch.distributed.fsdp import fully_shard
-    for part in (*_blocks(model), model): fully_shard(part)
-
-def _prepare(
-    model: nn.Module, # changed in place
-    cfg: TrainConfig,
-    engine, # an `Accelerator`
-) -> nn.Module: # what a step function calls
-    "From the inside out: recomputation, precision, processes."
-    if cfg.recompute:
-        for block in _blocks(model): block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    ready = engine.prepare_model(model, evaluation_mode=cfg.shard)
-    if cfg.shard: _spread(model)
-    elif engine.num_processes > 1: ready.__class__ = _Averaged
-    return ready
-
 # %% ../nbs/09_training.ipynb #abcad2ec
 class _Run:
     "One training run: the model as the devices see it, and all that a checkpoint holds."
     def __init__(self, model: nn.Module, cfg: TrainConfig, folder: Path | None):
         self.model, self.cfg, self.folder, self.accumulate = model, cfg, folder, cfg.accumulate
         self.device = next(model.parameters()).device
-        self.engine = _engine(cfg, self.device)
+        self.engine = make_accelerator(self.device, cfg.precision, cfg.unused_parameters)
         self.world, self.rank = self.engine.num_processes, self.engine.process_index
         if cfg.shard and self.world == 1: raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it with accelerate launch')
         if cfg.tensorboard and folder is None: raise ValueError('tensorboard=True needs a folder to write to')
@@ -252,8 +176,8 @@ class _Run:
         "Wrap the model for its devices, make the optimiser, and put a checkpoint's state into it."
         cfg = self.cfg
         self.empty = copy.deepcopy(self.model).cpu() if cfg.shard else None # a form to pour gathered weights into
-        self.eager = _prepare(self.model, cfg, self.engine)
-        if cfg.shard and self.ema is not None: _spread(self.ema.module)
+        self.eager = prepare_model(self.model, self.engine, cfg.recompute, cfg.shard)
+        if cfg.shard and self.ema is not None: spread(self.ema.module)
         self.ready = torch.compile(self.eager) if cfg.compile else self.eager
         self.params = list(self.model.parameters())
         adam = torch.optim.Adam(self.params, lr=cfg.lr, betas=cfg.betas, fused=True if self.device.type == 'cuda' else None)
@@ -265,14 +189,14 @@ class _Run:
 
     def refuse(self, what: str) -> None:
         kept = sorted(self.folder.glob(CHECKPOINTS)) if self.folder else []
-        broken = next((k for k, v in self.model.named_parameters() if not _whole(v).isfinite().all()), None)
+        broken = next((k for k, v in self.model.named_parameters() if not whole(v).isfinite().all()), None)
         raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip gradients, or set on_nan=\'skip\'' + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
 
-    def whole(self, model: nn.Module) -> nn.Module:
+    def gather(self, model: nn.Module) -> nn.Module:
         "A model in one piece: itself, or a copy gathered from all processes."
         if not self.cfg.shard: return model
         plain = copy.deepcopy(self.empty)
-        plain.load_state_dict({k: _whole(v) for k, v in model.state_dict().items()})
+        plain.load_state_dict({k: whole(v) for k, v in model.state_dict().items()})
         return plain.to(self.device)
 
 # %% ../nbs/09_training.ipynb #2ae3fd58
@@ -280,11 +204,11 @@ StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
 
 def _ask(run: _Run, generator: Iterator[Tensor], j: int) -> Tensor | None:
     "The next loss of micro-batch j; None at its end."
-    part = _Part(run.rank*run.accumulate + j, run.world*run.accumulate)
-    token = _PART.set(part)
-    run.meter.asked()
-    try: return next(generator, None)
-    finally: _PART.reset(token); run.shared |= part.asked
+    with as_part(run.rank*run.accumulate + j, run.world*run.accumulate) as part:
+        run.meter.asked()
+        loss = next(generator, None)
+    run.shared |= part.asked
+    return loss
 
 def _backward(run: _Run, generators: list[Iterator[Tensor]]) -> Tensor | None:
     "One loss and its gradient, from one micro-batch after the other; None when the step function has ended."
@@ -304,7 +228,7 @@ def _update(run: _Run, loss: Tensor, i: int) -> None:
     "Clip, and take one optimiser step, or leave it."
     cfg = run.cfg
     if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0: # otherwise nobody asks for the norm
-        run.norm = _whole(run.engine.clip_grad_norm_(run.params, cfg.clip_grad or math.inf))
+        run.norm = whole(run.engine.clip_grad_norm_(run.params, cfg.clip_grad or math.inf))
     good = True
     if cfg.on_nan == 'skip':
         if run.world > 1: loss = run.engine.reduce(loss, 'mean') # all processes must agree
@@ -394,7 +318,7 @@ def _save(run: _Run) -> None:
     "A checkpoint: weights, their average and Adam's moments, with all that is needed to go on."
     tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | _flatten_optimizer(run.opt.optimizer)
     if run.ema is not None: tensors |= {f'ema.{k}': v for k, v in run.ema.state_dict().items()}
-    tensors = {k: _whole(v) for k, v in tensors.items()}
+    tensors = {k: whole(v) for k, v in tensors.items()}
     for name, value in tensors.items(): # a finite loss can still have had an infinite gradient
         if value.is_floating_point() and not value.isfinite().all(): run.refuse(f'{name} is no longer finite at iteration {run.done}')
     now = dict(step=run.done, loss=run.history[-1]['loss'])
@@ -474,7 +398,7 @@ def _board(run: _Run): # a writer, or None
 
 def _sample(run: _Run, on_sample: Callable[[nn.Module, int], None]) -> None:
     "Show the model, or better its average, to the caller: in evaluation mode, without gradients."
-    model = run.whole(run.model if run.ema is None else run.ema.module)
+    model = run.gather(run.model if run.ema is None else run.ema.module)
     if not is_main(): return
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -491,19 +415,18 @@ def _agreed(run: _Run, asked: bool) -> bool:
 @contextlib.contextmanager
 def _running(model: nn.Module, cfg: TrainConfig, folder: Path | None, show: bool) -> Iterator[_Run]:
     "A run, resumed if there is something to resume; afterwards the model is as it was found, but for its numbers."
-    forwards, matmul = [(m, m.__dict__.get('forward')) for m in model.modules()], torch.get_float32_matmul_precision()
+    matmul = torch.get_float32_matmul_precision()
     if cfg.tf32: torch.set_float32_matmul_precision('high')
     run, graph = _Run(model, cfg, folder), None
+    devices = [run.device] if run.device.type == 'cuda' else []
     try:
-        run.prepare(*_resume(run) if folder else ({}, {}))
-        run.meter, run.graph, run.board = _Meter(run), (graph := _LossGraph(show)), _board(run)
-        with torch.random.fork_rng([run.device] if run.device.type == 'cuda' else []): yield run
+        with left_as_found(model), torch.random.fork_rng(devices):
+            run.prepare(*_resume(run) if folder else ({}, {}))
+            run.meter, run.graph, run.board = _Meter(run), (graph := _LossGraph(show)), _board(run)
+            yield run
     finally:
         torch.set_float32_matmul_precision(matmul)
         if graph: graph.close(run.history); run.meter.hook.remove()
-        for m, forward in forwards:
-            for name in ('forward', '_original_forward', '_is_accelerate_prepared'): m.__dict__.pop(name, None)
-            if forward is not None: m.forward = forward
 
 # %% ../nbs/09_training.ipynb #f5c2ca70
 def fit(
@@ -533,4 +456,4 @@ def fit(
                 run.meter.restart()
             if on_sample and cfg.sample_every and run.done % cfg.sample_every == 0: _sample(run, on_sample)
             if stopping: break
-        return Fit(run.whole(model), run.whole(run.ema.module) if run.ema is not None else None, run.history, run.seconds)
+        return Fit(run.gather(model), run.gather(run.ema.module) if run.ema is not None else None, run.history, run.seconds)
