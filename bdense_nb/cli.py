@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['about_run', 'peak_memory_gb', 'command', 'check_folder', 'sample_counted', 'print_table', 'many_steps', 'demo_arms',
-           'bdense_demo', 'bdense_teach', 'find_teacher', 'bdense_distill', 'parse_weights', 'bdense_sample',
-           'bdense_evaluate']
+           'bdense_demo', 'bdense_teach', 'find_teacher', 'is_student', 'find_student', 'find_data', 'with_options',
+           'bdense_distill', 'run_host', 'parse_counts', 'parse_weights', 'bdense_sample', 'bdense_evaluate']
 
 # %% ../nbs/14_cli.ipynb #62a48c3d
 import dataclasses
@@ -23,13 +23,13 @@ from torch import Tensor
 import bdense_nb
 from .core import NFECounter, check_int, data_dir, default_device, save_tensors, write_json
 from .data import TOY_SETS, fashion_mnist, toy_2d
-from .distill import SFDConfig, Student, load_student, preset, sfd, teacher_bank
+from .distill import PDConfig, SFDConfig, Student, VariableStudent, config_of, distill, load_student, preset, reference_plan, second_stage, sfd, sfd_variable, teacher_bank, training_cost
 from .metrics import fashion_fd, paired_error
 from .nets import MLP, UNet
 from .samplers import sample, trajectory
-from .schedules import nested_sigmas
 from .teachers import TEACHERS, EDMDenoiser, NetDenoiser, load_denoiser, load_teacher, read_about, save_denoiser, train_teacher
 from .training import TrainConfig, progress
+from .trajectories import denoiser_hash, frozen_copy
 from .viz import show_rows, show_trajectories
 
 # %% ../nbs/14_cli.ipynb #5950998d
@@ -85,10 +85,11 @@ def print_table(rows: list[dict]) -> None:
         nfe, error = ('-' if r[k] is None else f'{r[k]:{f}}' for k, f in (('nfe', 'd'), ('paired_error', '.4f')))
         print(f'{r["what"]:32}{nfe:>5}{r["frechet_distance"]:>18.2f}{error:>14}')
 
-# %% ../nbs/14_cli.ipynb #07b5ab52
-def many_steps(teacher: NetDenoiser, cfg: SFDConfig) -> Student:
-    "The teacher on a grid twice as fine as the one that it teaches on: what the students are measured against."
-    return Student(teacher, nested_sigmas(cfg.n_steps, 2*cfg.substeps, cfg.schedule, cfg.sigma_min, cfg.sigma_max)[0], False, cfg.shape)
+# %% ../nbs/14_cli.ipynb #9ba8dd69
+def many_steps(teacher: NetDenoiser, cfg: SFDConfig | PDConfig, shape: tuple[int, ...]) -> tuple[Student, str]: # and its solver
+    "The teacher's careful walk that students are measured against, dressed as a student."
+    plan = reference_plan(cfg, shape)
+    return Student(teacher, torch.tensor(plan.sigmas, dtype=torch.float64), plan.afs, shape), plan.solver
 
 def demo_arms(
     teacher: NetDenoiser,
@@ -97,8 +98,8 @@ def demo_arms(
     "Distil twice from the same teacher trajectories, and set the teacher itself beside the two students."
     bank = teacher_bank(teacher, cfg)
     host = SFDConfig(**asdict(cfg) | dict(K=1))
-    fine = many_steps(teacher, cfg)
-    return {f'teacher, {len(fine.sigmas) - 1} steps': (fine, cfg.solver),
+    fine, solver = many_steps(teacher, cfg, cfg.shape)
+    return {f'teacher, {len(fine.sigmas) - 1} steps': (fine, solver),
             f'teacher, {cfg.n_steps} steps': (Student(teacher, cfg.grids[1], cfg.afs, cfg.shape), 'euler'),
             'SFD student': (sfd(teacher, host, bank), 'euler'),
             f'B-DENSE student, K = {cfg.K}': (sfd(teacher, cfg, bank), 'euler')}
@@ -174,31 +175,89 @@ def find_teacher(name: str) -> NetDenoiser: # a shipped teacher's name, or a fol
     if name not in TEACHERS: raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a folder that bdense_teach wrote')
     return load_teacher(name)
 
+def is_student(name: str) -> bool:
+    "Does this folder hold a student rather than a teacher?"
+    return Path(name).is_dir() and 'student' in read_about(name).get('about', {})
+
+def find_student(folder: str, nfe: int | None) -> Student:
+    "A student by folder; of one for several step counts the one asked for."
+    student = load_student(folder)
+    if isinstance(student, VariableStudent):
+        if nfe is None: raise ValueError(f'{folder} holds a student for {", ".join(map(str, student.nfe))} NFE: say which with --nfe')
+        return student.at(nfe)
+    if nfe is not None and nfe != student.nfe: raise ValueError(f'{folder} holds a student for {student.nfe} NFE, not {nfe}')
+    return student
+
+def find_data(
+    name: str, # a teacher, as `find_teacher` takes it
+    split: str, # of Fashion-MNIST: 'test' (10,000 images, shipped) or 'train'
+) -> tuple[Tensor, Tensor | None]: # clean data [N, *D], labels [N] or None
+    "The kind of data that a teacher was trained on."
+    kind = name if name in TEACHERS else read_about(name)['about'].get('data')
+    if kind in TOY_SETS: return toy_2d(kind, 50_000), None
+    if kind != 'fashion_mnist': raise ValueError(f'{name} does not say which data it was trained on; call bdense_nb.distill.progressive from Python with your own')
+    return fashion_mnist(split)
+
+def with_options(
+    cfg: SFDConfig | PDConfig,
+    **options, # a field and its value; None: not given
+) -> SFDConfig | PDConfig:
+    "A configuration with the options that were given; one that its host does not have is refused."
+    given = {k: v for k, v in options.items() if v is not None}
+    foreign = sorted(given.keys() - {f.name for f in dataclasses.fields(cfg)})
+    if foreign: raise ValueError(f'{", ".join(foreign)} is not an option of this host: {type(cfg).__name__} does not have it; choose another preset')
+    return dataclasses.replace(cfg, **given)
+
+# %% ../nbs/14_cli.ipynb #eab2d92f
 @command
 def bdense_distill(
     out: str, # folder for the student and its checkpoints; a run found there is resumed
-    teacher: str = 'fashion_mnist', # a shipped teacher, or a folder that bdense_teach wrote
-    preset_name: str = 'fashion_mnist', # demo, fashion_mnist or sfd; the options below change it
-    nfe: int = None, # network calls of the finished student
-    branches: int = None, # K; 1 is plain SFD
-    weights: str = None, # linear, uniform, endpoint, or numbers with commas between
-    steps: int = None, # iterations
-    batch: int = None, # trajectories an iteration
-    pool: int = None, # distinct teacher trajectories, gone through again and again
+    teacher: str = 'fashion_mnist', # a shipped teacher, or a folder that bdense_teach wrote; an SFD student's folder: its second stage, to 1 NFE
+    preset_name: str = 'fashion_mnist', # SFD: demo, fashion_mnist, sfd. Progressive Distillation: fashion_mnist_pd, pd. The options below change it
+    nfe: str = None, # network calls of the finished student; for SFD also several, such as 2,3,4,5: one student for all of them
+    branches: int = None, # K; 1 is the plain host
+    substeps: int = None, # teacher steps inside one student step; a multiple of K
+    weights: str = None, # of the branches: linear, uniform, endpoint, or numbers with commas between
+    weights_end: str = None, # where the weights have moved to when training ends
+    steps: int = None, # iterations; for Progressive Distillation updates a round
+    start_steps: int = None, # Progressive Distillation: steps of the first teacher
+    batch: int = None, # trajectories or images an iteration
+    pool: int = None, # SFD: distinct teacher trajectories, gone through again and again
+    bank: str = None, # SFD: a folder that keeps the teacher's trajectories for this run and the next
     lr: float = None, # learning rate of Adam
+    split: str = 'test', # Progressive Distillation: test (10,000 images, shipped) or train (60,000) of Fashion-MNIST
     seed: int = 0, # of noise, labels and dropout
 ):
-    "Distil a teacher with SFD and K branches; run the same command again to resume."
-    given = dict(nfe=nfe, K=branches, steps=steps, batch=batch, pool=pool, lr=lr, branch_weights=parse_weights(weights))
-    cfg = preset(preset_name, seed=seed, **{k: v for k, v in given.items() if v is not None})
+    "Distil a teacher with K branches; run the same command again to resume."
     check_folder(out)
-    source = find_teacher(teacher)
-    if isinstance(source.net, MLP): cfg = dataclasses.replace(cfg, shape=(source.net.config['dim'],))
-    bank = teacher_bank(source, cfg) if cfg.pool else None # all fresh: nothing to keep
-    student = sfd(source, cfg, bank, Path(out)/'checkpoints')
+    counts, base, source = parse_counts(nfe), preset(preset_name), find_teacher(teacher)
+    pd = isinstance(base, PDConfig)
+    if is_student(teacher) and not pd: base = second_stage(find_student(teacher, None), steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr, lr_schedule=base.lr_schedule)
+    options = dict(K=branches, substeps=substeps, branch_weights=parse_weights(weights), branch_weights_end=parse_weights(weights_end), batch=batch, lr=lr, seed=seed, start_steps=start_steps, pool=pool)
+    if not pd and isinstance(source.net, MLP): options |= dict(shape=(source.net.config['dim'],))
+    cfg = with_options(base, **options, **{'updates' if pd else 'steps': steps, 'end_steps' if pd else 'nfe': counts[0] if counts else None})
+    costs = [training_cost(cfg if pd else dataclasses.replace(cfg, nfe=n)) for n in counts or [cfg.end_steps if pd else cfg.nfe]]
+    print('this run takes ' + ', '.join(f'{sum(n)//len(costs):,} {what}' for n, what in zip(zip(*(c.values() for c in costs)), ('updates', 'samples through the teacher', 'samples through the student, forward and back'))))
+    student = run_host(source, cfg, counts, find_data(teacher, split) if pd else None, bank, Path(out)/'checkpoints')
     student.about |= dict(command=' '.join(['bdense_distill', *sys.argv[1:]]), **about_run())
     student.save(out)
     print(f'the student is in {out}: {student.nfe} NFE, {student.about["seconds"]:.0f} s')
+
+def run_host(source: NetDenoiser, cfg: SFDConfig | PDConfig, counts: list[int], data: tuple | None, bank: str | None, folder: Path) -> Student | VariableStudent:
+    "Distil with the host, and the variant of it, that was asked for."
+    if isinstance(cfg, PDConfig):
+        if bank or len(counts) > 1: raise ValueError('a bank and several step counts belong to SFD; choose another preset')
+        return distill(source, cfg, *data, folder=folder)
+    counts = counts or [cfg.nfe]
+    keep = cfg.pool or bank # all fresh and nowhere to keep them: no bank
+    banks = {n: teacher_bank(source, dataclasses.replace(cfg, nfe=n), folder=Path(bank)/f'nfe-{n}' if bank else None) for n in counts} if keep else None
+    if len(counts) > 1: return sfd_variable(source, cfg, counts, banks, folder)
+    return sfd(source, cfg, banks and banks[cfg.nfe], folder)
+
+def parse_counts(text: str | None) -> list[int]:
+    "'2,3' as whole numbers."
+    try: return [] if text is None else [int(n) for n in str(text).split(',')]
+    except ValueError: raise ValueError(f'nfe must be a whole number, or several with commas between, got {text!r}') from None
 
 def parse_weights(text: str | None) -> str | tuple[float, ...] | None:
     "'1,2,3' as numbers, a name as it is."
@@ -206,7 +265,7 @@ def parse_weights(text: str | None) -> str | tuple[float, ...] | None:
     try: return tuple(float(w) for w in text.split(','))
     except ValueError: raise ValueError(f'weights must be linear, uniform, endpoint, or numbers with commas between, got {text!r}') from None
 
-# %% ../nbs/14_cli.ipynb #eab2d92f
+# %% ../nbs/14_cli.ipynb #7c8a5dd0
 @command
 def bdense_sample(
     student: str, # a folder that bdense_distill or bdense_demo wrote
@@ -214,29 +273,32 @@ def bdense_sample(
     n: int = 64, # how many
     seed: int = 0, # sample i depends on seed + i alone
     label: int = None, # one class for all; default: drawn from the seeds
+    nfe: int = None, # of a student for several step counts: which one
 ):
     "Sample a student."
     out = Path(out)
     if out.suffix != '.png' or out.is_dir(): raise ValueError(f'out must name a .png file, got {str(out)!r}')
-    samples = load_student(student).sample(n, seed, label)
-    save_tensors(out.with_suffix('.safetensors'), {'samples': samples}, dict(student=str(student), seed=seed, label=label))
+    samples = find_student(student, nfe).sample(n, seed, label)
+    save_tensors(out.with_suffix('.safetensors'), {'samples': samples}, dict(student=str(student), seed=seed, label=label, nfe=nfe))
     if samples.ndim == 4: show_rows({str(seed + i): samples[i:i + 8] for i in range(0, n, 8)}, 8, save=out)
     print(f'{n} samples are in {out.with_suffix(".safetensors")}' + (f', a picture of them in {out}' if samples.ndim == 4 else ''))
 
-# %% ../nbs/14_cli.ipynb #7c8a5dd0
+# %% ../nbs/14_cli.ipynb #e68308ec
 @command
 def bdense_evaluate(
     student: str, # a folder that bdense_distill or bdense_demo wrote
     teacher: str = 'fashion_mnist', # what it was distilled from
     n: int = 1000, # samples, from seeds 0..n-1
     out: str = None, # a JSON file for the figures
+    nfe: int = None, # of a student for several step counts: which one
 ):
     "Measure a Fashion-MNIST student: Fréchet distance to real images, and paired error to its teacher's end point."
     check_int('n', n, 2)
-    arm = load_student(student)
-    cfg = SFDConfig(**arm.about['config'])
-    end, _ = sample_counted(many_steps(find_teacher(teacher), cfg), n, cfg.solver, 'teacher')
-    images, nfe = sample_counted(arm, n, label='student')
-    row = dict(what=str(student), nfe=nfe, frechet_distance=fashion_fd(images), paired_error=paired_error(images, end))
+    arm, source = find_student(student, nfe), find_teacher(teacher)
+    if (mine := arm.about.get('teacher')) != (theirs := denoiser_hash(frozen_copy(source, arm.shape))): raise ValueError(f'{student} was not distilled from {teacher}: its teacher has the hash {mine}, this one {theirs}')
+    careful, solver = many_steps(source, config_of(arm.about), arm.shape)
+    end, _ = sample_counted(careful, n, solver, 'teacher')
+    images, calls = sample_counted(arm, n, label='student')
+    row = dict(what=str(student), nfe=calls, frechet_distance=fashion_fd(images), paired_error=paired_error(images, end))
     print_table([row])
     if out: write_json(out, dict(rows=[row], samples=n, sampling_seeds=[0, n - 1], **about_run()))

@@ -60,6 +60,7 @@ def reference_plan(
 ) -> TrajectoryPlan:
     "The teacher's careful walk that a student is measured against."
     if isinstance(cfg, PDConfig): return TrajectoryPlan(tuple(cfg.sigmas.tolist()), 'euler', shape)
+    if cfg.teacher_afs: return cfg.plan # a teacher that is itself a student of few steps knows no others
     fine = nested_sigmas(cfg.n_steps, 2*cfg.substeps, cfg.schedule, cfg.sigma_min, cfg.sigma_max)[0]
     return TrajectoryPlan(tuple(fine.tolist()), cfg.solver, shape, cfg.teacher_afs)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bdense_nb.core import load_tensors
+from bdense_nb.students import load_student
 
 COMMANDS = ('bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_sample', 'bdense_evaluate')
 
@@ -32,6 +33,12 @@ def test_help_explains_every_option(command):
     ('bdense_distill', ['out', '--weights', '1,-1,1,1'], 'non-negative'),
     ('bdense_distill', ['out', '--weights', '1,2'], 'K=4'),
     ('bdense_distill', ['out', '--teacher', 'nobody'], "unknown teacher 'nobody'; choose one of: fashion_mnist"),
+    ('bdense_distill', ['out', '--start_steps', '64'], 'start_steps is not an option of this host'),
+    ('bdense_distill', ['out', '--preset_name', 'pd', '--pool', '128'], 'pool is not an option of this host'),
+    ('bdense_distill', ['out', '--preset_name', 'fashion_mnist_pd', '--nfe', '3'], 'end_steps times a power of substeps'),
+    ('bdense_distill', ['out', '--preset_name', 'fashion_mnist_pd', '--nfe', '4,2'], 'several step counts belong to SFD'),
+    ('bdense_distill', ['out', '--nfe', '2,x'], 'nfe must be a whole number'),
+    ('bdense_distill', ['out', '--weights_end', 'late'], "unknown branch weights 'late'"),
     ('bdense_teach', ['out', '--data', 'cats'], "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_teach', ['out', '--data', 'ring', '--steps', '0'], 'steps must be at least 1, got 0'),
     ('bdense_teach', ['out', '--path', 'nowhere'], 'no such data file: nowhere'),
@@ -80,6 +87,26 @@ def test_a_plane_teacher_is_distilled_and_sampled_from_the_shell(tmp_path):
     assert load_tensors(tmp_path/'samples.safetensors')[0]['samples'].shape == (5, 2)
     done = run('bdense_distill', 'student', '--teacher', 'other', *budget, cwd=tmp_path)   # its checkpoints are another teacher's
     assert done.returncode == 1 and 'was made with another configuration (teacher:' in done.stderr
+
+
+def test_both_hosts_and_their_variants_from_the_shell(tmp_path):
+    budget = ['--steps', '2', '--batch', '8', '--branches', '1']
+    pool = ['--preset_name', 'demo', '--pool', '8']
+    for command in (['bdense_teach', 'teacher', '--data', 'moons', '--steps', '4', '--batch', '8'],
+                    ['bdense_distill', 'halved', '--teacher', 'teacher', '--preset_name', 'fashion_mnist_pd', '--start_steps', '8', '--nfe', '2', *budget],
+                    ['bdense_distill', 'several', '--teacher', 'teacher', '--nfe', '1,5', '--bank', 'bank', *pool, *budget],
+                    ['bdense_distill', 'five', '--teacher', 'teacher', '--nfe', '5', '--bank', 'bank', *pool, *budget],
+                    ['bdense_distill', 'one', '--teacher', 'five', *pool, *budget],
+                    ['bdense_sample', 'several', '--nfe', '5', '--n', '3', '--out', 'several.png'],
+                    ['bdense_sample', 'one', '--n', '3', '--out', 'one.png']):
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path/'bank').iterdir()} == {'nfe-1', 'nfe-5'}
+    assert [load_student(tmp_path/name).nfe for name in ('halved', 'several', 'five', 'one')] == [2, (1, 5), 5, 1]
+    done = run('bdense_sample', 'several', '--n', '3', cwd=tmp_path)
+    assert done.returncode == 1 and 'holds a student for 1, 5 NFE: say which with --nfe' in done.stderr
+    done = run('bdense_sample', 'one', '--nfe', '2', cwd=tmp_path)
+    assert done.returncode == 1 and 'holds a student for 1 NFE, not 2' in done.stderr
 
 
 def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
