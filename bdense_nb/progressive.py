@@ -16,7 +16,7 @@ from .core import check_choice, check_int
 from .losses import NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, scheduled_weights, snr_weight
 from .schedules import SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigmas, sigma_from_alpha_bar, strided_nodes
 from .students import Student, branched_student
-from .targets import BRANCH_STEPS, Segment, branch_states, branch_targets, check_substeps, progressive_segment
+from .targets import BRANCH_STEPS, branch_states, branch_targets, check_substeps, progressive_segment
 from .teachers import NetDenoiser, VPDenoiser
 from .training import StepFunction, TrainConfig, claim_folder, fingerprint, fit
 from .trajectories import denoiser_hash, device_of, frozen_copy
@@ -182,11 +182,10 @@ def progressive_rounds(
     check_run(data, labels, cfg, teacher, model.denoiser)
     shape, history = tuple(data.shape[1:]), []
     teacher = frozen_copy(teacher, shape)
-    origin = denoiser_hash(teacher)
     with torch.no_grad(): loss = float(next(pd_step(teacher, data, labels, cfg, cfg.rounds[0])(model.eval(), 0))) # what cannot be trained is refused now
     if not math.isfinite(loss): raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
     if folder is not None:
-        run = dict(asdict(cfg), teacher=origin, student=None if student is None else denoiser_hash(student), data=fingerprint(data, *[] if labels is None else [labels]))
+        run = dict(asdict(cfg), teacher=denoiser_hash(teacher), student=None if student is None else denoiser_hash(student), data=fingerprint(data, *[] if labels is None else [labels]))
         claim_folder(folder, run)
     for n in cfg.rounds:
         done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show)
@@ -194,7 +193,7 @@ def progressive_rounds(
         teacher = fold(kept)
         model = kept if cfg.heads == 'carry' else branched_student(teacher, None, cfg.K, cfg.layer)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', teacher=origin, config=asdict(cfg), rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
+        about = dict(host='pd', config=asdict(cfg), rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
         yield Student(fold(kept), cfg.grid(n), False, shape, about)
 
 # %% ../nbs/10c_progressive.ipynb #b46a5c64
