@@ -58,6 +58,7 @@ def condition(
     _replace(told.net, layer, StepBias(layers[layer], n))
     return told
 
+# %% ../nbs/10b_variable.ipynb #acff7f83
 def choose(
     model: nn.Module, # holds a conditioned network
     index: int, # which of its biases, from 0
@@ -90,6 +91,7 @@ def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
     "Which step count iteration i trains: uniform, from seed and iteration alone, so that all processes agree and a resumed run goes on alike."
     return int(torch.randint(n, (), generator=torch.Generator().manual_seed(seed*1_000_003 + i)))
 
+# %% ../nbs/10b_variable.ipynb #c8bf2874
 def variable_step(
     teacher: Callable, # frozen
     cfgs: dict[int, SFDConfig], # from `variable_configs`
@@ -129,6 +131,7 @@ def sfd_variable(
     about = dict(host='sfd-v', config=run, history=done.history, seconds=round(done.seconds, 1))
     return VariableStudent(plain, biases, step_layer, {nfe: c.grids[1] for nfe, c in cfgs.items()}, cfg.afs, cfg.shape, about)
 
+# %% ../nbs/10b_variable.ipynb #2dfd081a
 def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable, cfgs: dict[int, SFDConfig]) -> None:
     "Refuse banks that are not those of the run."
     if not isinstance(banks, dict) or banks.keys() != cfgs.keys(): raise ValueError(f'banks must hold one for each number of calls {list(cfgs)}, got {list(banks) if isinstance(banks, dict) else type(banks).__name__}')
