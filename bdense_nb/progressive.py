@@ -18,7 +18,7 @@ from .schedules import SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigma
 from .students import Student, branched_student
 from .targets import BRANCH_STEPS, branch_states, branch_targets, check_substeps, progressive_segment
 from .teachers import NetDenoiser, VPDenoiser
-from .training import StepFunction, TrainConfig, claim_folder, fingerprint, fit
+from .training import StepFunction, TrainConfig, claim_folder, fingerprint, fit, share
 from .trajectories import denoiser_hash, device_of, frozen_copy
 
 # %% auto #0
@@ -134,7 +134,7 @@ def pd_step(
     rows = cfg.grid(n_steps*S).unfold(0, S + 1, S)
     def step(student, i):
         g = torch.Generator().manual_seed(train.seed*1_000_003 + i)
-        pick, levels, x_t = draw_noised(data, rows, cfg.batch, g, device_of(student))
+        pick, levels, x_t = map(share, draw_noised(data, rows, cfg.batch, g, device_of(student))) # drawn for all, so that parts are parts of one batch
         label = None if labels is None else labels[pick].to(x_t.device)
         seg = progressive_segment(teacher, x_t, levels, cfg.K, label, raw=cfg.target == 'raw_x0')
         pred, target = student(x_t, seg.sigma, label), branch_targets(seg, cfg.branch_step)

@@ -17,7 +17,7 @@ from .schedules import SCHEDULES, nested_sigmas
 from .students import Student, branched_student
 from .targets import BRANCH_STEPS, Segment, branch_states, check_substeps, segments
 from .teachers import NetDenoiser
-from .training import StepFunction, TrainConfig, claim_folder, fit
+from .training import StepFunction, TrainConfig, claim_folder, fit, share
 from .trajectories import TrajectoryBank, TrajectoryPlan, denoiser_hash, draw_start, frozen_copy, make_bank
 
 # %% auto #0
@@ -103,7 +103,7 @@ def sfd_step(
     "The student walks from noise to image; every step is pulled towards the teacher's K states, and begins where the last one ended."
     nodes, plan, local = cfg.grids[1].tolist(), cfg.plan, cfg.teacher_states == 'local'
     def step(student, i):
-        weights, seeds = cfg.weights(i/cfg.steps), cfg.seeds(i)
+        weights, seeds = cfg.weights(i/cfg.steps), share(cfg.seeds(i)) # this process's part of the batch
         if local: x, label = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
         else:
             traj, label = plan.walk(teacher, seeds) if bank is None else bank.batch(seeds)
