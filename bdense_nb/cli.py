@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['about_run', 'peak_memory_gb', 'command', 'check_folder', 'sample_counted', 'print_table', 'many_steps', 'demo_arms',
            'bdense_demo', 'bdense_teach', 'find_teacher', 'is_student', 'find_student', 'find_data', 'with_options',
-           'bdense_distill', 'run_host', 'parse_counts', 'parse_weights', 'bdense_sample', 'bdense_evaluate']
+           'bdense_distill', 'run_host', 'parse_counts', 'parse_weights', 'bdense_search', 'bdense_sample',
+           'bdense_evaluate']
 
 # %% ../nbs/14_cli.ipynb #62a48c3d
 import dataclasses
@@ -27,6 +28,7 @@ from .distill import PDConfig, SFDConfig, Student, VariableStudent, config_of, d
 from .metrics import fashion_fd, paired_error
 from .nets import MLP, UNet
 from .samplers import sample, trajectory
+from .search import confirm_weights, save_search, search_weights, show_search
 from .teachers import TEACHERS, EDMDenoiser, NetDenoiser, load_denoiser, load_teacher, read_about, save_denoiser, train_teacher
 from .training import TrainConfig, progress
 from .trajectories import denoiser_hash, frozen_copy
@@ -51,7 +53,7 @@ def command(f: Callable) -> Callable:
     @wraps(f)
     def run(*args, **kwargs):
         try: return f(*args, **kwargs)
-        except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'{f.__name__}: {e}')
+        except (ValueError, OSError, FloatingPointError, ImportError) as e: sys.exit(f'{f.__name__}: {e}')
         except KeyboardInterrupt as e: print(f'{f.__name__}: {e or "interrupted"}', file=sys.stderr); sys.exit(130)
     return call_parse(run)
 
@@ -267,6 +269,33 @@ def parse_weights(text: str | None) -> str | tuple[float, ...] | None:
 
 # %% ../nbs/14_cli.ipynb #7c8a5dd0
 @command
+def bdense_search(
+    out: str, # folder for search.db, search.json and search.png; a search found there goes on
+    teacher: str = 'fashion_mnist', # a shipped teacher, or a folder that bdense_teach wrote
+    preset_name: str = 'demo', # an SFD preset: demo, fashion_mnist or sfd. The options below change it
+    trials: int = 16, # trainings altogether, the named weights among them
+    seeds: int = 3, # training seeds of the confirmation, at least 3
+    branches: int = None, # K, at least 2
+    steps: int = None, # iterations of each training
+    batch: int = None, # trajectories an iteration
+    pool: int = None, # distinct teacher trajectories
+    n: int = 256, # samples that score a training
+    seed: int = 0, # of the search and of its trainings
+):
+    "Search for branch weights by paired error, and confirm what was found on other training seeds."
+    check_folder(out); check_int('seeds', seeds, 3)
+    source = find_teacher(teacher)
+    options = dict(K=branches, steps=steps, batch=batch, pool=pool, seed=seed)
+    if isinstance(source.net, MLP): options |= dict(shape=(source.net.config['dim'],))
+    cfg, store = with_options(preset(preset_name), **options), Path(out)/'search.db'
+    result = search_weights(source, cfg, trials, store, n_samples=n, seed=seed)
+    result = confirm_weights(source, result, range(seed + 1, seed + 1 + seeds), store)
+    save_search(Path(out)/'search.json', result, command=' '.join(['bdense_search', *sys.argv[1:]]), **about_run())
+    show_search(result, Path(out)/'search.png')
+    print(f'best weights: {", ".join(f"{w:.3f}" for w in result.best.weights)}; {out}/ holds search.json and search.png')
+
+# %% ../nbs/14_cli.ipynb #e68308ec
+@command
 def bdense_sample(
     student: str, # a folder that bdense_distill or bdense_demo wrote
     out: str = 'samples.png', # a picture; the samples themselves go beside it as .safetensors
@@ -283,7 +312,7 @@ def bdense_sample(
     if samples.ndim == 4: show_rows({str(seed + i): samples[i:i + 8] for i in range(0, n, 8)}, 8, save=out)
     print(f'{n} samples are in {out.with_suffix(".safetensors")}' + (f', a picture of them in {out}' if samples.ndim == 4 else ''))
 
-# %% ../nbs/14_cli.ipynb #e68308ec
+# %% ../nbs/14_cli.ipynb #0d2f0bbe
 @command
 def bdense_evaluate(
     student: str, # a folder that bdense_distill or bdense_demo wrote

@@ -70,7 +70,7 @@ class PDConfig:
     clip_grad: float | None = 1. # largest gradient norm
     ema: float | None = None # decay of the weight average that is promoted; None: the weights themselves are
     seed: int = 0 # of images, steps and noise
-    layer: str = 'out' # name of the network's output layer, see `branches.branch`
+    layer: str | None = None # name of the network's output layer; None: found by `branches.output_layer`
 
     def __post_init__(self):
         for name in ('branch_weights', 'branch_weights_end'): # JSON knows lists, no tuples
@@ -178,22 +178,23 @@ def progressive_rounds(
 ) -> Iterator[Student]: # one after each round
     "Distil round after round; each student is the next round's teacher."
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
-    model = branched_student(teacher, student, cfg.K, cfg.layer)
+    shape, history = tuple(data.shape[1:]) if isinstance(data, Tensor) else (), []
+    model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
     check_run(data, labels, cfg, teacher, model.denoiser)
-    shape, history = tuple(data.shape[1:]), []
     teacher = frozen_copy(teacher, shape)
+    origin = denoiser_hash(teacher)
     with torch.no_grad(): loss = float(next(pd_step(teacher, data, labels, cfg, cfg.rounds[0])(model.eval(), 0))) # what cannot be trained is refused now
     if not math.isfinite(loss): raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
     if folder is not None:
-        run = dict(asdict(cfg), teacher=denoiser_hash(teacher), student=None if student is None else denoiser_hash(student), data=fingerprint(data, *[] if labels is None else [labels]))
+        run = dict(asdict(cfg), teacher=origin, student=None if student is None else denoiser_hash(student), data=fingerprint(data, *[] if labels is None else [labels]))
         claim_folder(folder, run)
     for n in cfg.rounds:
         done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show)
         kept = done.model if done.ema is None else done.ema
         teacher = fold(kept)
-        model = kept if cfg.heads == 'carry' else branched_student(teacher, None, cfg.K, cfg.layer)
+        model = kept if cfg.heads == 'carry' else branched_student(teacher, None, cfg.K, cfg.layer, shape)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', config=asdict(cfg), rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
+        about = dict(host='pd', teacher=origin, config=asdict(cfg), rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
         yield Student(fold(kept), cfg.grid(n), False, shape, about)
 
 # %% ../nbs/10c_progressive.ipynb #b46a5c64

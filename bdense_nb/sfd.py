@@ -50,7 +50,7 @@ class SFDConfig:
     lr_schedule: str = 'drop' # see `training.LR_SCHEDULES`
     seed: int = 0 # of the noise, the labels and dropout
     shape: tuple[int, ...] = (1, 28, 28) # of one sample
-    layer: str = 'out' # name of the network's output layer, see `branches.branch`
+    layer: str | None = None # name of the network's output layer; None: found by `branches.output_layer`
 
     def __post_init__(self):
         for name in ('shape', 'branch_weights', 'branch_weights_end'): # JSON knows lists, no tuples
@@ -61,7 +61,7 @@ class SFDConfig:
             if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} must be True or False, got {getattr(self, name)!r}')
         if not isinstance(self.shape, tuple) or not self.shape: raise ValueError(f'shape must be the shape of one sample, such as (1, 28, 28), got {self.shape!r}')
         for size in self.shape: check_int('every entry of shape', size, 1)
-        if not isinstance(self.layer, str) or not self.layer: raise ValueError(f'layer must be the name of the output layer, such as \'out\', got {self.layer!r}')
+        if self.layer is not None and (not isinstance(self.layer, str) or not self.layer): raise ValueError(f'layer must be None or the name of the output layer, such as \'out\', got {self.layer!r}')
         for name, allowed in (('solver', SOLVERS), ('schedule', SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS), ('teacher_states', TEACHER_STATES)):
             check_choice(name, getattr(self, name), allowed)
         self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.plan; self.train_config
@@ -148,10 +148,10 @@ def sfd(
 ) -> Student:
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     if not isinstance(cfg, SFDConfig): raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
-    teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer)
+    teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
     first = cfg.seeds(0).start
     if bank is not None: bank.check(teacher, cfg.plan, range(first, first + cfg.n_trajectories))
     if folder is not None: claim_folder(folder, dict(asdict(cfg), teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
     done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show)
-    about = dict(host='sfd', config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
+    about = dict(host='sfd', teacher=denoiser_hash(teacher), config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
     return Student(fold(done.model), cfg.grids[1], cfg.afs, cfg.shape, about)

@@ -119,8 +119,8 @@ def sfd_variable(
 ) -> VariableStudent:
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfgs = variable_configs(cfg, nfes)
-    if step_layer == cfg.layer: raise ValueError(f'step_layer must be an early layer; {step_layer!r} is the output layer, which holds the branches')
-    teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer)
+    teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
+    if step_layer == model.layer: raise ValueError(f'step_layer must be an early layer; {step_layer!r} is the output layer, which holds the branches')
     if banks is not None: _check_banks(banks, teacher, cfgs)
     run = dict(asdict(cfg), nfe=list(cfgs), step_layer=step_layer)
     if folder is not None: claim_folder(folder, dict(run, teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
@@ -128,7 +128,7 @@ def sfd_variable(
     done = fit(model, variable_step(teacher, cfgs, banks), cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show)
     choose(done.model, 0)
     plain, biases = uncondition(fold(done.model), step_layer)
-    about = dict(host='sfd-v', config=run, history=done.history, seconds=round(done.seconds, 1))
+    about = dict(host='sfd-v', teacher=denoiser_hash(teacher), config=run, history=done.history, seconds=round(done.seconds, 1))
     return VariableStudent(plain, biases, step_layer, {nfe: c.grids[1] for nfe, c in cfgs.items()}, cfg.afs, cfg.shape, about)
 
 # %% ../nbs/10b_variable.ipynb #2dfd081a

@@ -10,7 +10,7 @@ import pytest
 from bdense_nb.core import load_tensors
 from bdense_nb.students import load_student
 
-COMMANDS = ('bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_sample', 'bdense_evaluate')
+COMMANDS = ('bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_search', 'bdense_sample', 'bdense_evaluate')
 
 
 def run(command: str, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -42,6 +42,8 @@ def test_help_explains_every_option(command):
     ('bdense_teach', ['out', '--data', 'cats'], "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_teach', ['out', '--data', 'ring', '--steps', '0'], 'steps must be at least 1, got 0'),
     ('bdense_teach', ['out', '--path', 'nowhere'], 'no such data file: nowhere'),
+    ('bdense_search', ['out', '--seeds', '2'], 'seeds must be at least 3, got 2'),
+    ('bdense_search', ['out', '--preset_name', 'pd'], 'Progressive'),
     ('bdense_sample', ['nowhere'], 'nowhere holds no denoiser'),
     ('bdense_evaluate', ['nowhere'], 'nowhere holds no denoiser'),
     ('bdense_demo', ['--steps', '0'], 'steps must be at least 1, got 0'),

@@ -22,12 +22,12 @@ ALLOWED = {  # module: the modules it may import
     'variable': 'core schedules teachers samplers branches targets losses training trajectories students sfd',
     'progressive': 'core schedules teachers branches targets losses training trajectories students',
     'metrics': 'core data nets training',
-    'search': 'core losses training samplers schedules teachers trajectories sfd metrics',
     'viz': 'core data schedules teachers samplers targets metrics',
     'interop': 'core teachers samplers branches trajectories students',
     'distill': 'core schedules teachers trajectories students sfd variable progressive',
+    'search': 'core losses training teachers trajectories sfd distill metrics',
     'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
-    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz widgets',
+    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics search viz widgets',
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
 
