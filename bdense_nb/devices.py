@@ -64,7 +64,6 @@ PRECISIONS = ('no', 'bf16', 'fp16')
 def make_accelerator(
     device: torch.device, # where the model is
     precision: str = 'no', # one of `PRECISIONS`
-    unused_parameters: bool = False, # may an update leave parameters without a gradient?
 ): # an `accelerate.Accelerator`
     "Accelerate knows processes, devices and precision; one process on one device needs no configuration."
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -73,7 +72,7 @@ def make_accelerator(
     if precision == 'fp16' and device.type == 'cpu': raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=device.type == 'cpu', device_placement=False, mixed_precision=precision,
-                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)])
+                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 class Averaged(nn.parallel.DistributedDataParallel):
     "A model whose gradients are averaged over processes, with the attributes of the model itself."

@@ -38,7 +38,7 @@ _all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 
 # %% ../nbs/09_training.ipynb #eb79bfe6
 ON_NAN, ON_OOM = ('stop', 'skip'), ('stop', 'halve')
 LR_SCHEDULES = ('constant', 'cosine', 'linear', 'drop')
-HOW = ('accumulate', 'shard', 'compile', 'recompute', 'unused_parameters', 'keep', 'on_nan', 'on_oom', 'sample_every', 'peak_tflops', 'tensorboard') # may differ when a run is resumed
+HOW = ('accumulate', 'shard', 'compile', 'recompute', 'keep', 'on_nan', 'on_oom', 'sample_every', 'peak_tflops', 'tensorboard') # may differ when a run is resumed
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -60,7 +60,6 @@ class TrainConfig:
     compile: bool = False # torch.compile
     recompute: bool = False # activation checkpointing: forget what the network's blocks computed, and compute it again for the gradient
     tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
-    unused_parameters: bool = False # may an update leave parameters without a gradient? Several processes must know
     keep: int = 2 # checkpoints that stay, besides the best one
     on_nan: str = 'stop' # 'stop', or 'skip' the update (which reads every loss, so a GPU waits)
     on_oom: str = 'stop' # 'stop', or 'halve' the micro-batch and go on
@@ -156,13 +155,12 @@ class Fit:
     history: list[dict] = field(default_factory=list) # loss and learning rate every `log_every` iterations
     seconds: float = 0. # wall time, resumed parts included
 
-# %% ../nbs/09_training.ipynb #abcad2ec
 class _Run:
     "One training run: the model as the devices see it, and all that a checkpoint holds."
     def __init__(self, model: nn.Module, cfg: TrainConfig, folder: Path | None):
         self.model, self.cfg, self.folder, self.accumulate = model, cfg, folder, cfg.accumulate
         self.device = next(model.parameters()).device
-        self.engine = make_accelerator(self.device, cfg.precision, cfg.unused_parameters)
+        self.engine = make_accelerator(self.device, cfg.precision)
         self.world, self.rank = self.engine.num_processes, self.engine.process_index
         if cfg.shard and self.world == 1: raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it with accelerate launch')
         if cfg.tensorboard and folder is None: raise ValueError('tensorboard=True needs a folder to write to')
@@ -172,32 +170,28 @@ class _Run:
         self.done, self.history, self.seconds, self.best = 0, [], 0., dict(step=0, loss=math.inf)
         self.window, self.skipped, self.norm, self.shared = [], 0, None, False
 
-    def prepare(self, tensors: dict[str, Tensor], meta: dict) -> None:
-        "Wrap the model for its devices, make the optimiser, and put a checkpoint's state into it."
-        cfg = self.cfg
-        self.empty = copy.deepcopy(self.model).cpu() if cfg.shard else None # a form to pour gathered weights into
-        self.eager = prepare_model(self.model, self.engine, cfg.recompute, cfg.shard)
-        if cfg.shard and self.ema is not None: spread(self.ema.module)
-        self.ready = torch.compile(self.eager) if cfg.compile else self.eager
-        self.params = list(self.model.parameters())
-        adam = torch.optim.Adam(self.params, lr=cfg.lr, betas=cfg.betas, fused=True if self.device.type == 'cuda' else None)
-        _restore_optimizer(adam, tensors)
-        for group in adam.param_groups: group['initial_lr'] = cfg.lr
-        self.schedule = LambdaLR(adam, partial(lr_factor, cfg), last_epoch=self.done - 1)
-        self.opt, self.scaler = self.engine.prepare_optimizer(adam), self.engine.scaler
-        if self.scaler is not None and meta: self.scaler.load_state_dict(meta['scaler'])
+# %% ../nbs/09_training.ipynb #abe648f2
+def _prepare(run: _Run, tensors: dict[str, Tensor], meta: dict) -> None:
+    "Wrap the model for its devices, make the optimiser, and put a checkpoint's state into it."
+    cfg = run.cfg
+    run.empty = copy.deepcopy(run.model).cpu() if cfg.shard else None # a form to pour gathered weights into
+    run.eager = prepare_model(run.model, run.engine, cfg.recompute, cfg.shard)
+    if cfg.shard and run.ema is not None: spread(run.ema.module)
+    run.ready = torch.compile(run.eager) if cfg.compile else run.eager
+    run.params = list(run.model.parameters())
+    adam = torch.optim.Adam(run.params, lr=cfg.lr, betas=cfg.betas, fused=True if run.device.type == 'cuda' else None)
+    _restore_optimizer(adam, tensors)
+    for group in adam.param_groups: group['initial_lr'] = cfg.lr
+    run.schedule = LambdaLR(adam, partial(lr_factor, cfg), last_epoch=run.done - 1)
+    run.opt, run.scaler = run.engine.prepare_optimizer(adam), run.engine.scaler
+    if run.scaler is not None and meta: run.scaler.load_state_dict(meta['scaler'])
 
-    def refuse(self, what: str) -> None:
-        kept = sorted(self.folder.glob(CHECKPOINTS)) if self.folder else []
-        broken = next((k for k, v in self.model.named_parameters() if not whole(v).isfinite().all()), None)
-        raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip gradients, or set on_nan=\'skip\'' + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
-
-    def gather(self, model: nn.Module) -> nn.Module:
-        "A model in one piece: itself, or a copy gathered from all processes."
-        if not self.cfg.shard: return model
-        plain = copy.deepcopy(self.empty)
-        plain.load_state_dict({k: whole(v) for k, v in model.state_dict().items()})
-        return plain.to(self.device)
+def _gather(run: _Run, model: nn.Module) -> nn.Module:
+    "A model in one piece: itself, or a copy gathered from all processes."
+    if not run.cfg.shard: return model
+    plain = copy.deepcopy(run.empty)
+    plain.load_state_dict({k: whole(v) for k, v in model.state_dict().items()})
+    return plain.to(run.device)
 
 # %% ../nbs/09_training.ipynb #2ae3fd58
 StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
@@ -237,6 +231,12 @@ def _update(run: _Run, loss: Tensor, i: int) -> None:
     if good: run.window.append((i, loss))
     else: run.skipped += 1
 
+def _refuse(run: _Run, what: str) -> None:
+    kept = sorted(run.folder.glob(CHECKPOINTS)) if run.folder else []
+    broken = next((k for k, v in run.model.named_parameters() if not whole(v).isfinite().all()), None)
+    raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip gradients, or set on_nan=\'skip\'' + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
+
+# %% ../nbs/09_training.ipynb #614f9078
 def _iterate(run: _Run, step: StepFunction, i: int) -> None:
     "Iteration i; where memory does not suffice, once more in smaller pieces."
     while True:
@@ -258,7 +258,13 @@ def _out_of_memory(run: _Run, error: Exception) -> None:
     warnings.warn(f'out of memory in iteration {run.done}; going on with {n} micro-batches (accumulate={n})', stacklevel=2)
     run.accumulate = n
 
-# %% ../nbs/09_training.ipynb #c058d392
+# %% ../nbs/09_training.ipynb #06c34066
+def _peak_memory(device: torch.device) -> float: # MB
+    "Most memory so far: of the GPU, or of this process."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)/1e6
+
 class _Meter:
     "Speed, waiting, memory and arithmetic between two readings of the loss."
     def __init__(self, run: _Run):
@@ -286,12 +292,6 @@ class _Meter:
         if self.flops: out |= dict(tflops=self.flops*n/seconds/1e12, utilisation=self.flops*n/seconds/1e12/run.cfg.peak_tflops)
         return out
 
-def _peak_memory(device: torch.device) -> float: # MB
-    "Most memory so far: of the GPU, or of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)/1e6
-
 # %% ../nbs/09_training.ipynb #fd48e49b
 METRICS = 'metrics.jsonl'
 
@@ -301,8 +301,8 @@ def _record(run: _Run) -> None:
     if run.world > 1 and run.window: losses = run.engine.reduce(losses, 'mean')
     values = losses.tolist()
     for (i, _), value in zip(run.window, values):
-        if not math.isfinite(value): run.refuse(f'the loss of iteration {i} became {value}')
-    if run.skipped and not values: run.refuse(f'every update since iteration {run.meter.at} had to be skipped')
+        if not math.isfinite(value): _refuse(run, f'the loss of iteration {i} became {value}')
+    if run.skipped and not values: _refuse(run, f'every update since iteration {run.meter.at} had to be skipped')
     run.history.append(dict(step=run.done, loss=statistics.fmean(values) if values else 0., lr=run.cfg.lr*lr_factor(run.cfg, run.done - 1)))
     row = run.history[-1] | run.meter.read()
     if run.folder and is_main():
@@ -320,7 +320,7 @@ def _save(run: _Run) -> None:
     if run.ema is not None: tensors |= {f'ema.{k}': v for k, v in run.ema.state_dict().items()}
     tensors = {k: whole(v) for k, v in tensors.items()}
     for name, value in tensors.items(): # a finite loss can still have had an infinite gradient
-        if value.is_floating_point() and not value.isfinite().all(): run.refuse(f'{name} is no longer finite at iteration {run.done}')
+        if value.is_floating_point() and not value.isfinite().all(): _refuse(run, f'{name} is no longer finite at iteration {run.done}')
     now = dict(step=run.done, loss=run.history[-1]['loss'])
     if better := now['loss'] < run.best['loss']: run.best = now
     meta = dict(done=run.done, history=run.history, seconds=run.seconds, best=run.best, config=asdict(run.cfg), scaler=None if run.scaler is None else run.scaler.state_dict())
@@ -344,6 +344,13 @@ def _forget_after(folder: Path, done: int) -> None:
     for path in folder.glob(CHECKPOINTS):
         if path > checkpoint_path(folder, done): path.rename(path.with_name(path.name + '.damaged'))
 
+def _check_same(run: _Run, config: dict) -> None:
+    "Refuse to go on with another configuration; how the numbers are computed may change, and fields that are new have their default."
+    theirs, mine = ({k: v for k, v in asdict(c).items() if k not in HOW} for c in (TrainConfig(**config), run.cfg))
+    differ = [f'{k}: {theirs[k]!r} there, {v!r} now' for k, v in mine.items() if theirs[k] != v]
+    if differ: raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
+
+# %% ../nbs/09_training.ipynb #17175790
 def _resume(run: _Run) -> tuple[dict[str, Tensor], dict]: # of the newest checkpoint; empty if there is none
     "Go back to the newest checkpoint, if it is one of this run."
     if is_main(): _clean(run.folder)
@@ -361,13 +368,6 @@ def _resume(run: _Run) -> tuple[dict[str, Tensor], dict]: # of the newest checkp
         _forget_after(run.folder, run.done)
         if run.done and run.best['step'] == run.done: keep_as_best(checkpoint_path(run.folder, run.done))
     return tensors, meta
-
-# %% ../nbs/09_training.ipynb #f6337476
-def _check_same(run: _Run, config: dict) -> None:
-    "Refuse to go on with another configuration; how the numbers are computed may change, and fields that are new have their default."
-    theirs, mine = ({k: v for k, v in asdict(c).items() if k not in HOW} for c in (TrainConfig(**config), run.cfg))
-    differ = [f'{k}: {theirs[k]!r} there, {v!r} now' for k, v in mine.items() if theirs[k] != v]
-    if differ: raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
 
 # %% ../nbs/09_training.ipynb #7201e089
 class _LossGraph:
@@ -398,7 +398,7 @@ def _board(run: _Run): # a writer, or None
 
 def _sample(run: _Run, on_sample: Callable[[nn.Module, int], None]) -> None:
     "Show the model, or better its average, to the caller: in evaluation mode, without gradients."
-    model = run.gather(run.model if run.ema is None else run.ema.module)
+    model = _gather(run, run.model if run.ema is None else run.ema.module)
     if not is_main(): return
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -421,7 +421,7 @@ def _running(model: nn.Module, cfg: TrainConfig, folder: Path | None, show: bool
     devices = [run.device] if run.device.type == 'cuda' else []
     try:
         with left_as_found(model), torch.random.fork_rng(devices):
-            run.prepare(*_resume(run) if folder else ({}, {}))
+            _prepare(run, *_resume(run) if folder else ({}, {}))
             run.meter, run.graph, run.board = _Meter(run), (graph := _LossGraph(show)), _board(run)
             yield run
     finally:
@@ -456,4 +456,4 @@ def fit(
                 run.meter.restart()
             if on_sample and cfg.sample_every and run.done % cfg.sample_every == 0: _sample(run, on_sample)
             if stopping: break
-        return Fit(run.gather(model), run.gather(run.ema.module) if run.ema is not None else None, run.history, run.seconds)
+        return Fit(_gather(run, model), _gather(run, run.ema.module) if run.ema is not None else None, run.history, run.seconds)

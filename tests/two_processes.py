@@ -11,6 +11,7 @@ from bdense_nb.progressive import PDConfig, progressive
 from bdense_nb.sfd import SFDConfig, sfd
 from bdense_nb.teachers import EDMDenoiser, train_teacher
 from bdense_nb.training import TrainConfig, fit, share
+from bdense_nb.variable import sfd_variable
 from torch import nn
 
 CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', clip_grad=1., ema=.9, checkpoint_every=4, log_every=3)
@@ -57,6 +58,7 @@ def cases(folder: Path) -> dict:
     teacher = train_teacher(make_teacher(), data, labels, replace(CFG, steps=8), batch=8, folder=folder/'teacher', show=False).ema
     out = dict(plain=run('plain').ema, accumulate=run('accumulate', accumulate=2).ema, skip=run('skip', bad_at_5, on_nan='skip').model, recompute=run('recompute', recompute=True).model, teacher=teacher)
     out['sfd'] = sfd(make_teacher(), SFD, folder=folder/'sfd', show=False).denoiser
+    out['variable'] = sfd_variable(make_teacher(), SFD, (1, 2, 3), folder=folder/'variable', show=False).denoiser
     out['pd'] = progressive(make_teacher(), data, PD, labels, folder=folder/'pd', show=False).denoiser
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         done = run('shard', shard=True, recompute=True)

@@ -1,0 +1,226 @@
+"Many processes, micro-batches, precision, recomputation, compilation: what they may change, and what not."
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import two_processes as two
+from bdense_nb.core import load_tensors
+from bdense_nb.nets import UNet
+from bdense_nb.training import TrainConfig, fit, newest_checkpoint, send, share
+from test_training import loss_of, net
+from torch import nn
+
+TOLERANCE = dict(rtol=1e-4, atol=1e-5)  # two halves of a batch are added up in another order than the whole
+
+
+@pytest.fixture(scope='module')
+def both(tmp_path_factory) -> tuple[Path, Path]:
+    "The folders of the same runs by one process and by two."
+    one, pair = tmp_path_factory.mktemp('one'), tmp_path_factory.mktemp('two')
+    two.main(one)
+    with closing(socket.socket()) as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', str(port), two.__file__, str(pair)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(two.__file__).parents[1])})
+    assert done.returncode == 0, done.stderr[-4000:]
+    return one, pair
+
+
+def model_of(folder: Path, case: str, rank: int = 0) -> dict[str, torch.Tensor]:
+    tensors = load_tensors(folder/f'rank{rank}.safetensors')[0]
+    return {k.removeprefix(case + '.'): v for k, v in tensors.items() if k.startswith(case + '.')}
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float: # norm of the difference, relative
+    a, b = (torch.cat([torch.zeros(1), *[t[k].double().flatten() for k in sorted(t)]]) for t in (a, b))
+    return float((a - b).norm()/a.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize('case', ['plain', 'accumulate', 'skip', 'recompute', 'teacher', 'sfd', 'variable', 'pd'])
+def test_two_processes_are_one(both, case):
+    one, pair = both
+    want, got, other = model_of(one, case), model_of(pair, case), model_of(pair, case, 1)
+    assert want and want.keys() == got.keys() == other.keys()
+    for k in want: torch.testing.assert_close(got[k], want[k], **TOLERANCE, msg=lambda m: f'{k}: {m}')
+    print(f'{case} {distance(want, got):.1e}')
+    for k in want: assert torch.equal(got[k], other[k]), f'{k} differs between the processes'
+
+
+def test_accumulated_and_sharded_are_the_plain_run(both):
+    one, pair = both
+    for folder, case in ((one, 'accumulate'), (pair, 'accumulate'), (one, 'recompute'), (pair, 'shard')):
+        reference = model_of(one, 'plain') if case != 'recompute' else {k: v for k, v in newest_checkpoint(one/'plain')[0].items()}
+        for k, v in model_of(folder, case).items(): torch.testing.assert_close(v, reference[f'model.{k}' if case == 'recompute' else k], **TOLERANCE)
+
+
+@pytest.mark.parametrize('case', ['plain', 'accumulate', 'shard', 'teacher', 'sfd', 'variable', 'pd/steps-00004', 'pd/steps-00002'])
+def test_checkpoints_of_two_are_checkpoints_of_one(both, case):
+    one, pair = both
+    (a, ma), (b, mb) = newest_checkpoint(one/case.replace('shard', 'plain')), newest_checkpoint(pair/case)
+    assert a.keys() == b.keys() and ma['done'] == mb['done']
+    for part in ('model.', 'ema.', 'optim.'):
+        gap = distance(*({k: v for k, v in t.items() if k.startswith(part)} for t in (a, b)))
+        print(f'{case} {part} {gap:.1e}')
+        assert gap < 1e-3 # single numbers may differ more: a branch without a residual has a gradient of rounding errors, and Adam makes full steps of it
+    for x, y in zip(ma['history'], mb['history'], strict=True): assert x['step'] == y['step'] and x['loss'] == pytest.approx(y['loss'], rel=1e-4)
+
+
+def test_only_the_main_process_writes(both):
+    wrote = [load_tensors(both[1]/f'rank{rank}.safetensors')[1]['wrote'] for rank in (0, 1)]
+    assert wrote[0] and not wrote[1]
+
+
+def test_the_run_of_two_goes_on_with_one(both, tmp_path):
+    done = fit(two.Net(), two.several, two.CFG, both[1]/'plain', show=False)
+    assert done.history[-1]['step'] == 12
+    for k, v in done.ema.state_dict().items(): torch.testing.assert_close(v, model_of(both[0], 'plain')[k], **TOLERANCE)
+
+
+def test_skipped_updates_are_counted_on_both(both):
+    for folder in both:
+        rows = [json.loads(line) for line in (folder/'skip'/'metrics.jsonl').read_text().splitlines()]
+        g = torch.Generator().manual_seed(5)
+        assert sum(row['skipped'] for row in rows) == int(torch.randint(1, 4, (), generator=g)) == sum(row['skipped'] for row in rows if row['step'] == 6)
+
+
+# --- share ---
+
+def test_share_is_all_for_one():
+    x = torch.arange(6)
+    assert share(x) is not None and torch.equal(share(x), x) and share(6) == range(6) and share(range(3, 9)) == range(3, 9) and share('abc') == 'abc'
+
+
+@pytest.mark.parametrize('n', [1, 2, 4])
+def test_shares_are_parts_of_the_whole_and_their_mean_is_its_mean(n):
+    seen = []
+    def step(model, i):
+        x = share(torch.arange(8.).reshape(8, 1)); seen.append((share(8), share(range(10, 18)), x.flatten().tolist()))
+        yield model(x).square().mean()
+    torch.manual_seed(0); model = nn.Linear(1, 1)
+    fit(model, step, TrainConfig(steps=1, accumulate=n), show=False)
+    assert [j for s in seen for j in s[0]] == list(range(8)) and [j for s in seen for j in s[1]] == list(range(10, 18)) and sum([s[2] for s in seen], []) == list(range(8))
+
+
+@pytest.mark.parametrize('n', [2, 3, 6])
+def test_micro_batches_change_only_the_rounding(n):
+    def step(model, i):
+        x = share(torch.randn(12, 2, generator=torch.Generator().manual_seed(i)))
+        for _ in range(3):
+            y = model(x); yield (y - x.flip(1)).square().mean(); x = y.detach()
+    ends = []
+    for accumulate in (1, n):
+        model = net().eval(); ends.append(fit(model, step, TrainConfig(steps=10, lr=1e-2, clip_grad=1., accumulate=accumulate), show=False))
+    for a, b in zip(ends[0].model.parameters(), ends[1].model.parameters()): torch.testing.assert_close(a, b, **TOLERANCE)
+    assert ends[0].history[-1]['loss'] == pytest.approx(ends[1].history[-1]['loss'], rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_cut():
+    def step(model, i): yield model(share(torch.ones(7, 2))).sum()
+    with pytest.raises(ValueError, match='batch of 7 cannot be cut into 2'): fit(net(), step, TrainConfig(steps=1, accumulate=2), show=False)
+
+
+def test_a_step_that_does_not_share_is_refused():
+    with pytest.raises(ValueError, match=r'share\(\)'): fit(net(), lambda m, i: iter([loss_of(m, i)]), TrainConfig(steps=1, accumulate=2), show=False)
+
+
+def test_micro_batches_that_end_at_different_times_are_refused():
+    def step(model, i):
+        x = share(torch.ones(4, 2))
+        for _ in range(1 + share(4).start): yield model(x).sum()
+    with pytest.raises(ValueError, match='equally often'): fit(net(), step, TrainConfig(steps=1, accumulate=2), show=False)
+
+
+def test_shard_needs_processes():
+    with pytest.raises(ValueError, match='only one'): fit(two.Net(), two.several, TrainConfig(steps=1, shard=True), show=False)
+
+
+def test_send_keeps_values():
+    x = torch.randn(3); assert torch.equal(send(x, 'cpu'), x) and torch.equal(send(x, torch.device('cpu')), x)
+
+
+# --- precision, recomputation, compilation ---
+
+def unet(dropout=0.): torch.manual_seed(0); return UNet(widths=(8, 32), dropout=dropout)
+
+
+def unet_step(model, i):
+    x = share(torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)))
+    yield (model(x, torch.zeros(1)) - x).square().mean()
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32(tmp_path):
+    seen = []
+    def step(model, i):
+        x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i))
+        hook = model.stem.register_forward_hook(lambda m, a, out: seen.append(out.dtype)); out = model(x, torch.zeros(1)); hook.remove()
+        seen.append(out.dtype); yield (out - x).square().mean()
+    model = unet(); half = fit(model, step, TrainConfig(steps=3, precision='bf16', ema=.5), tmp_path, show=False)
+    assert set(seen[::2]) == {torch.bfloat16} and set(seen[1::2]) == {torch.float32}
+    assert {p.dtype for m in (model, half.ema) for p in m.parameters()} == {torch.float32} and {t.dtype for t in newest_checkpoint(tmp_path)[0].values() if t.is_floating_point()} == {torch.float32}
+    full = fit(unet(), unet_step, TrainConfig(steps=3), show=False)
+    assert half.history[-1]['loss'] == pytest.approx(full.history[-1]['loss'], rel=.05) and half.history[-1]['loss'] != full.history[-1]['loss']
+
+
+def test_precision_of_one_run_does_not_stay_for_the_next():
+    for precision, dtype in (('bf16', torch.bfloat16), ('no', torch.float32), ('bf16', torch.bfloat16)):
+        model, seen = unet(), []
+        model.stem.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
+        fit(model, unet_step, TrainConfig(steps=1, precision=precision), show=False)
+        assert seen == [dtype]
+        model(torch.zeros(1, 1, 8, 8), torch.zeros(1)); assert seen[1] == torch.float32 and 'forward' not in model.__dict__
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(ValueError, match='fp16.*needs a GPU'): fit(unet(), unet_step, TrainConfig(steps=1, precision='fp16'), show=False)
+
+
+@pytest.mark.parametrize('dropout', [0., .3])
+def test_recomputation_changes_nothing_but_memory(dropout):
+    ends, kept = [], []
+    for recompute in (False, True):
+        size = 0
+        def step(model, i):
+            def pack(t): nonlocal size; size += t.numel()*t.element_size(); return t
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): loss = next(unet_step(model, i))
+            yield loss
+        model = unet(dropout); fit(model, step, TrainConfig(steps=3, recompute=recompute), show=False); ends.append(model); kept.append(size)
+        assert not any('forward' in m.__dict__ for m in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(ends[0].parameters(), ends[1].parameters())) and kept[1] < .6*kept[0]
+
+
+def test_recomputation_needs_blocks():
+    with pytest.raises(ValueError, match='ModuleList'): fit(net(), lambda m, i: iter([loss_of(m, i)]), TrainConfig(steps=1, recompute=True), show=False)
+
+
+def test_counting_operations_changes_no_number(tmp_path):
+    plain, counted = fit(unet(), unet_step, TrainConfig(steps=3), show=False).model, fit(unet(), unet_step, TrainConfig(steps=3, peak_tflops=1e-3, log_every=1), tmp_path, show=False).model
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), counted.parameters()))
+    rows = [json.loads(line) for line in (tmp_path/'metrics.jsonl').read_text().splitlines()]
+    assert all(row['utilisation'] == pytest.approx(row['tflops']/1e-3) and row['tflops'] > 0 for row in rows)
+
+
+def test_compiled_is_the_same_up_to_rounding(tmp_path):
+    def once(model, i): yield next(two.several(model, i))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: fast = fit(two.Net(), once, replace(two.CFG, steps=3, compile=True), tmp_path, show=False)
+        except Exception as e:
+            if 'compiler' in str(e).lower(): pytest.skip('torch.compile needs a C++ compiler')
+            raise
+    slow = fit(two.Net(), once, replace(two.CFG, steps=3), show=False)
+    for a, b in zip(slow.model.parameters(), fast.model.parameters()): torch.testing.assert_close(a, b, **TOLERANCE)
+    assert type(fast.model) is two.Net and not any(k.startswith('model._orig') for k in newest_checkpoint(tmp_path)[0])
+
+
+def test_tf32_is_put_back():
+    seen, before = [], torch.get_float32_matmul_precision()
+    def step(model, i): seen.append(torch.get_float32_matmul_precision()); yield loss_of(model, i)
+    fit(net(), step, TrainConfig(steps=1, tf32=True), show=False)
+    assert seen == ['high'] and torch.get_float32_matmul_precision() == before
