@@ -1,4 +1,5 @@
 "Packaging. Everything a person may want to change stands in settings.ini."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,13 +9,21 @@ ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib, assets = cfg['lib_path'], f'{cfg["lib_path"]}.assets'
+
+def readme() -> str:
+    "README.md with absolute links: PyPI has no files beside it."
+    text = Path('README.md').read_text(encoding='utf-8') if Path('README.md').is_file() else cfg['description']
+    def absolute(m): return f'{m[1]}{cfg["git_url"]}/{"raw" if m[1].startswith("!") else "blob"}/{cfg["branch"]}/{m[2]})'
+    return re.sub(r'(!?\[[^\]]*\]\()(?![a-z]+:|#)([^)\s]+)\)', absolute, text)
+
+
 statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable', '6 - Mature', '7 - Inactive']
 
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
     description=cfg['description'],
-    long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').is_file() else cfg['description'],
+    long_description=readme(),
     long_description_content_type='text/markdown',
     author=cfg['author'],
     author_email=cfg['author_email'],

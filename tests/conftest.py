@@ -1,6 +1,8 @@
 "What all tests share. One thread each: small tensors gain nothing from more, and results stay comparable."
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlparse
@@ -15,6 +17,15 @@ import pytest  # noqa: E402
 def root() -> Path:
     "The repository's root."
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='session')
+def site(root, tmp_path_factory) -> Path:
+    "The documentation site, built once for all tests that look at it; a warning is an error."
+    folder = tmp_path_factory.mktemp('docs')/'site'
+    done = subprocess.run([sys.executable, root/'tools'/'docs.py', folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 @pytest.fixture

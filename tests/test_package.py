@@ -1,5 +1,6 @@
 "The package as a user gets it: built, installed in an empty environment, used from an empty folder without the repository or a network."
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,12 @@ def test_sdist_and_wheel_hold_all_shipped_data(root, built):
     assert any(n.endswith('licenses/LICENSE') for n in names)
     with tarfile.open(next(built.glob('*.tar.gz'))) as t: names = {n.split('/', 1)[-1] for n in t.getnames()}
     assert {'settings.ini', 'setup.py', 'LICENSE', *(f'data/{n}' for n in shipped(root))} <= names
+
+
+def test_description_for_pypi_has_absolute_links(built):
+    with zipfile.ZipFile(next(built.glob('*.whl'))) as z: text = z.read(next(n for n in z.namelist() if n.endswith('METADATA'))).decode()
+    targets = re.findall(r'\]\(([^)\s]+)\)', text)
+    assert any(t.endswith('.png') for t in targets) and all(t.startswith(('https://', '#')) for t in targets)
 
 
 def test_import_comes_from_the_installed_wheel(installed):

@@ -1,27 +1,29 @@
-"""Build the documentation site in _docs/ from the notebooks and their stored outputs: nothing is executed, no network is used.
+"""Build the documentation site from the notebooks and their stored outputs: nothing is executed, no network is used.
 
-    python tools/docs.py
+    python tools/docs.py           # in _docs/
+    python tools/docs.py FOLDER
 """
 import shutil
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from sphinx.cmd.build import main as sphinx_build
 
 from docs_sources import ROOT, write_sources
 
-OUT, BUILD = ROOT/'_docs', ROOT/'build'/'docs'
-
 
 def main() -> None:
-    start = time.perf_counter()
-    shutil.rmtree(BUILD, ignore_errors=True)
-    write_sources(BUILD/'sources')
-    options = ['-q', '-W', '--keep-going', '-c', ROOT/'docs', '-d', BUILD/'doctrees']
-    if failed := sphinx_build([str(o) for o in (*options, BUILD/'sources', BUILD/'html')]): sys.exit(failed)
-    shutil.rmtree(OUT, ignore_errors=True)
-    shutil.move(BUILD/'html', OUT)
-    print(f'{len(list(OUT.rglob("*.html")))} pages in {time.perf_counter() - start:.0f} s; open {OUT/"index.html"}')
+    start, out = time.perf_counter(), Path(sys.argv[1] if sys.argv[1:] else ROOT/'_docs')
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        write_sources(work/'sources')
+        failed = sphinx_build(['-q', '-W', '--keep-going', '-c', f'{ROOT/"docs"}', '-d', f'{work/"doctrees"}', f'{work/"sources"}', f'{work/"html"}'])
+        if failed: sys.exit(failed)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(work/'html', out)
+    print(f'{len(list(out.rglob("*.html")))} pages in {time.perf_counter() - start:.0f} s; open {out/"index.html"}')
 
 
 if __name__ == '__main__': main()

@@ -203,15 +203,16 @@ def export_note(cell, page: Page) -> str:
 
 
 def alt_text(cell, section: str, prose: str) -> str:
-    "What a figure shows: `#| fig-alt: ...`, or its section, the titles in its code and the sentence before it."
+    "What a figure shows: `#| fig-alt: ...`, or its section with the titles and axis labels in its code, or with the text's first sentence."
     if alt := directives(cell).get('fig-alt'): return alt
     calls = [n for n in ast.walk(tree(cell.source)) if isinstance(n, ast.Call)]
     args = [a for c in calls if getattr(c.func, 'attr', '') in TITLES for a in c.args]
     args += [k.value for c in calls for k in c.keywords if k.arg in TITLES]
-    titles = dict.fromkeys(a.value for a in args if isinstance(a, ast.Constant) and isinstance(a.value, str))
-    plain = re.sub(r'[`*_$\\]|\[(?=[^\]]*\]\()|\]\([^)]*\)', '', ' '.join(prose.split()))
-    sentence = (re.findall(r'[^.?!:]+[.?!:](?= |$)', plain) or [plain])[-1].strip()
-    return ' '.join(filter(None, [f'Figure: {section}.', '; '.join(titles) + '.' if titles else '', sentence]))[:300]
+    shown = '; '.join(dict.fromkeys(a.value for a in args if isinstance(a, ast.Constant) and isinstance(a.value, str)))
+    if not shown:
+        text = re.sub(r'^(#|>|\|).*$|\$.*?\$|[`*]|\[(?=[^\]]*\]\()|\]\([^)]*\)', '', prose, flags=re.M)
+        shown = re.split(r'(?<=[.?!:]) ', ' '.join(text.split()))[0].rstrip('.:')
+    return f'Figure in the section “{re.sub("[`*$]", "", section)}”' + (f': {shown}.' if shown else '.')
 
 
 def code_cell(cell, alt: str):
@@ -290,7 +291,7 @@ def documented(symbol: Symbol) -> list[str]:
     if isinstance(symbol.node, Assign):
         source = (ast.get_source_segment(symbol.source, symbol.node) or '').splitlines()
         body = [rst(doc_line(symbol), symbol.page.module), '', '.. code-block:: python', '', *indented(source), *kept]
-        return [f'.. py:data:: {symbol.name}', '', *indented(body)]
+        return [f'.. py:data:: {symbol.name.split(".")[-1]}', '', *indented(body)]
     if isinstance(symbol.node, ast.FunctionDef): return [f'.. autofunction:: {symbol.name}', '', *indented(kept)]
     for method in methods(symbol.node):
         decorators = {ast.unparse(d) for d in method.decorator_list}
