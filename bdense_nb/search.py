@@ -19,14 +19,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from .core import atomic_path, check_choice, check_int, write_json
+from .distill import reference_plan
 from .losses import BRANCH_WEIGHTS, branch_weights
 from .metrics import Interval, paired_error, paired_interval
-from .samplers import sample
-from .schedules import nested_sigmas
 from .sfd import SFDConfig, sfd, teacher_bank
 from .teachers import NetDenoiser
 from .training import progress
-from .trajectories import TrajectoryBank, denoiser_hash, draw_start, frozen_copy
+from .trajectories import TrajectoryBank, denoiser_hash, frozen_copy
 
 # %% auto #0
 __all__ = ['LOG_RATIOS', 'ratios_to_weights', 'weights_to_ratios', 'start_trials', 'many_step_sample', 'score_weights',
@@ -62,15 +61,12 @@ def start_trials(
 def many_step_sample(
     teacher: Callable, # frozen
     cfg: SFDConfig,
-    seeds: Sequence[int], # of the noise and the labels
+    seeds: range, # of the noise and the labels
     batch: int = 256, # at a time
 ) -> Tensor: # [n, *D], on the CPU
-    "The teacher on a grid twice as fine as the one that it teaches on: what students are scored against."
-    grid, out = nested_sigmas(cfg.n_steps, 2*cfg.substeps, cfg.schedule, cfg.sigma_min, cfg.sigma_max)[0], []
-    for i in range(0, len(seeds), batch):
-        x, label = draw_start(teacher, cfg.shape, seeds[i:i + batch], cfg.sigma_max)
-        out.append(sample(teacher, x, grid, cfg.solver, label=label).cpu())
-    return torch.cat(out)
+    "Where the teacher's careful walk ends, see `distill.reference_plan`: what students are scored against."
+    plan = reference_plan(cfg, cfg.shape)
+    return torch.cat([plan.walk(teacher, seeds[i:i + batch])[0][-1].cpu() for i in range(0, len(seeds), batch)])
 
 def score_weights(
     teacher: Callable, # frozen
