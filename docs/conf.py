@@ -69,4 +69,11 @@ def document(app, what, name, obj, options, lines) -> None:
     if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
 
 
-def setup(app) -> None: app.connect('autodoc-process-docstring', document)
+def level_captions(app, pagename, templatename, context, doctree) -> None:
+    "Captions of the navigation are headings, and a heading needs its level."
+    context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
+
+
+def setup(app) -> None:
+    app.connect('autodoc-process-docstring', document)
+    app.connect('html-page-context', level_captions, priority=900)

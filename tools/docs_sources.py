@@ -337,21 +337,32 @@ def shown(value) -> str:
 def is_flat(value) -> bool: return not isinstance(value, dict | list) or isinstance(value, list) and len(value) <= 12 and not any(isinstance(v, dict) for v in value)
 
 
+def over_seeds(rows: list[dict]) -> list[dict]:
+    "Rows that differ in their seed alone become one: how many seeds, and the mean of each measured number."
+    groups = defaultdict(list)
+    for row in rows: groups[tuple((k, str(v)) for k, v in row.items() if k != 'seed' and not isinstance(v, float))].append(row)
+    mean = lambda group, k: sum(r[k] for r in group)/len(group) if isinstance(group[0][k], float) else group[0][k]
+    return [{'seeds': len(g)} | {k: mean(g, k) for k in g[0] if k != 'seed'} for g in groups.values()]
+
+
 def result_parts(value: dict, name: str = '', level: int = 3) -> list[str]:
     "A results file, or a part of it, as markdown: plain values in one table, lists of rows in theirs; long lists stay in the file."
     words = lambda key: str(key).replace('_', ' ')
-    head = ['#'*level + ' ' + words(name).capitalize()] if name else []
-    flat = [[words(k), shown(v)] for k, v in value.items() if is_flat(v)]
-    parts = head + ([table(['what', 'value'], flat)] if flat else [])
+    flat, parts = [[words(k), shown(v)] for k, v in value.items() if is_flat(v)], []
     for key, inner in value.items():
-        rows = [{'': k} | v for k, v in inner.items() if isinstance(v, dict)] if isinstance(inner, dict) else inner
         if is_flat(inner): continue
-        if isinstance(inner, dict) and len(rows) < len(inner): parts += result_parts(inner, key, level)
-        elif len(rows) <= 40 and all(isinstance(r, dict) and all(map(is_flat, r.values())) for r in rows):
+        rows = [{'': k} | v if isinstance(v, dict) else v for k, v in inner.items()] if isinstance(inner, dict) else inner
+        is_table = bool(rows) and all(isinstance(r, dict) and all(map(is_flat, r.values())) for r in rows)
+        averaged = is_table and len(rows) > 24 and all('seed' in r and set(r) == set(rows[0]) for r in rows)
+        if averaged: rows = over_seeds(rows)
+        if is_table and len(rows) <= 40:
             columns = list(dict.fromkeys(k for r in rows for k in r))
-            parts += ['#'*level + ' ' + words(key).capitalize(), table([words(c) for c in columns], [[shown(r.get(c)) for c in columns] for r in rows])]
-        elif isinstance(inner, dict): parts += result_parts(inner, key, level)
-    return parts
+            parts += ['#'*level + ' ' + words(key).capitalize() + (', mean over seeds' if averaged else ''),
+                      table([words(c) for c in columns], [[shown(r.get(c)) for c in columns] for r in rows])]
+        elif isinstance(inner, dict) and not is_table: parts += result_parts(inner, key, level)
+        else: flat.append([words(key), f'{len(inner)} entries, in the file'])
+    head = ['#'*level + ' ' + words(name).capitalize()] if name else []
+    return head + ([table(['what', 'value'], flat)] if flat else []) + parts
 
 
 def results_page(out: Path) -> str:
