@@ -18,16 +18,25 @@ import ipywidgets
 import numpy as np
 import torch
 from fastcore.basics import patch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from .core import Trajectory, check_choice, check_int, sample_noise
-from .data import fashion_mnist
-from .schedules import SCHEDULES, karras_sigmas, make_sigmas
+from .core import NFECounter, Trajectory, check_choice, check_int, data_dir, load_tensors, sample_noise
+from .data import FASHION_CLASSES, fashion_mnist
+from .losses import BRANCH_WEIGHTS, branch_weights
+from .metrics import mean_interval, paired_error
+from .samplers import trajectory
+from .schedules import SCHEDULES, karras_sigmas, logsnr_sigmas, make_sigmas
+from .students import Student, load_student
+from .teachers import MixtureDenoiser
 from .viz import displayable, tile
 
 # %% auto #0
-__all__ = ['SCRIPT', 'PAGE', 'RANGES', 'Frame', 'png', 'spoken', 'Explorer', 'put_images', 'schedule_frame', 'schedule_explorer']
+__all__ = ['SCRIPT', 'MOST_FRAMES', 'PAGE', 'RANGES', 'RACERS', 'POWERS', 'Frame', 'png', 'spoken', 'Explorer', 'put_images',
+           'schedule_frame', 'schedule_explorer', 'quantile_flow', 'race_teacher', 'sampler_race', 'branch_record',
+           'branch_errors', 'branch_viewer', 'loss_shares', 'weight_record', 'paired_errors_of', 'weight_playground',
+           'shipped_student', 'student_picker']
 
 # %% ../nbs/13_widgets.ipynb #946ba52f
 class Frame(NamedTuple):
@@ -42,9 +51,9 @@ def png(
     "A small PNG: a few colours are enough for text, lines and grey images."
     check_int('colours', colours, 2, 256)
     if isinstance(picture, Figure):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format='png', facecolor='white')
-        image = Image.open(buffer).convert('RGB')
+        canvas = FigureCanvasAgg(picture)
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
     elif isinstance(picture, np.ndarray) and picture.dtype == np.uint8: image = Image.fromarray(picture).convert('RGB')
     else: raise TypeError(f'a picture is a matplotlib Figure or an array of uint8, got {type(picture).__name__}')
     out = io.BytesIO()
@@ -64,11 +73,11 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
     picture.alt = text.textContent = frame.text;
   };
   data.controls.forEach((control, n) => {
-    const row = add(root.querySelector('.bdense-controls'), 'div', 'display: flex; flex-wrap: wrap; gap: 0 .7em; align-items: center');
+    const row = add(root.querySelector('.bdense-controls'), 'div', 'display: flex; gap: .7em; align-items: center');
     const label = add(row, 'label', 'flex: 0 1 24em; display: flex; gap: .7em; align-items: center; justify-content: space-between');
     label.append(control.name);
-    const input = add(label, control.slider ? 'input' : 'select', 'flex: 0 1 16em; min-width: 8em; min-height: 2em; font: inherit');
-    const value = control.slider ? add(row, 'span', '') : null;
+    const input = add(label, control.slider ? 'input' : 'select', 'flex: 0 1 16em; min-width: 0; min-height: 2em; font: inherit');
+    const value = control.slider ? add(row, 'span', 'min-width: 3em') : null;
     const say = () => { if (value) input.setAttribute('aria-valuetext', value.textContent = control.values[at[n]]); };
     if (control.slider) Object.assign(input, {type: 'range', min: 0, max: control.values.length - 1, step: 1});
     else control.values.forEach((v, i) => input.add(new Option(v, i)));
@@ -78,7 +87,9 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
 }
 '''
 
-# %% ../nbs/13_widgets.ipynb #08336cb2
+# %% ../nbs/13_widgets.ipynb #2f7846f9
+MOST_FRAMES = 500
+
 def spoken(value: str | int | float) -> str: # as a control shows it
     return value if isinstance(value, str) else f'{value:.3g}' if isinstance(value, float) else str(value)
 
@@ -102,6 +113,8 @@ class Explorer:
     @cached_property
     def frames(self) -> dict[tuple, Frame]: # values of the controls -> what they show
         "Every frame, drawn when first asked for."
+        n = math.prod(len(values) for values in self.controls.values())
+        if n > MOST_FRAMES: raise ValueError(f'{self.title!r} has {n} settings, more than the {MOST_FRAMES} that are drawn beforehand: use live(), or offer fewer')
         return {values: self.frame(**dict(zip(self.controls, values))) for values in itertools.product(*self.controls.values())}
 
 # %% ../nbs/13_widgets.ipynb #4f095056
@@ -192,7 +205,7 @@ def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: fl
     ax = fig.add_axes((.03, .54, .94, .33))
     ax.vlines(levels, 0, 1, 'C0'); ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
     ax.set(xscale='log', xlim=(120, .0014), ylim=(0, 1), yticks=[], title=f'{name}, {n_steps} steps: noise levels sigma')
-    ax.set_xticks(ticks := [.002, .01, .1, 1, 3, 20, 80], [f'{t:g}' for t in ticks])
+    ax.set_xticks(ticks := [.002, .01, .1, 1, 3, 20, 80], [f'{t:g}' for t in ticks]); ax.minorticks_off()
     put_images(fig, displayable(Trajectory(shown, torch.stack([x0 + s*eps for s in shown.float()])))[None], 68, 26, titles=[f'{s:.2g}' for s in shown])
     above, inside = int((levels[1:] >= 3).sum()), int(((levels > .1) & (levels < 3)).sum())
     return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. {above} of the steps end above 3, where there is little but noise to see; '
@@ -206,3 +219,205 @@ def schedule_explorer(
     "Grid, rho, number of steps and range of noise levels, and what the noised images look like."
     return Explorer('Schedule explorer', {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos, 'n_steps': n_steps, 'sigmas': tuple(RANGES)},
                     schedule_frame, {'rho': rhos[len(rhos)//2], 'n_steps': n_steps[len(n_steps)//2]})
+
+# %% ../nbs/13_widgets.ipynb #51282f5b
+def quantile_flow(
+    teacher: MixtureDenoiser, # of data in one dimension, means [M, 1]
+    x: Tensor, # [B, 1], at noise level t
+    t: float,
+    s: float, # where to go
+) -> Tensor: # [B, 1], float64
+    "Carry x exactly along the probability flow of a mixture on a line."
+    if teacher.means.shape[1:] != (1,) or x.shape[1:] != (1,): raise ValueError(f'quantiles need data on a line, [B, 1], got means {tuple(teacher.means.shape)} and x {tuple(x.shape)}')
+    def cdf(x, sigma): return (teacher.weights*torch.special.ndtr((x - teacher.means.T)/(teacher.stds**2 + sigma**2).sqrt())).sum(1, keepdim=True)
+    want = cdf(x.double(), t)
+    spread = 10*(teacher.means.abs().max() + teacher.stds.max() + s)
+    low, high = torch.full_like(want, -spread), torch.full_like(want, spread)
+    for _ in range(80):
+        middle = (low + high)/2
+        below = cdf(middle, s) < want
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low
+
+# %% ../nbs/13_widgets.ipynb #308b801c
+RACERS = {'euler': 1, 'heun': 2, 'dpmpp2m': 1, 'dpmpp3m': 1, 'ipndm4': 1} # solver -> network calls a step
+
+def race_teacher() -> MixtureDenoiser: # data on a line
+    "Three clusters of different width and weight."
+    return MixtureDenoiser(torch.tensor([[-1.], [.2], [1.]]), torch.tensor([.25, .15, .3]), torch.tensor([.5, .2, .3]))
+
+@cache
+def _race(nfes: tuple[int, ...]) -> dict[tuple[str, int], tuple[Trajectory, float]]: # solver and NFE -> paths of 64 points, error at their end
+    teacher, x, runs = race_teacher(), 80*sample_noise(range(64), (1,)).double(), {}
+    for solver, calls in RACERS.items():
+        for nfe in nfes:
+            counter, levels = NFECounter(teacher), karras_sigmas(nfe//calls, .006, 80.)
+            traj = trajectory(counter, x, levels, solver)
+            if counter.nfe != nfe: raise ValueError(f'{solver} cannot spend {nfe} network calls: every number must be even, got {nfes}')
+            runs[solver, nfe] = traj, paired_error(traj[-1], quantile_flow(teacher, x, 80., .006))
+    return runs
+
+@cache
+def _exact_paths() -> Trajectory: # of the first nine of those points
+    levels, x = logsnr_sigmas(40, .006, 80.), 80*sample_noise(range(9), (1,)).double()
+    return Trajectory(levels, torch.stack([quantile_flow(race_teacher(), x, 80., float(s)) for s in levels]))
+
+# %% ../nbs/13_widgets.ipynb #5b8d00eb
+def sampler_race(
+    nfes: Sequence[int] = (4, 6, 8, 12, 20), # numbers of network calls offered, even
+) -> Explorer:
+    "Solvers and numbers of network calls, from the same noise, against the exact flow."
+    nfes = tuple(nfes)
+    def frame(solver: str, nfe: int) -> Frame:
+        runs, exact = _race(nfes), _exact_paths()
+        traj, error = runs[solver, nfe]
+        fig = Figure(figsize=(4.8, 2.5), dpi=120)
+        left, right = fig.add_axes((.02, .2, .5, .66)), fig.add_axes((.66, .2, .32, .66))
+        left.plot(exact.sigmas, _scaled(exact), '0.6', lw=3); left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
+        left.set(xscale='log', xlim=(110, .004), yticks=[], title=f'{solver}, NFE {nfe}', xlabel='noise level sigma')
+        left.set_xticks(levels := [80, 1, .1, .01], [str(t) for t in levels])
+        for name in RACERS: right.plot(nfes, [runs[name, n][1] for n in nfes], 'C0' if name == solver else '0.7', zorder=2 + (name == solver))
+        right.plot(nfe, error, 'C0o')
+        right.set(xscale='log', yscale='log', title='error at the end', xlabel='NFE', ylim=(5e-3, 3)); right.set_xticks(nfes, [str(n) for n in nfes])
+        right.set_yticks(ticks := [.01, .1, 1], [str(t) for t in ticks]); left.minorticks_off(); right.minorticks_off()
+        ranked = sorted(RACERS, key=lambda name: runs[name, nfe][1])
+        return Frame(png(fig, 8), f'{solver}, {nfe} network calls in {len(traj) - 1} steps: root-mean-square error {error:.3f} against the exact flow, place '
+                               f'{ranked.index(solver) + 1} of {len(ranked)} at this cost. In order: ' + ', '.join(f'{n} {runs[n, nfe][1]:.3f}' for n in ranked) + '.')
+    return Explorer('Sampler race', {'solver': tuple(RACERS), 'nfe': nfes}, frame)
+
+def _scaled(traj: Trajectory) -> Tensor: # [n_steps+1, B], every level as wide as the data
+    return traj.xs[..., 0]/(1 + traj.sigmas[:, None]**2).sqrt()
+
+# %% ../nbs/13_widgets.ipynb #398852a2
+def _size(sigma: Tensor | float) -> Tensor: # what makes a state at this level as large as data
+    return .7/(torch.as_tensor(sigma) ** 2 + .7**2).sqrt()
+
+@cache
+def branch_record() -> tuple[dict[str, Tensor], dict]: # labels [n], sigmas [13], teacher [13, n, ...], x0s and states [n, 3, 4, ...]; how it was made
+    "What the branches of the shipped student said before they were folded."
+    tensors, meta = load_tensors(data_dir()/'results'/'branch_viewer.safetensors')
+    return {k: t.float() if t.dtype == torch.float16 else t for k, t in tensors.items()}, meta
+
+@cache
+def branch_errors() -> Tensor: # [n, 12]
+    "Root-mean-square distance of the student's state to the teacher's at each level, in units of what is shown."
+    record, _ = branch_record()
+    gap = (record['states'].flatten(1, 2) - record['teacher'][1:].transpose(0, 1)).flatten(2).square().mean(2).sqrt()
+    return gap*_size(record['sigmas'][1:])
+
+# %% ../nbs/13_widgets.ipynb #33d2cb47
+def _branch_frame(sample: int, level: int) -> Frame:
+    record, _ = branch_record()
+    sigmas, K, errors = record['sigmas'].tolist(), record['states'].shape[2], branch_errors()[sample]
+    step, k, at = level//K, level % K, sigmas[level + 1]
+    teacher, student, x0 = record['teacher'][level + 1, sample], record['states'][sample, step, k], record['x0s'][sample, step, k]
+    fig = Figure(figsize=(4.6, 3), dpi=120)
+    put_images(fig, torch.stack([teacher*_size(at), student*_size(at), (student - teacher)*_size(at), x0]).float()[None], 24, 226, scale=4,
+               titles=('teacher', 'student', 'difference', 'estimate'))
+    ax = fig.add_axes((.1, .15, .88, .35))
+    ax.bar(range(len(errors)), errors.tolist(), color=['C1' if i == level else 'C0' if i >= K else '0.7' for i in range(len(errors))])
+    ax.set_xticks(range(len(errors)), [f'{s:.2g}' for s in sigmas[1:]], rotation=45); ax.tick_params(labelsize=8, pad=1)
+    for edge in range(K, len(errors), K): ax.axvline(edge - .5, color='k', lw=.8)
+    ax.set_title('error of each branch, step by step', size=10)
+    n_steps, inside = len(errors)//K, ', '.join(f'{e:.3f}' for e in errors[step*K:(step + 1)*K].tolist())
+    who = f'branch {k + 1} of {K}' if step else 'an analytic step without network'
+    return Frame(png(fig), f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of {n_steps}, {who}, at sigma {at:.3g}: the student is {errors[level]:.3f} away '
+                           f'from the teacher (root-mean-square, in units of the picture). Errors inside this step: {inside}.')
+
+def branch_viewer(
+    n: int = 3, # how many images are offered; four were kept
+) -> Explorer:
+    "Along a trajectory: the teacher's states, where the student's K branches land, and the error of each."
+    record, meta = branch_record()
+    check_int('n', n, 1, len(meta['seeds']))
+    samples = {f'{FASHION_CLASSES[label]}, seed {seed}': i for i, (label, seed) in enumerate(zip(record['labels'][:n], meta['seeds']))}
+    levels = {float(f'{s:.3g}'): i for i, s in enumerate(record['sigmas'][1:].tolist())}
+    return Explorer('Branch viewer', {'image': tuple(samples), 'sigma': tuple(levels)}, lambda image, sigma: _branch_frame(samples[image], levels[sigma]),
+                    {'sigma': list(levels)[6]})
+
+# %% ../nbs/13_widgets.ipynb #07bd68ba
+def loss_shares(
+    weights: Tensor, # [K], as `branch_weights` gives them
+    residuals: Tensor, # [S, K], mean distance of each branch to its state, for each student step
+) -> Tensor: # [S, K], each row sums to 1
+    "How much each branch contributes to the loss of its step."
+    if residuals.ndim != 2 or residuals.shape[1:] != weights.shape: raise ValueError(f'residuals must be [S, K] for K={len(weights)} weights, got {tuple(residuals.shape)}')
+    if not (residuals > 0).all(): raise ValueError('residuals must be above 0')
+    parts = residuals*weights
+    return parts/parts.sum(1, keepdim=True)
+
+# %% ../nbs/13_widgets.ipynb #767ddb64
+POWERS = {0.: 'uniform', 1.: 'linear', math.inf: 'endpoint'} # weights with a name: proportional to k**power
+
+@cache
+def weight_record() -> dict: # `untrained_residuals` [S, K]; `runs`: one for each kind of weights and each seed
+    "What `tools/explorers.py` measured for branch weights."
+    return json.loads((data_dir()/'results'/'branch_weights.json').read_text())
+
+def paired_errors_of(kind: str) -> list[float]: # one for each seed, in the order of the seeds
+    "Measured paired errors of the students trained with these weights."
+    check_choice('branch weights', kind, BRANCH_WEIGHTS)
+    return [run['paired_error'] for run in sorted(weight_record()['runs'], key=lambda run: run['seed']) if run['weights'] == kind]
+
+def _residuals(student: str) -> Tensor: # [S, K]
+    record = weight_record()
+    if student == 'before training': return torch.tensor(record['untrained_residuals']).double()
+    return torch.tensor([run['residuals'] for run in record['runs'] if f'trained with {run["weights"]} weights' == student]).double().mean(0)
+
+def _measured(kind: str) -> str:
+    errors = paired_errors_of(kind)
+    if len(errors) < 3: return f'{kind} {", ".join(f"{e:.4f}" for e in errors)} ({len(errors)} of 3 seeds: no interval yet)'
+    return f'{kind} {mean_interval(errors)}'
+
+# %% ../nbs/13_widgets.ipynb #985eb488
+def _weights_frame(weights: Tensor, kind: str | None, student: str) -> Frame:
+    residuals, K = _residuals(student), len(weights)
+    shares, place = loss_shares(weights, residuals), np.arange(1, K + 1)
+    fig = Figure(figsize=(4.8, 2.4), dpi=120)
+    left, right = fig.add_axes((.09, .16, .5, .7)), fig.add_axes((.72, .16, .26, .7))
+    left.bar(place - .3, weights.tolist(), .25, color='0.7')
+    for i, row in enumerate(shares): left.bar(place + .27*i, row.tolist(), .25, color=f'C{i}')
+    left.set(title='weight (grey), share of the loss', ylim=(0, 1.02)); left.set_xticks(place, [f'k={k}' for k in place]); left.title.set_size(10)
+    names = list(POWERS.values())
+    for i, name in enumerate(names):
+        errors = paired_errors_of(name)
+        right.plot([i]*len(errors), errors, 'o', color='C1' if name == kind else '0.6', ms=5)
+    right.set_xticks(range(3), names, size=8); right.set_xlim(-.5, 2.5); right.set_title('paired error', size=10); right.tick_params(axis='y', labelsize=8)
+    text = lambda values: ', '.join(f'{v:.2f}' for v in values.tolist())
+    said = '; '.join(f'network call {i + 1}: {text(row)}' for i, row in enumerate(shares))
+    found = f' Paired error measured with these weights: {_measured(kind)}.' if kind and paired_errors_of(kind) else ' No student was trained with these weights.'
+    return Frame(png(fig), f'Weights {text(weights)}. Shares of the loss {student}, {said}.{found}')
+
+def weight_playground(
+    free: bool = False, # True: a slider for each weight, for `live` alone
+) -> Explorer:
+    "Branch weights, the share of the loss that each branch then has, and what was measured with them."
+    K = len(weight_record()['untrained_residuals'][0])
+    students = {'student': ('before training', *(f'trained with {kind} weights' for kind in POWERS.values() if paired_errors_of(kind)))}
+    if free:
+        def frame(student, **w): return _weights_frame(branch_weights(K, list(w.values())), None, student)
+        return Explorer('Weight playground', {f'w{k}': tuple(range(11)) for k in range(1, K + 1)} | students, frame, {f'w{k}': k for k in range(1, K + 1)})
+    def frame(power, student): return _weights_frame(branch_weights(K, [(k/K)**power for k in range(1, K + 1)]), POWERS.get(power), student)
+    return Explorer('Weight playground', {'power': (0., .5, 1., 2., 4., math.inf)} | students, frame, {'power': 1.})
+
+# %% ../nbs/13_widgets.ipynb #1f5333be
+@cache
+def shipped_student() -> Student:
+    "The student that `tools/explorers.py` distilled from the shipped teacher: 2 network calls."
+    return load_student(data_dir()/'fashion_mnist_student', 'cpu')
+
+def student_picker(
+    student: Student | None = None, # default: the shipped one
+    seeds: Sequence[int] = (0, 100, 200), # offered beforehand; with `live`, any
+    n: int = 8, # images, from consecutive seeds
+) -> Explorer:
+    "Choose a class and a seed; the student samples."
+    student = shipped_student() if student is None else student
+    if student.denoiser.n_classes != len(FASHION_CLASSES) or student.shape != (1, 28, 28):
+        raise ValueError(f'the picker needs a student of the {len(FASHION_CLASSES)} classes of Fashion-MNIST, got {student.denoiser.n_classes} classes of shape {student.shape}')
+    def frame(label: str, seed: int) -> Frame:
+        images = student.sample(n, seed, FASHION_CLASSES.index(label))
+        fig = Figure(figsize=((2*30*n + 4)/120, .55), dpi=120)
+        put_images(fig, images[None], 4, 4)
+        return Frame(png(fig), f'{n} samples of the class {label}, seeds {seed} to {seed + n - 1}, {student.nfe} network calls each.')
+    return Explorer('Class and seed', {'label': FASHION_CLASSES, 'seed': tuple(seeds)}, frame)

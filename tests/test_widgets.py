@@ -6,8 +6,13 @@ from html.parser import HTMLParser
 import ipywidgets
 import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 
-from bdense_nb.widgets import Explorer, Frame, png
+from bdense_nb.students import Student
+from bdense_nb.teachers import MixtureDenoiser
+from bdense_nb.widgets import (Explorer, Frame, branch_viewer, loss_shares, paired_errors_of, png, quantile_flow, race_teacher, sampler_race,
+                               schedule_explorer, schedule_frame, shipped_student, student_picker, weight_playground)
 
 PICTURES = [np.full((4, 6), level, np.uint8) for level in (0, 60, 120, 180, 240, 255)]
 
@@ -120,3 +125,81 @@ def test_live_takes_other_widgets_and_says_errors():
     box.children[0].value = 9
     assert '9 is above 5 &amp; refused' in box.children[-1].outputs[0]['data']['text/html']
     with pytest.raises(ValueError, match='unknown control'): explorer().live(size=ipywidgets.IntSlider())
+
+
+def test_too_many_settings_are_left_to_a_kernel():
+    many = Explorer('many', {'a': range(100), 'b': range(100)}, lambda a, b: Frame(png(PICTURES[0]), f'{a} {b}'))
+    with pytest.raises(ValueError, match='10000 settings'): many.html()
+    assert 'alt="0 0"' in many.live().children[-1].outputs[0]['data']['text/html']
+
+
+def test_figures_give_the_same_bytes_every_time():
+    def drawn():
+        fig = Figure(figsize=(2, 1))
+        fig.subplots().plot([1, 2])
+        return png(fig)
+    assert drawn() == drawn() and drawn()[:4] == b'\x89PNG'
+
+
+@pytest.mark.parametrize('make, limit', [(lambda: schedule_explorer(n_steps=(4, 8)), 350_000), (lambda: sampler_race((4, 8)), 180_000), (lambda: branch_viewer(1), 180_000),
+                                         (weight_playground, 260_000), (lambda: student_picker(seeds=(0,)), 60_000)])
+def test_explorers_are_small_and_say_what_they_show(make, limit):
+    one = make()
+    assert len(one.html()) < limit
+    texts = [frame.text for frame in one.frames.values()]
+    assert all(len(text) > 40 for text in texts) and len(set(texts)) == len(set(one.frames.values()))
+
+
+def test_schedule_frames_without_rho_are_shared():
+    assert schedule_frame('logsnr', 1., 4, '0.02 to 20') is schedule_frame('logsnr', 7., 4, '0.02 to 20')
+
+
+@pytest.mark.parametrize('s', [80., 5., .3, .01])
+def test_quantile_flow_keeps_quantiles(s):
+    teacher, g = race_teacher(), torch.Generator().manual_seed(0)
+    x0 = teacher.sample(4000, 1).double()
+    x = x0 + 90*torch.randn(4000, 1, generator=g, dtype=torch.float64)
+    moved = quantile_flow(teacher, x, 90., s)
+    want = x0 + s*torch.randn(4000, 1, generator=g, dtype=torch.float64)
+    assert (moved.argsort(0) == x.argsort(0)).all()
+    probe = torch.linspace(.05, .95, 7, dtype=torch.float64)
+    spread = (1 + s**2)**.5
+    assert ((moved.quantile(probe) - want.quantile(probe)).abs() < .1*spread).all()
+    assert torch.allclose(quantile_flow(teacher, moved, s, 90.), x, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize('call, said', [
+    (lambda: schedule_frame('cosine', 7., 8, '0.002 to 80'), 'unknown grid'),
+    (lambda: schedule_frame('karras', 7., 8, 'all'), 'unknown range of noise levels'),
+    (lambda: schedule_frame('karras', 7., 0, '0.002 to 80'), 'n_steps'),
+    (lambda: schedule_frame('karras', -1., 8, '0.002 to 80'), 'rho'),
+    (lambda: sampler_race((4, 5)).html(), 'even'),
+    (lambda: quantile_flow(MixtureDenoiser(torch.zeros(1, 2), torch.ones(1), torch.ones(1)), torch.zeros(3, 2), 1., .1), 'on a line'),
+    (lambda: quantile_flow(race_teacher(), torch.zeros(3), 1., .1), 'on a line'),
+    (lambda: branch_viewer(0), 'n must be'), (lambda: branch_viewer(99), 'n must be'),
+    (lambda: loss_shares(torch.ones(3)/3, torch.ones(1, 4)), 'residuals must be'),
+    (lambda: loss_shares(torch.ones(4)/4, torch.zeros(1, 4)), 'above 0'),
+    (lambda: paired_errors_of('quadratic'), 'unknown branch weights')])
+def test_bad_settings_are_refused(call, said):
+    with pytest.raises(ValueError, match=said): call()
+
+
+def test_shares_of_endpoint_weights():
+    assert loss_shares(torch.tensor([0., 0, 1.]), torch.tensor([[3., 2, 1], [1, 1, 5]])).tolist() == [[0, 0, 1]]*2
+
+
+def test_free_weights_answer_and_refuse():
+    box = weight_playground(free=True).live()
+    out, sliders = box.children[-1], box.children[:-2]
+    assert 'Weights 0.10, 0.20, 0.30, 0.40.' in out.outputs[0]['data']['text/html']
+    for slider in sliders: slider.value = 0
+    assert 'not all zero' in out.outputs[0]['data']['text/html']
+
+
+def test_picker_samples_what_the_student_samples():
+    student = shipped_student()
+    box = student_picker(n=2).live(seed=ipywidgets.IntText(value=7))
+    assert 'seeds 7 to 8, 2 network calls each' in box.children[-1].outputs[0]['data']['text/html']
+    box.children[1].value = -1
+    assert 'seed must be' in box.children[-1].outputs[0]['data']['text/html']
+    with pytest.raises(ValueError, match='10 classes'): student_picker(Student(student.denoiser, student.sigmas, student.afs, (1, 32, 32)))

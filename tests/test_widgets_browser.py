@@ -1,13 +1,10 @@
 "The explorers as a reader meets them: a page opened from disk, and a notebook in JupyterLab; by keyboard and by mouse."
-import os
+import re
 import shutil
-import subprocess
-import sys
-import time
-from urllib.request import urlopen
 
 import pytest
 
+import lab
 from bdense_nb.widgets import Explorer, schedule_explorer
 from test_widgets import explorer
 
@@ -40,12 +37,12 @@ def shown(page, nth=0):
     return root.locator('img').get_attribute('src'), root.locator('img').get_attribute('alt'), root.locator('[aria-live]').inner_text()
 
 
-def drag(page, slider, share):
-    "Press the slider's middle and let go at a share of its width."
-    box = slider.bounding_box()
-    y = box['y'] + box['height']/2
-    page.mouse.move(box['x'] + box['width']/2, y); page.mouse.down()
-    page.mouse.move(box['x'] + box['width']*share, y, steps=5); page.mouse.up()
+def drag(page, slider, share, handle=None):
+    "Press the handle (or the slider's middle) and let go at a share of the slider's width."
+    track, start = slider.bounding_box(), (handle or slider).bounding_box()
+    y = start['y'] + start['height']/2
+    page.mouse.move(start['x'] + start['width']/2, y); page.mouse.down()
+    page.mouse.move(track['x'] + track['width']*share, y, steps=5); page.mouse.up()
 
 
 def test_keyboard(opened, shots):
@@ -116,3 +113,61 @@ def test_without_scripts_there_is_a_picture(chromium, tmp_path):
     assert page.get_by_role('img', name='one & <1>').is_visible()
     assert page.locator('input, select').count() == 0
     context.close()
+
+
+def test_in_jupyterlab(page, root, tmp_path, shots):
+    "The notebook of the explorers, as a person goes through it."
+    notebooks, home = tmp_path/'notebooks', tmp_path/'home'
+    notebooks.mkdir(), home.mkdir()
+    shutil.copy(root/'nbs'/'13_widgets.ipynb', notebooks)
+    with lab.server(notebooks, home) as url:
+        lab.open_notebook(page, url, '13_widgets.ipynb')
+        stored = page.locator('.bdense-explorer img').first
+        stored.scroll_into_view_if_needed()
+        assert stored.evaluate('image => image.naturalWidth') > 0, 'no picture before anything has run'
+        shots(page, 'opened')
+        lab.run_all(page); lab.wait_until_done(page)
+        for run in 'first run', 'after a restart':
+            assert not lab.errors(page)
+            use_schedules(page)
+            shots(page, f'schedules, {run}')
+            use_live(page)
+            shots(page, f'live, {run}')
+            if run == 'first run': lab.restart_and_run_all(page); lab.wait_until_done(page)
+        page.goto('about:blank')  # leaves no request of the page behind when the server ends
+    assert not page.problems
+
+
+def use_schedules(page):
+    "Move the schedule explorer's rho by keyboard and by mouse."
+    root = page.get_by_role('group', name='Schedule explorer')
+    slider, picture, text = root.get_by_role('slider', name='rho'), root.locator('img'), root.locator('[aria-live]')
+    slider.scroll_into_view_if_needed()
+    seen = [(picture.get_attribute('src'), text.inner_text())]
+    slider.focus(); page.keyboard.press('Home')
+    seen.append((picture.get_attribute('src'), text.inner_text()))
+    drag(page, slider, .99)
+    seen.append((picture.get_attribute('src'), text.inner_text()))
+    assert 'rho 1:' in seen[1][1] and 'rho 15:' in seen[2][1] and len({src for src, _ in seen}) == 3
+    assert picture.evaluate('image => image.complete && image.naturalWidth') > 0
+
+
+def use_live(page):
+    "Move a slider that Python answers, by keyboard and by mouse."
+    box = page.locator('.widget-vbox').first
+    handle, picture = box.locator('.noUi-handle').first, box.locator('.jp-OutputArea img')
+    handle.scroll_into_view_if_needed()
+    before = picture.get_attribute('alt')
+    handle.focus(); page.keyboard.press('ArrowRight')
+    after = changed(page, picture, before)
+    drag(page, box.locator('.noUi-base').first, .9, handle)
+    last = changed(page, picture, after)
+    assert re.fullmatch(r'At power 7\.\d+ the curve .*', last), last
+
+
+def changed(page, picture, before, seconds=30):
+    "The picture's alternative, once it is another one."
+    for _ in range(10*seconds):
+        if picture.count() and (now := picture.get_attribute('alt')) != before: return now
+        page.wait_for_timeout(100)
+    raise AssertionError(f'the picture still shows: {before}')

@@ -1,0 +1,88 @@
+"A real JupyterLab for tests: a server of its own, and what a person does in it."
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+READY = '''() => {
+    const session = window.jupyterapp?.shell.currentWidget?.sessionContext;
+    return session?.isReady && session.session?.kernel?.connectionStatus === 'connected' && session.session.kernel.status === 'idle';
+}'''
+SETTINGS = {  # all cells are drawn, and nothing is asked of the network
+    '@jupyterlab/notebook-extension/tracker': {'windowingMode': 'none'},
+    '@jupyterlab/apputils-extension/notification': {'fetchNews': 'false', 'checkForUpdates': False, 'doNotDisturbMode': True}}
+
+
+@contextmanager
+def server(notebooks: Path, home: Path):
+    "JupyterLab on a folder, with settings and history in another; its address."
+    for name, values in SETTINGS.items():
+        path = home/'settings'/f'{name}.jupyterlab-settings'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    folders = {'HOME': '', 'JUPYTER_CONFIG_DIR': 'config', 'JUPYTER_DATA_DIR': 'data', 'JUPYTER_RUNTIME_DIR': 'runtime', 'JUPYTERLAB_SETTINGS_DIR': 'settings',
+               'JUPYTERLAB_WORKSPACES_DIR': 'workspaces', 'IPYTHONDIR': 'ipython'}
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
+               '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={notebooks}', '--expose-app-in-browser']
+    with open(home/'server.log', 'w') as log:
+        process = subprocess.Popen(command, cwd=notebooks, env=os.environ | {k: str(home/v) for k, v in folders.items()}, stdout=log, stderr=log)
+    try:
+        url = f'http://127.0.0.1:{port}'
+        _wait(url, process, home/'server.log')
+        yield url
+    finally:
+        process.terminate()
+        try: process.wait(30)
+        except subprocess.TimeoutExpired: process.kill(); process.wait()
+
+
+def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        if process.poll() is not None: break
+        try:
+            with urlopen(f'{url}/api'): return
+        except (URLError, OSError): time.sleep(.5)
+    raise RuntimeError(f'JupyterLab did not start:\n{log.read_text()[-3000:]}')
+
+
+def open_notebook(page, url: str, name: str) -> None:
+    "Open it and wait until its kernel is there."
+    page.goto(f'{url}/lab/tree/{name}?reset')
+    page.wait_for_selector('.jp-NotebookPanel .jp-Cell', timeout=120_000)
+    page.wait_for_function(READY, timeout=120_000)
+
+
+def menu(page, name: str, command: str) -> None:
+    page.locator('.lm-MenuBar-itemLabel', has_text=name).first.click()
+    page.locator(f'.lm-Menu-item[data-command="{command}"]').click()
+
+
+def run_all(page) -> None: menu(page, 'Run', 'runmenu:run-all')
+
+
+def restart_and_run_all(page) -> None:
+    menu(page, 'Kernel', 'kernelmenu:restart-and-clear')
+    page.locator('.jp-Dialog .jp-mod-accept').click()
+    page.wait_for_function("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[ \\]:?$/.test(p.textContent.trim()))", timeout=60_000)
+    page.wait_for_function(READY, timeout=120_000)
+    run_all(page)
+
+
+def wait_until_done(page, timeout: float = 300) -> None:
+    "Until every code cell has a number and the kernel is idle."
+    page.wait_for_function("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[\\d+\\]:?$/.test(p.textContent.trim()))", timeout=1000*timeout)
+    page.wait_for_function(READY, timeout=1000*timeout)
+
+
+def errors(page) -> list[str]:
+    "What error outputs say."
+    return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
