@@ -106,10 +106,16 @@ def symbols() -> dict[str, Symbol]:
             for node in tree(cell.source).body:
                 for name in defined(node):
                     if name.startswith('_'): continue
-                    full = f'{LIB}.{page.module}.{name}'
+                    full = '.'.join(filter(None, [LIB, page.module, patched_class(node), name]))
                     found[full] = Symbol(full, node, cell.source, page, cell.id, section)
                     for method in methods(node): found[f'{full}.{method.name}'] = Symbol(f'{full}.{method.name}', method, cell.source, page, cell.id, section)
     return found
+
+
+def patched_class(node: ast.stmt) -> str:
+    "The class that a function decorated with fastcore's `@patch` is a method of, or ''."
+    patched = isinstance(node, ast.FunctionDef) and any(ast.unparse(d).startswith('patch') for d in node.decorator_list)
+    return ast.unparse(node.args.args[0].annotation) if patched else ''
 
 
 def methods(node: ast.stmt) -> list[ast.FunctionDef]:
@@ -293,10 +299,11 @@ def documented(symbol: Symbol) -> list[str]:
         body = [rst(doc_line(symbol), symbol.page.module), '', '.. code-block:: python', '', *indented(source), *kept]
         return [f'.. py:data:: {symbol.name.split(".")[-1]}', '', *indented(body)]
     if isinstance(symbol.node, ast.FunctionDef): return [f'.. autofunction:: {symbol.name}', '', *indented(kept)]
-    for method in methods(symbol.node):
-        decorators = {ast.unparse(d) for d in method.decorator_list}
-        kind = 'autoproperty' if decorators & {'property', 'cached_property'} else 'automethod'
-        kept += [f'.. {kind}:: {symbol.name}.{method.name}', '']
+    for method in (s for s in symbols().values() if s.name.startswith(f'{symbol.name}.')):
+        decorators = {ast.unparse(d) for d in method.node.decorator_list}
+        kind = 'autoproperty' if decorators & {'property', 'cached_property', 'patch(as_prop=True)'} else 'automethod'
+        where = [] if method.cell == symbol.cell else [f'Built in {built_in(method)}.']
+        kept += [f'.. {kind}:: {method.name}', '', *indented(where), '']
     return [f'.. autoclass:: {symbol.name}', '', *indented(kept)]
 
 
