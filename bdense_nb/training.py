@@ -168,7 +168,7 @@ class _Run:
         if cfg.channels_last: model.to(memory_format=torch.channels_last)
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
         self.done, self.history, self.seconds, self.best = 0, [], 0., dict(step=0, loss=math.inf)
-        self.window, self.skipped, self.norm, self.shared = [], 0, None, False
+        self.window, self.skipped, self.norm, self.shared, self.board = [], 0, None, False, None
 
 # %% ../nbs/09_training.ipynb #abe648f2
 def _prepare(run: _Run, tensors: dict[str, Tensor], meta: dict) -> None:
@@ -265,6 +265,7 @@ def _peak_memory(device: torch.device) -> float: # MB
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)/1e6
 
+# %% ../nbs/09_training.ipynb #c058d392
 class _Meter:
     "Speed, waiting, memory and arithmetic between two readings of the loss."
     def __init__(self, run: _Run):
@@ -416,17 +417,19 @@ def _agreed(run: _Run, asked: bool) -> bool:
 def _running(model: nn.Module, cfg: TrainConfig, folder: Path | None, show: bool) -> Iterator[_Run]:
     "A run, resumed if there is something to resume; afterwards the model is as it was found, but for its numbers."
     matmul = torch.get_float32_matmul_precision()
-    if cfg.tf32: torch.set_float32_matmul_precision('high')
     run, graph = _Run(model, cfg, folder), None
+    if cfg.tf32: torch.set_float32_matmul_precision('high')
     devices = [run.device] if run.device.type == 'cuda' else []
     try:
         with left_as_found(model), torch.random.fork_rng(devices):
             _prepare(run, *_resume(run) if folder else ({}, {}))
-            run.meter, run.graph, run.board = _Meter(run), (graph := _LossGraph(show)), _board(run)
+            run.board, run.meter = _board(run), _Meter(run)
+            run.graph = graph = _LossGraph(show)
             yield run
     finally:
         torch.set_float32_matmul_precision(matmul)
         if graph: graph.close(run.history); run.meter.hook.remove()
+        if run.board is not None: run.board.close()
 
 # %% ../nbs/09_training.ipynb #f5c2ca70
 def fit(

@@ -138,7 +138,7 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', place], check=True)
 
 
-@pytest.mark.parametrize('room', [0, 4, 8])
+@pytest.mark.parametrize('room', [0, 2, 4])
 def test_full_disk(small_disk, straight, room):
     "The disk fills up after `room` kB; once there is room again the run ends as if nothing had happened."
     folder, filler = small_disk/'run', small_disk/'filler'
