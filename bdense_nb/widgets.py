@@ -386,7 +386,7 @@ def _weights_frame(weights: Tensor, kind: str | None, student: str) -> Frame:
     text = lambda values: ', '.join(f'{v:.2f}' for v in values.tolist())
     said = '; '.join(f'network call {i + 1}: {text(row)}' for i, row in enumerate(shares))
     found = f' Paired error measured with these weights: {_measured(kind)}.' if kind and paired_errors_of(kind) else ' No student was trained with these weights.'
-    return Frame(png(fig), f'Weights {text(weights)}. Shares of the loss {student}, {said}.{found}')
+    return Frame(png(fig, 8), f'Weights {text(weights)}. Shares of the loss {student}, {said}.{found}')
 
 def weight_playground(
     free: bool = False, # True: a slider for each weight, for `live` alone
