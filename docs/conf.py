@@ -27,14 +27,13 @@ mathjax_path = 'vendor/tex-svg.js'
 autodoc_typehints = 'none'  # types stand in the table of parameters
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
-maximum_signature_line_length = 72
 toc_object_entries_show_parents = 'hide'
 add_module_names = False
 
 html_theme = 'furo'
 html_title = SETTINGS['title']
 html_static_path = ['_static']
-html_css_files = ['site.css']
+html_css_files, html_js_files = ['site.css'], ['site.js']
 html_favicon = html_logo = '_static/logo.svg'
 html_show_sourcelink = False
 html_copy_source = False

@@ -1,0 +1,155 @@
+"The documentation site, as files: it builds without a warning, holds every notebook and every exported symbol, and no link is broken."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell
+from sphinx.util.inventory import InventoryFile
+
+from bdense_nb._modidx import d as modidx
+from docs_sources import COLAB, SETTINGS, alt_text, find_symbol, link_names, pages, result_parts, symbols
+
+PAGES = {p.doc: p for p in pages()}
+
+
+class Parsed(HTMLParser):
+    "A page's ids, links, what it loads, and its pictures."
+    def __init__(self, path: Path):
+        super().__init__()
+        self.ids, self.links, self.loaded, self.pictures = set(), [], [], []
+        self.text = path.read_text(encoding='utf-8')
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if 'id' in a: self.ids.add(a['id'])
+        if tag == 'a' and 'href' in a: self.links.append(a['href'])
+        if tag == 'img': self.pictures.append(a)
+        source = a.get('src') or (a.get('href') if tag == 'link' and a.get('rel') in ('stylesheet', 'icon') else None)
+        if source: self.loaded.append(source)
+
+
+@pytest.fixture(scope='module')
+def parsed(site) -> dict[str, Parsed]:
+    "Every page of the site, by path."
+    return {p.relative_to(site).as_posix(): Parsed(p) for p in sorted(site.rglob('*.html'))}
+
+
+def test_every_notebook_has_its_page(site, parsed):
+    for doc, page in PAGES.items():
+        text = parsed[f'{doc}.html'].text
+        if doc == 'index': continue
+        assert f'{COLAB}/blob/{SETTINGS["branch"]}/nbs/{doc}.ipynb' in text, f'{doc}: Colab'
+        name = page.path.name
+        download = next(unquote(link) for link in parsed[f'{doc}.html'].links if unquote(link).endswith(name) and '_downloads' in link)
+        assert (site/doc).parent.joinpath(download).resolve().read_bytes() == page.path.read_bytes()
+        if page.module: assert f'api/{page.module}.html' in text, f'{doc}: its module'
+        assert 'prev-page' in text or 'next-page' in text, f'{doc}: previous and next'
+
+
+def test_every_exported_symbol_is_in_the_reference(site, parsed):
+    with open(site/'objects.inv', 'rb') as f: inventory = InventoryFile.load(f, '', lambda a, b: b)
+    listed = {name for kind, names in inventory.items() if kind.startswith('py:') for name in names}
+    exported = {name for module in modidx['syms'].values() for name in module if not any(part.startswith('_') for part in name.split('.'))}
+    assert exported and not sorted(exported - listed)
+    assert not sorted(symbols().keys() - listed)
+    for name, symbol in symbols().items():
+        page = parsed[f'api/{symbol.page.module}.html']
+        assert name in page.ids and f'{symbol.page.doc}.html#cell-{symbol.cell}' in page.text, f'{name}: the cell that builds it'
+
+
+def test_reference_has_parameters_and_source(parsed):
+    text = parsed['api/samplers.html'].text
+    entry = text[text.index('id="bdense_nb.samplers.euler_step"'):text.index('id="bdense_nb.samplers.heun_step"')]
+    for wanted in ('sigma_next', 'Tensor', 'next noise level, &gt;= 0', 'returns', '_modules/bdense_nb/samplers.html#euler_step'): assert wanted in entry, wanted
+
+
+def test_results_are_there(root, parsed):
+    text = parsed['results.html'].text
+    for path in (root/'data'/'results').glob('*.json'):
+        assert path.name in text and json.loads(path.read_text()).get('command', '').split('--')[0] in text
+
+
+def test_no_link_is_broken(site, parsed):
+    broken = []
+    for name, page in parsed.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc: continue
+            target = (site/name).parent.joinpath(unquote(parts.path)).resolve() if parts.path else site/name
+            found = parsed.get(target.relative_to(site.resolve()).as_posix() if parts.path else name)
+            if not target.is_file() or parts.fragment and found and unquote(parts.fragment) not in found.ids: broken.append(f'{name}: {link}')
+    assert not broken, broken
+
+
+def test_nothing_is_loaded_from_elsewhere(site, parsed):
+    for name, page in parsed.items():
+        for source in page.loaded:
+            assert not urlsplit(source).netloc, f'{name} loads {source}'
+            if not urlsplit(source).scheme: assert (site/name).parent.joinpath(unquote(urlsplit(source).path)).is_file(), f'{name}: {source}'
+
+
+def test_pictures_say_what_they_show(parsed):
+    for name, page in parsed.items():
+        if name.startswith('_modules'): continue
+        silent = [p.get('src', '')[:80] for p in page.pictures if not p.get('alt') and 'sidebar-logo' not in p.get('class', '')]
+        assert not silent, f'{name}: {silent}'
+
+
+def test_names_in_prose_become_links():
+    page = PAGES['08_losses']
+    linked = '{py:obj}`branch_weights <bdense_nb.losses.branch_weights>`'
+    assert link_names('`branch_weights` and [`fold`](x)', page) == f'{linked} and [`fold`](x)'
+    assert link_names('# `fold`\n```\n`fold`\n```\n``fold``', page) == '# `fold`\n```\n`fold`\n```\n``fold``'
+    assert link_names('as in notebook 06', page) == 'as in [notebook 06](06_branches.ipynb)'
+    assert find_symbol('samplers.sample') == 'bdense_nb.samplers.sample' and find_symbol('no_such_name') is None
+
+
+def test_alternative_text():
+    cell = new_code_cell("ax.set_title('loss'); ax.set(xlabel='step')")
+    assert alt_text(cell, 'A walk', 'Any `text`.') == 'Figure in the section “A walk”: loss; step.'
+    assert alt_text(new_code_cell('plot()'), 'A walk', '## A walk\n\nOne line. Another.') == 'Figure in the section “A walk”: One line.'
+    assert alt_text(new_code_cell('#| fig-alt: two lines\nplot()'), '', '') == 'two lines'
+
+
+def test_results_of_any_shape():
+    parts = '\n'.join(result_parts({'command': 'x', 'seeds': [0, 1], 'rows': [{'a': 1, 'b': None}], 'config': {'K': 4}, 'long': [{'a': i} for i in range(99)]}))
+    assert '| seeds | 0, 1 |' in parts and '| a | b |' in parts and '| 1 | – |' in parts and '| K | 4 |' in parts and '99 entries' in parts
+
+
+def test_readme_lists_every_notebook(root):
+    text = (root/'README.md').read_text(encoding='utf-8')
+    missing = [doc for doc in PAGES if doc != 'index' and f'(nbs/{doc}.ipynb)' not in text]
+    assert not missing, f'run nbs/index.ipynb and `make sync`: its map lacks {missing}'
+
+
+def test_nbdev_can_process_the_notebooks(root, tmp_path):
+    for name in ('settings.ini', 'pyproject.toml'): shutil.copy(root/name, tmp_path)
+    for name in ('bdense_nb', 'nbs'): shutil.copytree(root/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'runs'))
+    (tmp_path/'data').symlink_to(root/'data')  # nbdev runs the cells that mix imports with other code
+    code = ('from nbdev.quarto import refresh_quarto_yml; from nbdev.serve import proc_nbs; refresh_quarto_yml(); print(proc_nbs(n_workers=0))')
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'PYTHONPATH': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for doc in PAGES: assert (tmp_path/'_proc'/f'{doc}.ipynb').is_file(), doc
+    found = [p for p in tmp_path.rglob('*.yml') if '_proc' not in p.parts]
+    assert {'_quarto.yml', 'nbdev.yml'} <= {p.name for p in found}
+    for path in found: assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_workflows_and_citation_are_valid(root):
+    for path in [*(root/'.github'/'workflows').glob('*.yml'), root/'CITATION.cff']: assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_addresses_stand_in_one_place(root):
+    address = re.compile(re.escape(SETTINGS['git_url']))
+    for path in [*(root/'docs').glob('*.*'), *(root/'tools').glob('*.py'), *(root/'.github'/'workflows').glob('*.yml'), *(root/'nbs').glob('*.ipynb')]:
+        assert not address.search(path.read_text(encoding='utf-8')), f'{path.name} repeats what settings.ini says'

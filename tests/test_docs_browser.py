@@ -1,0 +1,110 @@
+"The documentation site in a real browser: every page at two widths, search, the explorers, dark mode, accessibility."
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+pytestmark = pytest.mark.browser
+PHONE, DESK = {'width': 390, 'height': 844}, {'width': 1280, 'height': 900}
+LOOKED_AT = {'light': ('index.html', '08_losses.html', '13_widgets.html', 'api/losses.html', 'results.html', 'glossary.html'), 'dark': ('index.html', 'api/losses.html')}
+
+INSPECT = '''async () => {
+    if (window.MathJax?.startup) await MathJax.startup.promise;
+    const prose = document.querySelector('article').cloneNode(true);
+    prose.querySelectorAll('pre, code, script, style, mjx-container, .bdense-explorer').forEach(e => e.remove());
+    const bad = [];
+    for (const raw of ['#|', ':::', '$$', '\\\\(', '\\\\[', '{py:', '{ref}', '{term}', '<IPython'])
+        if (prose.textContent.includes(raw)) bad.push('raw ' + raw);
+    for (const m of document.querySelectorAll('.math')) if (!m.querySelector('mjx-container')) bad.push('formula not drawn: ' + m.textContent.slice(0, 60));
+    for (const m of document.querySelectorAll('mjx-merror, [data-mjx-error], .problematic, .system-message')) bad.push('error: ' + m.textContent.slice(0, 60));
+    for (const m of document.querySelectorAll('code.py-obj, code.py-mod')) if (!m.closest('a')) bad.push('no such name: ' + m.textContent);
+    for (const i of document.images) if (i.complete && !i.naturalWidth) bad.push('picture: ' + i.src.slice(0, 80));
+    return bad;
+}'''
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='module')
+def address(site):
+    "The built site, served on loopback."
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown(); server.server_close()
+
+
+@pytest.fixture
+def visit(page, address):
+    "`visit(path)` opens a page of the site; `visit.page` is the browser's."
+    page.set_default_timeout(60_000)
+    page.on('console', lambda m: m.type == 'error' and page.problems.append(f'console: {m.text}'))
+    def go(path):
+        page.goto(f'{address}/{path}')
+        return page
+    go.page = page
+    return go
+
+
+def test_every_page(visit, site):
+    "No failed or foreign request, no script error, nothing raw, and a phone never scrolls sideways."
+    problems = {}
+    for path in sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html')):
+        visit.page.problems.clear()
+        visit.page.set_viewport_size(DESK)
+        page = visit(path)
+        found = [*page.evaluate(INSPECT), *page.problems]
+        for size in (DESK, PHONE):
+            page.set_viewport_size(size)
+            width = page.evaluate('document.documentElement.scrollWidth')
+            if width > size['width']: found.append(f'{width} pixels wide on a screen of {size["width"]}')
+        if found: problems[path] = found
+    assert not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
+
+
+@pytest.mark.parametrize('query, page_found', [('NFECounter', 'api/core.html'), ('progressive_targets', 'api/targets.html'), ('pixel_shuffle', '06_branches.html')])
+def test_search(visit, query, page_found):
+    page = visit('index.html')
+    page.locator('.sidebar-search').fill(query)
+    page.keyboard.press('Enter')
+    page.locator(f'#search-results a[href*="{page_found}"]').first.wait_for()
+    assert not page.problems
+
+
+def test_explorers_move(visit):
+    "Every slider of the explorers' page, without a kernel, by keyboard and by mouse."
+    page = visit('13_widgets.html')
+    explorers = page.locator('.bdense-explorer:has(input[type=range])')
+    assert explorers.count() >= 2
+    for e in explorers.all():
+        slider, picture = e.locator('input[type=range]').first, e.locator('img')
+        sources = [picture.get_attribute('src')]
+        slider.focus()
+        page.keyboard.press('End'); sources.append(picture.get_attribute('src'))
+        page.keyboard.press('Home'); sources.append(picture.get_attribute('src'))
+        box = slider.bounding_box()
+        slider.click(position={'x': box['width']*.6, 'y': box['height']/2}); sources.append(picture.get_attribute('src'))
+        assert len(set(sources[1:])) == 3, 'the picture did not follow'
+    assert not page.problems
+
+
+def test_dark_mode(visit):
+    visit.page.emulate_media(color_scheme='dark')
+    page = visit('04_samplers.html')
+    colours = page.evaluate("""() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.cell_output img')).backgroundColor]""")
+    assert max(map(int, colours[0].strip('rgba()').split(',')[:3])) < 60 and colours[1] == 'rgb(255, 255, 255)'
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_accessibility(visit, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+    visit.page.emulate_media(color_scheme=scheme)
+    serious = {}
+    for path in LOOKED_AT[scheme]:
+        found = Axe().run(visit(path), context={'exclude': [['mjx-container']]}).response['violations']
+        worst = [f'{v["id"]} ({len(v["nodes"])}): {[n["html"][:120] for n in v["nodes"][:2]]}' for v in found if v['impact'] in ('serious', 'critical')]
+        if worst: serious[path] = worst
+    assert not serious, '\n'.join(f'{k}: {v}' for k, v in serious.items())
