@@ -6,12 +6,13 @@
 from __future__ import annotations
 import copy
 
+import torch
 from torch import Tensor, nn
-from .core import check_int
+from .core import check_int, sample_noise
 from .teachers import NetDenoiser
 
 # %% auto #0
-__all__ = ['widen', 'narrow', 'BranchedDenoiser', 'branch', 'fold']
+__all__ = ['widen', 'narrow', 'BranchedDenoiser', 'branch', 'output_layer', 'fold']
 
 # %% ../nbs/06_branches.ipynb #e8501634
 def _resized(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -72,21 +73,51 @@ class BranchedDenoiser(nn.Module):
 def branch(
     denoiser: NetDenoiser, # the teacher; it is copied, not touched
     K: int, # number of branches, at least 1
-    layer: str = 'out', # name of the output layer inside `denoiser.net`
+    layer: str | None = None, # name of the output layer inside `denoiser.net`; None: found by `output_layer`
+    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
 ) -> BranchedDenoiser: # trainable, on the teacher's device; every branch starts as the teacher
     "Copy a teacher and widen its output layer K-fold."
     if not isinstance(denoiser, NetDenoiser): raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got {type(denoiser).__name__}')
+    if layer is None: layer = output_layer(denoiser, shape)
     student = copy.deepcopy(denoiser).requires_grad_(True)
     try: old = student.net.get_submodule(layer)
-    except AttributeError:
-        names = ', '.join(n for n, m in student.net.named_modules() if isinstance(m, _LAYERS))
-        raise ValueError(f'{type(student.net).__name__} has no layer {layer!r}; pass layer= the name of its output layer, one of: {names}') from None
+    except AttributeError: raise ValueError(f'{type(student.net).__name__} has no layer {layer!r}; pass layer= the name of its output layer, one of: {", ".join(_candidates(student.net))}') from None
     _replace(student.net, layer, widen(old, K))
     return BranchedDenoiser(student, K, layer)
+
+def _candidates(net: nn.Module) -> list[str]: # in the order in which the network registered them
+    return [name for name, m in net.named_modules() if isinstance(m, _LAYERS) and getattr(m, 'groups', 1) == 1]
 
 def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, last = name.rpartition('.')
     setattr(net.get_submodule(parent), last, new)
+
+# %% ../nbs/06_branches.ipynb #9cb97dc7
+def output_layer(
+    denoiser: NetDenoiser,
+    shape: tuple[int, ...] | None = None, # of one sample; without it only names are looked at
+) -> str: # inside `denoiser.net`: 'out', else the one layer called conv_out, else the last that writes a sample's channels and passes a test
+    "Find the layer that writes a network's output."
+    names = _candidates(denoiser.net)
+    if 'out' in names: return 'out'
+    named = [name for name in names if name.split('.')[-1] == 'conv_out']
+    if len(named) == 1: return named[0]
+    fits = [name for name in names if shape and len(denoiser.net.get_submodule(name).weight) == shape[0]]
+    if fits and _writes_output(denoiser, fits[-1], shape): return fits[-1]
+    raise ValueError(f"{type(denoiser.net).__name__} has no layer 'out' or 'conv_out'" + (f' and none that surely writes its output of shape {list(shape)}' if shape else '')
+                     + f'; pass layer= the name of its output layer, one of: {", ".join(names) or "none can be widened, which takes an nn.Linear or an nn.Conv without groups"}')
+
+# %% ../nbs/06_branches.ipynb #30417b4a
+@torch.no_grad()
+def _writes_output(denoiser: NetDenoiser, layer: str, shape: tuple[int, ...]) -> bool:
+    "The test: widened 2-fold, does this layer make the network give its answer twice?"
+    mine = next(denoiser.parameters())
+    x, label = sample_noise([0], shape).to(mine), torch.zeros(1, dtype=torch.long, device=mine.device) if denoiser.n_classes else None
+    plain = copy.deepcopy(denoiser).eval()
+    once = plain(x, 1., label)
+    try: twice = branch(plain, 2, layer)(x, 1., label)
+    except Exception: return False # any error of a foreign network means: not this layer
+    return torch.allclose(twice, once[:, None].expand_as(twice), rtol=1e-4, atol=1e-6)
 
 # %% ../nbs/06_branches.ipynb #beda7f42
 def fold(

@@ -27,7 +27,8 @@ def branched_student(
     teacher: Callable, # what is distilled
     student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
     K: int, # branches
-    layer: str, # name of the network's output layer
+    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
+    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
 ) -> BranchedDenoiser: # trainable, in training mode
     "The network that is trained: a copy of the teacher, or of another network, with K branches."
     start = teacher if student is None else student
@@ -35,7 +36,7 @@ def branched_student(
         raise TypeError(f'the student starts as a copy of the teacher, which must then be a network (EDMDenoiser, VPDenoiser); got {type(start).__name__}: pass a network as student=')
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student {start.n_classes}')
-    return branch(start, K, layer).train()
+    return branch(start, K, layer, shape).train()
 
 # %% ../nbs/10_students.ipynb #f5ef09e4
 def _labels(label: int | Sequence[int] | Tensor | None, n: int, n_classes: int) -> Tensor | None: # [n]
@@ -94,7 +95,7 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict) -> 
     "Write a student's denoiser; its JSON gets what all students need for sampling, and `how`."
     how = dict(how, afs=student.afs, shape=list(student.shape))
     try: save_denoiser(student.denoiser, folder, dict(student=how, **student.about))
-    except ValueError as e: raise ValueError(f'{e}. To keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
+    except ValueError as e: raise ValueError(f'{e}. A student of a diffusers network is written by its save_pretrained (notebook 10f); to keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
 
 # %% ../nbs/10_students.ipynb #ae9fece1
 @dataclass
