@@ -35,7 +35,8 @@ setup(
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
-                    'tensorboard': cfg['tensorboard_requirements'].split(), 'search': cfg['search_requirements'].split()},
+                    'tensorboard': cfg['tensorboard_requirements'].split(), 'search': cfg['search_requirements'].split(),
+                    'diffusers': cfg['diffusers_requirements'].split(), 'onnx': cfg['onnx_requirements'].split()},
     packages=[lib, assets],
     package_dir={assets: 'data'},  # the top-level data/ folder travels in the wheel as bdense_nb/assets/
     package_data={assets: ['**/*']},
