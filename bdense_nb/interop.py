@@ -5,98 +5,136 @@
 # %% ../nbs/10f_interop.ipynb #cd7e55b8
 from __future__ import annotations
 import copy
-import inspect
 import json
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
-from .core import check_int, write_json
-from .samplers import ddim_step, euler_step
+from .core import atomic_path, check_choice, check_int, default_device, save_tensors, write_json
+from .samplers import ddim_step
 from .students import Student
 from .teachers import EDMDenoiser, NetDenoiser, VPDenoiser
-from .trajectories import device_of
 
 # %% auto #0
-__all__ = ['PREDICTION_TYPES', 'DiffusersNet', 'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser',
-           'as_denoiser', 'euler_grid', 'ddim_steps', 'save_pretrained']
+__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'from_diffusers',
+           'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser', 'as_denoiser', 'euler_grid', 'ddim_steps',
+           'sampling_json', 'model_card', 'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict',
+           'export_student']
 
 # %% ../nbs/10f_interop.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # diffusers' names and ours
+BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace')
+_TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type')
 
-class DiffusersNet(nn.Module):
-    "A diffusers `UNet2DModel`, called the way our denoisers call a network."
-    def __init__(self,
-        unet: nn.Module, # a `diffusers.UNet2DModel`
-        scheduler_config: dict, # of the scheduler it was trained with
-        null_class: int | None = None, # the class that stands for "no class", if it was trained with one: its last
-    ):
-        super().__init__()
-        self.unet, self.scheduler_config, self.null_class = unet, dict(scheduler_config), null_class
-        rows = unet.config.num_class_embeds or 0
-        if unet.config.class_embed_type is not None: raise ValueError(f'class_embed_type={unet.config.class_embed_type!r} is not supported; only class indices are')
-        if null_class is not None and null_class != rows - 1: raise ValueError(f'the null class must be the last of the {rows} class embeddings, got {null_class}')
-        self.n_classes = rows - (null_class is not None)
-
-    def forward(self,
-        x: Tensor, # [B, C, H, W]
-        index: Tensor, # [1] or [B], the time step in 0..T-1
-        label: Tensor | None = None, # [B], int64
-    ) -> Tensor: # [B, C, H, W], or [B, K*C, H, W] once the output layer has been widened
-        if label is None and self.null_class is not None: label = torch.full((len(x),), self.null_class, device=x.device)
-        return self.unet(x, index, class_labels=label).sample
-
-# %% ../nbs/10f_interop.ipynb #fd409239
 def _diffusers():
     "The library, imported when it is needed."
     try: import diffusers
     except ImportError as e: raise ImportError('this needs the diffusers library: pip install "bdense-nb[diffusers]"') from e
     return diffusers
 
-def _from_folder(cls, where: str, part: str, revision: str | None):
-    "A part of a pipeline (or the model itself) from a local folder or the Hub: safetensors only, no remote code, a pinned revision."
-    folder = Path(where)
-    if folder.is_dir():
-        inside = folder/part if (folder/'model_index.json').is_file() else folder
-        if not inside.is_dir(): raise FileNotFoundError(f'{folder} is a pipeline without {part}/')
-        if part == 'unet' and not list(inside.glob('*.safetensors')):
-            pickles = [p.name for p in inside.glob('*.bin')]
-            raise ValueError(f'{inside} holds no safetensors' + (f'; {", ".join(pickles)} is a pickle, which can run code when it is read: convert it with save_pretrained(..., safe_serialization=True) where you trust it' if pickles else ''))
-        extra = dict(use_safetensors=True) if part == 'unet' else {}
-        return cls.from_pretrained(inside, local_files_only=True, **extra)
-    if revision is None: raise ValueError(f'{where!r} is no folder here; to download it from the Hub pass revision= the commit you want, so that the same weights come tomorrow')
-    extra = dict(use_safetensors=True) if part == 'unet' else {}
-    return cls.from_pretrained(where, subfolder=part, revision=revision, **extra)
+# %% ../nbs/10f_interop.ipynb #58b71bbd
+def noise_table(
+    config: dict, # of a diffusers scheduler
+) -> tuple[dict, Tensor]: # the part that a network depends on, readable by every scheduler with betas; alpha_bar [T], float64
+    "The noise levels of a network, from the configuration of the scheduler that it was trained with."
+    name, config = config.get('_class_name', 'this scheduler'), {k: v for k, v in config.items() if v is not None}
+    if not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(): raise ValueError(f'{name} has no betas, so it does not say which noise level a time step is; only schedulers with betas (DDPM, DDIM and their kind) are supported')
+    if config.get('rescale_betas_zero_snr'): raise ValueError(f'{name} ends at zero signal (rescale_betas_zero_snr), where the noise level is infinite; that is not supported')
+    if config.get('timestep_type', 'discrete') != 'discrete': raise ValueError(f'{name} has timestep_type={config["timestep_type"]!r}; only discrete time steps are supported')
+    check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
+    check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
+    ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in _TABLE if k in config})
+    if not (ddpm.alphas_cumprod > 0).all(): raise ValueError(f'{name} ends at zero signal, where the noise level is infinite; that is not supported')
+    table = {k: ddpm.config[k] for k in _TABLE}
+    if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'): table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas), beta_schedule='linear')
+    return table, ddpm.alphas_cumprod.double()
+
+# %% ../nbs/10f_interop.ipynb #b468e01b
+class DiffusersNet(nn.Module):
+    "A diffusers `UNet2DModel`, called the way our denoisers call a network."
+    def __init__(self,
+        unet: nn.Module, # a `diffusers.UNet2DModel`
+        scheduler_config: dict, # the part that it depends on, see `noise_table`
+        null_class: int | None = None, # the class that stands for "no class", if it was trained with one: its last
+        source: str = '', # where it came from, for the model card
+    ):
+        super().__init__()
+        self.unet, self.scheduler_config, self.null_class, self.source, c = unet, scheduler_config, null_class, source, unet.config
+        rows = c.num_class_embeds or 0
+        if c.class_embed_type is not None: raise ValueError(f'class_embed_type={c.class_embed_type!r} is not supported; only class indices (num_class_embeds) are')
+        if c.time_embedding_type != 'positional': raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop between the levels of the table, which only a positional embedding can express')
+        if c.in_channels != c.out_channels: raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that predicts a variance too, or is told more than the noisy sample) is not supported')
+        if null_class is not None and null_class != rows - 1: raise ValueError(f'the null class must be the last of the {rows} class embeddings, got {null_class}')
+        self.n_classes = rows - (null_class is not None)
+
+    def forward(self,
+        z: Tensor, # [B, C, H, W]
+        index: Tensor, # [1] or [B], the time step in 0..T-1
+        label: Tensor | None = None, # [B], int64
+    ) -> Tensor: # [B, C, H, W], or [B, K*C, H, W] once the output layer has been widened
+        if label is None and self.null_class is not None: label = torch.full((len(z),), self.null_class, device=z.device)
+        if label is None and self.n_classes: raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no class": pass label=')
+        return self.unet(z, index, class_labels=label).sample
+
+# %% ../nbs/10f_interop.ipynb #43788872
+_HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json', 'diffusion_pytorch_model*.safetensors', '*.safetensors.index.json', 'unet/*.json', 'unet/*.safetensors', 'scheduler/*.json']
+
+def _local(where: Path | str, revision: str | None) -> Path:
+    "A model's folder; a name on the Hub is downloaded at a pinned commit, safetensors and JSON only."
+    if Path(where).is_dir(): return Path(where)
+    if not re.fullmatch('[0-9a-f]{40}', revision or ''): raise ValueError(f'{str(where)!r} is no folder here; to download it from the Hub pass revision= a commit (40 hex digits), got {revision!r}: branches and tags can move')
+    from huggingface_hub import snapshot_download
+    return Path(snapshot_download(str(where), revision=revision, allow_patterns=_HUB_FILES))
+
+# %% ../nbs/10f_interop.ipynb #8edaaf6e
+def _part(folder: Path, part: str, file: str) -> Path: # the folder that holds `file`
+    "A pipeline's part, or the folder itself if it holds one part only."
+    for inside in (folder/part, folder):
+        if (inside/file).is_file(): return inside
+    raise FileNotFoundError(f'{folder} holds neither {part}/{file} nor {file}' + ('; pass scheduler=' if part == 'scheduler' else ''))
+
+def _read_unet(folder: Path):
+    "A `UNet2DModel` from safetensors."
+    inside = _part(folder, 'unet', 'config.json')
+    kind = json.loads((inside/'config.json').read_text()).get('_class_name')
+    if kind != 'UNet2DModel': raise TypeError(f'{inside} holds a {kind}; from_diffusers takes a UNet2DModel; wrap another network with as_denoiser')
+    if not list(inside.glob('diffusion_pytorch_model*.safetensors')):
+        pickles = ', '.join(p.name for p in sorted(inside.iterdir()) if p.suffix in ('.bin', '.pt', '.pth', '.ckpt', '.pkl'))
+        raise ValueError(f'{inside} holds no safetensors' + (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust it, convert it with save_pretrained(folder, safe_serialization=True)' if pickles else ''))
+    return _diffusers().UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
 
 # %% ../nbs/10f_interop.ipynb #34b5ab4d
 def from_diffusers(
-    model, # a `UNet2DModel`, a pipeline's or model's folder, or a name on the Hub (then with revision=)
-    scheduler=None, # a diffusers scheduler, its config, or its folder; None: the pipeline's own
+    model, # a `UNet2DModel`, a pipeline with one, a folder of either, or a name on the Hub (then with revision=)
+    scheduler=None, # a diffusers scheduler, its configuration, or its folder; None: the pipeline's own
     null_class: int | None = None, # the class that stands for "no class", if there is one
-    revision: str | None = None, # the commit of a model on the Hub
-) -> VPDenoiser: # frozen, in evaluation mode
+    revision: str | None = None, # the commit of a model on the Hub, 40 hex digits
+) -> VPDenoiser: # frozen, in evaluation mode; shares nothing with `model`
     "A diffusers U-Net as a denoiser: betas, prediction type and number of levels are read from its scheduler."
-    diffusers = _diffusers()
-    if scheduler is None:
-        if isinstance(model, nn.Module): raise ValueError('a U-Net does not know its noise levels: pass scheduler=')
-        scheduler = _from_folder(diffusers.DDPMScheduler, model, 'scheduler', revision)
-    elif isinstance(scheduler, (str, Path)): scheduler = _from_folder(diffusers.DDPMScheduler, scheduler, 'scheduler', revision)
-    config = dict(getattr(scheduler, 'config', scheduler))
-    if config.get('prediction_type', 'epsilon') not in PREDICTION_TYPES: raise ValueError(f'unknown prediction_type {config["prediction_type"]!r}; choose one of: {", ".join(PREDICTION_TYPES)}')
-    unet = copy.deepcopy(model) if isinstance(model, nn.Module) else _from_folder(diffusers.UNet2DModel, model, 'unet', revision)
-    if not isinstance(unet, diffusers.UNet2DModel): raise TypeError(f'from_diffusers takes a UNet2DModel, got {type(unet).__name__}; wrap another network with as_denoiser')
-    alpha_bar = diffusers.DDPMScheduler.from_config(config).alphas_cumprod.double()
-    if alpha_bar[-1] <= 0: raise ValueError('this scheduler ends at zero signal (rescale_betas_zero_snr), where the noise level is infinite; that is not supported')
-    net = DiffusersNet(unet, config, null_class)
-    return VPDenoiser(net, alpha_bar, PREDICTION_TYPES[config.get('prediction_type', 'epsilon')]).requires_grad_(False).eval()
+    diffusers, source = _diffusers(), ''
+    if isinstance(model, diffusers.DiffusionPipeline): model, scheduler = getattr(model, 'unet', model), scheduler or model.scheduler
+    if isinstance(model, (str, Path)):
+        folder = _local(model, revision)
+        source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
+        if scheduler is None: scheduler = _part(folder, 'scheduler', 'scheduler_config.json')
+        model = _read_unet(folder)
+    if not isinstance(model, diffusers.UNet2DModel): raise TypeError(f'from_diffusers takes a UNet2DModel, got {type(model).__name__}; wrap another network with as_denoiser')
+    if scheduler is None: raise ValueError('a U-Net does not know its noise levels: pass scheduler=')
+    if isinstance(scheduler, (str, Path)): scheduler = json.loads((_part(Path(scheduler), 'scheduler', 'scheduler_config.json')/'scheduler_config.json').read_text())
+    table, alpha_bar = noise_table(dict(getattr(scheduler, 'config', scheduler)))
+    net = DiffusersNet(copy.deepcopy(model), table, null_class, source)
+    return VPDenoiser(net, alpha_bar, PREDICTION_TYPES[table['prediction_type']]).requires_grad_(False).eval()
 
 # %% ../nbs/10f_interop.ipynb #3341a878
 @torch.no_grad()
 def sample_ddim_like_diffusers(
     denoiser: Callable, # from `from_diffusers`
     z: Tensor, # [B, C, H, W], standard normal noise
-    scheduler, # a `diffusers.DDIMScheduler`
+    scheduler, # a `diffusers.DDIMScheduler`, without dynamic thresholding
     n_steps: int, # at least 1
     label: Tensor | None = None, # [B], int64
 ) -> Tensor: # [B, C, H, W]
@@ -104,6 +142,7 @@ def sample_ddim_like_diffusers(
     check_int('n_steps', n_steps, 1)
     scheduler.set_timesteps(n_steps)
     config, table = scheduler.config, scheduler.alphas_cumprod.double()
+    if config.thresholding: raise ValueError('dynamic thresholding is not supported; set thresholding=False')
     for t in scheduler.timesteps.tolist():
         before = t - config.num_train_timesteps//n_steps # not always the next time step: diffusers' own spacing
         a, b = table[t].item(), (table[before] if before >= 0 else scheduler.final_alpha_cumprod).item()
@@ -125,6 +164,7 @@ class EDMNet(nn.Module):
         if self.n_classes: rows = x.new_zeros(len(x), self.n_classes) if label is None else nn.functional.one_hot(label, self.n_classes).to(x)
         return self.model(x, c_noise.expand(len(x)), rows)
 
+# %% ../nbs/10f_interop.ipynb #8bba2a05
 class ModuleDenoiser(NetDenoiser):
     "A module that is a denoiser already, `D(x, sigma, label)`; sigma reaches it as [B]."
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
@@ -132,6 +172,7 @@ class ModuleDenoiser(NetDenoiser):
         return self.net(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)), label)
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
 
+# %% ../nbs/10f_interop.ipynb #885fb064
 def as_denoiser(
     model: Callable, # a denoiser `D(x, sigma, label)`, or an EDM-style module with `.model`, `.sigma_data` and perhaps `.label_dim`
 ) -> Callable: # a network: frozen, in evaluation mode
@@ -153,29 +194,200 @@ def euler_grid(
     t, s = sigmas[:2]
     return sigmas[1:], t*(1 + (s - t)/(1 + t*t)**.5)
 
+# %% ../nbs/10f_interop.ipynb #d8fbcd8d
 def ddim_steps(
     student: Student, # of a diffusers teacher
 ) -> int | None: # how many steps; None if its grid is another
     "Are the student's steps those of diffusers' DDIM with 'trailing' spacing? Then its own pipeline can sample it."
-    table, n = student.denoiser.alpha_bar, len(student.sigmas) - 1
+    table, n = student.denoiser.alpha_bar.cpu(), len(student.sigmas) - 1
     if student.afs or len(table) % n or student.sigmas[-1] != 0: return None
     nodes = table[torch.arange(len(table) - 1, -1, -(len(table)//n))]
     mine = 1/(1 + student.sigmas[:-1]**2)
     return n if torch.allclose(mine, nodes.to(mine), rtol=1e-5, atol=0) else None
 
-# %% ../nbs/10f_interop.ipynb #1f321964
-def save_pretrained(
-    student: Student, # of a teacher that came from `from_diffusers`
-    folder: Path | str, # gets unet/, scheduler/, sampling.json, README.md and, where a stock pipeline can sample it, model_index.json
-) -> None:
-    "Write a student as stock diffusers loads and samples it."
-    diffusers, net = _diffusers(), student.denoiser.net
-    if not isinstance(net, DiffusersNet): raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this one is a {type(net).__name__}; Student.save writes safetensors and JSON')
-    folder, n = Path(folder), ddim_steps(student)
+# %% ../nbs/10f_interop.ipynb #b2ec390a
+def sampling_json(
+    student: Student,
+) -> dict: # JSON-able
+    "All that sampling a student needs beside its network."
+    if not isinstance(student, Student): raise TypeError(f'a Student is exported, got {type(student).__name__}' + ('; take one step count: .at(nfe)' if hasattr(student, 'at') else ''))
     sigmas, start = euler_grid(student)
-    config = {k: v for k, v in net.scheduler_config.items() if not k.startswith('_')}
-    if n: scheduler = diffusers.DDIMScheduler.from_config(config, timestep_spacing='trailing', clip_sample=False, set_alpha_to_one=True)
-    else: scheduler = diffusers.EulerDiscreteScheduler.from_config(config)
+    return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape), n_classes=student.denoiser.n_classes, null_class=getattr(student.denoiser.net, 'null_class', None),
+                grid=student.sigmas.tolist(), afs=student.afs, about=student.about)
+
+# %% ../nbs/10f_interop.ipynb #89b829e8
+_EULER = """import torch
+from diffusers import EulerDiscreteScheduler, UNet2DModel
+
+here = "."  # this folder
+unet, scheduler = UNet2DModel.from_pretrained(here, subfolder="unet"), EulerDiscreteScheduler.from_pretrained(here, subfolder="scheduler")
+scheduler.set_timesteps(sigmas={sigmas}); scheduler.set_begin_index(0)
+x = {start}*torch.cat([torch.randn(1, {shape}, generator=torch.Generator().manual_seed(i)) for i in range(4)])
+for t in scheduler.timesteps:
+    with torch.no_grad(): x = scheduler.step(unet(scheduler.scale_model_input(x, t), t{labels}).sample, t, x).prev_sample
+"""
+
+# %% ../nbs/10f_interop.ipynb #8f902ba5
+_DDIM = """import torch
+from diffusers import DDIMPipeline
+
+pipe = DDIMPipeline.from_pretrained(".")  # this folder
+noise = [torch.Generator().manual_seed(i) for i in range(4)]
+images = pipe(batch_size=4, num_inference_steps={nfe}, generator=noise, output_type="np").images  # [4, H, W, C] in [0, 1]
+"""
+
+# %% ../nbs/10f_interop.ipynb #55cd3319
+def model_card(
+    student: Student,
+    code: str, # that samples it
+    licence: str = 'unknown', # an identifier that the Hub knows, such as 'apache-2.0'
+    data: str = 'not stated', # what the teacher was trained on
+) -> str: # Markdown
+    "What a person must know before using the student."
+    about, net = student.about, student.denoiser.net
+    config, kept = about.get('config', {}), ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates', 'steps', 'batch', 'lr', 'seed')
+    rows = {'Teacher': ', '.join(filter(None, [getattr(net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about else ''])) or 'not stated', 'Teacher trained on': data,
+            'Host method': {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}.get(about.get('host'), 'not stated'), 'Branches in training (K)': config.get('K', 'not stated'), 'Branch weights': config.get('branch_weights', 'not stated'),
+            'Network calls a sample (NFE)': student.nfe, 'Noise levels': ', '.join(f'{s:.6g}' for s in student.sigmas.tolist()), 'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config) or 'not stated', **about.get('figures', {})}
+    table = '\n'.join(f'| {k} | {v} |' for k, v in rows.items())
+    return f"""---
+license: {licence}
+library_name: diffusers
+tags: [diffusion, distillation]
+---
+# A student of {student.nfe} network calls
+
+Distilled with bdense-nb. The branches existed in training only; this is a plain network of its teacher's architecture.
+
+| | |
+|---|---|
+{table}
+
+## How to sample
+
+```python
+{code}```
+
+Licence: {licence if licence != 'unknown' else 'to be filled in; the terms of the teacher and of its data apply'}.
+"""
+
+# %% ../nbs/10f_interop.ipynb #fe7af715
+def _pipeline_samples_it(student: Student) -> bool:
+    "Is `DDIMPipeline` enough?"
+    c = student.denoiser.net.unet.config
+    size = (c.sample_size,)*2 if isinstance(c.sample_size, int) else tuple(c.sample_size or ())
+    return ddim_steps(student) is not None and not c.num_class_embeds and (c.in_channels, *size) == student.shape
+
+# %% ../nbs/10f_interop.ipynb #39642ce5
+@patch
+def save_pretrained(self: Student,
+    folder: Path | str, # gets unet/, scheduler/, sampling.json, README.md and, where a stock pipeline samples it exactly, model_index.json
+    licence: str = 'unknown', # for the model card, see `model_card`
+    data: str = 'not stated', # for the model card: what the teacher was trained on
+) -> None:
+    "Write a student of a diffusers U-Net as stock diffusers loads and samples it."
+    diffusers, net, folder, how = _diffusers(), self.denoiser.net, Path(folder), sampling_json(self)
+    if not isinstance(net, DiffusersNet): raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this one is a {type(net).__name__}; Student.save, export_onnx and export_state_dict take others')
+    pipeline = _pipeline_samples_it(self)
+    if pipeline: scheduler = diffusers.DDIMScheduler(**net.scheduler_config, timestep_spacing='trailing', clip_sample=False)
+    else: scheduler = diffusers.EulerDiscreteScheduler(**net.scheduler_config)
+    code = _DDIM.format(**how) if pipeline else _EULER.format(**dict(how, shape=', '.join(map(str, self.shape)), labels=f', class_labels=torch.arange(4) % {how["n_classes"]}' if how['n_classes'] else ''))
     net.unet.save_pretrained(folder/'unet', safe_serialization=True); scheduler.save_pretrained(folder/'scheduler')
-    write_json(folder/'sampling.json', dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape), n_classes=net.n_classes, about=student.about))
-    if n: write_json(folder/'model_index.json', dict(_class_name='DDIMPipeline', _diffusers_version=diffusers.__version__, scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel']))
+    config = json.loads((folder/'unet'/'config.json').read_text())
+    write_json(folder/'unet'/'config.json', {k: v for k, v in config.items() if k != '_name_or_path'}) # a path of the machine that it was made on
+    write_json(folder/'sampling.json', how)
+    with atomic_path(folder/'README.md') as tmp: tmp.write_text(model_card(self, code, licence, data), encoding='utf-8')
+    (folder/'model_index.json').unlink(missing_ok=True)
+    if pipeline: write_json(folder/'model_index.json', dict(_class_name='DDIMPipeline', _diffusers_version=diffusers.__version__, scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel']))
+
+# %% ../nbs/10f_interop.ipynb #c4125466
+@patch
+def push_to_hub(self: Student,
+    repo_id: str, # 'user/name'; created if it is not there
+    private: bool = True, # of a new one
+    token: str | None = None, # None: the one that `hf auth login` stored
+    **card, # licence, data: see `save_pretrained`
+) -> str: # address of the commit
+    "Upload what `save_pretrained` writes."
+    from huggingface_hub import HfApi
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        self.save_pretrained(folder, **card)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f'A student of {self.nfe} network calls'))
+
+# %% ../nbs/10f_interop.ipynb #51340f4b
+def load_pretrained(
+    folder: Path | str, # written by `Student.save_pretrained`, or its name on the Hub (then with revision=)
+    device: torch.device | str | None = None, # default: the fastest there is
+    revision: str | None = None, # the commit, 40 hex digits
+) -> Student:
+    "Read such a folder back as a student."
+    folder = _local(folder, revision)
+    if not (folder/'sampling.json').is_file(): raise FileNotFoundError(f'{folder} holds no student: there is no sampling.json; for a diffusers model see from_diffusers')
+    how = json.loads((folder/'sampling.json').read_text())
+    denoiser = from_diffusers(folder, null_class=how['null_class']).to(device or default_device())
+    return Student(denoiser, torch.tensor(how['grid'], dtype=torch.float64), how['afs'], tuple(how['shape']), how['about'])
+
+# %% ../nbs/10f_interop.ipynb #b54990b6
+class StudentStep(nn.Module):
+    "One Euler step of a student as a function of tensors alone."
+    def __init__(self,
+        denoiser: NetDenoiser, # copied to the CPU
+    ):
+        super().__init__()
+        self.denoiser = copy.deepcopy(denoiser).cpu().eval()
+        self.denoiser.check = lambda *inputs: None # it branches on values, which a graph cannot
+
+    def forward(self,
+        x: Tensor, # [B, *D]
+        sigma: Tensor, # [], above 0
+        sigma_next: Tensor, # []
+        label: Tensor | None = None, # [B], int64
+    ) -> Tensor: # [B, *D]
+        x0_hat = self.denoiser(x, sigma, label)
+        return x0_hat + sigma_next/sigma*(x - x0_hat)
+
+# %% ../nbs/10f_interop.ipynb #cf4fbfb3
+def export_onnx(
+    student: Student,
+    path: Path | str, # an .onnx file: inputs x [B, *D], sigma [], sigma_next [], and label [B] if there are classes; output x_next
+) -> None:
+    "Write one student step as ONNX, for any batch size."
+    try: import onnxscript
+    except ImportError as e: raise ImportError('this needs onnx and onnxscript: pip install "bdense-nb[onnx]"') from e
+    op = onnxscript.opset18
+    def searchsorted(levels, want, out_int32=False, right=False, side=None, sorter=None): # levels ascend: count those below
+        return op.ReduceSum(op.Cast(op.Less(levels, op.Unsqueeze(want, op.Constant(value_ints=[-1]))), to=7), op.Constant(value_ints=[-1]), keepdims=0)
+    label = (torch.zeros(2, dtype=torch.long),) if student.denoiser.n_classes else ()
+    batch = {0: torch.export.Dim('batch')}
+    with atomic_path(path) as tmp:
+        torch.onnx.export(StudentStep(student.denoiser), (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label), tmp, dynamo=True, external_data=False, verbose=False,
+                          input_names=['x', 'sigma', 'sigma_next', 'label'][:3 + len(label)], output_names=['x_next'], dynamic_shapes=(batch, {}, {}, *[batch]*len(label)),
+                          custom_translation_table={torch.ops.aten.searchsorted.Tensor: searchsorted})
+
+# %% ../nbs/10f_interop.ipynb #2dbad1be
+def export_state_dict(
+    student: Student,
+    folder: Path | str, # gets model.safetensors and sampling.json
+) -> None:
+    "Write the network's weights under its own keys, and how to sample: for any network."
+    how = sampling_json(student)
+    save_tensors(Path(folder)/'model.safetensors', student.denoiser.net.state_dict())
+    write_json(Path(folder)/'sampling.json', dict(how, network=type(student.denoiser.net).__name__, denoiser=type(student.denoiser).__name__))
+
+# %% ../nbs/10f_interop.ipynb #6830f004
+def _onnx_folder(student: Student, folder: Path | str) -> None:
+    write_json(Path(folder)/'sampling.json', sampling_json(student))
+    export_onnx(student, Path(folder)/'step.onnx')
+
+EXPORTS = {'diffusers': lambda student, folder: student.save_pretrained(folder), 'onnx': _onnx_folder, 'state_dict': export_state_dict}
+
+def export_student(
+    student: Student,
+    to: str, # a key of `EXPORTS`
+    folder: Path | str, # 'diffusers': see `Student.save_pretrained`; 'onnx': step.onnx, sampling.json; 'state_dict': model.safetensors, sampling.json
+) -> None:
+    "Write a student for use without this package."
+    check_choice('format', to, EXPORTS)
+    EXPORTS[to](student, folder)

@@ -1,0 +1,391 @@
+"Models of diffusers in and out: the same predictions, the same samples, nothing of ours where the student is used."
+import copy
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+diffusers = pytest.importorskip('diffusers')
+
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DModel  # noqa: E402
+
+from bdense_nb.branches import branch, fold, output_layer  # noqa: E402
+from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
+from bdense_nb.data import fashion_mnist  # noqa: E402
+from bdense_nb.interop import (BETA_SCHEDULES, PREDICTION_TYPES, DiffusersNet, as_denoiser, ddim_steps, export_onnx, export_student, from_diffusers,  # noqa: E402
+                               load_pretrained, noise_table, sample_ddim_like_diffusers)
+from bdense_nb.nets import MLP, UNet  # noqa: E402
+from bdense_nb.progressive import PDConfig, progressive  # noqa: E402
+from bdense_nb.schedules import linear_alpha_bar  # noqa: E402
+from bdense_nb.sfd import SFDConfig, sfd  # noqa: E402
+from bdense_nb.students import Student  # noqa: E402
+from bdense_nb.teachers import EDMDenoiser, VPDenoiser  # noqa: E402
+from bdense_nb.variable import sfd_variable  # noqa: E402
+
+
+def unet_of(size=8, **more):
+    torch.manual_seed(0)
+    return UNet2DModel(**dict(dict(sample_size=size, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+                       down_block_types=('DownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'UpBlock2D')), **more)).eval()
+
+
+@pytest.fixture(scope='module')
+def unet(): return unet_of()
+
+
+@pytest.fixture(scope='module')
+def classy(): return unet_of(num_class_embeds=4)
+
+
+TINY = SFDConfig(steps=2, batch=4, shape=(1, 8, 8), lr=1e-2)
+TINY_PD = PDConfig(start_steps=8, end_steps=4, schedule='vp_linear', levels=1000, updates=2, batch=4, lr=1e-2)
+
+
+def images(n=16): return sample_noise(range(n), (1, 8, 8)).clamp(-1, 1)
+
+
+def same_pixels(pixels, ours, limit=1e-4):
+    "What a pipeline shows of our samples; an untrained network's are larger than 1, and rounding grows with them."
+    torch.testing.assert_close(pixels, (ours/2 + .5).clamp(0, 1), rtol=0, atol=limit*max(1., ours.abs().max().item()))
+
+
+def relative(a, b): return ((a - b).abs().max()/b.abs().max()).item()
+
+
+# --- in: the prediction ---
+
+@pytest.mark.parametrize('prediction', PREDICTION_TYPES)
+@pytest.mark.parametrize('betas', [*BETA_SCHEDULES, 'trained'])
+@pytest.mark.parametrize('T', [1000, 37])
+def test_the_prediction_is_that_of_diffusers(unet, betas, prediction, T):
+    "The network's own answer at its own levels; in float64 to rounding, in float32 to 1e-5."
+    more = dict(trained_betas=torch.linspace(1e-3, .1, T).tolist()) if betas == 'trained' else dict(beta_schedule=betas)
+    scheduler = DDIMScheduler if betas in ('linear', 'scaled_linear', 'squaredcos_cap_v2') else DDPMScheduler
+    s = scheduler(T, prediction_type=prediction, **more)
+    for dtype, limit in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
+        net = copy.deepcopy(unet).to(dtype)
+        denoiser, z = from_diffusers(net, s), sample_noise(range(3), (1, 8, 8)).to(dtype)
+        for i in (0, T//3, T - 1):
+            a = s.alphas_cumprod[i].double()
+            x, sigma = z/a**.5, ((1 - a)/a)**.5
+            with torch.no_grad(): own = net(z, i).sample
+            assert relative(denoiser.raw(x, sigma), own) < limit
+            if dtype == torch.float64:
+                theirs = {'epsilon': (z - (1 - a)**.5*own)/a**.5, 'sample': own, 'v_prediction': a**.5*z - (1 - a)**.5*own}[prediction]
+                torch.testing.assert_close(denoiser(x, sigma), theirs, rtol=1e-6, atol=1e-6*theirs.abs().max().item())
+
+
+def test_at_very_high_noise_float32_rounds_on_both_sides():
+    "A cosine table ends at almost no signal: (z - s*eps)/alpha loses digits in diffusers and here alike; in float64 nothing is left."
+    s, z, gaps = DDIMScheduler(100, beta_schedule='squaredcos_cap_v2', clip_sample=False), sample_noise(range(2), (1, 8, 8)), {}
+    for dtype in (torch.float32, torch.float64):
+        net = unet_of().to(dtype)
+        s.set_timesteps(4); s.alphas_cumprod = s.alphas_cumprod.to(dtype); x = z.to(dtype)
+        with torch.no_grad():
+            for t in s.timesteps: x = s.step(net(x, t).sample, t, x).prev_sample
+        gaps[dtype] = relative(sample_ddim_like_diffusers(from_diffusers(net, s), z.to(dtype), s, 4), x)
+    assert gaps[torch.float64] < 1e-6 and gaps[torch.float32] < 1e-2
+
+
+@pytest.mark.parametrize('more', [dict(), dict(timestep_spacing='linspace', clip_sample=False), dict(timestep_spacing='trailing', set_alpha_to_one=False), dict(steps_offset=1), dict(clip_sample_range=.5)], ids=str)
+@pytest.mark.parametrize('betas', ['linear', 'scaled_linear', 'squaredcos_cap_v2'])
+@pytest.mark.parametrize('prediction', PREDICTION_TYPES)
+def test_ddim_pipeline_is_reproduced(unet, betas, prediction, more):
+    pipe = DDIMPipeline(unet, DDIMScheduler(100, beta_schedule=betas, prediction_type=prediction, **more))
+    pipe.set_progress_bar_config(disable=True)
+    for n in (4, 7):
+        theirs = torch.from_numpy(pipe(batch_size=3, num_inference_steps=n, generator=[torch.Generator().manual_seed(i) for i in range(3)], output_type='np').images).permute(0, 3, 1, 2)
+        ours = sample_ddim_like_diffusers(from_diffusers(pipe), sample_noise(range(3), (1, 8, 8)), pipe.scheduler, n)
+        same_pixels(theirs, ours, 5e-3 if (betas, prediction) == ('squaredcos_cap_v2', 'epsilon') else 1e-4)
+
+
+def test_classes(classy):
+    s, z, label = DDPMScheduler(), sample_noise(range(3), (1, 8, 8)), torch.tensor([0, 3, 1])
+    plain, null = from_diffusers(classy, s), from_diffusers(classy, s, null_class=3)
+    assert (plain.n_classes, null.n_classes) == (4, 3)
+    a = s.alphas_cumprod[500]
+    x, sigma = z/a**.5, ((1 - a)/a)**.5
+    with torch.no_grad(): by_class, without = classy(z, 500, class_labels=label).sample, classy(z, 500, class_labels=torch.full((3,), 3)).sample
+    assert relative(plain.raw(x, sigma, label), by_class) < 1e-5 and relative(null.raw(x, sigma), without) < 1e-5
+    with pytest.raises(ValueError, match='pass label'): plain(x, sigma)
+    with pytest.raises(ValueError, match='0..2'): null(x, sigma, label)
+    with pytest.raises(ValueError, match='null class must be the last of the 4'): from_diffusers(classy, s, null_class=0)
+
+
+def test_the_model_is_copied(unet):
+    denoiser = from_diffusers(unet, DDPMScheduler())
+    assert not {p.data_ptr() for p in denoiser.parameters()} & {p.data_ptr() for p in unet.parameters()}
+    assert not denoiser.training and not any(p.requires_grad for p in denoiser.parameters()) and all(p.requires_grad for p in unet.parameters())
+
+
+# --- in: files ---
+
+def test_folders(unet, tmp_path):
+    pipe = DDIMPipeline(unet, DDIMScheduler(50, beta_schedule='scaled_linear', prediction_type='v_prediction'))
+    pipe.save_pretrained(tmp_path/'pipe'); unet.save_pretrained(tmp_path/'model')
+    x = sample_noise(range(2), (1, 8, 8))
+    want = from_diffusers(pipe)(x, 2.)
+    for made in (from_diffusers(tmp_path/'pipe'), from_diffusers(str(tmp_path/'pipe')), from_diffusers(tmp_path/'model', tmp_path/'pipe'), from_diffusers(tmp_path/'model', tmp_path/'pipe'/'scheduler'),
+                 from_diffusers(tmp_path/'model', pipe.scheduler), from_diffusers(tmp_path/'model', dict(pipe.scheduler.config))):
+        assert torch.equal(made(x, 2.), want)
+    assert from_diffusers(tmp_path/'pipe').net.source == 'pipe'
+    with pytest.raises(FileNotFoundError, match='pass scheduler='): from_diffusers(tmp_path/'model')
+
+
+def test_only_safetensors_are_read(unet, tmp_path):
+    unet.save_pretrained(tmp_path/'model', safe_serialization=False)
+    assert list((tmp_path/'model').glob('*.bin'))
+    with pytest.raises(ValueError, match='holds no safetensors; diffusion_pytorch_model.bin is a pickle.*run any code.*convert'): from_diffusers(tmp_path/'model', DDPMScheduler())
+    (tmp_path/'model'/'diffusion_pytorch_model.bin').unlink()
+    with pytest.raises(ValueError, match='holds no safetensors$'): from_diffusers(tmp_path/'model', DDPMScheduler())
+
+
+def test_the_hub_needs_a_commit_and_gives_no_programs(unet, tmp_path, monkeypatch):
+    for revision in (None, 'main', 'v1.0', 'abc123'):
+        with pytest.raises(ValueError, match='40 hex digits'): from_diffusers('someone/model', revision=revision)
+        with pytest.raises(ValueError, match='40 hex digits'): load_pretrained('someone/model', revision=revision)
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path/'there')
+    asked, commit = {}, '0123456789'*4
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, **how: asked.update(how, name=name) or str(tmp_path/'there'))
+    denoiser = from_diffusers('someone/model', revision=commit)
+    assert (asked['name'], asked['revision'], denoiser.net.source) == ('someone/model', commit, f'someone/model at {commit}')
+    assert all(pattern.endswith(('.json', '.safetensors')) for pattern in asked['allow_patterns'])
+
+
+class Other(nn.Module):
+    def forward(self, x): return x
+
+
+@pytest.mark.parametrize('make, match', [
+    (lambda: from_diffusers(Other(), DDPMScheduler()), 'as_denoiser'), (lambda: from_diffusers(unet_of()), 'pass scheduler='),
+    (lambda: from_diffusers(unet_of(class_embed_type='timestep'), DDPMScheduler()), 'class_embed_type'), (lambda: from_diffusers(unet_of(time_embedding_type='fourier'), DDPMScheduler()), 'fourier'),
+    (lambda: from_diffusers(unet_of(time_embedding_type='learned', num_train_timesteps=1000), DDPMScheduler()), 'learned'), (lambda: from_diffusers(unet_of(out_channels=2), DDPMScheduler()), 'variance'),
+    (lambda: from_diffusers(unet_of(), DDIMScheduler(rescale_betas_zero_snr=True)), 'zero signal'), (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, .5, 1.])), 'zero signal'),
+    (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler()), 'no betas'),
+    (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
+    (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable')])
+def test_what_is_not_supported_is_named(make, match):
+    with pytest.raises((ValueError, TypeError), match=match): make()
+
+
+def test_another_kind_of_model_in_a_folder(tmp_path):
+    (tmp_path/'config.json').write_text('{"_class_name": "UNet2DConditionModel", "auto_map": {"AutoModel": "evil.Model"}}')
+    (tmp_path/'evil.py').write_text('raise SystemExit("ran")')
+    with pytest.raises(TypeError, match='UNet2DConditionModel'): from_diffusers(tmp_path, DDPMScheduler())
+
+
+# --- branches ---
+
+def test_branches_and_back(unet, classy):
+    for net in (unet, classy):
+        denoiser = from_diffusers(net, DDPMScheduler())
+        student, x = branch(denoiser, 3), sample_noise(range(2), (1, 8, 8))
+        label = torch.tensor([1, 2]) if denoiser.n_classes else None
+        assert student.layer == 'unet.conv_out' and relative(student(x, 2., label), denoiser(x, 2., label)[:, None].expand(-1, 3, -1, -1, -1)) < 1e-5
+        plain = fold(student).net.unet
+        assert (type(plain), plain.config, list(plain.state_dict())) == (UNet2DModel, net.config, list(net.state_dict()))
+        assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), net.parameters(), strict=True))
+
+
+class Renamed(nn.Module):
+    def __init__(self, **layers):
+        super().__init__()
+        for name, m in layers.items(): setattr(self, name, m)
+
+    def forward(self, x, noise, label=None): return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize('net, shape, name', [(Renamed(first=nn.Conv2d(3, 8, 3, padding=1), last=nn.Conv2d(8, 3, 1)), (3, 4, 4), 'last'), (Renamed(first=nn.Linear(2, 2), last=nn.Linear(2, 2)), (2,), 'last')])
+def test_an_output_layer_without_a_name_is_found(net, shape, name):
+    denoiser = EDMDenoiser(net)
+    assert output_layer(denoiser, shape) == name and branch(denoiser, 2, shape=shape).layer == name
+    with pytest.raises(ValueError, match='pass layer=.*one of: first, last'): branch(denoiser, 2)
+
+
+@pytest.mark.parametrize('net', [Renamed(last=nn.Linear(2, 2), first=nn.Linear(2, 2)), Renamed(first=nn.Linear(2, 6), last=nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.AvgPool1d(2)))])
+def test_an_uncertain_output_layer_is_not_guessed(net):
+    with pytest.raises(ValueError, match='surely.*pass layer='): output_layer(EDMDenoiser(net), (2,))
+
+
+# --- out ---
+
+RUN = """import sys, re, torch
+sys.modules['bdense_nb'] = None
+try: import bdense_nb
+except ImportError: pass
+else: raise SystemExit('bdense_nb was found')
+exec(re.search('```python\\n(.*?)```', open('README.md').read(), re.S)[1])
+torch.save(torch.from_numpy(images) if 'images' in globals() else x, 'out.pt')
+"""
+
+
+def sampled_by_stock(*folders):
+    "Run each README's code where bdense_nb cannot be imported."
+    jobs = [subprocess.Popen([sys.executable, '-c', RUN], cwd=folder, stderr=subprocess.PIPE, text=True) for folder in folders]
+    for job in jobs:
+        errors = job.communicate(timeout=300)[1]
+        assert job.returncode == 0, errors
+    return [torch.load(folder/'out.pt') for folder in folders]
+
+
+def test_a_readme_samples_the_same(unet, classy, tmp_path):
+    students = {f'sfd {prediction}': sfd(from_diffusers(unet, DDPMScheduler(prediction_type=prediction)), TINY, show=False) for prediction in PREDICTION_TYPES}
+    students['sfd sigmoid'] = sfd(from_diffusers(unet, DDPMScheduler(beta_schedule='sigmoid')), replace(TINY, sigma_max=10.), show=False)
+    students['sfd classes'] = sfd(from_diffusers(classy, DDPMScheduler(), null_class=3), replace(TINY, afs=False), show=False)
+    students['pd'] = progressive(from_diffusers(unet, DDPMScheduler()), images(), TINY_PD, show=False)
+    for name, student in students.items():
+        student.save_pretrained(tmp_path/name)
+        assert (tmp_path/name/'model_index.json').exists() == (name == 'pd')
+    stock = dict(zip(students, sampled_by_stock(*(tmp_path/name for name in students))))
+    for name, student in students.items():
+        label = torch.arange(4) % 3 if student.denoiser.n_classes else None
+        ours = student.sample(4, label=label)
+        if name == 'pd': same_pixels(stock[name].permute(0, 3, 1, 2), ours)
+        else: assert relative(stock[name], ours) < 1e-4, name
+
+
+@pytest.mark.parametrize('prediction', PREDICTION_TYPES)
+def test_the_scheduler_takes_the_students_steps(unet, tmp_path, prediction):
+    "In this process: the folder's own U-Net and scheduler, without clipping."
+    teacher = from_diffusers(unet, DDPMScheduler(prediction_type=prediction))
+    for name, student in (('sfd', sfd(teacher, TINY, show=False)), ('pd', progressive(teacher, images(), TINY_PD, show=False))):
+        student.save_pretrained(tmp_path/name)
+        how, net = json.loads((tmp_path/name/'sampling.json').read_text()), UNet2DModel.from_pretrained(tmp_path/name/'unet')
+        if name == 'sfd':
+            scheduler, x = EulerDiscreteScheduler.from_pretrained(tmp_path/name/'scheduler'), how['start']*sample_noise(range(3), (1, 8, 8))
+            scheduler.set_timesteps(sigmas=how['sigmas'])
+        else:
+            scheduler, x = DDIMPipeline.from_pretrained(tmp_path/name).scheduler, sample_noise(range(3), (1, 8, 8))
+            scheduler.set_timesteps(how['nfe'])
+        assert len(scheduler.timesteps) == student.nfe
+        with torch.no_grad():
+            for t in scheduler.timesteps: x = scheduler.step(net(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+        assert relative(x, student.sample(3)) < 1e-4
+
+
+def test_a_folder_becomes_a_student_again(classy, tmp_path):
+    student = sfd(from_diffusers(classy, DDPMScheduler(beta_schedule='scaled_linear', prediction_type='v_prediction'), null_class=3), TINY, show=False)
+    student.save_pretrained(tmp_path, licence='mit', data='four classes of noise')
+    back = load_pretrained(tmp_path, 'cpu')
+    assert relative(back.sample(4, seed=3), student.sample(4, seed=3)) < 1e-6
+    assert (back.afs, back.shape, back.nfe, back.denoiser.n_classes, back.sigmas.tolist()) == (True, (1, 8, 8), 2, 3, student.sigmas.tolist())
+    assert back.about == json.loads(json.dumps(student.about))
+    card = (tmp_path/'README.md').read_text()
+    for words in ('license: mit', 'library_name: diffusers', 'SFD', '| Branches in training (K) | 4 |', '| Network calls a sample (NFE) | 2 |', 'four classes of noise', 'class_labels', 'linear'): assert words in card
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*') if p.is_file()}
+    assert names == {'README.md', 'sampling.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors', 'scheduler/scheduler_config.json'}
+    again = load_pretrained(tmp_path, 'cpu')                                     # from a folder: its path must not travel on
+    again.save_pretrained(tmp_path/'again')
+    assert all(str(tmp_path) not in p.read_text() for p in (tmp_path/'again').rglob('*') if p.suffix in ('.json', '.md'))
+    with pytest.raises(FileNotFoundError, match='sampling.json'): load_pretrained(tmp_path/'unet', 'cpu')
+
+
+def test_no_pipeline_where_it_would_sample_something_else(unet, classy, tmp_path):
+    pd = progressive(from_diffusers(unet, DDPMScheduler()), images(), TINY_PD, show=False)
+    assert ddim_steps(pd) == 4
+    other_size = replace(pd, shape=(1, 16, 16))
+    by_class = progressive(from_diffusers(classy, DDPMScheduler()), images(), TINY_PD, torch.arange(16) % 4, show=False)
+    other_grid = replace(pd, sigmas=torch.cat([pd.sigmas[:1]*.9, pd.sigmas[1:]]))
+    pd.save_pretrained(tmp_path)
+    assert (tmp_path/'model_index.json').exists()
+    for student in (other_size, by_class, other_grid):
+        student.save_pretrained(tmp_path)                                        # over the one that was there
+        assert not (tmp_path/'model_index.json').exists() and 'EulerDiscreteScheduler' in (tmp_path/'README.md').read_text()
+
+
+def test_clipping_and_thresholding_of_the_teacher_stay_behind(unet, tmp_path):
+    s = DDPMScheduler(thresholding=True, clip_sample=True, timestep_spacing='leading')
+    progressive(from_diffusers(unet, s), images(), TINY_PD, show=False).save_pretrained(tmp_path)
+    config = json.loads((tmp_path/'scheduler'/'scheduler_config.json').read_text())
+    assert (config['clip_sample'], config['thresholding'], config['timestep_spacing']) == (False, False, 'trailing')
+
+
+def test_pushing_to_the_hub(unet, tmp_path, monkeypatch):
+    student, calls = sfd(from_diffusers(unet, DDPMScheduler()), TINY, show=False), []
+    class Api:
+        def __init__(self, token=None): calls.append(('token', token))
+        def create_repo(self, repo_id, private, exist_ok): calls.append(('create', repo_id, private, exist_ok))
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            calls.append(('upload', repo_id)); self.card = (tmp_path/'card').write_text(open(f'{folder_path}/README.md').read())
+            load_pretrained(folder_path, 'cpu')
+            return 'https://somewhere'
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
+    assert student.push_to_hub('me/student', token='t', licence='mit') == 'https://somewhere'
+    assert calls == [('token', 't'), ('create', 'me/student', True, True), ('upload', 'me/student')] and 'license: mit' in (tmp_path/'card').read_text()
+
+
+def test_several_step_counts(unet, tmp_path):
+    student = sfd_variable(from_diffusers(unet, DDPMScheduler()), TINY, (2, 3), show=False, step_layer='unet.time_embedding.linear_1')
+    for nfe in (2, 3):
+        one = student.at(nfe)
+        one.save_pretrained(tmp_path/str(nfe))
+        back = load_pretrained(tmp_path/str(nfe), 'cpu')
+        assert back.nfe == nfe and relative(back.sample(2), student.sample(2, nfe=nfe)) < 1e-6
+    with pytest.raises(TypeError, match=r'\.at\(nfe\)'): export_student(student, 'state_dict', tmp_path)
+    with pytest.raises(ValueError, match='output layer'): sfd_variable(from_diffusers(unet, DDPMScheduler()), TINY, (2, 3), show=False, step_layer='unet.conv_out')
+
+
+def test_students_of_other_networks(tmp_path):
+    student = Student(EDMDenoiser(MLP(width=8, depth=1)).eval(), torch.tensor([80., 1., .1], dtype=torch.float64), True, (2,))
+    with pytest.raises(TypeError, match='MLP.*export_onnx'): student.save_pretrained(tmp_path/'no')
+    assert not (tmp_path/'no').exists()
+    export_student(student, 'state_dict', tmp_path/'plain')
+    weights, how = load_tensors(tmp_path/'plain'/'model.safetensors')[0], json.loads((tmp_path/'plain'/'sampling.json').read_text())
+    assert weights.keys() == student.denoiser.net.state_dict().keys() and (how['network'], how['denoiser'], how['nfe']) == ('MLP', 'EDMDenoiser', 1)
+    with pytest.raises(ValueError, match='diffusers, onnx, state_dict'): export_student(student, 'keras', tmp_path)
+
+
+def test_saving_a_foreign_network_names_the_way_out(unet, tmp_path):
+    student = sfd(from_diffusers(unet, DDPMScheduler()), TINY, show=False)
+    with pytest.raises(ValueError, match='DiffusersNet.*save_pretrained'): student.save(tmp_path/'no')
+
+
+@pytest.mark.parametrize('kind', ['diffusers, classes', 'our U-Net'])
+def test_onnx(classy, tmp_path, kind):
+    onnxruntime = pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
+    ours = EDMDenoiser(UNet(widths=(8, 32)))
+    nn.init.normal_(ours.net.out.weight, std=.1)
+    denoiser = ours.eval() if kind == 'our U-Net' else from_diffusers(classy, DDPMScheduler(), null_class=3)
+    student = Student(denoiser, torch.tensor([80., 10., 1., .1], dtype=torch.float64), True, (1, 8, 8))
+    export_onnx(student, tmp_path/'step.onnx')
+    run = onnxruntime.InferenceSession(tmp_path/'step.onnx').run
+    for n in (1, 5):
+        label = torch.arange(n) % 3 if denoiser.n_classes else None
+        for t, s in ((80., 10.), (.37, .1), (.002, 0.)):
+            x = t*sample_noise(range(n), (1, 8, 8))
+            given = dict(x=x.numpy(), sigma=torch.tensor(t).numpy(), sigma_next=torch.tensor(s).numpy()) | (dict(label=label.numpy()) if denoiser.n_classes else {})
+            with torch.no_grad(): x0_hat = denoiser(x, t, label)
+            assert relative(torch.from_numpy(run(None, given)[0]), x0_hat + s/t*(x - x0_hat)) < 1e-4
+
+
+# --- end to end ---
+
+def test_a_model_of_diffusers_from_training_to_samples(tmp_path):
+    "Trained by diffusers' own noising, saved as a pipeline, distilled by both hosts with branches, sampled by stock diffusers in a process of its own."
+    data = fashion_mnist('test')[0][:256]
+    net, s = unet_of(28).train(), DDPMScheduler()
+    g, opt, losses = torch.Generator().manual_seed(0), torch.optim.Adam(net.parameters(), 2e-3), []
+    for _ in range(30):
+        x0 = data[torch.randint(len(data), (16,), generator=g)]
+        eps, t = torch.randn(x0.shape, generator=g), torch.randint(1000, (16,), generator=g)
+        loss = (net(s.add_noise(x0, eps, t), t).sample - eps).square().mean()
+        opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
+    assert sum(losses[-5:]) < sum(losses[:5])
+    diffusers.DDPMPipeline(net.eval(), s).save_pretrained(tmp_path/'teacher')
+    teacher = from_diffusers(tmp_path/'teacher')
+    students = dict(sfd=sfd(teacher, SFDConfig(K=4, steps=2, batch=4), show=False),
+                    pd=progressive(teacher, data, PDConfig(K=2, start_steps=8, end_steps=2, schedule='vp_linear', levels=1000, updates=2, batch=4), show=False))
+    for name, student in students.items(): export_student(student, 'diffusers', tmp_path/name)
+    stock = dict(zip(students, sampled_by_stock(*(tmp_path/name for name in students))))
+    assert relative(stock['sfd'], students['sfd'].sample(4)) < 1e-4
+    same_pixels(stock['pd'].permute(0, 3, 1, 2), students['pd'].sample(4))
+    assert '| Teacher | teacher' in (tmp_path/'pd'/'README.md').read_text() and re.search('Progressive Distillation', (tmp_path/'pd'/'README.md').read_text())
+    assert isinstance(load_pretrained(tmp_path/'pd', 'cpu').denoiser, VPDenoiser) and isinstance(students['pd'].denoiser.net, DiffusersNet)
+    assert torch.allclose(teacher.alpha_bar, linear_alpha_bar(1000), rtol=1e-4)
