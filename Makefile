@@ -18,7 +18,7 @@ demo: $(READY) ## distil the shipped teacher into 2-NFE students, with and witho
 	$(BIN)/bdense_demo
 
 test: $(READY) ## run every notebook in a fresh kernel and all other tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lab: $(READY) ## open the notebooks in JupyterLab (they are cleaned when saved)
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab nbs

@@ -28,6 +28,12 @@ def site(root, tmp_path_factory) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    "Tests that look at the site run in one process, so that it is built once."
+    for item in items:
+        if 'site' in item.fixturenames: item.add_marker(pytest.mark.xdist_group('site'))
+
+
 @pytest.fixture
 def noise():
     "`noise(B, *D)`: standard normal noise with per-sample seeds 0 to B-1."
