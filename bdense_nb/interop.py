@@ -236,20 +236,24 @@ noise = [torch.Generator().manual_seed(i) for i in range(4)]
 images = pipe(batch_size=4, num_inference_steps={nfe}, generator=noise, output_type="np").images  # [4, H, W, C] in [0, 1]
 """
 
-# %% ../nbs/10f_interop.ipynb #55cd3319
-def model_card(
-    student: Student,
-    code: str, # that samples it
-    licence: str = 'unknown', # an identifier that the Hub knows, such as 'apache-2.0'
-    data: str = 'not stated', # what the teacher was trained on
-) -> str: # Markdown
-    "What a person must know before using the student."
+# %% ../nbs/10f_interop.ipynb #8ecdebbf
+def _card_table(student: Student, data: str) -> str: # Markdown
+    "What is known of how a student was made."
     about, net = student.about, student.denoiser.net
     config, kept = about.get('config', {}), ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates', 'steps', 'batch', 'lr', 'seed')
     rows = {'Teacher': ', '.join(filter(None, [getattr(net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about else ''])) or 'not stated', 'Teacher trained on': data,
             'Host method': {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}.get(about.get('host'), 'not stated'), 'Branches in training (K)': config.get('K', 'not stated'), 'Branch weights': config.get('branch_weights', 'not stated'),
             'Network calls a sample (NFE)': student.nfe, 'Noise levels': ', '.join(f'{s:.6g}' for s in student.sigmas.tolist()), 'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config) or 'not stated', **about.get('figures', {})}
-    table = '\n'.join(f'| {k} | {v} |' for k, v in rows.items())
+    return '\n'.join(f'| {k} | {v} |' for k, v in rows.items())
+
+# %% ../nbs/10f_interop.ipynb #55cd3319
+def model_card(
+    student: Student, # its `about` may hold 'figures', a dict of names and measured values
+    code: str, # that samples it
+    licence: str = 'unknown', # an identifier that the Hub knows, such as 'apache-2.0'
+    data: str = 'not stated', # what the teacher was trained on
+) -> str: # Markdown
+    "What a person must know before using the student."
     return f"""---
 license: {licence}
 library_name: diffusers
@@ -261,7 +265,7 @@ Distilled with bdense-nb. The branches existed in training only; this is a plain
 
 | | |
 |---|---|
-{table}
+{_card_table(student, data)}
 
 ## How to sample
 
