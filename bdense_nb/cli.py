@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['about_run', 'peak_memory_gb', 'command', 'check_folder', 'sample_counted', 'print_table', 'many_steps', 'demo_arms',
-           'bdense_demo', 'bdense_teach', 'find_teacher', 'is_student', 'find_student', 'find_data', 'with_options',
-           'bdense_distill', 'run_host', 'parse_counts', 'parse_weights', 'bdense_search', 'bdense_sample',
-           'bdense_evaluate']
+           'bdense_demo', 'bdense_teach', 'find_teacher', 'is_diffusers', 'shape_of', 'is_student', 'find_student',
+           'find_data', 'with_options', 'bdense_distill', 'run_host', 'parse_counts', 'parse_weights', 'bdense_search',
+           'bdense_sample', 'bdense_evaluate', 'bdense_export']
 
 # %% ../nbs/14_cli.ipynb #62a48c3d
 import dataclasses
@@ -22,9 +22,10 @@ import torch
 from fastcore.script import call_parse
 from torch import Tensor
 import bdense_nb
-from .core import NFECounter, check_int, data_dir, default_device, save_tensors, write_json
+from .core import NFECounter, check_choice, check_int, data_dir, default_device, save_tensors, write_json
 from .data import TOY_SETS, fashion_mnist, toy_2d
 from .distill import PDConfig, SFDConfig, Student, VariableStudent, config_of, distill, load_student, preset, reference_plan, second_stage, sfd, sfd_variable, teacher_bank, training_cost
+from .interop import EXPORTS, DiffusersNet, export_student, from_diffusers, load_pretrained
 from .metrics import fashion_fd, paired_error
 from .nets import MLP, UNet
 from .samplers import sample, trajectory
@@ -170,20 +171,34 @@ def bdense_teach(
                   seconds=round(result.seconds), **about_run(), history=result.history))
     print(f'the teacher is in {out}: {result.seconds:.0f} s, {steps*batch/result.seconds:.0f} images a second')
 
-# %% ../nbs/14_cli.ipynb #cb5b3846
-def find_teacher(name: str) -> NetDenoiser: # a shipped teacher's name, or a folder that `save_denoiser` wrote
+# %% ../nbs/14_cli.ipynb #496767ce
+def find_teacher(name: str) -> NetDenoiser: # a shipped teacher's name, a folder that `save_denoiser` wrote, or one of a diffusers U-Net
     "A teacher by name or by folder."
+    if is_diffusers(name): return from_diffusers(name).to(default_device())
     if Path(name).is_dir(): return load_denoiser(name)
-    if name not in TEACHERS: raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a folder that bdense_teach wrote')
+    if name not in TEACHERS: raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a folder that bdense_teach or diffusers wrote')
     return load_teacher(name)
+
+def is_diffusers(name: str) -> bool:
+    "Does this folder hold a diffusers pipeline or U-Net?"
+    config = Path(name)/'config.json'
+    return any((Path(name)/part).exists() for part in ('model_index.json', 'unet')) or config.is_file() and '_diffusers_version' in config.read_text()
+
+def shape_of(teacher: NetDenoiser) -> dict: # {} where the preset's shape holds
+    "The shape of one sample, as an option of a configuration, where the network tells it."
+    if isinstance(teacher.net, MLP): return dict(shape=(teacher.net.config['dim'],))
+    if not isinstance(teacher.net, DiffusersNet): return {}
+    config = teacher.net.unet.config
+    side = config.sample_size if isinstance(config.sample_size, (tuple, list)) else (config.sample_size,)*2
+    return dict(shape=(config.in_channels, *side))
 
 def is_student(name: str) -> bool:
     "Does this folder hold a student rather than a teacher?"
-    return Path(name).is_dir() and 'student' in read_about(name).get('about', {})
+    return Path(name).is_dir() and not is_diffusers(name) and 'student' in read_about(name).get('about', {})
 
 def find_student(folder: str, nfe: int | None) -> Student:
     "A student by folder; of one for several step counts the one asked for."
-    student = load_student(folder)
+    student = load_pretrained(folder) if (Path(folder)/'sampling.json').is_file() else load_student(folder)
     if isinstance(student, VariableStudent):
         if nfe is None: raise ValueError(f'{folder} holds a student for {", ".join(map(str, student.nfe))} NFE: say which with --nfe')
         return student.at(nfe)
@@ -236,13 +251,14 @@ def bdense_distill(
     pd = isinstance(base, PDConfig)
     if is_student(teacher) and not pd: base = second_stage(find_student(teacher, None), steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr, lr_schedule=base.lr_schedule)
     options = dict(K=branches, substeps=substeps, branch_weights=parse_weights(weights), branch_weights_end=parse_weights(weights_end), batch=batch, lr=lr, seed=seed, start_steps=start_steps, pool=pool)
-    if not pd and isinstance(source.net, MLP): options |= dict(shape=(source.net.config['dim'],))
+    if not pd: options |= shape_of(source)
     cfg = with_options(base, **options, **{'updates' if pd else 'steps': steps, 'end_steps' if pd else 'nfe': counts[0] if counts else None})
     costs = [training_cost(cfg if pd else dataclasses.replace(cfg, nfe=n)) for n in counts or [cfg.end_steps if pd else cfg.nfe]]
     print('this run takes ' + ', '.join(f'{sum(n)//len(costs):,} {what}' for n, what in zip(zip(*(c.values() for c in costs)), ('updates', 'samples through the teacher', 'samples through the student, forward and back'))))
     student = run_host(source, cfg, counts, find_data(teacher, split) if pd else None, bank, Path(out)/'checkpoints')
     student.about |= dict(command=' '.join(['bdense_distill', *sys.argv[1:]]), **about_run())
-    student.save(out)
+    if isinstance(student, Student) and isinstance(student.denoiser.net, DiffusersNet): student.save_pretrained(out)
+    else: student.save(out)
     print(f'the student is in {out}: {student.nfe} NFE, {student.about["seconds"]:.0f} s')
 
 def run_host(source: NetDenoiser, cfg: SFDConfig | PDConfig, counts: list[int], data: tuple | None, bank: str | None, folder: Path) -> Student | VariableStudent:
@@ -286,7 +302,7 @@ def bdense_search(
     check_folder(out); check_int('seeds', seeds, 3)
     source = find_teacher(teacher)
     options = dict(K=branches, steps=steps, batch=batch, pool=pool, seed=seed)
-    if isinstance(source.net, MLP): options |= dict(shape=(source.net.config['dim'],))
+    options |= shape_of(source)
     cfg, store = with_options(preset(preset_name), **options), Path(out)/'search.db'
     result = search_weights(source, cfg, trials, store, n_samples=n, seed=seed)
     result = confirm_weights(source, result, range(seed + 1, seed + 1 + seeds), store)
@@ -331,3 +347,18 @@ def bdense_evaluate(
     row = dict(what=str(student), nfe=calls, frechet_distance=fashion_fd(images), paired_error=paired_error(images, end))
     print_table([row])
     if out: write_json(out, dict(rows=[row], samples=n, sampling_seeds=[0, n - 1], **about_run()))
+
+# %% ../nbs/14_cli.ipynb #85472800
+@command
+def bdense_export(
+    student: str, # a folder that bdense_distill or bdense_demo wrote
+    out: str, # folder to write
+    to: str = 'state_dict', # diffusers, onnx or state_dict
+    nfe: int = None, # of a student for several step counts: which one
+):
+    "Write a student for use without this package."
+    check_folder(out)
+    check_choice('format', to, EXPORTS)
+    try: export_student(find_student(student, nfe), to, out)
+    except TypeError as e: raise ValueError(str(e)) from e # a network that this format does not take
+    print(f'{to}: {", ".join(sorted(p.name for p in Path(out).iterdir()))} in {out}')

@@ -10,7 +10,7 @@ import pytest
 from bdense_nb.core import load_tensors
 from bdense_nb.students import load_student
 
-COMMANDS = ('bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_search', 'bdense_sample', 'bdense_evaluate')
+COMMANDS = ('bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_search', 'bdense_sample', 'bdense_evaluate', 'bdense_export')
 
 
 def run(command: str, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -46,6 +46,7 @@ def test_help_explains_every_option(command):
     ('bdense_search', ['out', '--preset_name', 'pd'], 'Progressive'),
     ('bdense_sample', ['nowhere'], 'nowhere holds no denoiser'),
     ('bdense_evaluate', ['nowhere'], 'nowhere holds no denoiser'),
+    ('bdense_export', ['nowhere', 'out'], 'nowhere holds no denoiser'),
     ('bdense_demo', ['--steps', '0'], 'steps must be at least 1, got 0'),
     ('bdense_demo', ['--n', '1'], 'n must be at least 2, got 1'),
     ('bdense_demo', ['--out', '/dev/null'], 'cannot be a folder'),

@@ -27,7 +27,7 @@ ALLOWED = {  # module: the modules it may import
     'distill': 'core schedules teachers trajectories students sfd variable progressive',
     'search': 'core losses training teachers trajectories sfd distill metrics',
     'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
-    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics search viz widgets',
+    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students interop distill metrics search viz widgets',
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
 
