@@ -185,12 +185,12 @@ def is_diffusers(name: str) -> bool:
     return any((Path(name)/part).exists() for part in ('model_index.json', 'unet')) or config.is_file() and '_diffusers_version' in config.read_text()
 
 def shape_of(teacher: NetDenoiser) -> dict: # {} where the preset's shape holds
-    "The shape of one sample, as an option of a configuration, where the network tells it."
+    "What the network tells of its samples, as options of a configuration: their shape, and for a noise table its highest level, if below the usual 80."
     if isinstance(teacher.net, MLP): return dict(shape=(teacher.net.config['dim'],))
     if not isinstance(teacher.net, DiffusersNet): return {}
     config = teacher.net.unet.config
     side = config.sample_size if isinstance(config.sample_size, (tuple, list)) else (config.sample_size,)*2
-    return dict(shape=(config.in_channels, *side))
+    return dict(shape=(config.in_channels, *side), sigma_max=min(80., teacher.log_sigmas[-1].exp().item()))
 
 def is_student(name: str) -> bool:
     "Does this folder hold a student rather than a teacher?"
