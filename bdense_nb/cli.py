@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['about_run', 'peak_memory_gb', 'command', 'check_folder', 'sample_counted', 'print_table', 'many_steps', 'demo_arms',
            'bdense_demo', 'bdense_teach', 'find_teacher', 'is_diffusers', 'shape_of', 'is_student', 'find_student',
-           'find_data', 'with_options', 'bdense_distill', 'run_host', 'parse_counts', 'parse_weights', 'bdense_search',
-           'bdense_sample', 'bdense_evaluate', 'bdense_export']
+           'find_data', 'with_options', 'bdense_distill', 'run_host', 'five_calls', 'parse_counts', 'parse_weights',
+           'bdense_search', 'bdense_sample', 'bdense_evaluate', 'bdense_export']
 
 # %% ../nbs/14_cli.ipynb #62a48c3d
 import dataclasses
@@ -249,7 +249,7 @@ def bdense_distill(
     check_folder(out)
     counts, base, source = parse_counts(nfe), preset(preset_name), find_teacher(teacher)
     pd = isinstance(base, PDConfig)
-    if is_student(teacher) and not pd: base = second_stage(find_student(teacher, None), steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr, lr_schedule=base.lr_schedule)
+    if is_student(teacher) and not pd: base = second_stage(five_calls(teacher), steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr, lr_schedule=base.lr_schedule)
     options = dict(K=branches, substeps=substeps, branch_weights=parse_weights(weights), branch_weights_end=parse_weights(weights_end), batch=batch, lr=lr, seed=seed, start_steps=start_steps, pool=pool)
     if not pd: options |= shape_of(source)
     cfg = with_options(base, **options, **{'updates' if pd else 'steps': steps, 'end_steps' if pd else 'nfe': counts[0] if counts else None})
@@ -271,6 +271,11 @@ def run_host(source: NetDenoiser, cfg: SFDConfig | PDConfig, counts: list[int], 
     banks = {n: teacher_bank(source, dataclasses.replace(cfg, nfe=n), folder=Path(bank)/f'nfe-{n}' if bank else None) for n in counts} if keep else None
     if len(counts) > 1: return sfd_variable(source, cfg, counts, banks, folder)
     return sfd(source, cfg, banks and banks[cfg.nfe], folder)
+
+def five_calls(folder: str) -> Student:
+    "The student that the second stage starts from; of one for several step counts the one of the host, 5 calls."
+    student = load_student(folder)
+    return student.at(5) if isinstance(student, VariableStudent) else student
 
 def parse_counts(text: str | None) -> list[int]:
     "'2,3' as whole numbers."

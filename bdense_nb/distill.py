@@ -14,7 +14,7 @@ from .progressive import PDConfig, progressive, progressive_rounds
 from .schedules import nested_sigmas
 from .sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from .students import Student, VariableStudent, load_student
-from .teachers import GaussianDenoiser
+from .teachers import GaussianDenoiser, NetDenoiser
 from .trajectories import TrajectoryBank, TrajectoryPlan
 from .variable import second_stage, sfd_variable
 
@@ -37,12 +37,13 @@ def distill(
     bank: TrajectoryBank | None = None, # SFD's teacher trajectories, from `teacher_bank`
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
+    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
 ) -> Student:
     "Distil by the host that the configuration belongs to."
-    if isinstance(cfg, SFDConfig): return sfd(teacher, cfg, bank, folder, show)
+    if isinstance(cfg, SFDConfig): return sfd(teacher, cfg, bank, folder, show, student)
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be an SFDConfig or a PDConfig, got {cfg!r}')
     if data is None: raise ValueError('Progressive Distillation noises real data: pass data=')
-    return progressive(teacher, data, cfg, labels, folder, show)
+    return progressive(teacher, data, cfg, labels, folder, show, student)
 
 def config_of(
     about: dict, # a `Student`'s `.about`

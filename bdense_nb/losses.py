@@ -30,7 +30,7 @@ def branch_weights(
         try: w = torch.as_tensor(kind, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError): raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K numbers, got {kind!r}') from None
         if w.shape != (K,): raise ValueError(f'branch weights need one number for each of the K={K} branches, got {kind!r}')
-        if not torch.isfinite(w).all() or (w < 0).any() or w.sum() <= 0: raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {kind!r}')
+        if not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0: raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {kind!r}')
     return w/w.sum()
 
 # %% ../nbs/08_losses.ipynb #1cb69492

@@ -150,6 +150,7 @@ def sfd(
     if not isinstance(cfg, SFDConfig): raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
     teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
     first = cfg.seeds(0).start
+    if bank is not None and not isinstance(bank, TrajectoryBank): raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
     if bank is not None: bank.check(teacher, cfg.plan, range(first, first + cfg.n_trajectories))
     if folder is not None: claim_folder(folder, dict(asdict(cfg), teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
     done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show)

@@ -73,7 +73,7 @@ class TrainConfig:
         for name, allowed in (('schedule', LR_SCHEDULES), ('precision', PRECISIONS), ('on_nan', ON_NAN), ('on_oom', ON_OOM)): check_choice(name, getattr(self, name), allowed)
         object.__setattr__(self, 'betas', tuple(self.betas)) # JSON gives a list back
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas): raise ValueError(f'betas must be two numbers in [0, 1), got {self.betas}')
-        if not 0 < self.lr < math.inf: raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
+        if not isinstance(self.lr, (int, float)) or not 0 < self.lr < math.inf: raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
         for name in ('clip_grad', 'peak_tflops'):
             if getattr(self, name) is not None and not getattr(self, name) > 0: raise ValueError(f'{name} must be None or above 0, got {getattr(self, name)}')
         if self.ema is not None and not 0 < self.ema < 1: raise ValueError(f'ema must be None or between 0 and 1, got {self.ema}')

@@ -48,10 +48,12 @@ def frozen_copy(
     shape: tuple[int, ...], # of one sample; must fit
 ) -> Callable: # a network: in evaluation mode, without gradients
     "A copy that training cannot change; refused unless it answers samples of this shape with the same shape."
+    if not callable(denoiser): raise TypeError(f'the teacher must be a denoiser D(x, sigma, label), got {type(denoiser).__name__}')
     if isinstance(denoiser, nn.Module): denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
     x, label = draw_start(denoiser, shape, [0], 1.)
     try: out = denoiser(x, 1., label)
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
+    except (AttributeError, TypeError) as e: raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, label); wrap a network in EDMDenoiser or VPDenoiser ({e})') from e
     if out.shape != x.shape: raise ValueError(f'shape={shape} does not fit the teacher, which answers with {tuple(out.shape[1:])}')
     return denoiser
 

@@ -145,6 +145,7 @@ def second_stage(
     **changes, # any fields of `SFDConfig`; its grid must stay the student's
 ) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
     "The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are what one network call must learn."
+    if isinstance(student, Student) and student.sigmas[-1] == 0: raise ValueError('this student ends at noise level 0, as those of Progressive Distillation do; the second stage starts from an SFD student')
     if not isinstance(student, Student): raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of a VariableStudent take .at(nfe)')
     goal = SFDConfig(**dict(dict(nfe=1), **{k: v for k, v in changes.items() if k in ('nfe', 'afs')}))
     steps, ends = len(student.sigmas) - 1, (student.sigmas[-1].item(), student.sigmas[0].item())
