@@ -309,6 +309,7 @@ def bdense_search(
     options = dict(K=branches, steps=steps, batch=batch, pool=pool, seed=seed)
     options |= shape_of(source)
     cfg, store = with_options(preset(preset_name), **options), Path(out)/'search.db'
+    if isinstance(cfg, PDConfig): raise ValueError(f'the search distils by SFD, {preset_name} is a preset of Progressive Distillation')
     result = search_weights(source, cfg, trials, store, n_samples=n, seed=seed)
     result = confirm_weights(source, result, range(seed + 1, seed + 1 + seeds), store)
     save_search(Path(out)/'search.json', result, command=' '.join(['bdense_search', *sys.argv[1:]]), **about_run())

@@ -298,7 +298,7 @@ def documented(symbol: Symbol) -> list[str]:
         source = (ast.get_source_segment(symbol.source, symbol.node) or '').splitlines()
         body = [rst(doc_line(symbol), symbol.page.module), '', '.. code-block:: python', '', *indented(source), *kept]
         return [f'.. py:data:: {symbol.name.split(".")[-1]}', '', *indented(body)]
-    if isinstance(symbol.node, ast.FunctionDef): return [f'.. autofunction:: {symbol.name}', '', *indented(kept)]
+    if isinstance(symbol.node, ast.FunctionDef): return [f'.. {"automethod" if patched_class(symbol.node) else "autofunction"}:: {symbol.name}', '', *indented(kept)]
     for method in (s for s in symbols().values() if s.name.startswith(f'{symbol.name}.')):
         decorators = {ast.unparse(d) for d in method.node.decorator_list}
         kind = 'autoproperty' if decorators & {'property', 'cached_property', 'patch(as_prop=True)'} else 'automethod'
@@ -313,7 +313,7 @@ def titled(text: str) -> list[str]: return [text, '='*len(text), '']
 def api_page(module: str) -> str:
     "A module's reference: a table of its symbols, then each of them."
     built = [p for p in pages() if p.module == module]
-    own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and s.name.count('.') == 2]
+    own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and (s.name.count('.') == 2 or s.name.rpartition('.')[0] not in symbols())] # also methods given to another module's class
     lines = [f'.. py:module:: {LIB}.{module}', '', *titled(f'{LIB}.{module}'), rst(built[0].summary, module), '']
     lines += ['Built in ' + ', '.join(f':doc:`/{p.doc}`' for p in built) + '.', '', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
     for s in own: lines += [f'   * - :py:obj:`{s.name.split(".")[-1]} <{s.name}>`', f'     - {rst(doc_line(s), module)}']

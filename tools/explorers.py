@@ -22,7 +22,7 @@ from bdense_nb.core import data_dir, save_tensors, write_json
 from bdense_nb.distill import SFDConfig, Student, preset, sfd_step, teacher_bank
 from bdense_nb.losses import BRANCH_WEIGHTS
 from bdense_nb.metrics import fashion_fd, paired_error
-from bdense_nb.samplers import afs_x0, euler_step
+from bdense_nb.samplers import afs_x0
 from bdense_nb.targets import branch_states, segments
 from bdense_nb.teachers import load_teacher, read_about
 from bdense_nb.training import fit
