@@ -31,7 +31,7 @@ from .nets import MLP, UNet
 from .samplers import sample, trajectory
 from .search import confirm_weights, save_search, search_weights, show_search
 from .teachers import TEACHERS, EDMDenoiser, NetDenoiser, load_denoiser, load_teacher, read_about, save_denoiser, train_teacher
-from .training import TrainConfig, progress
+from .training import TrainConfig, is_main, progress
 from .trajectories import denoiser_hash, frozen_copy
 from .viz import show_rows, show_trajectories
 
@@ -167,7 +167,7 @@ def bdense_teach(
     denoiser.to(default_device())
     cfg = TrainConfig(steps=steps, lr=lr, warmup=min(500, steps//10), schedule='cosine', clip_grad=1., ema=ema, seed=seed, checkpoint_every=checkpoint_every)
     result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints')
-    save_denoiser(result.ema, out, dict(command=' '.join(['bdense_teach', *sys.argv[1:]]), data=data, seed=seed, images_seen=steps*batch,
+    if is_main(): save_denoiser(result.ema, out, dict(command=' '.join(['bdense_teach', *sys.argv[1:]]), data=data, seed=seed, images_seen=steps*batch,
                   seconds=round(result.seconds), **about_run(), history=result.history))
     print(f'the teacher is in {out}: {result.seconds:.0f} s, {steps*batch/result.seconds:.0f} images a second')
 
@@ -257,6 +257,7 @@ def bdense_distill(
     print('this run takes ' + ', '.join(f'{sum(n)//len(costs):,} {what}' for n, what in zip(zip(*(c.values() for c in costs)), ('updates', 'samples through the teacher', 'samples through the student, forward and back'))))
     student = run_host(source, cfg, counts, find_data(teacher, split) if pd else None, bank, Path(out)/'checkpoints')
     student.about |= dict(command=' '.join(['bdense_distill', *sys.argv[1:]]), **about_run())
+    if not is_main(): return # several processes, one folder
     if isinstance(student, Student) and isinstance(student.denoiser.net, DiffusersNet): student.save_pretrained(out)
     else: student.save(out)
     print(f'the student is in {out}: {student.nfe} NFE, {student.about["seconds"]:.0f} s')

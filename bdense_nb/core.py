@@ -28,8 +28,8 @@ __all__ = ['default_device', 'sample_noise', 'sample_labels', 'check_choice', 'c
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
-    "The fastest device this machine has."
-    if torch.cuda.is_available(): return torch.device('cuda')
+    "The fastest device this machine has; where several processes share its GPUs, the one that is this process's (`LOCAL_RANK`)."
+    if torch.cuda.is_available(): return torch.device('cuda', int(os.environ['LOCAL_RANK'])) if 'LOCAL_RANK' in os.environ else torch.device('cuda')
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
 

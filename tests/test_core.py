@@ -68,6 +68,14 @@ def test_bad_number_of_classes(n):
 def test_default_device_works(): assert torch.zeros(1, device=default_device()).item() == 0
 
 
+@pytest.mark.parametrize('rank, device', [(None, torch.device('cuda')), ('0', torch.device('cuda', 0)), ('3', torch.device('cuda', 3))], ids=str)
+def test_each_process_has_its_own_gpu(monkeypatch, rank, device):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    if rank is not None: monkeypatch.setenv('LOCAL_RANK', rank)
+    assert default_device() == device
+
+
 @pytest.mark.parametrize('sigmas, xs, error, message', [
     ([2., 1.], torch.zeros(2, 3, 1), TypeError, 'sigmas must be a torch.Tensor'),
     (torch.tensor([2., 1.]), [1, 2], TypeError, 'xs must be a torch.Tensor'),
