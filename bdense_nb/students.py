@@ -33,7 +33,7 @@ def branched_student(
     "The network that is trained: a copy of the teacher, or of another network, with K branches."
     start = teacher if student is None else student
     if not isinstance(start, NetDenoiser):
-        raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like: the teacher itself, or what is passed as student=; got {type(start).__name__}')
+        raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like, got {type(start).__name__}' + (': pass a network as student=' if student is None else ' as student='))
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student {start.n_classes}')
     return branch(start, K, layer, shape).train()

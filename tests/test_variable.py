@@ -343,7 +343,7 @@ def test_a_second_stage_that_does_not_fit_is_refused(student, teacher):
         with pytest.raises(ValueError): second_stage(student.at(5), **changes)
     with pytest.raises(TypeError): second_stage(student.at(5), lpips=True)
     for sigmas in ([80., 3., 1., .5, .1], [80., 1., 0.]):
-        with pytest.raises(ValueError, match='none of|sigma_min'): second_stage(Student(teacher, torch.tensor(sigmas, dtype=torch.float64), True, (2,)), K=1)
+        with pytest.raises(ValueError, match='none of|noise level 0'): second_stage(Student(teacher, torch.tensor(sigmas, dtype=torch.float64), True, (2,)), K=1)
 
 
 @pytest.mark.parametrize('ends', [(.002, 20.), (.01, 157.), (.006, 2e4)])
