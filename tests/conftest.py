@@ -34,6 +34,15 @@ def pytest_collection_modifyitems(items):
         if 'site' in item.fixturenames: item.add_marker(pytest.mark.xdist_group('site'))
 
 
+def shaken(denoiser, seed=0):
+    "Random instead of zero output weights, so that something depends on everything."
+    import torch  # not before the number of threads is set
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in denoiser.parameters(): p.copy_(torch.randn(p.shape, generator=g)*.2)
+    return denoiser.requires_grad_(False).eval()
+
+
 @pytest.fixture
 def noise():
     "`noise(B, *D)`: standard normal noise with per-sample seeds 0 to B-1."

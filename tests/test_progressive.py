@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from conftest import shaken
 from bdense_nb import progressive as module
 from bdense_nb.branches import branch, fold
 from bdense_nb.distill import preset
@@ -20,14 +21,6 @@ from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, V
 TINY = PDConfig(start_steps=8, updates=3, batch=8, lr=1e-3)
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(7))*.5
 LABELS = torch.arange(50) % 5
-
-
-def shaken(denoiser, seed=0):
-    "Random instead of zero output weights, so that something depends on everything."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in denoiser.parameters(): p.copy_(torch.randn(p.shape, generator=g)*.2)
-    return denoiser.requires_grad_(False).eval()
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from conftest import shaken
 from bdense_nb import sfd as sfd_module
 from bdense_nb.branches import branch
 from bdense_nb.core import sample_noise
@@ -22,14 +23,6 @@ from bdense_nb.trajectories import TrajectoryBank, frozen_copy
 from torch import nn
 
 TINY = SFDConfig(steps=2, batch=4, lr=1e-3, shape=(2,))
-
-
-def shaken(denoiser, seed=0):
-    "Random instead of zero output weights, so that something depends on everything."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in denoiser.parameters(): p.copy_(torch.randn(p.shape, generator=g)*.2)
-    return denoiser.requires_grad_(False).eval()
 
 
 @pytest.fixture(scope='module')

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from conftest import shaken
 from bdense_nb.core import load_tensors, sample_labels, sample_noise, save_tensors
 from bdense_nb.nets import MLP, UNet
 from bdense_nb.samplers import sample
@@ -12,14 +13,6 @@ from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, VPDenoiser, save_d
 from torch import nn
 
 GRID = karras_sigmas(3, .006, 80.)
-
-
-def shaken(denoiser, seed=0):
-    "Random instead of zero output weights, so that something depends on everything."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in denoiser.parameters(): p.copy_(torch.randn(p.shape, generator=g)*.2)
-    return denoiser.requires_grad_(False).eval()
 
 
 @pytest.fixture(scope='module')

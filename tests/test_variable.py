@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from conftest import shaken
 from bdense_nb.branches import branch, fold
 from bdense_nb.core import NFECounter, save_tensors
 from bdense_nb.nets import MLP, UNet
@@ -18,14 +19,6 @@ from torch import nn
 
 TINY = SFDConfig(steps=4, batch=4, lr=1e-3, shape=(2,))
 NFES = (2, 3, 4, 5)
-
-
-def shaken(denoiser, seed=0):
-    "Random instead of zero output weights, so that something depends on everything."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in denoiser.parameters(): p.copy_(torch.randn(p.shape, generator=g)*.2)
-    return denoiser.requires_grad_(False).eval()
 
 
 def apart(model, seed=0):
