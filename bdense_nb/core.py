@@ -10,6 +10,7 @@ import hashlib
 import json
 import operator
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['default_device', 'sample_noise', 'sample_labels', 'check_choice', 'check_int', 'Trajectory', 'NFECounter',
-           'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'save_tensors', 'load_tensors',
-           'data_dir']
+__all__ = ['default_device', 'about_run', 'sample_noise', 'sample_labels', 'check_choice', 'check_int', 'Trajectory',
+           'NFECounter', 'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'save_tensors',
+           'load_tensors', 'data_dir']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -32,6 +33,13 @@ def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else 
     if torch.cuda.is_available(): return torch.device('cuda', int(os.environ['LOCAL_RANK'])) if 'LOCAL_RANK' in os.environ else torch.device('cuda')
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
+
+# %% ../nbs/00_core.ipynb #59128ab2
+def about_run() -> dict:
+    "Versions and hardware, kept beside every figure."
+    device = default_device()
+    hardware = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device.type}, {torch.get_num_threads()} threads, {platform.machine()}'
+    return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__, python=platform.python_version(), hardware=hardware)
 
 # %% ../nbs/00_core.ipynb #bb736f86
 def _seed32(seed: int) -> int:

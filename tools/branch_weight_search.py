@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from bdense_nb.cli import about_run
-from bdense_nb.core import data_dir
+from bdense_nb.core import about_run, data_dir
 from bdense_nb.distill import preset
 from bdense_nb.search import confirm_weights, save_search, search_weights
 from bdense_nb.teachers import load_teacher, read_about

@@ -13,8 +13,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bdense_nb.cli import about_run
-from bdense_nb.core import data_dir, write_json
+from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.data import FASHION_CLASSES, fashion_mnist
 from bdense_nb.metrics import fashion_fd, paired_error
 from bdense_nb.progressive import PDConfig, progressive_rounds

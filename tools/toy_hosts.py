@@ -14,8 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from bdense_nb.cli import about_run
-from bdense_nb.core import sample_noise, write_json
+from bdense_nb.core import about_run, sample_noise, write_json
 from bdense_nb.distill import PDConfig, SFDConfig, progressive_rounds, sfd, teacher_bank
 from bdense_nb.metrics import paired_error, sliced_wasserstein
 from bdense_nb.nets import MLP

@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bdense_nb.branches import fold
-from bdense_nb.cli import about_run
-from bdense_nb.core import sample_noise, write_json
+from bdense_nb.core import about_run, sample_noise, write_json
 from bdense_nb.metrics import paired_error
 from bdense_nb.samplers import sample
 from bdense_nb.sfd import SFDConfig, sfd, teacher_bank

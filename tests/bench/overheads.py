@@ -12,8 +12,7 @@ import time
 
 import torch
 from bdense_nb.branches import branch
-from bdense_nb.cli import about_run
-from bdense_nb.core import sample_noise, write_json
+from bdense_nb.core import about_run, sample_noise, write_json
 from bdense_nb.data import fashion_mnist
 from bdense_nb.distill import preset, sfd_step, teacher_bank
 from bdense_nb.nets import UNet

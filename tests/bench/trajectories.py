@@ -22,8 +22,7 @@ from pathlib import Path
 
 import torch
 from bdense_nb.branches import branch
-from bdense_nb.cli import about_run
-from bdense_nb.core import write_json
+from bdense_nb.core import about_run, write_json
 from bdense_nb.distill import preset
 from bdense_nb.sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from bdense_nb.teachers import load_teacher
