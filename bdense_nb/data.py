@@ -192,7 +192,7 @@ def _one_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int
     "The size that all images have, or an error that says which have which."
     count = Counter(sizes).most_common()
     if len(count) == 1: return count[0][0]
-    which = ', '.join(f'{n} of {h} x {w} ({files[sizes.index((h, w))].name})' for (h, w), n in count[:4])
+    which = ', '.join(f'{n} of {h} x {w} ({Path(*files[sizes.index((h, w))].parts[-2:])})' for (h, w), n in count[:4])
     raise ValueError(f'the images have {len(count)} sizes, height x width: {which}{", ..." if len(count) > 4 else ""}; pass size= to crop and resize all to one')
 
 def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) -> None:
@@ -219,7 +219,7 @@ def image_folder(
     _check_headers(files, modes, animated)
     channels, size = channels or (1 if set(modes) <= set(_GREY) else 3), size or _one_size(files, sizes)
     needed = 5*len(files)*channels*math.prod(size)/2**30
-    if needed > max_gb: raise ValueError(f'{len(files):,} images of {channels} x {size[0]} x {size[1]} need {needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller size=, or a larger max_gb=')
+    if needed > max_gb: raise ValueError(f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need {needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller size=, or a larger max_gb=')
     pixels = np.empty((len(files), channels, *size), np.uint8)
     for i in progress_bar(range(len(files)), display=len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty()), leave=False):
         pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))

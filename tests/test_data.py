@@ -7,15 +7,18 @@ import pickle
 import shutil
 import struct
 import threading
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR10, FashionMNIST
+from PIL import Image
+from torchvision.datasets import CIFAR10, FashionMNIST, ImageFolder
 
 from bdense_nb import data
-from bdense_nb.data import FASHION_SHA256, TOY_SETS, cache_dir, cifar10, fashion_mnist, read_idx, to_images, to_pixels, toy_2d
+from bdense_nb.data import FASHION_SHA256, TOY_SETS, cache_dir, cifar10, fashion_mnist, image_folder, read_idx, to_images, to_pixels, toy_2d
 
 TEST = ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz')
 SHIPPED = data.data_dir()/'fashion_mnist'
@@ -283,6 +286,143 @@ def test_cifar10_from_a_mirror_that_is_gone_or_sends_junk(tmp_path, monkeypatch,
     (folder/CIFAR10.filename).write_bytes(gzip.compress(b'junk'))
     for download in (True, False):  # what torchvision leaves behind is not used
         with pytest.raises(FileNotFoundError, match='corrupted'): cifar10('test', root=root, download=download)
+
+
+# --- a folder of images ---
+RNG = np.random.default_rng(0)
+
+
+def picture(path: Path, h=4, w=6, mode='RGB', **how) -> np.ndarray:
+    "Write an image of noise; returns its pixels [H, W] or [H, W, channels]."
+    depth = {'L': (), 'LA': (2,), 'RGB': (3,), 'RGBA': (4,)}[mode]
+    x = RNG.integers(0, 256, (h, w, *depth), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(x).save(path, **how); return x
+
+
+@pytest.mark.parametrize('suffix, how', [('.png', {}), ('.PNG', {}), ('.webp', dict(lossless=True))])
+def test_a_flat_folder_in_the_order_of_its_names(tmp_path, suffix, how):
+    wrote = {name: picture(tmp_path/f'{name}{suffix}', **how) for name in ('c', 'a', 'B', 'b10', 'b9')}  # not the order of the file system
+    (tmp_path/'notes.txt').write_text('no image'); picture(tmp_path/'.thumbnail.png', 1, 1); (tmp_path/'empty').mkdir()
+    images, labels = image_folder(tmp_path)
+    assert labels is None and images.shape == (5, 3, 4, 6) and images.dtype == torch.float32
+    assert np.array_equal(to_pixels(images).permute(0, 2, 3, 1).numpy(), np.stack([wrote[name] for name in sorted(wrote)]))
+
+
+def test_sub_folders_are_classes_as_in_torchvision(tmp_path):
+    for name, n in (('shoe', 3), ('bag', 2), ('coat/deep/er', 1)):
+        for i in range(n): picture(tmp_path/name/f'{i}.png')
+    picture(tmp_path/'coat'/'.trash'/'x.png', 1, 1); picture(tmp_path/'.cache'/'x.png', 1, 1)
+    images, labels = image_folder(str(tmp_path))
+    shutil.rmtree(tmp_path/'.cache'); shutil.rmtree(tmp_path/'coat'/'.trash')
+    theirs = ImageFolder(tmp_path)
+    assert labels.tolist() == theirs.targets == [0, 0, 1, 2, 2, 2] and labels.dtype == torch.int64
+    assert np.array_equal(to_pixels(images).permute(0, 2, 3, 1).numpy(), np.stack([np.asarray(x) for x, _ in theirs]))
+
+
+def test_kinds_of_pixels(tmp_path):
+    grey, colour = picture(tmp_path/'g'/'a.png', mode='L'), picture(tmp_path/'c'/'a.png')
+    assert np.array_equal(to_pixels(image_folder(tmp_path/'g')[0])[0, 0].numpy(), grey)
+    three = to_pixels(image_folder(tmp_path/'g', channels=3)[0])[0].numpy()
+    assert all(np.array_equal(plane, grey) for plane in three)
+    one = to_pixels(image_folder(tmp_path/'c', channels=1)[0])[0, 0].numpy()
+    assert np.abs(one - colour @ [.299, .587, .114]).max() < 1  # luma, as television has it
+    picture(tmp_path/'c'/'b.png', mode='L')
+    assert image_folder(tmp_path/'c')[0].shape == (2, 3, 4, 6)  # one colour image makes a colour set
+    for mode in ('1', 'P', 'CMYK'):
+        file = tmp_path/mode/('a.jpg' if mode == 'CMYK' else 'a.png'); file.parent.mkdir()
+        Image.new('RGB', (6, 4), 'white').convert(mode).save(file)
+        assert (image_folder(file.parent)[0] > .98).all(), mode
+
+
+@pytest.mark.parametrize('mode', ['LA', 'RGBA', 'palette'])
+def test_transparent_parts_are_white_paper(tmp_path, mode):
+    if mode == 'palette':
+        image = Image.new('P', (6, 4)); image.putpalette([0, 0, 0, 255, 0, 0]); image.putpixel((0, 0), 1)
+        image.save(tmp_path/'a.png', transparency=0)
+        assert image_folder(tmp_path)[0][0, :, 0, :2].T.tolist() == [[1, -1, -1], [1, 1, 1]]  # the red pixel, then paper
+        return
+    x = picture(tmp_path/'a.png', mode=mode)
+    x[..., -1] = np.where(np.arange(24).reshape(4, 6) % 2, 255, 0); Image.fromarray(x).save(tmp_path/'a.png')
+    want = np.where(x[..., -1:] == 255, x[..., :-1], 255)
+    assert np.array_equal(to_pixels(image_folder(tmp_path)[0])[0].permute(1, 2, 0).numpy(), want)
+    x[..., -1] = 128; Image.fromarray(x).save(tmp_path/'a.png')  # half transparent
+    got = to_pixels(image_folder(tmp_path)[0])[0].permute(1, 2, 0).numpy()
+    assert np.abs(got - (x[..., :-1]*(128/255) + 255*(127/255))).max() <= 1
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_turned_as_the_camera_says(tmp_path, orientation):
+    x = np.zeros((16, 32), np.uint8); x[:8, :8] = 255  # one bright corner
+    turn = {1: x, 2: x[:, ::-1], 3: x[::-1, ::-1], 4: x[::-1], 5: x.T, 6: np.rot90(x), 7: x[::-1, ::-1].T, 8: np.rot90(x, 3)}[orientation]
+    note = Image.Exif(); note[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(turn)).save(tmp_path/'a.jpg', exif=note, quality=100)
+    images, _ = image_folder(tmp_path)
+    assert images.shape == (1, 1, 16, 32) and np.abs(to_pixels(images)[0, 0].numpy().astype(int) - x).max() < 20
+
+
+def test_sizes(tmp_path):
+    for name, h, w in (('a', 4, 6), ('b', 4, 6), ('c', 9, 6)): picture(tmp_path/f'{name}.png', h, w)
+    with pytest.raises(ValueError, match=r'2 sizes.*2 of 4 x 6 \(.*a.png\), 1 of 9 x 6 \(.*c.png\); pass size='): image_folder(tmp_path)
+    assert image_folder(tmp_path, size=5)[0].shape == (3, 3, 5, 5) and image_folder(tmp_path, size=(3, 8))[0].shape == (3, 3, 3, 8)
+    flag = np.zeros((10, 30), np.uint8); flag[:, 10:20] = 255  # the middle third is what a square crop keeps
+    Image.fromarray(flag).save(tmp_path/'a.png')
+    assert (image_folder(tmp_path, size=10)[0][0] == 1).all()
+    stripes = np.tile(np.array([0, 255], np.uint8), (32, 16)); Image.fromarray(stripes).save(tmp_path/'a.png')
+    assert image_folder(tmp_path, size=8)[0][0].abs().max() < .1  # no aliasing: fine stripes turn grey
+    for bad in (0, -4, 2.5, (4, 4, 4), (4, 'x'), True):
+        with pytest.raises(ValueError, match='size'): image_folder(tmp_path, size=bad)
+
+
+def test_every_truncation_of_an_image_is_refused_by_name(tmp_path):
+    for suffix in ('.png', '.jpg', '.webp'):
+        folder = tmp_path/suffix[1:]; picture(folder/f'a{suffix}', 8, 8); picture(folder/f'z{suffix}', 8, 8)
+        good = (folder/f'z{suffix}').read_bytes()
+        for n in range(0, len(good) - (20 if suffix == '.png' else 2), 7):  # a PNG's end mark and checksums after its last pixel may be missing
+            (folder/f'z{suffix}').write_bytes(good[:n])
+            with pytest.raises(ValueError, match=f'z{suffix} is truncated, damaged'): image_folder(folder)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes: return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+def png_that_claims(side: int) -> bytes: return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(bytes(99))) + chunk(b'IEND', b'')
+
+
+def moving(path): Image.new('L', (4, 4)).save(path, save_all=True, append_images=[Image.new('L', (4, 4), 9)])
+
+
+BAD_IMAGES = {
+    'another format': (lambda p: Image.new('RGB', (4, 4)).save(p, 'GIF'), 'a.png is truncated, damaged or no PNG, JPEG or WebP'), 'a text': (lambda p: p.write_text('hello'), 'a.png is'), 'empty': (lambda p: p.write_bytes(b''), 'a.png is'),
+    'a bomb': (lambda p: p.write_bytes(png_that_claims(50_000)), 'a.png claims to be enormous'), 'half a bomb': (lambda p: p.write_bytes(png_that_claims(10_000)), 'a.png claims to be enormous'),
+    'a text bomb': (lambda p: p.write_bytes(png_that_claims(4)[:33] + chunk(b'zTXt', b'k\0\0' + zlib.compress(bytes(9_000_000))) + png_that_claims(4)[33:]), 'a.png is'),
+    '16 bits': (lambda p: Image.fromarray(np.zeros((4, 4), np.uint16)).save(p), "a.png has pixels of kind 'I;16'.*8 bits"), 'an animation': (moving, 'a.png is an animation'), 'a folder': (lambda p: p.mkdir(), 'holds no images.*no files')}
+
+
+@pytest.mark.parametrize('name', BAD_IMAGES)
+def test_bad_images_are_named(tmp_path, name):
+    make, match = BAD_IMAGES[name]
+    make(tmp_path/'a.png')
+    with pytest.raises(ValueError, match=match): image_folder(tmp_path)
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no such folder'): image_folder(tmp_path/'none')
+    (tmp_path/'a.tiff').write_bytes(b''); (tmp_path/'b.tiff').write_bytes(b''); (tmp_path/'README').write_text('')
+    with pytest.raises(ValueError, match=r'holds no images \(.png, .jpg, .jpeg, .webp\); found there: 2 x .tiff, 1 x no suffix'): image_folder(tmp_path)
+    picture(tmp_path/'cat'/'a.png'); (tmp_path/'dog').mkdir()
+    with pytest.raises(ValueError, match='classes, but .*dog holds no images'): image_folder(tmp_path)
+    picture(tmp_path/'stray.png')
+    with pytest.raises(ValueError, match=r'images \(stray.png\) beside folders of images \(cat, dog\)'): image_folder(tmp_path)
+    for bad in (2, 4, 'grey'):
+        with pytest.raises(ValueError, match='channels.*1, 3'): image_folder(tmp_path, channels=bad)
+
+
+def test_memory_is_as_stated_and_refused_beforehand(tmp_path, monkeypatch):
+    for i in range(8): picture(tmp_path/f'{i}.png', 128, 128)
+    values = 8*3*128*128
+    tracemalloc.start(); images, _ = image_folder(tmp_path); _, peak = tracemalloc.get_traced_memory(); tracemalloc.stop()
+    assert 5*values < peak < 5.5*values and images.numel() == values
+    monkeypatch.setattr(data, '_pixels', lambda *a: pytest.fail('unpacked'))
+    with pytest.raises(ValueError, match='8 x 3 x 20000 x 20000 values need 44.7 GB of memory, more than max_gb=8'): image_folder(tmp_path, size=20_000)
+    with pytest.raises(ValueError, match='more than max_gb=0.001'): image_folder(tmp_path, max_gb=.001)
 
 
 # --- 2-D sets ---
