@@ -24,10 +24,11 @@ ALLOWED = {  # module: the modules it may import
     'metrics': 'core data nets training',
     'viz': 'core data schedules teachers samplers targets metrics',
     'interop': 'core teachers samplers branches trajectories students',
-    'distill': 'core schedules teachers trajectories students sfd variable progressive',
+    'distill': 'core schedules training teachers trajectories students sfd variable progressive',
     'search': 'core losses training teachers trajectories sfd distill metrics',
+    'experiments': 'core data schedules nets training teachers samplers trajectories variable distill metrics',
     'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
-    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students interop distill metrics search viz widgets',
+    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students interop distill metrics search experiments viz widgets',
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
 

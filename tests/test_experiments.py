@@ -1,0 +1,117 @@
+"Experiments: arms, runs that stop and go on, differences; and the stored results against the code that claims to have made them."
+import dataclasses
+import json
+
+import pytest
+
+from bdense_nb import experiments as X
+from bdense_nb.core import data_dir
+from bdense_nb.distill import PDConfig, SFDConfig
+
+STORED = sorted(name for name in X.EXPERIMENTS if (data_dir()/'results'/f'{name}.json').is_file())
+SHORT = SFDConfig(steps=2, batch=16, K=2, substeps=2, solver='euler', shape=(2,))
+
+
+@pytest.fixture(scope='module')
+def cheap():
+    "The ring without its costs: untrained students, few samples, an end point of few steps."
+    ring = X.ring_world()
+    from bdense_nb.nets import MLP
+    from bdense_nb.teachers import EDMDenoiser
+    import torch
+    def network(seed):
+        torch.manual_seed(seed)
+        return EDMDenoiser(MLP(width=8, depth=1), .7)
+    return dataclasses.replace(ring, network=network, data=lambda seed: (ring.teacher.sample(64, seed), None), ends=lambda cfg: ring.teacher.sample(50, 7), quality={'mean': lambda x: float(x.mean().abs())}, n=50)
+
+
+@pytest.fixture
+def experiment(monkeypatch, cheap):
+    arms = (*X.vary(SHORT, {'host': dict(K=1), 'linear': {}, 'local': dict(teacher_states='local')}), *X.vary(PDConfig(start_steps=4, updates=2, batch=8), {'pd': {}}),
+            X.Arm('several', dataclasses.replace(SHORT, pool=32), (2, 3)), X.Arm('stages', dataclasses.replace(SHORT, nfe=3), stage=dict(K=1, steps=2, batch=16)))
+    monkeypatch.setitem(X.WORLDS, 'cheap', lambda: cheap)
+    monkeypatch.setitem(X.EXPERIMENTS, 'try', X.Experiment('Does it run?', 'cheap', arms, 'host', 3))
+    return arms
+
+
+def figures(result): return [{k: v for k, v in r.items() if k != 'cpu_seconds'} for r in result['rows']]
+
+
+def test_every_kind_of_arm(experiment, tmp_path):
+    said = []
+    result = X.run_experiment('try', tmp_path/'a.json', say=said.append)
+    rows = result['rows']
+    assert {r['arm'] for r in rows} == {a.name for a in experiment} and {r['seed'] for r in rows} == {0, 1, 2}
+    assert [r['nfe'] for r in rows if r['arm'] == 'pd' and r['seed'] == 0] == [2, 1], 'a row for every round'
+    assert [r['nfe'] for r in rows if r['arm'] == 'several' and r['seed'] == 0] == [2, 3], 'a row for every step count'
+    assert {r['nfe'] for r in rows if r['arm'] == 'stages'} == {1}
+    assert len(said) == 1 + 3*len(experiment) and json.loads((tmp_path/'a.json').read_text()) == result
+    assert {'bdense_nb', 'torch', 'hardware', 'samples', 'teacher', 'command'} <= result.keys()
+    mtime = (tmp_path/'a.json').stat().st_mtime_ns
+    assert X.run_experiment('try', tmp_path/'a.json', say=said.append) == result and (tmp_path/'a.json').stat().st_mtime_ns == mtime, 'nothing to do'
+
+
+def test_stopped_and_continued_is_the_same(experiment, tmp_path):
+    for n in (1, 4, 2): X.run_experiment('try', tmp_path/'a.json', limit=n, say=lambda s: None)
+    assert len({(r['arm'], r['seed']) for r in json.loads((tmp_path/'a.json').read_text())['rows']}) == 7
+    stopped = X.run_experiment('try', tmp_path/'a.json', say=lambda s: None)
+    assert figures(stopped) == figures(X.run_experiment('try', tmp_path/'b.json', say=lambda s: None))
+
+
+def test_foreign_files_are_refused(experiment, tmp_path, monkeypatch):
+    out = tmp_path/'a.json'
+    X.run_experiment('try', out, limit=1, say=lambda s: None)
+    before = out.read_bytes()
+    changed = dataclasses.replace(X.EXPERIMENTS['try'], arms=(X.Arm('host', dataclasses.replace(SHORT, K=1, lr=.1)),))
+    monkeypatch.setitem(X.EXPERIMENTS, 'try', changed)
+    with pytest.raises(ValueError, match='host, 2 calls, 2 iterations with other settings'): X.run_experiment('try', out)
+    monkeypatch.setitem(X.EXPERIMENTS, 'try', dataclasses.replace(changed, world='ring'))
+    with pytest.raises(ValueError, match="of the world 'cheap'"): X.run_experiment('try', out)
+    assert out.read_bytes() == before
+    for text in ('{"rows": 3', '[]', '{}'):
+        out.write_text(text)
+        with pytest.raises(ValueError, match='a.json'): X.run_experiment('try', out)
+        assert out.read_text() == text
+    with pytest.raises(ValueError, match='experiment'): X.run_experiment('none such')
+
+
+def test_banks_are_shared_inside_a_seed(cheap):
+    arms = (*X.vary(SHORT, {'a': {}, 'b': dict(K=1)}), *X.vary(SHORT, {'a': {}}, steps=6))
+    banks = X.Banks(cheap.teacher, arms)
+    first, second, long = (banks(a.cfg) for a in arms)
+    assert first is second is long and len(first.seeds) == 6*16, 'one bank, as long as the longest run'
+    assert banks(dataclasses.replace(SHORT, seed=1)) is not first
+    assert banks(dataclasses.replace(SHORT, teacher_states='local')) is None
+
+
+def test_bad_experiments():
+    arms = X.vary(SHORT, {'host': {}})
+    with pytest.raises(ValueError, match='same name, calls and budget'): X.Experiment('?', 'ring', (*arms, *arms), 'host', 3)
+    with pytest.raises(ValueError, match='seeds'): X.Experiment('?', 'ring', tuple(arms), 'host', 2)
+    with pytest.raises(ValueError, match='host'): X.Experiment('?', 'ring', tuple(arms), 'nobody', 3)
+    with pytest.raises(ValueError, match='world'): X.Experiment('?', 'moon', tuple(arms), 'host', 3)
+
+
+def row(arm, seed, value, nfe=2, iterations=10): return dict(arm=arm, nfe=nfe, iterations=iterations, seed=seed, paired_error=value)
+
+
+def test_differences():
+    result = dict(host='h', rows=[row('h', i, float(i)) for i in range(5)] + [row('a', i, i - .5 + .01*i) for i in range(5)] + [row('few', i, 0.) for i in range(2)]
+                  + [row('long', i, float(i), iterations=20) for i in range(5)] + [row('other calls', i, 0., nfe=3) for i in range(5)])
+    one, = X.differences(result)
+    assert one.arm == 'a' and one.verdict == 'better' and one.host == 2. and one.interval.mean == pytest.approx(-.48) and one.interval.n == 5
+    assert {d.arm for d in X.differences(result, budgets={20: 10})} == {'a', 'long'}
+    back, = X.differences(result, host='a')
+    assert back.verdict == 'worse' and back.interval.mean == pytest.approx(.48)
+    with pytest.raises(ValueError, match='host'): X.differences(result, host='z')
+
+
+@pytest.mark.parametrize('name', STORED)
+def test_stored_results_are_of_this_code(name):
+    "The settings beside the figures are those of the arms as they are now, and the first run, where it is cheap, gives the stored figures again."
+    experiment, result = X.EXPERIMENTS[name], json.loads((data_dir()/'results'/f'{name}.json').read_text())
+    assert X.stored_rows(experiment, data_dir()/'results'/f'{name}.json') == result['rows']
+    assert {X.run_name(c): c['config'] for c in result['configs']} == {X.run_name(a.key): a.config for a in experiment.arms}
+    keys = [(r['arm'], r['nfe'], r['iterations'], r['seed']) for r in result['rows']]
+    assert len(set(keys)) == len(keys) and all(m in r for r in result['rows'] for m in experiment.measures)
+    assert result['command'] == f'bdense_evaluate --experiment {name}' and result['host'] == experiment.host
