@@ -6,24 +6,25 @@
 from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from .branches import fold
-from .core import check_choice, check_int
+from .core import check_choice, check_int, check_sigmas
 from .losses import NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, scheduled_weights, snr_weight
 from .schedules import SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigmas, sigma_from_alpha_bar, strided_nodes
 from .students import Student, branched_student
 from .targets import BRANCH_STEPS, branch_states, branch_targets, check_substeps, progressive_segment
-from .teachers import NetDenoiser, VPDenoiser
+from .teachers import NetDenoiser, VPDenoiser, check_top
 from .training import StepFunction, TrainConfig, claim_folder, fingerprint, fit, share
 from .trajectories import denoiser_hash, device_of, frozen_copy
 
 # %% auto #0
-__all__ = ['VP_TABLES', 'PD_TARGETS', 'HEADS', 'progressive_sigmas', 'PDConfig', 'draw_noised', 'pd_step', 'check_run',
-           'progressive_rounds', 'progressive']
+__all__ = ['VP_TABLES', 'PD_SCHEDULES', 'PD_TARGETS', 'HEADS', 'progressive_sigmas', 'PDConfig', 'draw_noised', 'pd_step',
+           'check_run', 'progressive_rounds', 'progressive']
 
 # %% ../nbs/10c_progressive.ipynb #2dcab2d0
 VP_TABLES = {'vp_linear': linear_alpha_bar, 'vp_cosine': cosine_alpha_bar}
@@ -42,7 +43,8 @@ def progressive_sigmas(
     sigmas[-1] = 0.
     return sigmas
 
-# %% ../nbs/10c_progressive.ipynb #351d072d
+# %% ../nbs/10c_progressive.ipynb #68e3c536
+PD_SCHEDULES = (*SCHEDULES, *VP_TABLES, 'teacher')
 PD_TARGETS = ('x0', 'state', 'raw_x0')
 HEADS = ('tile', 'carry')
 
@@ -60,8 +62,9 @@ class PDConfig:
     loss: str = 'l2' # a key of `losses.NORMS`
     snr_weight: str = 'trunc' # see `losses.snr_weight`; 'snr' suits networks that predict eps
     heads: str = 'tile' # how a round's branches start: 'tile': all as the teacher; 'carry': as the last round left them
-    schedule: str = 'pd_cosine' # see `progressive_sigmas`
+    schedule: str = 'pd_cosine' # see `progressive_sigmas`; 'teacher': the levels of the network's own table
     levels: int = 1024 # length of the DDPM table, for schedule 'vp_linear' or 'vp_cosine'
+    teacher_sigmas: tuple[float, ...] | None = None # for schedule 'teacher': the first teacher's grid; None: read from the network when the run starts
     sigma_min: float = .002 # for the other schedules: counts as clean
     sigma_max: float = 80. # for the other schedules
     updates: int = 50_000 # a round
@@ -73,18 +76,27 @@ class PDConfig:
     layer: str | None = None # name of the network's output layer; None: found by `branches.output_layer`
 
     def __post_init__(self):
-        for name in ('branch_weights', 'branch_weights_end'): # JSON knows lists, no tuples
+        for name in ('branch_weights', 'branch_weights_end', 'teacher_sigmas'): # JSON knows lists, no tuples
             if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, low in (('start_steps', 2), ('end_steps', 1), ('substeps', 2), ('K', 1), ('levels', 1), ('updates', 1), ('batch', 1)): check_int(name, getattr(self, name), low)
+        for name, low in (('end_steps', 1), ('substeps', 2), ('K', 1), ('updates', 1), ('batch', 1)): check_int(name, getattr(self, name), low)
+        for name, low in (('start_steps', 2), ('levels', 1)): check_int(name, getattr(self, name), low, 2**20) # a grid is kept in memory
         check_int('seed', self.seed, 0, 2**26 - 1)
-        for name, allowed in (('loss', NORMS), ('branch_step', BRANCH_STEPS), ('target', PD_TARGETS), ('snr_weight', SNR_WEIGHTS), ('heads', HEADS)): check_choice(name, getattr(self, name), allowed)
+        for name, allowed in (('schedule', PD_SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS), ('target', PD_TARGETS), ('snr_weight', SNR_WEIGHTS), ('heads', HEADS)): check_choice(name, getattr(self, name), allowed)
         n = self.end_steps*self.substeps
         while n < self.start_steps: n *= self.substeps
         if n != self.start_steps: raise ValueError(f'start_steps must be end_steps times a power of substeps, such as {n}; got {self.start_steps} from {self.end_steps} and {self.substeps}')
-        self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.sigmas; self.train_config(self.end_steps)
+        self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.train_config(self.end_steps)
+        if self.teacher_sigmas is not None: self._check_teacher_sigmas()
+        elif self.schedule != 'teacher': self.sigmas
+
+    def _check_teacher_sigmas(self) -> None:
+        if self.schedule != 'teacher': raise ValueError(f"teacher_sigmas belongs to schedule 'teacher', not to {self.schedule!r}; leave it out")
+        if len(s := check_sigmas(self.teacher_sigmas)) != self.start_steps + 1 or s[-1] != 0: raise ValueError(f'{self.start_steps} steps need {self.start_steps + 1} levels in teacher_sigmas, the last one 0, got {len(s)} down to {s[-1]:g}; leave it out to have it filled in')
 
     @property
     def sigmas(self) -> Tensor: # [start_steps+1], the first teacher's grid
+        if self.teacher_sigmas is not None: return check_sigmas(self.teacher_sigmas)
+        if self.schedule == 'teacher': raise ValueError("with schedule 'teacher' the levels are the network's: ask cfg.on_table(teacher).sigmas")
         return progressive_sigmas(self.start_steps, self.schedule, self.levels, self.sigma_min, self.sigma_max)
 
     @property
@@ -104,6 +116,21 @@ class PDConfig:
         seed = self.seed*64 + self.rounds.index(n_steps)
         return TrainConfig(self.updates, self.lr, schedule='linear', clip_grad=self.clip_grad, ema=self.ema, seed=seed,
                            checkpoint_every=max(self.updates//10, 1), log_every=max(self.updates//100, 1))
+
+# %% ../nbs/10c_progressive.ipynb #63839148
+@patch
+def on_table(self: PDConfig,
+    *denoisers: Callable, # the teacher, and the network that the first student starts from
+) -> PDConfig:
+    "With schedule 'teacher': the same with the levels of these networks' table filled in; any other configuration as it is."
+    if self.schedule != 'teacher': return self
+    tables = [d.alpha_bar.cpu() for d in denoisers if isinstance(d, VPDenoiser)]
+    if not tables: raise ValueError(f"schedule 'teacher' takes the levels of a network's own table, and {', '.join(type(d).__name__ for d in denoisers)} has none; choose one of: {', '.join(PD_SCHEDULES[:-1])}")
+    for table in tables: check_int(f'start_steps on a table of {len(table)} levels', self.start_steps, 2, len(table))
+    grids = [sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0]) for table in tables] + ([] if self.teacher_sigmas is None else [self.sigmas])
+    for other in grids[1:]:
+        if not torch.allclose(grids[0], other, rtol=1e-3): raise ValueError(f"schedule 'teacher': the table of one network is not that of the other, or not the one in teacher_sigmas: they start at {grids[0][0]:.6g} and {other[0]:.6g}")
+    return self if self.teacher_sigmas else replace(self, teacher_sigmas=tuple(grids[0].tolist()))
 
 # %% ../nbs/10c_progressive.ipynb #8fba69ff
 def draw_noised(
@@ -164,7 +191,8 @@ def check_run(
         if isinstance(d, VPDenoiser) and cfg.schedule in VP_TABLES:
             mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
             if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
-                raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this network: {len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to {mine[-1]:.6g} here')
+                raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this network: {len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to {mine[-1]:.6g} here; schedule=\'teacher\' takes the network\'s own')
+    check_top(cfg.sigmas[0].item(), teacher, network)
 
 # %% ../nbs/10c_progressive.ipynb #32fd22b5
 def progressive_rounds(
@@ -180,6 +208,7 @@ def progressive_rounds(
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
     shape, history = tuple(data.shape[1:]) if isinstance(data, Tensor) else (), []
     model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
+    cfg = cfg.on_table(teacher, model.denoiser)
     check_run(data, labels, cfg, teacher, model.denoiser)
     teacher = frozen_copy(teacher, shape)
     origin = denoiser_hash(teacher)

@@ -17,7 +17,8 @@ from .training import Fit, TrainConfig, claim_folder, fingerprint, fit, send, sh
 
 # %% auto #0
 __all__ = ['DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser', 'EDMDenoiser',
-           'VPDenoiser', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about', 'load_denoiser', 'load_teacher']
+           'VPDenoiser', 'check_top', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about', 'load_denoiser',
+           'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
 def as_column(
@@ -183,6 +184,17 @@ class VPDenoiser(NetDenoiser):
         if self.prediction == 'x0': return raw
         if self.prediction == 'eps': return x - s*raw
         return (x/(1 + s**2).sqrt() - s*raw)/(1 + s**2).sqrt()
+
+# %% ../nbs/03_teachers.ipynb #b113963d
+def check_top(
+    sigma_max: float, # where a walk begins
+    *denoisers: Callable, # the teacher, the student
+) -> None:
+    "Refuse to start above the noisiest level of a network that has a table of levels; other denoisers may start anywhere."
+    for d in denoisers:
+        if not isinstance(d, VPDenoiser): continue
+        top = d.log_sigmas[-1].exp().item()
+        if sigma_max > top*(1 + 1e-5): raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this network was trained on, {top:.6g}, so it would be told a wrong level; pass sigma_max={top:.6g} or less')
 
 # %% ../nbs/03_teachers.ipynb #d39ee93c
 def edm_loss(

@@ -223,6 +223,45 @@ def test_grids_are_slices():
     assert progressive_sigmas(64, 'vp_cosine')[0] > 2e4
 
 
+# --- the network's own table ---
+
+OWN = replace(TINY, schedule='teacher')
+TABLES = {'linear': linear_alpha_bar(64), 'cosine': cosine_alpha_bar(64), 'scaled linear': (1 - torch.linspace(.00085**.5, .012**.5, 1000, dtype=torch.float64)**2).cumprod(0),
+          'trained': (1 - torch.rand(37, generator=torch.Generator().manual_seed(3), dtype=torch.float64)*.3).cumprod(0)}
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_any_table_can_be_distilled_on_its_own_levels(tmp_path, name):
+    "The network is asked at whole indices, from its noisiest level; and the levels travel with the student."
+    table = TABLES[name]
+    teacher = shaken(VPDenoiser(Spy(), table, 'v'))
+    cfg = OWN.on_table(teacher)
+    nodes = torch.linspace(len(table), 0, 9, dtype=torch.float64).round().long()
+    assert cfg.sigmas[-1] == 0 and torch.allclose(1/(1 + cfg.sigmas[:-1]**2), table[nodes[:-1] - 1], rtol=1e-12)
+    spy, student = copy.deepcopy(teacher), branch(teacher, 2)
+    for net in (spy.net, student.denoiser.net): net.seen = {True: set(), False: set()}
+    next(pd_step(spy, DATA, None, replace(cfg, batch=500), 4)(student, 0))
+    assert spy.net.seen[False] == {float(n - 1) for n in nodes[:-1]} and student.denoiser.net.seen[True] == {float(n - 1) for n in nodes[:-1:2]}
+    start = shaken(VPDenoiser(MLP(width=8, depth=1), table, 'v'))
+    last = progressive(start, DATA, OWN, folder=tmp_path, show=False)
+    assert PDConfig(**json.loads(json.dumps(last.about['config']))) == cfg and last.sigmas.tolist() == [cfg.sigmas[0].item(), 0.] and last.sample(3).isfinite().all()
+    assert same(last, progressive(start, DATA, cfg, folder=tmp_path, show=False))  # its stored configuration is the same run
+
+
+def test_the_named_table_is_the_networks_own():
+    net = shaken(VPDenoiser(MLP(width=8, depth=1), linear_alpha_bar(64)))
+    assert same(run(net, OWN), run(net, replace(TINY, schedule='vp_linear', levels=64)))
+    assert same(run(GaussianDenoiser(0., .5), OWN, student=net), run(GaussianDenoiser(0., .5), replace(TINY, schedule='vp_linear', levels=64), student=net))  # the student's table, where the teacher has none
+
+
+def test_a_table_that_does_not_fit_is_refused(teacher):
+    one, other = (VPDenoiser(MLP(width=8, depth=1), TABLES[name]) for name in ('linear', 'trained'))
+    for bad, match in ((lambda: run(teacher, OWN), 'EDMDenoiser.*has none; choose one of: karras'), (lambda: run(one, OWN, student=other), 'not that of the other'), (lambda: run(other, OWN.on_table(one)), 'teacher_sigmas'),
+                       (lambda: run(other, replace(OWN, start_steps=64)), 'start_steps on a table of 37 levels must be between 2 and 37, got 64'), (lambda: OWN.sigmas, 'on_table'),
+                       (lambda: run(other, TINY), 'sigma_max=80 is above the noisiest level.*pass sigma_max=')):
+        with pytest.raises(ValueError, match=match): bad()
+
+
 # --- one round after another ---
 
 def test_the_order_of_a_round(monkeypatch, teacher):
@@ -397,14 +436,14 @@ def test_closed_form_teacher(tmp_path, formula, teacher):
 
 @pytest.mark.parametrize('bad', [dict(start_steps=12), dict(start_steps=1), dict(start_steps=8, end_steps=3), dict(start_steps=8, end_steps=8), dict(end_steps=0), dict(substeps=1), dict(K=0), dict(K=3), dict(substeps=4, K=3, start_steps=16), dict(K=1.5),
                                  dict(schedule='linear'), dict(schedule='vp_linear', levels=4), dict(schedule='vp_linear', levels=20), dict(sigma_min=0.), dict(sigma_min=90.), dict(sigma_max=float('inf')), dict(target='z'), dict(snr_weight='none'),
-                                 dict(heads='none'), dict(loss='mse'), dict(branch_step='both'), dict(branch_weights=(1.,)), dict(branch_weights='first'), dict(branch_weights_end=(1., 2., 3.)), dict(updates=0), dict(batch=0), dict(lr=0.), dict(lr=float('nan')),
+                                 dict(start_steps=2**40), dict(levels=2**40), dict(schedule='teacher', teacher_sigmas=(2., 1., 0.)), dict(schedule='teacher', teacher_sigmas=tuple(range(9, 0, -1))), dict(teacher_sigmas=tuple(range(8, -1, -1))), dict(heads='none'), dict(loss='mse'), dict(branch_step='both'), dict(branch_weights=(1.,)), dict(branch_weights='first'), dict(branch_weights_end=(1., 2., 3.)), dict(updates=0), dict(batch=0), dict(lr=0.), dict(lr=float('nan')),
                                  dict(clip_grad=0.), dict(ema=1.), dict(seed=-1), dict(seed=2**26)], ids=str)
 def test_bad_configurations(bad):
     with pytest.raises(ValueError): replace(TINY, **bad)
 
 
 def test_configurations_survive_json():
-    for cfg in (TINY, preset('pd'), preset('fashion_mnist_pd'), PDConfig(branch_weights=[1., 2.], branch_weights_end=[0., 1.])):
+    for cfg in (TINY, OWN, OWN.on_table(VPDenoiser(MLP(), TABLES['trained'])), preset('pd'), preset('fashion_mnist_pd'), PDConfig(branch_weights=[1., 2.], branch_weights_end=[0., 1.])):
         assert PDConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg and hash(cfg)
 
 
