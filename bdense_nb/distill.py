@@ -5,23 +5,29 @@
 # %% ../nbs/10d_distill.ipynb #bbd70734
 from __future__ import annotations
 import dataclasses
+import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
-from .core import NFECounter, check_choice
-from .progressive import PDConfig, progressive, progressive_rounds
+import torch
+from torch import Tensor, nn
+from .core import NFECounter, check_choice, sample_labels, sample_noise
+from .progressive import PDConfig, check_run, pd_step, progressive, progressive_rounds
 from .schedules import nested_sigmas
 from .sfd import SFDConfig, sfd, sfd_step, teacher_bank
-from .students import Student, VariableStudent, load_student
+from .students import Student, VariableStudent, branched_student, load_student
 from .teachers import GaussianDenoiser, NetDenoiser
-from .trajectories import TrajectoryBank, TrajectoryPlan
+from .training import StepFunction, TrainConfig, fit
+from .trajectories import TrajectoryBank, TrajectoryPlan, bank_megabytes, device_of, frozen_copy
 from .variable import second_stage, sfd_variable
 
 # %% auto #0
-__all__ = ['HOSTS', 'PRESETS', 'distill', 'config_of', 'reference_plan', 'training_cost', 'preset', 'PDConfig', 'SFDConfig',
-           'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds', 'second_stage', 'sfd',
-           'sfd_step', 'sfd_variable', 'teacher_bank']
+__all__ = ['HOSTS', 'PRESETS', 'distill', 'config_of', 'reference_plan', 'training_cost', 'preset', 'time_iteration',
+           'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes', 'estimate_training', 'estimate_run',
+           'PDConfig', 'SFDConfig', 'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds',
+           'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../nbs/10d_distill.ipynb #781c9f54
 _all_ = ['PDConfig', 'SFDConfig', 'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
@@ -69,13 +75,14 @@ def reference_plan(
 def training_cost(
     cfg: SFDConfig | PDConfig,
 ) -> dict[str, int]: # updates; samples through the teacher; samples through the student, forward and backward
-    "What a run costs, in optimiser updates and in samples sent through the networks (SFD: with a trajectory bank)."
+    "What a run costs, in optimiser updates and in samples sent through the networks (SFD: each teacher trajectory walked once)."
     if isinstance(cfg, PDConfig):
         seen = len(cfg.rounds)*cfg.updates*cfg.batch
         return dict(updates=len(cfg.rounds)*cfg.updates, teacher=cfg.substeps*seen, student=seen)
-    counter = NFECounter(GaussianDenoiser(0., 1.))
-    cfg.plan.walk(counter, range(1))
-    return dict(updates=cfg.nfe*cfg.steps, teacher=counter.nfe*cfg.n_trajectories, student=cfg.nfe*cfg.steps*cfg.batch)
+    counter, student = NFECounter(GaussianDenoiser(0., 1.)), lambda x, sigma, label: x[:, None].expand(-1, cfg.K, *x.shape[1:])
+    for _ in sfd_step(counter, cfg)(student, 0): pass # one iteration
+    walks = cfg.n_trajectories if cfg.teacher_states == 'global' else cfg.steps*cfg.batch # local states depend on the student, so nothing can be kept
+    return dict(updates=cfg.nfe*cfg.steps, teacher=counter.nfe*walks, student=cfg.nfe*cfg.steps*cfg.batch)
 
 # %% ../nbs/10d_distill.ipynb #57bca18f
 PRESETS: dict[str, SFDConfig | PDConfig] = {
@@ -93,3 +100,122 @@ def preset(
     "A preset, with changes."
     check_choice('preset', name, PRESETS)
     return dataclasses.replace(PRESETS[name], **changes)
+
+# %% ../nbs/10d_distill.ipynb #4307c099
+def time_iteration(
+    model: nn.Module, # trained in place: give a copy
+    step: StepFunction,
+    cfg: TrainConfig, # of the run; its step count and folder do not matter
+) -> float: # seconds
+    "What one iteration takes in the real training loop, once warm."
+    marks, device = [], device_of(model)
+    def marked(model, i):
+        if device.type == 'cuda': torch.cuda.synchronize(device)
+        marks.append(time.perf_counter())
+        yield from step(model, i)
+    fit(model, marked, dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0, sample_every=0, tensorboard=False), show=False)
+    return min(marks[2] - marks[1], marks[3] - marks[2])
+
+# %% ../nbs/10d_distill.ipynb #959952d3
+def growing_trials(
+    trial: Callable[[int], tuple[float, ...]], # batch size -> measurements, the first in seconds
+    batch: int, # of the run
+    patience: float = .5, # seconds
+) -> dict[int, tuple[float, ...]]: # batch size -> measurements, ascending; empty if even the smallest did not fit
+    "Try growing batches until one is the run's own, is slow, or does not fit into the GPU's memory."
+    found, sizes = {}, [n for n in (2*4**k for k in range(12)) if n < batch] + [batch]
+    for n in sizes:
+        try: found[n] = trial(n)
+        except torch.cuda.OutOfMemoryError: break
+        if found[n][0] > patience: break
+    return found
+
+def prolong(
+    found: dict[int, float], # batch size -> measurement, ascending, at least one
+    batch: int, # of the run
+) -> float:
+    "A measurement at the run's batch: a line through the last two; from a single one, in proportion."
+    (n, b), *before = reversed(found.items())
+    if not before: return b*batch/n
+    m, a = before[0]
+    return b + max((b - a)/(n - m), 0.)*(batch - n)
+
+# %% ../nbs/10d_distill.ipynb #443abb42
+def kept_bytes(
+    model: nn.Module,
+    step: StepFunction,
+) -> int: # without the parameters themselves
+    "What autograd keeps for the backward pass of one update."
+    kept = {}
+    def keep(t: Tensor) -> Tensor: kept[t.untyped_storage().data_ptr()] = t; return t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): loss = next(step(model, 0)) # `loss` holds the graph
+    for p in model.parameters(): kept.pop(p.untyped_storage().data_ptr(), None)
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+def peak_bytes(device: torch.device) -> int | None: # None where the system does not say
+    "The most memory held so far: of a GPU since its peak was last reset, else of this process."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
+    if sys.platform == 'win32': return None
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
+
+def device_bytes(device: torch.device) -> int | None: # None where the system does not say
+    "All the memory that a device has."
+    if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else None
+
+# %% ../nbs/10d_distill.ipynb #abcf11a7
+def estimate_training(
+    make: Callable[[int], tuple[nn.Module, StepFunction]], # batch size -> a fresh model and its step
+    batch: int, # of the run
+    cfg: TrainConfig, # of the run
+) -> dict[str, float | None]: # seconds of an iteration; memory_gb (10**9 bytes); measured_batch; None: not even the smallest batch fits
+    "Time and memory of one iteration, measured in the real loop, and prolonged to the run's own batch where that is slow."
+    kept = {}
+    def trial(n: int) -> tuple[float, ...]:
+        model, step = make(n)
+        device = device_of(model)
+        if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
+        else: kept[n] = kept_bytes(model, step)
+        return time_iteration(model, step, cfg), peak_bytes(device)
+    found = growing_trials(trial, batch)
+    if not found: return dict(seconds=None, memory_gb=None, measured_batch=None)
+    last, peaks = max(found), {n: peak for n, (_, peak) in found.items()}
+    if None in peaks.values(): memory = None
+    else: memory = (peaks[last] + prolong(kept, batch) - kept[last] if kept else prolong(peaks, batch))/1e9
+    return dict(seconds=prolong({n: t for n, (t, _) in found.items()}, batch), memory_gb=memory, measured_batch=last)
+
+# %% ../nbs/10d_distill.ipynb #877f0f24
+def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int, ...], student: NetDenoiser | None, walks: dict[int, float]) -> Callable[[int], tuple[nn.Module, StepFunction]]:
+    "For `estimate_training`: models and steps of this run for any batch; `walks` is told how long the teacher's walks for a batch took."
+    def make(n):
+        model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
+        if isinstance(cfg, PDConfig):
+            data, labels = sample_noise(range(n), shape), sample_labels(range(n), model.denoiser.n_classes) if model.denoiser.n_classes else None
+            check_run(data, labels, cfg, teacher, model.denoiser)
+            return model, pd_step(teacher, data, labels, dataclasses.replace(cfg, batch=n, updates=4), cfg.rounds[0])
+        small, begin = dataclasses.replace(cfg, batch=n, pool=n, steps=4), time.perf_counter()
+        bank = teacher_bank(teacher, small, show=False) if cfg.teacher_states == 'global' else None
+        walks[n] = time.perf_counter() - begin
+        return model, sfd_step(teacher, small, bank)
+    return make
+
+def estimate_run(
+    teacher: Callable, # any denoiser
+    cfg: SFDConfig | PDConfig,
+    shape: tuple[int, ...] | None = None, # of one sample; SFD's configuration says it
+    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
+) -> dict: # `training_cost`, and nfe, rounds, parameters, batch, measured_batch, seconds (teacher's, student's and both), memory_gb, bank_gb, device, device_gb; None: unknown, or not even 2 samples fit
+    "What a run will take on this device, from a few iterations of it; nothing is written, the teacher is not touched."
+    if not isinstance(cfg, (SFDConfig, PDConfig)): raise TypeError(f'cfg must be an SFDConfig or a PDConfig, got {cfg!r}')
+    pd = isinstance(cfg, PDConfig)
+    if (shape := shape if pd else cfg.shape) is None: raise ValueError('Progressive Distillation does not know the shape of a sample: pass shape=')
+    start, walks, grid = student or teacher, {}, (cfg.grid(cfg.end_steps), False) if pd else (cfg.grids[1], cfg.afs)
+    device, teacher = device_of(start), frozen_copy(teacher, tuple(shape))
+    one = estimate_training(_trial_maker(teacher, cfg, tuple(shape), student, walks), cfg.batch, cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config)
+    walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
+    by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks and cfg.teacher_states == 'global' else 0.
+    by_student = None if one['seconds'] is None else one['seconds']*(len(cfg.rounds)*cfg.updates if pd else cfg.steps)
+    return dict(training_cost(cfg), nfe=Student(GaussianDenoiser(0., 1.), *grid, tuple(shape)).nfe, rounds=cfg.rounds if pd else None, parameters=sum(p.numel() for p in start.parameters()),
+                batch=cfg.batch, measured_batch=one['measured_batch'], seconds_teacher=by_teacher, seconds_student=by_student, seconds=None if by_student is None else by_teacher + by_student,
+                memory_gb=one['memory_gb'], bank_gb=None if pd else bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3, device=str(device), device_gb=(device_bytes(device) or 0)/1e9 or None)

@@ -1,16 +1,20 @@
 "What both hosts share: one segment, one door, and configurations that come back from a student."
 import json
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from bdense_nb.core import NFECounter, sample_noise
-from bdense_nb.distill import PRESETS, PDConfig, SFDConfig, config_of, distill, load_student, preset, reference_plan, sfd_variable, teacher_bank, training_cost
-from bdense_nb.nets import MLP
+from bdense_nb.distill import (PRESETS, PDConfig, SFDConfig, config_of, distill, estimate_run, growing_trials, load_student, preset, prolong, reference_plan, sfd_variable,
+                                teacher_bank, time_iteration, training_cost)
+from bdense_nb.nets import MLP, UNet
 from bdense_nb.samplers import SOLVERS, trajectory
 from bdense_nb.schedules import karras_sigmas
+from bdense_nb.sfd import sfd_step
 from bdense_nb.targets import progressive_segment, segments
 from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser
+from bdense_nb.training import TrainConfig
 
 BLOBS = MixtureDenoiser(torch.tensor([[-1., 0.], [1., .5]]), torch.tensor([.2, .3]), torch.ones(2))
 SFD, PD = SFDConfig(steps=2, batch=4, lr=1e-3, shape=(2,)), PDConfig(8, 2, updates=2, batch=4, lr=1e-3)
@@ -81,3 +85,72 @@ def test_bad_calls_are_refused_before_work(teacher):
 
 def test_presets_can_be_written_as_json():
     for name, cfg in PRESETS.items(): assert type(cfg)(**json.loads(json.dumps(cfg.__dict__))) == cfg, name
+
+
+@pytest.mark.parametrize('solver', ['euler', 'heun'])
+@pytest.mark.parametrize('pool', [None, 8])
+def test_the_cost_of_local_teacher_states(teacher, solver, pool):
+    cfg, counter = replace(SFD, teacher_states='local', solver=solver, nfe=2, K=2, pool=pool), NFECounter(teacher)
+    for i in range(cfg.steps):
+        for _ in sfd_step(counter, cfg)(lambda x, sigma, label: x[:, None].expand(-1, 2, *x.shape[1:]), i): pass
+    assert training_cost(cfg)['teacher'] == counter.nfe*cfg.batch                # a pool saves nothing: the walks start where the student stands
+
+
+CONDITIONAL = EDMDenoiser(UNet(channels=3, widths=(32,), n_classes=3))
+
+
+@pytest.mark.parametrize('cfg, denoiser, shape', [
+    (SFD, None, None), (replace(SFD, K=1, pool=8), None, None), (replace(SFD, teacher_states='local'), None, None), (PD, None, (2,)), (replace(PD, K=1, ema=.9, batch=16), None, (2,)),
+    (replace(SFD, shape=(3, 8, 8), nfe=1), CONDITIONAL, None), (replace(PD, target='state'), CONDITIONAL, (3, 8, 8))], ids=['sfd', 'pool', 'local', 'pd', 'ema', 'images', 'images-pd'])
+def test_an_estimate_counts_what_the_run_does_and_leaves_no_trace(teacher, cfg, denoiser, shape, tmp_path, monkeypatch):
+    denoiser = denoiser or teacher
+    monkeypatch.chdir(tmp_path)
+    before, drawn = {k: v.clone() for k, v in denoiser.state_dict().items()}, torch.get_rng_state()
+    got = estimate_run(denoiser, cfg, shape)
+    assert {k: got[k] for k in ('updates', 'teacher', 'student')} == training_cost(cfg)
+    assert got['nfe'] == (2 if isinstance(cfg, PDConfig) else cfg.nfe) and got['measured_batch'] == got['batch'] == cfg.batch
+    assert got['seconds'] == got['seconds_teacher'] + got['seconds_student'] > 0 and 0 < got['memory_gb'] < got['device_gb']
+    assert (got['seconds_teacher'] > 0) == (isinstance(cfg, SFDConfig) and cfg.teacher_states == 'global')
+    assert json.loads(json.dumps(got)) == got and got['parameters'] == sum(p.numel() for p in denoiser.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in denoiser.state_dict().items()) and torch.equal(torch.get_rng_state(), drawn) and not list(tmp_path.iterdir())
+
+
+def test_an_estimate_takes_a_teacher_in_closed_form(teacher):
+    assert estimate_run(BLOBS, SFD, student=teacher)['parameters'] == sum(p.numel() for p in teacher.parameters())
+    with pytest.raises(TypeError, match='pass a network as student='): estimate_run(BLOBS, SFD)
+
+
+def test_an_estimate_refuses_what_the_run_refuses(teacher):
+    with pytest.raises(ValueError, match='pass shape='): estimate_run(teacher, PD)
+    with pytest.raises(ValueError, match='does not fit the teacher'): estimate_run(teacher, replace(SFD, shape=(3,)))
+    with pytest.raises(TypeError, match='SFDConfig or a PDConfig'): estimate_run(teacher, 'demo')
+
+
+def test_more_samples_take_more_memory(monkeypatch):
+    monkeypatch.setattr('bdense_nb.distill.time_iteration', lambda *run: 10.)          # so slow that 2 samples must do, and the rest is computed
+    few, many = (estimate_run(CONDITIONAL, replace(SFD, shape=(3, 8, 8), batch=n)) for n in (4, 64))
+    assert (few['measured_batch'], many['measured_batch']) == (2, 2) and many['seconds_student'] == 16*few['seconds_student']
+    assert 60*8*8*32*4 < 1e9*(many['memory_gb'] - few['memory_gb']) < 60*8*8*32*4*100  # at least a feature map of the finest level for each sample more
+
+
+def test_trials_stop_where_memory_ends():
+    def trial(n):
+        if n > 32: raise torch.cuda.OutOfMemoryError('full')
+        return (.001,)
+    assert list(growing_trials(trial, 512)) == [2, 8, 32] and list(growing_trials(trial, 16)) == [2, 8, 16] and list(growing_trials(trial, 1)) == [1]
+    assert prolong({4: 2.}, 16) == 8. and prolong({4: 2., 8: 1.}, 16) == 1.         # a line is never prolonged downwards
+
+
+def test_a_run_that_fits_nowhere_is_said_to(teacher, monkeypatch):
+    def full(*args, **kwargs): raise torch.cuda.OutOfMemoryError('full')
+    monkeypatch.setattr('bdense_nb.distill.time_iteration', full)
+    got = estimate_run(teacher, SFD)
+    assert got['seconds'] is got['memory_gb'] is got['measured_batch'] is None and got['updates'] == 4
+
+
+def test_the_timed_iteration_is_a_warm_one():
+    calls = []
+    def step(model, i):
+        calls.append(i); time.sleep(.3 if i == 0 else .02)
+        yield model(torch.ones(1, 1)).mean()
+    assert .02 <= time_iteration(torch.nn.Linear(1, 1), step, TrainConfig(10**6, warmup=5, checkpoint_every=1)) < .3 and len(calls) == 4

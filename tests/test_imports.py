@@ -29,6 +29,7 @@ ALLOWED = {  # module: the modules it may import
     'experiments': 'core data schedules nets training teachers samplers trajectories variable distill metrics',
     'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
     'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students interop distill metrics search experiments viz widgets',
+    'notebooks': 'core cli',
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
 
