@@ -30,9 +30,9 @@ from .variable import variable_configs
 
 # %% auto #0
 __all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_PD', 'WEIGHTS', 'EXPERIMENTS', 'World', 'fashion_world',
-           'ring_world', 'Arm', 'Banks', 'students', 'Experiment', 'run_name', 'stored_rows', 'run_experiment', 'vary',
-           'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'quarter_arms', 'Difference',
-           'differences', 'show_differences']
+           'ring_world', 'Arm', 'Banks', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows',
+           'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms',
+           'capacity_arms', 'quarter_arms', 'Difference', 'differences', 'show_differences']
 
 # %% ../nbs/11c_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class World:
     about: str # one line
     teacher: Callable # a denoiser
     shape: tuple[int, ...] # of one sample
-    network: Callable[[int], NetDenoiser | None] # seed -> where the students of that seed start; None: as the teacher
+    network: Callable[[int, int | None], NetDenoiser | None] # seed, width -> where the students of that seed start; None: as the teacher
     data: Callable[[int], tuple[Tensor, Tensor | None]] # seed -> what Progressive Distillation trains on, and its labels
     ends: Callable[[SFDConfig | PDConfig], Tensor] # -> where the samples of seeds 0..n-1 should end
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
@@ -61,7 +61,7 @@ def fashion_world() -> World:
     def walk(plan):
         starts = (draw_start(teacher, shape, range(i, i + 250), plan.sigmas[0]) for i in range(0, n, 250))
         return torch.cat([sample(teacher, x, plan.sigmas, plan.solver, plan.afs, label) for x, label in starts])
-    return World('Fashion-MNIST, the shipped teacher; students start as copies of it', teacher, shape, lambda seed: None, lambda seed: fashion_mnist('test'),
+    return World('Fashion-MNIST, the shipped teacher; students start as copies of it', teacher, shape, lambda seed, width: None, lambda seed: fashion_mnist('test'),
                  lambda cfg: walk(reference_plan(cfg, shape)), dict(frechet_distance=fashion_fd), n)
 
 # %% ../nbs/11c_experiments.ipynb #1d4b43b7
@@ -72,10 +72,10 @@ def ring_world() -> World:
     teacher = MixtureDenoiser(torch.stack([angle.cos(), angle.sin()], 1), torch.full((8,), .1), torch.ones(8))
     fresh = teacher.sample(n, 10**6)
     @functools.cache
-    def network(seed):
+    def network(seed, width):
         torch.manual_seed(seed)
         config = TrainConfig(1500, 5e-3, schedule='cosine', ema=.99, seed=seed)
-        return train_teacher(EDMDenoiser(MLP(width=64, depth=2), .7), teacher.sample(50_000, seed), None, config, 256, show=False).ema.requires_grad_(False).eval()
+        return train_teacher(EDMDenoiser(MLP(width=width or 64, depth=2), .7), teacher.sample(50_000, seed), None, config, 256, show=False).ema.requires_grad_(False).eval()
     @functools.cache
     def flow(sigma_end): # 256 Heun steps; to clean data one more
         grid = karras_sigmas(256, sigma_end or .002, 80.)
@@ -93,17 +93,19 @@ class Arm:
     cfg: SFDConfig | PDConfig # its seed is replaced
     nfes: tuple[int, ...] = () # SFD-v: one student for all of these
     stage: dict = field(default_factory=dict) # second stage, to one call: what its configuration changes
+    width: int | None = None # of the ring's networks; None: 64
 
     @property
     def key(self) -> dict: # without the seed
         "What tells the arm's runs from those of the others."
         calls = 1 if self.stage else max(self.nfes) if self.nfes else getattr(self.cfg, 'nfe', None) or self.cfg.end_steps
-        return dict(arm=self.name, calls=calls, iterations=getattr(self.cfg, 'steps', None) or self.cfg.updates)
+        return dict(arm=self.name, calls=calls, iterations=getattr(self.cfg, 'steps', None) or self.cfg.updates, **(dict(width=self.width) if self.width else {}))
 
     @property
     def config(self) -> dict: # as JSON has it
         "All that decides a run besides world and seed."
-        return json.loads(json.dumps(dict(asdict(self), cfg={k: v for k, v in asdict(self.cfg).items() if k != 'seed'})))
+        given = {k: v for k, v in asdict(self).items() if v and k != 'name'}
+        return json.loads(json.dumps(dict(given, cfg={k: v for k, v in given['cfg'].items() if k != 'seed'})))
 
 # %% ../nbs/11c_experiments.ipynb #7e445fbe
 class Banks:
@@ -123,7 +125,7 @@ class Banks:
 # %% ../nbs/11c_experiments.ipynb #50addb43
 def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[Student, float]]: # each with the seconds of CPU time its training took
     "Train an arm with one seed: one student, or one for every round or step count."
-    cfg, start = dataclasses.replace(arm.cfg, seed=seed), world.network(seed)
+    cfg, start = dataclasses.replace(arm.cfg, seed=seed), world.network(seed, arm.width)
     if isinstance(cfg, PDConfig):
         data, labels = world.data(seed)
         begin = time.process_time()
@@ -160,11 +162,15 @@ class Experiment:
     @property
     def measures(self) -> list[str]: return ['paired_error', *WORLDS[self.world]().quality]
 
-def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed
+def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
-    return f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations' + (f', seed {key["seed"]}' if 'seed' in key else '')
+    return f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations' + ''.join(f', {k} {key[k]}' for k in ('width', 'seed') if k in key)
 
-# %% ../nbs/11c_experiments.ipynb #5b1df898
+# %% ../nbs/11c_experiments.ipynb #e0e9866d
+def defaults(arm: Arm) -> dict: # as JSON has it
+    "What a configuration's fields are unless said: a field that is younger than a result had this value then."
+    return Arm('', type(arm.cfg)()).config['cfg']
+
 def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     "Rows of an earlier start; a file that belongs to other settings is refused."
     if not out.is_file(): return []
@@ -175,7 +181,8 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     if world != experiment.world: raise ValueError(f'{out} is of the world {world!r}, this experiment of {experiment.world!r}: move it away or name another file')
     configs = {run_name(c): c['config'] for c in configs}
     for arm in experiment.arms:
-        if configs.get(run_name(arm.key), arm.config) != arm.config: raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings: move it away or name another file')
+        was = configs.get(run_name(arm.key), arm.config)
+        if dict(was, cfg=dict(defaults(arm), **was['cfg'])) != arm.config: raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings: move it away or name another file')
     return rows
 
 def run_experiment(
@@ -188,7 +195,7 @@ def run_experiment(
     check_choice('experiment', name, EXPERIMENTS)
     out, experiment = Path(f'{name}.json' if out is None else out), EXPERIMENTS[name]
     rows = stored_rows(experiment, out)
-    done = {run_name({k: r[k] for k in ('arm', 'calls', 'iterations', 'seed')}) for r in rows}
+    done = {run_name(r) for r in rows}
     todo = [(seed, arm) for seed in range(experiment.seeds) for arm in experiment.arms if run_name(dict(arm.key, seed=seed)) not in done]
     say(f'{name}: {experiment.about} {len(todo)} runs to do, {len(done)} are in {out}')
     if todo: world = WORLDS[experiment.world](); banks = Banks(world.teacher, experiment.arms)
@@ -209,9 +216,9 @@ RING_PD = PDConfig(start_steps=32, updates=200, batch=256, lr=1e-3)
 WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'), 'uniform': dict(branch_weights='uniform'), 'linear': dict(branch_weights='linear'), 'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
            'linear, then endpoint': dict(branch_weights='linear', branch_weights_end='endpoint')}
 
-def vary(base: SFDConfig | PDConfig, arms: dict[str, dict], **shared) -> list[Arm]: # in the order of the table
+def vary(base: SFDConfig | PDConfig, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]: # in the order of the table
     "Arms that are a configuration with some changes each."
-    return [Arm(name, dataclasses.replace(base, **shared, **changes)) for name, changes in arms.items()]
+    return [Arm(name, dataclasses.replace(base, **shared, **changes), width=width) for name, changes in arms.items()]
 
 def over_calls(base: SFDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
     "Every set of branch weights, at 2 to 5 calls and several budgets."
@@ -238,6 +245,10 @@ def pd_arms(base: PDConfig) -> tuple[Arm, ...]:
     "Halving, without branches and with two of them."
     return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {}, 'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)), 'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}))
 
+def capacity_arms(base: SFDConfig | PDConfig, host: dict) -> tuple[Arm, ...]: # what makes the base its own host
+    "With and without branches, in narrow and in wide networks."
+    return tuple(arm for width in (16, 64, 256) for arm in vary(base, {'host': host, 'linear': {}}, width))
+
 def quarter_arms(base: PDConfig, start: int, end: int) -> tuple[Arm, ...]:
     "A quarter of the steps in each round."
     return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)}, start_steps=start, end_steps=end, substeps=4))
@@ -253,6 +264,8 @@ EXPERIMENTS = {
     'ring_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late, where the exact flow is known?', 'ring', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)', 10),
     'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring', pd_arms(RING_PD), 'K = 1 (PD)', 10),
     'ring_pd_quarter': Experiment('Do four branches help in rounds of a quarter, where the exact flow is known?', 'ring', quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)', 10),
+    'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring', capacity_arms(RING_SFD, dict(branch_weights='endpoint')), 'host', 10),
+    'ring_capacity_pd': Experiment('Does the width of the network decide whether branches hurt Progressive Distillation?', 'ring', capacity_arms(RING_PD, dict(K=1)), 'host', 10),
     'ring_branches': Experiment('How many branches, where the exact flow is known?', 'ring', branch_arms(RING_SFD, {}), 'K = 1', 10),
 }
 
@@ -263,6 +276,7 @@ class Difference:
     arm: str
     nfe: int # network calls of the student
     iterations: int # of the arm; of Progressive Distillation updates a round
+    width: int | None # of the networks, where the experiment varies it
     host: float # the host's mean
     interval: Interval # of arm - host
 
@@ -278,15 +292,15 @@ def differences(
 ) -> list[Difference]:
     "Every arm against the host, over the seeds that both have; of fewer than three nothing is said."
     host, table = host or result['host'], {}
-    for r in result['rows']: table.setdefault((r['arm'], r['nfe'], r['iterations']), {})[r['seed']] = r[measure]
+    for r in result['rows']: table.setdefault((r['arm'], r['nfe'], r['iterations'], r.get('width')), {})[r['seed']] = r[measure]
     check_choice('host', host, {arm for arm, *_ in table})
     found = []
-    for (arm, nfe, iterations), mine in table.items():
-        theirs = table.get((host, nfe, (budgets or {}).get(iterations, iterations)), {})
+    for (arm, nfe, iterations, width), mine in table.items():
+        theirs = table.get((host, nfe, (budgets or {}).get(iterations, iterations), width), {})
         seeds = sorted(mine.keys() & theirs.keys())
         if arm == host or len(seeds) < 3: continue
         a, b = [mine[s] for s in seeds], [theirs[s] for s in seeds]
-        found.append(Difference(arm, nfe, iterations, sum(b)/len(b), paired_interval(a, b, level)))
+        found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b), paired_interval(a, b, level)))
     return found
 
 # %% ../nbs/11c_experiments.ipynb #f85ed083

@@ -19,16 +19,16 @@ def cheap():
     from bdense_nb.nets import MLP
     from bdense_nb.teachers import EDMDenoiser
     import torch
-    def network(seed):
+    def network(seed, width):
         torch.manual_seed(seed)
-        return EDMDenoiser(MLP(width=8, depth=1), .7)
+        return EDMDenoiser(MLP(width=width or 8, depth=1), .7)
     return dataclasses.replace(ring, network=network, data=lambda seed: (ring.teacher.sample(64, seed), None), ends=lambda cfg: ring.teacher.sample(50, 7), quality={'mean': lambda x: float(x.mean().abs())}, n=50)
 
 
 @pytest.fixture
 def experiment(monkeypatch, cheap):
     arms = (*X.vary(SHORT, {'host': dict(K=1), 'linear': {}, 'local': dict(teacher_states='local')}), *X.vary(PDConfig(start_steps=4, updates=2, batch=8), {'pd': {}}),
-            X.Arm('several', dataclasses.replace(SHORT, pool=32), (2, 3)), X.Arm('stages', dataclasses.replace(SHORT, nfe=3), stage=dict(K=1, steps=2, batch=16)))
+            X.Arm('several', dataclasses.replace(SHORT, pool=32), (2, 3)), X.Arm('stages', dataclasses.replace(SHORT, nfe=3), stage=dict(K=1, steps=2, batch=16)), *X.vary(SHORT, {'wide': {}}, 12))
     monkeypatch.setitem(X.WORLDS, 'cheap', lambda: cheap)
     monkeypatch.setitem(X.EXPERIMENTS, 'try', X.Experiment('Does it run?', 'cheap', arms, 'host', 3))
     return arms
@@ -45,6 +45,7 @@ def test_every_kind_of_arm(experiment, tmp_path):
     assert [r['nfe'] for r in rows if r['arm'] == 'pd' and r['seed'] == 0] == [2, 1], 'a row for every round'
     assert [r['nfe'] for r in rows if r['arm'] == 'several' and r['seed'] == 0] == [2, 3], 'a row for every step count'
     assert {r['nfe'] for r in rows if r['arm'] == 'stages'} == {1}
+    assert [r['width'] for r in rows if r['arm'] == 'wide'] == [12]*3 and 'width' not in rows[0]
     assert len(said) == 1 + 3*len(experiment) and json.loads((tmp_path/'a.json').read_text()) == result
     assert {'bdense_nb', 'torch', 'hardware', 'samples', 'teacher', 'command'} <= result.keys()
     mtime = (tmp_path/'a.json').stat().st_mtime_ns
@@ -68,6 +69,11 @@ def test_foreign_files_are_refused(experiment, tmp_path, monkeypatch):
     monkeypatch.setitem(X.EXPERIMENTS, 'try', dataclasses.replace(changed, world='ring'))
     with pytest.raises(ValueError, match="of the world 'cheap'"): X.run_experiment('try', out)
     assert out.read_bytes() == before
+    young = json.loads(before)
+    for c in young['configs']: del c['config']['cfg']['layer']
+    out.write_text(json.dumps(young))
+    monkeypatch.setitem(X.EXPERIMENTS, 'try', dataclasses.replace(changed, arms=experiment))
+    X.run_experiment('try', out, limit=0, say=lambda s: None)  # a field that came later counts as its default
     for text in ('{"rows": 3', '[]', '{}'):
         out.write_text(text)
         with pytest.raises(ValueError, match='a.json'): X.run_experiment('try', out)
@@ -92,12 +98,13 @@ def test_bad_experiments():
     with pytest.raises(ValueError, match='world'): X.Experiment('?', 'moon', tuple(arms), 'host', 3)
 
 
-def row(arm, seed, value, nfe=2, iterations=10): return dict(arm=arm, nfe=nfe, iterations=iterations, seed=seed, paired_error=value)
+def row(arm, seed, value, nfe=2, iterations=10, **more): return dict(arm=arm, nfe=nfe, iterations=iterations, seed=seed, paired_error=value, **more)
 
 
 def test_differences():
     result = dict(host='h', rows=[row('h', i, float(i)) for i in range(5)] + [row('a', i, i - .5 + .01*i) for i in range(5)] + [row('few', i, 0.) for i in range(2)]
-                  + [row('long', i, float(i), iterations=20) for i in range(5)] + [row('other calls', i, 0., nfe=3) for i in range(5)])
+                  + [row('long', i, float(i), iterations=20) for i in range(5)] + [row('other calls', i, 0., nfe=3) for i in range(5)]
+                  + [row('a', i, 0., width=16) for i in range(5)])
     one, = X.differences(result)
     assert one.arm == 'a' and one.verdict == 'better' and one.host == 2. and one.interval.mean == pytest.approx(-.48) and one.interval.n == 5
     assert {d.arm for d in X.differences(result, budgets={20: 10})} == {'a', 'long'}
