@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,15 +88,44 @@ class Student:
         sample(counter, x, self.sigmas, afs=self.afs, label=label)
         return counter.nfe
 
-    def save(self, folder: Path | str) -> None:
-        "Write weights (safetensors) and a JSON that says how to sample."
-        _save(self, folder, dict(sigmas=self.sigmas.tolist()))
+    def save(self,
+        folder: Path | str, # gets model.safetensors and config.json
+        overwrite: bool = False, # replace another student, or other files of these names, that are there
+    ) -> None:
+        "Write weights (safetensors) and a JSON that says how to sample; a run may be saved again, another one's student is not replaced."
+        _save(self, folder, dict(sigmas=self.sigmas.tolist()), overwrite)
 
-def _save(student: Student | VariableStudent, folder: Path | str, how: dict) -> None:
+def _save(student: Student | VariableStudent, folder: Path | str, how: dict, overwrite: bool) -> None:
     "Write a student's denoiser; its JSON gets what all students need for sampling, and `how`."
     how = dict(how, afs=student.afs, shape=list(student.shape))
+    if not overwrite: _check_replaceable(student, Path(folder), how)
     try: save_denoiser(student.denoiser, folder, dict(student=how, **student.about))
     except ValueError as e: raise ValueError(f'{e}. A student of a diffusers network is written by its save_pretrained (notebook 10f); to keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
+
+# %% ../nbs/10_students.ipynb #0072d5ec
+def _run_of(about: dict, how: dict) -> dict: # as JSON has it
+    "What tells one run's student from another's: its sampling, host, teacher and settings."
+    run = dict(how, host=about.get('host'), teacher=about.get('teacher'), nfe=about.get('nfe'), **{f'config.{k}': v for k, v in about.get('config', {}).items()})
+    return json.loads(json.dumps({k: v for k, v in run.items() if k != 'biases_sha256'})) # a resumed run may round differently
+
+def _check_replaceable(student: Student | VariableStudent, folder: Path, how: dict) -> None:
+    "Refuse to replace anything but an earlier save of the same run."
+    if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder} is a file, so nothing can be saved into it: name a folder')
+    if not any((folder/name).exists() for name in ('config.json', 'model.safetensors')): return
+    instead = 'choose another folder, or pass overwrite=True'
+    try: about = dict(read_about(folder).get('about', {}))
+    except (ValueError, FileNotFoundError) as e: raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
+    if 'student' not in about: raise ValueError(f'{folder} holds a denoiser that is no student, a teacher perhaps; {instead}')
+    theirs, mine = _run_of(about, about.pop('student')), _run_of(student.about, how)
+    differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now' for k in mine if k in theirs and theirs[k] != mine[k]]
+    if not differ and 'config' not in student.about and not _same_weights(student.denoiser, folder): differ = ['its weights'] # made by hand: nothing else tells
+    if differ or ('grids' in theirs) != ('grids' in mine): raise ValueError(f'{folder} holds another student ({"; ".join(differ) or "for several step counts, or for one"}); {instead}')
+
+def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
+    "Are the weights in the folder these?"
+    try: mine, theirs = denoiser.state_dict(), load_tensors(folder/'model.safetensors')[0]
+    except (ValueError, FileNotFoundError): return False
+    return mine.keys() == theirs.keys() and all(v.shape == theirs[k].shape and torch.equal(v.cpu(), theirs[k]) for k, v in mine.items())
 
 # %% ../nbs/10_students.ipynb #ae9fece1
 @dataclass
@@ -137,9 +167,9 @@ class VariableStudent:
         "Generate samples with one of the step counts."
         return self.at(max(self.grids) if nfe is None else nfe).sample(n, seed, **how)
 
-    def save(self, folder: Path | str) -> None:
-        "Write weights and biases (safetensors) and a JSON that says how to sample."
-        _save(self, folder, dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer, biases_sha256=_digest(self.biases)))
+    def save(self, folder: Path | str, overwrite: bool = False) -> None:
+        "Write weights and biases (safetensors) and a JSON that says how to sample; see `Student.save`."
+        _save(self, folder, dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer, biases_sha256=_digest(self.biases)), overwrite)
         save_tensors(_biases_path(folder), {'biases': self.biases})
 
 # %% ../nbs/10_students.ipynb #2a4522c9

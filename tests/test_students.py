@@ -131,6 +131,49 @@ def test_a_foreign_network_is_told_what_to_do(tmp_path):
     assert torch.equal(again.out.weight, student.denoiser.net.out.weight)
 
 
+RUN = dict(host='sfd', teacher='abc', config=dict(steps=10, branch_weights=(1., 2.)), history=[dict(step=1, loss=.25)], seconds=1.)
+
+
+def one(about, weights=0, grid=GRID): return Student(shaken(EDMDenoiser(MLP(width=8, depth=1)), weights), grid, True, (2,), about)
+
+
+@pytest.mark.parametrize('first, again', [(one(RUN), one(RUN)), (one(RUN), one(RUN | dict(seconds=2., history=[], torch='9.9'), 1)), (one({}), one({})), (one(dict(note='a')), one(dict(note='b')))],
+                         ids=['itself', 'the run again', 'by hand', 'renamed'])
+def test_a_run_may_be_saved_again(tmp_path, first, again):
+    first.save(tmp_path); again.save(tmp_path)
+    assert torch.equal(load_student(tmp_path, 'cpu').sample(3), again.sample(3)) and load_student(tmp_path).about.keys() == again.about.keys()
+
+
+@pytest.mark.parametrize('other, says', [(one(RUN | dict(teacher='xyz')), 'teacher: abc there, xyz now'), (one(RUN | dict(host='pd')), 'host'), (one(RUN | dict(config=dict(steps=11))), 'config.steps: 10 there, 11 now'),
+                                         (one(RUN, grid=GRID/2), 'sigmas'), (one({}, 1), 'host')], ids=['teacher', 'host', 'steps', 'grid', 'by hand'])
+def test_another_student_is_not_replaced_in_silence(tmp_path, other, says):
+    one(RUN).save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match='holds another student') as e: other.save(tmp_path)
+    assert says in str(e.value) and 'overwrite=True' in str(e.value) and {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    other.save(tmp_path, overwrite=True)
+    assert torch.equal(load_student(tmp_path, 'cpu').sample(3), other.sample(3))
+
+
+@pytest.mark.parametrize('spoil, says', [(lambda d: save_denoiser(one({}).denoiser, d), 'no student, a teacher perhaps'), (lambda d: (d/'config.json').write_text('{"mine": 1}'), "are no student's"),
+                                         (lambda d: (d/'model.safetensors').write_bytes(b'x'), "are no student's"), (lambda d: (d/'config.json').mkdir(), "are no student's")], ids=['a teacher', 'a foreign config', 'foreign weights', 'a folder'])
+def test_files_of_another_kind_are_not_replaced_in_silence(tmp_path, spoil, says):
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=says): one(RUN).save(tmp_path)
+
+
+def test_a_student_is_not_saved_into_a_file(tmp_path, plain):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(ValueError, match='is a file'): plain.save(tmp_path/'file')
+
+
+def test_hand_made_students_are_told_apart_by_their_weights(tmp_path):
+    one({}).save(tmp_path)
+    with pytest.raises(ValueError, match=r'another student \(its weights\)'): one({}, 1).save(tmp_path)
+    (tmp_path/'model.safetensors').unlink()
+    with pytest.raises(ValueError, match='its weights'): one({}).save(tmp_path)
+
+
 # --- where a student starts ---
 
 def test_a_student_starts_as_its_teacher_or_as_another_network(plain):
