@@ -5,7 +5,7 @@ READY := .venv/.ready
 # threads that wait without spinning: on a busy machine PyTorch is several times faster so
 export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs sync hooks clean
+.PHONY: help demo test lab docs colab sync hooks clean
 .DELETE_ON_ERROR:
 
 # An environment holds absolute paths, so one that came here with a moved or copied folder is made anew.
@@ -20,11 +20,14 @@ demo: $(READY) ## distil the shipped teacher into 2-NFE students, with and witho
 test: $(READY) ## run every notebook in a fresh kernel and all other tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-lab: $(READY) ## open the notebooks in JupyterLab (they are cleaned when saved)
-	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab nbs
+lab: $(READY) ## open the course in JupyterLab (notebooks are cleaned when saved); ARGS='--no-browser --port=9000' goes to JupyterLab
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab nbs $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 docs: $(READY) ## build the documentation site in _docs/ from the notebooks and their stored outputs, without a network
 	$(BIN)/python tools/docs.py
+
+colab: $(READY) ## write the notebooks for Google Colab in _colab/: links that hold there, and a cell that installs the package
+	$(BIN)/python tools/colab.py
 
 sync: $(READY) ## after a change to a notebook: export the library, clean the notebooks, write README.md and CITATION.cff
 	$(BIN)/nbdev_clean
@@ -35,7 +38,7 @@ hooks: $(READY) ## opt in: let git merge notebooks cell by cell in this clone
 	git config --local include.path ../.gitconfig
 
 clean: ## remove what was built or written by a run (.venv stays; delete it by hand to start afresh)
-	rm -rf build dist *.egg-info _docs _proc demo_out .pytest_cache
+	rm -rf build dist *.egg-info _docs _colab _proc demo_out .pytest_cache
 	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 $(READY): settings.ini setup.py pyproject.toml

@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell
 from sphinx.util.inventory import InventoryFile
 
 from bdense_nb._modidx import d as modidx
-from docs_sources import COLAB, SETTINGS, alt_text, find_symbol, link_names, pages, result_parts, symbols
+from docs_sources import BINDER, COLAB, SETTINGS, alt_text, find_symbol, link_names, pages, result_parts, symbols
 
 PAGES = {p.doc: p for p in pages()}
 
@@ -46,8 +46,7 @@ def parsed(site) -> dict[str, Parsed]:
 def test_every_notebook_has_its_page(site, parsed):
     for doc, page in PAGES.items():
         text = parsed[f'{doc}.html'].text
-        if doc == 'index': continue
-        assert f'{COLAB}/blob/{SETTINGS["branch"]}/nbs/{doc}.ipynb' in text, f'{doc}: Colab'
+        assert f'{COLAB}/nbs/{doc}.ipynb' in text and f'{BINDER}/nbs/{doc}.ipynb' in text, f'{doc}: Colab, Binder'
         name = page.path.name
         download = next(unquote(link) for link in parsed[f'{doc}.html'].links if unquote(link).endswith(name) and '_downloads' in link)
         assert (site/doc).parent.joinpath(download).resolve().read_bytes() == page.path.read_bytes()
@@ -110,6 +109,7 @@ def test_names_in_prose_become_links():
     assert link_names('`branch_weights` and [`fold`](x)', page) == f'{linked} and [`fold`](x)'
     assert link_names('# `fold`\n```\n`fold`\n```\n``fold``', page) == '# `fold`\n```\n`fold`\n```\n``fold``'
     assert link_names('as in notebook 06', page) == 'as in [notebook 06](06_branches.ipynb)'
+    assert link_names('Tutorial 7', page) == '[Tutorial 7](tutorials/7_bring_your_own_model.ipynb)' and link_names('notebook 7', page) == 'notebook 7'
     assert find_symbol('samplers.sample') == 'bdense_nb.samplers.sample' and find_symbol('no_such_name') is None
 
 

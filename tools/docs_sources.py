@@ -13,13 +13,16 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_markdown_cell
 
-from run_notebooks import NBS, ROOT, notebooks
+from bdense_nb.notebooks import relink
+from readme import PAPER
+from run_notebooks import FOLDERS, NBS, ROOT, notebooks
 
 ini = ConfigParser(delimiters=['='])
 ini.read(ROOT/'settings.ini', encoding='utf-8')
 SETTINGS = ini['DEFAULT']
 LIB, GIT, BRANCH = SETTINGS['lib_path'], SETTINGS['git_url'], SETTINGS['branch']
-COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/github')
+COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/github') + '/blob/colab'  # the branch that tools/colab.py is for
+BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
 Assign = ast.Assign | ast.AnnAssign
 
@@ -152,7 +155,7 @@ def built_in(symbol: Symbol) -> str:
 # --- markdown
 
 def link_names(markdown: str, page: Page) -> str:
-    "Code that names an exported symbol, and `notebook 07`, become links; fences, headings and links stay as they are."
+    "Code that names an exported symbol, `notebook 07` and `tutorial 2` become links; fences, headings and links stay as they are."
     def code(m):
         full = find_symbol(m[1], page.module)
         own = m[1].split('(')[0] in page.own_names() and full != f'{LIB}.{page.module}.{m[1]}'
@@ -160,26 +163,26 @@ def link_names(markdown: str, page: Page) -> str:
         return m[0] if full is None or own else f'{{py:obj}}`{m[1]} <{full}>`'
 
     def notebook(m):
-        path = next((p.path for p in pages() if p.path.stem.split('_')[0] == m[1]), None)
+        folder = {'notebook': '', 'tutorial': 'tutorials/'}[m[1].lower()]
+        path = next((p.path for p in pages() if p.doc.startswith(f'{folder}{m[2]}_')), None)
         return m[0] if path in (None, page.path) else f'[{m[0]}]({relpath(path, page.path.parent)})'
 
     def prose(text):
         text = re.sub(r'(?<![`\w}])`([^`\n]+)`(?!`)', code, text)
-        return re.sub(r'\bnotebook (\d\d[a-z]?)\b', notebook, text, flags=re.I)
+        return re.sub(r'\b(notebook|tutorial) (\d+[a-z]?)\b', notebook, text, flags=re.I)
     parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)', markdown, flags=re.M | re.S)
     return ''.join(part if i % 2 else prose(part) for i, part in enumerate(parts))
 
 
 def move_links(markdown: str, page: Page, out: Path) -> str:
     "Pictures are copied beside the pages; links to other files of the repository lead to its address."
-    def target(m):
-        path = (page.path.parent/m[2]).resolve()
-        if path.is_relative_to(NBS) or not path.exists(): return m[0]
-        inside = path.relative_to(ROOT).as_posix()
-        if not m[1].startswith('!'): return f'{m[1]}{GIT}/blob/{BRANCH}/{inside})'
+    def target(link):
+        path = (page.path.parent/link).resolve()
+        if path.is_relative_to(NBS) or not path.exists(): return link
+        if path.suffix != '.png': return f'{GIT}/blob/{BRANCH}/{path.relative_to(ROOT).as_posix()}'
         copy_to(path, out/'images'/path.name)
-        return f'{m[1]}/images/{path.name})'
-    return re.sub(r'(!?\[[^\]]*\]\()(?![a-z]+:|#)([^)\s]+)\)', target, markdown)
+        return f'/images/{path.name}'
+    return relink(markdown, target)
 
 
 def copy_to(path: Path, target: Path) -> None:
@@ -196,7 +199,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def page_links(page: Page) -> str:
     "The line below a notebook's title."
-    links = [f'{{download}}`Notebook </notebooks/{page.doc}.ipynb>`', f'[Open in Colab]({COLAB}/blob/{BRANCH}/{NBS.name}/{page.doc}.ipynb)']
+    where = f'{NBS.name}/{page.doc}.ipynb'
+    links = [f'{{download}}`Notebook </notebooks/{page.doc}.ipynb>`', f'[Open in Colab]({COLAB}/{where})', f'[Open in Binder]({BINDER}/{where})']
     if page.module: links.append(f'[API of `{LIB}.{page.module}`](/api/{page.module}.rst)')
     return '{.page-links}\n' + ' · '.join(links)
 
@@ -242,7 +246,7 @@ def notebook_page(page: Page, out: Path):
             section = (re.findall(r'^#+ (.*)$', cell.source, flags=re.M) or [section])[-1]
             prose = cell.source
             cells.append(new_markdown_cell(link_names(move_links(cell.source, page, out), page)))
-            if len(cells) == 1 and page.doc != 'index': cells.append(new_markdown_cell(page_links(page)))
+            if len(cells) == 1: cells.append(new_markdown_cell(page_links(page)))
         elif not {'hide', 'default_exp'} & set(flags) and flags.get('include') != 'false':
             if 'export' in flags: cells.append(new_markdown_cell(export_note(cell, page)))
             for output in cell.outputs:
@@ -255,11 +259,9 @@ def notebook_page(page: Page, out: Path):
 
 def contents() -> str:
     "The site's table of contents, from the files."
-    tutorial = [p for p in pages() if '/' in p.doc]
-    course = [p for p in pages() if p not in tutorial and p.doc != 'index']
-    entries = lambda some: [f'{p.title} </{p.doc}>' for p in some]
-    parts = {'The course': entries(course), 'Tutorials': entries(tutorial), 'Reference': ['API </api/index>', 'Results </results>', 'Glossary </glossary>'],
-             'Project': ['Changes </changelog>', 'How to cite </citing>']}
+    entries = lambda folder: [f'{p.title} </{p.doc}>' for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index']
+    parts = {'The course': entries('')} | {caption: entries(folder) for folder, caption in FOLDERS.items()}
+    parts |= {'Reference': ['API </api/index>', 'Results </results>', 'Glossary </glossary>'], 'Project': ['Changes </changelog>', 'How to cite </citing>']}
     return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```' for caption, docs in parts.items() if docs)
 
 
@@ -390,7 +392,9 @@ def results_page(out: Path) -> str:
 def citing_page() -> str:
     "CITATION.cff, and the same for BibTeX."
     bibtex = (f'@software{{bdense_nb,\n  title   = {{{SETTINGS["title"]}: {SETTINGS["description"]}}},\n  author  = {{{{{SETTINGS["author"]}}}}},\n'
-              f'  version = {{{SETTINGS["version"]}}},\n  url     = {{{GIT}}},\n  license = {{Apache-2.0}}\n}}')
+              f'  version = {{{SETTINGS["version"]}}},\n  url     = {{{GIT}}},\n  license = {{Apache-2.0}}\n}}\n\n'
+              f'@misc{{bdense2026,\n  title         = {{{PAPER["title"]}}},\n  author        = {{{" and ".join(f"{family}, {given}" for given, family in PAPER["authors"])}}},\n'
+              f'  year          = {{{PAPER["year"]}}},\n  eprint        = {{{PAPER["arxiv"]}}},\n  archivePrefix = {{arXiv}}\n}}')
     return '\n\n'.join(['# How to cite', 'If the code or the course helped your work, cite this software and the paper whose method it teaches, '
                         '[B-DENSE, arXiv 2602.15971](https://arxiv.org/abs/2602.15971).', f'```bibtex\n{bibtex}\n```',
                         'The same for GitHub and reference managers, `CITATION.cff`:', f'```yaml\n{(ROOT/"CITATION.cff").read_text(encoding="utf-8").strip()}\n```']) + '\n'
@@ -407,7 +411,7 @@ def write_sources(out: Path) -> None:
     for page in pages():
         nb = notebook_page(page, out)
         if page.doc == 'index': nb.cells.append(new_markdown_cell(contents()))
-        else: copy_to(page.path, out/'notebooks'/f'{page.doc}.ipynb')
+        copy_to(page.path, out/'notebooks'/f'{page.doc}.ipynb')
         texts[f'{page.doc}.ipynb'] = nbformat.writes(nb)
     for name, text in texts.items():
         (out/name).parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,17 @@
 
     python tools/run_notebooks.py                       # every notebook
     python tools/run_notebooks.py nbs/04_samplers.ipynb # these
+    python tools/run_notebooks.py --check               # store nothing; say where a run, from an empty folder, prints something else than what is stored
 """
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
+import tempfile
 import time
+from itertools import zip_longest
 from pathlib import Path
 from queue import Empty
 
@@ -17,13 +21,14 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
+FOLDERS = {'tutorials': 'Tutorials', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
 WIDGET, WIDGET_STATE = 'application/vnd.jupyter.widget-view+json', 'application/vnd.jupyter.widget-state+json'
 NOTE = 'A live control in JupyterLab; stored here is the picture it starts with.\n'
 
 
 def notebooks() -> list[Path]:
-    "The library notebooks and the tutorials, in reading order."
-    return sorted(NBS.glob('*.ipynb')) + sorted((NBS/'tutorials').glob('*.ipynb'))
+    "Every notebook in reading order: the library's, then each folder of `FOLDERS`."
+    return [path for folder in ('', *FOLDERS) for path in sorted((NBS/folder).glob('*.ipynb'))]
 
 
 def is_skipped(source: str) -> bool:
@@ -82,28 +87,63 @@ def freeze_widgets(nb) -> None:
     nb.metadata.pop('widgets', None)
 
 
-def execute(path: Path, timeout: int = 300):
-    "The notebook at `path` after a run in a fresh kernel whose working folder is the notebook's."
+TIMED = re.compile(r'perf_counter|process_time|peak_memory|_per_second|METRICS')  # in the code of cells whose numbers are the machine's
+UNLIKE = re.compile(r'<[\w.]+ object( at \w+)?>|[\w./-]*/tmp\w*/[\w./-]*|\d[\d.,]* ?(µs|ms|s|seconds?|min|minutes?|[kMG]B)\b(?!\^)|\d[\d.,]* \w+ a second|\d+:\d\d')
+
+
+def printed(cell) -> str:
+    "What a cell printed, without what differs from run to run: times, memory, addresses, temporary folders, the seventh digit. Pictures, bars and warnings are left out."
+    if cell.cell_type != 'code' or TIMED.search(cell.source): return ''
+    parts = [o.get('data', {}) | {'text/plain': o.get('text', o.get('data', {}).get('text/plain', ''))} for o in cell.outputs if o.get('name') != 'stderr']
+    text = UNLIKE.sub('', ''.join(p.get('text/markdown', p['text/plain']) for p in parts if not {'image/png', WIDGET} & set(p))).strip()
+    return re.sub(r'\d+\.\d+(e[-+]\d+)?', lambda m: f'{float(m[0]):.6g}', text)
+
+
+def differences(stored, fresh) -> list[str]:
+    "Cells of two runs of a notebook that printed different things: the cell, and the first line that differs."
+    found = []
+    for a, b in zip(stored.cells, fresh.cells):
+        lines = [text.splitlines() for text in (printed(a), printed(b))]
+        first = next((f'{x!r} then {y!r}' for x, y in zip_longest(*lines, fillvalue='') if x != y), None)
+        if first and NOTE.strip() not in printed(a): found.append(f'cell {a.id}: {first}')
+    return found
+
+
+def execute(path: Path, timeout: int = 300, cwd: Path | None = None):
+    "The notebook at `path` after a run in a fresh kernel whose working folder is `cwd` (default: the notebook's)."
     nb = nbformat.read(path, 4)
     Client(nb, timeout=timeout, kernel_name='python3', record_timing=False, extra_arguments=['--log-level=ERROR'],
-           resources={'metadata': {'path': str(path.parent)}}).execute()
+           resources={'metadata': {'path': str(cwd or path.parent)}}).execute()
     return nb
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('notebook', nargs='*', type=Path, help='which ones (all, if none is named)')
+    p.add_argument('--check', action='store_true', help='compare with the stored outputs instead of storing')
     p.add_argument('--timeout', type=int, default=600, help='seconds a cell may take (600)')
     args = p.parse_args()
     paths = [path.resolve() for path in args.notebook] or notebooks()
+    changed = 0
     for path in paths:
-        start = time.perf_counter()
-        nb = execute(path, args.timeout)
+        start, cpu = time.perf_counter(), cpu_seconds()
+        with tempfile.TemporaryDirectory() as empty: nb = execute(path, args.timeout, Path(empty) if args.check else None)
         if errors := widget_errors(nb): sys.exit(f'{path}: a widget failed: {errors}')
         freeze_widgets(nb)
-        nbformat.write(nb, path)
-        print(f'{time.perf_counter() - start:6.1f} s  {os.path.relpath(path)}', flush=True)
-        subprocess.run([Path(sys.executable).with_name('nbdev_clean'), '--fname', path], cwd=ROOT, check=True)
+        print(f'{time.perf_counter() - start:6.1f} s, {cpu_seconds() - cpu:6.1f} s of CPU  {os.path.relpath(path)}', flush=True)
+        if args.check:
+            found = differences(nbformat.read(path, 4), nb)
+            changed += bool(found)
+            print(*(f'    {line}' for line in found), sep='\n', end='\n' if found else '')
+        else:
+            nbformat.write(nb, path)
+            subprocess.run([Path(sys.executable).with_name('nbdev_clean'), '--fname', path], cwd=ROOT, check=True)
+    if changed: sys.exit(f'{changed} of {len(paths)} notebooks printed something else than what is stored')
+
+
+def cpu_seconds() -> float:
+    "What the kernels that have ended took, in user mode."
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
 if __name__ == '__main__': main()
