@@ -73,6 +73,7 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
     picture.alt = text.textContent = frame.text;
   };
   data.controls.forEach((control, n) => {
+    if (control.values.length < 2) return;
     const row = add(root.querySelector('.bdense-controls'), 'div', 'display: flex; gap: .7em; align-items: center');
     const label = add(row, 'label', 'flex: 0 1 24em; display: flex; gap: .7em; align-items: center; justify-content: space-between');
     label.append(control.name);
@@ -195,12 +196,16 @@ def schedule_frame(
     check_choice('grid', grid, SCHEDULES); check_choice('range of noise levels', sigmas, RANGES)
     return _grid_frame(grid, rho if grid == 'karras' else None, n_steps, *RANGES[sigmas])
 
+@cache
+def _first_image() -> Tensor: # [1, 1, 28, 28]
+    return fashion_mnist('test')[0][:1]
+
 @cache # settings that differ in a rho without a say share one frame
 def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: float) -> Frame:
     levels = karras_sigmas(n_steps, low, high, rho) if rho is not None else make_sigmas(grid, n_steps, low, high)
     name = f'{grid}, rho {spoken(rho)}' if rho is not None else f'{grid} (no rho)'
     shown = levels[np.linspace(0, n_steps, min(n_steps, 6) + 1).round()]
-    x0, eps = fashion_mnist('test')[0][:1], sample_noise([0], (1, 28, 28))
+    x0, eps = _first_image(), sample_noise([0], (1, 28, 28))
     fig = Figure(figsize=(4.6, 2.1), dpi=120)
     ax = fig.add_axes((.03, .54, .94, .33))
     ax.vlines(levels, 0, 1, 'C0'); ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
@@ -264,7 +269,7 @@ def _exact_paths() -> Trajectory: # of the first nine of those points
 
 # %% ../nbs/13_widgets.ipynb #5b8d00eb
 def sampler_race(
-    nfes: Sequence[int] = (4, 6, 8, 12, 20), # numbers of network calls offered, even
+    nfes: Sequence[int] = (4, 8, 12, 20), # numbers of network calls offered, even
 ) -> Explorer:
     "Solvers and numbers of network calls, from the same noise, against the exact flow."
     nfes = tuple(nfes)
@@ -325,7 +330,7 @@ def _branch_frame(sample: int, level: int) -> Frame:
                            f'from the teacher (root-mean-square, in units of the picture). Errors inside this step: {inside}.')
 
 def branch_viewer(
-    n: int = 3, # how many images are offered; four were kept
+    n: int = 2, # how many images are offered; four were kept
 ) -> Explorer:
     "Along a trajectory: the teacher's states, where the student's K branches land, and the error of each."
     record, meta = branch_record()
@@ -398,7 +403,7 @@ def weight_playground(
         def frame(student, **w): return _weights_frame(branch_weights(K, list(w.values())), None, student)
         return Explorer('Weight playground', {f'w{k}': tuple(range(11)) for k in range(1, K + 1)} | students, frame, {f'w{k}': k for k in range(1, K + 1)})
     def frame(power, student): return _weights_frame(branch_weights(K, [(k/K)**power for k in range(1, K + 1)]), POWERS.get(power), student)
-    return Explorer('Weight playground', {'power': (0., .5, 1., 2., 4., math.inf)} | students, frame, {'power': 1.})
+    return Explorer('Weight playground', {'power': (0., 1., 2., math.inf)} | students, frame, {'power': 1.})
 
 # %% ../nbs/13_widgets.ipynb #1f5333be
 @cache
@@ -408,7 +413,7 @@ def shipped_student() -> Student:
 
 def student_picker(
     student: Student | None = None, # default: the shipped one
-    seeds: Sequence[int] = (0, 100, 200), # offered beforehand; with `live`, any
+    seeds: Sequence[int] = (0, 100), # offered beforehand; with `live`, any
     n: int = 8, # images, from consecutive seeds
 ) -> Explorer:
     "Choose a class and a seed; the student samples."
