@@ -1,0 +1,191 @@
+"The course's exercises: stubs are quiet, solutions are right, usual mistakes get the hint that fits, and the two notebooks stay in step."
+import ast
+import contextlib
+import io
+import re
+
+import matplotlib
+import nbformat
+import pytest
+import torch
+from torch import nn
+
+from bdense_nb.branches import narrow
+from bdense_nb.core import data_dir
+from bdense_nb.losses import branch_weights, dense_alignment_loss
+from bdense_nb.metrics import student_t
+from bdense_nb.samplers import euler_step
+from bdense_nb.schedules import karras_sigmas
+
+EXERCISES, SOLUTIONS = '9_exercises', '9b_solutions'
+
+
+def cells(name):
+    "The cells of a tutorial, markdown and code."
+    return nbformat.read(data_dir().parent/'nbs'/'tutorials'/f'{name}.ipynb', 4).cells
+
+
+def run(name):
+    "Execute a tutorial's code in this process: its namespace, and what it printed."
+    matplotlib.use('Agg')
+    names, out = {}, io.StringIO()
+    with contextlib.redirect_stdout(out):
+        for c in cells(name):
+            if c.cell_type == 'code': exec(compile(c.source, name, 'exec'), names)
+    matplotlib.pyplot.close('all')
+    return names, out.getvalue()
+
+
+@pytest.fixture(scope='module')
+def exercises(): return run(EXERCISES)
+
+
+@pytest.fixture(scope='module')
+def solutions(): return run(SOLUTIONS)
+
+
+def numbers(name):
+    "The exercises that have a check, in order."
+    return [int(n) for c in cells(name) for n in re.findall(r'^def check_(\d+)\(', c.source, flags=re.M)]
+
+
+def test_unanswered_stubs_say_so(exercises):
+    said = re.findall(r'^(\d+)\. (.*)$', exercises[1], flags=re.M)
+    assert said == [(str(n), 'not answered yet') for n in range(1, 13)]
+    assert f'0 of {len(said)} solved' in exercises[1]
+
+
+def test_solutions_are_correct(solutions):
+    said = re.findall(r'^(\d+)\. (.*)$', solutions[1], flags=re.M)
+    assert said == [(str(n), 'correct') for n in range(1, 13)]
+    assert f'{len(said)} of {len(said)} solved' in solutions[1] and 'all done' in solutions[1]
+
+
+def parts(name):
+    "Code cells of a notebook of exercises: those that only hold an answer, and all others."
+    code = [c.source for c in cells(name) if c.cell_type == 'code']
+    answers = [i - 1 for i, source in enumerate(code) if re.match(r'def check_\d+\(', source)]
+    return [code[i] for i in answers], [source for i, source in enumerate(code) if i not in answers]
+
+
+def test_both_notebooks_hold_the_same_checks():
+    assert numbers(EXERCISES) == numbers(SOLUTIONS) == list(range(1, 13))
+    assert parts(EXERCISES)[1] == parts(SOLUTIONS)[1]
+    problems = [[c.source for c in cells(name) if c.cell_type == 'markdown' and re.match(r'## \d+\. ', c.source)] for name in (EXERCISES, SOLUTIONS)]
+    assert problems[0] == problems[1] and len(problems[0]) == 12
+
+
+def defined(source):
+    "Names that a cell defines, with the arguments of functions."
+    body = ast.parse(source).body
+    functions = {n.name: ast.dump(n.args) for n in body if isinstance(n, ast.FunctionDef)}
+    return functions | {t.id: None for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+
+
+def test_solutions_answer_the_stubs():
+    for stub, solution in zip(parts(EXERCISES)[0], parts(SOLUTIONS)[0]):
+        assert defined(stub) == defined(solution) and stub != solution
+
+
+def landing(denoiser, x, t, mid, end): # the teacher's two steps: both guesses, and where it stands
+    first = denoiser(x, t); half = euler_step(x, first, t, mid)
+    second = denoiser(half, mid)
+    return first, second, euler_step(half, second, mid, end)
+
+
+def layer(weight, bias):
+    new = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad(): new.weight.copy_(weight); new.bias.copy_(bias)
+    return new
+
+
+def spread(a, b, factor): # an interval with a given half-width, in standard deviations of the differences
+    d = torch.tensor(a) - torch.tensor(b)
+    half = factor(d)
+    return d.mean(), d.mean() - half, d.mean() + half
+
+
+T4 = student_t(.95, 9)
+PULL = (2 - karras_sigmas(4, .1, 2.)[1:])/2
+MISTAKES = [
+    (1, lambda a: (1 - a)/a, 'its root'),
+    (1, lambda a: (1 - a).sqrt(), 'scale of the signal'),
+    (1, lambda a: (a/(1 - a)).sqrt(), 'upside down'),
+    (1, lambda a: 1 - a, 'of noise for'),
+    (1, lambda a: a.nothing, 'stopped with AttributeError'),
+    (2, lambda x, x0, t, s: x + (t - s)*(x - x0)/t, 'away from the guess'),
+    (2, lambda x, x0, t, s: x0, 'all the way'),
+    (2, lambda x, x0, t, s: x + (s - t)*(x - x0), 'divided by the level'),
+    (2, lambda x, x0, t, s: x, 'times the slope'),
+    (3, lambda points, looks, afs: looks*points - afs, 'n - 1 steps'),
+    (3, lambda points, looks, afs: looks*(points - 1), 'first look is free'),
+    (3, lambda points, looks, afs: looks*(points - 1 - afs), 'not the whole step'),
+    (3, lambda points, looks, afs: 7, 'wrong for (points, looks, afs) = (3, 1, False)'),
+    (4, lambda n, substeps, K: [n*substeps + k*substeps//K for k in range(K)], 'where the student stands'),
+    (4, lambda n, substeps, K: [n*substeps + j + 1 for j in range(substeps)], 'not one for every teacher step'),
+    (4, lambda n, substeps, K: [n*(substeps + 1) + (k + 1)*substeps//K for k in range(K)], 'next student step starts'),
+    (4, lambda n, substeps, K: [n*substeps + k + 1 for k in range(K - 1)] + [(n + 1)*substeps], 'wrong for (n, substeps, K) = (0, 4, 2)'),
+    (5, lambda x, t0, t1: x*t1/t0, 'takes the clean picture for 0'),
+    (5, lambda x, t0, t1: x + (t1 - t0)*x/(1 + t1**2)**.5, 'where you stand'),
+    (5, lambda x, t0, t1: x - (t1 - t0)*x/(1 + t0**2)**.5, 'negative'),
+    (5, lambda x, t0, t1: x, "Euler's step with the slope"),
+    (6, [1., 1., 1., 3.], 'shares of the weight'),
+    (6, (torch.tensor([1., 1., 1., 3.])*PULL).tolist(), 'divide by'),
+    (6, [1., 2., 3., 4.], 'of the pull'),
+    (6, [1., 2.], 'stopped with ValueError'),
+    (7, lambda p, y, w: (w*(p - y).abs().flatten(2).mean(2).mean(0)).sum(), 'average over pixels'),
+    (7, lambda p, y, w: (w*(p - y).abs().flatten(2).sum(2).sum(0)).sum(), 'sum over the batch'),
+    (7, lambda p, y, w: (w*(p - y).abs().flatten(2).sum(2).mean(0)).mean(), 'divide by K'),
+    (7, lambda p, y, w: (p - y).abs().flatten(2).sum(2).mean(), 'where are the weights'),
+    (7, lambda p, y, w: dense_alignment_loss(p, y, w, 'l2'), 'not squares'),
+    (7, lambda p, y, w: (p - y).abs().flatten(2).sum(2), 'one number'),
+    (7, lambda p, y, w: dense_alignment_loss(p, y, w)*2, '2 times the right number'),
+    (8, lambda y, x, t, s: (y - s[-1]/t*x[:, None])/(1 - s[-1]/t), 'still the same'),
+    (8, lambda y, x, t, s: y, 'where the branch shall land'),
+    (8, lambda y, x, t, s: y - (s/t)[:, None]*x[:, None], 'still multiplied'),
+    (8, lambda y, x, t, s: y[:, -1], 'shape of the states'),
+    (8, lambda y, x, t, s: (y - s/t*x[:, None])/(1 - s/t), 'stopped with RuntimeError'),
+    (8, lambda y, x, t, s: 0*y, 'away from their states'),
+    (9, lambda D, *args: landing(D, *args)[1], 'tempting'),
+    (9, lambda D, *args: (landing(D, *args)[0] + landing(D, *args)[1])/2, 'not with equal weights'),
+    (9, lambda D, *args: landing(D, *args)[2], 'what must it predict'),
+    (9, lambda D, *args: landing(D, *args)[0], 'not for two'),
+    (9, lambda D, x, *args: 0*x, 'away from the teacher'),
+    (10, lambda wide, K: layer(wide.weight[:3], wide.bias[:3]), 'first branch'),
+    (10, lambda wide, K: layer(wide.weight[1::2], wide.bias[1::2]), 'alternate'),
+    (10, lambda wide, K: layer(wide.weight[3:], wide.bias[:3]), 'the bias has rows'),
+    (10, lambda wide, K: narrow(wide, 1), 'three outputs'),
+    (10, lambda wide, K: wide.weight[3:], 'a layer is asked for'),
+    (10, lambda wide, K: nn.Linear(5, 3), 'last three rows'),
+    (11, lambda a, b: spread(b, a, lambda d: T4*d.std()/10**.5), 'the mean of a - b'),
+    (11, lambda a, b: spread(a, b, lambda d: T4*d.std()), 'divide by sqrt(n)'),
+    (11, lambda a, b: spread(a, b, lambda d: 1.96*d.std()/10**.5), '1.96 is for many'),
+    (11, lambda a, b: spread(a, b, lambda d: T4*d.std(correction=0)/10**.5), 'divides by n - 1'),
+    (11, lambda a, b: spread(a, b, lambda d: student_t(.95, 10)*d.std()/10**.5), 'degrees of freedom'),
+    (11, lambda a, b: spread(a, b, lambda d: T4*((torch.tensor(a).var() + torch.tensor(b).var())/10).sqrt()), 'too wide'),
+    (11, lambda a, b: spread(a, b, lambda d: 0*d.std()), 'plus and minus'),
+    (12, karras_sigmas(8, .02, 20.), '100% of the mark'),
+    (12, karras_sigmas(8, .02, 20., 50.), 'move single levels'),
+    (12, karras_sigmas(9, .02, 20.), 'nine levels'),
+    (12, karras_sigmas(8, .02, 20.).flip(0), 'must descend'),
+    (12, karras_sigmas(8, .002, 80.), 'from 20 down to 0.02'),
+]
+
+
+@pytest.mark.parametrize('n, answer, hint', MISTAKES, ids=[f'{n}-{hint}' for n, _, hint in MISTAKES])
+def test_mistakes_get_their_hint(exercises, capsys, n, answer, hint):
+    names = exercises[0]
+    names['verdict'](n, names[f'check_{n}'], answer)
+    said = capsys.readouterr().out
+    assert said.startswith(f'{n}. hint: ') and hint in said, said
+
+
+def test_every_exercise_has_mistakes():
+    assert {n for n, _, _ in MISTAKES} == set(range(1, 13)) and min([n for n, _, _ in MISTAKES].count(n) for n in range(1, 13)) >= 4
+
+
+def test_a_second_right_answer_is_right(exercises, capsys):
+    names = exercises[0]
+    for n, answer in ((2, lambda x, x0, t, s: x0 + s/t*(x - x0)), (6, branch_weights(4, (torch.tensor([1., 1., 1., 3.])/PULL).tolist())), (10, narrow)):
+        names['verdict'](n, names[f'check_{n}'], answer)
+        assert capsys.readouterr().out == f'{n}. correct\n'
