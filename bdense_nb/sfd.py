@@ -16,7 +16,7 @@ from .samplers import SOLVERS, afs_x0, euler_step, trajectory
 from .schedules import SCHEDULES, nested_sigmas
 from .students import Student, branched_student
 from .targets import BRANCH_STEPS, Segment, branch_states, check_substeps, segments
-from .teachers import NetDenoiser
+from .teachers import NetDenoiser, check_top
 from .training import StepFunction, TrainConfig, claim_folder, fit, share
 from .trajectories import TrajectoryBank, TrajectoryPlan, denoiser_hash, draw_start, frozen_copy, make_bank
 
@@ -133,6 +133,7 @@ def teacher_bank(
 ) -> TrajectoryBank:
     "The teacher trajectories of a run, for every run with the same teacher, plan and seeds."
     if n is not None: check_int('n', n, cfg.batch)
+    check_top(cfg.sigma_max, teacher)
     first = cfg.seeds(0).start
     seeds = range(first, first + (cfg.n_trajectories if n is None else n//cfg.batch*cfg.batch))
     return make_bank(frozen_copy(teacher, cfg.shape), cfg.plan, seeds, cfg.batch, folder, show)
@@ -149,6 +150,7 @@ def sfd(
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     if not isinstance(cfg, SFDConfig): raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
     teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
+    check_top(cfg.sigma_max, teacher, model.denoiser)
     first = cfg.seeds(0).start
     if bank is not None and not isinstance(bank, TrajectoryBank): raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
     if bank is not None: bank.check(teacher, cfg.plan, range(first, first + cfg.n_trajectories))

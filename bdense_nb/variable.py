@@ -17,7 +17,7 @@ from .core import check_int
 from .schedules import SCHEDULES, make_sigmas
 from .sfd import SFDConfig, sfd_step
 from .students import Student, VariableStudent, branched_student
-from .teachers import NetDenoiser
+from .teachers import NetDenoiser, check_top
 from .training import StepFunction, claim_folder, fit
 from .trajectories import TrajectoryBank, denoiser_hash, frozen_copy
 
@@ -120,6 +120,7 @@ def sfd_variable(
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfgs = variable_configs(cfg, nfes)
     teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
+    check_top(cfg.sigma_max, teacher, model.denoiser)
     if step_layer == model.layer: raise ValueError(f'step_layer must be an early layer; {step_layer!r} is the output layer, which holds the branches')
     if banks is not None: _check_banks(banks, teacher, cfgs)
     run = dict(asdict(cfg), nfe=list(cfgs), step_layer=step_layer)

@@ -22,9 +22,9 @@ from bdense_nb.interop import (BETA_SCHEDULES, PREDICTION_TYPES, DiffusersNet, a
 from bdense_nb.nets import MLP, UNet  # noqa: E402
 from bdense_nb.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.schedules import linear_alpha_bar  # noqa: E402
-from bdense_nb.sfd import SFDConfig, sfd  # noqa: E402
+from bdense_nb.sfd import SFDConfig, sfd, teacher_bank  # noqa: E402
 from bdense_nb.students import Student  # noqa: E402
-from bdense_nb.teachers import EDMDenoiser, VPDenoiser  # noqa: E402
+from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, VPDenoiser  # noqa: E402
 from bdense_nb.variable import sfd_variable  # noqa: E402
 
 
@@ -178,6 +178,16 @@ def test_another_kind_of_model_in_a_folder(tmp_path):
     (tmp_path/'config.json').write_text('{"_class_name": "UNet2DConditionModel", "auto_map": {"AutoModel": "evil.Model"}}')
     (tmp_path/'evil.py').write_text('raise SystemExit("ran")')
     with pytest.raises(TypeError, match='UNet2DConditionModel'): from_diffusers(tmp_path, DDPMScheduler())
+
+
+def test_a_start_above_the_table_is_refused_before_work(unet, monkeypatch):
+    "Scaled-linear betas end at 14.6; SFD's usual start is 80."
+    teacher, grey = from_diffusers(unet, DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear')), replace(TINY, sigma_max=14.6)
+    assert sfd(teacher, grey, show=False).sigmas[0] == 14.6
+    monkeypatch.setattr('bdense_nb.sfd.fit', lambda *a: pytest.fail('work began')); monkeypatch.setattr('bdense_nb.variable.fit', lambda *a: pytest.fail('work began'))
+    for start in (lambda: sfd(teacher, TINY), lambda: sfd_variable(teacher, TINY, (2, 3)), lambda: teacher_bank(teacher, TINY), lambda: progressive(teacher, images(), PDConfig(start_steps=8)),
+                  lambda: sfd(GaussianDenoiser(0., 1.), TINY, student=teacher)):
+        with pytest.raises(ValueError, match=r'sigma_max=80 is above the noisiest level.*14.61\d*, .*pass sigma_max=14.61'): start()
 
 
 # --- branches ---
