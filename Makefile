@@ -38,7 +38,7 @@ hooks: $(READY) ## opt in: let git merge notebooks cell by cell in this clone
 	git config --local include.path ../.gitconfig
 
 clean: ## remove what was built or written by a run (.venv stays; delete it by hand to start afresh)
-	rm -rf build dist *.egg-info _docs _colab _proc demo_out .pytest_cache
+	rm -rf build dist *.egg-info _docs _colab _screenshots _proc demo_out .pytest_cache
 	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 $(READY): settings.ini setup.py pyproject.toml

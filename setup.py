@@ -8,7 +8,9 @@ from setuptools import setup
 ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-lib, assets = cfg['lib_path'], f'{cfg["lib_path"]}.assets'
+lib, assets, notebooks = (cfg['lib_path'] + part for part in ('', '.assets', '.nbs'))
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('dev', 'docs', 'tensorboard', 'search', 'diffusers', 'onnx', 'notebooks')}
+extras['notebooks'] += [need for name in ('tensorboard', 'search', 'diffusers', 'onnx') for need in extras[name]]
 
 def readme() -> str:
     "README.md with absolute links: PyPI has no files beside it."
@@ -34,12 +36,10 @@ setup(
                  f'Natural Language :: {cfg["language"]}', 'Programming Language :: Python :: 3'],
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
-                    'tensorboard': cfg['tensorboard_requirements'].split(), 'search': cfg['search_requirements'].split(),
-                    'diffusers': cfg['diffusers_requirements'].split(), 'onnx': cfg['onnx_requirements'].split()},
-    packages=[lib, assets],
-    package_dir={assets: 'data'},  # the top-level data/ folder travels in the wheel as bdense_nb/assets/
-    package_data={assets: ['**/*']},
+    extras_require=extras,
+    packages=[lib, assets, notebooks],
+    package_dir={assets: 'data', notebooks: 'nbs'},  # data/ and nbs/ travel in the wheel, as bdense_nb/assets/ and bdense_nb/nbs/
+    package_data={assets: ['**/*'], notebooks: ['*.ipynb', '[a-z]*/*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
     zip_safe=False,
 )

@@ -1,6 +1,7 @@
 "A real JupyterLab for tests: a server of its own, and what a person does in it."
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,9 +20,12 @@ SETTINGS = {  # all cells are drawn, and nothing is asked of the network
     '@jupyterlab/apputils-extension/notification': {'fetchNews': 'false', 'checkForUpdates': False, 'doNotDisturbMode': True}}
 
 
+def plain(options: list[str]) -> list[str]: return [sys.executable, '-m', 'jupyterlab', '--allow-root', *options]
+
+
 @contextmanager
-def server(notebooks: Path, home: Path):
-    "JupyterLab on a folder, with settings and history in another; its address."
+def server(folder: Path, home: Path, command=plain):
+    "JupyterLab (what `command` makes of its options, started in a folder), with settings and history in another; its address."
     for name, values in SETTINGS.items():
         path = home/'settings'/f'{name}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,18 +35,17 @@ def server(notebooks: Path, home: Path):
         port = s.getsockname()[1]
     folders = {'HOME': '', 'JUPYTER_CONFIG_DIR': 'config', 'JUPYTER_DATA_DIR': 'data', 'JUPYTER_RUNTIME_DIR': 'runtime', 'JUPYTERLAB_SETTINGS_DIR': 'settings',
                'JUPYTERLAB_WORKSPACES_DIR': 'workspaces', 'IPYTHONDIR': 'ipython'}
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-               '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={notebooks}', '--expose-app-in-browser']
+    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--expose-app-in-browser']
     with open(home/'server.log', 'w') as log:
-        process = subprocess.Popen(command, cwd=notebooks, env=os.environ | {k: str(home/v) for k, v in folders.items()}, stdout=log, stderr=log)
+        process = subprocess.Popen(command(options), cwd=folder, env=os.environ | {k: str(home/v) for k, v in folders.items()}, stdout=log, stderr=log, start_new_session=True)
     try:
         url = f'http://127.0.0.1:{port}'
         _wait(url, process, home/'server.log')
         yield url
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         try: process.wait(30)
-        except subprocess.TimeoutExpired: process.kill(); process.wait()
+        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); process.wait()
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
@@ -54,9 +57,9 @@ def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
     raise RuntimeError(f'JupyterLab did not start:\n{log.read_text()[-3000:]}')
 
 
-def open_notebook(page, url: str, name: str) -> None:
-    "Open it and wait until its kernel is there."
-    page.goto(f'{url}/lab/tree/{name}?reset')
+def open_notebook(page, url: str, name: str = '') -> None:
+    "Open it (default: what the server shows by itself) and wait until its kernel is there."
+    page.goto(f'{url}/lab/tree/{name}?reset' if name else url)
     page.wait_for_selector('.jp-NotebookPanel .jp-Cell', timeout=120_000)
     page.wait_for_function(READY, timeout=120_000)
 
@@ -81,6 +84,14 @@ def wait_until_done(page, timeout: float = 300) -> None:
     "Until every code cell has a number and the kernel is idle."
     page.wait_for_function("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[\\d+\\]:?$/.test(p.textContent.trim()))", timeout=1000*timeout)
     page.wait_for_function(READY, timeout=1000*timeout)
+
+
+def add_and_run(page, code: str) -> None:
+    "Write a new cell below the last one, and run it."
+    page.locator('.jp-CodeCell .jp-InputPrompt').last.click()
+    page.keyboard.press('b'); page.keyboard.press('Enter')
+    page.keyboard.insert_text(code)
+    page.keyboard.press('Shift+Enter')
 
 
 def errors(page) -> list[str]:

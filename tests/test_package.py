@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from run_notebooks import NBS, notebooks
+
 SOURCES = ('bdense_nb', 'data', 'nbs', 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md', 'CHANGELOG.md')
 settings = ConfigParser(delimiters=['='])
 settings.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
@@ -65,9 +67,10 @@ def installed(built, tmp_path_factory):
     return run
 
 
-def test_sdist_and_wheel_hold_all_shipped_data(root, built):
+def test_sdist_and_wheel_hold_data_and_notebooks(root, built):
     with zipfile.ZipFile(next(built.glob('*.whl'))) as z: names = set(z.namelist())
     assert {n.removeprefix('bdense_nb/assets/') for n in names if n.startswith('bdense_nb/assets/')} == shipped(root)
+    assert {n.removeprefix('bdense_nb/nbs/') for n in names if n.startswith('bdense_nb/nbs/')} == {p.relative_to(NBS).as_posix() for p in notebooks()}
     assert any(n.endswith('licenses/LICENSE') for n in names)
     with tarfile.open(next(built.glob('*.tar.gz'))) as t: names = {n.split('/', 1)[-1] for n in t.getnames()}
     assert {'settings.ini', 'setup.py', 'LICENSE', *(f'data/{n}' for n in shipped(root))} <= names
@@ -105,6 +108,14 @@ def test_shipped_teacher_loads_and_denoises(installed):
     code = ('import torch; from bdense_nb.teachers import load_teacher; D = load_teacher();'
             'print(list(D(torch.zeros(2, 1, 28, 28), 1.).shape))')
     assert installed('python', '-c', code) == '[2, 1, 28, 28]'
+
+
+def test_the_course_can_be_copied(installed):
+    said = installed('bdense_notebooks', 'course')
+    again = installed('bdense_notebooks', 'course')
+    assert 'written' in said and 'same in course' in again and 'open them: jupyter lab course' in again
+    names = installed('python', '-c', "from pathlib import Path; print(*sorted(p.relative_to('course').as_posix() for p in Path('course').rglob('*.ipynb')))")
+    assert names.split() == sorted(p.relative_to(NBS).as_posix() for p in notebooks())
 
 
 def test_shipped_images_load(installed):

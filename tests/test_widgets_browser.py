@@ -1,5 +1,4 @@
 "The explorers as a reader meets them: a page opened from disk, and a notebook in JupyterLab; by keyboard and by mouse."
-import re
 import shutil
 
 import pytest
@@ -12,11 +11,11 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def shots(tmp_path_factory, request):
-    "Where this test leaves its screenshots."
-    folder = tmp_path_factory.getbasetemp()/'screenshots'
+def shots(root, request):
+    "Leaves a screenshot in `_screenshots/`, which git ignores."
+    folder = root/'_screenshots'
     folder.mkdir(exist_ok=True)
-    return lambda page, name: page.screenshot(path=folder/f'{request.node.name}-{name}.png')
+    return lambda page, name: page.screenshot(path=folder/f'{request.node.name} {name}.png')
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_swap_is_quick(opened):
         return times;
     }''')
     print('milliseconds from input to decoded picture:', [round(t, 1) for t in took])
-    assert len(took) == 7
+    assert sorted(took)[3] < 200, took
 
 
 def test_without_scripts_there_is_a_picture(chromium, tmp_path):
@@ -116,31 +115,48 @@ def test_without_scripts_there_is_a_picture(chromium, tmp_path):
 
 
 def test_in_jupyterlab(page, root, tmp_path, shots):
-    "The notebook of the explorers, as a person goes through it."
+    "A tutorial as a person goes through it: from the top by the menu, its slider by keyboard and mouse, once more after a restart, and a cell of one's own."
     notebooks, home = tmp_path/'notebooks', tmp_path/'home'
     notebooks.mkdir(), home.mkdir()
-    shutil.copy(root/'nbs'/'13_widgets.ipynb', notebooks)
+    shutil.copy(root/'nbs'/'tutorials'/'9_exercises.ipynb', notebooks)
     with lab.server(notebooks, home) as url:
-        lab.open_notebook(page, url, '13_widgets.ipynb')
-        stored = page.locator('.bdense-explorer img').first
+        lab.open_notebook(page, url, '9_exercises.ipynb')
+        stored = page.locator('.jp-OutputArea img').first
         stored.scroll_into_view_if_needed()
         assert stored.evaluate('image => image.naturalWidth') > 0, 'no picture before anything has run'
         shots(page, 'opened')
-        lab.run_all(page); lab.wait_until_done(page)
-        for run in 'first run', 'after a restart':
+        for run, start in {'first run': lab.run_all, 'after a restart': lab.restart_and_run_all}.items():
+            start(page); lab.wait_until_done(page)
             assert not lab.errors(page)
-            use_schedules(page)
-            shots(page, f'schedules, {run}')
-            use_live(page)
-            shots(page, f'live, {run}')
-            if run == 'first run': lab.restart_and_run_all(page); lab.wait_until_done(page)
+            use_stored(page)
+            shots(page, run)
+        lab.add_and_run(page, "Explorer('Mine', {'rho': (1, 2, 3, 5, 7, 10, 15)}, rho_frame, {'rho': 3}).live()")
+        use_live(page)
+        shots(page, 'live')
+        assert not lab.errors(page)
         page.goto('about:blank')  # leaves no request of the page behind when the server ends
     assert not page.problems
 
 
-def use_schedules(page):
-    "Move the schedule explorer's rho by keyboard and by mouse."
-    root = page.get_by_role('group', name='Schedule explorer')
+def test_make_lab(page, root, tmp_path, shots):
+    "`make lab` opens the course on its first page, with its pictures and a kernel."
+    if not (root/'.venv'/'.ready').is_file(): pytest.skip('make has not set up .venv here')
+    (tmp_path/'home').mkdir()
+    command = lambda options: ['make', '--old-file=.venv/.ready', 'lab', f'ARGS={" ".join(options)}']  # installs nothing now
+    with lab.server(root, tmp_path/'home', command) as url:
+        lab.open_notebook(page, url)
+        assert page.url.endswith('/lab/tree/index.ipynb')
+        page.get_by_role('heading', name='bdense-nb').first.wait_for()
+        pictures = page.locator('.jp-MarkdownCell img')
+        assert pictures.count() >= 2 and all(p.evaluate('async image => (await image.decode(), image.naturalWidth)') > 0 for p in pictures.all())
+        shots(page, 'opened')
+        page.goto('about:blank')
+    assert not page.problems
+
+
+def use_stored(page):
+    "Move the slider of the tutorial's explorer, which needs no kernel."
+    root = page.get_by_role('group', name='Grids for eight steps')
     slider, picture, text = root.get_by_role('slider', name='rho'), root.locator('img'), root.locator('[aria-live]')
     slider.scroll_into_view_if_needed()
     seen = [(picture.get_attribute('src'), text.inner_text())]
@@ -148,7 +164,7 @@ def use_schedules(page):
     seen.append((picture.get_attribute('src'), text.inner_text()))
     drag(page, slider, .99)
     seen.append((picture.get_attribute('src'), text.inner_text()))
-    assert 'rho 1:' in seen[1][1] and 'rho 15:' in seen[2][1] and len({src for src, _ in seen}) == 3
+    assert 'At rho 1 ' in seen[1][1] and 'At rho 15 ' in seen[2][1] and len({src for src, _ in seen}) == 3
     assert picture.evaluate('image => image.complete && image.naturalWidth') > 0
 
 
@@ -160,9 +176,9 @@ def use_live(page):
     before = picture.get_attribute('alt')
     handle.focus(); page.keyboard.press('ArrowRight')
     after = changed(page, picture, before)
-    drag(page, box.locator('.noUi-base').first, .9, handle)
+    drag(page, box.locator('.noUi-base').first, .95, handle)
     last = changed(page, picture, after)
-    assert re.fullmatch(r'At power 7\.\d+ the curve .*', last), last
+    assert before.startswith('At rho 3 ') and after.startswith('At rho 5 ') and last.startswith('At rho 15 '), (before, after, last)
 
 
 def changed(page, picture, before, seconds=30):

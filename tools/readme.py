@@ -12,14 +12,18 @@ from pathlib import Path
 
 import nbformat
 
+from bdense_nb.notebooks import relink
+
 ROOT = Path(__file__).resolve().parent.parent
 INDEX, README, CITATION, IMAGES = ROOT/'nbs'/'index.ipynb', ROOT/'README.md', ROOT/'CITATION.cff', 'docs/readme'
+PAPER = dict(title='B-DENSE: Branching For Dense Ensemble Network Learning', year=2026, arxiv='2602.15971',
+             authors=(('Cherish', 'Puniani'), ('Tushar', 'Kumar'), ('Arnav', 'Bendre'), ('Gaurav', 'Kumar'), ('Shree', 'Singhi')))  # as arXiv lists it
 HEAD = '<!-- Written by `make sync` from nbs/index.ipynb: change that, not this. -->\n\n'
 
 
 def from_root(markdown: str) -> str:
     "Relative links are written for nbs/; here they start at the repository's root."
-    return re.sub(r'(\]\()(?![a-z]+:|[#/])([^)\s]+)', lambda m: m[1] + posixpath.normpath(posixpath.join('nbs', m[2])), markdown)
+    return relink(markdown, lambda link: posixpath.normpath(posixpath.join('nbs', link)))
 
 
 def output_markdown(output, name: str, images: dict[str, bytes]) -> str:
@@ -51,8 +55,9 @@ def citation() -> str:
     return '\n'.join(['# Written by `make sync` from settings.ini: change that, not this.', 'cff-version: 1.2.0', 'type: software',
                       'message: If this software helped your work, please cite it and the paper whose method it teaches.', f'title: "{cfg["title"]}: {cfg["description"]}"',
                       'authors:', f'  - name: {cfg["author"]}', f'version: {cfg["version"]}', 'license: Apache-2.0', f'repository-code: {cfg["git_url"]}',
-                      f'url: {cfg["doc_host"]}{cfg["doc_baseurl"]}', 'references:', '  - type: article', '    title: B-DENSE', '    authors:',
-                      '      - name: the authors of arXiv 2602.15971', '    identifiers:', '      - type: other', '        value: arXiv:2602.15971']) + '\n'
+                      f'url: {cfg["doc_host"]}{cfg["doc_baseurl"]}', 'references:', '  - type: article', f'    title: "{PAPER["title"]}"', '    authors:',
+                      *(f'      - given-names: {given}\n        family-names: {family}' for given, family in PAPER['authors']), f'    year: {PAPER["year"]}',
+                      f'    url: https://arxiv.org/abs/{PAPER["arxiv"]}', '    identifiers:', '      - type: other', f'        value: arXiv:{PAPER["arxiv"]}']) + '\n'
 
 
 def render() -> dict[str, bytes]:
