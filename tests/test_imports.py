@@ -25,6 +25,7 @@ ALLOWED = {  # module: the modules it may import
     'viz': 'core data schedules teachers samplers targets metrics',
     'interop': 'core teachers samplers branches trajectories students',
     'distill': 'core schedules training teachers trajectories students sfd variable progressive',
+    'alignment': 'core samplers branches targets trajectories students sfd progressive distill metrics',
     'search': 'core losses training teachers trajectories sfd distill metrics',
     'experiments': 'core data schedules nets training teachers samplers trajectories variable distill metrics',
     'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
