@@ -21,7 +21,7 @@ test: $(READY) ## run every notebook in a fresh kernel and all other tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lab: $(READY) ## open the course in JupyterLab (notebooks are cleaned when saved); ARGS='--no-browser --port=9000' goes to JupyterLab
-	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab nbs $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 docs: $(READY) ## build the documentation site in _docs/ from the notebooks and their stored outputs, without a network
 	$(BIN)/python tools/docs.py

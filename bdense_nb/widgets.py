@@ -151,10 +151,11 @@ def live(self: Explorer,
 ) -> ipywidgets.VBox:
     "The explorer with a kernel behind it: each frame is made when it is asked for."
     for name in widgets: check_choice('control', name, self.controls)
-    shown = {name: widgets.get(name) or _control(name, values, self.start[name]) for name, values in self.controls.items()}
+    fixed = {name: values[0] for name, values in self.controls.items() if len(values) == 1 and name not in widgets} # nothing to choose
+    shown = {name: widgets.get(name) or _control(name, values, self.start[name]) for name, values in self.controls.items() if name not in fixed}
     out = ipywidgets.Output()
     def update(_=None):
-        try: frame = self.frame(**{name: widget.value for name, widget in shown.items()})
+        try: frame = self.frame(**fixed, **{name: widget.value for name, widget in shown.items()})
         except ValueError as e: page = f'<p role="status">{escape(str(e))}</p>'
         else: page = (f'<img src="data:image/png;base64,{_base64(frame.png)}" alt="{escape(frame.text)}" style="max-width: 100%; height: auto; background: white">'
                       f'<p role="status">{escape(frame.text)}</p>')

@@ -91,7 +91,7 @@ def add_and_run(page, code: str) -> None:
     page.locator('.jp-CodeCell .jp-InputPrompt').last.click()
     page.keyboard.press('b'); page.keyboard.press('Enter')
     page.keyboard.insert_text(code)
-    page.keyboard.press('Shift+Enter')
+    page.keyboard.press('Control+Enter')
 
 
 def errors(page) -> list[str]:

@@ -117,6 +117,15 @@ def test_live_draws_what_is_asked_for_and_nothing_else():
     assert 'alt="two &amp; &lt;1&gt;"' in shown and 'role="status"' in shown
 
 
+def test_what_cannot_be_changed_gets_no_control():
+    log = []
+    one = Explorer('x', {'level': (0, 1), 'word': ('only',)}, lambda level, word: log.append(word) or Frame(png(PICTURES[level]), f'{word} {level}'))
+    slider, out = one.live().children
+    slider.value = 1
+    assert log == ['only']*2 and 'alt="only 1"' in out.outputs[0]['data']['text/html']
+    assert len(one.live(word=ipywidgets.Text(value='other')).children) == 3
+
+
 def test_live_takes_other_widgets_and_says_errors():
     def frame(level):
         if level > 5: raise ValueError(f'{level} is above 5 & refused')
