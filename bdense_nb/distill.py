@@ -127,7 +127,7 @@ def growing_trials(
     for n in sizes:
         try: found[n] = trial(n)
         except torch.cuda.OutOfMemoryError: break
-        if found[n][0] > patience: break
+        if found[n][0] > patience*(10 if len(found) == 1 else 1): break # a line needs two points, if they can be afforded
     return found
 
 def prolong(
@@ -210,7 +210,9 @@ def estimate_run(
     if not isinstance(cfg, (SFDConfig, PDConfig)): raise TypeError(f'cfg must be an SFDConfig or a PDConfig, got {cfg!r}')
     pd = isinstance(cfg, PDConfig)
     if (shape := shape if pd else cfg.shape) is None: raise ValueError('Progressive Distillation does not know the shape of a sample: pass shape=')
-    start, walks, grid = student or teacher, {}, (cfg.grid(cfg.end_steps), False) if pd else (cfg.grids[1], cfg.afs)
+    start, walks = student or teacher, {}
+    if pd: cfg = cfg.on_table(teacher, start)
+    grid = (cfg.grid(cfg.end_steps), False) if pd else (cfg.grids[1], cfg.afs)
     device, teacher = device_of(start), frozen_copy(teacher, tuple(shape))
     one = estimate_training(_trial_maker(teacher, cfg, tuple(shape), student, walks), cfg.batch, cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
