@@ -48,7 +48,7 @@ def png(
     picture: Figure | np.ndarray, # a figure, or uint8 pixels [H, W] or [H, W, 3]
     colours: int = 16, # at the most; between 2 and 256
 ) -> bytes: # the same bytes for the same picture
-    "A small PNG: a few colours are enough for text, lines and grey images."
+    "A small PNG: a few colours, far apart, are enough for text, lines and grey images."
     check_int('colours', colours, 2, 256)
     if isinstance(picture, Figure):
         canvas = FigureCanvasAgg(picture)
@@ -57,7 +57,7 @@ def png(
     elif isinstance(picture, np.ndarray) and picture.dtype == np.uint8: image = Image.fromarray(picture).convert('RGB')
     else: raise TypeError(f'a picture is a matplotlib Figure or an array of uint8, got {type(picture).__name__}')
     out = io.BytesIO()
-    image.quantize(colours, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
+    image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
     return out.getvalue()
 
 # %% ../nbs/13_widgets.ipynb #6f1c6eb8

@@ -79,3 +79,11 @@ def page(chromium):
     page.on('pageerror', lambda e: page.problems.append(f'script: {e}'))
     yield page
     context.close()
+
+
+@pytest.fixture
+def shots(root, request):
+    "Leaves a screenshot in `_screenshots/`, which git ignores."
+    folder = root/'_screenshots'
+    folder.mkdir(exist_ok=True)
+    return lambda page, name: page.screenshot(path=folder/f'{request.node.name} {name}.png')

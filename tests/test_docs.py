@@ -9,12 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell
 from sphinx.util.inventory import InventoryFile
 
 from bdense_nb._modidx import d as modidx
+from bdense_nb.notebooks import relink
+from colab import for_colab
 from docs_sources import BINDER, COLAB, SETTINGS, alt_text, find_symbol, link_names, pages, result_parts, symbols
 
 PAGES = {p.doc: p for p in pages()}
@@ -111,6 +114,19 @@ def test_names_in_prose_become_links():
     assert link_names('as in notebook 06', page) == 'as in [notebook 06](06_branches.ipynb)'
     assert link_names('Tutorial 7', page) == '[Tutorial 7](tutorials/7_bring_your_own_model.ipynb)' and link_names('notebook 7', page) == 'notebook 7'
     assert find_symbol('samplers.sample') == 'bdense_nb.samplers.sample' and find_symbol('no_such_name') is None
+
+
+def test_colab_installs_first_and_has_addresses_for_links():
+    links = []
+    for page in pages():
+        lesson, copy = nbformat.read(page.path, 4), for_colab(page)
+        nbformat.validate(copy)
+        install = copy.cells.pop(1)
+        assert '%pip install' in install.source and SETTINGS['git_url'] in install.source and '%pip' not in ''.join(c.source for c in lesson.cells)
+        assert [c.source for c in copy.cells if c.cell_type == 'code'] == [c.source for c in lesson.cells if c.cell_type == 'code']
+        for cell in copy.cells:
+            if cell.cell_type == 'markdown': relink(cell.source, lambda link: links.append(f'{page.doc}: {link}') or link)
+    assert not links, 'these would lead nowhere'
 
 
 def test_alternative_text():

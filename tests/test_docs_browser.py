@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 PHONE, DESK = {'width': 390, 'height': 844}, {'width': 1280, 'height': 900}
-LOOKED_AT = {'light': ('index.html', '08_losses.html', '13_widgets.html', 'api/losses.html', 'results.html', 'glossary.html'), 'dark': ('index.html', 'api/losses.html')}
+KINDS = {'home': 'index.html', 'lesson': '06_branches.html', 'reference': 'api/losses.html'}  # one page of each kind is looked at more closely, in light and dark
 
 INSPECT = '''async () => {
     if (window.MathJax?.startup) await MathJax.startup.promise;
@@ -74,11 +74,12 @@ def test_search(visit, query, page_found):
     assert not page.problems
 
 
-def test_explorers_move(visit):
-    "Every slider of the explorers' page, without a kernel, by keyboard and by mouse."
-    page = visit('13_widgets.html')
+@pytest.mark.parametrize('path, at_least', [('13_widgets.html', 5), ('02_schedules.html', 1), ('06_branches.html', 1)])
+def test_explorers_move(visit, path, at_least):
+    "Every slider, without a kernel, by keyboard and by mouse."
+    page = visit(path)
     explorers = page.locator('.bdense-explorer:has(input[type=range])')
-    assert explorers.count() >= 2
+    assert explorers.count() >= at_least
     for e in explorers.all():
         slider, picture = e.locator('input[type=range]').first, e.locator('img')
         sources = [picture.get_attribute('src')]
@@ -87,7 +88,7 @@ def test_explorers_move(visit):
         page.keyboard.press('Home'); sources.append(picture.get_attribute('src'))
         box = slider.bounding_box()
         slider.click(position={'x': box['width']*.6, 'y': box['height']/2}); sources.append(picture.get_attribute('src'))
-        assert len(set(sources[1:])) == 3, 'the picture did not follow'
+        assert len(set(sources[1:])) == min(3, int(slider.get_attribute('max')) + 1), 'the picture did not follow'
     assert not page.problems
 
 
@@ -103,8 +104,24 @@ def test_accessibility(visit, scheme):
     from axe_playwright_python.sync_playwright import Axe
     visit.page.emulate_media(color_scheme=scheme)
     serious = {}
-    for path in LOOKED_AT[scheme]:
+    for path in [*KINDS.values(), 'glossary.html'] if scheme == 'light' else KINDS.values():
         found = Axe().run(visit(path), context={'exclude': [['mjx-container']]}).response['violations']
         worst = [f'{v["id"]} ({len(v["nodes"])}): {[n["html"][:120] for n in v["nodes"][:2]]}' for v in found if v['impact'] in ('serious', 'critical')]
         if worst: serious[path] = worst
     assert not serious, '\n'.join(f'{k}: {v}' for k, v in serious.items())
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_looks(visit, shots, scheme):
+    "Leaves pictures of the kinds of pages, and of the branch viewer; each is wide enough for its text and shows its heading."
+    visit.page.emulate_media(color_scheme=scheme)
+    for kind, path in KINDS.items():
+        page = visit(path)
+        assert page.locator('article h1').bounding_box()['width'] > 200
+        shots(page, kind)
+    page = visit(KINDS['lesson'])
+    page.locator('.bdense-explorer').scroll_into_view_if_needed()
+    page.locator('.bdense-explorer input[type=range]').press('ArrowRight')
+    shots(page, 'viewer')
+    page.set_viewport_size(PHONE)
+    shots(page, 'phone')

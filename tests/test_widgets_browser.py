@@ -12,14 +12,6 @@ EXPLORERS = 'from bdense_nb.widgets import schedule_explorer\nexplorer = schedul
 
 
 @pytest.fixture
-def shots(root, request):
-    "Leaves a screenshot in `_screenshots/`, which git ignores."
-    folder = root/'_screenshots'
-    folder.mkdir(exist_ok=True)
-    return lambda page, name: page.screenshot(path=folder/f'{request.node.name} {name}.png')
-
-
-@pytest.fixture
 def opened(page, tmp_path):
     "`opened(*explorers)`: the page, showing them, loaded from a file."
     def go(*explorers: Explorer, style=''):
