@@ -212,6 +212,101 @@ def test_set_distances(function):
     assert function(3*a, 3*b) == pytest.approx(3*function(a, b))
 
 
+# --- kernel distance, density and coverage, infinitely many samples ---
+
+@pytest.mark.parametrize('n, n_b, d', [(2, 2, 1), (30, 30, 64), (1203, 40, 5), (50, 1100, 3)])
+def test_kernel_distance_is_its_definition(n, n_b, d):
+    a, b = draw(n, d, 0), draw(n_b, d, 1) + .3
+    k = lambda x, y: (x @ y.T/d + 1)**3
+    off = lambda x: float((k(x, x).sum() - k(x, x).trace())/(len(x)*(len(x) - 1)))
+    expected = off(a) + off(b) - 2*float(k(a, b).mean())
+    assert close(m.kernel_distance(a, b), expected) and close(m.kernel_distance(b, a), expected)
+
+
+def close(a, b): return a == pytest.approx(b, rel=1e-9, abs=1e-9)
+
+
+def test_kernel_distance_is_unbiased():
+    values = torch.tensor([m.kernel_distance(*torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(s), dtype=torch.float64)) for s in range(400)])
+    assert (values < 0).any() and (values > 0).any() and abs(values.mean()) < 4*values.std()/20
+
+
+def test_kernel_distance_of_subsets():
+    a, b = draw(300, 6, 0), draw(400, 6, 1) + 1
+    assert m.kernel_distance(a, b, 50, 200) == pytest.approx(m.kernel_distance(a, b), rel=.1)
+    assert m.kernel_distance(a, b, 3, 50) == m.kernel_distance(a, b, 3, 50) != m.kernel_distance(a, b, 3, 50, seed=1)
+
+
+@pytest.mark.parametrize('subsets, size, words', [(-1, 10, 'subsets'), (1.5, 10, 'subsets'), (1, 1, 'size'), (1, 31, 'size'), (True, 9, 'subsets')])
+def test_kernel_distance_refuses(subsets, size, words):
+    with pytest.raises(ValueError, match=words): m.kernel_distance(draw(30, 2), draw(40, 2), subsets, size)
+
+
+@pytest.mark.parametrize('function', [m.kernel_distance, m.density_coverage, m.precision_recall])
+def test_pairs_are_checked(function):
+    with pytest.raises(ValueError, match='lengths: 3 and 2'): function(draw(9, 3), draw(9, 2))
+    for a, b in ((1, 9), (9, 1), (9, 0)):
+        with pytest.raises(ValueError, match='at least 2'): function(draw(a, 3), draw(b, 3))
+    with pytest.raises(ValueError, match='NaN'): function(draw(9, 2), torch.full((9, 2), math.nan))
+
+
+@pytest.mark.parametrize('n, n_b, d, k', [(40, 30, 3, 5), (25, 60, 1, 1), (12, 5, 8, 11)])
+def test_density_coverage_by_brute_force(n, n_b, d, k):
+    real, fake = draw(n, d, 0), draw(n_b, d, 1)
+    gap = lambda a, b: math.dist(a.tolist(), b.tolist())
+    radius = [sorted(gap(x, y) for j, y in enumerate(real) if j != i)[k - 1] for i, x in enumerate(real)]
+    inside = [[gap(x, y) <= r for x, r in zip(real, radius)] for y in fake]
+    got = m.density_coverage(real, fake, k)
+    assert got.density == pytest.approx(sum(map(sum, inside))/(k*n_b)) and got.coverage == pytest.approx(sum(map(any, zip(*inside)))/n)
+
+
+def test_density_coverage_extremes():
+    a = draw(1300, 3)
+    assert m.density_coverage(a, a).coverage == 1 and m.density_coverage(a, a + 1e4) == (0, 0)
+    assert m.density_coverage(a, a[:1].repeat(1200, 1)).coverage < .05 # one picture again and again
+    for k in (0, 1300, 2.5):
+        with pytest.raises(ValueError, match='k must be'): m.density_coverage(a, a, k)
+
+
+def test_frechet_at_infinity():
+    truth, reference = 8*.25, (torch.zeros(8).double(), torch.eye(8).double())
+    clouds = [1.5*torch.randn(200, 8, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(30)]
+    plain, better = (sum(map(f, clouds))/30 for f in (lambda c: m.frechet_distance(c, reference), lambda c: m.frechet_at_infinity(c, reference)))
+    assert abs(better - truth) < .4*abs(plain - truth)
+    assert m.frechet_at_infinity(clouds[0], reference) == m.frechet_at_infinity(clouds[0], reference) != m.frechet_at_infinity(clouds[0], reference, seed=1)
+    with pytest.raises(ValueError, match='at least 80'): m.frechet_at_infinity(clouds[0][:79], reference)
+    with pytest.raises(ValueError, match='n_points'): m.frechet_at_infinity(clouds[0], reference, 1)
+
+
+# --- a second opinion: other libraries on the same features ---
+
+@pytest.mark.parametrize('n, d', [(300, 8), (200, 64)])
+@pytest.mark.parametrize('seed', range(2))
+def test_agrees_with_torchmetrics(n, d, seed):
+    fid, kid = pytest.importorskip('torchmetrics.image.fid'), pytest.importorskip('torchmetrics.image.kid')
+    a, b = draw(n, d, seed), draw(n, d, seed + 10)*1.2 + .1
+    sa, sb = m.feature_stats(a), m.feature_stats(b)
+    assert m.frechet_distance(a, b) == pytest.approx(float(fid._compute_fid(sa.mean, sa.cov, sb.mean, sb.cov)), rel=1e-6)
+    assert m.kernel_distance(a, b) == pytest.approx(float(kid.poly_mmd(a, b)), rel=1e-6)
+
+
+@pytest.mark.parametrize('n, d', [(300, 8), (200, 64)])
+@pytest.mark.parametrize('seed', range(2))
+def test_agrees_with_torch_fidelity(n, d, seed):
+    fid, kid, prc = (pytest.importorskip(f'torch_fidelity.metric_{name}') for name in ('fid', 'kid', 'prc'))
+    real, fake = draw(n, d, seed), draw(n, d, seed + 10)*1.2 + .1
+    stats = [fid.fid_features_to_statistics(x) for x in (real, fake)]
+    assert m.frechet_distance(real, fake) == pytest.approx(fid.fid_statistics_to_metric(*stats, False)['frechet_inception_distance'], rel=1e-6)
+    assert m.kernel_distance(real, fake) == pytest.approx(float(kid.kernel_mmd(real.numpy(), fake.numpy())), rel=1e-6)
+    theirs = prc.prc_features_to_metric(fake, real, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False)
+    assert m.precision_recall(real, fake, 3) == pytest.approx((theirs['precision'], theirs['recall']), rel=1e-6)
+
+
+@pytest.mark.parametrize('name', ['frechet_distance', 'paired_error', 'paired_errors', 'paired_interval', 'mean_interval', 'student_t', 'Interval', 'INTERVAL_METHODS', 'fashion_fd', 'precision_recall',
+                                  'sliced_wasserstein', 'energy_distance', 'kernel_distance', 'density_coverage', 'frechet_at_infinity', 'load_features', 'image_features', 'GaussianStats'])
+def test_names_are_found_here(name): assert hasattr(m, name) and name in m.__all__
+
+
 # --- paired error ---
 
 @pytest.mark.parametrize('shape', [(5, 2), (5, 1, 28, 28), (1, 3)])
