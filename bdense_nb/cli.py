@@ -563,7 +563,7 @@ def save_student(student: Student | VariableStudent, out: str) -> None:
 def bdense_distill(
     out: str, # folder for the student and its checkpoints; a run found there is resumed
     teacher: str = 'fashion_mnist', # a shipped teacher, or a folder that bdense_teach or diffusers wrote; an SFD student's folder: its second stage, to 1 NFE
-    preset_name: str = 'fashion_mnist', # SFD: demo, fashion_mnist, sfd. Progressive Distillation: fashion_mnist_pd, pd. The options below change it
+    preset_name: str = 'fashion_mnist', # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation: fashion_mnist_pd, cifar10-pd. The options below change it
     nfe: str = None, # network calls of the finished student; for SFD also several, such as 2,3,4,5: one student for all of them
     branches: int = None, # K; 1 is the plain host
     substeps: int = None, # teacher steps inside one student step; a multiple of K
@@ -588,7 +588,7 @@ def bdense_distill(
     cfg = distill_config(base, teacher, source, shape, steps=steps, nfe=counts[0] if counts else None, K=branches, substeps=substeps, branch_weights=parse_weights(branch_weights),
                          branch_weights_end=parse_weights(branch_weights_end), batch=batch, lr=lr, seed=seed, start_steps=start_steps, pool=pool)
     if pd and (bank or len(counts) > 1): raise ValueError('a bank and several step counts belong to SFD; choose another preset')
-    if not pd and data is not None: raise ValueError('SFD needs no data, so --data has no meaning here; Progressive Distillation does: --preset fashion_mnist_pd or pd')
+    if not pd and data is not None: raise ValueError('SFD needs no data, so --data has no meaning here; Progressive Distillation does: --preset fashion_mnist_pd or cifar10-pd')
     pairs = find_data(teacher, source, shape, data, split=split) if pd else None
     if dry_run: return show_plan(distill_plan(source, teacher, cfg, counts, shape, data_line(*pairs, data or data_of(teacher)) if pd else 'none needed', is_banked(cfg, bank), bank))
     student = run_host(source, cfg, counts, pairs, bank, Path(out)/'checkpoints')
@@ -620,7 +620,7 @@ def search_plan(source: NetDenoiser, teacher: str, cfg: SFDConfig, trials: int, 
 def bdense_search(
     out: str, # folder for search.db, search.json and search.png; a search found there goes on
     teacher: str = 'fashion_mnist', # a shipped teacher, or a folder that bdense_teach or diffusers wrote
-    preset_name: str = 'demo', # an SFD preset: demo, fashion_mnist or sfd. The options below change it
+    preset_name: str = 'demo', # an SFD preset: demo, fashion_mnist, cifar10-sfd or imagenet64-sfd. The options below change it
     trials: int = 16, # trainings altogether, the named weights among them
     seeds: int = 3, # training seeds of the confirmation, at least 3
     branches: int = None, # K, at least 2
@@ -750,6 +750,8 @@ def bdense_evaluate(
         if student is not None: raise ValueError('an experiment trains its own students: leave the student out')
         return evaluate_experiment(experiment, out, limit, dry_run)
     if student is None: raise ValueError('name the folder of a student, or an experiment with --experiment NAME (--experiment list names them)')
+    if limit is not None: raise ValueError('limit belongs to an experiment; the number of samples is --n')
+    if data is not None: check_choice('data', data, DATA)
     check_choice('preset', preset_name, AMOUNTS)
     check_int('n', n := AMOUNTS[preset_name] if n is None else n, 2)
     if out: check_file(out, lambda path: 'rows' in json.loads(path.read_text()))

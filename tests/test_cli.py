@@ -148,6 +148,8 @@ def test_names_of_options_are_those_of_python():
     ('bdense_evaluate', 'name the folder of a student, or an experiment'),
     ('bdense_evaluate --experiment nothing', "unknown experiment 'nothing'; choose one of: "),
     ('bdense_evaluate s --experiment list', 'leave the student out'),
+    ('bdense_evaluate nowhere --limit 3', 'limit belongs to an experiment'),
+    ('bdense_evaluate nowhere --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_evaluate nowhere --preset most', "unknown preset 'most'; choose one of: quick"),
     ('bdense_export nowhere out', 'nowhere holds no denoiser'),
     ('bdense_export nowhere out --to pickle', "unknown format 'pickle'; choose one of: diffusers"),
