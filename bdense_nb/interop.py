@@ -22,8 +22,8 @@ from .teachers import EDMDenoiser, NetDenoiser, VPDenoiser
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'from_diffusers',
            'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser', 'as_denoiser', 'euler_grid', 'ddim_steps',
-           'sampling_json', 'model_card', 'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict',
-           'export_student']
+           'unit_noise_excess', 'sampling_json', 'sampling_code', 'model_card', 'load_pretrained', 'StudentStep',
+           'export_onnx', 'export_state_dict', 'export_student']
 
 # %% ../nbs/10f_interop.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # diffusers' names and ours
@@ -105,6 +105,8 @@ def _read_unet(folder: Path):
     if not list(inside.glob('diffusion_pytorch_model*.safetensors')):
         pickles = ', '.join(p.name for p in sorted(inside.iterdir()) if p.suffix in ('.bin', '.pt', '.pth', '.ckpt', '.pkl'))
         raise ValueError(f'{inside} holds no safetensors' + (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust it, convert it with save_pretrained(folder, safe_serialization=True)' if pickles else ''))
+    named = {shard for index in inside.glob('*.safetensors.index.json') for shard in json.loads(index.read_text())['weight_map'].values()}
+    if foreign := sorted(shard for shard in named if Path(shard).suffix != '.safetensors' or Path(shard).name != shard): raise ValueError(f'{inside} names {foreign[0]} among its weights; only safetensors that lie in the same folder are read')
     return _diffusers().UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
 
 # %% ../nbs/10f_interop.ipynb #34b5ab4d
@@ -205,6 +207,13 @@ def ddim_steps(
     mine = 1/(1 + student.sigmas[:-1]**2)
     return n if torch.allclose(mine, nodes.to(mine), rtol=1e-5, atol=0) else None
 
+# %% ../nbs/10f_interop.ipynb #ce6b7b90
+def unit_noise_excess(
+    student: Student,
+) -> float: # 0: none
+    "By how much the unit noise that a diffusers pipeline starts from is stronger than this student's."
+    return (1 + student.sigmas[0].item()**-2)**.5 - 1
+
 # %% ../nbs/10f_interop.ipynb #b2ec390a
 def sampling_json(
     student: Student,
@@ -212,7 +221,7 @@ def sampling_json(
     "All that sampling a student needs beside its network."
     if not isinstance(student, Student): raise TypeError(f'a Student is exported, got {type(student).__name__}' + ('; take one step count: .at(nfe)' if hasattr(student, 'at') else ''))
     sigmas, start = euler_grid(student)
-    return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape), n_classes=student.denoiser.n_classes, null_class=getattr(student.denoiser.net, 'null_class', None),
+    return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape), n_classes=student.denoiser.n_classes, null_class=getattr(student.denoiser.net, 'null_class', None), source=getattr(student.denoiser.net, 'source', ''),
                 grid=student.sigmas.tolist(), afs=student.afs, about=student.about)
 
 # %% ../nbs/10f_interop.ipynb #89b829e8
@@ -235,6 +244,18 @@ pipe = DDIMPipeline.from_pretrained(".")  # this folder
 noise = [torch.Generator().manual_seed(i) for i in range(4)]
 images = pipe(batch_size=4, num_inference_steps={nfe}, generator=noise, output_type="np").images  # [4, H, W, C] in [0, 1]
 """
+
+# %% ../nbs/10f_interop.ipynb #a4aac20a
+def sampling_code(
+    student: Student,
+    pipeline: bool = False, # does `DDIMPipeline` take the student's steps?
+) -> str: # Python; it runs in the folder that `Student.save_pretrained` writes
+    "Plain diffusers code whose sample `i` is sample `i` of `Student.sample`."
+    how, excess = sampling_json(student), unit_noise_excess(student)
+    if pipeline and excess < 3e-5: return _DDIM.format(**how)
+    labels = f', class_labels=torch.arange(4) % {how["n_classes"]}' if how['n_classes'] else ''
+    code = _EULER.format(**dict(how, shape=', '.join(map(str, student.shape)), labels=labels))
+    return code + (f'# DDIMPipeline.from_pretrained(here) takes the same {how["nfe"]} steps, from noise that is {excess:.2%} stronger\n' if pipeline else '')
 
 # %% ../nbs/10f_interop.ipynb #8ecdebbf
 def _card_table(student: Student, data: str) -> str: # Markdown
@@ -285,7 +306,7 @@ def _pipeline_samples_it(student: Student) -> bool:
 # %% ../nbs/10f_interop.ipynb #39642ce5
 @patch
 def save_pretrained(self: Student,
-    folder: Path | str, # gets unet/, scheduler/, sampling.json, README.md and, where a stock pipeline samples it exactly, model_index.json
+    folder: Path | str, # gets unet/, scheduler/, sampling.json, README.md and, where a stock pipeline takes its steps, model_index.json
     licence: str = 'unknown', # for the model card, see `model_card`
     data: str = 'not stated', # for the model card: what the teacher was trained on
 ) -> None:
@@ -295,7 +316,7 @@ def save_pretrained(self: Student,
     pipeline = _pipeline_samples_it(self)
     if pipeline: scheduler = diffusers.DDIMScheduler(**net.scheduler_config, timestep_spacing='trailing', clip_sample=False)
     else: scheduler = diffusers.EulerDiscreteScheduler(**net.scheduler_config)
-    code = _DDIM.format(**how) if pipeline else _EULER.format(**dict(how, shape=', '.join(map(str, self.shape)), labels=f', class_labels=torch.arange(4) % {how["n_classes"]}' if how['n_classes'] else ''))
+    code = sampling_code(self, pipeline)
     net.unet.save_pretrained(folder/'unet', safe_serialization=True); scheduler.save_pretrained(folder/'scheduler')
     config = json.loads((folder/'unet'/'config.json').read_text())
     write_json(folder/'unet'/'config.json', {k: v for k, v in config.items() if k != '_name_or_path'}) # a path of the machine that it was made on
@@ -331,6 +352,7 @@ def load_pretrained(
     if not (folder/'sampling.json').is_file(): raise FileNotFoundError(f'{folder} holds no student: there is no sampling.json; for a diffusers model see from_diffusers')
     how = json.loads((folder/'sampling.json').read_text())
     denoiser = from_diffusers(folder, null_class=how['null_class']).to(device or default_device())
+    denoiser.net.source = how.get('source', '') # the teacher's, not the name of this folder
     return Student(denoiser, torch.tensor(how['grid'], dtype=torch.float64), how['afs'], tuple(how['shape']), how['about'])
 
 # %% ../nbs/10f_interop.ipynb #b54990b6

@@ -1,30 +1,32 @@
 "Models of diffusers in and out: the same predictions, the same samples, nothing of ours where the student is used."
 import copy
 import json
-import re
+import pickle
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 diffusers = pytest.importorskip('diffusers')
 
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DModel  # noqa: E402
 
+from bdense_nb import cli  # noqa: E402
 from bdense_nb.branches import branch, fold, output_layer  # noqa: E402
 from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
-from bdense_nb.data import fashion_mnist  # noqa: E402
-from bdense_nb.interop import (BETA_SCHEDULES, PREDICTION_TYPES, DiffusersNet, as_denoiser, ddim_steps, export_onnx, export_student, from_diffusers,  # noqa: E402
+from bdense_nb.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
+from bdense_nb.interop import (BETA_SCHEDULES, PREDICTION_TYPES, as_denoiser, ddim_steps, export_onnx, export_student, from_diffusers,  # noqa: E402
                                load_pretrained, noise_table, sample_ddim_like_diffusers)
 from bdense_nb.nets import MLP, UNet  # noqa: E402
 from bdense_nb.progressive import PDConfig, progressive  # noqa: E402
-from bdense_nb.schedules import linear_alpha_bar  # noqa: E402
 from bdense_nb.sfd import SFDConfig, sfd, teacher_bank  # noqa: E402
 from bdense_nb.students import Student  # noqa: E402
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, VPDenoiser  # noqa: E402
+from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser  # noqa: E402
 from bdense_nb.variable import sfd_variable  # noqa: E402
 
 
@@ -43,7 +45,7 @@ def classy(): return unet_of(num_class_embeds=4)
 
 
 TINY = SFDConfig(steps=2, batch=4, shape=(1, 8, 8), lr=1e-2)
-TINY_PD = PDConfig(start_steps=8, end_steps=4, schedule='vp_linear', levels=1000, updates=2, batch=4, lr=1e-2)
+TINY_PD = PDConfig(start_steps=8, end_steps=4, schedule='teacher', updates=2, batch=4, lr=1e-2)
 
 
 def images(n=16): return sample_noise(range(n), (1, 8, 8)).clamp(-1, 1)
@@ -158,6 +160,37 @@ def test_the_hub_needs_a_commit_and_gives_no_programs(unet, tmp_path, monkeypatc
     assert all(pattern.endswith(('.json', '.safetensors')) for pattern in asked['allow_patterns'])
 
 
+class Program:
+    "A pickle that runs something as soon as it is read."
+    def __init__(self, marker): self.marker = str(marker)
+    def __reduce__(self): return open, (self.marker, 'w')
+
+
+def test_nothing_that_lies_in_a_folder_is_run(unet, tmp_path):
+    "Programs beside the weights, and named in every file that could name one, stay what they are: bytes."
+    folder, ran = tmp_path/'model', tmp_path/'ran'
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(folder)
+    program = f'open({str(ran)!r}, "w")\n'
+    for name in ('pipeline.py', 'unet/evil.py', 'unet/__init__.py', 'scheduler/evil.py'): (folder/name).write_text(program)
+    for name in ('unet/diffusion_pytorch_model.bin', 'unet/pytorch_model.bin', 'scheduler/state.pkl'): (folder/name).write_bytes(pickle.dumps(Program(ran)))
+    for name in ('model_index.json', 'unet/config.json', 'scheduler/scheduler_config.json'):
+        config = json.loads((folder/name).read_text())
+        (folder/name).write_text(json.dumps(dict(config, auto_map={'AutoModel': 'evil.Model', 'AutoConfig': 'evil.Config'}, custom_pipeline='pipeline.py')))
+    x = sample_noise(range(2), (1, 8, 8))
+    assert torch.equal(from_diffusers(folder)(x, 2.), from_diffusers(unet, DDIMScheduler())(x, 2.)) and not ran.exists()
+    (folder/'unet'/'diffusion_pytorch_model.safetensors.index.json').write_text(json.dumps(dict(metadata={}, weight_map=dict.fromkeys(unet.state_dict(), 'pytorch_model.bin'))))
+    with pytest.raises(ValueError, match='names pytorch_model.bin among its weights; only safetensors'): from_diffusers(folder)
+    pickle.loads((folder/'unet'/'pytorch_model.bin').read_bytes()).close()
+    assert ran.exists()                                                          # it would have
+
+
+def test_weights_in_several_files(unet, tmp_path):
+    unet.save_pretrained(tmp_path, max_shard_size='20KB')
+    assert len(list(tmp_path.glob('*.safetensors'))) > 1
+    x = sample_noise(range(2), (1, 8, 8))
+    assert torch.equal(from_diffusers(tmp_path, DDIMScheduler())(x, 2.), from_diffusers(unet, DDIMScheduler())(x, 2.))
+
+
 class Other(nn.Module):
     def forward(self, x): return x
 
@@ -225,11 +258,13 @@ def test_an_uncertain_output_layer_is_not_guessed(net):
 
 # --- out ---
 
-RUN = """import sys, re, torch
+RUN = """import os, sys, re, torch
+from diffusers import DiffusionPipeline
 sys.modules['bdense_nb'] = None
 try: import bdense_nb
 except ImportError: pass
 else: raise SystemExit('bdense_nb was found')
+if os.path.exists('model_index.json'): DiffusionPipeline.from_pretrained('.')
 exec(re.search('```python\\n(.*?)```', open('README.md').read(), re.S)[1])
 torch.save(torch.from_numpy(images) if 'images' in globals() else x, 'out.pt')
 """
@@ -249,9 +284,11 @@ def test_a_readme_samples_the_same(unet, classy, tmp_path):
     students['sfd sigmoid'] = sfd(from_diffusers(unet, DDPMScheduler(beta_schedule='sigmoid')), replace(TINY, sigma_max=10.), show=False)
     students['sfd classes'] = sfd(from_diffusers(classy, DDPMScheduler(), null_class=3), replace(TINY, afs=False), show=False)
     students['pd'] = progressive(from_diffusers(unet, DDPMScheduler()), images(), TINY_PD, show=False)
+    students['pd low'] = progressive(from_diffusers(unet, DDPMScheduler(beta_schedule='scaled_linear')), images(), TINY_PD, show=False) # its table ends where unit noise is another start
     for name, student in students.items():
         student.save_pretrained(tmp_path/name)
-        assert (tmp_path/name/'model_index.json').exists() == (name == 'pd')
+        assert (tmp_path/name/'model_index.json').exists() == (name in ('pd', 'pd low'))
+        assert ('stronger' in (tmp_path/name/'README.md').read_text()) == (name == 'pd low')
     stock = dict(zip(students, sampled_by_stock(*(tmp_path/name for name in students))))
     for name, student in students.items():
         label = torch.arange(4) % 3 if student.denoiser.n_classes else None
@@ -280,7 +317,7 @@ def test_the_scheduler_takes_the_students_steps(unet, tmp_path, prediction):
 
 
 def test_a_folder_becomes_a_student_again(classy, tmp_path):
-    student = sfd(from_diffusers(classy, DDPMScheduler(beta_schedule='scaled_linear', prediction_type='v_prediction'), null_class=3), TINY, show=False)
+    student = sfd(from_diffusers(classy, DDPMScheduler(beta_schedule='scaled_linear', prediction_type='v_prediction'), null_class=3), replace(TINY, sigma_max=30.), show=False)
     student.save_pretrained(tmp_path, licence='mit', data='four classes of noise')
     back = load_pretrained(tmp_path, 'cpu')
     assert relative(back.sample(4, seed=3), student.sample(4, seed=3)) < 1e-6
@@ -377,25 +414,45 @@ def test_onnx(classy, tmp_path, kind):
 
 # --- end to end ---
 
-def test_a_model_of_diffusers_from_training_to_samples(tmp_path):
-    "Trained by diffusers' own noising, saved as a pipeline, distilled by both hosts with branches, sampled by stock diffusers in a process of its own."
-    data = fashion_mnist('test')[0][:256]
-    net, s = unet_of(28).train(), DDPMScheduler()
+def shell(line):
+    "A command line, parsed and run as the installed command does."
+    name, *args = shlex.split(line)
+    f = getattr(cli, name)
+    assert cli.from_shell(f.__wrapped__, cli.parser_of(f.__wrapped__, f.examples), args) == 0, line
+
+
+def trained_by_diffusers(data, scheduler):
+    "A moment of training with diffusers' own noising."
+    net = unet_of(28).train()
     g, opt, losses = torch.Generator().manual_seed(0), torch.optim.Adam(net.parameters(), 2e-3), []
     for _ in range(30):
         x0 = data[torch.randint(len(data), (16,), generator=g)]
-        eps, t = torch.randn(x0.shape, generator=g), torch.randint(1000, (16,), generator=g)
-        loss = (net(s.add_noise(x0, eps, t), t).sample - eps).square().mean()
+        eps, t = torch.randn(x0.shape, generator=g), torch.randint(scheduler.config.num_train_timesteps, (16,), generator=g)
+        loss = (net(scheduler.add_noise(x0, eps, t), t).sample - eps).square().mean()
         opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
     assert sum(losses[-5:]) < sum(losses[:5])
-    diffusers.DDPMPipeline(net.eval(), s).save_pretrained(tmp_path/'teacher')
+    return net.eval()
+
+
+def test_a_model_of_diffusers_from_training_to_samples(tmp_path, monkeypatch):
+    "Trained by diffusers, distilled by the commands on a folder of images with both hosts and branches, exported, sampled by stock diffusers in a process of its own."
+    monkeypatch.chdir(tmp_path); (tmp_path/'clothes').mkdir()
+    for i, picture in enumerate(to_pixels(fashion_mnist('test')[0][:64])): Image.fromarray(picture[0].numpy()).save(tmp_path/'clothes'/f'{i:02d}.png')
+    data, _ = image_folder(tmp_path/'clothes')
+    assert torch.equal(data, fashion_mnist('test')[0][:64])
+    scheduler = DDPMScheduler(500, beta_schedule='scaled_linear')
+    diffusers.DDPMPipeline(trained_by_diffusers(data, scheduler), scheduler).save_pretrained(tmp_path/'teacher')
+    shell('bdense_distill pd --teacher teacher --preset fashion_mnist_pd --data clothes --start-steps 8 --nfe 2 --K 2 --steps 2 --batch 4')
+    shell('bdense_distill sfd --teacher teacher --preset demo --nfe 2 --K 4 --steps 2 --batch 4 --pool 8')
+    for name in ('pd', 'sfd'): shell(f'bdense_export {name} out/{name} --to diffusers')
+    stock = dict(zip(('pd', 'sfd'), sampled_by_stock(tmp_path/'out'/'pd', tmp_path/'out'/'sfd')))
     teacher = from_diffusers(tmp_path/'teacher')
-    students = dict(sfd=sfd(teacher, SFDConfig(K=4, steps=2, batch=4), show=False),
-                    pd=progressive(teacher, data, PDConfig(K=2, start_steps=8, end_steps=2, schedule='vp_linear', levels=1000, updates=2, batch=4), show=False))
-    for name, student in students.items(): export_student(student, 'diffusers', tmp_path/name)
-    stock = dict(zip(students, sampled_by_stock(*(tmp_path/name for name in students))))
-    assert relative(stock['sfd'], students['sfd'].sample(4)) < 1e-4
-    same_pixels(stock['pd'].permute(0, 3, 1, 2), students['pd'].sample(4))
-    assert '| Teacher | teacher' in (tmp_path/'pd'/'README.md').read_text() and re.search('Progressive Distillation', (tmp_path/'pd'/'README.md').read_text())
-    assert isinstance(load_pretrained(tmp_path/'pd', 'cpu').denoiser, VPDenoiser) and isinstance(students['pd'].denoiser.net, DiffusersNet)
-    assert torch.allclose(teacher.alpha_bar, linear_alpha_bar(1000), rtol=1e-4)
+    for name, host, K in (('pd', 'Progressive Distillation', 2), ('sfd', 'SFD', 4)):
+        shell(f'bdense_sample {name} --out {name}.png --n 4')
+        ours, card = load_tensors(tmp_path/f'{name}.safetensors')[0]['samples'], (tmp_path/'out'/name/'README.md').read_text()
+        assert relative(stock[name], ours) < 1e-4
+        for words in ('| Teacher | teacher', host, f'(K) | {K} |', '(NFE) | 2 |'): assert words in card
+        student = load_pretrained(tmp_path/'out'/name, 'cpu')
+        assert student.nfe == 2 and student.denoiser.net.unet.config == teacher.net.unet.config and student.denoiser.net.unet.state_dict().keys() == teacher.net.unet.state_dict().keys()
+        assert any(not torch.equal(p, q) for p, q in zip(student.denoiser.parameters(), teacher.parameters(), strict=True)) # it did learn something
+    assert load_pretrained(tmp_path/'pd', 'cpu').about['config']['schedule'] == 'teacher' and (tmp_path/'out'/'pd'/'model_index.json').exists()
