@@ -4,17 +4,18 @@
 
 # %% ../nbs/12_viz.ipynb #239e1a1b
 from __future__ import annotations
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from .core import Trajectory, atomic_path, check_int
+from .core import Trajectory, atomic_path, check_choice, check_int, data_dir
 from .data import to_pixels
 
 # %% auto #0
-__all__ = ['tile', 'show_rows', 'displayable', 'show_trajectories']
+__all__ = ['tile', 'show_rows', 'displayable', 'show_trajectories', 'paper_table']
 
 # %% ../nbs/12_viz.ipynb #6bad0c05
 def tile(
@@ -80,3 +81,21 @@ def show_trajectories(
         rows[name] = torch.ones(len(grid), *traj.xs.shape[2:])
         rows[name][at] = displayable(traj, i).cpu()
     return show_rows(rows, len(grid), [f'{s:.3g}' for s in grid.tolist()], save)
+
+# %% ../nbs/12_viz.ipynb #342b4a8e
+def paper_table(
+    name: str, # a table of data/results/paper.json, such as 'cifar10_sfd'
+    ours: dict[str, dict[str, str | float]] | None = None, # method -> column -> what we measured; None: the paper's figures alone
+) -> str: # markdown
+    "A table of the paper, with its source; and a row of ours below each of the paper's, where cells say if they have not been produced."
+    tables = {k: v for k, v in json.loads((data_dir()/'results'/'paper.json').read_text(encoding='utf-8')).items() if isinstance(v, dict)}
+    check_choice('table', name, tables)
+    table, ours_of = tables[name], ours or {}
+    columns = list(dict.fromkeys(c for row in table['rows'] for c in row if c != 'method'))
+    if unknown := sorted({m for m in ours_of} - {row['method'] for row in table['rows']}): raise ValueError(f'{name} has no row {", ".join(unknown)}')
+    cell = lambda v: f'{v:.2f}' if isinstance(v, float) else str(v)
+    lines = [f'| {table["title"]} | ' + ' | '.join(f'{c} NFE' for c in columns) + ' |', '|---'*(len(columns) + 1) + '|']
+    for row in table['rows']:
+        lines.append(f'| {row["method"]}, paper | ' + ' | '.join(cell(row.get(c, '–')) for c in columns) + ' |')
+        if ours is not None: lines.append(f'| {row["method"]}, ours | ' + ' | '.join(cell(ours_of.get(row['method'], {}).get(c, 'not produced yet')) for c in columns) + ' |')
+    return '\n'.join([*lines, '', f'Source of the paper\'s rows: {table["source"]}. No intervals are reported.'])
