@@ -120,7 +120,7 @@ def test_names_of_options_are_those_of_python():
     ('bdense_distill out --weights 1,2', 'K=4'),
     ('bdense_distill out --teacher nobody', "unknown teacher 'nobody'; choose one of: fashion_mnist"),
     ('bdense_distill out --start_steps 64', 'start_steps is not an option of this host'),
-    ('bdense_distill out --preset_name pd --pool 128', 'pool is not an option of this host'),
+    ('bdense_distill out --preset_name fashion_mnist_pd --pool 128', 'pool is not an option of this host'),
     ('bdense_distill out --preset_name fashion_mnist_pd --nfe 3', 'end_steps times a power of substeps'),
     ('bdense_distill out --preset_name fashion_mnist_pd --nfe 4,2', 'several step counts belong to SFD'),
     ('bdense_distill out --preset_name fashion_mnist_pd --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
@@ -140,7 +140,7 @@ def test_names_of_options_are_those_of_python():
     ('bdense_search out --seeds 2', 'seeds must be at least 3, got 2'),
     ('bdense_search out --trials 0', 'trials must be at least 1, got 0'),
     ('bdense_search out --branches 1', 'nothing to search'),
-    ('bdense_search out --preset_name pd', 'Progressive'),
+    ('bdense_search out --preset_name fashion_mnist_pd', 'Progressive'),
     ('bdense_sample nowhere', 'nowhere holds no denoiser'),
     ('bdense_sample nowhere --n 0', 'n must be at least 1, got 0'),
     ('bdense_sample nowhere --out samples.safetensors', 'out must name a .png file'),
@@ -328,10 +328,10 @@ def test_a_folder_of_images_from_teacher_to_export(at, tmp_path):
         assert 'no Fréchet distance' in out
     at(f'bdense_sample {tmp_path}/pd --n 4 --label 1 --out {tmp_path}/x.png')
     assert load_tensors(tmp_path/'x.safetensors')[0]['samples'].shape == (4, 1, 8, 8) and (tmp_path/'x.png').stat().st_size > 100
-    assert 'choose other data' in at(f'bdense_distill {tmp_path}/new --teacher small --preset pd --data fashion_mnist', 1)[1]
+    assert 'choose other data' in at(f'bdense_distill {tmp_path}/new --teacher small --preset fashion_mnist_pd --data fashion_mnist', 1)[1]
     made = Path.cwd()
     at.monkeypatch.chdir(tmp_path)                                       # its folder of images is not there
-    assert "was trained on zoo, which is not here" in at(f'bdense_distill new --teacher {made}/small --preset pd', 1)[1]
+    assert "was trained on zoo, which is not here" in at(f'bdense_distill new --teacher {made}/small --preset fashion_mnist_pd', 1)[1]
 
 
 def test_labels_go_where_there_are_classes(made, tmp_path):
