@@ -89,8 +89,9 @@ PRESETS: dict[str, SFDConfig | PDConfig] = {
     'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'), # the budget of `make demo`
     'fashion_mnist': SFDConfig(steps=512, batch=128, pool=8192, lr=5e-4, lr_schedule='cosine'), # ten times as much
     'fashion_mnist_pd': PDConfig(start_steps=64, updates=100, batch=64), # down to one step; the run of notebook 10c
-    'sfd': SFDConfig(shape=(3, 32, 32)), # the host's own settings for CIFAR-10: 200,000 trajectories
-    'pd': PDConfig(start_steps=1024, end_steps=128, schedule='vp_linear', snr_weight='snr'), # the paper's ladder for a DDPM teacher: 1024, 512, 256, 128
+    'cifar10-sfd': SFDConfig(shape=(3, 32, 32)), # the host's own settings for EDM teachers: 200,000 trajectories
+    'imagenet64-sfd': SFDConfig(shape=(3, 64, 64)), # the same; the host does not publish its learning rate for these images
+    'cifar10-pd': PDConfig(start_steps=1024, end_steps=128, schedule='vp_linear', snr_weight='snr'), # the paper's ladder for a DDPM teacher: 1024, 512, 256, 128
 }
 
 def preset(

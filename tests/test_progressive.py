@@ -443,7 +443,7 @@ def test_bad_configurations(bad):
 
 
 def test_configurations_survive_json():
-    for cfg in (TINY, OWN, OWN.on_table(VPDenoiser(MLP(), TABLES['trained'])), preset('pd'), preset('fashion_mnist_pd'), PDConfig(branch_weights=[1., 2.], branch_weights_end=[0., 1.])):
+    for cfg in (TINY, OWN, OWN.on_table(VPDenoiser(MLP(), TABLES['trained'])), preset('cifar10-pd'), preset('fashion_mnist_pd'), PDConfig(branch_weights=[1., 2.], branch_weights_end=[0., 1.])):
         assert PDConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg and hash(cfg)
 
 
