@@ -162,7 +162,7 @@ def noised_errors(
     seed: int = 0, # which data, and the noise
 ) -> Tensor: # [n_steps, K], float64; beside `Alignment.own_local`
     "The local error of each branch where every step begins with noised data, the inputs of Progressive Distillation."
-    model, (fine, nodes), g, rows = _plain(student, course), course.grids, torch.Generator().manual_seed(seed), []
+    model, nodes, g, rows = _plain(student, course), course.grids[1], torch.Generator().manual_seed(seed), []
     check_int('n', n, 1)
     for step in range(len(nodes) - 1):
         pick, _, x = draw_noised(data, nodes[step:step + 1, None], n, g, data.device)
