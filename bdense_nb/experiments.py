@@ -6,7 +6,6 @@
 from __future__ import annotations
 import dataclasses
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -314,13 +313,13 @@ def show_differences(
     found = {m: differences(result, m) for m in measures or EXPERIMENTS[result['experiment']].measures}
     budgets = sorted({d.iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
-    fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.6*len(budgets) + .4, 2.5*len(found)), squeeze=False, sharex=True, sharey='row', layout='constrained')
+    fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False, sharex=True, sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
             _panel(ax, [d for d in ds if d.iterations == budget], relative)
             ax.set_title(f'{measure.replace("_", " ")}, {budget} iterations', fontsize=9)
         row[0].set_ylabel('arm minus host' + (', %' if relative else ''), fontsize=8)
-    axes[0, -1].legend(fontsize=7); axes[-1, 0].set_xlabel('network calls', fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper'); axes[-1, 0].set_xlabel('network calls', fontsize=8)
     if save: fig.savefig(save, dpi=110)
     return found
 
