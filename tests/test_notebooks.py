@@ -5,13 +5,15 @@ import nbformat
 import pytest
 
 from run_notebooks import NBS, differences, execute, freeze_widgets, notebooks, printed, widget_errors
+from solutions import execute_solved
 
 TWICE = '09_training.ipynb'  # draws random numbers, trains, resumes; the others' second run is compared with their stored outputs
 
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(NBS).as_posix())
 def test_notebook_runs(path, tmp_path):
-    nb = execute(path, timeout=240, cwd=tmp_path)  # stored outputs come from a run in the notebook's own folder
+    nb, said = execute_solved(path, timeout=240, cwd=tmp_path)  # stored outputs come from a run in the notebook's own folder
+    assert all(s.startswith('correct') for s in said), f'solutions of the exercises: {said}'
     assert not widget_errors(nb), 'a widget callback raised'
     freeze_widgets(nb)
     if found := differences(nbformat.read(path, 4), nb):

@@ -1,10 +1,8 @@
 "The course's exercises: stubs are quiet, solutions are right, usual mistakes get the hint that fits, and the two notebooks stay in step."
 import ast
 import contextlib
-import importlib
 import io
 import re
-import symtable
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -18,6 +16,7 @@ from bdense_nb.losses import branch_weights, dense_alignment_loss
 from bdense_nb.metrics import student_t
 from bdense_nb.samplers import euler_step
 from bdense_nb.schedules import karras_sigmas
+from solutions import LESSONS, exercises as lesson_exercises, lesson_solutions
 
 EXERCISES, SOLUTIONS = '9_exercises', '9b_solutions'
 
@@ -193,90 +192,7 @@ def test_a_second_right_answer_is_right(exercises, capsys):
         assert capsys.readouterr().out == f'{n}. correct\n'
 
 
-# the exercises at the end of the lessons: their solutions stand in the notebook of solutions, as text
-
-def lesson_solutions():
-    "Lesson -> its solutions, from the fenced blocks below its name."
-    found = {}
-    for c in cells(SOLUTIONS):
-        if c.cell_type == 'markdown' and (m := re.match(r'### (\w+)', c.source)): found[m[1]] = re.findall(r'^```python\n(.*?)^```', c.source, flags=re.M | re.S)
-    return found
-
-
-def is_stub(node):
-    "`name = None`, or a function that does nothing but return None."
-    none = lambda n: isinstance(n, ast.Constant) and n.value is None
-    return isinstance(node, ast.Assign) and none(node.value) or isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Return) and len(node.body) == 1 and none(node.body[0].value)
-
-
-def reads(source):
-    "The global names that code reads, inside its functions too."
-    def walk(table): return {s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or table.get_type() == 'module')}.union(*map(walk, table.get_children()))
-    return walk(symtable.symtable(source, 'cell', 'exec'))
-
-
-def sets(node):
-    "The names that a statement sets, outside of functions."
-    if isinstance(node, (ast.Import, ast.ImportFrom)): return {(a.asname or a.name).split('.')[0] for a in node.names}
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return {node.name}
-    if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)): return set()
-    own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
-    return own.union(*map(sets, ast.iter_child_nodes(node)))
-
-
-def names_of(source):
-    "The names that a cell takes from those before it, and those that it leaves behind."
-    taken, left = set(), set()
-    for node in ast.parse(source).body:
-        inside = sets(node) if isinstance(node, (ast.For, ast.With, ast.FunctionDef, ast.ClassDef)) else set()
-        taken |= reads(ast.unparse(node)) - left - inside
-        left |= sets(node)
-    return taken, left
-
-
-def lesson(name):
-    "A lesson's code cells and the places of its exercises."
-    code = [re.sub(r'^%.*$', '', c.source, flags=re.M) for c in nbformat.read(data_dir().parent/'nbs'/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
-    return code, [i for i, source in enumerate(code) if re.search(r'not answered yet|^verdict\(', source, flags=re.M) and any(map(is_stub, ast.parse(source).body))]
-
-
-def needed(code, exercises, at, source, known):
-    "The cells before an exercise that set what it reads, found backwards."
-    wanted, kept = names_of(source)[0] - known, set()
-    for i in range(at - 1, -1, -1):
-        if i in exercises or re.search(r'^#\| *export', code[i], flags=re.M): continue
-        taken, left = names_of(code[i])
-        if left & wanted: kept.add(i); wanted = wanted - left | taken - known
-    return kept
-
-
-def solve(name, solutions):
-    "Put solutions in the place of a lesson's stubs, run them and the cells that they need: what each exercise printed."
-    code, exercises = lesson(name)
-    names, answered, said = dict(vars(importlib.import_module('bdense_nb.' + re.search(r'default_exp (\w+)', code[0])[1]))), {}, []
-    for at, solution in zip(exercises, solutions):
-        rest = ast.Module([n for n in ast.parse(code[at]).body if not is_stub(n)], [])
-        answered[at] = f'{solution}\n{ast.unparse(rest)}'
-    known, files = set(names), {i for i, source in enumerate(code) if name in FILES and re.search(FILES[name], source, flags=re.M)}
-    for i in sorted(set(exercises).union(files, *(needed(code, exercises, at, source, known) for at, source in answered.items()))):
-        with contextlib.redirect_stdout(io.StringIO()) as out: exec(compile(answered.get(i, code[i]), f'{name}, cell {i}', 'exec'), names)
-        if i in exercises: said.append(out.getvalue())
-    plt.close('all')
-    return said
-
-
-FILES = {'14_cli': r"bdense_teach[(,].*'ring'\), data"}  # cells that leave files which others read: no name says so
-LESSONS = sorted(p.stem for p in (data_dir().parent/'nbs').glob('*.ipynb') if p.stem != 'index')
-
-
-def test_every_exercise_of_the_lessons_has_a_solution():
+def test_every_exercise_of_the_lessons_has_a_solution():  # tests/test_notebooks.py runs them
     found = lesson_solutions()
-    assert {name: len(found.get(name, ())) for name in LESSONS} == {name: len(lesson(name)[1]) for name in LESSONS}
+    assert {name: len(found.get(name, ())) for name in LESSONS} == {name: len(lesson_exercises(name)) for name in LESSONS}
     assert found.keys() <= set(LESSONS)
-
-
-@pytest.mark.parametrize('name', LESSONS)
-def test_lesson_solutions_are_correct(name, tmp_path, monkeypatch):
-    plt.switch_backend('Agg'); monkeypatch.chdir(tmp_path)
-    said = solve(name, lesson_solutions()[name])
-    assert [s.startswith('correct') for s in said] == [True]*len(said), said
