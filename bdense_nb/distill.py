@@ -149,7 +149,7 @@ def kept_bytes(
     "What autograd keeps for the backward pass of one update."
     kept = {}
     def keep(t: Tensor) -> Tensor: kept[t.untyped_storage().data_ptr()] = t; return t
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): loss = next(step(model, 0)) # `loss` holds the graph
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): next(step(model, 0)) # `kept` holds them
     for p in model.parameters(): kept.pop(p.untyped_storage().data_ptr(), None)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 

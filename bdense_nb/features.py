@@ -46,7 +46,9 @@ def load_inception(
     try:
         torch.load(path, map_location='cpu', weights_only=True) # refuses a file that could run code; the network's own loader would not
         return FeatureExtractorInceptionV3('inception', ['2048'], str(path)).to(device or 'cpu')
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as e: raise ValueError(f'{path} does not hold the weights of this Inception-v3: {str(e)[:200]}') from e
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as e:
+        reason = str(e).partition('\n')[0].partition('\x1b')[0] # one line, no colours
+        raise ValueError(f'{path} does not hold the weights of this Inception-v3: {reason}') from e
 
 # %% ../nbs/11b_features.ipynb #ef0c3e63
 @dataclass(frozen=True)

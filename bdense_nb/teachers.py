@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch

@@ -1,4 +1,5 @@
 "The commands as a shell sees them: help, answers for programs, one-line errors, exit codes, and what they leave behind."
+import functools
 import inspect
 import json
 import os
@@ -391,7 +392,8 @@ def test_an_interrupted_teacher_is_resumed(shell):
 
 def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
     args = [Path(sys.executable).parent/'bdense_teach', 'teacher', '--data', 'moons', '--steps', '3000', '--batch', '32', '--checkpoint_every', '50', '--json']
-    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell starts deaf to Ctrl-C
+    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while process.poll() is None and not list(tmp_path.glob('teacher/checkpoints/checkpoint-*')): time.sleep(.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
