@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
+from .branches import fold
 from .core import about_run, check_choice, check_int, sample_noise, write_json
 from .data import fashion_mnist
 from .distill import PDConfig, SFDConfig, Student, progressive_rounds, reference_plan, second_stage, sfd, sfd_variable, teacher_bank
@@ -22,16 +23,17 @@ from .metrics import Interval, fashion_fd, paired_error, paired_interval, sliced
 from .nets import MLP
 from .samplers import sample
 from .schedules import karras_sigmas
+from .students import branched_student
 from .teachers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher, train_teacher
-from .training import TrainConfig
+from .training import TrainConfig, fit
 from .trajectories import TrajectoryBank, denoiser_hash, draw_start
-from .variable import variable_configs
+from .variable import variable_configs, variable_step
 
 # %% auto #0
-__all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_PD', 'WEIGHTS', 'EXPERIMENTS', 'World', 'fashion_world',
-           'ring_world', 'Arm', 'Banks', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows',
-           'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms',
-           'capacity_arms', 'quarter_arms', 'Difference', 'differences', 'show_differences']
+__all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS', 'EXPERIMENTS',
+           'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
+           'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
+           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'differences', 'show_differences']
 
 # %% ../nbs/11c_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Arm:
     name: str # arms of one experiment that differ only in calls and budget have one name
     cfg: SFDConfig | PDConfig # its seed is replaced
     nfes: tuple[int, ...] = () # SFD-v: one student for all of these
+    untold: bool = False # SFD-v: the network does not learn how many steps it may take
     stage: dict = field(default_factory=dict) # second stage, to one call: what its configuration changes
     width: int | None = None # of the ring's networks; None: 64
 
@@ -121,7 +124,13 @@ class Banks:
         if cfg.plan not in self.made: self.made[cfg.plan] = teacher_bank(self.teacher, dataclasses.replace(self.need[cfg.plan], seed=cfg.seed), show=False)
         return self.made[cfg.plan]
 
-# %% ../nbs/11c_experiments.ipynb #50addb43
+# %% ../nbs/11c_experiments.ipynb #9b99087f
+def untold(teacher: Callable, cfg: SFDConfig, nfes: Sequence[int], banks: dict[int, TrajectoryBank | None], start: NetDenoiser | None) -> list[Student]: # one for each step count, all the same network
+    "SFD-v whose network is not told the step count."
+    cfgs = variable_configs(cfg, nfes)
+    plain = fold(fit(branched_student(teacher, start, cfg.K, cfg.layer), variable_step(teacher, cfgs, banks), cfg.train_config, show=False).model)
+    return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
+
 def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[Student, float]]: # each with the seconds of CPU time its training took
     "Train an arm with one seed: one student, or one for every round or step count."
     cfg, start = dataclasses.replace(arm.cfg, seed=seed), world.network(seed, arm.width)
@@ -134,13 +143,11 @@ def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[
         return
     bank = {n: banks(c) for n, c in variable_configs(cfg, arm.nfes).items()} if arm.nfes else banks(cfg)
     begin = time.process_time()
-    if arm.nfes:
-        made = sfd_variable(world.teacher, cfg, arm.nfes, bank, show=False, student=start)
-        for n in arm.nfes: yield made.at(n), time.process_time() - begin
-        return
-    student = sfd(world.teacher, cfg, bank, show=False, student=start)
-    if arm.stage: student = sfd(student.denoiser, second_stage(student, seed=seed, **arm.stage), show=False)
-    yield student, time.process_time() - begin
+    if arm.untold: made = untold(world.teacher, cfg, arm.nfes, bank, start)
+    elif arm.nfes: made = [many.at(n) for many in [sfd_variable(world.teacher, cfg, arm.nfes, bank, show=False, student=start)] for n in arm.nfes]
+    else: made = [sfd(world.teacher, cfg, bank, show=False, student=start)]
+    if arm.stage: made = [sfd(made[-1].denoiser, second_stage(made[-1], seed=seed, **arm.stage), show=False)]
+    for student in made: yield student, time.process_time() - begin
 
 # %% ../nbs/11c_experiments.ipynb #483145f2
 @dataclass(frozen=True)
@@ -210,10 +217,13 @@ def run_experiment(
 FASHION_SFD = SFDConfig(steps=64, batch=32, pool=1024, lr=5e-4, lr_schedule='cosine')
 RING_SFD = SFDConfig(K=4, substeps=8, solver='heun', steps=400, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,))
 FASHION_PD = PDConfig(updates=100, batch=32)
+RING_OPTIONS = dataclasses.replace(RING_SFD, steps=200, batch=128, lr=2e-3)
 RING_PD = PDConfig(start_steps=32, updates=200, batch=256, lr=1e-3)
 
 WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'), 'uniform': dict(branch_weights='uniform'), 'linear': dict(branch_weights='linear'), 'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
            'linear, then endpoint': dict(branch_weights='linear', branch_weights_end='endpoint')}
+
+MORE_OPTIONS = {'K = 8': dict(K=8), "branch_weights='uniform'": dict(branch_weights='uniform'), "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'), "loss='l2'": dict(loss='l2'), "loss='huber'": dict(loss='huber')}
 
 def vary(base: SFDConfig | PDConfig, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]: # in the order of the table
     "Arms that are a configuration with some changes each."
@@ -223,26 +233,32 @@ def over_calls(base: SFDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
     "Every set of branch weights, at 2 to 5 calls and several budgets."
     return tuple(arm for nfe in (2, 3, 4, 5) for steps in budgets for arm in vary(base, WEIGHTS, nfe=nfe, steps=steps))
 
-def option_arms(base: SFDConfig) -> tuple[Arm, ...]:
+def option_arms(base: SFDConfig, more: dict[str, dict] | None = None) -> tuple[Arm, ...]:
     "One option changed at a time, two calls."
     return tuple(vary(base, {'default': {}, 'K = 1': dict(K=1), "branch_step='end'": dict(branch_step='end'), "teacher_states='local'": dict(teacher_states='local'),
-                             'afs=False': dict(afs=False), 'afs=False, K = 1': dict(afs=False, K=1)}))
+                             'afs=False': dict(afs=False), 'afs=False, K = 1': dict(afs=False, K=1), **(more or {})}))
 
 def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]: # K -> iterations that take as long as the host's
     "K = 1, 2, 4 and 8 with as many iterations, and with as much time."
     base = dataclasses.replace(base, substeps=8)
     return tuple(vary(base, {f'K = {K}': dict(K=K) for K in (1, 2, 4, 8)}) + vary(base, {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}))
 
-def variable_arms(base: SFDConfig) -> tuple[Arm, ...]:
-    "SFD-v with four times the iterations, hence the trajectories of four students; and the second stage, to one call."
-    several = [Arm(f'SFD-v, K = {K}', dataclasses.replace(base, K=K, steps=4*base.steps, pool=base.n_trajectories), (2, 3, 4, 5)) for K in (1, 4)]
-    stages = [Arm(f'two stages, K = {K}', dataclasses.replace(base, K=K, nfe=5), stage=dict(K=1 if K == 1 else 3, steps=base.steps, batch=base.batch, lr=base.lr, lr_schedule=base.lr_schedule)) for K in (1, 4)]
-    direct = vary(base, {'directly, K = 1': dict(K=1), 'directly, K = 4': dict(K=4)}, nfe=1, steps=2*base.steps)
-    return tuple(several + [a for nfe in (2, 3, 4, 5) for a in vary(base, {'one each, K = 1': dict(K=1), 'one each, K = 4': {}}, nfe=nfe)] + stages + direct)
+def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]: # more: also SFD-v that is not told, and one call from SFD-v
+    "SFD-v with four times the iterations, hence the trajectories of four students; one call in two stages, and directly with as many iterations as both."
+    nfes, last = (2, 3, 4, 5), dict(steps=base.steps, batch=base.batch, lr=base.lr, lr_schedule=base.lr_schedule)
+    several = dataclasses.replace(base, K=1, steps=4*base.steps, pool=base.n_trajectories) # the trajectories of the short runs, seen four times as often
+    arms = [Arm('SFD-v, K = 1, not told', several, nfes, untold=True)] if more else []
+    for K in (1, 4):
+        one, many, stage = dataclasses.replace(base, K=K), dataclasses.replace(several, K=K), dict(last, K=1 if K == 1 else 3)
+        arms += [a for nfe in nfes for a in vary(one, {f'one each, K = {K}': {}}, nfe=nfe)] + [Arm(f'SFD-v, K = {K}', many, nfes)]
+        arms += [Arm(f'one each, then one call, K = {K}', dataclasses.replace(one, nfe=5), stage=stage)] + vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=2*base.steps)
+        if more: arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)] + vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=5*base.steps)
+    return tuple(arms)
 
-def pd_arms(base: PDConfig) -> tuple[Arm, ...]:
-    "Halving, without branches and with two of them."
-    return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {}, 'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)), 'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}))
+def pd_arms(base: PDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
+    "Halving, without branches and with two of them, with several numbers of updates in a round."
+    weights = {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {}, 'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)), 'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}
+    return tuple(arm for updates in budgets for arm in vary(base, weights, updates=updates))
 
 def capacity_arms(base: SFDConfig | PDConfig, host: dict) -> tuple[Arm, ...]: # what makes the base its own host
     "With and without branches, in narrow and in wide networks."
@@ -255,16 +271,18 @@ def quarter_arms(base: PDConfig, start: int, end: int) -> tuple[Arm, ...]:
 # %% ../nbs/11c_experiments.ipynb #1ba999d8
 EXPERIMENTS = {
     'fashion_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late?', 'fashion_mnist', over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)', 5),
-    'fashion_pd': Experiment('Do two branches help Progressive Distillation, from 128 steps to 1?', 'fashion_mnist', pd_arms(FASHION_PD), 'K = 1 (PD)', 5),
+    'fashion_pd': Experiment('Do two branches help Progressive Distillation, from 128 steps to 1?', 'fashion_mnist', pd_arms(FASHION_PD, (100,)), 'K = 1 (PD)', 5),
     'fashion_pd_quarter': Experiment('Do four branches help when every round takes a quarter of the steps, from 128 to 2?', 'fashion_mnist', quarter_arms(FASHION_PD, 128, 2), 'K = 1 (PD)', 5),
     'fashion_branches': Experiment('How many branches, with as many iterations and with as much time?', 'fashion_mnist', branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', 5),
     'fashion_options': Experiment('What are own or end steps, global or local states and the analytic first step worth?', 'fashion_mnist', option_arms(FASHION_SFD), 'default', 5),
     'fashion_variable': Experiment('One student for several step counts, one call, and branches in either?', 'fashion_mnist', variable_arms(FASHION_SFD), 'one each, K = 1', 5),
     'ring_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late, where the exact flow is known?', 'ring', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)', 10),
-    'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring', pd_arms(RING_PD), 'K = 1 (PD)', 10),
+    'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring', pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)', 10),
     'ring_pd_quarter': Experiment('Do four branches help in rounds of a quarter, where the exact flow is known?', 'ring', quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)', 10),
     'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring', capacity_arms(RING_SFD, dict(branch_weights='endpoint')), 'host', 10),
     'ring_capacity_pd': Experiment('Does the width of the network decide whether branches hurt Progressive Distillation?', 'ring', capacity_arms(RING_PD, dict(K=1)), 'host', 10),
+    'ring_options': Experiment('What are the options of SFD worth where the exact flow is known?', 'ring', option_arms(RING_OPTIONS, MORE_OPTIONS), 'default', 10),
+    'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the exact flow is known?', 'ring', variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True), 'one each, K = 1', 10),
     'ring_branches': Experiment('How many branches, where the exact flow is known?', 'ring', branch_arms(RING_SFD, {}), 'K = 1', 10),
 }
 

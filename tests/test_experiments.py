@@ -9,6 +9,7 @@ from bdense_nb.core import data_dir
 from bdense_nb.distill import PDConfig, SFDConfig
 
 STORED = sorted(name for name in X.EXPERIMENTS if (data_dir()/'results'/f'{name}.json').is_file())
+STAGE = dict(K=1, steps=2, batch=16)
 SHORT = SFDConfig(steps=2, batch=16, K=2, substeps=2, solver='euler', shape=(2,))
 
 
@@ -28,7 +29,8 @@ def cheap():
 @pytest.fixture
 def experiment(monkeypatch, cheap):
     arms = (*X.vary(SHORT, {'host': dict(K=1), 'linear': {}, 'local': dict(teacher_states='local')}), *X.vary(PDConfig(start_steps=4, updates=2, batch=8), {'pd': {}}),
-            X.Arm('several', dataclasses.replace(SHORT, pool=32), (2, 3)), X.Arm('stages', dataclasses.replace(SHORT, nfe=3), stage=dict(K=1, steps=2, batch=16)), *X.vary(SHORT, {'wide': {}}, 12))
+            X.Arm('several', dataclasses.replace(SHORT, pool=32), (2, 3)), X.Arm('not told', dataclasses.replace(SHORT, pool=32), (2, 3), untold=True),
+            X.Arm('stages', dataclasses.replace(SHORT, nfe=3), stage=STAGE), X.Arm('several, stages', dataclasses.replace(SHORT, pool=32), (2, 3), stage=STAGE), *X.vary(SHORT, {'wide': {}}, 12))
     monkeypatch.setitem(X.WORLDS, 'cheap', lambda: cheap)
     monkeypatch.setitem(X.EXPERIMENTS, 'try', X.Experiment('Does it run?', 'cheap', arms, 'host', 3))
     return arms
@@ -43,8 +45,10 @@ def test_every_kind_of_arm(experiment, tmp_path):
     rows = result['rows']
     assert {r['arm'] for r in rows} == {a.name for a in experiment} and {r['seed'] for r in rows} == {0, 1, 2}
     assert [r['nfe'] for r in rows if r['arm'] == 'pd' and r['seed'] == 0] == [2, 1], 'a row for every round'
-    assert [r['nfe'] for r in rows if r['arm'] == 'several' and r['seed'] == 0] == [2, 3], 'a row for every step count'
-    assert {r['nfe'] for r in rows if r['arm'] == 'stages'} == {1}
+    for arm in ('several', 'not told'): assert [r['nfe'] for r in rows if r['arm'] == arm and r['seed'] == 0] == [2, 3], 'a row for every step count'
+    assert {r['nfe'] for r in rows if r['arm'] in ('stages', 'several, stages')} == {1}
+    scores = {arm: [r['paired_error'] for r in rows if r['arm'] == arm and r['seed'] == 0] for arm in ('several', 'not told', 'stages', 'several, stages')}
+    assert scores['several'] != scores['not told'] and scores['stages'] != scores['several, stages'], 'arms that differ give the same student'
     assert [r['width'] for r in rows if r['arm'] == 'wide'] == [12]*3 and 'width' not in rows[0]
     assert len(said) == 1 + 3*len(experiment) and json.loads((tmp_path/'a.json').read_text()) == result
     assert {'bdense_nb', 'torch', 'hardware', 'samples', 'teacher', 'command'} <= result.keys()
@@ -119,6 +123,6 @@ def test_stored_results_are_of_this_code(name):
     experiment, result = X.EXPERIMENTS[name], json.loads((data_dir()/'results'/f'{name}.json').read_text())
     assert X.stored_rows(experiment, data_dir()/'results'/f'{name}.json') == result['rows']
     assert {X.run_name(c): c['config'] for c in result['configs']} == {X.run_name(a.key): a.config for a in experiment.arms}
-    keys = [(r['arm'], r['nfe'], r['iterations'], r['seed']) for r in result['rows']]
+    keys = [(r['arm'], r['nfe'], r['iterations'], r.get('width'), r['seed']) for r in result['rows']]
     assert len(set(keys)) == len(keys) and all(m in r for r in result['rows'] for m in experiment.measures)
     assert result['command'] == f'bdense_evaluate --experiment {name}' and result['host'] == experiment.host

@@ -29,7 +29,7 @@ ALLOWED = {  # module: the modules it may import
     'distill': 'core schedules training teachers trajectories students sfd variable progressive',
     'alignment': 'core samplers branches targets trajectories students sfd progressive distill metrics',
     'search': 'core losses training teachers trajectories sfd distill metrics',
-    'experiments': 'core data schedules nets training teachers samplers trajectories variable distill metrics',
+    'experiments': 'core data schedules branches nets training students teachers samplers trajectories variable distill metrics',
     'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
     'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students interop distill metrics search experiments viz widgets',
     'notebooks': 'core cli',
