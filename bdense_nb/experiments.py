@@ -279,7 +279,7 @@ EXPERIMENTS = {
     'ring_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late, where the exact flow is known?', 'ring', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)', 10),
     'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring', pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)', 10),
     'ring_pd_quarter': Experiment('Do four branches help in rounds of a quarter, where the exact flow is known?', 'ring', quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)', 10),
-    'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring', capacity_arms(RING_SFD, dict(branch_weights='endpoint')), 'host', 10),
+    'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring', tuple(arm for nfe in (2, 4) for arm in capacity_arms(dataclasses.replace(RING_SFD, nfe=nfe), dict(branch_weights='endpoint'))), 'host', 10),
     'ring_capacity_pd': Experiment('Does the width of the network decide whether branches hurt Progressive Distillation?', 'ring', capacity_arms(RING_PD, dict(K=1)), 'host', 10),
     'ring_options': Experiment('What are the options of SFD worth where the exact flow is known?', 'ring', option_arms(RING_OPTIONS, MORE_OPTIONS), 'default', 10),
     'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the exact flow is known?', 'ring', variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True), 'one each, K = 1', 10),

@@ -1,10 +1,11 @@
-"Training images a second of the Fashion-MNIST network: memory layout and precision. Run on a quiet machine: `python tests/bench/net_speed.py`."
+"Training images a second of the Fashion-MNIST network: memory layout and precision. Run on a quiet machine: `python tests/bench/net_speed.py`; --out FILE writes the table as JSON."
 import argparse
-import platform
+import shlex
+import sys
 import time
 
 import torch
-from bdense_nb.core import default_device
+from bdense_nb.core import about_run, default_device, write_json
 from bdense_nb.nets import UNet
 from bdense_nb.teachers import EDMDenoiser, edm_loss
 
@@ -28,16 +29,20 @@ def images_per_second(channels_last: bool, bf16: bool, batch: int, seconds: floa
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__)
-    args.add_argument('--batch', type=int, default=64)
-    args.add_argument('--seconds', type=float, default=10., help='for each of the four settings')
-    args = args.parse_args()
-    device = default_device()
-    print(f'{device}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, torch {torch.__version__}, CPU capability {torch.backends.cpu.get_cpu_capability()}')
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--seconds', type=float, default=10., help='for each of the four settings')
+    parser.add_argument('--out', help='a JSON file for the figures')
+    args = parser.parse_args()
+    about = dict(batch=args.batch, capability=torch.backends.cpu.get_cpu_capability(), **about_run())
+    print(about)
+    rates = {}
     for bf16 in (False, True):
         for channels_last in (False, True):
-            rate = images_per_second(channels_last, bf16, args.batch, args.seconds, device)
-            print(f'{"bf16 autocast" if bf16 else "fp32":14s} {"channels-last" if channels_last else "contiguous":14s} {rate:8.0f} images/s', flush=True)
+            name = f'{"bf16 autocast" if bf16 else "fp32"}, {"channels-last" if channels_last else "contiguous"}'
+            rates[name] = images_per_second(channels_last, bf16, args.batch, args.seconds, default_device())
+            print(f'{name:30} {rates[name]:8.0f} images/s', flush=True)
+    if args.out: write_json(args.out, dict(command=shlex.join(['python', 'tests/bench/net_speed.py', *sys.argv[1:]]), images_per_second=rates, **about))
 
 
 if __name__ == '__main__': main()

@@ -7,14 +7,15 @@ Only what a CPU can show is measured: tensor cores, TF32, fused Adam on CUDA, pi
 """
 import argparse
 import copy
-import json
-import platform
+import shlex
 import statistics
+import sys
 import time
 import warnings
 from pathlib import Path
 
 import torch
+from bdense_nb.core import about_run, write_json
 from bdense_nb.nets import UNet
 from bdense_nb.teachers import EDMDenoiser, edm_loss
 from bdense_nb.training import TrainConfig, fit
@@ -102,9 +103,9 @@ def main():
     print(f'{"time ratio":45}{"median":>8}{"least":>8}{"most":>8}')
     for name, values in rows.items(): print(f'{name:45}' + ''.join(f'{v:8.3f}' for v in values))
     print('first compiled iteration:', warm_up if isinstance(warm_up, str) else f'{warm_up:.1f} s')
-    about = dict(torch=torch.__version__, python=platform.python_version(), threads=torch.get_num_threads(), batch=BATCH, steps=args.steps, blocks=args.blocks)
+    about = dict(batch=BATCH, steps=args.steps, blocks=args.blocks, **about_run())
     print(about)
-    if args.out: args.out.write_text(json.dumps(dict(rows, warm_up=warm_up, about=about), indent=1) + '\n')
+    if args.out: write_json(args.out, dict(command=shlex.join(['python', 'tests/bench/training.py', *sys.argv[1:]]), ratios=rows, seconds_of_first_compiled_iteration=warm_up, **about))
 
 
 if __name__ == '__main__': main()

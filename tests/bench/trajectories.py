@@ -14,7 +14,9 @@ choices of K and branch weights. Two measurements in one process:
 """
 import argparse
 import resource
+import shlex
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -102,7 +104,7 @@ def main():
         cfg = preset(name)
         print(f'bank of preset {name}: {bank_megabytes(cfg.plan, cfg.n_trajectories):.0f} MB of disk or memory')
     print(f'{time.perf_counter() - begin:.0f} seconds in all')
-    if args.out: write_json(args.out, dict(rows=rows, seconds={str(k): v for k, v in timed.items()}, whole=small, **about_run()))
+    if args.out: write_json(args.out, dict(command=shlex.join(['python', 'tests/bench/trajectories.py', *sys.argv[1:]]), rows=rows, seconds={str(k): v for k, v in timed.items()}, whole=small, **about_run()))
 
 
 if __name__ == '__main__': main()
