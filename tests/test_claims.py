@@ -1,0 +1,137 @@
+"""Figures in prose. What an experiment gave is said by `data/results/`, what a cell gave by that cell: the text may not say something else.
+
+Two nets. The wide one: a number in a notebook's text (with a decimal point or a percent sign) is printed by a cell of that notebook, stands in its code
+or its formulas, or is listed in GIVEN with where it comes from. The narrow one: CLAIMS are sentences about stored results, filled in from the files.
+"""
+import functools
+import json
+import re
+
+import nbformat
+import pytest
+
+from bdense_nb.core import data_dir
+from bdense_nb.experiments import differences
+from bdense_nb.metrics import paired_interval
+from run_notebooks import NBS, notebooks
+
+GIVEN = {  # notebook -> number -> where it comes from
+    '01_data': {'41.9999': 'an example of rounding', '2.9': '60,000 images of 3 x 64 x 64 float32 values, in GB'},
+    '02_schedules': {'4.4': 'the last level but one of the uniform grid from 80, drawn in the figure'},
+    '03_teachers': {'1.1': 'the first reading of the drum whose sketch is described'},
+    '10f_interop': {'14.6': 'the last noise level of the scaled-linear table of latent diffusion models'},
+    '11c_experiments': {'0.73': 'millions of parameters: the model card of the shipped teacher'},
+    'gpu/cifar10_pd': {'9.12': 'FID of one step, Salimans and Ho 2022'},
+    'gpu/cifar10_sfd': {'21.19': 'billion multiply-adds of a call, counted by tools outside this package', '0.03': 'difference of two columns of the table', '0.13': 'difference of two columns of the table'},
+    'gpu/imagenet64_sfd': {'109.7': 'billion multiply-adds of a call, counted by tools outside this package'},
+    'tutorials/8_scaling_up': {'42.4': 'twice the multiply-adds that the cell above it counts'},
+    'tutorials/9b_solutions': {'1.54': 'the expected largest of ten normal draws'},
+    'index': {'1.5': 'a noise level in the picture'},
+    '10a_sfd': {'10.9': 'a level of the grid'},
+    'tutorials/2_why_intermediate_points': {'10.9': 'a level of the grid', '0.67': 'a level of the grid'},
+    'tutorials/6_when_it_helps': {'0.017': 'millions of parameters of the ring\'s networks'},
+}
+NUMBER = r'(?<![\w.,])(?:\d*\.\d+(?![\d.]*\d*\.)|\d+(?= ?%| percent\b))'
+SILENT = (r'```.*?```', r'\$\$.*?\$\$', r'\$[^$]*\$', r'`[^`]*`', r'\]\([^)]*\)', r'arXiv \d+\.\d+', r'<[^>]*>', r'Python \d\.\d+')  # code, formulas, links
+
+
+def prose(markdown: str) -> str:
+    "Text without code, formulas and addresses; what is left stands where it stood."
+    for pattern in SILENT: markdown = re.sub(pattern, lambda m: ' '*len(m[0]), markdown, flags=re.S)
+    return markdown
+
+
+def said(nb: nbformat.NotebookNode) -> tuple[list[float], list[float]]:
+    "The numbers that a notebook's cells print, and those in its code and formulas."
+    printed = '\n'.join(o.get('text') or ' '.join(str(o.get('data', {}).get(f'text/{kind}', '')) for kind in ('plain', 'markdown', 'html')) for c in nb.cells for o in c.get('outputs', []))
+    set_ = '\n'.join(c.source if c.cell_type == 'code' else ' '.join(re.findall('|'.join(SILENT[:4]), c.source, flags=re.S)) for c in nb.cells)
+    return [[float(v) for v in re.findall(r'(?<![\w.])(?:\d*\.\d+|\d+)', text)] for text in (printed, set_)]
+
+
+def unsupported(nb: nbformat.NotebookNode) -> list[str]:
+    "Numbers of the text that no cell prints, at the precision of the text, and no code or formula holds; in percent a ratio will do."
+    (printed, given), found = said(nb), []
+    for cell in nb.cells:
+        if cell.cell_type != 'markdown': continue
+        text = prose(cell.source)
+        for m in re.finditer(NUMBER, text):
+            digits, percent = len(m[0].partition('.')[2]), re.match(r' ?%| percent', text[m.end():])
+            near = lambda v: abs(v - float(m[0])) < .5001*10**-digits
+            if not any(near(v) or percent and near(100*v) for v in printed) and not any(v == float(m[0]) or percent and abs(100*v - float(m[0])) < 1e-9 for v in given): found.append(m[0])
+    return found
+
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(NBS).as_posix())
+def test_numbers_in_prose_have_a_source(path):
+    name = path.relative_to(NBS).with_suffix('').as_posix()
+    left = set(unsupported(nbformat.read(path, 4)))
+    assert left - GIVEN.get(name, {}).keys() == set(), 'no cell prints these, and no code or formula holds them'
+    assert GIVEN.get(name, {}).keys() - left == set(), 'listed, but no longer needed'
+
+
+def test_the_net_holds():
+    def nb(text, out='error 0.1532, or 12 % of it', code='steps = 40'):
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(code, outputs=[nbformat.v4.new_output('stream', text=out)])])
+    for good in ('the error is 0.153', 'the error is 15 %', 'the error is 0.15 and 12 percent', '$x = 7.5$, and 7.5 once more', 'see [it](a/9.9.html)'): assert unsupported(nb(good)) == [], good
+    for bad, what in (('the error is 0.154', '0.154'), ('by 13 %', '13'), ('by 13 percent', '13'), ('of 7.5', '7.5')): assert unsupported(nb(bad)) == [what], bad
+
+
+@functools.cache
+def stored(name): return json.loads((data_dir()/'results'/f'{name}.json').read_text())
+
+def gaps(name, arm, nfe=None, iterations=None, measure='paired_error', host=None): # differences to the host in percent of it, sorted
+    ds = [d for d in differences(stored(name), measure, host) if d.arm == arm and (nfe is None or d.nfe in nfe) and iterations in (None, d.iterations)]
+    return sorted(100*d.interval.mean/d.host for d in ds)
+
+def between(*arms, nfe, iterations=(None, None)): # percent by which the first arm of `ring_variable` differs from the second
+    new, old = ([r['paired_error'] for r in sorted(stored('ring_variable')['rows'], key=lambda r: r['seed']) if (r['arm'], r['nfe']) == (arm, nfe) and i in (None, r['iterations'])] for arm, i in zip(arms, iterations))
+    return 100*paired_interval(new, old).mean/(sum(old)/len(old))
+
+def ladder(): values = gaps('ring_pd', 'K = 2, linear', (4, 2)); return [values[0], values[-1]] # Progressive Distillation with branches, from the best to the worst
+
+def variable():
+    told, each, untold = 'SFD-v, K = 1', 'one each, K = 1', 'SFD-v, K = 1, not told'
+    return {'one for all': [between(told, each, nfe=n) for n in (2, 3)], 'told': [between(told, untold, nfe=n) for n in (2, 3, 5)],
+            'stage': [between(f'{first}, then one call, K = 1', 'directly, K = 1', nfe=1, iterations=(None, i)) for first, i in (('one each', 200), ('SFD-v', 500))]}
+
+def options(): return [gaps('ring_options', arm)[0] for arm in ("branch_weights='uniform'", "branch_weights_end='endpoint'", 'K = 8')]
+
+def quality(): return [gaps('fashion_sfd', arm, (2,), 64, 'frechet_distance')[0] for arm in ('uniform', 'linear', 'endpoint-heavy', 'linear, then endpoint')]
+
+CLAIMS = [ # notebook, a sentence with gaps, what belongs into them (signs are left to the sentence)
+    ('10b_variable', 'at 2 and 3 calls, by {} and {} percent', lambda: variable()['one for all']),
+    ('10b_variable', 'by {} percent at 2 calls and {} at 3, and costs {} percent at 5', lambda: variable()['told']),
+    ('10b_variable', 'by {} percent after one student each, and by {} after SFD-v', lambda: variable()['stage']),
+    ('tutorials/5_variable_steps', 'at 2 and 3 calls, by {} and {} %', lambda: variable()['one for all']),
+    ('tutorials/5_variable_steps', 'is worth {} % at 2 calls and {} % at 3; at 5 it costs {} %', lambda: variable()['told']),
+    ('10d_distill', 'is *worse* at every budget, by {} to {} percent', ladder),
+    ('tutorials/2_why_intermediate_points', 'make it *worse* by {} to {}%, at every budget', ladder),
+    ('tutorials/2_why_intermediate_points', 'Progressive Distillation worse by {} to {}%', ladder),
+    ('tutorials/2_why_intermediate_points', 'branches take about {}% off the error at the smallest budget', lambda: gaps('ring_sfd', 'linear', (2,), 50)),
+    ('tutorials/2_why_intermediate_points', 'SFD better by about {}% in one case', lambda: gaps('ring_sfd', 'linear', (2,), 50)),
+    ('tutorials/3_progressive_distillation', 'hurt at every budget, by {} to {} % of the error', ladder),
+    ('tutorials/4_simple_and_fast_distillation', '`uniform` is worse by {} %, weights that travel from `linear` to the endpoint are better by {} %', lambda: options()[:2]),
+    ('tutorials/4_simple_and_fast_distillation', 'and eight are worse by {} %', lambda: options()[2:]),
+    ('tutorials/6_when_it_helps', 'a *lower* Fréchet distance, by {} to {} percent', lambda: [f'{-v:.1f}'.removesuffix('.0') for v in sorted(quality(), reverse=True)[::3]]),
+    ('tutorials/6_when_it_helps', 'closer to the data, by {} percent**', lambda: [sum(gaps('fashion_branches', f'K = {K}', measure='frechet_distance')[0] for K in (2, 4, 8))/3]),
+]
+
+
+@pytest.mark.parametrize('name, sentence, values', CLAIMS, ids=[f'{n}: {s[:40]}' for n, s, _ in CLAIMS])
+def test_claim(name, sentence, values):
+    text = ' '.join(c.source for c in nbformat.read(NBS/f'{name}.ipynb', 4).cells if c.cell_type == 'markdown')
+    right = sentence.format(*[v if isinstance(v, str) else f'{abs(v):.0f}' for v in values()])
+    assert right in text, 'the text says something else than the stored results'
+
+
+def test_experiments_are_told_apart_from_words():
+    "What tutorial 6 says in words it also asserts; here, that no result is left out of it and none is stored in part."
+    text = (NBS/'tutorials'/'6_when_it_helps.ipynb').read_text()
+    for path in (data_dir()/'results').glob('*.json'):
+        result = stored(path.stem)
+        if 'experiment' not in result: continue
+        runs = {}
+        for r in result['rows']: runs.setdefault((r['arm'], r['calls'], r['iterations'], r.get('width')), set()).add(r['seed'])
+        seeds = set.union(*runs.values())
+        assert len(seeds) >= 5 and all(s == seeds for s in runs.values()) and len(runs) == len(result['configs']), f'{path.stem} is not complete'
+        assert f"'{path.stem}'" in text or path.stem == 'ring_variable', f'{path.stem} is stored, but tutorial 6 does not show it'
