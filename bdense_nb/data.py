@@ -195,6 +195,13 @@ def _one_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int
     which = ', '.join(f'{n} of {h} x {w} ({Path(*files[sizes.index((h, w))].parts[-2:])})' for (h, w), n in count[:4])
     raise ValueError(f'the images have {len(count)} sizes, height x width: {which}{", ..." if len(count) > 4 else ""}; pass size= to crop and resize all to one')
 
+def _changes(sizes: list[tuple[int, int]], modes: list[str], size: tuple[int, int], channels: int) -> str: # '': none
+    "What is done to images of another size or colour."
+    other = Counter(s for s in sizes if s != size).most_common()
+    which = ', '.join(f'{n} of {h} x {w}' for (h, w), n in other[:4]) + (', ...' if len(other) > 4 else '')
+    coloured = sum(mode not in _GREY for mode in modes) if channels == 1 else 0
+    return '; '.join([f'{which} cropped and resized to {size[0]} x {size[1]}']*bool(other) + [f'{coloured} in colour made grey']*bool(coloured))
+
 def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) -> None:
     "Refuse pixels of an unknown kind and animations."
     for file, mode, moves in zip(files, modes, animated):
@@ -220,8 +227,9 @@ def image_folder(
     channels, size = channels or (1 if set(modes) <= set(_GREY) else 3), size or _one_size(files, sizes)
     needed = 5*len(files)*channels*math.prod(size)/2**30
     if needed > max_gb: raise ValueError(f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need {needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller size=, or a larger max_gb=')
-    pixels = np.empty((len(files), channels, *size), np.uint8)
-    for i in progress_bar(range(len(files)), display=len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty()), leave=False):
+    if changes := _changes(sizes, modes, size, channels): print(f'{path}: {changes}')
+    pixels, shown = np.empty((len(files), channels, *size), np.uint8), len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
+    for i in progress_bar(range(len(files)), leave=False) if shown else range(len(files)):
         pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
     return to_images(pixels), None if labels is None else torch.tensor(labels)
 

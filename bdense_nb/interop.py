@@ -20,7 +20,7 @@ from .students import Student
 from .teachers import EDMDenoiser, NetDenoiser, VPDenoiser
 
 # %% auto #0
-__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'from_diffusers',
+__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'from_diffusers',
            'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser', 'as_denoiser', 'euler_grid', 'ddim_steps',
            'unit_noise_excess', 'sampling_json', 'sampling_code', 'model_card', 'load_pretrained', 'StudentStep',
            'export_onnx', 'export_state_dict', 'export_student']
@@ -28,6 +28,7 @@ __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'EXPORTS', 'noise_table', 'Diff
 # %% ../nbs/10f_interop.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # diffusers' names and ours
 BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace')
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are not read
 _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type')
 
 def _diffusers():
@@ -103,7 +104,7 @@ def _read_unet(folder: Path):
     kind = json.loads((inside/'config.json').read_text()).get('_class_name')
     if kind != 'UNet2DModel': raise TypeError(f'{inside} holds a {kind}; from_diffusers takes a UNet2DModel; wrap another network with as_denoiser')
     if not list(inside.glob('diffusion_pytorch_model*.safetensors')):
-        pickles = ', '.join(p.name for p in sorted(inside.iterdir()) if p.suffix in ('.bin', '.pt', '.pth', '.ckpt', '.pkl'))
+        pickles = ', '.join(p.name for p in sorted(inside.iterdir()) if p.suffix in PICKLES)
         raise ValueError(f'{inside} holds no safetensors' + (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust it, convert it with save_pretrained(folder, safe_serialization=True)' if pickles else ''))
     named = {shard for index in inside.glob('*.safetensors.index.json') for shard in json.loads(index.read_text())['weight_map'].values()}
     if foreign := sorted(shard for shard in named if Path(shard).suffix != '.safetensors' or Path(shard).name != shard): raise ValueError(f'{inside} names {foreign[0]} among its weights; only safetensors that lie in the same folder are read')
@@ -388,7 +389,7 @@ def export_onnx(
     label = (torch.zeros(2, dtype=torch.long),) if student.denoiser.n_classes else ()
     batch = {0: torch.export.Dim('batch')}
     with atomic_path(path) as tmp:
-        torch.onnx.export(StudentStep(student.denoiser), (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label), tmp, dynamo=True, external_data=False, verbose=False,
+        torch.onnx.export(StudentStep(student.denoiser).eval(), (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label), tmp, dynamo=True, external_data=False, verbose=False,
                           input_names=['x', 'sigma', 'sigma_next', 'label'][:3 + len(label)], output_names=['x_next'], dynamic_shapes=(batch, {}, {}, *[batch]*len(label)),
                           custom_translation_table={torch.ops.aten.searchsorted.Tensor: searchsorted})
 
@@ -402,10 +403,11 @@ def export_state_dict(
     save_tensors(Path(folder)/'model.safetensors', student.denoiser.net.state_dict())
     write_json(Path(folder)/'sampling.json', dict(how, network=type(student.denoiser.net).__name__, denoiser=type(student.denoiser).__name__))
 
-# %% ../nbs/10f_interop.ipynb #6830f004
-def _onnx_folder(student: Student, folder: Path | str) -> None:
-    write_json(Path(folder)/'sampling.json', sampling_json(student))
+# %% ../nbs/10f_interop.ipynb #474f84bc
+def _onnx_folder(student: Student, folder: Path | str) -> None: # a folder with sampling.json is complete, so that comes last
+    how = sampling_json(student)
     export_onnx(student, Path(folder)/'step.onnx')
+    write_json(Path(folder)/'sampling.json', how)
 
 EXPORTS = {'diffusers': lambda student, folder: student.save_pretrained(folder), 'onnx': _onnx_folder, 'state_dict': export_state_dict}
 

@@ -373,6 +373,16 @@ def test_sizes(tmp_path):
         with pytest.raises(ValueError, match='size'): image_folder(tmp_path, size=bad)
 
 
+def test_what_is_done_to_the_images_is_said_in_one_line(tmp_path, capsys):
+    for name, h, w in (('a', 4, 6), ('b', 4, 6), ('c', 9, 6)): picture(tmp_path/f'{name}.png', h, w)
+    picture(tmp_path/'d.png', 4, 4, 'L')
+    def said(**how): image_folder(tmp_path, **how); return capsys.readouterr().out
+    assert said(size=4) == f'{tmp_path}: 2 of 4 x 6, 1 of 9 x 6 cropped and resized to 4 x 4\n'
+    assert said(size=4, channels=1) == f'{tmp_path}: 2 of 4 x 6, 1 of 9 x 6 cropped and resized to 4 x 4; 3 in colour made grey\n'
+    for name in ('c', 'd'): (tmp_path/f'{name}.png').unlink()
+    assert said() == said(size=(4, 6)) == '' and said(channels=1) == f'{tmp_path}: 2 in colour made grey\n'
+
+
 def test_every_truncation_of_an_image_is_refused_by_name(tmp_path):
     for suffix in ('.png', '.jpg', '.webp'):
         folder = tmp_path/suffix[1:]; picture(folder/f'a{suffix}', 8, 8); picture(folder/f'z{suffix}', 8, 8)
