@@ -101,7 +101,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]: # '--json' and the 
 def usage_error(parser: argparse.ArgumentParser, message: str) -> str:
     "What is wrong with a command line, and where to look."
     unknown = re.findall('--[^ =]+', message) if 'unrecognized' in message else []
-    near = unknown and difflib.get_close_matches(unknown[0], options_of(parser), 1)
+    near = unknown and difflib.get_close_matches(unknown[0], options_of(parser), 1, .75)
     return message + (f'; did you mean {near[0]}?' if near else '') + f' (all options: {parser.prog} --help)'
 
 def in_shell(message: str, options: set[str]) -> str:
