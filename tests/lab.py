@@ -86,14 +86,6 @@ def wait_until_done(page, timeout: float = 300) -> None:
     page.wait_for_function(READY, timeout=1000*timeout)
 
 
-def add_and_run(page, code: str) -> None:
-    "Write a new cell below the last one, and run it."
-    page.locator('.jp-CodeCell .jp-InputPrompt').last.click()
-    page.keyboard.press('b'); page.keyboard.press('Enter')
-    page.keyboard.insert_text(code)
-    page.keyboard.press('Control+Enter')
-
-
 def errors(page) -> list[str]:
     "What error outputs say."
     return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()

@@ -18,6 +18,8 @@ from bdense_nb.core import load_tensors, sample_noise
 from bdense_nb.data import fashion_mnist, to_pixels
 from bdense_nb.distill import PRESETS, estimate_run, preset
 from bdense_nb.experiments import EXPERIMENTS
+from bdense_nb.features import load_space
+from bdense_nb.metrics import frechet_distance
 from bdense_nb.nets import UNet
 from bdense_nb.students import load_student
 from bdense_nb.teachers import EDMDenoiser, load_denoiser, save_denoiser
@@ -333,6 +335,42 @@ def test_a_folder_of_images_from_teacher_to_export(at, tmp_path):
     made = Path.cwd()
     at.monkeypatch.chdir(tmp_path)                                       # its folder of images is not there
     assert "was trained on zoo, which is not here" in at(f'bdense_distill new --teacher {made}/small --preset fashion_mnist_pd', 1)[1]
+
+
+def test_samples_are_compared_with_a_folder_of_images(at, tmp_path):
+    at(f'bdense_distill {tmp_path}/clothes --preset demo --K 1 --steps 1 --batch 4 --pool 4')
+    answer, images = at.json(f'bdense_evaluate {tmp_path}/clothes --n 8 --data zoo'), read_data('zoo', shape=(1, 28, 28))[0]
+    mine, space = load_student(tmp_path/'clothes', 'cpu').sample(8), load_space('fashion_mnist', 'cpu')
+    assert answer['features'] == 'fashion_mnist' and answer['compared_with'].startswith(f'zoo: {len(images)} of shape')
+    assert answer['rows'][0]['frechet_distance'] == pytest.approx(frechet_distance(space(mine), space(images)), rel=1e-3)
+    asked = []
+    def stand_in(name, device, path): asked.append((name, path)); return lambda x: x.flatten(1)[:, 300:304]
+    at.monkeypatch.setattr(cli, 'load_space', stand_in)
+    other = at.json(f'bdense_evaluate {tmp_path}/clothes --n 8 --data zoo --features inception --features_path weights.pth')
+    assert asked == [('inception', 'weights.pth')] and other['rows'][0]['frechet_distance'] == pytest.approx(frechet_distance(mine.flatten(1)[:, 300:304], images.flatten(1)[:, 300:304]), rel=1e-3)
+    assert 'leave --features out' in at('bdense_evaluate student --teacher plane --n 4 --features inception', 1)[1]
+    at(f'bdense_distill {tmp_path}/tiny --teacher small --preset demo --K 1 --steps 1 --batch 4 --pool 4')
+    assert 'take --features inception' in at(f'bdense_evaluate {tmp_path}/tiny --teacher small --n 4 --data zoo --features fashion_mnist', 1)[1]
+
+
+def test_a_distillation_says_its_plan_before_it_starts(at, tmp_path):
+    command = f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 1 --batch 4 --pool 4'
+    first, again = at(command)[0], at(command)[0]
+    assert first.index('the plan') < first.index('time') < first.index('the student is in') and 'memory' in first and 'nfe' in first
+    assert 'the plan' not in again, 'nothing is trained'
+    assert at.json(command)['exit_code'] == 0, 'standard output holds more than the answer'
+
+
+def test_a_pickle_is_no_teacher(at, tmp_path):
+    (tmp_path/'model.pt').touch(); (tmp_path/'folder').mkdir(); (tmp_path/'folder'/'pytorch_model.bin').touch()
+    for name in ('model.pt', 'folder'):
+        _, err = at(f'bdense_distill {tmp_path}/new --teacher {tmp_path}/{name}', 1)
+        assert 'is a pickle, which is not read' in err and err.count('\n') == 1
+    assert not (tmp_path/'new').exists()
+
+
+def test_a_typo_is_answered_by_the_option_that_was_meant(at):
+    assert 'did you mean --steps?' in at('bdense_distill new --stesp 3', 2)[1] and 'did you mean' not in at('bdense_distill new --frob', 2)[1]
 
 
 def test_labels_go_where_there_are_classes(made, tmp_path):

@@ -8,7 +8,6 @@ from bdense_nb.widgets import Explorer, schedule_explorer
 from test_widgets import explorer
 
 pytestmark = pytest.mark.browser
-EXPLORERS = 'from bdense_nb.widgets import schedule_explorer\nexplorer = schedule_explorer(n_steps=(8,))\nexplorer', 'explorer.live()'
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_without_scripts_there_is_a_picture(chromium, tmp_path):
 
 
 def test_in_jupyterlab(page, root, tmp_path, shots):
-    "A tutorial as a person goes through it: from the top by the menu, two cells of one's own, sliders by keyboard and mouse, all once more after a restart."
+    "A tutorial as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
     notebooks, home = tmp_path/'notebooks', tmp_path/'home'
     notebooks.mkdir(), home.mkdir()
     shutil.copy(root/'nbs'/'tutorials'/'9_exercises.ipynb', notebooks)
@@ -118,8 +117,7 @@ def test_in_jupyterlab(page, root, tmp_path, shots):
         stored.scroll_into_view_if_needed()
         assert stored.evaluate('image => image.naturalWidth') > 0, 'no picture before anything has run'
         shots(page, 'opened')
-        lab.run_all(page); lab.wait_until_done(page)
-        for cell in EXPLORERS: lab.add_and_run(page, cell)
+        lab.run_all(page)
         for run in 'first run', 'after a restart':
             lab.wait_until_done(page)
             assert not lab.errors(page)
