@@ -4,16 +4,18 @@ import re
 
 import nbformat
 
-from run_notebooks import NBS, execute
+from run_notebooks import NBS, execute, notebooks
 
-LESSONS = sorted(p.stem for p in NBS.glob('*.ipynb') if p.stem != 'index')
+def name_of(path): return path.relative_to(NBS).with_suffix('').as_posix()
+
+LESSONS = [name for name in map(name_of, notebooks()) if name not in ('index', 'tutorials/9_exercises', 'tutorials/9b_solutions')]
 
 
 def lesson_solutions():
     "Lesson -> its solutions, from the fenced blocks below its name."
     found = {}
     for c in nbformat.read(NBS/'tutorials'/'9b_solutions.ipynb', 4).cells:
-        if c.cell_type == 'markdown' and (m := re.match(r'### (\w+)', c.source)): found[m[1]] = re.findall(r'^```python\n(.*?)^```', c.source, flags=re.M | re.S)
+        if c.cell_type == 'markdown' and (m := re.match(r'### ([\w/]+)', c.source)): found[m[1]] = re.findall(r'^```python\n(.*?)^```', c.source, flags=re.M | re.S)
     return found
 
 
@@ -32,7 +34,7 @@ def exercises(name):
 
 def execute_solved(path, **how):
     "A notebook after a run in a fresh kernel, and what its exercises print there when they are answered."
-    answered = [f'{solution}\n{rest}' for solution, rest in zip(lesson_solutions()[path.stem], exercises(path.stem))] if path.parent == NBS and path.stem in LESSONS else []
+    answered = [f'{solution}\n{rest}' for solution, rest in zip(lesson_solutions()[name_of(path)], exercises(name_of(path)))] if name_of(path) in LESSONS else []
     nb = execute(path, extra=answered, **how)
     said = [''.join(o.get('text', '') for o in c.outputs) for c in nb.cells[len(nb.cells) - len(answered):]]
     nb.cells = nb.cells[:len(nb.cells) - len(answered)]
