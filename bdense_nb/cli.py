@@ -15,8 +15,8 @@ __all__ = ['ALSO', 'MENDABLE', 'EXITS', 'DATA', 'TEACH_PRESETS', 'DISTILL_EXAMPL
            'save_student', 'distill_data', 'finish', 'last_loss', 'bdense_distill', 'search_config', 'search_plan',
            'bdense_search', 'sampling_plan', 'are_samples', 'bdense_sample', 'Reality', 'check_features',
            'find_reality', 'quality_of', 'check_pair', 'measure_student', 'list_experiments', 'experiment_plan',
-           'evaluate_experiment', 'evaluate_plan', 'evaluate_student', 'bdense_evaluate', 'check_export',
-           'bdense_export']
+           'say_differences', 'evaluate_experiment', 'evaluate_plan', 'evaluate_student', 'bdense_evaluate',
+           'check_export', 'bdense_export']
 
 # %% ../nbs/14_cli.ipynb #0253a691
 import argparse
@@ -43,7 +43,7 @@ from .core import NFECounter, about_run, check_choice, check_int, data_dir, defa
 from .data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from .distill import (PDConfig, SFDConfig, Student, VariableStudent, config_of, device_bytes, distill, estimate_run, estimate_training, growing_trials, load_student, peak_bytes, preset,
                                prolong, reference_plan, second_stage, sfd, sfd_variable, teacher_bank)
-from .experiments import EXPERIMENTS, run_experiment, stored_rows
+from .experiments import EXPERIMENTS, difference_table, differences, run_experiment, run_name, stored_rows
 from .features import FEATURE_SPACES, load_space
 from .interop import EXPORTS, PICKLES, DiffusersNet, export_student, from_diffusers, load_pretrained, sampling_json
 from .losses import BRANCH_WEIGHTS
@@ -843,10 +843,19 @@ def experiment_plan(name: str, out: str | None) -> dict:
     "What an experiment would do, and from the runs that are there what it would take."
     e, file = EXPERIMENTS[name], out or f'{name}.json'
     rows, runs = stored_rows(e, Path(file)), len(e.arms)*e.seeds
-    done = len({(r['arm'], r['calls'] if len(rows) <= runs else 0, r['iterations'], r['seed']) for r in rows})
+    done = len({run_name(r) for r in rows})
     left = max(runs - done, 0)
     return dict(experiment=name, asks=e.about, world=e.world, arms=len(e.arms), seeds=e.seeds, runs=runs, runs_done=done, file=str(file), seconds=sum(r['cpu_seconds'] for r in rows)/done*left if done else None,
                 estimated_from='the CPU time of the runs that are there' if done else 'nothing yet: after a first run (--limit 1) there is an estimate')
+
+# %% ../nbs/14_cli.ipynb #6c5753cc
+def say_differences(result: dict) -> list[dict]:
+    "Print what came out so far, arm against host; and the same for a program."
+    found = {m: differences(result, m) for m in EXPERIMENTS[result['experiment']].measures}
+    for measure, ds in found.items():
+        if ds: print('', difference_table(result, measure), sep='\n')
+    if not any(found.values()): print('no intervals yet: they need three seeds of an arm and of its host')
+    return [dict(measure=m, arm=d.arm, nfe=d.nfe, iterations=d.iterations, width=d.width, host=d.host, verdict=d.verdict, **asdict(d.interval)) for m, ds in found.items() for d in ds]
 
 def evaluate_experiment(name: str, out: str | None, limit: int | None, dry_run: bool) -> dict:
     "List, plan or run an experiment."
@@ -855,7 +864,7 @@ def evaluate_experiment(name: str, out: str | None, limit: int | None, dry_run: 
     if dry_run: return show_plan(experiment_plan(name, out))
     if limit is not None: check_int('limit', limit, 1)
     result = run_experiment(name, out, limit)
-    return dict(experiment=name, file=out or f'{name}.json', rows=len(result.get('rows', [])))
+    return dict(experiment=name, file=out or f'{name}.json', rows=len(result['rows']), differences=say_differences(result))
 
 # %% ../nbs/14_cli.ipynb #bdb6dd74
 def evaluate_plan(arm: Student, source: NetDenoiser, student: str, teacher: str, reality: Reality, n: int) -> dict:

@@ -33,7 +33,8 @@ from .variable import variable_configs, variable_step
 __all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS', 'EXPERIMENTS',
            'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
            'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
-           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'differences', 'show_differences']
+           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'differences', 'difference_table',
+           'show_differences']
 
 # %% ../nbs/11c_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     host: str # name of the arm that the others are compared with
     seeds: int # how many
+    budgets: dict[int, int] = field(default_factory=dict) # iterations of an arm -> of the host it is compared with, where they differ
 
     def __post_init__(self):
         check_choice('world', self.world, WORLDS); check_int('seeds', self.seeds, 3)
@@ -273,16 +275,16 @@ EXPERIMENTS = {
     'fashion_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late?', 'fashion_mnist', over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)', 5),
     'fashion_pd': Experiment('Do two branches help Progressive Distillation, from 128 steps to 1?', 'fashion_mnist', pd_arms(FASHION_PD, (100,)), 'K = 1 (PD)', 5),
     'fashion_pd_quarter': Experiment('Do four branches help when every round takes a quarter of the steps, from 128 to 2?', 'fashion_mnist', quarter_arms(FASHION_PD, 128, 2), 'K = 1 (PD)', 5),
-    'fashion_branches': Experiment('How many branches, with as many iterations and with as much time?', 'fashion_mnist', branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', 5),
+    'fashion_branches': Experiment('How many branches, with as many iterations and with as much time?', 'fashion_mnist', branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', 5, {63: 64, 62: 64}),
     'fashion_options': Experiment('What are own or end steps, global or local states and the analytic first step worth?', 'fashion_mnist', option_arms(FASHION_SFD), 'default', 5),
-    'fashion_variable': Experiment('One student for several step counts, one call, and branches in either?', 'fashion_mnist', variable_arms(FASHION_SFD), 'one each, K = 1', 5),
+    'fashion_variable': Experiment('One student for several step counts, one call, and branches in either?', 'fashion_mnist', variable_arms(FASHION_SFD), 'one each, K = 1', 5, {256: 64}),
     'ring_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late, where the exact flow is known?', 'ring', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)', 10),
     'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring', pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)', 10),
     'ring_pd_quarter': Experiment('Do four branches help in rounds of a quarter, where the exact flow is known?', 'ring', quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)', 10),
     'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring', tuple(arm for nfe in (2, 4) for arm in capacity_arms(dataclasses.replace(RING_SFD, nfe=nfe), dict(branch_weights='endpoint'))), 'host', 10),
     'ring_capacity_pd': Experiment('Does the width of the network decide whether branches hurt Progressive Distillation?', 'ring', capacity_arms(RING_PD, dict(K=1)), 'host', 10),
     'ring_options': Experiment('What are the options of SFD worth where the exact flow is known?', 'ring', option_arms(RING_OPTIONS, MORE_OPTIONS), 'default', 10),
-    'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the exact flow is known?', 'ring', variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True), 'one each, K = 1', 10),
+    'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the exact flow is known?', 'ring', variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True), 'one each, K = 1', 10, {400: 100}),
     'ring_branches': Experiment('How many branches, where the exact flow is known?', 'ring', branch_arms(RING_SFD, {}), 'K = 1', 10),
 }
 
@@ -300,25 +302,49 @@ class Difference:
     @property
     def verdict(self) -> str: return 'better' if self.interval.high < 0 else 'worse' if self.interval.low > 0 else 'not told apart'
 
+    @property
+    def percent(self) -> str: # markdown
+        "Of the host's mean, with its interval; bold where that excludes zero."
+        text = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100*v/self.host for v in (self.interval.mean, self.interval.low, self.interval.high)))
+        return text if self.verdict == 'not told apart' else f'**{text}**'
+
 def differences(
     result: dict, # as `run_experiment` returns it
     measure: str = 'paired_error', # or another measure of its rows; lower is better
     host: str | None = None, # name of the arm to compare with; None: the experiment's
-    budgets: dict[int, int] | None = None, # iterations of an arm -> iterations of the host it is compared with; None: the same
+    budgets: dict[int, int] | None = None, # iterations of an arm -> of the host it is compared with, where they differ; None: as the experiment says
     level: float = .95, # of the interval
 ) -> list[Difference]:
     "Every arm against the host, over the seeds that both have; of fewer than three nothing is said."
-    host, table = host or result['host'], {}
+    table = {}
+    if budgets is None: budgets = EXPERIMENTS[result['experiment']].budgets if result.get('experiment') in EXPERIMENTS else {}
     for r in result['rows']: table.setdefault((r['arm'], r['nfe'], r['iterations'], r.get('width')), {})[r['seed']] = r[measure]
-    check_choice('host', host, {arm for arm, *_ in table})
-    found = []
+    if host is not None: check_choice('host', host, {arm for arm, *_ in table})
+    host, found = host or result['host'], []
     for (arm, nfe, iterations, width), mine in table.items():
-        theirs = table.get((host, nfe, (budgets or {}).get(iterations, iterations), width), {})
+        theirs = table.get((host, nfe, budgets.get(iterations, iterations), width), {})
         seeds = sorted(mine.keys() & theirs.keys())
         if arm == host or len(seeds) < 3: continue
         a, b = [mine[s] for s in seeds], [theirs[s] for s in seeds]
         found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b), paired_interval(a, b, level)))
     return found
+
+# %% ../nbs/11c_experiments.ipynb #e91dfafe
+def difference_table(
+    result: dict, # as `run_experiment` returns it
+    measure: str = 'paired_error', # or another measure of its rows
+) -> str: # markdown
+    "Arm minus host in percent of the host, with intervals: a row for each arm, a column for each number of calls and budget."
+    ds = differences(result, measure)
+    if not ds: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
+    columns = list(dict.fromkeys((d.nfe, d.iterations, d.width) for d in ds))
+    cells, arms = {(d.arm, (d.nfe, d.iterations, d.width)): d for d in ds}, list(dict.fromkeys(d.arm for d in ds))
+    hosts = [next(f'{cells[a, c].host:.4f}' for a in arms if (a, c) in cells) for c in columns]
+    heads = [f'{n} calls, {i} it.' + (f', width {w}' if w else '') for n, i, w in columns]
+    rows = [[f'*{result["host"]}*', *hosts], *([a, *(cells[a, c].percent if (a, c) in cells else '' for c in columns)] for a in arms)]
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (['', *heads], ['---']*(len(columns) + 1), *rows)]
+    about = f'*{measure.replace("_", " ")}: the first row is the host\'s mean, the others are differences to it in percent of it, with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by `{result["command"]}` on {result["hardware"]}.*'
+    return '\n'.join([about, '', *lines])
 
 # %% ../nbs/11c_experiments.ipynb #f85ed083
 def show_differences(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from bdense_nb import cli
 from bdense_nb.cli import MENDABLE, duration, find_data, find_student, from_shell, parser_of, read_data, shape_of, spelled
-from bdense_nb.core import load_tensors, sample_noise
+from bdense_nb.core import data_dir, load_tensors, sample_noise
 from bdense_nb.data import fashion_mnist, to_pixels
 from bdense_nb.distill import PRESETS, estimate_run, preset
 from bdense_nb.experiments import EXPERIMENTS
@@ -252,6 +252,8 @@ def test_a_demonstration_of_other_settings_is_not_replaced(at, tmp_path):
     ('bdense_sample student --n 1000 --out new.png', dict(samples=1000, nfe=2, network_calls=2000)),
     ('bdense_evaluate student --teacher plane --n 100 --out new.json', dict(nfe=2, teacher_nfe=24, samples=100)),
     ('bdense_evaluate --experiment ring_pd --out new.json', dict(runs=120, runs_done=0)),
+    (f"bdense_evaluate --experiment ring_pd --out {data_dir()/'results'/'ring_pd.json'}", dict(runs=120, runs_done=120)),
+    (f"bdense_evaluate --experiment ring_capacity_sfd --out {data_dir()/'results'/'ring_capacity_sfd.json'}", dict(runs=120, runs_done=120)),
     ('bdense_export several new --nfe 5', dict(nfe=5, files=['model.safetensors', 'sampling.json'])),
 ])
 def test_a_dry_run_tells_the_plan_and_writes_nothing(command, holds, at):
@@ -295,9 +297,14 @@ def test_answers_for_programs(at, tmp_path):
 
 def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
     assert {name: e['about'] for name, e in at.json('bdense_evaluate --experiment list')['experiments'].items()} == {name: e.about for name, e in EXPERIMENTS.items()}
-    def fake(name, out, limit): print('progress'); return dict(rows=[1]*limit)
+    stored = json.loads((data_dir()/'results'/'ring_variable.json').read_text())
+    def fake(name, out, limit): print('progress'); return dict(stored, rows=stored['rows'][:limit])
     monkeypatch.setattr(cli, 'run_experiment', fake)
-    assert at.json(f'bdense_evaluate --experiment ring_pd --limit 2 --out {tmp_path}/x.json') == dict(command='bdense_evaluate', exit_code=0, experiment='ring_pd', file=f'{tmp_path}/x.json', rows=2)
+    assert at.json(f'bdense_evaluate --experiment ring_variable --limit 2 --out {tmp_path}/x.json') == dict(command='bdense_evaluate', exit_code=0, experiment='ring_variable', file=f'{tmp_path}/x.json', rows=2, differences=[])
+    assert 'no intervals yet' in at('bdense_evaluate --experiment ring_variable --limit 2')[0]
+    found = at.json('bdense_evaluate --experiment ring_variable --limit 1000')['differences']
+    assert {d['verdict'] for d in found} == {'better', 'worse', 'not told apart'} and {d['measure'] for d in found} == {'paired_error', 'sliced_wasserstein'} and {d['n'] for d in found} == {10}
+    assert '| SFD-v, K = 4 |' in at('bdense_evaluate --experiment ring_variable --limit 1000')[0]
     assert 'limit must be at least 1' in at('bdense_evaluate --experiment ring_pd --limit 0', 1)[1]
 
 

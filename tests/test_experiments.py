@@ -115,6 +115,19 @@ def test_differences():
     back, = X.differences(result, host='a')
     assert back.verdict == 'worse' and back.interval.mean == pytest.approx(.48)
     with pytest.raises(ValueError, match='host'): X.differences(result, host='z')
+    assert X.differences(dict(result, host='not run yet')) == []
+
+
+def test_budgets_of_an_experiment(experiment, monkeypatch):
+    "An arm that trains longer is compared as the experiment says, and the table has a place for everything."
+    monkeypatch.setitem(X.EXPERIMENTS, 'try', dataclasses.replace(X.EXPERIMENTS['try'], budgets={20: 10}))
+    result = dict(experiment='try', host='h', command='c', hardware='m', rows=[row('h', i, 2. + i) for i in range(3)] + [row('long', i, 1.9 + i, iterations=20) for i in range(3)] + [row('a', i, 5. - i) for i in range(3)])
+    assert [(d.arm, d.verdict) for d in X.differences(result)] == [('long', 'better'), ('a', 'not told apart')]
+    assert [d.arm for d in X.differences(result, budgets={})] == ['a']
+    lines = X.difference_table(result).splitlines()
+    assert '3 seeds' in lines[0] and lines[2:] == ['|  | 2 calls, 20 it. | 2 calls, 10 it. |', '| --- | --- | --- |', '| *h* | 3.0000 | 3.0000 |', '| long | **-3.3 [-3.3, -3.3]** |  |', lines[-1]]
+    assert lines[-1].startswith('| a |  | +33.3 [')
+    with pytest.raises(ValueError, match='three seeds'): X.difference_table(dict(result, rows=result['rows'][:2]))
 
 
 @pytest.mark.parametrize('name', STORED)

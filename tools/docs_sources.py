@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_markdown_cell
 
+from bdense_nb.experiments import EXPERIMENTS, difference_table
 from bdense_nb.notebooks import relink
 from readme import PAPER
 from run_notebooks import FOLDERS, NBS, ROOT, notebooks
@@ -382,7 +383,9 @@ def results_page(out: Path) -> str:
     for path in sorted((ROOT/'data'/'results').glob('*.json')):
         data = json.loads(path.read_text(encoding='utf-8'))
         copy_to(path, out/'results'/path.name)
-        texts += [f'## {path.stem.replace("_", " ").capitalize()}', f'{{download}}`{path.name} <results/{path.name}>`', *result_parts(data)]
+        texts += [f'## {path.stem.replace("_", " ").capitalize()}', f'{{download}}`{path.name} <results/{path.name}>`']
+        if 'experiment' in data: texts += [data['about'], *(difference_table(data, m) for m in EXPERIMENTS[data['experiment']].measures)]
+        texts += result_parts(data)
         for picture in sorted(path.parent.glob(f'{path.stem}_*.png')):
             copy_to(picture, out/'images'/picture.name)
             texts.append(f'![{alts.get(picture.name, "Figure: " + picture.stem.replace("_", " "))}](images/{picture.name})')
