@@ -334,16 +334,17 @@ def difference_table(
     result: dict, # as `run_experiment` returns it
     measure: str = 'paired_error', # or another measure of its rows
 ) -> str: # markdown
-    "Arm minus host in percent of the host, with intervals: a row for each arm, a column for each number of calls and budget."
+    "Arm minus host in percent of the host, with intervals; arms in one direction, calls and budgets in the other, the longer one down."
     ds = differences(result, measure)
     if not ds: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
-    columns = list(dict.fromkeys((d.nfe, d.iterations, d.width) for d in ds))
     cells, arms = {(d.arm, (d.nfe, d.iterations, d.width)): d for d in ds}, list(dict.fromkeys(d.arm for d in ds))
-    hosts = [next(f'{cells[a, c].host:.4f}' for a in arms if (a, c) in cells) for c in columns]
-    heads = [f'{n} calls, {i} it.' + (f', width {w}' if w else '') for n, i, w in columns]
-    rows = [[f'*{result["host"]}*', *hosts], *([a, *(cells[a, c].percent if (a, c) in cells else '' for c in columns)] for a in arms)]
-    lines = ['| ' + ' | '.join(row) + ' |' for row in (['', *heads], ['---']*(len(columns) + 1), *rows)]
-    about = f'*{measure.replace("_", " ")}: the first row is the host\'s mean, the others are differences to it in percent of it, with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by `{result["command"]}` on {result["hardware"]}.*'
+    places = list(dict.fromkeys(place for _, place in cells))
+    heads = [f'{n} calls, {i} it.' + (f', width {w}' if w else '') for n, i, w in places]
+    hosts = [next(f'{cells[a, p].host:.4f}' for a in arms if (a, p) in cells) for p in places]
+    grid = [['', *heads], [f'*{result["host"]}*', *hosts], *([a, *(cells[a, p].percent if (a, p) in cells else '' for p in places)] for a in arms)]
+    if len(places) > len(arms): grid = list(zip(*grid))
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (grid[0], ['---']*len(grid[0]), *grid[1:])]
+    about = f'*{measure.replace("_", " ")}: of the host the mean, of the others the difference to it in percent of it, with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by `{result["command"]}` on {result["hardware"]}.*'
     return '\n'.join([about, '', *lines])
 
 # %% ../nbs/11c_experiments.ipynb #f85ed083

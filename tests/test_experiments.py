@@ -124,6 +124,8 @@ def test_budgets_of_an_experiment(experiment, monkeypatch):
     result = dict(experiment='try', host='h', command='c', hardware='m', rows=[row('h', i, 2. + i) for i in range(3)] + [row('long', i, 1.9 + i, iterations=20) for i in range(3)] + [row('a', i, 5. - i) for i in range(3)])
     assert [(d.arm, d.verdict) for d in X.differences(result)] == [('long', 'better'), ('a', 'not told apart')]
     assert [d.arm for d in X.differences(result, budgets={})] == ['a']
+    many = X.difference_table(dict(result, rows=result['rows'] + [dict(r, nfe=n) for r in result['rows'] for n in (3, 4)])).splitlines()
+    assert many[2] == '|  | *h* | long | a |' and len(many) == 4 + 6 and many[4].startswith('| 2 calls, 20 it. | 3.0000 | **-3.3 [')
     lines = X.difference_table(result).splitlines()
     assert '3 seeds' in lines[0] and lines[2:] == ['|  | 2 calls, 20 it. | 2 calls, 10 it. |', '| --- | --- | --- |', '| *h* | 3.0000 | 3.0000 |', '| long | **-3.3 [-3.3, -3.3]** |  |', lines[-1]]
     assert lines[-1].startswith('| a |  | +33.3 [')
