@@ -108,7 +108,7 @@ CLAIMS = [ # notebook, a sentence with gaps, what belongs into them (signs are l
     ('tutorials/2_why_intermediate_points', 'make it *worse* by {} to {}%, at every budget', ladder),
     ('tutorials/2_why_intermediate_points', 'Progressive Distillation worse by {} to {}%', ladder),
     ('tutorials/2_why_intermediate_points', 'branches take about {}% off the error at the smallest budget', lambda: gaps('ring_sfd', 'linear', (2,), 50)),
-    ('tutorials/2_why_intermediate_points', 'SFD better by about {}% in one case', lambda: gaps('ring_sfd', 'linear', (2,), 50)),
+    ('tutorials/2_why_intermediate_points', 'better by about {}% in one case', lambda: gaps('ring_sfd', 'linear', (2,), 50)),
     ('tutorials/3_progressive_distillation', 'hurt at every budget, by {} to {} % of the error', ladder),
     ('tutorials/4_simple_and_fast_distillation', '`uniform` is worse by {} %, weights that travel from `linear` to the endpoint are better by {} %', lambda: options()[:2]),
     ('tutorials/4_simple_and_fast_distillation', 'and eight are worse by {} %', lambda: options()[2:]),
