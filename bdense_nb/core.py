@@ -12,6 +12,7 @@ import operator
 import os
 import platform
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['default_device', 'about_run', 'sample_noise', 'sample_labels', 'check_choice', 'check_int', 'Trajectory',
            'NFECounter', 'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'save_tensors',
-           'load_tensors', 'data_dir']
+           'load_tensors', 'data_dir', 'check_answer']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -201,3 +202,22 @@ def data_dir() -> Path: # the folder with the shipped data, the teacher and the 
     for folder in (here/'assets', here.parent/'data'):
         if (folder/'README.md').is_file(): return folder
     raise FileNotFoundError(f'the shipped data was found neither in {here/"assets"} nor in {here.parent/"data"}; reinstall bdense-nb')
+
+# %% ../nbs/00_core.ipynb #7346337c
+def check_answer(
+    answer, # the answer, or a function without arguments that works it out; None, or None in a list: not answered yet
+    ok: Callable, # answer -> True, or the hint for this mistake (a str), or False
+    hint: str, # for any other wrong answer
+) -> bool: # is it right?
+    "Print 'not answered yet', 'correct' or a hint; an error is a wrong answer."
+    try:
+        given = answer() if callable(answer) else answer
+        if given is None or isinstance(given, (list, tuple)) and any(part is None for part in given):
+            print('not answered yet')
+            return False
+        said = ok(given)
+        right = not isinstance(said, str) and bool(said)
+    except Exception as e:
+        right, said = False, f'{hint} (stopped with {textwrap.shorten(f"{type(e).__name__}: {e}", 120)})'
+    print('correct' if right else f'hint: {said if isinstance(said, str) else hint}')
+    return right

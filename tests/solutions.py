@@ -26,16 +26,27 @@ def is_stub(node):
 
 
 def exercises(name):
-    "The cells of a lesson that hold an exercise, without their stubs."
+    "The exercises of a lesson, as pairs: the stub, and the rest of its cell."
     code = [re.sub(r'^%.*$', '', c.source, flags=re.M) for c in nbformat.read(NBS/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
-    parsed = [ast.parse(s).body for s in code if re.search(r'not answered yet|^verdict\(', s, flags=re.M)]
-    return [ast.unparse([n for n in body if not is_stub(n)]) for body in parsed if any(map(is_stub, body))]
+    parsed = [ast.parse(s).body for s in code if 'check_answer(' in s]
+    return [(next(filter(is_stub, body)), ast.unparse([n for n in body if not is_stub(n)])) for body in parsed if any(map(is_stub, body))]
+
+
+def wrong_answers(stub):
+    "Answers to any exercise that cannot be right: a number that nobody would give, another kind of thing, a function that fails."
+    if isinstance(stub, ast.Assign): return [f'{stub.targets[0].id} = {value}' for value in ('-12345.', "'no idea'")]
+    return [f'def {stub.name}(*args, **kwargs): {does}' for does in ('return -12345.', "raise RuntimeError('no idea')")]
 
 
 def execute_solved(path, **how):
-    "A notebook after a run in a fresh kernel, and what its exercises print there when they are answered."
-    answered = [f'{solution}\n{rest}' for solution, rest in zip(lesson_solutions()[name_of(path)], exercises(name_of(path)))] if name_of(path) in LESSONS else []
-    nb = execute(path, extra=answered, **how)
-    said = [''.join(o.get('text', '') for o in c.outputs) for c in nb.cells[len(nb.cells) - len(answered):]]
-    nb.cells = nb.cells[:len(nb.cells) - len(answered)]
-    return nb, said
+    "A notebook after a run in a fresh kernel, and what its exercises print there: when they are answered, and when they are answered wrongly."
+    name, right, wrong = name_of(path), [], []
+    if name in LESSONS:
+        for solution, (stub, rest) in zip(lesson_solutions()[name], exercises(name)):
+            right.append(f'{solution}\n{rest}')
+            wrong += [f'{answer}\n{rest}' for answer in wrong_answers(stub)]
+    nb = execute(path, extra=right + wrong, **how)
+    n_own = len(nb.cells) - len(right + wrong)
+    said = [''.join(o.get('text', '') for o in c.outputs) for c in nb.cells[n_own:]]
+    nb.cells = nb.cells[:n_own]
+    return nb, said[:len(right)], said[len(right):]
