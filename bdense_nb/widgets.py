@@ -197,6 +197,7 @@ def schedule_frame(
     check_choice('grid', grid, SCHEDULES); check_choice('range of noise levels', sigmas, RANGES)
     return _grid_frame(grid, rho if grid == 'karras' else None, n_steps, *RANGES[sigmas])
 
+# %% ../nbs/13_widgets.ipynb #1f5333be
 @cache
 def _first_image() -> Tensor: # [1, 1, 28, 28]
     return fashion_mnist('test')[0][:1]
@@ -330,6 +331,7 @@ def _branch_frame(sample: int, level: int) -> Frame:
     return Frame(png(fig), f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of {n_steps}, {who}, at sigma {at:.3g}: the student is {errors[level]:.3f} away '
                            f'from the teacher (root-mean-square, in units of the picture). Errors inside this step: {inside}.')
 
+# %% ../nbs/13_widgets.ipynb #51fc8293
 def branch_viewer(
     n: int = 2, # how many images are offered; four were kept
 ) -> Explorer:
@@ -394,6 +396,7 @@ def _weights_frame(weights: Tensor, kind: str | None, student: str) -> Frame:
     found = f' Paired error measured with these weights: {_measured(kind)}.' if kind and paired_errors_of(kind) else ' No student was trained with these weights.'
     return Frame(png(fig, 8), f'Weights {text(weights)}. Shares of the loss {student}, {said}.{found}')
 
+# %% ../nbs/13_widgets.ipynb #86d29701
 def weight_playground(
     free: bool = False, # True: a slider for each weight, for `live` alone
 ) -> Explorer:
@@ -406,7 +409,7 @@ def weight_playground(
     def frame(power, student): return _weights_frame(branch_weights(K, [(k/K)**power for k in range(1, K + 1)]), POWERS.get(power), student)
     return Explorer('Weight playground', {'power': (0., 1., 2., math.inf)} | students, frame, {'power': 1.})
 
-# %% ../nbs/13_widgets.ipynb #1f5333be
+# %% ../nbs/13_widgets.ipynb #02f7928b
 @cache
 def shipped_student() -> Student:
     "The student that `tools/explorers.py` distilled from the shipped teacher: 2 network calls."
