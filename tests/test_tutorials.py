@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bdense_nb.branches import narrow
-from bdense_nb.core import data_dir
+from bdense_nb.core import check_answer, data_dir
 from bdense_nb.losses import branch_weights, dense_alignment_loss
 from bdense_nb.metrics import student_t
 from bdense_nb.samplers import euler_step
@@ -206,6 +206,25 @@ def test_every_exercise_has_mistakes():
 def test_a_second_right_answer_is_right(exercises):
     for n, answer in ((2, lambda x, x0, t, s: x0 + s/t*(x - x0)), (6, branch_weights(4, (torch.tensor([1., 1., 1., 3.])/PULL).tolist())), (10, narrow)):
         assert heard(exercises[0], n, answer) == 'correct\n'
+
+
+@pytest.mark.parametrize('answer, ok, said', [
+    (None, bool, 'not answered yet'), (lambda: None, bool, 'not answered yet'), ([1, None], bool, 'not answered yet'),
+    (3, lambda a: a == 3, 'correct'), (lambda: torch.ones(2), lambda a: (a == 1).all(), 'correct'), ((1, 2), lambda a: True, 'correct'),
+    (3, lambda a: None, 'hint: think'), (3, lambda a: '', 'hint: '), (3, lambda a: 'look', 'hint: look'), (0, bool, 'hint: think'), ('', lambda a: a > 2, 'hint: think (stopped with TypeError'),
+    (torch.ones(2), lambda a: a == 1, 'hint: think (stopped with RuntimeError'), (lambda: [][1], bool, 'hint: think (stopped with IndexError: list index out of range)'),
+])
+def test_check_answer(capsys, answer, ok, said):
+    assert check_answer(answer, ok, 'think') == (said == 'correct')
+    out = capsys.readouterr().out
+    assert out.startswith(said) and out.count('\n') == 1
+
+
+def test_a_long_error_is_one_line(capsys):
+    def fails(): raise ValueError('line\n'*100)
+    assert not check_answer(fails, bool, 'think')
+    out = capsys.readouterr().out
+    assert out.count('\n') == 1 and len(out) < 200
 
 
 def test_every_exercise_of_the_lessons_has_a_solution():  # tests/test_notebooks.py runs them
