@@ -26,6 +26,7 @@ GIVEN = {  # notebook -> number -> where it comes from
     'gpu/imagenet64_sfd': {'109.7': 'billion multiply-adds of a call, counted by tools outside this package'},
     'tutorials/8_scaling_up': {'42.4': 'twice the multiply-adds that the cell above it counts'},
     'tutorials/9b_solutions': {'1.54': 'the expected largest of ten normal draws'},
+    'index': {'95': 'percent, the level of every interval'},
     '10a_sfd': {'10.9': 'a level of the grid'},
     'tutorials/2_why_intermediate_points': {'10.9': 'a level of the grid', '0.67': 'a level of the grid'},
     'tutorials/6_when_it_helps': {'9.12': 'FID of one step, Salimans and Ho 2022', '0.017': 'millions of parameters of the ring\'s networks'},
