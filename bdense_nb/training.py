@@ -331,7 +331,7 @@ def _save(run: _Run) -> None:
 def _clean(folder: Path) -> None:
     "Make the folder, see that it can be written to, and clear what a killed run left half written."
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ('.checkpoint-*.tmp', '.best.*.tmp', f'.{METRICS}.*.tmp'):
+    for pattern in ('.checkpoint-*.tmp', '.best.*.tmp', f'.{METRICS}.*.tmp', '.tmp??????'): # the last: what safetensors itself is writing
         for left in folder.glob(pattern): left.unlink()
     with open(folder/METRICS, 'a'): pass
 

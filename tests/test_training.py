@@ -194,7 +194,7 @@ def test_another_model_is_refused(tmp_path):
 
 
 def test_leftovers_of_a_killed_write_are_cleared_and_nothing_else(tmp_path):
-    for name in ('.checkpoint-00000004.safetensors.ab12.tmp', '.best.safetensors.cd34.tmp', '.mine.tmp', 'notes.txt'): (tmp_path/name).write_text('x')
+    for name in ('.checkpoint-00000004.safetensors.ab12.tmp', '.best.safetensors.cd34.tmp', '.tmpbJBAqE', '.mine.tmp', 'notes.txt'): (tmp_path/name).write_text('x')
     fit(net(), step, CFG, tmp_path, show=False)
     assert {'.mine.tmp', 'notes.txt'} == {p.name for p in tmp_path.iterdir()} - {'best.safetensors', 'checkpoint-00000008.safetensors', 'checkpoint-00000012.safetensors', 'metrics.jsonl'}
 
