@@ -113,7 +113,7 @@ def execute(path: Path, timeout: int = 300, cwd: Path | None = None, extra: list
     "The notebook at `path`, with `extra` code cells at its end, after a run in a fresh kernel whose working folder is `cwd` (default: the notebook's)."
     nb = nbformat.read(path, 4)
     nb.cells += [nbformat.v4.new_code_cell(source) for source in extra]
-    Client(nb, timeout=timeout, kernel_name='python3', record_timing=False, extra_arguments=['--log-level=ERROR'],
+    Client(nb, timeout=timeout, kernel_name='python3', record_timing=False, coalesce_streams=True, extra_arguments=['--log-level=ERROR'],
            resources={'metadata': {'path': str(cwd or path.parent)}}).execute()
     return nb
 
