@@ -240,7 +240,7 @@ def _refuse(run: _Run, what: str) -> None:
 def _iterate(run: _Run, step: StepFunction, i: int) -> None:
     "Iteration i; where memory does not suffice, once more in smaller pieces."
     while True:
-        torch.manual_seed(run.cfg.seed*1_000_003 + i + run.rank*0x9E3779B1) # dropout's draws depend on seed, iteration and process alone
+        (torch.default_generator if run.device.type == 'cpu' else torch).manual_seed(run.cfg.seed*1_000_003 + i + run.rank*0x9E3779B1) # dropout's draws depend on seed, iteration and process alone
         try:
             with run.meter.counting() as counting:
                 generators = [step(run.eager if counting else run.ready, i) for _ in range(run.accumulate)]
