@@ -244,10 +244,10 @@ def show_search(
     fig = Figure(figsize=(2.3*min(panels, 5), 2.6*rows), layout='constrained')
     history, *rest = fig.subplots(rows, min(panels, 5), squeeze=False).flat
     fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)), slices={axis: [t.log_ratios[k] for t in result.trials] for k, axis in enumerate(axes)})
-    history.plot(scores, 'o', ms=4, color='.6'); history.step(range(len(scores)), fig.drawn['best_so_far'], where='post')
+    history.plot(scores, 'o', ms=4, color='.6'); history.step(range(len(scores)), fig.drawn['best_so_far'], where='post', label='best so far')
     for i, t in enumerate(result.trials):
-        if t.name: history.annotate(t.name, (i, t.score), (3, 3), textcoords='offset points', fontsize=7)
-    history.set(xlabel='trial', ylabel='paired error', title='history')
+        if t.name: history.plot(i, t.score, 'o', ms=5, label=t.name)
+    history.set(xlabel='trial', ylabel='paired error', title='history'); history.legend(fontsize=7)
     for k, (ax, axis) in enumerate(zip(rest, axes)):
         ax.scatter(fig.drawn['slices'][axis], scores, c=range(len(scores)), s=16); ax.plot(best.log_ratios[k], best.score, '*', ms=12, color='C3')
         ax.set(xlabel=axis, xlim=(LOG_RATIOS[0] - .2, LOG_RATIOS[1] + .2)); ax.sharey(history)
