@@ -33,7 +33,8 @@ __all__ = ['ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS',
            'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share']
 
 # %% ../nbs/09_training.ipynb #d81dc1ef
-_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share'] # from the notebooks on checkpoints and devices, for those who train
+# from the notebooks on checkpoints and devices, for those who train
+_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share']
 
 # %% ../nbs/09_training.ipynb #eb79bfe6
 ON_NAN, ON_OOM = ('stop', 'skip'), ('stop', 'halve')
