@@ -35,7 +35,9 @@ class Course:
     afs: bool = False # is the student's first step analytic?
     branch_step: str = 'own' # 'own' or 'end', see `targets.branch_states`
 
-    def __post_init__(self): check_substeps(len(self.plan.sigmas) - 1, self.substeps, self.K); check_choice('branch_step', self.branch_step, BRANCH_STEPS)
+    def __post_init__(self):
+        check_substeps(len(self.plan.sigmas) - 1, self.substeps, self.K)
+        check_choice('branch_step', self.branch_step, BRANCH_STEPS)
 
     @property
     def grids(self) -> tuple[Tensor, Tensor]: # the teacher's levels, and the student's
@@ -100,7 +102,8 @@ class Alignment:
 
     def rows(self) -> list[dict]: # one for each step and branch, JSON-able; steps from 0, branches from 1
         "The same as a table."
-        return [dict(step=n, branch=k + 1, sigma=float(self.sigmas[n]), level=float(self.levels[n, k]), **{name: float(getattr(self, name)[n, k]) for name in ERRORS})
+        return [dict(step=n, branch=k + 1, sigma=float(self.sigmas[n]), level=float(self.levels[n, k]),
+                     **{name: float(getattr(self, name)[n, k]) for name in ERRORS})
                 for n in range(len(self.levels)) for k in range(self.levels.shape[1])]
 
 # %% ../nbs/11a_alignment.ipynb #1e213749
@@ -108,11 +111,15 @@ def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
     "The denoiser to be walked, refused where it does not fit the course."
     if isinstance(student, Student):
         if student.afs != course.afs or student.sigmas.shape != course.grids[1].shape or not torch.allclose(student.sigmas, course.grids[1]):
-            raise ValueError(f'this student samples at other levels than the course: {[round(s, 4) for s in student.sigmas.tolist()]} with afs={student.afs}, {[round(s, 4) for s in course.grids[1].tolist()]} with afs={course.afs} there')
+            raise ValueError(f'this student samples at other levels than the course: '
+                             f'{[round(s, 4) for s in student.sigmas.tolist()]} with afs={student.afs}, '
+                             f'{[round(s, 4) for s in course.grids[1].tolist()]} with afs={course.afs} there')
         student = student.denoiser
     if not callable(student): raise TypeError(f'expected a student, branched or folded, got {type(student).__name__}')
-    if (K := getattr(student, 'K', 1)) not in (1, course.K): raise ValueError(f'a student with K={K} branches cannot be compared with K={course.K} states')
-    if isinstance(student, nn.Module) and student.training: raise ValueError('the student is in training mode, where dropout is random: call .eval() first')
+    if (K := getattr(student, 'K', 1)) not in (1, course.K):
+        raise ValueError(f'a student with K={K} branches cannot be compared with K={course.K} states')
+    if isinstance(student, nn.Module) and student.training:
+        raise ValueError('the student is in training mode, where dropout is random: call .eval() first')
     return student
 
 def _squares(mine: Segment, teacher: Segment) -> Tensor: # [K], summed over samples
@@ -138,7 +145,8 @@ def alignment_errors(
     for i in range(0, len(seeds), batch):
         traj, label = course.plan.walk(teacher, seeds[i:i + batch])
         path, steps = segments(traj, course.substeps, course.K), rollout(model, course, traj[0], label)
-        total += torch.stack([torch.stack([both(n, x, path, label) for x in (steps[n].x_t, path[n].x_t)]) for n in range(len(path))])
+        total += torch.stack([torch.stack([both(n, x, path, label) for x in (steps[n].x_t, path[n].x_t)])
+                              for n in range(len(path))])
     levels = torch.stack([step.sigmas_k for step in steps])
     return Alignment(course.grids[1], levels, *(total/len(seeds)).sqrt().flatten(1, 2).unbind(1))
 
@@ -167,7 +175,8 @@ def noised_errors(
     for step in range(len(nodes) - 1):
         pick, _, x = draw_noised(data, nodes[step:step + 1, None], n, g, data.device)
         label = None if labels is None else labels[pick].to(x.device)
-        rows.append(_squares(student_segment(model, course, step, x, label), local_segment(teacher, course, x, step, label)))
+        rows.append(_squares(student_segment(model, course, step, x, label),
+                             local_segment(teacher, course, x, step, label)))
     return (torch.stack(rows)/n).sqrt()
 
 # %% ../nbs/11a_alignment.ipynb #e07ae909

@@ -43,7 +43,8 @@ def narrow(
 ) -> nn.Module: # the last branch's rows alone
     "Keep the endpoint branch of a widened layer."
     check_int('K', K, 1)
-    if len(layer.weight) % K: raise ValueError(f'a layer with {len(layer.weight)} rows of output does not hold K={K} branches')
+    if len(layer.weight) % K:
+        raise ValueError(f'a layer with {len(layer.weight)} rows of output does not hold K={K} branches')
     rows = len(layer.weight)//K
     return _resized(layer, layer.weight[-rows:], None if layer.bias is None else layer.bias[-rows:])
 
@@ -77,11 +78,15 @@ def branch(
     shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
 ) -> BranchedDenoiser: # trainable, on the teacher's device; every branch starts as the teacher
     "Copy a teacher and widen its output layer K-fold."
-    if not isinstance(denoiser, NetDenoiser): raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got {type(denoiser).__name__}')
+    if not isinstance(denoiser, NetDenoiser):
+        raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got '
+                        f'{type(denoiser).__name__}')
     if layer is None: layer = output_layer(denoiser, shape)
     student = copy.deepcopy(denoiser).requires_grad_(True)
     try: old = student.net.get_submodule(layer)
-    except AttributeError: raise ValueError(f'{type(student.net).__name__} has no layer {layer!r}; pass layer= the name of its output layer, one of: {", ".join(_candidates(student.net))}') from None
+    except AttributeError:
+        raise ValueError(f'{type(student.net).__name__} has no layer {layer!r}; pass layer= the name of its output '
+                         f'layer, one of: {", ".join(_candidates(student.net))}') from None
     _replace(student.net, layer, widen(old, K))
     return BranchedDenoiser(student, K, layer)
 
@@ -104,15 +109,18 @@ def output_layer(
     if len(named) == 1: return named[0]
     fits = [name for name in names if shape and len(denoiser.net.get_submodule(name).weight) == shape[0]]
     if fits and _writes_output(denoiser, fits[-1], shape): return fits[-1]
-    raise ValueError(f"{type(denoiser.net).__name__} has no layer 'out' or 'conv_out'" + (f' and none that surely writes its output of shape {list(shape)}' if shape else '')
-                     + f'; pass layer= the name of its output layer, one of: {", ".join(names) or "none can be widened, which takes an nn.Linear or an nn.Conv without groups"}')
+    raise ValueError(f"{type(denoiser.net).__name__} has no layer 'out' or 'conv_out'"
+                     + (f' and none that surely writes its output of shape {list(shape)}' if shape else '')
+                     + f'; pass layer= the name of its output layer, one of: '
+                     f'{", ".join(names) or "none can be widened, which takes an nn.Linear or an nn.Conv without groups"}')
 
 # %% ../nbs/06_branches.ipynb #30417b4a
 @torch.no_grad()
 def _writes_output(denoiser: NetDenoiser, layer: str, shape: tuple[int, ...]) -> bool:
     "The test: widened 2-fold, does this layer make the network give its answer twice?"
     mine = next(denoiser.parameters())
-    x, label = sample_noise([0], shape).to(mine), torch.zeros(1, dtype=torch.long, device=mine.device) if denoiser.n_classes else None
+    x, label = sample_noise([0], shape).to(mine), torch.zeros(1, dtype=torch.long,
+                                                              device=mine.device) if denoiser.n_classes else None
     plain = copy.deepcopy(denoiser).eval()
     once = plain(x, 1., label)
     try: twice = branch(plain, 2, layer)(x, 1., label)
@@ -124,7 +132,8 @@ def fold(
     student: BranchedDenoiser, # as `branch` made it, trained or not
 ) -> NetDenoiser: # the teacher's own classes, keys and shapes; frozen, in evaluation mode
     "Keep the endpoint branch: the student costs what the teacher costs."
-    if not isinstance(student, BranchedDenoiser): raise TypeError(f'fold needs a branched student, got {type(student).__name__}')
+    if not isinstance(student, BranchedDenoiser):
+        raise TypeError(f'fold needs a branched student, got {type(student).__name__}')
     plain = copy.deepcopy(student.denoiser)
     _replace(plain.net, student.layer, narrow(plain.net.get_submodule(student.layer), student.K))
     return plain.requires_grad_(False).eval()

@@ -46,8 +46,10 @@ def read_checkpoint(
 ) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
     "Read a checkpoint; anything but what was written is a ValueError."
     tensors, meta = load_tensors(path)
-    if not {'done', 'config', 'checksum'} <= meta.keys(): raise ValueError(f'{path} is not a checkpoint of a training run')
-    if meta.pop('checksum') != checksum(tensors, meta): raise ValueError(f'{path} is damaged: its checksum does not fit its content')
+    if not {'done', 'config', 'checksum'} <= meta.keys():
+        raise ValueError(f'{path} is not a checkpoint of a training run')
+    if meta.pop('checksum') != checksum(tensors, meta):
+        raise ValueError(f'{path} is damaged: its checksum does not fit its content')
     return tensors, meta
 
 # %% ../nbs/08b_checkpoints.ipynb #8f38e538
@@ -65,7 +67,8 @@ def write_checkpoint(
         if best: keep_as_best(path)
     except (OSError, SafetensorError) as e:
         left = sorted(folder.glob(CHECKPOINTS))
-        advice = f'the last good one is {left[-1]}: make room, and run again to go on from there' if left else 'there is none before it'
+        advice = (f'the last good one is {left[-1]}: make room, and run again to go on from there' if left
+                  else 'there is none before it')
         raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}') from e
     fd = os.open(folder, os.O_RDONLY); os.fsync(fd); os.close(fd) # the new name too must be on disk before an old file goes
     for old in sorted(folder.glob(CHECKPOINTS))[:-keep]: old.unlink()
@@ -84,7 +87,9 @@ def newest_checkpoint(
     for path in paths:
         try: return read_checkpoint(path)
         except ValueError as e: warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
-    if paths: raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the folder to start again')
+    if paths:
+        raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the '
+                         f'folder to start again')
     return None
 
 # %% ../nbs/08b_checkpoints.ipynb #d7d0f6d6
@@ -109,4 +114,6 @@ def claim_folder(
         return
     theirs = json.loads(note.read_text())
     differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
-    if differ: raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
+    if differ:
+        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, '
+                         f'or another folder')

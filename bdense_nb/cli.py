@@ -39,19 +39,23 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 # %% ../nbs/14_cli.ipynb #690b1cef
-from .core import NFECounter, about_run, check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, write_json
+from .core import (NFECounter, about_run, check_choice, check_int, data_dir, default_device, load_tensors,
+                            save_tensors, write_json)
 from .data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
-from .distill import (PDConfig, SFDConfig, Student, VariableStudent, config_of, device_bytes, distill, estimate_run, estimate_training, growing_trials, load_student, peak_bytes, preset,
+from .distill import (PDConfig, SFDConfig, Student, VariableStudent, config_of, device_bytes, distill,
+                               estimate_run, estimate_training, growing_trials, load_student, peak_bytes, preset,
                                prolong, reference_plan, second_stage, sfd, sfd_variable, teacher_bank)
 from .experiments import EXPERIMENTS, difference_table, differences, run_experiment, run_name, stored_rows
 from .features import FEATURE_SPACES, load_space
-from .interop import EXPORTS, PICKLES, DiffusersNet, export_student, from_diffusers, load_pretrained, sampling_json
+from .interop import (EXPORTS, PICKLES, DiffusersNet, export_student, from_diffusers, load_pretrained,
+                               sampling_json)
 from .losses import BRANCH_WEIGHTS
 from .metrics import fashion_fd, frechet_distance, paired_error, sliced_wasserstein
 from .nets import MLP, UNet
 from .samplers import sample, trajectory
 from .search import confirm_weights, save_search, search_weights, show_search
-from .teachers import TEACHERS, EDMDenoiser, NetDenoiser, VPDenoiser, edm_loss, load_denoiser, load_teacher, read_about, save_denoiser, train_teacher
+from .teachers import (TEACHERS, EDMDenoiser, NetDenoiser, VPDenoiser, edm_loss, load_denoiser, load_teacher,
+                                read_about, save_denoiser, train_teacher)
 from .training import TrainConfig, claim_folder, is_main, progress
 from .trajectories import denoiser_hash, device_of, frozen_copy
 from .viz import show_rows, show_trajectories
@@ -90,13 +94,16 @@ def parser_of(
     parser = anno_parser(f, f.__name__)
     class Help(argparse.RawDescriptionHelpFormatter, parser.formatter_class): "Keeps the lines of the examples."
     lines = [f'  {f.__name__} {args}\n      {does}' for args, does in examples]
-    parser.add_argument('--json', action='store_true', help='answer with one JSON object on standard output; everything else goes to standard error')
-    parser.formatter_class, parser.epilog = Help, '\n'.join([*(['examples:', *lines, ''] if lines else []), spellings(options_of(parser)), EXITS])
+    parser.add_argument('--json', action='store_true',
+                        help='answer with one JSON object on standard output; everything else goes to standard error')
+    parser.formatter_class, parser.epilog = Help, '\n'.join([*(['examples:', *lines, ''] if lines else []),
+                                                             spellings(options_of(parser)), EXITS])
     return parser
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]: # '--json' and the like
     "The options of a command, without the parser's own."
-    return {name for action in parser._actions for name in action.option_strings if name.startswith('--') and action.dest not in ('pdb', 'xtra')}
+    return {name for action in parser._actions for name in action.option_strings if name.startswith('--')
+            and action.dest not in ('pdb', 'xtra')}
 
 def usage_error(parser: argparse.ArgumentParser, message: str) -> str:
     "What is wrong with a command line, and where to look."
@@ -106,7 +113,8 @@ def usage_error(parser: argparse.ArgumentParser, message: str) -> str:
 
 def in_shell(message: str, options: set[str]) -> str:
     "A message of the library in one line and in the words of the shell."
-    return re.sub(r'\b(\w+)=(True\b)?(?![\w.\'"(\[-])', lambda m: f'--{m[1]}' if f'--{m[1]}' in options else m[0], ' '.join(message.split()))
+    return re.sub(r'\b(\w+)=(True\b)?(?![\w.\'"(\[-])', lambda m: f'--{m[1]}' if f'--{m[1]}' in options else m[0],
+                  ' '.join(message.split()))
 
 # %% ../nbs/14_cli.ipynb #0f317fa7
 def command(
@@ -140,7 +148,8 @@ def from_shell(
     with contextlib.redirect_stdout(sys.stderr if as_json else answer):
         try: result = f(**options)
         except KeyboardInterrupt as e: return stop(130, str(e) or 'interrupted')
-        except (FileExistsError, NotADirectoryError) as e: return stop(1, f'{e.filename} cannot be a folder: a file is in the way')
+        except (FileExistsError, NotADirectoryError) as e:
+            return stop(1, f'{e.filename} cannot be a folder: a file is in the way')
         except MENDABLE as e: return stop(1, in_shell(str(e), options_of(parser)))
     if as_json: print(json.dumps(dict(command=f.__name__, exit_code=0, **(result or {}))), file=answer)
     return 0
@@ -157,7 +166,8 @@ def check_folder(
     if not os.access(nearest, os.W_OK | os.X_OK): raise ValueError(f'{out} cannot be written: {nearest} is read-only')
     there = sorted(p.name for p in Path(out).iterdir() if not p.name.startswith('.')) if Path(out).exists() else []
     if mine and there and not any((Path(out)/name).exists() for name in mine):
-        raise ValueError(f'{out} holds other things ({", ".join(there[:3])}{", ..." if len(there) > 3 else ""}) and no earlier start of this command: name a new or an empty folder')
+        raise ValueError(f'{out} holds other things ({", ".join(there[:3])}{", ..." if len(there) > 3 else ""}) and no '
+                         f'earlier start of this command: name a new or an empty folder')
 
 def check_file(
     out: str, # to be written
@@ -185,13 +195,16 @@ def readable(name: str, value) -> str:
         return ', '.join(v if isinstance(v, str) else f'{v:.4g}' if isinstance(v, float) else str(v) for v in short)
     if 'seconds' in name: return duration(value)
     if name.endswith('_gb'): return f'{value:.2f} GB' if value > .1 else f'{1000*value:.1f} MB'
-    return f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else f'{value:.4g}' if isinstance(value, float) else str(value)
+    return (f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else f'{value:.4g}'
+            if isinstance(value, float) else str(value))
 
 # %% ../nbs/14_cli.ipynb #6f7a7132
 def print_plan(plan: dict, names: Sequence[str] = ()) -> None: # names: these entries alone
     "Entries of a plan in words, and whether it fits."
-    for name in names or plan: print(f'  {name.removesuffix("_gb").replace("seconds", "time").replace("_", " "):22}{readable(name, plan[name])}')
-    if (plan.get('memory_gb') or 0) > (plan.get('device_memory_gb') or float('inf')): print('this does not fit into the memory: take a smaller --batch')
+    for name in names or plan:
+        print(f'  {name.removesuffix("_gb").replace("seconds", "time").replace("_", " "):22}{readable(name, plan[name])}')
+    if (plan.get('memory_gb') or 0) > (plan.get('device_memory_gb') or float('inf')):
+        print('this does not fit into the memory: take a smaller --batch')
 
 def show_plan(plan: dict) -> dict: # the same, JSON-able
     "Print what a command would do."
@@ -209,8 +222,10 @@ def announce(plan: Callable[[], dict], folder: Path) -> None: # `folder`: the ru
 def how_measured(estimate: dict, what: str = 'iterations') -> str:
     "Where an estimate's seconds come from."
     measured, batch = estimate['measured_batch'], estimate['batch']
-    if measured is None: return 'not at all: not even 2 samples fit into the memory; a smaller network or another device is needed'
-    return f'{what} of {measured} samples were timed on this device' + ('' if measured == batch else f', and prolonged to {batch}')
+    if measured is None:
+        return 'not at all: not even 2 samples fit into the memory; a smaller network or another device is needed'
+    return (f'{what} of {measured} samples were timed on this device'
+            + ('' if measured == batch else f', and prolonged to {batch}'))
 
 # %% ../nbs/14_cli.ipynb #0ecdc635
 def sample_counted(
@@ -248,7 +263,8 @@ def print_table(rows: list[dict]) -> None:
     "Measured figures, as text."
     print(f'\n{"":32}{"NFE":>5}{"Fréchet distance":>18}{"paired error":>14}')
     for r in rows:
-        nfe, fd, error = ('-' if r[k] is None else f'{r[k]:{f}}' for k, f in (('nfe', 'd'), ('frechet_distance', '.2f'), ('paired_error', '.4f')))
+        nfe, fd, error = ('-' if r[k] is None else f'{r[k]:{f}}'
+                          for k, f in (('nfe', 'd'), ('frechet_distance', '.2f'), ('paired_error', '.4f')))
         print(f'{r["what"]:32}{nfe:>5}{fd:>18}{error:>14}')
 
 # %% ../nbs/14_cli.ipynb #9ba8dd69
@@ -260,7 +276,8 @@ def many_steps(teacher: NetDenoiser, cfg: SFDConfig | PDConfig, shape: tuple[int
 def teacher_arms(teacher: NetDenoiser, cfg: SFDConfig) -> dict[str, tuple[Student, str]]: # what -> (sampler, solver)
     "The teacher on its careful grid, and with as few steps as the students."
     fine, solver = many_steps(teacher, cfg, cfg.shape)
-    return {f'teacher, {len(fine.sigmas) - 1} steps': (fine, solver), f'teacher, {cfg.n_steps} steps': (Student(teacher, cfg.grids[1], cfg.afs, cfg.shape), 'euler')}
+    return {f'teacher, {len(fine.sigmas) - 1} steps': (fine, solver),
+            f'teacher, {cfg.n_steps} steps': (Student(teacher, cfg.grids[1], cfg.afs, cfg.shape), 'euler')}
 
 def demo_arms(
     teacher: NetDenoiser,
@@ -269,7 +286,8 @@ def demo_arms(
     "Distil twice from the same teacher trajectories, and set the teacher itself beside the two students."
     bank = teacher_bank(teacher, cfg)
     host = SFDConfig(**asdict(cfg) | dict(K=1))
-    return teacher_arms(teacher, cfg) | {'SFD student': (sfd(teacher, host, bank), 'euler'), f'B-DENSE student, K = {cfg.K}': (sfd(teacher, cfg, bank), 'euler')}
+    return teacher_arms(teacher, cfg) | {'SFD student': (sfd(teacher, host, bank), 'euler'),
+                                         f'B-DENSE student, K = {cfg.K}': (sfd(teacher, cfg, bank), 'euler')}
 
 # %% ../nbs/14_cli.ipynb #c5674c6d
 def demo_plan(teacher: NetDenoiser, cfg: SFDConfig, n: int) -> dict:
@@ -277,9 +295,13 @@ def demo_plan(teacher: NetDenoiser, cfg: SFDConfig, n: int) -> dict:
     dense, host = estimate_run(teacher, cfg), estimate_run(teacher, dataclasses.replace(cfg, K=1))
     (fine, solver), (few, _) = teacher_arms(teacher, cfg).values()
     measuring = sampling_seconds(fine, n, solver) + 3*sampling_seconds(few, n)
-    return dict(trains=f'two students of {dense["nfe"]} NFE: SFD, and B-DENSE with K = {cfg.K}', teacher_parameters=dense['parameters'], updates=2*dense['updates'], teacher_samples=dense['teacher'], student_samples=2*dense['student'],
-                grid=cfg.grids[1].tolist(), nfe=dense['nfe'], measured_with=f'{n} samples of each', memory_gb=dense['memory_gb'], device=dense['device'], device_memory_gb=dense['device_gb'],
-                seconds_teacher=dense['seconds_teacher'], seconds_training=dense['seconds_student'] + host['seconds_student'], seconds_measuring=measuring,
+    return dict(trains=f'two students of {dense["nfe"]} NFE: SFD, and B-DENSE with K = {cfg.K}',
+                teacher_parameters=dense['parameters'], updates=2*dense['updates'], teacher_samples=dense['teacher'],
+                student_samples=2*dense['student'],
+                grid=cfg.grids[1].tolist(), nfe=dense['nfe'], measured_with=f'{n} samples of each',
+                memory_gb=dense['memory_gb'], device=dense['device'], device_memory_gb=dense['device_gb'],
+                seconds_teacher=dense['seconds_teacher'],
+                seconds_training=dense['seconds_student'] + host['seconds_student'], seconds_measuring=measuring,
                 seconds=dense['seconds'] + host['seconds_student'] + measuring, estimated_from=how_measured(dense))
 
 def demo_settings(cfg: SFDConfig, n: int) -> dict: # JSON-able
@@ -291,11 +313,15 @@ def check_demo(out: Path, cfg: SFDConfig, n: int) -> None:
     check_folder(str(out), ('report.json',))
     if not (out/'report.json').exists(): return
     try: theirs, mine = json.loads((out/'report.json').read_text()), demo_settings(cfg, n)
-    except ValueError: raise ValueError(f'{out}/report.json is not that of a demonstration: name another folder with --out') from None
-    if not isinstance(theirs, dict) or {k: theirs.get(k) for k in mine} != mine: raise ValueError(f'{out} holds a demonstration with other settings: name another folder with --out, or remove it')
+    except ValueError:
+        raise ValueError(f'{out}/report.json is not that of a demonstration: name another folder with --out') from None
+    if not isinstance(theirs, dict) or {k: theirs.get(k) for k in mine} != mine:
+        raise ValueError(f'{out} holds a demonstration with other settings: name another folder with '
+                         f'--out, or remove it')
 
 # %% ../nbs/14_cli.ipynb #7ceb8d23
-@command(examples=[('', 'the demonstration of the README'), ('--dry_run', 'what it would take on this device'), ('--steps 10 --n 100 --out quick', 'a tenth of it, to see that it runs')])
+@command(examples=[('', 'the demonstration of the README'), ('--dry_run', 'what it would take on this device'),
+                   ('--steps 10 --n 100 --out quick', 'a tenth of it, to see that it runs')])
 def bdense_demo(
     out: str = 'demo_out', # folder for report.json, the pictures and the two students
     steps: int = None, # training iterations of each student; default: the preset's
@@ -305,20 +331,24 @@ def bdense_demo(
 ):
     "Distil the shipped Fashion-MNIST teacher into two 2-NFE students, plain SFD and B-DENSE, and compare them."
     check_int('n', n, 2)
-    begin, out, cfg = time.monotonic(), Path(out), preset('demo', seed=seed, **({} if steps is None else {'steps': steps}))
+    begin, out, cfg = time.monotonic(), Path(out), preset('demo', seed=seed,
+                                                          **({} if steps is None else {'steps': steps}))
     check_demo(out, cfg, n)
     teacher = load_teacher()
     if dry_run: return show_plan(demo_plan(teacher, cfg, n))
     arms = demo_arms(teacher, cfg)
     rows, samples = measure_arms(arms, n)
     draw_arms(arms, samples, rows, out)
-    report = dict(command=' '.join(['bdense_demo', *sys.argv[1:]]), rows=rows, **demo_settings(cfg, n), sampling_seeds=[0, n - 1], training_seeds=[seed],
-                  teacher_sha256=read_about(data_dir()/TEACHERS['fashion_mnist'])['sha256'], loss={what: arm.about['history'] for what, (arm, _) in arms.items() if arm.about},
+    report = dict(command=' '.join(['bdense_demo', *sys.argv[1:]]), rows=rows, **demo_settings(cfg, n),
+                  sampling_seeds=[0, n - 1], training_seeds=[seed],
+                  teacher_sha256=read_about(data_dir()/TEACHERS['fashion_mnist'])['sha256'],
+                  loss={what: arm.about['history'] for what, (arm, _) in arms.items() if arm.about},
                   seconds=round(time.monotonic() - begin, 1), peak_memory_gb=peak_memory_gb(), **about_run())
     write_json(out/'report.json', report)
     print_table(rows)
     print(f'\nFréchet distance: to the 60,000 training images, in the shipped classifier\'s features, {n} samples.\n'
-          f'Paired error: root-mean-square pixel difference to the teacher\'s {arms[rows[1]["what"]][0].sigmas.numel() - 1}-step sample from the same noise.\n'
+          f'Paired error: root-mean-square pixel difference to the teacher\'s '
+          f'{arms[rows[1]["what"]][0].sigmas.numel() - 1}-step sample from the same noise.\n'
           f'One training seed ({seed}) and a small budget: an illustration, not evidence.\n'
           f'{out}/ holds report.json, samples.png, trajectory.png and both students; {time.monotonic() - begin:.0f} s.')
     return {k: v for k, v in report.items() if k != 'command'} | dict(out=str(out))
@@ -326,18 +356,21 @@ def bdense_demo(
 # %% ../nbs/14_cli.ipynb #7934611e
 def measure_arms(arms: dict[str, tuple[Student, str]], n: int) -> tuple[list[dict], dict[str, Tensor]]: # rows of the table; what -> samples
     "Sample every arm from the same seeds, and measure it; the first one is the truth."
-    rows, samples = [dict(what='real images against real ones', nfe=None, frechet_distance=fashion_fd(fashion_mnist('test')[0][:n]), paired_error=None)], {}
+    rows, samples = [dict(what='real images against real ones', nfe=None,
+                          frechet_distance=fashion_fd(fashion_mnist('test')[0][:n]), paired_error=None)], {}
     for what, (arm, solver) in arms.items():
         samples[what], nfe = sample_counted(arm, n, solver, what)
         end = next(iter(samples.values()))
-        rows.append(dict(what=what, nfe=nfe, frechet_distance=fashion_fd(samples[what]), paired_error=paired_error(samples[what], end)))
+        rows.append(dict(what=what, nfe=nfe, frechet_distance=fashion_fd(samples[what]),
+                         paired_error=paired_error(samples[what], end)))
     return rows, samples
 
 def draw_arms(arms: dict[str, tuple[Student, str]], samples: dict[str, Tensor], rows: list[dict], out: Path) -> None:
     "The demonstration's pictures and students."
     show_rows({f'{r["what"]}\n{r["nfe"]} NFE': samples[r['what']] for r in rows[1:]}, save=out/'samples.png')
     x, label = next(iter(arms.values()))[0].start([0])
-    show_trajectories({what: trajectory(arm.denoiser, x, arm.sigmas, solver, arm.afs, label) for what, (arm, solver) in arms.items()}, save=out/'trajectory.png')
+    show_trajectories({what: trajectory(arm.denoiser, x, arm.sigmas, solver, arm.afs, label)
+                       for what, (arm, solver) in arms.items()}, save=out/'trajectory.png')
     for what, (arm, _) in arms.items():
         if arm.about: arm.save(out/what.split()[0].lower(), overwrite=True)
 
@@ -346,7 +379,8 @@ DATA = ('fashion_mnist', 'cifar10', *TOY_SETS)
 
 def check_data(data: str) -> None:
     "Refuse what is neither the name of a data set nor a folder."
-    if data not in DATA and not Path(data).is_dir(): raise ValueError(f'unknown data {data!r}; choose one of: {", ".join(DATA)}, or a folder of images')
+    if data not in DATA and not Path(data).is_dir():
+        raise ValueError(f'unknown data {data!r}; choose one of: {", ".join(DATA)}, or a folder of images')
 
 def read_data(
     data: str, # one of `DATA`, or a folder of images
@@ -366,7 +400,8 @@ def read_data(
 
 def data_line(x: Tensor, y: Tensor | None, data: str) -> str:
     "A data set in words."
-    return f'{data}: {len(x):,} of shape {tuple(x.shape[1:])}' + (f', {int(y.max()) + 1} classes' if y is not None else '')
+    return (f'{data}: {len(x):,} of shape {tuple(x.shape[1:])}' + (f', {int(y.max()) + 1} classes' if y is not None
+        else ''))
 
 # %% ../nbs/14_cli.ipynb #a21983f5
 def new_denoiser(x: Tensor, y: Tensor | None, data: str) -> EDMDenoiser:
@@ -378,7 +413,8 @@ def new_denoiser(x: Tensor, y: Tensor | None, data: str) -> EDMDenoiser:
     net = UNet(x.shape[1], widths, n_classes=0 if y is None else int(y.max()) + 1)
     if bad := [side for side in x.shape[2:] if side % net.divisor]:
         good = ', '.join(str(max(round(side/net.divisor), 1)*net.divisor) for side in x.shape[2:])
-        raise ValueError(f'the images are {x.shape[2]} x {x.shape[3]}, but this U-Net needs sides that are multiples of {net.divisor}, not {bad[0]}: pass --size {good.replace(" ", "")}')
+        raise ValueError(f'the images are {x.shape[2]} x {x.shape[3]}, but this U-Net needs sides that are multiples '
+                         f'of {net.divisor}, not {bad[0]}: pass --size {good.replace(" ", "")}')
     return EDMDenoiser(net, sigma_data)
 
 def parse_size(text: str | None) -> tuple[int, int] | int | None:
@@ -386,7 +422,8 @@ def parse_size(text: str | None) -> tuple[int, int] | int | None:
     if text is None: return None
     try: sides = tuple(int(n) for n in str(text).split(','))
     except ValueError: sides = ()
-    if len(sides) not in (1, 2) or min(sides) < 1: raise ValueError(f'size must be one number, or height and width with a comma between, got {text!r}')
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f'size must be one number, or height and width with a comma between, got {text!r}')
     return sides if len(sides) == 2 else sides[0]
 
 # %% ../nbs/14_cli.ipynb #3f739940
@@ -401,23 +438,33 @@ def teach_config(preset_name: str, seed: int, checkpoint_every: int, **options) 
     check_choice('preset', preset_name, TEACH_PRESETS)
     chosen = TEACH_PRESETS[preset_name] | {k: v for k, v in options.items() if v is not None}
     check_int('batch', batch := chosen.pop('batch'), 1); check_int('steps', chosen['steps'], 1)
-    return TrainConfig(**chosen, warmup=min(500, chosen['steps']//10), schedule='cosine', clip_grad=1., seed=seed, checkpoint_every=checkpoint_every), batch
+    return TrainConfig(**chosen, warmup=min(500, chosen['steps']//10), schedule='cosine', clip_grad=1., seed=seed,
+                       checkpoint_every=checkpoint_every), batch
 
 # %% ../nbs/14_cli.ipynb #06b723f6
 def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | None, cfg: TrainConfig, batch: int, data: str) -> dict:
     "What a training would do and take."
     device = device_of(denoiser)
     def make(n):
-        def step(model, i): yield edm_loss(model, x[:n].to(device), None if y is None else y[:n].to(device), torch.Generator().manual_seed(i))
+        def step(model, i):
+            yield edm_loss(model, x[:n].to(device), None if y is None else y[:n].to(device),
+                           torch.Generator().manual_seed(i))
         return copy.deepcopy(denoiser).train(), step
     guess = dict(estimate_training(make, min(batch, len(x)), cfg), batch=batch)
     seconds = None if guess['seconds'] is None else guess['seconds']*cfg.steps*batch/min(batch, len(x))
-    return dict(trains=f'an EDM denoiser, {type(denoiser.net).__name__}', parameters=sum(p.numel() for p in denoiser.parameters()), data=data_line(x, y, data), updates=cfg.steps, batch=batch,
-                images_seen=cfg.steps*batch, epochs=cfg.steps*batch/len(x), sigma_data=denoiser.sigma_data, memory_gb=guess['memory_gb'], device=str(device), device_memory_gb=(device_bytes(device) or 0)/1e9 or None, seconds=seconds, estimated_from=how_measured(guess))
+    return dict(trains=f'an EDM denoiser, {type(denoiser.net).__name__}',
+                parameters=sum(p.numel() for p in denoiser.parameters()), data=data_line(x, y, data),
+                updates=cfg.steps, batch=batch,
+                images_seen=cfg.steps*batch, epochs=cfg.steps*batch/len(x), sigma_data=denoiser.sigma_data,
+                memory_gb=guess['memory_gb'], device=str(device), device_memory_gb=(device_bytes(device) or 0)/1e9
+                or None, seconds=seconds, estimated_from=how_measured(guess))
 
 # %% ../nbs/14_cli.ipynb #a3d7ffb9
-@command(examples=[('runs/ring --data ring --preset_name quick', 'a teacher for points in the plane, in seconds'), ('runs/photos --data ~/photos --size 32', 'one for a folder of images, which are cropped and resized; sub-folders are classes'),
-                   ('runs/photos --data ~/photos --size 32 --dry_run', 'what that would take'), ('runs/photos --data ~/photos --size 32', 'again: an interrupted run goes on')])
+@command(examples=[('runs/ring --data ring --preset_name quick', 'a teacher for points in the plane, in seconds'),
+                   ('runs/photos --data ~/photos --size 32',
+                    'one for a folder of images, which are cropped and resized; sub-folders are classes'),
+                   ('runs/photos --data ~/photos --size 32 --dry_run', 'what that would take'),
+                   ('runs/photos --data ~/photos --size 32', 'again: an interrupted run goes on')])
 def bdense_teach(
     out: str, # folder for checkpoints and for the finished teacher; a run found there is resumed
     data: str = 'fashion_mnist', # fashion_mnist, cifar10, a 2-D set (ring, moons, spiral, checkerboard), or a folder of images
@@ -441,25 +488,33 @@ def bdense_teach(
     denoiser = new_denoiser(x, y, data).to(default_device())
     if dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data))
     result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints')
-    about = dict(data=data, shape=list(x.shape[1:]), seed=seed, images_seen=cfg.steps*batch, seconds=round(result.seconds), **about_run())
-    if is_main(): save_denoiser(result.ema, out, dict(command=' '.join(['bdense_teach', *sys.argv[1:]]), **about, history=result.history))
+    about = dict(data=data, shape=list(x.shape[1:]), seed=seed, images_seen=cfg.steps*batch,
+                 seconds=round(result.seconds), **about_run())
+    if is_main():
+        save_denoiser(result.ema, out, dict(command=' '.join(['bdense_teach', *sys.argv[1:]]), **about,
+                                            history=result.history))
     print(f'the teacher is in {out}: {result.seconds:.0f} s, {cfg.steps*batch/result.seconds:.0f} images a second')
-    return dict(out=out, updates=cfg.steps, loss=result.history[-1]['loss'], parameters=sum(p.numel() for p in denoiser.parameters()), **about)
+    return dict(out=out, updates=cfg.steps, loss=result.history[-1]['loss'],
+                parameters=sum(p.numel() for p in denoiser.parameters()), **about)
 
 # %% ../nbs/14_cli.ipynb #7af40d80
-def teach_data(data: str, size: tuple[int, int] | int | None, path: str | None, download: bool, seed: int) -> tuple[Tensor, Tensor | None]:
+def teach_data(data: str, size: tuple[int, int] | int | None, path: str | None, download: bool,
+               seed: int) -> tuple[Tensor, Tensor | None]:
     "What a teacher is trained on."
     if data in DATA or not Path(data).is_dir():
         if size is not None: raise ValueError('size belongs to a folder of images')
         return read_data(data, 'train', path, download, seed=seed)
-    if path is not None or download: raise ValueError('path and download belong to fashion_mnist and cifar10; a folder of images is given by --data alone')
+    if path is not None or download:
+        raise ValueError('path and download belong to fashion_mnist and cifar10; a folder of images is given '
+                         'by --data alone')
     return image_folder(data, size)
 
 # %% ../nbs/14_cli.ipynb #10a73dfc
 def is_diffusers(name: str) -> bool:
     "Does this folder hold a diffusers pipeline or U-Net?"
     config = Path(name)/'config.json'
-    return any((Path(name)/part).exists() for part in ('model_index.json', 'unet')) or config.is_file() and '_diffusers_version' in config.read_text()
+    return (any((Path(name)/part).exists() for part in ('model_index.json', 'unet')) or config.is_file()
+            and '_diffusers_version' in config.read_text())
 
 def about_teacher(name: str) -> dict: # {} of a diffusers model
     "What a teacher's folder tells of it."
@@ -468,26 +523,33 @@ def about_teacher(name: str) -> dict: # {} of a diffusers model
 
 def is_student(name: str) -> bool:
     "Does this folder hold a student rather than a teacher?"
-    return name not in TEACHERS and Path(name).is_dir() and ((Path(name)/'sampling.json').is_file() or 'student' in about_teacher(name))
+    return (name not in TEACHERS and Path(name).is_dir()
+            and ((Path(name)/'sampling.json').is_file() or 'student' in about_teacher(name)))
 
 # %% ../nbs/14_cli.ipynb #9ad7adea
 def pickle_note(name: str) -> str: # '': there is none
     "Why a pickle is no teacher."
-    pickles = [p for p in (sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]) if p.suffix in PICKLES]
-    return f'; {pickles[0].name} is a pickle, which is not read, since reading one can run any code: write the model as safetensors, with save_denoiser or with diffusers\' save_pretrained' if pickles else ''
+    pickles = [p for p in (sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)])
+               if p.suffix in PICKLES]
+    return (f'; {pickles[0].name} is a pickle, which is not read, since reading one can run any code: write the model '
+            f'as safetensors, with save_denoiser or with diffusers\' save_pretrained' if pickles else '')
 
 def read_diffusers(name: str) -> NetDenoiser:
     "A diffusers model by folder."
     if is_student(name): return load_pretrained(name).denoiser
     if not any((Path(name)/part/'scheduler_config.json').is_file() for part in ('scheduler', '.')):
-        raise ValueError(f'{name} does not say its noise levels: there is no {name}/scheduler/scheduler_config.json; write it there with save_pretrained("{name}/scheduler") of the scheduler that the model was trained with')
+        raise ValueError(f'{name} does not say its noise levels: there is no {name}/scheduler/scheduler_config.json; '
+                         f'write it there with save_pretrained("{name}/scheduler") of the scheduler that the model '
+                         f'was trained with')
     try: return from_diffusers(name).to(default_device())
     except TypeError as e: raise ValueError(str(e)) from e # a model of another kind
 
 def find_teacher(name: str) -> NetDenoiser: # a shipped teacher's name, a folder that `save_denoiser` wrote, or one of a diffusers U-Net
     "A teacher by name or by folder."
     if name in TEACHERS: return load_teacher(name)
-    if not Path(name).is_dir(): raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a folder that bdense_teach or diffusers wrote{pickle_note(name)}')
+    if not Path(name).is_dir():
+        raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a folder that '
+                         f'bdense_teach or diffusers wrote{pickle_note(name)}')
     if is_diffusers(name): return read_diffusers(name)
     try: return load_denoiser(name)
     except FileNotFoundError as e: raise ValueError(f'{e}{pickle_note(name)}') from e
@@ -501,7 +563,8 @@ def shape_of(
     "The shape of a teacher's samples."
     if isinstance(teacher.net, MLP): return (teacher.net.config['dim'],)
     known, about = getattr(teacher.net, 'unet', None), about_teacher(name)
-    stored = about.get('shape') or about.get('student', {}).get('shape') or ((1, 28, 28) if about.get('data') == 'fashion_mnist' else None)
+    stored = about.get('shape') or about.get('student', {}).get('shape') or ((1, 28, 28)
+        if about.get('data') == 'fashion_mnist' else None)
     if known is not None: side, channels = known.config.sample_size, known.config.in_channels
     else: side, channels = stored and tuple(stored[1:]), teacher.net.config['channels']
     if (side := size or side) is None: raise ValueError(f'{name} does not say the size of its images: pass --size')
@@ -522,10 +585,15 @@ def find_data(
     "Data for a teacher, in its own shape; labels only if it has classes."
     kind = data or data_of(name)
     if kind is None or kind not in DATA and not Path(kind).is_dir() and data is None:
-        raise ValueError(f'Progressive Distillation noises real data, and {name} {"does not say which" if kind is None else f"was trained on {kind}, which is not here,"}: pass --data, a folder of images for instance')
+        raise ValueError(f'Progressive Distillation noises real data, and {name} '
+                         f'{"does not say which" if kind is None else f"was trained on {kind}, which is not here,"}: '
+                         f'pass --data, a folder of images for instance')
     x, y = read_data(kind, shape=shape, **how)
-    if tuple(x.shape[1:]) != shape: raise ValueError(f'{kind} has samples of shape {tuple(x.shape[1:])}, the teacher of {shape}: choose other data')
-    if y is None and teacher.n_classes: raise ValueError(f'{name} has {teacher.n_classes} classes, and {kind} has none: sort the images into one sub-folder for each class')
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(f'{kind} has samples of shape {tuple(x.shape[1:])}, the teacher of {shape}: choose other data')
+    if y is None and teacher.n_classes:
+        raise ValueError(f'{name} has {teacher.n_classes} classes, and {kind} has none: sort the images into one '
+                         f'sub-folder for each class')
     return x, y if teacher.n_classes else None
 
 # %% ../nbs/14_cli.ipynb #9b40c994
@@ -533,9 +601,12 @@ def find_student(folder: str, nfe: int | None) -> Student:
     "A student by folder; of one for several step counts the one asked for."
     student = load_pretrained(folder) if (Path(folder)/'sampling.json').is_file() else load_student(folder)
     if isinstance(student, VariableStudent):
-        if nfe is None: raise ValueError(f'{folder} holds a student for {", ".join(map(str, student.nfe))} NFE: say which with --nfe')
+        if nfe is None:
+            raise ValueError(f'{folder} holds a student for {", ".join(map(str, student.nfe))} NFE: say '
+                             f'which with --nfe')
         return student.at(nfe)
-    if nfe is not None and nfe != student.nfe: raise ValueError(f'{folder} holds a student for {student.nfe} NFE, not {nfe}')
+    if nfe is not None and nfe != student.nfe:
+        raise ValueError(f'{folder} holds a student for {student.nfe} NFE, not {nfe}')
     return student
 
 def five_calls(folder: str) -> Student:
@@ -551,13 +622,16 @@ def with_options(
     "A configuration with the options that were given; one that its host does not have is refused."
     given = {k: v for k, v in options.items() if v is not None}
     foreign = sorted(given.keys() - {f.name for f in dataclasses.fields(cfg)})
-    if foreign: raise ValueError(f'{", ".join(foreign)} is not an option of this host: {type(cfg).__name__} does not have it; choose another preset')
+    if foreign:
+        raise ValueError(f'{", ".join(foreign)} is not an option of this host: {type(cfg).__name__} does not have it; '
+                         f'choose another preset')
     return dataclasses.replace(cfg, **given)
 
 def parse_counts(text: str | None) -> list[int]:
     "'2,3' as whole numbers."
     try: counts = [] if text is None else [int(n) for n in str(text).split(',')]
-    except ValueError: raise ValueError(f'nfe must be a whole number, or several with commas between, got {text!r}') from None
+    except ValueError:
+        raise ValueError(f'nfe must be a whole number, or several with commas between, got {text!r}') from None
     for n in counts: check_int('nfe', n, 1, 1000)
     if len(set(counts)) < len(counts): raise ValueError(f'nfe must be different numbers, got {text!r}')
     return counts
@@ -566,7 +640,9 @@ def parse_weights(text: str | None) -> str | tuple[float, ...] | None:
     "'1,2,3' as numbers, a name as it is."
     if text is None or text.isalpha(): return text
     try: return tuple(float(w) for w in text.split(','))
-    except ValueError: raise ValueError(f'branch_weights must be linear, uniform, endpoint, or numbers with commas between, got {text!r}') from None
+    except ValueError:
+        raise ValueError(f'branch_weights must be linear, uniform, endpoint, or numbers with commas '
+                         f'between, got {text!r}') from None
 
 # %% ../nbs/14_cli.ipynb #a1433aee
 def distill_config(
@@ -578,40 +654,58 @@ def distill_config(
 ) -> SFDConfig | PDConfig:
     "The preset, fitted to the teacher, with the options that were given."
     if options['steps'] is not None: check_int('steps', options['steps'], 1)
-    steps, nfe, top = options.pop('steps'), options.pop('nfe'), source.log_sigmas[-1].exp().item() if isinstance(source, VPDenoiser) else 80.
+    steps, nfe, top = (options.pop('steps'), options.pop('nfe'), source.log_sigmas[-1].exp().item()
+                       if isinstance(source, VPDenoiser) else 80.)
     if isinstance(base, PDConfig):
         own = dict(schedule='teacher') if isinstance(source, VPDenoiser) else {}
         return with_options(base, updates=steps, end_steps=nfe, **own, **options)
-    if is_student(teacher): base = second_stage(five_calls(teacher), steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr, lr_schedule=base.lr_schedule)
+    if is_student(teacher):
+        base = second_stage(five_calls(teacher), steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr,
+                            lr_schedule=base.lr_schedule)
     else: base = dataclasses.replace(base, shape=shape, sigma_max=min(base.sigma_max, top))
     return with_options(base, steps=steps, nfe=nfe, **options)
 
 # %% ../nbs/14_cli.ipynb #6a831c6f
-def distill_plan(source: NetDenoiser, teacher: str, cfg: SFDConfig | PDConfig, counts: list[int], shape: tuple[int, ...], data: str, banked: bool, bank: str | None) -> dict:
+def distill_plan(source: NetDenoiser, teacher: str, cfg: SFDConfig | PDConfig, counts: list[int],
+                 shape: tuple[int, ...], data: str, banked: bool, bank: str | None) -> dict:
     "What a distillation would do and take."
     pd = isinstance(cfg, PDConfig)
     if pd: cfg = cfg.on_table(source)
-    parts = [estimate_run(source, cfg if pd else dataclasses.replace(cfg, nfe=n), shape) for n in (counts if not pd else None) or [None if pd else cfg.nfe]]
-    mean, walk = lambda key: None if any(p[key] is None for p in parts) else sum(p[key] for p in parts)/len(parts), sum if banked else lambda values: sum(values)/len(parts)
-    seconds, weights = mean('seconds_student'), cfg.branch_weights if isinstance(cfg.branch_weights, str) else ', '.join(f'{w:g}' for w in cfg.branch_weights)
-    by_teacher, grids = walk([p['seconds_teacher'] for p in parts]), [cfg.grid(cfg.end_steps)] if pd else [dataclasses.replace(cfg, nfe=n).grids[1] for n in counts or [cfg.nfe]]
+    parts = [estimate_run(source, cfg if pd else dataclasses.replace(cfg, nfe=n), shape)
+             for n in (counts if not pd else None) or [None if pd else cfg.nfe]]
+    mean, walk = lambda key: None if any(p[key] is None for p in parts) else sum(p[key]
+        for p in parts)/len(parts), sum if banked else lambda values: sum(values)/len(parts)
+    seconds, weights = mean('seconds_student'), cfg.branch_weights if isinstance(cfg.branch_weights,
+        str) else ', '.join(f'{w:g}' for w in cfg.branch_weights)
+    by_teacher, grids = walk([p['seconds_teacher']
+                              for p in parts]), [cfg.grid(cfg.end_steps)] if pd else [dataclasses.replace(cfg,
+        nfe=n).grids[1] for n in counts or [cfg.nfe]]
     peaks = [p['memory_gb'] for p in parts]
     kept = 0. if pd or bank or not banked or parts[0]['device'] != 'cpu' else sum(p['bank_gb'] for p in parts)
-    plan = dict(trains=f'{"Progressive Distillation" if pd else "SFD"}, K = {cfg.K} branches' + (f', weights {weights}' if cfg.K > 1 else ' (the plain host)'), teacher=teacher, parameters=parts[0]['parameters'], shape=list(shape), data=data)
+    plan = dict(trains=f'{"Progressive Distillation" if pd else "SFD"}, K = {cfg.K} branches'
+                + (f', weights {weights}' if cfg.K > 1 else ' (the plain host)'), teacher=teacher,
+                parameters=parts[0]['parameters'], shape=list(shape), data=data)
     if pd: plan |= dict(rounds=[f'{a} to {b} steps' for a, b in zip([cfg.start_steps, *cfg.rounds], cfg.rounds)])
-    plan |= dict(nfe=sorted({p['nfe'] for p in parts}), updates=round(mean('updates')), batch=cfg.batch, substeps=cfg.substeps, teacher_samples=round(walk([p['teacher'] for p in parts])), student_samples=round(mean('student')))
+    plan |= dict(nfe=sorted({p['nfe'] for p in parts}), updates=round(mean('updates')), batch=cfg.batch,
+                 substeps=cfg.substeps, teacher_samples=round(walk([p['teacher'] for p in parts])),
+                 student_samples=round(mean('student')))
     plan |= {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids}
-    if not pd: plan |= dict(bank='none: the teacher walks during training' if not banked else f'{sum(p["bank_gb"] for p in parts):.2f} GB of trajectories in {bank or "memory"}')
-    return plan | dict(memory_gb=None if None in peaks else max(peaks) + kept, device=parts[0]['device'], device_memory_gb=parts[0]['device_gb'],
+    if not pd:
+        plan |= dict(bank='none: the teacher walks during training' if not banked
+                     else f'{sum(p["bank_gb"] for p in parts):.2f} GB of trajectories in {bank or "memory"}')
+    return plan | dict(memory_gb=None if None in peaks else max(peaks) + kept, device=parts[0]['device'],
+                       device_memory_gb=parts[0]['device_gb'],
                        **(dict(seconds_teacher=by_teacher, seconds_student=seconds) if by_teacher else {}), seconds=None if seconds is None else by_teacher + seconds, estimated_from=how_measured(parts[0])) # else the teacher walks inside the updates
 
 # %% ../nbs/14_cli.ipynb #993fcf91
-def run_host(source: NetDenoiser, cfg: SFDConfig | PDConfig, counts: list[int], data: tuple | None, bank: str | None, folder: Path) -> Student | VariableStudent:
+def run_host(source: NetDenoiser, cfg: SFDConfig | PDConfig, counts: list[int], data: tuple | None, bank: str | None,
+             folder: Path) -> Student | VariableStudent:
     "Distil with the host, and the variant of it, that was asked for."
     if isinstance(cfg, PDConfig): return distill(source, cfg, *data, folder=folder)
     counts = counts or [cfg.nfe]
     if (folder/'run.json').is_file(): claim_folder(folder, {k: v for k, v in asdict(cfg).items() if k != 'nfe' or len(counts) == 1}) # before the teacher's walks, which take a while
-    banks = {n: teacher_bank(source, dataclasses.replace(cfg, nfe=n), folder=Path(bank)/f'nfe-{n}' if bank else None) for n in counts} if is_banked(cfg, bank) else None
+    banks = {n: teacher_bank(source, dataclasses.replace(cfg, nfe=n), folder=Path(bank)/f'nfe-{n}' if bank else None)
+             for n in counts} if is_banked(cfg, bank) else None
     if len(counts) > 1: return sfd_variable(source, cfg, counts, banks, folder)
     return sfd(source, cfg, banks and banks[cfg.nfe], folder)
 
@@ -626,27 +720,38 @@ def save_student(student: Student | VariableStudent, out: str) -> None:
 
 # %% ../nbs/14_cli.ipynb #c2b3846c
 DISTILL_EXAMPLES = [
-    ('runs/student --preset_name demo', 'the shipped teacher to 2 NFE by SFD with 4 branches, the budget of bdense_demo'), ('runs/student --preset_name demo --dry_run', 'what that would take on this device'),
-    ('runs/host --preset_name demo --branches 1', 'the same without branches: plain SFD'), ('runs/few --nfe 2,3,4,5', 'one student for 2, 3, 4 and 5 NFE'), ('runs/one --teacher runs/few', 'its second stage: 1 NFE'),
-    ('runs/pd --preset_name fashion_mnist_pd --nfe 4', 'Progressive Distillation from 64 to 4 steps'), ('runs/mine --teacher my_unet --preset_name fashion_mnist_pd --data ~/photos', 'a diffusers U-Net, with a folder of images')]
+    ('runs/student --preset_name demo', 'the shipped teacher to 2 NFE by SFD with 4 branches, the '
+     'budget of bdense_demo'), ('runs/student --preset_name demo --dry_run', 'what that would take on this device'),
+    ('runs/host --preset_name demo --branches 1', 'the same without branches: plain SFD'),
+    ('runs/few --nfe 2,3,4,5', 'one student for 2, 3, 4 and 5 NFE'),
+    ('runs/one --teacher runs/few', 'its second stage: 1 NFE'),
+    ('runs/pd --preset_name fashion_mnist_pd --nfe 4', 'Progressive Distillation from 64 to 4 steps'),
+    ('runs/mine --teacher my_unet --preset_name fashion_mnist_pd --data ~/photos',
+     'a diffusers U-Net, with a folder of images')]
 
-def distill_data(cfg: SFDConfig | PDConfig, counts: list[int], bank: str | None, teacher: str, source: NetDenoiser, shape: tuple[int, ...], data: str | None, split: str) -> tuple[Tensor, Tensor | None] | None:
+def distill_data(cfg: SFDConfig | PDConfig, counts: list[int], bank: str | None, teacher: str, source: NetDenoiser,
+                 shape: tuple[int, ...], data: str | None, split: str) -> tuple[Tensor, Tensor | None] | None:
     "The data of Progressive Distillation, None for SFD; options of the other host are refused."
     if isinstance(cfg, PDConfig):
-        if bank or len(counts) > 1: raise ValueError('a bank and several step counts belong to SFD; choose another preset')
+        if bank or len(counts) > 1:
+            raise ValueError('a bank and several step counts belong to SFD; choose another preset')
         return find_data(teacher, source, shape, data, split=split)
-    if data is not None: raise ValueError('SFD needs no data, so --data has no meaning here; Progressive Distillation does: --preset_name fashion_mnist_pd or cifar10-pd')
+    if data is not None:
+        raise ValueError('SFD needs no data, so --data has no meaning here; Progressive Distillation does: '
+                         '--preset_name fashion_mnist_pd or cifar10-pd')
 
 def finish(student: Student | VariableStudent, out: str, data: str | None) -> dict:
     "Write a student, and say so."
     student.about |= dict(command=' '.join(['bdense_distill', *sys.argv[1:]]), data=data, **about_run())
     if is_main(): save_student(student, out) # several processes, one folder
     print(f'the student is in {out}: {student.nfe} NFE, {student.about["seconds"]:.0f} s')
-    return dict(out=out, nfe=student.nfe, host=student.about['host'], loss=last_loss(student), seconds=student.about['seconds'], config=student.about['config'], **about_run())
+    return dict(out=out, nfe=student.nfe, host=student.about['host'], loss=last_loss(student),
+                seconds=student.about['seconds'], config=student.about['config'], **about_run())
 
 def last_loss(student: Student | VariableStudent) -> float:
     "Of its training, as far as it was read."
-    return (student.about['rounds'][-1]['history'] if 'rounds' in student.about else student.about['history'])[-1]['loss']
+    return (student.about['rounds'][-1]['history'] if 'rounds' in student.about
+            else student.about['history'])[-1]['loss']
 
 # %% ../nbs/14_cli.ipynb #14b40be3
 @command(examples=DISTILL_EXAMPLES)
@@ -675,10 +780,14 @@ def bdense_distill(
     check_folder(out, ('checkpoints',)); check_folder(bank or out)
     counts, base, source = parse_counts(nfe), preset(preset_name), find_teacher(teacher)
     shape = shape_of(teacher, source, parse_size(size))
-    cfg = distill_config(base, teacher, source, shape, steps=steps, nfe=counts[0] if counts else None, K=branches, substeps=substeps, branch_weights=parse_weights(branch_weights),
-                         branch_weights_end=parse_weights(branch_weights_end), batch=batch, lr=lr, seed=seed, start_steps=start_steps, pool=pool)
-    pairs, kind, folder = distill_data(cfg, counts, bank, teacher, source, shape, data, split), data or data_of(teacher), Path(out)/'checkpoints'
-    plan = partial(distill_plan, source, teacher, cfg, counts, shape, data_line(*pairs, kind) if pairs else 'none needed', is_banked(cfg, bank), bank)
+    cfg = distill_config(base, teacher, source, shape, steps=steps, nfe=counts[0] if counts else None, K=branches,
+                         substeps=substeps, branch_weights=parse_weights(branch_weights),
+                         branch_weights_end=parse_weights(branch_weights_end), batch=batch, lr=lr, seed=seed,
+                         start_steps=start_steps, pool=pool)
+    pairs, kind, folder = distill_data(cfg, counts, bank, teacher, source, shape, data,
+                                       split), data or data_of(teacher), Path(out)/'checkpoints'
+    plan = partial(distill_plan, source, teacher, cfg, counts, shape, data_line(*pairs, kind) if pairs
+                   else 'none needed', is_banked(cfg, bank), bank)
     if dry_run: return show_plan(plan())
     announce(plan, folder)
     return finish(run_host(source, cfg, counts, pairs, bank, folder), out, kind)
@@ -687,10 +796,13 @@ def bdense_distill(
 def search_config(preset_name: str, teacher: str, **options) -> tuple[NetDenoiser, SFDConfig]: # the teacher, loaded; options: see `distill_config`
     "What a search trains."
     base = preset(preset_name)
-    if isinstance(base, PDConfig): raise ValueError(f'the search distils by SFD, {preset_name} is a preset of Progressive Distillation')
+    if isinstance(base, PDConfig):
+        raise ValueError(f'the search distils by SFD, {preset_name} is a preset of Progressive Distillation')
     source = find_teacher(teacher)
     cfg = distill_config(base, teacher, source, shape_of(teacher, source), nfe=None, **options)
-    if cfg.K == 1: raise ValueError('K = 1 has one branch, whose weight is 1: there is nothing to search; use --branches of at least 2')
+    if cfg.K == 1:
+        raise ValueError('K = 1 has one branch, whose weight is 1: there is nothing to search; use '
+                         '--branches of at least 2')
     return source, cfg
 
 def search_plan(source: NetDenoiser, teacher: str, cfg: SFDConfig, trials: int, seeds: int, n: int) -> dict:
@@ -698,14 +810,22 @@ def search_plan(source: NetDenoiser, teacher: str, cfg: SFDConfig, trials: int, 
     one, arms = estimate_run(source, cfg), 1 + len(BRANCH_WEIGHTS)
     runs = trials + seeds*arms
     careful, solver = many_steps(source, cfg, cfg.shape)
-    scoring = runs*sampling_seconds(Student(source, cfg.grids[1], cfg.afs, cfg.shape), n) + 2*sampling_seconds(careful, n, solver)
-    walks, training = (seeds + 1)*one['seconds_teacher'], None if one['seconds_student'] is None else runs*one['seconds_student']
-    return dict(searches=f'{cfg.K} branch weights for SFD, {one["nfe"]} NFE', teacher=teacher, parameters=one['parameters'], trials=trials, confirmation=f'{seeds} seeds of {arms} trainings each', trainings=runs,
-                updates_of_each=one['updates'], batch=cfg.batch, samples_scored=n, grid=cfg.grids[1].tolist(), nfe=one['nfe'], memory_gb=one['memory_gb'], device=one['device'], device_memory_gb=one['device_gb'],
-                seconds_teacher=walks, seconds_student=training, seconds_scoring=scoring, seconds=None if training is None else walks + training + scoring, estimated_from=how_measured(one))
+    scoring = runs*sampling_seconds(Student(source, cfg.grids[1], cfg.afs, cfg.shape),
+                                    n) + 2*sampling_seconds(careful, n, solver)
+    walks, training = (seeds
+                       + 1)*one['seconds_teacher'], None if one['seconds_student'] is None else runs*one['seconds_student']
+    return dict(searches=f'{cfg.K} branch weights for SFD, {one["nfe"]} NFE', teacher=teacher,
+                parameters=one['parameters'], trials=trials, confirmation=f'{seeds} seeds of {arms} trainings each',
+                trainings=runs,
+                updates_of_each=one['updates'], batch=cfg.batch, samples_scored=n, grid=cfg.grids[1].tolist(),
+                nfe=one['nfe'], memory_gb=one['memory_gb'], device=one['device'], device_memory_gb=one['device_gb'],
+                seconds_teacher=walks, seconds_student=training, seconds_scoring=scoring,
+                seconds=None if training is None else walks + training + scoring, estimated_from=how_measured(one))
 
 # %% ../nbs/14_cli.ipynb #91be2f4f
-@command(examples=[('runs/search', 'weights for the budget of bdense_demo: hours on a CPU'), ('runs/search --trials 8 --steps 8 --pool 256', 'a small search'), ('runs/search --trials 32', 'again: the search goes on'),
+@command(examples=[('runs/search', 'weights for the budget of bdense_demo: hours on a CPU'),
+                   ('runs/search --trials 8 --steps 8 --pool 256', 'a small search'),
+                   ('runs/search --trials 32', 'again: the search goes on'),
                    ('runs/search --teacher runs/ring --dry_run', 'what a search for another teacher would take')])
 def bdense_search(
     out: str, # folder for search.db, search.json and search.png; a search found there goes on
@@ -722,21 +842,26 @@ def bdense_search(
     dry_run: bool = False, # say what would be searched, how much memory and time it takes, and stop
 ):
     "Search for branch weights by paired error, and confirm what was found on other training seeds."
-    check_folder(out, ('search.db',)); check_int('seeds', seeds, 3); check_int('trials', trials, 1); check_int('n', n, 1)
+    check_folder(out, ('search.db',)); check_int('seeds', seeds, 3); check_int('trials', trials, 1)
+    check_int('n', n, 1)
     source, cfg = search_config(preset_name, teacher, K=branches, steps=steps, batch=batch, pool=pool, seed=seed)
     if dry_run: return show_plan(search_plan(source, teacher, cfg, trials, seeds, n))
     result = search_weights(source, cfg, trials, Path(out)/'search.db', n_samples=n, seed=seed)
     result = confirm_weights(source, result, range(seed + 1, seed + 1 + seeds), Path(out)/'search.db')
     save_search(Path(out)/'search.json', result, command=' '.join(['bdense_search', *sys.argv[1:]]), **about_run())
     show_search(result, Path(out)/'search.png')
-    print(f'best weights: {", ".join(f"{w:.3f}" for w in result.best.weights)}; {out}/ holds search.json and search.png')
-    return dict(out=out, weights=list(result.best.weights), score=result.best.score, trials=len(result.trials), confirmed={k: list(v) for k, v in result.confirmed.items()}, **about_run())
+    print(f'best weights: {", ".join(f"{w:.3f}" for w in result.best.weights)}; {out}/ holds '
+          f'search.json and search.png')
+    return dict(out=out, weights=list(result.best.weights), score=result.best.score, trials=len(result.trials),
+                confirmed={k: list(v) for k, v in result.confirmed.items()}, **about_run())
 
 # %% ../nbs/14_cli.ipynb #29916eae
 def sampling_plan(arm: Student, n: int, **what) -> dict:
     "What sampling would do and take."
     each = torch.Size(arm.shape).numel()
-    return dict(what, network=type(arm.denoiser.net).__name__, samples=n, shape=list(arm.shape), nfe=arm.nfe, grid=arm.sigmas.tolist(), network_calls=n*arm.nfe, samples_gb=4*n*each/1e9, device=str(device_of(arm.denoiser)), seconds=sampling_seconds(arm, n),
+    return dict(what, network=type(arm.denoiser.net).__name__, samples=n, shape=list(arm.shape), nfe=arm.nfe,
+                grid=arm.sigmas.tolist(), network_calls=n*arm.nfe, samples_gb=4*n*each/1e9,
+                device=str(device_of(arm.denoiser)), seconds=sampling_seconds(arm, n),
                 estimated_from='a few samples drawn on this device')
 
 def are_samples(path: Path) -> bool:
@@ -744,7 +869,10 @@ def are_samples(path: Path) -> bool:
     return {'student', 'seed'} <= load_tensors(path.with_suffix('.safetensors'))[1].keys()
 
 # %% ../nbs/14_cli.ipynb #998e0ffb
-@command(examples=[('runs/student', '64 samples as a picture, and as tensors beside it'), ('runs/student --n 8 --label 9 --seed 100 --out boots.png', 'eight of one class, from seeds 100 to 107'), ('runs/few --nfe 3', 'of a student for several step counts'),
+@command(examples=[('runs/student', '64 samples as a picture, and as tensors beside it'),
+                   ('runs/student --n 8 --label 9 --seed 100 --out boots.png',
+                    'eight of one class, from seeds 100 to 107'),
+                   ('runs/few --nfe 3', 'of a student for several step counts'),
                    ('runs/student --n 50000 --dry_run', 'how long many samples take')])
 def bdense_sample(
     student: str, # a folder that bdense_distill or bdense_demo wrote
@@ -763,10 +891,13 @@ def bdense_sample(
     arm = find_student(student, nfe)
     if dry_run: return show_plan(sampling_plan(arm, n, student=student))
     samples = arm.sample(n, seed, label)
-    save_tensors(out.with_suffix('.safetensors'), {'samples': samples}, dict(student=str(student), seed=seed, label=label, nfe=nfe))
+    save_tensors(out.with_suffix('.safetensors'), {'samples': samples},
+                 dict(student=str(student), seed=seed, label=label, nfe=nfe))
     if samples.ndim == 4: show_rows({str(seed + i): samples[i:i + 8] for i in range(0, min(n, 512), 8)}, 8, save=out)
-    print(f'{n} samples are in {out.with_suffix(".safetensors")}' + (f', a picture of {"them" if n <= 512 else "the first 512"} in {out}' if samples.ndim == 4 else ''))
-    return dict(samples=str(out.with_suffix('.safetensors')), picture=str(out) if samples.ndim == 4 else None, n=n, shape=list(arm.shape), nfe=arm.nfe, seeds=[seed, seed + n - 1])
+    print(f'{n} samples are in {out.with_suffix(".safetensors")}'
+          + (f', a picture of {"them" if n <= 512 else "the first 512"} in {out}' if samples.ndim == 4 else ''))
+    return dict(samples=str(out.with_suffix('.safetensors')), picture=str(out) if samples.ndim == 4 else None, n=n,
+                shape=list(arm.shape), nfe=arm.nfe, seeds=[seed, seed + n - 1])
 
 # %% ../nbs/14_cli.ipynb #07c9f364
 AMOUNTS = {'quick': 200, 'standard': 1000, 'full': 10_000} # samples
@@ -783,14 +914,18 @@ class Reality:
     @property
     def line(self) -> str: # in words
         if self.images is not None: return data_line(self.images, None, self.data)
-        return self.note or ('the 60,000 training images of Fashion-MNIST' if self.features else f'fresh points of {self.data}')
+        return (self.note or ('the 60,000 training images of Fashion-MNIST' if self.features
+                              else f'fresh points of {self.data}'))
 
 def check_features(features: str | None, shape: tuple[int, ...]) -> None:
     "Refuse features that do not suit the samples."
     if features is None: return
     check_choice('features', features, FEATURE_SPACES)
-    if len(shape) != 3: raise ValueError(f'features are for images, and a sample is of shape {shape}: leave --features out')
-    if features == 'fashion_mnist' and shape != SHIPPED: raise ValueError(f'the features fashion_mnist are for images of shape {SHIPPED}, these are {shape}: take --features inception')
+    if len(shape) != 3:
+        raise ValueError(f'features are for images, and a sample is of shape {shape}: leave --features out')
+    if features == 'fashion_mnist' and shape != SHIPPED:
+        raise ValueError(f'the features fashion_mnist are for images of shape {SHIPPED}, these are {shape}: take '
+                         f'--features inception')
 
 # %% ../nbs/14_cli.ipynb #83eebb8b
 def find_reality(
@@ -802,19 +937,29 @@ def find_reality(
     "What a student's samples are compared with: what was asked for, else its teacher's data."
     kind, space = data or data_of(teacher), features or ('fashion_mnist' if shape == SHIPPED else None)
     check_features(features, shape)
-    if len(shape) != 3: return Reality(kind, note='' if kind in TOY_SETS else f'no distance to data: a sample is of shape {shape}; --data knows points of {", ".join(TOY_SETS)}')
+    if len(shape) != 3:
+        return Reality(kind, note='' if kind in TOY_SETS else f'no distance to data: a sample is of shape {shape}; '
+                       f'--data knows points of {", ".join(TOY_SETS)}')
     if kind is None or data is None and kind not in DATA and not Path(kind).is_dir():
-        return Reality(kind, note=f'no Fréchet distance: {teacher} {"does not say what it was trained on" if kind is None else f"was trained on {kind}, which is not here"}; pass --data, a folder of images for instance')
-    if space is None: return Reality(kind, note=f'no Fréchet distance: the shipped features are for images of shape {SHIPPED}, these are {shape}; --features inception takes any (pip install "bdense-nb[fid]")')
+        return Reality(kind,
+                       note=f'no Fréchet distance: {teacher} '
+                       f'{"does not say what it was trained on" if kind is None else f"was trained on {kind}, which is not here"}; pass --data, a folder of images for instance')
+    if space is None:
+        return Reality(kind, note=f'no Fréchet distance: the shipped features are for images of shape {SHIPPED}, these '
+                       f'are {shape}; --features inception takes any (pip install "bdense-nb[fid]")')
     if kind == space == 'fashion_mnist': return Reality(kind, space)
     images, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
-    if tuple(images.shape[1:]) != shape: raise ValueError(f'{kind} has samples of shape {tuple(images.shape[1:])}, the student of {shape}: choose other data')
+    if tuple(images.shape[1:]) != shape:
+        raise ValueError(f'{kind} has samples of shape {tuple(images.shape[1:])}, the student of {shape}: '
+                         f'choose other data')
     if len(images) < 2: raise ValueError(f'{kind} holds a single image, and a Fréchet distance needs at least two')
     return Reality(kind, space, images)
 
 def quality_of(images: Tensor, reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict: # None where nothing is known; space: where `reality.images` are compared
     "How like real data a set of samples is."
-    if reality.data in TOY_SETS and images.ndim == 2: return dict(frechet_distance=None, sliced_wasserstein=float(sliced_wasserstein(images, toy_2d(reality.data, len(images), 10**6))))
+    if reality.data in TOY_SETS and images.ndim == 2:
+        return dict(frechet_distance=None,
+                    sliced_wasserstein=float(sliced_wasserstein(images, toy_2d(reality.data, len(images), 10**6))))
     if reality.images is not None: return dict(frechet_distance=frechet_distance(space(images), space(reality.images)))
     return dict(frechet_distance=fashion_fd(images) if reality.features else None)
 
@@ -823,7 +968,9 @@ def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) ->
     "Refuse to measure a student against a teacher that it does not come from."
     try: theirs = denoiser_hash(frozen_copy(source, arm.shape))
     except ValueError: theirs = f'another shape than {arm.shape}'
-    if (mine := arm.about.get('teacher')) != theirs: raise ValueError(f'{student} was not distilled from {teacher}: its teacher is {mine}, this one {theirs}; name its own with --teacher')
+    if (mine := arm.about.get('teacher')) != theirs:
+        raise ValueError(f'{student} was not distilled from {teacher}: its teacher is {mine}, this one {theirs}; name '
+                         f'its own with --teacher')
 
 def measure_student(arm: Student, source: NetDenoiser, student: str, reality: Reality, features_path: str | None, n: int) -> dict: # a row of the table
     "Sample student and teacher from the same seeds, and measure."
@@ -831,12 +978,14 @@ def measure_student(arm: Student, source: NetDenoiser, student: str, reality: Re
     careful, solver = many_steps(source, config_of(arm.about), arm.shape)
     end, _ = sample_counted(careful, n, solver, 'teacher')
     images, calls = sample_counted(arm, n, label='student')
-    return dict(what=str(student), nfe=calls, paired_error=paired_error(images, end), **quality_of(images, reality, space))
+    return dict(what=str(student), nfe=calls, paired_error=paired_error(images, end),
+                **quality_of(images, reality, space))
 
 # %% ../nbs/14_cli.ipynb #eac1401c
 def list_experiments() -> dict:
     "Name the experiments that can be run."
-    for name, experiment in EXPERIMENTS.items(): print(f'{name:20}{len(experiment.arms)*experiment.seeds:>5} runs  {experiment.about}')
+    for name, experiment in EXPERIMENTS.items():
+        print(f'{name:20}{len(experiment.arms)*experiment.seeds:>5} runs  {experiment.about}')
     return dict(experiments={name: dict(about=e.about, runs=len(e.arms)*e.seeds) for name, e in EXPERIMENTS.items()})
 
 def experiment_plan(name: str, out: str | None) -> dict:
@@ -845,8 +994,10 @@ def experiment_plan(name: str, out: str | None) -> dict:
     rows, runs = stored_rows(e, Path(file)), len(e.arms)*e.seeds
     done = len({run_name(r) for r in rows})
     left = max(runs - done, 0)
-    return dict(experiment=name, asks=e.about, world=e.world, arms=len(e.arms), seeds=e.seeds, runs=runs, runs_done=done, file=str(file), seconds=sum(r['cpu_seconds'] for r in rows)/done*left if done else None,
-                estimated_from='the CPU time of the runs that are there' if done else 'nothing yet: after a first run (--limit 1) there is an estimate')
+    return dict(experiment=name, asks=e.about, world=e.world, arms=len(e.arms), seeds=e.seeds, runs=runs,
+                runs_done=done, file=str(file), seconds=sum(r['cpu_seconds'] for r in rows)/done*left if done else None,
+                estimated_from='the CPU time of the runs that are there' if done
+                else 'nothing yet: after a first run (--limit 1) there is an estimate')
 
 # %% ../nbs/14_cli.ipynb #6c5753cc
 def say_differences(result: dict) -> list[dict]:
@@ -855,7 +1006,8 @@ def say_differences(result: dict) -> list[dict]:
     for measure, ds in found.items():
         if ds: print('', difference_table(result, measure), sep='\n')
     if not any(found.values()): print('no intervals yet: they need three seeds of an arm and of its host')
-    return [dict(measure=m, arm=d.arm, nfe=d.nfe, iterations=d.iterations, width=d.width, host=d.host, verdict=d.verdict, **asdict(d.interval)) for m, ds in found.items() for d in ds]
+    return [dict(measure=m, arm=d.arm, nfe=d.nfe, iterations=d.iterations, width=d.width, host=d.host,
+                 verdict=d.verdict, **asdict(d.interval)) for m, ds in found.items() for d in ds]
 
 def evaluate_experiment(name: str, out: str | None, limit: int | None, dry_run: bool) -> dict:
     "List, plan or run an experiment."
@@ -864,7 +1016,8 @@ def evaluate_experiment(name: str, out: str | None, limit: int | None, dry_run: 
     if dry_run: return show_plan(experiment_plan(name, out))
     if limit is not None: check_int('limit', limit, 1)
     result = run_experiment(name, out, limit)
-    return dict(experiment=name, file=out or f'{name}.json', rows=len(result['rows']), differences=say_differences(result))
+    return dict(experiment=name, file=out or f'{name}.json', rows=len(result['rows']),
+                differences=say_differences(result))
 
 # %% ../nbs/14_cli.ipynb #bdb6dd74
 def evaluate_plan(arm: Student, source: NetDenoiser, student: str, teacher: str, reality: Reality, n: int) -> dict:
@@ -874,9 +1027,11 @@ def evaluate_plan(arm: Student, source: NetDenoiser, student: str, teacher: str,
     sample(counter, x, careful.sigmas, solver, careful.afs, label)
     plan = sampling_plan(arm, n, student=student, teacher=teacher)
     by_teacher = sampling_seconds(careful, n, solver)
-    return plan | dict(compared_with=reality.line, features=reality.features or 'none', teacher_nfe=counter.nfe, seconds_teacher=by_teacher, seconds=plan['seconds'] + by_teacher)
+    return plan | dict(compared_with=reality.line, features=reality.features or 'none', teacher_nfe=counter.nfe,
+                       seconds_teacher=by_teacher, seconds=plan['seconds'] + by_teacher)
 
-def evaluate_student(student: str, nfe: int | None, teacher: str, data: str | None, features: str | None, features_path: str | None, n: int, out: str | None, dry_run: bool) -> dict:
+def evaluate_student(student: str, nfe: int | None, teacher: str, data: str | None, features: str | None,
+                     features_path: str | None, n: int, out: str | None, dry_run: bool) -> dict:
     "Plan or make a measurement, and show it."
     arm, source = find_student(student, nfe), find_teacher(teacher)
     check_pair(arm, source, student, teacher)
@@ -884,17 +1039,26 @@ def evaluate_student(student: str, nfe: int | None, teacher: str, data: str | No
     if dry_run: return show_plan(evaluate_plan(arm, source, student, teacher, reality, n))
     row = measure_student(arm, source, student, reality, features_path, n)
     print_table([row])
-    if 'sliced_wasserstein' in row: print(f'sliced Wasserstein distance to fresh points: {row["sliced_wasserstein"]:.4f}')
+    if 'sliced_wasserstein' in row:
+        print(f'sliced Wasserstein distance to fresh points: {row["sliced_wasserstein"]:.4f}')
     else: print(reality.note or f'Fréchet distance in the features {reality.features}, to {reality.line}')
-    report = dict(rows=[row], samples=n, sampling_seeds=[0, n - 1], data=reality.data, features=reality.features, compared_with=reality.line, **about_run())
+    report = dict(rows=[row], samples=n, sampling_seeds=[0, n - 1], data=reality.data, features=reality.features,
+                  compared_with=reality.line, **about_run())
     if out: write_json(out, report)
     return report
 
 # %% ../nbs/14_cli.ipynb #188edccd
-MAYBE_STUDENT = Param('a folder that bdense_distill or bdense_demo wrote; not needed with --experiment', str, opt=False, nargs='?')
+MAYBE_STUDENT = Param('a folder that bdense_distill or bdense_demo wrote; not needed with --experiment', str,
+                      opt=False, nargs='?')
 
-@command(examples=[('runs/student', 'a student of the shipped teacher: Fréchet distance and paired error'), ('runs/mine --teacher my_unet --preset_name quick', 'one of another teacher, with few samples'), ('runs/student --dry_run', 'how long it takes'),
-                   ('runs/mine --teacher my_unet --data ~/photos --features inception', 'Fréchet distance to a folder of images, in the features of published FIDs'), ('runs/student --out figures.json', 'the figures as a file'), ('--experiment list', 'comparisons over several seeds that can be run'), ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on')])
+@command(examples=[('runs/student', 'a student of the shipped teacher: Fréchet distance and paired error'),
+                   ('runs/mine --teacher my_unet --preset_name quick', 'one of another teacher, with few samples'),
+                   ('runs/student --dry_run', 'how long it takes'),
+                   ('runs/mine --teacher my_unet --data ~/photos --features inception',
+                    'Fréchet distance to a folder of images, in the features of published FIDs'),
+                   ('runs/student --out figures.json', 'the figures as a file'),
+                   ('--experiment list', 'comparisons over several seeds that can be run'),
+                   ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on')])
 def bdense_evaluate(
     student: MAYBE_STUDENT = None, # a folder that bdense_distill or bdense_demo wrote; not needed with --experiment
     teacher: str = 'fashion_mnist', # what it was distilled from
@@ -913,7 +1077,9 @@ def bdense_evaluate(
     if experiment is not None:
         if student is not None: raise ValueError('an experiment trains its own students: leave the student out')
         return evaluate_experiment(experiment, out, limit, dry_run)
-    if student is None: raise ValueError('name the folder of a student, or an experiment with --experiment NAME (--experiment list names them)')
+    if student is None:
+        raise ValueError('name the folder of a student, or an experiment with --experiment NAME (--experiment '
+                         'list names them)')
     if limit is not None: raise ValueError('limit belongs to an experiment; the number of samples is --n')
     if data is not None: check_data(data)
     check_choice('preset', preset_name, AMOUNTS)
@@ -926,16 +1092,21 @@ EXPORTED = {'diffusers': ('unet/', 'scheduler/', 'sampling.json', 'README.md'), 
 
 def check_export(arm: Student, to: str, out: str) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
-    if to == 'diffusers' and not isinstance(arm.denoiser.net, DiffusersNet): raise ValueError(f'only students of a diffusers U-Net can be written for diffusers, this one has a network {type(arm.denoiser.net).__name__}: choose --to onnx or state_dict')
+    if to == 'diffusers' and not isinstance(arm.denoiser.net, DiffusersNet):
+        raise ValueError(f'only students of a diffusers U-Net can be written for diffusers, this one has a network '
+                         f'{type(arm.denoiser.net).__name__}: choose --to onnx or state_dict')
     check_folder(out, ('sampling.json', 'step.onnx')) # the second alone: an export that was killed
     if not (Path(out)/'sampling.json').is_file(): return
     mine = json.loads(json.dumps(sampling_json(arm)))
     try: theirs = json.loads((Path(out)/'sampling.json').read_text())
     except ValueError: theirs = {}
-    if {k: theirs.get(k) for k in ('grid', 'shape', 'about')} != {k: mine[k] for k in ('grid', 'shape', 'about')}: raise ValueError(f'{out} holds another student: name a new or an empty folder')
+    if {k: theirs.get(k) for k in ('grid', 'shape', 'about')} != {k: mine[k] for k in ('grid', 'shape', 'about')}:
+        raise ValueError(f'{out} holds another student: name a new or an empty folder')
 
 # %% ../nbs/14_cli.ipynb #0159db27
-@command(examples=[('runs/student exported', 'the plain weights, and how to step'), ('runs/mine exported --to diffusers', 'a student of a diffusers U-Net as stock diffusers loads it'), ('runs/few exported --to onnx --nfe 3', 'one step as ONNX'),
+@command(examples=[('runs/student exported', 'the plain weights, and how to step'),
+                   ('runs/mine exported --to diffusers', 'a student of a diffusers U-Net as stock diffusers loads it'),
+                   ('runs/few exported --to onnx --nfe 3', 'one step as ONNX'),
                    ('runs/student exported --dry_run', 'what would be written')])
 def bdense_export(
     student: str, # a folder that bdense_distill or bdense_demo wrote
@@ -949,7 +1120,9 @@ def bdense_export(
     arm = find_student(student, nfe)
     check_export(arm, to, out)
     weights = sum(v.numel()*v.element_size() for v in arm.denoiser.net.state_dict().values())
-    if dry_run: return show_plan(dict(student=student, format=to, folder=out, files=list(EXPORTED[to]), weights_gb=weights/1e9, nfe=arm.nfe, grid=arm.sigmas.tolist(), shape=list(arm.shape)))
+    if dry_run:
+        return show_plan(dict(student=student, format=to, folder=out, files=list(EXPORTED[to]), weights_gb=weights/1e9,
+                              nfe=arm.nfe, grid=arm.sigmas.tolist(), shape=list(arm.shape)))
     export_student(arm, to, out)
     print(f'{to}: {", ".join(sorted(p.name for p in Path(out).iterdir()))} in {out}')
     return dict(out=out, format=to, files=sorted(p.name for p in Path(out).iterdir()), nfe=arm.nfe)

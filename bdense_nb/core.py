@@ -31,7 +31,9 @@ __all__ = ['default_device', 'about_run', 'sample_noise', 'sample_labels', 'chec
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
     "The fastest device this machine has; where several processes share its GPUs, the one that is this process's (`LOCAL_RANK`)."
-    if torch.cuda.is_available(): return torch.device('cuda', int(os.environ['LOCAL_RANK'])) if 'LOCAL_RANK' in os.environ else torch.device('cuda')
+    if torch.cuda.is_available():
+        return (torch.device('cuda', int(os.environ['LOCAL_RANK'])) if 'LOCAL_RANK' in os.environ
+                else torch.device('cuda'))
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
 
@@ -39,8 +41,10 @@ def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else 
 def about_run() -> dict:
     "Versions and hardware, kept beside every figure."
     device = default_device()
-    hardware = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device.type}, {torch.get_num_threads()} threads, {platform.machine()}'
-    return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__, python=platform.python_version(), hardware=hardware)
+    hardware = (torch.cuda.get_device_name() if device.type == 'cuda'
+                else f'{device.type}, {torch.get_num_threads()} threads, {platform.machine()}')
+    return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__, python=platform.python_version(),
+                hardware=hardware)
 
 # %% ../nbs/00_core.ipynb #bb736f86
 def _seed32(seed: int) -> int:
@@ -77,11 +81,13 @@ def sample_labels(
 # %% ../nbs/00_core.ipynb #93ce63e0
 def check_choice(name: str, value, allowed) -> None:
     "Raise a `ValueError` that names the bad value and the allowed set."
-    if value not in list(allowed): raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(map(str, allowed))}')
+    if value not in list(allowed):
+        raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(map(str, allowed))}')
 
 def check_int(name: str, value, low: int, high: int | None = None) -> None:
     "Raise unless `value` is a whole number in [low, high]."
-    if isinstance(value, bool) or not isinstance(value, int): raise ValueError(f'{name} must be a whole number, got {value!r}')
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f'{name} must be a whole number, got {value!r}')
     if value < low or (high is not None and value > high):
         raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"between {low} and {high}"}, got {value}')
 
@@ -94,12 +100,16 @@ class Trajectory:
 
     def __post_init__(self):
         for name in ('sigmas', 'xs'):
-            if not isinstance(getattr(self, name), Tensor): raise TypeError(f'{name} must be a torch.Tensor, got {type(getattr(self, name)).__name__}')
+            if not isinstance(getattr(self, name), Tensor):
+                raise TypeError(f'{name} must be a torch.Tensor, got {type(getattr(self, name)).__name__}')
         if self.sigmas.ndim != 1 or self.xs.ndim < 2:
-            raise ValueError(f'a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got {tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}')
+            raise ValueError(f'a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got '
+                             f'{tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}')
         if self.xs.shape[0] != len(self.sigmas):
-            raise ValueError(f'a trajectory needs one state per noise level: {self.xs.shape[0]} states for {len(self.sigmas)} levels')
-        if not (self.sigmas.diff() < 0).all(): raise ValueError(f'a trajectory has its noise first, so its levels descend, got {self.sigmas.tolist()}')
+            raise ValueError(f'a trajectory needs one state per noise level: {self.xs.shape[0]} states for '
+                             f'{len(self.sigmas)} levels')
+        if not (self.sigmas.diff() < 0).all():
+            raise ValueError(f'a trajectory has its noise first, so its levels descend, got {self.sigmas.tolist()}')
 
     def __len__(self) -> int: return len(self.sigmas)
     def __getitem__(self, i: int) -> Tensor: return self.xs[i]
@@ -110,7 +120,8 @@ class NFECounter:
     def __init__(self,
         denoiser: Callable, # any `D(x, sigma, label=None)`
     ):
-        if not callable(denoiser): raise TypeError(f'a denoiser is a callable D(x, sigma, label=None), got {type(denoiser).__name__}')
+        if not callable(denoiser):
+            raise TypeError(f'a denoiser is a callable D(x, sigma, label=None), got {type(denoiser).__name__}')
         self.denoiser, self.nfe = denoiser, 0
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
@@ -124,12 +135,17 @@ def check_sigmas(
 ) -> Tensor: # [n_steps+1], float64, on the CPU
     "A grid of noise levels as float64, refused unless it has two points or more, is finite, positive and strictly descending."
     s = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
-    if s.ndim != 1 or len(s) < 2: raise ValueError(f'a grid of noise levels is one-dimensional with at least 2 points, got shape {tuple(s.shape)}')
+    if s.ndim != 1 or len(s) < 2:
+        raise ValueError(f'a grid of noise levels is one-dimensional with at least 2 points, got shape '
+                         f'{tuple(s.shape)}')
     if not torch.isfinite(s).all(): raise ValueError(f'noise levels must be finite, got {s.tolist()}')
     if (s[1:] >= s[:-1]).any():
         i = int((s[1:] >= s[:-1]).nonzero()[0])
-        raise ValueError(f'noise levels must be strictly descending, but level {i+1} ({s[i+1]:.6g}) is not below level {i} ({s[i]:.6g})')
-    if s[-1] < 0 or (s[-1] == 0 and not zero_ok): raise ValueError(f'noise levels must be {"at least" if zero_ok else "above"} 0, got a last level of {s[-1]:.6g}')
+        raise ValueError(f'noise levels must be strictly descending, but level {i+1} ({s[i+1]:.6g}) is not below level '
+                         f'{i} ({s[i]:.6g})')
+    if s[-1] < 0 or (s[-1] == 0 and not zero_ok):
+        raise ValueError(f'noise levels must be {"at least" if zero_ok else "above"} 0, got a last '
+                         f'level of {s[-1]:.6g}')
     return s
 
 # %% ../nbs/00_core.ipynb #f8b1ee0a
@@ -138,7 +154,8 @@ def check_state(
     name: str = 'x', # what to call it in the message
 ) -> None:
     "Raise unless `x` is a finite floating-point tensor with a batch axis and at least one more."
-    if not isinstance(x, Tensor): raise TypeError(f'{name} must be a torch.Tensor of shape [B, *D], got {type(x).__name__}')
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{name} must be a torch.Tensor of shape [B, *D], got {type(x).__name__}')
     if not x.is_floating_point(): raise TypeError(f'{name} must be floating point, got {x.dtype}')
     if x.ndim < 2: raise ValueError(f'{name} must have shape [B, *D] with at least two axes, got {tuple(x.shape)}')
     bad = int((~torch.isfinite(x)).sum())
@@ -177,7 +194,8 @@ def save_tensors(
 ) -> None:
     "Write tensors and their description as one safetensors file, atomically."
     for k, v in tensors.items():
-        if not isinstance(v, Tensor): raise TypeError(f'only tensors can be saved, but {k!r} is a {type(v).__name__}; put it into meta=')
+        if not isinstance(v, Tensor):
+            raise TypeError(f'only tensors can be saved, but {k!r} is a {type(v).__name__}; put it into meta=')
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'meta': json.dumps(meta or {}, allow_nan=False)})
 
@@ -192,7 +210,8 @@ def load_tensors(
         with safe_open(path, framework='pt') as f: # copies: without them the tensors would be windows on a file that may change
             return {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
     except (SafetensorError, json.JSONDecodeError) as e:
-        raise ValueError(f'{path} is not a readable safetensors file ({e}); it is truncated, damaged or of another kind') from e
+        raise ValueError(f'{path} is not a readable safetensors file ({e}); it is truncated, damaged or '
+                         f'of another kind') from e
 
 # %% ../nbs/00_core.ipynb #313f9fa1
 @functools.cache
@@ -201,7 +220,8 @@ def data_dir() -> Path: # the folder with the shipped data, the teacher and the 
     here = Path(bdense_nb.__file__).resolve().parent
     for folder in (here/'assets', here.parent/'data'):
         if (folder/'README.md').is_file(): return folder
-    raise FileNotFoundError(f'the shipped data was found neither in {here/"assets"} nor in {here.parent/"data"}; reinstall bdense-nb')
+    raise FileNotFoundError(f'the shipped data was found neither in {here/"assets"} nor in {here.parent/"data"}; '
+                            f'reinstall bdense-nb')
 
 # %% ../nbs/00_core.ipynb #7346337c
 def check_answer(

@@ -28,7 +28,8 @@ __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXE
            'to_pixels', 'cache_dir', 'fashion_mnist', 'cifar10', 'image_folder', 'toy_2d']
 
 # %% ../nbs/01_data.ipynb #079f95c2
-FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
+FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
+                   'Ankle boot')
 
 #: SHA-256 of each file's *uncompressed* bytes: the same whoever packed it
 FASHION_SHA256 = {
@@ -47,14 +48,19 @@ def read_idx(
     if not path.is_file(): raise FileNotFoundError(f'no such data file: {path}')
     wanted = f'; its uncompressed bytes should have SHA-256 {sha256}, so delete or replace it' if sha256 else ''
     try: raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as e: raise ValueError(f'{path} is truncated or damaged ({e}){wanted}') from e
+    except (OSError, EOFError, zlib.error) as e:
+        raise ValueError(f'{path} is truncated or damaged ({e}){wanted}') from e
     got = hashlib.sha256(raw).hexdigest()
-    if sha256 and got != sha256: raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is {got}{wanted}')
-    if len(raw) < 4 or raw[:3] != b'\x00\x00\x08': raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}, expected 000008xx')
+    if sha256 and got != sha256:
+        raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is {got}{wanted}')
+    if len(raw) < 4 or raw[:3] != b'\x00\x00\x08':
+        raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}, expected 000008xx')
     start = 4 + 4*raw[3]
-    if len(raw) < start: raise ValueError(f'{path} ends inside its header: {len(raw)} bytes, {start} needed for {raw[3]} axes')
+    if len(raw) < start:
+        raise ValueError(f'{path} ends inside its header: {len(raw)} bytes, {start} needed for {raw[3]} axes')
     shape = struct.unpack(f'>{raw[3]}I', raw[4:start])
-    if len(raw) != start + math.prod(shape): raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
+    if len(raw) != start + math.prod(shape):
+        raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 # %% ../nbs/01_data.ipynb #8c39a1a0
@@ -63,7 +69,8 @@ def to_images(
 ) -> Tensor: # float32 [N, C, H, W] in [-1, 1]
     "Bytes to the range that diffusion models use: 0 is -1, 255 is 1."
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-        raise TypeError(f'pixels must be a numpy array of uint8, got {type(pixels).__name__} of {getattr(pixels, "dtype", "no dtype")}')
+        raise TypeError(f'pixels must be a numpy array of uint8, got {type(pixels).__name__} of '
+                        f'{getattr(pixels, "dtype", "no dtype")}')
     return torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1)
 
 def to_pixels(
@@ -91,7 +98,8 @@ def _download_fashion(name: str, folder: Path) -> None:
             download_url(url, str(tmp.parent), tmp.name)
             read_idx(tmp, FASHION_SHA256[name])
     except ValueError as e: raise ValueError(f'the download of {url} was refused and removed: {e}') from e
-    except (OSError, RuntimeError) as e: raise ConnectionError(f'{url} could not be downloaded ({e}); pass path= or try again later') from e
+    except (OSError, RuntimeError) as e:
+        raise ConnectionError(f'{url} could not be downloaded ({e}); pass path= or try again later') from e
 
 # %% ../nbs/01_data.ipynb #0859068f
 def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
@@ -100,8 +108,10 @@ def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
     places = [data_dir()/'fashion_mnist', DEBIAN_FASHION, cached]
     for p in places:
         if all((p/name).is_file() for name in names): return p
-    if not download: raise FileNotFoundError(f'{" and ".join(names)} of Fashion-MNIST are in none of {", ".join(map(str, places))}. '
-                                             'Pass path=, install Debian\'s package dataset-fashion-mnist, or pass download=True')
+    if not download: raise FileNotFoundError(f'{" and ".join(names)} of Fashion-MNIST are in none of '
+                                             f'{", ".join(map(str, places))}. '
+                                             'Pass path=, install Debian\'s package dataset-fashion-mnist, or '
+                                             'pass download=True')
     for name in names:
         if not (cached/name).is_file(): _download_fashion(name, cached)
     return cached
@@ -132,7 +142,8 @@ def cifar10(
     root = Path(root) if root is not None else cache_dir()
     try: ds = CIFAR10(root, train=split == 'train', download=download)
     except (RuntimeError, OSError) as e:
-        raise FileNotFoundError(f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= or download=True') from e
+        raise FileNotFoundError(f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= '
+                                f'or download=True') from e
     return to_images(ds.data.transpose(0, 3, 1, 2)), torch.tensor(ds.targets)
 
 # %% ../nbs/01_data.ipynb #2144acae
@@ -146,9 +157,11 @@ def _read_image(file: Path, look: Callable):
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(file, formats=('PNG', 'JPEG', 'WEBP')) as image: return look(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise ValueError(f'{file} claims to be enormous and was not unpacked ({e}); if it is what it should be, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS') from e
+        raise ValueError(f'{file} claims to be enormous and was not unpacked ({e}); if it is what it should be, make '
+                         f'it smaller or raise PIL.Image.MAX_IMAGE_PIXELS') from e
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, struct.error) as e: # what Pillow's decoders raise
-        raise ValueError(f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); replace or remove it') from e
+        raise ValueError(f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); '
+                         f'replace or remove it') from e
 
 # %% ../nbs/01_data.ipynb #d93bcaf2
 def _turned(image: Image.Image) -> bool: # by a quarter, says a camera's note?
@@ -193,19 +206,23 @@ def _one_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int
     count = Counter(sizes).most_common()
     if len(count) == 1: return count[0][0]
     which = ', '.join(f'{n} of {h} x {w} ({Path(*files[sizes.index((h, w))].parts[-2:])})' for (h, w), n in count[:4])
-    raise ValueError(f'the images have {len(count)} sizes, height x width: {which}{", ..." if len(count) > 4 else ""}; pass size= to crop and resize all to one')
+    raise ValueError(f'the images have {len(count)} sizes, height x width: {which}{", ..." if len(count) > 4 else ""}; '
+                     f'pass size= to crop and resize all to one')
 
 def _changes(sizes: list[tuple[int, int]], modes: list[str], size: tuple[int, int], channels: int) -> str: # '': none
     "What is done to images of another size or colour."
     other = Counter(s for s in sizes if s != size).most_common()
     which = ', '.join(f'{n} of {h} x {w}' for (h, w), n in other[:4]) + (', ...' if len(other) > 4 else '')
     coloured = sum(mode not in _GREY for mode in modes) if channels == 1 else 0
-    return '; '.join([f'{which} cropped and resized to {size[0]} x {size[1]}']*bool(other) + [f'{coloured} in colour made grey']*bool(coloured))
+    return '; '.join([f'{which} cropped and resized to {size[0]} x {size[1]}']*bool(other)
+                     + [f'{coloured} in colour made grey']*bool(coloured))
 
 def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) -> None:
     "Refuse pixels of an unknown kind and animations."
     for file, mode, moves in zip(files, modes, animated):
-        if mode not in _GREY + _COLOUR: raise ValueError(f'{file} has pixels of kind {mode!r} (16 bits or more); convert it to 8 bits: grey, colour or palette, with or without transparency')
+        if mode not in _GREY + _COLOUR:
+            raise ValueError(f'{file} has pixels of kind {mode!r} (16 bits or more); convert it to 8 bits: grey, '
+                             f'colour or palette, with or without transparency')
         if moves: raise ValueError(f'{file} is an animation; store its frames as images')
 
 # %% ../nbs/01_data.ipynb #14e7c2c3
@@ -226,9 +243,12 @@ def image_folder(
     _check_headers(files, modes, animated)
     channels, size = channels or (1 if set(modes) <= set(_GREY) else 3), size or _one_size(files, sizes)
     needed = 5*len(files)*channels*math.prod(size)/2**30
-    if needed > max_gb: raise ValueError(f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need {needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller size=, or a larger max_gb=')
+    if needed > max_gb:
+        raise ValueError(f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need {needed:.1f} GB of memory, '
+                         f'more than max_gb={max_gb:g}; pass a smaller size=, or a larger max_gb=')
     if changes := _changes(sizes, modes, size, channels): print(f'{path}: {changes}')
-    pixels, shown = np.empty((len(files), channels, *size), np.uint8), len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
+    pixels, shown = np.empty((len(files), channels, *size),
+                             np.uint8), len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
     for i in progress_bar(range(len(files)), leave=False) if shown else range(len(files)):
         pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
     return to_images(pixels), None if labels is None else torch.tensor(labels)

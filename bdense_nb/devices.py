@@ -43,15 +43,18 @@ def share(
     "The part of a batch for this process and micro-batch: all of it where there is only one."
     part, n = _PART.get(), whole if isinstance(whole, int) else len(whole)
     part.asked = True
-    if n % part.parts: raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x micro-batches)')
+    if n % part.parts:
+        raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x micro-batches)')
     own = slice(part.index*n//part.parts, (part.index + 1)*n//part.parts)
     return range(n)[own] if isinstance(whole, int) else whole[own]
 
 # %% ../nbs/08c_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:
     "The repeated parts of a network: what stands in its innermost lists of modules."
-    inner = [m for group in model.modules() if isinstance(group, nn.ModuleList) for m in group if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
-    if not inner: raise ValueError(f'{type(model).__name__} has no nn.ModuleList of blocks, which recompute and shard go by')
+    inner = [m for group in model.modules() if isinstance(group, nn.ModuleList)
+             for m in group if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
+    if not inner:
+        raise ValueError(f'{type(model).__name__} has no nn.ModuleList of blocks, which recompute and shard go by')
     return inner
 
 def recompute_blocks(model: nn.Module) -> None:
@@ -69,7 +72,8 @@ def make_accelerator(
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     check_choice('precision', precision, PRECISIONS)
-    if precision == 'fp16' and device.type == 'cpu': raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
+    if precision == 'fp16' and device.type == 'cpu':
+        raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=device.type == 'cpu', device_placement=False, mixed_precision=precision,
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
@@ -123,4 +127,5 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 def send(t: Tensor, device: torch.device | str) -> Tensor:
     "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
     device = torch.device(device)
-    return t.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' and t.device.type == 'cpu' else t.to(device)
+    return (t.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' and t.device.type == 'cpu'
+            else t.to(device))

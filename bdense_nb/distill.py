@@ -30,7 +30,8 @@ __all__ = ['HOSTS', 'PRESETS', 'distill', 'config_of', 'reference_plan', 'traini
            'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../nbs/10d_distill.ipynb #781c9f54
-_all_ = ['PDConfig', 'SFDConfig', 'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+_all_ = ['PDConfig', 'SFDConfig', 'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds',
+         'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../nbs/10d_distill.ipynb #4ac85c2f
 HOSTS = {'sfd': SFDConfig, 'sfd-v': SFDConfig, 'pd': PDConfig}
@@ -79,7 +80,8 @@ def training_cost(
     if isinstance(cfg, PDConfig):
         seen = len(cfg.rounds)*cfg.updates*cfg.batch
         return dict(updates=len(cfg.rounds)*cfg.updates, teacher=cfg.substeps*seen, student=seen)
-    counter, student = NFECounter(GaussianDenoiser(0., 1.)), lambda x, sigma, label: x[:, None].expand(-1, cfg.K, *x.shape[1:])
+    counter, student = NFECounter(GaussianDenoiser(0., 1.)), lambda x, sigma, label: x[:, None].expand(-1, cfg.K,
+        *x.shape[1:])
     for _ in sfd_step(counter, cfg)(student, 0): pass # one iteration
     walks = cfg.n_trajectories if cfg.teacher_states == 'global' else cfg.steps*cfg.batch # local states depend on the student, so nothing can be kept
     return dict(updates=cfg.nfe*cfg.steps, teacher=counter.nfe*walks, student=cfg.nfe*cfg.steps*cfg.batch)
@@ -114,7 +116,8 @@ def time_iteration(
         if device.type == 'cuda': torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
         yield from step(model, i)
-    fit(model, marked, dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0, sample_every=0, tensorboard=False), show=False)
+    fit(model, marked, dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0, sample_every=0,
+                                           tensorboard=False), show=False)
     return min(marks[2] - marks[1], marks[3] - marks[2])
 
 # %% ../nbs/10d_distill.ipynb #959952d3
@@ -187,12 +190,14 @@ def estimate_training(
     return dict(seconds=prolong({n: t for n, (t, _) in found.items()}, batch), memory_gb=memory, measured_batch=last)
 
 # %% ../nbs/10d_distill.ipynb #877f0f24
-def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int, ...], student: NetDenoiser | None, walks: dict[int, float]) -> Callable[[int], tuple[nn.Module, StepFunction]]:
+def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int, ...], student: NetDenoiser | None,
+                 walks: dict[int, float]) -> Callable[[int], tuple[nn.Module, StepFunction]]:
     "For `estimate_training`: models and steps of this run for any batch; `walks` is told how long the teacher's walks for a batch took."
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
         if isinstance(cfg, PDConfig):
-            data, labels = sample_noise(range(n), shape), sample_labels(range(n), model.denoiser.n_classes) if model.denoiser.n_classes else None
+            data, labels = sample_noise(range(n), shape), sample_labels(range(n),
+                model.denoiser.n_classes) if model.denoiser.n_classes else None
             check_run(data, labels, cfg, teacher, model.denoiser)
             return model, pd_step(teacher, data, labels, dataclasses.replace(cfg, batch=n, updates=4), cfg.rounds[0])
         small, begin = dataclasses.replace(cfg, batch=n, pool=n, steps=4), time.perf_counter()
@@ -208,17 +213,24 @@ def estimate_run(
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
 ) -> dict: # `training_cost`, and nfe, rounds, parameters, batch, measured_batch, seconds (teacher's, student's and both), memory_gb, bank_gb, device, device_gb; None: unknown, or not even 2 samples fit
     "What a run will take on this device, from a few iterations of it; nothing is written, the teacher is not touched."
-    if not isinstance(cfg, (SFDConfig, PDConfig)): raise TypeError(f'cfg must be an SFDConfig or a PDConfig, got {cfg!r}')
+    if not isinstance(cfg, (SFDConfig, PDConfig)):
+        raise TypeError(f'cfg must be an SFDConfig or a PDConfig, got {cfg!r}')
     pd = isinstance(cfg, PDConfig)
-    if (shape := shape if pd else cfg.shape) is None: raise ValueError('Progressive Distillation does not know the shape of a sample: pass shape=')
+    if (shape := shape if pd else cfg.shape) is None:
+        raise ValueError('Progressive Distillation does not know the shape of a sample: pass shape=')
     start, walks = student or teacher, {}
     if pd: cfg = cfg.on_table(teacher, start)
     grid = (cfg.grid(cfg.end_steps), False) if pd else (cfg.grids[1], cfg.afs)
     device, teacher = device_of(start), frozen_copy(teacher, tuple(shape))
-    one = estimate_training(_trial_maker(teacher, cfg, tuple(shape), student, walks), cfg.batch, cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config)
+    one = estimate_training(_trial_maker(teacher, cfg, tuple(shape), student, walks), cfg.batch,
+                            cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
-    by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks and cfg.teacher_states == 'global' else 0.
+    by_teacher = prolong(walks,
+                         cfg.batch)*cfg.n_trajectories/cfg.batch if walks and cfg.teacher_states == 'global' else 0.
     by_student = None if one['seconds'] is None else one['seconds']*(len(cfg.rounds)*cfg.updates if pd else cfg.steps)
-    return dict(training_cost(cfg), nfe=Student(GaussianDenoiser(0., 1.), *grid, tuple(shape)).nfe, rounds=cfg.rounds if pd else None, parameters=sum(p.numel() for p in start.parameters()),
-                batch=cfg.batch, measured_batch=one['measured_batch'], seconds_teacher=by_teacher, seconds_student=by_student, seconds=None if by_student is None else by_teacher + by_student,
-                memory_gb=one['memory_gb'], bank_gb=None if pd else bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3, device=str(device), device_gb=(device_bytes(device) or 0)/1e9 or None)
+    return dict(training_cost(cfg), nfe=Student(GaussianDenoiser(0., 1.), *grid, tuple(shape)).nfe,
+                rounds=cfg.rounds if pd else None, parameters=sum(p.numel() for p in start.parameters()),
+                batch=cfg.batch, measured_batch=one['measured_batch'], seconds_teacher=by_teacher,
+                seconds_student=by_student, seconds=None if by_student is None else by_teacher + by_student,
+                memory_gb=one['memory_gb'], bank_gb=None if pd else bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3,
+                device=str(device), device_gb=(device_bytes(device) or 0)/1e9 or None)

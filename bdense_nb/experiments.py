@@ -18,7 +18,8 @@ from torch import Tensor
 from .branches import fold
 from .core import about_run, check_choice, check_int, sample_noise, write_json
 from .data import fashion_mnist
-from .distill import PDConfig, SFDConfig, Student, progressive_rounds, reference_plan, second_stage, sfd, sfd_variable, teacher_bank
+from .distill import (PDConfig, SFDConfig, Student, progressive_rounds, reference_plan, second_stage, sfd,
+                               sfd_variable, teacher_bank)
 from .metrics import Interval, fashion_fd, paired_error, paired_interval, sliced_wasserstein
 from .nets import MLP
 from .samplers import sample
@@ -52,7 +53,8 @@ class World:
     def measure(self, student: Student, cfg: SFDConfig | PDConfig) -> dict[str, float]:
         "A student's measures; it may be a teacher dressed as one."
         out = student.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
-        return dict(nfe=student.nfe, paired_error=paired_error(out, self.ends(cfg)), **{name: float(f(out)) for name, f in self.quality.items()})
+        return dict(nfe=student.nfe, paired_error=paired_error(out, self.ends(cfg)),
+                    **{name: float(f(out)) for name, f in self.quality.items()})
 
 # %% ../nbs/11c_experiments.ipynb #4d313db6
 @functools.cache
@@ -63,7 +65,8 @@ def fashion_world() -> World:
     def walk(plan):
         starts = (draw_start(teacher, shape, range(i, i + 250), plan.sigmas[0]) for i in range(0, n, 250))
         return torch.cat([sample(teacher, x, plan.sigmas, plan.solver, plan.afs, label) for x, label in starts])
-    return World('Fashion-MNIST, the shipped teacher; students start as copies of it', teacher, shape, lambda seed, width: None, lambda seed: fashion_mnist('test'),
+    return World('Fashion-MNIST, the shipped teacher; students start as copies of it', teacher, shape,
+                 lambda seed, width: None, lambda seed: fashion_mnist('test'),
                  lambda cfg: walk(reference_plan(cfg, shape)), dict(frechet_distance=fashion_fd), n)
 
 # %% ../nbs/11c_experiments.ipynb #1d4b43b7
@@ -77,13 +80,17 @@ def ring_world() -> World:
     def network(seed, width):
         torch.manual_seed(seed)
         config = TrainConfig(1500, 5e-3, schedule='cosine', ema=.99, seed=seed)
-        return train_teacher(EDMDenoiser(MLP(width=width or 64, depth=2), .7), teacher.sample(50_000, seed), None, config, 256, show=False).ema.requires_grad_(False).eval()
+        return train_teacher(EDMDenoiser(MLP(width=width or 64, depth=2), .7), teacher.sample(50_000, seed), None,
+                             config, 256, show=False).ema.requires_grad_(False).eval()
     @functools.cache
     def flow(sigma_end): # 256 Heun steps; to clean data one more
         grid = karras_sigmas(256, sigma_end or .002, 80.)
-        return sample(teacher, 80.*sample_noise(range(n), (2,)).double(), grid if sigma_end else torch.cat([grid, grid.new_zeros(1)]), 'heun').float()
-    return World('eight Gaussians on a circle, an exact teacher; students start as networks trained on 50,000 points', teacher, (2,), network, lambda seed: (teacher.sample(50_000, seed), None),
-                 lambda cfg: flow(0. if isinstance(cfg, PDConfig) else cfg.sigma_min), dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n)
+        return sample(teacher, 80.*sample_noise(range(n), (2,)).double(),
+                      grid if sigma_end else torch.cat([grid, grid.new_zeros(1)]), 'heun').float()
+    return World('eight Gaussians on a circle, an exact teacher; students start as networks trained on 50,000 points',
+                 teacher, (2,), network, lambda seed: (teacher.sample(50_000, seed), None),
+                 lambda cfg: flow(0. if isinstance(cfg, PDConfig) else cfg.sigma_min),
+                 dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n)
 
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world}
 
@@ -101,8 +108,10 @@ class Arm:
     @property
     def key(self) -> dict: # without the seed
         "What tells the arm's runs from those of the others."
-        calls = 1 if self.stage else max(self.nfes) if self.nfes else getattr(self.cfg, 'nfe', None) or self.cfg.end_steps
-        return dict(arm=self.name, calls=calls, iterations=getattr(self.cfg, 'steps', None) or self.cfg.updates, **(dict(width=self.width) if self.width else {}))
+        calls = 1 if self.stage else max(self.nfes) if self.nfes else getattr(self.cfg, 'nfe',
+            None) or self.cfg.end_steps
+        return dict(arm=self.name, calls=calls, iterations=getattr(self.cfg, 'steps', None) or self.cfg.updates,
+                    **(dict(width=self.width) if self.width else {}))
 
     @property
     def config(self) -> dict: # as JSON has it
@@ -115,21 +124,25 @@ class Banks:
     "Teacher trajectories of the current seed, made once for all arms that walk the same plan."
     def __init__(self, teacher: Callable, arms: Sequence[Arm]):
         self.teacher, self.made, self.seed, self.need = teacher, {}, None, {}
-        for cfg in (c for a in arms if isinstance(a.cfg, SFDConfig) for c in (variable_configs(a.cfg, a.nfes).values() if a.nfes else [a.cfg])):
+        for cfg in (c for a in arms if isinstance(a.cfg, SFDConfig)
+                    for c in (variable_configs(a.cfg, a.nfes).values() if a.nfes else [a.cfg])):
             if cfg.n_trajectories > getattr(self.need.get(cfg.plan), 'n_trajectories', 0): self.need[cfg.plan] = cfg
 
     def __call__(self, cfg: SFDConfig) -> TrajectoryBank | None: # None where the student's own path decides where the teacher walks
         "The bank that a run needs."
         if cfg.teacher_states == 'local': return None
         if cfg.seed != self.seed: self.made, self.seed = {}, cfg.seed
-        if cfg.plan not in self.made: self.made[cfg.plan] = teacher_bank(self.teacher, dataclasses.replace(self.need[cfg.plan], seed=cfg.seed), show=False)
+        if cfg.plan not in self.made:
+            self.made[cfg.plan] = teacher_bank(self.teacher, dataclasses.replace(self.need[cfg.plan], seed=cfg.seed),
+                                               show=False)
         return self.made[cfg.plan]
 
 # %% ../nbs/11c_experiments.ipynb #9b99087f
 def untold(teacher: Callable, cfg: SFDConfig, nfes: Sequence[int], banks: dict[int, TrajectoryBank | None], start: NetDenoiser | None) -> list[Student]: # one for each step count, all the same network
     "SFD-v whose network is not told the step count."
     cfgs = variable_configs(cfg, nfes)
-    plain = fold(fit(branched_student(teacher, start, cfg.K, cfg.layer), variable_step(teacher, cfgs, banks), cfg.train_config, show=False).model)
+    plain = fold(fit(branched_student(teacher, start, cfg.K, cfg.layer), variable_step(teacher, cfgs, banks),
+                     cfg.train_config, show=False).model)
     return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
 
 def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[Student, float]]: # each with the seconds of CPU time its training took
@@ -145,7 +158,9 @@ def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[
     bank = {n: banks(c) for n, c in variable_configs(cfg, arm.nfes).items()} if arm.nfes else banks(cfg)
     begin = time.process_time()
     if arm.untold: made = untold(world.teacher, cfg, arm.nfes, bank, start)
-    elif arm.nfes: made = [many.at(n) for many in [sfd_variable(world.teacher, cfg, arm.nfes, bank, show=False, student=start)] for n in arm.nfes]
+    elif arm.nfes:
+        made = [many.at(n) for many in [sfd_variable(world.teacher, cfg, arm.nfes, bank, show=False, student=start)]
+                for n in arm.nfes]
     else: made = [sfd(world.teacher, cfg, bank, show=False, student=start)]
     if arm.stage: made = [sfd(made[-1].denoiser, second_stage(made[-1], seed=seed, **arm.stage), show=False)]
     for student in made: yield student, time.process_time() - begin
@@ -164,7 +179,9 @@ class Experiment:
     def __post_init__(self):
         check_choice('world', self.world, WORLDS); check_int('seeds', self.seeds, 3)
         keys = [tuple(a.key.items()) for a in self.arms]
-        if len(set(keys)) < len(keys): raise ValueError(f'two arms have the same name, calls and budget: {sorted(k for k in set(keys) if keys.count(k) > 1)}')
+        if len(set(keys)) < len(keys):
+            raise ValueError(f'two arms have the same name, calls and budget: '
+                             f'{sorted(k for k in set(keys) if keys.count(k) > 1)}')
         check_choice('host', self.host, {a.name for a in self.arms})
 
     @property
@@ -172,7 +189,8 @@ class Experiment:
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
-    return f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations' + ''.join(f', {k} {key[k]}' for k in ('width', 'seed') if k in key)
+    return (f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations' + ''.join(f', {k} {key[k]}'
+        for k in ('width', 'seed') if k in key))
 
 # %% ../nbs/11c_experiments.ipynb #e0e9866d
 def defaults(arm: Arm) -> dict: # as JSON has it
@@ -185,12 +203,17 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     try:
         stored = json.loads(out.read_text())
         world, configs, rows = stored['world'], stored['configs'], stored['rows']
-    except (ValueError, TypeError, KeyError) as e: raise ValueError(f'{out} is not the result of an experiment: move it away or name another file') from e
-    if world != experiment.world: raise ValueError(f'{out} is of the world {world!r}, this experiment of {experiment.world!r}: move it away or name another file')
+    except (ValueError, TypeError, KeyError) as e:
+        raise ValueError(f'{out} is not the result of an experiment: move it away or name another file') from e
+    if world != experiment.world:
+        raise ValueError(f'{out} is of the world {world!r}, this experiment of {experiment.world!r}: move it away or '
+                         f'name another file')
     configs = {run_name(c): c['config'] for c in configs}
     for arm in experiment.arms:
         was = configs.get(run_name(arm.key), arm.config)
-        if dict(was, cfg=dict(defaults(arm), **was['cfg'])) != arm.config: raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings: move it away or name another file')
+        if dict(was, cfg=dict(defaults(arm), **was['cfg'])) != arm.config:
+            raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings: move it away or '
+                             f'name another file')
     return rows
 
 def run_experiment(
@@ -204,15 +227,20 @@ def run_experiment(
     out, experiment = Path(f'{name}.json' if out is None else out), EXPERIMENTS[name]
     rows = stored_rows(experiment, out)
     done = {run_name(r) for r in rows}
-    todo = [(seed, arm) for seed in range(experiment.seeds) for arm in experiment.arms if run_name(dict(arm.key, seed=seed)) not in done]
+    todo = [(seed, arm) for seed in range(experiment.seeds) for arm in experiment.arms
+            if run_name(dict(arm.key, seed=seed)) not in done]
     say(f'{name}: {experiment.about} {len(todo)} runs to do, {len(done)} are in {out}')
     if todo: world = WORLDS[experiment.world](); banks = Banks(world.teacher, experiment.arms)
     for i, (seed, arm) in enumerate(todo[:limit]):
-        new = [dict(arm.key, seed=seed, **world.measure(student, arm.cfg), cpu_seconds=round(seconds, 2)) for student, seconds in students(world, arm, seed, banks)]
+        new = [dict(arm.key, seed=seed, **world.measure(student, arm.cfg), cpu_seconds=round(seconds, 2))
+               for student, seconds in students(world, arm, seed, banks)]
         rows += new
-        write_json(out, dict(experiment=name, about=experiment.about, command=f'bdense_evaluate --experiment {name}', world=experiment.world, teacher=denoiser_hash(world.teacher), samples=world.n,
-                   host=experiment.host, configs=[dict(a.key, config=a.config) for a in experiment.arms], rows=rows, **about_run()))
-        say(f'{i + 1} of {len(todo)}: {run_name(dict(arm.key, seed=seed))}: ' + '; '.join(', '.join(f'{m} {r[m]:.4g}' for m in experiment.measures) for r in new))
+        write_json(out, dict(experiment=name, about=experiment.about, command=f'bdense_evaluate --experiment {name}',
+                             world=experiment.world, teacher=denoiser_hash(world.teacher), samples=world.n,
+                   host=experiment.host, configs=[dict(a.key, config=a.config) for a in experiment.arms], rows=rows,
+                   **about_run()))
+        say(f'{i + 1} of {len(todo)}: {run_name(dict(arm.key, seed=seed))}: '
+            + '; '.join(', '.join(f'{m} {r[m]:.4g}' for m in experiment.measures) for r in new))
     return json.loads(out.read_text()) if out.is_file() else {}
 
 # %% ../nbs/11c_experiments.ipynb #d14835c9
@@ -222,10 +250,13 @@ FASHION_PD = PDConfig(updates=100, batch=32)
 RING_OPTIONS = dataclasses.replace(RING_SFD, steps=200, batch=128, lr=2e-3)
 RING_PD = PDConfig(start_steps=32, updates=200, batch=256, lr=1e-3)
 
-WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'), 'uniform': dict(branch_weights='uniform'), 'linear': dict(branch_weights='linear'), 'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
+WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'), 'uniform': dict(branch_weights='uniform'),
+           'linear': dict(branch_weights='linear'), 'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
            'linear, then endpoint': dict(branch_weights='linear', branch_weights_end='endpoint')}
 
-MORE_OPTIONS = {'K = 8': dict(K=8), "branch_weights='uniform'": dict(branch_weights='uniform'), "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'), "loss='l2'": dict(loss='l2'), "loss='huber'": dict(loss='huber')}
+MORE_OPTIONS = {'K = 8': dict(K=8), "branch_weights='uniform'": dict(branch_weights='uniform'),
+                "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'), "loss='l2'": dict(loss='l2'),
+                "loss='huber'": dict(loss='huber')}
 
 def vary(base: SFDConfig | PDConfig, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]: # in the order of the table
     "Arms that are a configuration with some changes each."
@@ -237,13 +268,15 @@ def over_calls(base: SFDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
 
 def option_arms(base: SFDConfig, more: dict[str, dict] | None = None) -> tuple[Arm, ...]:
     "One option changed at a time, two calls."
-    return tuple(vary(base, {'default': {}, 'K = 1': dict(K=1), "branch_step='end'": dict(branch_step='end'), "teacher_states='local'": dict(teacher_states='local'),
+    return tuple(vary(base, {'default': {}, 'K = 1': dict(K=1), "branch_step='end'": dict(branch_step='end'),
+                             "teacher_states='local'": dict(teacher_states='local'),
                              'afs=False': dict(afs=False), 'afs=False, K = 1': dict(afs=False, K=1), **(more or {})}))
 
 def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]: # K -> iterations that take as long as the host's
     "K = 1, 2, 4 and 8 with as many iterations, and with as much time."
     base = dataclasses.replace(base, substeps=8)
-    return tuple(vary(base, {f'K = {K}': dict(K=K) for K in (1, 2, 4, 8)}) + vary(base, {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}))
+    return tuple(vary(base, {f'K = {K}': dict(K=K) for K in (1, 2, 4, 8)}) + vary(base,
+        {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}))
 
 def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]: # more: also SFD-v that is not told, and one call from SFD-v
     "SFD-v with four times the iterations, hence the trajectories of four students; one call in two stages, and directly with as many iterations as both."
@@ -251,15 +284,21 @@ def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]: # mor
     several = dataclasses.replace(base, K=1, steps=4*base.steps, pool=base.n_trajectories) # the trajectories of the short runs, seen four times as often
     arms = [Arm('SFD-v, K = 1, not told', several, nfes, untold=True)] if more else []
     for K in (1, 4):
-        one, many, stage = dataclasses.replace(base, K=K), dataclasses.replace(several, K=K), dict(last, K=1 if K == 1 else 3)
-        arms += [a for nfe in nfes for a in vary(one, {f'one each, K = {K}': {}}, nfe=nfe)] + [Arm(f'SFD-v, K = {K}', many, nfes)]
-        arms += [Arm(f'one each, then one call, K = {K}', dataclasses.replace(one, nfe=5), stage=stage)] + vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=2*base.steps)
-        if more: arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)] + vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=5*base.steps)
+        one, many, stage = dataclasses.replace(base, K=K), dataclasses.replace(several, K=K), dict(last,
+            K=1 if K == 1 else 3)
+        arms += [a for nfe in nfes for a in vary(one, {f'one each, K = {K}': {}}, nfe=nfe)] + [Arm(f'SFD-v, K = {K}',
+            many, nfes)]
+        arms += [Arm(f'one each, then one call, K = {K}', dataclasses.replace(one, nfe=5), stage=stage)] + vary(one,
+            {f'directly, K = {K}': {}}, nfe=1, steps=2*base.steps)
+        if more:
+            arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)] + vary(one,
+                {f'directly, K = {K}': {}}, nfe=1, steps=5*base.steps)
     return tuple(arms)
 
 def pd_arms(base: PDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
     "Halving, without branches and with two of them, with several numbers of updates in a round."
-    weights = {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {}, 'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)), 'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}
+    weights = {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {}, 'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)),
+               'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}
     return tuple(arm for updates in budgets for arm in vary(base, weights, updates=updates))
 
 def capacity_arms(base: SFDConfig | PDConfig, host: dict) -> tuple[Arm, ...]: # what makes the base its own host
@@ -268,24 +307,43 @@ def capacity_arms(base: SFDConfig | PDConfig, host: dict) -> tuple[Arm, ...]: # 
 
 def quarter_arms(base: PDConfig, start: int, end: int) -> tuple[Arm, ...]:
     "A quarter of the steps in each round."
-    return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)}, start_steps=start, end_steps=end, substeps=4))
+    return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)}, start_steps=start, end_steps=end,
+                      substeps=4))
 
 # %% ../nbs/11c_experiments.ipynb #1ba999d8
 EXPERIMENTS = {
-    'fashion_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late?', 'fashion_mnist', over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)', 5),
-    'fashion_pd': Experiment('Do two branches help Progressive Distillation, from 128 steps to 1?', 'fashion_mnist', pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)', 5),
-    'fashion_pd_quarter': Experiment('Do four branches help when every round takes a quarter of the steps, from 128 to 2?', 'fashion_mnist', quarter_arms(FASHION_PD, 128, 2), 'K = 1 (PD)', 5),
-    'fashion_branches': Experiment('How many branches, with as many iterations and with as much time?', 'fashion_mnist', branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', 5, {63: 64, 62: 64}),
-    'fashion_options': Experiment('What are own or end steps, global or local states and the analytic first step worth?', 'fashion_mnist', option_arms(FASHION_SFD), 'default', 5),
+    'fashion_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late?', 'fashion_mnist',
+                              over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)', 5),
+    'fashion_pd': Experiment('Do two branches help Progressive Distillation, from 128 steps to 1?', 'fashion_mnist',
+                             pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)', 5),
+    'fashion_pd_quarter': Experiment('Do four branches help when every round takes a quarter of the '
+                                     'steps, from 128 to 2?', 'fashion_mnist', quarter_arms(FASHION_PD, 128, 2),
+                                     'K = 1 (PD)', 5),
+    'fashion_branches': Experiment('How many branches, with as many iterations and with as much time?',
+                                   'fashion_mnist', branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', 5,
+                                   {63: 64, 62: 64}),
+    'fashion_options': Experiment('What are own or end steps, global or local states and the analytic '
+                                  'first step worth?', 'fashion_mnist', option_arms(FASHION_SFD), 'default', 5),
     'fashion_variable': Experiment('One student for several step counts, one call, and branches in either?', 'fashion_mnist', tuple(a for a in variable_arms(FASHION_SFD) if a.name != 'one each, K = 4'), 'one each, K = 1', 5, {256: 64}), # K = 4 for one each: 'linear' of fashion_sfd
-    'ring_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late, where the exact flow is known?', 'ring', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)', 10),
-    'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring', pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)', 10),
-    'ring_pd_quarter': Experiment('Do four branches help in rounds of a quarter, where the exact flow is known?', 'ring', quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)', 10),
-    'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring', tuple(arm for nfe in (2, 4) for arm in capacity_arms(dataclasses.replace(RING_SFD, nfe=nfe), dict(branch_weights='endpoint'))), 'host', 10),
-    'ring_capacity_pd': Experiment('Does the width of the network decide whether branches hurt Progressive Distillation?', 'ring', capacity_arms(RING_PD, dict(K=1)), 'host', 10),
-    'ring_options': Experiment('What are the options of SFD worth where the exact flow is known?', 'ring', option_arms(RING_OPTIONS, MORE_OPTIONS), 'default', 10),
-    'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the exact flow is known?', 'ring', variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True), 'one each, K = 1', 10, {400: 100}),
-    'ring_branches': Experiment('How many branches, where the exact flow is known?', 'ring', branch_arms(RING_SFD, {}), 'K = 1', 10),
+    'ring_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late, where the '
+                           'exact flow is known?', 'ring', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)', 10),
+    'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring',
+                          pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)', 10),
+    'ring_pd_quarter': Experiment('Do four branches help in rounds of a quarter, where the exact flow is known?',
+                                  'ring', quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)', 10),
+    'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring',
+                                    tuple(arm for nfe in (2, 4)
+                                          for arm in capacity_arms(dataclasses.replace(RING_SFD, nfe=nfe),
+        dict(branch_weights='endpoint'))), 'host', 10),
+    'ring_capacity_pd': Experiment('Does the width of the network decide whether branches hurt '
+                                   'Progressive Distillation?', 'ring', capacity_arms(RING_PD, dict(K=1)), 'host', 10),
+    'ring_options': Experiment('What are the options of SFD worth where the exact flow is known?', 'ring',
+                               option_arms(RING_OPTIONS, MORE_OPTIONS), 'default', 10),
+    'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the '
+                                'exact flow is known?', 'ring', variable_arms(dataclasses.replace(RING_SFD, steps=100),
+        more=True), 'one each, K = 1', 10, {400: 100}),
+    'ring_branches': Experiment('How many branches, where the exact flow is known?', 'ring', branch_arms(RING_SFD, {}),
+                                'K = 1', 10),
 }
 
 # %% ../nbs/11c_experiments.ipynb #89052a7c
@@ -300,12 +358,14 @@ class Difference:
     interval: Interval # of arm - host
 
     @property
-    def verdict(self) -> str: return 'better' if self.interval.high < 0 else 'worse' if self.interval.low > 0 else 'not told apart'
+    def verdict(self) -> str:
+        return 'better' if self.interval.high < 0 else 'worse' if self.interval.low > 0 else 'not told apart'
 
     @property
     def percent(self) -> str: # markdown
         "Of the host's mean, with its interval; bold where that excludes zero."
-        text = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100*v/self.host for v in (self.interval.mean, self.interval.low, self.interval.high)))
+        text = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100*v/self.host for v in (self.interval.mean, self.interval.low,
+            self.interval.high)))
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
 def differences(
@@ -317,8 +377,10 @@ def differences(
 ) -> list[Difference]:
     "Every arm against the host, over the seeds that both have; of fewer than three nothing is said."
     table = {}
-    if budgets is None: budgets = EXPERIMENTS[result['experiment']].budgets if result.get('experiment') in EXPERIMENTS else {}
-    for r in result['rows']: table.setdefault((r['arm'], r['nfe'], r['iterations'], r.get('width')), {})[r['seed']] = r[measure]
+    if budgets is None:
+        budgets = EXPERIMENTS[result['experiment']].budgets if result.get('experiment') in EXPERIMENTS else {}
+    for r in result['rows']:
+        table.setdefault((r['arm'], r['nfe'], r['iterations'], r.get('width')), {})[r['seed']] = r[measure]
     if host is not None: check_choice('host', host, {arm for arm, *_ in table})
     host, found = host or result['host'], []
     for (arm, nfe, iterations, width), mine in table.items():
@@ -341,10 +403,13 @@ def difference_table(
     places = list(dict.fromkeys(place for _, place in cells))
     heads = [f'{n} calls, {i} it.' + (f', width {w}' if w else '') for n, i, w in places]
     hosts = [next(f'{cells[a, p].host:.4f}' for a in arms if (a, p) in cells) for p in places]
-    grid = [['', *heads], [f'*{result["host"]}*', *hosts], *([a, *(cells[a, p].percent if (a, p) in cells else '' for p in places)] for a in arms)]
+    grid = [['', *heads], [f'*{result["host"]}*', *hosts],
+            *([a, *(cells[a, p].percent if (a, p) in cells else '' for p in places)] for a in arms)]
     if len(places) > len(arms): grid = list(zip(*grid))
     lines = ['| ' + ' | '.join(row) + ' |' for row in (grid[0], ['---']*len(grid[0]), *grid[1:])]
-    about = f'*{measure.replace("_", " ")}: of the host the mean, of the others the difference to it in percent of it, with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by `{result["command"]}` on {result["hardware"]}.*'
+    about = (f'*{measure.replace("_", " ")}: of the host the mean, of the others the difference to it in percent of '
+             f'it, with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by '
+             f'`{result["command"]}` on {result["hardware"]}.*')
     return '\n'.join([about, '', *lines])
 
 # %% ../nbs/11c_experiments.ipynb #f85ed083
@@ -358,13 +423,15 @@ def show_differences(
     found = {m: differences(result, m) for m in measures or EXPERIMENTS[result['experiment']].measures}
     budgets = sorted({d.iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
-    fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False, sharex=True, sharey='row', layout='constrained')
+    fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False,
+                             sharex=True, sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
             _panel(ax, [d for d in ds if d.iterations == budget], relative)
             ax.set_title(f'{measure.replace("_", " ")}, {budget} iterations', fontsize=9)
         row[0].set_ylabel('arm minus host' + (', %' if relative else ''), fontsize=8)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper'); axes[-1, 0].set_xlabel('network calls', fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper')
+    axes[-1, 0].set_xlabel('network calls', fontsize=8)
     if save: fig.savefig(save, dpi=110)
     return found
 
@@ -374,6 +441,8 @@ def _panel(ax: plt.Axes, ds: list[Difference], relative: bool) -> None:
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.arm == arm]
         scale = [100/d.host if relative else 1. for d in mine]
-        ax.errorbar([calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine], [d.interval.mean*s for d, s in zip(mine, scale)],
-                    [(d.interval.high - d.interval.mean)*s for d, s in zip(mine, scale)], fmt='o', ms=4, capsize=2, label=arm)
+        ax.errorbar([calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine],
+                    [d.interval.mean*s for d, s in zip(mine, scale)],
+                    [(d.interval.high - d.interval.mean)*s for d, s in zip(mine, scale)], fmt='o', ms=4, capsize=2,
+                    label=arm)
     ax.axhline(0, color='gray', lw=1); ax.set_xticks(range(len(calls)), calls); ax.tick_params(labelsize=8)

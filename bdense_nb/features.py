@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from .core import check_choice, check_int, check_state
 from .data import to_pixels
-from .metrics import density_coverage, frechet_distance, image_features, kernel_distance, load_features, precision_recall
+from .metrics import (density_coverage, frechet_distance, image_features, kernel_distance, load_features,
+                               precision_recall)
 
 # %% auto #0
 __all__ = ['FEATURE_SPACES', 'inception_weights', 'load_inception', 'FeatureSpace', 'load_space', 'set_scores']
@@ -32,7 +33,9 @@ def inception_weights(
     if path.is_file(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try: torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
-    except (OSError, RuntimeError) as e: raise ConnectionError(f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put the file at {path}, or pass its path') from e
+    except (OSError, RuntimeError) as e:
+        raise ConnectionError(f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put the file at '
+                              f'{path}, or pass its path') from e
     return path
 
 def load_inception(
@@ -41,7 +44,8 @@ def load_inception(
 ) -> nn.Module: # uint8 [B, 3, H, W] -> ([B, 2048],); frozen, in evaluation mode
     "The Inception-v3 of published FIDs (torch-fidelity's)."
     try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as e: raise ImportError("the space 'inception' needs torch-fidelity: pip install 'bdense-nb[fid]'") from e
+    except ImportError as e:
+        raise ImportError("the space 'inception' needs torch-fidelity: pip install 'bdense-nb[fid]'") from e
     path = inception_weights(path)
     try:
         torch.load(path, map_location='cpu', weights_only=True) # refuses a file that could run code; the network's own loader would not
@@ -66,14 +70,18 @@ class FeatureSpace:
 
 def _fashion_space(device, path) -> FeatureSpace:
     net = load_features(device, path)
-    return FeatureSpace('fashion_mnist', net.config['n_features'], lambda images, batch_size: image_features(images, net, batch_size))
+    return FeatureSpace('fashion_mnist', net.config['n_features'],
+                        lambda images, batch_size: image_features(images, net, batch_size))
 
 def _inception_space(device, path) -> FeatureSpace:
     net = load_inception(device, path)
     def extract(images: Tensor, batch_size: int) -> Tensor:
         check_state(images, 'images'); check_int('batch_size', batch_size, 1)
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0: raise ValueError(f'images must have shape [N, 1 or 3, H, W] with N of at least 1, got {tuple(images.shape)}')
-        return torch.cat([net(to_pixels(x).expand(-1, 3, -1, -1).to(device or 'cpu'))[0].cpu() for x in images.split(batch_size)])
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+            raise ValueError(f'images must have shape [N, 1 or 3, H, W] with N of at least 1, got '
+                             f'{tuple(images.shape)}')
+        return torch.cat([net(to_pixels(x).expand(-1, 3, -1, -1).to(device or 'cpu'))[0].cpu()
+                          for x in images.split(batch_size)])
     return FeatureSpace('inception', 2048, extract)
 
 FEATURE_SPACES = {'fashion_mnist': _fashion_space, 'inception': _inception_space}
@@ -94,4 +102,5 @@ def set_scores(
 ) -> dict[str, float]: # JSON-able
     "Every score of a set of samples against a set of real images."
     pr, dc = precision_recall(real, fake), density_coverage(real, fake)
-    return dict(n=len(fake), frechet_distance=frechet_distance(fake, real), kernel_distance=kernel_distance(real, fake), **pr._asdict(), **dc._asdict())
+    return dict(n=len(fake), frechet_distance=frechet_distance(fake, real),
+                kernel_distance=kernel_distance(real, fake), **pr._asdict(), **dc._asdict())

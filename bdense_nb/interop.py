@@ -34,7 +34,8 @@ _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'tra
 def _diffusers():
     "The library, imported when it is needed."
     try: import diffusers
-    except ImportError as e: raise ImportError('this needs the diffusers library: pip install "bdense-nb[diffusers]"') from e
+    except ImportError as e:
+        raise ImportError('this needs the diffusers library: pip install "bdense-nb[diffusers]"') from e
     return diffusers
 
 # %% ../nbs/10f_interop.ipynb #58b71bbd
@@ -43,15 +44,23 @@ def noise_table(
 ) -> tuple[dict, Tensor]: # the part that a network depends on, readable by every scheduler with betas; alpha_bar [T], float64
     "The noise levels of a network, from the configuration of the scheduler that it was trained with."
     name, config = config.get('_class_name', 'this scheduler'), {k: v for k, v in config.items() if v is not None}
-    if not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(): raise ValueError(f'{name} has no betas, so it does not say which noise level a time step is; only schedulers with betas (DDPM, DDIM and their kind) are supported')
-    if config.get('rescale_betas_zero_snr'): raise ValueError(f'{name} ends at zero signal (rescale_betas_zero_snr), where the noise level is infinite; that is not supported')
-    if config.get('timestep_type', 'discrete') != 'discrete': raise ValueError(f'{name} has timestep_type={config["timestep_type"]!r}; only discrete time steps are supported')
+    if not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys():
+        raise ValueError(f'{name} has no betas, so it does not say which noise level a time step is; only schedulers '
+                         f'with betas (DDPM, DDIM and their kind) are supported')
+    if config.get('rescale_betas_zero_snr'):
+        raise ValueError(f'{name} ends at zero signal (rescale_betas_zero_snr), where the noise level is infinite; '
+                         f'that is not supported')
+    if config.get('timestep_type', 'discrete') != 'discrete':
+        raise ValueError(f'{name} has timestep_type={config["timestep_type"]!r}; only discrete time '
+                         f'steps are supported')
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
     check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
     ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in _TABLE if k in config})
-    if not (ddpm.alphas_cumprod > 0).all(): raise ValueError(f'{name} ends at zero signal, where the noise level is infinite; that is not supported')
+    if not (ddpm.alphas_cumprod > 0).all():
+        raise ValueError(f'{name} ends at zero signal, where the noise level is infinite; that is not supported')
     table = {k: ddpm.config[k] for k in _TABLE}
-    if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'): table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas), beta_schedule='linear')
+    if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'):
+        table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas), beta_schedule='linear')
     return table, ddpm.alphas_cumprod.double()
 
 # %% ../nbs/10f_interop.ipynb #b468e01b
@@ -64,12 +73,20 @@ class DiffusersNet(nn.Module):
         source: str = '', # where it came from, for the model card
     ):
         super().__init__()
-        self.unet, self.scheduler_config, self.null_class, self.source, c = unet, scheduler_config, null_class, source, unet.config
+        self.unet, self.scheduler_config, self.null_class, self.source, c = (unet, scheduler_config, null_class,
+            source, unet.config)
         rows = c.num_class_embeds or 0
-        if c.class_embed_type is not None: raise ValueError(f'class_embed_type={c.class_embed_type!r} is not supported; only class indices (num_class_embeds) are')
-        if c.time_embedding_type != 'positional': raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop between the levels of the table, which only a positional embedding can express')
-        if c.in_channels != c.out_channels: raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that predicts a variance too, or is told more than the noisy sample) is not supported')
-        if null_class is not None and null_class != rows - 1: raise ValueError(f'the null class must be the last of the {rows} class embeddings, got {null_class}')
+        if c.class_embed_type is not None:
+            raise ValueError(f'class_embed_type={c.class_embed_type!r} is not supported; only class indices '
+                             f'(num_class_embeds) are')
+        if c.time_embedding_type != 'positional':
+            raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop between '
+                             f'the levels of the table, which only a positional embedding can express')
+        if c.in_channels != c.out_channels:
+            raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that predicts '
+                             f'a variance too, or is told more than the noisy sample) is not supported')
+        if null_class is not None and null_class != rows - 1:
+            raise ValueError(f'the null class must be the last of the {rows} class embeddings, got {null_class}')
         self.n_classes = rows - (null_class is not None)
 
     def forward(self,
@@ -77,17 +94,23 @@ class DiffusersNet(nn.Module):
         index: Tensor, # [1] or [B], the time step in 0..T-1
         label: Tensor | None = None, # [B], int64
     ) -> Tensor: # [B, C, H, W], or [B, K*C, H, W] once the output layer has been widened
-        if label is None and self.null_class is not None: label = torch.full((len(z),), self.null_class, device=z.device)
-        if label is None and self.n_classes: raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no class": pass label=')
+        if label is None and self.null_class is not None:
+            label = torch.full((len(z),), self.null_class, device=z.device)
+        if label is None and self.n_classes:
+            raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no '
+                             f'class": pass label=')
         return self.unet(z, index, class_labels=label).sample
 
 # %% ../nbs/10f_interop.ipynb #43788872
-_HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json', 'diffusion_pytorch_model*.safetensors', '*.safetensors.index.json', 'unet/*.json', 'unet/*.safetensors', 'scheduler/*.json']
+_HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json', 'diffusion_pytorch_model*.safetensors',
+              '*.safetensors.index.json', 'unet/*.json', 'unet/*.safetensors', 'scheduler/*.json']
 
 def _local(where: Path | str, revision: str | None) -> Path:
     "A model's folder; a name on the Hub is downloaded at a pinned commit, safetensors and JSON only."
     if Path(where).is_dir(): return Path(where)
-    if not re.fullmatch('[0-9a-f]{40}', revision or ''): raise ValueError(f'{str(where)!r} is no folder here; to download it from the Hub pass revision= a commit (40 hex digits), got {revision!r}: branches and tags can move')
+    if not re.fullmatch('[0-9a-f]{40}', revision or ''):
+        raise ValueError(f'{str(where)!r} is no folder here; to download it from the Hub pass revision= a commit (40 '
+                         f'hex digits), got {revision!r}: branches and tags can move')
     from huggingface_hub import snapshot_download
     return Path(snapshot_download(str(where), revision=revision, allow_patterns=_HUB_FILES))
 
@@ -119,15 +142,20 @@ def from_diffusers(
 ) -> VPDenoiser: # frozen, in evaluation mode; shares nothing with `model`
     "A diffusers U-Net as a denoiser: betas, prediction type and number of levels are read from its scheduler."
     diffusers, source = _diffusers(), ''
-    if isinstance(model, diffusers.DiffusionPipeline): model, scheduler = getattr(model, 'unet', model), scheduler or model.scheduler
+    if isinstance(model, diffusers.DiffusionPipeline):
+        model, scheduler = getattr(model, 'unet', model), scheduler or model.scheduler
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
         if scheduler is None: scheduler = _part(folder, 'scheduler', 'scheduler_config.json')
         model = _read_unet(folder)
-    if not isinstance(model, diffusers.UNet2DModel): raise TypeError(f'from_diffusers takes a UNet2DModel, got {type(model).__name__}; wrap another network with as_denoiser')
+    if not isinstance(model, diffusers.UNet2DModel):
+        raise TypeError(f'from_diffusers takes a UNet2DModel, got {type(model).__name__}; wrap another network '
+                        f'with as_denoiser')
     if scheduler is None: raise ValueError('a U-Net does not know its noise levels: pass scheduler=')
-    if isinstance(scheduler, (str, Path)): scheduler = json.loads((_part(Path(scheduler), 'scheduler', 'scheduler_config.json')/'scheduler_config.json').read_text())
+    if isinstance(scheduler, (str, Path)):
+        scheduler = json.loads((_part(Path(scheduler), 'scheduler',
+                                      'scheduler_config.json')/'scheduler_config.json').read_text())
     table, alpha_bar = noise_table(dict(getattr(scheduler, 'config', scheduler)))
     net = DiffusersNet(copy.deepcopy(model), table, null_class, source)
     return VPDenoiser(net, alpha_bar, PREDICTION_TYPES[table['prediction_type']]).requires_grad_(False).eval()
@@ -164,7 +192,9 @@ class EDMNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         rows = None
-        if self.n_classes: rows = x.new_zeros(len(x), self.n_classes) if label is None else nn.functional.one_hot(label, self.n_classes).to(x)
+        if self.n_classes:
+            rows = x.new_zeros(len(x), self.n_classes) if label is None else nn.functional.one_hot(label,
+                self.n_classes).to(x)
         return self.model(x, c_noise.expand(len(x)), rows)
 
 # %% ../nbs/10f_interop.ipynb #8bba2a05
@@ -181,10 +211,13 @@ def as_denoiser(
 ) -> Callable: # a network: frozen, in evaluation mode
     "Anyone's denoiser as one of ours."
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module):
-        if not callable(model): raise TypeError(f'a denoiser is a callable D(x, sigma, label), got {type(model).__name__}')
+        if not callable(model):
+            raise TypeError(f'a denoiser is a callable D(x, sigma, label), got {type(model).__name__}')
         return model
     model = copy.deepcopy(model).requires_grad_(False).eval()
-    if hasattr(model, 'model') and hasattr(model, 'sigma_data'): return EDMDenoiser(EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0)), float(model.sigma_data)).eval()
+    if hasattr(model, 'model') and hasattr(model, 'sigma_data'):
+        return EDMDenoiser(EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0)),
+                           float(model.sigma_data)).eval()
     return ModuleDenoiser(model).eval()
 
 # %% ../nbs/10f_interop.ipynb #30f55f1c
@@ -220,9 +253,13 @@ def sampling_json(
     student: Student,
 ) -> dict: # JSON-able
     "All that sampling a student needs beside its network."
-    if not isinstance(student, Student): raise TypeError(f'a Student is exported, got {type(student).__name__}' + ('; take one step count: .at(nfe)' if hasattr(student, 'at') else ''))
+    if not isinstance(student, Student):
+        raise TypeError(f'a Student is exported, got {type(student).__name__}' + ('; take one step count: .at(nfe)'
+            if hasattr(student, 'at') else ''))
     sigmas, start = euler_grid(student)
-    return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape), n_classes=student.denoiser.n_classes, null_class=getattr(student.denoiser.net, 'null_class', None), source=getattr(student.denoiser.net, 'source', ''),
+    return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape),
+                n_classes=student.denoiser.n_classes, null_class=getattr(student.denoiser.net, 'null_class', None),
+                source=getattr(student.denoiser.net, 'source', ''),
                 grid=student.sigmas.tolist(), afs=student.afs, about=student.about)
 
 # %% ../nbs/10f_interop.ipynb #89b829e8
@@ -256,16 +293,25 @@ def sampling_code(
     if pipeline and excess < 3e-5: return _DDIM.format(**how)
     labels = f', class_labels=torch.arange(4) % {how["n_classes"]}' if how['n_classes'] else ''
     code = _EULER.format(**dict(how, shape=', '.join(map(str, student.shape)), labels=labels))
-    return code + (f'# DDIMPipeline.from_pretrained(here) takes the same {how["nfe"]} steps, from noise that is {excess:.2%} stronger\n' if pipeline else '')
+    return (code + (f'# DDIMPipeline.from_pretrained(here) takes the same {how["nfe"]} steps, from noise that is '
+                    f'{excess:.2%} stronger\n' if pipeline else ''))
 
 # %% ../nbs/10f_interop.ipynb #8ecdebbf
 def _card_table(student: Student, data: str) -> str: # Markdown
     "What is known of how a student was made."
     about, net = student.about, student.denoiser.net
-    config, kept = about.get('config', {}), ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates', 'steps', 'batch', 'lr', 'seed')
-    rows = {'Teacher': ', '.join(filter(None, [getattr(net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about else ''])) or 'not stated', 'Teacher trained on': data,
-            'Host method': {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}.get(about.get('host'), 'not stated'), 'Branches in training (K)': config.get('K', 'not stated'), 'Branch weights': config.get('branch_weights', 'not stated'),
-            'Network calls a sample (NFE)': student.nfe, 'Noise levels': ', '.join(f'{s:.6g}' for s in student.sigmas.tolist()), 'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config) or 'not stated', **about.get('figures', {})}
+    config, kept = about.get('config', {}), ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates',
+                                             'steps', 'batch', 'lr', 'seed')
+    rows = {'Teacher': ', '.join(filter(None,
+                                        [getattr(net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about
+                                         else ''])) or 'not stated', 'Teacher trained on': data,
+            'Host method': {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}.get(about.get('host'),
+                'not stated'), 'Branches in training (K)': config.get('K', 'not stated'),
+            'Branch weights': config.get('branch_weights', 'not stated'),
+            'Network calls a sample (NFE)': student.nfe,
+            'Noise levels': ', '.join(f'{s:.6g}' for s in student.sigmas.tolist()),
+            'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config) or 'not stated',
+            **about.get('figures', {})}
     return '\n'.join(f'| {k} | {v} |' for k, v in rows.items())
 
 # %% ../nbs/10f_interop.ipynb #55cd3319
@@ -313,9 +359,12 @@ def save_pretrained(self: Student,
 ) -> None:
     "Write a student of a diffusers U-Net as stock diffusers loads and samples it."
     diffusers, net, folder, how = _diffusers(), self.denoiser.net, Path(folder), sampling_json(self)
-    if not isinstance(net, DiffusersNet): raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this one is a {type(net).__name__}; Student.save, export_onnx and export_state_dict take others')
+    if not isinstance(net, DiffusersNet):
+        raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this one is a '
+                        f'{type(net).__name__}; Student.save, export_onnx and export_state_dict take others')
     pipeline = _pipeline_samples_it(self)
-    if pipeline: scheduler = diffusers.DDIMScheduler(**net.scheduler_config, timestep_spacing='trailing', clip_sample=False)
+    if pipeline:
+        scheduler = diffusers.DDIMScheduler(**net.scheduler_config, timestep_spacing='trailing', clip_sample=False)
     else: scheduler = diffusers.EulerDiscreteScheduler(**net.scheduler_config)
     code = sampling_code(self, pipeline)
     net.unet.save_pretrained(folder/'unet', safe_serialization=True); scheduler.save_pretrained(folder/'scheduler')
@@ -324,7 +373,10 @@ def save_pretrained(self: Student,
     write_json(folder/'sampling.json', how)
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(model_card(self, code, licence, data), encoding='utf-8')
     (folder/'model_index.json').unlink(missing_ok=True)
-    if pipeline: write_json(folder/'model_index.json', dict(_class_name='DDIMPipeline', _diffusers_version=diffusers.__version__, scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel']))
+    if pipeline:
+        write_json(folder/'model_index.json',
+                   dict(_class_name='DDIMPipeline', _diffusers_version=diffusers.__version__,
+                        scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel']))
 
 # %% ../nbs/10f_interop.ipynb #c4125466
 @patch
@@ -340,7 +392,8 @@ def push_to_hub(self: Student,
     with tempfile.TemporaryDirectory() as folder:
         self.save_pretrained(folder, **card)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f'A student of {self.nfe} network calls'))
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder,
+                                     commit_message=f'A student of {self.nfe} network calls'))
 
 # %% ../nbs/10f_interop.ipynb #51340f4b
 def load_pretrained(
@@ -350,11 +403,14 @@ def load_pretrained(
 ) -> Student:
     "Read such a folder back as a student."
     folder = _local(folder, revision)
-    if not (folder/'sampling.json').is_file(): raise FileNotFoundError(f'{folder} holds no student: there is no sampling.json; for a diffusers model see from_diffusers')
+    if not (folder/'sampling.json').is_file():
+        raise FileNotFoundError(f'{folder} holds no student: there is no sampling.json; for a diffusers model '
+                                f'see from_diffusers')
     how = json.loads((folder/'sampling.json').read_text())
     denoiser = from_diffusers(folder, null_class=how['null_class']).to(device or default_device())
     denoiser.net.source = how.get('source', '') # the teacher's, not the name of this folder
-    return Student(denoiser, torch.tensor(how['grid'], dtype=torch.float64), how['afs'], tuple(how['shape']), how['about'])
+    return Student(denoiser, torch.tensor(how['grid'], dtype=torch.float64), how['afs'], tuple(how['shape']),
+                   how['about'])
 
 # %% ../nbs/10f_interop.ipynb #b54990b6
 class StudentStep(nn.Module):
@@ -385,12 +441,16 @@ def export_onnx(
     except ImportError as e: raise ImportError('this needs onnx and onnxscript: pip install "bdense-nb[onnx]"') from e
     op = onnxscript.opset18
     def searchsorted(levels, want, out_int32=False, right=False, side=None, sorter=None): # levels ascend: count those below
-        return op.ReduceSum(op.Cast(op.Less(levels, op.Unsqueeze(want, op.Constant(value_ints=[-1]))), to=7), op.Constant(value_ints=[-1]), keepdims=0)
+        return op.ReduceSum(op.Cast(op.Less(levels, op.Unsqueeze(want, op.Constant(value_ints=[-1]))), to=7),
+                            op.Constant(value_ints=[-1]), keepdims=0)
     label = (torch.zeros(2, dtype=torch.long),) if student.denoiser.n_classes else ()
     batch = {0: torch.export.Dim('batch')}
     with atomic_path(path) as tmp:
-        torch.onnx.export(StudentStep(student.denoiser).eval(), (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label), tmp, dynamo=True, external_data=False, verbose=False,
-                          input_names=['x', 'sigma', 'sigma_next', 'label'][:3 + len(label)], output_names=['x_next'], dynamic_shapes=(batch, {}, {}, *[batch]*len(label)),
+        torch.onnx.export(StudentStep(student.denoiser).eval(),
+                          (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label), tmp,
+                          dynamo=True, external_data=False, verbose=False,
+                          input_names=['x', 'sigma', 'sigma_next', 'label'][:3 + len(label)], output_names=['x_next'],
+                          dynamic_shapes=(batch, {}, {}, *[batch]*len(label)),
                           custom_translation_table={torch.ops.aten.searchsorted.Tensor: searchsorted})
 
 # %% ../nbs/10f_interop.ipynb #2dbad1be
@@ -401,7 +461,8 @@ def export_state_dict(
     "Write the network's weights under its own keys, and how to sample: for any network."
     how = sampling_json(student)
     save_tensors(Path(folder)/'model.safetensors', student.denoiser.net.state_dict())
-    write_json(Path(folder)/'sampling.json', dict(how, network=type(student.denoiser.net).__name__, denoiser=type(student.denoiser).__name__))
+    write_json(Path(folder)/'sampling.json', dict(how, network=type(student.denoiser.net).__name__,
+                                                  denoiser=type(student.denoiser).__name__))
 
 # %% ../nbs/10f_interop.ipynb #474f84bc
 def _onnx_folder(student: Student, folder: Path | str) -> None: # a folder with sampling.json is complete, so that comes last
@@ -409,7 +470,8 @@ def _onnx_folder(student: Student, folder: Path | str) -> None: # a folder with 
     export_onnx(student, Path(folder)/'step.onnx')
     write_json(Path(folder)/'sampling.json', how)
 
-EXPORTS = {'diffusers': lambda student, folder: student.save_pretrained(folder), 'onnx': _onnx_folder, 'state_dict': export_state_dict}
+EXPORTS = {'diffusers': lambda student, folder: student.save_pretrained(folder), 'onnx': _onnx_folder,
+           'state_dict': export_state_dict}
 
 def export_student(
     student: Student,

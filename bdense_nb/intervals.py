@@ -17,7 +17,8 @@ __all__ = ['INTERVAL_METHODS', 'student_t', 'Interval', 'mean_interval', 'paired
 
 # %% ../nbs/10g_intervals.ipynb #1a04ef10
 def _check_level(level) -> None:
-    if not isinstance(level, (int, float)) or not 0 < level < 1: raise ValueError(f'level must be strictly between 0 and 1, got {level!r}')
+    if not isinstance(level, (int, float)) or not 0 < level < 1:
+        raise ValueError(f'level must be strictly between 0 and 1, got {level!r}')
 
 def _t_inside(theta: float, dof: int) -> float:
     "P(|T| <= sqrt(dof)*tan(theta)) for Student's t (Abramowitz & Stegun 26.7.3-4)."
@@ -50,13 +51,17 @@ class Interval:
     level: float # such as .95
     method: str # how it was computed
 
-    def __str__(self) -> str: return f'{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] ({self.level:.0%}, n={self.n}, {self.method})'
+    def __str__(self) -> str:
+        return f'{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] ({self.level:.0%}, n={self.n}, {self.method})'
 
 def _check_scores(values, name: str) -> Tensor:
     "Scores, one per seed, as float64 [n] with n >= 3, or an error that says what is wrong."
     try: v = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f'{name} must be a sequence of numbers, one per seed, got {values!r}') from e
-    if v.ndim != 1 or len(v) < 3: raise ValueError(f'{name} needs at least 3 values, one per seed, got shape {tuple(v.shape)}; an interval from fewer says next to nothing')
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f'{name} must be a sequence of numbers, one per seed, got {values!r}') from e
+    if v.ndim != 1 or len(v) < 3:
+        raise ValueError(f'{name} needs at least 3 values, one per seed, got shape {tuple(v.shape)}; an interval from '
+                         f'fewer says next to nothing')
     if not torch.isfinite(v).all(): raise ValueError(f'{name} contains NaN or infinite values: {v.tolist()}')
     return v
 

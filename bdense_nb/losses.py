@@ -25,12 +25,17 @@ def branch_weights(
     check_int('K', K, 1)
     if isinstance(kind, str):
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
-        w = {'linear': torch.arange(1., K + 1), 'uniform': torch.ones(K), 'endpoint': F.one_hot(torch.tensor(K - 1), K)}[kind].double()
+        w = {'linear': torch.arange(1., K + 1), 'uniform': torch.ones(K),
+             'endpoint': F.one_hot(torch.tensor(K - 1), K)}[kind].double()
     else:
         try: w = torch.as_tensor(kind, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError): raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K numbers, got {kind!r}') from None
-        if w.shape != (K,): raise ValueError(f'branch weights need one number for each of the K={K} branches, got {kind!r}')
-        if not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0: raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {kind!r}')
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K '
+                             f'numbers, got {kind!r}') from None
+        if w.shape != (K,):
+            raise ValueError(f'branch weights need one number for each of the K={K} branches, got {kind!r}')
+        if not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0:
+            raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {kind!r}')
     return w/w.sum()
 
 # %% ../nbs/08_losses.ipynb #1cb69492
@@ -42,7 +47,9 @@ def scheduled_weights(
     "Branch weights on their straight way from one set to another."
     if not 0 <= done <= 1: raise ValueError(f'done must be the share of training that is done, in [0, 1], got {done!r}')
     if end is None: return start
-    if end.shape != start.shape: raise ValueError(f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got {tuple(end.shape)}')
+    if end.shape != start.shape:
+        raise ValueError(f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got '
+                         f'{tuple(end.shape)}')
     return torch.lerp(start, end, done)
 
 # %% ../nbs/08_losses.ipynb #2782b5e6
@@ -59,13 +66,22 @@ def dense_alignment_loss(
 ) -> Tensor: # scalar
     "Distance summed over pixels, averaged over the batch, weighted over the branches."
     check_choice('norm', norm, NORMS)
-    if pred.shape != target.shape or pred.ndim < 3: raise ValueError(f'pred and target must have the same shape [B, K, *D], got {tuple(pred.shape)} and {tuple(target.shape)}')
-    if not isinstance(weights, Tensor): raise TypeError(f'weights must be a tensor, as `branch_weights` gives it, got {type(weights).__name__}')
-    if weights.shape != pred.shape[1:2]: raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, got shape {tuple(weights.shape)}')
+    if pred.shape != target.shape or pred.ndim < 3:
+        raise ValueError(f'pred and target must have the same shape [B, K, *D], got {tuple(pred.shape)} and '
+                         f'{tuple(target.shape)}')
+    if not isinstance(weights, Tensor):
+        raise TypeError(f'weights must be a tensor, as `branch_weights` gives it, got {type(weights).__name__}')
+    if weights.shape != pred.shape[1:2]:
+        raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, got shape '
+                         f'{tuple(weights.shape)}')
     distance = NORMS[norm](pred, target).flatten(2).sum(2)
     if sample_weights is not None:
-        if not isinstance(sample_weights, Tensor): raise TypeError(f'sample_weights must be a tensor, as `snr_weight` gives it, got {type(sample_weights).__name__}')
-        if sample_weights.shape != pred.shape[:1]: raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} samples, got shape {tuple(sample_weights.shape)}')
+        if not isinstance(sample_weights, Tensor):
+            raise TypeError(f'sample_weights must be a tensor, as `snr_weight` gives it, got '
+                            f'{type(sample_weights).__name__}')
+        if sample_weights.shape != pred.shape[:1]:
+            raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} samples, got shape '
+                             f'{tuple(sample_weights.shape)}')
         distance = distance*sample_weights.to(distance)[:, None]
     per_branch = distance.mean(0)
     return per_branch @ weights.to(per_branch)

@@ -30,7 +30,8 @@ _all_ = ['INTERVAL_METHODS', 'Interval', 'mean_interval', 'paired_interval', 'st
 # %% ../nbs/11_metrics.ipynb #3c215334
 def _conv(n_in: int, n_out: int, size: int, stride: int) -> nn.Sequential:
     "Convolution, batch norm, ReLU."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, padding=size//2, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, padding=size//2, bias=False), nn.BatchNorm2d(n_out),
+                         nn.ReLU())
 
 class FeatureNet(nn.Module):
     "A small Fashion-MNIST classifier; the 64 numbers before its last layer are the space in which sets of images are compared."
@@ -61,7 +62,8 @@ def random_shift(
     padded = F.pad(images, (pixels,)*4, value=-1.)
     dy, dx = torch.randint(2*pixels + 1, (2, B, 1), generator=generator)
     rows, cols = dy + torch.arange(H), dx + torch.arange(W) # [B, H], [B, W]
-    return padded.permute(0, 2, 3, 1)[torch.arange(B)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    return padded.permute(0, 2, 3, 1)[torch.arange(B)[:, None, None], rows[:, :, None],
+                                      cols[:, None, :]].permute(0, 3, 1, 2)
 
 # %% ../nbs/11_metrics.ipynb #67a67188
 def train_feature_net(
@@ -123,7 +125,8 @@ def image_features(
 ) -> Tensor: # [N, d], float32, on the CPU
     "Features of images as a viewer would see them: clipped to [-1, 1] and rounded to 256 grey levels first."
     check_state(images, 'images'); check_int('batch_size', batch_size, 1)
-    if images.shape[1:] != (1, 28, 28) or len(images) == 0: raise ValueError(f'images must have shape [N, 1, 28, 28] with N of at least 1, got {tuple(images.shape)}')
+    if images.shape[1:] != (1, 28, 28) or len(images) == 0:
+        raise ValueError(f'images must have shape [N, 1, 28, 28] with N of at least 1, got {tuple(images.shape)}')
     device = next(net.parameters()).device
     parts = [net.features(to_pixels(x).to(device).float()/127.5 - 1).float().cpu() for x in images.split(batch_size)]
     return torch.cat(parts)
@@ -138,7 +141,8 @@ class GaussianStats:
 
     def __post_init__(self):
         if self.mean.ndim != 1 or self.cov.shape != (len(self.mean),)*2:
-            raise ValueError(f'mean and covariance must have shapes [d] and [d, d], got {tuple(self.mean.shape)} and {tuple(self.cov.shape)}')
+            raise ValueError(f'mean and covariance must have shapes [d] and [d, d], got {tuple(self.mean.shape)} and '
+                             f'{tuple(self.cov.shape)}')
         for name, t in (('mean', self.mean), ('covariance', self.cov)):
             if not torch.isfinite(t).all(): raise ValueError(f'the {name} contains NaN or infinite values')
         scale = float(self.cov.abs().max())
@@ -167,9 +171,11 @@ def feature_stats(
 def _as_stats(x, name: str) -> GaussianStats:
     "Features, a (mean, covariance) pair or `GaussianStats`, as `GaussianStats`."
     if isinstance(x, GaussianStats): return x
-    if isinstance(x, tuple) and len(x) == 2: return GaussianStats(*(torch.as_tensor(t).detach().cpu().double() for t in x))
+    if isinstance(x, tuple) and len(x) == 2:
+        return GaussianStats(*(torch.as_tensor(t).detach().cpu().double() for t in x))
     if isinstance(x, (Tensor, np.ndarray)): return feature_stats(x)
-    raise TypeError(f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats, got {type(x).__name__}')
+    raise TypeError(f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats, got '
+                    f'{type(x).__name__}')
 
 def _psd_root(c: Tensor) -> Tensor:
     "The symmetric square root of a symmetric matrix without negative eigenvalues."
@@ -183,7 +189,8 @@ def frechet_distance(
 ) -> float: # at least 0; 0 when means and covariances agree
     "Squared Fréchet distance between the Gaussians fitted to two sets of features (Heusel et al. 2017), in float64."
     a, b = _as_stats(feats_a, 'feats_a'), _as_stats(feats_b, 'feats_b')
-    if len(a.mean) != len(b.mean): raise ValueError(f'the two sets have features of different lengths: {len(a.mean)} and {len(b.mean)}')
+    if len(a.mean) != len(b.mean):
+        raise ValueError(f'the two sets have features of different lengths: {len(a.mean)} and {len(b.mean)}')
     trace_root = torch.linalg.svdvals(_psd_root(a.cov) @ _psd_root(b.cov)).sum()
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*trace_root
     return max(float(distance), 0.)
@@ -218,7 +225,9 @@ def frechet_at_infinity(
     "Fréchet distance extrapolated to infinitely many samples: the intercept of a line in 1/N (Chong & Forsyth 2020)."
     feats, stats = _check_features(feats), _as_stats(reference, 'reference')
     check_int('n_points', n_points, 2)
-    if len(feats) < 10*feats.shape[1]: raise ValueError(f'{len(feats)} feature vectors of length {feats.shape[1]} are too few for an extrapolation: at least {10*feats.shape[1]}')
+    if len(feats) < 10*feats.shape[1]:
+        raise ValueError(f'{len(feats)} feature vectors of length {feats.shape[1]} are too few for an extrapolation: '
+                         f'at least {10*feats.shape[1]}')
     sizes, g = torch.linspace(len(feats)/5, len(feats), n_points).round().long(), torch.Generator().manual_seed(seed)
     scores = [frechet_distance(feats[torch.randperm(len(feats), generator=g)[:n]], stats) for n in sizes.tolist()]
     line = torch.stack([torch.ones(n_points), 1/sizes], 1).double()
@@ -231,7 +240,8 @@ def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
 
 def _kernel_distance(a: Tensor, b: Tensor) -> Tensor:
     "Unbiased squared maximum mean discrepancy of two sets."
-    within = [(_kernel_sum(x, x) - (x.square().sum(1)/x.shape[1] + 1).pow(3).sum())/(len(x)*(len(x) - 1)) for x in (a, b)]
+    within = [(_kernel_sum(x, x) - (x.square().sum(1)/x.shape[1] + 1).pow(3).sum())/(len(x)*(len(x) - 1))
+              for x in (a, b)]
     return within[0] + within[1] - 2*_kernel_sum(a, b)/(len(a)*len(b))
 
 def kernel_distance(
@@ -252,8 +262,10 @@ def kernel_distance(
 def _check_pair(real: Tensor | np.ndarray, fake: Tensor | np.ndarray) -> tuple[Tensor, Tensor]: # float64
     "Two sets of features of one length, at least two of each."
     real, fake = _check_features(real, 'real'), _check_features(fake, 'fake')
-    if real.shape[1] != fake.shape[1]: raise ValueError(f'the two sets have features of different lengths: {real.shape[1]} and {fake.shape[1]}')
-    if min(len(real), len(fake)) < 2: raise ValueError(f'both sets need at least 2 feature vectors, got {len(real)} and {len(fake)}')
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f'the two sets have features of different lengths: {real.shape[1]} and {fake.shape[1]}')
+    if min(len(real), len(fake)) < 2:
+        raise ValueError(f'both sets need at least 2 feature vectors, got {len(real)} and {len(fake)}')
     return real, fake
 
 # %% ../nbs/11_metrics.ipynb #c4dfe6bc
@@ -263,7 +275,8 @@ def _knn_radii(points: Tensor, k: int) -> Tensor:
 
 def _share_covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
     "The share of `points` inside at least one ball."
-    return float(torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in points.split(1000)]).double().mean())
+    return float(torch.cat([(torch.cdist(part, centres) <= radii).any(1)
+                            for part in points.split(1000)]).double().mean())
 
 class PrecisionRecall(NamedTuple):
     "Shares in [0, 1]."
@@ -278,7 +291,8 @@ def precision_recall(
     "Precision and recall of samples by nearest-neighbour balls (Kynkäänniemi et al. 2019), in float64."
     real, fake = _check_pair(real, fake)
     check_int('k', k, 1, min(len(real), len(fake)) - 1)
-    return PrecisionRecall(_share_covered(fake, real, _knn_radii(real, k)), _share_covered(real, fake, _knn_radii(fake, k)))
+    return PrecisionRecall(_share_covered(fake, real, _knn_radii(real, k)),
+                           _share_covered(real, fake, _knn_radii(fake, k)))
 
 # %% ../nbs/11_metrics.ipynb #4d923fad
 class DensityCoverage(NamedTuple):
@@ -309,9 +323,12 @@ def sliced_wasserstein(
 ) -> float: # at least 0, in the points' own unit
     "Sliced 2-Wasserstein distance between two equally large sets of points."
     a, b = _check_features(a, 'a'), _check_features(b, 'b')
-    if a.shape != b.shape: raise ValueError(f'sliced Wasserstein pairs sorted points, so both sets need one shape: {tuple(a.shape)} and {tuple(b.shape)}')
+    if a.shape != b.shape:
+        raise ValueError(f'sliced Wasserstein pairs sorted points, so both sets need one shape: {tuple(a.shape)} and '
+                         f'{tuple(b.shape)}')
     check_int('n_directions', n_directions, 1)
-    theta = F.normalize(torch.randn(a.shape[1], n_directions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=0)
+    theta = F.normalize(torch.randn(a.shape[1], n_directions, generator=torch.Generator().manual_seed(seed),
+                                    dtype=torch.float64), dim=0)
     return float(((a @ theta).sort(0).values - (b @ theta).sort(0).values).square().mean().sqrt())
 
 def energy_distance(
@@ -320,7 +337,8 @@ def energy_distance(
 ) -> float: # at least 0, in the points' own unit
     "Energy distance (Székely & Rizzo 2013) between two sets of points; distances of a point to itself included, so it is never negative."
     a, b = _check_features(a, 'a'), _check_features(b, 'b')
-    if a.shape[1] != b.shape[1]: raise ValueError(f'the two sets have points of different dimension: {a.shape[1]} and {b.shape[1]}')
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f'the two sets have points of different dimension: {a.shape[1]} and {b.shape[1]}')
     return max(float(2*torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()), 0.)
 
 # %% ../nbs/11_metrics.ipynb #ce84d5c4
@@ -331,7 +349,8 @@ def paired_errors(
     "How far each student sample is from the teacher's, in units of pixel value."
     check_state(student_out, 'student_out'); check_state(teacher_out, 'teacher_out')
     if student_out.shape != teacher_out.shape or student_out.numel() == 0:
-        raise ValueError(f'paired samples need one shape and at least one sample, got {tuple(student_out.shape)} and {tuple(teacher_out.shape)}')
+        raise ValueError(f'paired samples need one shape and at least one sample, got {tuple(student_out.shape)} and '
+                         f'{tuple(teacher_out.shape)}')
     difference = student_out.detach().cpu().double() - teacher_out.detach().cpu().double()
     return difference.flatten(1).square().mean(1).sqrt()
 

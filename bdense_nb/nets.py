@@ -90,10 +90,14 @@ class UNet(nn.Module):
         time_scale: float = 1., # see `NoiseEmbedding`
     ):
         super().__init__()
-        for name, value, low in (('channels', channels, 1), ('blocks', blocks, 1), ('n_classes', n_classes, 0), ('patch', patch, 1)): check_int(name, value, low)
+        for name, value, low in (('channels', channels, 1), ('blocks', blocks, 1), ('n_classes', n_classes, 0),
+                                 ('patch', patch, 1)):
+            check_int(name, value, low)
         for w in widths: check_int('a width', w, 8)
-        if not widths or any(w % 8 for w in widths) or widths[-1] % 32: raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')
-        self.config = dict(channels=channels, widths=list(widths), blocks=blocks, n_classes=n_classes, patch=patch, dropout=dropout, time_scale=time_scale)
+        if not widths or any(w % 8 for w in widths) or widths[-1] % 32:
+            raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')
+        self.config = dict(channels=channels, widths=list(widths), blocks=blocks, n_classes=n_classes, patch=patch,
+                           dropout=dropout, time_scale=time_scale)
         self.n_classes, self.patch, self.divisor = n_classes, patch, patch*2**(len(widths) - 1)
         emb = 4*widths[0]
         self.embed = NoiseEmbedding(emb, n_classes, time_scale)
@@ -101,9 +105,13 @@ class UNet(nn.Module):
         res = lambda i, o: ResBlock(i, o, emb, dropout)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for w, wider in zip(widths[:-1], widths[1:]):
-            self.down.append(nn.ModuleList([*[res(w, w) for _ in range(blocks)], nn.Conv2d(w, wider, 3, stride=2, padding=1)]))
-            self.up.insert(0, nn.ModuleList([nn.Conv2d(wider, w, 3, padding=1), res(2*w, w), *[res(w, w) for _ in range(blocks - 1)]]))
-        self.middle = nn.ModuleList([*[res(widths[-1], widths[-1]) for _ in range(blocks)], SelfAttention(widths[-1]), res(widths[-1], widths[-1])])
+            self.down.append(nn.ModuleList([*[res(w, w) for _ in range(blocks)],
+                                            nn.Conv2d(w, wider, 3, stride=2, padding=1)]))
+            self.up.insert(0,
+                           nn.ModuleList([nn.Conv2d(wider, w, 3, padding=1), res(2*w, w),
+                                          *[res(w, w) for _ in range(blocks - 1)]]))
+        self.middle = nn.ModuleList([*[res(widths[-1], widths[-1]) for _ in range(blocks)], SelfAttention(widths[-1]),
+                                     res(widths[-1], widths[-1])])
         self.norm, self.out = nn.GroupNorm(8, widths[0]), nn.Conv2d(widths[0], channels*patch**2, 3, padding=1)
         nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
 
@@ -113,7 +121,8 @@ class UNet(nn.Module):
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, C, H, W], or [B, K*C, H, W] once `out` has been widened K-fold
         C, n = self.config['channels'], self.divisor
-        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n: raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got {tuple(x.shape)}')
+        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n:
+            raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got {tuple(x.shape)}')
         emb, skips = self.embed(c_noise, label), []
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         for *level, shrink in self.down:
@@ -136,7 +145,9 @@ class MLP(nn.Module):
         time_scale: float = 1., # see `NoiseEmbedding`
     ):
         super().__init__()
-        for name, value, low in (('dim', dim, 1), ('width', width, 1), ('depth', depth, 1), ('n_classes', n_classes, 0)): check_int(name, value, low)
+        for name, value, low in (('dim', dim, 1), ('width', width, 1), ('depth', depth, 1),
+                                 ('n_classes', n_classes, 0)):
+            check_int(name, value, low)
         self.config = dict(dim=dim, width=width, depth=depth, n_classes=n_classes, time_scale=time_scale)
         self.n_classes = n_classes
         self.embed = NoiseEmbedding(width, n_classes, time_scale)
@@ -149,7 +160,8 @@ class MLP(nn.Module):
         c_noise: Tensor, # [B] or [1]
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, dim], or [B, K*dim] once `out` has been widened K-fold
-        if x.ndim != 2 or x.shape[1] != self.config['dim']: raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
+        if x.ndim != 2 or x.shape[1] != self.config['dim']:
+            raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
         emb, h = self.embed(c_noise, label), self.stem(x)
         for layer in self.layers: h = h + layer(F.silu(h + emb))
         return self.out(F.silu(h))

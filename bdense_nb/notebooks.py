@@ -25,7 +25,8 @@ def notebooks_dir() -> Path: # the folder of `index.ipynb`
     here = Path(bdense_nb.__file__).resolve().parent
     for folder in (here/'nbs', here.parent/'nbs'):
         if (folder/'index.ipynb').is_file(): return folder
-    raise FileNotFoundError(f'the notebooks were found neither in {here/"nbs"} nor in {here.parent/"nbs"}; reinstall bdense-nb')
+    raise FileNotFoundError(f'the notebooks were found neither in {here/"nbs"} nor in {here.parent/"nbs"}; '
+                            f'reinstall bdense-nb')
 
 # %% ../nbs/14a_notebooks.ipynb #ab3e3d5b
 def relink(
@@ -47,10 +48,12 @@ def course_files() -> dict[str, bytes]: # path inside the copy -> contents
         if picture.suffix != '.png' or not picture.is_file(): return f'{home}/blob/HEAD/{inside}'
         files[f'pictures/{picture.name}'] = picture.read_bytes()
         return '../'*name.count('/') + f'pictures/{picture.name}'
-    for path in sorted(p for p in folder.rglob('*.ipynb') if not any(part.startswith('.') for part in p.relative_to(folder).parts)):
+    for path in sorted(p for p in folder.rglob('*.ipynb')
+                       if not any(part.startswith('.') for part in p.relative_to(folder).parts)):
         name, nb = path.relative_to(folder).as_posix(), json.loads(path.read_text(encoding='utf-8'))
         for cell in nb['cells']:
-            if cell['cell_type'] == 'markdown': cell['source'] = relink(''.join(cell['source']), lambda link: target(link, name))
+            if cell['cell_type'] == 'markdown':
+                cell['source'] = relink(''.join(cell['source']), lambda link: target(link, name))
         files[name] = (json.dumps(nb, indent=1, ensure_ascii=False) + '\n').encode()
     return files
 
@@ -61,7 +64,8 @@ def copy_notebooks(
 ) -> dict[str, list[str]]: # 'written', 'replaced', 'kept', 'same' -> paths inside the folder
     "Copy the course; what differs there is kept unless told otherwise."
     folder, done = Path(folder), {'written': [], 'replaced': [], 'kept': [], 'same': []}
-    if folder.resolve().is_relative_to(notebooks_dir()): raise ValueError(f'{folder} holds the originals; choose a folder of your own')
+    if folder.resolve().is_relative_to(notebooks_dir()):
+        raise ValueError(f'{folder} holds the originals; choose a folder of your own')
     for name, content in course_files().items():
         path = folder/name
         old = path.read_bytes() if path.exists() else None
@@ -82,5 +86,6 @@ def bdense_notebooks(
     done = copy_notebooks(folder, overwrite)
     print(', '.join(f'{len(names)} {what}' for what, names in done.items() if names) + f' in {folder}')
     if done['kept']: print('kept, because they differ from the course (--overwrite replaces them):', *done['kept'])
-    if find_spec('jupyterlab') is None: print('JupyterLab and all that single notebooks need: pip install "bdense-nb[notebooks]"')
+    if find_spec('jupyterlab') is None:
+        print('JupyterLab and all that single notebooks need: pip install "bdense-nb[notebooks]"')
     print(f'open them: jupyter lab {Path(folder)/"index.ipynb"}')

@@ -15,7 +15,8 @@ from torch import Tensor
 from .branches import fold
 from .core import check_choice, check_int, check_sigmas
 from .losses import NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, scheduled_weights, snr_weight
-from .schedules import SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigmas, sigma_from_alpha_bar, strided_nodes
+from .schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigmas, sigma_from_alpha_bar,
+                                 strided_nodes)
 from .students import Student, branched_student
 from .targets import BRANCH_STEPS, branch_states, branch_targets, check_substeps, progressive_segment
 from .teachers import NetDenoiser, VPDenoiser, check_top
@@ -78,25 +79,34 @@ class PDConfig:
     def __post_init__(self):
         for name in ('branch_weights', 'branch_weights_end', 'teacher_sigmas'): # JSON knows lists, no tuples
             if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, low in (('end_steps', 1), ('substeps', 2), ('K', 1), ('updates', 1), ('batch', 1)): check_int(name, getattr(self, name), low)
+        for name, low in (('end_steps', 1), ('substeps', 2), ('K', 1), ('updates', 1), ('batch', 1)):
+            check_int(name, getattr(self, name), low)
         for name, low in (('start_steps', 2), ('levels', 1)): check_int(name, getattr(self, name), low, 2**20) # a grid is kept in memory
         check_int('seed', self.seed, 0, 2**26 - 1)
-        for name, allowed in (('schedule', PD_SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS), ('target', PD_TARGETS), ('snr_weight', SNR_WEIGHTS), ('heads', HEADS)): check_choice(name, getattr(self, name), allowed)
+        for name, allowed in (('schedule', PD_SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS),
+                              ('target', PD_TARGETS), ('snr_weight', SNR_WEIGHTS), ('heads', HEADS)):
+            check_choice(name, getattr(self, name), allowed)
         n = self.end_steps*self.substeps
         while n < self.start_steps: n *= self.substeps
-        if n != self.start_steps: raise ValueError(f'start_steps must be end_steps times a power of substeps, such as {n}; got {self.start_steps} from {self.end_steps} and {self.substeps}')
+        if n != self.start_steps:
+            raise ValueError(f'start_steps must be end_steps times a power of substeps, such as {n}; got '
+                             f'{self.start_steps} from {self.end_steps} and {self.substeps}')
         self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.train_config(self.end_steps)
         if self.teacher_sigmas is not None: self._check_teacher_sigmas()
         elif self.schedule != 'teacher': self.sigmas
 
     def _check_teacher_sigmas(self) -> None:
-        if self.schedule != 'teacher': raise ValueError(f"teacher_sigmas belongs to schedule 'teacher', not to {self.schedule!r}; leave it out")
-        if len(s := check_sigmas(self.teacher_sigmas)) != self.start_steps + 1 or s[-1] != 0: raise ValueError(f'{self.start_steps} steps need {self.start_steps + 1} levels in teacher_sigmas, the last one 0, got {len(s)} down to {s[-1]:g}; leave it out to have it filled in')
+        if self.schedule != 'teacher':
+            raise ValueError(f"teacher_sigmas belongs to schedule 'teacher', not to {self.schedule!r}; leave it out")
+        if len(s := check_sigmas(self.teacher_sigmas)) != self.start_steps + 1 or s[-1] != 0:
+            raise ValueError(f'{self.start_steps} steps need {self.start_steps + 1} levels in teacher_sigmas, the last '
+                             f'one 0, got {len(s)} down to {s[-1]:g}; leave it out to have it filled in')
 
     @property
     def sigmas(self) -> Tensor: # [start_steps+1], the first teacher's grid
         if self.teacher_sigmas is not None: return check_sigmas(self.teacher_sigmas)
-        if self.schedule == 'teacher': raise ValueError("with schedule 'teacher' the levels are the network's: ask cfg.on_table(teacher).sigmas")
+        if self.schedule == 'teacher':
+            raise ValueError("with schedule 'teacher' the levels are the network's: ask cfg.on_table(teacher).sigmas")
         return progressive_sigmas(self.start_steps, self.schedule, self.levels, self.sigma_min, self.sigma_max)
 
     @property
@@ -125,11 +135,17 @@ def on_table(self: PDConfig,
     "With schedule 'teacher': the same with the levels of these networks' table filled in; any other configuration as it is."
     if self.schedule != 'teacher': return self
     tables = [d.alpha_bar.cpu() for d in denoisers if isinstance(d, VPDenoiser)]
-    if not tables: raise ValueError(f"schedule 'teacher' takes the levels of a network's own table, and {', '.join(type(d).__name__ for d in denoisers)} has none; choose one of: {', '.join(PD_SCHEDULES[:-1])}")
+    if not tables:
+        raise ValueError(f"schedule 'teacher' takes the levels of a network's own table, and "
+                         f"{', '.join(type(d).__name__ for d in denoisers)} has none; choose one of: "
+                         f"{', '.join(PD_SCHEDULES[:-1])}")
     for table in tables: check_int(f'start_steps on a table of {len(table)} levels', self.start_steps, 2, len(table))
-    grids = [sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0]) for table in tables] + ([] if self.teacher_sigmas is None else [self.sigmas])
+    grids = [sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0])
+             for table in tables] + ([] if self.teacher_sigmas is None else [self.sigmas])
     for other in grids[1:]:
-        if not torch.allclose(grids[0], other, rtol=1e-3): raise ValueError(f"schedule 'teacher': the table of one network is not that of the other, or not the one in teacher_sigmas: they start at {grids[0][0]:.6g} and {other[0]:.6g}")
+        if not torch.allclose(grids[0], other, rtol=1e-3):
+            raise ValueError(f"schedule 'teacher': the table of one network is not that of the other, or not the one "
+                             f"in teacher_sigmas: they start at {grids[0][0]:.6g} and {other[0]:.6g}")
     return self if self.teacher_sigmas else replace(self, teacher_sigmas=tuple(grids[0].tolist()))
 
 # %% ../nbs/10c_progressive.ipynb #8fba69ff
@@ -165,7 +181,8 @@ def pd_step(
         label = None if labels is None else labels[pick].to(x_t.device)
         seg = progressive_segment(teacher, x_t, levels, cfg.K, label, raw=cfg.target == 'raw_x0')
         pred, target = student(x_t, seg.sigma, label), branch_targets(seg, cfg.branch_step)
-        if cfg.target == 'state': pred, target = branch_states(pred, x_t, seg.sigma, seg.sigmas_k, cfg.branch_step), seg.states
+        if cfg.target == 'state':
+            pred, target = branch_states(pred, x_t, seg.sigma, seg.sigmas_k, cfg.branch_step), seg.states
         scale = snr_weight(seg.sigma, cfg.snr_weight)/data[0].numel() # a mean over pixels, as the host has it
         yield dense_alignment_loss(pred, target, cfg.weights(i/cfg.updates), cfg.loss, scale)
     return step
@@ -180,18 +197,25 @@ def check_run(
 ) -> None:
     "Refuse data, labels and DDPM networks that do not fit, before any work."
     if not isinstance(data, Tensor) or data.dtype != torch.float32 or data.ndim < 2 or not len(data):
-        raise ValueError(f'data must be a float32 tensor [N, *D] with N of at least 1, got {getattr(data, "dtype", type(data).__name__)} {tuple(getattr(data, "shape", ()))}')
+        raise ValueError(f'data must be a float32 tensor [N, *D] with N of at least 1, got '
+                         f'{getattr(data, "dtype", type(data).__name__)} {tuple(getattr(data, "shape", ()))}')
     if not torch.isfinite(data).all(): raise ValueError('data contains NaN or infinite values')
-    if labels is None and network.n_classes: raise ValueError(f'this network has {network.n_classes} classes: pass labels=, one for each of the {len(data)} samples')
+    if labels is None and network.n_classes:
+        raise ValueError(f'this network has {network.n_classes} classes: pass labels=, one for each of the '
+                         f'{len(data)} samples')
     if labels is not None:
         if not network.n_classes: raise ValueError('this network has no classes, so labels must be None')
-        if not isinstance(labels, Tensor) or labels.dtype != torch.long or labels.shape != data.shape[:1] or not 0 <= int(labels.min()) <= int(labels.max()) < network.n_classes:
-            raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{network.n_classes - 1}, got {getattr(labels, "dtype", type(labels).__name__)} {tuple(getattr(labels, "shape", ()))}')
+        if not isinstance(labels,
+                          Tensor) or labels.dtype != torch.long or labels.shape != data.shape[:1] or not 0 <= int(labels.min()) <= int(labels.max()) < network.n_classes:
+            raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{network.n_classes - 1}, got '
+                             f'{getattr(labels, "dtype", type(labels).__name__)} {tuple(getattr(labels, "shape", ()))}')
     for d in (teacher, network):
         if isinstance(d, VPDenoiser) and cfg.schedule in VP_TABLES:
             mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
             if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
-                raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this network: {len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to {mine[-1]:.6g} here; schedule=\'teacher\' takes the network\'s own')
+                raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this '
+                                 f'network: {len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to '
+                                 f'{mine[-1]:.6g} here; schedule=\'teacher\' takes the network\'s own')
     check_top(cfg.sigmas[0].item(), teacher, network)
 
 # %% ../nbs/10c_progressive.ipynb #32fd22b5
@@ -213,17 +237,21 @@ def progressive_rounds(
     teacher = frozen_copy(teacher, shape)
     origin = denoiser_hash(teacher)
     with torch.no_grad(): loss = float(next(pd_step(teacher, data, labels, cfg, cfg.rounds[0])(model.eval(), 0))) # what cannot be trained is refused now
-    if not math.isfinite(loss): raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
+    if not math.isfinite(loss):
+        raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
     if folder is not None:
-        run = dict(asdict(cfg), teacher=origin, student=None if student is None else denoiser_hash(student), data=fingerprint(data, *[] if labels is None else [labels]))
+        run = dict(asdict(cfg), teacher=origin, student=None if student is None else denoiser_hash(student),
+                   data=fingerprint(data, *[] if labels is None else [labels]))
         claim_folder(folder, run)
     for n in cfg.rounds:
-        done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show)
+        done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n),
+                   None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show)
         kept = done.model if done.ema is None else done.ema
         teacher = fold(kept)
         model = kept if cfg.heads == 'carry' else branched_student(teacher, None, cfg.K, cfg.layer, shape)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', teacher=origin, config=asdict(cfg), rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
+        about = dict(host='pd', teacher=origin, config=asdict(cfg), rounds=list(history),
+                     seconds=round(sum(r['seconds'] for r in history), 1))
         yield Student(fold(kept), cfg.grid(n), False, shape, about)
 
 # %% ../nbs/10c_progressive.ipynb #b46a5c64

@@ -163,10 +163,13 @@ def check_label(
 ) -> None:
     "Raise unless `label` is None or has one int64 class per sample, on the device of `x`."
     if label is None: return
-    if not isinstance(label, Tensor): raise TypeError(f'label must be None or an int64 tensor of shape [B], got {type(label).__name__}')
+    if not isinstance(label, Tensor):
+        raise TypeError(f'label must be None or an int64 tensor of shape [B], got {type(label).__name__}')
     if label.dtype != torch.int64: raise TypeError(f'label must be int64, got {label.dtype}')
-    if label.shape != x.shape[:1]: raise ValueError(f'label must have one class per sample, shape {tuple(x.shape[:1])}, got {tuple(label.shape)}')
-    if label.device != x.device: raise ValueError(f'label is on {label.device} but x is on {x.device}; put both on one device')
+    if label.shape != x.shape[:1]:
+        raise ValueError(f'label must have one class per sample, shape {tuple(x.shape[:1])}, got {tuple(label.shape)}')
+    if label.device != x.device:
+        raise ValueError(f'label is on {label.device} but x is on {x.device}; put both on one device')
 
 # %% ../nbs/04_samplers.ipynb #cd0cee1f
 def _bind(denoiser: Callable, label: Tensor | None) -> Callable[[Tensor, float], Tensor]:
@@ -174,7 +177,8 @@ def _bind(denoiser: Callable, label: Tensor | None) -> Callable[[Tensor, float],
     def denoise(x: Tensor, sigma: float) -> Tensor:
         out = denoiser(x, sigma, label)
         if out.shape != x.shape:
-            raise ValueError(f'the denoiser returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}; they must be equal (fold a branched denoiser first)')
+            raise ValueError(f'the denoiser returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}; '
+                             f'they must be equal (fold a branched denoiser first)')
         return out.to(x.dtype)
     return denoise
 
@@ -281,7 +285,8 @@ def _noise_like(z: Tensor, generator: torch.Generator | Sequence[torch.Generator
     if isinstance(generator, torch.Generator):
         return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=generator.device).to(z.device)
     if not isinstance(generator, (list, tuple)) or len(generator) != len(z):
-        raise ValueError(f'generator must be None, a torch.Generator, or a list of one per sample ({len(z)}), got {generator!r}')
+        raise ValueError(f'generator must be None, a torch.Generator, or a list of one per sample ({len(z)}), '
+                         f'got {generator!r}')
     return torch.stack([_noise_like(row, g) for row, g in zip(z, generator)])
 
 # %% ../nbs/04_samplers.ipynb #65adc7cd

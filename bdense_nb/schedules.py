@@ -23,7 +23,8 @@ def _ramp(n_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     "The fractions i/n_steps, i = 0..n_steps, after checking what every schedule is given."
     check_int('n_steps', n_steps, 1)
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(f'a schedule needs 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min!r}, sigma_max={sigma_max!r}')
+        raise ValueError(f'a schedule needs 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min!r}, '
+                         f'sigma_max={sigma_max!r}')
     return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
 
 def _pin(grid: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
@@ -144,7 +145,9 @@ def discrete_sigmas(
     log_power = torch.cat([table.new_zeros(1), -table.log()])    # -ln(alpha_bar) at times 0, 1/T, .., 1; ascending
     time = torch.linspace(0, 1, len(log_power), dtype=torch.float64)
     ends = torch.log1p(torch.tensor([sigma_max, sigma_min], dtype=torch.float64)**2)
-    if ends[0] > log_power[-1]*(1 + 1e-9): raise ValueError(f'sigma_max={sigma_max!r} is above the noisiest level of the table, {sigma_from_alpha_bar(table[-1]):.6g}')
+    if ends[0] > log_power[-1]*(1 + 1e-9):
+        raise ValueError(f'sigma_max={sigma_max!r} is above the noisiest level of the table, '
+                         f'{sigma_from_alpha_bar(table[-1]):.6g}')
     top, bottom = _interp(ends, log_power, time)**(1/rho)
     return _pin(torch.expm1(_interp((top + ramp*(bottom - top))**rho, time, log_power)).sqrt(), sigma_min, sigma_max)
 
@@ -190,11 +193,13 @@ def pd_cosine_sigmas(
 ) -> Tensor: # [n_steps+1], float64, descending
     "PD's cosine log-SNR as a grid: evenly spaced in arctan(sigma)."
     u = 1 - _ramp(n_steps, sigma_min, sigma_max)
-    return _pin(sigma_from_logsnr(pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min))), sigma_min, sigma_max)
+    return _pin(sigma_from_logsnr(pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min))), sigma_min,
+                sigma_max)
 
 # %% ../nbs/02_schedules.ipynb #5665efa1
 #: every grid by name; each takes (n_steps, sigma_min, sigma_max)
-SCHEDULES: dict[str, Callable[..., Tensor]] = {'karras': karras_sigmas, 'logsnr': logsnr_sigmas, 'time_uniform': time_uniform_sigmas,
+SCHEDULES: dict[str, Callable[..., Tensor]] = {'karras': karras_sigmas, 'logsnr': logsnr_sigmas,
+                                               'time_uniform': time_uniform_sigmas,
                                                'discrete': discrete_sigmas, 'pd_cosine': pd_cosine_sigmas}
 
 def make_sigmas(

@@ -129,9 +129,11 @@ def _check_storage(path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path)) as db:
             state = db.execute('PRAGMA quick_check').fetchone()[0]
             tables = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.DatabaseError as e: raise ValueError(f'{path} is not a readable SQLite file ({e}); it is damaged or of another kind') from e
+    except sqlite3.DatabaseError as e:
+        raise ValueError(f'{path} is not a readable SQLite file ({e}); it is damaged or of another kind') from e
     if state != 'ok': raise ValueError(f'{path} is damaged: {state}')
-    if tables and not {'studies', 'trials'} <= tables: raise ValueError(f'{path} is an SQLite file of another kind: it holds {", ".join(sorted(tables))}')
+    if tables and not {'studies', 'trials'} <= tables:
+        raise ValueError(f'{path} is an SQLite file of another kind: it holds {", ".join(sorted(tables))}')
 
 # %% ../nbs/10e_search.ipynb #3c612f27
 @contextlib.contextmanager
@@ -149,12 +151,18 @@ def _open_study(run: dict, storage: Path | str | None, name: str):
     "The study of this name, or a new one; one that belongs to another search is refused."
     optuna, mine = _optuna(), json.loads(json.dumps(run))
     if storage is not None: _check_storage(Path(storage))
-    with _quiet(optuna): study = optuna.create_study(storage=None if storage is None else f'sqlite:///{Path(storage).resolve()}', study_name=name, load_if_exists=True)
+    with _quiet(optuna):
+        study = optuna.create_study(storage=None if storage is None else f'sqlite:///{Path(storage).resolve()}',
+                                    study_name=name, load_if_exists=True)
     theirs = study.user_attrs.get('run')
     if theirs is None and not study.trials: study.set_user_attr('run', mine); return study
-    if theirs is None: raise ValueError(f'{storage} holds a study named {name!r} that is no search for branch weights; use another name, or another storage')
+    if theirs is None:
+        raise ValueError(f'{storage} holds a study named {name!r} that is no search for branch weights; use another '
+                         f'name, or another storage')
     differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
-    if differ: raise ValueError(f'{storage} holds a search named {name!r} with another configuration ({"; ".join(differ)}); use that one, another name, or another storage')
+    if differ:
+        raise ValueError(f'{storage} holds a search named {name!r} with another configuration ({"; ".join(differ)}); '
+                         f'use that one, another name, or another storage')
     return study
 
 # %% ../nbs/10e_search.ipynb #448d5459
@@ -164,19 +172,22 @@ def _space(K: int) -> dict: return {axis: _optuna().distributions.FloatDistribut
 def _read_trials(study, K: int) -> tuple[SearchTrial, ...]:
     "The trials of a study."
     points = [tuple(t.params[axis] for axis in _axes(K)) for t in study.trials]
-    return tuple(SearchTrial(t.user_attrs['name'], point, ratios_to_weights(point), t.value, t.user_attrs['seconds']) for t, point in zip(study.trials, points))
+    return tuple(SearchTrial(t.user_attrs['name'], point, ratios_to_weights(point), t.value, t.user_attrs['seconds'])
+                 for t, point in zip(study.trials, points))
 
 def _add_trial(study, trial: SearchTrial) -> None:
     "Store a finished trial, all of it at once."
     space = _space(len(trial.weights))
-    study.add_trial(_optuna().create_trial(params=dict(zip(space, trial.log_ratios)), distributions=space, value=trial.score, user_attrs=dict(name=trial.name, seconds=trial.seconds)))
+    study.add_trial(_optuna().create_trial(params=dict(zip(space, trial.log_ratios)), distributions=space,
+                                           value=trial.score, user_attrs=dict(name=trial.name, seconds=trial.seconds)))
 
 def _next_point(study, K: int, seed: int) -> tuple[str, tuple[float, ...]]: # name, log-ratios [K-1]
     "A start trial while there are any; then what TPE proposes, which depends on the seed and the finished trials alone."
     optuna, starts, done = _optuna(), list(start_trials(K).items()), study.trials
     if len(done) < len(starts): return starts[len(done)]
     with _quiet(optuna):
-        sketch = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=(seed*1_000_003 + len(done)) % 2**32, multivariate=True))
+        sketch = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=(seed*1_000_003 + len(done)) % 2**32,
+            multivariate=True))
         sketch.add_trials(done)
         point = sketch.ask(_space(K)).params
     return '', tuple(point[axis] for axis in _axes(K))
@@ -184,16 +195,22 @@ def _next_point(study, K: int, seed: int) -> tuple[str, tuple[float, ...]]: # na
 # %% ../nbs/10e_search.ipynb #7a114a3c
 def _run_note(teacher: Callable, cfg: SFDConfig, n_samples: int, seed: int, student: NetDenoiser | None) -> dict:
     "What defines a search."
-    return {k: v for k, v in asdict(cfg).items() if k != 'branch_weights'} | dict(teacher=denoiser_hash(teacher), student=denoiser_hash(teacher if student is None else student), n_samples=n_samples, search_seed=seed)
+    return {k: v for k, v in asdict(cfg).items() if k != 'branch_weights'} | dict(teacher=denoiser_hash(teacher),
+        student=denoiser_hash(teacher if student is None else student), n_samples=n_samples, search_seed=seed)
 
 def _check_search(cfg: SFDConfig, n_samples: int, seed: int) -> None:
     "Refuse what cannot be searched, before any work."
-    if not isinstance(cfg, SFDConfig): raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
-    if cfg.K == 1: raise ValueError('K = 1 has one branch, whose weight is 1: there is nothing to search; use K of at least 2')
-    if cfg.branch_weights_end is not None: raise ValueError(f'the search is for weights that stay, so branch_weights_end must be None, got {cfg.branch_weights_end!r}')
+    if not isinstance(cfg, SFDConfig):
+        raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
+    if cfg.K == 1:
+        raise ValueError('K = 1 has one branch, whose weight is 1: there is nothing to search; use K of at least 2')
+    if cfg.branch_weights_end is not None:
+        raise ValueError(f'the search is for weights that stay, so branch_weights_end must be None, got '
+                         f'{cfg.branch_weights_end!r}')
     check_int('n_samples', n_samples, 1); check_int('seed', seed, 0)
 
-def _run_trial(name: str, point: tuple[float, ...], score: Callable[[Sequence[float]], float], first: bool) -> SearchTrial:
+def _run_trial(name: str, point: tuple[float, ...], score: Callable[[Sequence[float]], float],
+               first: bool) -> SearchTrial:
     "One training. If it diverges, that is a score; unless it is the first one: then it is hardly the weights."
     weights, begin = ratios_to_weights(point), time.monotonic()
     try: value = score(weights)
@@ -223,13 +240,17 @@ def search_weights(
     check_int('n_trials', n_trials, 1); _check_search(cfg, n_samples, seed)
     teacher = frozen_copy(teacher, cfg.shape)
     study = _open_study(_run_note(teacher, cfg, n_samples, seed, student), storage, name)
-    if len(study.trials) < n_trials: bank, target = _bank(teacher, cfg, bank, show), many_step_sample(teacher, cfg, range(n_samples))
+    if len(study.trials) < n_trials:
+        bank, target = _bank(teacher, cfg, bank, show), many_step_sample(teacher, cfg, range(n_samples))
     best = lambda: f'best {min(t.value for t in study.trials):.4f}'
     try:
         for i in progress(n_trials, 'search', min(len(study.trials), n_trials), best, show):
-            _add_trial(study, _run_trial(*_next_point(study, cfg.K, seed), lambda w: score_weights(teacher, cfg, w, bank, target, student=student), i == 0))
+            _add_trial(study,
+                       _run_trial(*_next_point(study, cfg.K, seed),
+                                  lambda w: score_weights(teacher, cfg, w, bank, target, student=student), i == 0))
     except KeyboardInterrupt as e:
-        raise KeyboardInterrupt(f'{len(study.trials)} of {n_trials} trials are done' + (f'; run it again to go on from {storage}' if storage else '')) from e
+        raise KeyboardInterrupt(f'{len(study.trials)} of {n_trials} trials are done'
+                                + (f'; run it again to go on from {storage}' if storage else '')) from e
     return SearchResult(cfg, n_samples, _read_trials(study, cfg.K))
 
 # %% ../nbs/10e_search.ipynb #d44fecce
@@ -243,13 +264,16 @@ def show_search(
     rows = math.ceil(panels/5)
     fig = Figure(figsize=(2.3*min(panels, 5), 2.6*rows), layout='constrained')
     history, *rest = fig.subplots(rows, min(panels, 5), squeeze=False).flat
-    fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)), slices={axis: [t.log_ratios[k] for t in result.trials] for k, axis in enumerate(axes)})
-    history.plot(scores, 'o', ms=4, color='.6'); history.step(range(len(scores)), fig.drawn['best_so_far'], where='post', label='best so far')
+    fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)),
+                     slices={axis: [t.log_ratios[k] for t in result.trials] for k, axis in enumerate(axes)})
+    history.plot(scores, 'o', ms=4, color='.6')
+    history.step(range(len(scores)), fig.drawn['best_so_far'], where='post', label='best so far')
     for i, t in enumerate(result.trials):
         if t.name: history.plot(i, t.score, 'o', ms=5, label=t.name)
     history.set(xlabel='trial', ylabel='paired error', title='history'); history.legend(fontsize=7)
     for k, (ax, axis) in enumerate(zip(rest, axes)):
-        ax.scatter(fig.drawn['slices'][axis], scores, c=range(len(scores)), s=16); ax.plot(best.log_ratios[k], best.score, '*', ms=12, color='C3')
+        ax.scatter(fig.drawn['slices'][axis], scores, c=range(len(scores)), s=16)
+        ax.plot(best.log_ratios[k], best.score, '*', ms=12, color='C3')
         ax.set(xlabel=axis, xlim=(LOG_RATIOS[0] - .2, LOG_RATIOS[1] + .2)); ax.sharey(history)
     if result.confirmed is not None: fig.drawn['confirmed'] = _draw_confirmed(rest[len(axes)], result)
     for ax in rest[panels - 1:]: ax.remove()
@@ -261,12 +285,16 @@ def _draw_confirmed(ax, result: SearchResult) -> dict: # reference -> difference
     "The best weights against each of the named ones."
     drawn = {}
     for x, arm in enumerate(name for name in result.confirmed if name != 'best'):
-        pairs, interval = [b - r for b, r in zip(result.confirmed['best'], result.confirmed[arm])], result.difference(arm)
-        ax.errorbar([x + .15], [interval.mean], [[interval.mean - interval.low], [interval.high - interval.mean]], fmt='_', color='C0')
-        ax.plot([x]*len(pairs), pairs, 'o', ms=4, color='C0'); ax.plot(x - .15, result.gap(arm), 'D', ms=5, mfc='none', color='C3')
+        pairs, interval = [b - r
+                           for b, r in zip(result.confirmed['best'], result.confirmed[arm])], result.difference(arm)
+        ax.errorbar([x + .15], [interval.mean], [[interval.mean - interval.low], [interval.high - interval.mean]],
+                    fmt='_', color='C0')
+        ax.plot([x]*len(pairs), pairs, 'o', ms=4, color='C0')
+        ax.plot(x - .15, result.gap(arm), 'D', ms=5, mfc='none', color='C3')
         drawn[arm] = dict(differences=pairs, interval=(interval.low, interval.high), gap=result.gap(arm))
     ax.axhline(0, color='.7', lw=1, zorder=0)
-    ax.set(xticks=range(len(drawn)), xlim=(-.5, len(drawn) - .5), title='best minus ...'); ax.set_xticklabels(drawn, fontsize=8)
+    ax.set(xticks=range(len(drawn)), xlim=(-.5, len(drawn) - .5), title='best minus ...')
+    ax.set_xticklabels(drawn, fontsize=8)
     return drawn
 
 # %% ../nbs/10e_search.ipynb #eb0e83dc
@@ -283,15 +311,21 @@ def confirm_weights(
     cfg, n, seeds = result.cfg, result.n_samples, tuple(seeds)
     _check_search(cfg, n, 0)
     for s in seeds: check_int('every seed', s, 0)
-    if len(set(seeds)) < 3 or len(set(seeds)) < len(seeds) or cfg.seed in seeds: raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without the search\'s own {cfg.seed}; got {seeds}')
-    teacher, arms = frozen_copy(teacher, cfg.shape), {'best': result.best.weights} | {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in BRANCH_WEIGHTS}
+    if len(set(seeds)) < 3 or len(set(seeds)) < len(seeds) or cfg.seed in seeds:
+        raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without the search\'s own '
+                         f'{cfg.seed}; got {seeds}')
+    teacher, arms = frozen_copy(teacher,
+                                cfg.shape), {'best': result.best.weights} | {kind: tuple(branch_weights(cfg.K,
+        kind).tolist()) for kind in BRANCH_WEIGHTS}
     study = _open_study(dict(_run_note(teacher, cfg, n, 0, student), best=list(result.best.weights)), storage, name)
-    target, todo = many_step_sample(teacher, cfg, range(n, 2*n)), [(s, arm) for s in seeds for arm in arms if f'{arm}, seed {s}' not in study.user_attrs]
+    target, todo = many_step_sample(teacher, cfg, range(n, 2*n)), [(s, arm) for s in seeds
+        for arm in arms if f'{arm}, seed {s}' not in study.user_attrs]
     for i in progress(len(todo), 'confirmation', show=show):
         (s, arm), again = todo[i], replace(cfg, seed=todo[i][0])
         if i == 0 or todo[i - 1][0] != s: bank = _bank(teacher, again, None, False)
         study.set_user_attr(f'{arm}, seed {s}', score_weights(teacher, again, arms[arm], bank, target, n, student))
-    return replace(result, confirm_seeds=seeds, confirmed={arm: tuple(study.user_attrs[f'{arm}, seed {s}'] for s in seeds) for arm in arms})
+    return replace(result, confirm_seeds=seeds,
+                   confirmed={arm: tuple(study.user_attrs[f'{arm}, seed {s}'] for s in seeds) for arm in arms})
 
 # %% ../nbs/10e_search.ipynb #40941e2c
 def save_search(
@@ -310,7 +344,10 @@ def load_search(
     "Read a search back."
     try:
         kept = json.loads(Path(path).read_text())
-        trials = tuple(SearchTrial(t['name'], tuple(t['log_ratios']), tuple(t['weights']), math.inf if t['score'] is None else t['score'], t['seconds']) for t in kept['trials'])
+        trials = tuple(SearchTrial(t['name'], tuple(t['log_ratios']), tuple(t['weights']), math.inf
+                                   if t['score'] is None else t['score'], t['seconds']) for t in kept['trials'])
         confirmed = kept['confirmed'] and {arm: tuple(scores) for arm, scores in kept['confirmed'].items()}
-        return SearchResult(SFDConfig(**kept['cfg']), kept['n_samples'], trials, tuple(kept['confirm_seeds']), confirmed)
-    except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{path} holds no search that `save_search` wrote: {e!r}') from e
+        return SearchResult(SFDConfig(**kept['cfg']), kept['n_samples'], trials, tuple(kept['confirm_seeds']),
+                            confirmed)
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{path} holds no search that `save_search` wrote: {e!r}') from e

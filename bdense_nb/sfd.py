@@ -58,11 +58,15 @@ class SFDConfig:
         for name in ('nfe', 'K', 'substeps', 'steps', 'batch'): check_int(name, getattr(self, name), 1)
         if self.pool is not None: check_int('pool', self.pool, self.batch)
         for name in ('afs', 'teacher_afs'):
-            if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} must be True or False, got {getattr(self, name)!r}')
-        if not isinstance(self.shape, tuple) or not self.shape: raise ValueError(f'shape must be the shape of one sample, such as (1, 28, 28), got {self.shape!r}')
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f'{name} must be True or False, got {getattr(self, name)!r}')
+        if not isinstance(self.shape, tuple) or not self.shape:
+            raise ValueError(f'shape must be the shape of one sample, such as (1, 28, 28), got {self.shape!r}')
         for size in self.shape: check_int('every entry of shape', size, 1)
-        if self.layer is not None and (not isinstance(self.layer, str) or not self.layer): raise ValueError(f'layer must be None or the name of the output layer, such as \'out\', got {self.layer!r}')
-        for name, allowed in (('solver', SOLVERS), ('schedule', SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS), ('teacher_states', TEACHER_STATES)):
+        if self.layer is not None and (not isinstance(self.layer, str) or not self.layer):
+            raise ValueError(f'layer must be None or the name of the output layer, such as \'out\', got {self.layer!r}')
+        for name, allowed in (('solver', SOLVERS), ('schedule', SCHEDULES), ('loss', NORMS),
+                              ('branch_step', BRANCH_STEPS), ('teacher_states', TEACHER_STATES)):
             check_choice(name, getattr(self, name), allowed)
         self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.plan; self.train_config
 
@@ -83,7 +87,8 @@ class SFDConfig:
 
     @property
     def train_config(self) -> TrainConfig:
-        return TrainConfig(self.steps, self.lr, schedule=self.lr_schedule, seed=self.seed, checkpoint_every=max(self.steps//10, 1), log_every=max(self.steps//100, 1))
+        return TrainConfig(self.steps, self.lr, schedule=self.lr_schedule, seed=self.seed,
+                           checkpoint_every=max(self.steps//10, 1), log_every=max(self.steps//100, 1))
 
     @property
     def n_trajectories(self) -> int: # distinct ones that the run sees
@@ -121,7 +126,8 @@ def local_segment(teacher: Callable, cfg: SFDConfig, x: Tensor, n: int, label: T
     levels, first, solver = cfg.grids[0], n*cfg.substeps, SOLVERS[cfg.solver]
     whole = levels.tolist() # the solver sees the whole grid, so that it knows where the path ends
     def advance(x, x0_hat, sigmas, i, past, denoise): return solver(x, x0_hat, whole, first + i, past, denoise)
-    return segments(trajectory(teacher, x, levels[first:first + cfg.substeps + 1], advance, afs=cfg.teacher_afs and n == 0, label=label), cfg.substeps, cfg.K)[0]
+    return segments(trajectory(teacher, x, levels[first:first + cfg.substeps + 1], advance,
+                               afs=cfg.teacher_afs and n == 0, label=label), cfg.substeps, cfg.K)[0]
 
 # %% ../nbs/10a_sfd.ipynb #834741e9
 def teacher_bank(
@@ -148,13 +154,17 @@ def sfd(
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
 ) -> Student:
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
-    if not isinstance(cfg, SFDConfig): raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
+    if not isinstance(cfg, SFDConfig):
+        raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
     teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
     check_top(cfg.sigma_max, teacher, model.denoiser)
     first = cfg.seeds(0).start
-    if bank is not None and not isinstance(bank, TrajectoryBank): raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
+    if bank is not None and not isinstance(bank, TrajectoryBank):
+        raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
     if bank is not None: bank.check(teacher, cfg.plan, range(first, first + cfg.n_trajectories))
-    if folder is not None: claim_folder(folder, dict(asdict(cfg), teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
+    if folder is not None:
+        claim_folder(folder, dict(asdict(cfg), teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
     done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show)
-    about = dict(host='sfd', teacher=denoiser_hash(teacher), config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
+    about = dict(host='sfd', teacher=denoiser_hash(teacher), config=asdict(cfg), history=done.history,
+                 seconds=round(done.seconds, 1))
     return Student(fold(done.model), cfg.grids[1], cfg.afs, cfg.shape, about)

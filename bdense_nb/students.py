@@ -34,9 +34,12 @@ def branched_student(
     "The network that is trained: a copy of the teacher, or of another network, with K branches."
     start = teacher if student is None else student
     if not isinstance(start, NetDenoiser):
-        raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like, got {type(start).__name__}' + (': pass a network as student=' if student is None else ' as student='))
+        raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like, got '
+                        f'{type(start).__name__}' + (': pass a network as student=' if student is None
+                                                     else ' as student='))
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
-        raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student {start.n_classes}')
+        raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student '
+                         f'{start.n_classes}')
     return branch(start, K, layer, shape).train()
 
 # %% ../nbs/10_students.ipynb #f5ef09e4
@@ -45,10 +48,15 @@ def _labels(label: int | Sequence[int] | Tensor | None, n: int, n_classes: int) 
     if label is None: return None
     if not n_classes: raise ValueError('this student has no classes, so label must be None')
     try: given = torch.as_tensor(label).cpu()
-    except (TypeError, ValueError, RuntimeError): raise ValueError(f'label must be one class or {n} of them, got {label!r}') from None
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f'label must be one class or {n} of them, got {label!r}') from None
     if given.ndim == 0: given = given.expand(n)
-    if given.dtype != torch.long or given.shape != (n,): raise ValueError(f'label must be one class or {n} of them, whole numbers, got {given.dtype} of shape {tuple(given.shape)}')
-    if not 0 <= int(given.min()) <= int(given.max()) < n_classes: raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(given.min())} to {int(given.max())}')
+    if given.dtype != torch.long or given.shape != (n,):
+        raise ValueError(f'label must be one class or {n} of them, whole numbers, got {given.dtype} of shape '
+                         f'{tuple(given.shape)}')
+    if not 0 <= int(given.min()) <= int(given.max()) < n_classes:
+        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(given.min())} to '
+                         f'{int(given.max())}')
     return given
 
 # %% ../nbs/10_students.ipynb #875cd5ef
@@ -100,32 +108,42 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict, ove
     how = dict(how, afs=student.afs, shape=list(student.shape))
     if not overwrite: _check_replaceable(student, Path(folder), how)
     try: save_denoiser(student.denoiser, folder, dict(student=how, **student.about))
-    except ValueError as e: raise ValueError(f'{e}. A student of a diffusers network is written by its save_pretrained (notebook 10f); to keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
+    except ValueError as e:
+        raise ValueError(f'{e}. A student of a diffusers network is written by its save_pretrained (notebook 10f); to '
+                         f'keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
 
 # %% ../nbs/10_students.ipynb #0072d5ec
 def _run_of(about: dict, how: dict) -> dict: # as JSON has it
     "What tells one run's student from another's: its sampling, host, teacher and settings."
-    run = dict(how, host=about.get('host'), teacher=about.get('teacher'), nfe=about.get('nfe'), **{f'config.{k}': v for k, v in about.get('config', {}).items()})
+    run = dict(how, host=about.get('host'), teacher=about.get('teacher'), nfe=about.get('nfe'),
+               **{f'config.{k}': v for k, v in about.get('config', {}).items()})
     return json.loads(json.dumps({k: v for k, v in run.items() if k != 'biases_sha256'})) # a resumed run may round differently
 
 def _check_replaceable(student: Student | VariableStudent, folder: Path, how: dict) -> None:
     "Refuse to replace anything but an earlier save of the same run."
-    if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder} is a file, so nothing can be saved into it: name a folder')
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'{folder} is a file, so nothing can be saved into it: name a folder')
     if not any((folder/name).exists() for name in ('config.json', 'model.safetensors')): return
     instead = 'choose another folder, or pass overwrite=True'
     try: about = dict(read_about(folder).get('about', {}))
-    except (ValueError, FileNotFoundError) as e: raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
-    if 'student' not in about: raise ValueError(f'{folder} holds a denoiser that is no student, a teacher perhaps; {instead}')
+    except (ValueError, FileNotFoundError) as e:
+        raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
+    if 'student' not in about:
+        raise ValueError(f'{folder} holds a denoiser that is no student, a teacher perhaps; {instead}')
     theirs, mine = _run_of(about, about.pop('student')), _run_of(student.about, how)
-    differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now' for k in mine if k in theirs and theirs[k] != mine[k]]
+    differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now' for k in mine if k in theirs
+              and theirs[k] != mine[k]]
     if not differ and 'config' not in student.about and not _same_weights(student.denoiser, folder): differ = ['its weights'] # made by hand: nothing else tells
-    if differ or ('grids' in theirs) != ('grids' in mine): raise ValueError(f'{folder} holds another student ({"; ".join(differ) or "for several step counts, or for one"}); {instead}')
+    if differ or ('grids' in theirs) != ('grids' in mine):
+        raise ValueError(f'{folder} holds another student '
+                         f'({"; ".join(differ) or "for several step counts, or for one"}); {instead}')
 
 def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
     "Are the weights in the folder these?"
     try: mine, theirs = denoiser.state_dict(), load_tensors(folder/'model.safetensors')[0]
     except (ValueError, FileNotFoundError): return False
-    return mine.keys() == theirs.keys() and all(v.shape == theirs[k].shape and torch.equal(v.cpu(), theirs[k]) for k, v in mine.items())
+    return (mine.keys() == theirs.keys() and all(v.shape == theirs[k].shape and torch.equal(v.cpu(), theirs[k])
+                                                 for k, v in mine.items()))
 
 # %% ../nbs/10_students.ipynb #ae9fece1
 @dataclass
@@ -141,8 +159,10 @@ class VariableStudent:
 
     def __post_init__(self):
         bias = getattr(dict(self.denoiser.net.named_modules()).get(self.step_layer), 'bias', None)
-        if bias is None: raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} with a bias')
-        if self.biases.shape != (want := (len(self.grids), len(bias))): raise ValueError(f'biases must have a row for each step count, {list(want)}, got {list(self.biases.shape)}')
+        if bias is None:
+            raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} with a bias')
+        if self.biases.shape != (want := (len(self.grids), len(bias))):
+            raise ValueError(f'biases must have a row for each step count, {list(want)}, got {list(self.biases.shape)}')
 
     def at(self,
         nfe: int, # network calls, one of those it was trained for
@@ -150,7 +170,8 @@ class VariableStudent:
         "The student of one step count, a copy that needs nothing of this one."
         check_choice('nfe', nfe, self.grids)
         plain = copy.deepcopy(self.denoiser)
-        with torch.no_grad(): plain.net.get_submodule(self.step_layer).bias.copy_(self.biases[list(self.grids).index(nfe)])
+        with torch.no_grad():
+            plain.net.get_submodule(self.step_layer).bias.copy_(self.biases[list(self.grids).index(nfe)])
         return Student(plain, self.grids[nfe], self.afs, self.shape, dict(self.about, nfe=nfe))
 
     @cached_property
@@ -169,7 +190,8 @@ class VariableStudent:
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         "Write weights and biases (safetensors) and a JSON that says how to sample; see `Student.save`."
-        _save(self, folder, dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer, biases_sha256=_digest(self.biases)), overwrite)
+        _save(self, folder, dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer,
+                                 biases_sha256=_digest(self.biases)), overwrite)
         save_tensors(_biases_path(folder), {'biases': self.biases})
 
 # %% ../nbs/10_students.ipynb #2a4522c9
@@ -182,11 +204,13 @@ def load_student(
     how = about.pop('student', {})
     wanted = ('grids', 'step_layer', 'biases_sha256') if 'grids' in how else ('sigmas',)
     if missing := [k for k in (*wanted, 'afs', 'shape') if k not in how]:
-        raise ValueError(f'{folder} holds a denoiser but not a student: its config.json does not say how to sample ({", ".join(missing)})')
+        raise ValueError(f'{folder} holds a denoiser but not a student: its config.json does not say how to sample '
+                         f'({", ".join(missing)})')
     denoiser, common = load_denoiser(folder, device), (how['afs'], tuple(how['shape']), about)
     grid = lambda levels: torch.tensor(levels, dtype=torch.float64)
     if 'grids' not in how: return Student(denoiser, grid(how['sigmas']), *common)
-    biases, grids = _load_biases(folder, how['biases_sha256']), {int(nfe): grid(levels) for nfe, levels in how['grids'].items()}
+    biases, grids = _load_biases(folder, how['biases_sha256']), {int(nfe): grid(levels)
+        for nfe, levels in how['grids'].items()}
     return VariableStudent(denoiser, biases, how['step_layer'], grids, *common)
 
 # %% ../nbs/10_students.ipynb #748966db
@@ -197,5 +221,6 @@ def _digest(biases: Tensor) -> str: return hashlib.sha256(biases.detach().cpu().
 def _load_biases(folder: Path | str, digest: str) -> Tensor: # [n, width]
     "The biases of the step counts; missing, damaged or foreign ones are refused by name."
     biases = load_tensors(path := _biases_path(folder))[0].get('biases')
-    if biases is None or _digest(biases) != digest: raise ValueError(f'{path} is damaged or not the one its config.json describes')
+    if biases is None or _digest(biases) != digest:
+        raise ValueError(f'{path} is damaged or not the one its config.json describes')
     return biases

@@ -34,7 +34,9 @@ class Segment:
 def check_branched(name: str, value: Tensor, x_t: Tensor, sigmas_k: Tensor) -> None:
     "Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide it."
     want = (len(x_t), torch.as_tensor(sigmas_k).shape[-1], *x_t.shape[1:])
-    if value.shape != want: raise ValueError(f'{name} must have shape [B, K, *D] = {want} for inputs {tuple(x_t.shape)} and {want[1]} noise levels, got {tuple(value.shape)}')
+    if value.shape != want:
+        raise ValueError(f'{name} must have shape [B, K, *D] = {want} for inputs {tuple(x_t.shape)} and {want[1]} '
+                         f'noise levels, got {tuple(value.shape)}')
 
 # %% ../nbs/07_targets.ipynb #bea6b263
 def segments(
@@ -46,12 +48,14 @@ def segments(
     check_substeps(len(traj) - 1, substeps, K)
     every = substeps//K
     return [Segment(traj.xs[n], float(traj.sigmas[n]), traj.sigmas[n + every:n + substeps + 1:every],
-                    traj.xs[n + every:n + substeps + 1:every].transpose(0, 1)) for n in range(0, len(traj) - 1, substeps)]
+                    traj.xs[n + every:n + substeps + 1:every].transpose(0, 1))
+                    for n in range(0, len(traj) - 1, substeps)]
 
 def check_substeps(n_fine: int, substeps: int, K: int) -> None:
     "Raise unless the fine grid divides into student steps, and those into K parts."
     check_int('K', K, 1); check_int('substeps', substeps, 1)
-    if substeps % K: raise ValueError(f'K must divide the teacher steps inside one student step: K={K}, substeps={substeps}')
+    if substeps % K:
+        raise ValueError(f'K must divide the teacher steps inside one student step: K={K}, substeps={substeps}')
     if n_fine % substeps: raise ValueError(f'{n_fine} teacher steps do not divide into student steps of {substeps}')
 
 # %% ../nbs/07_targets.ipynb #de1d6e58
@@ -77,7 +81,8 @@ def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor:
     if s.ndim == 1: s = s[None]
     ratio = s.to(t.device)/t
     if ratio.device.type == 'cpu' and not ((ratio >= 0) & (ratio < 1)).all():
-        raise ValueError(f'the levels inside a step must lie below its start and not below 0: sigma={sigma}, sigmas_k={sigmas_k}')
+        raise ValueError(f'the levels inside a step must lie below its start and not below 0: sigma={sigma}, '
+                         f'sigmas_k={sigmas_k}')
     return ratio.reshape(*ratio.shape, *[1]*(x_t.ndim - 1)).to(x_t.device, x_t.dtype)
 
 # %% ../nbs/07_targets.ipynb #054acce2

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from .core import check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, sha256, write_json
+from .core import (check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, sha256,
+                            write_json)
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
 from .training import Fit, TrainConfig, claim_folder, fingerprint, fit, send, share
@@ -30,7 +31,8 @@ def as_column(
     if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
-        raise ValueError(f'sigma must be a number or have one entry per sample ({len(x)}), got shape {tuple(sigma.shape)}')
+        raise ValueError(f'sigma must be a number or have one entry per sample ({len(x)}), got shape '
+                         f'{tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
 
 # %% ../nbs/03_teachers.ipynb #634c7040
@@ -66,13 +68,17 @@ class MixtureDenoiser:
         if self.means.ndim < 2: raise ValueError(f'means must have shape [M, *D], got {tuple(self.means.shape)}')
         M = len(self.means)
         if self.stds.shape != (M,) or self.weights.shape != (M,):
-            raise ValueError(f'{M} means need stds and weights of shape ({M},), got {tuple(self.stds.shape)} and {tuple(self.weights.shape)}')
+            raise ValueError(f'{M} means need stds and weights of shape ({M},), got {tuple(self.stds.shape)} and '
+                             f'{tuple(self.weights.shape)}')
         if not (self.stds > 0).all(): raise ValueError(f'stds must be above 0, got {self.stds.tolist()}')
-        if not (self.weights >= 0).all() or not 0 < self.weights.sum() < math.inf: raise ValueError(f'weights must be non-negative and not all zero, got {self.weights.tolist()}')
+        if not (self.weights >= 0).all() or not 0 < self.weights.sum() < math.inf:
+            raise ValueError(f'weights must be non-negative and not all zero, got {self.weights.tolist()}')
         self.weights = self.weights/self.weights.sum()
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
-        if x.shape[1:] != self.means.shape[1:]: raise ValueError(f'x must have shape [B, {", ".join(map(str, self.means.shape[1:]))}], got {tuple(x.shape)}')
+        if x.shape[1:] != self.means.shape[1:]:
+            raise ValueError(f'x must have shape [B, {", ".join(map(str, self.means.shape[1:]))}], got '
+                             f'{tuple(x.shape)}')
         means, stds, weights = (a.to(x.device, x.dtype) for a in (self.means, self.stds, self.weights))
         flat, m, s = x.flatten(1), means.flatten(1), as_column(sigma, x).reshape(-1, 1)
         var = stds**2 + s**2                                                # [1 or B, M]
@@ -98,8 +104,10 @@ class NetDenoiser(nn.Module):
     @property
     def n_classes(self) -> int: return getattr(self.net, 'n_classes', 0) # 0: unconditional
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
+    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
+        raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
+        raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
 
     def forward(self,
         x: Tensor, # [B, *D] = x0 + sigma*eps
@@ -110,19 +118,25 @@ class NetDenoiser(nn.Module):
 
     def check(self, x: Tensor, sigma, label: Tensor | None) -> None:
         "Refuse inputs that would otherwise give NaN or a far-away error."
-        if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
         mine = next(self.parameters(), x)
-        if x.device != mine.device: raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}; move one of them with .to()')
-        if x.dtype != mine.dtype: raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}; convert one of them with .to()')
+        if x.device != mine.device:
+            raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}; move one of them with .to()')
+        if x.dtype != mine.dtype:
+            raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}; convert one of them with .to()')
         if not isinstance(sigma, Tensor) or sigma.device.type == 'cpu': # on a GPU this would wait for the device
             s = torch.as_tensor(sigma)
             if not ((s > 0) & (s < math.inf)).all(): raise ValueError(f'sigma must be finite and above 0, got {sigma}')
         if label is None: return
         if not self.n_classes: raise ValueError('this denoiser has no classes, so label must be None')
         if not isinstance(label, Tensor) or label.dtype != torch.long or label.shape != x.shape[:1]:
-            raise ValueError(f'label must be an int64 tensor of shape {tuple(x.shape[:1])} with values in 0..{self.n_classes - 1}, got {getattr(label, "dtype", type(label).__name__)} {tuple(getattr(label, "shape", ()))}')
+            raise ValueError(f'label must be an int64 tensor of shape {tuple(x.shape[:1])} with values in '
+                             f'0..{self.n_classes - 1}, got {getattr(label, "dtype", type(label).__name__)} '
+                             f'{tuple(getattr(label, "shape", ()))}')
         if label.device.type == 'cpu' and len(label) and not 0 <= int(label.min()) <= int(label.max()) < self.n_classes:
-            raise ValueError(f'label must be in 0..{self.n_classes - 1}, got values from {int(label.min())} to {int(label.max())}')
+            raise ValueError(f'label must be in 0..{self.n_classes - 1}, got values from {int(label.min())} to '
+                             f'{int(label.max())}')
 
 # %% ../nbs/03_teachers.ipynb #51c788a3
 class EDMDenoiser(NetDenoiser):
@@ -132,7 +146,8 @@ class EDMDenoiser(NetDenoiser):
         sigma_data: float = .5, # standard deviation of the data
     ):
         super().__init__(net)
-        if not 0 < sigma_data < math.inf: raise ValueError(f'sigma_data must be a finite number above 0, got {sigma_data}')
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f'sigma_data must be a finite number above 0, got {sigma_data}')
         self.sigma_data = sigma_data
 
     @property
@@ -195,7 +210,9 @@ def check_top(
     for d in denoisers:
         if not isinstance(d, VPDenoiser): continue
         top = d.log_sigmas[-1].exp().item()
-        if sigma_max > top*(1 + 1e-5): raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this network was trained on, {top:.6g}, so it would be told a wrong level; pass sigma_max={top:.6g} or less')
+        if sigma_max > top*(1 + 1e-5):
+            raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this network was trained on, '
+                             f'{top:.6g}, so it would be told a wrong level; pass sigma_max={top:.6g} or less')
 
 # %% ../nbs/03_teachers.ipynb #d39ee93c
 def edm_loss(
@@ -226,8 +243,10 @@ def train_teacher(
 ) -> Fit: # `.ema` is the teacher to keep
     "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
     check_int('batch', batch, 1)
-    if labels is not None and len(labels) != len(images): raise ValueError(f'{len(images)} images need as many labels, got {len(labels)}')
-    if folder is not None: claim_folder(folder, dict(batch=batch, data=fingerprint(images, *[] if labels is None else [labels])))
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f'{len(images)} images need as many labels, got {len(labels)}')
+    if folder is not None:
+        claim_folder(folder, dict(batch=batch, data=fingerprint(images, *[] if labels is None else [labels])))
     device = next(denoiser.parameters()).device
     def step(model, i):
         g = torch.Generator().manual_seed(cfg.seed*1_000_003 + i)
@@ -245,10 +264,12 @@ def save_denoiser(
     about: dict | None = None, # anything JSON-able to keep beside the weights
 ) -> None:
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
-    check_choice('denoiser', type(denoiser).__name__, DENOISERS); check_choice('network', type(denoiser.net).__name__, NETS)
+    check_choice('denoiser', type(denoiser).__name__, DENOISERS)
+    check_choice('network', type(denoiser.net).__name__, NETS)
     folder = Path(folder)
     save_tensors(folder/'model.safetensors', denoiser.state_dict())
-    write_json(folder/'config.json', dict(denoiser=type(denoiser).__name__, config=denoiser.config, net=type(denoiser.net).__name__,
+    write_json(folder/'config.json', dict(denoiser=type(denoiser).__name__, config=denoiser.config,
+                                          net=type(denoiser.net).__name__,
                net_config=denoiser.net.config, sha256=sha256(folder/'model.safetensors'), about=about or {}))
 
 # %% ../nbs/03_teachers.ipynb #aed7f61f
@@ -260,7 +281,8 @@ def read_about(
     if not path.is_file(): raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
     try: about = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e})') from e
-    missing = [k for k in ('denoiser', 'config', 'net', 'net_config', 'sha256') if not isinstance(about, dict) or k not in about]
+    missing = [k for k in ('denoiser', 'config', 'net', 'net_config', 'sha256') if not isinstance(about, dict)
+               or k not in about]
     if missing: raise ValueError(f'{path} does not describe a denoiser: it lacks {", ".join(missing)}')
     check_choice('denoiser', about['denoiser'], DENOISERS)
     return about
@@ -275,11 +297,14 @@ def load_denoiser(
     about = read_about(folder)
     weights = folder/'model.safetensors'
     if not weights.is_file(): raise FileNotFoundError(f'{folder} has a config.json but no model.safetensors')
-    if (got := sha256(weights)) != about['sha256']: raise ValueError(f'{weights} is damaged or not the one its config.json describes: SHA-256 is {got}, expected {about["sha256"]}')
+    if (got := sha256(weights)) != about['sha256']:
+        raise ValueError(f'{weights} is damaged or not the one its config.json describes: SHA-256 is {got}, expected '
+                         f'{about["sha256"]}')
     try:
         denoiser = DENOISERS[about['denoiser']](build_net(about['net'], about['net_config']), **about['config'])
         denoiser.load_state_dict(load_tensors(weights)[0])
-    except (TypeError, RuntimeError) as e: raise ValueError(f'{weights} does not fit what its config.json describes: {e}') from e
+    except (TypeError, RuntimeError) as e:
+        raise ValueError(f'{weights} does not fit what its config.json describes: {e}') from e
     return denoiser.requires_grad_(False).eval().to(device or default_device(), memory_format=torch.channels_last)
 
 # %% ../nbs/03_teachers.ipynb #48bb5e0a

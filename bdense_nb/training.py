@@ -24,9 +24,11 @@ from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .checkpoints import CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main, keep_as_best, newest_checkpoint, write_checkpoint
+from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main, keep_as_best,
+                                   newest_checkpoint, write_checkpoint)
 from .core import atomic_path, check_choice, check_int
-from .devices import PRECISIONS, as_part, left_as_found, make_accelerator, prepare_model, send, share, spread, spread_like, whole
+from .devices import (PRECISIONS, as_part, left_as_found, make_accelerator, prepare_model, send, share,
+                               spread, spread_like, whole)
 
 # %% auto #0
 __all__ = ['ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS', 'TrainConfig', 'lr_factor', 'progress', 'Fit',
@@ -69,15 +71,23 @@ class TrainConfig:
     tensorboard: bool = False # also write the metrics for TensorBoard
 
     def __post_init__(self):
-        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1), ('accumulate', 1), ('keep', 1), ('sample_every', 0)): check_int(name, getattr(self, name), low)
+        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1), ('accumulate', 1),
+                          ('keep', 1), ('sample_every', 0)):
+            check_int(name, getattr(self, name), low)
         check_int('seed', self.seed, 0, 2**32 - 1)
-        for name, allowed in (('schedule', LR_SCHEDULES), ('precision', PRECISIONS), ('on_nan', ON_NAN), ('on_oom', ON_OOM)): check_choice(name, getattr(self, name), allowed)
+        for name, allowed in (('schedule', LR_SCHEDULES), ('precision', PRECISIONS), ('on_nan', ON_NAN),
+                              ('on_oom', ON_OOM)):
+            check_choice(name, getattr(self, name), allowed)
         object.__setattr__(self, 'betas', tuple(self.betas)) # JSON gives a list back
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas): raise ValueError(f'betas must be two numbers in [0, 1), got {self.betas}')
-        if not isinstance(self.lr, (int, float)) or not 0 < self.lr < math.inf: raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f'betas must be two numbers in [0, 1), got {self.betas}')
+        if not isinstance(self.lr, (int, float)) or not 0 < self.lr < math.inf:
+            raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
         for name in ('clip_grad', 'peak_tflops'):
-            if getattr(self, name) is not None and not getattr(self, name) > 0: raise ValueError(f'{name} must be None or above 0, got {getattr(self, name)}')
-        if self.ema is not None and not 0 < self.ema < 1: raise ValueError(f'ema must be None or between 0 and 1, got {self.ema}')
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f'{name} must be None or above 0, got {getattr(self, name)}')
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f'ema must be None or between 0 and 1, got {self.ema}')
 
 # %% ../nbs/09_training.ipynb #c7afa90a
 def lr_factor(
@@ -94,7 +104,8 @@ def lr_factor(
 
 # %% ../nbs/09_training.ipynb #dd753621
 def _flatten_optimizer(opt: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f'optim.{i}.{k}': whole(torch.as_tensor(v)) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
+    return {f'optim.{i}.{k}': whole(torch.as_tensor(v)) for i, s in opt.state_dict()['state'].items()
+            for k, v in s.items()}
 
 def _restore_optimizer(opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state, params = opt.state_dict(), [p for group in opt.param_groups for p in group['params']]
@@ -124,7 +135,8 @@ def progress(
         now = time.monotonic()
         if i + 1 == total or now - last > 30:
             last, rate = now, (now - begin)/(i + 1 - start)
-            print(f'{label} {i + 1}/{total}  {now - begin:.0f} s, {rate*(total - i - 1):.0f} s left  {note()}', flush=True)
+            print(f'{label} {i + 1}/{total}  {now - begin:.0f} s, {rate*(total - i - 1):.0f} s left  {note()}',
+                  flush=True)
 
 # %% ../nbs/09_training.ipynb #311ad9da
 class _CtrlC:
@@ -163,7 +175,9 @@ class _Run:
         self.device = next(model.parameters()).device
         self.engine = make_accelerator(self.device, cfg.precision)
         self.world, self.rank = self.engine.num_processes, self.engine.process_index
-        if cfg.shard and self.world == 1: raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it with accelerate launch')
+        if cfg.shard and self.world == 1:
+            raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it '
+                             'with accelerate launch')
         if cfg.tensorboard and folder is None: raise ValueError('tensorboard=True needs a folder to write to')
         if self.world > 1: self.device = self.engine.device; model.to(self.device)
         if cfg.channels_last: model.to(memory_format=torch.channels_last)
@@ -214,8 +228,12 @@ def _backward(run: _Run, generators: list[Iterator[Tensor]]) -> Tensor | None:
             if not losses: run.opt.zero_grad(set_to_none=True)
             run.engine.backward(loss/n if n > 1 else loss)
             losses.append(loss.detach())
-    if len(losses) not in (0, n): raise ValueError(f'the step function must yield equally often for every micro-batch, got {len(losses)} losses from {n}')
-    if losses and run.world*n > 1 and not run.shared: raise ValueError(f'the step function took the whole batch {run.world*n} times: it must cut its part out with share()')
+    if len(losses) not in (0, n):
+        raise ValueError(f'the step function must yield equally often for every micro-batch, got {len(losses)} '
+                         f'losses from {n}')
+    if losses and run.world*n > 1 and not run.shared:
+        raise ValueError(f'the step function took the whole batch {run.world*n} times: it must cut its part '
+                         f'out with share()')
     return torch.stack(losses).mean() if n > 1 and losses else losses[0] if losses else None
 
 # %% ../nbs/09_training.ipynb #ca898d6c
@@ -235,7 +253,9 @@ def _update(run: _Run, loss: Tensor, i: int) -> None:
 def _refuse(run: _Run, what: str) -> None:
     kept = sorted(run.folder.glob(CHECKPOINTS)) if run.folder else []
     broken = next((k for k, v in run.model.named_parameters() if not whole(v).isfinite().all()), None)
-    raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip gradients, or set on_nan=\'skip\'' + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
+    raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip '
+                             'gradients, or set on_nan=\'skip\'' + (f'. The last good checkpoint is {kept[-1]}' if kept
+        else ''))
 
 # %% ../nbs/09_training.ipynb #614f9078
 def _iterate(run: _Run, step: StepFunction, i: int) -> None:
@@ -255,8 +275,11 @@ def _out_of_memory(run: _Run, error: Exception) -> None:
     "Halve the micro-batch if that is wanted, or say what to do."
     n, run.shared = 2*run.accumulate, False
     if run.cfg.on_oom == 'stop' or run.world > 1:
-        raise torch.cuda.OutOfMemoryError(f'iteration {run.done} needs more memory than the device has; set accumulate={n} (on_oom=\'halve\' does it by itself on one device), recompute=True or precision=\'bf16\'. First message: {error}') from error
-    warnings.warn(f'out of memory in iteration {run.done}; going on with {n} micro-batches (accumulate={n})', stacklevel=2)
+        raise torch.cuda.OutOfMemoryError(f'iteration {run.done} needs more memory than the device has; set '
+                                          f'accumulate={n} (on_oom=\'halve\' does it by itself on one device), '
+                                          f'recompute=True or precision=\'bf16\'. First message: {error}') from error
+    warnings.warn(f'out of memory in iteration {run.done}; going on with {n} micro-batches (accumulate={n})',
+                  stacklevel=2)
     run.accumulate = n
 
 # %% ../nbs/09_training.ipynb #06c34066
@@ -289,9 +312,11 @@ class _Meter:
 
     def read(self) -> dict:
         seconds, n, run = time.perf_counter() - self.begin, self.run.done - self.at, self.run
-        out = dict(iterations_per_second=n/seconds, waiting=self.waited/seconds, peak_memory_mb=_peak_memory(run.device), skipped=run.skipped)
+        out = dict(iterations_per_second=n/seconds, waiting=self.waited/seconds,
+                   peak_memory_mb=_peak_memory(run.device), skipped=run.skipped)
         out['grad_norm'] = float(run.norm) if run.norm is not None and math.isfinite(run.norm) else None
-        if self.flops: out |= dict(tflops=self.flops*n/seconds/1e12, utilisation=self.flops*n/seconds/1e12/run.cfg.peak_tflops)
+        if self.flops:
+            out |= dict(tflops=self.flops*n/seconds/1e12, utilisation=self.flops*n/seconds/1e12/run.cfg.peak_tflops)
         return out
 
 # %% ../nbs/09_training.ipynb #fd48e49b
@@ -305,7 +330,8 @@ def _record(run: _Run) -> None:
     for (i, _), value in zip(run.window, values):
         if not math.isfinite(value): _refuse(run, f'the loss of iteration {i} became {value}')
     if run.skipped and not values: _refuse(run, f'every update since iteration {run.meter.at} had to be skipped')
-    run.history.append(dict(step=run.done, loss=statistics.fmean(values) if values else 0., lr=run.cfg.lr*lr_factor(run.cfg, run.done - 1)))
+    run.history.append(dict(step=run.done, loss=statistics.fmean(values) if values else 0.,
+                            lr=run.cfg.lr*lr_factor(run.cfg, run.done - 1)))
     row = run.history[-1] | run.meter.read()
     if run.folder and is_main():
         with open(run.folder/METRICS, 'a') as f: f.write(json.dumps(row) + '\n')
@@ -322,10 +348,12 @@ def _save(run: _Run) -> None:
     if run.ema is not None: tensors |= {f'ema.{k}': v for k, v in run.ema.state_dict().items()}
     tensors = {k: whole(v) for k, v in tensors.items()}
     for name, value in tensors.items(): # a finite loss can still have had an infinite gradient
-        if value.is_floating_point() and not value.isfinite().all(): _refuse(run, f'{name} is no longer finite at iteration {run.done}')
+        if value.is_floating_point() and not value.isfinite().all():
+            _refuse(run, f'{name} is no longer finite at iteration {run.done}')
     now = dict(step=run.done, loss=run.history[-1]['loss'])
     if better := now['loss'] < run.best['loss']: run.best = now
-    meta = dict(done=run.done, history=run.history, seconds=run.seconds, best=run.best, config=asdict(run.cfg), scaler=None if run.scaler is None else run.scaler.state_dict())
+    meta = dict(done=run.done, history=run.history, seconds=run.seconds, best=run.best, config=asdict(run.cfg),
+                scaler=None if run.scaler is None else run.scaler.state_dict())
     if is_main(): write_checkpoint(run.folder, tensors, meta, run.cfg.keep, better)
 
 # %% ../nbs/09_training.ipynb #c2145088
@@ -341,8 +369,11 @@ def _forget_after(folder: Path, done: int) -> None:
     rows = []
     for line in (folder/METRICS).read_text().splitlines():
         with contextlib.suppress(ValueError): rows.append(json.loads(line)) # the last line may be cut off
-    if rows and not done: warnings.warn(f'{folder} has metrics up to iteration {rows[-1]["step"]} but no checkpoint: training starts from the beginning', stacklevel=4)
-    with atomic_path(folder/METRICS) as tmp: tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows if row['step'] <= done))
+    if rows and not done:
+        warnings.warn(f'{folder} has metrics up to iteration {rows[-1]["step"]} but no checkpoint: training starts '
+                      f'from the beginning', stacklevel=4)
+    with atomic_path(folder/METRICS) as tmp:
+        tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows if row['step'] <= done))
     for path in folder.glob(CHECKPOINTS):
         if path > checkpoint_path(folder, done): path.rename(path.with_name(path.name + '.damaged'))
 
@@ -350,7 +381,9 @@ def _check_same(run: _Run, config: dict) -> None:
     "Refuse to go on with another configuration; how the numbers are computed may change, and fields that are new have their default."
     theirs, mine = ({k: v for k, v in asdict(c).items() if k not in HOW} for c in (TrainConfig(**config), run.cfg))
     differ = [f'{k}: {theirs[k]!r} there, {v!r} now' for k, v in mine.items() if theirs[k] != v]
-    if differ: raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, or another folder')
+    if differ:
+        raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, '
+                         f'or another folder')
 
 # %% ../nbs/09_training.ipynb #17175790
 def _resume(run: _Run) -> tuple[dict[str, Tensor], dict]: # of the newest checkpoint; empty if there is none
@@ -377,7 +410,9 @@ class _LossGraph:
     def __init__(self,
         show: bool, # False: no picture
         seconds: float = 3., # between two drawings, at least
-    ): self.bar, self.seconds, self.last = master_bar(range(1)) if show and IN_NOTEBOOK else None, seconds, time.monotonic()
+    ):
+        self.bar, self.seconds, self.last = (master_bar(range(1)) if show and IN_NOTEBOOK else None, seconds,
+                                             time.monotonic())
 
     def draw(self, history: list[dict], now: bool = False) -> None:
         if self.bar is None or len(history) < 2 or not now and time.monotonic() - self.last < self.seconds: return
@@ -395,7 +430,8 @@ def _board(run: _Run): # a writer, or None
     "TensorBoard's file, if it is wanted."
     if not run.cfg.tensorboard or not is_main(): return None
     try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise ImportError('tensorboard=True needs TensorBoard: pip install "bdense-nb[tensorboard]"') from e
+    except ImportError as e:
+        raise ImportError('tensorboard=True needs TensorBoard: pip install "bdense-nb[tensorboard]"') from e
     return SummaryWriter(run.folder/'tensorboard', purge_step=run.done)
 
 def _sample(run: _Run, on_sample: Callable[[nn.Module, int], None]) -> None:
@@ -452,7 +488,8 @@ def fit(
             if run.ema is not None: run.ema.update_parameters(run.model)
             run.schedule.step(); run.done = i + 1
             if stopping := _agreed(run, ctrl_c.asked): ctrl_c.asked = True
-            saving = stopping or run.done == cfg.steps or cfg.checkpoint_every > 0 and run.done % cfg.checkpoint_every == 0
+            saving = (stopping or run.done == cfg.steps or cfg.checkpoint_every > 0
+                      and run.done % cfg.checkpoint_every == 0)
             if saving or run.done % cfg.log_every == 0:
                 run.seconds = past + time.monotonic() - begin
                 _record(run)
@@ -460,4 +497,5 @@ def fit(
                 run.meter.restart()
             if on_sample and cfg.sample_every and run.done % cfg.sample_every == 0: _sample(run, on_sample)
             if stopping: break
-        return Fit(_gather(run, model), _gather(run, run.ema.module) if run.ema is not None else None, run.history, run.seconds)
+        return Fit(_gather(run, model), _gather(run, run.ema.module) if run.ema is not None else None, run.history,
+                   run.seconds)

@@ -48,22 +48,28 @@ def frozen_copy(
     shape: tuple[int, ...], # of one sample; must fit
 ) -> Callable: # a network: in evaluation mode, without gradients
     "A copy that training cannot change; refused unless it answers samples of this shape with the same shape."
-    if not callable(denoiser): raise TypeError(f'the teacher must be a denoiser D(x, sigma, label), got {type(denoiser).__name__}')
+    if not callable(denoiser):
+        raise TypeError(f'the teacher must be a denoiser D(x, sigma, label), got {type(denoiser).__name__}')
     if isinstance(denoiser, nn.Module): denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
     x, label = draw_start(denoiser, shape, [0], 1.)
     try: out = denoiser(x, 1., label)
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
-    except (AttributeError, TypeError) as e: raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, label); wrap a network in EDMDenoiser or VPDenoiser ({e})') from e
-    if out.shape != x.shape: raise ValueError(f'shape={shape} does not fit the teacher, which answers with {tuple(out.shape[1:])}')
+    except (AttributeError, TypeError) as e:
+        raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, label); wrap a network in EDMDenoiser '
+                        f'or VPDenoiser ({e})') from e
+    if out.shape != x.shape:
+        raise ValueError(f'shape={shape} does not fit the teacher, which answers with {tuple(out.shape[1:])}')
     return denoiser
 
 # %% ../nbs/07b_trajectories.ipynb #b34019b7
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
     "Tells denoisers apart: by class, settings and numbers of a network, by the attributes of a closed form."
     if not hasattr(denoiser, '__dict__') or inspect.isroutine(denoiser):
-        raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a class that keeps its settings as attributes')
+        raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a class that keeps its '
+                        f'settings as attributes')
     digest = hashlib.sha256(type(denoiser).__name__.encode())
-    parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None)) if isinstance(denoiser, nn.Module) else vars(denoiser)
+    parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None)) if isinstance(denoiser,
+        nn.Module) else vars(denoiser)
     for name, value in parts.items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
@@ -83,7 +89,8 @@ class TrajectoryPlan:
 
     def __post_init__(self):
         check_choice('solver', self.solver, SOLVERS)
-        object.__setattr__(self, 'sigmas', tuple(check_sigmas(self.sigmas).tolist())); object.__setattr__(self, 'shape', tuple(self.shape))
+        object.__setattr__(self, 'sigmas', tuple(check_sigmas(self.sigmas).tolist()))
+        object.__setattr__(self, 'shape', tuple(self.shape))
 
     def walk(self,
         teacher: Callable, # frozen
@@ -92,7 +99,9 @@ class TrajectoryPlan:
         "The teacher's trajectories from these seeds, computed now."
         x, label = draw_start(teacher, self.shape, seeds, self.sigmas[0])
         traj = trajectory(teacher, x, self.sigmas, self.solver, self.afs, label)
-        if not torch.isfinite(traj[-1]).all(): raise FloatingPointError(f'the teacher ends in NaN or infinity (among seeds {seeds.start}..{seeds.stop - 1}); a student would learn just that')
+        if not torch.isfinite(traj[-1]).all():
+            raise FloatingPointError(f'the teacher ends in NaN or infinity (among seeds '
+                                     f'{seeds.start}..{seeds.stop - 1}); a student would learn just that')
         return traj, label
 
 # %% ../nbs/07b_trajectories.ipynb #e4b00fd6
@@ -102,7 +111,8 @@ def _open_shard(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, 'pt') as f: yield f
     except (SafetensorError, OSError) as e:
-        raise ValueError(f'{path} is damaged or gone ({e}); remove it and make the bank again: only what is missing is computed') from e
+        raise ValueError(f'{path} is damaged or gone ({e}); remove it and make the bank again: only what is '
+                         f'missing is computed') from e
 
 # %% ../nbs/07b_trajectories.ipynb #f642eb3b
 class TrajectoryBank:
@@ -114,18 +124,23 @@ class TrajectoryBank:
         shard: int, # trajectories in each shard
         shards: list, # each {'xs': [n, n_steps+1, *D], 'labels': [n]} in memory, or the path of such a file
         device: torch.device | str = 'cpu', # where batches go
-    ): self.plan, self.seeds, self.teacher, self.shard, self.shards, self.device = plan, seeds, teacher, shard, shards, torch.device(device)
+    ):
+        self.plan, self.seeds, self.teacher, self.shard, self.shards, self.device = (plan, seeds, teacher, shard,
+            shards, torch.device(device))
 
     def check(self, teacher: Callable, plan: TrajectoryPlan, seeds: range) -> None:
         "Refuse a bank that is not of this run, and say what differs."
-        for name, mine, asked in (('teacher', self.teacher, denoiser_hash(teacher)), ('solver', self.plan.solver, plan.solver), ('afs', self.plan.afs, plan.afs),
+        for name, mine, asked in (('teacher', self.teacher, denoiser_hash(teacher)),
+                                  ('solver', self.plan.solver, plan.solver), ('afs', self.plan.afs, plan.afs),
                                   ('shape', self.plan.shape, plan.shape), ('sigmas', self.plan.sigmas, plan.sigmas)):
-            if mine != asked: raise ValueError(f'this bank was computed with another {name}: {mine} there, {asked} asked for')
+            if mine != asked:
+                raise ValueError(f'this bank was computed with another {name}: {mine} there, {asked} asked for')
         self._check_seeds(seeds)
 
     def _check_seeds(self, seeds: range) -> None:
         if not seeds or seeds.step != 1 or seeds.start < self.seeds.start or seeds.stop > self.seeds.stop:
-            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, asked for {seeds}')
+            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, '
+                             f'asked for {seeds}')
 
     def _read(self, i: int, rows: slice) -> dict[str, Tensor]:
         if isinstance(self.shards[i], dict): return {k: v[rows] for k, v in self.shards[i].items()}
@@ -137,9 +152,12 @@ class TrajectoryBank:
         "Look trajectories up by their seeds."
         self._check_seeds(seeds)
         first, last = seeds.start - self.seeds.start, seeds.stop - self.seeds.start
-        parts = [self._read(i, slice(max(first - i*self.shard, 0), last - i*self.shard)) for i in range(first//self.shard, -(-last//self.shard))]
-        whole = {k: torch.cat([p[k] for p in parts]).to(self.device) if len(parts) > 1 else parts[0][k].to(self.device) for k in parts[0]}
-        return Trajectory(torch.tensor(self.plan.sigmas, dtype=torch.float64), whole['xs'].transpose(0, 1)), whole.get('labels')
+        parts = [self._read(i, slice(max(first - i*self.shard, 0), last - i*self.shard))
+                 for i in range(first//self.shard, -(-last//self.shard))]
+        whole = {k: torch.cat([p[k] for p in parts]).to(self.device) if len(parts) > 1 else parts[0][k].to(self.device)
+                 for k in parts[0]}
+        return Trajectory(torch.tensor(self.plan.sigmas, dtype=torch.float64),
+                          whole['xs'].transpose(0, 1)), whole.get('labels')
 
 # %% ../nbs/07b_trajectories.ipynb #f60b1093
 def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
@@ -168,14 +186,18 @@ def make_bank(
 ) -> TrajectoryBank:
     "Compute the teacher's trajectories once, for every run with the same teacher, plan and seeds."
     check_int('batch', batch, 1)
-    if not seeds or len(seeds) % batch or seeds.step != 1: raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got {seeds}')
+    if not seeds or len(seeds) % batch or seeds.step != 1:
+        raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got {seeds}')
     shard = batch*max(1024//batch, 1)
     spans = [seeds[i:i + shard] for i in range(0, len(seeds), shard)]
     bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*len(spans), device_of(teacher))
     notes = None if folder is None else _claim(Path(folder), bank, spans, batch, bool(getattr(teacher, 'n_classes', 0)))
     todo = [i for i, there in enumerate(bank.shards) if there is None]
-    if show: print(f'teacher trajectories: {len(seeds)} x {len(plan.sigmas)} states, {bank_megabytes(plan, len(seeds)):.1f} MB of {"memory" if folder is None else f"disk in {folder}"}; '
-                   f'{len(todo)} of {len(spans)} shards to compute, {2*bank_megabytes(plan, min(shard, len(seeds))):.1f} MB of memory for a shard meanwhile')
+    if show: print(f'teacher trajectories: {len(seeds)} x {len(plan.sigmas)} states, '
+                   f'{bank_megabytes(plan, len(seeds)):.1f} MB of '
+                   f'{"memory" if folder is None else f"disk in {folder}"}; '
+                   f'{len(todo)} of {len(spans)} shards to compute, '
+                   f'{2*bank_megabytes(plan, min(shard, len(seeds))):.1f} MB of memory for a shard meanwhile')
     for j in progress(len(todo), 'teacher trajectories', show=show and bool(todo)):
         tensors, i = _walk(teacher, plan, spans[todo[j]], batch), todo[j]
         if folder is not None: save_tensors(_path(folder, i), tensors, notes[i])
@@ -188,20 +210,25 @@ def _claim(folder: Path, bank: TrajectoryBank, spans: list[range], batch: int, l
     plan = bank.plan
     folder.mkdir(parents=True, exist_ok=True)
     there = [_path(folder, i).is_file() for i in range(len(spans))]
-    need, free = bank_megabytes(plan, sum(len(span) for span, is_there in zip(spans, there) if not is_there)), shutil.disk_usage(folder).free/1e6
+    need, free = bank_megabytes(plan, sum(len(span) for span, is_there in zip(spans, there)
+                                          if not is_there)), shutil.disk_usage(folder).free/1e6
     if need > free: raise OSError(f'{folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
-    note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver, afs=plan.afs, shape=list(plan.shape), batch=batch, seeds=[bank.seeds.start, bank.seeds.stop])
+    note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver, afs=plan.afs,
+                shape=list(plan.shape), batch=batch, seeds=[bank.seeds.start, bank.seeds.stop])
     claim_folder(folder, note)
     notes = [dict(note, rows=[span.start, span.stop]) for span in spans]
     for i, span in enumerate(spans):
         if not there[i]: continue
-        _check_shard(_path(folder, i), notes[i], dict({'labels': [len(span)]} if labels else {}, xs=[len(span), len(plan.sigmas), *plan.shape]))
+        _check_shard(_path(folder, i), notes[i],
+                     dict({'labels': [len(span)]} if labels else {}, xs=[len(span), len(plan.sigmas), *plan.shape]))
         bank.shards[i] = _path(folder, i)
     return notes
 
 def _check_shard(path: Path, note: dict, shapes: dict[str, list[int]]) -> None:
     "Refuse a file that is not whole, or not this shard of this bank; its header tells."
     with _open_shard(path) as f:
-        theirs, got = json.loads((f.metadata() or {}).get('meta', '{}')), {k: f.get_slice(k).get_shape() for k in f.keys()}
+        theirs, got = json.loads((f.metadata() or {}).get('meta', '{}')), {k: f.get_slice(k).get_shape()
+            for k in f.keys()}
     if theirs != note or got != shapes:
-        raise ValueError(f'{path} is no part of this bank: it holds {got} of seeds {theirs.get("rows")}, expected {shapes} of seeds {note["rows"]} and the same teacher and plan; remove it')
+        raise ValueError(f'{path} is no part of this bank: it holds {got} of seeds {theirs.get("rows")}, expected '
+                         f'{shapes} of seeds {note["rows"]} and the same teacher and plan; remove it')

@@ -51,10 +51,14 @@ def condition(
     layer: str = 'embed.lin1', # name of an early linear layer inside `denoiser.net`
 ) -> NetDenoiser: # trainable; the same function, until the biases are trained apart
     "Give one layer a bias of its own for each step count."
-    if not isinstance(denoiser, NetDenoiser): raise TypeError(f'only a network can be told its step count (EDMDenoiser, VPDenoiser), got {type(denoiser).__name__}')
+    if not isinstance(denoiser, NetDenoiser):
+        raise TypeError(f'only a network can be told its step count (EDMDenoiser, VPDenoiser), got '
+                        f'{type(denoiser).__name__}')
     told = copy.deepcopy(denoiser).requires_grad_(True)
     layers = {name: m for name, m in told.net.named_modules() if isinstance(m, nn.Linear) and m.bias is not None}
-    if layer not in layers: raise ValueError(f'{type(told.net).__name__} has no linear layer {layer!r} with a bias; the step count can be told to one of: {", ".join(layers)}')
+    if layer not in layers:
+        raise ValueError(f'{type(told.net).__name__} has no linear layer {layer!r} with a bias; the step count can be '
+                         f'told to one of: {", ".join(layers)}')
     _replace(told.net, layer, StepBias(layers[layer], n))
     return told
 
@@ -84,7 +88,8 @@ def variable_configs(
 ) -> dict[int, SFDConfig]: # one for each, in this order
     "The configuration of every step count; all share noise, labels and optimiser."
     nfes = list(nfes)
-    if not nfes or len(set(nfes)) < len(nfes): raise ValueError(f'nfes must be different numbers of network calls, at least one, got {nfes}')
+    if not nfes or len(set(nfes)) < len(nfes):
+        raise ValueError(f'nfes must be different numbers of network calls, at least one, got {nfes}')
     return {nfe: replace(cfg, nfe=nfe) for nfe in nfes}
 
 def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
@@ -121,21 +126,28 @@ def sfd_variable(
     cfgs = variable_configs(cfg, nfes)
     teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
     check_top(cfg.sigma_max, teacher, model.denoiser)
-    if step_layer == model.layer: raise ValueError(f'step_layer must be an early layer; {step_layer!r} is the output layer, which holds the branches')
+    if step_layer == model.layer:
+        raise ValueError(f'step_layer must be an early layer; {step_layer!r} is the output layer, which '
+                         f'holds the branches')
     if banks is not None: _check_banks(banks, teacher, cfgs)
     run = dict(asdict(cfg), nfe=list(cfgs), step_layer=step_layer)
-    if folder is not None: claim_folder(folder, dict(run, teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
+    if folder is not None:
+        claim_folder(folder, dict(run, teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
     model.denoiser = condition(model.denoiser, len(cfgs), step_layer)
     done = fit(model, variable_step(teacher, cfgs, banks), cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show)
     choose(done.model, 0)
     plain, biases = uncondition(fold(done.model), step_layer)
-    about = dict(host='sfd-v', teacher=denoiser_hash(teacher), config=run, history=done.history, seconds=round(done.seconds, 1))
-    return VariableStudent(plain, biases, step_layer, {nfe: c.grids[1] for nfe, c in cfgs.items()}, cfg.afs, cfg.shape, about)
+    about = dict(host='sfd-v', teacher=denoiser_hash(teacher), config=run, history=done.history,
+                 seconds=round(done.seconds, 1))
+    return VariableStudent(plain, biases, step_layer, {nfe: c.grids[1] for nfe, c in cfgs.items()}, cfg.afs, cfg.shape,
+                           about)
 
 # %% ../nbs/10b_variable.ipynb #2dfd081a
 def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable, cfgs: dict[int, SFDConfig]) -> None:
     "Refuse banks that are not those of the run."
-    if not isinstance(banks, dict) or banks.keys() != cfgs.keys(): raise ValueError(f'banks must hold one for each number of calls {list(cfgs)}, got {list(banks) if isinstance(banks, dict) else type(banks).__name__}')
+    if not isinstance(banks, dict) or banks.keys() != cfgs.keys():
+        raise ValueError(f'banks must hold one for each number of calls {list(cfgs)}, got '
+                         f'{list(banks) if isinstance(banks, dict) else type(banks).__name__}')
     for nfe, c in cfgs.items():
         first = c.seeds(0).start
         banks[nfe].check(teacher, c.plan, range(first, first + c.n_trajectories))
@@ -146,16 +158,27 @@ def second_stage(
     **changes, # any fields of `SFDConfig`; its grid must stay the student's
 ) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
     "The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are what one network call must learn."
-    if isinstance(student, Student) and student.sigmas[-1] == 0: raise ValueError('this student ends at noise level 0, as those of Progressive Distillation do; the second stage starts from an SFD student')
-    if not isinstance(student, Student): raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of a VariableStudent take .at(nfe)')
+    if isinstance(student, Student) and student.sigmas[-1] == 0:
+        raise ValueError('this student ends at noise level 0, as those of Progressive Distillation do; the second '
+                         'stage starts from an SFD student')
+    if not isinstance(student, Student):
+        raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of a '
+                        f'VariableStudent take .at(nfe)')
     goal = SFDConfig(**dict(dict(nfe=1), **{k: v for k, v in changes.items() if k in ('nfe', 'afs')}))
     steps, ends = len(student.sigmas) - 1, (student.sigmas[-1].item(), student.sigmas[0].item())
-    if steps % goal.n_steps: raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the steps of nfe={goal.nfe} with afs={goal.afs}')
-    fits = lambda sigmas: sigmas.shape == student.sigmas.shape and torch.allclose(sigmas, student.sigmas, rtol=1e-12, atol=0)
+    if steps % goal.n_steps:
+        raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the steps '
+                         f'of nfe={goal.nfe} with afs={goal.afs}')
+    fits = lambda sigmas: sigmas.shape == student.sigmas.shape and torch.allclose(sigmas, student.sigmas, rtol=1e-12,
+        atol=0)
     schedule = next((name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends))), None)
-    if schedule is None: raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: {", ".join(SCHEDULES)}')
+    if schedule is None:
+        raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: {", ".join(SCHEDULES)}')
     substeps = steps//goal.n_steps
-    cfg = SFDConfig(**dict(dict(nfe=1, K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs, schedule=schedule, sigma_min=ends[0], sigma_max=ends[1],
+    cfg = SFDConfig(**dict(dict(nfe=1, K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
+                                schedule=schedule, sigma_min=ends[0], sigma_max=ends[1],
                                 steps=15_625, lr=5e-4, shape=student.shape), **changes))
-    if not fits(cfg.grids[0]): raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these changes give it {cfg.grids[0].tolist()}')
+    if not fits(cfg.grids[0]):
+        raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these changes give it '
+                         f'{cfg.grids[0].tolist()}')
     return cfg

@@ -46,7 +46,8 @@ def show_rows(
     pixels = tile(rows, n)
     cell_h, cell_w = pixels.shape[0]/len(rows), pixels.shape[1]/min(n, max(map(len, rows.values())))
     margin = .3 + .09*max(len(part) for label in rows for part in label.split('\n'))
-    fig = Figure(figsize=(margin + pixels.shape[1]/42, pixels.shape[0]/42 + (.3 if titles else 0)), dpi=100, layout='constrained')
+    fig = Figure(figsize=(margin + pixels.shape[1]/42, pixels.shape[0]/42 + (.3 if titles else 0)), dpi=100,
+                 layout='constrained')
     ax = fig.subplots()
     ax.imshow(pixels, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     ax.set_yticks([(i + .5)*cell_h - 1 for i in range(len(rows))], rows)
@@ -77,7 +78,8 @@ def show_trajectories(
     grid, rows = next(iter(trajs.values())).sigmas, {}
     for name, traj in trajs.items():
         at = [int((grid - s).abs().argmin()) for s in traj.sigmas]
-        if not torch.allclose(grid[at], traj.sigmas): raise ValueError(f'the grid of {name!r} is not part of the first one')
+        if not torch.allclose(grid[at], traj.sigmas):
+            raise ValueError(f'the grid of {name!r} is not part of the first one')
         rows[name] = torch.ones(len(grid), *traj.xs.shape[2:])
         rows[name][at] = displayable(traj, i).cpu()
     return show_rows(rows, len(grid), [f'{s:.3g}' for s in grid.tolist()], save)

@@ -105,8 +105,10 @@ class Explorer:
         self.title, self.controls, self.frame = title, {name: tuple(values) for name, values in controls.items()}, frame
         if not self.controls: raise ValueError(f'{title!r} has no controls, so there is nothing to explore')
         for name, values in self.controls.items():
-            if not values or len(set(values)) < len(values): raise ValueError(f'control {name!r} needs values that differ, got {values!r}')
-            if len({isinstance(v, str) for v in values}) > 1: raise TypeError(f'control {name!r} must hold numbers or words, not both: {values!r}')
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f'control {name!r} needs values that differ, got {values!r}')
+            if len({isinstance(v, str) for v in values}) > 1:
+                raise TypeError(f'control {name!r} must hold numbers or words, not both: {values!r}')
         for name in start or {}: check_choice('control', name, self.controls)
         self.start = {name: values[0] for name, values in self.controls.items()} | (start or {})
         for name, value in self.start.items(): check_choice(f'start of {name!r}', value, self.controls[name])
@@ -115,8 +117,11 @@ class Explorer:
     def frames(self) -> dict[tuple, Frame]: # values of the controls -> what they show
         "Every frame, drawn when first asked for."
         n = math.prod(len(values) for values in self.controls.values())
-        if n > MOST_FRAMES: raise ValueError(f'{self.title!r} has {n} settings, more than the {MOST_FRAMES} that are drawn beforehand: use live(), or offer fewer')
-        return {values: self.frame(**dict(zip(self.controls, values))) for values in itertools.product(*self.controls.values())}
+        if n > MOST_FRAMES:
+            raise ValueError(f'{self.title!r} has {n} settings, more than the {MOST_FRAMES} that are drawn beforehand: '
+                             f'use live(), or offer fewer')
+        return {values: self.frame(**dict(zip(self.controls, values)))
+                for values in itertools.product(*self.controls.values())}
 
 # %% ../nbs/13_widgets.ipynb #4f095056
 PAGE = '''<div class="bdense-explorer" role="group" aria-label="{title}" style="max-width: 44em">
@@ -152,21 +157,25 @@ def live(self: Explorer,
     "The explorer with a kernel behind it: each frame is made when it is asked for."
     for name in widgets: check_choice('control', name, self.controls)
     fixed = {name: values[0] for name, values in self.controls.items() if len(values) == 1 and name not in widgets} # nothing to choose
-    shown = {name: widgets.get(name) or _control(name, values, self.start[name]) for name, values in self.controls.items() if name not in fixed}
+    shown = {name: widgets.get(name) or _control(name, values, self.start[name])
+             for name, values in self.controls.items() if name not in fixed}
     out = ipywidgets.Output()
     def update(_=None):
         try: frame = self.frame(**fixed, **{name: widget.value for name, widget in shown.items()})
         except ValueError as e: page = f'<p role="status">{escape(str(e))}</p>'
-        else: page = (f'<img src="data:image/png;base64,{_base64(frame.png)}" alt="{escape(frame.text)}" style="max-width: 100%; height: auto; background: white">'
+        else: page = (f'<img src="data:image/png;base64,{_base64(frame.png)}" alt="{escape(frame.text)}" '
+                      f'style="max-width: 100%; height: auto; background: white">'
                       f'<p role="status">{escape(frame.text)}</p>')
-        out.outputs = ({'output_type': 'display_data', 'metadata': {}, 'data': {'text/html': page, 'text/plain': self.title}},)
+        out.outputs = ({'output_type': 'display_data', 'metadata': {},
+                        'data': {'text/html': page, 'text/plain': self.title}},)
     for widget in shown.values(): widget.observe(update, 'value')
     update()
     return ipywidgets.VBox([*shown.values(), out])
 
 def _control(name: str, values: tuple, value) -> ipywidgets.ValueWidget:
     kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
-    return kind(description=name, options=[(spoken(v), v) for v in values], value=value, style={'description_width': '10em'}, layout={'width': '34em', 'max_width': '100%'})
+    return kind(description=name, options=[(spoken(v), v) for v in values], value=value,
+                style={'description_width': '10em'}, layout={'width': '34em', 'max_width': '100%'})
 
 # %% ../nbs/13_widgets.ipynb #d2f38c6f
 def put_images(
@@ -182,7 +191,8 @@ def put_images(
     fig.figimage(canvas.repeat(scale, 0).repeat(scale, 1), left, bottom, cmap='gray', vmin=0, vmax=255, origin='upper')
     width, height = fig.bbox.width, fig.bbox.height
     for j, title in enumerate(titles):
-        fig.text((left + scale*(canvas.shape[1]/len(titles)*(j + .5) - 1))/width, (bottom - 4)/height, title, ha='center', va='top', size=9)
+        fig.text((left + scale*(canvas.shape[1]/len(titles)*(j + .5) - 1))/width, (bottom - 4)/height, title,
+                 ha='center', va='top', size=9)
 
 # %% ../nbs/13_widgets.ipynb #6ca81d1d
 RANGES = {'0.002 to 80': (.002, 80.), '0.02 to 20': (.02, 20.)}
@@ -211,12 +221,16 @@ def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: fl
     fig = Figure(figsize=(4.6, 2.1), dpi=120)
     ax = fig.add_axes((.03, .54, .94, .33))
     ax.vlines(levels, 0, 1, 'C0'); ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
-    ax.set(xscale='log', xlim=(120, .0014), ylim=(0, 1), yticks=[], title=f'{name}, {n_steps} steps: noise levels sigma')
+    ax.set(xscale='log', xlim=(120, .0014), ylim=(0, 1), yticks=[],
+           title=f'{name}, {n_steps} steps: noise levels sigma')
     ax.set_xticks(ticks := [.002, .01, .1, 1, 3, 20, 80], [f'{t:g}' for t in ticks]); ax.minorticks_off()
-    put_images(fig, displayable(Trajectory(shown, torch.stack([x0 + s*eps for s in shown.float()])))[None], 68, 26, titles=[f'{s:.2g}' for s in shown])
+    put_images(fig, displayable(Trajectory(shown, torch.stack([x0 + s*eps for s in shown.float()])))[None], 68, 26,
+               titles=[f'{s:.2g}' for s in shown])
     above, inside = int((levels[1:] >= 3).sum()), int(((levels > .1) & (levels < 3)).sum())
-    return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. {above} of the steps end above 3, where there is little but noise to see; '
-                           f'{inside} of the {n_steps + 1} levels lie between 3 and 0.1, where most of the image appears.')
+    return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. {above} of the steps end above 3, where '
+                 f'there is little but noise to see; '
+                           f'{inside} of the {n_steps + 1} levels lie between 3 and 0.1, where most of '
+                           f'the image appears.')
 
 # %% ../nbs/13_widgets.ipynb #aded17d0
 def schedule_explorer(
@@ -224,7 +238,8 @@ def schedule_explorer(
     n_steps: Sequence[int] = (4, 8, 16), # offered
 ) -> Explorer:
     "Grid, rho, number of steps and range of noise levels, and what the noised images look like."
-    return Explorer('Schedule explorer', {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos, 'n_steps': n_steps, 'sigmas': tuple(RANGES)},
+    return Explorer('Schedule explorer', {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos,
+                                          'n_steps': n_steps, 'sigmas': tuple(RANGES)},
                     schedule_frame, {'rho': rhos[len(rhos)//2], 'n_steps': n_steps[len(n_steps)//2]})
 
 # %% ../nbs/13_widgets.ipynb #51282f5b
@@ -235,8 +250,12 @@ def quantile_flow(
     s: float, # where to go
 ) -> Tensor: # [B, 1], float64
     "Carry x exactly along the probability flow of a mixture on a line."
-    if teacher.means.shape[1:] != (1,) or x.shape[1:] != (1,): raise ValueError(f'quantiles need data on a line, [B, 1], got means {tuple(teacher.means.shape)} and x {tuple(x.shape)}')
-    def cdf(x, sigma): return (teacher.weights*torch.special.ndtr((x - teacher.means.T)/(teacher.stds**2 + sigma**2).sqrt())).sum(1, keepdim=True)
+    if teacher.means.shape[1:] != (1,) or x.shape[1:] != (1,):
+        raise ValueError(f'quantiles need data on a line, [B, 1], got means {tuple(teacher.means.shape)} and x '
+                         f'{tuple(x.shape)}')
+    def cdf(x, sigma):
+        return (teacher.weights*torch.special.ndtr((x - teacher.means.T)/(teacher.stds**2 + sigma**2).sqrt())).sum(1,
+            keepdim=True)
     want = cdf(x.double(), t)
     spread = 10*(teacher.means.abs().max() + teacher.stds.max() + s)
     low, high = torch.full_like(want, -spread), torch.full_like(want, spread)
@@ -260,7 +279,8 @@ def _race(nfes: tuple[int, ...]) -> dict[tuple[str, int], tuple[Trajectory, floa
         for nfe in nfes:
             counter, levels = NFECounter(teacher), karras_sigmas(nfe//calls, .006, 80.)
             traj = trajectory(counter, x, levels, solver)
-            if counter.nfe != nfe: raise ValueError(f'{solver} cannot spend {nfe} network calls: every number must be even, got {nfes}')
+            if counter.nfe != nfe:
+                raise ValueError(f'{solver} cannot spend {nfe} network calls: every number must be even, got {nfes}')
             runs[solver, nfe] = traj, paired_error(traj[-1], quantile_flow(teacher, x, 80., .006))
     return runs
 
@@ -283,13 +303,18 @@ def sampler_race(
         left.plot(exact.sigmas, _scaled(exact), '0.6', lw=3); left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
         left.set(xscale='log', xlim=(110, .004), yticks=[], title=f'{solver}, NFE {nfe}', xlabel='noise level sigma')
         left.set_xticks(levels := [80, 1, .1, .01], [str(t) for t in levels])
-        for name in RACERS: right.plot(nfes, [runs[name, n][1] for n in nfes], 'C0' if name == solver else '0.7', zorder=2 + (name == solver))
+        for name in RACERS:
+            right.plot(nfes, [runs[name, n][1] for n in nfes], 'C0' if name == solver else '0.7',
+                       zorder=2 + (name == solver))
         right.plot(nfe, error, 'C0o')
-        right.set(xscale='log', yscale='log', title='error at the end', xlabel='NFE', ylim=(5e-3, 3)); right.set_xticks(nfes, [str(n) for n in nfes])
+        right.set(xscale='log', yscale='log', title='error at the end', xlabel='NFE', ylim=(5e-3, 3))
+        right.set_xticks(nfes, [str(n) for n in nfes])
         right.set_yticks(ticks := [.01, .1, 1], [str(t) for t in ticks]); left.minorticks_off(); right.minorticks_off()
         ranked = sorted(RACERS, key=lambda name: runs[name, nfe][1])
-        return Frame(png(fig, 8), f'{solver}, {nfe} network calls in {len(traj) - 1} steps: root-mean-square error {error:.3f} against the exact flow, place '
-                               f'{ranked.index(solver) + 1} of {len(ranked)} at this cost. In order: ' + ', '.join(f'{n} {runs[n, nfe][1]:.3f}' for n in ranked) + '.')
+        return Frame(png(fig, 8), f'{solver}, {nfe} network calls in {len(traj) - 1} steps: root-mean-square error '
+                     f'{error:.3f} against the exact flow, place '
+                               f'{ranked.index(solver) + 1} of {len(ranked)} at this cost. In order: '
+                               + ', '.join(f'{n} {runs[n, nfe][1]:.3f}' for n in ranked) + '.')
     return Explorer('Sampler race', {'solver': tuple(RACERS), 'nfe': nfes}, frame)
 
 def _scaled(traj: Trajectory) -> Tensor: # [n_steps+1, B], every level as wide as the data
@@ -317,19 +342,24 @@ def _branch_frame(sample: int, level: int) -> Frame:
     record, _ = branch_record()
     sigmas, K, errors = record['sigmas'].tolist(), record['states'].shape[2], branch_errors()[sample]
     step, k, at = level//K, level % K, sigmas[level + 1]
-    teacher, student, x0 = record['teacher'][level + 1, sample], record['states'][sample, step, k], record['x0s'][sample, step, k]
+    teacher, student, x0 = record['teacher'][level + 1, sample], record['states'][sample, step,
+        k], record['x0s'][sample, step, k]
     fig = Figure(figsize=(4.6, 3), dpi=120)
-    put_images(fig, torch.stack([teacher*_size(at), student*_size(at), (student - teacher)*_size(at), x0]).float()[None], 24, 226, scale=4,
+    put_images(fig, torch.stack([teacher*_size(at), student*_size(at), (student - teacher)*_size(at),
+                                 x0]).float()[None], 24, 226, scale=4,
                titles=('teacher', 'student', 'difference', 'estimate'))
     ax = fig.add_axes((.1, .15, .88, .35))
-    ax.bar(range(len(errors)), errors.tolist(), color=['C1' if i == level else 'C0' if i >= K else '0.7' for i in range(len(errors))])
+    ax.bar(range(len(errors)), errors.tolist(),
+           color=['C1' if i == level else 'C0' if i >= K else '0.7' for i in range(len(errors))])
     ax.set_xticks(range(len(errors)), [f'{s:.2g}' for s in sigmas[1:]], rotation=45); ax.tick_params(labelsize=8, pad=1)
     for edge in range(K, len(errors), K): ax.axvline(edge - .5, color='k', lw=.8)
     ax.set_title('error of each branch, step by step', size=10)
     n_steps, inside = len(errors)//K, ', '.join(f'{e:.3f}' for e in errors[step*K:(step + 1)*K].tolist())
     who = f'branch {k + 1} of {K}' if step else 'an analytic step without network'
-    return Frame(png(fig), f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of {n_steps}, {who}, at sigma {at:.3g}: the student is {errors[level]:.3f} away '
-                           f'from the teacher (root-mean-square, in units of the picture). Errors inside this step: {inside}.')
+    return Frame(png(fig), f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of {n_steps}, {who}, at '
+                 f'sigma {at:.3g}: the student is {errors[level]:.3f} away '
+                           f'from the teacher (root-mean-square, in units of the picture). Errors inside this '
+                           f'step: {inside}.')
 
 # %% ../nbs/13_widgets.ipynb #51fc8293
 def branch_viewer(
@@ -338,9 +368,11 @@ def branch_viewer(
     "Along a trajectory: the teacher's states, where the student's K branches land, and the error of each."
     record, meta = branch_record()
     check_int('n', n, 1, len(meta['seeds']))
-    samples = {f'{FASHION_CLASSES[label]}, seed {seed}': i for i, (label, seed) in enumerate(zip(record['labels'][:n], meta['seeds']))}
+    samples = {f'{FASHION_CLASSES[label]}, seed {seed}': i
+               for i, (label, seed) in enumerate(zip(record['labels'][:n], meta['seeds']))}
     levels = {float(f'{s:.3g}'): i for i, s in enumerate(record['sigmas'][1:].tolist())}
-    return Explorer('Branch viewer', {'image': tuple(samples), 'sigma': tuple(levels)}, lambda image, sigma: _branch_frame(samples[image], levels[sigma]),
+    return Explorer('Branch viewer', {'image': tuple(samples), 'sigma': tuple(levels)},
+                    lambda image, sigma: _branch_frame(samples[image], levels[sigma]),
                     {'sigma': list(levels)[6]})
 
 # %% ../nbs/13_widgets.ipynb #07bd68ba
@@ -349,7 +381,8 @@ def loss_shares(
     residuals: Tensor, # [S, K], mean distance of each branch to its state, for each student step
 ) -> Tensor: # [S, K], each row sums to 1
     "How much each branch contributes to the loss of its step."
-    if residuals.ndim != 2 or residuals.shape[1:] != weights.shape: raise ValueError(f'residuals must be [S, K] for K={len(weights)} weights, got {tuple(residuals.shape)}')
+    if residuals.ndim != 2 or residuals.shape[1:] != weights.shape:
+        raise ValueError(f'residuals must be [S, K] for K={len(weights)} weights, got {tuple(residuals.shape)}')
     if not (residuals > 0).all(): raise ValueError('residuals must be above 0')
     parts = residuals*weights
     return parts/parts.sum(1, keepdim=True)
@@ -365,16 +398,19 @@ def weight_record() -> dict: # `untrained_residuals` [S, K]; `runs`: one for eac
 def paired_errors_of(kind: str) -> list[float]: # one for each seed, in the order of the seeds
     "Measured paired errors of the students trained with these weights."
     check_choice('branch weights', kind, BRANCH_WEIGHTS)
-    return [run['paired_error'] for run in sorted(weight_record()['runs'], key=lambda run: run['seed']) if run['weights'] == kind]
+    return [run['paired_error'] for run in sorted(weight_record()['runs'], key=lambda run: run['seed'])
+            if run['weights'] == kind]
 
 def _residuals(student: str) -> Tensor: # [S, K]
     record = weight_record()
     if student == 'before training': return torch.tensor(record['untrained_residuals']).double()
-    return torch.tensor([run['residuals'] for run in record['runs'] if f'trained with {run["weights"]} weights' == student]).double().mean(0)
+    return torch.tensor([run['residuals'] for run in record['runs']
+                         if f'trained with {run["weights"]} weights' == student]).double().mean(0)
 
 def _measured(kind: str) -> str:
     errors = paired_errors_of(kind)
-    if len(errors) < 3: return f'{kind} {", ".join(f"{e:.4f}" for e in errors)} ({len(errors)} of 3 seeds: no interval yet)'
+    if len(errors) < 3:
+        return f'{kind} {", ".join(f"{e:.4f}" for e in errors)} ({len(errors)} of 3 seeds: no interval yet)'
     return f'{kind} {mean_interval(errors)}'
 
 # %% ../nbs/13_widgets.ipynb #985eb488
@@ -385,15 +421,18 @@ def _weights_frame(weights: Tensor, kind: str | None, student: str) -> Frame:
     left, right = fig.add_axes((.09, .16, .5, .7)), fig.add_axes((.72, .16, .26, .7))
     left.bar(place - .3, weights.tolist(), .25, color='0.7')
     for i, row in enumerate(shares): left.bar(place + .27*i, row.tolist(), .25, color=f'C{i}')
-    left.set(title='weight (grey), share of the loss', ylim=(0, 1.02)); left.set_xticks(place, [f'k={k}' for k in place]); left.title.set_size(10)
+    left.set(title='weight (grey), share of the loss', ylim=(0, 1.02))
+    left.set_xticks(place, [f'k={k}' for k in place]); left.title.set_size(10)
     names = list(POWERS.values())
     for i, name in enumerate(names):
         errors = paired_errors_of(name)
         right.plot([i]*len(errors), errors, 'o', color='C1' if name == kind else '0.6', ms=5)
-    right.set_xticks(range(3), names, size=8); right.set_xlim(-.5, 2.5); right.set_title('paired error', size=10); right.tick_params(axis='y', labelsize=8)
+    right.set_xticks(range(3), names, size=8); right.set_xlim(-.5, 2.5); right.set_title('paired error', size=10)
+    right.tick_params(axis='y', labelsize=8)
     text = lambda values: ', '.join(f'{v:.2f}' for v in values.tolist())
     said = '; '.join(f'network call {i + 1}: {text(row)}' for i, row in enumerate(shares))
-    found = f' Paired error measured with these weights: {_measured(kind)}.' if kind and paired_errors_of(kind) else ' No student was trained with these weights.'
+    found = (f' Paired error measured with these weights: {_measured(kind)}.' if kind and paired_errors_of(kind)
+             else ' No student was trained with these weights.')
     return Frame(png(fig, 8), f'Weights {text(weights)}. Shares of the loss {student}, {said}.{found}')
 
 # %% ../nbs/13_widgets.ipynb #86d29701
@@ -402,11 +441,14 @@ def weight_playground(
 ) -> Explorer:
     "Branch weights, the share of the loss that each branch then has, and what was measured with them."
     K = len(weight_record()['untrained_residuals'][0])
-    students = {'student': ('before training', *(f'trained with {kind} weights' for kind in POWERS.values() if paired_errors_of(kind)))}
+    students = {'student': ('before training',
+                            *(f'trained with {kind} weights' for kind in POWERS.values() if paired_errors_of(kind)))}
     if free:
         def frame(student, **w): return _weights_frame(branch_weights(K, list(w.values())), None, student)
-        return Explorer('Weight playground', {f'w{k}': tuple(range(11)) for k in range(1, K + 1)} | students, frame, {f'w{k}': k for k in range(1, K + 1)})
-    def frame(power, student): return _weights_frame(branch_weights(K, [(k/K)**power for k in range(1, K + 1)]), POWERS.get(power), student)
+        return Explorer('Weight playground', {f'w{k}': tuple(range(11)) for k in range(1, K + 1)} | students, frame,
+                        {f'w{k}': k for k in range(1, K + 1)})
+    def frame(power, student):
+        return _weights_frame(branch_weights(K, [(k/K)**power for k in range(1, K + 1)]), POWERS.get(power), student)
     return Explorer('Weight playground', {'power': (0., 1., 2., math.inf)} | students, frame, {'power': 1.})
 
 # %% ../nbs/13_widgets.ipynb #02f7928b
@@ -423,10 +465,12 @@ def student_picker(
     "Choose a class and a seed; the student samples."
     student = shipped_student() if student is None else student
     if student.denoiser.n_classes != len(FASHION_CLASSES) or student.shape != (1, 28, 28):
-        raise ValueError(f'the picker needs a student of the {len(FASHION_CLASSES)} classes of Fashion-MNIST, got {student.denoiser.n_classes} classes of shape {student.shape}')
+        raise ValueError(f'the picker needs a student of the {len(FASHION_CLASSES)} classes of Fashion-MNIST, got '
+                         f'{student.denoiser.n_classes} classes of shape {student.shape}')
     def frame(label: str, seed: int) -> Frame:
         images = student.sample(n, seed, FASHION_CLASSES.index(label))
         fig = Figure(figsize=((2*30*n + 4)/120, .55), dpi=120)
         put_images(fig, images[None], 4, 4)
-        return Frame(png(fig), f'{n} samples of the class {label}, seeds {seed} to {seed + n - 1}, {student.nfe} network calls each.')
+        return Frame(png(fig), f'{n} samples of the class {label}, seeds {seed} to {seed + n - 1}, {student.nfe} '
+                     f'network calls each.')
     return Explorer('Class and seed', {'label': FASHION_CLASSES, 'seed': tuple(seeds)}, frame)
