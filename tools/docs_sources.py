@@ -403,6 +403,17 @@ def citing_page() -> str:
                         'The same for GitHub and reference managers, `CITATION.cff`:', f'```yaml\n{(ROOT/"CITATION.cff").read_text(encoding="utf-8").strip()}\n```']) + '\n'
 
 
+def glossary_page() -> str:
+    "`docs/glossary.md`, whose terms are headings so that it can be read anywhere, as the directive that search and other pages find them by."
+    head, *entries = re.split(r'^### ', (ROOT/'docs'/'glossary.md').read_text(encoding='utf-8').replace('](../nbs/', ']('), flags=re.M)
+    entries = [entry.strip().split('\n', 1) for entry in entries]
+    terms = {re.sub(r'[^\w -]', '', term.lower()).replace(' ', '-'): term for term, _ in entries}
+    def linked(text):
+        text = re.sub(r'\[([^]]+)\]\(#([\w-]+)\)', lambda m: f'{{term}}`{m[1]} <{terms[m[2]]}>`', text)
+        return re.sub(r'(?<=See )`([\w.]+)`', r'{py:obj}`~bdense_nb.\1`', text)
+    return f'{head}```{{glossary}}\n' + '\n\n'.join(f'{term}\n  {linked(text)}' for term, text in entries) + '\n```\n'
+
+
 # --- all of it
 
 def write_sources(out: Path) -> None:
@@ -410,7 +421,7 @@ def write_sources(out: Path) -> None:
     modules = list(dict.fromkeys(p.module for p in pages() if p.module))
     texts = {f'api/{m}.rst': api_page(m) for m in modules} | {
         'api/index.rst': api_index(modules), 'results.md': results_page(out), 'citing.md': citing_page(),
-        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'glossary.md': (ROOT/'docs'/'glossary.md').read_text(encoding='utf-8')}
+        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page()}
     for page in pages():
         nb = notebook_page(page, out)
         if page.doc == 'index': nb.cells.append(new_markdown_cell(contents()))
