@@ -400,8 +400,8 @@ def read_data(
 
 def data_line(x: Tensor, y: Tensor | None, data: str) -> str:
     "A data set in words."
-    return (f'{data}: {len(x):,} of shape {tuple(x.shape[1:])}' + (f', {int(y.max()) + 1} classes' if y is not None
-        else ''))
+    return (f'{data}: {len(x):,} of shape {tuple(x.shape[1:])}'
+            + (f', {int(y.max()) + 1} classes' if y is not None else ''))
 
 # %% ../nbs/14_cli.ipynb #a21983f5
 def new_denoiser(x: Tensor, y: Tensor | None, data: str) -> EDMDenoiser:
@@ -438,8 +438,8 @@ def teach_config(preset_name: str, seed: int, checkpoint_every: int, **options) 
     check_choice('preset', preset_name, TEACH_PRESETS)
     chosen = TEACH_PRESETS[preset_name] | {k: v for k, v in options.items() if v is not None}
     check_int('batch', batch := chosen.pop('batch'), 1); check_int('steps', chosen['steps'], 1)
-    return TrainConfig(**chosen, warmup=min(500, chosen['steps']//10), schedule='cosine', clip_grad=1., seed=seed,
-                       checkpoint_every=checkpoint_every), batch
+    return (TrainConfig(**chosen, warmup=min(500, chosen['steps']//10), schedule='cosine', clip_grad=1., seed=seed,
+                        checkpoint_every=checkpoint_every), batch)
 
 # %% ../nbs/14_cli.ipynb #06b723f6
 def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | None, cfg: TrainConfig, batch: int, data: str) -> dict:
@@ -563,8 +563,8 @@ def shape_of(
     "The shape of a teacher's samples."
     if isinstance(teacher.net, MLP): return (teacher.net.config['dim'],)
     known, about = getattr(teacher.net, 'unet', None), about_teacher(name)
-    stored = about.get('shape') or about.get('student', {}).get('shape') or ((1, 28, 28)
-        if about.get('data') == 'fashion_mnist' else None)
+    stored = (about.get('shape') or about.get('student', {}).get('shape')
+              or ((1, 28, 28) if about.get('data') == 'fashion_mnist' else None))
     if known is not None: side, channels = known.config.sample_size, known.config.in_channels
     else: side, channels = stored and tuple(stored[1:]), teacher.net.config['channels']
     if (side := size or side) is None: raise ValueError(f'{name} does not say the size of its images: pass --size')
@@ -673,13 +673,12 @@ def distill_plan(source: NetDenoiser, teacher: str, cfg: SFDConfig | PDConfig, c
     if pd: cfg = cfg.on_table(source)
     parts = [estimate_run(source, cfg if pd else dataclasses.replace(cfg, nfe=n), shape)
              for n in (counts if not pd else None) or [None if pd else cfg.nfe]]
-    mean, walk = lambda key: None if any(p[key] is None for p in parts) else sum(p[key]
-        for p in parts)/len(parts), sum if banked else lambda values: sum(values)/len(parts)
-    seconds, weights = mean('seconds_student'), cfg.branch_weights if isinstance(cfg.branch_weights,
-        str) else ', '.join(f'{w:g}' for w in cfg.branch_weights)
-    by_teacher, grids = walk([p['seconds_teacher']
-                              for p in parts]), [cfg.grid(cfg.end_steps)] if pd else [dataclasses.replace(cfg,
-        nfe=n).grids[1] for n in counts or [cfg.nfe]]
+    mean, walk = (lambda key: None if any(p[key] is None for p in parts) else sum(p[key] for p in parts)/len(parts),
+                  sum if banked else lambda values: sum(values)/len(parts))
+    seconds, weights = (mean('seconds_student'), cfg.branch_weights if isinstance(cfg.branch_weights, str)
+                        else ', '.join(f'{w:g}' for w in cfg.branch_weights))
+    by_teacher, grids = (walk([p['seconds_teacher'] for p in parts]), [cfg.grid(cfg.end_steps)] if pd
+                         else [dataclasses.replace(cfg, nfe=n).grids[1] for n in counts or [cfg.nfe]])
     peaks = [p['memory_gb'] for p in parts]
     kept = 0. if pd or bank or not banked or parts[0]['device'] != 'cpu' else sum(p['bank_gb'] for p in parts)
     plan = dict(trains=f'{"Progressive Distillation" if pd else "SFD"}, K = {cfg.K} branches'

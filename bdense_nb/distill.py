@@ -80,8 +80,8 @@ def training_cost(
     if isinstance(cfg, PDConfig):
         seen = len(cfg.rounds)*cfg.updates*cfg.batch
         return dict(updates=len(cfg.rounds)*cfg.updates, teacher=cfg.substeps*seen, student=seen)
-    counter, student = NFECounter(GaussianDenoiser(0., 1.)), lambda x, sigma, label: x[:, None].expand(-1, cfg.K,
-        *x.shape[1:])
+    counter, student = (NFECounter(GaussianDenoiser(0., 1.)),
+                        lambda x, sigma, label: x[:, None].expand(-1, cfg.K, *x.shape[1:]))
     for _ in sfd_step(counter, cfg)(student, 0): pass # one iteration
     walks = cfg.n_trajectories if cfg.teacher_states == 'global' else cfg.steps*cfg.batch # local states depend on the student, so nothing can be kept
     return dict(updates=cfg.nfe*cfg.steps, teacher=counter.nfe*walks, student=cfg.nfe*cfg.steps*cfg.batch)
@@ -196,8 +196,8 @@ def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int,
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
         if isinstance(cfg, PDConfig):
-            data, labels = sample_noise(range(n), shape), sample_labels(range(n),
-                model.denoiser.n_classes) if model.denoiser.n_classes else None
+            data, labels = (sample_noise(range(n), shape), sample_labels(range(n), model.denoiser.n_classes)
+                            if model.denoiser.n_classes else None)
             check_run(data, labels, cfg, teacher, model.denoiser)
             return model, pd_step(teacher, data, labels, dataclasses.replace(cfg, batch=n, updates=4), cfg.rounds[0])
         small, begin = dataclasses.replace(cfg, batch=n, pool=n, steps=4), time.perf_counter()
@@ -225,8 +225,8 @@ def estimate_run(
     one = estimate_training(_trial_maker(teacher, cfg, tuple(shape), student, walks), cfg.batch,
                             cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
-    by_teacher = prolong(walks,
-                         cfg.batch)*cfg.n_trajectories/cfg.batch if walks and cfg.teacher_states == 'global' else 0.
+    by_teacher = (prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks and cfg.teacher_states == 'global'
+                  else 0.)
     by_student = None if one['seconds'] is None else one['seconds']*(len(cfg.rounds)*cfg.updates if pd else cfg.steps)
     return dict(training_cost(cfg), nfe=Student(GaussianDenoiser(0., 1.), *grid, tuple(shape)).nfe,
                 rounds=cfg.rounds if pd else None, parameters=sum(p.numel() for p in start.parameters()),

@@ -108,8 +108,8 @@ class Arm:
     @property
     def key(self) -> dict: # without the seed
         "What tells the arm's runs from those of the others."
-        calls = 1 if self.stage else max(self.nfes) if self.nfes else getattr(self.cfg, 'nfe',
-            None) or self.cfg.end_steps
+        calls = (1 if self.stage else max(self.nfes) if self.nfes else getattr(self.cfg, 'nfe', None)
+                 or self.cfg.end_steps)
         return dict(arm=self.name, calls=calls, iterations=getattr(self.cfg, 'steps', None) or self.cfg.updates,
                     **(dict(width=self.width) if self.width else {}))
 
@@ -189,8 +189,8 @@ class Experiment:
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
-    return (f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations' + ''.join(f', {k} {key[k]}'
-        for k in ('width', 'seed') if k in key))
+    return (f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations'
+            + ''.join(f', {k} {key[k]}' for k in ('width', 'seed') if k in key))
 
 # %% ../nbs/11c_experiments.ipynb #e0e9866d
 def defaults(arm: Arm) -> dict: # as JSON has it
@@ -237,8 +237,8 @@ def run_experiment(
         rows += new
         write_json(out, dict(experiment=name, about=experiment.about, command=f'bdense_evaluate --experiment {name}',
                              world=experiment.world, teacher=denoiser_hash(world.teacher), samples=world.n,
-                   host=experiment.host, configs=[dict(a.key, config=a.config) for a in experiment.arms], rows=rows,
-                   **about_run()))
+                             host=experiment.host, configs=[dict(a.key, config=a.config) for a in experiment.arms],
+                             rows=rows, **about_run()))
         say(f'{i + 1} of {len(todo)}: {run_name(dict(arm.key, seed=seed))}: '
             + '; '.join(', '.join(f'{m} {r[m]:.4g}' for m in experiment.measures) for r in new))
     return json.loads(out.read_text()) if out.is_file() else {}
@@ -275,8 +275,8 @@ def option_arms(base: SFDConfig, more: dict[str, dict] | None = None) -> tuple[A
 def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]: # K -> iterations that take as long as the host's
     "K = 1, 2, 4 and 8 with as many iterations, and with as much time."
     base = dataclasses.replace(base, substeps=8)
-    return tuple(vary(base, {f'K = {K}': dict(K=K) for K in (1, 2, 4, 8)}) + vary(base,
-        {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}))
+    return tuple(vary(base, {f'K = {K}': dict(K=K) for K in (1, 2, 4, 8)})
+                 + vary(base, {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}))
 
 def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]: # more: also SFD-v that is not told, and one call from SFD-v
     "SFD-v with four times the iterations, hence the trajectories of four students; one call in two stages, and directly with as many iterations as both."
@@ -284,15 +284,15 @@ def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]: # mor
     several = dataclasses.replace(base, K=1, steps=4*base.steps, pool=base.n_trajectories) # the trajectories of the short runs, seen four times as often
     arms = [Arm('SFD-v, K = 1, not told', several, nfes, untold=True)] if more else []
     for K in (1, 4):
-        one, many, stage = dataclasses.replace(base, K=K), dataclasses.replace(several, K=K), dict(last,
-            K=1 if K == 1 else 3)
-        arms += [a for nfe in nfes for a in vary(one, {f'one each, K = {K}': {}}, nfe=nfe)] + [Arm(f'SFD-v, K = {K}',
-            many, nfes)]
-        arms += [Arm(f'one each, then one call, K = {K}', dataclasses.replace(one, nfe=5), stage=stage)] + vary(one,
-            {f'directly, K = {K}': {}}, nfe=1, steps=2*base.steps)
+        one, many, stage = (dataclasses.replace(base, K=K), dataclasses.replace(several, K=K),
+                            dict(last, K=1 if K == 1 else 3))
+        arms += [a for nfe in nfes for a in vary(one, {f'one each, K = {K}': {}}, nfe=nfe)]
+        arms += [Arm(f'SFD-v, K = {K}', many, nfes)]
+        arms += [Arm(f'one each, then one call, K = {K}', dataclasses.replace(one, nfe=5), stage=stage)]
+        arms += vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=2*base.steps)
         if more:
-            arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)] + vary(one,
-                {f'directly, K = {K}': {}}, nfe=1, steps=5*base.steps)
+            arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)]
+            arms += vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=5*base.steps)
     return tuple(arms)
 
 def pd_arms(base: PDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
@@ -340,8 +340,9 @@ EXPERIMENTS = {
     'ring_options': Experiment('What are the options of SFD worth where the exact flow is known?', 'ring',
                                option_arms(RING_OPTIONS, MORE_OPTIONS), 'default', 10),
     'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the '
-                                'exact flow is known?', 'ring', variable_arms(dataclasses.replace(RING_SFD, steps=100),
-        more=True), 'one each, K = 1', 10, {400: 100}),
+                                'exact flow is known?', 'ring',
+                                variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True), 'one each, K = 1',
+                                10, {400: 100}),
     'ring_branches': Experiment('How many branches, where the exact flow is known?', 'ring', branch_arms(RING_SFD, {}),
                                 'K = 1', 10),
 }
@@ -364,8 +365,9 @@ class Difference:
     @property
     def percent(self) -> str: # markdown
         "Of the host's mean, with its interval; bold where that excludes zero."
-        text = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100*v/self.host for v in (self.interval.mean, self.interval.low,
-            self.interval.high)))
+        text = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100*v/self.host
+                                                     for v in (self.interval.mean, self.interval.low,
+                                                               self.interval.high)))
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
 def differences(

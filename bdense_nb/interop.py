@@ -193,8 +193,8 @@ class EDMNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         rows = None
         if self.n_classes:
-            rows = x.new_zeros(len(x), self.n_classes) if label is None else nn.functional.one_hot(label,
-                self.n_classes).to(x)
+            rows = (x.new_zeros(len(x), self.n_classes) if label is None
+                    else nn.functional.one_hot(label, self.n_classes).to(x))
         return self.model(x, c_noise.expand(len(x)), rows)
 
 # %% ../nbs/10f_interop.ipynb #8bba2a05
@@ -254,8 +254,8 @@ def sampling_json(
 ) -> dict: # JSON-able
     "All that sampling a student needs beside its network."
     if not isinstance(student, Student):
-        raise TypeError(f'a Student is exported, got {type(student).__name__}' + ('; take one step count: .at(nfe)'
-            if hasattr(student, 'at') else ''))
+        raise TypeError(f'a Student is exported, got {type(student).__name__}'
+                        + ('; take one step count: .at(nfe)' if hasattr(student, 'at') else ''))
     sigmas, start = euler_grid(student)
     return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape),
                 n_classes=student.denoiser.n_classes, null_class=getattr(student.denoiser.net, 'null_class', None),
@@ -302,12 +302,12 @@ def _card_table(student: Student, data: str) -> str: # Markdown
     about, net = student.about, student.denoiser.net
     config, kept = about.get('config', {}), ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates',
                                              'steps', 'batch', 'lr', 'seed')
-    rows = {'Teacher': ', '.join(filter(None,
-                                        [getattr(net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about
-                                         else ''])) or 'not stated', 'Teacher trained on': data,
-            'Host method': {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}.get(about.get('host'),
-                'not stated'), 'Branches in training (K)': config.get('K', 'not stated'),
-            'Branch weights': config.get('branch_weights', 'not stated'),
+    teacher = [getattr(net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about else '']
+    hosts = {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}
+    rows = {'Teacher': ', '.join(filter(None, teacher)) or 'not stated', 'Teacher trained on': data,
+            'Host method': hosts.get(about.get('host'), 'not stated'),
+            'Branches in training (K)': config.get('K', 'not stated'),
+            'Branch weights': 'none' if config.get('K') == 1 else config.get('branch_weights', 'not stated'),
             'Network calls a sample (NFE)': student.nfe,
             'Noise levels': ', '.join(f'{s:.6g}' for s in student.sigmas.tolist()),
             'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config) or 'not stated',

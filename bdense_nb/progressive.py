@@ -140,8 +140,8 @@ def on_table(self: PDConfig,
                          f"{', '.join(type(d).__name__ for d in denoisers)} has none; choose one of: "
                          f"{', '.join(PD_SCHEDULES[:-1])}")
     for table in tables: check_int(f'start_steps on a table of {len(table)} levels', self.start_steps, 2, len(table))
-    grids = [sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0])
-             for table in tables] + ([] if self.teacher_sigmas is None else [self.sigmas])
+    grids = ([sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0])
+              for table in tables] + ([] if self.teacher_sigmas is None else [self.sigmas]))
     for other in grids[1:]:
         if not torch.allclose(grids[0], other, rtol=1e-3):
             raise ValueError(f"schedule 'teacher': the table of one network is not that of the other, or not the one "

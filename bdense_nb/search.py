@@ -314,12 +314,12 @@ def confirm_weights(
     if len(set(seeds)) < 3 or len(set(seeds)) < len(seeds) or cfg.seed in seeds:
         raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without the search\'s own '
                          f'{cfg.seed}; got {seeds}')
-    teacher, arms = frozen_copy(teacher,
-                                cfg.shape), {'best': result.best.weights} | {kind: tuple(branch_weights(cfg.K,
-        kind).tolist()) for kind in BRANCH_WEIGHTS}
+    teacher, arms = (frozen_copy(teacher, cfg.shape),
+                     {'best': result.best.weights} | {kind: tuple(branch_weights(cfg.K, kind).tolist())
+                                                      for kind in BRANCH_WEIGHTS})
     study = _open_study(dict(_run_note(teacher, cfg, n, 0, student), best=list(result.best.weights)), storage, name)
-    target, todo = many_step_sample(teacher, cfg, range(n, 2*n)), [(s, arm) for s in seeds
-        for arm in arms if f'{arm}, seed {s}' not in study.user_attrs]
+    target, todo = (many_step_sample(teacher, cfg, range(n, 2*n)),
+                    [(s, arm) for s in seeds for arm in arms if f'{arm}, seed {s}' not in study.user_attrs])
     for i in progress(len(todo), 'confirmation', show=show):
         (s, arm), again = todo[i], replace(cfg, seed=todo[i][0])
         if i == 0 or todo[i - 1][0] != s: bank = _bank(teacher, again, None, False)

@@ -209,8 +209,8 @@ def load_student(
     denoiser, common = load_denoiser(folder, device), (how['afs'], tuple(how['shape']), about)
     grid = lambda levels: torch.tensor(levels, dtype=torch.float64)
     if 'grids' not in how: return Student(denoiser, grid(how['sigmas']), *common)
-    biases, grids = _load_biases(folder, how['biases_sha256']), {int(nfe): grid(levels)
-        for nfe, levels in how['grids'].items()}
+    biases, grids = (_load_biases(folder, how['biases_sha256']),
+                     {int(nfe): grid(levels) for nfe, levels in how['grids'].items()})
     return VariableStudent(denoiser, biases, how['step_layer'], grids, *common)
 
 # %% ../nbs/10_students.ipynb #748966db

@@ -254,8 +254,8 @@ def _refuse(run: _Run, what: str) -> None:
     kept = sorted(run.folder.glob(CHECKPOINTS)) if run.folder else []
     broken = next((k for k, v in run.model.named_parameters() if not whole(v).isfinite().all()), None)
     raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip '
-                             'gradients, or set on_nan=\'skip\'' + (f'. The last good checkpoint is {kept[-1]}' if kept
-        else ''))
+                             'gradients, or set on_nan=\'skip\''
+                             + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
 
 # %% ../nbs/09_training.ipynb #614f9078
 def _iterate(run: _Run, step: StepFunction, i: int) -> None:

@@ -68,8 +68,8 @@ def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
         raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a class that keeps its '
                         f'settings as attributes')
     digest = hashlib.sha256(type(denoiser).__name__.encode())
-    parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None)) if isinstance(denoiser,
-        nn.Module) else vars(denoiser)
+    parts = (dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None)) if isinstance(denoiser, nn.Module)
+             else vars(denoiser))
     for name, value in parts.items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
@@ -156,8 +156,8 @@ class TrajectoryBank:
                  for i in range(first//self.shard, -(-last//self.shard))]
         whole = {k: torch.cat([p[k] for p in parts]).to(self.device) if len(parts) > 1 else parts[0][k].to(self.device)
                  for k in parts[0]}
-        return Trajectory(torch.tensor(self.plan.sigmas, dtype=torch.float64),
-                          whole['xs'].transpose(0, 1)), whole.get('labels')
+        return (Trajectory(torch.tensor(self.plan.sigmas, dtype=torch.float64), whole['xs'].transpose(0, 1)),
+                whole.get('labels'))
 
 # %% ../nbs/07b_trajectories.ipynb #f60b1093
 def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
@@ -210,8 +210,8 @@ def _claim(folder: Path, bank: TrajectoryBank, spans: list[range], batch: int, l
     plan = bank.plan
     folder.mkdir(parents=True, exist_ok=True)
     there = [_path(folder, i).is_file() for i in range(len(spans))]
-    need, free = bank_megabytes(plan, sum(len(span) for span, is_there in zip(spans, there)
-                                          if not is_there)), shutil.disk_usage(folder).free/1e6
+    need, free = (bank_megabytes(plan, sum(len(span) for span, is_there in zip(spans, there) if not is_there)),
+                  shutil.disk_usage(folder).free/1e6)
     if need > free: raise OSError(f'{folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
     note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver, afs=plan.afs,
                 shape=list(plan.shape), batch=batch, seeds=[bank.seeds.start, bank.seeds.stop])
@@ -227,8 +227,8 @@ def _claim(folder: Path, bank: TrajectoryBank, spans: list[range], batch: int, l
 def _check_shard(path: Path, note: dict, shapes: dict[str, list[int]]) -> None:
     "Refuse a file that is not whole, or not this shard of this bank; its header tells."
     with _open_shard(path) as f:
-        theirs, got = json.loads((f.metadata() or {}).get('meta', '{}')), {k: f.get_slice(k).get_shape()
-            for k in f.keys()}
+        theirs, got = (json.loads((f.metadata() or {}).get('meta', '{}')),
+                       {k: f.get_slice(k).get_shape() for k in f.keys()})
     if theirs != note or got != shapes:
         raise ValueError(f'{path} is no part of this bank: it holds {got} of seeds {theirs.get("rows")}, expected '
                          f'{shapes} of seeds {note["rows"]} and the same teacher and plan; remove it')

@@ -169,8 +169,8 @@ def second_stage(
     if steps % goal.n_steps:
         raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the steps '
                          f'of nfe={goal.nfe} with afs={goal.afs}')
-    fits = lambda sigmas: sigmas.shape == student.sigmas.shape and torch.allclose(sigmas, student.sigmas, rtol=1e-12,
-        atol=0)
+    fits = (lambda sigmas: sigmas.shape == student.sigmas.shape
+            and torch.allclose(sigmas, student.sigmas, rtol=1e-12, atol=0))
     schedule = next((name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends))), None)
     if schedule is None:
         raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: {", ".join(SCHEDULES)}')

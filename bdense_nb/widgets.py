@@ -342,8 +342,8 @@ def _branch_frame(sample: int, level: int) -> Frame:
     record, _ = branch_record()
     sigmas, K, errors = record['sigmas'].tolist(), record['states'].shape[2], branch_errors()[sample]
     step, k, at = level//K, level % K, sigmas[level + 1]
-    teacher, student, x0 = record['teacher'][level + 1, sample], record['states'][sample, step,
-        k], record['x0s'][sample, step, k]
+    teacher, student, x0 = (record['teacher'][level + 1, sample], record['states'][sample, step, k],
+                            record['x0s'][sample, step, k])
     fig = Figure(figsize=(4.6, 3), dpi=120)
     put_images(fig, torch.stack([teacher*_size(at), student*_size(at), (student - teacher)*_size(at),
                                  x0]).float()[None], 24, 226, scale=4,
