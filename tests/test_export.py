@@ -47,6 +47,9 @@ def test_notebook_is_well_formed(path):
     assert 'widgets' not in nb.metadata, 'saved widget state is noise: store outputs with tools/run_notebooks.py'
     errors = [o.ename for cell in nb.cells for o in cell.get('outputs', []) if o.output_type == 'error']
     assert not errors, f'stored outputs hold errors: {errors}'
+    lessons = [source for cell in nb.cells if cell.cell_type == 'code' and not (source := ''.join(cell.source)).startswith('#| export')]
+    wide = [line for source in lessons for line in source.splitlines() if len(line) > 120]
+    assert not wide, f'wider than a laptop\'s window, 120 characters: {wide}'
 
 
 def test_readme_is_fresh(root):
