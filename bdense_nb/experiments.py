@@ -357,6 +357,12 @@ class Difference:
     width: int | None # of the networks, where the experiment varies it
     host: float # the host's mean
     interval: Interval # of arm - host
+    host_iterations: int
+
+    @property
+    def name(self) -> str:
+        "The arm, with its iterations where the host had other ones."
+        return self.arm if self.iterations == self.host_iterations else f'{self.arm}, {self.iterations} it.'
 
     @property
     def verdict(self) -> str:
@@ -386,14 +392,18 @@ def differences(
     if host is not None: check_choice('host', host, {arm for arm, *_ in table})
     host, found = host or result['host'], []
     for (arm, nfe, iterations, width), mine in table.items():
-        theirs = table.get((host, nfe, budgets.get(iterations, iterations), width), {})
+        host_iterations = budgets.get(iterations, iterations)
+        theirs = table.get((host, nfe, host_iterations, width), {})
         seeds = sorted(mine.keys() & theirs.keys())
         if arm == host or len(seeds) < 3: continue
         a, b = [mine[s] for s in seeds], [theirs[s] for s in seeds]
-        found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b), paired_interval(a, b, level)))
+        found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b), paired_interval(a, b, level),
+                                host_iterations))
     return found
 
 # %% ../nbs/11c_experiments.ipynb #e91dfafe
+def _words(measure: str) -> str: return measure.replace('_', ' ').replace('frechet', 'Fréchet')
+
 def difference_table(
     result: dict, # as `run_experiment` returns it
     measure: str = 'paired_error', # or another measure of its rows
@@ -401,7 +411,8 @@ def difference_table(
     "Arm minus host in percent of the host, with intervals; arms in one direction, calls and budgets in the other, the longer one down."
     ds = differences(result, measure)
     if not ds: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
-    cells, arms = {(d.arm, (d.nfe, d.iterations, d.width)): d for d in ds}, list(dict.fromkeys(d.arm for d in ds))
+    cells = {(d.name, (d.nfe, d.host_iterations, d.width)): d for d in ds}
+    arms = list(dict.fromkeys(d.name for d in ds))
     places = list(dict.fromkeys(place for _, place in cells))
     heads = [f'{n} calls, {i} it.' + (f', width {w}' if w else '') for n, i, w in places]
     hosts = [next(f'{cells[a, p].host:.4f}' for a in arms if (a, p) in cells) for p in places]
@@ -409,8 +420,8 @@ def difference_table(
             *([a, *(cells[a, p].percent if (a, p) in cells else '' for p in places)] for a in arms)]
     if len(places) > len(arms): grid = list(zip(*grid))
     lines = ['| ' + ' | '.join(row) + ' |' for row in (grid[0], ['---']*len(grid[0]), *grid[1:])]
-    about = (f'*{measure.replace("_", " ")}: of the host the mean, of the others the difference to it in percent of '
-             f'it, with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by '
+    about = (f'*{_words(measure)}: of "{result["host"]}" the mean, of the others the difference to it in percent of it, '
+             f'with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by '
              f'`{result["command"]}` on {result["hardware"]}.*')
     return '\n'.join([about, '', *lines])
 
@@ -423,14 +434,14 @@ def show_differences(
 ) -> dict[str, list[Difference]]: # by measure
     "Arm minus host with intervals: a panel for each measure and budget, calls from left to right."
     found = {m: differences(result, m) for m in measures or EXPERIMENTS[result['experiment']].measures}
-    budgets = sorted({d.iterations for ds in found.values() for d in ds})
+    budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
     fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False,
                              sharex=True, sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
-            _panel(ax, [d for d in ds if d.iterations == budget], relative)
-            ax.set_title(f'{measure.replace("_", " ")}, {budget} iterations', fontsize=9)
+            _panel(ax, [d for d in ds if d.host_iterations == budget], relative)
+            ax.set_title(f'{_words(measure)}, {budget} iterations', fontsize=9)
         row[0].set_ylabel('arm minus host' + (', %' if relative else ''), fontsize=8)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper')
     axes[-1, 0].set_xlabel('network calls', fontsize=8)
@@ -439,9 +450,9 @@ def show_differences(
 
 def _panel(ax: plt.Axes, ds: list[Difference], relative: bool) -> None:
     "Points with whiskers, arms side by side at each number of calls."
-    arms, calls = list(dict.fromkeys(d.arm for d in ds)), sorted({d.nfe for d in ds})
+    arms, calls = list(dict.fromkeys(d.name for d in ds)), sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
-        mine = [d for d in ds if d.arm == arm]
+        mine = [d for d in ds if d.name == arm]
         scale = [100/d.host if relative else 1. for d in mine]
         ax.errorbar([calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine],
                     [d.interval.mean*s for d, s in zip(mine, scale)],
