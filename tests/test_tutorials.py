@@ -14,8 +14,9 @@ from bdense_nb.branches import narrow
 from bdense_nb.core import check_answer, data_dir
 from bdense_nb.losses import branch_weights, dense_alignment_loss
 from bdense_nb.metrics import student_t
-from bdense_nb.samplers import euler_step
+from bdense_nb.samplers import afs_x0, euler_step
 from bdense_nb.schedules import karras_sigmas
+from bdense_nb.targets import branch_states
 from solutions import LESSONS, exercises as lesson_exercises, is_stub, lesson_solutions
 
 EXERCISES, SOLUTIONS = '9_exercises', '9b_solutions'
@@ -95,6 +96,23 @@ def landing(denoiser, x, t, mid, end): # the teacher's two steps: both guesses, 
     return first, second, euler_step(half, second, mid, end)
 
 
+def heun(D, x, t, s, first=.5, asked=None): # with the first slope's share, and the level that divides the second
+    slope = (x - D(x, t))/t; y = x + (s - t)*slope
+    return x + (s - t)*(first*slope + (1 - first)*(y - D(y, s))/(asked or s))
+
+
+def iteration(student, y, fine, coarse, w, update, free=True, astray=False, last=-1, keep=False):
+    "One of SFD; the options are usual mistakes."
+    x, losses = y[0], []
+    for n in range(3):
+        if n == 0 and free: x = y[4] if astray else euler_step(x, afs_x0(x, coarse[0]), coarse[0], coarse[1]); continue
+        landed = branch_states(student(x, coarse[n]), x, coarse[n], fine[4*n + 1:4*n + 5])
+        loss = dense_alignment_loss(landed, y[4*n + 1:4*n + 5].transpose(0, 1), w)
+        update(loss); losses.append(loss.item())
+        x = landed[:, last] if keep else landed[:, last].detach()
+    return losses
+
+
 def layer(weight, bias):
     new = nn.Linear(weight.shape[1], len(weight))
     with torch.no_grad(): new.weight.copy_(weight); new.bias.copy_(bias)
@@ -115,10 +133,12 @@ MISTAKES = [
     (1, lambda a: (a/(1 - a)).sqrt(), 'upside down'),
     (1, lambda a: 1 - a, 'of noise for'),
     (1, lambda a: a.nothing, 'stopped with AttributeError'),
-    (2, lambda x, x0, t, s: x + (t - s)*(x - x0)/t, 'away from the guess'),
-    (2, lambda x, x0, t, s: x0, 'all the way'),
-    (2, lambda x, x0, t, s: x + (s - t)*(x - x0), 'divided by the level'),
-    (2, lambda x, x0, t, s: x, 'times the slope'),
+    (2, lambda D, x, t, s: euler_step(x, D(x, t), t, s), 'look once more'),
+    (2, lambda D, x, t, s: heun(D, x, t, s, first=0.), 'second slope alone'),
+    (2, lambda D, x, t, s: heun(D, x, t, s) + euler_step(x, D(x, t), t, s) - x, 'walk from the start'),
+    (2, lambda D, x, t, s: heun(D, x, t, s, asked=t), 'level it was asked at'),
+    (2, lambda D, x, t, s: 2*x - heun(D, x, t, s), 'away from the guess'),
+    (2, lambda D, x, t, s: x, 'mean of the two slopes'),
     (3, lambda points, looks, afs: looks*points - afs, 'n - 1 steps'),
     (3, lambda points, looks, afs: looks*(points - 1), 'first look is free'),
     (3, lambda points, looks, afs: looks*(points - 1 - afs), 'not the whole step'),
@@ -127,10 +147,13 @@ MISTAKES = [
     (4, lambda n, substeps, K: [n*substeps + j + 1 for j in range(substeps)], 'not one for every teacher step'),
     (4, lambda n, substeps, K: [n*(substeps + 1) + (k + 1)*substeps//K for k in range(K)], 'next student step starts'),
     (4, lambda n, substeps, K: [n*substeps + k + 1 for k in range(K - 1)] + [(n + 1)*substeps], 'wrong for (n, substeps, K) = (0, 4, 2)'),
-    (5, lambda x, t0, t1: x*t1/t0, 'takes the clean picture for 0'),
-    (5, lambda x, t0, t1: x + (t1 - t0)*x/(1 + t1**2)**.5, 'where you stand'),
-    (5, lambda x, t0, t1: x - (t1 - t0)*x/(1 + t0**2)**.5, 'negative'),
-    (5, lambda x, t0, t1: x, "Euler's step with the slope"),
+    (5, lambda *args: iteration(*args, free=False), 'no loss'),
+    (5, lambda *args: iteration(*args)[:1], 'yours has 1'),
+    (5, lambda student, y, *rest: iteration(student, y, *rest, astray=True), 'walks its own path'),
+    (5, lambda *args: iteration(*args, last=0), 'the second is not'),
+    (5, lambda student, y, fine, coarse, w, update: iteration(student, y, fine, coarse, w, lambda loss: None), 'after an update'),
+    (5, lambda *args: iteration(*args, keep=True), 'stopped with RuntimeError'),
+    (5, lambda student, y, fine, coarse, w, update: iteration(student, y, fine, coarse, w.flip(0), update), 'and yours'),
     (6, [1., 1., 1., 3.], 'shares of the weight'),
     (6, (torch.tensor([1., 1., 1., 3.])*PULL).tolist(), 'divide by'),
     (6, [1., 2., 3., 4.], 'of the pull'),
@@ -204,7 +227,7 @@ def test_every_exercise_has_mistakes():
 
 
 def test_a_second_right_answer_is_right(exercises):
-    for n, answer in ((2, lambda x, x0, t, s: x0 + s/t*(x - x0)), (6, branch_weights(4, (torch.tensor([1., 1., 1., 3.])/PULL).tolist())), (10, narrow)):
+    for n, answer in ((5, iteration), (6, branch_weights(4, (torch.tensor([1., 1., 1., 3.])/PULL).tolist())), (10, narrow)):
         assert heard(exercises[0], n, answer) == 'correct\n'
 
 
