@@ -15,8 +15,20 @@ def lesson_solutions():
     "Lesson -> its solutions, from the fenced blocks below its name."
     found = {}
     for c in nbformat.read(NBS/'tutorials'/'9b_solutions.ipynb', 4).cells:
-        if c.cell_type == 'markdown' and (m := re.match(r'### ([\w/]+)', c.source)): found[m[1]] = re.findall(r'^```python\n(.*?)^```', c.source, flags=re.M | re.S)
+        if c.cell_type == 'markdown' and (m := re.match(r'### \[([\w/]+)\]', c.source)): found[m[1]] = re.findall(r'^```python\n(.*?)^```', c.source, flags=re.M | re.S)
     return found
+
+
+def questions(name):
+    "What the exercises of a lesson ask, the first paragraph of each, without links."
+    texts = [c.source for c in nbformat.read(NBS/f'{name}.ipynb', 4).cells if c.cell_type == 'markdown']
+    text = '\n'.join(texts[next(i for i, t in enumerate(texts) if re.search('^## Exercises', t, flags=re.M)):])
+    return [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', q) for q in re.findall(r'^(?:\*\*)?\d\.(?:\*\*)? (.*)$', text[text.index('## Exercises'):], flags=re.M)]
+
+
+def quoted_questions():
+    "Lesson -> the questions that stand above its solutions."
+    return {m[1]: re.findall(r'^> \*\*\d\.\*\* (.*)$', c.source, flags=re.M) for c in nbformat.read(NBS/'tutorials'/'9b_solutions.ipynb', 4).cells if (m := re.match(r'### \[([\w/]+)\]', c.source))}
 
 
 def is_stub(node):

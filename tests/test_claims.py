@@ -32,7 +32,7 @@ GIVEN = {  # notebook -> number -> where it comes from
     'tutorials/6_when_it_helps': {'9.12': 'FID of one step, Salimans and Ho 2022', '0.017': 'millions of parameters of the ring\'s networks'},
 }
 NUMBER = r'(?<![\w.,])(?:\d*\.\d+(?![\d.]*\d*\.)|\d+(?= ?%| percent\b))'
-SILENT = (r'```.*?```', r'\$\$.*?\$\$', r'\$[^$]*\$', r'`[^`]*`', r'\]\([^)]*\)', r'arXiv \d+\.\d+', r'<[^>]*>', r'Python \d\.\d+')  # code, formulas, links
+SILENT = (r'```.*?```', r'\$\$.*?\$\$', r'\$[^$]*\$', r'`[^`]*`', r'\]\([^)]*\)', r'arXiv \d+\.\d+', r'<[^>]*>', r'Python \d\.\d+', r'(?m:^> \*\*\d\.[^\n]*)')  # code, formulas, links, quoted questions
 
 
 def prose(markdown: str) -> str:

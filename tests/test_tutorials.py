@@ -17,7 +17,7 @@ from bdense_nb.metrics import student_t
 from bdense_nb.samplers import afs_x0, euler_step
 from bdense_nb.schedules import karras_sigmas
 from bdense_nb.targets import branch_states
-from solutions import LESSONS, exercises as lesson_exercises, is_stub, lesson_solutions
+from solutions import LESSONS, exercises as lesson_exercises, is_stub, lesson_solutions, questions, quoted_questions
 
 EXERCISES, SOLUTIONS = '9_exercises', '9b_solutions'
 
@@ -254,3 +254,7 @@ def test_every_exercise_of_the_lessons_has_a_solution():  # tests/test_notebooks
     found = lesson_solutions()
     assert {name: len(found.get(name, ())) for name in LESSONS} == {name: len(lesson_exercises(name)) for name in LESSONS}
     assert found.keys() <= set(LESSONS)
+
+
+def test_solutions_quote_the_questions():
+    assert quoted_questions() == {name: questions(name) for name in LESSONS if lesson_exercises(name)}
