@@ -304,7 +304,7 @@ def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
     assert 'no intervals yet' in at('bdense_evaluate --experiment ring_variable --limit 2')[0]
     found = at.json('bdense_evaluate --experiment ring_variable --limit 1000')['differences']
     assert {d['verdict'] for d in found} == {'better', 'worse', 'not told apart'} and {d['measure'] for d in found} == {'paired_error', 'sliced_wasserstein'} and {d['n'] for d in found} == {10}
-    assert '| SFD-v, K = 4 |' in at('bdense_evaluate --experiment ring_variable --limit 1000')[0]
+    assert '| SFD-v, K = 4, 400 it. |' in at('bdense_evaluate --experiment ring_variable --limit 1000')[0]
     assert 'limit must be at least 1' in at('bdense_evaluate --experiment ring_pd --limit 0', 1)[1]
 
 
