@@ -13,20 +13,22 @@ import os
 import platform
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import bdense_nb
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 # %% auto #0
 __all__ = ['default_device', 'about_run', 'sample_noise', 'sample_labels', 'check_choice', 'check_int', 'Trajectory',
-           'NFECounter', 'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'save_tensors',
-           'load_tensors', 'data_dir', 'check_answer']
+           'NFECounter', 'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked',
+           'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -186,6 +188,50 @@ def sha256(path: Path | str) -> str: # 64 hex digits
     "SHA-256 of a file."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+# %% ../nbs/00_core.ipynb #7cc2716e
+def read_json(
+    path: Path | str,
+    needs: Sequence[str] = (), # keys that it must have
+    kind: type = dict, # what it must hold
+) -> dict: # or another `kind`
+    "Read a JSON file; a missing, unreadable, damaged or foreign one is an error that names it."
+    path = Path(path)
+    try: found = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError: raise FileNotFoundError(f'no such file: {path}') from None
+    except OSError as e: raise OSError(f'{path} cannot be read: {e.strerror}') from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} is not valid JSON ({e}); it is truncated, damaged or of another kind') from e
+    if not isinstance(found, kind):
+        raise ValueError(f'{path} is of another kind: it holds a {type(found).__name__}, not a {kind.__name__}')
+    if missing := [k for k in needs if k not in found]:
+        raise ValueError(f'{path} is of another kind: it lacks {", ".join(missing)}')
+    return found
+
+# %% ../nbs/00_core.ipynb #b2642adb
+@contextlib.contextmanager
+def locked(
+    folder: Path | str, # made if it is not there
+) -> Iterator[None]:
+    "Hold a folder for this process, which may hold it several times; another process that wants it is refused."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve()/'.lock', thread_local=False, is_singleton=True)
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f'{folder} is in use by another process: wait until that has ended, or name another '
+                      f'folder') from None
+    except NotImplementedError: warnings.warn(f'{folder} cannot be locked on this file system: see that only one run '
+                                              f'writes there', stacklevel=3)
+    try:
+        if lock.lock_counter == 1: sweep(folder)
+        yield
+    finally: lock.release()
+
+def sweep(folder: Path | str) -> None:
+    "Remove the temporary files of writers that were killed: those of `atomic_path`, and those of safetensors itself."
+    for pattern in ('.*.????????.tmp', '.tmp??????'):
+        for left in Path(folder).glob(pattern): left.unlink(missing_ok=True)
+
 # %% ../nbs/00_core.ipynb #dcc1424a
 def save_tensors(
     path: Path | str, # ends in `.safetensors`
@@ -241,3 +287,10 @@ def check_answer(
         right, said = False, f'{hint} (stopped with {textwrap.shorten(f"{type(e).__name__}: {e}", 120)})'
     print('correct' if right else f'hint: {said if isinstance(said, str) else hint}')
     return right
+
+# %% ../nbs/00_core.ipynb #a53616fc
+def patch(f: Callable) -> Callable | None: # what the name meant before
+    "Make a function a method of the class that its first argument is annotated with."
+    kind = next(iter(f.__annotations__.values()))
+    setattr(f.__globals__[kind] if isinstance(kind, str) else kind, f.__name__, f)
+    return f.__globals__.get(f.__name__)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
+from .core import patch
 from torch import Tensor, nn
 from .core import atomic_path, check_choice, check_int, default_device, save_tensors, write_json
 from .samplers import ddim_step

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
+from .core import patch
 from torch import Tensor
 from .branches import fold
 from .core import check_choice, check_int, check_sigmas

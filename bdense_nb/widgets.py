@@ -17,7 +17,7 @@ from typing import NamedTuple
 import ipywidgets
 import numpy as np
 import torch
-from fastcore.basics import patch
+from .core import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
