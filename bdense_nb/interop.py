@@ -20,10 +20,10 @@ from .students import Student
 from .teachers import EDMDenoiser, NetDenoiser, VPDenoiser
 
 # %% auto #0
-__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'from_diffusers',
-           'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser', 'as_denoiser', 'euler_grid', 'ddim_steps',
-           'unit_noise_excess', 'sampling_json', 'sampling_code', 'model_card', 'load_pretrained', 'StudentStep',
-           'export_onnx', 'export_state_dict', 'export_student']
+__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'net_config_of',
+           'net_from_config', 'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser', 'as_denoiser',
+           'euler_grid', 'ddim_steps', 'unit_noise_excess', 'sampling_json', 'sampling_code', 'model_card',
+           'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict', 'export_student']
 
 # %% ../nbs/10f_interop.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # diffusers' names and ours
@@ -73,21 +73,29 @@ class DiffusersNet(nn.Module):
         source: str = '', # where it came from, for the model card
     ):
         super().__init__()
-        self.unet, self.scheduler_config, self.null_class, self.source, c = (unet, scheduler_config, null_class,
-            source, unet.config)
+        self.unet = unet
+        self.scheduler_config = scheduler_config
+        self.null_class = null_class
+        self.source = source
+        c = unet.config
         rows = c.num_class_embeds or 0
         if c.class_embed_type is not None:
             raise ValueError(f'class_embed_type={c.class_embed_type!r} is not supported; only class indices '
                              f'(num_class_embeds) are')
         if c.time_embedding_type != 'positional':
-            raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop between '
-                             f'the levels of the table, which only a positional embedding can express')
+            raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop '
+                             f'between the levels of the table, which only a positional embedding can express')
         if c.in_channels != c.out_channels:
-            raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that predicts '
-                             f'a variance too, or is told more than the noisy sample) is not supported')
-        if null_class is not None and null_class != rows - 1:
+            raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that '
+                             f'predicts a variance too, or is given more than the noisy sample) is not supported')
+        if null_class is not None and (not rows or null_class != rows - 1):
             raise ValueError(f'the null class must be the last of the {rows} class embeddings, got {null_class}')
         self.n_classes = rows - (null_class is not None)
+
+    @property
+    def config(self) -> dict: # JSON-able
+        "What rebuilds this network, but for its weights."
+        return net_config_of(self)
 
     def forward(self,
         z: Tensor, # [B, C, H, W]
@@ -97,9 +105,31 @@ class DiffusersNet(nn.Module):
         if label is None and self.null_class is not None:
             label = torch.full((len(z),), self.null_class, device=z.device)
         if label is None and self.n_classes:
-            raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no '
-                             f'class": pass label=')
+            raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no class": pass '
+                             f'label=; if its last class is the null class, read the network with '
+                             f'null_class={self.n_classes - 1}')
         return self.unet(z, index, class_labels=label).sample
+
+# %% ../nbs/10f_interop.ipynb #590d1152
+def net_config_of(
+    net: DiffusersNet,
+) -> dict: # JSON-able
+    "What rebuilds such a network, but for its weights."
+    unet = {k: v for k, v in net.unet.config.items() if not k.startswith('_')}
+    config = dict(unet_class=type(net.unet).__name__, unet=unet, scheduler=net.scheduler_config,
+                  null_class=net.null_class, source=net.source)
+    return json.loads(json.dumps(config))
+
+def net_from_config(
+    config: dict, # from `net_config_of`
+) -> DiffusersNet: # freshly initialised
+    "The network that such a description is of; `nets.build_net` calls this."
+    wanted = ('unet_class', 'unet', 'scheduler', 'null_class', 'source')
+    if differ := sorted(config.keys() ^ set(wanted)):
+        raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)}; unknown or missing: {", ".join(differ)}')
+    check_choice('diffusers network', config['unet_class'], ('UNet2DModel',))
+    unet = _diffusers().UNet2DModel.from_config(config['unet'])
+    return DiffusersNet(unet, config['scheduler'], config['null_class'], config['source'])
 
 # %% ../nbs/10f_interop.ipynb #43788872
 _HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json', 'diffusion_pytorch_model*.safetensors',

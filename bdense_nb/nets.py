@@ -4,6 +4,7 @@
 
 # %% ../nbs/05_nets.ipynb #9425dda2
 from __future__ import annotations
+import importlib
 import math
 
 import torch
@@ -167,12 +168,16 @@ class MLP(nn.Module):
         return self.out(F.silu(h))
 
 # %% ../nbs/05_nets.ipynb #23a1f3ed
-NETS = {'UNet': UNet, 'MLP': MLP}
+#: name -> class, or 'module:function' for networks of an optional library: imported when one is built
+NETS = {'UNet': UNet, 'MLP': MLP, 'DiffusersNet': 'bdense_nb.interop:net_from_config'}
 
 def build_net(
     name: str, # a key of `NETS`
-    config: dict, # the keyword arguments the network was made with (its `.config`)
+    config: dict, # what the network was made with (its `.config`)
 ) -> nn.Module:
     "A freshly initialised network from its name and configuration, as stored beside its weights."
     check_choice('network', name, NETS)
-    return NETS[name](**config)
+    make = NETS[name]
+    if not isinstance(make, str): return make(**config)
+    module, function = make.split(':')
+    return getattr(importlib.import_module(module), function)(config)
