@@ -143,7 +143,8 @@ def _networks(denoiser, seen: set[int]) -> Iterator[nn.Module]:
         for part in _reachable(denoiser): yield from _networks(part, seen)
         return
     nets = [m.net for m in denoiser.modules() if hasattr(m, 'to_x0') and isinstance(m.net, nn.Module)]
-    for net in nets or [denoiser]:
+    kept = [part for name, part in vars(denoiser).items() if not name.startswith('_')]
+    for net in nets or [*_networks(kept, seen)] or [denoiser]:
         if any(part is other for part in net.modules() for other in nets if other is not net): continue
         while len(only := list(net.children())) == 1 and list(only[0].children()): net = only[0] # an adapter
         yield net
