@@ -19,8 +19,8 @@ from .training import Fit, TrainConfig, claim_folder, fingerprint, fit, send, sh
 
 # %% auto #0
 __all__ = ['DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser', 'EDMDenoiser',
-           'VPDenoiser', 'check_top', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about', 'load_denoiser',
-           'load_teacher']
+           'VPDenoiser', 'check_top', 'check_samples', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about',
+           'load_denoiser', 'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
 def as_column(
@@ -213,6 +213,25 @@ def check_top(
         if sigma_max > top*(1 + 1e-5):
             raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this network was trained on, '
                              f'{top:.6g}, so it would be told a wrong level; pass sigma_max={top:.6g} or less')
+
+# %% ../nbs/03_teachers.ipynb #8bf313aa
+def check_samples(
+    x_end: Tensor, # [B, *D], where a teacher's trajectories end
+    sigma_max: float, # the noise level where they began
+    scale: float | None = None, # root mean square of the data, where it is known
+) -> None:
+    "Refuse a teacher whose own samples are not finite, or as large as the noise that they began with."
+    bad = int((~x_end.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise ValueError(f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is no denoiser '
+                         f'D(x, sigma) at all of these noise levels; check_teacher(teacher, data) says at which')
+    size = float(x_end.double().square().mean().sqrt())
+    limit = max(sigma_max/2, 3.) if scale is None else 3*scale
+    if size > limit:
+        raise ValueError(f'samples of the teacher have a root mean square of {size:.4g}, more than {limit:.4g}, '
+                         f'when they began at sigma_max={sigma_max:g}: the teacher does not remove the noise, so it is '
+                         f'no denoiser D(x, sigma) of clean estimates; check_teacher(teacher, data) says what it '
+                         f'seems to predict')
 
 # %% ../nbs/03_teachers.ipynb #d39ee93c
 def edm_loss(
