@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import operator
 import os
@@ -28,7 +29,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['default_device', 'about_run', 'sample_noise', 'sample_labels', 'check_choice', 'check_int', 'Trajectory',
            'NFECounter', 'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked',
-           'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch']
+           'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -294,3 +295,14 @@ def patch(f: Callable) -> Callable | None: # what the name meant before
     kind = next(iter(f.__annotations__.values()))
     setattr(f.__globals__[kind] if isinstance(kind, str) else kind, f.__name__, f)
     return f.__globals__.get(f.__name__)
+
+# %% ../nbs/00_core.ipynb #6a04165d
+def import_extra(
+    module: str, # such as 'diffusers'
+    extra: str, # of this package, that installs it
+):
+    "Import a library that not every user needs; an error says how to get it."
+    try: return importlib.import_module(module)
+    except ImportError as e:
+        raise ImportError(f'this needs {module}, which cannot be imported ({e}); to install it: '
+                          f'pip install "bdense-nb[{extra}]"') from e
