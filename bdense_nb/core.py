@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import math
 import operator
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 __all__ = ['Count', 'Whole', 'Positive', 'default_device', 'about_run', 'sample_noise', 'sample_labels', 'check_choice',
            'check_int', 'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'Within', 'allowed', 'validate',
            'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors',
-           'data_dir', 'check_answer', 'patch']
+           'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -397,3 +398,14 @@ def patch(f: Callable) -> Callable | None: # what the name meant before
     kind = next(iter(f.__annotations__.values()))
     setattr(f.__globals__[kind] if isinstance(kind, str) else kind, f.__name__, f)
     return f.__globals__.get(f.__name__)
+
+# %% ../nbs/00_core.ipynb #6a04165d
+def import_extra(
+    module: str, # such as 'diffusers'
+    extra: str, # of this package, that installs it
+):
+    "Import a library that not every user needs; an error says how to get it."
+    try: return importlib.import_module(module)
+    except ImportError as e:
+        raise ImportError(f'this needs {module}, which cannot be imported ({e}); to install it: '
+                          f'pip install "bdense-nb[{extra}]"') from e
