@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from .branches import BranchedDenoiser, branch
-from .core import (Count, NFECounter, check_choice, check_int, check_sigmas, default_device, load_tensors, locked,
+from .core import (AtLeast1, NFECounter, check_choice, check_int, check_sigmas, default_device, load_tensors, locked,
                             read_json, save_tensors, sha256, validate, write_json)
 from .nets import NETS
 from .samplers import sample
@@ -241,7 +241,7 @@ class VariableStudent:
 class _Sampling:
     "What config.json says of how to sample."
     afs: bool
-    shape: tuple[Count, ...]
+    shape: tuple[AtLeast1, ...]
     sigmas: tuple[float, ...] | None = None # of a student of one step count
     grids: dict | None = None # of several
     step_layer: str | None = None
