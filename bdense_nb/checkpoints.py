@@ -47,10 +47,13 @@ def read_checkpoint(
 ) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
     "Read a checkpoint; anything but what was written is a ValueError."
     tensors, meta = load_tensors(path)
-    if not {'done', 'config', 'checksum'} <= meta.keys():
+    if not isinstance(meta, dict) or not {'done', 'config', 'checksum'} <= meta.keys():
         raise ValueError(f'{path} is not a checkpoint of a training run')
     if meta.pop('checksum') != checksum(tensors, meta):
         raise ValueError(f'{path} is damaged: its checksum does not fit its content')
+    for name, t in tensors.items():
+        if t.is_floating_point() and not t.isfinite().all():
+            raise ValueError(f'{path} cannot be used: its {name} holds NaN or infinite numbers')
     return tensors, meta
 
 # %% ../nbs/08b_checkpoints.ipynb #8f38e538
@@ -62,7 +65,8 @@ def write_checkpoint(
     best: bool = False, # is it the best one so far? then it is also kept as `BEST`
 ) -> Path: # what was written
     "Write a checkpoint; only when it is safely on disk do the oldest ones go."
-    folder, path = Path(folder), checkpoint_path(folder, meta['done'])
+    folder = Path(folder)
+    path = checkpoint_path(folder, meta['done'])
     try:
         save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
         if best: keep_as_best(path)
@@ -71,13 +75,18 @@ def write_checkpoint(
         advice = (f'the last good one is {left[-1]}: make room, and run again to go on from there' if left
                   else 'there is none before it')
         raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}') from e
-    fd = os.open(folder, os.O_RDONLY); os.fsync(fd); os.close(fd) # the new name too must be on disk before an old file goes
-    for old in sorted(folder.glob(CHECKPOINTS))[:-keep]: old.unlink()
+    fd = os.open(folder, os.O_RDONLY)
+    os.fsync(fd) # the new name too must be on disk before an old file goes
+    os.close(fd)
+    for old in sorted(folder.glob(CHECKPOINTS))[:-keep]:
+        if old.is_file(): old.unlink()
     return path
 
 def keep_as_best(path: Path) -> None:
     "Give a checkpoint the second name `BEST`, under which it outlives the others; a second name costs no space."
-    with atomic_path(path.with_name(BEST)) as tmp: tmp.unlink(); os.link(path, tmp)
+    with atomic_path(path.with_name(BEST)) as tmp:
+        tmp.unlink()
+        os.link(path, tmp)
 
 # %% ../nbs/08b_checkpoints.ipynb #2e42b90a
 def newest_checkpoint(
@@ -87,7 +96,8 @@ def newest_checkpoint(
     paths = sorted(Path(folder).glob(CHECKPOINTS), reverse=True)
     for path in paths:
         try: return read_checkpoint(path)
-        except ValueError as e: warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
+        except (ValueError, OSError) as e:
+            warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
     if paths:
         raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the '
                          f'folder to start again')

@@ -31,8 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Count', 'Whole', 'Positive', 'default_device', 'about_run', 'sample_noise', 'sample_labels', 'check_choice',
-           'check_int', 'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'Within', 'allowed', 'validate',
+__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'sample_noise', 'sample_labels',
+           'check_choice', 'check_int', 'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'Within', 'validate',
            'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors',
            'data_dir', 'check_answer', 'patch', 'import_extra']
 
@@ -206,38 +206,41 @@ def check_state(
 # %% ../nbs/00_core.ipynb #55f708ec
 @dataclass(frozen=True)
 class Within:
-    "Bounds of a number, as a part of an `Annotated` type."
-    low: float = -math.inf # the least
-    high: float = math.inf # the most
-    ends: str = '[]' # '(' or ')': that bound itself is not allowed
+    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
 
-    def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.ends[0] == '(' else self.low <= value
-        return above and (value < self.high if self.ends[1] == ')' else value <= self.high)
+    def __contains__(self, value) -> bool:
+        return ((self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
+                and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below))
 
     def __str__(self) -> str:
-        low = f'{"above" if self.ends[0] == "(" else "of at least"} {self.low:.15g}'
-        if self.high == math.inf: return low
-        return f'{low} and {"below" if self.ends[1] == ")" else "at most"} {self.high:.15g}'
+        limits = {name.replace('_', ' '): limit for name, limit in vars(self).items() if limit is not None}
+        return ' and '.join(f'{name} {limit}' for name, limit in limits.items())
 
-Count = Annotated[int, Within(1)]
-Whole = Annotated[int, Within(0)]
-Positive = Annotated[float, Within(0, ends='(]')]
+AtLeast0 = Annotated[int, Within(at_least=0)]
+AtLeast1 = Annotated[int, Within(at_least=1)]
+Above0 = Annotated[float, Within(above=0)]
+Fraction = Annotated[float, Within(above=0, below=1)]
+Beta = Annotated[float, Within(at_least=0, below=1)]
 
-_NAMES = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'a name', type(None): 'None'}
+_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name', type(None): 'None'}
 
-def allowed(kind) -> str: # 'None or a whole number of at least 1'
-    "What a type allows, in words."
+def _wanted(kind) -> str:
+    "A type in words."
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated: return ' '.join([allowed(args[0]), *map(str, args[1:])])
-    if origin is typing.Literal: return f'one of {", ".join(map(str, args))}'
-    if origin is tuple: return f'a tuple, each entry {allowed(args[0])}'
-    return ' or '.join(map(allowed, args)) if args else _NAMES.get(kind, f'a {getattr(kind, "__name__", kind)}')
+    if origin is Annotated: return ', '.join([_wanted(args[0]), *map(str, args[1:])])
+    if origin is typing.Literal: return f'one of: {", ".join(map(str, args))}'
+    if origin is tuple:
+        number = 'any number of values' if args[-1] is ... else f'{len(args)} values'
+        return f'a tuple of {number}, each {_wanted(args[0])}'
+    return ' or '.join(map(_wanted, args)) if args else _WORDS.get(kind, f'a {kind.__name__}')
 
 def _fitted(kind, value):
     "The value as its type has it: a list becomes a tuple, since JSON has no tuples. TypeError: it does not fit."
-    origin = typing.get_origin(kind)
-    args = typing.get_args(kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         value = _fitted(args[0], value)
         if all(value in bounds for bounds in args[1:] if isinstance(bounds, Within)): return value
@@ -249,23 +252,22 @@ def _fitted(kind, value):
     elif origin is tuple:
         kinds = args if args[-1] is not ... else args[:1]*len(value)
         if isinstance(value, (list, tuple)) and len(value) == len(kinds): return tuple(map(_fitted, kinds, value))
-    elif kind is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf: return value
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)) and value != '': return value
-    raise TypeError(value)
+    elif kind in (int, float):
+        number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        if number and abs(value) < math.inf: return value
+    elif isinstance(value, kind) and (kind is not str or value): return value
+    raise TypeError
 
 _types = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 def validate(
-    cfg, # a frozen dataclass whose types say what is allowed: `Literal`, `Count`, `float | None`, `Annotated[float, Within(0, 1)]`
+    cfg, # a frozen dataclass whose types say what is allowed: `Literal`, `AtLeast1`, `Fraction | None` and the like
 ) -> None:
-    "Refuse a configuration with a value that the type of its field does not allow; called in its `__post_init__`."
+    "Refuse a configuration with a value that the type of its field does not allow; for its `__post_init__`."
     for f in fields(cfg):
         kind, value = _types(type(cfg))[f.name], getattr(cfg, f.name)
         try: object.__setattr__(cfg, f.name, _fitted(kind, value))
-        except TypeError:
-            if typing.get_origin(kind) is typing.Literal: check_choice(f.name, value, typing.get_args(kind))
-            raise ValueError(f'{f.name} must be {allowed(kind)}, got {value!r}') from None
+        except TypeError: raise ValueError(f'{f.name} must be {_wanted(kind)}, got {value!r}') from None
 
 # %% ../nbs/00_core.ipynb #23ca794e
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -17,15 +17,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from .branches import BranchedDenoiser, branch
-from .core import (Count, NFECounter, check_choice, check_int, check_sigmas, default_device, load_tensors, locked,
+from .core import (AtLeast1, NFECounter, check_choice, check_int, check_sigmas, default_device, load_tensors, locked,
                             read_json, save_tensors, sha256, validate, write_json)
 from .nets import NETS
 from .samplers import sample
-from .teachers import DENOISERS, NetDenoiser, load_denoiser
-from .trajectories import draw_start
+from .teachers import DENOISERS, NetDenoiser, check_samples, load_denoiser
+from .training import Fit, TrainConfig, claim_folder
+from .trajectories import TrajectoryPlan, draw_start
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'CONFIG', 'BIASES', 'branched_student', 'Student', 'VariableStudent', 'load_student']
+__all__ = ['WEIGHTS', 'CONFIG', 'BIASES', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
+           'VariableStudent', 'load_student']
 
 # %% ../nbs/10_students.ipynb #59649bb9
 def branched_student(
@@ -45,6 +47,39 @@ def branched_student(
         raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student '
                          f'{start.n_classes}')
     return branch(start, K, layer, shape).train()
+
+# %% ../nbs/10_students.ipynb #7ed581e1
+def train_config(
+    cfg, # a host's configuration
+    steps: int, # iterations
+    seed: int,
+) -> TrainConfig:
+    "A host's fields for the training loop; read a hundred times and saved ten times, unless it says otherwise."
+    return TrainConfig(steps, cfg.lr, cfg.warmup, cfg.lr_schedule, cfg.betas, cfg.clip_grad, cfg.ema, seed,
+                       log_every=max(steps//100, 1) if cfg.log_every is None else cfg.log_every,
+                       checkpoint_every=max(steps//10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every,
+                       keep=cfg.keep, on_nan=cfg.on_nan)
+
+def claim_run(
+    folder: Path | str | None, # of a run, with checkpoints; None: there is none
+    cfg, # a host's configuration
+    free: Sequence[str] = (), # fields that may differ when the run goes on
+    **more, # what else defines the run: hashes of teacher, student and data
+) -> None:
+    "Take a folder for a run; one that holds another run is refused."
+    if folder is not None: claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), free)
+
+def check_own_samples(
+    teacher: Callable, # frozen
+    plan: TrajectoryPlan, # how it samples
+) -> None:
+    "Refuse a teacher whose own samples are not finite, or as large as the noise."
+    traj, _ = plan.walk(teacher, range(4))
+    check_samples(traj[-1], plan.sigmas[0])
+
+def kept(done: Fit) -> nn.Module: # the average, if there is one
+    "The weights that a finished student has."
+    return done.model if done.ema is None else done.ema
 
 # %% ../nbs/10_students.ipynb #f5ef09e4
 def _labels(label: int | Sequence[int] | Tensor | None, n: int, n_classes: int) -> Tensor | None: # [n]
@@ -241,7 +276,7 @@ class VariableStudent:
 class _Sampling:
     "What config.json says of how to sample."
     afs: bool
-    shape: tuple[Count, ...]
+    shape: tuple[AtLeast1, ...]
     sigmas: tuple[float, ...] | None = None # of a student of one step count
     grids: dict | None = None # of several
     step_layer: str | None = None

@@ -13,7 +13,7 @@ import torch
 
 import bdense_nb
 from bdense_nb import core
-from bdense_nb.core import (Count, NFECounter, Positive, Trajectory, Within, atomic_path, check_choice, check_int, check_sigmas, check_state, data_dir, default_device,
+from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice, check_int, check_sigmas, check_state, data_dir, default_device,
                             load_tensors, sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
 
 
@@ -281,13 +281,13 @@ def test_data_dir_has_two_homes(tmp_path, monkeypatch):
 @dataclass(frozen=True)
 class Settings:
     loss: Literal['l1', 'l2'] = 'l1'
-    n: Count = 1
-    few: Annotated[int, Within(0, 3)] = 0
-    rate: Positive = .5
-    decay: Annotated[float, Within(0, 1, '()')] | None = None
+    n: AtLeast1 = 1
+    few: Annotated[int, Within(at_least=0, at_most=3)] = 0
+    rate: Above0 = .5
+    decay: Fraction | None = None
     weights: Literal['linear', 'flat'] | tuple[float, ...] = 'linear'
     betas: tuple[float, float] = (.9, .99)
-    shape: tuple[Count, ...] = (1,)
+    shape: tuple[AtLeast1, ...] = (1,)
     afs: bool = True
     layer: str | None = None
     def __post_init__(self): validate(self)
@@ -300,10 +300,10 @@ def test_values_that_their_types_allow(good):
 
 
 @pytest.mark.parametrize('bad, says', [
-    (dict(loss='l3'), "unknown loss 'l3'; choose one of: l1, l2"), (dict(loss=None), 'unknown loss None'), (dict(n=0), 'n must be a whole number of at least 1, got 0'), (dict(n=True), 'got True'), (dict(n=1.), 'got 1.0'),
-    (dict(few=4), 'few must be a whole number of at least 0 and at most 3, got 4'), (dict(rate=0), 'rate must be a finite number above 0, got 0'), (dict(rate=float('inf')), 'got inf'), (dict(rate='1'), "got '1'"),
-    (dict(decay=1.), 'decay must be a finite number above 0 and below 1 or None, got 1.0'), (dict(decay=float('nan')), 'got nan'), (dict(weights='steep'), "weights must be one of linear, flat or a tuple, each entry a finite number, got 'steep'"),
-    (dict(weights=(1., float('nan'))), 'nan'), (dict(betas=(.9,)), 'betas'), (dict(shape=(2, 0)), r'shape must be a tuple, each entry a whole number of at least 1, got \(2, 0\)'), (dict(shape=3), 'shape'),
+    (dict(loss='l3'), "loss must be one of: l1, l2, got 'l3'"), (dict(loss=None), 'got None'), (dict(n=0), 'n must be a whole number, at least 1, got 0'), (dict(n=True), 'got True'), (dict(n=1.), 'got 1.0'),
+    (dict(few=4), 'few must be a whole number, at least 0 and at most 3, got 4'), (dict(rate=0), 'rate must be a number, above 0, got 0'), (dict(rate=float('inf')), 'got inf'), (dict(rate='1'), "got '1'"),
+    (dict(decay=1.), 'decay must be a number, above 0 and below 1 or None, got 1.0'), (dict(decay=float('nan')), 'got nan'), (dict(weights='steep'), "weights must be one of: linear, flat or a tuple of any number of values, each a number, got 'steep'"),
+    (dict(weights=(1., float('nan'))), 'nan'), (dict(betas=(.9,)), 'betas'), (dict(shape=(2, 0)), r'shape must be a tuple of any number of values, each a whole number, at least 1, got \(2, 0\)'), (dict(shape=3), 'shape'),
     (dict(afs='no'), "afs must be True or False, got 'no'"), (dict(afs=1), 'afs'), (dict(layer=''), "layer must be a name or None, got ''")], ids=str)
 def test_values_that_their_types_refuse(bad, says):
     with pytest.raises(ValueError, match=says): Settings(**bad)
