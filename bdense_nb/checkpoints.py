@@ -8,16 +8,17 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from .core import atomic_path, load_tensors, save_tensors, write_json
+from .core import atomic_path, load_tensors, read_json, save_tensors, write_json
 
 # %% auto #0
-__all__ = ['CHECKPOINTS', 'BEST', 'tensor_bytes', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
-           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'claim_folder']
+__all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'tensor_bytes', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
+           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'same_run', 'claim_folder']
 
 # %% ../nbs/08b_checkpoints.ipynb #90800adb
 def tensor_bytes(t: Tensor): # uint8 array
@@ -103,17 +104,35 @@ def fingerprint(*tensors: Tensor) -> str: # 16 hex digits
     for t in tensors: digest.update(tensor_bytes(t))
     return digest.hexdigest()[:16]
 
+FREE = ('log_every', 'checkpoint_every', 'keep') # what is written and when: never another run
+
+def same_run(
+    theirs: dict, # a configuration that was stored
+    mine: dict, # the one of now
+    defaults: dict = {}, # of fields that one of the two may lack, because it is older
+    free: Sequence[str] = (), # fields that may differ, besides `FREE`
+) -> list[str]: # differences in words; none: it is the same run
+    "Compare the configurations of two runs."
+    theirs, mine = (json.loads(json.dumps({**defaults, **c})) for c in (theirs, mine))
+    differ = []
+    for name in {**mine, **theirs}:
+        if name in FREE or name in free or theirs.get(name, differ) == mine.get(name, differ): continue
+        if name not in mine: differ.append(f'{name}: {theirs[name]!r} there, which this version does not know')
+        elif name not in theirs: differ.append(f'{name}: not there, {mine[name]!r} now')
+        else: differ.append(f'{name}: {theirs[name]!r} there, {mine[name]!r} now')
+    return differ
+
 def claim_folder(
     folder: Path | str, # for checkpoints
     run: dict, # what defines the run, JSON-able
+    defaults: dict = {}, # see `same_run`
+    free: Sequence[str] = (), # see `same_run`
 ) -> None:
     "Note in a folder what defines its run, or refuse a folder that holds another one."
-    note, mine = Path(folder)/'run.json', json.loads(json.dumps(run))
-    if not note.is_file():
-        if is_main(): write_json(note, mine)
+    note = Path(folder)/'run.json'
+    if not note.exists():
+        if is_main(): write_json(note, run)
         return
-    theirs = json.loads(note.read_text())
-    differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
-    if differ:
+    if differ := same_run(read_json(note), run, defaults, free):
         raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, '
                          f'or another folder')

@@ -17,7 +17,7 @@ from .core import check_choice
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'make_accelerator', 'Averaged', 'spread',
-           'whole', 'spread_like', 'prepare_model', 'left_as_found', 'send']
+           'whole', 'spread_like', 'prepare_model', 'prepare_frozen', 'left_as_found', 'send']
 
 # %% ../nbs/08c_devices.ipynb #52a60d13
 @dataclass
@@ -114,10 +114,25 @@ def prepare_model(
     elif accelerator.num_processes > 1: ready.__class__ = Averaged
     return ready
 
+def prepare_frozen(
+    model: nn.Module, # a teacher, changed in place
+    accelerator, # from `make_accelerator`
+    same: bool, # does it compute in the accelerator's precision?
+    compile: bool,
+) -> None:
+    "A model that is only asked: its precision and compilation, until `left_as_found` ends."
+    forward = model.forward
+    def in_precision(*args, **kwargs):
+        with accelerator.autocast(): return convert_outputs_to_fp32(forward)(*args, **kwargs)
+    if same and accelerator.mixed_precision != 'no':
+        from accelerate.utils import convert_outputs_to_fp32
+        model.forward = in_precision
+    if compile: model.forward = torch.compile(model.forward)
+
 @contextlib.contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
+def left_as_found(model: nn.Module | None) -> Iterator[None]:
     "Afterwards, the modules' own forward functions are back."
-    before = [(m, m.__dict__.get('forward')) for m in model.modules()]
+    before = [] if model is None else [(m, m.__dict__.get('forward')) for m in model.modules()]
     try: yield
     finally:
         for m, forward in before:

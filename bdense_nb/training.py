@@ -14,10 +14,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
@@ -25,69 +27,120 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main, keep_as_best,
-                                   newest_checkpoint, write_checkpoint)
-from .core import atomic_path, check_choice, check_int
-from .devices import (PRECISIONS, as_part, left_as_found, make_accelerator, prepare_model, send, share,
+                                   newest_checkpoint, same_run, write_checkpoint)
+from .core import atomic_path, locked
+from .devices import (as_part, left_as_found, make_accelerator, prepare_frozen, prepare_model, send, share,
                                spread, spread_like, whole)
 
 # %% auto #0
-__all__ = ['ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS', 'TrainConfig', 'lr_factor', 'progress', 'Fit',
-           'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share']
+__all__ = ['Schedule', 'LR_SCHEDULES', 'AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'StepFunction', 'METRICS', 'MOVED',
+           'Within', 'validate', 'TrainConfig', 'Hardware', 'lr_factor', 'progress', 'Fit', 'fit', 'claim_folder',
+           'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share']
 
 # %% ../nbs/09_training.ipynb #d81dc1ef
 # from the notebooks on checkpoints and devices, for those who train
-_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share']
+_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share']
+
+# %% ../nbs/09_training.ipynb #7b71c6a2
+@dataclass(frozen=True)
+class Within:
+    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value) -> bool:
+        return ((self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
+                and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below))
+
+    def __str__(self) -> str:
+        limits = {name.replace('_', ' '): limit for name, limit in vars(self).items() if limit is not None}
+        return ' and '.join(f'{name} {limit}' for name, limit in limits.items())
+
+def _fits(value, kind) -> bool:
+    "Is a value of this type, bounds and choices included?"
+    origin = get_origin(kind)
+    args = get_args(kind)
+    if origin in (Union, UnionType): return any(_fits(value, k) for k in args)
+    if origin is Literal: return value in args
+    if origin is Annotated:
+        return _fits(value, args[0]) and all(value in b for b in args[1:] if isinstance(b, Within))
+    if origin is tuple:
+        kinds = args[:1]*len(value) if args[-1] is Ellipsis else args
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float) and isinstance(value, bool): return False
+    return isinstance(value, (int, float) if kind is float else origin or kind)
+
+def _wanted(kind) -> str:
+    "The same type in words."
+    origin = get_origin(kind)
+    args = get_args(kind)
+    if origin in (Union, UnionType): return ' or '.join(map(_wanted, args))
+    if origin is Literal: return f'one of: {", ".join(map(str, args))}'
+    if origin is Annotated:
+        return ', '.join([_wanted(args[0]), *[str(b) for b in args[1:] if isinstance(b, Within)]])
+    if origin is tuple:
+        number = 'any number of values' if args[-1] is Ellipsis else f'{len(args)} values'
+        return f'a tuple of {number}, each {_wanted(args[0])}'
+    words = {int: 'a whole number', float: 'a number', bool: 'True or False', NoneType: 'None'}
+    return words.get(kind, f'a {(origin or kind).__name__}')
+
+def validate(config) -> None:
+    "Check the fields of a dataclass against their types: `Literal` and `Within` say what is allowed."
+    for name, kind in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if not _fits(value, kind): raise ValueError(f'{name} must be {_wanted(kind)}, got {value!r}')
 
 # %% ../nbs/09_training.ipynb #eb79bfe6
-ON_NAN, ON_OOM = ('stop', 'skip'), ('stop', 'halve')
-LR_SCHEDULES = ('constant', 'cosine', 'linear', 'drop')
-HOW = ('accumulate', 'shard', 'compile', 'recompute', 'keep', 'on_nan', 'on_oom', 'sample_every', 'peak_tflops', 'tensorboard') # may differ when a run is resumed
+Schedule = Literal['constant', 'cosine', 'linear', 'drop']
+LR_SCHEDULES = get_args(Schedule)
+AtLeast0 = Annotated[int, Within(at_least=0)]
+AtLeast1 = Annotated[int, Within(at_least=1)]
+Above0 = Annotated[float, Within(above=0, below=math.inf)]
+Fraction = Annotated[float, Within(above=0, below=1)]
+Beta = Annotated[float, Within(at_least=0, below=1)]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    "How to optimise; it knows nothing of what is optimised."
-    steps: int # iterations of the step function
-    lr: float = 1e-3 # peak learning rate of Adam
-    warmup: int = 0 # iterations of linear warm-up
-    schedule: str = 'constant' # after the warm-up: one of `LR_SCHEDULES`; 'drop' is SFD's x0.1 at half-time
-    betas: tuple[float, float] = (.9, .999) # Adam's
-    clip_grad: float | None = None # largest global gradient norm
-    ema: float | None = None # decay of the exponential moving average per iteration; None: no average
-    seed: int = 0 # of everything random in the loop
-    channels_last: bool = True # keep images as [B, H, W, C] in memory, which convolutions on CPUs and recent GPUs prefer
-    checkpoint_every: int = 0 # iterations between checkpoints; 0: only at the end
-    log_every: int = 10 # iterations between readings of the loss
-    precision: str = 'no' # of the network's arithmetic: 'no' (float32), 'bf16' or 'fp16'; weights stay float32
-    accumulate: int = 1 # micro-batches that `share` cuts a batch into, to save memory
-    shard: bool = False # FSDP: spread weights, gradients and Adam's moments over the processes
-    compile: bool = False # torch.compile
-    recompute: bool = False # activation checkpointing: forget what the network's blocks computed, and compute it again for the gradient
-    tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
-    keep: int = 2 # checkpoints that stay, besides the best one
-    on_nan: str = 'stop' # 'stop', or 'skip' the update (which reads every loss, so a GPU waits)
-    on_oom: str = 'stop' # 'stop', or 'halve' the micro-batch and go on
-    sample_every: int = 0 # iterations between calls of `on_sample`; 0: never
-    peak_tflops: float | None = None # what the device can do at best; given, its utilisation is reported
-    tensorboard: bool = False # also write the metrics for TensorBoard
+    "What is optimised how: everything here changes the result. It knows nothing of the model."
+    steps: AtLeast1 # iterations of the step function
+    lr: Above0 = 1e-3 # peak learning rate of Adam
+    warmup: AtLeast0 = 0 # iterations of linear warm-up
+    schedule: Schedule = 'constant' # of the learning rate after the warm-up; drop: SFD's x0.1 at half-time
+    betas: tuple[Beta, Beta] = (.9, .999) # Adam's
+    clip_grad: Above0 | None = None # largest global gradient norm; None: no clipping
+    ema: Fraction | None = None # decay of the exponential moving average per iteration; None: no average
+    seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0 # of everything random in the loop
+    log_every: AtLeast1 = 10 # iterations between readings of the loss
+    checkpoint_every: AtLeast0 = 0 # iterations between checkpoints; 0: only at the end
+    keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
+    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out (and reads every loss)
 
     def __post_init__(self):
-        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1), ('accumulate', 1),
-                          ('keep', 1), ('sample_every', 0)):
-            check_int(name, getattr(self, name), low)
-        check_int('seed', self.seed, 0, 2**32 - 1)
-        for name, allowed in (('schedule', LR_SCHEDULES), ('precision', PRECISIONS), ('on_nan', ON_NAN),
-                              ('on_oom', ON_OOM)):
-            check_choice(name, getattr(self, name), allowed)
-        object.__setattr__(self, 'betas', tuple(self.betas)) # JSON gives a list back
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f'betas must be two numbers in [0, 1), got {self.betas}')
-        if not isinstance(self.lr, (int, float)) or not 0 < self.lr < math.inf:
-            raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
-        for name in ('clip_grad', 'peak_tflops'):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be None or above 0, got {getattr(self, name)}')
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f'ema must be None or between 0 and 1, got {self.ema}')
+        if isinstance(self.betas, list): # as JSON gives it back
+            object.__setattr__(self, 'betas', tuple(self.betas))
+        validate(self)
+        if self.warmup > self.steps:
+            raise ValueError(f'warmup must be at most steps, got warmup={self.warmup} and '
+                             f'steps={self.steps}: the learning rate would never reach lr')
+
+# %% ../nbs/09_training.ipynb #8afb27b0
+@dataclass(frozen=True)
+class Hardware:
+    "How numbers are computed; all of it may differ when a run is resumed."
+    precision: Literal['no', 'bf16', 'fp16'] = 'no' # of the student's arithmetic; weights stay float32
+    teacher_precision: Literal['same', 'no'] = 'same' # same: as the student; no: float32
+    accumulate: AtLeast1 = 1 # micro-batches that a batch is cut into, to save memory
+    shard: bool = False # FSDP: spread weights and moments over processes; without channels_last
+    compile: bool = False # torch.compile, of student and teacher
+    recompute: bool = False # activation checkpointing: saves memory, costs a second forward pass
+    tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
+    channels_last: bool = True # store 4-D weights as [out, height, width, in], which convolutions prefer
+    on_oom: Literal['stop', 'halve'] = 'stop' # out of memory: stop, or halve the micro-batch and go on
+    peak_tflops: Above0 | None = None # what the device can do at best; given, its utilisation is reported
+
+    def __post_init__(self): validate(self)
 
 # %% ../nbs/09_training.ipynb #c7afa90a
 def lr_factor(
@@ -170,29 +223,28 @@ class Fit:
 
 class _Run:
     "One training run: the model as the devices see it, and all that a checkpoint holds."
-    def __init__(self, model: nn.Module, cfg: TrainConfig, folder: Path | None):
-        self.model, self.cfg, self.folder, self.accumulate = model, cfg, folder, cfg.accumulate
+    def __init__(self, model: nn.Module, cfg: TrainConfig, folder: Path | None, hardware: Hardware):
+        self.model, self.cfg, self.folder, self.hardware, self.accumulate = model, cfg, folder, hardware, hardware.accumulate
         self.device = next(model.parameters()).device
-        self.engine = make_accelerator(self.device, cfg.precision)
+        self.engine = make_accelerator(self.device, hardware.precision)
         self.world, self.rank = self.engine.num_processes, self.engine.process_index
-        if cfg.shard and self.world == 1:
+        if hardware.shard and self.world == 1:
             raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it '
                              'with accelerate launch')
-        if cfg.tensorboard and folder is None: raise ValueError('tensorboard=True needs a folder to write to')
         if self.world > 1: self.device = self.engine.device; model.to(self.device)
-        if cfg.channels_last: model.to(memory_format=torch.channels_last)
+        if hardware.channels_last: model.to(memory_format=torch.channels_last)
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
         self.done, self.history, self.seconds, self.best = 0, [], 0., dict(step=0, loss=math.inf)
-        self.window, self.skipped, self.norm, self.shared, self.board = [], 0, None, False, None
+        self.window, self.skipped, self.norm, self.shared = [], 0, None, False
 
 # %% ../nbs/09_training.ipynb #abe648f2
 def _prepare(run: _Run, tensors: dict[str, Tensor], meta: dict) -> None:
     "Wrap the model for its devices, make the optimiser, and put a checkpoint's state into it."
     cfg = run.cfg
-    run.empty = copy.deepcopy(run.model).cpu() if cfg.shard else None # a form to pour gathered weights into
-    run.eager = prepare_model(run.model, run.engine, cfg.recompute, cfg.shard)
-    if cfg.shard and run.ema is not None: spread(run.ema.module)
-    run.ready = torch.compile(run.eager) if cfg.compile else run.eager
+    run.empty = copy.deepcopy(run.model).cpu() if run.hardware.shard else None # a form to pour gathered weights into
+    run.eager = prepare_model(run.model, run.engine, run.hardware.recompute, run.hardware.shard)
+    if run.hardware.shard and run.ema is not None: spread(run.ema.module)
+    run.ready = torch.compile(run.eager) if run.hardware.compile else run.eager
     run.params = list(run.model.parameters())
     adam = torch.optim.Adam(run.params, lr=cfg.lr, betas=cfg.betas, fused=True if run.device.type == 'cuda' else None)
     _restore_optimizer(adam, tensors)
@@ -203,7 +255,7 @@ def _prepare(run: _Run, tensors: dict[str, Tensor], meta: dict) -> None:
 
 def _gather(run: _Run, model: nn.Module) -> nn.Module:
     "A model in one piece: itself, or a copy gathered from all processes."
-    if not run.cfg.shard: return model
+    if not run.hardware.shard: return model
     plain = copy.deepcopy(run.empty)
     plain.load_state_dict({k: whole(v) for k, v in model.state_dict().items()})
     return plain.to(run.device)
@@ -274,10 +326,10 @@ def _iterate(run: _Run, step: StepFunction, i: int) -> None:
 def _out_of_memory(run: _Run, error: Exception) -> None:
     "Halve the micro-batch if that is wanted, or say what to do."
     n, run.shared = 2*run.accumulate, False
-    if run.cfg.on_oom == 'stop' or run.world > 1:
+    if run.hardware.on_oom == 'stop' or run.world > 1:
         raise torch.cuda.OutOfMemoryError(f'iteration {run.done} needs more memory than the device has; set '
-                                          f'accumulate={n} (on_oom=\'halve\' does it by itself on one device), '
-                                          f'recompute=True or precision=\'bf16\'. First message: {error}') from error
+                                          f'hardware=Hardware(accumulate={n}) (on_oom=\'halve\' does it by itself on one '
+                                          f'device), Hardware(recompute=True) or Hardware(precision=\'bf16\'). First message: {error}') from error
     warnings.warn(f'out of memory in iteration {run.done}; going on with {n} micro-batches (accumulate={n})',
                   stacklevel=2)
     run.accumulate = n
@@ -305,7 +357,7 @@ class _Meter:
     @contextlib.contextmanager
     def counting(self) -> Iterator[bool]:
         "Count the floating-point operations of the first iteration, if there is a peak to compare them with."
-        if self.run.cfg.peak_tflops is None or self.flops is not None: yield False; return
+        if self.run.hardware.peak_tflops is None or self.flops is not None: yield False; return
         from torch.utils.flop_counter import FlopCounterMode
         with FlopCounterMode(display=False) as counter: yield True
         self.flops = counter.get_total_flops()
@@ -316,7 +368,7 @@ class _Meter:
                    peak_memory_mb=_peak_memory(run.device), skipped=run.skipped)
         out['grad_norm'] = float(run.norm) if run.norm is not None and math.isfinite(run.norm) else None
         if self.flops:
-            out |= dict(tflops=self.flops*n/seconds/1e12, utilisation=self.flops*n/seconds/1e12/run.cfg.peak_tflops)
+            out |= dict(tflops=self.flops*n/seconds/1e12, utilisation=self.flops*n/seconds/1e12/run.hardware.peak_tflops)
         return out
 
 # %% ../nbs/09_training.ipynb #fd48e49b
@@ -335,9 +387,7 @@ def _record(run: _Run) -> None:
     row = run.history[-1] | run.meter.read()
     if run.folder and is_main():
         with open(run.folder/METRICS, 'a') as f: f.write(json.dumps(row) + '\n')
-    if run.board is not None:
-        for name, value in row.items():
-            if name != 'step' and value is not None: run.board.add_scalar(name, value, run.done)
+    _call(run, 'logged', row)
     run.graph.draw(run.history)
     run.window, run.skipped = [], 0
 
@@ -357,18 +407,12 @@ def _save(run: _Run) -> None:
     if is_main(): write_checkpoint(run.folder, tensors, meta, run.cfg.keep, better)
 
 # %% ../nbs/09_training.ipynb #c2145088
-def _clean(folder: Path) -> None:
-    "Make the folder, see that it can be written to, and clear what a killed run left half written."
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ('.checkpoint-*.tmp', '.best.*.tmp', f'.{METRICS}.*.tmp', '.tmp??????'): # the last: what safetensors itself is writing
-        for left in folder.glob(pattern): left.unlink()
-    with open(folder/METRICS, 'a'): pass
-
 def _forget_after(folder: Path, done: int) -> None:
     "Iterations after the checkpoint will be done again: their metrics go, and unreadable checkpoints get out of the way."
     rows = []
-    for line in (folder/METRICS).read_text().splitlines():
+    for line in (folder/METRICS).read_text(errors='replace').splitlines():
         with contextlib.suppress(ValueError): rows.append(json.loads(line)) # the last line may be cut off
+    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get('step'), int)]
     if rows and not done:
         warnings.warn(f'{folder} has metrics up to iteration {rows[-1]["step"]} but no checkpoint: training starts '
                       f'from the beginning', stacklevel=4)
@@ -377,10 +421,12 @@ def _forget_after(folder: Path, done: int) -> None:
     for path in folder.glob(CHECKPOINTS):
         if path > checkpoint_path(folder, done): path.rename(path.with_name(path.name + '.damaged'))
 
+MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware))) # fields of older checkpoints' configuration
+
 def _check_same(run: _Run, config: dict) -> None:
     "Refuse to go on with another configuration; how the numbers are computed may change, and fields that are new have their default."
-    theirs, mine = ({k: v for k, v in asdict(c).items() if k not in HOW} for c in (TrainConfig(**config), run.cfg))
-    differ = [f'{k}: {theirs[k]!r} there, {v!r} now' for k, v in mine.items() if theirs[k] != v]
+    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    differ = same_run(config, asdict(run.cfg), defaults, ('on_nan', *MOVED))
     if differ:
         raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, '
                          f'or another folder')
@@ -388,7 +434,8 @@ def _check_same(run: _Run, config: dict) -> None:
 # %% ../nbs/09_training.ipynb #17175790
 def _resume(run: _Run) -> tuple[dict[str, Tensor], dict]: # of the newest checkpoint; empty if there is none
     "Go back to the newest checkpoint, if it is one of this run."
-    if is_main(): _clean(run.folder)
+    if is_main():
+        with open(run.folder/METRICS, 'a'): pass # seen before any work: the folder can be written to
     run.engine.wait_for_everyone()
     tensors, meta = newest_checkpoint(run.folder) or ({}, {})
     if meta: _check_same(run, meta['config'])
@@ -426,22 +473,10 @@ class _LossGraph:
             plt.close(self.bar.graph_fig) # the notebook would show it a second time
 
 # %% ../nbs/09_training.ipynb #5685d28b
-def _board(run: _Run): # a writer, or None
-    "TensorBoard's file, if it is wanted."
-    if not run.cfg.tensorboard or not is_main(): return None
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise ImportError('tensorboard=True needs TensorBoard: pip install "bdense-nb[tensorboard]"') from e
-    return SummaryWriter(run.folder/'tensorboard', purge_step=run.done)
-
-def _sample(run: _Run, on_sample: Callable[[nn.Module, int], None]) -> None:
-    "Show the model, or better its average, to the caller: in evaluation mode, without gradients."
-    model = _gather(run, run.model if run.ema is None else run.ema.module)
-    if not is_main(): return
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    with torch.no_grad(): on_sample(model, run.done)
-    for m, training in modes: m.training = training
+def _call(run: _Run, event: str, *args) -> None:
+    "Tell the hooks that have a method of this name."
+    for hook in run.hooks:
+        if hasattr(hook, event): getattr(hook, event)(run, *args)
 
 def _agreed(run: _Run, asked: bool) -> bool:
     "Has any process been asked to stop? Several processes tell each other only where they meet anyway."
@@ -451,22 +486,28 @@ def _agreed(run: _Run, asked: bool) -> bool:
 
 # %% ../nbs/09_training.ipynb #45eca1ba
 @contextlib.contextmanager
-def _running(model: nn.Module, cfg: TrainConfig, folder: Path | None, show: bool) -> Iterator[_Run]:
-    "A run, resumed if there is something to resume; afterwards the model is as it was found, but for its numbers."
+def _running(model: nn.Module, cfg: TrainConfig, folder: Path | None, show: bool, hardware: Hardware, hooks: Sequence,
+             teacher: nn.Module | None) -> Iterator[_Run]:
+    "A run, resumed if there is something to resume; afterwards the models are as they were found, but for the numbers."
     matmul = torch.get_float32_matmul_precision()
-    run, graph = _Run(model, cfg, folder), None
-    if cfg.tf32: torch.set_float32_matmul_precision('high')
+    run, graph = _Run(model, cfg, folder, hardware), None
+    run.hooks = hooks
+    if hardware.tf32: torch.set_float32_matmul_precision('high')
     devices = [run.device] if run.device.type == 'cuda' else []
+    held = locked(folder) if folder and is_main() else contextlib.nullcontext()
     try:
-        with left_as_found(model), torch.random.fork_rng(devices):
+        with held, left_as_found(model), left_as_found(teacher), torch.random.fork_rng(devices):
             _prepare(run, *_resume(run) if folder else ({}, {}))
-            run.board, run.meter = _board(run), _Meter(run)
+            if teacher is not None:
+                prepare_frozen(teacher, run.engine, hardware.teacher_precision == 'same', hardware.compile)
+            run.meter = _Meter(run)
             run.graph = graph = _LossGraph(show)
-            yield run
+            _call(run, 'start')
+            try: yield run
+            finally: _call(run, 'end')
     finally:
         torch.set_float32_matmul_precision(matmul)
         if graph: graph.close(run.history); run.meter.hook.remove()
-        if run.board is not None: run.board.close()
 
 # %% ../nbs/09_training.ipynb #f5c2ca70
 def fit(
@@ -476,12 +517,15 @@ def fit(
     folder: Path | str | None = None, # checkpoints and metrics go here; a run found there is resumed
     label: str = 'train', # shown before the progress bar
     show: bool = True, # False: no progress bar
-    on_sample: Callable[[nn.Module, int], None] | None = None, # called with model (or average) and iterations done, every `sample_every`
+    *,
+    hardware: Hardware = Hardware(),
+    hooks: Sequence = (), # objects that have some of the methods start, after_iteration, logged, saved, end
+    teacher: nn.Module | None = None, # a frozen module that `step` calls: it computes in the same precision
 ) -> Fit:
     "Train `model`: the loop runs the step function, and after each loss it yields takes one optimiser step."
     folder, begin = Path(folder) if folder is not None else None, time.monotonic()
     message = 'stopped between two iterations' + (f'; run it again to go on from {folder}' if folder else '')
-    with _running(model, cfg, folder, show and is_main()) as run, _CtrlC(message) as ctrl_c:
+    with _running(model, cfg, folder, show and is_main(), hardware, hooks, teacher) as run, _CtrlC(message) as ctrl_c:
         past, note = run.seconds, lambda: f'loss {run.history[-1]["loss"]:.4f}' if run.history else ''
         for i in progress(cfg.steps, label, run.done, note, show and is_main()):
             _iterate(run, step, i)
@@ -493,9 +537,11 @@ def fit(
             if saving or run.done % cfg.log_every == 0:
                 run.seconds = past + time.monotonic() - begin
                 _record(run)
-                if saving and folder: _save(run)
+                if saving and folder:
+                    _save(run)
+                    _call(run, 'saved', checkpoint_path(folder, run.done))
                 run.meter.restart()
-            if on_sample and cfg.sample_every and run.done % cfg.sample_every == 0: _sample(run, on_sample)
+            _call(run, 'after_iteration')
             if stopping: break
         return Fit(_gather(run, model), _gather(run, run.ema.module) if run.ema is not None else None, run.history,
                    run.seconds)
