@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from importlib import import_module
@@ -50,8 +51,8 @@ class Command:
 # %% ../nbs/14_cli.ipynb #f992177a
 #: other names of options; the first one that the command has is meant
 ALSO = {'branches': ['K'], 'preset': ['preset_name'], 'weights': ['branch_weights'],
-        'weights_end': ['branch_weights_end'], 'steps': ['updates'], 'nfe': ['nfes', 'end_steps'],
-        'license': ['licence']}
+        'weights_end': ['branch_weights_end'], 'steps': ['updates'], 'nfe': ['end_steps'],
+        'license': ['licence'], 'root': ['path']}
 EXITS = ('exit codes: 0 done, 1 something to mend (the last line says what), 2 wrong usage, '
          '130 interrupted')
 
@@ -206,8 +207,9 @@ def explain(e: Exception) -> str | None: # None: a bug, which keeps its tracebac
 
 def in_shell(message: str, options: Iterable[str]) -> str:
     "A message of the library in the words of the shell."
-    has = set(options)
-    def option(m): return f'--{m[1]}' if m[1] in has else m[0]
+    def option(m):
+        names = [o for o in (m[1], *ALSO.get(m[1], ())) if o in options]
+        return f'--{names[0]}' if names else m[0]
     return re.sub(r'\b(\w+)=(True\b)?(?![\w.\'"(\[-])', option, message)
 
 # %% ../nbs/14_cli.ipynb #a343f1e0
@@ -234,6 +236,9 @@ def from_shell(
                 print(json.dumps(dict(command=name, exit_code=code, error=message)), file=answer,
                       flush=True)
         return code
+    def warn(message, *where):
+        print(f'{name}: note: {in_shell(" ".join(str(message).split()), options)}', file=sys.stderr)
+    warnings.showwarning = warn
     try:
         check_launch()
         command = find()

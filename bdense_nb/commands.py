@@ -24,21 +24,19 @@ from torch import Tensor
 from tyro.conf import Positional
 
 # %% auto #0
-__all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'SFDVConfig', 'sfd',
-           'distill', 'check_teacher', 'train_teacher', 'load_denoiser', 'Common', 'Networks', 'find_device',
-           'find_net', 'check_text', 'alone', 'check_folder', 'check_file', 'note_start', 'read_config', 'with_fields',
-           'kind_of', 'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured', 'sample_counted',
-           'sampling_seconds', 'many_steps', 'print_table', 'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms',
-           'demo_plan', 'demo_settings', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'check_data', 'read_data',
-           'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan', 'forget_run', 'teach',
-           'is_diffusers', 'about_teacher', 'is_student', 'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of',
-           'data_of', 'find_data', 'find_student', 'Distill', 'host_of', 'distill_configs', 'shared_fields',
-           'five_calls', 'fitted', 'counts_of', 'is_banked', 'text_of_weights', 'distill_plan', 'cfg_of_count',
-           'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search', 'search_configs',
-           'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality',
-           'check_features', 'find_reality', 'quality_of', 'check_pair', 'measure_student', 'evaluate_plan',
-           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment',
-           'evaluate', 'Export', 'check_export', 'export']
+__all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
+           'find_device', 'find_net', 'check_text', 'alone', 'check_folder', 'check_file', 'note_start', 'read_config',
+           'with_fields', 'kind_of', 'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured',
+           'estimate', 'sample_counted', 'sampling_seconds', 'many_steps', 'print_table', 'Demo', 'peak_memory_gb',
+           'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms', 'draw_arms', 'demo',
+           'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
+           'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'is_student', 'pickle_note',
+           'read_diffusers', 'find_teacher', 'shape_of', 'data_of', 'find_data', 'find_student', 'Distill', 'host_of',
+           'distill_configs', 'five_calls', 'fitted', 'is_banked', 'distill_plan', 'make_banks', 'check_with_data',
+           'distill_data', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample',
+           'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
+           'quality_of', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
+           'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../nbs/14b_commands.ipynb #1213333c
 from .cli import Command, Line, Options
@@ -46,10 +44,10 @@ from .core import (NFECounter, about_run, check_choice, check_int, data_dir,
                             default_device, load_tensors, locked, read_json, save_tensors,
                             write_json)
 from .data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
-from .distill import (PRESETS, PDConfig, SFDConfig, Student, VariableStudent, config_of,
-                               device_bytes, estimate_run, estimate_training, growing_trials,
-                               load_student, peak_bytes, preset, progressive, prolong,
-                               reference_plan, second_stage, sfd, sfd_variable, teacher_bank)
+from .distill import (PDConfig, SFDConfig, Student, VariableStudent, config_of,
+                               device_bytes, distill, estimate_run, estimate_training,
+                               growing_trials, load_student, peak_bytes, preset, prolong,
+                               reference_plan, second_stage, sfd, teacher_bank)
 from .experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
                                    run_name, stored_rows)
 from .features import FEATURE_SPACES, load_space
@@ -60,43 +58,15 @@ from .metrics import fashion_fd, frechet_distance, paired_error, sliced_wasserst
 from .nets import MLP, UNet
 from .samplers import sample, trajectory
 from .search import confirm_weights, save_search, search_weights, show_search
-from .teachers import (TEACHERS, EDMDenoiser, NetDenoiser, VPDenoiser, edm_loss,
-                                load_denoiser, load_teacher, read_about, save_denoiser,
+from .teachers import (TEACHERS, EDMDenoiser, NetDenoiser, VPDenoiser, check_teacher,
+                                edm_loss, load_denoiser, load_teacher, read_about, save_denoiser,
                                 train_teacher)
-from .training import TrainConfig, claim_folder, is_main, progress
+from .training import Hardware, TrainConfig, claim_folder, is_main, progress
 from .trajectories import denoiser_hash, device_of, frozen_copy
+from .variable import SFDVConfig, several
 from .viz import show_rows, show_trajectories
 
-# %% ../nbs/14b_commands.ipynb #f9d3085b
-# integrator: remove this cell (what other branches bring)
-from .training import Hardware
-import bdense_nb.distill as _d
-import bdense_nb.teachers as _t
-
-@dataclass(frozen=True)
-class SFDVConfig(SFDConfig):
-    "SFD-v."
-    nfes: tuple[int, ...] = (2, 3, 4, 5) # network calls that can be chosen afterwards
-    step_layer: str = 'embed.lin1' # layer that is conditioned on the step count
-
-_sfd = sfd
-def sfd(teacher, cfg, bank=None, folder=None, show=True, student=None, *, hardware=Hardware(), hooks=()):
-    return _sfd(teacher, cfg, bank, folder, show, student)
-
-def distill(teacher, cfg, data=None, labels=None, bank=None, folder=None, *, hardware=Hardware(), hooks=()):
-    if isinstance(cfg, SFDVConfig):
-        return sfd_variable(teacher, SFDConfig(**shared_fields(cfg, SFDConfig)), cfg.nfes, bank, folder)
-    return _d.distill(teacher, cfg, data, labels, bank, folder)
-
-def check_teacher(denoiser, data, cond=None): return 'not checked'
-
-def train_teacher(denoiser, images, labels, cfg, batch=128, folder=None, show=True, *, hardware=Hardware(), hooks=(), null_class=None):
-    return _t.train_teacher(denoiser, images, labels, cfg, batch, folder, show)
-
-_load_denoiser = load_denoiser
-def load_denoiser(folder, device=None, net=None): return _load_denoiser(folder, device)
-
-# %% ../nbs/14b_commands.ipynb #805dfede
+# %% ../nbs/14b_commands.ipynb #e5109b2f
 Named = Annotated[str, tyro.conf.arg(metavar='FOLDER')]
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +109,7 @@ def alone(folder: Path | str): # a context
     "Hold a folder while it is written to; of several processes of one run the first does it."
     return locked(folder) if is_main() else contextlib.nullcontext()
 
-# %% ../nbs/14b_commands.ipynb #eefff621
+# %% ../nbs/14b_commands.ipynb #17fe921f
 STARTED = 'command.json'
 
 def check_folder(out: str, mine: Sequence[str] = ()) -> None: # mine: what an earlier start leaves
@@ -192,7 +162,7 @@ def with_fields(base, given: dict, where: str): # base: a configuration, or its 
 
 def kind_of(config) -> type: return config if isinstance(config, type) else type(config)
 
-# %% ../nbs/14b_commands.ipynb #eff77585
+# %% ../nbs/14b_commands.ipynb #37c5be64
 def duration(seconds: float) -> str:
     "Seconds, minutes or hours, whichever suits."
     for unit, size in (('days', 86400), ('hours', 3600), ('minutes', 60)):
@@ -232,16 +202,38 @@ def announce(plan: Callable[[], dict], folder: Path) -> None: # folder: the run'
     print('the plan (--dry_run shows all of it):')
     print_plan(planned, ('trains', 'nfe', 'updates', 'memory_gb', 'device', 'seconds'))
 
-def how_measured(estimate: dict, what: str = 'iterations') -> str:
+def how_measured(estimate: dict) -> str:
     "Where an estimate's seconds come from."
     measured, batch = (estimate[k] for k in ('measured_batch', 'batch'))
     if measured is None:
         return ('not at all: not even 2 samples fit into the memory; a smaller network or another '
                 'device is needed')
-    return (f'{what} of {measured} samples were timed on this device'
-            + ('' if measured == batch else f', and prolonged to {batch}'))
+    more = '' if measured == batch else f', and extrapolated to {batch}'
+    return f'iterations of {measured} samples were timed on this device{more}'
 
-# %% ../nbs/14b_commands.ipynb #7783480b
+def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None = None) -> dict:
+    "What a distillation will take; of several step counts one is drawn for each iteration."
+    cfgs = list(cfg.each.values()) if isinstance(cfg, SFDVConfig) else [cfg]
+    parts = [estimate_run(source, c, shape) for c in cfgs]
+    one = parts[0]
+    def mean(key):
+        values = [p[key] for p in parts]
+        return None if None in values else sum(values)/len(values)
+    walks = len(parts) if is_banked(cfg, bank) else 1 # a bank is made for every step count
+    memory = None if mean('memory_gb') is None else max(p['memory_gb'] for p in parts)
+    if memory and is_banked(cfg, bank) and not bank and one['device'] == 'cpu':
+        memory += walks*mean('bank_gb')
+    walking = walks*mean('seconds_teacher')
+    training = mean('seconds_student')
+    return dict(parameters=one['parameters'], nfe=sorted({p['nfe'] for p in parts}),
+                updates=round(mean('updates')), batch=cfg.batch, substeps=cfg.substeps,
+                teacher_samples=round(walks*mean('teacher')), student_samples=round(mean('student')),
+                memory_gb=memory, device=one['device'], device_memory_gb=one['device_gb'],
+                seconds_teacher=walking, seconds_student=training,
+                seconds=None if training is None else walking + training,
+                estimated_from=how_measured(one))
+
+# %% ../nbs/14b_commands.ipynb #e2bf4245
 def sample_counted(
     arm: Student, # a student, or a teacher dressed as one
     n: int, # samples
@@ -284,7 +276,7 @@ def print_table(rows: list[dict]) -> None:
         print(f'{r["what"]:32}' + ''.join(f'{"-" if r[k] is None else format(r[k], f):>{width}}'
                                           for k, width, f in columns))
 
-# %% ../nbs/14b_commands.ipynb #cc1fafaf
+# %% ../nbs/14b_commands.ipynb #bdfef639
 @dataclass(frozen=True, kw_only=True)
 class Demo(Common):
     "Distil the shipped Fashion-MNIST teacher into two students of 2 NFE, SFD and B-DENSE."
@@ -315,20 +307,15 @@ def demo_arms(teacher: NetDenoiser, cfg: SFDConfig, folder: Path, hardware: Hard
 
 def demo_plan(teacher: NetDenoiser, cfg: SFDConfig, n: int) -> dict:
     "What the demonstration would do and take."
-    dense = estimate_run(teacher, cfg)
-    host = estimate_run(teacher, replace(cfg, K=1))
+    one = estimate(teacher, cfg, cfg.shape)
     (fine, solver), (few, _) = teacher_arms(teacher, cfg).values()
     measuring = sampling_seconds(fine, n, solver) + 3*sampling_seconds(few, n)
-    training = dense['seconds_student'] + host['seconds_student']
-    return dict(trains=f'two students of {dense["nfe"]} NFE: SFD, and B-DENSE with K = {cfg.K}',
-                teacher_parameters=dense['parameters'], updates=2*dense['updates'],
-                teacher_samples=dense['teacher'], student_samples=2*dense['student'],
-                grid=cfg.grids[1].tolist(), nfe=dense['nfe'], measured_with=f'{n} samples of each',
-                memory_gb=dense['memory_gb'], device=dense['device'],
-                device_memory_gb=dense['device_gb'], seconds_teacher=dense['seconds_teacher'],
-                seconds_training=training, seconds_measuring=measuring,
-                seconds=dense['seconds_teacher'] + training + measuring,
-                estimated_from=how_measured(dense))
+    training = None if one['seconds_student'] is None else 2*one['seconds_student']
+    return dict(trains=f'two students: SFD, and B-DENSE with K = {cfg.K}') | one | dict(
+        updates=2*one['updates'], student_samples=2*one['student_samples'],
+        grid=cfg.grids[1].tolist(), measured_with=f'{n} samples of each',
+        seconds_student=training, seconds_measuring=measuring,
+        seconds=None if training is None else one['seconds_teacher'] + training + measuring)
 
 def demo_settings(cfg: SFDConfig, n: int) -> dict: # JSON-able
     "What tells one demonstration from another."
@@ -400,7 +387,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
           f'{report["seconds"]:.0f} s.')
     return {k: v for k, v in report.items() if k != 'command'} | dict(out=str(out))
 
-# %% ../nbs/14b_commands.ipynb #29801b9b
+# %% ../nbs/14b_commands.ipynb #cd2e83f9
 DATA = ('fashion_mnist', 'cifar10', *TOY_SETS)
 
 def check_data(data: str) -> None:
@@ -447,7 +434,7 @@ def new_denoiser(x: Tensor, n_classes: int, data: str) -> EDMDenoiser:
                          f'that are multiples of {net.divisor}, not {bad[0]}: pass --size {good}')
     return EDMDenoiser(net, sigma_data)
 
-# %% ../nbs/14b_commands.ipynb #0e582106
+# %% ../nbs/14b_commands.ipynb #317e73b8
 #: iterations, images an iteration, peak learning rate, decay of the average that is the teacher
 TEACH_PRESETS = {
     'quick': dict(steps=400, batch=64, lr=2e-3, ema=.99), # to see that it runs
@@ -551,16 +538,20 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     return dict(out=out, updates=cfg.steps, loss=result.history[-1]['loss'],
                 parameters=sum(p.numel() for p in denoiser.parameters()), **about)
 
-# %% ../nbs/14b_commands.ipynb #dc9c81a5
+# %% ../nbs/14b_commands.ipynb #9b9478ef
 def is_diffusers(name: str) -> bool:
     "Does this folder hold a diffusers pipeline or U-Net?"
     folder = Path(name)
     if (folder/'model_index.json').exists() or (folder/'unet').exists(): return True
     return (folder/'config.json').is_file() and '_diffusers_version' in read_json(folder/'config.json')
 
+def is_code(name: str) -> bool:
+    "Does this name a callable that makes a teacher, as module:callable?"
+    return ':' in name and not Path(name).exists()
+
 def about_teacher(name: str) -> dict: # {} of a diffusers model
     "What a teacher's folder says of it."
-    if is_diffusers(name): return {}
+    if is_diffusers(name) or is_code(name): return {}
     return read_about(data_dir()/TEACHERS[name] if name in TEACHERS else name).get('about', {})
 
 def is_student(name: str) -> bool:
@@ -590,12 +581,14 @@ def find_teacher(name: str, options: Networks) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
     if name in TEACHERS: return load_teacher(name, device)
+    if is_code(name): return find_net(name)().to(device)
     if not Path(name).is_dir():
         raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a '
                          f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
     if (Path(name)/'sampling.json').is_file(): return load_pretrained(name, device).denoiser
     if is_diffusers(name): return read_diffusers(name, options).to(device)
-    try: return load_denoiser(name, device, net=find_net(options.net))
+    if options.net: return load_student(name, device, find_net(options.net)).denoiser
+    try: return load_denoiser(name, device)
     except FileNotFoundError as e: raise ValueError(f'{e}{pickle_note(name)}') from e
 
 def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -643,7 +636,7 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     "A student by folder; of one for several step counts the one asked for."
     device = find_device(options.device)
     if (Path(folder)/'sampling.json').is_file(): student = load_pretrained(folder, device)
-    else: student = load_student(folder, device, net=find_net(options.net))
+    else: student = load_student(folder, device, find_net(options.net))
     if isinstance(student, VariableStudent):
         if nfe is None:
             raise ValueError(f'{folder} holds a student for {", ".join(map(str, student.nfe))} NFE: '
@@ -653,12 +646,12 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
         raise ValueError(f'{folder} holds a student for {student.nfe} NFE, not {nfe}')
     return student
 
-# %% ../nbs/14b_commands.ipynb #78d505d5
+# %% ../nbs/14b_commands.ipynb #06321b8a
 @dataclass(frozen=True, kw_only=True)
 class Distill(Networks):
     "Distil a teacher with K branches; run the same command again to resume."
     out: Positional[Named] # folder for the student and its checkpoints; a run found there is resumed
-    teacher: str = 'fashion_mnist' # a shipped teacher, or a folder that bdense_teach or diffusers wrote; an SFD student's folder: its second stage, to 1 NFE
+    teacher: str = 'fashion_mnist' # a shipped teacher, a folder that bdense_teach or diffusers wrote, or module:callable that makes a denoiser; an SFD student's folder: its second stage, to 1 NFE
     preset_name: str = 'fashion_mnist' # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation: fashion_mnist_pd, cifar10-pd. The other options change it
     config: str | None = None # JSON file with a configuration: command.json or run.json of a run, config.json of a student, or your own; options change it
     bank: str | None = None # SFD: a folder that keeps the teacher's trajectories for this run and the next
@@ -671,7 +664,7 @@ class Distill(Networks):
 def host_of(config: dict, base) -> type:
     "The class that a stored configuration is of; one of few fields is of the preset's."
     if 'start_steps' in config: return PDConfig
-    if 'step_layer' in config: return SFDVConfig
+    if isinstance(config.get('nfe'), list): return SFDVConfig
     return SFDConfig if 'teacher_states' in config else type(base)
 
 def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
@@ -681,17 +674,13 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     stored, hardware = read_config(where) if 'config' in said else ({}, {})
     host = host_of(stored, base)
     if ',' in said.get('nfe', '') and host is SFDConfig: host = SFDVConfig
-    if host is not type(base): base = host(**shared_fields(base, host))
     teacher = said.get('teacher') or 'fashion_mnist'
-    if isinstance(base, SFDConfig) and is_student(teacher):
+    if host is SFDVConfig and isinstance(base, SFDConfig): base = several(base)
+    elif host is not type(base): base = host()
+    elif host is SFDConfig and is_student(teacher):
         base = second_stage(five_calls(teacher), steps=base.steps, batch=base.batch, pool=base.pool,
                             lr=base.lr, lr_schedule=base.lr_schedule)
     return with_fields(base, stored, where), with_fields(Hardware, hardware, where)
-
-def shared_fields(config, host: type) -> dict:
-    "Those fields of a configuration that another host has, too."
-    return {f.name: getattr(config, f.name) for f in fields(config)
-            if f.name in {g.name for g in fields(host)} and f.name != 'nfe'}
 
 def five_calls(folder: str) -> Student:
     "The student that the second stage starts from; of one for several counts that of 5 calls."
@@ -709,72 +698,50 @@ def fitted(cfg, source: NetDenoiser, shape: tuple[int, ...], given: frozenset[st
     if 'sigma_max' not in given: changes['sigma_max'] = min(cfg.sigma_max, top)
     return replace(cfg, **changes)
 
-def counts_of(cfg) -> list[int]: # of Progressive Distillation: []
-    "The numbers of network calls that an SFD student is to know."
-    if isinstance(cfg, PDConfig): return []
-    return list(cfg.nfes) if isinstance(cfg, SFDVConfig) else [cfg.nfe]
-
 def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
-    return isinstance(cfg, SFDConfig) and bool(cfg.pool or bank)
-
-def text_of_weights(weights) -> str:
-    return weights if isinstance(weights, str) else ', '.join(f'{w:g}' for w in weights)
+    return not isinstance(cfg, PDConfig) and bool(cfg.pool or bank)
 
 def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...], data: str,
                  bank: str | None) -> dict:
-    "What a distillation would do and take; of several step counts one is drawn for each iteration."
-    pd, banked = isinstance(cfg, PDConfig), is_banked(cfg, bank)
+    "What a distillation would do and take."
+    pd = isinstance(cfg, PDConfig)
     if pd: cfg = cfg.on_table(source)
-    cfgs = [cfg] if pd else [cfg_of_count(cfg, n) for n in counts_of(cfg)]
-    parts = [estimate_run(source, c, shape) for c in cfgs]
-    def total(key): return None if any(p[key] is None for p in parts) else sum(p[key] for p in parts)
-    def mean(key): return None if total(key) is None else total(key)/len(parts)
-    walk = total if banked else mean # a bank is made for every step count, whichever is drawn
-    grids = [cfg.grid(cfg.end_steps)] if pd else [c.grids[1] for c in cfgs]
-    in_memory = banked and not bank and parts[0]['device'] == 'cpu'
-    peaks = [p['memory_gb'] for p in parts]
-    kept = total('bank_gb') if in_memory else 0.
     name = {PDConfig: 'Progressive Distillation', SFDConfig: 'SFD'}.get(type(cfg), 'SFD-v')
-    weights = f', weights {text_of_weights(cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
-    plan = dict(trains=f'{name}, K = {cfg.K} branches{weights}', teacher=teacher,
-                parameters=parts[0]['parameters'], shape=list(shape), data=data)
+    weights = cfg.branch_weights if isinstance(cfg.branch_weights, str) else readable('', cfg.branch_weights)
+    what = f', weights {weights}' if cfg.K > 1 else ' (the plain host)'
+    found = estimate(source, cfg, shape, bank)
+    plan = dict(trains=f'{name}, K = {cfg.K} branches{what}', teacher=teacher, shape=list(shape),
+                data=data)
     if pd:
         ladder = [cfg.start_steps, *cfg.rounds]
         plan['rounds'] = [f'{a} to {b} steps' for a, b in zip(ladder, ladder[1:])]
-    plan |= dict(nfe=sorted({p['nfe'] for p in parts}), updates=round(mean('updates')),
-                 batch=cfg.batch, substeps=cfg.substeps, teacher_samples=round(walk('teacher')),
-                 student_samples=round(mean('student')))
-    plan |= {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids}
-    if not pd:
-        plan['bank'] = (f'{total("bank_gb"):.2f} GB of trajectories in {bank or "memory"}' if banked
-                        else 'none: the teacher walks during training')
-    if walk('seconds_teacher'): # else the teacher walks inside the updates
-        plan |= dict(seconds_teacher=walk('seconds_teacher'), seconds_student=mean('seconds_student'))
-    student = mean('seconds_student')
-    return plan | dict(memory_gb=None if None in peaks else max(peaks) + kept,
-                       device=parts[0]['device'], device_memory_gb=parts[0]['device_gb'],
-                       seconds=None if student is None else walk('seconds_teacher') + student,
-                       estimated_from=how_measured(parts[0]))
+        grids = [cfg.grid(cfg.end_steps)]
+    else:
+        plan['bank'] = (f'the teacher\'s trajectories are kept in {bank or "memory"}'
+                        if is_banked(cfg, bank) else 'none: the teacher walks during training')
+        cfgs = cfg.each.values() if isinstance(cfg, SFDVConfig) else [cfg]
+        grids = [c.grids[1] for c in cfgs]
+    return plan | {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids} | found
 
-def cfg_of_count(cfg, nfe: int) -> SFDConfig:
-    "SFD's configuration for one of several step counts."
-    return SFDConfig(**shared_fields(cfg, SFDConfig), nfe=nfe)
-
-def make_banks(source: NetDenoiser, cfg, bank: str | None): # None: the teacher walks in training
-    "The teacher's trajectories: a bank, or for several step counts one for each."
+def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
+    "The teacher's trajectories: a bank, or for several step counts one for each; None: not kept."
     if not is_banked(cfg, bank): return None
-    banks = {n: teacher_bank(source, cfg_of_count(cfg, n),
-                             folder=Path(bank)/f'nfe-{n}' if bank else None) for n in counts_of(cfg)}
+    if (note := folder/'run.json').is_file(): # another run's folder is refused before the walks
+        claim_folder(folder, read_json(note) | asdict(cfg), asdict(type(cfg)()), cfg.free)
+    cfgs = cfg.each if isinstance(cfg, SFDVConfig) else {cfg.nfe: cfg}
+    banks = {n: teacher_bank(source, c, folder=Path(bank)/f'nfe-{n}' if bank else None)
+             for n, c in cfgs.items()}
     return banks if isinstance(cfg, SFDVConfig) else banks[cfg.nfe]
 
 def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
     "Say whether a teacher answers with clean estimates, and refuse one that does not."
-    x, y = pairs
-    try: print(check_teacher(source, x, y))
-    except ValueError as e:
-        if not trust: raise ValueError(f'{e}; --trust_teacher goes on all the same') from e
-        print(f'the teacher is trusted, although: {e}')
+    found = check_teacher(source, *pairs, refuse=False)
+    if found.ok:
+        return print(f'the teacher answers with clean estimates at all {len(found.sigmas)} noise '
+                     f'levels that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
+    if not trust: raise ValueError(f'{found.message()}; --trust_teacher goes on all the same')
+    print(f'the teacher is trusted, although {found.message()}')
 
 def distill_data(options: Distill, cfg, source: NetDenoiser, shape: tuple[int, ...]):
     "Clean data and labels: what was asked for, or what Progressive Distillation needs; else None."
@@ -804,10 +771,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors'])
         announce(plan, folder)
-        if (folder/'run.json').is_file(): # before the teacher's walks, which take a while
-            claim_folder(folder, asdict(cfg))
         data, labels = pairs or (None, None)
-        student = distill(source, cfg, data, labels, make_banks(source, cfg, options.bank), folder,
+        student = distill(source, cfg, data, labels, make_banks(source, cfg, options.bank, folder), folder,
                           hardware=hardware)
         note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
@@ -825,7 +790,7 @@ def finish(student, options: Distill, line: Line, data: str | None, hardware: Ha
     return dict(out=options.out, nfe=student.nfe, host=about['host'], loss=history[-1]['loss'],
                 seconds=about['seconds'], config=about['config'], **about_run())
 
-# %% ../nbs/14b_commands.ipynb #5398bd1b
+# %% ../nbs/14b_commands.ipynb #854ea8dd
 @dataclass(frozen=True, kw_only=True)
 class Search(Networks):
     "Search for branch weights by paired error, and confirm what was found on other training seeds."
@@ -846,23 +811,21 @@ def search_configs(said: dict[str, str]) -> tuple[SFDConfig]:
 
 def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
     "What a search would do and take."
-    one = estimate_run(source, cfg)
-    n, arms = options.n, 1 + len(BRANCH_WEIGHTS)
+    one = estimate(source, cfg, cfg.shape)
+    n = options.n
+    arms = 1 + len(BRANCH_WEIGHTS)
     runs = options.trials + options.seeds*arms
     careful, solver = many_steps(source, cfg, cfg.shape)
     few = Student(source, cfg.grids[1], cfg.afs, cfg.shape)
     scoring = runs*sampling_seconds(few, n) + 2*sampling_seconds(careful, n, solver)
-    walks = (options.seeds + 1)*one['seconds_teacher']
+    walking = (options.seeds + 1)*one['seconds_teacher']
     training = None if one['seconds_student'] is None else runs*one['seconds_student']
-    return dict(searches=f'{cfg.K} branch weights for SFD, {one["nfe"]} NFE', teacher=options.teacher,
-                parameters=one['parameters'], trials=options.trials,
-                confirmation=f'{options.seeds} seeds of {arms} trainings each', trainings=runs,
-                updates_of_each=one['updates'], batch=cfg.batch, samples_scored=n,
-                grid=cfg.grids[1].tolist(), nfe=one['nfe'], memory_gb=one['memory_gb'],
-                device=one['device'], device_memory_gb=one['device_gb'], seconds_teacher=walks,
-                seconds_student=training, seconds_scoring=scoring,
-                seconds=None if training is None else walks + training + scoring,
-                estimated_from=how_measured(one))
+    return dict(searches=f'{cfg.K} branch weights for SFD', teacher=options.teacher,
+                trials=options.trials, trainings=runs,
+                confirmation=f'{options.seeds} seeds of {arms} trainings each') | one | dict(
+        samples_scored=n, seconds_teacher=walking, seconds_student=training,
+        seconds_scoring=scoring,
+        seconds=None if training is None else walking + training + scoring)
 
 def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     "Search, confirm, draw."
@@ -892,7 +855,7 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     return dict(out=str(out), weights=weights, score=result.best.score, trials=len(result.trials),
                 confirmed={k: list(v) for k, v in result.confirmed.items()}, **about_run())
 
-# %% ../nbs/14b_commands.ipynb #41bcc0b2
+# %% ../nbs/14b_commands.ipynb #6357f37d
 @dataclass(frozen=True, kw_only=True)
 class Sample(Networks):
     "Sample a student."
@@ -939,7 +902,7 @@ def sample_student(options: Sample, line: Line) -> dict:
     return dict(samples=str(tensors), picture=str(out) if picture else None, n=n,
                 shape=list(arm.shape), nfe=arm.nfe, seeds=[seed, seed + n - 1])
 
-# %% ../nbs/14b_commands.ipynb #297c3fec
+# %% ../nbs/14b_commands.ipynb #d41657b9
 AMOUNTS = {'quick': 200, 'standard': 1000, 'full': 10_000} # samples
 SHIPPED = (1, 28, 28) # images that the shipped features are for
 
@@ -1073,7 +1036,7 @@ def evaluate_student(options: Evaluate) -> dict:
                               f'{reality.line}')
     return report
 
-# %% ../nbs/14b_commands.ipynb #e690e819
+# %% ../nbs/14b_commands.ipynb #b2c92a04
 def list_experiments() -> dict:
     "Name the experiments that can be run."
     runs = {name: len(e.arms)*e.seeds for name, e in EXPERIMENTS.items()}
@@ -1135,7 +1098,7 @@ def evaluate(options: Evaluate, line: Line) -> dict:
     if options.out: check_file(options.out, lambda path: 'rows' in read_json(path))
     return evaluate_student(replace(options, n=n))
 
-# %% ../nbs/14b_commands.ipynb #53bdc9fb
+# %% ../nbs/14b_commands.ipynb #f8da6688
 EXPORTED = { # what each format writes
     'diffusers': ('unet/', 'scheduler/', 'sampling.json', 'README.md'),
     'onnx': ('step.onnx', 'sampling.json'),
@@ -1183,7 +1146,7 @@ def export(options: Export, line: Line) -> dict:
     print(f'{to}: {", ".join(files)} in {out}')
     return dict(out=out, format=to, files=files, nfe=arm.nfe)
 
-# %% ../nbs/14b_commands.ipynb #8c181a95
+# %% ../nbs/14b_commands.ipynb #b7b5807b
 COMMANDS = {
     'bdense_demo': Command(demo, Demo, [
         ('', 'the demonstration of the README'),
