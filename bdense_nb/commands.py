@@ -147,7 +147,8 @@ def read_config(path: str) -> tuple[dict, dict]: # fields of the method, and of 
     about = found.get('about', found)
     nested = isinstance(about.get('config'), dict)
     config = dict(about['config'] if nested else about)
-    hardware = dict(about.get('hardware') or {})
+    hardware = about.get('computed_with', about.get('hardware'))
+    hardware = hardware if isinstance(hardware, dict) else {} # elsewhere it names the machine
     for name in {'teacher', 'student', 'data'} & set(config): # what run.json tells apart runs by
         if Path(path).name == 'run.json': del config[name]
     return config, hardware
@@ -532,7 +533,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
         if is_main():
             save_denoiser(result.ema or result.model, out,
                           dict(command=line.text, **about, config=asdict(cfg),
-                               hardware=asdict(hardware), history=result.history))
+                               computed_with=asdict(hardware), history=result.history))
     print(f'the teacher is in {out}: {result.seconds:.0f} s, '
           f'{cfg.steps*batch/result.seconds:.0f} images a second')
     return dict(out=out, updates=cfg.steps, loss=result.history[-1]['loss'],
@@ -780,7 +781,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
 def finish(student, options: Distill, line: Line, data: str | None, hardware: Hardware) -> dict:
     "Write a student, and say so."
     about = student.about
-    about |= dict(command=line.text, data=data, hardware=asdict(hardware), **about_run())
+    about |= dict(command=line.text, data=data, computed_with=asdict(hardware), **about_run())
     if is_main(): # several processes, one folder
         unet = isinstance(student, Student) and isinstance(student.denoiser.net, DiffusersNet)
         if unet: student.save_pretrained(options.out)

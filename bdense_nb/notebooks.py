@@ -13,11 +13,12 @@ from importlib.metadata import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from posixpath import join, normpath
+from typing import Annotated
 
 import bdense_nb
 from .cli import Command, Line, Options, bdense_notebooks
 from .core import atomic_path, data_dir, locked, read_json, sweep, write_json
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 # %% auto #0
 __all__ = ['NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ours', 'copy_notebooks', 'Notebooks', 'notebooks']
@@ -103,7 +104,7 @@ def copy_notebooks(
 @dataclass(frozen=True, kw_only=True)
 class Notebooks(Options):
     "Copy the course's notebooks into a folder of your own."
-    folder: Positional[str] # where the copy goes
+    folder: Positional[Annotated[str, arg(metavar='FOLDER')]] # where the copy goes
     overwrite: bool = False # replace notebooks there that you have changed, with all you wrote in them
 
 def notebooks(options: Notebooks, line: Line) -> dict:
