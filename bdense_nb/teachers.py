@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .core import (check_choice, check_int, check_state, data_dir, default_devic
                             save_tensors, sha256, write_json)
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
-from .training import Fit, TrainConfig, claim_folder, fingerprint, fit, send, share
+from .training import Fit, Hardware, TrainConfig, claim_folder, fingerprint, fit, send, share
 
 # %% auto #0
 __all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
@@ -476,6 +476,8 @@ def train_teacher(
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     *,
+    hardware: Hardware = Hardware(),
+    hooks: Sequence = (), # see `training.fit`
     null_class: int | None = None, # the class in `labels` that stands for "no class"; None: there is none
 ) -> Fit: # `.ema` is the teacher to keep
     "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
@@ -491,7 +493,7 @@ def train_teacher(
         pick = torch.randint(len(images), (batch,), generator=g)
         label = send(labels[pick], device) if labels is not None else None
         yield edm_loss(model, send(images[pick], device), label, g)
-    return fit(denoiser.train(), step, cfg, folder, 'teacher', show)
+    return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
 
 def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_class: int | None) -> Tensor | None:
     "Labels as the network counts them: its classes, then the null class."
@@ -585,7 +587,8 @@ def _network(folder: Path, about: dict, net, n: int) -> nn.Module: # n: numbers 
     if about['net'] not in NETS:
         raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build; pass net= such a network, '
                          f'or a function that makes one')
-    with torch.device('meta'): needs = sum(t.numel() for t in build_net(about['net'], about['net_config']).state_dict().values())
+    with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
+    needs = sum(t.numel() for t in empty.state_dict().values())
     if needs > n: raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')
     return build_net(about['net'], about['net_config'])
 
@@ -600,7 +603,7 @@ def _check_weights(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
 def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
     "Lay out a network's images as [B, H, W, C] in memory; weights with other than four axes stay as they are."
     for t in (*model.parameters(), *model.buffers()):
-        if t.ndim == 4: t.data = t.data.contiguous(memory_format=torch.channels_last)
+        if t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
     return model
 
 # %% ../nbs/03_teachers.ipynb #48bb5e0a
