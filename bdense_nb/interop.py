@@ -71,6 +71,8 @@ def noise_table(
 # %% ../nbs/10f_interop.ipynb #b468e01b
 class DiffusersNet(nn.Module):
     "A diffusers `UNet2DModel`, called the way our denoisers call a network."
+    hash_ignores = ('source',)
+
     def __init__(self,
         unet: nn.Module, # a `diffusers.UNet2DModel`
         scheduler_config: dict, # the part that it depends on, see `noise_table`

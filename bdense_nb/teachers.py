@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from .core import (check_choice, check_int, check_state, data_dir, default_devic
                             save_tensors, sha256, write_json)
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
-from .training import Fit, TrainConfig, claim_folder, fingerprint, fit, send, share
+from .training import Fit, Hardware, TrainConfig, claim_folder, fingerprint, fit, send, share
 
 # %% auto #0
 __all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
            'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'check_top',
            'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'edm_loss', 'train_teacher',
-           'save_denoiser', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
 def as_column(
@@ -476,6 +476,8 @@ def train_teacher(
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     *,
+    hardware: Hardware = Hardware(),
+    hooks: Sequence = (), # see `training.fit`
     null_class: int | None = None, # the class in `labels` that stands for "no class"; None: there is none
 ) -> Fit: # `.ema` is the teacher to keep
     "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
@@ -491,7 +493,7 @@ def train_teacher(
         pick = torch.randint(len(images), (batch,), generator=g)
         label = send(labels[pick], device) if labels is not None else None
         yield edm_loss(model, send(images[pick], device), label, g)
-    return fit(denoiser.train(), step, cfg, folder, 'teacher', show)
+    return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
 
 def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_class: int | None) -> Tensor | None:
     "Labels as the network counts them: its classes, then the null class."
@@ -510,7 +512,7 @@ def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_
 # %% ../nbs/03_teachers.ipynb #00abb1c2
 DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser, 'ModuleDenoiser': ModuleDenoiser}
 WEIGHTS = 'model.safetensors'
-CONFIG = 'config.json' # written last: a folder with it is whole
+CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 
 def save_denoiser(
     denoiser: NetDenoiser, # around any network; one that this package does not know must be given to `load_denoiser`
@@ -521,12 +523,18 @@ def save_denoiser(
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
     check_choice('denoiser', type(denoiser).__name__, DENOISERS)
     folder = Path(folder)
-    known = type(denoiser.net).__name__ in NETS
-    (folder/CONFIG).unlink(missing_ok=True) # from here on, and until the end, the folder is not whole
+    known = NETS.get(type(denoiser.net).__name__) is type(denoiser.net)
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
     write_json(folder/CONFIG, dict(denoiser=type(denoiser).__name__, config=denoiser.config,
                                    net=type(denoiser.net).__name__, net_config=denoiser.net.config if known else None,
                                    sha256=sha256(folder/WEIGHTS), about=about or {}))
+
+def is_whole(
+    folder: Path | str,
+) -> bool:
+    "Did `save_denoiser` come to its end there?"
+    weights = Path(folder)/WEIGHTS
+    return weights.is_file() and (Path(folder)/CONFIG).is_file() and read_about(folder)['sha256'] == sha256(weights)
 
 def read_run(
     folder: Path | str,
@@ -567,8 +575,12 @@ def load_denoiser(
         raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is {got}, expected '
                          f'{about["sha256"]}')
     tensors = load_tensors(path)[0]
+    if net is not None and not isinstance(net, nn.Module): net = net()
+    if not isinstance(net, (nn.Module, type(None))):
+        raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
     try:
-        module = _network(folder, about, net, sum(t.numel() for t in tensors.values()))
+        n = sum(t.numel() for t in tensors.values())
+        module = _network(folder, about, n) if net is None else net
         denoiser = DENOISERS[about['denoiser']](module, **about['config'])
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
@@ -577,15 +589,13 @@ def load_denoiser(
     denoiser = denoiser.requires_grad_(False).eval().to(device or default_device())
     return to_channels_last(denoiser)
 
-def _network(folder: Path, about: dict, net, n: int) -> nn.Module: # n: numbers that are stored
-    if net is not None:
-        made = net if isinstance(net, nn.Module) else net()
-        if isinstance(made, nn.Module): return made
-        raise TypeError(f'net must be a network or make one, got a {type(made).__name__}')
-    if about['net'] not in NETS:
+def _network(folder: Path, about: dict, n: int) -> nn.Module:
+    "The network that a file describes, unless it is larger than the n numbers stored."
+    if about['net'] not in NETS or about['net_config'] is None:
         raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build; pass net= such a network, '
                          f'or a function that makes one')
-    with torch.device('meta'): needs = sum(t.numel() for t in build_net(about['net'], about['net_config']).state_dict().values())
+    with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
+    needs = sum(t.numel() for t in empty.state_dict().values())
     if needs > n: raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')
     return build_net(about['net'], about['net_config'])
 
@@ -600,7 +610,7 @@ def _check_weights(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
 def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
     "Lay out a network's images as [B, H, W, C] in memory; weights with other than four axes stay as they are."
     for t in (*model.parameters(), *model.buffers()):
-        if t.ndim == 4: t.data = t.data.contiguous(memory_format=torch.channels_last)
+        if t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
     return model
 
 # %% ../nbs/03_teachers.ipynb #48bb5e0a
