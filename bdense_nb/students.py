@@ -67,7 +67,7 @@ def claim_run(
     **more, # what else defines the run: hashes of teacher, student and data
 ) -> None:
     "Take a folder for a run; one that holds another run is refused."
-    if folder is not None: claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), free)
+    if folder is not None: claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free))
 
 def check_own_samples(
     teacher: Callable, # frozen
