@@ -67,7 +67,7 @@ def claim_run(
     **more, # what else defines the run: hashes of teacher, student and data
 ) -> None:
     "Take a folder for a run; one that holds another run is refused."
-    if folder is not None: claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), free)
+    if folder is not None: claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free))
 
 def check_own_samples(
     teacher: Callable, # frozen
@@ -148,7 +148,9 @@ class Student:
 # %% ../nbs/10_students.ipynb #0072d5ec
 WEIGHTS, CONFIG, BIASES = 'model.safetensors', 'config.json', 'step_biases.safetensors'
 
-def _class_name(thing) -> str: return f'{type(thing).__module__}:{type(thing).__qualname__}'
+def _class_name(thing) -> str: # 'module:class'
+    name = f'{type(thing).__module__}:{type(thing).__qualname__}'
+    return f'{name} of {_class_name(thing.model)}' if name == 'bdense_nb.interop:EDMNet' else name
 
 def _is_ours(net: nn.Module) -> bool: # else somebody must say how to build it
     return type(net).__name__ in NETS and type(net).__module__.startswith('bdense_nb.')
@@ -282,7 +284,9 @@ class _Sampling:
     step_layer: str | None = None
     biases_sha256: str | None = None
 
-    def __post_init__(self): validate(self)
+    def __post_init__(self):
+        validate(self)
+        if not self.shape: raise ValueError('shape is empty')
 
 def _sampling(path: Path, about: dict) -> _Sampling:
     how = about.pop('student', {})
@@ -329,9 +333,10 @@ def _around(net: nn.Module | Callable[[], nn.Module] | None, said: dict, folder:
             device: torch.device | str | None) -> NetDenoiser: # frozen
     "The stored weights in a network that the caller knows how to build."
     if net is None:
-        raise ValueError(f'{folder} holds a student whose network is {said["net"]}, which this package cannot build: '
-                         f'pass net= such a network or a function that makes one, as in load_student({str(folder)!r}, '
-                         f'net=MyNet); in a shell --net module:function')
+        foreign = [said[k] for k in ('denoiser', 'net') if ':' in said[k] and not said[k].endswith(':ModuleDenoiser')]
+        raise ValueError(f'{folder} holds a student made of {foreign[0]}, which this package cannot build: pass net= '
+                         f'one, or a function that makes one, as in load_student({str(folder)!r}, net=MyNet); in a '
+                         f'shell --net module:function')
     made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
     if not isinstance(made, nn.Module):
         raise TypeError(f'net must be a network (nn.Module) or a function that makes one, got {type(made).__name__}')
