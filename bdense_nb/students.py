@@ -26,18 +26,15 @@ from .training import Fit, TrainConfig, claim_folder
 from .trajectories import TrajectoryPlan, draw_start
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'CONFIG', 'BIASES', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
-           'VariableStudent', 'load_student']
+__all__ = ['WEIGHTS', 'CONFIG', 'BIASES', 'starting_network', 'branched_student', 'train_config', 'claim_run',
+           'check_own_samples', 'kept', 'Student', 'VariableStudent', 'load_student']
 
 # %% ../nbs/10_students.ipynb #59649bb9
-def branched_student(
+def starting_network(
     teacher: Callable, # what is distilled
-    student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
-    K: int, # branches
-    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
-    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
-) -> BranchedDenoiser: # trainable, in training mode
-    "The network that is trained: a copy of the teacher, or of another network, with K branches."
+    student: NetDenoiser | None, # where the student starts; None: as the teacher
+) -> NetDenoiser:
+    "The network that a student starts from; refused unless it is one, with the teacher's classes."
     start = teacher if student is None else student
     if not isinstance(start, NetDenoiser):
         raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like, got '
@@ -46,7 +43,17 @@ def branched_student(
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student '
                          f'{start.n_classes}')
-    return branch(start, K, layer, shape).train()
+    return start
+
+def branched_student(
+    teacher: Callable, # what is distilled
+    student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
+    K: int, # branches
+    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
+    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
+) -> BranchedDenoiser: # trainable, in training mode
+    "The network that is trained: a copy of the teacher, or of another network, with K branches."
+    return branch(starting_network(teacher, student), K, layer, shape).train()
 
 # %% ../nbs/10_students.ipynb #7ed581e1
 def train_config(
