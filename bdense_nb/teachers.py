@@ -24,7 +24,7 @@ from .training import Fit, Hardware, TrainConfig, claim_folder, fingerprint, fit
 __all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
            'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'check_top',
            'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'edm_loss', 'train_teacher',
-           'save_denoiser', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
 def as_column(
@@ -512,7 +512,7 @@ def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_
 # %% ../nbs/03_teachers.ipynb #00abb1c2
 DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser, 'ModuleDenoiser': ModuleDenoiser}
 WEIGHTS = 'model.safetensors'
-CONFIG = 'config.json' # written last: a folder with it is whole
+CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 
 def save_denoiser(
     denoiser: NetDenoiser, # around any network; one that this package does not know must be given to `load_denoiser`
@@ -523,12 +523,18 @@ def save_denoiser(
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
     check_choice('denoiser', type(denoiser).__name__, DENOISERS)
     folder = Path(folder)
-    known = type(denoiser.net).__name__ in NETS
-    (folder/CONFIG).unlink(missing_ok=True) # from here on, and until the end, the folder is not whole
+    known = NETS.get(type(denoiser.net).__name__) is type(denoiser.net)
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
     write_json(folder/CONFIG, dict(denoiser=type(denoiser).__name__, config=denoiser.config,
                                    net=type(denoiser.net).__name__, net_config=denoiser.net.config if known else None,
                                    sha256=sha256(folder/WEIGHTS), about=about or {}))
+
+def is_whole(
+    folder: Path | str,
+) -> bool:
+    "Did `save_denoiser` come to its end there?"
+    weights = Path(folder)/WEIGHTS
+    return weights.is_file() and (Path(folder)/CONFIG).is_file() and read_about(folder)['sha256'] == sha256(weights)
 
 def read_run(
     folder: Path | str,
@@ -569,8 +575,12 @@ def load_denoiser(
         raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is {got}, expected '
                          f'{about["sha256"]}')
     tensors = load_tensors(path)[0]
+    if net is not None and not isinstance(net, nn.Module): net = net()
+    if not isinstance(net, (nn.Module, type(None))):
+        raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
     try:
-        module = _network(folder, about, net, sum(t.numel() for t in tensors.values()))
+        n = sum(t.numel() for t in tensors.values())
+        module = _network(folder, about, n) if net is None else net
         denoiser = DENOISERS[about['denoiser']](module, **about['config'])
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
@@ -579,12 +589,9 @@ def load_denoiser(
     denoiser = denoiser.requires_grad_(False).eval().to(device or default_device())
     return to_channels_last(denoiser)
 
-def _network(folder: Path, about: dict, net, n: int) -> nn.Module: # n: numbers that are stored
-    if net is not None:
-        made = net if isinstance(net, nn.Module) else net()
-        if isinstance(made, nn.Module): return made
-        raise TypeError(f'net must be a network or make one, got a {type(made).__name__}')
-    if about['net'] not in NETS:
+def _network(folder: Path, about: dict, n: int) -> nn.Module:
+    "The network that a file describes, unless it is larger than the n numbers stored."
+    if about['net'] not in NETS or about['net_config'] is None:
         raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build; pass net= such a network, '
                          f'or a function that makes one')
     with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
