@@ -496,7 +496,8 @@ def test_another_table_is_refused():
 
 def test_broken_networks_are_refused(teacher):
     broken = copy.deepcopy(teacher); broken.net.out.bias[0] = float('nan')
-    with pytest.raises(FloatingPointError, match='first loss'): run(broken)
+    with pytest.raises(FloatingPointError, match='the teacher ends in NaN'): run(broken)
+    with pytest.raises(FloatingPointError, match='first loss'): run(teacher, replace(TINY, K=1), student=broken)
     with pytest.raises(TypeError, match='PDConfig'): run(teacher, 'pd')
     with pytest.raises(ValueError, match='n_steps'): pd_step(teacher, DATA, None, TINY, 3)
 

@@ -188,8 +188,9 @@ class Spy(EDMDenoiser):
 @pytest.mark.parametrize('states, afs, teacher_calls', [('global', True, 12), ('global', False, 8), ('local', True, 8), ('local', False, 8)])
 def test_calls_of_an_iteration(states, afs, teacher_calls):
     spy, cfg = shaken(Spy(MLP(width=8, depth=1, n_classes=5))), replace(TINY, teacher_states=states, afs=afs, solver='euler')
+    model = branch(spy, 4).train()
     Spy.calls.clear()
-    list(sfd_step(spy, cfg)(branch(spy, 4).train(), 0))
+    list(sfd_step(spy, cfg)(model, 0))
     student, teacher = ([c for c in Spy.calls if c[0] == who] for who in (True, False))
     assert (len(teacher), len(student)) == (teacher_calls, 2)
     assert len({tuple(c[1]) for c in Spy.calls}) == 1 and len(set(Spy.calls[0][1])) > 1     # one set of random labels for both
@@ -259,12 +260,16 @@ def test_moving_weights_change_the_run(teacher):
 
 # --- teachers in closed form, other networks ---
 
+class Rows(nn.Module):
+    "A number for each of some levels, and for each branch."
+    def __init__(self, levels): super().__init__(); self.levels, self.out = levels.float(), nn.Linear(len(levels), 1, bias=False)
+    def forward(self, x, sigma, label=None): return self.out(nn.functional.one_hot((self.levels - sigma.reshape(-1, 1)).abs().argmin(1), len(self.levels)).float())
+
+
 class ByLevel(NetDenoiser):
     "D(x, sigma) = w x, with one number for each student level and branch."
-    def __init__(self, levels):
-        net = nn.Module(); net.out = nn.Linear(len(levels), 1, bias=False)
-        super().__init__(net); self.levels = levels.float()
-    def raw(self, x, sigma, label=None): return self.net.out.weight[:, (self.levels - sigma).abs().argmin()].expand(len(x), -1)
+    def __init__(self, levels): super().__init__(Rows(levels))
+    def raw(self, x, sigma, label=None): return self.net(x, torch.as_tensor(sigma).float().expand(len(x)))
     def to_x0(self, raw, x, sigma): return raw*x
 
 
@@ -338,8 +343,9 @@ def test_bank_changes_nothing(classy, tmp_path, pool, kind):
 def test_a_bank_saves_the_teacher_its_work():
     spy = shaken(Spy(MLP(width=8, depth=1)))
     bank = teacher_bank(spy, TINY, show=False)
+    model = branch(spy, 4).train()
     Spy.calls.clear()
-    list(sfd_step(spy, TINY, bank)(branch(spy, 4).train(), 1))
+    list(sfd_step(spy, TINY, bank)(model, 1))
     assert all(c[0] for c in Spy.calls) and len(Spy.calls) == 2
 
 
@@ -371,7 +377,7 @@ def test_local_is_global_for_solvers_without_history(blobs, solver):
 
 
 class Unplugged(TrajectoryBank):
-    at = 0
+    def __init__(self, bank, at): vars(self).update(vars(bank)); self.at = at
     def batch(self, seeds):
         if seeds.start == self.at: raise OSError('power cut')
         return super().batch(seeds)
@@ -383,7 +389,7 @@ def test_resumed_is_the_same_run(tmp_path, classy, at, changes, kind):
     cfg = replace(TINY, steps=20, **changes)
     bank = teacher_bank(classy, cfg, folder=tmp_path/'bank' if kind == 'folder' else None, show=False)
     whole = sfd(classy, cfg, bank, tmp_path/'a', show=False)
-    cut = Unplugged(**vars(bank)); cut.at = cfg.seeds(at).start
+    cut = Unplugged(bank, cfg.seeds(at).start)
     with pytest.raises(OSError, match='power cut'): sfd(classy, cfg, cut, tmp_path/'b', show=False)
     resumed = sfd(classy, cfg, bank, tmp_path/'b', show=False)
     assert same(whole, resumed) and whole.about['history'] == resumed.about['history']
