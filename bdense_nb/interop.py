@@ -19,13 +19,13 @@ from .core import (atomic_path, check_choice, check_int, check_sigmas, default_d
                             read_json, save_tensors, write_json)
 from .samplers import ddim_step
 from .students import Student
-from .teachers import EDMDenoiser, NetDenoiser, VPDenoiser
+from .teachers import EDMDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'net_config_of',
-           'net_from_config', 'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser', 'as_denoiser',
-           'euler_grid', 'ddim_steps', 'unit_noise_excess', 'card_facts', 'sampling_json', 'sampling_code',
-           'model_card', 'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict', 'export_student']
+           'net_from_config', 'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'euler_grid',
+           'ddim_steps', 'unit_noise_excess', 'card_facts', 'sampling_json', 'sampling_code', 'model_card',
+           'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict', 'export_student', 'ModuleDenoiser']
 
 # %% ../nbs/10f_interop.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # diffusers' names and ours
@@ -71,6 +71,8 @@ def noise_table(
 # %% ../nbs/10f_interop.ipynb #b468e01b
 class DiffusersNet(nn.Module):
     "A diffusers `UNet2DModel`, called the way our denoisers call a network."
+    hash_ignores = ('source',)
+
     def __init__(self,
         unet: nn.Module, # a `diffusers.UNet2DModel`
         scheduler_config: dict, # the part that it depends on, see `noise_table`
@@ -269,12 +271,7 @@ class EDMNet(nn.Module):
         return self.model(x, c_noise.expand(len(x)), rows)
 
 # %% ../nbs/10f_interop.ipynb #8bba2a05
-class ModuleDenoiser(NetDenoiser):
-    "A module that is a denoiser already, `D(x, sigma, label)`; sigma reaches it as [B]."
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        self.check(x, sigma, label)
-        return self.net(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)), label)
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
+_all_ = ['ModuleDenoiser'] # from notebook 03: a module that is a denoiser already
 
 # %% ../nbs/10f_interop.ipynb #885fb064
 def as_denoiser(
@@ -535,7 +532,6 @@ class StudentStep(nn.Module):
     ):
         super().__init__()
         self.denoiser = copy.deepcopy(denoiser).cpu().eval()
-        self.denoiser.check = lambda *inputs: None # it branches on values, which a graph cannot
 
     def forward(self,
         x: Tensor, # [B, *D]
