@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from .branches import fold
+from .checkpoints import same_run
 from .core import about_run, check_choice, check_int, read_json, sample_noise, write_json
 from .data import fashion_mnist
 from .distill import (PDConfig, SFDConfig, Student, progressive_rounds, reference_plan, second_stage, sfd,
@@ -222,8 +223,10 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
             raise ValueError(f'{out} is of the {k} {stored.get(k)!r}, this experiment of {mine!r}: {instead}')
     for arm in experiment.arms:
         was = configs.get(run_name(arm.key), arm.config)
-        if dict(was, cfg=dict(defaults(arm), **was['cfg'])) != arm.config:
-            raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings: {instead}')
+        differ = same_run(dict(was, cfg=None), dict(arm.config, cfg=None))
+        if differ := differ + same_run(was['cfg'], arm.config['cfg'], defaults(arm)):
+            raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings '
+                             f'({"; ".join(differ)}): {instead}')
     return stored['rows']
 
 def _named(experiment: str | Experiment, out: Path | str | None) -> tuple[Experiment, Path, dict]: # and what it is called

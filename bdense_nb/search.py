@@ -6,7 +6,6 @@
 from __future__ import annotations
 import contextlib
 import itertools
-import json
 import math
 import sqlite3
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from .checkpoints import same_run
 from .core import atomic_path, check_choice, check_int, import_extra, locked, read_json, write_json
 from .distill import reference_plan
 from .losses import BRANCH_WEIGHTS, branch_weights
@@ -160,16 +160,14 @@ def _open_study(run: dict, storage: Path | str | None, name: str):
     if storage is not None: _check_tables(storage)
     where = None if storage is None else f'sqlite:///{Path(storage).resolve()}'
     with _quiet(): study = _optuna().create_study(storage=where, study_name=name, load_if_exists=True)
-    mine = json.loads(json.dumps(run))
     theirs = study.user_attrs.get('run')
     if theirs is None and study.trials:
         raise ValueError(f'{storage} holds a study named {name!r} that is no search for branch weights; use '
                          f'another name, or another storage')
-    theirs = dict(asdict(SFDConfig()), **(theirs or mine)) # a field that is younger than the study had its default
-    if differ := [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]:
+    if differ := same_run(theirs or run, run, asdict(SFDConfig()), free=('best',)): # best: of an older version
         raise ValueError(f'{storage} holds a search named {name!r} with another configuration ({"; ".join(differ)}); '
                          f'use that one, another name, or another storage')
-    study.set_user_attr('run', mine) # also of a study that goes on: a file that cannot be written is found out now
+    study.set_user_attr('run', run) # also of a study that goes on: a file that cannot be written is found out now
     return study
 
 # %% ../nbs/10e_search.ipynb #448d5459
