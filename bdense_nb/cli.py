@@ -189,7 +189,8 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 def explain(e: Exception) -> str | None: # None: a bug, which keeps its traceback
     "What the user can do about an error, in one line."
     text = ' '.join(str(e).split())
-    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and FULL_MEMORY.search(text):
+    full = isinstance(e, MemoryError) or isinstance(e, RuntimeError) and FULL_MEMORY.search(text)
+    if full and 'Hardware(' not in text: # else the library has said what to do
         return f'the memory does not suffice ({text[:150] or "MemoryError"}): take a smaller batch'
     foreign = type(e).__module__.split('.')[0] in LIBRARIES
     ours = isinstance(e, ImportError) and (e.name or '').startswith('bdense_nb')
@@ -209,8 +210,11 @@ def in_shell(message: str, options: Iterable[str]) -> str:
     "A message of the library in the words of the shell."
     def option(m):
         names = [o for o in (m[1], *ALSO.get(m[1], ())) if o in options]
-        return f'--{names[0]}' if names else m[0]
-    return re.sub(r'\b(\w+)=(True\b)?(?![\w.\'"(\[-])', option, message)
+        return f'--{names[0]}' + (f' {m[2]}' if m[2] else '') if names else m[0]
+    made = re.compile(r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)') # Hardware(recompute=True)
+    def part(m): return f'--{m[1]}' + ('' if m[2] == 'True' else f' {m[2]}')
+    message = made.sub(lambda m: part(m) if m[1] in options else m[0], message)
+    return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?![\w.\'"(\[-])', option, message)
 
 # %% ../nbs/14_cli.ipynb #a343f1e0
 def check_launch(environ: dict[str, str] = os.environ) -> None:
