@@ -607,8 +607,9 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
         try:
             state.tell('start')
             yield state
+        except GeneratorExit: raise # somebody left the loop; with `state.stop`, the run is saved
         except BaseException:
-            state.stop = False # nothing more is saved
+            state.stop = False
             raise
         finally: state.tell('end')
 
