@@ -326,7 +326,7 @@ class _Noised:
 
     def limits(self) -> list[float]: # mean squares
         q = self.power
-        return [3*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
+        return [1.5*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
 
     def errors(self, answers: list[Tensor]) -> list[float]: # mean squares
         return [_square(answer - self.x0) for answer in answers]
@@ -351,29 +351,34 @@ _PREDICTIONS = { # what a network may have been trained to predict, of x0, eps a
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     "What an answer is, if it is no clean estimate."
     if any(not answer.isfinite().all() for answer in answers): return ''
+    if other := _other_scale(noised, answers): return other
+    scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
+    best = min(scores, key=scores.get)
+    if scores[best] < .3: return _PREDICTIONS[best][1]
     limits = noised.limits()
     for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
         again = noised.errors(noised.ask(scale))
         if all(e <= limit for e, limit in zip(again, limits)):
             return f'x0, with a noise input of another scale: {scale:g} times what it is given'
-    scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
-    best = min(scores, key=scores.get)
-    if scores[best] < .3: return _PREDICTIONS[best][1]
-    return _other_scale(noised, answers)
+    return ''
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float: # about 0 or less: that is it
     "How far answers are from a prediction, relative to the best linear guess at it; over the levels where it fits best."
     own = noised.denoiser
     to_x0 = own.to_x0 if isinstance(own, NetDenoiser) else lambda raw, x, s: raw
-    ratios = []
+    rows = []
     for s, answer in zip(noised.sigmas, answers):
         x, x0 = noised.x(s), noised.linear(s)
         right = to_x0(target(noised.x0, noised.eps, s), x, s)
+        if torch.equal(right, noised.x0): return math.inf # what it is taken for
         guess = to_x0(target(x0, (x - x0)/s, s), x, s)
-        ratio = (_square(answer - right) + 1e-12)/(_square(guess - right) + 1e-12)
-        ratios.append(min(math.log(ratio), 3.))
-    half = sorted(ratios)[:(len(ratios) + 1)//2]
-    return max(sum(half)/len(half), -1.) + .01*sum(ratios)/len(ratios)
+        none = to_x0(torch.zeros_like(x), x, s)
+        error = _square(answer - right)
+        rows.append((min(math.log((error + 1e-12)/(_square(guess - right) + 1e-12)), 3.), error/_square(none - right)))
+    half = sorted(rows)[:(len(rows) + 1)//2]
+    if sum(unexplained for _, unexplained in half) > .9*len(half): return math.inf
+    mean = lambda pairs: sum(ratio for ratio, _ in pairs)/len(pairs)
+    return max(mean(half), -1.) + .01*mean(rows)
 
 def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is not that
     "Is the answer a*x0 + b where there is little noise?"
@@ -383,7 +388,8 @@ def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is n
     x0 = noised.x0.double().expand(len(calm), *noised.x0.shape).flatten()
     a = float(((given - given.mean())*(x0 - x0.mean())).mean()/x0.var(correction=0))
     b = float(given.mean() - a*x0.mean())
-    if a < .01 or _square(given - a*x0 - b) > .2*float(given.var()): return ''
+    same = .8 < a < 1.25 and abs(b) < .3*noised.variance**.5
+    if a < .01 or same or _square(given - a*x0 - b) > .1*float(given.var()): return ''
     return f'x0 in another scale: about {a:.3g}*x0 {"-" if b < 0 else "+"} {abs(b):.3g}'
 
 # %% ../nbs/03_teachers.ipynb #a7268516
