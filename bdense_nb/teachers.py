@@ -311,17 +311,22 @@ class _Noised:
         scaled = lambda module, args: (args[0], args[1]*scale, *args[2:])
         hook = None if net is None or scale == 1 else net.register_forward_pre_hook(scaled)
         outer = 1. if net is not None else scale
-        try: return [self._batched(s, outer*s) for s in self.sigmas]
+        try: return [self._batched(self.x(s), outer*s) for s in self.sigmas]
         finally:
             if hook is not None: hook.remove()
 
-    def _batched(self, s: float, told: float, batch: int = 64) -> Tensor:
+    def ask_flow(self, sign: int, scale: float) -> list[Tensor]: # [N, *D] for each level
+        "The answers, if it is a flow-matching network of the velocity sign*(eps - x0) at times 0..scale."
+        pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
+        return [z - sign*t*self._batched(z, scale*t) for z, t in pairs]
+
+    def _batched(self, x: Tensor, told: float, batch: int = 64) -> Tensor:
         out = []
         for i in range(0, len(self.x0), batch):
             part = slice(i, i + batch)
             cond = {k: v[part] for k, v in self.cond.items()} if isinstance(self.cond, dict) else self.cond
             cond = cond[part] if isinstance(cond, Tensor) else cond
-            out.append(self.denoiser(self.x(s)[part], told, cond))
+            out.append(self.denoiser(x[part], told, cond))
         return torch.cat(out)
 
     def limits(self) -> list[float]: # mean squares
@@ -330,6 +335,10 @@ class _Noised:
 
     def errors(self, answers: list[Tensor]) -> list[float]: # mean squares
         return [_square(answer - self.x0) for answer in answers]
+
+    def passes(self, answers: list[Tensor], strict: bool = False) -> bool: # strict: about as good as a linear guess, at least
+        limits = [1.1*_square(self.linear(s) - self.x0) for s in self.sigmas] if strict else self.limits()
+        return all(e <= limit for e, limit in zip(self.errors(answers), limits))
 
     def linear(self, s: float) -> Tensor: # the best linear estimate of x0
         return self.mean + self.variance/(self.variance + s**2)*(self.x(s) - self.mean)
@@ -352,13 +361,17 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     "What an answer is, if it is no clean estimate."
     if any(not answer.isfinite().all() for answer in answers): return ''
     if other := _other_scale(noised, answers): return other
+    for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
+        if not noised.passes(noised.ask_flow(sign, scale), strict=True): continue
+        time = 't' if scale == 1 else f'{scale:g}*t'
+        return (f'the velocity {"eps - x0" if sign == 1 else "x0 - eps"} of flow matching: with t = sigma/(1 + sigma) '
+                f'and z = (1 - t)*x its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
+    few = sum(not e <= limit for e, limit in zip(noised.errors(answers), noised.limits())) < 2
     scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
     best = min(scores, key=scores.get)
-    if scores[best] < .3: return _PREDICTIONS[best][1]
-    limits = noised.limits()
+    if scores[best] < .3 and not few: return _PREDICTIONS[best][1]
     for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
-        again = noised.errors(noised.ask(scale))
-        if all(e <= limit for e, limit in zip(again, limits)):
+        if noised.passes(noised.ask(scale)):
             return f'x0, with a noise input of another scale: {scale:g} times what it is given'
     return ''
 

@@ -397,8 +397,7 @@ def test_flags_are_kept():
     assert [p.requires_grad for p in branch(student, 1).parameters()] == [p.requires_grad for p in student.parameters()]
 
 
-@pytest.mark.parametrize('wrap', WRAPS)
-@pytest.mark.parametrize('net', ['unet, classes', 'mlp'])
+@pytest.mark.parametrize('net, wrap', [('unet, classes', 'edm'), ('mlp, classes', 'eps'), ('mlp', 'v')])
 def test_compiles_without_a_break(net, wrap):
     teacher, shape, n_classes = teacher_of(net, wrap)
     x, sigma, label = inputs(shape, n_classes)
@@ -410,7 +409,7 @@ def test_compiles_without_a_break(net, wrap):
     assert all(a.equal(b) for a, b in zip(student.state_dict().values(), copy.deepcopy(student).state_dict().values()))
 
 
-@pytest.mark.parametrize('name', ['nhwpqc', 'tokens', 'a class of its own'])
+@pytest.mark.parametrize('name', ['nhwpqc', 'a class of its own'])
 def test_foreign_heads_compile_without_a_break(name):
     teacher, shape, _ = foreign(name)
     x, sigma, _ = inputs(shape, 0)
