@@ -24,7 +24,7 @@ from .training import Fit, Hardware, TrainConfig, claim_folder, fingerprint, fit
 __all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
            'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'check_top',
            'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'edm_loss', 'train_teacher',
-           'save_denoiser', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
 def as_column(
@@ -326,7 +326,7 @@ class _Noised:
 
     def limits(self) -> list[float]: # mean squares
         q = self.power
-        return [3*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
+        return [1.5*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
 
     def errors(self, answers: list[Tensor]) -> list[float]: # mean squares
         return [_square(answer - self.x0) for answer in answers]
@@ -351,29 +351,34 @@ _PREDICTIONS = { # what a network may have been trained to predict, of x0, eps a
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     "What an answer is, if it is no clean estimate."
     if any(not answer.isfinite().all() for answer in answers): return ''
+    if other := _other_scale(noised, answers): return other
+    scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
+    best = min(scores, key=scores.get)
+    if scores[best] < .3: return _PREDICTIONS[best][1]
     limits = noised.limits()
     for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
         again = noised.errors(noised.ask(scale))
         if all(e <= limit for e, limit in zip(again, limits)):
             return f'x0, with a noise input of another scale: {scale:g} times what it is given'
-    scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
-    best = min(scores, key=scores.get)
-    if scores[best] < .3: return _PREDICTIONS[best][1]
-    return _other_scale(noised, answers)
+    return ''
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float: # about 0 or less: that is it
     "How far answers are from a prediction, relative to the best linear guess at it; over the levels where it fits best."
     own = noised.denoiser
     to_x0 = own.to_x0 if isinstance(own, NetDenoiser) else lambda raw, x, s: raw
-    ratios = []
+    rows = []
     for s, answer in zip(noised.sigmas, answers):
         x, x0 = noised.x(s), noised.linear(s)
         right = to_x0(target(noised.x0, noised.eps, s), x, s)
+        if torch.equal(right, noised.x0): return math.inf # what it is taken for
         guess = to_x0(target(x0, (x - x0)/s, s), x, s)
-        ratio = (_square(answer - right) + 1e-12)/(_square(guess - right) + 1e-12)
-        ratios.append(min(math.log(ratio), 3.))
-    half = sorted(ratios)[:(len(ratios) + 1)//2]
-    return max(sum(half)/len(half), -1.) + .01*sum(ratios)/len(ratios)
+        none = to_x0(torch.zeros_like(x), x, s)
+        error = _square(answer - right)
+        rows.append((min(math.log((error + 1e-12)/(_square(guess - right) + 1e-12)), 3.), error/_square(none - right)))
+    half = sorted(rows)[:(len(rows) + 1)//2]
+    if sum(unexplained for _, unexplained in half) > .9*len(half): return math.inf
+    mean = lambda pairs: sum(ratio for ratio, _ in pairs)/len(pairs)
+    return max(mean(half), -1.) + .01*mean(rows)
 
 def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is not that
     "Is the answer a*x0 + b where there is little noise?"
@@ -383,7 +388,8 @@ def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is n
     x0 = noised.x0.double().expand(len(calm), *noised.x0.shape).flatten()
     a = float(((given - given.mean())*(x0 - x0.mean())).mean()/x0.var(correction=0))
     b = float(given.mean() - a*x0.mean())
-    if a < .01 or _square(given - a*x0 - b) > .2*float(given.var()): return ''
+    same = .8 < a < 1.25 and abs(b) < .3*noised.variance**.5
+    if a < .01 or same or _square(given - a*x0 - b) > .1*float(given.var()): return ''
     return f'x0 in another scale: about {a:.3g}*x0 {"-" if b < 0 else "+"} {abs(b):.3g}'
 
 # %% ../nbs/03_teachers.ipynb #a7268516
@@ -512,7 +518,7 @@ def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_
 # %% ../nbs/03_teachers.ipynb #00abb1c2
 DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser, 'ModuleDenoiser': ModuleDenoiser}
 WEIGHTS = 'model.safetensors'
-CONFIG = 'config.json' # written last: a folder with it is whole
+CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 
 def save_denoiser(
     denoiser: NetDenoiser, # around any network; one that this package does not know must be given to `load_denoiser`
@@ -523,12 +529,18 @@ def save_denoiser(
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
     check_choice('denoiser', type(denoiser).__name__, DENOISERS)
     folder = Path(folder)
-    known = type(denoiser.net).__name__ in NETS
-    (folder/CONFIG).unlink(missing_ok=True) # from here on, and until the end, the folder is not whole
+    known = NETS.get(type(denoiser.net).__name__) is type(denoiser.net)
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
     write_json(folder/CONFIG, dict(denoiser=type(denoiser).__name__, config=denoiser.config,
                                    net=type(denoiser.net).__name__, net_config=denoiser.net.config if known else None,
                                    sha256=sha256(folder/WEIGHTS), about=about or {}))
+
+def is_whole(
+    folder: Path | str,
+) -> bool:
+    "Did `save_denoiser` come to its end there?"
+    weights = Path(folder)/WEIGHTS
+    return weights.is_file() and (Path(folder)/CONFIG).is_file() and read_about(folder)['sha256'] == sha256(weights)
 
 def read_run(
     folder: Path | str,
@@ -569,8 +581,12 @@ def load_denoiser(
         raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is {got}, expected '
                          f'{about["sha256"]}')
     tensors = load_tensors(path)[0]
+    if net is not None and not isinstance(net, nn.Module): net = net()
+    if not isinstance(net, (nn.Module, type(None))):
+        raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
     try:
-        module = _network(folder, about, net, sum(t.numel() for t in tensors.values()))
+        n = sum(t.numel() for t in tensors.values())
+        module = _network(folder, about, n) if net is None else net
         denoiser = DENOISERS[about['denoiser']](module, **about['config'])
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
@@ -579,12 +595,9 @@ def load_denoiser(
     denoiser = denoiser.requires_grad_(False).eval().to(device or default_device())
     return to_channels_last(denoiser)
 
-def _network(folder: Path, about: dict, net, n: int) -> nn.Module: # n: numbers that are stored
-    if net is not None:
-        made = net if isinstance(net, nn.Module) else net()
-        if isinstance(made, nn.Module): return made
-        raise TypeError(f'net must be a network or make one, got a {type(made).__name__}')
-    if about['net'] not in NETS:
+def _network(folder: Path, about: dict, n: int) -> nn.Module:
+    "The network that a file describes, unless it is larger than the n numbers stored."
+    if about['net'] not in NETS or about['net_config'] is None:
         raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build; pass net= such a network, '
                          f'or a function that makes one')
     with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
