@@ -1,7 +1,9 @@
 "Models of diffusers in and out: the same predictions, the same samples, nothing of ours where the student is used."
 import copy
+import html
 import json
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -21,7 +24,7 @@ from bdense_nb.branches import branch, fold, output_layer  # noqa: E402
 from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
 from bdense_nb.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
 from bdense_nb.interop import (BETA_SCHEDULES, PREDICTION_TYPES, as_denoiser, ddim_steps, export_onnx, export_student, from_diffusers,  # noqa: E402
-                               load_pretrained, noise_table, sample_ddim_like_diffusers)
+                               load_pretrained, net_config_of, net_from_config, noise_table, sample_ddim_like_diffusers)
 from bdense_nb.nets import MLP, UNet  # noqa: E402
 from bdense_nb.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.sfd import SFDConfig, sfd, teacher_bank  # noqa: E402
@@ -108,13 +111,14 @@ def test_ddim_pipeline_is_reproduced(unet, betas, prediction, more):
 
 def test_classes(classy):
     s, z, label = DDPMScheduler(), sample_noise(range(3), (1, 8, 8)), torch.tensor([0, 3, 1])
-    plain, null = from_diffusers(classy, s), from_diffusers(classy, s, null_class=3)
+    with pytest.warns(UserWarning, match='4 class embeddings.*null_class=3'): plain = from_diffusers(classy, s)
+    null = from_diffusers(classy, s, null_class=3)
     assert (plain.n_classes, null.n_classes) == (4, 3)
     a = s.alphas_cumprod[500]
     x, sigma = z/a**.5, ((1 - a)/a)**.5
     with torch.no_grad(): by_class, without = classy(z, 500, class_labels=label).sample, classy(z, 500, class_labels=torch.full((3,), 3)).sample
     assert relative(plain.raw(x, sigma, label), by_class) < 1e-5 and relative(null.raw(x, sigma), without) < 1e-5
-    with pytest.raises(ValueError, match='pass label'): plain(x, sigma)
+    with pytest.raises(ValueError, match='pass label=; if its last class is the null class.*null_class=3'): plain(x, sigma)
     with pytest.raises(ValueError, match='0..2'): null(x, sigma, label)
     with pytest.raises(ValueError, match='null class must be the last of the 4'): from_diffusers(classy, s, null_class=0)
 
@@ -200,7 +204,7 @@ class Other(nn.Module):
     (lambda: from_diffusers(unet_of(class_embed_type='timestep'), DDPMScheduler()), 'class_embed_type'), (lambda: from_diffusers(unet_of(time_embedding_type='fourier'), DDPMScheduler()), 'fourier'),
     (lambda: from_diffusers(unet_of(time_embedding_type='learned', num_train_timesteps=1000), DDPMScheduler()), 'learned'), (lambda: from_diffusers(unet_of(out_channels=2), DDPMScheduler()), 'variance'),
     (lambda: from_diffusers(unet_of(), DDIMScheduler(rescale_betas_zero_snr=True)), 'zero signal'), (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, .5, 1.])), 'zero signal'),
-    (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler()), 'no betas'),
+    (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler()), 'no betas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable')])
 def test_what_is_not_supported_is_named(make, match):
@@ -227,7 +231,7 @@ def test_a_start_above_the_table_is_refused_before_work(unet, monkeypatch):
 
 def test_branches_and_back(unet, classy):
     for net in (unet, classy):
-        denoiser = from_diffusers(net, DDPMScheduler())
+        denoiser = from_diffusers(net, DDPMScheduler(), null_class=3 if net is classy else None)
         student, x = branch(denoiser, 3), sample_noise(range(2), (1, 8, 8))
         label = torch.tensor([1, 2]) if denoiser.n_classes else None
         assert student.layer == 'unet.conv_out' and relative(student(x, 2., label), denoiser(x, 2., label)[:, None].expand(-1, 3, -1, -1, -1)) < 1e-5
@@ -322,9 +326,9 @@ def test_a_folder_becomes_a_student_again(classy, tmp_path):
     back = load_pretrained(tmp_path, 'cpu')
     assert relative(back.sample(4, seed=3), student.sample(4, seed=3)) < 1e-6
     assert (back.afs, back.shape, back.nfe, back.denoiser.n_classes, back.sigmas.tolist()) == (True, (1, 8, 8), 2, 3, student.sigmas.tolist())
-    assert back.about == json.loads(json.dumps(student.about))
+    assert back.about == json.loads(json.dumps(student.about)) | dict(licence='mit', teacher_data='four classes of noise')
     card = (tmp_path/'README.md').read_text()
-    for words in ('license: mit', 'library_name: diffusers', 'SFD', '| Branches in training (K) | 4 |', '| Network calls a sample (NFE) | 2 |', 'four classes of noise', 'class_labels', 'linear'): assert words in card
+    for words in ('license: "mit"', 'library_name: diffusers', 'SFD', '| Branches in training (K) | 4 |', '| Network calls a sample (NFE) | 2 |', 'four classes of noise', 'class_labels', 'linear'): assert words in card
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*') if p.is_file()}
     assert names == {'README.md', 'sampling.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors', 'scheduler/scheduler_config.json'}
     again = load_pretrained(tmp_path, 'cpu')                                     # from a folder: its path must not travel on
@@ -333,11 +337,70 @@ def test_a_folder_becomes_a_student_again(classy, tmp_path):
     with pytest.raises(FileNotFoundError, match='sampling.json'): load_pretrained(tmp_path/'unet', 'cpu')
 
 
+EVIL = 'evil | <img src=x onerror=alert(1)> [click](javascript:1) `code`\n---\nlicense: mit\n# a heading'
+
+
+def test_a_card_says_what_users_named_and_does_nothing_else(unet, tmp_path):
+    student = Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8),
+                      dict(host='sfd', teacher=EVIL, config=dict(K=4, branch_weights=(.5, .5), solver=EVIL), figures={EVIL: EVIL}))
+    student.denoiser.net.source = EVIL
+    student.save_pretrained(tmp_path, licence=EVIL, data=EVIL)
+    card = (tmp_path/'README.md').read_text()
+    _, front, body = card.split('---\n', 2)
+    front = yaml.safe_load(front)
+    assert front == dict(license=EVIL, library_name='diffusers', tags=['diffusion', 'distillation'])
+    assert '<' not in body.split('```')[0] + body.split('```')[2] and '](' not in body
+    rows = [line for line in body.splitlines() if line.startswith('|')]
+    assert all(line.count('|') == 3 for line in rows) and sum('evil' in line for line in rows) == 4
+    assert [line for line in body.splitlines() if line.startswith('#')] == ['# A student of 1 network calls', '## How to sample']
+    table = html.unescape('\n'.join(rows))
+    assert ' '.join(EVIL.split()) in table                                       # a reader sees what was named
+
+
+@pytest.mark.parametrize('to', ['diffusers', 'state_dict'])
+def test_licence_and_data_are_given_or_known(unet, tmp_path, to):
+    student = Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8))
+    def facts(student, **card):
+        export_student(student, to, tmp_path, **card)
+        if to == 'diffusers':
+            text = (tmp_path/'README.md').read_text()
+            assert ('Teacher trained on | not stated' in text) == ('license: "unknown"' in text)
+        how = json.loads((tmp_path/'sampling.json').read_text())
+        return how.get('licence'), how.get('teacher_data')
+    assert facts(student) == (None, None)
+    assert facts(student, licence='mit', data='photos') == ('mit', 'photos')
+    known = replace(student, about=dict(licence='cc0-1.0', data='ring'))
+    assert facts(known) == ('cc0-1.0', 'ring') and facts(known, licence='mit') == ('mit', 'ring')
+    assert facts(replace(student, about=dict(licence='mit', data='ring', teacher_data='moons'))) == ('mit', 'moons')
+
+
+def shorten(path): path.write_bytes(path.read_bytes()[:-9])
+def other_json(path): path.write_text('[1, 2]')
+def no_boolean(path): path.write_text(json.dumps(json.loads(path.read_text()) | dict(afs='no')))
+def no_grid(path): path.write_text(json.dumps(json.loads(path.read_text()) | dict(grid=[1., 2., 3.])))
+
+
+@pytest.mark.parametrize('file, damage', [('sampling.json', shorten), ('sampling.json', other_json), ('sampling.json', no_boolean), ('sampling.json', no_grid), ('unet/config.json', shorten), ('unet/config.json', other_json),
+                                          ('scheduler/scheduler_config.json', shorten), ('unet/diffusion_pytorch_model.safetensors', shorten)], ids=lambda v: getattr(v, '__name__', v))
+def test_damaged_and_foreign_files_are_named(unet, tmp_path, file, damage):
+    Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8)).save_pretrained(tmp_path)
+    damage(tmp_path/file)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path/file).removesuffix('/diffusion_pytorch_model.safetensors'))): load_pretrained(tmp_path, 'cpu')
+
+
+@pytest.mark.parametrize('module, extra, use', [('diffusers', 'diffusers', lambda student, folder: load_pretrained(folder, 'cpu')), ('onnxscript', 'onnx', lambda student, folder: export_onnx(student, folder/'step.onnx'))])
+def test_a_missing_extra_is_named(unet, tmp_path, monkeypatch, module, extra, use):
+    student = Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8))
+    student.save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'pip install "bdense-nb\[{extra}\]"'): use(student, tmp_path)
+
+
 def test_no_pipeline_where_it_would_sample_something_else(unet, classy, tmp_path):
     pd = progressive(from_diffusers(unet, DDPMScheduler()), images(), TINY_PD, show=False)
     assert ddim_steps(pd) == 4
     other_size = replace(pd, shape=(1, 16, 16))
-    by_class = progressive(from_diffusers(classy, DDPMScheduler()), images(), TINY_PD, torch.arange(16) % 4, show=False)
+    by_class = progressive(from_diffusers(classy, DDPMScheduler(), null_class=3), images(), TINY_PD, torch.arange(16) % 3, show=False)
     other_grid = replace(pd, sigmas=torch.cat([pd.sigmas[:1]*.9, pd.sigmas[1:]]))
     pd.save_pretrained(tmp_path)
     assert (tmp_path/'model_index.json').exists()
@@ -365,7 +428,7 @@ def test_pushing_to_the_hub(unet, tmp_path, monkeypatch):
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
     assert student.push_to_hub('me/student', token='t', licence='mit') == 'https://somewhere'
-    assert calls == [('token', 't'), ('create', 'me/student', True, True), ('upload', 'me/student')] and 'license: mit' in (tmp_path/'card').read_text()
+    assert calls == [('token', 't'), ('create', 'me/student', True, True), ('upload', 'me/student')] and 'license: "mit"' in (tmp_path/'card').read_text()
 
 
 def test_several_step_counts(unet, tmp_path):
@@ -389,9 +452,34 @@ def test_students_of_other_networks(tmp_path):
     with pytest.raises(ValueError, match='diffusers, onnx, state_dict'): export_student(student, 'keras', tmp_path)
 
 
-def test_saving_a_foreign_network_names_the_way_out(unet, tmp_path):
-    student = sfd(from_diffusers(unet, DDPMScheduler()), TINY, show=False)
-    with pytest.raises(ValueError, match='DiffusersNet.*save_pretrained'): student.save(tmp_path/'no')
+def test_a_student_is_saved_like_any_other_and_read_where_diffusers_was_not_imported(classy, tmp_path):
+    student = sfd(from_diffusers(classy, DDPMScheduler(), null_class=3), TINY, show=False)
+    student.save(tmp_path/'student')
+    torch.save(student.sample(3), tmp_path/'want.pt')
+    code = """import sys, torch
+from bdense_nb.students import load_student
+assert 'diffusers' not in sys.modules
+s = load_student('student', 'cpu')
+torch.testing.assert_close(s.sample(3), torch.load('want.pt'))
+assert (s.nfe, s.denoiser.n_classes, s.denoiser.net.null_class) == (2, 3, 3)"""
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize('changes, match', [(dict(layers=3), 'layers'), (dict(unet_class='Transformer2DModel'), 'Transformer2DModel.*UNet2DModel')], ids=str)
+def test_a_description_of_another_network_is_refused(unet, changes, match):
+    config = net_config_of(from_diffusers(unet, DDPMScheduler()).net)
+    assert type(net_from_config(config).unet) is UNet2DModel and json.loads(json.dumps(config)) == config
+    with pytest.raises((TypeError, ValueError), match=match): net_from_config(config | changes)
+    with pytest.raises(TypeError, match='missing: scheduler'): net_from_config({k: v for k, v in config.items() if k != 'scheduler'})
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_weights_become_float32(unet, dtype):
+    half = copy.deepcopy(unet).to(dtype)
+    denoiser = from_diffusers(half, DDPMScheduler())
+    assert all(p.dtype == torch.float32 and torch.equal(p, q.float()) for p, q in zip(denoiser.net.unet.parameters(), half.parameters(), strict=True))
+    assert half.dtype == dtype and all(p.dtype == torch.float32 for p in as_denoiser(nn.Linear(2, 2).to(dtype)).parameters())
+    assert as_denoiser(nn.Linear(2, 2).double()).net.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('kind', ['diffusers, classes', 'our U-Net'])

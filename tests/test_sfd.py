@@ -75,7 +75,9 @@ def test_every_number_of_calls(teacher, nfe, afs):
 
 @pytest.mark.parametrize('make', [lambda net: EDMDenoiser(net), *(lambda net, p=p: VPDenoiser(net, linear_alpha_bar(), p) for p in ('eps', 'x0', 'v'))], ids=['edm', 'eps', 'x0', 'v'])
 def test_images_with_classes(make):
-    check(shaken(make(UNet(widths=(8, 32), n_classes=3))), replace(TINY, shape=(1, 8, 8), K=2))
+    teacher = shaken(make(UNet(widths=(8, 32), n_classes=3)))
+    top = 2. if getattr(teacher, 'prediction', None) == 'eps' else 80. # random noise estimates remove no noise, which is refused where there is much
+    check(teacher, replace(TINY, shape=(1, 8, 8), K=2, sigma_max=top))
 
 
 # --- K = 1 is the host ---

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from bdense_nb.core import data_dir
+from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
 from bdense_nb.nets import MLP, UNet
 from bdense_nb.schedules import cosine_alpha_bar, linear_alpha_bar, sigma_from_alpha_bar
-from bdense_nb.teachers import (PREDICTIONS, TEACHERS, EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser, as_column, edm_loss, load_denoiser, load_teacher,
-                                read_about, save_denoiser, train_teacher)
-from bdense_nb.training import TrainConfig, newest_checkpoint
+from bdense_nb.teachers import (PREDICTIONS, TEACHERS, EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser, as_column, check_samples,
+                                check_teacher, edm_loss, is_whole, load_denoiser, load_teacher, read_about, read_run, save_denoiser, to_channels_last, train_teacher)
+from bdense_nb.training import Hardware, TrainConfig, newest_checkpoint
 from torch import nn
 
 
@@ -125,7 +125,7 @@ def test_vp_predictions_agree_with_their_definitions(prediction, noise):
 @pytest.mark.parametrize('sigma', [0., -1., float('nan'), float('inf'), torch.tensor([1., 0., 1., 1.]), torch.tensor([1., float('nan'), 1., 1.])], ids=str)
 def test_sigma_refused(kind, sigma, noise):
     make, shape = NETWORKS[kind]
-    with pytest.raises(ValueError, match='sigma must be finite and above 0'): make()(noise(4, *shape), sigma)
+    with pytest.raises(ValueError, match='sigma must be finite and above 0'): make().check(noise(4, *shape), sigma)
 
 
 @pytest.mark.parametrize('make', [lambda: GaussianDenoiser(0., 1.), lambda: mixture(2), edm, vp], ids=['gaussian', 'mixture', 'edm', 'vp'])
@@ -142,11 +142,11 @@ def test_x_of_wrong_dtype_refused(make, dtype):
 
 @pytest.mark.parametrize('make', [edm, vp, unet])
 def test_x_on_another_device_refused(make):
-    with pytest.raises(ValueError, match='x is on meta but the denoiser is on cpu'): make()(torch.zeros(4, 2, device='meta'), 1.)
+    with pytest.raises(ValueError, match='x is on meta but the denoiser is on cpu'): make().check(torch.zeros(4, 2, device='meta'), 1.)
 
 
 def test_x_of_another_dtype_refused():
-    with pytest.raises(TypeError, match='x is torch.float64 but the denoiser is torch.float32'): edm()(torch.zeros(4, 2, dtype=torch.float64), 1.)
+    with pytest.raises(TypeError, match='x is torch.float64 but the denoiser is torch.float32'): edm().check(torch.zeros(4, 2, dtype=torch.float64), 1.)
 
 
 @pytest.mark.parametrize('shape', [(4, 1), (4, 3), (4, 2, 2)], ids=str)
@@ -160,7 +160,7 @@ def test_x_of_wrong_shape_refused(make, shape):
                                    torch.tensor([0, 1, 2, 3]), torch.tensor([0, -1, 2, 0]), [0, 1, 2, 0], 1], ids=str)
 def test_label_refused(kind, label, noise):
     make, shape = NETWORKS[kind]
-    with pytest.raises(ValueError, match=r'0\.\.2'): make()(noise(4, *shape), 1., label)
+    with pytest.raises(ValueError, match=r'0\.\.2'): make().check(noise(4, *shape), 1., label)
 
 
 def test_label_for_an_unconditional_network(noise):
@@ -222,6 +222,35 @@ def test_train_teacher_refuses(noise):
     with pytest.raises(ValueError, match='9 images need as many labels, got 8'): train_teacher(edm(n_classes=3), noise(9, 2), torch.zeros(8, dtype=torch.long), cfg, 4, show=False)
 
 
+def test_labels_are_checked_before_training(noise):
+    run = lambda labels, **kw: train_teacher(edm(n_classes=3), noise(9, 2), labels, TrainConfig(steps=1), 4, show=False, **kw)
+    ok = torch.arange(9) % 3
+    with pytest.raises(ValueError, match='from 0 to 3'): run(torch.arange(9) % 4)
+    with pytest.raises(ValueError, match='int64'): run(ok.float())
+    with pytest.raises(ValueError, match='null_class=2 is one of the 3 classes'): run(ok, null_class=2)
+    with pytest.raises(ValueError, match='from 0 to 4'): run(torch.tensor([0, 1, 2, 3, 4, 0, 0, 0, 0]), null_class=3)
+    with pytest.raises(ValueError, match='images contains 1 NaN'): train_teacher(edm(), torch.tensor([[float('nan'), 0.]]), None, TrainConfig(steps=1), 1, show=False)
+    with pytest.raises(TypeError, match='bfloat16'): train_teacher(edm().bfloat16(), noise(9, 2), None, TrainConfig(steps=1), 4, show=False)
+
+
+def test_the_null_class_is_trained_by_unlabelled_samples(noise):
+    "Rows of the embedding whose class did not occur do not move."
+    D = edm(n_classes=3).train()
+    before = D.net.embed.classes.weight.clone()
+    train_teacher(D, noise(9, 2), torch.tensor([0, 7]).repeat(5)[:9], TrainConfig(steps=1), 8, show=False, null_class=7)
+    moved = (D.net.embed.classes.weight != before).any(1)
+    assert moved.tolist() == [True, False, False, True]
+
+
+def test_hardware_and_hooks_reach_the_loop(noise):
+    class Spy:
+        rows = []
+        def logged(self, state, row): self.rows.append(row)
+    fit = train_teacher(edm(), noise(9, 2), None, TrainConfig(steps=2, log_every=1), 8, show=False, hardware=Hardware(precision='bf16'), hooks=[Spy()])
+    plain = train_teacher(edm(), noise(9, 2), None, TrainConfig(steps=2, log_every=1), 8, show=False)
+    assert len(Spy.rows) == 2 and not torch.equal(fit.model.net.stem.weight, plain.model.net.stem.weight)
+
+
 # --- files ---
 
 @pytest.mark.parametrize('kind', NETWORKS)
@@ -252,12 +281,58 @@ def test_damaged_weights_refused(stored, damage):
 
 
 @pytest.mark.parametrize('change,message', [
-    (dict(denoiser='Evil'), 'EDMDenoiser, VPDenoiser'), (dict(net='Evil'), 'UNet, MLP'), (dict(net='UNet'), 'does not fit'), (dict(net_config=dict(width=8)), 'does not fit'),
-    (dict(net_config=dict(size=8)), 'does not fit'), (dict(config=dict(sigma=1)), 'does not fit'), (dict(config=dict(sigma_data=-1.)), 'sigma_data'), (dict(net_config=dict(width=-1)), 'width'), (dict(sha256='0'*64), 'damaged')], ids=str)
+    (dict(denoiser='Evil'), 'EDMDenoiser, VPDenoiser'), (dict(net='Evil'), 'holds a Evil, which this package cannot build; pass net='), (dict(net='UNet'), 'does not fit'), (dict(net_config=dict(width=8)), 'does not fit'),
+    (dict(net_config=dict(size=8)), 'does not fit'), (dict(net_config=dict(depth=10**9)), 'depth must be between 0 and 4096'), (dict(net_config=dict(dim=10**9)), 'dim must be'),
+    (dict(net_config=dict(width=4096, depth=64)), 'the network has'), (dict(net_config=[1]), 'a dict, got list'), (dict(net_config=None), 'pass net='), (dict(config=3), "its 'config' is 3"),
+    (dict(net=None), "its 'net' is None"), (dict(sha256=7), "its 'sha256' is 7"), (dict(about=[1]), "its 'about' is"), (dict(config=dict(sigma=1)), 'does not fit'), (dict(config=dict(sigma_data=-1.)), 'sigma_data'), (dict(net_config=dict(width=-1)), 'width'), (dict(sha256='0'*64), 'damaged')], ids=str)
 def test_altered_config_refused(stored, change, message):
     path = stored/'config.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message): load_denoiser(stored, 'cpu')
+
+
+@pytest.mark.parametrize('change, message', [(lambda t: t.fill_(float('nan')), 'embed.lin1.bias has NaN'), (lambda t: t.fill_(float('inf')), 'embed.lin1.bias has NaN or infinite'), (lambda t: t.long(), 'embed.lin1.bias is torch.int64, expected torch.float32')])
+def test_numbers_that_a_checksum_does_not_refuse(stored, change, message):
+    tensors, meta = load_tensors(stored/'model.safetensors')
+    tensors['net.embed.lin1.bias'] = change(tensors['net.embed.lin1.bias'])
+    save_tensors(stored/'model.safetensors', tensors, meta)
+    about = json.loads((stored/'config.json').read_text())
+    (stored/'config.json').write_text(json.dumps(about | dict(sha256=sha256(stored/'model.safetensors'))))
+    with pytest.raises(ValueError, match=message): load_denoiser(stored, 'cpu')
+
+
+class Mine(nn.Module):
+    "A network that this package does not know."
+    def __init__(self): super().__init__(); self.lin = nn.Linear(2, 2)
+    def forward(self, x, noise, label=None): return self.lin(x)
+
+
+@pytest.mark.parametrize('wrap', [EDMDenoiser, ModuleDenoiser, lambda net: VPDenoiser(net, linear_alpha_bar(50), 'v')])
+def test_any_network_is_saved_and_loaded_with_net(tmp_path, wrap, noise):
+    D = wrap(Mine())
+    save_denoiser(D, tmp_path)
+    x = noise(4, 2)
+    for net in (Mine(), Mine): assert torch.equal(load_denoiser(tmp_path, 'cpu', net)(x, 2.), D(x, 2.))
+    with pytest.raises(ValueError, match='holds a Mine, which this package cannot build; pass net='): load_denoiser(tmp_path, 'cpu')
+    with pytest.raises(ValueError, match='does not fit'): load_denoiser(tmp_path, 'cpu', MLP())
+    with pytest.raises(TypeError, match='net must be a network or make one'): load_denoiser(tmp_path, 'cpu', lambda: 3)
+
+
+def test_weights_say_what_they_are(tmp_path):
+    "So that a half-saved denoiser is known: its config.json comes last."
+    assert read_run(tmp_path) is None and not is_whole(tmp_path)
+    save_denoiser(edm(), tmp_path, run=dict(steps=3))
+    assert read_run(tmp_path) == dict(steps=3) and is_whole(tmp_path)
+    (tmp_path/'config.json').unlink()
+    assert read_run(tmp_path) == dict(steps=3) and not is_whole(tmp_path)
+    save_tensors(tmp_path/'model.safetensors', {'a': torch.zeros(1)}, dict(kind='something else'))
+    assert read_run(tmp_path) is None
+    (tmp_path/'model.safetensors').write_bytes(b'foreign')
+    assert read_run(tmp_path) is None and not is_whole(tmp_path)
+    save_denoiser(edm(), tmp_path)
+    assert read_run(tmp_path) == {} and is_whole(tmp_path)
+    save_tensors(tmp_path/'model.safetensors', edm().state_dict())  # other weights than those that config.json describes
+    assert not is_whole(tmp_path)
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '3', 'null', '"EDMDenoiser"', '{}', '{"denoiser": "EDMDenoiser"}', b'\xff\xfe'], ids=str)
@@ -282,9 +357,7 @@ def test_devices_refused(stored):
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     class Mine(EDMDenoiser): pass
-    class Net(nn.Linear): config = {}
-    for D in (Mine(MLP()), EDMDenoiser(Net(2, 2))):
-        with pytest.raises(ValueError, match='unknown'): save_denoiser(D, tmp_path/'d')
+    with pytest.raises(ValueError, match='unknown'): save_denoiser(Mine(MLP()), tmp_path/'d')
     assert not (tmp_path/'d').exists()
 
 
