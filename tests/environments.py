@@ -8,7 +8,7 @@ from pathlib import Path
 
 UV = [sys.executable, '-m', 'uv']
 FORKS = Path(__file__).with_name('forks.py')
-PRELOADED = ('torch', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'bdense_nb.cli', 'bdense_nb.notebooks')
+PRELOADED = ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'bdense_nb.cli', 'bdense_nb.notebooks')
 NO_NETWORK = '''
 import socket
 def refuse(self, address, *_):
