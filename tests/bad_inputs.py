@@ -3,12 +3,10 @@
 Whatever comes in, a command ends with exit code 0, 1 or 2, without a traceback; if not 0, its last line names the file or
 the option, and what was there before is still there.
 """
-import contextlib
 import ctypes
 import hashlib
 import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -185,8 +183,8 @@ def flip(path: Path) -> None:
 
 
 def as_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
 
 
 DAMAGES = {
@@ -202,8 +200,8 @@ DAMAGES = {
 
 def cases_json():
     for name, command in READERS:
+        codes = (0, 1) if name in REWRITTEN else (1,)
         for kind, content in JSONS.items():
-            codes = (0, 1) if name in REWRITTEN else (1,)
             yield Case('JSON', f'{name}: {kind}; {command.split()[0]}', command, (name,), spoil(name, content), codes, REWRITTEN)
         if name != 'demo_out/report.json':
             yield Case('JSON', f'{name}: a folder; {command.split()[0]}', command, (name,),

@@ -6,6 +6,7 @@
 --sample: what `make test` takes. Exit code 1 if anything was wrong.
 """
 import argparse
+import importlib
 import os
 import random
 import sys
@@ -14,13 +15,8 @@ import time
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-import accelerate  # noqa: E402, F401: imported here, once for all forks
-import matplotlib.pyplot  # noqa: E402, F401
-import optuna.storages  # noqa: E402, F401
-import torch._dynamo  # noqa: E402, F401
-import torchvision  # noqa: E402, F401
-import bdense_nb.cli  # noqa: E402, F401
-import bdense_nb.notebooks  # noqa: E402, F401
+for library in ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'optuna.storages', 'bdense_nb.notebooks'):
+    importlib.import_module(library)  # here, once for all forks
 
 import bad_inputs  # noqa: E402
 import kills  # noqa: E402
