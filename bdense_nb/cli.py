@@ -25,7 +25,7 @@ __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FUL
            'bdense_teach', 'bdense_distill', 'bdense_search', 'bdense_sample', 'bdense_evaluate', 'bdense_export',
            'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled', 'said', 'read_commas',
            'commas_rule', 'Usage', 'parse', 'refused_by_config', 'usage_error', 'epilog', 'words', 'call', 'explain',
-           'in_shell', 'check_launch', 'from_shell', 'program']
+           'in_shell', 'check_launch', 'Output', 'from_shell', 'program']
 
 # %% ../nbs/14_cli.ipynb #ae358c69
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ def explain(e: Exception) -> str | None: # None: a bug, which keeps its tracebac
     foreign = type(e).__module__.split('.')[0] in LIBRARIES
     ours = isinstance(e, ImportError) and (e.name or '').startswith('bdense_nb')
     if ours or not (foreign or isinstance(e, MENDABLE)): return None
-    if isinstance(e, BrokenPipeError): return 'what reads the output has closed it'
+    if isinstance(e, BrokenPipeError): return 'the work is done, but what read the output has gone'
     if isinstance(e, (FileExistsError, NotADirectoryError)) and e.filename:
         return f'{e.filename} cannot be a folder: a file is in the way'
     if isinstance(e, OSError) and e.filename: text = f'{e.filename}: {e.strerror}'
@@ -220,13 +220,36 @@ def check_launch(environ: dict[str, str] = os.environ) -> None:
                          'are started by: torchrun --nproc_per_node 2 --no-python '
                          + ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
+class Output:
+    "Standard output that may be closed or full: the work goes on, and the end says so."
+    def __init__(self, stream):
+        self.stream = stream
+        self.error = None
+
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None: self._try(self.stream.flush)
+
+    def _try(self, does: Callable) -> None:
+        if self.error is not None: return
+        try: does()
+        except OSError as e: self.error = e
+
+    def check(self) -> None:
+        self.flush()
+        if self.error is not None: raise self.error
+
 def from_shell(
     name: str,
     args: Sequence[str], # what was typed
     find: Callable[[], Command], # imports and returns the command, which may take seconds
 ) -> int: # exit code
     "Run a command as a shell asks for it."
-    answer = sys.stdout
+    answer = Output(sys.stdout)
     as_json = '--json' in args
     options = []
     def stop(code, message):
@@ -245,9 +268,8 @@ def from_shell(
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
             result = call(name, command, args)
-            sys.stdout.flush()
         if as_json: print(json.dumps(dict(command=name, exit_code=0, **(result or {}))), file=answer)
-        answer.flush()
+        answer.check()
     except Usage as e: return stop(2, str(e))
     except KeyboardInterrupt as e: return stop(130, str(e) or 'interrupted')
     except Exception as e:

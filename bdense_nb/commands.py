@@ -528,7 +528,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
         result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints',
                                hardware=hardware, null_class=options.null_class)
         note_start(out, line, options, config=cfg, hardware=hardware)
-        about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
+        about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed, null_class=options.null_class,
                      images_seen=cfg.steps*batch, seconds=round(result.seconds), **about_run())
         if is_main():
             save_denoiser(result.ema or result.model, out,
@@ -557,8 +557,9 @@ def about_teacher(name: str) -> dict: # {} of a diffusers model
 
 def is_student(name: str) -> bool:
     "Does this folder hold a student rather than a teacher?"
-    return (name not in TEACHERS and Path(name).is_dir()
-            and ((Path(name)/'sampling.json').is_file() or 'student' in about_teacher(name)))
+    if name in TEACHERS or not Path(name).is_dir(): return False
+    if (Path(name)/'sampling.json').is_file(): return True
+    return (Path(name)/'config.json').is_file() and 'student' in about_teacher(name)
 
 def pickle_note(name: str) -> str: # '': there is none
     "Why a pickle is no teacher."
@@ -588,8 +589,7 @@ def find_teacher(name: str, options: Networks) -> NetDenoiser:
                          f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
     if (Path(name)/'sampling.json').is_file(): return load_pretrained(name, device).denoiser
     if is_diffusers(name): return read_diffusers(name, options).to(device)
-    if options.net: return load_student(name, device, find_net(options.net)).denoiser
-    try: return load_denoiser(name, device)
+    try: return load_denoiser(name, device, find_net(options.net))
     except FileNotFoundError as e: raise ValueError(f'{e}{pickle_note(name)}') from e
 
 def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -750,7 +750,10 @@ def distill_data(options: Distill, cfg, source: NetDenoiser, shape: tuple[int, .
     if pd and options.bank:
         raise ValueError('a bank belongs to SFD; choose another preset')
     if options.data is None and not pd: return None
-    return find_data(options.teacher, source, shape, options.data, split=options.split)
+    x, y = find_data(options.teacher, source, shape, options.data, split=options.split)
+    null_class = about_teacher(options.teacher).get('null_class', options.null_class)
+    if y is None or null_class is None: return x, y
+    return x[y != null_class], y[y != null_class]
 
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
@@ -768,10 +771,10 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     plan = partial(distill_plan, source, teacher, cfg, shape,
                    data_line(*pairs, kind) if pairs else 'none needed', options.bank)
     if options.dry_run: return show_plan(plan())
+    announce(plan, folder)
     with alone(out):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors'])
-        announce(plan, folder)
         data, labels = pairs or (None, None)
         student = distill(source, cfg, data, labels, make_banks(source, cfg, options.bank, folder), folder,
                           hardware=hardware)

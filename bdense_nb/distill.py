@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from .core import NFECounter, check_choice, sample_labels, sample_noise
-from .progressive import PDConfig, check_run, pd_step, progressive, progressive_rounds
+from .progressive import PDConfig, check_tables, pd_step, progressive, progressive_rounds
 from .schedules import nested_sigmas
 from .sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from .students import Student, VariableStudent, branched_student, load_student
@@ -209,7 +209,7 @@ def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int,
         if isinstance(cfg, PDConfig):
             n_classes = model.denoiser.n_classes
             data, labels = sample_noise(range(n), shape), sample_labels(range(n), n_classes) if n_classes else None
-            check_run(data, labels, cfg, teacher, model.denoiser)
+            check_tables(cfg, teacher, model.denoiser)
             small = dataclasses.replace(cfg, batch=n, updates=4, warmup=0)
             return model, pd_step(teacher, data, labels, small, cfg.rounds[0])
         small, begin = dataclasses.replace(cfg, batch=n, pool=n, steps=4, warmup=0), time.perf_counter()

@@ -20,7 +20,8 @@ from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights, dense_a
                               snr_weight)
 from .schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigmas, sigma_from_alpha_bar,
                                  strided_nodes)
-from .students import Student, branched_student, check_own_samples, claim_run, kept, train_config
+from .students import (Student, branched_student, check_own_samples, claim_run, kept, starting_network,
+                                train_config)
 from .targets import BRANCH_STEPS, branch_states, branch_targets, check_substeps, progressive_segment
 from .teachers import NetDenoiser, VPDenoiser, check_top
 from .training import Hardware, StepFunction, TrainConfig, fingerprint, fit, share
@@ -28,7 +29,7 @@ from .trajectories import TrajectoryPlan, denoiser_hash, device_of, frozen_copy
 
 # %% auto #0
 __all__ = ['VP_TABLES', 'PD_SCHEDULES', 'PD_TARGETS', 'HEADS', 'progressive_sigmas', 'PDConfig', 'draw_noised', 'pd_step',
-           'check_data', 'check_run', 'progressive_rounds', 'progressive']
+           'check_data', 'check_tables', 'progressive_rounds', 'progressive']
 
 # %% ../nbs/10c_progressive.ipynb #2dcab2d0
 VP_TABLES = {'vp_linear': linear_alpha_bar, 'vp_cosine': cosine_alpha_bar}
@@ -213,23 +214,19 @@ def check_data(
         raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{n_classes - 1}, got '
                          f'{getattr(labels, "dtype", type(labels).__name__)} {tuple(getattr(labels, "shape", ()))}')
 
-def check_run(
-    data: Tensor, # [N, *D]
-    labels: Tensor | None, # [N]
+def check_tables(
     cfg: PDConfig,
-    teacher: Callable,
-    network: NetDenoiser, # that the first student starts from
+    *denoisers: Callable, # the teacher, and the network that the first student starts from
 ) -> None:
-    "Refuse data, labels and DDPM networks that do not fit, before any work."
-    check_data(data, labels, network.n_classes)
-    for d in (teacher, network):
-        if isinstance(d, VPDenoiser) and cfg.schedule in VP_TABLES:
-            mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
-            if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
-                raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this '
-                                 f'network: {len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to '
-                                 f'{mine[-1]:.6g} here; schedule=\'teacher\' takes the network\'s own')
-    check_top(cfg.sigmas[0].item(), teacher, network)
+    "Refuse DDPM networks whose levels are not those of the schedule."
+    for d in denoisers:
+        if not isinstance(d, VPDenoiser) or cfg.schedule not in VP_TABLES: continue
+        mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
+        if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
+            raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this network: '
+                             f'{len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to {mine[-1]:.6g} here; '
+                             f'schedule=\'teacher\' takes the network\'s own')
+    check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../nbs/10c_progressive.ipynb #32fd22b5
 def progressive_rounds(
@@ -246,14 +243,16 @@ def progressive_rounds(
 ) -> Iterator[Student]: # one after each round; with `ema`, the average of the weights
     "Distil round after round; each student is the next round's teacher."
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
-    shape = tuple(data.shape[1:]) if isinstance(data, Tensor) else ()
-    model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
-    cfg = cfg.on_table(teacher, model.denoiser)
-    check_run(data, labels, cfg, teacher, model.denoiser)
+    start = starting_network(teacher, student)
+    check_data(data, labels, start.n_classes)
+    shape = tuple(data.shape[1:])
     teacher = frozen_copy(teacher, shape)
+    cfg = cfg.on_table(teacher, start)
+    check_tables(cfg, teacher, start)
+    check_own_samples(teacher, cfg.plan(shape, most=32))
+    model = branched_student(teacher, start, cfg.K, cfg.layer, shape)
     origin = denoiser_hash(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    check_own_samples(teacher, cfg.plan(shape, most=32))
     claim_run(folder, cfg, teacher=origin, student=None if student is None else denoiser_hash(student),
               data=fingerprint(data, *[] if labels is None else [labels]))
     history = []

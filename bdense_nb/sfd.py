@@ -15,7 +15,8 @@ from .core import Above0, AtLeast0, AtLeast1, Beta, Fraction, check_int, validat
 from .losses import BRANCH_WEIGHTS, NORMS, branch_weights, dense_alignment_loss, scheduled_weights
 from .samplers import SOLVERS, afs_x0, euler_step, trajectory
 from .schedules import SCHEDULES, nested_sigmas
-from .students import Student, branched_student, check_own_samples, claim_run, kept, train_config
+from .students import (Student, branched_student, check_own_samples, claim_run, kept, starting_network,
+                                train_config)
 from .targets import BRANCH_STEPS, Segment, branch_states, check_substeps, segments
 from .teachers import NetDenoiser, check_top
 from .training import Hardware, StepFunction, TrainConfig, fit, share
@@ -173,11 +174,10 @@ def sfd(
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     if not isinstance(cfg, SFDConfig):
         raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
-    teacher, model = _begin(teacher, cfg, student)
+    teacher, model = _begin(teacher, cfg, student, cfg.plan)
     if bank is not None and not isinstance(bank, TrajectoryBank):
         raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
     if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
-    check_own_samples(teacher, cfg.plan)
     origin = denoiser_hash(teacher)
     claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
     done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show,
@@ -185,8 +185,11 @@ def sfd(
     about = dict(host='sfd', teacher=origin, config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
     return Student(fold(kept(done)), cfg.grids[1], cfg.afs, cfg.shape, about)
 
-def _begin(teacher: Callable, cfg: SFDBase, student: NetDenoiser | None) -> tuple[Callable, BranchedDenoiser]:
-    "The frozen teacher and the branched student of a run."
-    teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
-    check_top(cfg.sigma_max, teacher, model.denoiser)
-    return teacher, model
+def _begin(teacher: Callable, cfg: SFDBase, student: NetDenoiser | None,
+           plan: TrajectoryPlan) -> tuple[Callable, BranchedDenoiser]:
+    "The frozen teacher and the branched student of a run, if both can do what they must."
+    start = starting_network(teacher, student)
+    teacher = frozen_copy(teacher, cfg.shape)
+    check_top(cfg.sigma_max, teacher, start)
+    check_own_samples(teacher, plan)
+    return teacher, branched_student(teacher, start, cfg.K, cfg.layer, cfg.shape)

@@ -14,30 +14,26 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from .branches import BranchedDenoiser, branch
-from .core import (AtLeast1, NFECounter, check_choice, check_int, check_sigmas, default_device, load_tensors, locked,
-                            read_json, save_tensors, sha256, validate, write_json)
-from .nets import NETS
+from .core import (AtLeast1, NFECounter, check_choice, check_int, check_sigmas, load_tensors, locked,
+                            save_tensors, validate)
 from .samplers import sample
-from .teachers import DENOISERS, NetDenoiser, check_samples, load_denoiser
+from .teachers import (CONFIG, DENOISERS, WEIGHTS, NetDenoiser, check_samples, load_denoiser, read_about,
+                                read_run, save_denoiser)
 from .training import Fit, TrainConfig, claim_folder
 from .trajectories import TrajectoryPlan, draw_start
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'CONFIG', 'BIASES', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
+__all__ = ['BIASES', 'starting_network', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
            'VariableStudent', 'load_student']
 
 # %% ../nbs/10_students.ipynb #59649bb9
-def branched_student(
+def starting_network(
     teacher: Callable, # what is distilled
-    student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
-    K: int, # branches
-    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
-    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
-) -> BranchedDenoiser: # trainable, in training mode
-    "The network that is trained: a copy of the teacher, or of another network, with K branches."
+    student: NetDenoiser | None, # where the student starts; None: as the teacher
+) -> NetDenoiser:
+    "The network that a student starts from; refused unless it is one, with the teacher's classes."
     start = teacher if student is None else student
     if not isinstance(start, NetDenoiser):
         raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like, got '
@@ -46,7 +42,17 @@ def branched_student(
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student '
                          f'{start.n_classes}')
-    return branch(start, K, layer, shape).train()
+    return start
+
+def branched_student(
+    teacher: Callable, # what is distilled
+    student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
+    K: int, # branches
+    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
+    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
+) -> BranchedDenoiser: # trainable, in training mode
+    "The network that is trained: a copy of the teacher, or of another network, with K branches."
+    return branch(starting_network(teacher, student), K, layer, shape).train()
 
 # %% ../nbs/10_students.ipynb #7ed581e1
 def train_config(
@@ -146,39 +152,20 @@ class Student:
         _save(self, folder, dict(sigmas=self.sigmas.tolist()), {}, overwrite)
 
 # %% ../nbs/10_students.ipynb #0072d5ec
-WEIGHTS, CONFIG, BIASES = 'model.safetensors', 'config.json', 'step_biases.safetensors'
-
-def _class_name(thing) -> str: # 'module:class'
-    name = f'{type(thing).__module__}:{type(thing).__qualname__}'
-    return f'{name} of {_class_name(thing.model)}' if name == 'bdense_nb.interop:EDMNet' else name
-
-def _is_ours(net: nn.Module) -> bool: # else somebody must say how to build it
-    return type(net).__name__ in NETS and type(net).__module__.startswith('bdense_nb.')
-
-def _description(denoiser: NetDenoiser) -> dict: # JSON-able
-    "What config.json says of a denoiser; networks and denoisers of other packages are named only."
-    if not isinstance(denoiser, NetDenoiser):
-        raise ValueError(f'only a network can be saved, and a {type(denoiser).__name__} is none')
-    ours, known = _is_ours(denoiser.net), DENOISERS.get(type(denoiser).__name__) is type(denoiser)
-    return dict(denoiser=type(denoiser).__name__ if known else _class_name(denoiser),
-                config=denoiser.config if known else None,
-                net=type(denoiser.net).__name__ if ours else _class_name(denoiser.net),
-                net_config=denoiser.net.config if ours else None)
+BIASES = 'step_biases.safetensors'
 
 def _save(student: Student | VariableStudent, folder: Path | str, how: dict, more: dict[str, Tensor],
           overwrite: bool) -> None:
-    "Write a student: weights, further tensors by file name, and last config.json, without which nothing counts as saved."
+    "Write a student: further tensors by file name, then its denoiser, whose config.json comes last."
     folder = Path(folder)
-    said = _description(student.denoiser)
     how = dict(how, afs=student.afs, shape=list(student.shape))
     run = _run_of(student.about, how)
+    check_choice('denoiser', type(student.denoiser).__name__, DENOISERS)
     if not overwrite: _check_replaceable(student, folder, run)
     with locked(folder):
         if overwrite: (folder/CONFIG).unlink(missing_ok=True)
-        save_tensors(folder/WEIGHTS, student.denoiser.state_dict(), dict(run=run))
         for name, tensor in more.items(): save_tensors(folder/name, {'biases': tensor})
-        about = dict(student=how, **student.about)
-        write_json(folder/CONFIG, dict(said, sha256=sha256(folder/WEIGHTS), about=about))
+        save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
 
 # %% ../nbs/10_students.ipynb #9ac09aeb
 def _run_of(about: dict, how: dict) -> dict: # as JSON has it
@@ -189,13 +176,12 @@ def _run_of(about: dict, how: dict) -> dict: # as JSON has it
 
 def _stored_run(folder: Path) -> dict: # as `_run_of`
     "Which run's student is in a folder; a save that was cut off has no config.json, but its weights say it."
-    if (folder/CONFIG).exists():
-        about = dict(read_json(folder/CONFIG, ('denoiser', 'config', 'net', 'sha256', 'about'))['about'])
-        if 'student' not in about: raise ValueError('it is a denoiser that is no student, a teacher perhaps')
-        return _run_of(about, about.pop('student'))
-    with safe_open(folder/WEIGHTS, framework='pt') as f: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
-    if 'run' not in meta: raise ValueError(f'{WEIGHTS} was not written by Student.save')
-    return meta['run']
+    if not (folder/CONFIG).exists():
+        if (run := read_run(folder)) is None: raise ValueError(f'{WEIGHTS} was not written by Student.save')
+        return run
+    about = dict(read_about(folder).get('about', {}))
+    if 'student' not in about: raise ValueError('it is a denoiser that is no student, a teacher perhaps')
+    return _run_of(about, about.pop('student'))
 
 def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: dict) -> None:
     "Refuse to replace anything but a save of the same run, whole or cut off."
@@ -204,7 +190,7 @@ def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: d
     if not any((folder/name).exists() for name in (CONFIG, WEIGHTS)): return
     instead = 'choose another folder, or pass overwrite=True'
     try: theirs = _stored_run(folder)
-    except (ValueError, OSError, SafetensorError) as e:
+    except (ValueError, OSError) as e:
         raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
     differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now' for k in mine if k in theirs
               and theirs[k] != mine[k]]
@@ -307,16 +293,22 @@ def load_student(
     if not (folder/CONFIG).is_file():
         half = ': its weights are there, but saving was cut off; save it again' if (folder/WEIGHTS).is_file() else ''
         raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
-    said = read_json(folder/CONFIG, ('denoiser', 'config', 'net', 'sha256', 'about'))
-    about = dict(said['about'])
+    said = read_about(folder)
+    about = dict(said.get('about', {}))
     how = _sampling(folder/CONFIG, about)
-    ours = said['net'] in NETS and said['denoiser'] in DENOISERS
-    denoiser = load_denoiser(folder, device) if ours and net is None else _around(net, said, folder, device)
+    denoiser = load_denoiser(folder, device, None if net is None else lambda: _given(net, said['net']))
     common = (how.afs, how.shape, about)
     if how.grids is None: return Student(denoiser, torch.tensor(how.sigmas, dtype=torch.float64), *common)
     biases = _load_biases(folder, how.biases_sha256)
     grids = {int(nfe): torch.tensor(levels, dtype=torch.float64) for nfe, levels in how.grids.items()}
     return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
+
+def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
+    "The network that the caller gave, without touching it; or the one inside what `as_denoiser` takes."
+    made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    if stored == 'bdense_nb.interop:EDMNet' and isinstance(made, nn.Module):
+        made = importlib.import_module('bdense_nb.interop').as_denoiser(made)
+    return made.net if isinstance(made, NetDenoiser) else made
 
 # %% ../nbs/10_students.ipynb #748966db
 def _digest(biases: Tensor) -> str: return hashlib.sha256(biases.detach().cpu().contiguous().numpy()).hexdigest() # 64 hex digits
@@ -327,38 +319,3 @@ def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     if biases is None or _digest(biases) != digest:
         raise ValueError(f'{path} is damaged or not the one its config.json describes')
     return biases
-
-# %% ../nbs/10_students.ipynb #13a76af6
-def _around(net: nn.Module | Callable[[], nn.Module] | None, said: dict, folder: Path,
-            device: torch.device | str | None) -> NetDenoiser: # frozen
-    "The stored weights in a network that the caller knows how to build."
-    if net is None:
-        foreign = [said[k] for k in ('denoiser', 'net') if ':' in said[k] and not said[k].endswith(':ModuleDenoiser')]
-        raise ValueError(f'{folder} holds a student made of {foreign[0]}, which this package cannot build: pass net= '
-                         f'one, or a function that makes one, as in load_student({str(folder)!r}, net=MyNet); in a '
-                         f'shell --net module:function')
-    made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
-    if not isinstance(made, nn.Module):
-        raise TypeError(f'net must be a network (nn.Module) or a function that makes one, got {type(made).__name__}')
-    denoiser = _as_stored(made, said)
-    if (got := sha256(folder/WEIGHTS)) != said['sha256']:
-        raise ValueError(f'{folder/WEIGHTS} is damaged or not the one its config.json describes: SHA-256 is {got}, '
-                         f'expected {said["sha256"]}')
-    mine, theirs = denoiser.state_dict(), load_tensors(folder/WEIGHTS)[0]
-    shapes = lambda tensors: {(k, v.dtype, tuple(v.shape)) for k, v in tensors.items()}
-    if differ := sorted(f'{k}{list(shape)}' for k, _, shape in shapes(mine) ^ shapes(theirs)):
-        raise ValueError(f'net= gave a {_class_name(made)} that does not fit the weights of {said["net"]} in {folder}: '
-                         f'they differ in {", ".join(differ[:4])}{" and more" if len(differ) > 4 else ""}')
-    if broken := [k for k, v in theirs.items() if not v.isfinite().all()]:
-        raise ValueError(f'{folder/WEIGHTS} holds NaN or infinity in {broken[0]}')
-    denoiser.load_state_dict(theirs)
-    return denoiser.requires_grad_(False).eval().to(device or default_device())
-
-def _as_stored(made: nn.Module, said: dict) -> NetDenoiser:
-    "A network as the denoiser that was saved."
-    if isinstance(made, NetDenoiser): return made
-    if 'bdense_nb.interop:' in said['denoiser'] + said['net']: # `as_denoiser` made it, and it will again
-        return importlib.import_module('bdense_nb.interop').as_denoiser(made)
-    if said['denoiser'] in DENOISERS: return DENOISERS[said['denoiser']](made, **said['config'])
-    raise ValueError(f'this student is a {said["denoiser"]}, which this package cannot build: let net= give such a '
-                     f'denoiser and not its network alone')

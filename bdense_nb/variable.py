@@ -17,7 +17,7 @@ from .branches import _replace, fold
 from .core import AtLeast1, check_choice, check_int
 from .schedules import SCHEDULES, make_sigmas
 from .sfd import SFDBase, SFDConfig, _begin, sfd_step
-from .students import Student, VariableStudent, check_own_samples, claim_run, kept
+from .students import Student, VariableStudent, claim_run, kept
 from .teachers import NetDenoiser
 from .training import Hardware, StepFunction, fit
 from .trajectories import TrajectoryBank, denoiser_hash
@@ -172,14 +172,13 @@ def sfd_variable(
 ) -> VariableStudent: # with `ema`, the average of the weights
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfg = several(cfg, nfes)
-    teacher, model = _begin(teacher, cfg, student)
+    teacher, model = _begin(teacher, cfg, student, cfg.at(max(cfg.nfe)).plan)
     cfg = replace(cfg, step_layer=step_layer or cfg.step_layer or find_step_layer(model.denoiser))
     if cfg.step_layer == model.layer:
         raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output layer, which '
                          f'holds the branches')
     start, model.denoiser = model.denoiser, condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
     if banks is not None: _check_banks(banks, teacher, cfg.each)
-    check_own_samples(teacher, cfg.at(max(cfg.nfe)).plan)
     origin = denoiser_hash(teacher)
     claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(start))
     done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show,

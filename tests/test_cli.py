@@ -1,12 +1,15 @@
 "The commands as a shell sees them: help, answers for programs, one-line errors, exit codes, and what they leave behind."
 import dataclasses
 import errno
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
@@ -81,12 +84,12 @@ def made(tmp_path_factory):
 @pytest.fixture
 def at(made, shell):
     shell.monkeypatch.chdir(made)
+    shell.made = made
     return shell
 
 
 # --- help and options ---
 
-HOSTS = {SFDConfig: 'demo', PDConfig: 'fashion_mnist_pd', SFDVConfig: 'demo --nfe 2,3'}
 REACHED = [(name, kind) for name, command in COMMANDS.items() for kind in (command.options, *command.hosts)]
 
 
@@ -108,46 +111,60 @@ def test_every_example_is_understood(command, monkeypatch):
         assert does and parse(command, COMMANDS[command], args.split())[0]
 
 
-def changed(f, value):
-    "Another value for a field, as a word of a shell, and what it should become."
-    others = {'branch_weights_end': ('uniform', 'uniform'), 'branch_weights': ('uniform', 'uniform'), 'betas': ('.5,.6', (.5, .6)),
-              'shape': ('3,8,8', (3, 8, 8)), 'teacher_sigmas': ('2.,1.,0.', (2., 1., 0.)), 'size': ('8,4', (8, 4)),
-              'K': ('1', 1), 'nfe': ('4', (4,) if isinstance(value, tuple) else 4), 'start_steps': ('256', 256), 'end_steps': ('2', 2),
-              'substeps': ('8', 8), 'warmup': ('1', 1), 'pool': ('9000', 9000)}
-    if f.name in others: return others[f.name]
-    if isinstance(value, bool): return None, not value
-    choices = [c for c in choices_of(f) if c != value]
-    if choices: return choices[0], choices[0]
-    if isinstance(value, int): return str(value + 1), value + 1
-    if isinstance(value, float): return str(value/2), value/2
-    for word, read in (('.5', .5), ('5', 5), ('word', 'word')):
-        if type(read).__name__ in str(f.type) or {'.5': 'Fraction' in str(f.type) or 'Above0' in str(f.type), '5': 'AtLeast' in str(f.type)}.get(word):
-            return word, read
-    raise AssertionError(f'no value is known for {f.name}: {f.type}')
+OTHER_VALUES = {  # of fields that are bound to others
+    'branch_weights': ('uniform', 'uniform'), 'branch_weights_end': ('uniform', 'uniform'), 'betas': ('.5,.6', (.5, .6)), 'shape': ('3,8,8', (3, 8, 8)),
+    'teacher_sigmas': ('2.,1.,0.', (2., 1., 0.)), 'size': ('8,4', (8, 4)), 'K': ('1', 1), 'start_steps': ('256', 256), 'end_steps': ('2', 2),
+    'substeps': ('8', 8), 'pool': ('9000', 9000), 'warmup': ('1', 1)}
 
 
-def choices_of(f):
-    import typing
-    kind = typing.get_type_hints(f.owner)[f.name]
-    parts = [kind, *typing.get_args(kind)]
-    return [c for k in parts if typing.get_origin(k) is typing.Literal for c in typing.get_args(k)]
+def another(kind, name, value):
+    "Another value for a field, as options of a shell, and what it becomes."
+    hint = typing.get_type_hints(kind)[name]
+    hints = [hint, *typing.get_args(hint)]
+    choices = [c for h in hints if typing.get_origin(h) is typing.Literal for c in typing.get_args(h) if c != value]
+    if name == 'nfe' and isinstance(value, tuple): return '--nfe=4,5', (4, 5)
+    if name in OTHER_VALUES: word, want = OTHER_VALUES[name]
+    elif isinstance(value, bool): return f'--{"" if not value else "no_"}{name}', not value
+    elif choices: word = want = choices[0]
+    elif int in hints: want = 3 if value is None else value + 1
+    elif float in hints: want = .5 if value is None else value/2
+    else: want = 'word'
+    return f'--{name}={word if name in OTHER_VALUES or choices else want}', want
+
+
+ASKED = {'bdense_demo': [], 'bdense_export': ['a', 'b'], 'bdense_evaluate': []}
+HOSTS = {SFDConfig: [], PDConfig: ['--preset_name', 'fashion_mnist_pd'], SFDVConfig: ['--nfe', '2,3']}
+EARLIER = ('preset_name', 'config', 'teacher', 'nfe')  # decide what the other options are
 
 
 @pytest.mark.parametrize('name, kind', REACHED, ids=lambda v: v if isinstance(v, str) else v.__name__)
 def test_every_field_of_every_configuration_is_reached(name, kind):
-    command = COMMANDS[name]
-    start = ['a', 'b'] if name == 'bdense_export' else [] if name == 'bdense_demo' else ['a']
-    if kind in HOSTS and name == 'bdense_distill': start += ['--preset_name', *HOSTS[kind].split()]
-    base = {type(part): part for part in parse(name, command, start)}
+    command, start = COMMANDS[name], ASKED.get(name, ['a']) + (HOSTS.get(kind, []) if name == 'bdense_distill' else [])
+    def parts(*more): return {type(part): part for part in parse(name, command, [*start, *more])}
+    before = parts()[kind]
     for f in dataclasses.fields(kind):
-        if start and f.name in ('out', 'student', 'folder', 'preset_name', 'config', 'teacher'): continue  # read before the others: tested below
-        f.owner = kind
-        word, want = changed(f, getattr(base[kind], f.name))
-        line = [f'--{f.name}={word}'] if word else [f'--{"" if want else "no_"}{f.name}']
-        if f.name == 'branch_weights': line.append('--no_afs' if False else '--seed=1')
-        found = {type(part): part for part in parse(name, command, start + line)}[kind]
-        assert getattr(found, f.name) == want, f.name
-        assert [g.name for g in dataclasses.fields(kind) if getattr(found, g.name) != getattr(base[kind], g.name)] == [f.name] or f.name in ('branch_weights', 'steps'), f.name
+        if f.default is dataclasses.MISSING and kind is command.options: assert getattr(before, f.name) in ('a', 'b'); continue
+        if f.name in EARLIER and kind is command.options: continue  # below
+        option, want = another(kind, f.name, getattr(before, f.name))
+        if f.name == 'student': option, want = 'a', 'a'
+        more = ['--schedule=teacher', '--start_steps=2'] if f.name == 'teacher_sigmas' else []
+        assert getattr(parts(option, *more)[kind], f.name) == want, option
+
+
+def test_options_that_decide_what_the_others_are(made, monkeypatch, tmp_path):
+    monkeypatch.chdir(made)
+    def cfg(*args): return parse('bdense_distill', COMMANDS['bdense_distill'], ['x', *args])[2]
+    (tmp_path/'mine.json').write_text('{"K": 2, "steps": 7}')
+    assert isinstance(cfg('--preset_name', 'cifar10-pd'), PDConfig) and cfg('--preset=demo').pool == 1536
+    assert cfg('--config', f'{tmp_path}/mine.json', '--steps', '8') == preset('fashion_mnist', K=2, steps=8)
+    for file in ('student/command.json', 'student/config.json', 'student/checkpoints/run.json'):
+        assert dataclasses.asdict(cfg('--config', file, '--lr', '.5')) == json.loads(json.dumps(load_student('student').about['config']), object_hook=tuples) | dict(lr=.5)
+    assert isinstance(cfg('--config', 'several/config.json'), SFDVConfig) and cfg('--teacher', 'several').substeps == 3
+    (tmp_path/'bad.json').write_text('{"Kk": 2}')
+    with pytest.raises(ValueError, match='bad.json names Kk, which SFDConfig does not have'): cfg('--config', f'{tmp_path}/bad.json')
+
+
+def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
 def test_no_configuration_of_the_library_is_left_out():
@@ -157,11 +174,11 @@ def test_no_configuration_of_the_library_is_left_out():
 
 
 def test_every_option_has_its_comment_as_help(shell):
-    for command, hosts in (('bdense_distill', HOSTS), ('bdense_teach', {TrainConfig: 'quick'})):
-        for kind, asked in hosts.items():
-            text = ' '.join(shell(f'{command} --help')[0].split())
-            assert text.count('(default:') >= len(dataclasses.fields(COMMANDS[command].options)) - 1
-    assert 'micro-batches that a batch is cut into' in text and 'peak learning rate of Adam' in text and '--precision {no,bf16,fp16}' in text
+    for command in ('bdense_distill', 'bdense_teach'):
+        text = ' '.join(shell(f'{command} --help')[0].split())
+        options = sum(len(dataclasses.fields(kind)) for kind in {COMMANDS[command].options, *COMMANDS[command].hosts} - {PDConfig, SFDVConfig})
+        assert len(re.findall(r'\w[^-]{2,}? ?\((?:default: |required\))', text)) == options, command
+    assert 'micro-batches that a batch is cut into, to save memory (default: 1)' in text and 'peak learning rate of Adam' in text and '--precision {no,bf16,fp16}' in text
 
 
 def test_help_and_an_error_from_a_real_shell(tmp_path):
@@ -293,7 +310,7 @@ def foreign(module, name, text): return type(name, (Exception,), {'__module__': 
     (OSError(errno.EROFS, 'Read-only file system', 'a/b'), 'a/b: Read-only file system; choose another place'), (PermissionError(errno.EACCES, 'Permission denied', 'a/b'), 'a/b: Permission denied'),
     (foreign('safetensors_rust', 'SafetensorError', 'I/O error: No space left on device (os error 28)'), 'make room on the disk'),
     (foreign('sqlalchemy.exc', 'OperationalError', 'database or disk is full'), 'make room on the disk'), (foreign('optuna.exceptions', 'X', 'odd'), 'X: odd'),
-    (BrokenPipeError(errno.EPIPE, 'Broken pipe'), 'what reads the output has closed it'),
+    (BrokenPipeError(errno.EPIPE, 'Broken pipe'), 'what read the output has gone'),
     (FileExistsError(errno.EEXIST, 'File exists', 'a/b'), 'a/b cannot be a folder: a file is in the way'),
     (UnicodeDecodeError('utf-8', b'x', 0, 1, 'odd'), 'odd')], ids=lambda v: type(v).__name__ if isinstance(v, Exception) else '')
 def test_what_can_be_mended_is_one_line(e, says, capsys):
@@ -407,7 +424,7 @@ def test_a_demonstration_of_other_settings_is_not_replaced(at, tmp_path):
     commands.check_demo(tmp_path, cfg, 20)
     for command in ('--steps 4 --n 20', '--steps 3 --n 21', '--steps 3 --n 20 --seed 1'): assert 'other settings' in at(f'bdense_demo --out {tmp_path} {command}', 1)[1]
     (tmp_path/'report.json').write_text('[]')
-    assert 'other settings' in at(f'bdense_demo --out {tmp_path}', 1)[1]
+    assert 'of another kind' in at(f'bdense_demo --out {tmp_path}', 1)[1]
 
 
 # --- dry runs and answers for programs ---
@@ -418,7 +435,7 @@ def test_a_demonstration_of_other_settings_is_not_replaced(at, tmp_path):
     ('bdense_distill new --teacher plane --preset demo --batch 8 --pool 8 --steps 5', dict(updates=10, nfe=[2], teacher_samples=96, student_samples=80, shape=[2], data='none needed')),
     ('bdense_distill new --teacher plane --nfe 2,3 --batch 8 --pool 16 --steps 4', dict(nfe=[2, 3], updates=10, teacher_samples=16*12 + 16*16)),
     ('bdense_distill new --teacher small --preset fashion_mnist_pd --start_steps 8 --nfe 2 --steps 5 --batch 4', dict(nfe=[2], updates=10, rounds=['8 to 4 steps', '4 to 2 steps'], shape=[1, 8, 8])),
-    ('bdense_search new --teacher plane --trials 5 --steps 2 --batch 8 --pool 8 --n 8', dict(trials=5, trainings=5 + 3*4, nfe=2)),
+    ('bdense_search new --teacher plane --trials 5 --steps 2 --batch 8 --pool 8 --n 8', dict(trials=5, trainings=5 + 3*4, nfe=[2])),
     ('bdense_sample student --n 1000 --out new.png', dict(samples=1000, nfe=2, network_calls=2000)),
     ('bdense_evaluate student --teacher plane --n 100 --out new.json', dict(nfe=2, teacher_nfe=24, samples=100)),
     ('bdense_evaluate --experiment ring_pd --out new.json', dict(runs=120, runs_done=0)),
@@ -576,7 +593,7 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2)
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=100)).save_pretrained('mine')
     for i, x in enumerate(sample_noise(range(6), (8, 8))): Path('photos').mkdir(exist_ok=True); Image.fromarray((x*40 + 128).clamp(0, 255).byte().numpy()).save(f'photos/{i}.png')
-    shell('bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos')
+    shell('bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher')
     shell('bdense_distill sfd --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2')
     assert 'pass --data' in shell('bdense_distill x --teacher mine --preset fashion_mnist_pd', 1)[1]
     for name in ('pd', 'sfd'):
@@ -584,7 +601,7 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
         shell(f'bdense_export {name} out-{name} --to diffusers')
         shell(f'bdense_sample out-{name} --n 2 --out {name}.png')
     assert diffusers.DDIMPipeline.from_pretrained('pd').unet.config.sample_size == 8 and (shell.folder/'out-sfd'/'unet').is_dir()
-    plan = shell.json('bdense_distill new --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --dry-run')
+    plan = shell.json('bdense_distill new --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher --dry-run')
     assert plan['data'] == 'photos: 6 of shape (1, 8, 8)' and plan['rounds'] == ['4 to 2 steps']
 
 
@@ -610,3 +627,128 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.splitlines()[-1].startswith('bdense_teach: stopped'), err
     assert json.loads(out)['exit_code'] == 130 and list(tmp_path.glob('teacher/checkpoints/checkpoint-*'))
+
+
+# --- what the options do ---
+
+def test_hardware_and_training_fields_change_what_is_computed(at, tmp_path, monkeypatch):
+    "Not their names are seen but their effect."
+    budget = '--teacher plane --preset demo --steps 3 --batch 8 --pool 8 --K 2'
+    at(f'bdense_distill {tmp_path}/plain {budget}')
+    def weights(name): return load_tensors(tmp_path/name/'model.safetensors')[0]
+    def differ(a, b): return max(float((v - weights(b)[k]).abs().max()) for k, v in weights(a).items())
+    seen = {}
+    linear = torch.nn.functional.linear
+    def watched(x, w, b=None):
+        y = linear(x, w, b)
+        seen.setdefault(y.dtype, 0)
+        return y
+    monkeypatch.setattr(torch.nn.functional, 'linear', watched)
+    at(f'bdense_distill {tmp_path}/bf16 {budget} --precision bf16')
+    assert torch.bfloat16 in seen and 0 < differ('bf16', 'plain') < .1
+    monkeypatch.undo()
+    at.monkeypatch.chdir(at.made)
+    at(f'bdense_distill {tmp_path}/ema {budget} --ema .9 --lr 1e-2')
+    at(f'bdense_distill {tmp_path}/lr {budget} --lr 1e-2')
+    teacher = load_tensors('plane/model.safetensors')[0]
+    def moved(name): return sum(float((v - teacher[k]).square().sum()) for k, v in weights(name).items())
+    assert moved('ema') < moved('lr'), 'an average of the weights lags behind them'
+    at(f'bdense_distill {tmp_path}/clipped {budget} --clip_grad 1e-12 --lr 1e-2')
+    assert moved('clipped') < .5*moved('lr'), 'Adam forgives a scale, but not a gradient below its eps'
+    at(f'bdense_distill {tmp_path}/parts {budget} --accumulate 4')
+    assert 0 <= differ('parts', 'plain') < 1e-4, 'micro-batches give the same gradient'
+    calls = []
+    monkeypatch.setattr(torch.utils.checkpoint, 'checkpoint', lambda f, *a, **k: calls.append(f) or f(*a))
+    at(f'bdense_distill {tmp_path}/again {budget} --recompute')
+    assert calls and differ('again', 'plain') < 1e-5
+    monkeypatch.undo()
+    at.monkeypatch.chdir(at.made)
+    for name in ('bf16', 'ema', 'clipped', 'parts'):
+        asked = json.loads((tmp_path/name/'command.json').read_text())
+        again = parse('bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', f'{tmp_path}/{name}/command.json'])
+        assert [type(p) for p in again[2:]] == [SFDConfig, Hardware] and dataclasses.asdict(again[3]) == asked['hardware']
+
+
+def test_compile_reaches_the_network(at, tmp_path, monkeypatch):
+    "The compiler itself is replaced, so that none need be there; what it was asked to compile is seen, and it is what trains."
+    asked = []
+    monkeypatch.setattr(torch, 'compile', lambda f, *a, **k: asked.append(f) or f)
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, *a, **k: asked.append(self))
+    at(f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 1 --batch 4 --pool 4 --compile')
+    assert asked
+
+
+def test_a_teacher_that_gives_no_clean_estimates_is_refused(at, tmp_path):
+    "A teacher of moons answers well enough on moons once trained; an untrained one does not."
+    save_denoiser(EDMDenoiser(commands.MLP(), 5.), tmp_path/'wrong', dict(data='moons'))
+    err = at(f'bdense_distill {tmp_path}/s --teacher {tmp_path}/wrong --preset demo --steps 1 --batch 4 --pool 4 --data moons', 1)[1]
+    assert 'does not give clean estimates at' in err and '--trust_teacher' in err and not (tmp_path/'s').exists()
+    out = at(f'bdense_distill {tmp_path}/s --teacher {tmp_path}/wrong --preset demo --steps 1 --batch 4 --pool 4 --data moons --trust_teacher')[0]
+    assert 'the teacher is trusted, although' in out
+
+
+class Other(torch.nn.Module):
+    "A network that the package does not know."
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = torch.nn.Linear(3, 16), torch.nn.Linear(16, 2)
+
+    def forward(self, x, noise, label=None):
+        return self.out(torch.nn.functional.silu(self.body(torch.cat([x, noise.reshape(-1, 1).expand(len(x), 1)], 1))))
+
+
+CODE = '''
+import torch
+from bdense_nb.teachers import EDMDenoiser
+{}
+
+def teacher(): torch.manual_seed(0); return EDMDenoiser(Other(), .7)
+'''
+
+
+def test_any_network_from_the_shell(shell):
+    "From a module:callable to a student, its samples, its figures and an export."
+    Path('mynets.py').write_text(CODE.format(inspect.getsource(Other)))
+    shell('bdense_distill s --teacher mynets:teacher --preset demo --shape 2 --steps 1 --batch 4 --pool 4 --layer out --K 2')
+    assert '--net module:' in shell('bdense_sample s --n 3', 1)[1]
+    assert shell.json('bdense_sample s --n 3 --net mynets:Other')['shape'] == [2]
+    assert shell.json('bdense_evaluate s --n 3 --teacher mynets:teacher --net mynets:Other')['rows'][0]['nfe'] == 2
+    assert shell.json('bdense_export s out --net mynets:Other')['files'] == ['model.safetensors', 'sampling.json']
+    sys.modules.pop('mynets')
+
+
+def test_a_null_class_is_no_class_of_its_own(at, tmp_path):
+    at(f'bdense_teach {tmp_path}/t --data zoo --size 8 --steps 1 --batch 4 --null_class 1')
+    assert load_denoiser(tmp_path/'t').n_classes == 1
+    at(f'bdense_distill {tmp_path}/s --teacher {tmp_path}/t --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 4 --trust_teacher')
+    assert load_student(tmp_path/'s').denoiser.n_classes == 1
+
+
+def test_overwrite_starts_again(at, tmp_path):
+    for out, other in ((f'bdense_teach {tmp_path}/t --data ring --batch 8 --steps', ('2', '2 --lr .5')),
+                       (f'bdense_distill {tmp_path}/s --teacher plane --preset demo --batch 4 --pool 4 --steps', ('1', '1 --K 2'))):
+        at(f'{out} {other[0]}')
+        assert 'another configuration' in at(f'{out} {other[1]}', 1)[1]
+        at(f'{out} {other[1]} --overwrite')
+    assert load_student(tmp_path/'s').about['config']['K'] == 2
+
+
+def test_a_folder_in_use_is_left_to_its_owner(at, tmp_path):
+    hold = f'from bdense_nb.core import locked\nwith locked({str(tmp_path/"s")!r}): print("held", flush=True); input()'
+    with subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'held\n'
+        err = at(f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 1 --batch 4 --pool 4', 1)[1]
+        other.communicate('\n')
+    assert 'is in use by another process' in err.splitlines()[-1]
+
+
+def test_an_interrupted_demonstration_goes_on(shell, monkeypatch):
+    monkeypatch.setitem(PRESETS, 'demo', preset('demo', batch=4, pool=4, steps=1))
+    monkeypatch.setattr(commands, 'measure_arms', lambda arms, n: (_ for _ in ()).throw(KeyboardInterrupt()))
+    shell('bdense_demo --n 4', 130)
+    assert {p.name for p in Path('demo_out').iterdir() if p.name != '.lock'} == {'command.json', 'checkpoints'}
+    monkeypatch.setattr(commands, 'measure_arms', lambda arms, n: ([], {}))
+    monkeypatch.setattr(commands, 'draw_arms', lambda *args: None)
+    monkeypatch.setattr(commands, 'print_table', lambda rows: sys.exit(0))
+    shell('bdense_demo --n 4')
+    assert {p.name for p in Path('demo_out').iterdir() if p.name != '.lock'} == {'command.json', 'report.json'}

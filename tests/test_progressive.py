@@ -17,6 +17,7 @@ from bdense_nb.schedules import cosine_alpha_bar, linear_alpha_bar, pd_cosine_si
 from bdense_nb.students import Student, branched_student, load_student
 from bdense_nb.targets import progressive_segment
 from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser
+from bdense_nb.training import Hardware
 
 TINY = PDConfig(start_steps=8, updates=3, batch=8, lr=1e-3)
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(7))*.5
@@ -496,7 +497,8 @@ def test_another_table_is_refused():
 
 def test_broken_networks_are_refused(teacher):
     broken = copy.deepcopy(teacher); broken.net.out.bias[0] = float('nan')
-    with pytest.raises(FloatingPointError, match='first loss'): run(broken)
+    with pytest.raises(FloatingPointError, match='the teacher ends in NaN'): run(broken)
+    with pytest.raises(FloatingPointError, match='first loss'): run(teacher, replace(TINY, K=1), student=broken)
     with pytest.raises(TypeError, match='PDConfig'): run(teacher, 'pd')
     with pytest.raises(ValueError, match='n_steps'): pd_step(teacher, DATA, None, TINY, 3)
 
@@ -507,3 +509,69 @@ def test_a_folder_belongs_to_one_run(tmp_path, teacher):
         with pytest.raises(ValueError, match=f'another configuration.*{next(iter(changes))}'): run(teacher, replace(TINY, **changes), folder=tmp_path)
     with pytest.raises(ValueError, match='data'): run(teacher, data=DATA + 1, folder=tmp_path)
     with pytest.raises(ValueError, match='teacher'): run(shaken(EDMDenoiser(MLP(width=8, depth=1)), 5), folder=tmp_path)
+
+
+# --- how and what the loop is told ---
+
+class Notes:
+    "A hook that notes what it sees."
+    def __init__(self): self.iterations = []
+    def after_iteration(self, state): self.iterations.append(state.done)
+
+
+def test_hardware_and_hooks_reach_every_round(teacher):
+    notes, plain = Notes(), run(teacher)
+    half = run(teacher, hardware=Hardware(precision='bf16'), hooks=(notes,))
+    assert notes.iterations == [1, 2, 3]*3 and not same(plain, half)
+    assert all(torch.allclose(a, b, atol=.05) for a, b in zip(params(plain), params(half)))
+
+
+def test_training_fields_pass_through(teacher):
+    plain = TINY.train_config(2)
+    assert (plain.steps, plain.lr, plain.schedule, plain.clip_grad, plain.log_every, plain.checkpoint_every) == (3, 1e-3, 'linear', 1., 1, 1)
+    asked = dict(warmup=1, betas=(.5, .9), clip_grad=None, ema=.9, log_every=2, checkpoint_every=0, keep=3, on_nan='skip')
+    cfg = replace(TINY, lr_schedule='cosine', **asked).train_config(2)
+    assert {k: getattr(cfg, k) for k in asked} == asked and cfg.schedule == 'cosine'
+    for changes in (dict(warmup=2), dict(betas=(.5, .5)), dict(lr_schedule='constant')): assert not same(run(teacher), run(teacher, replace(TINY, **changes)))
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path, teacher):
+    want = run(teacher, folder=tmp_path)
+    note = json.loads((tmp_path/'run.json').read_text())
+    for name in ('lr_schedule', 'warmup', 'betas', 'log_every', 'checkpoint_every', 'keep', 'on_nan'): del note[name]
+    (tmp_path/'run.json').write_text(json.dumps(note))
+    assert same(want, run(teacher, folder=tmp_path)) and same(want, run(teacher, replace(TINY, log_every=2, keep=1, checkpoint_every=0), folder=tmp_path))
+    with pytest.raises(ValueError, match='lr_schedule'): run(teacher, replace(TINY, lr_schedule='constant'), folder=tmp_path)
+
+
+# --- other people's networks ---
+
+class Strict(MLP):
+    "Takes its noise input as [B], as many networks do."
+    def forward(self, x, noise, label=None):
+        assert noise.shape == (len(x),)
+        return super().forward(x, noise, label)
+
+
+def test_the_noise_input_is_always_one_per_sample():
+    assert run(shaken(EDMDenoiser(Strict(width=8, depth=1)))).sample(3).isfinite().all()
+
+
+@pytest.mark.parametrize('heads', ['tile', 'carry'])
+@pytest.mark.parametrize('K', [1, 2])
+def test_only_what_is_trainable_is_trained_in_every_round(teacher, heads, K):
+    start = copy.deepcopy(teacher)
+    start.net.out.requires_grad_(True)
+    before = teacher.state_dict()
+    for student in progressive_rounds(teacher, DATA, replace(TINY, heads=heads, K=K), show=False, student=start):
+        assert {k for k, v in student.denoiser.state_dict().items() if not torch.equal(v, before[k])} == {'net.out.weight', 'net.out.bias'}
+
+
+class Noise(EDMDenoiser):
+    "A network that predicts the noise, believed to be a denoiser."
+    def to_x0(self, raw, x, sigma): return x
+
+
+def test_a_teacher_that_removes_no_noise_is_refused_before_anything(tmp_path):
+    with pytest.raises(ValueError, match='does not remove the noise'): run(shaken(Noise(MLP(width=8, depth=1))), folder=tmp_path/'run')
+    assert not (tmp_path/'run').exists()
