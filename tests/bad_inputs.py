@@ -393,7 +393,7 @@ def stream(lab: Lab, kind: str) -> str:
         elif kind == 'ascii': done = real(lab, line, at, PYTHONIOENCODING='ascii', LC_ALL='C', PYTHONUTF8='0')
         elif kind == 'no home': done = real(lab, line, at, HOME='/nonexistent', MPLCONFIGDIR='', XDG_CACHE_HOME='/nonexistent')
         else:
-            line, written = 'bdense_sample student --n 2 --out new.png', at/'new.png'
+            line, written = 'bdense_sample student --n 2 --out new.png', at/'new.safetensors'
             done = real(lab, line, at, MPLBACKEND='nonsense')
         if 'Traceback' in done.stderr or 'Exception ignored' in done.stderr: return f'a traceback: {done.stderr.strip().splitlines()[-1]}'
         if not written.exists() and not (kind == 'no backend' and 'MPLBACKEND' in done.stderr): return f'exit code {done.returncode}, nothing written: {done.stderr[-300:]}'

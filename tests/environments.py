@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 UV = [sys.executable, '-m', 'uv']
@@ -15,18 +16,26 @@ def refuse(self, address, *_):
     if self.family != socket.AF_UNIX: raise OSError(f'no network in this test: {address}')
 socket.socket.connect = socket.socket.connect_ex = refuse
 '''
+settings = ConfigParser(delimiters=['='])
+settings.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
+
+
+def needs(key: str) -> list[str]:
+    "A list in settings.ini."
+    return settings['DEFAULT'][key].split()
 
 
 class Environment:
-    "An empty virtual environment with `requirements` in it; `seconds` is what installing took."
-    def __init__(self, folder: Path, *requirements: str, resolution: str = 'highest'):
+    "An empty virtual environment with a wheel and what it requires; `seconds` is what installing took."
+    def __init__(self, folder: Path, wheel: Path, oldest: bool = False):
         self.folder = folder
+        self.oldest = oldest  # of what settings.ini allows; else the newest of everything
         self.python = folder/'env'/'bin'/'python'
         self.empty = folder/'empty'  # where its programs run
         self.server = None
         begin = time.monotonic()
         self.uv('venv', '--python', sys.executable, folder/'env')
-        self.install(*requirements, '--resolution', resolution)
+        self.install(wheel, needs('requirements'))
         self.seconds = time.monotonic() - begin
         self.packages, = (folder/'env').glob('lib/python*/site-packages')
         (self.packages/'no_network.py').write_text(NO_NETWORK)
@@ -42,8 +51,10 @@ class Environment:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def install(self, *requirements: str) -> None:
-        self.uv('pip', 'install', '--python', self.python, *map(str, requirements))
+    def install(self, package: Path | str, required: list[str]) -> None:
+        "Install a package; where the oldest is wanted, `required` has to be named, too: the choice is made among what is named."
+        how = (*required, '--resolution', 'lowest-direct') if self.oldest else ()
+        self.uv('pip', 'install', '--python', self.python, package, *how)
 
     def versions(self) -> dict[str, str]:
         "Package -> version of everything that is installed."

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from environments import Environment
+from environments import Environment, needs
 
 TINY = ('--preset', 'demo', '--steps', '1', '--batch', '4', '--pool', '4')
 
@@ -81,7 +81,7 @@ def try_extra(user: Environment, extra: str) -> list[str]: # the programs that r
     said = user(*lacks, code=int(extra != 'notebooks')) # the course is copied without JupyterLab, too
     advised, = set(re.findall(r'pip install ["\']?(bdense-nb\[\w+\])', said))
     assert advised == f'bdense-nb[{extra}]', said
-    user.install(advised)
+    user.install(advised, needs(f'{extra}_requirements'))
     user.check()
     for program, *args in jobs:
         if program in ('python', *user.commands): said = user(program, *args)
@@ -90,9 +90,9 @@ def try_extra(user: Environment, extra: str) -> list[str]: # the programs that r
     return [job[0] if job[0] != 'python' else 'its library' for job in jobs]
 
 
-def row(name: str, wheel: Path, folder: Path, resolution: str = 'highest') -> str:
+def row(name: str, wheel: Path, folder: Path) -> str:
     "One environment: made, measured, tried."
-    user = Environment(folder, wheel, resolution=resolution)
+    user = Environment(folder, wheel, oldest=name == 'oldest')
     try:
         if name in EXTRAS: ran = try_extra(user, name)
         else:
@@ -115,7 +115,7 @@ def main() -> None:
         wheel = build(tree)
         for name in wanted:
             (at := Path(folder)/name).mkdir()
-            try: print(row(name, wheel, at, 'lowest-direct' if name == 'oldest' else 'highest'), flush=True)
+            try: print(row(name, wheel, at), flush=True)
             except AssertionError as e:
                 failed += 1
                 print(f'| {name} | | | | | FAILED: {str(e).strip().splitlines()[-1]} |', flush=True)
