@@ -187,7 +187,7 @@ class SampleSheets(Every):
         answer = answer.detach().float().cpu()
         with atomic_path(state.folder/'samples'/f'{state.done:08d}.png') as tmp:
             if answer.ndim != 4: self.scatter(answer, tmp)
-            else: save_image(answer, tmp, self.columns, format='png', normalize=True, value_range=(-1, 1))
+            else: save_image(answer, tmp, format='png', nrow=self.columns, normalize=True, value_range=(-1, 1))
 
     def scatter(self, points: Tensor, path: Path) -> None:
         from matplotlib.figure import Figure
@@ -263,9 +263,9 @@ class Profiler:
         if not is_main(): return
         def export(profile):
             with atomic_path(state.folder/'trace.json') as tmp: profile.export_chrome_trace(str(tmp))
-        self.profile = torch.profiler.profile(
-            schedule=torch.profiler.schedule(skip_first=self.skip, wait=0, warmup=0, active=self.iterations, repeat=1),
-            on_trace_ready=export)
+        schedule = torch.profiler.schedule(skip_first=max(self.skip - 1, 0), wait=0, warmup=min(self.skip, 1),
+                                           active=self.iterations, repeat=1)
+        self.profile = torch.profiler.profile(schedule=schedule, on_trace_ready=export)
         self.profile.start()
 
     def after_iteration(self, state) -> None:

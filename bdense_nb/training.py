@@ -489,7 +489,8 @@ class State:
             values = (self.processes.mean(losses) if updates.losses else losses).tolist()
         for (i, _), value in zip(updates.losses, values):
             if not math.isfinite(value): self.refuse(f'the loss of iteration {i} became {value}')
-        if not values: self.refuse(f'every update before iteration {self.done} had to be skipped')
+        if not values:
+            self.refuse(f'every update since iteration {self.done - self.meter.iterations} had to be skipped')
         self.history.append(dict(step=self.done, loss=statistics.fmean(values),
                                  lr=self.cfg.lr*lr_factor(self.cfg, self.done - 1)))
         norm = updates.norm
@@ -606,8 +607,9 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
         try:
             state.tell('start')
             yield state
+        except GeneratorExit: raise # somebody left the loop; with `state.stop`, the run is saved
         except BaseException:
-            state.stop = False # nothing more is saved
+            state.stop = False
             raise
         finally: state.tell('end')
 
