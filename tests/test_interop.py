@@ -119,7 +119,7 @@ def test_classes(classy):
     with torch.no_grad(): by_class, without = classy(z, 500, class_labels=label).sample, classy(z, 500, class_labels=torch.full((3,), 3)).sample
     assert relative(plain.raw(x, sigma, label), by_class) < 1e-5 and relative(null.raw(x, sigma), without) < 1e-5
     with pytest.raises(ValueError, match='pass label=; if its last class is the null class.*null_class=3'): plain(x, sigma)
-    with pytest.raises(ValueError, match='0..2'): null(x, sigma, label)
+    with pytest.raises(ValueError, match='0..2'): null.check(x, sigma, label)
     with pytest.raises(ValueError, match='null class must be the last of the 4'): from_diffusers(classy, s, null_class=0)
 
 
