@@ -176,7 +176,7 @@ class EDMDenoiser(NetDenoiser):
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B, *D] ([B*K, *D] once branched)
         s = as_column(sigma, x)
-        noise = (s.flatten().log()/4).expand(len(x))
+        noise = (s.flatten().log()/4).expand(x.shape[0])
         return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
@@ -191,7 +191,7 @@ class ModuleDenoiser(NetDenoiser):
     def config(self) -> dict: return {}
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        return self.net(x, as_column(sigma, x).flatten().expand(len(x)), label)
+        return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
 
@@ -224,7 +224,7 @@ class VPDenoiser(NetDenoiser):
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
         s = as_column(sigma, x)
-        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(len(x)), label)
+        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         s = as_column(sigma, x)
