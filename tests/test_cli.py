@@ -290,7 +290,7 @@ def test_what_has_no_near_name_is_not_guessed(shell):
 
 def raising(e):
     def command(options, line): raise e
-    return from_shell('command', [], lambda: Command(command, Options))
+    return from_shell('command', [], lambda name: Command(command, Options))
 
 
 @pytest.mark.parametrize('e', [KeyError('x'), RuntimeError('shapes differ'), TypeError('x'), AttributeError('x'), AssertionError('x'), NameError('x')], ids=lambda e: type(e).__name__)
@@ -329,7 +329,7 @@ def test_an_import_of_ours_that_fails_is_a_bug():
 
 def test_interrupted_has_its_exit_code(capsys):
     assert raising(KeyboardInterrupt()) == 130 and capsys.readouterr().err == 'command: interrupted\n'
-    def find(): raise KeyboardInterrupt
+    def find(name): raise KeyboardInterrupt
     assert from_shell('command', [], find) == 130
 
 

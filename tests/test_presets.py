@@ -96,7 +96,8 @@ def test_cifar10_pd_as_a_command(tmp_path, capsys):
     DDIMPipeline(*ddpm(1000)).save_pretrained(tmp_path/'ddpm')
     (tmp_path/'data').mkdir()
     for i in range(2): Image.new('RGB', (32, 32), (i*200, 90, 30)).save(tmp_path/'data'/f'{i}.png')
-    run = dict(teacher=str(tmp_path/'ddpm'), preset_name='cifar10-pd', start_steps=1000, nfe='125', data=str(tmp_path/'data'), steps=1, batch=2)
+    run = dict(teacher=str(tmp_path/'ddpm'), preset_name='cifar10-pd', start_steps=1000, nfe='125', data=str(tmp_path/'data'), steps=1, batch=2,
+               trust_teacher=True)
     plan = bdense_distill(str(tmp_path/'out'), dry_run=True, **run)
     said = capsys.readouterr().out
     assert plan['nfe'] == [125] and plan['memory_gb'] > 0 and plan['seconds'] > 0 and not (tmp_path/'out').exists()
