@@ -4,6 +4,7 @@
 
 # %% ../nbs/05_nets.ipynb #9425dda2
 from __future__ import annotations
+import importlib
 import math
 
 import torch
@@ -176,13 +177,14 @@ class MLP(nn.Module):
         return self.out(F.silu(h))
 
 # %% ../nbs/05_nets.ipynb #23a1f3ed
-NETS = {'UNet': UNet, 'MLP': MLP}
+#: name -> class, or 'module:function' for networks of an optional library: imported when one is built
+NETS = {'UNet': UNet, 'MLP': MLP, 'DiffusersNet': 'bdense_nb.interop:net_from_config'}
 _LARGEST = dict(channels=4096, widths=16_384, blocks=256, n_classes=1_000_000, patch=64, # far above what is
                 dim=1_000_000, width=65_536, depth=4096)                                  # of use
 
 def build_net(
     name: str, # a key of `NETS`
-    config: dict, # the keyword arguments the network was made with (its `.config`)
+    config: dict, # what the network was made with (its `.config`)
 ) -> nn.Module:
     "A freshly initialised network from its name and configuration, as stored beside its weights."
     check_choice('network', name, NETS)
@@ -192,4 +194,7 @@ def build_net(
         values = config[key] if isinstance(config[key], (list, tuple)) else [config[key]]
         if len(values) > 16: raise ValueError(f'{key} must have at most 16 entries, got {len(values)}')
         for value in values: check_int(key, value, 0, _LARGEST[key])
-    return NETS[name](**config)
+    make = NETS[name]
+    if not isinstance(make, str): return make(**config)
+    module, function = make.split(':')
+    return getattr(importlib.import_module(module), function)(config)

@@ -542,10 +542,12 @@ def save_denoiser(
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
     check_choice('denoiser', type(denoiser).__name__, DENOISERS)
     folder = Path(folder)
-    known = NETS.get(type(denoiser.net).__name__) is type(denoiser.net)
+    net = type(denoiser.net)
+    known = NETS.get(net.__name__) is net or str(NETS.get(net.__name__)).startswith(f'{net.__module__}:')
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
     write_json(folder/CONFIG, dict(denoiser=type(denoiser).__name__, config=denoiser.config,
-                                   net=type(denoiser.net).__name__, net_config=denoiser.net.config if known else None,
+                                   net=net.__name__ if known else f'{net.__module__}:{net.__qualname__}',
+                                   net_config=denoiser.net.config if known else None,
                                    sha256=sha256(folder/WEIGHTS), about=about or {}))
 
 def is_whole(
@@ -611,8 +613,8 @@ def load_denoiser(
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."
     if about['net'] not in NETS or about['net_config'] is None:
-        raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build; pass net= such a network, '
-                         f'or a function that makes one')
+        raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build: pass net= such a network '
+                         f'or a function that makes one, as in net=MyNet; in a shell --net module:function')
     with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
     needs = sum(t.numel() for t in empty.state_dict().values())
     if needs > n: raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')

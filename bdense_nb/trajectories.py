@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .checkpoints import checksum, claim_folder, is_main, tensor_bytes
 from .core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, load_tensors, locked,
                             sample_labels, sample_noise, save_tensors)
-from .devices import make_accelerator
+from accelerate import PartialState
 from .nets import NETS
 from .samplers import SOLVERS, trajectory
 from .teachers import EDMDenoiser, VPDenoiser, check_precision
@@ -322,7 +322,7 @@ def make_bank(
     shard = batch*max(1024//batch, 1)
     n = -(-len(seeds)//shard)
     bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher))
-    peers = make_accelerator(bank.device) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
+    peers = PartialState() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
     with contextlib.ExitStack() as held:
         files = None if folder is None else _Files(Path(folder), bank, batch, bool(getattr(teacher, 'n_classes', 0)))
         if files is not None: files.take_over(held, peers)
