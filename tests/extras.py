@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from environments import Environment, needs
+from environments import Environment, build, needs
 
 TINY = ('--preset', 'demo', '--steps', '1', '--batch', '4', '--pool', '4')
 
@@ -105,7 +105,6 @@ def row(name: str, wheel: Path, folder: Path) -> str:
 
 
 def main() -> None:
-    from test_package import build
     wanted = sys.argv[1:] or ['newest', 'oldest', *EXTRAS]
     if unknown := set(wanted) - {'newest', 'oldest', *EXTRAS}: sys.exit(f'{unknown}\n{__doc__}')
     failed = 0
