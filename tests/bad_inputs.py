@@ -313,13 +313,14 @@ def try_case(lab: Lab, case: Case) -> str:
         shutil.rmtree(at)
 
 
-def prepare(lab: Lab) -> None:
-    "Everything that the cases damage."
+def prepare(lab: Lab, search: bool = True) -> None:
+    "Everything that the cases damage; a search takes longest."
     base = lab.folder/'base'
     base.mkdir()
+    if search: lab.must(SEARCH.replace('plane', '../plane', 1) + ' --trials 3', base)
     for line in (f'bdense_distill several --teacher ../plane {TINY} --nfe 2,3', 'bdense_export ../student exported',
                  f'bdense_distill banked --teacher ../plane {TINY} --bank bank', 'bdense_sample ../student --n 2 --out four.png',
-                 SEARCH.replace('plane', '../plane', 1) + ' --trials 3', EVALUATE.replace('student', '../student', 1).replace('teacher plane', 'teacher ../plane')):
+                 EVALUATE.replace('student', '../student', 1).replace('teacher plane', 'teacher ../plane')):
         lab.must(line, base)
     for name in ('plane', 'student'): shutil.copytree(lab.folder/name, base/name)
     lab.run(HALF, base, Attack(signal.SIGKILL, change=110))

@@ -28,9 +28,10 @@ for path, name in (('config.json', 'UNet2DModel'), ('scheduler/scheduler_config.
 '''
 TENSORBOARD = '''
 import torch, pathlib
+from bdense_nb.hooks import Trackers
 from bdense_nb.training import TrainConfig, fit
 def step(model, i): yield model(torch.ones(1, 2)).square().mean()
-fit(torch.nn.Linear(2, 1), step, TrainConfig(steps=2, log_every=1, tensorboard=True), 'followed', show=False)
+fit(torch.nn.Linear(2, 1), step, TrainConfig(steps=2, log_every=1), 'followed', show=False, hooks=[Trackers('tensorboard')])
 print(len(list(pathlib.Path('followed').rglob('events.out.tfevents.*'))), 'file of events')
 '''
 INCEPTION = '''
