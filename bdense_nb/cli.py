@@ -25,7 +25,7 @@ __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FUL
            'bdense_teach', 'bdense_distill', 'bdense_search', 'bdense_sample', 'bdense_evaluate', 'bdense_export',
            'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled', 'said', 'read_commas',
            'commas_rule', 'Usage', 'parse', 'refused_by_config', 'usage_error', 'epilog', 'words', 'call', 'explain',
-           'in_shell', 'check_launch', 'Output', 'from_shell', 'program']
+           'in_shell', 'check_launch', 'Output', 'find_command', 'from_shell', 'program']
 
 # %% ../nbs/14_cli.ipynb #ae358c69
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,8 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 def explain(e: Exception) -> str | None: # None: a bug, which keeps its traceback
     "What the user can do about an error, in one line."
     text = ' '.join(str(e).split())
-    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and FULL_MEMORY.search(text):
+    full = isinstance(e, MemoryError) or isinstance(e, RuntimeError) and FULL_MEMORY.search(text)
+    if full and 'Hardware(' not in text: # else the library has said what to do
         return f'the memory does not suffice ({text[:150] or "MemoryError"}): take a smaller batch'
     foreign = type(e).__module__.split('.')[0] in LIBRARIES
     ours = isinstance(e, ImportError) and (e.name or '').startswith('bdense_nb')
@@ -209,8 +210,11 @@ def in_shell(message: str, options: Iterable[str]) -> str:
     "A message of the library in the words of the shell."
     def option(m):
         names = [o for o in (m[1], *ALSO.get(m[1], ())) if o in options]
-        return f'--{names[0]}' if names else m[0]
-    return re.sub(r'\b(\w+)=(True\b)?(?![\w.\'"(\[-])', option, message)
+        return f'--{names[0]}' + (f' {m[2]}' if m[2] else '') if names else m[0]
+    made = re.compile(r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)') # Hardware(recompute=True)
+    def part(m): return f'--{m[1]}' + ('' if m[2] == 'True' else f' {m[2]}')
+    message = made.sub(lambda m: part(m) if m[1] in options else m[0], message)
+    return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?![\w.\'"(\[-])', option, message)
 
 # %% ../nbs/14_cli.ipynb #a343f1e0
 def check_launch(environ: dict[str, str] = os.environ) -> None:
@@ -243,10 +247,15 @@ class Output:
         self.flush()
         if self.error is not None: raise self.error
 
+def find_command(name: str) -> Command:
+    "Import a command, which may take seconds."
+    module = 'notebooks' if name == 'bdense_notebooks' else 'commands'
+    return import_module(f'bdense_nb.{module}').COMMANDS[name]
+
 def from_shell(
     name: str,
     args: Sequence[str], # what was typed
-    find: Callable[[], Command], # imports and returns the command, which may take seconds
+    find: Callable[[str], Command] = find_command,
 ) -> int: # exit code
     "Run a command as a shell asks for it."
     answer = Output(sys.stdout)
@@ -264,7 +273,7 @@ def from_shell(
     warnings.showwarning = warn
     try:
         check_launch()
-        command = find()
+        command = find(name)
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
             result = call(name, command, args)
@@ -277,17 +286,16 @@ def from_shell(
         return stop(1, in_shell(message, options))
     return 0
 
-# %% ../nbs/14_cli.ipynb #000d9a06
-def program(name: str, module: str = 'bdense_nb.commands') -> Callable:
+# %% ../nbs/14_cli.ipynb #a247f601
+def program(name: str) -> Callable:
     "The entry point of a command, for a shell and for Python."
-    def find(): return import_module(module).COMMANDS[name]
     def run(*args, **kwargs):
         if args or kwargs or Path(sys.argv[0]).stem != name:
-            return call(name, find(), words(*args, **kwargs))
+            return call(name, find_command(name), words(*args, **kwargs))
         os.environ['MPLBACKEND'] = 'agg' # pictures are written, never shown
         for stream in (sys.stdout, sys.stderr): # an ASCII terminal shows ? for what it does not know
             if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors='replace')
-        code = from_shell(name, sys.argv[1:], find)
+        code = from_shell(name, sys.argv[1:])
         with contextlib.suppress(OSError): # what is left for a closed pipe must not fail at exit
             sys.stdout.flush()
             sys.exit(code)
@@ -303,4 +311,4 @@ bdense_search = program('bdense_search')
 bdense_sample = program('bdense_sample')
 bdense_evaluate = program('bdense_evaluate')
 bdense_export = program('bdense_export')
-bdense_notebooks = program('bdense_notebooks', 'bdense_nb.notebooks')
+bdense_notebooks = program('bdense_notebooks')

@@ -113,7 +113,7 @@ def test_every_example_is_understood(command, monkeypatch):
 
 OTHER_VALUES = {  # of fields that are bound to others
     'branch_weights': ('uniform', 'uniform'), 'branch_weights_end': ('uniform', 'uniform'), 'betas': ('.5,.6', (.5, .6)), 'shape': ('3,8,8', (3, 8, 8)),
-    'teacher_sigmas': ('2.,1.,0.', (2., 1., 0.)), 'size': ('8,4', (8, 4)), 'K': ('1', 1), 'start_steps': ('256', 256), 'end_steps': ('2', 2),
+    'size': ('8,4', (8, 4)), 'K': ('1', 1), 'start_steps': ('1024', 1024), 'end_steps': ('2', 2),
     'substeps': ('8', 8), 'pool': ('9000', 9000), 'warmup': ('1', 1)}
 
 
@@ -140,15 +140,19 @@ EARLIER = ('preset_name', 'config', 'teacher', 'nfe')  # decide what the other o
 @pytest.mark.parametrize('name, kind', REACHED, ids=lambda v: v if isinstance(v, str) else v.__name__)
 def test_every_field_of_every_configuration_is_reached(name, kind):
     command, start = COMMANDS[name], ASKED.get(name, ['a']) + (HOSTS.get(kind, []) if name == 'bdense_distill' else [])
-    def parts(*more): return {type(part): part for part in parse(name, command, [*start, *more])}
-    before = parts()[kind]
-    for f in dataclasses.fields(kind):
-        if f.default is dataclasses.MISSING and kind is command.options: assert getattr(before, f.name) in ('a', 'b'); continue
-        if f.name in EARLIER and kind is command.options: continue  # below
-        option, want = another(kind, f.name, getattr(before, f.name))
-        if f.name == 'student': option, want = 'a', 'a'
-        more = ['--schedule=teacher', '--start_steps=2'] if f.name == 'teacher_sigmas' else []
-        assert getattr(parts(option, *more)[kind], f.name) == want, option
+    def parts(*more): return {type(part): part for part in parse(name, command, [*start, *more])}[kind]
+    before = parts()
+    mine = [f.name for f in dataclasses.fields(kind) if kind is not command.options or f.name not in EARLIER and f.default is not dataclasses.MISSING]
+    wanted = {n: another(kind, n, getattr(before, n)) for n in mine if n not in ('student', 'teacher_sigmas')}
+    found = parts(*(option for option, _ in wanted.values()))  # all at once
+    assert {n: getattr(found, n) for n in wanted} == {n: value for n, (_, value) in wanted.items()}
+    assert all(getattr(found, n) != getattr(before, n) for n in wanted)
+
+
+def test_a_table_of_levels_and_a_student_are_reached():
+    args = ['a', '--preset_name', 'fashion_mnist_pd', '--schedule', 'teacher', '--start_steps', '2', '--teacher_sigmas', '2.,1.,0.']
+    assert parse('bdense_distill', COMMANDS['bdense_distill'], args)[2].teacher_sigmas == (2., 1., 0.)
+    assert parse('bdense_evaluate', COMMANDS['bdense_evaluate'], ['s'])[0].student == 's'
 
 
 def test_options_that_decide_what_the_others_are(made, monkeypatch, tmp_path):
@@ -286,7 +290,7 @@ def test_what_has_no_near_name_is_not_guessed(shell):
 
 def raising(e):
     def command(options, line): raise e
-    return from_shell('command', [], lambda: Command(command, Options))
+    return from_shell('command', [], lambda name: Command(command, Options))
 
 
 @pytest.mark.parametrize('e', [KeyError('x'), RuntimeError('shapes differ'), TypeError('x'), AttributeError('x'), AssertionError('x'), NameError('x')], ids=lambda e: type(e).__name__)
@@ -325,13 +329,15 @@ def test_an_import_of_ours_that_fails_is_a_bug():
 
 def test_interrupted_has_its_exit_code(capsys):
     assert raising(KeyboardInterrupt()) == 130 and capsys.readouterr().err == 'command: interrupted\n'
-    def find(): raise KeyboardInterrupt
+    def find(name): raise KeyboardInterrupt
     assert from_shell('command', [], find) == 130
 
 
 def test_messages_name_options_that_are_there():
     assert in_shell('pass size= or max_gb=9', ['size']) == 'pass --size or max_gb=9'
-    assert in_shell('pass overwrite=True; got K=3 and layer=\'out\'', ['overwrite', 'K', 'layer']) == "pass --overwrite; got K=3 and layer='out'"
+    assert in_shell("pass overwrite=True; got K=3 and names=['out']", ['overwrite', 'K', 'names']) == "pass --overwrite; got K=3 and names=['out']"
+    assert in_shell("use hardware=Hardware(accumulate=2), Hardware(recompute=True), Hardware(precision='bf16') or on_oom='halve'", ['recompute', 'on_oom', 'accumulate', 'precision']) == (
+        'use --accumulate 2, --recompute, --precision bf16 or --on_oom halve')
     assert in_shell('pass root= or download=True', ['path', 'download']) == 'pass --path or --download'
 
 
@@ -634,18 +640,28 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
 def test_hardware_and_training_fields_change_what_is_computed(at, tmp_path, monkeypatch):
     "Not their names are seen but their effect."
     budget = '--teacher plane --preset demo --steps 3 --batch 8 --pool 8 --K 2'
-    at(f'bdense_distill {tmp_path}/plain {budget}')
     def weights(name): return load_tensors(tmp_path/name/'model.safetensors')[0]
     def differ(a, b): return max(float((v - weights(b)[k]).abs().max()) for k, v in weights(a).items())
-    seen = {}
-    linear = torch.nn.functional.linear
-    def watched(x, w, b=None):
-        y = linear(x, w, b)
-        seen.setdefault(y.dtype, 0)
+    linear, seen = torch.nn.functional.linear, []
+    def watched(*args):
+        seen.append((y := linear(*args)).dtype)
         return y
+    def dtypes(name, options):
+        seen.clear()
+        at(f'bdense_distill {tmp_path}/{name} {budget} {options}')
+        return list(seen)
     monkeypatch.setattr(torch.nn.functional, 'linear', watched)
-    at(f'bdense_distill {tmp_path}/bf16 {budget} --precision bf16')
-    assert torch.bfloat16 in seen and 0 < differ('bf16', 'plain') < .1
+    plain = dtypes('plain', '')
+    assert set(plain) == {torch.float32} and torch.bfloat16 in dtypes('bf16', '--precision bf16') and 0 < differ('bf16', 'plain') < .1
+    conv, calls = torch.nn.functional.conv2d, []
+    monkeypatch.setattr(torch.nn.functional, 'conv2d', lambda *args: calls.append(1) or conv(*args))
+    counts = {}
+    for name, option in (('unet', ''), ('again', '--recompute')):
+        calls.clear()
+        at(f'bdense_distill {tmp_path}/{name} --teacher small --preset demo --steps 1 --batch 2 --pool 2 --K 1 {option}')
+        counts[name] = len(calls)
+    assert counts['again'] > counts['unet'] and differ('again', 'unet') < 1e-5, 'each block is computed once more'
+    assert len(dtypes('parts', '--accumulate 4')) > len(plain) and differ('parts', 'plain') < 1e-4, 'micro-batches give the same gradient'
     monkeypatch.undo()
     at.monkeypatch.chdir(at.made)
     at(f'bdense_distill {tmp_path}/ema {budget} --ema .9 --lr 1e-2')
@@ -655,14 +671,6 @@ def test_hardware_and_training_fields_change_what_is_computed(at, tmp_path, monk
     assert moved('ema') < moved('lr'), 'an average of the weights lags behind them'
     at(f'bdense_distill {tmp_path}/clipped {budget} --clip_grad 1e-12 --lr 1e-2')
     assert moved('clipped') < .5*moved('lr'), 'Adam forgives a scale, but not a gradient below its eps'
-    at(f'bdense_distill {tmp_path}/parts {budget} --accumulate 4')
-    assert 0 <= differ('parts', 'plain') < 1e-4, 'micro-batches give the same gradient'
-    calls = []
-    monkeypatch.setattr(torch.utils.checkpoint, 'checkpoint', lambda f, *a, **k: calls.append(f) or f(*a))
-    at(f'bdense_distill {tmp_path}/again {budget} --recompute')
-    assert calls and differ('again', 'plain') < 1e-5
-    monkeypatch.undo()
-    at.monkeypatch.chdir(at.made)
     for name in ('bf16', 'ema', 'clipped', 'parts'):
         asked = json.loads((tmp_path/name/'command.json').read_text())
         again = parse('bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', f'{tmp_path}/{name}/command.json'])

@@ -32,7 +32,8 @@ ALLOWED = {  # module: the modules it may import
     'search': 'core losses training teachers trajectories sfd distill metrics',
     'experiments': 'core data schedules branches nets training students teachers samplers trajectories variable distill metrics',
     'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
-    'cli': 'core data schedules nets training teachers samplers branches targets losses trajectories students interop distill metrics features search experiments viz widgets',
+    'cli': '',
+    'commands': 'cli core data schedules nets training teachers samplers branches targets losses trajectories students variable interop distill metrics features search experiments viz widgets',
     'notebooks': 'core cli',
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
