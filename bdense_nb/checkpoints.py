@@ -40,7 +40,9 @@ def checksum(
 CHECKPOINTS = 'checkpoint-[0-9]*.safetensors' # the number is that of iterations done
 BEST = 'best.safetensors'
 
-def checkpoint_path(folder: Path | str, done: int) -> Path: return Path(folder)/f'checkpoint-{done:08d}.safetensors'
+def checkpoint_path(folder: Path | str, done: int) -> Path:
+    "Where the checkpoint after so many iterations is."
+    return Path(folder)/f'checkpoint-{done:08d}.safetensors'
 
 def read_checkpoint(
     path: Path | str, # a file written by `write_checkpoint`
@@ -72,9 +74,11 @@ def write_checkpoint(
         if best: keep_as_best(path)
     except (OSError, SafetensorError) as e:
         left = sorted(folder.glob(CHECKPOINTS))
-        advice = (f'the last good one is {left[-1]}: make room, and run again to go on from there' if left
-                  else 'there is none before it')
-        raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}') from e
+        advice = 'there is none before it'
+        if left:
+            advice = f'the last good one is {left[-1]}: make room, and run again to go on there'
+        raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); '
+                      f'{advice}') from e
     fd = os.open(folder, os.O_RDONLY)
     os.fsync(fd) # the new name too must be on disk before an old file goes
     os.close(fd)
@@ -83,7 +87,7 @@ def write_checkpoint(
     return path
 
 def keep_as_best(path: Path) -> None:
-    "Give a checkpoint the second name `BEST`, under which it outlives the others; a second name costs no space."
+    "Give a checkpoint the second name `BEST` (a hard link, so it costs no space) to keep it."
     with atomic_path(path.with_name(BEST)) as tmp:
         tmp.unlink()
         os.link(path, tmp)
@@ -91,16 +95,16 @@ def keep_as_best(path: Path) -> None:
 # %% ../nbs/08b_checkpoints.ipynb #2e42b90a
 def newest_checkpoint(
     folder: Path | str, # where a run writes
-) -> tuple[dict[str, Tensor], dict] | None: # tensors and description, or None if there is no checkpoint at all
-    "The newest checkpoint that can be read; an unreadable one is named in a warning and the one before it used."
+) -> tuple[dict[str, Tensor], dict] | None: # tensors and description; None if there is none
+    "The newest checkpoint that can be read; a warning names one that cannot."
     paths = sorted(Path(folder).glob(CHECKPOINTS), reverse=True)
     for path in paths:
         try: return read_checkpoint(path)
         except (ValueError, OSError) as e:
             warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
     if paths:
-        raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the '
-                         f'folder to start again')
+        raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove '
+                         f'the folder to start again')
     return None
 
 # %% ../nbs/08b_checkpoints.ipynb #d7d0f6d6
@@ -123,13 +127,16 @@ def same_run(
     free: Sequence[str] = (), # fields that may differ, besides `FREE`
 ) -> list[str]: # differences in words; none: it is the same run
     "Compare the configurations of two runs."
-    theirs, mine = (json.loads(json.dumps({**defaults, **c})) for c in (theirs, mine))
+    stored = lambda config: json.loads(json.dumps({**defaults, **config}))
+    theirs = stored(theirs)
+    mine = stored(mine)
     differ = []
-    for name in {**mine, **theirs}:
-        if name in FREE or name in free or theirs.get(name, differ) == mine.get(name, differ): continue
-        if name not in mine: differ.append(f'{name}: {theirs[name]!r} there, which this version does not know')
-        elif name not in theirs: differ.append(f'{name}: not there, {mine[name]!r} now')
-        else: differ.append(f'{name}: {theirs[name]!r} there, {mine[name]!r} now')
+    for name in [k for k in {**mine, **theirs} if k not in FREE and k not in free]:
+        there = repr(theirs[name]) if name in theirs else 'not'
+        if name not in mine:
+            differ.append(f'{name}: {there} there, which this version does not know')
+        elif name not in theirs or theirs[name] != mine[name]:
+            differ.append(f'{name}: {there} there, {mine[name]!r} now')
     return differ
 
 def claim_folder(
@@ -144,5 +151,5 @@ def claim_folder(
         if is_main(): write_json(note, run)
         return
     if differ := same_run(read_json(note), run, defaults, free):
-        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, '
-                         f'or another folder')
+        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use '
+                         f'that one, or another folder')

@@ -39,13 +39,15 @@ def as_part(index: int, parts: int) -> Iterator[Part]:
 
 # %% ../nbs/08c_devices.ipynb #84ddba24
 def share(
-    whole: int | Sequence | Tensor, # a batch's size, or something with an entry per sample: a range, a tensor [B, ...]
+    whole: int | Sequence | Tensor, # a batch's size, or a sequence or tensor [B, ...]
 ) -> Sequence | Tensor: # a range of indices for a size, otherwise a slice
     "The part of a batch for this process and micro-batch: all of it where there is only one."
-    part, n = _PART.get(), whole if isinstance(whole, int) else len(whole)
+    part = _PART.get()
+    n = whole if isinstance(whole, int) else len(whole)
     part.asked = True
     if n % part.parts:
-        raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x micro-batches)')
+        raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x '
+                         f'micro-batches)')
     own = slice(part.index*n//part.parts, (part.index + 1)*n//part.parts)
     return range(n)[own] if isinstance(whole, int) else whole[own]
 
@@ -66,7 +68,7 @@ def recompute_blocks(model: nn.Module) -> None:
 
 # %% ../nbs/08c_devices.ipynb #eeb29eaf
 class Processes:
-    "Which of how many processes this is, on which device it computes, and what all of them do together."
+    "Which of how many processes this is, on which device, and what they do together."
     def __init__(self,
         device: torch.device, # where the model is
     ):
@@ -77,8 +79,8 @@ class Processes:
         self.device = state.device if self.world > 1 else device
         cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() == 'true'
         if self.world == 1 and cpu and 'MASTER_PORT' in os.environ and 'RANK' not in os.environ:
-            warnings.warn('accelerate launch --cpu started one process only; for N processes on CPUs run: '
-                          'torchrun --nproc_per_node N script.py', stacklevel=2)
+            warnings.warn('accelerate launch --cpu started one process only; for N processes on '
+                          'CPUs run: torchrun --nproc_per_node N script.py', stacklevel=2)
 
     def mean(self, t: Tensor) -> Tensor:
         "The mean over all processes."
@@ -100,28 +102,29 @@ class Processes:
 
 # %% ../nbs/08c_devices.ipynb #e0ef86e9
 class Averaged(nn.parallel.DistributedDataParallel):
-    "A model whose gradients are averaged over processes during the backward pass, with the attributes of the model itself."
+    "A model with gradients averaged over processes, and the attributes of the model itself."
     def __init__(self,
         model: nn.Module,
         device: torch.device,
         find_unused: bool = False, # may an update leave parameters without a gradient?
     ):
-        super().__init__(model, [device] if device.type == 'cuda' else None, find_unused_parameters=find_unused)
+        devices = [device] if device.type == 'cuda' else None
+        super().__init__(model, devices, find_unused_parameters=find_unused)
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)
         except AttributeError: return getattr(self.module, name)
 
 def average_gradients(params: Sequence[nn.Parameter], processes: Processes) -> None:
-    "Average gradients after a backward pass; a parameter that one process did not use counts there as zero."
-    used = processes.mean(torch.tensor([float(p.grad is not None) for p in params], device=processes.device))
-    for p, share in zip(params, used.tolist()):
-        if share and p.grad is None: p.grad = torch.zeros_like(p)
-        if share: p.grad = processes.mean(p.grad)
+    "Average gradients after a backward pass; one that a process has not counts there as zero."
+    has = torch.tensor([float(p.grad is not None) for p in params], device=processes.device)
+    for p, used in zip(params, processes.mean(has).tolist()):
+        if not used: continue
+        p.grad = processes.mean(torch.zeros_like(p) if p.grad is None else p.grad)
 
 # %% ../nbs/08c_devices.ipynb #44adce0a
 def shard_model(model: nn.Module) -> None:
-    "FSDP: every process keeps a part of each block's weights, and gathers the rest while it computes that block."
+    "FSDP: every process keeps a part of each block's weights, and gathers the rest when needed."
     from torch.distributed.fsdp import fully_shard
     for part in (*blocks(model), model): fully_shard(part)
 
@@ -138,7 +141,8 @@ def shard_like(t: Tensor, like: Tensor) -> Tensor:
 # %% ../nbs/08c_devices.ipynb #7a843a35
 PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
-def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype, *args, **kwargs):
+def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype,
+                *args, **kwargs):
     with torch.autocast(device, dtype): return to_float32(forward(*args, **kwargs))
 
 def set_precision(
@@ -156,9 +160,9 @@ def set_precision(
 
 def set_memory_format(
     model: nn.Module, # changed in place
-    channels_last: bool, # True: weights [out, in, height, width] lie in memory as [out, height, width, in]
+    channels_last: bool, # True: 4-D weights lie in memory as [out, height, width, in]
 ) -> None:
-    "Channels last, which convolutions prefer and only 4-D weights can have; or contiguous, which FSDP asks for."
+    "Channels last, which convolutions prefer; or contiguous, as FSDP wants it."
     for t in (*model.parameters(), *model.buffers()):
         if not channels_last: t.data = t.data.contiguous()
         elif t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)

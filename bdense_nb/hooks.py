@@ -25,7 +25,7 @@ __all__ = ['METRICS', 'INSTALL', 'Checkpoints', 'MetricsFile', 'progress', 'Prog
 
 # %% ../nbs/09a_hooks.ipynb #d260e50e
 class Checkpoints:
-    "Resume the run that a folder holds, and save it there: every `checkpoint_every` iterations and at its end."
+    "Resume a folder's run, and save it: every `checkpoint_every` iterations and at its end."
     def __init__(self):
         self.newest = 0 # checkpoint: iterations done
 
@@ -66,13 +66,15 @@ class MetricsFile:
         path = state.folder/METRICS
         rows = []
         for line in path.read_text(errors='replace').splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError): rows.append(json.loads(line)) # a line may be cut off
+            with contextlib.suppress(ValueError): # a line may be cut off
+                rows.append(json.loads(line))
         rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get('step'), int)]
         if rows and not state.done:
-            warnings.warn(f'{state.folder} has metrics up to iteration {rows[-1]["step"]} but no checkpoint: '
-                          f'training starts from the beginning', stacklevel=6)
+            warnings.warn(f'{state.folder} has metrics up to iteration {rows[-1]["step"]} but no '
+                          f'checkpoint: training starts from the beginning', stacklevel=6)
+        rows = [row for row in rows if row['step'] <= state.done]
         with atomic_path(path) as tmp:
-            tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows if row['step'] <= state.done))
+            tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
     def logged(self, state, row: dict) -> None:
         if not is_main(): return
@@ -86,7 +88,7 @@ def progress(
     note: Callable[[], str] = lambda: '', # asked for a comment now and then
     show: bool = True, # False: silent
 ) -> Iterator[int]:
-    "Count from `start` to `total` behind a fastprogress bar; without a terminal or a notebook, a line every half a minute."
+    "Count from `start` to `total` behind a bar; in a log, print a line every half minute."
     if not show:
         yield from range(start, total)
         return
@@ -103,7 +105,8 @@ def progress(
         if i + 1 == total or now - last > 30:
             last = now
             rate = (now - begin)/(i + 1 - start)
-            print(f'{label} {i + 1}/{total}  {now - begin:.0f} s, {rate*(total - i - 1):.0f} s left  {note()}',
+            left = rate*(total - i - 1)
+            print(f'{label} {i + 1}/{total}  {now - begin:.0f} s, {left:.0f} s left  {note()}',
                   flush=True)
 
 # %% ../nbs/09a_hooks.ipynb #ba7c5287
@@ -143,7 +146,8 @@ class LossGraph:
         if self.bar is None or len(history) < 2: return
         self.bar.names = ['loss']
         self.last = time.monotonic()
-        self.bar.update_graph([list(zip(*[(h['step'], h['loss']) for h in history]))], figsize=(5, 2.2))
+        line = [[h['step'] for h in history], [h['loss'] for h in history]]
+        self.bar.update_graph([line], figsize=(5, 2.2))
 
     def end(self, state) -> None:
         self.draw(state.history)
@@ -153,7 +157,7 @@ class LossGraph:
 
 # %% ../nbs/09a_hooks.ipynb #57db151a
 class Every:
-    "Call a function with the model, or better its average, every few iterations: in evaluation mode, without gradients."
+    "Call a function with the average, or the model, every few iterations: without gradients."
     def __init__(self,
         every: int, # iterations between two calls
         call: Callable[[nn.Module, int], object], # model and iterations done
@@ -167,7 +171,8 @@ class Every:
         with state.evaluated() as model: # where weights are sharded, all processes gather them
             if is_main(): self.use(state, self.call(model, state.done))
 
-    def use(self, state, answer) -> None: "What to do with the function's answer: nothing."
+    def use(self, state, answer) -> None:
+        "What to do with the function's answer: nothing."
 
 class SampleSheets(Every):
     "A picture of samples every few iterations, in the run's folder under `samples/`."
@@ -180,14 +185,15 @@ class SampleSheets(Every):
         self.columns = columns
 
     def start(self, state) -> None:
-        if state.folder is None: raise ValueError('SampleSheets writes pictures: it needs a run with a folder')
+        if state.folder is None:
+            raise ValueError('SampleSheets writes pictures: it needs a run with a folder')
 
     def use(self, state, answer: Tensor) -> None:
         from torchvision.utils import save_image
         answer = answer.detach().float().cpu()
         with atomic_path(state.folder/'samples'/f'{state.done:08d}.png') as tmp:
             if answer.ndim != 4: self.scatter(answer, tmp)
-            else: save_image(answer, tmp, self.columns, format='png', normalize=True, value_range=(-1, 1))
+            else: save_image((answer.clamp(-1, 1) + 1)/2, tmp, 'png', nrow=self.columns)
 
     def scatter(self, points: Tensor, path: Path) -> None:
         from matplotlib.figure import Figure
@@ -199,21 +205,22 @@ class PairedError(Every):
     "The error against a reference every few iterations, as a row of the metrics."
     def __init__(self,
         every: int, # iterations between two measurements
-        error: Callable[[nn.Module], float], # for instance against the teacher's samples of the same seeds
+        error: Callable[[nn.Module], float], # for instance against the teacher's samples
         name: str = 'paired_error', # of the number
     ):
         super().__init__(every, lambda model, done: float(error(model)))
         self.name = name
 
-    def use(self, state, answer: float) -> None: state.tell('logged', {'step': state.done, self.name: answer})
+    def use(self, state, answer: float) -> None:
+        state.tell('logged', {'step': state.done, self.name: answer})
 
 # %% ../nbs/09a_hooks.ipynb #87a5e1b5
-INSTALL = {'tensorboard': 'pip install "bdense-nb[tensorboard]"'} # other libraries by their own names
+INSTALL = {'tensorboard': 'pip install "bdense-nb[tensorboard]"'} # others by their own names
 
 class Trackers:
     "The metrics for TensorBoard, Weights & Biases or another library that Accelerate knows."
     def __init__(self,
-        log_with: str | Sequence[str] = 'tensorboard', # 'tensorboard', 'wandb', ... : names that Accelerate has
+        log_with: str | Sequence[str] = 'tensorboard', # or 'wandb', ...: Accelerate's names
         name: str = 'bdense-nb', # the project's, where the library asks for one
     ):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -222,9 +229,11 @@ class Trackers:
         self.trackers = []
         for library in self.log_with:
             if library not in LOGGER_TYPE_TO_CLASS:
-                raise ValueError(f'unknown log_with {library!r}; choose from: {", ".join(LOGGER_TYPE_TO_CLASS)}')
+                raise ValueError(f'unknown log_with {library!r}; choose from: '
+                                 f'{", ".join(LOGGER_TYPE_TO_CLASS)}')
             if find_spec(library) is None:
-                raise ImportError(f'log_with={library!r} needs a library: {INSTALL.get(library, f"pip install {library}")}')
+                command = INSTALL.get(library, f'pip install {library}')
+                raise ImportError(f'log_with={library!r} needs a library: {command}')
 
     def start(self, state) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -249,7 +258,7 @@ class Trackers:
 
 # %% ../nbs/09a_hooks.ipynb #240eb7d5
 class Profiler:
-    "A trace of a few iterations (torch.profiler) in the run's folder: open `trace.json` in chrome://tracing or ui.perfetto.dev."
+    "A trace of a few iterations in the run's folder: open `trace.json` in ui.perfetto.dev."
     def __init__(self,
         skip: int = 2, # iterations before it, which are slower than the rest
         iterations: int = 3, # to be traced
@@ -259,13 +268,19 @@ class Profiler:
         self.profile = None
 
     def start(self, state) -> None:
-        if state.folder is None: raise ValueError('Profiler writes a trace: it needs a run with a folder')
+        if state.folder is None:
+            raise ValueError('Profiler writes a trace: it needs a run with a folder')
         if not is_main(): return
         def export(profile):
-            with atomic_path(state.folder/'trace.json') as tmp: profile.export_chrome_trace(str(tmp))
-        self.profile = torch.profiler.profile(
-            schedule=torch.profiler.schedule(skip_first=self.skip, wait=0, warmup=0, active=self.iterations, repeat=1),
-            on_trace_ready=export)
+            with atomic_path(state.folder/'trace.json') as tmp:
+                profile.export_chrome_trace(str(tmp))
+        warmup = min(self.skip, 1)
+        schedule = torch.profiler.schedule(skip_first=self.skip - warmup, wait=0, warmup=warmup,
+                                           active=self.iterations, repeat=1)
+        kinds = torch.profiler.ProfilerActivity
+        kinds = [kinds.CPU, kinds.CUDA] if state.device.type == 'cuda' else [kinds.CPU]
+        self.profile = torch.profiler.profile(activities=kinds, schedule=schedule,
+                                              on_trace_ready=export)
         self.profile.start()
 
     def after_iteration(self, state) -> None:

@@ -266,9 +266,9 @@ class EDMNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         rows = None
         if self.n_classes:
-            rows = (x.new_zeros(len(x), self.n_classes) if label is None
+            rows = (x.new_zeros(x.shape[0], self.n_classes) if label is None
                     else nn.functional.one_hot(label, self.n_classes).to(x))
-        return self.model(x, c_noise.expand(len(x)), rows)
+        return self.model(x, c_noise.expand(x.shape[0]), rows)
 
 # %% ../nbs/10f_interop.ipynb #8bba2a05
 _all_ = ['ModuleDenoiser'] # from notebook 03: a module that is a denoiser already

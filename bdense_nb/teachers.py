@@ -176,7 +176,7 @@ class EDMDenoiser(NetDenoiser):
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B, *D] ([B*K, *D] once branched)
         s = as_column(sigma, x)
-        noise = (s.flatten().log()/4).expand(len(x))
+        noise = (s.flatten().log()/4).expand(x.shape[0])
         return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
@@ -191,7 +191,7 @@ class ModuleDenoiser(NetDenoiser):
     def config(self) -> dict: return {}
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        return self.net(x, as_column(sigma, x).flatten().expand(len(x)), label)
+        return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
 
@@ -224,7 +224,7 @@ class VPDenoiser(NetDenoiser):
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
         s = as_column(sigma, x)
-        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(len(x)), label)
+        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         s = as_column(sigma, x)
@@ -311,25 +311,34 @@ class _Noised:
         scaled = lambda module, args: (args[0], args[1]*scale, *args[2:])
         hook = None if net is None or scale == 1 else net.register_forward_pre_hook(scaled)
         outer = 1. if net is not None else scale
-        try: return [self._batched(s, outer*s) for s in self.sigmas]
+        try: return [self._batched(self.x(s), outer*s) for s in self.sigmas]
         finally:
             if hook is not None: hook.remove()
 
-    def _batched(self, s: float, told: float, batch: int = 64) -> Tensor:
+    def ask_flow(self, sign: int, scale: float) -> list[Tensor]: # [N, *D] for each level
+        "The answers, if it is a flow-matching network of the velocity sign*(eps - x0) at times 0..scale."
+        pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
+        return [z - sign*t*self._batched(z, scale*t) for z, t in pairs]
+
+    def _batched(self, x: Tensor, told: float, batch: int = 64) -> Tensor:
         out = []
         for i in range(0, len(self.x0), batch):
             part = slice(i, i + batch)
             cond = {k: v[part] for k, v in self.cond.items()} if isinstance(self.cond, dict) else self.cond
             cond = cond[part] if isinstance(cond, Tensor) else cond
-            out.append(self.denoiser(self.x(s)[part], told, cond))
+            out.append(self.denoiser(x[part], told, cond))
         return torch.cat(out)
 
     def limits(self) -> list[float]: # mean squares
         q = self.power
-        return [3*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
+        return [1.5*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
 
     def errors(self, answers: list[Tensor]) -> list[float]: # mean squares
         return [_square(answer - self.x0) for answer in answers]
+
+    def passes(self, answers: list[Tensor], strict: bool = False) -> bool: # strict: about as good as a linear guess, at least
+        limits = [1.1*_square(self.linear(s) - self.x0) for s in self.sigmas] if strict else self.limits()
+        return all(e <= limit for e, limit in zip(self.errors(answers), limits))
 
     def linear(self, s: float) -> Tensor: # the best linear estimate of x0
         return self.mean + self.variance/(self.variance + s**2)*(self.x(s) - self.mean)
@@ -351,29 +360,38 @@ _PREDICTIONS = { # what a network may have been trained to predict, of x0, eps a
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     "What an answer is, if it is no clean estimate."
     if any(not answer.isfinite().all() for answer in answers): return ''
-    limits = noised.limits()
-    for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
-        again = noised.errors(noised.ask(scale))
-        if all(e <= limit for e, limit in zip(again, limits)):
-            return f'x0, with a noise input of another scale: {scale:g} times what it is given'
+    if other := _other_scale(noised, answers): return other
+    for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
+        if not noised.passes(noised.ask_flow(sign, scale), strict=True): continue
+        time = 't' if scale == 1 else f'{scale:g}*t'
+        return (f'the velocity {"eps - x0" if sign == 1 else "x0 - eps"} of flow matching: with t = sigma/(1 + sigma) '
+                f'and z = (1 - t)*x its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
+    few = sum(not e <= limit for e, limit in zip(noised.errors(answers), noised.limits())) < 2
     scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
     best = min(scores, key=scores.get)
-    if scores[best] < .3: return _PREDICTIONS[best][1]
-    return _other_scale(noised, answers)
+    if scores[best] < .3 and not few: return _PREDICTIONS[best][1]
+    for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
+        if noised.passes(noised.ask(scale)):
+            return f'x0, with a noise input of another scale: {scale:g} times what it is given'
+    return ''
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float: # about 0 or less: that is it
     "How far answers are from a prediction, relative to the best linear guess at it; over the levels where it fits best."
     own = noised.denoiser
     to_x0 = own.to_x0 if isinstance(own, NetDenoiser) else lambda raw, x, s: raw
-    ratios = []
+    rows = []
     for s, answer in zip(noised.sigmas, answers):
         x, x0 = noised.x(s), noised.linear(s)
         right = to_x0(target(noised.x0, noised.eps, s), x, s)
+        if torch.equal(right, noised.x0): return math.inf # what it is taken for
         guess = to_x0(target(x0, (x - x0)/s, s), x, s)
-        ratio = (_square(answer - right) + 1e-12)/(_square(guess - right) + 1e-12)
-        ratios.append(min(math.log(ratio), 3.))
-    half = sorted(ratios)[:(len(ratios) + 1)//2]
-    return max(sum(half)/len(half), -1.) + .01*sum(ratios)/len(ratios)
+        none = to_x0(torch.zeros_like(x), x, s)
+        error = _square(answer - right)
+        rows.append((min(math.log((error + 1e-12)/(_square(guess - right) + 1e-12)), 3.), error/_square(none - right)))
+    half = sorted(rows)[:(len(rows) + 1)//2]
+    if sum(unexplained for _, unexplained in half) > .9*len(half): return math.inf
+    mean = lambda pairs: sum(ratio for ratio, _ in pairs)/len(pairs)
+    return max(mean(half), -1.) + .01*mean(rows)
 
 def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is not that
     "Is the answer a*x0 + b where there is little noise?"
@@ -383,7 +401,8 @@ def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is n
     x0 = noised.x0.double().expand(len(calm), *noised.x0.shape).flatten()
     a = float(((given - given.mean())*(x0 - x0.mean())).mean()/x0.var(correction=0))
     b = float(given.mean() - a*x0.mean())
-    if a < .01 or _square(given - a*x0 - b) > .2*float(given.var()): return ''
+    same = .8 < a < 1.25 and abs(b) < .3*noised.variance**.5
+    if a < .01 or same or _square(given - a*x0 - b) > .1*float(given.var()): return ''
     return f'x0 in another scale: about {a:.3g}*x0 {"-" if b < 0 else "+"} {abs(b):.3g}'
 
 # %% ../nbs/03_teachers.ipynb #a7268516

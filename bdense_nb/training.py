@@ -26,9 +26,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
                                    newest_checkpoint, same_run)
 from .core import locked
-from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor, left_as_found,
-                               recompute_blocks, send, set_memory_format, set_precision, shard_like, shard_model,
-                               share)
+from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor,
+                               left_as_found, recompute_blocks, send, set_memory_format,
+                               set_precision, shard_like, shard_model, share)
 from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
                              ProgressBar, SampleSheets, Trackers, progress)
 
@@ -42,8 +42,8 @@ __all__ = ['Schedule', 'LR_SCHEDULES', 'AtLeast0', 'AtLeast1', 'Above0', 'Fracti
 # %% ../nbs/09_training.ipynb #d81dc1ef
 # from the notebooks on checkpoints, devices and hooks, for those who train
 _all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share',
-         'METRICS', 'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler', 'ProgressBar',
-         'SampleSheets', 'Trackers', 'progress']
+         'METRICS', 'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler',
+         'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
 
 # %% ../nbs/09_training.ipynb #7b71c6a2
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class Within:
     below: float | None = None
 
     def __contains__(self, value) -> bool:
-        return ((self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
-                and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below))
+        return ((self.at_least is None or value >= self.at_least)
+                and (self.above is None or value > self.above)
+                and (self.at_most is None or value <= self.at_most)
+                and (self.below is None or value < self.below))
 
     def __str__(self) -> str:
-        limits = {name.replace('_', ' '): limit for name, limit in vars(self).items() if limit is not None}
-        return ' and '.join(f'{name} {limit}' for name, limit in limits.items())
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
+        return ' and '.join(f'{name} {limit}' for name, limit in limits.items()).replace('_', ' ')
 
 def _fits(value, kind) -> bool:
     "Is a value of this type, bounds and choices included?"
@@ -72,7 +74,8 @@ def _fits(value, kind) -> bool:
         return _fits(value, args[0]) and all(value in b for b in args[1:] if isinstance(b, Within))
     if origin is tuple:
         kinds = args[:1]*len(value) if args[-1] is Ellipsis else args
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+        return (isinstance(value, tuple) and len(value) == len(kinds)
+                and all(map(_fits, value, kinds)))
     if kind in (int, float) and isinstance(value, bool): return False
     return isinstance(value, (int, float) if kind is float else origin or kind)
 
@@ -91,10 +94,11 @@ def _wanted(kind) -> str:
     return words.get(kind, f'a {(origin or kind).__name__}')
 
 def validate(config) -> None:
-    "Check the fields of a dataclass against their types: `Literal` and `Within` say what is allowed."
+    "Check a dataclass's fields against their types: `Literal` and `Within` say what is allowed."
     for name, kind in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
-        if not _fits(value, kind): raise ValueError(f'{name} must be {_wanted(kind)}, got {value!r}')
+        if not _fits(value, kind):
+            raise ValueError(f'{name} must be {_wanted(kind)}, got {value!r}')
 
 # %% ../nbs/09_training.ipynb #eb79bfe6
 Schedule = Literal['constant', 'cosine', 'linear', 'drop']
@@ -111,15 +115,15 @@ class TrainConfig:
     steps: AtLeast1 # iterations of the step function
     lr: Above0 = 1e-3 # peak learning rate of Adam
     warmup: AtLeast0 = 0 # iterations of linear warm-up
-    schedule: Schedule = 'constant' # of the learning rate after the warm-up; drop: SFD's x0.1 at half-time
+    schedule: Schedule = 'constant' # of the rate after the warm-up; drop: SFD's x0.1 at half-time
     betas: tuple[Beta, Beta] = (.9, .999) # Adam's
     clip_grad: Above0 | None = None # largest global gradient norm; None: no clipping
-    ema: Fraction | None = None # decay of the exponential moving average per iteration; None: no average
-    seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0 # of everything random in the loop
+    ema: Fraction | None = None # decay of the weights' moving average; None: no average
+    seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0 # of all that is random
     log_every: AtLeast1 = 10 # iterations between readings of the loss
     checkpoint_every: AtLeast0 = 0 # iterations between checkpoints; 0: only at the end
     keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
-    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out (and reads every loss)
+    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
 
     def __post_init__(self):
         if isinstance(self.betas, list): # as JSON gives it back
@@ -133,16 +137,16 @@ class TrainConfig:
 @dataclass(frozen=True)
 class Hardware:
     "How numbers are computed; all of it may differ when a run is resumed."
-    precision: Literal['no', 'bf16', 'fp16'] = 'no' # of the student's arithmetic; weights stay float32
+    precision: Literal['no', 'bf16', 'fp16'] = 'no' # of the student's arithmetic, not of weights
     teacher_precision: Literal['same', 'no'] = 'same' # same: as the student; no: float32
     accumulate: AtLeast1 = 1 # micro-batches that a batch is cut into, to save memory
     shard: bool = False # FSDP: spread weights and moments over processes; without channels_last
     compile: bool = False # torch.compile, of student and teacher
     recompute: bool = False # activation checkpointing: saves memory, costs a second forward pass
     tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
-    channels_last: bool = True # store 4-D weights as [out, height, width, in], which convolutions prefer
-    on_oom: Literal['stop', 'halve'] = 'stop' # out of memory: stop, or halve the micro-batch and go on
-    peak_tflops: Above0 | None = None # what the device can do at best; given, its utilisation is reported
+    channels_last: bool = True # store 4-D weights as convolutions prefer them
+    on_oom: Literal['stop', 'halve'] = 'stop' # out of memory: stop, or halve the batch
+    peak_tflops: Above0 | None = None # of the device at best; given, its utilisation is logged
 
     def __post_init__(self): validate(self)
 
@@ -162,13 +166,15 @@ def lr_factor(
 # %% ../nbs/09_training.ipynb #dd753621
 class Updates:
     "Adam: gradients become an update of the weights, or are left out."
-    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware, processes: Processes):
+    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware,
+                 processes: Processes):
         self.cfg = cfg
         self.processes = processes
         self.params = dict(model.named_parameters())
         fused = True if processes.device.type == 'cuda' else None
-        self.adam = torch.optim.Adam(list(self.params.values()), lr=cfg.lr, betas=cfg.betas, fused=fused)
-        self.scaler = torch.amp.GradScaler(processes.device.type) if hardware.precision == 'fp16' else None
+        self.adam = torch.optim.Adam(list(self.params.values()), cfg.lr, cfg.betas, fused=fused)
+        half = hardware.precision == 'fp16'
+        self.scaler = torch.amp.GradScaler(processes.device.type) if half else None
         self.losses = [] # (iteration, loss) of the updates since the last reading
         self.skipped = 0 # updates left out since then
         self.norm = None # of the last gradient that was measured
@@ -180,7 +186,7 @@ class Updates:
         "Clip, and take one step of Adam, or leave it out."
         cfg = self.cfg
         for group in self.adam.param_groups: group['lr'] = cfg.lr*lr_factor(cfg, i)
-        if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0: # or nobody asks for it
+        if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0: # it is asked for
             if self.scaler is not None: self.scaler.unscale_(self.adam)
             norm = clip_grad_norm_(list(self.params.values()), cfg.clip_grad or math.inf)
             self.norm = full_tensor(norm)
@@ -198,8 +204,9 @@ class Updates:
     def state_dict(self) -> dict[str, Tensor]:
         "Adam's moments and step counts by the names of the parameters."
         names = list(self.params)
-        return {f'optim.{names[i]}.{k}': full_tensor(torch.as_tensor(v))
-                for i, state in self.adam.state_dict()['state'].items() for k, v in state.items()}
+        state = self.adam.state_dict()['state']
+        return {f'{names[i]}.{k}': torch.as_tensor(v)
+                for i, moments in state.items() for k, v in moments.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         "The way back; older checkpoints have a parameter's number in place of its name."
@@ -208,7 +215,7 @@ class Updates:
         state = self.adam.state_dict()
         params = list(self.params.values())
         for key, value in tensors.items():
-            name, k = key.removeprefix('optim.').rsplit('.', 1)
+            name, _, k = key.rpartition('.')
             if name not in number: raise ValueError(f'the optimiser has no parameter {name}')
             state['state'].setdefault(number[name], {})[k] = shard_like(value, params[number[name]])
         self.adam.load_state_dict(state)
@@ -224,7 +231,8 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread(): return self
         for number in (signal.SIGINT, signal.SIGTERM):
             old = signal.getsignal(number)
-            if callable(old) or old is signal.SIG_DFL and number == signal.SIGTERM: # not where it is ignored
+            default = old is signal.SIG_DFL and number == signal.SIGTERM
+            if callable(old) or default: # not where it is ignored
                 self.before[number] = old
                 signal.signal(number, self.note)
         return self
@@ -251,7 +259,7 @@ class Interrupts:
 StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
 
 class MicroBatches:
-    "Runs a step function once for every micro-batch, in turn: each loss is the mean of theirs, and so is its gradient."
+    "Runs a step function for every micro-batch in turn: losses and gradients are their means."
     def __init__(self, model: nn.Module, updates: Updates, meter: Meter, hardware: Hardware):
         self.model = model
         self.updates = updates
@@ -259,17 +267,18 @@ class MicroBatches:
         self.processes = updates.processes
         self.compile = hardware.compile
         self.accumulate = hardware.accumulate
-        self.averages = self.processes.world > 1 and not hardware.shard # FSDP averages gradients itself
+        self.averages = self.processes.world > 1 and not hardware.shard # FSDP averages by itself
         self.first = True # the first iteration shows which parameters a step function leaves out
         self.unused = set()
         self.local = False # has the step function asked for its part of the batch?
-        self.eager = model # what the step function calls: the model, or its wrapper for several processes
+        self.eager = model # what the step function calls: the model or its wrapper
         self.ready = model # the same, compiled if that is wanted
         self.hook = None
         self.wrap()
 
     def wrap(self) -> None:
-        if self.averages: self.eager = Averaged(self.model, self.processes.device, bool(self.unused))
+        if self.averages:
+            self.eager = Averaged(self.model, self.processes.device, bool(self.unused))
         self.ready = torch.compile(self.eager) if self.compile else self.eager
         if self.hook is not None: self.hook.remove()
         self.hook = self.ready.register_forward_pre_hook(self.meter.called)
@@ -278,7 +287,8 @@ class MicroBatches:
         "Iteration i: losses and updates until the step function ends."
         generators = [step(model, i) for _ in range(self.accumulate)]
         if not hasattr(generators[0], '__next__'):
-            raise TypeError(f'the step function must yield its losses, got a {type(generators[0]).__name__}')
+            raise TypeError(f'the step function must yield its losses, got a '
+                            f'{type(generators[0]).__name__}')
         updates = 0
         while (loss := self.backward(generators)) is not None:
             self.updates.update(loss, i)
@@ -299,8 +309,8 @@ class MicroBatches:
                 self.updates.backward(loss/n if n > 1 else loss)
                 losses.append(loss.detach())
         if len(losses) not in (0, n):
-            raise ValueError(f'the step function must yield equally often for every micro-batch, got {len(losses)} '
-                             f'losses from {n}')
+            raise ValueError(f'the step function must yield equally often for every micro-batch, '
+                             f'got {len(losses)} losses from {n}')
         if losses: self.check(self.processes.world*n)
         return torch.stack(losses).mean() if n > 1 and losses else losses[0] if losses else None
 
@@ -314,25 +324,27 @@ class MicroBatches:
         return loss
 
     def check(self, parts: int) -> None:
-        "Were these the gradients of one batch, cut into parts, and have all processes exchanged them?"
+        "Are these gradients of one batch cut into parts, and have the processes exchanged them?"
         if parts > 1 and not self.local:
-            raise ValueError(f'the step function took the whole batch {parts} times: it must cut its part '
-                             f'out with share()')
+            raise ValueError(f'the step function took the whole batch {parts} times: it must cut '
+                             f'its part out with share()')
         if not self.averages: return
         params = self.updates.params
         if self.first: average_gradients(list(params.values()), self.processes)
         unused = {name for name, p in params.items() if p.requires_grad and p.grad is None}
         if self.first: self.unused |= unused
         elif unused and not self.unused:
-            raise ValueError(f'this iteration leaves {min(unused)} without a gradient, though the first one used '
-                             f'every parameter: let every loss use it (with weight 0), or run one process')
+            raise ValueError(f'this iteration leaves {min(unused)} without a gradient, though the '
+                             f'first one used every parameter: let every loss use it (with '
+                             f'weight 0), or run one process')
 
 # %% ../nbs/09_training.ipynb #c058d392
 def _peak_memory(device: torch.device) -> float: # MB
     "Most memory so far: of the GPU, or of this process."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)/1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak*(1 if sys.platform == 'darwin' else 1024)/1e6
 
 class Meter:
     "Speed, waiting, memory and arithmetic of the iterations between two readings of the loss."
@@ -361,7 +373,7 @@ class Meter:
 
     @property
     def counts(self) -> bool:
-        "Are the operations of the next iteration counted? The first one's are, if there is a peak to compare them with."
+        "Are the next iteration's operations counted? The first one's are, if there is a peak."
         return self.peak_tflops is not None and self.flops is None
 
     @contextlib.contextmanager
@@ -376,8 +388,11 @@ class Meter:
     def read(self) -> dict:
         "The numbers since the last reading."
         rate = self.iterations/self.seconds
-        out = dict(iterations_per_second=rate, waiting=self.waited/self.seconds, peak_memory_mb=_peak_memory(self.device))
-        if self.flops: out |= dict(tflops=self.flops*rate/1e12, utilisation=self.flops*rate/1e12/self.peak_tflops)
+        out = dict(iterations_per_second=rate, waiting=self.waited/self.seconds,
+                   peak_memory_mb=_peak_memory(self.device))
+        if self.flops:
+            tflops = self.flops*rate/1e12
+            out |= dict(tflops=tflops, utilisation=tflops/self.peak_tflops)
         self.iterations = 0
         self.seconds = 0.
         self.waited = 0.
@@ -386,7 +401,8 @@ class Meter:
 # %% ../nbs/09_training.ipynb #63a95fe0
 class State:
     "A run between two iterations: what `training` yields, and what hooks are given."
-    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Path | None, hooks: Sequence):
+    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware,
+                 folder: Path | None, hooks: Sequence):
         self.model = model # trained in place
         self.cfg = cfg
         self.hardware = hardware
@@ -412,11 +428,14 @@ class State:
         "From the inside out: device, memory format, average, recomputation, precision, shards."
         hardware = self.hardware
         if hardware.shard and self.processes.world == 1:
-            raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it '
-                             'with accelerate launch')
+            raise ValueError('shard=True needs several processes, and this is the only one: start '
+                             'it with accelerate launch')
         if self.processes.world > 1: self.model.to(self.device)
-        if hardware.shard or hardware.channels_last: set_memory_format(self.model, not hardware.shard)
-        if self.cfg.ema: self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.cfg.ema))
+        if hardware.shard or hardware.channels_last:
+            set_memory_format(self.model, channels_last=not hardware.shard)
+        if self.cfg.ema:
+            average = get_ema_multi_avg_fn(self.cfg.ema)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average)
         if hardware.shard: self.plain = copy.deepcopy(self.model).cpu()
         if hardware.recompute: recompute_blocks(self.model)
         set_precision(self.model, hardware.precision, self.device)
@@ -432,10 +451,11 @@ class State:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        "An iteration and its hooks: signals wait until its end, and what is global to the process is put back."
+        "An iteration and its hooks: signals wait for its end; what is global is put back."
         self.since = time.perf_counter()
         matmul = torch.get_float32_matmul_precision()
-        with self.interrupts, torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
+        gpus = [self.device] if self.device.type == 'cuda' else []
+        with self.interrupts, torch.random.fork_rng(gpus):
             if self.hardware.tf32: torch.set_float32_matmul_precision('high')
             try: yield
             finally: torch.set_float32_matmul_precision(matmul)
@@ -450,14 +470,17 @@ class State:
         "One iteration; where memory does not suffice, once more in smaller pieces."
         seed = self.cfg.seed*1_000_003 + self.done + self.processes.rank*0x9E3779B1
         while True:
-            (torch.default_generator if self.device.type == 'cpu' else torch).manual_seed(seed) # dropout's
+            dropout = torch.default_generator if self.device.type == 'cpu' else torch
+            dropout.manual_seed(seed)
             try:
                 model = self.batches.eager if self.meter.counts else self.batches.ready
-                with self.meter.timing(1), self.meter.counting(): self.batches.iterate(step, model, self.done)
+                with self.meter.timing(1), self.meter.counting():
+                    self.batches.iterate(step, model, self.done)
                 break
             except torch.cuda.OutOfMemoryError as e: self.out_of_memory(e)
             self.updates.adam.zero_grad(set_to_none=True)
-            if torch.cuda.is_available(): torch.cuda.empty_cache() # only here, outside of `except`, is the memory free
+            # only here, outside of `except`, is the memory free
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
         if self.ema is not None: self.ema.update_parameters(self.model)
         self.done += 1
         self.agree()
@@ -467,29 +490,33 @@ class State:
         n = 2*self.batches.accumulate
         if self.hardware.on_oom == 'stop' or self.processes.world > 1:
             raise torch.cuda.OutOfMemoryError(
-                f'iteration {self.done} needs more memory than the device has; use hardware=Hardware(accumulate={n}) '
-                f'(on_oom=\'halve\' does it by itself on one device), Hardware(recompute=True) or '
-                f'Hardware(precision=\'bf16\'). First message: {error}') from error
+                f'iteration {self.done} needs more memory than the device has; use '
+                f'hardware=Hardware(accumulate={n}) (on_oom=\'halve\' does it by itself on one '
+                f'device), Hardware(recompute=True) or Hardware(precision=\'bf16\'). First '
+                f'message: {error}'
+            ) from error
         warnings.warn(f'out of memory in iteration {self.done}; going on with {n} micro-batches '
                       f'(hardware=Hardware(accumulate={n}))', stacklevel=2)
         self.batches.accumulate = n
         self.batches.local = False
 
     def agree(self) -> None:
-        "Has any process been asked to stop? Several processes tell each other only where they meet anyway."
+        "Has any process been asked to stop? They tell each other only where they meet anyway."
         if self.processes.world > 1 and self.done % self.cfg.log_every: return
         self.interrupts.asked = int(self.processes.largest(self.interrupts.asked))
         self.stop = bool(self.processes.largest(self.stop or self.interrupts.asked > 0))
 
     def report(self) -> None:
-        "Read the losses since the last time, the one place where the loop waits for the device, and tell the hooks."
+        "Read the losses, the one place where the loop waits for the device, and tell the hooks."
         updates = self.updates
         with self.meter.timing():
-            losses = torch.stack([loss for _, loss in updates.losses]).float() if updates.losses else torch.zeros(0)
-            values = (self.processes.mean(losses) if updates.losses else losses).tolist()
+            losses = [loss for _, loss in updates.losses]
+            values = self.processes.mean(torch.stack(losses).float()).tolist() if losses else []
         for (i, _), value in zip(updates.losses, values):
             if not math.isfinite(value): self.refuse(f'the loss of iteration {i} became {value}')
-        if not values: self.refuse(f'every update before iteration {self.done} had to be skipped')
+        if not values:
+            since = self.done - self.meter.iterations
+            self.refuse(f'every update since iteration {since} had to be skipped')
         self.history.append(dict(step=self.done, loss=statistics.fmean(values),
                                  lr=self.cfg.lr*lr_factor(self.cfg, self.done - 1)))
         norm = updates.norm
@@ -502,10 +529,12 @@ class State:
     def refuse(self, what: str) -> None:
         "Stop for the sake of the checkpoints that are good."
         kept = sorted(self.folder.glob(CHECKPOINTS)) if self.folder else []
-        broken = next((k for k, v in self.updates.params.items() if not full_tensor(v).isfinite().all()), None)
-        raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '')
-                                 + "; lower lr, clip gradients (clip_grad), or set on_nan='skip'"
-                                 + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
+        params = self.updates.params.items()
+        broken = next((k for k, v in params if not full_tensor(v).isfinite().all()), None)
+        where = f' (by now {broken} is no longer finite)' if broken else ''
+        back = f'. The last good checkpoint is {kept[-1]}' if kept else ''
+        raise FloatingPointError(f"{what}{where}; lower lr, clip gradients (clip_grad), or set "
+                                 f"on_nan='skip'{back}")
 
     def tell(self, event: str, *args) -> None:
         "Call a method of all hooks that have it."
@@ -531,10 +560,12 @@ class State:
         return copied.to(self.device)
 
     def contents(self) -> tuple[dict[str, Tensor], dict]: # tensors, and what describes them
-        "What a checkpoint holds: weights, their average, Adam's moments, and all that is needed to go on."
+        "A checkpoint: weights, their average, Adam's moments, and all that is needed to go on."
         if self.updates.losses or self.updates.skipped: self.report()
-        tensors = {f'model.{k}': full_tensor(v) for k, v in self.model.state_dict().items()} | self.updates.state_dict()
-        if self.ema is not None: tensors |= {f'ema.{k}': full_tensor(v) for k, v in self.ema.state_dict().items()}
+        tensors = {}
+        for name, part in (('model', self.model), ('optim', self.updates), ('ema', self.ema)):
+            if part is None: continue
+            tensors |= {f'{name}.{k}': full_tensor(v) for k, v in part.state_dict().items()}
         for name, t in tensors.items(): # a finite loss can still have had an infinite gradient
             if t.is_floating_point() and not t.isfinite().all():
                 self.refuse(f'{name} is no longer finite at iteration {self.done}')
@@ -542,8 +573,8 @@ class State:
         if now['loss'] < self.best['loss']: self.best = now
         self.tick()
         scaler = None if self.updates.scaler is None else self.updates.scaler.state_dict()
-        return tensors, dict(done=self.done, history=self.history, seconds=self.seconds, best=self.best,
-                             config=asdict(self.cfg), scaler=scaler)
+        return tensors, dict(done=self.done, history=self.history, seconds=self.seconds,
+                             best=self.best, config=asdict(self.cfg), scaler=scaler)
 
     def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
         "Go back to a checkpoint, if it is one of this run."
@@ -552,31 +583,36 @@ class State:
         try:
             _pour(part('model.'), self.model)
             if self.ema is not None: _pour(part('ema.'), self.ema)
-            self.updates.load_state_dict({k: v for k, v in tensors.items() if k.startswith('optim.')})
-        except ValueError as e: raise ValueError(f'{self.folder} holds a run of another model: {e}') from None
-        if self.updates.scaler is not None and meta['scaler']: self.updates.scaler.load_state_dict(meta['scaler'])
+            self.updates.load_state_dict(part('optim.'))
+        except ValueError as e:
+            raise ValueError(f'{self.folder} holds a run of another model: {e}') from None
+        scaler = self.updates.scaler
+        if scaler is not None and meta['scaler']: scaler.load_state_dict(meta['scaler'])
         self.done = meta['done']
         self.history = meta['history']
         self.seconds = meta['seconds']
         self.best = meta['best']
 
 # %% ../nbs/09_training.ipynb #c2145088
-MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware))) # in the configurations of older checkpoints
+MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware))) # of older checkpoints
 
 def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
     "Refuse to go on with another configuration."
     known = [f.name for f in fields(TrainConfig)]
     if new := [k for k in theirs if k not in known and k not in MOVED]:
-        raise ValueError(f'{path} was written by a newer version of bdense-nb: its configuration has {", ".join(new)}, '
-                         f'which this version does not know; update bdense-nb, or use another folder')
+        raise ValueError(f'{path} was written by a newer version of bdense-nb: its configuration '
+                         f'has {", ".join(new)}, which this version does not know; update '
+                         f'bdense-nb, or use another folder')
     defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
     longer = cfg.steps > theirs['steps']
     free = ('on_nan', *MOVED, *(('steps',) if longer and cfg.schedule == 'constant' else ()))
     if differ := same_run(theirs, asdict(cfg), defaults, free):
-        why = (f"; with schedule={cfg.schedule!r} every learning rate depends on steps, so only a run with "
-               f"schedule='constant' can be lengthened" if longer and cfg.schedule != 'constant' else '')
-        raise ValueError(f'{path.parent} was made with another configuration ({"; ".join(differ)}){why}; use that one, '
-                         f'or another folder')
+        why = ''
+        if longer and cfg.schedule != 'constant':
+            why = (f"; with schedule={cfg.schedule!r} every learning rate depends on steps, so "
+                   f"only a run with schedule='constant' can be lengthened")
+        raise ValueError(f'{path.parent} was made with another configuration ({"; ".join(differ)})'
+                         f'{why}; use that one, or another folder')
 
 def _pour(tensors: dict[str, Tensor], model: nn.Module) -> None:
     "Put stored numbers into a model; other names, shapes or types are those of another one."
@@ -586,14 +622,16 @@ def _pour(tensors: dict[str, Tensor], model: nn.Module) -> None:
     differ += [f'{k} is only there' for k in tensors if k not in mine]
     differ += [f'{k} is {kind(tensors[k])} there and {kind(t)} here' for k, t in mine.items()
                if k in tensors and kind(tensors[k]) != kind(t)]
-    if differ: raise ValueError('; '.join(differ[:3]) + (f' and {len(differ) - 3} more' if len(differ) > 3 else ''))
+    if differ:
+        more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
+        raise ValueError('; '.join(differ[:3]) + more)
     model.load_state_dict({k: shard_like(tensors[k], t) for k, t in mine.items()})
 
 # %% ../nbs/09_training.ipynb #45eca1ba
 @contextlib.contextmanager
-def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Path | None, hooks: Sequence,
-             teacher: nn.Module | None) -> Iterator[State]:
-    "A run, resumed if there is something to resume; afterwards the models are as they were found, but for the numbers."
+def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Path | None,
+             hooks: Sequence, teacher: nn.Module | None) -> Iterator[State]:
+    "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
     with contextlib.ExitStack() as stack:
         if folder is not None and is_main(): stack.enter_context(locked(folder))
         stack.enter_context(left_as_found(model))
@@ -601,26 +639,28 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
         stack.callback(state.batches.hook.remove)
         if isinstance(teacher, nn.Module):
             stack.enter_context(left_as_found(teacher))
-            if hardware.teacher_precision == 'same': set_precision(teacher, hardware.precision, state.device)
+            if hardware.teacher_precision == 'same':
+                set_precision(teacher, hardware.precision, state.device)
             if hardware.compile: teacher.forward = torch.compile(teacher.forward)
         try:
             state.tell('start')
             yield state
+        except GeneratorExit: raise # somebody left the loop; with `state.stop`, the run is saved
         except BaseException:
-            state.stop = False # nothing more is saved
+            state.stop = False
             raise
         finally: state.tell('end')
 
 def training(
     model: nn.Module, # trained in place
-    step: StepFunction, # `step(model, i)` yields one scalar loss per optimiser update of iteration i
+    step: StepFunction, # `step(model, i)` yields a scalar loss per update in iteration i
     cfg: TrainConfig,
     hardware: Hardware = Hardware(),
-    folder: Path | str | None = None, # checkpoints and metrics go here; a run found there is resumed
-    hooks: Sequence = (), # objects with some of the methods start, after_iteration, logged, saved, end
-    teacher: nn.Module | None = None, # a frozen module that `step` calls: it is given the same precision
+    folder: Path | str | None = None, # for checkpoints and metrics; a run found there goes on
+    hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
+    teacher: nn.Module | None = None, # what `step` calls: it gets the same precision
 ) -> Iterator[State]:
-    "Train, and yield the run's state after each iteration: look into it, go on, or set `state.stop`."
+    "Train, and yield the state after each iteration: look, go on, or set `state.stop`."
     folder = None if folder is None else Path(folder)
     if folder is not None: hooks = (Checkpoints(), MetricsFile(), *hooks)
     with _running(model, cfg, hardware, folder, hooks, teacher) as state:
@@ -639,7 +679,7 @@ class Fit:
     "What a training run leaves behind."
     model: nn.Module # the trained parameters
     ema: nn.Module | None # their moving average, if one was asked for
-    history: list[dict] = field(default_factory=list) # loss and learning rate every `log_every` iterations
+    history: list[dict] = field(default_factory=list) # loss and learning rate at each reading
     seconds: float = 0. # in iterations and hooks, resumed parts included
 
 class _Remember:
@@ -651,15 +691,15 @@ class _Remember:
 
 def fit(
     model: nn.Module, # trained in place
-    step: StepFunction, # `step(model, i)` yields one scalar loss per optimiser update of iteration i
+    step: StepFunction, # `step(model, i)` yields a scalar loss per update in iteration i
     cfg: TrainConfig,
-    folder: Path | str | None = None, # checkpoints and metrics go here; a run found there is resumed
+    folder: Path | str | None = None, # for checkpoints and metrics; a run found there goes on
     label: str = 'train', # shown before the progress bar
     show: bool = True, # False: no progress bar
     *,
     hardware: Hardware = Hardware(),
-    hooks: Sequence = (), # objects with some of the methods start, after_iteration, logged, saved, end
-    teacher: nn.Module | None = None, # a frozen module that `step` calls: it is given the same precision
+    hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
+    teacher: nn.Module | None = None, # what `step` calls: it gets the same precision
 ) -> Fit:
     "Train `model` to the end: `training` with a progress bar."
     kept = _Remember()

@@ -278,6 +278,11 @@ WORKS = {
 }
 
 
+class Twice(nn.Module):
+    def __init__(self): super().__init__(); self.head = nn.Linear(8, 8)
+    def forward(self, x, noise, label=None): return self.head(self.head(x).tanh())
+
+
 class Bilinear(nn.Module):
     def __init__(self): super().__init__(); self.head = nn.Bilinear(2, 2, 2)
     def forward(self, x, noise, label=None): return self.head(x, x*noise[:, None])
@@ -323,7 +328,7 @@ REFUSED = {
     'another layer': (Head(nn.Linear(8, 8), lambda out, x, noise: out + x), (8,), 'body', 'stops with'),
     'without influence': (Head(nn.Linear(8, 8), lambda out, x, noise: out*0), (8,), 'head', 'does not depend on it'),
     'not called': (Head(nn.Linear(8, 8), lambda out, x, noise: x), (8,), 'spare', 'does not depend on it'),
-    'called twice': (Head(nn.Linear(8, 8)), (8,), 'twice', 'answers with shape'),
+    'called twice': (Twice(), (8,), 'head', 'answers with shape'),
     'NaN': (Head(nn.Linear(8, 8), lambda out, x, noise: out/0*0), (8,), 'head', 'NaN or infinity'),
 }
 
@@ -333,7 +338,6 @@ def test_where_it_cannot_work_it_is_refused(name):
     net, shape, layer, reason = REFUSED[name]
     net = copy.deepcopy(net)
     if layer == 'spare': net.spare = nn.Linear(8, 8)
-    if layer == 'twice': net.body, net.before, layer = nn.Identity(), net.head, 'head'
     state = {k: v.clone() for k, v in net.state_dict().items()}
     with pytest.raises(ValueError, match=f'cannot be given 4 branches at its layer {layer!r}: .*{reason}.*take K=1'): branch(EDMDenoiser(net), 4, layer, shape)
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
@@ -393,8 +397,7 @@ def test_flags_are_kept():
     assert [p.requires_grad for p in branch(student, 1).parameters()] == [p.requires_grad for p in student.parameters()]
 
 
-@pytest.mark.parametrize('wrap', WRAPS)
-@pytest.mark.parametrize('net', ['unet, classes', 'mlp'])
+@pytest.mark.parametrize('net, wrap', [('unet, classes', 'edm'), ('mlp, classes', 'eps'), ('mlp', 'v')])
 def test_compiles_without_a_break(net, wrap):
     teacher, shape, n_classes = teacher_of(net, wrap)
     x, sigma, label = inputs(shape, n_classes)
@@ -406,7 +409,7 @@ def test_compiles_without_a_break(net, wrap):
     assert all(a.equal(b) for a, b in zip(student.state_dict().values(), copy.deepcopy(student).state_dict().values()))
 
 
-@pytest.mark.parametrize('name', ['nhwpqc', 'tokens', 'a class of its own'])
+@pytest.mark.parametrize('name', ['nhwpqc', 'a class of its own'])
 def test_foreign_heads_compile_without_a_break(name):
     teacher, shape, _ = foreign(name)
     x, sigma, _ = inputs(shape, 0)

@@ -24,7 +24,7 @@ def ddpm(levels):
     torch.manual_seed(0)
     unet = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
                        down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2)
-    return unet, DDPMScheduler(levels, beta_start=.1/levels, beta_end=20/levels)
+    return unet, DDPMScheduler(levels, beta_start=.1/levels, beta_end=20/levels, prediction_type='v_prediction') # random noise estimates remove no noise, which is refused
 
 
 class Inner(nn.Module):

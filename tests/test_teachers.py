@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
+from bdense_nb.data import fashion_mnist
 from bdense_nb.nets import MLP, UNet
-from bdense_nb.schedules import cosine_alpha_bar, linear_alpha_bar, sigma_from_alpha_bar
+from bdense_nb.samplers import sample
+from bdense_nb.schedules import cosine_alpha_bar, karras_sigmas, linear_alpha_bar, sigma_from_alpha_bar
 from bdense_nb.teachers import (PREDICTIONS, TEACHERS, EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser, as_column, check_samples,
                                 check_teacher, edm_loss, is_whole, load_denoiser, load_teacher, read_about, read_run, save_denoiser, to_channels_last, train_teacher)
 from bdense_nb.training import Hardware, TrainConfig, newest_checkpoint
@@ -187,6 +189,126 @@ def test_the_base_class_is_no_denoiser(noise):
 def test_as_column():
     x = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
     assert as_column(1, x).shape == (1, 1, 1, 1) and as_column(torch.ones(3), x).shape == (3, 1, 1, 1) and as_column(1, x).dtype == torch.float64
+
+
+# --- is it a denoiser at all? ---
+
+ANGLES = torch.arange(8)*2*math.pi/8
+RING = MixtureDenoiser(torch.stack([ANGLES.cos(), ANGLES.sin()], 1), torch.linspace(.04, .12, 8), torch.arange(1., 9.))
+POINTS = RING.sample(4000)
+#: what an exact network of each kind answers, from x0, eps, sigma and x; and what check_teacher says of it
+KINDS = {
+    'eps': (lambda x0, eps, s, x: eps, 'the noise eps'), 'v': (lambda x0, eps, s, x: (eps - s*x0)/(1 + s**2).sqrt(), 'v = alpha'),
+    'velocity': (lambda x0, eps, s, x: eps - x0, 'the velocity eps - x0'), 'minus velocity': (lambda x0, eps, s, x: x0 - eps, 'the velocity x0 - eps'),
+    'score': (lambda x0, eps, s, x: -eps/s, 'the score'), 'half': (lambda x0, eps, s, x: .5*x0, r'x0 in another scale: about 0.49\d\*x0'),
+    'unit interval': (lambda x0, eps, s, x: .5*x0 + .5, r'x0 in another scale: about 0.49\d\*x0 \+ 0.49'), 'pixels': (lambda x0, eps, s, x: 127.5*x0 + 127.5, r'x0 in another scale: about 12\d\*x0 \+ 12\d'),
+    'its input': (lambda x0, eps, s, x: x, 'wrapper'), 'NaN': (lambda x0, eps, s, x: x*float('nan'), 'error is nan.*wrapper'), 'nothing': (lambda x0, eps, s, x: 0*x, 'wrapper'),
+    'the mean': (lambda x0, eps, s, x: 0*x + POINTS.mean(0), 'wrapper')}
+
+
+class Exact:
+    "What is known of the ring, told in one of these ways; `told` times the noise level."
+    def __init__(self, kind=None, told=1.): self.kind, self.told = kind, told
+    def __call__(self, x, sigma, label=None):
+        s = self.told*as_column(sigma, x)
+        x0 = RING(x, s.flatten())
+        return x0 if self.kind is None else KINDS[self.kind][0](x0, (x - x0)/s, s, x)
+
+
+class ExactVP(nn.Module):
+    "A VP network that predicts eps, x0 or v of the ring exactly."
+    def __init__(self, kind): super().__init__(); self.kind, self.levels = kind, sigma_from_alpha_bar(linear_alpha_bar(1000)).float()
+    def forward(self, z, index, label=None):
+        s = as_column(self.levels[index.round().long()], z)
+        x = z*(1 + s**2).sqrt()
+        x0 = RING(x, s.flatten())
+        return x0 if self.kind == 'x0' else KINDS[self.kind][0](x0, (x - x0)/s, s, x)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_is_no_denoiser_is_refused_and_named(kind):
+    with pytest.raises(ValueError, match=f'does not give clean estimates at [1-8] of 8 noise levels.*{KINDS[kind][1]}'): check_teacher(Exact(kind), POINTS)
+
+
+@pytest.mark.parametrize('told, said', [(1000., '0.001'), (.001, '1000')])
+def test_a_noise_input_of_another_scale_is_named(told, said):
+    with pytest.raises(ValueError, match=f'noise input of another scale: {said} times'): check_teacher(Exact(told=told), POINTS)
+
+
+@pytest.mark.parametrize('is_, said', [(a, b) for a in PREDICTIONS for b in PREDICTIONS if (a, b) != ('x0', 'v')])
+def test_a_wrong_prediction_is_named(is_, said):
+    "(x0 taken for v is nearly a linear denoiser of data with mean 0, which no error tells from a bad network.)"
+    D = VPDenoiser(ExactVP(is_), linear_alpha_bar(1000), said)
+    if is_ == said: assert check_teacher(D, POINTS).ok; return
+    names = {'eps': 'the noise eps', 'x0': 'the clean sample x0', 'v': 'v = alpha'}
+    with pytest.raises(ValueError, match=f'it seems to predict {names[is_]}'): check_teacher(D, POINTS)
+
+
+def test_a_velocity_network_taken_for_a_denoiser():
+    "All shapes fit, and its samples are noise that has grown."
+    class Velocity(nn.Module):
+        def forward(self, z, t, label=None): s = as_column(t/(1 - t).clamp(min=.01), z); x = z*(1 + s); x0 = RING(x, s.flatten()); return (x - x0)/s - x0
+    D = ModuleDenoiser(Velocity())
+    with pytest.raises(ValueError, match='the velocity eps - x0 of flow matching: with t = '): check_teacher(D, POINTS)
+    x = 80*torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    ends = {name: sample(d, x, karras_sigmas(20), 'heun') for name, d in (('wrong', D), ('exact', RING))}
+    check_samples(ends['exact'], 80.)
+    with pytest.raises(ValueError, match=r'root mean square of [\d.e+]+, more than 40.*check_teacher'): check_samples(ends['wrong'], 80.)
+
+
+def test_good_and_badly_trained_teachers_pass():
+    assert check_teacher(RING, POINTS).ok and check_teacher(GaussianDenoiser(0., .5), .5*torch.randn(500, 3)).ok
+    for steps in (1, 30):
+        torch.manual_seed(0)
+        D = EDMDenoiser(MLP(width=32), .7)
+        check_teacher(D, POINTS)
+        assert check_teacher(train_teacher(D, POINTS, None, TrainConfig(steps=steps, lr=4e-3), 64, show=False).model, POINTS).ok
+    assert D.training
+
+
+def test_shipped_teacher_passes_with_and_without_labels():
+    images, labels = fashion_mnist('test')
+    D = load_teacher(device='cpu')
+    for cond in (labels, None):
+        found = check_teacher(D, images, cond, n=16)
+        assert found.ok and all(e < 1.05*g for e, g in zip(found.errors, found.linear))
+
+
+def test_the_report():
+    found = check_teacher(Exact('eps'), POINTS, sigmas=(.05, 20.), refuse=False)
+    assert not found.ok and found.failed == (.05, 20.) and found.sigmas == (.05, 20.) and 'eps' in found.predicts
+    lines = str(found).splitlines()
+    assert len(lines) == 3 and lines[0].split() == ['sigma', 'error', 'linear', 'accepted'] and lines[1].endswith('fails')
+    assert [float(v) for v in lines[1].split()[:4]] == pytest.approx([.05, found.errors[0], found.linear[0], found.limits[0]], rel=1e-3)
+    again = check_teacher(Exact('eps'), POINTS, sigmas=(.05, 20.), refuse=False)
+    assert again == found and again != check_teacher(Exact('eps'), POINTS, sigmas=(.05, 20.), refuse=False, seed=1)
+
+
+def test_check_teacher_takes_conditions_with_their_samples():
+    class Told:
+        def __call__(self, x, sigma, label=None): assert torch.equal(label['at'][:, 0], label['copy']); return label['at'].expand_as(x)
+    data = torch.arange(200.)[:, None].expand(200, 3).contiguous()/100 - 1
+    assert check_teacher(Told(), data, dict(at=data[:, :1], copy=data[:, 0])).errors == (0.,)*8
+
+
+@pytest.mark.parametrize('bad', [dict(data=None), dict(data=torch.zeros(4)), dict(data=torch.full((4, 2), float('nan'))), dict(data=torch.zeros(4, 2).long()), dict(denoiser=3), dict(sigmas=(0.,)), dict(sigmas=(float('nan'),)),
+                                 dict(sigmas=()), dict(n=0), dict(denoiser=lambda x, s, y=None: x[:, :1])], ids=lambda d: next(iter(d)))
+def test_check_teacher_refuses(bad):
+    with pytest.raises((ValueError, TypeError)): check_teacher(**dict(denoiser=RING, data=POINTS) | bad)
+
+
+@pytest.mark.parametrize('x, kw, message', [(torch.tensor([[1.], [float('nan')]]), {}, '1 of 2 samples.*NaN or infinite'), (torch.full((3, 2), float('inf')), {}, '3 of 3'), (torch.full((3, 2), 41.), {}, 'more than 40'),
+                                            (torch.full((3, 2), 4.), dict(scale=1.), 'more than 3')], ids=str)
+def test_samples_refused(x, kw, message):
+    with pytest.raises(ValueError, match=message): check_samples(x, 80., **kw)
+    check_samples(torch.full((3, 2), 2.9), 80., **kw)
+    check_samples(torch.ones(3, 2), 2.)  # a walk that begins at little noise
+
+
+def test_channels_last_touches_images_alone():
+    net = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Linear(4, 4))
+    to_channels_last(net)
+    assert [m.weight.is_contiguous() for m in net] == [True, False, True, True] and net[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 # --- training ---
