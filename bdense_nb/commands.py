@@ -794,7 +794,7 @@ def finish(student, options: Distill, line: Line, data: str | None, hardware: Ha
     return dict(out=options.out, nfe=student.nfe, host=about['host'], loss=history[-1]['loss'],
                 seconds=about['seconds'], config=about['config'], **about_run())
 
-# %% ../nbs/14b_commands.ipynb #854ea8dd
+# %% ../nbs/14b_commands.ipynb #5539bf17
 @dataclass(frozen=True, kw_only=True)
 class Search(Networks):
     "Search for branch weights by paired error, and confirm what was found on other training seeds."
@@ -859,7 +859,7 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     return dict(out=str(out), weights=weights, score=result.best.score, trials=len(result.trials),
                 confirmed={k: list(v) for k, v in result.confirmed.items()}, **about_run())
 
-# %% ../nbs/14b_commands.ipynb #6357f37d
+# %% ../nbs/14b_commands.ipynb #598d70ce
 @dataclass(frozen=True, kw_only=True)
 class Sample(Networks):
     "Sample a student."
@@ -906,7 +906,7 @@ def sample_student(options: Sample, line: Line) -> dict:
     return dict(samples=str(tensors), picture=str(out) if picture else None, n=n,
                 shape=list(arm.shape), nfe=arm.nfe, seeds=[seed, seed + n - 1])
 
-# %% ../nbs/14b_commands.ipynb #d41657b9
+# %% ../nbs/14b_commands.ipynb #ccd89c96
 AMOUNTS = {'quick': 200, 'standard': 1000, 'full': 10_000} # samples
 SHIPPED = (1, 28, 28) # images that the shipped features are for
 
@@ -1040,7 +1040,7 @@ def evaluate_student(options: Evaluate) -> dict:
                               f'{reality.line}')
     return report
 
-# %% ../nbs/14b_commands.ipynb #b2c92a04
+# %% ../nbs/14b_commands.ipynb #f7834c08
 def list_experiments() -> dict:
     "Name the experiments that can be run."
     runs = {name: len(e.arms)*e.seeds for name, e in EXPERIMENTS.items()}
@@ -1102,7 +1102,7 @@ def evaluate(options: Evaluate, line: Line) -> dict:
     if options.out: check_file(options.out, lambda path: 'rows' in read_json(path))
     return evaluate_student(replace(options, n=n))
 
-# %% ../nbs/14b_commands.ipynb #f8da6688
+# %% ../nbs/14b_commands.ipynb #5a0c2aab
 EXPORTED = { # what each format writes
     'diffusers': ('unet/', 'scheduler/', 'sampling.json', 'README.md'),
     'onnx': ('step.onnx', 'sampling.json'),
@@ -1150,7 +1150,7 @@ def export(options: Export, line: Line) -> dict:
     print(f'{to}: {", ".join(files)} in {out}')
     return dict(out=out, format=to, files=files, nfe=arm.nfe)
 
-# %% ../nbs/14b_commands.ipynb #b7b5807b
+# %% ../nbs/14b_commands.ipynb #a45b8db2
 COMMANDS = {
     'bdense_demo': Command(demo, Demo, [
         ('', 'the demonstration of the README'),

@@ -20,8 +20,11 @@ from .cli import Command, Line, Options, bdense_notebooks
 from .core import atomic_path, data_dir, locked, read_json, sweep, write_json
 from tyro.conf import Positional, arg
 
+_all_ = ['bdense_notebooks'] # also the entry point of older installations
+
 # %% auto #0
-__all__ = ['NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ours', 'copy_notebooks', 'Notebooks', 'notebooks']
+__all__ = ['NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ours', 'copy_notebooks', 'Notebooks', 'notebooks',
+           'bdense_notebooks']
 
 # %% ../nbs/14a_notebooks.ipynb #5303f25b
 def notebooks_dir() -> Path: # the folder of `index.ipynb`

@@ -18,7 +18,7 @@ from PIL import Image
 from bdense_nb import cli, commands
 from bdense_nb.cli import Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said, spelled, words
 from bdense_nb.commands import Networks, duration, find_data, find_student, new_denoiser, read_data, shape_of
-from bdense_nb.core import data_dir, load_tensors, locked, sample_noise
+from bdense_nb.core import data_dir, load_tensors, sample_noise
 from bdense_nb.data import fashion_mnist, to_pixels
 from bdense_nb.distill import PRESETS, PDConfig, SFDConfig, estimate_run, preset
 from bdense_nb.experiments import EXPERIMENTS
