@@ -9,8 +9,11 @@ ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib, assets, notebooks = (cfg['lib_path'] + part for part in ('', '.assets', '.nbs'))
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('dev', 'docs', 'tensorboard', 'search', 'diffusers', 'onnx', 'fid', 'notebooks')}
-extras['notebooks'] += [need for name in ('tensorboard', 'search', 'diffusers', 'onnx', 'fid') for need in extras[name]]
+optional = cfg['extras'].split()
+extras = {name: cfg[f'{name}_requirements'].split() for name in (*optional, 'notebooks', 'dev', 'docs')}
+for name in ('notebooks', 'dev'):
+    extras[name] += [need for one in optional for need in extras[one]]
+
 
 def readme() -> str:
     "README.md with absolute links: PyPI has no files beside it."

@@ -5,37 +5,57 @@
 # %% ../nbs/06_branches.ipynb #2b8717c5
 from __future__ import annotations
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
 from .core import check_int, sample_noise
-from .teachers import NetDenoiser
+from .teachers import NetDenoiser, check_precision, undisturbed
 
 # %% auto #0
-__all__ = ['widen', 'narrow', 'BranchedDenoiser', 'branch', 'output_layer', 'fold']
+__all__ = ['has_rows', 'widen', 'narrow', 'BranchesToBatch', 'BranchedDenoiser', 'branch', 'output_layer', 'sample_shape', 'fold']
 
 # %% ../nbs/06_branches.ipynb #e8501634
 def _resized(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    "A copy of a convolution or linear layer with other weights, rows of output being whatever `weight` has."
+    "A copy of a layer with other weights, which has as many outputs as `weight` has rows."
     new = copy.deepcopy(layer)
-    new.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None: new.bias = nn.Parameter(bias.detach().clone())
-    setattr(new, 'out_features' if isinstance(layer, nn.Linear) else 'out_channels', len(weight))
+    for name, value in (('weight', weight), ('bias', bias)):
+        if value is None: continue
+        trainable = getattr(layer, name).requires_grad
+        setattr(new, name, nn.Parameter(value.detach().clone(), requires_grad=trainable))
+    for name in ('out_features', 'out_channels'):
+        if hasattr(layer, name): setattr(new, name, len(weight))
     return new
 
 # %% ../nbs/06_branches.ipynb #cb453d0d
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NO_ROWS = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+def has_rows(layer: nn.Module) -> bool:
+    "Is each output of this layer made by one row of its `weight`, from all inputs?"
+    weight = layer._parameters.get('weight') # a parameter of its own, not one that is computed from others
+    grouped = getattr(layer, 'groups', 1) != 1
+    return weight is not None and weight.ndim > 1 and not grouped and not isinstance(layer, _NO_ROWS)
 
 def widen(
-    layer: nn.Module, # a linear layer, or a convolution without groups: [C, ...] rows of weight
+    layer: nn.Module, # linear, a convolution without groups, or any other for which `has_rows` holds
     K: int, # at least 1
-) -> nn.Module: # [K*C, ...] rows: branch after branch, each a copy of the layer
+) -> nn.Module: # [K*R, ...] rows: branch after branch, each a copy of the layer
     "Tile a layer's output K times, branch-major."
     check_int('K', K, 1)
-    if not isinstance(layer, _LAYERS) or getattr(layer, 'groups', 1) != 1:
-        raise TypeError(f'only linear layers and convolutions without groups can be widened, got {layer}')
+    if not has_rows(layer):
+        raise TypeError(f'only a layer whose weight has one row for each output can be widened, such as a linear '
+                        f'layer or a convolution without groups, got {layer}')
     tile = lambda p: None if p is None else p.repeat(K, *[1]*(p.ndim - 1))
-    return _resized(layer, tile(layer.weight), tile(layer.bias))
+    return _resized(layer, tile(layer.weight), tile(getattr(layer, 'bias', None)))
+
+def _rows(layer: nn.Module, K: int, k: int) -> nn.Module: # branch k alone
+    n = len(layer.weight)//K
+    bias = getattr(layer, 'bias', None)
+    mine = slice(k*n, (k + 1)*n)
+    plain = _resized(layer, layer.weight[mine], None if bias is None else bias[mine])
+    for key, hook in list(plain._forward_hooks.items()):
+        if isinstance(hook, BranchesToBatch): del plain._forward_hooks[key]
+    return plain
 
 def narrow(
     layer: nn.Module, # a widened layer
@@ -45,19 +65,31 @@ def narrow(
     check_int('K', K, 1)
     if len(layer.weight) % K:
         raise ValueError(f'a layer with {len(layer.weight)} rows of output does not hold K={K} branches')
-    rows = len(layer.weight)//K
-    return _resized(layer, layer.weight[-rows:], None if layer.bias is None else layer.bias[-rows:])
+    return _rows(layer, K, K - 1)
 
 # %% ../nbs/06_branches.ipynb #0a18c099
+class BranchesToBatch:
+    "A hook for a widened layer: its K blocks of rows become K samples, [B, K*R, ...] -> [B*K, R, ...]."
+    def __init__(self,
+        K: int, # branches
+    ): self.K = K
+
+    def __call__(self, layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
+        if layer.weight.ndim == 2: # linear: rows are the last axis, whatever lies between it and the batch
+            return out.unflatten(-1, (self.K, -1)).movedim(-2, 1).flatten(0, 1)
+        return out.unflatten(1, (self.K, -1)).flatten(0, 1)
+
 class BranchedDenoiser(nn.Module):
     "A denoiser whose network predicts K clean estimates at once; `branch` makes one."
     def __init__(self,
-        denoiser: NetDenoiser, # its output layer is K-fold wide
+        denoiser: NetDenoiser, # its output layer is K-fold wide and has a `BranchesToBatch`, if K > 1
         K: int, # number of branches
-        layer: str = 'out', # name of the output layer inside `denoiser.net`
+        layer: str | None = 'out', # name of the output layer inside `denoiser.net`; None: there is one branch
     ):
         super().__init__()
-        self.denoiser, self.K, self.layer = denoiser, K, layer
+        self.denoiser = denoiser
+        self.K = K
+        self.layer = layer
 
     @property
     def n_classes(self) -> int: return self.denoiser.n_classes
@@ -67,31 +99,46 @@ class BranchedDenoiser(nn.Module):
         sigma: float | Tensor, # [] or [B], above 0
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
-        raw = self.denoiser.raw(x, sigma, label).unflatten(1, (self.K, x.shape[1]))
+        raw = self.denoiser.raw(x, sigma, label).unflatten(0, (-1, self.K))
         return self.denoiser.to_x0(raw, x[:, None], sigma)
 
 # %% ../nbs/06_branches.ipynb #ac1fcb09
 def branch(
-    denoiser: NetDenoiser, # the teacher; it is copied, not touched
+    denoiser: NetDenoiser, # the teacher, or the network that a student starts from; it is copied, not touched
     K: int, # number of branches, at least 1
     layer: str | None = None, # name of the output layer inside `denoiser.net`; None: found by `output_layer`
-    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
-) -> BranchedDenoiser: # trainable, on the teacher's device; every branch starts as the teacher
-    "Copy a teacher and widen its output layer K-fold."
+    shape: tuple[int, ...] | None = None, # of one sample; None: what the network itself says, see `sample_shape`
+) -> BranchedDenoiser: # on the teacher's device; every branch starts as the teacher
+    "Copy a network and widen its output layer K-fold; what was trainable stays so, and if nothing was, all is."
     if not isinstance(denoiser, NetDenoiser):
         raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got '
                         f'{type(denoiser).__name__}')
-    if layer is None: layer = output_layer(denoiser, shape)
-    student = copy.deepcopy(denoiser).requires_grad_(True)
-    try: old = student.net.get_submodule(layer)
+    check_int('K', K, 1)
+    check_precision(denoiser)
+    student = copy.deepcopy(denoiser)
+    if not any(p.requires_grad for p in student.parameters()): student.requires_grad_(True)
+    if layer is not None: _layer(student.net, layer)
+    if K == 1: return BranchedDenoiser(student, 1, layer)
+    layer = layer or output_layer(student, shape)
+    old = _layer(student.net, layer)
+    wide = widen(old, K)
+    wide.register_forward_hook(BranchesToBatch(K))
+    if not old.weight.requires_grad:
+        warnings.warn(f'the output layer {layer!r} is frozen, so all K={K} branches will stay equal: make it '
+                      f'trainable, or take K=1', stacklevel=2)
+    _replace(student.net, layer, wide)
+    branched = BranchedDenoiser(student, K, layer)
+    _check_branches(branched, _known_shape(student, shape))
+    return branched
+
+def _layer(net: nn.Module, name: str) -> nn.Module:
+    try: return net.get_submodule(name)
     except AttributeError:
-        raise ValueError(f'{type(student.net).__name__} has no layer {layer!r}; pass layer= the name of its output '
-                         f'layer, one of: {", ".join(_candidates(student.net))}') from None
-    _replace(student.net, layer, widen(old, K))
-    return BranchedDenoiser(student, K, layer)
+        raise ValueError(f'{type(net).__name__} has no layer {name!r}; pass layer= the name of its output layer, one '
+                         f'of: {", ".join(_candidates(net))}') from None
 
 def _candidates(net: nn.Module) -> list[str]: # in the order in which the network registered them
-    return [name for name, m in net.named_modules() if isinstance(m, _LAYERS) and getattr(m, 'groups', 1) == 1]
+    return [name for name, m in net.named_modules() if has_rows(m)]
 
 def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, last = name.rpartition('.')
@@ -100,32 +147,90 @@ def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
 # %% ../nbs/06_branches.ipynb #9cb97dc7
 def output_layer(
     denoiser: NetDenoiser,
-    shape: tuple[int, ...] | None = None, # of one sample; without it only names are looked at
-) -> str: # inside `denoiser.net`: 'out', else the one layer called conv_out, else the last that writes a sample's channels and passes a test
-    "Find the layer that writes a network's output."
+    shape: tuple[int, ...] | None = None, # of one sample; None: what the network itself says, see `sample_shape`
+) -> str: # inside `denoiser.net`
+    "Find the layer that writes a network's output: of those that can be widened, the last that a call reaches."
     names = _candidates(denoiser.net)
-    if 'out' in names: return 'out'
-    named = [name for name in names if name.split('.')[-1] == 'conv_out']
-    if len(named) == 1: return named[0]
-    fits = [name for name in names if shape and len(denoiser.net.get_submodule(name).weight) == shape[0]]
-    if fits and _writes_output(denoiser, fits[-1], shape): return fits[-1]
-    raise ValueError(f"{type(denoiser.net).__name__} has no layer 'out' or 'conv_out'"
-                     + (f' and none that surely writes its output of shape {list(shape)}' if shape else '')
-                     + f'; pass layer= the name of its output layer, one of: '
-                     f'{", ".join(names) or "none can be widened, which takes an nn.Linear or an nn.Conv without groups"}')
+    if not names:
+        raise ValueError(f'{type(denoiser.net).__name__} has no layer that can be widened, which takes a weight with '
+                         f'one row for each output (a linear layer, a convolution without groups); take K=1')
+    called = []
+    layers = {name: denoiser.net.get_submodule(name) for name in names}
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in layers.items()]
+    try: _fitting_call(denoiser, _known_shape(denoiser, shape))
+    finally:
+        for hook in hooks: hook.remove()
+    if called: return called[-1]
+    raise ValueError(f'{type(denoiser.net).__name__} calls none of its layers that can be widened; pass layer= the '
+                     f'name of its output layer, one of: {", ".join(names)}')
+
+def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it does not say
+    "A shape of samples that a network takes, as our networks, those of diffusers and EDM's say it."
+    for m in denoiser.net.modules():
+        if hasattr(m, 'sample_shape'): return tuple(m.sample_shape)
+        if hasattr(m, 'img_channels') and hasattr(m, 'img_resolution'):
+            return (m.img_channels, m.img_resolution, m.img_resolution)
+        config = getattr(m, 'config', None)
+        channels, size = (getattr(config, name, None) for name in ('in_channels', 'sample_size'))
+        if channels and size: return (channels, *((size, size) if isinstance(size, int) else size))
+    return None
+
+def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    known = tuple(shape or sample_shape(denoiser) or ())
+    if known: return known
+    raise ValueError(f'{type(denoiser.net).__name__} does not say what samples it takes; pass shape= the shape of one, '
+                     f'with which the output layer is found and the branches are tested')
 
 # %% ../nbs/06_branches.ipynb #30417b4a
-@torch.no_grad()
-def _writes_output(denoiser: NetDenoiser, layer: str, shape: tuple[int, ...]) -> bool:
-    "The test: widened 2-fold, does this layer make the network give its answer twice?"
-    mine = next(denoiser.parameters())
-    x, label = sample_noise([0], shape).to(mine), torch.zeros(1, dtype=torch.long,
-                                                              device=mine.device) if denoiser.n_classes else None
-    plain = copy.deepcopy(denoiser).eval()
-    once = plain(x, 1., label)
-    try: twice = branch(plain, 2, layer)(x, 1., label)
-    except Exception: return False # any error of a foreign network means: not this layer
-    return torch.allclose(twice, once[:, None].expand_as(twice), rtol=1e-4, atol=1e-6)
+def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor: # [2, *D], or [2*K, *D] with branches
+    "What the network says of two different samples, with different noise levels and classes."
+    first = next(denoiser.parameters())
+    x = 1.5*sample_noise([0, 1], shape).to(first)
+    label = torch.tensor([0, denoiser.n_classes - 1], device=x.device) if denoiser.n_classes else None
+    with undisturbed(denoiser): return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), label)
+
+def _moved_apart(wide: nn.Module) -> nn.Module:
+    "A copy of a widened layer whose branches differ."
+    g = torch.Generator().manual_seed(0)
+    draw = lambda p: p.detach() + torch.randn(p.shape, generator=g).to(p)/wide.weight[0].numel()**.5
+    bias = getattr(wide, 'bias', None)
+    return _resized(wide, draw(wide.weight), None if bias is None else draw(bias))
+
+def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
+    "Refuse a network that mixes its branches: with K different heads, each must answer as the network does that has this head alone."
+    denoiser, K, layer = student.denoiser, student.K, student.layer
+    wide = denoiser.net.get_submodule(layer)
+    apart = _moved_apart(wide)
+    alone = []
+    try:
+        for k in range(K):
+            _replace(denoiser.net, layer, _rows(apart, K, k))
+            alone.append(_fitting_call(denoiser, shape))
+        _replace(denoiser.net, layer, apart)
+        try: reason = _difference(_call(denoiser, shape), torch.stack(alone, 1), layer)
+        except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}' # whatever a foreign network raises
+    finally: _replace(denoiser.net, layer, wide)
+    if reason:
+        raise ValueError(f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer {layer!r}: {reason}. '
+                         f'Behind this layer the branches of a sample are samples of their own, so each sample must be '
+                         f'treated alone and without other tensors of the batch (a skip connection, a scale from the '
+                         f'noise level); pass layer= another layer, or take K=1')
+
+def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
+    "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."
+    if not alone.isfinite().all(): return 'it answers with NaN or infinity, so nothing can be compared'
+    size = (alone - alone.mean(1, keepdim=True)).abs().max()
+    if size == 0: return 'the answer does not depend on it'
+    if many.shape != alone.flatten(0, 1).shape:
+        return f'it answers with shape {list(many.shape)} instead of {list(alone.flatten(0, 1).shape)}'
+    gap = ((many.unflatten(0, (len(alone), -1)) - alone).abs().flatten(2).amax((0, 2))/size).tolist()
+    return '' if max(gap) < .02 else f'branch {gap.index(max(gap)) + 1} does not answer as the network does that has its head alone'
+
+def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
+    "The same; where it fails, the shape is to blame."
+    try: return _call(denoiser, shape)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
 
 # %% ../nbs/06_branches.ipynb #beda7f42
 def fold(
@@ -135,5 +240,6 @@ def fold(
     if not isinstance(student, BranchedDenoiser):
         raise TypeError(f'fold needs a branched student, got {type(student).__name__}')
     plain = copy.deepcopy(student.denoiser)
-    _replace(plain.net, student.layer, narrow(plain.net.get_submodule(student.layer), student.K))
+    if student.K > 1:
+        _replace(plain.net, student.layer, narrow(plain.net.get_submodule(student.layer), student.K))
     return plain.requires_grad_(False).eval()

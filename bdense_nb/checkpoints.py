@@ -8,16 +8,17 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from .core import atomic_path, load_tensors, save_tensors, write_json
+from .core import atomic_path, load_tensors, read_json, save_tensors, write_json
 
 # %% auto #0
-__all__ = ['CHECKPOINTS', 'BEST', 'tensor_bytes', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
-           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'claim_folder']
+__all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'tensor_bytes', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
+           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'same_run', 'claim_folder']
 
 # %% ../nbs/08b_checkpoints.ipynb #90800adb
 def tensor_bytes(t: Tensor): # uint8 array
@@ -39,17 +40,22 @@ def checksum(
 CHECKPOINTS = 'checkpoint-[0-9]*.safetensors' # the number is that of iterations done
 BEST = 'best.safetensors'
 
-def checkpoint_path(folder: Path | str, done: int) -> Path: return Path(folder)/f'checkpoint-{done:08d}.safetensors'
+def checkpoint_path(folder: Path | str, done: int) -> Path:
+    "Where the checkpoint after so many iterations is."
+    return Path(folder)/f'checkpoint-{done:08d}.safetensors'
 
 def read_checkpoint(
     path: Path | str, # a file written by `write_checkpoint`
 ) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
     "Read a checkpoint; anything but what was written is a ValueError."
     tensors, meta = load_tensors(path)
-    if not {'done', 'config', 'checksum'} <= meta.keys():
+    if not isinstance(meta, dict) or not {'done', 'config', 'checksum'} <= meta.keys():
         raise ValueError(f'{path} is not a checkpoint of a training run')
     if meta.pop('checksum') != checksum(tensors, meta):
         raise ValueError(f'{path} is damaged: its checksum does not fit its content')
+    for name, t in tensors.items():
+        if t.is_floating_point() and not t.isfinite().all():
+            raise ValueError(f'{path} cannot be used: its {name} holds NaN or infinite numbers')
     return tensors, meta
 
 # %% ../nbs/08b_checkpoints.ipynb #8f38e538
@@ -61,35 +67,44 @@ def write_checkpoint(
     best: bool = False, # is it the best one so far? then it is also kept as `BEST`
 ) -> Path: # what was written
     "Write a checkpoint; only when it is safely on disk do the oldest ones go."
-    folder, path = Path(folder), checkpoint_path(folder, meta['done'])
+    folder = Path(folder)
+    path = checkpoint_path(folder, meta['done'])
     try:
         save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
         if best: keep_as_best(path)
     except (OSError, SafetensorError) as e:
         left = sorted(folder.glob(CHECKPOINTS))
-        advice = (f'the last good one is {left[-1]}: make room, and run again to go on from there' if left
-                  else 'there is none before it')
-        raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}') from e
-    fd = os.open(folder, os.O_RDONLY); os.fsync(fd); os.close(fd) # the new name too must be on disk before an old file goes
-    for old in sorted(folder.glob(CHECKPOINTS))[:-keep]: old.unlink()
+        advice = 'there is none before it'
+        if left:
+            advice = f'the last good one is {left[-1]}: make room, and run again to go on there'
+        raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); '
+                      f'{advice}') from e
+    fd = os.open(folder, os.O_RDONLY)
+    os.fsync(fd) # the new name too must be on disk before an old file goes
+    os.close(fd)
+    for old in sorted(folder.glob(CHECKPOINTS))[:-keep]:
+        if old.is_file(): old.unlink()
     return path
 
 def keep_as_best(path: Path) -> None:
-    "Give a checkpoint the second name `BEST`, under which it outlives the others; a second name costs no space."
-    with atomic_path(path.with_name(BEST)) as tmp: tmp.unlink(); os.link(path, tmp)
+    "Give a checkpoint the second name `BEST` (a hard link, so it costs no space) to keep it."
+    with atomic_path(path.with_name(BEST)) as tmp:
+        tmp.unlink()
+        os.link(path, tmp)
 
 # %% ../nbs/08b_checkpoints.ipynb #2e42b90a
 def newest_checkpoint(
     folder: Path | str, # where a run writes
-) -> tuple[dict[str, Tensor], dict] | None: # tensors and description, or None if there is no checkpoint at all
-    "The newest checkpoint that can be read; an unreadable one is named in a warning and the one before it used."
+) -> tuple[dict[str, Tensor], dict] | None: # tensors and description; None if there is none
+    "The newest checkpoint that can be read; a warning names one that cannot."
     paths = sorted(Path(folder).glob(CHECKPOINTS), reverse=True)
     for path in paths:
         try: return read_checkpoint(path)
-        except ValueError as e: warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
+        except (ValueError, OSError) as e:
+            warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
     if paths:
-        raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove the '
-                         f'folder to start again')
+        raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove '
+                         f'the folder to start again')
     return None
 
 # %% ../nbs/08b_checkpoints.ipynb #d7d0f6d6
@@ -103,17 +118,38 @@ def fingerprint(*tensors: Tensor) -> str: # 16 hex digits
     for t in tensors: digest.update(tensor_bytes(t))
     return digest.hexdigest()[:16]
 
+FREE = ('log_every', 'checkpoint_every', 'keep') # what is written and when: never another run
+
+def same_run(
+    theirs: dict, # a configuration that was stored
+    mine: dict, # the one of now
+    defaults: dict = {}, # of fields that one of the two may lack, because it is older
+    free: Sequence[str] = (), # fields that may differ, besides `FREE`
+) -> list[str]: # differences in words; none: it is the same run
+    "Compare the configurations of two runs."
+    stored = lambda config: json.loads(json.dumps({**defaults, **config}))
+    theirs = stored(theirs)
+    mine = stored(mine)
+    differ = []
+    for name in [k for k in {**mine, **theirs} if k not in FREE and k not in free]:
+        there = repr(theirs[name]) if name in theirs else 'not'
+        if name not in mine:
+            differ.append(f'{name}: {there} there, which this version does not know')
+        elif name not in theirs or theirs[name] != mine[name]:
+            differ.append(f'{name}: {there} there, {mine[name]!r} now')
+    return differ
+
 def claim_folder(
     folder: Path | str, # for checkpoints
     run: dict, # what defines the run, JSON-able
+    defaults: dict = {}, # see `same_run`
+    free: Sequence[str] = (), # see `same_run`
 ) -> None:
     "Note in a folder what defines its run, or refuse a folder that holds another one."
-    note, mine = Path(folder)/'run.json', json.loads(json.dumps(run))
-    if not note.is_file():
-        if is_main(): write_json(note, mine)
+    note = Path(folder)/'run.json'
+    if not note.exists():
+        if is_main(): write_json(note, run)
         return
-    theirs = json.loads(note.read_text())
-    differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
-    if differ:
-        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use that one, '
-                         f'or another folder')
+    if differ := same_run(read_json(note), run, defaults, free):
+        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use '
+                         f'that one, or another folder')

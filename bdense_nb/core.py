@@ -7,26 +7,34 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
+import math
 import operator
 import os
 import platform
 import tempfile
 import textwrap
+import types
+import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import bdense_nb
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['default_device', 'about_run', 'sample_noise', 'sample_labels', 'check_choice', 'check_int', 'Trajectory',
-           'NFECounter', 'check_sigmas', 'check_state', 'atomic_path', 'write_json', 'sha256', 'save_tensors',
-           'load_tensors', 'data_dir', 'check_answer']
+__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'sample_noise', 'sample_labels',
+           'check_choice', 'check_int', 'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'Within', 'validate',
+           'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors',
+           'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -115,18 +123,52 @@ class Trajectory:
     def __getitem__(self, i: int) -> Tensor: return self.xs[i]
 
 # %% ../nbs/00_core.ipynb #af46d9f3
+def _reachable(denoiser) -> list: # objects that it may call
+    "What a denoiser keeps: attributes, elements, and the objects that a function names."
+    if isinstance(denoiser, (list, tuple)): return list(denoiser)
+    if isinstance(denoiser, dict): return list(denoiser.values())
+    if not callable(denoiser) or isinstance(denoiser, type): return []
+    parts = [getattr(denoiser, name, None) for name in ('__self__', 'func', '__dict__')]
+    for cell in getattr(denoiser, '__closure__', None) or ():
+        with contextlib.suppress(ValueError): parts.append(cell.cell_contents) # still empty
+    if isinstance(denoiser, types.FunctionType):
+        named = [denoiser.__globals__.get(name) for name in denoiser.__code__.co_names]
+        parts += [part for part in named if not isinstance(part, types.FunctionType)]
+    return parts
+
+def _networks(denoiser, seen: set[int]) -> Iterator[nn.Module]:
+    "The innermost networks that a denoiser can reach."
+    if id(denoiser) in seen: return
+    seen.add(id(denoiser))
+    if not isinstance(denoiser, nn.Module):
+        for part in _reachable(denoiser): yield from _networks(part, seen)
+        return
+    nets = [m.net for m in denoiser.modules() if hasattr(m, 'to_x0') and isinstance(m.net, nn.Module)]
+    kept = [part for name, part in vars(denoiser).items() if not name.startswith('_')]
+    for net in nets or [*_networks(kept, seen)] or [denoiser]:
+        if any(part is other for part in net.modules() for other in nets if other is not net): continue
+        while len(only := list(net.children())) == 1 and list(only[0].children()): net = only[0] # an adapter
+        yield net
+
 class NFECounter:
-    "A denoiser that counts how often it is called (number of function evaluations, one per batch)."
+    "A denoiser that counts the calls of its network: a call is a batch, and a doubled batch or a second call (guidance) counts as two."
     def __init__(self,
-        denoiser: Callable, # any `D(x, sigma, label=None)`
+        denoiser: Callable, # any `D(x, sigma, label=None)`; without a network its own calls are counted
     ):
         if not callable(denoiser):
             raise TypeError(f'a denoiser is a callable D(x, sigma, label=None), got {type(denoiser).__name__}')
-        self.denoiser, self.nfe = denoiser, 0
+        self.denoiser = denoiser
+        self.nfe = 0
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
-        self.nfe += 1
-        return self.denoiser(x, sigma, label)
+        rows = []
+        def note(net, args, kwargs):
+            rows.append(next((len(a) for a in (*args, *kwargs.values()) if getattr(a, 'ndim', 0) > 1), len(x)))
+        hooks = [net.register_forward_pre_hook(note, with_kwargs=True) for net in {*_networks(self.denoiser, set())}]
+        try: return self.denoiser(x, sigma, label)
+        finally:
+            for hook in hooks: hook.remove()
+            self.nfe += max(math.ceil(sum(rows)/max(len(x), 1)), 1)
 
 # %% ../nbs/00_core.ipynb #7e7ee1f9
 def check_sigmas(
@@ -161,6 +203,72 @@ def check_state(
     bad = int((~torch.isfinite(x)).sum())
     if bad: raise ValueError(f'{name} contains {bad} NaN or infinite values')
 
+# %% ../nbs/00_core.ipynb #55f708ec
+@dataclass(frozen=True)
+class Within:
+    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value) -> bool:
+        return ((self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
+                and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below))
+
+    def __str__(self) -> str:
+        limits = {name.replace('_', ' '): limit for name, limit in vars(self).items() if limit is not None}
+        return ' and '.join(f'{name} {limit}' for name, limit in limits.items())
+
+AtLeast0 = Annotated[int, Within(at_least=0)]
+AtLeast1 = Annotated[int, Within(at_least=1)]
+Above0 = Annotated[float, Within(above=0)]
+Fraction = Annotated[float, Within(above=0, below=1)]
+Beta = Annotated[float, Within(at_least=0, below=1)]
+
+_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name', type(None): 'None'}
+
+def _wanted(kind) -> str:
+    "A type in words."
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated: return ', '.join([_wanted(args[0]), *map(str, args[1:])])
+    if origin is typing.Literal: return f'one of: {", ".join(map(str, args))}'
+    if origin is tuple:
+        number = 'any number of values' if args[-1] is ... else f'{len(args)} values'
+        return f'a tuple of {number}, each {_wanted(args[0])}'
+    return ' or '.join(map(_wanted, args)) if args else _WORDS.get(kind, f'a {kind.__name__}')
+
+def _fitted(kind, value):
+    "The value as its type has it: a list becomes a tuple, since JSON has no tuples. TypeError: it does not fit."
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        value = _fitted(args[0], value)
+        if all(value in bounds for bounds in args[1:] if isinstance(bounds, Within)): return value
+    elif origin is typing.Literal:
+        if any(type(value) is type(a) and value == a for a in args): return value
+    elif origin in (typing.Union, types.UnionType):
+        for a in args:
+            with contextlib.suppress(TypeError): return _fitted(a, value)
+    elif origin is tuple:
+        kinds = args if args[-1] is not ... else args[:1]*len(value)
+        if isinstance(value, (list, tuple)) and len(value) == len(kinds): return tuple(map(_fitted, kinds, value))
+    elif kind in (int, float):
+        number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        if number and abs(value) < math.inf: return value
+    elif isinstance(value, kind) and (kind is not str or value): return value
+    raise TypeError
+
+_types = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+
+def validate(
+    cfg, # a frozen dataclass whose types say what is allowed: `Literal`, `AtLeast1`, `Fraction | None` and the like
+) -> None:
+    "Refuse a configuration with a value that the type of its field does not allow; for its `__post_init__`."
+    for f in fields(cfg):
+        kind, value = _types(type(cfg))[f.name], getattr(cfg, f.name)
+        try: object.__setattr__(cfg, f.name, _fitted(kind, value))
+        except TypeError: raise ValueError(f'{f.name} must be {_wanted(kind)}, got {value!r}') from None
+
 # %% ../nbs/00_core.ipynb #23ca794e
 @contextlib.contextmanager
 def atomic_path(
@@ -185,6 +293,50 @@ def write_json(path: Path | str, obj) -> None:
 def sha256(path: Path | str) -> str: # 64 hex digits
     "SHA-256 of a file."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+# %% ../nbs/00_core.ipynb #7cc2716e
+def read_json(
+    path: Path | str,
+    needs: Sequence[str] = (), # keys that it must have
+    kind: type = dict, # what it must hold
+) -> dict: # or another `kind`
+    "Read a JSON file; a missing, unreadable, damaged or foreign one is an error that names it."
+    path = Path(path)
+    try: found = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError: raise FileNotFoundError(f'no such file: {path}') from None
+    except OSError as e: raise OSError(f'{path} cannot be read: {e.strerror}') from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} is not valid JSON ({e}); it is truncated, damaged or of another kind') from e
+    if not isinstance(found, kind):
+        raise ValueError(f'{path} is of another kind: it holds a {type(found).__name__}, not a {kind.__name__}')
+    if missing := [k for k in needs if k not in found]:
+        raise ValueError(f'{path} is of another kind: it lacks {", ".join(missing)}')
+    return found
+
+# %% ../nbs/00_core.ipynb #b2642adb
+@contextlib.contextmanager
+def locked(
+    folder: Path | str, # made if it is not there
+) -> Iterator[None]:
+    "Hold a folder for this process, which may hold it several times; another process that wants it is refused."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve()/'.lock', thread_local=False, is_singleton=True)
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f'{folder} is in use by another process: wait until that has ended, or name another '
+                      f'folder') from None
+    except NotImplementedError: warnings.warn(f'{folder} cannot be locked on this file system: see that only one run '
+                                              f'writes there', stacklevel=3)
+    try:
+        if lock.lock_counter == 1: sweep(folder)
+        yield
+    finally: lock.release()
+
+def sweep(folder: Path | str) -> None:
+    "Remove the temporary files of writers that were killed: those of `atomic_path`, and those of safetensors itself."
+    for pattern in ('.*.????????.tmp', '.tmp??????'):
+        for left in Path(folder).glob(pattern): left.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #dcc1424a
 def save_tensors(
@@ -241,3 +393,21 @@ def check_answer(
         right, said = False, f'{hint} (stopped with {textwrap.shorten(f"{type(e).__name__}: {e}", 120)})'
     print('correct' if right else f'hint: {said if isinstance(said, str) else hint}')
     return right
+
+# %% ../nbs/00_core.ipynb #a53616fc
+def patch(f: Callable) -> Callable | None: # what the name meant before
+    "Make a function a method of the class that its first argument is annotated with."
+    kind = next(iter(f.__annotations__.values()))
+    setattr(f.__globals__[kind] if isinstance(kind, str) else kind, f.__name__, f)
+    return f.__globals__.get(f.__name__)
+
+# %% ../nbs/00_core.ipynb #6a04165d
+def import_extra(
+    module: str, # such as 'diffusers'
+    extra: str, # of this package, that installs it
+):
+    "Import a library that not every user needs; an error says how to get it."
+    try: return importlib.import_module(module)
+    except ImportError as e:
+        raise ImportError(f'this needs {module}, which cannot be imported ({e}); to install it: '
+                          f'pip install "bdense-nb[{extra}]"') from e

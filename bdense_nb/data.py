@@ -233,6 +233,7 @@ def image_folder(
     max_gb: float = 8., # refuse a set that takes more memory, in GB of 2**30 bytes
 ) -> tuple[Tensor, Tensor | None]: # images [N, C, H, W], float32 in [-1, 1], in the order of their names; labels [N], int64, or None
     "A folder of images as one tensor; what cannot be read is refused by name, before work where the header says it."
+    if not str(path).strip(): raise ValueError(f'name a folder of images, got {path!r}')
     if channels is not None: check_choice('channels', channels, (1, 3))
     if size is not None:
         size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)

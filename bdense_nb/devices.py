@@ -5,7 +5,9 @@
 # %% ../nbs/08c_devices.ipynb #71d0f990
 from __future__ import annotations
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from .core import check_choice
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'make_accelerator', 'Averaged', 'spread',
-           'whole', 'spread_like', 'prepare_model', 'left_as_found', 'send']
+__all__ = ['PRECISIONS', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged', 'average_gradients',
+           'shard_model', 'full_tensor', 'shard_like', 'set_precision', 'set_memory_format', 'left_as_found', 'send']
 
 # %% ../nbs/08c_devices.ipynb #52a60d13
 @dataclass
@@ -38,81 +39,133 @@ def as_part(index: int, parts: int) -> Iterator[Part]:
 
 # %% ../nbs/08c_devices.ipynb #84ddba24
 def share(
-    whole: int | Sequence | Tensor, # a batch's size, or something with an entry per sample: a range, a tensor [B, ...]
+    whole: int | Sequence | Tensor, # a batch's size, or a sequence or tensor [B, ...]
 ) -> Sequence | Tensor: # a range of indices for a size, otherwise a slice
     "The part of a batch for this process and micro-batch: all of it where there is only one."
-    part, n = _PART.get(), whole if isinstance(whole, int) else len(whole)
+    part = _PART.get()
+    n = whole if isinstance(whole, int) else len(whole)
     part.asked = True
     if n % part.parts:
-        raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x micro-batches)')
+        raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x '
+                         f'micro-batches)')
     own = slice(part.index*n//part.parts, (part.index + 1)*n//part.parts)
     return range(n)[own] if isinstance(whole, int) else whole[own]
 
 # %% ../nbs/08c_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:
     "The repeated parts of a network: what stands in its innermost lists of modules."
-    inner = [m for group in model.modules() if isinstance(group, nn.ModuleList)
-             for m in group if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
-    if not inner:
-        raise ValueError(f'{type(model).__name__} has no nn.ModuleList of blocks, which recompute and shard go by')
-    return inner
+    groups = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return [m for group in groups for m in group
+            if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
 
 def recompute_blocks(model: nn.Module) -> None:
     "Let each block forget what it computed, and compute it again when the gradient asks."
-    for block in blocks(model): block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if not (found := blocks(model)):
+        raise ValueError(f'recompute=True computes the blocks in an nn.ModuleList again, and '
+                         f'{type(model).__name__} has no nn.ModuleList')
+    for block in found:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 # %% ../nbs/08c_devices.ipynb #eeb29eaf
-PRECISIONS = ('no', 'bf16', 'fp16')
+class Processes:
+    "Which of how many processes this is, on which device, and what they do together."
+    def __init__(self,
+        device: torch.device, # where the model is
+    ):
+        from accelerate import PartialState
+        state = PartialState(cpu=device.type == 'cpu')
+        self.rank = state.process_index
+        self.world = state.num_processes
+        self.device = state.device if self.world > 1 else device
+        cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() == 'true'
+        if self.world == 1 and cpu and 'MASTER_PORT' in os.environ and 'RANK' not in os.environ:
+            warnings.warn('accelerate launch --cpu started one process only; for N processes on '
+                          'CPUs run: torchrun --nproc_per_node N script.py', stacklevel=2)
 
-def make_accelerator(
-    device: torch.device, # where the model is
-    precision: str = 'no', # one of `PRECISIONS`
-): # an `accelerate.Accelerator`
-    "Accelerate knows processes, devices and precision; one process on one device needs no configuration."
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
-    check_choice('precision', precision, PRECISIONS)
-    if precision == 'fp16' and device.type == 'cpu':
-        raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device.type == 'cpu', device_placement=False, mixed_precision=precision,
-                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    def mean(self, t: Tensor) -> Tensor:
+        "The mean over all processes."
+        if self.world == 1: return t
+        total = t.clone()
+        torch.distributed.all_reduce(total)
+        return total/self.world
 
+    def largest(self, number: float) -> float:
+        "The largest of the numbers that the processes give."
+        if self.world == 1: return number
+        found = torch.tensor(float(number), device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return float(found)
+
+    def wait(self) -> None:
+        "Until all processes are here."
+        if self.world > 1: torch.distributed.barrier()
+
+# %% ../nbs/08c_devices.ipynb #e0ef86e9
 class Averaged(nn.parallel.DistributedDataParallel):
-    "A model whose gradients are averaged over processes, with the attributes of the model itself."
+    "A model with gradients averaged over processes, and the attributes of the model itself."
+    def __init__(self,
+        model: nn.Module,
+        device: torch.device,
+        find_unused: bool = False, # may an update leave parameters without a gradient?
+    ):
+        devices = [device] if device.type == 'cuda' else None
+        super().__init__(model, devices, find_unused_parameters=find_unused)
+
     def __getattr__(self, name):
         try: return super().__getattr__(name)
         except AttributeError: return getattr(self.module, name)
 
+def average_gradients(params: Sequence[nn.Parameter], processes: Processes) -> None:
+    "Average gradients after a backward pass; one that a process has not counts there as zero."
+    has = torch.tensor([float(p.grad is not None) for p in params], device=processes.device)
+    for p, used in zip(params, processes.mean(has).tolist()):
+        if not used: continue
+        p.grad = processes.mean(torch.zeros_like(p) if p.grad is None else p.grad)
+
 # %% ../nbs/08c_devices.ipynb #44adce0a
-def spread(model: nn.Module) -> None:
-    "FSDP: every process keeps a part of each block's weights, and borrows the rest while it computes that block."
+def shard_model(model: nn.Module) -> None:
+    "FSDP: every process keeps a part of each block's weights, and gathers the rest when needed."
     from torch.distributed.fsdp import fully_shard
     for part in (*blocks(model), model): fully_shard(part)
 
-def whole(t: Tensor) -> Tensor: # the same numbers in one place
-    "Gather a tensor that is spread over processes; any other is returned as it is."
+def full_tensor(t: Tensor) -> Tensor: # the same numbers in one place
+    "Gather a tensor that is sharded over processes; any other is returned as it is."
     return t.full_tensor() if hasattr(t, 'full_tensor') else t
 
-def spread_like(t: Tensor, like: Tensor) -> Tensor:
-    "Spread a tensor over processes as another one is; if that one is not, it stays whole."
+def shard_like(t: Tensor, like: Tensor) -> Tensor:
+    "Shard a tensor as another one is; if that one is not, it stays in one place."
     if not hasattr(like, 'full_tensor') or t.shape != like.shape: return t
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
 
 # %% ../nbs/08c_devices.ipynb #7a843a35
-def prepare_model(
+PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype,
+                *args, **kwargs):
+    with torch.autocast(device, dtype): return to_float32(forward(*args, **kwargs))
+
+def set_precision(
+    model: nn.Module, # changed in place, until `left_as_found` ends
+    precision: str, # a key of `PRECISIONS`
+    device: torch.device,
+) -> None:
+    "Let a model compute in 16 bits: its weights and its answers stay in float32."
+    dtype = PRECISIONS[precision]
+    if dtype is torch.float16 and device.type == 'cpu':
+        raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
+    if dtype is None: return
+    from accelerate.utils import convert_to_fp32
+    model.forward = partial(_in_16_bits, model.forward, convert_to_fp32, device.type, dtype)
+
+def set_memory_format(
     model: nn.Module, # changed in place
-    accelerator, # from `make_accelerator`
-    recompute: bool = False, # see `recompute_blocks`
-    shard: bool = False, # see `spread`
-) -> nn.Module: # what a step function calls
-    "From the inside out: recomputation, precision, processes."
-    if recompute: recompute_blocks(model)
-    ready = accelerator.prepare_model(model, evaluation_mode=shard) # in that mode it leaves averaging to us
-    if shard: spread(model)
-    elif accelerator.num_processes > 1: ready.__class__ = Averaged
-    return ready
+    channels_last: bool, # True: 4-D weights lie in memory as [out, height, width, in]
+) -> None:
+    "Channels last, which convolutions prefer; or contiguous, as FSDP wants it."
+    for t in (*model.parameters(), *model.buffers()):
+        if not channels_last: t.data = t.data.contiguous()
+        elif t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
@@ -121,11 +174,12 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     try: yield
     finally:
         for m, forward in before:
-            for name in ('forward', '_original_forward', '_is_accelerate_prepared'): m.__dict__.pop(name, None)
+            m.__dict__.pop('forward', None)
             if forward is not None: m.forward = forward
 
 def send(t: Tensor, device: torch.device | str) -> Tensor:
     "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
     device = torch.device(device)
-    return (t.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' and t.device.type == 'cpu'
-            else t.to(device))
+    if device.type == 'cuda' and t.device.type == 'cpu':
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)

@@ -8,66 +8,76 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from .core import NFECounter, check_choice, sample_labels, sample_noise
-from .progressive import PDConfig, check_run, pd_step, progressive, progressive_rounds
+from .progressive import PDConfig, check_tables, pd_step, progressive, progressive_rounds
 from .schedules import nested_sigmas
 from .sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from .students import Student, VariableStudent, branched_student, load_student
 from .teachers import GaussianDenoiser, NetDenoiser
-from .training import StepFunction, TrainConfig, fit
+from .training import Hardware, StepFunction, TrainConfig, fit
 from .trajectories import TrajectoryBank, TrajectoryPlan, bank_megabytes, device_of, frozen_copy
-from .variable import second_stage, sfd_variable
+from .variable import SFDVConfig, second_stage, sfd_variable
 
 # %% auto #0
-__all__ = ['HOSTS', 'PRESETS', 'distill', 'config_of', 'reference_plan', 'training_cost', 'preset', 'time_iteration',
-           'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes', 'estimate_training', 'estimate_run',
-           'PDConfig', 'SFDConfig', 'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds',
-           'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+__all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'config_of', 'reference_plan', 'training_cost', 'preset',
+           'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes',
+           'estimate_training', 'estimate_run', 'PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent',
+           'load_student', 'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable',
+           'teacher_bank']
 
 # %% ../nbs/10d_distill.ipynb #781c9f54
-_all_ = ['PDConfig', 'SFDConfig', 'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds',
-         'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+_all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student', 'progressive',
+         'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../nbs/10d_distill.ipynb #4ac85c2f
-HOSTS = {'sfd': SFDConfig, 'sfd-v': SFDConfig, 'pd': PDConfig}
+HOSTS = {'sfd': SFDConfig, 'sfd-v': SFDVConfig, 'pd': PDConfig}
+
+def check_config(cfg) -> None:
+    "Raise unless it is the configuration of a host."
+    if not isinstance(cfg, tuple(HOSTS.values())):
+        raise TypeError(f'cfg must be one of: {", ".join(c.__name__ for c in HOSTS.values())}, got {cfg!r}')
 
 def distill(
     teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: SFDConfig | PDConfig, # decides the host
+    cfg: SFDConfig | SFDVConfig | PDConfig, # decides the host
     data: Tensor | None = None, # [N, *D], clean; Progressive Distillation needs it, SFD does not
     labels: Tensor | None = None, # [N], int64
-    bank: TrajectoryBank | None = None, # SFD's teacher trajectories, from `teacher_bank`
+    bank: TrajectoryBank | dict[int, TrajectoryBank] | None = None, # SFD's teacher trajectories, from `teacher_bank`; for SFD-v one for each number of calls
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
-) -> Student:
+    *,
+    hardware: Hardware = Hardware(), # how the numbers are computed
+    hooks: Sequence = (), # see `training.fit`
+) -> Student | VariableStudent:
     "Distil by the host that the configuration belongs to."
-    if isinstance(cfg, SFDConfig): return sfd(teacher, cfg, bank, folder, show, student)
-    if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be an SFDConfig or a PDConfig, got {cfg!r}')
+    check_config(cfg)
+    run = dict(folder=folder, show=show, student=student, hardware=hardware, hooks=hooks)
+    if isinstance(cfg, SFDConfig): return sfd(teacher, cfg, bank, **run)
+    if isinstance(cfg, SFDVConfig): return sfd_variable(teacher, cfg, banks=bank, **run)
     if data is None: raise ValueError('Progressive Distillation noises real data: pass data=')
-    return progressive(teacher, data, cfg, labels, folder, show, student)
+    return progressive(teacher, data, cfg, labels, **run)
 
 def config_of(
-    about: dict, # a `Student`'s `.about`
-) -> SFDConfig | PDConfig:
+    about: dict, # a student's `.about`
+) -> SFDConfig | SFDVConfig | PDConfig: # of one step count of SFD-v: that of SFD
     "The configuration that a student was made with."
     check_choice('host', about.get('host'), HOSTS)
-    config = dict(about['config'])
-    if about['host'] == 'sfd-v': config = dict(config, nfe=about['nfe']); del config['step_layer'] # one of its step counts
-    return HOSTS[about['host']](**config)
+    cfg = HOSTS[about['host']](**about['config'])
+    return cfg.at(about['nfe']) if 'nfe' in about and isinstance(cfg, SFDVConfig) else cfg
 
 # %% ../nbs/10d_distill.ipynb #77690df5
 def reference_plan(
     cfg: SFDConfig | PDConfig,
     shape: tuple[int, ...], # of one sample
 ) -> TrajectoryPlan:
-    "The teacher's careful walk that a student is measured against."
-    if isinstance(cfg, PDConfig): return TrajectoryPlan(tuple(cfg.sigmas.tolist()), 'euler', shape)
+    "The teacher at many steps, which a student is measured against."
+    if isinstance(cfg, PDConfig): return cfg.plan(shape)
     if cfg.teacher_afs: return cfg.plan # a teacher that is itself a student of few steps knows no others
     fine = nested_sigmas(cfg.n_steps, 2*cfg.substeps, cfg.schedule, cfg.sigma_min, cfg.sigma_max)[0]
     return TrajectoryPlan(tuple(fine.tolist()), cfg.solver, shape, cfg.teacher_afs)
@@ -109,6 +119,7 @@ def time_iteration(
     model: nn.Module, # trained in place: give a copy
     step: StepFunction,
     cfg: TrainConfig, # of the run; its step count and folder do not matter
+    hardware: Hardware = Hardware(), # of the run
 ) -> float: # seconds
     "What one iteration takes in the real training loop, once warm."
     marks, device = [], device_of(model)
@@ -116,8 +127,7 @@ def time_iteration(
         if device.type == 'cuda': torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
         yield from step(model, i)
-    fit(model, marked, dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0, sample_every=0,
-                                           tensorboard=False), show=False)
+    fit(model, marked, dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0), show=False, hardware=hardware)
     return min(marks[2] - marks[1], marks[3] - marks[2])
 
 # %% ../nbs/10d_distill.ipynb #959952d3
@@ -173,6 +183,7 @@ def estimate_training(
     make: Callable[[int], tuple[nn.Module, StepFunction]], # batch size -> a fresh model and its step
     batch: int, # of the run
     cfg: TrainConfig, # of the run
+    hardware: Hardware = Hardware(), # of the run
 ) -> dict[str, float | None]: # seconds of an iteration; memory_gb (10**9 bytes); measured_batch; None: not even the smallest batch fits
     "Time and memory of one iteration, measured in the real loop, and prolonged to the run's own batch where that is slow."
     kept = {}
@@ -181,7 +192,7 @@ def estimate_training(
         device = device_of(model)
         if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
         else: kept[n] = kept_bytes(model, step)
-        return time_iteration(model, step, cfg), peak_bytes(device)
+        return time_iteration(model, step, cfg, hardware), peak_bytes(device)
     found = growing_trials(trial, batch)
     if not found: return dict(seconds=None, memory_gb=None, measured_batch=None)
     last, peaks = max(found), {n: peak for n, (_, peak) in found.items()}
@@ -192,15 +203,16 @@ def estimate_training(
 # %% ../nbs/10d_distill.ipynb #877f0f24
 def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int, ...], student: NetDenoiser | None,
                  walks: dict[int, float]) -> Callable[[int], tuple[nn.Module, StepFunction]]:
-    "For `estimate_training`: models and steps of this run for any batch; `walks` is told how long the teacher's walks for a batch took."
+    "For `estimate_training`: models and steps of this run for any batch; into `walks` goes how long the teacher's trajectories of a batch took."
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
         if isinstance(cfg, PDConfig):
-            data, labels = (sample_noise(range(n), shape), sample_labels(range(n), model.denoiser.n_classes)
-                            if model.denoiser.n_classes else None)
-            check_run(data, labels, cfg, teacher, model.denoiser)
-            return model, pd_step(teacher, data, labels, dataclasses.replace(cfg, batch=n, updates=4), cfg.rounds[0])
-        small, begin = dataclasses.replace(cfg, batch=n, pool=n, steps=4), time.perf_counter()
+            n_classes = model.denoiser.n_classes
+            data, labels = sample_noise(range(n), shape), sample_labels(range(n), n_classes) if n_classes else None
+            check_tables(cfg, teacher, model.denoiser)
+            small = dataclasses.replace(cfg, batch=n, updates=4, warmup=0)
+            return model, pd_step(teacher, data, labels, small, cfg.rounds[0])
+        small, begin = dataclasses.replace(cfg, batch=n, pool=n, steps=4, warmup=0), time.perf_counter()
         bank = teacher_bank(teacher, small, show=False) if cfg.teacher_states == 'global' else None
         walks[n] = time.perf_counter() - begin
         return model, sfd_step(teacher, small, bank)
@@ -208,9 +220,11 @@ def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int,
 
 def estimate_run(
     teacher: Callable, # any denoiser
-    cfg: SFDConfig | PDConfig,
+    cfg: SFDConfig | PDConfig, # of SFD-v: `cfg.at(nfe)`
     shape: tuple[int, ...] | None = None, # of one sample; SFD's configuration says it
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
+    *,
+    hardware: Hardware = Hardware(), # of the run
 ) -> dict: # `training_cost`, and nfe, rounds, parameters, batch, measured_batch, seconds (teacher's, student's and both), memory_gb, bank_gb, device, device_gb; None: unknown, or not even 2 samples fit
     "What a run will take on this device, from a few iterations of it; nothing is written, the teacher is not touched."
     if not isinstance(cfg, (SFDConfig, PDConfig)):
@@ -223,7 +237,7 @@ def estimate_run(
     grid = (cfg.grid(cfg.end_steps), False) if pd else (cfg.grids[1], cfg.afs)
     device, teacher = device_of(start), frozen_copy(teacher, tuple(shape))
     one = estimate_training(_trial_maker(teacher, cfg, tuple(shape), student, walks), cfg.batch,
-                            cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config)
+                            cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config, hardware)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
     by_teacher = (prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks and cfg.teacher_states == 'global'
                   else 0.)

@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from .branches import fold
-from .core import about_run, check_choice, check_int, sample_noise, write_json
+from .checkpoints import same_run
+from .core import about_run, check_choice, check_int, read_json, sample_noise, write_json
 from .data import fashion_mnist
 from .distill import (PDConfig, SFDConfig, Student, progressive_rounds, reference_plan, second_stage, sfd,
                                sfd_variable, teacher_bank)
@@ -34,8 +35,8 @@ from .variable import variable_configs, variable_step
 __all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS', 'EXPERIMENTS',
            'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
            'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
-           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'differences', 'difference_table',
-           'show_differences']
+           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'measures_of', 'differences',
+           'difference_table', 'show_differences']
 
 # %% ../nbs/11c_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -170,22 +171,32 @@ def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[
 class Experiment:
     "Arms that are trained with the same seeds."
     about: str # the question, in one line
-    world: str # a key of `WORLDS`
+    world: str | World # a key of `WORLDS`, or a world of your own
     arms: tuple[Arm, ...]
     host: str # name of the arm that the others are compared with
     seeds: int # how many
     budgets: dict[int, int] = field(default_factory=dict) # iterations of an arm -> of the host it is compared with, where they differ
 
     def __post_init__(self):
-        check_choice('world', self.world, WORLDS); check_int('seeds', self.seeds, 3)
-        keys = [tuple(a.key.items()) for a in self.arms]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f'two arms have the same name, calls and budget: '
-                             f'{sorted(k for k in set(keys) if keys.count(k) > 1)}')
+        if not isinstance(self.world, World): check_choice('world', self.world, WORLDS)
+        check_int('seeds', self.seeds, 3)
+        keys = [run_name(a.key) for a in self.arms]
+        if twice := sorted({k for k in keys if keys.count(k) > 1}):
+            raise ValueError(f'two arms have the same name, calls and budget: {"; ".join(twice)}')
         check_choice('host', self.host, {a.name for a in self.arms})
 
     @property
-    def measures(self) -> list[str]: return ['paired_error', *WORLDS[self.world]().quality]
+    def place(self) -> World: # made when it is asked for
+        return self.world if isinstance(self.world, World) else WORLDS[self.world]()
+
+    @property
+    def measures(self) -> list[str]: return ['paired_error', *self.place.quality]
+
+    @property
+    def origin(self) -> dict: # as JSON has it
+        "Where the runs take place: a world's name, or what tells a world of your own from others."
+        if isinstance(self.world, str): return dict(world=self.world)
+        return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher), samples=self.world.n)
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
@@ -199,49 +210,59 @@ def defaults(arm: Arm) -> dict: # as JSON has it
 
 def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     "Rows of an earlier start; a file that belongs to other settings is refused."
-    if not out.is_file(): return []
+    if not out.exists(): return []
+    instead = 'move it away or name another file'
+    stored = read_json(out, ('world', 'configs', 'rows'))
     try:
-        stored = json.loads(out.read_text())
-        world, configs, rows = stored['world'], stored['configs'], stored['rows']
-    except (ValueError, TypeError, KeyError) as e:
-        raise ValueError(f'{out} is not the result of an experiment: move it away or name another file') from e
-    if world != experiment.world:
-        raise ValueError(f'{out} is of the world {world!r}, this experiment of {experiment.world!r}: move it away or '
-                         f'name another file')
-    configs = {run_name(c): c['config'] for c in configs}
+        configs = {run_name(c): dict(c['config'], cfg=dict(c['config']['cfg'])) for c in stored['configs']}
+        {run_name(r): r['seed'] for r in stored['rows']}
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{out} is not the result of an experiment ({e!r}): {instead}') from e
+    for k, mine in experiment.origin.items():
+        if stored.get(k) != mine:
+            raise ValueError(f'{out} is of the {k} {stored.get(k)!r}, this experiment of {mine!r}: {instead}')
     for arm in experiment.arms:
         was = configs.get(run_name(arm.key), arm.config)
-        if dict(was, cfg=dict(defaults(arm), **was['cfg'])) != arm.config:
-            raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings: move it away or '
-                             f'name another file')
-    return rows
+        differ = same_run(dict(was, cfg=None), dict(arm.config, cfg=None))
+        if differ := differ + same_run(was['cfg'], arm.config['cfg'], defaults(arm)):
+            raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings '
+                             f'({"; ".join(differ)}): {instead}')
+    return stored['rows']
+
+def _named(experiment: str | Experiment, out: Path | str | None) -> tuple[Experiment, Path, dict]: # and what it is called
+    "An experiment by name, or one of your own, and its file."
+    if isinstance(experiment, str):
+        check_choice('experiment', experiment, EXPERIMENTS)
+        called = dict(experiment=experiment, command=f'bdense_evaluate --experiment {experiment}')
+        return EXPERIMENTS[experiment], Path(out or f'{experiment}.json'), called
+    if out is None: raise ValueError('an experiment of your own needs a file for its runs: pass out=')
+    return experiment, Path(out), dict(experiment=Path(out).stem, command='run_experiment')
 
 def run_experiment(
-    name: str, # a key of `EXPERIMENTS`
+    experiment: str | Experiment, # a key of `EXPERIMENTS`, or one of your own
     out: Path | str | None = None, # JSON file; runs found there are not repeated; None: NAME.json here
     limit: int | None = None, # stop after so many runs; None: all
-    say: Callable[[str], None] = functools.partial(print, flush=True), # told of every run
+    say: Callable[[str], None] = functools.partial(print, flush=True), # told of every run, once it is stored
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
-    check_choice('experiment', name, EXPERIMENTS)
-    out, experiment = Path(f'{name}.json' if out is None else out), EXPERIMENTS[name]
-    rows = stored_rows(experiment, out)
+    e, out, called = _named(experiment, out)
+    rows = stored_rows(e, out)
     done = {run_name(r) for r in rows}
-    todo = [(seed, arm) for seed in range(experiment.seeds) for arm in experiment.arms
-            if run_name(dict(arm.key, seed=seed)) not in done]
-    say(f'{name}: {experiment.about} {len(todo)} runs to do, {len(done)} are in {out}')
-    if todo: world = WORLDS[experiment.world](); banks = Banks(world.teacher, experiment.arms)
+    todo = [(seed, arm) for seed in range(e.seeds) for arm in e.arms if run_name(dict(arm.key, seed=seed)) not in done]
+    say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
+    if todo:
+        world = e.place
+        banks = Banks(world.teacher, e.arms)
+        about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(world.teacher), samples=world.n, **about_run(),
+                     budgets=list(e.budgets.items()), configs=[dict(a.key, config=a.config) for a in e.arms])
     for i, (seed, arm) in enumerate(todo[:limit]):
         new = [dict(arm.key, seed=seed, **world.measure(student, arm.cfg), cpu_seconds=round(seconds, 2))
                for student, seconds in students(world, arm, seed, banks)]
         rows += new
-        write_json(out, dict(experiment=name, about=experiment.about, command=f'bdense_evaluate --experiment {name}',
-                             world=experiment.world, teacher=denoiser_hash(world.teacher), samples=world.n,
-                             host=experiment.host, configs=[dict(a.key, config=a.config) for a in experiment.arms],
-                             rows=rows, **about_run()))
+        write_json(out, dict(about, **e.origin, rows=rows))
         say(f'{i + 1} of {len(todo)}: {run_name(dict(arm.key, seed=seed))}: '
-            + '; '.join(', '.join(f'{m} {r[m]:.4g}' for m in experiment.measures) for r in new))
-    return json.loads(out.read_text()) if out.is_file() else {}
+            + '; '.join(', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new))
+    return read_json(out) if out.exists() else {}
 
 # %% ../nbs/11c_experiments.ipynb #d14835c9
 FASHION_SFD = SFDConfig(steps=64, batch=32, pool=1024, lr=5e-4, lr_schedule='cosine')
@@ -376,6 +397,16 @@ class Difference:
                                                                self.interval.high)))
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
+def _budgets(result: dict) -> dict[int, int]:
+    "As the file says; an older one does not, then as its experiment says."
+    if 'budgets' in result: return dict(result['budgets'])
+    return EXPERIMENTS[result['experiment']].budgets if result.get('experiment') in EXPERIMENTS else {}
+
+def measures_of(result: dict) -> list[str]: # as `run_experiment` returns it
+    "What was measured in every run."
+    run = ('arm', 'calls', 'iterations', 'width', 'seed', 'nfe', 'cpu_seconds')
+    return [k for k in next(iter(result['rows']), {}) if k not in run]
+
 def differences(
     result: dict, # as `run_experiment` returns it
     measure: str = 'paired_error', # or another measure of its rows; lower is better
@@ -385,18 +416,19 @@ def differences(
 ) -> list[Difference]:
     "Every arm against the host, over the seeds that both have; of fewer than three nothing is said."
     table = {}
-    if budgets is None:
-        budgets = EXPERIMENTS[result['experiment']].budgets if result.get('experiment') in EXPERIMENTS else {}
+    if budgets is None: budgets = _budgets(result)
     for r in result['rows']:
         table.setdefault((r['arm'], r['nfe'], r['iterations'], r.get('width')), {})[r['seed']] = r[measure]
     if host is not None: check_choice('host', host, {arm for arm, *_ in table})
-    host, found = host or result['host'], []
+    host = host or result['host']
+    found = []
     for (arm, nfe, iterations, width), mine in table.items():
         host_iterations = budgets.get(iterations, iterations)
         theirs = table.get((host, nfe, host_iterations, width), {})
         seeds = sorted(mine.keys() & theirs.keys())
         if arm == host or len(seeds) < 3: continue
-        a, b = [mine[s] for s in seeds], [theirs[s] for s in seeds]
+        a = [mine[s] for s in seeds]
+        b = [theirs[s] for s in seeds]
         found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b), paired_interval(a, b, level),
                                 host_iterations))
     return found
@@ -433,7 +465,7 @@ def show_differences(
     save: Path | str | None = None, # picture to write
 ) -> dict[str, list[Difference]]: # by measure
     "Arm minus host with intervals: a panel for each measure and budget, calls from left to right."
-    found = {m: differences(result, m) for m in measures or EXPERIMENTS[result['experiment']].measures}
+    found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
     fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .core import check_choice, check_int, check_state
+from .core import check_choice, check_int, check_state, import_extra
 from .data import to_pixels
 from .metrics import (density_coverage, frechet_distance, image_features, kernel_distance, load_features,
                                precision_recall)
@@ -21,6 +21,8 @@ from .metrics import (density_coverage, frechet_distance, image_features, kernel
 __all__ = ['FEATURE_SPACES', 'inception_weights', 'load_inception', 'FeatureSpace', 'load_space', 'set_scores']
 
 # %% ../nbs/11b_features.ipynb #12c2c22a
+def _fidelity(): return import_extra('torch_fidelity.feature_extractor_inceptionv3', 'fid')
+
 def inception_weights(
     path: Path | str | None = None, # a copy of the file; None: from torch's cache, fetched if it is not there
 ) -> Path:
@@ -28,7 +30,7 @@ def inception_weights(
     if path is not None:
         if not Path(path).is_file(): raise FileNotFoundError(f'no such file: {path}')
         return Path(path)
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+    url = _fidelity().URL_INCEPTION_V3
     path = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1] # where torch-fidelity and torchmetrics look, too
     if path.is_file(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,13 +45,11 @@ def load_inception(
     path: Path | str | None = None, # see `inception_weights`
 ) -> nn.Module: # uint8 [B, 3, H, W] -> ([B, 2048],); frozen, in evaluation mode
     "The Inception-v3 of published FIDs (torch-fidelity's)."
-    try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as e:
-        raise ImportError("the space 'inception' needs torch-fidelity: pip install 'bdense-nb[fid]'") from e
+    extractor = _fidelity().FeatureExtractorInceptionV3
     path = inception_weights(path)
     try:
         torch.load(path, map_location='cpu', weights_only=True) # refuses a file that could run code; the network's own loader would not
-        return FeatureExtractorInceptionV3('inception', ['2048'], str(path)).to(device or 'cpu')
+        return extractor('inception', ['2048'], str(path)).to(device or 'cpu')
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as e:
         reason = str(e).partition('\n')[0].partition('\x1b')[0] # one line, no colours
         raise ValueError(f'{path} does not hold the weights of this Inception-v3: {reason}') from e

@@ -8,22 +8,24 @@ import copy
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from .core import atomic_path, check_choice, check_int, default_device, save_tensors, write_json
+from .core import (atomic_path, check_choice, check_int, check_sigmas, default_device, import_extra, patch,
+                            read_json, save_tensors, write_json)
 from .samplers import ddim_step
 from .students import Student
-from .teachers import EDMDenoiser, NetDenoiser, VPDenoiser
+from .teachers import EDMDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser
 
 # %% auto #0
-__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'from_diffusers',
-           'sample_ddim_like_diffusers', 'EDMNet', 'ModuleDenoiser', 'as_denoiser', 'euler_grid', 'ddim_steps',
-           'unit_noise_excess', 'sampling_json', 'sampling_code', 'model_card', 'load_pretrained', 'StudentStep',
-           'export_onnx', 'export_state_dict', 'export_student']
+__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'EXPORTS', 'noise_table', 'DiffusersNet', 'net_config_of',
+           'net_from_config', 'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'euler_grid',
+           'ddim_steps', 'unit_noise_excess', 'card_facts', 'sampling_json', 'sampling_code', 'model_card',
+           'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict', 'export_student', 'ModuleDenoiser']
 
 # %% ../nbs/10f_interop.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # diffusers' names and ours
@@ -31,41 +33,46 @@ BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'la
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are not read
 _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type')
 
-def _diffusers():
-    "The library, imported when it is needed."
-    try: import diffusers
-    except ImportError as e:
-        raise ImportError('this needs the diffusers library: pip install "bdense-nb[diffusers]"') from e
-    return diffusers
+def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
 # %% ../nbs/10f_interop.ipynb #58b71bbd
-def noise_table(
-    config: dict, # of a diffusers scheduler
-) -> tuple[dict, Tensor]: # the part that a network depends on, readable by every scheduler with betas; alpha_bar [T], float64
-    "The noise levels of a network, from the configuration of the scheduler that it was trained with."
-    name, config = config.get('_class_name', 'this scheduler'), {k: v for k, v in config.items() if v is not None}
+def _check_scheduler(name: str, config: dict) -> None:
+    "Refuse a scheduler whose time steps do not name noise levels, or whose table cannot be used."
     if not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys():
-        raise ValueError(f'{name} has no betas, so it does not say which noise level a time step is; only schedulers '
-                         f'with betas (DDPM, DDIM and their kind) are supported')
+        raise ValueError(f'{name} has no betas, so it does not say which noise level a time step is; only '
+                         f'schedulers with betas (DDPM, DDIM and their kind) are supported')
     if config.get('rescale_betas_zero_snr'):
-        raise ValueError(f'{name} ends at zero signal (rescale_betas_zero_snr), where the noise level is infinite; '
-                         f'that is not supported')
+        raise ValueError(f'{name} ends at zero signal (rescale_betas_zero_snr), where the noise level is '
+                         f'infinite; that is not supported')
     if config.get('timestep_type', 'discrete') != 'discrete':
         raise ValueError(f'{name} has timestep_type={config["timestep_type"]!r}; only discrete time '
                          f'steps are supported')
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
     check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
+
+def noise_table(
+    config: dict, # of a diffusers scheduler
+) -> tuple[dict, Tensor]: # the part that a network depends on, readable by every scheduler with betas; alpha_bar [T], float64
+    "The noise levels of a network, from the configuration of the scheduler that it was trained with."
+    name = config.get('_class_name', 'this scheduler')
+    config = {k: v for k, v in config.items() if v is not None}
+    _check_scheduler(name, config)
     ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in _TABLE if k in config})
+    if not ddpm.alphas_cumprod.isfinite().all():
+        raise ValueError(f'the betas of {name} hold NaN or infinite values, so its noise levels are not known')
     if not (ddpm.alphas_cumprod > 0).all():
         raise ValueError(f'{name} ends at zero signal, where the noise level is infinite; that is not supported')
     table = {k: ddpm.config[k] for k in _TABLE}
     if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'):
-        table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas), beta_schedule='linear')
+        table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas),
+                      beta_schedule='linear')
     return table, ddpm.alphas_cumprod.double()
 
 # %% ../nbs/10f_interop.ipynb #b468e01b
 class DiffusersNet(nn.Module):
     "A diffusers `UNet2DModel`, called the way our denoisers call a network."
+    hash_ignores = ('source',)
+
     def __init__(self,
         unet: nn.Module, # a `diffusers.UNet2DModel`
         scheduler_config: dict, # the part that it depends on, see `noise_table`
@@ -73,21 +80,29 @@ class DiffusersNet(nn.Module):
         source: str = '', # where it came from, for the model card
     ):
         super().__init__()
-        self.unet, self.scheduler_config, self.null_class, self.source, c = (unet, scheduler_config, null_class,
-            source, unet.config)
+        self.unet = unet
+        self.scheduler_config = scheduler_config
+        self.null_class = null_class
+        self.source = source
+        c = unet.config
         rows = c.num_class_embeds or 0
         if c.class_embed_type is not None:
             raise ValueError(f'class_embed_type={c.class_embed_type!r} is not supported; only class indices '
                              f'(num_class_embeds) are')
         if c.time_embedding_type != 'positional':
-            raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop between '
-                             f'the levels of the table, which only a positional embedding can express')
+            raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop '
+                             f'between the levels of the table, which only a positional embedding can express')
         if c.in_channels != c.out_channels:
-            raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that predicts '
-                             f'a variance too, or is told more than the noisy sample) is not supported')
-        if null_class is not None and null_class != rows - 1:
+            raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that '
+                             f'predicts a variance too, or is given more than the noisy sample) is not supported')
+        if null_class is not None and (not rows or null_class != rows - 1):
             raise ValueError(f'the null class must be the last of the {rows} class embeddings, got {null_class}')
         self.n_classes = rows - (null_class is not None)
+
+    @property
+    def config(self) -> dict: # JSON-able
+        "What rebuilds this network, but for its weights."
+        return net_config_of(self)
 
     def forward(self,
         z: Tensor, # [B, C, H, W]
@@ -97,9 +112,31 @@ class DiffusersNet(nn.Module):
         if label is None and self.null_class is not None:
             label = torch.full((len(z),), self.null_class, device=z.device)
         if label is None and self.n_classes:
-            raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no '
-                             f'class": pass label=')
+            raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no class": pass '
+                             f'label=; if its last class is the null class, read the network with '
+                             f'null_class={self.n_classes - 1}')
         return self.unet(z, index, class_labels=label).sample
+
+# %% ../nbs/10f_interop.ipynb #590d1152
+def net_config_of(
+    net: DiffusersNet,
+) -> dict: # JSON-able
+    "What rebuilds such a network, but for its weights."
+    unet = {k: v for k, v in net.unet.config.items() if not k.startswith('_')}
+    config = dict(unet_class=type(net.unet).__name__, unet=unet, scheduler=net.scheduler_config,
+                  null_class=net.null_class, source=net.source)
+    return json.loads(json.dumps(config))
+
+def net_from_config(
+    config: dict, # from `net_config_of`
+) -> DiffusersNet: # freshly initialised
+    "The network that such a description is of; `nets.build_net` calls this."
+    wanted = ('unet_class', 'unet', 'scheduler', 'null_class', 'source')
+    if differ := sorted(config.keys() ^ set(wanted)):
+        raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)}; unknown or missing: {", ".join(differ)}')
+    check_choice('diffusers network', config['unet_class'], ('UNet2DModel',))
+    unet = _diffusers().UNet2DModel.from_config(config['unet'])
+    return DiffusersNet(unet, config['scheduler'], config['null_class'], config['source'])
 
 # %% ../nbs/10f_interop.ipynb #43788872
 _HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json', 'diffusion_pytorch_model*.safetensors',
@@ -119,31 +156,64 @@ def _part(folder: Path, part: str, file: str) -> Path: # the folder that holds `
     "A pipeline's part, or the folder itself if it holds one part only."
     for inside in (folder/part, folder):
         if (inside/file).is_file(): return inside
-    raise FileNotFoundError(f'{folder} holds neither {part}/{file} nor {file}' + ('; pass scheduler=' if part == 'scheduler' else ''))
+    raise FileNotFoundError(f'{folder} holds neither {part}/{file} nor {file}'
+                            + ('; pass scheduler=' if part == 'scheduler' else ''))
 
-def _read_unet(folder: Path):
+def _check_weights(folder: Path) -> None:
+    "Refuse a folder whose weights are not safetensors that lie in it."
+    if not list(folder.glob('diffusion_pytorch_model*.safetensors')):
+        pickles = ', '.join(p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES)
+        why = (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust it, convert it '
+               f'with save_pretrained(folder, safe_serialization=True)')
+        raise ValueError(f'{folder} holds no safetensors' + why*bool(pickles))
+    for index in folder.glob('*.safetensors.index.json'):
+        for shard in read_json(index, ('weight_map',))['weight_map'].values():
+            if Path(shard).suffix != '.safetensors' or Path(shard).name != shard:
+                raise ValueError(f'{folder} names {shard} among its weights; only safetensors that lie in the '
+                                 f'same folder are read')
+
+def _read_unet(folder: Path) -> nn.Module:
     "A `UNet2DModel` from safetensors."
     inside = _part(folder, 'unet', 'config.json')
-    kind = json.loads((inside/'config.json').read_text()).get('_class_name')
-    if kind != 'UNet2DModel': raise TypeError(f'{inside} holds a {kind}; from_diffusers takes a UNet2DModel; wrap another network with as_denoiser')
-    if not list(inside.glob('diffusion_pytorch_model*.safetensors')):
-        pickles = ', '.join(p.name for p in sorted(inside.iterdir()) if p.suffix in PICKLES)
-        raise ValueError(f'{inside} holds no safetensors' + (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust it, convert it with save_pretrained(folder, safe_serialization=True)' if pickles else ''))
-    named = {shard for index in inside.glob('*.safetensors.index.json') for shard in json.loads(index.read_text())['weight_map'].values()}
-    if foreign := sorted(shard for shard in named if Path(shard).suffix != '.safetensors' or Path(shard).name != shard): raise ValueError(f'{inside} names {foreign[0]} among its weights; only safetensors that lie in the same folder are read')
-    return _diffusers().UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
+    kind = read_json(inside/'config.json').get('_class_name')
+    if kind != 'UNet2DModel':
+        raise TypeError(f'{inside} holds a {kind}; from_diffusers takes a UNet2DModel; wrap another network '
+                        f'with as_denoiser')
+    _check_weights(inside)
+    try: return _diffusers().UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
+    except (SafetensorError, RuntimeError, TypeError, OSError) as e:
+        raise ValueError(f'{inside} cannot be read as a UNet2DModel: its weights are truncated, damaged or of '
+                         f'another network ({e})') from e
 
 # %% ../nbs/10f_interop.ipynb #34b5ab4d
+def _single(model: nn.Module) -> nn.Module:
+    "Half-precision weights as float32, which changes none of them: a student is trained from float32."
+    half = (torch.float16, torch.bfloat16)
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    return model.float() if weights and all(p.dtype in half for p in weights) else model
+
+def _denoiser_of(unet: nn.Module, scheduler, null_class: int | None, source: str) -> VPDenoiser:
+    "A `UNet2DModel` as a denoiser; scheduler: an object, its configuration, or its folder."
+    if isinstance(scheduler, (str, Path)):
+        file = 'scheduler_config.json'
+        scheduler = read_json(_part(Path(scheduler), 'scheduler', file)/file)
+    table, alpha_bar = noise_table(dict(getattr(scheduler, 'config', scheduler)))
+    net = DiffusersNet(_single(copy.deepcopy(unet)), table, null_class, source)
+    denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[table['prediction_type']])
+    return denoiser.requires_grad_(False).eval()
+
 def from_diffusers(
     model, # a `UNet2DModel`, a pipeline with one, a folder of either, or a name on the Hub (then with revision=)
     scheduler=None, # a diffusers scheduler, its configuration, or its folder; None: the pipeline's own
-    null_class: int | None = None, # the class that stands for "no class", if there is one
+    null_class: int | None = None, # the class that stands for "no class": its last. None: there is none
     revision: str | None = None, # the commit of a model on the Hub, 40 hex digits
-) -> VPDenoiser: # frozen, in evaluation mode; shares nothing with `model`
+) -> VPDenoiser: # frozen, in evaluation mode, weights of float32 or more; shares nothing with `model`
     "A diffusers U-Net as a denoiser: betas, prediction type and number of levels are read from its scheduler."
-    diffusers, source = _diffusers(), ''
+    diffusers = _diffusers()
+    source = ''
     if isinstance(model, diffusers.DiffusionPipeline):
-        model, scheduler = getattr(model, 'unet', model), scheduler or model.scheduler
+        scheduler = scheduler or model.scheduler
+        model = getattr(model, 'unet', model)
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
@@ -153,12 +223,12 @@ def from_diffusers(
         raise TypeError(f'from_diffusers takes a UNet2DModel, got {type(model).__name__}; wrap another network '
                         f'with as_denoiser')
     if scheduler is None: raise ValueError('a U-Net does not know its noise levels: pass scheduler=')
-    if isinstance(scheduler, (str, Path)):
-        scheduler = json.loads((_part(Path(scheduler), 'scheduler',
-                                      'scheduler_config.json')/'scheduler_config.json').read_text())
-    table, alpha_bar = noise_table(dict(getattr(scheduler, 'config', scheduler)))
-    net = DiffusersNet(copy.deepcopy(model), table, null_class, source)
-    return VPDenoiser(net, alpha_bar, PREDICTION_TYPES[table['prediction_type']]).requires_grad_(False).eval()
+    rows = model.config.num_class_embeds
+    if rows and null_class is None:
+        warnings.warn(f'this U-Net has {rows} class embeddings and does not say whether the last one stands for "no '
+                      f'class": all {rows} are taken for classes. If the last is a null class, say so: '
+                      f'null_class={rows - 1}', stacklevel=2)
+    return _denoiser_of(model, scheduler, null_class, source)
 
 # %% ../nbs/10f_interop.ipynb #3341a878
 @torch.no_grad()
@@ -188,36 +258,34 @@ class EDMNet(nn.Module):
     def __init__(self,
         model: nn.Module, # `model(x, c_noise, class_labels)`
         n_classes: int, # 0: unconditional
-    ): super().__init__(); self.model, self.n_classes = model, n_classes
+    ):
+        super().__init__()
+        self.model = model
+        self.n_classes = n_classes
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         rows = None
         if self.n_classes:
-            rows = (x.new_zeros(len(x), self.n_classes) if label is None
+            rows = (x.new_zeros(x.shape[0], self.n_classes) if label is None
                     else nn.functional.one_hot(label, self.n_classes).to(x))
-        return self.model(x, c_noise.expand(len(x)), rows)
+        return self.model(x, c_noise.expand(x.shape[0]), rows)
 
 # %% ../nbs/10f_interop.ipynb #8bba2a05
-class ModuleDenoiser(NetDenoiser):
-    "A module that is a denoiser already, `D(x, sigma, label)`; sigma reaches it as [B]."
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        self.check(x, sigma, label)
-        return self.net(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)), label)
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
+_all_ = ['ModuleDenoiser'] # from notebook 03: a module that is a denoiser already
 
 # %% ../nbs/10f_interop.ipynb #885fb064
 def as_denoiser(
     model: Callable, # a denoiser `D(x, sigma, label)`, or an EDM-style module with `.model`, `.sigma_data` and perhaps `.label_dim`
-) -> Callable: # a network: frozen, in evaluation mode
+) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module):
         if not callable(model):
             raise TypeError(f'a denoiser is a callable D(x, sigma, label), got {type(model).__name__}')
         return model
-    model = copy.deepcopy(model).requires_grad_(False).eval()
+    model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     if hasattr(model, 'model') and hasattr(model, 'sigma_data'):
-        return EDMDenoiser(EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0)),
-                           float(model.sigma_data)).eval()
+        inner = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
+        return EDMDenoiser(inner, float(model.sigma_data)).eval()
     return ModuleDenoiser(model).eval()
 
 # %% ../nbs/10f_interop.ipynb #30f55f1c
@@ -249,29 +317,48 @@ def unit_noise_excess(
     return (1 + student.sigmas[0].item()**-2)**.5 - 1
 
 # %% ../nbs/10f_interop.ipynb #b2ec390a
+def card_facts(
+    student: Student,
+    licence: str | None = None, # an identifier that the Hub knows, such as 'apache-2.0'; None: what the student's `about` says
+    data: str | None = None, # what the teacher was trained on; None: what the student's `about` says
+) -> dict[str, str]: # 'licence' and 'teacher_data', where they are known
+    "Licence and data for a student's card: as given, or as its `about` has them ('licence'; 'teacher_data' or 'data')."
+    about = student.about
+    facts = dict(licence=licence or about.get('licence'),
+                 teacher_data=data or about.get('teacher_data') or about.get('data'))
+    return {k: v for k, v in facts.items() if v}
+
 def sampling_json(
     student: Student,
+    licence: str | None = None, # see `card_facts`
+    data: str | None = None, # see `card_facts`
 ) -> dict: # JSON-able
     "All that sampling a student needs beside its network."
     if not isinstance(student, Student):
         raise TypeError(f'a Student is exported, got {type(student).__name__}'
                         + ('; take one step count: .at(nfe)' if hasattr(student, 'at') else ''))
     sigmas, start = euler_grid(student)
+    net = student.denoiser.net
     return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape),
-                n_classes=student.denoiser.n_classes, null_class=getattr(student.denoiser.net, 'null_class', None),
-                source=getattr(student.denoiser.net, 'source', ''),
-                grid=student.sigmas.tolist(), afs=student.afs, about=student.about)
+                n_classes=student.denoiser.n_classes, null_class=getattr(net, 'null_class', None),
+                source=getattr(net, 'source', ''), grid=student.sigmas.tolist(), afs=student.afs,
+                about=student.about, **card_facts(student, licence, data))
 
 # %% ../nbs/10f_interop.ipynb #89b829e8
 _EULER = """import torch
 from diffusers import EulerDiscreteScheduler, UNet2DModel
 
 here = "."  # this folder
-unet, scheduler = UNet2DModel.from_pretrained(here, subfolder="unet"), EulerDiscreteScheduler.from_pretrained(here, subfolder="scheduler")
-scheduler.set_timesteps(sigmas={sigmas}); scheduler.set_begin_index(0)
-x = {start}*torch.cat([torch.randn(1, {shape}, generator=torch.Generator().manual_seed(i)) for i in range(4)])
+unet = UNet2DModel.from_pretrained(here, subfolder="unet")
+scheduler = EulerDiscreteScheduler.from_pretrained(here, subfolder="scheduler")
+scheduler.set_timesteps(sigmas={sigmas})
+scheduler.set_begin_index(0)
+seeds = [torch.Generator().manual_seed(i) for i in range(4)]
+x = {start}*torch.cat([torch.randn(1, {shape}, generator=g) for g in seeds])
 for t in scheduler.timesteps:
-    with torch.no_grad(): x = scheduler.step(unet(scheduler.scale_model_input(x, t), t{labels}).sample, t, x).prev_sample
+    with torch.no_grad():
+        answer = unet(scheduler.scale_model_input(x, t), t{labels}).sample
+    x = scheduler.step(answer, t, x).prev_sample
 """
 
 # %% ../nbs/10f_interop.ipynb #8f902ba5
@@ -297,33 +384,43 @@ def sampling_code(
                     f'{excess:.2%} stronger\n' if pipeline else ''))
 
 # %% ../nbs/10f_interop.ipynb #8ecdebbf
+def _plain(value) -> str: # one line of Markdown that shows these characters and is nothing else: no HTML, link or column
+    text = ' '.join(str(value).split())
+    return re.sub(r'[&<>|\[\]`*\\]', lambda sign: f'&#{ord(sign[0])};', text)
+
+def _numbers(values) -> str: return ', '.join(f'{v:.6g}' for v in values)
+
 def _card_table(student: Student, data: str) -> str: # Markdown
     "What is known of how a student was made."
-    about, net = student.about, student.denoiser.net
-    config, kept = about.get('config', {}), ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates',
-                                             'steps', 'batch', 'lr', 'seed')
-    teacher = [getattr(net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about else '']
+    about = student.about
+    config = about.get('config', {})
+    kept = ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates', 'steps', 'batch', 'lr', 'seed')
     hosts = {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}
+    teacher = [getattr(student.denoiser.net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about else '']
+    weights = 'none' if config.get('K') == 1 else config.get('branch_weights', 'not stated')
     rows = {'Teacher': ', '.join(filter(None, teacher)) or 'not stated', 'Teacher trained on': data,
             'Host method': hosts.get(about.get('host'), 'not stated'),
             'Branches in training (K)': config.get('K', 'not stated'),
-            'Branch weights': 'none' if config.get('K') == 1 else config.get('branch_weights', 'not stated'),
+            'Branch weights': weights if isinstance(weights, str) else _numbers(weights),
             'Network calls a sample (NFE)': student.nfe,
-            'Noise levels': ', '.join(f'{s:.6g}' for s in student.sigmas.tolist()),
+            'Noise levels': _numbers(student.sigmas.tolist()),
             'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config) or 'not stated',
             **about.get('figures', {})}
-    return '\n'.join(f'| {k} | {v} |' for k, v in rows.items())
+    return '\n'.join(f'| {_plain(k)} | {_plain(v)} |' for k, v in rows.items())
 
 # %% ../nbs/10f_interop.ipynb #55cd3319
 def model_card(
     student: Student, # its `about` may hold 'figures', a dict of names and measured values
     code: str, # that samples it
-    licence: str = 'unknown', # an identifier that the Hub knows, such as 'apache-2.0'
-    data: str = 'not stated', # what the teacher was trained on
-) -> str: # Markdown
+    licence: str | None = None, # see `card_facts`
+    data: str | None = None, # see `card_facts`
+) -> str: # Markdown; what a user named stands there as plain text
     "What a person must know before using the student."
+    facts = card_facts(student, licence, data)
+    licence = facts.get('licence', 'unknown')
+    gap = 'to be filled in; the terms of the teacher and of its data apply'
     return f"""---
-license: {licence}
+license: {json.dumps(licence, ensure_ascii=False)}
 library_name: diffusers
 tags: [diffusion, distillation]
 ---
@@ -333,14 +430,14 @@ Distilled with bdense-nb. The branches existed in training only; this is a plain
 
 | | |
 |---|---|
-{_card_table(student, data)}
+{_card_table(student, facts.get('teacher_data', 'not stated'))}
 
 ## How to sample
 
 ```python
 {code}```
 
-Licence: {licence if licence != 'unknown' else 'to be filled in; the terms of the teacher and of its data apply'}.
+Licence: {gap if licence == 'unknown' else _plain(licence)}.
 """
 
 # %% ../nbs/10f_interop.ipynb #fe7af715
@@ -351,32 +448,41 @@ def _pipeline_samples_it(student: Student) -> bool:
     return ddim_steps(student) is not None and not c.num_class_embeds and (c.in_channels, *size) == student.shape
 
 # %% ../nbs/10f_interop.ipynb #39642ce5
-@patch
-def save_pretrained(self: Student,
-    folder: Path | str, # gets unet/, scheduler/, sampling.json, README.md and, where a stock pipeline takes its steps, model_index.json
-    licence: str = 'unknown', # for the model card, see `model_card`
-    data: str = 'not stated', # for the model card: what the teacher was trained on
-) -> None:
-    "Write a student of a diffusers U-Net as stock diffusers loads and samples it."
-    diffusers, net, folder, how = _diffusers(), self.denoiser.net, Path(folder), sampling_json(self)
-    if not isinstance(net, DiffusersNet):
-        raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this one is a '
-                        f'{type(net).__name__}; Student.save, export_onnx and export_state_dict take others')
-    pipeline = _pipeline_samples_it(self)
+def _write_network(net: DiffusersNet, folder: Path, pipeline: bool) -> None:
+    "unet/ and scheduler/, as diffusers writes them."
+    diffusers = _diffusers()
     if pipeline:
         scheduler = diffusers.DDIMScheduler(**net.scheduler_config, timestep_spacing='trailing', clip_sample=False)
     else: scheduler = diffusers.EulerDiscreteScheduler(**net.scheduler_config)
-    code = sampling_code(self, pipeline)
-    net.unet.save_pretrained(folder/'unet', safe_serialization=True); scheduler.save_pretrained(folder/'scheduler')
-    config = json.loads((folder/'unet'/'config.json').read_text())
-    write_json(folder/'unet'/'config.json', {k: v for k, v in config.items() if k != '_name_or_path'}) # a path of the machine that it was made on
-    write_json(folder/'sampling.json', how)
-    with atomic_path(folder/'README.md') as tmp: tmp.write_text(model_card(self, code, licence, data), encoding='utf-8')
+    net.unet.save_pretrained(folder/'unet', safe_serialization=True)
+    scheduler.save_pretrained(folder/'scheduler')
+    config = read_json(folder/'unet'/'config.json')
+    config.pop('_name_or_path', None) # a path of the machine that it was made on
+    write_json(folder/'unet'/'config.json', config)
+
+@patch
+def save_pretrained(self: Student,
+    folder: Path | str, # gets unet/, scheduler/, README.md, model_index.json where a stock pipeline takes its steps, and last sampling.json
+    licence: str | None = None, # for the model card, see `card_facts`
+    data: str | None = None, # for the model card: what the teacher was trained on
+) -> None:
+    "Write a student of a diffusers U-Net as stock diffusers loads and samples it."
+    net = self.denoiser.net
+    if not isinstance(net, DiffusersNet):
+        raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this one is a '
+                        f'{type(net).__name__}; Student.save, export_onnx and export_state_dict take others')
+    folder = Path(folder)
+    how = sampling_json(self, licence, data)
+    pipeline = _pipeline_samples_it(self)
+    card = model_card(self, sampling_code(self, pipeline), licence, data)
+    _write_network(net, folder, pipeline)
+    with atomic_path(folder/'README.md') as tmp: tmp.write_text(card, encoding='utf-8')
     (folder/'model_index.json').unlink(missing_ok=True)
     if pipeline:
         write_json(folder/'model_index.json',
-                   dict(_class_name='DDIMPipeline', _diffusers_version=diffusers.__version__,
+                   dict(_class_name='DDIMPipeline', _diffusers_version=_diffusers().__version__,
                         scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel']))
+    write_json(folder/'sampling.json', how)
 
 # %% ../nbs/10f_interop.ipynb #c4125466
 @patch
@@ -406,11 +512,17 @@ def load_pretrained(
     if not (folder/'sampling.json').is_file():
         raise FileNotFoundError(f'{folder} holds no student: there is no sampling.json; for a diffusers model '
                                 f'see from_diffusers')
-    how = json.loads((folder/'sampling.json').read_text())
-    denoiser = from_diffusers(folder, null_class=how['null_class']).to(device or default_device())
-    denoiser.net.source = how.get('source', '') # the teacher's, not the name of this folder
-    return Student(denoiser, torch.tensor(how['grid'], dtype=torch.float64), how['afs'], tuple(how['shape']),
-                   how['about'])
+    how = read_json(folder/'sampling.json', ('grid', 'afs', 'shape', 'about', 'null_class'))
+    facts = {k: how[k] for k in ('licence', 'teacher_data') if k in how}
+    try:
+        if not isinstance(how['afs'], bool): raise TypeError(f'afs must be true or false, got {how["afs"]!r}')
+        sampling = (check_sigmas(how['grid']), how['afs'], tuple(map(int, how['shape'])),
+                    dict(how['about'], **facts))
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f'{folder}/sampling.json does not describe a student: {e}') from e
+    scheduler = _part(folder, 'scheduler', 'scheduler_config.json')
+    denoiser = _denoiser_of(_read_unet(folder), scheduler, how['null_class'], how.get('source', ''))
+    return Student(denoiser.to(device or default_device()), *sampling)
 
 # %% ../nbs/10f_interop.ipynb #b54990b6
 class StudentStep(nn.Module):
@@ -420,7 +532,6 @@ class StudentStep(nn.Module):
     ):
         super().__init__()
         self.denoiser = copy.deepcopy(denoiser).cpu().eval()
-        self.denoiser.check = lambda *inputs: None # it branches on values, which a graph cannot
 
     def forward(self,
         x: Tensor, # [B, *D]
@@ -432,52 +543,55 @@ class StudentStep(nn.Module):
         return x0_hat + sigma_next/sigma*(x - x0_hat)
 
 # %% ../nbs/10f_interop.ipynb #cf4fbfb3
+def _count_below(op) -> Callable: # how ONNX finds a level's place in a table that ascends: it counts those below
+    def searchsorted(levels, want, out_int32=False, right=False, side=None, sorter=None):
+        last = op.Constant(value_ints=[-1])
+        return op.ReduceSum(op.Cast(op.Less(levels, op.Unsqueeze(want, last)), to=7), last, keepdims=0)
+    return searchsorted
+
 def export_onnx(
     student: Student,
     path: Path | str, # an .onnx file: inputs x [B, *D], sigma [], sigma_next [], and label [B] if there are classes; output x_next
 ) -> None:
     "Write one student step as ONNX, for any batch size."
-    try: import onnxscript
-    except ImportError as e: raise ImportError('this needs onnx and onnxscript: pip install "bdense-nb[onnx]"') from e
-    op = onnxscript.opset18
-    def searchsorted(levels, want, out_int32=False, right=False, side=None, sorter=None): # levels ascend: count those below
-        return op.ReduceSum(op.Cast(op.Less(levels, op.Unsqueeze(want, op.Constant(value_ints=[-1]))), to=7),
-                            op.Constant(value_ints=[-1]), keepdims=0)
-    label = (torch.zeros(2, dtype=torch.long),) if student.denoiser.n_classes else ()
+    op = import_extra('onnxscript', 'onnx').opset18
+    label = (torch.zeros(2, dtype=torch.long),)*bool(student.denoiser.n_classes)
     batch = {0: torch.export.Dim('batch')}
+    inputs = (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label)
     with atomic_path(path) as tmp:
-        torch.onnx.export(StudentStep(student.denoiser).eval(),
-                          (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label), tmp,
+        torch.onnx.export(StudentStep(student.denoiser).eval(), inputs, tmp,
                           dynamo=True, external_data=False, verbose=False,
-                          input_names=['x', 'sigma', 'sigma_next', 'label'][:3 + len(label)], output_names=['x_next'],
-                          dynamic_shapes=(batch, {}, {}, *[batch]*len(label)),
-                          custom_translation_table={torch.ops.aten.searchsorted.Tensor: searchsorted})
+                          input_names=['x', 'sigma', 'sigma_next', 'label'][:len(inputs)],
+                          output_names=['x_next'], dynamic_shapes=(batch, {}, {}, *[batch]*len(label)),
+                          custom_translation_table={torch.ops.aten.searchsorted.Tensor: _count_below(op)})
 
 # %% ../nbs/10f_interop.ipynb #2dbad1be
 def export_state_dict(
     student: Student,
     folder: Path | str, # gets model.safetensors and sampling.json
+    **card, # licence, data: see `card_facts`
 ) -> None:
     "Write the network's weights under its own keys, and how to sample: for any network."
-    how = sampling_json(student)
+    how = dict(sampling_json(student, **card), network=type(student.denoiser.net).__name__,
+               denoiser=type(student.denoiser).__name__)
     save_tensors(Path(folder)/'model.safetensors', student.denoiser.net.state_dict())
-    write_json(Path(folder)/'sampling.json', dict(how, network=type(student.denoiser.net).__name__,
-                                                  denoiser=type(student.denoiser).__name__))
+    write_json(Path(folder)/'sampling.json', how)
 
 # %% ../nbs/10f_interop.ipynb #474f84bc
-def _onnx_folder(student: Student, folder: Path | str) -> None: # a folder with sampling.json is complete, so that comes last
-    how = sampling_json(student)
+def _onnx_folder(student: Student, folder: Path | str, **card) -> None:
+    how = sampling_json(student, **card)
     export_onnx(student, Path(folder)/'step.onnx')
     write_json(Path(folder)/'sampling.json', how)
 
-EXPORTS = {'diffusers': lambda student, folder: student.save_pretrained(folder), 'onnx': _onnx_folder,
-           'state_dict': export_state_dict}
+EXPORTS = {'diffusers': Student.save_pretrained, 'onnx': _onnx_folder, 'state_dict': export_state_dict}
 
 def export_student(
     student: Student,
     to: str, # a key of `EXPORTS`
-    folder: Path | str, # 'diffusers': see `Student.save_pretrained`; 'onnx': step.onnx, sampling.json; 'state_dict': model.safetensors, sampling.json
+    folder: Path | str, # 'diffusers': see `Student.save_pretrained`; 'onnx': step.onnx; 'state_dict': model.safetensors; and sampling.json
+    licence: str | None = None, # for sampling.json and the model card, see `card_facts`
+    data: str | None = None, # likewise: what the teacher was trained on
 ) -> None:
-    "Write a student for use without this package."
+    "Write a student for use without this package; once sampling.json is there, all is there."
     check_choice('format', to, EXPORTS)
-    EXPORTS[to](student, folder)
+    EXPORTS[to](student, folder, licence=licence, data=data)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 from .core import check_choice, check_int
 
@@ -20,25 +21,14 @@ def _check_level(level) -> None:
     if not isinstance(level, (int, float)) or not 0 < level < 1:
         raise ValueError(f'level must be strictly between 0 and 1, got {level!r}')
 
-def _t_inside(theta: float, dof: int) -> float:
-    "P(|T| <= sqrt(dof)*tan(theta)) for Student's t (Abramowitz & Stegun 26.7.3-4)."
-    odd, term, total = dof % 2, math.cos(theta)**(dof % 2), 0.
-    for e in range(odd, dof - 1, 2):
-        total += term
-        term *= math.cos(theta)**2*(e + 1)/(e + 2)
-    return 2/math.pi*(theta + math.sin(theta)*total) if odd else math.sin(theta)*total
-
 def student_t(
     level: float, # probability inside, strictly between 0 and 1
     dof: int, # degrees of freedom, at least 1
 ) -> float: # the t with P(|T| <= t) = level
     "Half-width, in standard errors, of a two-sided interval from Student's t distribution."
-    _check_level(level); check_int('dof', dof, 1)
-    low, high = 0., math.pi/2
-    for _ in range(60):
-        middle = (low + high)/2
-        low, high = (middle, high) if _t_inside(middle, dof) < level else (low, middle)
-    return math.sqrt(dof)*math.tan(low)
+    _check_level(level)
+    check_int('dof', dof, 1)
+    return float(stdtrit(dof, (1 + level)/2))
 
 # %% ../nbs/10g_intervals.ipynb #c41356ca
 @dataclass(frozen=True)
@@ -75,14 +65,16 @@ def mean_interval(
     seed: int = 0, # of the bootstrap
 ) -> Interval:
     "Mean over seeds, with an interval."
-    v = _check_scores(values, 'values'); _check_level(level); check_choice('interval method', method, INTERVAL_METHODS)
+    v = _check_scores(values, 'values')
+    _check_level(level)
+    check_choice('interval method', method, INTERVAL_METHODS)
+    mean = float(v.mean())
     if method == 't':
         half = student_t(level, len(v) - 1)*float(v.std())/math.sqrt(len(v))
-        low, high = float(v.mean()) - half, float(v.mean()) + half
-    else:
-        pick = torch.randint(len(v), (10_000, len(v)), generator=torch.Generator().manual_seed(seed))
-        low, high = v[pick].mean(1).quantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float64)).tolist()
-    return Interval(float(v.mean()), low, high, len(v), level, method)
+        return Interval(mean, mean - half, mean + half, len(v), level, method)
+    pick = torch.randint(len(v), (10_000, len(v)), generator=torch.Generator().manual_seed(seed))
+    ends = torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float64)
+    return Interval(mean, *v[pick].mean(1).quantile(ends).tolist(), len(v), level, method)
 
 # %% ../nbs/10g_intervals.ipynb #d1b1bcfc
 def paired_interval(

@@ -4,6 +4,7 @@
 
 # %% ../nbs/05_nets.ipynb #9425dda2
 from __future__ import annotations
+import importlib
 import math
 
 import torch
@@ -30,6 +31,7 @@ class NoiseEmbedding(nn.Module):
         self.classes = nn.Embedding(n_classes + 1, dim) if n_classes else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        if c_noise.stride(0) == 0: c_noise = c_noise[:1] # one level, expanded to the batch: embed it once
         angle = self.time_scale*c_noise.reshape(-1, 1)*self.freqs
         h = self.lin1(torch.cat([angle.sin(), angle.cos()], 1))
         if self.classes is not None:
@@ -115,11 +117,16 @@ class UNet(nn.Module):
         self.norm, self.out = nn.GroupNorm(8, widths[0]), nn.Conv2d(widths[0], channels*patch**2, 3, padding=1)
         nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]: # [C, H, W], the next to smallest there is
+        side = 2*self.divisor
+        return self.config['channels'], side, side
+
     def forward(self,
         x: Tensor, # [B, C, H, W], H and W multiples of `divisor`
-        c_noise: Tensor, # [B] or [1], the noise input
+        c_noise: Tensor, # [B] (or [1], for all), the noise input
         label: Tensor | None = None, # [B], int64; None: the null class
-    ) -> Tensor: # [B, C, H, W], or [B, K*C, H, W] once `out` has been widened K-fold
+    ) -> Tensor: # [B, C, H, W]
         C, n = self.config['channels'], self.divisor
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n:
             raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got {tuple(x.shape)}')
@@ -155,11 +162,14 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
         nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
 
+    @property
+    def sample_shape(self) -> tuple[int]: return (self.config['dim'],)
+
     def forward(self,
         x: Tensor, # [B, dim]
-        c_noise: Tensor, # [B] or [1]
+        c_noise: Tensor, # [B] (or [1], for all)
         label: Tensor | None = None, # [B], int64; None: the null class
-    ) -> Tensor: # [B, dim], or [B, K*dim] once `out` has been widened K-fold
+    ) -> Tensor: # [B, dim]
         if x.ndim != 2 or x.shape[1] != self.config['dim']:
             raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
         emb, h = self.embed(c_noise, label), self.stem(x)
@@ -167,12 +177,24 @@ class MLP(nn.Module):
         return self.out(F.silu(h))
 
 # %% ../nbs/05_nets.ipynb #23a1f3ed
-NETS = {'UNet': UNet, 'MLP': MLP}
+#: name -> class, or 'module:function' for networks of an optional library: imported when one is built
+NETS = {'UNet': UNet, 'MLP': MLP, 'DiffusersNet': 'bdense_nb.interop:net_from_config'}
+_LARGEST = dict(channels=4096, widths=16_384, blocks=256, n_classes=1_000_000, patch=64, # far above what is
+                dim=1_000_000, width=65_536, depth=4096)                                  # of use
 
 def build_net(
     name: str, # a key of `NETS`
-    config: dict, # the keyword arguments the network was made with (its `.config`)
+    config: dict, # what the network was made with (its `.config`)
 ) -> nn.Module:
     "A freshly initialised network from its name and configuration, as stored beside its weights."
     check_choice('network', name, NETS)
-    return NETS[name](**config)
+    if not isinstance(config, dict):
+        raise ValueError(f'the configuration of a network is a dict, got {type(config).__name__}')
+    for key in config.keys() & _LARGEST.keys(): # before a layer is built: a foreign file may ask for anything
+        values = config[key] if isinstance(config[key], (list, tuple)) else [config[key]]
+        if len(values) > 16: raise ValueError(f'{key} must have at most 16 entries, got {len(values)}')
+        for value in values: check_int(key, value, 0, _LARGEST[key])
+    make = NETS[name]
+    if not isinstance(make, str): return make(**config)
+    module, function = make.split(':')
+    return getattr(importlib.import_module(module), function)(config)

@@ -4,20 +4,27 @@
 
 # %% ../nbs/14a_notebooks.ipynb #ff0e24e0
 from __future__ import annotations
+import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from posixpath import join, normpath
+from typing import Annotated
 
 import bdense_nb
-from .cli import command
-from .core import data_dir
+from .cli import Command, Line, Options, bdense_notebooks
+from .core import atomic_path, data_dir, locked, read_json, sweep, write_json
+from tyro.conf import Positional, arg
+
+_all_ = ['bdense_notebooks'] # also the entry point of older installations
 
 # %% auto #0
-__all__ = ['notebooks_dir', 'relink', 'course_files', 'copy_notebooks', 'bdense_notebooks']
+__all__ = ['NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ours', 'copy_notebooks', 'Notebooks', 'notebooks',
+           'bdense_notebooks']
 
 # %% ../nbs/14a_notebooks.ipynb #5303f25b
 def notebooks_dir() -> Path: # the folder of `index.ipynb`
@@ -39,18 +46,20 @@ def relink(
 # %% ../nbs/14a_notebooks.ipynb #748f84df
 def course_files() -> dict[str, bytes]: # path inside the copy -> contents
     "The notebooks with links that hold anywhere, and the pictures that they show."
-    folder, files = notebooks_dir(), {}
+    folder = notebooks_dir()
+    files = {}
     home = metadata('bdense-nb')['Home-page']
     def target(link, name):
-        inside = normpath(join('nbs', name, '..', link))                            # as it is in the repository
+        inside = normpath(join('nbs', name, '..', link)) # as it is in the repository
         if inside.startswith('nbs/'): return link
         picture = data_dir()/inside.removeprefix('data/')
         if picture.suffix != '.png' or not picture.is_file(): return f'{home}/blob/HEAD/{inside}'
         files[f'pictures/{picture.name}'] = picture.read_bytes()
         return '../'*name.count('/') + f'pictures/{picture.name}'
-    for path in sorted(p for p in folder.rglob('*.ipynb')
-                       if not any(part.startswith('.') for part in p.relative_to(folder).parts)):
-        name, nb = path.relative_to(folder).as_posix(), json.loads(path.read_text(encoding='utf-8'))
+    for path in sorted(folder.rglob('*.ipynb')):
+        name = path.relative_to(folder).as_posix()
+        if name.startswith('.') or '/.' in name: continue
+        nb = json.loads(path.read_text(encoding='utf-8'))
         for cell in nb['cells']:
             if cell['cell_type'] == 'markdown':
                 cell['source'] = relink(''.join(cell['source']), lambda link: target(link, name))
@@ -58,34 +67,61 @@ def course_files() -> dict[str, bytes]: # path inside the copy -> contents
     return files
 
 # %% ../nbs/14a_notebooks.ipynb #9a926237
+NOTE = '.bdense-course.json' # path inside the copy -> checksums of what was written there
+
+def is_ours(old: bytes, content: bytes, written: list[str]) -> bool:
+    "Is a file that differs from the course an earlier copy of it, or the beginning of one?"
+    return hashlib.sha256(old).hexdigest() in written or content.startswith(old)
+
 def copy_notebooks(
     folder: Path | str, # made if it is not there
-    overwrite: bool = False, # replace files that differ?
+    overwrite: bool = False, # replace files that the reader has changed?
 ) -> dict[str, list[str]]: # 'written', 'replaced', 'kept', 'same' -> paths inside the folder
-    "Copy the course; what differs there is kept unless told otherwise."
-    folder, done = Path(folder), {'written': [], 'replaced': [], 'kept': [], 'same': []}
+    "Copy the course; what the reader has changed is kept unless told otherwise."
+    if not str(folder): raise ValueError('name a folder for the copy')
+    folder = Path(folder)
     if folder.resolve().is_relative_to(notebooks_dir()):
         raise ValueError(f'{folder} holds the originals; choose a folder of your own')
-    for name, content in course_files().items():
-        path = folder/name
-        old = path.read_bytes() if path.exists() else None
-        what = 'written' if old is None else 'same' if old == content else 'replaced' if overwrite else 'kept'
-        if what in ('written', 'replaced'):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        done[what].append(name)
+    done = {'written': [], 'replaced': [], 'kept': [], 'same': []}
+    files = course_files()
+    with locked(folder):
+        for part in {(folder/name).parent for name in files}: sweep(part)
+        written = read_json(folder/NOTE) if (folder/NOTE).exists() else {}
+        for name, content in files.items():
+            path = folder/name
+            old = path.read_bytes() if path.exists() else None
+            if old is None: what = 'written'
+            elif old == content: what = 'same'
+            else:
+                ours = is_ours(old, content, written.get(name, []))
+                what = 'replaced' if overwrite or ours else 'kept'
+            done[what].append(name)
+        for name in done['written'] + done['replaced']:
+            written.setdefault(name, []).append(hashlib.sha256(files[name]).hexdigest())
+        write_json(folder/NOTE, written) # before the files: a kill must not make ours theirs
+        for name in done['written'] + done['replaced']:
+            with atomic_path(folder/name) as temporary: temporary.write_bytes(files[name])
     return done
 
 # %% ../nbs/14a_notebooks.ipynb #48cf09c8
-@command
-def bdense_notebooks(
-    folder: str, # where the copy goes
-    overwrite: bool = False, # replace notebooks there that differ, with whatever you wrote into them
-):
+@dataclass(frozen=True, kw_only=True)
+class Notebooks(Options):
     "Copy the course's notebooks into a folder of your own."
-    done = copy_notebooks(folder, overwrite)
-    print(', '.join(f'{len(names)} {what}' for what, names in done.items() if names) + f' in {folder}')
-    if done['kept']: print('kept, because they differ from the course (--overwrite replaces them):', *done['kept'])
+    folder: Positional[Annotated[str, arg(metavar='FOLDER')]] # where the copy goes
+    overwrite: bool = False # replace notebooks there that you have changed, with all you wrote in them
+
+def notebooks(options: Notebooks, line: Line) -> dict:
+    "Copy, and say what was done."
+    folder = options.folder
+    done = copy_notebooks(folder, options.overwrite)
+    counts = [f'{len(names)} {what}' for what, names in done.items() if names]
+    print(f'{", ".join(counts)} in {folder}')
+    if done['kept']: print('kept, because you changed them (--overwrite replaces them):', *done['kept'])
     if find_spec('jupyterlab') is None:
         print('JupyterLab and all that single notebooks need: pip install "bdense-nb[notebooks]"')
     print(f'open them: jupyter lab {Path(folder)/"index.ipynb"}')
+    return dict(folder=folder, **done)
+
+COMMANDS = {'bdense_notebooks': Command(notebooks, Notebooks, [
+    ('course', 'the course in a folder of that name; what you have changed there stays'),
+    ('course --overwrite', 'all of it as it ships')])}

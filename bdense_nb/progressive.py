@@ -4,28 +4,32 @@
 
 # %% ../nbs/10c_progressive.ipynb #a82129a9
 from __future__ import annotations
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
-from fastcore.basics import patch
-from torch import Tensor
-from .branches import fold
-from .core import check_choice, check_int, check_sigmas
-from .losses import NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, scheduled_weights, snr_weight
+from torch import Tensor, nn
+from .branches import BranchedDenoiser, fold
+from .core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice, check_int, check_sigmas, patch,
+                            validate)
+from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, scheduled_weights,
+                              snr_weight)
 from .schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar, make_sigmas, sigma_from_alpha_bar,
                                  strided_nodes)
-from .students import Student, branched_student
+from .students import (Student, branched_student, check_own_samples, claim_run, kept, starting_network,
+                                train_config)
 from .targets import BRANCH_STEPS, branch_states, branch_targets, check_substeps, progressive_segment
 from .teachers import NetDenoiser, VPDenoiser, check_top
-from .training import StepFunction, TrainConfig, claim_folder, fingerprint, fit, share
-from .trajectories import denoiser_hash, device_of, frozen_copy
+from .training import Hardware, StepFunction, TrainConfig, fingerprint, fit, share
+from .trajectories import TrajectoryPlan, denoiser_hash, device_of, frozen_copy
 
 # %% auto #0
 __all__ = ['VP_TABLES', 'PD_SCHEDULES', 'PD_TARGETS', 'HEADS', 'progressive_sigmas', 'PDConfig', 'draw_noised', 'pd_step',
-           'check_run', 'progressive_rounds', 'progressive']
+           'check_data', 'check_tables', 'progressive_rounds', 'progressive']
 
 # %% ../nbs/10c_progressive.ipynb #2dcab2d0
 VP_TABLES = {'vp_linear': linear_alpha_bar, 'vp_cosine': cosine_alpha_bar}
@@ -52,46 +56,47 @@ HEADS = ('tile', 'carry')
 @dataclass(frozen=True)
 class PDConfig:
     "Progressive Distillation (Salimans & Ho 2022) with K branches; K = 1 is the host itself."
-    start_steps: int = 128 # of the first teacher
-    end_steps: int = 1 # of the last student; start_steps is end_steps times a power of `substeps`
-    substeps: int = 2 # teacher steps inside one student step: what the number of steps is divided by each round
-    K: int = 2 # branches; divides `substeps`
-    branch_weights: str | tuple[float, ...] = 'linear' # see `losses.branch_weights`
-    branch_weights_end: str | tuple[float, ...] | None = None # where the weights have moved to when a round ends; None: they stay
-    branch_step: str = 'own' # 'own' or 'end', see `targets.branch_states`
-    target: str = 'x0' # 'x0': estimates that land on the teacher's states; 'state': the states themselves; 'raw_x0': the teacher's own estimates there (biased, for comparison)
-    loss: str = 'l2' # a key of `losses.NORMS`
-    snr_weight: str = 'trunc' # see `losses.snr_weight`; 'snr' suits networks that predict eps
-    heads: str = 'tile' # how a round's branches start: 'tile': all as the teacher; 'carry': as the last round left them
-    schedule: str = 'pd_cosine' # see `progressive_sigmas`; 'teacher': the levels of the network's own table
-    levels: int = 1024 # length of the DDPM table, for schedule 'vp_linear' or 'vp_cosine'
-    teacher_sigmas: tuple[float, ...] | None = None # for schedule 'teacher': the first teacher's grid; None: read from the network when the run starts
-    sigma_min: float = .002 # for the other schedules: counts as clean
-    sigma_max: float = 80. # for the other schedules
-    updates: int = 50_000 # a round
-    batch: int = 128 # images an update
-    lr: float = 2e-4 # of Adam; falls linearly to 0 in each round
-    clip_grad: float | None = 1. # largest gradient norm
-    ema: float | None = None # decay of the weight average that is promoted; None: the weights themselves are
-    seed: int = 0 # of images, steps and noise
-    layer: str | None = None # name of the network's output layer; None: found by `branches.output_layer`
+    start_steps: Annotated[int, Within(at_least=2, at_most=2**20)] = 128 # of the first teacher
+    end_steps: AtLeast1 = 1 # of the last student; start_steps is end_steps times a power of substeps
+    substeps: Annotated[int, Within(at_least=2)] = 2 # teacher steps inside one student step: what the number of steps is divided by each round
+    K: AtLeast1 = 2 # branches; divides substeps; 1 is the host itself
+    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear' # of the branches: growing, equal, all on the endpoint, or K numbers
+    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None # where the weights have moved to when a round ends; None: they stay
+    branch_step: Literal[*BRANCH_STEPS] = 'own' # where a branch steps to: the level of its own teacher state, or the end of the student step
+    target: Literal[*PD_TARGETS] = 'x0' # x0: estimates that land on the teacher's states; state: the states themselves; raw_x0: the teacher's own estimates there (biased, for comparison)
+    loss: Literal[*NORMS] = 'l2' # distance between prediction and target
+    snr_weight: Literal[*SNR_WEIGHTS] = 'trunc' # weight of a noise level in the loss; snr suits networks that predict eps
+    heads: Literal[*HEADS] = 'tile' # how a round's branches start: tile: all as the teacher; carry: as the last round left them
+    schedule: Literal[*PD_SCHEDULES] = 'pd_cosine' # spacing of the noise levels; teacher: the levels of the network's own table
+    levels: Annotated[int, Within(at_least=1, at_most=2**20)] = 1024 # length of the DDPM table, for schedule vp_linear or vp_cosine
+    teacher_sigmas: tuple[float, ...] | None = None # for schedule teacher: the first teacher's grid; None: read from the network when the run starts
+    sigma_min: Above0 = .002 # for the other schedules: counts as clean
+    sigma_max: Above0 = 80. # for the other schedules: where they start
+    updates: AtLeast1 = 50_000 # a round
+    batch: AtLeast1 = 128 # images an update
+    lr: Above0 = 2e-4 # peak learning rate of Adam
+    clip_grad: Above0 | None = 1. # largest gradient norm; None: no clipping
+    ema: Fraction | None = None # decay of the weight average that is promoted after a round; None: the weights themselves are
+    seed: Annotated[int, Within(at_least=0, at_most=2**26 - 1)] = 0 # of images, steps and noise
+    layer: str | None = None # name of the network's output layer; None: it is looked for
+    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'linear' # of the learning rate in each round, after the warm-up; linear: falls to 0
+    warmup: AtLeast0 = 0 # updates of linear warm-up in each round
+    betas: tuple[Beta, Beta] = (.9, .999) # Adam's
+    log_every: AtLeast1 | None = None # updates between readings of the loss; None: a hundredth of a round
+    checkpoint_every: AtLeast0 | None = None # updates between checkpoints; 0: only at the end of a round; None: a tenth of it
+    keep: AtLeast1 = 2 # checkpoints of a round that stay, besides the best one
+    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
 
     def __post_init__(self):
-        for name in ('branch_weights', 'branch_weights_end', 'teacher_sigmas'): # JSON knows lists, no tuples
-            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, low in (('end_steps', 1), ('substeps', 2), ('K', 1), ('updates', 1), ('batch', 1)):
-            check_int(name, getattr(self, name), low)
-        for name, low in (('start_steps', 2), ('levels', 1)): check_int(name, getattr(self, name), low, 2**20) # a grid is kept in memory
-        check_int('seed', self.seed, 0, 2**26 - 1)
-        for name, allowed in (('schedule', PD_SCHEDULES), ('loss', NORMS), ('branch_step', BRANCH_STEPS),
-                              ('target', PD_TARGETS), ('snr_weight', SNR_WEIGHTS), ('heads', HEADS)):
-            check_choice(name, getattr(self, name), allowed)
+        validate(self)
         n = self.end_steps*self.substeps
         while n < self.start_steps: n *= self.substeps
         if n != self.start_steps:
             raise ValueError(f'start_steps must be end_steps times a power of substeps, such as {n}; got '
                              f'{self.start_steps} from {self.end_steps} and {self.substeps}')
-        self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.train_config(self.end_steps)
+        check_substeps(self.substeps, self.substeps, self.K)
+        self.weights(0.)
+        self.train_config(self.end_steps)
         if self.teacher_sigmas is not None: self._check_teacher_sigmas()
         elif self.schedule != 'teacher': self.sigmas
 
@@ -123,9 +128,11 @@ class PDConfig:
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     def train_config(self, n_steps: int) -> TrainConfig: # of the round whose student takes n_steps
-        seed = self.seed*64 + self.rounds.index(n_steps)
-        return TrainConfig(self.updates, self.lr, schedule='linear', clip_grad=self.clip_grad, ema=self.ema, seed=seed,
-                           checkpoint_every=max(self.updates//10, 1), log_every=max(self.updates//100, 1))
+        return train_config(self, self.updates, self.seed*64 + self.rounds.index(n_steps))
+
+    def plan(self, shape: tuple[int, ...], most: int = 2**20) -> TrajectoryPlan: # the first teacher's, in at most so many steps
+        steps = next((n for n in [self.start_steps, *self.rounds] if n <= most), self.end_steps)
+        return TrajectoryPlan(tuple(self.grid(steps).tolist()), 'euler', shape)
 
 # %% ../nbs/10c_progressive.ipynb #63839148
 @patch
@@ -188,35 +195,38 @@ def pd_step(
     return step
 
 # %% ../nbs/10c_progressive.ipynb #57f7ec2f
-def check_run(
+def check_data(
     data: Tensor, # [N, *D]
     labels: Tensor | None, # [N]
-    cfg: PDConfig,
-    teacher: Callable,
-    network: NetDenoiser, # that the first student starts from
+    n_classes: int, # of the network; 0: none
 ) -> None:
-    "Refuse data, labels and DDPM networks that do not fit, before any work."
+    "Refuse data and labels that do not fit, before any work."
     if not isinstance(data, Tensor) or data.dtype != torch.float32 or data.ndim < 2 or not len(data):
         raise ValueError(f'data must be a float32 tensor [N, *D] with N of at least 1, got '
                          f'{getattr(data, "dtype", type(data).__name__)} {tuple(getattr(data, "shape", ()))}')
     if not torch.isfinite(data).all(): raise ValueError('data contains NaN or infinite values')
-    if labels is None and network.n_classes:
-        raise ValueError(f'this network has {network.n_classes} classes: pass labels=, one for each of the '
-                         f'{len(data)} samples')
-    if labels is not None:
-        if not network.n_classes: raise ValueError('this network has no classes, so labels must be None')
-        if not isinstance(labels,
-                          Tensor) or labels.dtype != torch.long or labels.shape != data.shape[:1] or not 0 <= int(labels.min()) <= int(labels.max()) < network.n_classes:
-            raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{network.n_classes - 1}, got '
-                             f'{getattr(labels, "dtype", type(labels).__name__)} {tuple(getattr(labels, "shape", ()))}')
-    for d in (teacher, network):
-        if isinstance(d, VPDenoiser) and cfg.schedule in VP_TABLES:
-            mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
-            if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
-                raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this '
-                                 f'network: {len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to '
-                                 f'{mine[-1]:.6g} here; schedule=\'teacher\' takes the network\'s own')
-    check_top(cfg.sigmas[0].item(), teacher, network)
+    if labels is None and n_classes:
+        raise ValueError(f'this network has {n_classes} classes: pass labels=, one for each of the {len(data)} samples')
+    if labels is None: return
+    if not n_classes: raise ValueError('this network has no classes, so labels must be None')
+    fit = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.shape == data.shape[:1]
+    if not fit or not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
+        raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{n_classes - 1}, got '
+                         f'{getattr(labels, "dtype", type(labels).__name__)} {tuple(getattr(labels, "shape", ()))}')
+
+def check_tables(
+    cfg: PDConfig,
+    *denoisers: Callable, # the teacher, and the network that the first student starts from
+) -> None:
+    "Refuse DDPM networks whose levels are not those of the schedule."
+    for d in denoisers:
+        if not isinstance(d, VPDenoiser) or cfg.schedule not in VP_TABLES: continue
+        mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
+        if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
+            raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this network: '
+                             f'{len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to {mine[-1]:.6g} here; '
+                             f'schedule=\'teacher\' takes the network\'s own')
+    check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../nbs/10c_progressive.ipynb #32fd22b5
 def progressive_rounds(
@@ -227,32 +237,49 @@ def progressive_rounds(
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     student: NetDenoiser | None = None, # where the first student starts; None: as a copy of the teacher, which is then a network
-) -> Iterator[Student]: # one after each round
+    *,
+    hardware: Hardware = Hardware(), # how the numbers are computed
+    hooks: Sequence = (), # see `training.fit`; they see each round
+) -> Iterator[Student]: # one after each round; with `ema`, the average of the weights
     "Distil round after round; each student is the next round's teacher."
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
-    shape, history = tuple(data.shape[1:]) if isinstance(data, Tensor) else (), []
-    model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
-    cfg = cfg.on_table(teacher, model.denoiser)
-    check_run(data, labels, cfg, teacher, model.denoiser)
+    start = starting_network(teacher, student)
+    check_data(data, labels, start.n_classes)
+    shape = tuple(data.shape[1:])
     teacher = frozen_copy(teacher, shape)
+    cfg = cfg.on_table(teacher, start)
+    check_tables(cfg, teacher, start)
+    check_own_samples(teacher, cfg.plan(shape, most=32))
+    model = branched_student(teacher, start, cfg.K, cfg.layer, shape)
     origin = denoiser_hash(teacher)
-    with torch.no_grad(): loss = float(next(pd_step(teacher, data, labels, cfg, cfg.rounds[0])(model.eval(), 0))) # what cannot be trained is refused now
-    if not math.isfinite(loss):
-        raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
-    if folder is not None:
-        run = dict(asdict(cfg), teacher=origin, student=None if student is None else denoiser_hash(student),
-                   data=fingerprint(data, *[] if labels is None else [labels]))
-        claim_folder(folder, run)
+    _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
+    claim_run(folder, cfg, teacher=origin, student=None if student is None else denoiser_hash(student),
+              data=fingerprint(data, *[] if labels is None else [labels]))
+    history = []
     for n in cfg.rounds:
         done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n),
-                   None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show)
-        kept = done.model if done.ema is None else done.ema
-        teacher = fold(kept)
-        model = kept if cfg.heads == 'carry' else branched_student(teacher, None, cfg.K, cfg.layer, shape)
+                   None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show,
+                   hardware=hardware, hooks=hooks, teacher=teacher if isinstance(teacher, nn.Module) else None)
+        model = kept(done)
+        teacher = fold(model)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
         about = dict(host='pd', teacher=origin, config=asdict(cfg), rounds=list(history),
                      seconds=round(sum(r['seconds'] for r in history), 1))
-        yield Student(fold(kept), cfg.grid(n), False, shape, about)
+        yield Student(fold(model), cfg.grid(n), False, shape, about)
+        if cfg.heads == 'tile': model = _tiled(teacher, model, shape)
+
+def _check_first_loss(model: BranchedDenoiser, step: StepFunction) -> None:
+    "What cannot be trained is refused now."
+    with torch.no_grad(): loss = float(next(step(model, 0)))
+    if not math.isfinite(loss):
+        raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
+
+def _tiled(plain: NetDenoiser, model: BranchedDenoiser, shape: tuple[int, ...]) -> BranchedDenoiser:
+    "The next round's student: branches anew, and trainable where the last one was."
+    start = copy.deepcopy(plain)
+    for mine, theirs in zip(start.parameters(), model.denoiser.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+    return branched_student(plain, start, model.K, model.layer, shape)
 
 # %% ../nbs/10c_progressive.ipynb #b46a5c64
 def progressive(
@@ -263,7 +290,10 @@ def progressive(
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     student: NetDenoiser | None = None, # where the first student starts; None: as a copy of the teacher, which is then a network
-) -> Student: # of cfg.end_steps
+    *,
+    hardware: Hardware = Hardware(), # how the numbers are computed
+    hooks: Sequence = (), # see `training.fit`; they see each round
+) -> Student: # of cfg.end_steps; with `ema`, the average of the weights
     "Progressive Distillation, down to the last round's student (dense alignment for K > 1)."
-    for last in progressive_rounds(teacher, data, cfg, labels, folder, show, student): pass
+    for last in progressive_rounds(teacher, data, cfg, labels, folder, show, student, hardware=hardware, hooks=hooks): pass
     return last

@@ -160,8 +160,9 @@ def afs_x0(
 def check_label(
     label: Tensor | None, # [B], int64, or None
     x: Tensor, # [B, *D], the batch it belongs to
+    n_classes: int | None = None, # that the denoiser knows; None: it does not say
 ) -> None:
-    "Raise unless `label` is None or has one int64 class per sample, on the device of `x`."
+    "Raise unless `label` is None or has one int64 class per sample that the denoiser knows, on the device of `x`."
     if label is None: return
     if not isinstance(label, Tensor):
         raise TypeError(f'label must be None or an int64 tensor of shape [B], got {type(label).__name__}')
@@ -170,6 +171,11 @@ def check_label(
         raise ValueError(f'label must have one class per sample, shape {tuple(x.shape[:1])}, got {tuple(label.shape)}')
     if label.device != x.device:
         raise ValueError(f'label is on {label.device} but x is on {x.device}; put both on one device')
+    if n_classes == 0: raise ValueError('this denoiser has no classes, so label must be None')
+    if n_classes is None or label.device.type != 'cpu' or not len(label): return # on a GPU it would wait for the device
+    if not 0 <= int(label.min()) <= int(label.max()) < n_classes:
+        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} to '
+                         f'{int(label.max())}')
 
 # %% ../nbs/04_samplers.ipynb #cd0cee1f
 def _bind(denoiser: Callable, label: Tensor | None) -> Callable[[Tensor, float], Tensor]:
@@ -209,7 +215,8 @@ def sampler_steps(
 ) -> Iterator[SamplerStep]:
     "Take one step at a time: nothing happens until the next step is asked for."
     if not callable(solver): check_choice('solver', solver, SOLVERS)
-    check_state(x); check_label(label, x)
+    check_state(x)
+    check_label(label, x, getattr(denoiser, 'n_classes', None))
     advance = solver if callable(solver) else SOLVERS[solver]
     return _steps(_bind(denoiser, label), x, check_sigmas(sigmas).tolist(), advance, afs)
 

@@ -6,19 +6,19 @@
 from __future__ import annotations
 import contextlib
 import itertools
-import json
 import math
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from .core import atomic_path, check_choice, check_int, write_json
+from .checkpoints import same_run
+from .core import atomic_path, check_choice, check_int, import_extra, locked, read_json, write_json
 from .distill import reference_plan
 from .losses import BRANCH_WEIGHTS, branch_weights
 from .metrics import Interval, paired_error, paired_interval
@@ -29,8 +29,8 @@ from .trajectories import TrajectoryBank, denoiser_hash, frozen_copy
 
 # %% auto #0
 __all__ = ['LOG_RATIOS', 'ratios_to_weights', 'weights_to_ratios', 'start_trials', 'many_step_sample', 'score_weights',
-           'SearchTrial', 'SearchResult', 'search_weights', 'show_search', 'confirm_weights', 'save_search',
-           'load_search']
+           'SearchTrial', 'SearchResult', 'search_study', 'search_weights', 'show_search', 'confirm_weights',
+           'save_search', 'load_search']
 
 # %% ../nbs/10e_search.ipynb #831a4dae
 LOG_RATIOS = (-4., 1.) # range of ln(w_k/w_K)
@@ -64,9 +64,10 @@ def many_step_sample(
     seeds: range, # of the noise and the labels
     batch: int = 256, # at a time
 ) -> Tensor: # [n, *D], on the CPU
-    "Where the teacher's careful walk ends, see `distill.reference_plan`: what students are scored against."
+    "Where the teacher's many-step trajectory ends, see `distill.reference_plan`: what students are scored against."
     plan = reference_plan(cfg, cfg.shape)
-    return torch.cat([plan.walk(teacher, seeds[i:i + batch])[0][-1].cpu() for i in range(0, len(seeds), batch)])
+    parts = (seeds[i:i + batch] for i in range(0, len(seeds), batch))
+    return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
 
 def score_weights(
     teacher: Callable, # frozen
@@ -105,8 +106,9 @@ class SearchResult:
 
     def gap(self, reference: str = 'uniform') -> float: # on the seed of the search: optimistic
         "Score of the best trial minus that of a start trial."
-        check_choice('reference', reference, [t.name for t in self.trials if t.name])
-        return self.best.score - next(t.score for t in self.trials if t.name == reference)
+        named = {t.name: t.score for t in self.trials if t.name}
+        check_choice('reference', reference, named)
+        return self.best.score - named[reference]
 
     def difference(self, reference: str = 'uniform', level: float = .95) -> Interval: # below 0: the find is better
         "The same on the seeds of the confirmation, which the search has not seen."
@@ -115,91 +117,95 @@ class SearchResult:
         return paired_interval(self.confirmed['best'], self.confirmed[reference], level)
 
 # %% ../nbs/10e_search.ipynb #a05542db
-def _optuna():
-    "Optuna, or how to get it."
-    try: import optuna
-    except ImportError as e: raise ImportError('the search needs Optuna: pip install "bdense-nb[search]"') from e
-    return optuna
+def _sqlite_error(e: BaseException | None, storage: Path | str) -> Exception | None: # None: it is another error
+    "What SQLite, below Optuna and SQLAlchemy, could not do with the file."
+    while e is not None and not isinstance(e, sqlite3.Error): e = e.__cause__
+    if isinstance(e, sqlite3.OperationalError):
+        return OSError(f'{storage} cannot be used ({e}): it must be a file that you may write, on a disk with room, and '
+                       f'that no other program holds')
+    return e and ValueError(f'{storage} is damaged, or no SQLite file ({e}): move it away, or name another file')
 
-def _check_storage(path: Path) -> None:
-    "Refuse a file that is there but is no SQLite file of Optuna's, before Optuna writes into it."
-    if not path.exists(): path.parent.mkdir(parents=True, exist_ok=True); return
-    if not path.is_file(): raise ValueError(f'{path} cannot hold a search: it is not a file')
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as db:
-            state = db.execute('PRAGMA quick_check').fetchone()[0]
-            tables = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.DatabaseError as e:
-        raise ValueError(f'{path} is not a readable SQLite file ({e}); it is damaged or of another kind') from e
-    if state != 'ok': raise ValueError(f'{path} is damaged: {state}')
-    if tables and not {'studies', 'trials'} <= tables:
-        raise ValueError(f'{path} is an SQLite file of another kind: it holds {", ".join(sorted(tables))}')
+@contextlib.contextmanager
+def _held(storage: Path | str | None) -> Iterator[None]:
+    "Hold the folder of a storage; errors of SQLite name the file."
+    with contextlib.nullcontext() if storage is None else locked(Path(storage).parent):
+        try: yield
+        except Exception as e:
+            if said := _sqlite_error(e, storage): raise said from e
+            raise
+
+def _check_tables(storage: Path | str) -> None:
+    "Refuse the database of another program, before Optuna writes into it."
+    if not Path(storage).exists(): return
+    with contextlib.closing(sqlite3.connect(storage)) as db:
+        tables = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and not tables & {'studies', 'version_info'}:
+        raise ValueError(f'{storage} is an SQLite file of another kind: it holds {", ".join(sorted(tables))}')
 
 # %% ../nbs/10e_search.ipynb #3c612f27
+def _optuna(): return import_extra('optuna', 'search') # imported by a search alone
+
 @contextlib.contextmanager
-def _quiet(optuna):
-    "Without a log line for every study, and without the notice that a sampler is experimental."
+def _quiet() -> Iterator[None]:
+    "Without Optuna's log line for every study, and without its notice that a sampler is experimental."
+    optuna = _optuna()
     old = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-            yield
+        with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action='ignore'): yield
     finally: optuna.logging.set_verbosity(old)
 
 def _open_study(run: dict, storage: Path | str | None, name: str):
     "The study of this name, or a new one; one that belongs to another search is refused."
-    optuna, mine = _optuna(), json.loads(json.dumps(run))
-    if storage is not None: _check_storage(Path(storage))
-    with _quiet(optuna):
-        study = optuna.create_study(storage=None if storage is None else f'sqlite:///{Path(storage).resolve()}',
-                                    study_name=name, load_if_exists=True)
+    if storage is not None: _check_tables(storage)
+    where = None if storage is None else f'sqlite:///{Path(storage).resolve()}'
+    with _quiet(): study = _optuna().create_study(storage=where, study_name=name, load_if_exists=True)
     theirs = study.user_attrs.get('run')
-    if theirs is None and not study.trials: study.set_user_attr('run', mine); return study
-    if theirs is None:
-        raise ValueError(f'{storage} holds a study named {name!r} that is no search for branch weights; use another '
-                         f'name, or another storage')
-    differ = [f'{k}: {theirs.get(k)!r} there, {v!r} now' for k, v in mine.items() if theirs.get(k) != v]
-    if differ:
+    if theirs is None and study.trials:
+        raise ValueError(f'{storage} holds a study named {name!r} that is no search for branch weights; use '
+                         f'another name, or another storage')
+    if differ := same_run(theirs or run, run, asdict(SFDConfig()), free=('best',)): # best: of an older version
         raise ValueError(f'{storage} holds a search named {name!r} with another configuration ({"; ".join(differ)}); '
                          f'use that one, another name, or another storage')
+    study.set_user_attr('run', run) # also of a study that goes on: a file that cannot be written is found out now
     return study
 
 # %% ../nbs/10e_search.ipynb #448d5459
 def _axes(K: int) -> list[str]: return [f'ln(w{k}/w{K})' for k in range(1, K)] # the names that the storage shows
 def _space(K: int) -> dict: return {axis: _optuna().distributions.FloatDistribution(*LOG_RATIOS) for axis in _axes(K)}
 
-def _read_trials(study, K: int) -> tuple[SearchTrial, ...]:
+def _as_optuna(trial: SearchTrial):
+    "A finished trial as Optuna keeps it."
+    space = _space(len(trial.weights))
+    return _optuna().create_trial(params=dict(zip(space, trial.log_ratios)), distributions=space, value=trial.score,
+                                  user_attrs=dict(name=trial.name, seconds=trial.seconds))
+
+def _read_trials(study, K: int) -> list[SearchTrial]:
     "The trials of a study."
     points = [tuple(t.params[axis] for axis in _axes(K)) for t in study.trials]
-    return tuple(SearchTrial(t.user_attrs['name'], point, ratios_to_weights(point), t.value, t.user_attrs['seconds'])
-                 for t, point in zip(study.trials, points))
+    return [SearchTrial(t.user_attrs['name'], point, ratios_to_weights(point), t.value, t.user_attrs['seconds'])
+            for t, point in zip(study.trials, points)]
 
-def _add_trial(study, trial: SearchTrial) -> None:
-    "Store a finished trial, all of it at once."
-    space = _space(len(trial.weights))
-    study.add_trial(_optuna().create_trial(params=dict(zip(space, trial.log_ratios)), distributions=space,
-                                           value=trial.score, user_attrs=dict(name=trial.name, seconds=trial.seconds)))
+def search_study(
+    trials: Sequence[SearchTrial],
+    sampler=None, # one of Optuna's
+): # an `optuna.Study`, in memory
+    "Trials as Optuna takes them, for its own plots: `optuna.visualization.matplotlib.plot_slice(search_study(result.trials))`."
+    with _quiet(): study = _optuna().create_study(sampler=sampler)
+    study.add_trials([_as_optuna(t) for t in trials])
+    return study
 
-def _next_point(study, K: int, seed: int) -> tuple[str, tuple[float, ...]]: # name, log-ratios [K-1]
+def _next_point(trials: list[SearchTrial], K: int, seed: int) -> tuple[str, tuple[float, ...]]: # name, log-ratios [K-1]
     "A start trial while there are any; then what TPE proposes, which depends on the seed and the finished trials alone."
-    optuna, starts, done = _optuna(), list(start_trials(K).items()), study.trials
-    if len(done) < len(starts): return starts[len(done)]
-    with _quiet(optuna):
-        sketch = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=(seed*1_000_003 + len(done)) % 2**32,
-            multivariate=True))
-        sketch.add_trials(done)
-        point = sketch.ask(_space(K)).params
+    starts = list(start_trials(K).items())
+    if len(trials) < len(starts): return starts[len(trials)]
+    with _quiet(): sampler = _optuna().samplers.TPESampler(seed=(seed*1_000_003 + len(trials)) % 2**32, multivariate=True)
+    point = search_study(trials, sampler).ask(_space(K)).params
     return '', tuple(point[axis] for axis in _axes(K))
 
 # %% ../nbs/10e_search.ipynb #7a114a3c
 def _run_note(teacher: Callable, cfg: SFDConfig, n_samples: int, seed: int, student: NetDenoiser | None) -> dict:
-    "What defines a search."
-    return {k: v for k, v in asdict(cfg).items() if k != 'branch_weights'} | dict(teacher=denoiser_hash(teacher),
-        student=denoiser_hash(teacher if student is None else student), n_samples=n_samples, search_seed=seed)
-
-def _check_search(cfg: SFDConfig, n_samples: int, seed: int) -> None:
-    "Refuse what cannot be searched, before any work."
+    "What defines a search; what cannot be searched is refused, before any work."
     if not isinstance(cfg, SFDConfig):
         raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
     if cfg.K == 1:
@@ -207,21 +213,25 @@ def _check_search(cfg: SFDConfig, n_samples: int, seed: int) -> None:
     if cfg.branch_weights_end is not None:
         raise ValueError(f'the search is for weights that stay, so branch_weights_end must be None, got '
                          f'{cfg.branch_weights_end!r}')
-    check_int('n_samples', n_samples, 1); check_int('seed', seed, 0)
+    check_int('n_samples', n_samples, 1)
+    check_int('seed', seed, 0)
+    note = dict(asdict(cfg), teacher=denoiser_hash(teacher), n_samples=n_samples, search_seed=seed,
+                student=denoiser_hash(teacher if student is None else student))
+    return {k: v for k, v in note.items() if k != 'branch_weights'}
 
-def _run_trial(name: str, point: tuple[float, ...], score: Callable[[Sequence[float]], float],
-               first: bool) -> SearchTrial:
+def _run_trial(name: str, point: tuple[float, ...], score: Callable, first: bool) -> SearchTrial:
     "One training. If it diverges, that is a score; unless it is the first one: then it is hardly the weights."
-    weights, begin = ratios_to_weights(point), time.monotonic()
+    weights = ratios_to_weights(point)
+    begin = time.monotonic()
     try: value = score(weights)
     except FloatingPointError:
         if first: raise
         value = math.inf
     return SearchTrial(name, point, weights, value, round(time.monotonic() - begin, 2))
 
-def _bank(teacher: Callable, cfg: SFDConfig, bank: TrajectoryBank | None, show: bool) -> TrajectoryBank | None:
+def _bank(teacher: Callable, cfg: SFDConfig, show: bool) -> TrajectoryBank | None:
     "The teacher's trajectories for all runs of a seed; with local teacher states there are none to share."
-    return teacher_bank(teacher, cfg, show=show) if bank is None and cfg.teacher_states == 'global' else bank
+    return teacher_bank(teacher, cfg, show=show) if cfg.teacher_states == 'global' else None
 
 # %% ../nbs/10e_search.ipynb #f2bf4a07
 def search_weights(
@@ -237,46 +247,44 @@ def search_weights(
     show: bool = True, # progress bar
 ) -> SearchResult:
     "Search for the branch weights whose student ends closest to the teacher."
-    check_int('n_trials', n_trials, 1); _check_search(cfg, n_samples, seed)
+    check_int('n_trials', n_trials, 1)
+    note = _run_note(teacher, cfg, n_samples, seed, student)
     teacher = frozen_copy(teacher, cfg.shape)
-    study = _open_study(_run_note(teacher, cfg, n_samples, seed, student), storage, name)
-    if len(study.trials) < n_trials:
-        bank, target = _bank(teacher, cfg, bank, show), many_step_sample(teacher, cfg, range(n_samples))
-    best = lambda: f'best {min(t.value for t in study.trials):.4f}'
-    try:
-        for i in progress(n_trials, 'search', min(len(study.trials), n_trials), best, show):
-            _add_trial(study,
-                       _run_trial(*_next_point(study, cfg.K, seed),
-                                  lambda w: score_weights(teacher, cfg, w, bank, target, student=student), i == 0))
-    except KeyboardInterrupt as e:
-        raise KeyboardInterrupt(f'{len(study.trials)} of {n_trials} trials are done'
-                                + (f'; run it again to go on from {storage}' if storage else '')) from e
-    return SearchResult(cfg, n_samples, _read_trials(study, cfg.K))
+    with _held(storage):
+        study = _open_study(note, storage, name)
+        trials = _read_trials(study, cfg.K)
+        if len(trials) < n_trials:
+            bank = bank or _bank(teacher, cfg, show)
+            target = many_step_sample(teacher, cfg, range(n_samples))
+        def score(weights): return score_weights(teacher, cfg, weights, bank, target, student=student)
+        def best(): return f'best {min(t.score for t in trials):.4f}'
+        try:
+            for i in progress(n_trials, 'search', min(len(trials), n_trials), best, show):
+                trial = _run_trial(*_next_point(trials, cfg.K, seed), score, i == 0)
+                study.add_trial(_as_optuna(trial)) # all of it at once, when it has ended
+                trials.append(trial)
+        except KeyboardInterrupt as e:
+            on = f'; run it again to go on from {storage}' if storage else ''
+            raise KeyboardInterrupt(f'{len(trials)} of {n_trials} trials are done{on}') from e
+    return SearchResult(cfg, n_samples, tuple(trials))
 
 # %% ../nbs/10e_search.ipynb #d44fecce
 def show_search(
     result: SearchResult,
     save: Path | str | None = None, # a PNG
 ) -> Figure: # with what it shows as `.drawn`
-    "The scores in their order, the scores along every log-ratio, and the best weights against the named ones on new seeds."
-    scores, best, axes = [t.score for t in result.trials], result.best, _axes(result.cfg.K)
-    panels = 1 + len(axes) + (result.confirmed is not None)
-    rows = math.ceil(panels/5)
-    fig = Figure(figsize=(2.3*min(panels, 5), 2.6*rows), layout='constrained')
-    history, *rest = fig.subplots(rows, min(panels, 5), squeeze=False).flat
-    fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)),
-                     slices={axis: [t.log_ratios[k] for t in result.trials] for k, axis in enumerate(axes)})
+    "The scores in their order, and the best weights against the named ones on new seeds."
+    scores = [t.score for t in result.trials]
+    fig = Figure(figsize=(4.2*(1 + bool(result.confirmed)), 2.8), layout='constrained')
+    history, *rest = fig.subplots(1, 1 + bool(result.confirmed), squeeze=False).flat
+    fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)))
     history.plot(scores, 'o', ms=4, color='.6')
     history.step(range(len(scores)), fig.drawn['best_so_far'], where='post', label='best so far')
     for i, t in enumerate(result.trials):
         if t.name: history.plot(i, t.score, 'o', ms=5, label=t.name)
-    history.set(xlabel='trial', ylabel='paired error', title='history'); history.legend(fontsize=7)
-    for k, (ax, axis) in enumerate(zip(rest, axes)):
-        ax.scatter(fig.drawn['slices'][axis], scores, c=range(len(scores)), s=16)
-        ax.plot(best.log_ratios[k], best.score, '*', ms=12, color='C3')
-        ax.set(xlabel=axis, xlim=(LOG_RATIOS[0] - .2, LOG_RATIOS[1] + .2)); ax.sharey(history)
-    if result.confirmed is not None: fig.drawn['confirmed'] = _draw_confirmed(rest[len(axes)], result)
-    for ax in rest[panels - 1:]: ax.remove()
+    history.set(xlabel='trial', ylabel='paired error', title='history')
+    history.legend(fontsize=7)
+    for ax in rest: fig.drawn['confirmed'] = _draw_confirmed(ax, result)
     if save is not None:
         with atomic_path(save) as tmp: fig.savefig(tmp, format='png')
     return fig
@@ -285,16 +293,15 @@ def _draw_confirmed(ax, result: SearchResult) -> dict: # reference -> difference
     "The best weights against each of the named ones."
     drawn = {}
     for x, arm in enumerate(name for name in result.confirmed if name != 'best'):
-        pairs, interval = [b - r
-                           for b, r in zip(result.confirmed['best'], result.confirmed[arm])], result.difference(arm)
-        ax.errorbar([x + .15], [interval.mean], [[interval.mean - interval.low], [interval.high - interval.mean]],
-                    fmt='_', color='C0')
+        pairs = [b - r for b, r in zip(result.confirmed['best'], result.confirmed[arm])]
+        i = result.difference(arm)
+        ax.errorbar([x + .15], [i.mean], [[i.mean - i.low], [i.high - i.mean]], fmt='_', color='C0')
         ax.plot([x]*len(pairs), pairs, 'o', ms=4, color='C0')
         ax.plot(x - .15, result.gap(arm), 'D', ms=5, mfc='none', color='C3')
-        drawn[arm] = dict(differences=pairs, interval=(interval.low, interval.high), gap=result.gap(arm))
+        drawn[arm] = dict(differences=pairs, interval=(i.low, i.high), gap=result.gap(arm))
     ax.axhline(0, color='.7', lw=1, zorder=0)
-    ax.set(xticks=range(len(drawn)), xlim=(-.5, len(drawn) - .5), title='best minus ...')
-    ax.set_xticklabels(drawn, fontsize=8)
+    ax.set(xlim=(-.5, len(drawn) - .5), title='best minus ...')
+    ax.set_xticks(range(len(drawn)), drawn, fontsize=8)
     return drawn
 
 # %% ../nbs/10e_search.ipynb #eb0e83dc
@@ -302,30 +309,37 @@ def confirm_weights(
     teacher: Callable, # the teacher of the search
     result: SearchResult, # what is to be confirmed
     seeds: Sequence[int] = (1, 2, 3), # of training, at least 3, none of them the search's
-    storage: Path | str | None = None, # an SQLite file; runs found there are not repeated
+    storage: Path | str | None = None, # an SQLite file; runs found there, with the same weights and seed, are not repeated
     name: str = 'confirmation', # of the study in the storage
     student: NetDenoiser | None = None, # the one of the search
     show: bool = True, # progress bar
 ) -> SearchResult: # the same, with `confirmed`
     "Train the best weights and the named ones again on other noise, and score them on other samples."
-    cfg, n, seeds = result.cfg, result.n_samples, tuple(seeds)
-    _check_search(cfg, n, 0)
+    cfg = result.cfg
+    n = result.n_samples
+    seeds = tuple(seeds)
     for s in seeds: check_int('every seed', s, 0)
     if len(set(seeds)) < 3 or len(set(seeds)) < len(seeds) or cfg.seed in seeds:
         raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without the search\'s own '
                          f'{cfg.seed}; got {seeds}')
-    teacher, arms = (frozen_copy(teacher, cfg.shape),
-                     {'best': result.best.weights} | {kind: tuple(branch_weights(cfg.K, kind).tolist())
-                                                      for kind in BRANCH_WEIGHTS})
-    study = _open_study(dict(_run_note(teacher, cfg, n, 0, student), best=list(result.best.weights)), storage, name)
-    target, todo = (many_step_sample(teacher, cfg, range(n, 2*n)),
-                    [(s, arm) for s in seeds for arm in arms if f'{arm}, seed {s}' not in study.user_attrs])
-    for i in progress(len(todo), 'confirmation', show=show):
-        (s, arm), again = todo[i], replace(cfg, seed=todo[i][0])
-        if i == 0 or todo[i - 1][0] != s: bank = _bank(teacher, again, None, False)
-        study.set_user_attr(f'{arm}, seed {s}', score_weights(teacher, again, arms[arm], bank, target, n, student))
-    return replace(result, confirm_seeds=seeds,
-                   confirmed={arm: tuple(study.user_attrs[f'{arm}, seed {s}'] for s in seeds) for arm in arms})
+    note = _run_note(teacher, cfg, n, 0, student)
+    teacher = frozen_copy(teacher, cfg.shape)
+    weights = {'best': result.best.weights} | {k: branch_weights(cfg.K, k).tolist() for k in BRANCH_WEIGHTS}
+    key = {arm: arm if arm in BRANCH_WEIGHTS else f'weights {", ".join(map(repr, w))}' for arm, w in weights.items()}
+    with _held(storage):
+        study = _open_study(note, storage, name)
+        scores = dict(study.user_attrs)
+        todo = [(s, arm) for s in seeds for arm in weights if f'{key[arm]}, seed {s}' not in scores]
+        target = many_step_sample(teacher, cfg, range(n, 2*n)) if todo else None
+        for i in progress(len(todo), 'confirmation', show=show):
+            s, arm = todo[i]
+            again = replace(cfg, seed=s)
+            if i == 0 or todo[i - 1][0] != s: bank = _bank(teacher, again, False)
+            score = score_weights(teacher, again, weights[arm], bank, target, n, student)
+            scores[f'{key[arm]}, seed {s}'] = score
+            study.set_user_attr(f'{key[arm]}, seed {s}', score)
+    confirmed = {arm: tuple(scores[f'{key[arm]}, seed {s}'] for s in seeds) for arm in weights}
+    return replace(result, confirm_seeds=seeds, confirmed=confirmed)
 
 # %% ../nbs/10e_search.ipynb #40941e2c
 def save_search(
@@ -342,12 +356,12 @@ def load_search(
     path: Path | str, # written by `save_search`
 ) -> SearchResult:
     "Read a search back."
+    kept = read_json(path, [f.name for f in fields(SearchResult)])
+    def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     try:
-        kept = json.loads(Path(path).read_text())
-        trials = tuple(SearchTrial(t['name'], tuple(t['log_ratios']), tuple(t['weights']), math.inf
-                                   if t['score'] is None else t['score'], t['seconds']) for t in kept['trials'])
-        confirmed = kept['confirmed'] and {arm: tuple(scores) for arm, scores in kept['confirmed'].items()}
-        return SearchResult(SFDConfig(**kept['cfg']), kept['n_samples'], trials, tuple(kept['confirm_seeds']),
-                            confirmed)
-    except (ValueError, KeyError, TypeError) as e:
+        trials = [SearchTrial(**tuples(t | dict(score=t['score'] or math.inf))) for t in kept['trials']]
+        confirmed = kept['confirmed'] and tuples(kept['confirmed'])
+        return SearchResult(SFDConfig(**kept['cfg']), kept['n_samples'], tuple(trials),
+                            tuple(kept['confirm_seeds']), confirmed)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} holds no search that `save_search` wrote: {e!r}') from e

@@ -4,71 +4,104 @@
 
 # %% ../nbs/10a_sfd.ipynb #a9a28fd1
 from __future__ import annotations
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from torch import Tensor
-from .branches import fold
-from .core import check_choice, check_int
-from .losses import NORMS, branch_weights, dense_alignment_loss, scheduled_weights
+from torch import Tensor, nn
+from .branches import BranchedDenoiser, fold
+from .core import Above0, AtLeast0, AtLeast1, Beta, Fraction, check_int, validate
+from .losses import BRANCH_WEIGHTS, NORMS, branch_weights, dense_alignment_loss, scheduled_weights
 from .samplers import SOLVERS, afs_x0, euler_step, trajectory
 from .schedules import SCHEDULES, nested_sigmas
-from .students import Student, branched_student
+from .students import (Student, branched_student, check_own_samples, claim_run, kept, starting_network,
+                                train_config)
 from .targets import BRANCH_STEPS, Segment, branch_states, check_substeps, segments
 from .teachers import NetDenoiser, check_top
-from .training import StepFunction, TrainConfig, claim_folder, fit, share
+from .training import Hardware, StepFunction, TrainConfig, fit, share
 from .trajectories import TrajectoryBank, TrajectoryPlan, denoiser_hash, draw_start, frozen_copy, make_bank
 
 # %% auto #0
-__all__ = ['TEACHER_STATES', 'SFDConfig', 'sfd_step', 'local_segment', 'teacher_bank', 'sfd']
+__all__ = ['TEACHER_STATES', 'SFDBase', 'SFDConfig', 'sfd_step', 'local_segment', 'teacher_bank', 'sfd']
 
 # %% ../nbs/10a_sfd.ipynb #235ae7b5
 TEACHER_STATES = ('global', 'local')
 
 @dataclass(frozen=True)
-class SFDConfig:
-    "Simple and Fast Distillation (Zhou et al. 2024) with K branches; K = 1 is the host itself."
-    nfe: int = 2 # network calls of the finished student
-    K: int = 4 # branches; divides `substeps`
-    substeps: int = 4 # teacher steps inside one student step
-    branch_weights: str | tuple[float, ...] = 'linear' # see `losses.branch_weights`
-    branch_weights_end: str | tuple[float, ...] | None = None # where the weights have moved to when training ends; None: they stay
-    branch_step: str = 'own' # 'own' or 'end', see `targets.branch_states`
-    teacher_states: str = 'global' # 'global': one teacher path from the noise; 'local': restarted where the student stands
-    loss: str = 'l1' # a key of `losses.NORMS`
-    solver: str = 'dpmpp3m' # the teacher's; the student's is Euler
+class SFDBase:
+    "What SFD and SFD-v have in common; the types say what is allowed."
+    nfe: AtLeast1 | tuple[AtLeast1, ...] = 2
+    K: AtLeast1 = 4 # branches; divides substeps; 1 is the host itself
+    substeps: AtLeast1 = 4 # teacher steps inside one student step
+    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear' # of the branches: growing, equal, all on the endpoint, or K numbers
+    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None # where the weights have moved to when training ends; None: they stay
+    branch_step: Literal[*BRANCH_STEPS] = 'own' # where a branch steps to: the level of its own teacher state, or the end of the student step
+    teacher_states: Literal[*TEACHER_STATES] = 'global' # global: one teacher path from the noise; local: restarted where the student stands
+    loss: Literal[*NORMS] = 'l1' # distance between the student's states and the teacher's
+    solver: Literal[*SOLVERS] = 'dpmpp3m' # the teacher's; the student's is Euler
     teacher_afs: bool = False # is the teacher's first step analytic too? (for a teacher that is itself an SFD student)
-    schedule: str = 'karras' # a key of `schedules.SCHEDULES`
-    sigma_min: float = .006 # where student and teacher end
-    sigma_max: float = 80. # where they start
+    schedule: Literal[*SCHEDULES] = 'karras' # spacing of the noise levels
+    sigma_min: Above0 = .006 # where student and teacher end
+    sigma_max: Above0 = 80. # where they start
     afs: bool = True # the student's first step is analytic and costs no network call
-    steps: int = 1563 # iterations; each takes one optimiser step per student step that calls the network
-    batch: int = 128 # trajectories an iteration
-    pool: int | None = None # distinct trajectories, gone through again and again; None: all fresh
-    lr: float = 5e-5 # of Adam
-    lr_schedule: str = 'drop' # see `training.LR_SCHEDULES`
-    seed: int = 0 # of the noise, the labels and dropout
-    shape: tuple[int, ...] = (1, 28, 28) # of one sample
-    layer: str | None = None # name of the network's output layer; None: found by `branches.output_layer`
+    steps: AtLeast1 = 1563 # iterations; each takes one optimiser step per student step that calls the network
+    batch: AtLeast1 = 128 # trajectories an iteration
+    pool: AtLeast1 | None = None # distinct trajectories, gone through again and again; None: all fresh
+    lr: Above0 = 5e-5 # peak learning rate of Adam
+    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop' # of the learning rate after the warm-up; drop: x0.1 at half-time
+    seed: AtLeast0 = 0 # of the noise, the labels and dropout
+    shape: tuple[AtLeast1, ...] = (1, 28, 28) # of one sample
+    layer: str | None = None # name of the network's output layer; None: it is looked for
+    warmup: AtLeast0 = 0 # iterations of linear warm-up
+    betas: tuple[Beta, Beta] = (.9, .999) # Adam's
+    clip_grad: Above0 | None = None # largest gradient norm; None: no clipping
+    ema: Fraction | None = None # decay of the weight average per iteration; the finished student is the average; None: no average
+    log_every: AtLeast1 | None = None # iterations between readings of the loss; None: a hundredth of them
+    checkpoint_every: AtLeast0 | None = None # iterations between checkpoints; 0: only at the end; None: a tenth of them
+    keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
+    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
 
     def __post_init__(self):
-        for name in ('shape', 'branch_weights', 'branch_weights_end'): # JSON knows lists, no tuples
-            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ('nfe', 'K', 'substeps', 'steps', 'batch'): check_int(name, getattr(self, name), 1)
+        validate(self)
+        if not self.shape: raise ValueError('shape must be the shape of one sample, such as (1, 28, 28), got ()')
         if self.pool is not None: check_int('pool', self.pool, self.batch)
-        for name in ('afs', 'teacher_afs'):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f'{name} must be True or False, got {getattr(self, name)!r}')
-        if not isinstance(self.shape, tuple) or not self.shape:
-            raise ValueError(f'shape must be the shape of one sample, such as (1, 28, 28), got {self.shape!r}')
-        for size in self.shape: check_int('every entry of shape', size, 1)
-        if self.layer is not None and (not isinstance(self.layer, str) or not self.layer):
-            raise ValueError(f'layer must be None or the name of the output layer, such as \'out\', got {self.layer!r}')
-        for name, allowed in (('solver', SOLVERS), ('schedule', SCHEDULES), ('loss', NORMS),
-                              ('branch_step', BRANCH_STEPS), ('teacher_states', TEACHER_STATES)):
-            check_choice(name, getattr(self, name), allowed)
-        self.weights(0.); check_substeps(self.substeps, self.substeps, self.K); self.plan; self.train_config
+        check_substeps(self.substeps, self.substeps, self.K)
+        self.weights(0.)
+        self.train_config
+
+    def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
+        end = None if self.branch_weights_end is None else branch_weights(self.K, self.branch_weights_end)
+        return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
+
+    @property
+    def train_config(self) -> TrainConfig: return train_config(self, self.steps, self.seed)
+
+    @property
+    def n_trajectories(self) -> int: # distinct ones that the run sees
+        return min(self.steps, self.pool//self.batch if self.pool else self.steps)*self.batch
+
+    def seeds(self, i: int) -> range: # of iteration i
+        "One seed per trajectory, apart from those that sampling uses."
+        start = (self.seed + 1 << 32) + i*self.batch % self.n_trajectories
+        return range(start, start + self.batch)
+
+    @property
+    def all_seeds(self) -> range: # of the whole run
+        return range(self.seeds(0).start, self.seeds(0).start + self.n_trajectories)
+
+    @property
+    def free(self) -> tuple[str, ...]: # may differ when a run goes on: more iterations, unless they move the weights
+        return ('steps',) if self.branch_weights_end is None else ()
+
+@dataclass(frozen=True)
+class SFDConfig(SFDBase):
+    "Simple and Fast Distillation (Zhou et al. 2024) with K branches; K = 1 is the host itself."
+    nfe: AtLeast1 = 2 # network calls of the finished student
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.plan
 
     @property
     def n_steps(self) -> int: return self.nfe + self.afs
@@ -80,24 +113,6 @@ class SFDConfig:
     @property
     def plan(self) -> TrajectoryPlan: # what the teacher walks
         return TrajectoryPlan(tuple(self.grids[0].tolist()), self.solver, self.shape, self.teacher_afs)
-
-    def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
-        end = None if self.branch_weights_end is None else branch_weights(self.K, self.branch_weights_end)
-        return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
-
-    @property
-    def train_config(self) -> TrainConfig:
-        return TrainConfig(self.steps, self.lr, schedule=self.lr_schedule, seed=self.seed,
-                           checkpoint_every=max(self.steps//10, 1), log_every=max(self.steps//100, 1))
-
-    @property
-    def n_trajectories(self) -> int: # distinct ones that the run sees
-        return min(self.steps, self.pool//self.batch if self.pool else self.steps)*self.batch
-
-    def seeds(self, i: int) -> range: # of iteration i
-        "One seed per trajectory, apart from those that sampling uses."
-        start = (self.seed + 1 << 32) + i*self.batch % self.n_trajectories
-        return range(start, start + self.batch)
 
 # %% ../nbs/10a_sfd.ipynb #d9a2bfcb
 def sfd_step(
@@ -141,7 +156,7 @@ def teacher_bank(
     if n is not None: check_int('n', n, cfg.batch)
     check_top(cfg.sigma_max, teacher)
     first = cfg.seeds(0).start
-    seeds = range(first, first + (cfg.n_trajectories if n is None else n//cfg.batch*cfg.batch))
+    seeds = cfg.all_seeds if n is None else range(first, first + n//cfg.batch*cfg.batch)
     return make_bank(frozen_copy(teacher, cfg.shape), cfg.plan, seeds, cfg.batch, folder, show)
 
 # %% ../nbs/10a_sfd.ipynb #0a2a84f6
@@ -152,19 +167,29 @@ def sfd(
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
-) -> Student:
+    *,
+    hardware: Hardware = Hardware(), # how the numbers are computed
+    hooks: Sequence = (), # see `training.fit`
+) -> Student: # with `ema`, the average of the weights
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     if not isinstance(cfg, SFDConfig):
         raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
-    teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
-    check_top(cfg.sigma_max, teacher, model.denoiser)
-    first = cfg.seeds(0).start
+    teacher, model = _begin(teacher, cfg, student, cfg.plan)
     if bank is not None and not isinstance(bank, TrajectoryBank):
         raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
-    if bank is not None: bank.check(teacher, cfg.plan, range(first, first + cfg.n_trajectories))
-    if folder is not None:
-        claim_folder(folder, dict(asdict(cfg), teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
-    done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show)
-    about = dict(host='sfd', teacher=denoiser_hash(teacher), config=asdict(cfg), history=done.history,
-                 seconds=round(done.seconds, 1))
-    return Student(fold(done.model), cfg.grids[1], cfg.afs, cfg.shape, about)
+    if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
+    origin = denoiser_hash(teacher)
+    claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
+    done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show,
+               hardware=hardware, hooks=hooks, teacher=teacher if isinstance(teacher, nn.Module) else None)
+    about = dict(host='sfd', teacher=origin, config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
+    return Student(fold(kept(done)), cfg.grids[1], cfg.afs, cfg.shape, about)
+
+def _begin(teacher: Callable, cfg: SFDBase, student: NetDenoiser | None,
+           plan: TrajectoryPlan) -> tuple[Callable, BranchedDenoiser]:
+    "The frozen teacher and the branched student of a run, if both can do what they must."
+    start = starting_network(teacher, student)
+    teacher = frozen_copy(teacher, cfg.shape)
+    check_top(cfg.sigma_max, teacher, start)
+    check_own_samples(teacher, plan)
+    return teacher, branched_student(teacher, start, cfg.K, cfg.layer, cfg.shape)

@@ -6,32 +6,34 @@
 from __future__ import annotations
 import copy
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from .branches import BranchedDenoiser, branch
-from .core import NFECounter, check_choice, check_int, load_tensors, save_tensors
+from .core import (AtLeast1, NFECounter, check_choice, check_int, check_sigmas, load_tensors, locked,
+                            save_tensors, validate)
 from .samplers import sample
-from .teachers import NetDenoiser, load_denoiser, read_about, save_denoiser
-from .trajectories import draw_start
+from .teachers import (CONFIG, DENOISERS, WEIGHTS, NetDenoiser, check_samples, load_denoiser, read_about,
+                                read_run, save_denoiser)
+from .training import Fit, TrainConfig, claim_folder
+from .trajectories import TrajectoryPlan, draw_start
 
 # %% auto #0
-__all__ = ['branched_student', 'Student', 'VariableStudent', 'load_student']
+__all__ = ['BIASES', 'starting_network', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
+           'VariableStudent', 'load_student']
 
 # %% ../nbs/10_students.ipynb #59649bb9
-def branched_student(
+def starting_network(
     teacher: Callable, # what is distilled
-    student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
-    K: int, # branches
-    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
-    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
-) -> BranchedDenoiser: # trainable, in training mode
-    "The network that is trained: a copy of the teacher, or of another network, with K branches."
+    student: NetDenoiser | None, # where the student starts; None: as the teacher
+) -> NetDenoiser:
+    "The network that a student starts from; refused unless it is one, with the teacher's classes."
     start = teacher if student is None else student
     if not isinstance(start, NetDenoiser):
         raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like, got '
@@ -40,7 +42,50 @@ def branched_student(
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student '
                          f'{start.n_classes}')
-    return branch(start, K, layer, shape).train()
+    return start
+
+def branched_student(
+    teacher: Callable, # what is distilled
+    student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
+    K: int, # branches
+    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
+    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
+) -> BranchedDenoiser: # trainable, in training mode
+    "The network that is trained: a copy of the teacher, or of another network, with K branches."
+    return branch(starting_network(teacher, student), K, layer, shape).train()
+
+# %% ../nbs/10_students.ipynb #7ed581e1
+def train_config(
+    cfg, # a host's configuration
+    steps: int, # iterations
+    seed: int,
+) -> TrainConfig:
+    "A host's fields for the training loop; read a hundred times and saved ten times, unless it says otherwise."
+    return TrainConfig(steps, cfg.lr, cfg.warmup, cfg.lr_schedule, cfg.betas, cfg.clip_grad, cfg.ema, seed,
+                       log_every=max(steps//100, 1) if cfg.log_every is None else cfg.log_every,
+                       checkpoint_every=max(steps//10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every,
+                       keep=cfg.keep, on_nan=cfg.on_nan)
+
+def claim_run(
+    folder: Path | str | None, # of a run, with checkpoints; None: there is none
+    cfg, # a host's configuration
+    free: Sequence[str] = (), # fields that may differ when the run goes on
+    **more, # what else defines the run: hashes of teacher, student and data
+) -> None:
+    "Take a folder for a run; one that holds another run is refused."
+    if folder is not None: claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free))
+
+def check_own_samples(
+    teacher: Callable, # frozen
+    plan: TrajectoryPlan, # how it samples
+) -> None:
+    "Refuse a teacher whose own samples are not finite, or as large as the noise."
+    traj, _ = plan.walk(teacher, range(4))
+    check_samples(traj[-1], plan.sigmas[0])
+
+def kept(done: Fit) -> nn.Module: # the average, if there is one
+    "The weights that a finished student has."
+    return done.model if done.ema is None else done.ema
 
 # %% ../nbs/10_students.ipynb #f5ef09e4
 def _labels(label: int | Sequence[int] | Tensor | None, n: int, n_classes: int) -> Tensor | None: # [n]
@@ -68,6 +113,9 @@ class Student:
     afs: bool # is the first step analytic?
     shape: tuple[int, ...] # of one sample
     about: dict = field(default_factory=dict) # host, configuration, loss curve
+
+    def __post_init__(self):
+        self.sigmas = check_sigmas(self.sigmas)
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]: # x [B, *D], labels [B] or None
         "Scaled noise and labels of some seeds: the same for every student and teacher that starts at the same noise level."
@@ -100,47 +148,62 @@ class Student:
         folder: Path | str, # gets model.safetensors and config.json
         overwrite: bool = False, # replace another student, or other files of these names, that are there
     ) -> None:
-        "Write weights (safetensors) and a JSON that says how to sample; a run may be saved again, another one's student is not replaced."
-        _save(self, folder, dict(sigmas=self.sigmas.tolist()), overwrite)
-
-def _save(student: Student | VariableStudent, folder: Path | str, how: dict, overwrite: bool) -> None:
-    "Write a student's denoiser; its JSON gets what all students need for sampling, and `how`."
-    how = dict(how, afs=student.afs, shape=list(student.shape))
-    if not overwrite: _check_replaceable(student, Path(folder), how)
-    try: save_denoiser(student.denoiser, folder, dict(student=how, **student.about))
-    except ValueError as e:
-        raise ValueError(f'{e}. A student of a diffusers network is written by its save_pretrained (notebook 10f); to '
-                         f'keep the weights alone: core.save_tensors(path, student.denoiser.net.state_dict())') from e
+        "Write weights (safetensors) and, when they are there, a JSON that says how to sample; another run's student is not replaced."
+        _save(self, folder, dict(sigmas=self.sigmas.tolist()), {}, overwrite)
 
 # %% ../nbs/10_students.ipynb #0072d5ec
+BIASES = 'step_biases.safetensors'
+
+def _save(student: Student | VariableStudent, folder: Path | str, how: dict, more: dict[str, Tensor],
+          overwrite: bool) -> None:
+    "Write a student: further tensors by file name, then its denoiser, whose config.json comes last."
+    folder = Path(folder)
+    how = dict(how, afs=student.afs, shape=list(student.shape))
+    run = _run_of(student.about, how)
+    check_choice('denoiser', type(student.denoiser).__name__, DENOISERS)
+    if not overwrite: _check_replaceable(student, folder, run)
+    with locked(folder):
+        if overwrite: (folder/CONFIG).unlink(missing_ok=True)
+        for name, tensor in more.items(): save_tensors(folder/name, {'biases': tensor})
+        save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
+
+# %% ../nbs/10_students.ipynb #9ac09aeb
 def _run_of(about: dict, how: dict) -> dict: # as JSON has it
     "What tells one run's student from another's: its sampling, host, teacher and settings."
     run = dict(how, host=about.get('host'), teacher=about.get('teacher'), nfe=about.get('nfe'),
                **{f'config.{k}': v for k, v in about.get('config', {}).items()})
     return json.loads(json.dumps({k: v for k, v in run.items() if k != 'biases_sha256'})) # a resumed run may round differently
 
-def _check_replaceable(student: Student | VariableStudent, folder: Path, how: dict) -> None:
-    "Refuse to replace anything but an earlier save of the same run."
+def _stored_run(folder: Path) -> dict: # as `_run_of`
+    "Which run's student is in a folder; a save that was cut off has no config.json, but its weights say it."
+    if not (folder/CONFIG).exists():
+        if (run := read_run(folder)) is None: raise ValueError(f'{WEIGHTS} was not written by Student.save')
+        return run
+    about = dict(read_about(folder).get('about', {}))
+    if 'student' not in about: raise ValueError('it is a denoiser that is no student, a teacher perhaps')
+    return _run_of(about, about.pop('student'))
+
+def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: dict) -> None:
+    "Refuse to replace anything but a save of the same run, whole or cut off."
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'{folder} is a file, so nothing can be saved into it: name a folder')
-    if not any((folder/name).exists() for name in ('config.json', 'model.safetensors')): return
+    if not any((folder/name).exists() for name in (CONFIG, WEIGHTS)): return
     instead = 'choose another folder, or pass overwrite=True'
-    try: about = dict(read_about(folder).get('about', {}))
-    except (ValueError, FileNotFoundError) as e:
+    try: theirs = _stored_run(folder)
+    except (ValueError, OSError) as e:
         raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
-    if 'student' not in about:
-        raise ValueError(f'{folder} holds a denoiser that is no student, a teacher perhaps; {instead}')
-    theirs, mine = _run_of(about, about.pop('student')), _run_of(student.about, how)
     differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now' for k in mine if k in theirs
               and theirs[k] != mine[k]]
-    if not differ and 'config' not in student.about and not _same_weights(student.denoiser, folder): differ = ['its weights'] # made by hand: nothing else tells
+    by_hand = 'config' not in student.about # then nothing else tells
+    if not differ and by_hand and (folder/CONFIG).exists() and not _same_weights(student.denoiser, folder):
+        differ = ['its weights']
     if differ or ('grids' in theirs) != ('grids' in mine):
         raise ValueError(f'{folder} holds another student '
                          f'({"; ".join(differ) or "for several step counts, or for one"}); {instead}')
 
 def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
     "Are the weights in the folder these?"
-    try: mine, theirs = denoiser.state_dict(), load_tensors(folder/'model.safetensors')[0]
+    try: mine, theirs = denoiser.state_dict(), load_tensors(folder/WEIGHTS)[0]
     except (ValueError, FileNotFoundError): return False
     return (mine.keys() == theirs.keys() and all(v.shape == theirs[k].shape and torch.equal(v.cpu(), theirs[k])
                                                  for k, v in mine.items()))
@@ -163,6 +226,8 @@ class VariableStudent:
             raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} with a bias')
         if self.biases.shape != (want := (len(self.grids), len(bias))):
             raise ValueError(f'biases must have a row for each step count, {list(want)}, got {list(self.biases.shape)}')
+        if not self.biases.isfinite().all(): raise ValueError('biases contain NaN or infinite values')
+        self.grids = {nfe: check_sigmas(sigmas) for nfe, sigmas in self.grids.items()}
 
     def at(self,
         nfe: int, # network calls, one of those it was trained for
@@ -189,38 +254,68 @@ class VariableStudent:
         return self.at(max(self.grids) if nfe is None else nfe).sample(n, seed, **how)
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
-        "Write weights and biases (safetensors) and a JSON that says how to sample; see `Student.save`."
-        _save(self, folder, dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer,
-                                 biases_sha256=_digest(self.biases)), overwrite)
-        save_tensors(_biases_path(folder), {'biases': self.biases})
+        "Write weights and biases (safetensors), then a JSON that says how to sample; see `Student.save`."
+        how = dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer,
+                   biases_sha256=_digest(self.biases))
+        _save(self, folder, how, {BIASES: self.biases}, overwrite)
 
 # %% ../nbs/10_students.ipynb #2a4522c9
-def load_student(
-    folder: Path | str, # written by `Student.save`
-    device: torch.device | str | None = None, # default: the fastest there is
-) -> Student | VariableStudent: # the kind that was saved
-    "Read a student back."
-    about = dict(read_about(folder).get('about', {}))
+@dataclass(frozen=True)
+class _Sampling:
+    "What config.json says of how to sample."
+    afs: bool
+    shape: tuple[AtLeast1, ...]
+    sigmas: tuple[float, ...] | None = None # of a student of one step count
+    grids: dict | None = None # of several
+    step_layer: str | None = None
+    biases_sha256: str | None = None
+
+    def __post_init__(self):
+        validate(self)
+        if not self.shape: raise ValueError('shape is empty')
+
+def _sampling(path: Path, about: dict) -> _Sampling:
     how = about.pop('student', {})
     wanted = ('grids', 'step_layer', 'biases_sha256') if 'grids' in how else ('sigmas',)
     if missing := [k for k in (*wanted, 'afs', 'shape') if k not in how]:
-        raise ValueError(f'{folder} holds a denoiser but not a student: its config.json does not say how to sample '
-                         f'({", ".join(missing)})')
-    denoiser, common = load_denoiser(folder, device), (how['afs'], tuple(how['shape']), about)
-    grid = lambda levels: torch.tensor(levels, dtype=torch.float64)
-    if 'grids' not in how: return Student(denoiser, grid(how['sigmas']), *common)
-    biases, grids = (_load_biases(folder, how['biases_sha256']),
-                     {int(nfe): grid(levels) for nfe, levels in how['grids'].items()})
-    return VariableStudent(denoiser, biases, how['step_layer'], grids, *common)
+        raise ValueError(f'{path.parent} holds a denoiser but not a student: its config.json does not say how to '
+                         f'sample ({", ".join(missing)})')
+    try: return _Sampling(**how)
+    except (TypeError, ValueError) as e: raise ValueError(f'{path} does not say how to sample: {e}') from e
+
+def load_student(
+    folder: Path | str, # written by `Student.save`
+    device: torch.device | str | None = None, # default: the fastest there is
+    net: nn.Module | Callable[[], nn.Module] | None = None, # the network, or what makes it, if it is not this package's; its weights do not matter
+) -> Student | VariableStudent: # the kind that was saved
+    "Read a student back."
+    folder = Path(folder)
+    if not (folder/CONFIG).is_file():
+        half = ': its weights are there, but saving was cut off; save it again' if (folder/WEIGHTS).is_file() else ''
+        raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
+    said = read_about(folder)
+    about = dict(said.get('about', {}))
+    how = _sampling(folder/CONFIG, about)
+    denoiser = load_denoiser(folder, device, None if net is None else lambda: _given(net, said['net']))
+    common = (how.afs, how.shape, about)
+    if how.grids is None: return Student(denoiser, torch.tensor(how.sigmas, dtype=torch.float64), *common)
+    biases = _load_biases(folder, how.biases_sha256)
+    grids = {int(nfe): torch.tensor(levels, dtype=torch.float64) for nfe, levels in how.grids.items()}
+    return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
+
+def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
+    "The network that the caller gave, without touching it; or the one inside what `as_denoiser` takes."
+    made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    if stored == 'bdense_nb.interop:EDMNet' and isinstance(made, nn.Module):
+        made = importlib.import_module('bdense_nb.interop').as_denoiser(made)
+    return made.net if isinstance(made, NetDenoiser) else made
 
 # %% ../nbs/10_students.ipynb #748966db
-def _biases_path(folder: Path | str) -> Path: return Path(folder)/'step_biases.safetensors'
-
 def _digest(biases: Tensor) -> str: return hashlib.sha256(biases.detach().cpu().contiguous().numpy()).hexdigest() # 64 hex digits
 
-def _load_biases(folder: Path | str, digest: str) -> Tensor: # [n, width]
+def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     "The biases of the step counts; missing, damaged or foreign ones are refused by name."
-    biases = load_tensors(path := _biases_path(folder))[0].get('biases')
+    biases = load_tensors(path := folder/BIASES)[0].get('biases')
     if biases is None or _digest(biases) != digest:
         raise ValueError(f'{path} is damaged or not the one its config.json describes')
     return biases

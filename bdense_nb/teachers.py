@@ -4,23 +4,27 @@
 
 # %% ../nbs/03_teachers.ipynb #52b395e7
 from __future__ import annotations
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from .core import (check_choice, check_int, data_dir, default_device, load_tensors, save_tensors, sha256,
-                            write_json)
+from .core import (check_choice, check_int, check_state, data_dir, default_device, load_tensors, read_json,
+                            save_tensors, sha256, write_json)
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
-from .training import Fit, TrainConfig, claim_folder, fingerprint, fit, send, share
+from .training import Fit, Hardware, TrainConfig, claim_folder, fingerprint, fit, send, share
 
 # %% auto #0
-__all__ = ['DENOISERS', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser', 'EDMDenoiser',
-           'VPDenoiser', 'check_top', 'edm_loss', 'train_teacher', 'save_denoiser', 'read_about', 'load_denoiser',
-           'load_teacher']
+__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
+           'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'check_top',
+           'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'edm_loss', 'train_teacher',
+           'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../nbs/03_teachers.ipynb #ed49939b
 def as_column(
@@ -98,8 +102,10 @@ class MixtureDenoiser:
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls the network, `to_x0` turns its output into a clean estimate."
     def __init__(self,
-        net: nn.Module, # `net(x_in, c_noise, label)`
-    ): super().__init__(); self.net = net
+        net: nn.Module, # `net(x_in, noise, label)`, noise [B]
+    ):
+        super().__init__()
+        self.net = net
 
     @property
     def n_classes(self) -> int: return getattr(self.net, 'n_classes', 0) # 0: unconditional
@@ -116,8 +122,8 @@ class NetDenoiser(nn.Module):
     ) -> Tensor: # [B, *D], the clean estimate
         return self.to_x0(self.raw(x, sigma, label), x, sigma)
 
-    def check(self, x: Tensor, sigma, label: Tensor | None) -> None:
-        "Refuse inputs that would otherwise give NaN or a far-away error."
+    def check(self, x: Tensor, sigma, label: Tensor | None = None) -> None:
+        "Refuse inputs that would give NaN or a far-away error: for those who call from outside; `forward` trusts."
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
         mine = next(self.parameters(), x)
@@ -128,15 +134,30 @@ class NetDenoiser(nn.Module):
         if not isinstance(sigma, Tensor) or sigma.device.type == 'cpu': # on a GPU this would wait for the device
             s = torch.as_tensor(sigma)
             if not ((s > 0) & (s < math.inf)).all(): raise ValueError(f'sigma must be finite and above 0, got {sigma}')
-        if label is None: return
-        if not self.n_classes: raise ValueError('this denoiser has no classes, so label must be None')
-        if not isinstance(label, Tensor) or label.dtype != torch.long or label.shape != x.shape[:1]:
-            raise ValueError(f'label must be an int64 tensor of shape {tuple(x.shape[:1])} with values in '
-                             f'0..{self.n_classes - 1}, got {getattr(label, "dtype", type(label).__name__)} '
-                             f'{tuple(getattr(label, "shape", ()))}')
-        if label.device.type == 'cpu' and len(label) and not 0 <= int(label.min()) <= int(label.max()) < self.n_classes:
-            raise ValueError(f'label must be in 0..{self.n_classes - 1}, got values from {int(label.min())} to '
-                             f'{int(label.max())}')
+        check_classes(label, len(x), self.n_classes)
+
+def check_classes(
+    label: Tensor | None, # [B]
+    n: int, # how many samples there are
+    n_classes: int, # that the network knows; 0: none
+) -> None:
+    "Refuse labels that a network does not know."
+    if label is None: return
+    if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
+    if not isinstance(label, Tensor) or label.dtype != torch.long or label.shape != (n,):
+        raise ValueError(f'label must be an int64 tensor of shape {(n,)} with values in 0..{n_classes - 1}, got '
+                         f'{getattr(label, "dtype", type(label).__name__)} {tuple(getattr(label, "shape", ()))}')
+    if n and not 0 <= int(label.min()) <= int(label.max()) < n_classes:
+        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} to '
+                         f'{int(label.max())}')
+
+def check_precision(denoiser: Callable) -> None:
+    "Refuse a network whose weights are kept in half precision."
+    for name, p in denoiser.named_parameters() if isinstance(denoiser, nn.Module) else ():
+        if p.dtype in (torch.bfloat16, torch.float16):
+            raise TypeError(f'{name} of this denoiser is {p.dtype}: noise levels and small updates need weights in '
+                            f'float32; convert it with .float() (its arithmetic can still be bf16 or fp16, with '
+                            f'hardware=Hardware(precision=...))')
 
 # %% ../nbs/03_teachers.ipynb #51c788a3
 class EDMDenoiser(NetDenoiser):
@@ -153,15 +174,26 @@ class EDMDenoiser(NetDenoiser):
     @property
     def config(self) -> dict: return dict(sigma_data=self.sigma_data)
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B, *D] (K-fold wider once branched)
-        self.check(x, sigma, label)
+    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B, *D] ([B*K, *D] once branched)
         s = as_column(sigma, x)
-        return self.net(x/(s**2 + self.sigma_data**2).sqrt(), s.flatten().log()/4, label)
+        noise = (s.flatten().log()/4).expand(x.shape[0])
+        return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         s, d = as_column(sigma, x), self.sigma_data
         v = s**2 + d**2
         return d**2/v*x + s*d/v.sqrt()*raw
+
+# %% ../nbs/03_teachers.ipynb #04f88e41
+class ModuleDenoiser(NetDenoiser):
+    "A module that is a denoiser already, `D(x, sigma, label)`; sigma reaches it as [B]."
+    @property
+    def config(self) -> dict: return {}
+
+    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
+        return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), label)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
 
 # %% ../nbs/03_teachers.ipynb #b58baf30
 class VPDenoiser(NetDenoiser):
@@ -191,9 +223,8 @@ class VPDenoiser(NetDenoiser):
         return (hi - 1 + ((want - lo)/(up - lo)).clamp(0, 1)).to(sigma.dtype)
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        self.check(x, sigma, label)
         s = as_column(sigma, x)
-        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()), label)
+        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         s = as_column(sigma, x)
@@ -213,6 +244,229 @@ def check_top(
         if sigma_max > top*(1 + 1e-5):
             raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this network was trained on, '
                              f'{top:.6g}, so it would be told a wrong level; pass sigma_max={top:.6g} or less')
+
+# %% ../nbs/03_teachers.ipynb #917710ec
+@dataclass(frozen=True)
+class TeacherCheck:
+    "How well a denoiser removes noise from data, level by level."
+    sigmas: tuple[float, ...] # noise levels
+    errors: tuple[float, ...] # root mean square error of the clean estimates
+    linear: tuple[float, ...] # that of the best linear estimate
+    limits: tuple[float, ...] # the most that is accepted
+    predicts: str = '' # what the network seems to predict instead
+
+    @property
+    def failed(self) -> tuple[float, ...]: # noise levels
+        return tuple(s for s, e, limit in zip(self.sigmas, self.errors, self.limits) if not e <= limit)
+
+    @property
+    def ok(self) -> bool: return not self.failed
+
+    def __str__(self) -> str:
+        rows = [f'{"sigma":>10} {"error":>10} {"linear":>10} {"accepted":>10}']
+        for s, *row in zip(self.sigmas, self.errors, self.linear, self.limits):
+            mark = '  fails' if s in self.failed else ''
+            rows.append(f'{s:10.4g} ' + ' '.join(f'{v:10.4g}' for v in row) + mark)
+        return '\n'.join(rows)
+
+    def message(self) -> str:
+        "One sentence for those who cannot go on."
+        i = self.sigmas.index(self.failed[0])
+        levels = ', '.join(f'{s:.3g}' for s in self.failed)
+        guess = (f'; it seems to predict {self.predicts}' if self.predicts else '; its wrapper may have another '
+                 'parameterisation, noise schedule or scale of the data than the network was trained with')
+        return (f'this denoiser does not give clean estimates at {len(self.failed)} of {len(self.sigmas)} noise levels '
+                f'({levels}): at {self.sigmas[i]:.3g} its root mean square error is {self.errors[i]:.3g}, where '
+                f'{self.limits[i]:.3g} would be accepted{guess}')
+
+# %% ../nbs/03_teachers.ipynb #d1eac0c9
+@contextlib.contextmanager
+def undisturbed(model: Callable) -> Iterator[None]:
+    "In evaluation mode and without gradients; afterwards each module is in its own mode again."
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for m in training: m.training = False
+    try:
+        with torch.no_grad(): yield
+    finally:
+        for m in training: m.training = True
+
+class _Noised:
+    "Data, noise, and what a denoiser says of their sum at each level."
+    def __init__(self, denoiser: Callable, data: Tensor, cond, sigmas: list[float], seed: int):
+        self.denoiser = denoiser
+        self.x0 = data
+        self.cond = cond
+        self.sigmas = sigmas
+        g = torch.Generator().manual_seed(seed)
+        self.eps = torch.randn(data.shape, generator=g).to(data)
+        self.mean = data.mean(0, keepdim=True)
+        self.variance = float((data - self.mean).square().mean())
+        self.power = float(data.square().mean())
+
+    def x(self, s: float) -> Tensor: return self.x0 + s*self.eps
+
+    def ask(self, scale: float = 1.) -> list[Tensor]: # [N, *D] for each level
+        "The denoiser's answers, with its noise input multiplied by `scale`."
+        net = getattr(self.denoiser, 'net', None) if isinstance(self.denoiser, NetDenoiser) else None
+        scaled = lambda module, args: (args[0], args[1]*scale, *args[2:])
+        hook = None if net is None or scale == 1 else net.register_forward_pre_hook(scaled)
+        outer = 1. if net is not None else scale
+        try: return [self._batched(self.x(s), outer*s) for s in self.sigmas]
+        finally:
+            if hook is not None: hook.remove()
+
+    def ask_flow(self, sign: int, scale: float) -> list[Tensor]: # [N, *D] for each level
+        "The answers, if it is a flow-matching network of the velocity sign*(eps - x0) at times 0..scale."
+        pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
+        return [z - sign*t*self._batched(z, scale*t) for z, t in pairs]
+
+    def _batched(self, x: Tensor, told: float, batch: int = 64) -> Tensor:
+        out = []
+        for i in range(0, len(self.x0), batch):
+            part = slice(i, i + batch)
+            cond = {k: v[part] for k, v in self.cond.items()} if isinstance(self.cond, dict) else self.cond
+            cond = cond[part] if isinstance(cond, Tensor) else cond
+            out.append(self.denoiser(x[part], told, cond))
+        return torch.cat(out)
+
+    def limits(self) -> list[float]: # mean squares
+        q = self.power
+        return [1.5*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
+
+    def errors(self, answers: list[Tensor]) -> list[float]: # mean squares
+        return [_square(answer - self.x0) for answer in answers]
+
+    def passes(self, answers: list[Tensor], strict: bool = False) -> bool: # strict: about as good as a linear guess, at least
+        limits = [1.1*_square(self.linear(s) - self.x0) for s in self.sigmas] if strict else self.limits()
+        return all(e <= limit for e, limit in zip(self.errors(answers), limits))
+
+    def linear(self, s: float) -> Tensor: # the best linear estimate of x0
+        return self.mean + self.variance/(self.variance + s**2)*(self.x(s) - self.mean)
+
+def _square(t: Tensor) -> float: return float(t.double().square().mean())
+
+# %% ../nbs/03_teachers.ipynb #c3253cbd
+_PREDICTIONS = { # what a network may have been trained to predict, of x0, eps and sigma; and what its denoiser is
+    'x0': (lambda x0, eps, s: x0, 'the clean sample x0'),
+    'eps': (lambda x0, eps, s: eps, 'the noise eps, which VPDenoiser(net, alpha_bar, \'eps\') takes'),
+    'v': (lambda x0, eps, s: (eps - s*x0)/(1 + s**2)**.5,
+          'v = alpha*eps - sigma_vp*x0, which VPDenoiser(net, alpha_bar, \'v\') takes'),
+    'velocity': (lambda x0, eps, s: eps - x0, 'the velocity eps - x0 of flow matching: with t = sigma/(1 + sigma) and '
+                 'z = (1 - t)*x its denoiser is z - t*net(z, t)'),
+    'minus velocity': (lambda x0, eps, s: x0 - eps, 'the velocity x0 - eps of flow matching: with t = sigma/(1 + '
+                       'sigma) and z = (1 - t)*x its denoiser is z + t*net(z, t)'),
+    'score': (lambda x0, eps, s: -eps/s, 'the score: its denoiser is x + sigma**2*net(x, sigma)')}
+
+def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
+    "What an answer is, if it is no clean estimate."
+    if any(not answer.isfinite().all() for answer in answers): return ''
+    if other := _other_scale(noised, answers): return other
+    for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
+        if not noised.passes(noised.ask_flow(sign, scale), strict=True): continue
+        time = 't' if scale == 1 else f'{scale:g}*t'
+        return (f'the velocity {"eps - x0" if sign == 1 else "x0 - eps"} of flow matching: with t = sigma/(1 + sigma) '
+                f'and z = (1 - t)*x its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
+    few = sum(not e <= limit for e, limit in zip(noised.errors(answers), noised.limits())) < 2
+    scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
+    best = min(scores, key=scores.get)
+    if scores[best] < .3 and not few: return _PREDICTIONS[best][1]
+    for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
+        if noised.passes(noised.ask(scale)):
+            return f'x0, with a noise input of another scale: {scale:g} times what it is given'
+    return ''
+
+def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float: # about 0 or less: that is it
+    "How far answers are from a prediction, relative to the best linear guess at it; over the levels where it fits best."
+    own = noised.denoiser
+    to_x0 = own.to_x0 if isinstance(own, NetDenoiser) else lambda raw, x, s: raw
+    rows = []
+    for s, answer in zip(noised.sigmas, answers):
+        x, x0 = noised.x(s), noised.linear(s)
+        right = to_x0(target(noised.x0, noised.eps, s), x, s)
+        if torch.equal(right, noised.x0): return math.inf # what it is taken for
+        guess = to_x0(target(x0, (x - x0)/s, s), x, s)
+        none = to_x0(torch.zeros_like(x), x, s)
+        error = _square(answer - right)
+        rows.append((min(math.log((error + 1e-12)/(_square(guess - right) + 1e-12)), 3.), error/_square(none - right)))
+    half = sorted(rows)[:(len(rows) + 1)//2]
+    if sum(unexplained for _, unexplained in half) > .9*len(half): return math.inf
+    mean = lambda pairs: sum(ratio for ratio, _ in pairs)/len(pairs)
+    return max(mean(half), -1.) + .01*mean(rows)
+
+def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is not that
+    "Is the answer a*x0 + b where there is little noise?"
+    calm = [i for i, s in enumerate(noised.sigmas) if s**2 < .1*noised.variance]
+    if not calm: return ''
+    given = torch.stack([answers[i] for i in calm]).double().flatten()
+    x0 = noised.x0.double().expand(len(calm), *noised.x0.shape).flatten()
+    a = float(((given - given.mean())*(x0 - x0.mean())).mean()/x0.var(correction=0))
+    b = float(given.mean() - a*x0.mean())
+    same = .8 < a < 1.25 and abs(b) < .3*noised.variance**.5
+    if a < .01 or same or _square(given - a*x0 - b) > .1*float(given.var()): return ''
+    return f'x0 in another scale: about {a:.3g}*x0 {"-" if b < 0 else "+"} {abs(b):.3g}'
+
+# %% ../nbs/03_teachers.ipynb #a7268516
+def check_teacher(
+    denoiser: Callable, # D(x, sigma, label)
+    data: Tensor, # [N, *D], clean, some of what it was trained on
+    cond: Tensor | dict | None = None, # [N] classes, or whatever the denoiser takes with its x
+    sigmas: tuple[float, ...] | None = None, # noise levels above 0; None: eight, from a twentieth of the data's size to twenty times
+    n: int | None = None, # samples to use; None: enough
+    seed: int = 0, # of the noise, and of which samples are used
+    refuse: bool = True, # raise a ValueError if a level fails
+) -> TeacherCheck:
+    "Put noise on data and let a denoiser remove it: does it answer with clean estimates at every level? (A guided one exaggerates: check what it guides.)"
+    if not callable(denoiser): raise TypeError(f'a denoiser is a callable, got {type(denoiser).__name__}')
+    check_state(data, 'data')
+    n = max(64, 4096//data[0].numel()) if n is None else n
+    check_int('n', n, 1)
+    pick = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
+    cond = {k: v[pick] for k, v in cond.items()} if isinstance(cond, dict) else None if cond is None else cond[pick]
+    mine = next(denoiser.parameters(), data) if isinstance(denoiser, nn.Module) else data
+    chosen = data[pick].to(mine)
+    with undisturbed(denoiser):
+        noised = _Noised(denoiser, chosen, cond, _levels(denoiser, chosen, sigmas), seed)
+        answers = noised.ask()
+        if answers[0].shape != chosen.shape:
+            raise ValueError(f'the denoiser answers {list(chosen.shape)} samples with {list(answers[0].shape)}')
+        found = TeacherCheck(tuple(noised.sigmas), tuple(e**.5 for e in noised.errors(answers)),
+                             tuple(_square(noised.linear(s) - chosen)**.5 for s in noised.sigmas),
+                             tuple(limit**.5 for limit in noised.limits()))
+        if found.ok: return found
+        found = replace(found, predicts=_guess(noised, answers))
+    if refuse: raise ValueError(found.message())
+    return found
+
+def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
+    if sigmas is not None:
+        levels = [float(s) for s in sigmas]
+        if not levels or not all(0 < s < math.inf for s in levels):
+            raise ValueError(f'sigmas must be finite noise levels above 0, got {levels}')
+        return levels
+    size = float(data.square().mean().sqrt()) or 1.
+    levels = [size*.05*400**(i/7) for i in range(8)]
+    if not isinstance(denoiser, VPDenoiser): return levels
+    low, high = (float(denoiser.log_sigmas[i].exp()) for i in (0, -1)) # the table that it was trained on
+    return sorted({min(max(s, low), high) for s in levels})
+
+# %% ../nbs/03_teachers.ipynb #8bf313aa
+def check_samples(
+    x_end: Tensor, # [B, *D], where a teacher's trajectories end
+    sigma_max: float, # the noise level where they began
+    scale: float | None = None, # root mean square of the data, where it is known
+) -> None:
+    "Refuse a teacher whose own samples are not finite, or as large as the noise that they began with."
+    bad = int((~x_end.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise ValueError(f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is no denoiser '
+                         f'D(x, sigma) at all of these noise levels; check_teacher(teacher, data) says at which')
+    size = float(x_end.double().square().mean().sqrt())
+    limit = max(sigma_max/2, 3.) if scale is None else 3*scale
+    if size > limit:
+        raise ValueError(f'samples of the teacher have a root mean square of {size:.4g}, more than {limit:.4g}, '
+                         f'when they began at sigma_max={sigma_max:g}: the teacher does not remove the noise, so it is '
+                         f'no denoiser D(x, sigma) of clean estimates; check_teacher(teacher, data) says what it '
+                         f'seems to predict')
 
 # %% ../nbs/03_teachers.ipynb #d39ee93c
 def edm_loss(
@@ -240,11 +494,16 @@ def train_teacher(
     batch: int = 128, # images an iteration
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
+    *,
+    hardware: Hardware = Hardware(),
+    hooks: Sequence = (), # see `training.fit`
+    null_class: int | None = None, # the class in `labels` that stands for "no class"; None: there is none
 ) -> Fit: # `.ema` is the teacher to keep
     "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
     check_int('batch', batch, 1)
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f'{len(images)} images need as many labels, got {len(labels)}')
+    check_state(images, 'images')
+    check_precision(denoiser)
+    labels = _training_labels(denoiser, labels, len(images), null_class)
     if folder is not None:
         claim_folder(folder, dict(batch=batch, data=fingerprint(images, *[] if labels is None else [labels])))
     device = next(denoiser.parameters()).device
@@ -253,59 +512,127 @@ def train_teacher(
         pick = torch.randint(len(images), (batch,), generator=g)
         label = send(labels[pick], device) if labels is not None else None
         yield edm_loss(model, send(images[pick], device), label, g)
-    return fit(denoiser.train(), step, cfg, folder, 'teacher', show)
+    return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
+
+def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_class: int | None) -> Tensor | None:
+    "Labels as the network counts them: its classes, then the null class."
+    if labels is None: return None
+    if len(labels) != n: raise ValueError(f'{n} images need as many labels, got {len(labels)}')
+    if null_class is None:
+        check_classes(labels, n, denoiser.n_classes)
+        return labels
+    check_int('null_class', null_class, 0)
+    check_classes(torch.where(labels == null_class, 0, labels), n, denoiser.n_classes)
+    if null_class < denoiser.n_classes:
+        raise ValueError(f'null_class={null_class} is one of the {denoiser.n_classes} classes of this network; make the '
+                         f'network with {null_class} classes, and let the null class be the last')
+    return torch.where(labels == null_class, denoiser.n_classes, labels)
 
 # %% ../nbs/03_teachers.ipynb #00abb1c2
-DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser}
+DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser, 'ModuleDenoiser': ModuleDenoiser}
+WEIGHTS = 'model.safetensors'
+CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 
 def save_denoiser(
-    denoiser: NetDenoiser,
+    denoiser: NetDenoiser, # around any network; one that this package does not know must be given to `load_denoiser`
     folder: Path | str, # gets model.safetensors and config.json
     about: dict | None = None, # anything JSON-able to keep beside the weights
+    run: dict | None = None, # what tells this denoiser from another, JSON-able; kept inside the weights, see `read_run`
 ) -> None:
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
     check_choice('denoiser', type(denoiser).__name__, DENOISERS)
-    check_choice('network', type(denoiser.net).__name__, NETS)
     folder = Path(folder)
-    save_tensors(folder/'model.safetensors', denoiser.state_dict())
-    write_json(folder/'config.json', dict(denoiser=type(denoiser).__name__, config=denoiser.config,
-                                          net=type(denoiser.net).__name__,
-               net_config=denoiser.net.config, sha256=sha256(folder/'model.safetensors'), about=about or {}))
+    net = type(denoiser.net)
+    known = NETS.get(net.__name__) is net or str(NETS.get(net.__name__)).startswith(f'{net.__module__}:')
+    save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
+    write_json(folder/CONFIG, dict(denoiser=type(denoiser).__name__, config=denoiser.config,
+                                   net=net.__name__ if known else f'{net.__module__}:{net.__qualname__}',
+                                   net_config=denoiser.net.config if known else None,
+                                   sha256=sha256(folder/WEIGHTS), about=about or {}))
+
+def is_whole(
+    folder: Path | str,
+) -> bool:
+    "Did `save_denoiser` come to its end there?"
+    weights = Path(folder)/WEIGHTS
+    return weights.is_file() and (Path(folder)/CONFIG).is_file() and read_about(folder)['sha256'] == sha256(weights)
+
+def read_run(
+    folder: Path | str,
+) -> dict | None: # None: no weights there, or not of a denoiser
+    "What the weights in a folder say that they are, whether `save_denoiser` came to its end or not."
+    try:
+        with safe_open(Path(folder)/WEIGHTS, 'pt') as f: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
+    except (OSError, SafetensorError, ValueError): return None
+    return meta.get('run', {}) if isinstance(meta, dict) and meta.get('kind') == 'denoiser' else None
 
 # %% ../nbs/03_teachers.ipynb #aed7f61f
 def read_about(
     folder: Path | str, # written by `save_denoiser`
 ) -> dict: # the content of config.json
     "What is known of a stored denoiser: classes, configuration, checksum, and how it was made."
-    path = Path(folder)/'config.json'
+    path = Path(folder)/CONFIG
     if not path.is_file(): raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
-    try: about = json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e})') from e
-    missing = [k for k in ('denoiser', 'config', 'net', 'net_config', 'sha256') if not isinstance(about, dict)
-               or k not in about]
-    if missing: raise ValueError(f'{path} does not describe a denoiser: it lacks {", ".join(missing)}')
-    check_choice('denoiser', about['denoiser'], DENOISERS)
+    about = read_json(path, ('denoiser', 'config', 'net', 'net_config', 'sha256'))
+    for key, kind in (('denoiser', str), ('config', dict), ('net', str), ('sha256', str), ('about', dict)):
+        if not isinstance(about.get(key, kind()), kind):
+            raise ValueError(f'{path} is of another kind: its {key!r} is {about[key]!r}')
+    try: check_choice('denoiser', about['denoiser'], DENOISERS)
+    except ValueError as e: raise ValueError(f'{path} describes an {e}') from e
     return about
 
 # %% ../nbs/03_teachers.ipynb #64cc371f
 def load_denoiser(
     folder: Path | str, # written by `save_denoiser`
     device: torch.device | str | None = None, # default: `default_device()`
+    net: nn.Module | Callable[[], nn.Module] | None = None, # the network, or what makes it, where it is not one of `NETS`
 ) -> NetDenoiser: # in evaluation mode, frozen
     "Rebuild a denoiser; missing, damaged or foreign files are refused by name."
     folder = Path(folder)
     about = read_about(folder)
-    weights = folder/'model.safetensors'
-    if not weights.is_file(): raise FileNotFoundError(f'{folder} has a config.json but no model.safetensors')
-    if (got := sha256(weights)) != about['sha256']:
-        raise ValueError(f'{weights} is damaged or not the one its config.json describes: SHA-256 is {got}, expected '
+    path = folder/WEIGHTS
+    if not path.is_file(): raise FileNotFoundError(f'{folder} has a {CONFIG} but no {WEIGHTS}')
+    if (got := sha256(path)) != about['sha256']:
+        raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is {got}, expected '
                          f'{about["sha256"]}')
+    tensors = load_tensors(path)[0]
+    if net is not None and not isinstance(net, nn.Module): net = net()
+    if not isinstance(net, (nn.Module, type(None))):
+        raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
     try:
-        denoiser = DENOISERS[about['denoiser']](build_net(about['net'], about['net_config']), **about['config'])
-        denoiser.load_state_dict(load_tensors(weights)[0])
+        n = sum(t.numel() for t in tensors.values())
+        module = _network(folder, about, n) if net is None else net
+        denoiser = DENOISERS[about['denoiser']](module, **about['config'])
+        _check_weights(path, tensors, denoiser.state_dict())
+        denoiser.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e:
-        raise ValueError(f'{weights} does not fit what its config.json describes: {e}') from e
-    return denoiser.requires_grad_(False).eval().to(device or default_device(), memory_format=torch.channels_last)
+        raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
+    denoiser = denoiser.requires_grad_(False).eval().to(device or default_device())
+    return to_channels_last(denoiser)
+
+def _network(folder: Path, about: dict, n: int) -> nn.Module:
+    "The network that a file describes, unless it is larger than the n numbers stored."
+    if about['net'] not in NETS or about['net_config'] is None:
+        raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build: pass net= such a network '
+                         f'or a function that makes one, as in net=MyNet; in a shell --net module:function')
+    with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
+    needs = sum(t.numel() for t in empty.state_dict().values())
+    if needs > n: raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')
+    return build_net(about['net'], about['net_config'])
+
+def _check_weights(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    "Refuse numbers that a checksum does not: those of another kind, and those that are none."
+    for name, t in tensors.items():
+        if name in wanted and t.is_floating_point() != wanted[name].is_floating_point():
+            raise ValueError(f'{path} is of another kind: its {name} is {t.dtype}, expected {wanted[name].dtype}')
+        if t.is_floating_point() and not t.isfinite().all():
+            raise ValueError(f'{path} is of no use: its {name} has NaN or infinite numbers')
+
+def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
+    "Lay out a network's images as [B, H, W, C] in memory; weights with other than four axes stay as they are."
+    for t in (*model.parameters(), *model.buffers()):
+        if t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
+    return model
 
 # %% ../nbs/03_teachers.ipynb #48bb5e0a
 TEACHERS = {'fashion_mnist': 'fashion_mnist_teacher'} # name -> folder in data/

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import contextlib
 import copy
-import json
 import math
 import signal
 import statistics
@@ -14,80 +13,78 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import torch
-from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main, keep_as_best,
-                                   newest_checkpoint, write_checkpoint)
-from .core import atomic_path, check_choice, check_int
-from .devices import (PRECISIONS, as_part, left_as_found, make_accelerator, prepare_model, send, share,
-                               spread, spread_like, whole)
+from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
+                                   newest_checkpoint, same_run)
+from .core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, locked, validate
+from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor,
+                               left_as_found, recompute_blocks, send, set_memory_format,
+                               set_precision, shard_like, shard_model, share)
+from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
+                             ProgressBar, SampleSheets, Trackers, progress)
 
 # %% auto #0
-__all__ = ['ON_NAN', 'ON_OOM', 'LR_SCHEDULES', 'HOW', 'StepFunction', 'METRICS', 'TrainConfig', 'lr_factor', 'progress', 'Fit',
-           'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share']
+__all__ = ['Schedule', 'LR_SCHEDULES', 'StepFunction', 'MOVED', 'TrainConfig', 'Hardware', 'lr_factor', 'Updates', 'Interrupts',
+           'MicroBatches', 'Meter', 'State', 'training', 'Fit', 'fit', 'claim_folder', 'fingerprint', 'is_main',
+           'newest_checkpoint', 'same_run', 'send', 'share', 'METRICS', 'Checkpoints', 'Every', 'LossGraph',
+           'MetricsFile', 'PairedError', 'Profiler', 'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
 
 # %% ../nbs/09_training.ipynb #d81dc1ef
-# from the notebooks on checkpoints and devices, for those who train
-_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'send', 'share']
+# from the notebooks on checkpoints, devices and hooks, for those who train
+_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share',
+         'METRICS', 'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler',
+         'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
 
 # %% ../nbs/09_training.ipynb #eb79bfe6
-ON_NAN, ON_OOM = ('stop', 'skip'), ('stop', 'halve')
-LR_SCHEDULES = ('constant', 'cosine', 'linear', 'drop')
-HOW = ('accumulate', 'shard', 'compile', 'recompute', 'keep', 'on_nan', 'on_oom', 'sample_every', 'peak_tflops', 'tensorboard') # may differ when a run is resumed
+Schedule = Literal['constant', 'cosine', 'linear', 'drop']
+LR_SCHEDULES = get_args(Schedule)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    "How to optimise; it knows nothing of what is optimised."
-    steps: int # iterations of the step function
-    lr: float = 1e-3 # peak learning rate of Adam
-    warmup: int = 0 # iterations of linear warm-up
-    schedule: str = 'constant' # after the warm-up: one of `LR_SCHEDULES`; 'drop' is SFD's x0.1 at half-time
-    betas: tuple[float, float] = (.9, .999) # Adam's
-    clip_grad: float | None = None # largest global gradient norm
-    ema: float | None = None # decay of the exponential moving average per iteration; None: no average
-    seed: int = 0 # of everything random in the loop
-    channels_last: bool = True # keep images as [B, H, W, C] in memory, which convolutions on CPUs and recent GPUs prefer
-    checkpoint_every: int = 0 # iterations between checkpoints; 0: only at the end
-    log_every: int = 10 # iterations between readings of the loss
-    precision: str = 'no' # of the network's arithmetic: 'no' (float32), 'bf16' or 'fp16'; weights stay float32
-    accumulate: int = 1 # micro-batches that `share` cuts a batch into, to save memory
-    shard: bool = False # FSDP: spread weights, gradients and Adam's moments over the processes
-    compile: bool = False # torch.compile
-    recompute: bool = False # activation checkpointing: forget what the network's blocks computed, and compute it again for the gradient
-    tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
-    keep: int = 2 # checkpoints that stay, besides the best one
-    on_nan: str = 'stop' # 'stop', or 'skip' the update (which reads every loss, so a GPU waits)
-    on_oom: str = 'stop' # 'stop', or 'halve' the micro-batch and go on
-    sample_every: int = 0 # iterations between calls of `on_sample`; 0: never
-    peak_tflops: float | None = None # what the device can do at best; given, its utilisation is reported
-    tensorboard: bool = False # also write the metrics for TensorBoard
+    "What is optimised how: everything here changes the result. It knows nothing of the model."
+    steps: AtLeast1 # iterations of the step function
+    lr: Above0 = 1e-3 # peak learning rate of Adam
+    warmup: AtLeast0 = 0 # iterations of linear warm-up
+    schedule: Schedule = 'constant' # of the rate after the warm-up; drop: SFD's x0.1 at half-time
+    betas: tuple[Beta, Beta] = (.9, .999) # Adam's
+    clip_grad: Above0 | None = None # largest global gradient norm; None: no clipping
+    ema: Fraction | None = None # decay of the weights' moving average; None: no average
+    seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0 # of all that is random
+    log_every: AtLeast1 = 10 # iterations between readings of the loss
+    checkpoint_every: AtLeast0 = 0 # iterations between checkpoints; 0: only at the end
+    keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
+    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
 
     def __post_init__(self):
-        for name, low in (('steps', 1), ('warmup', 0), ('checkpoint_every', 0), ('log_every', 1), ('accumulate', 1),
-                          ('keep', 1), ('sample_every', 0)):
-            check_int(name, getattr(self, name), low)
-        check_int('seed', self.seed, 0, 2**32 - 1)
-        for name, allowed in (('schedule', LR_SCHEDULES), ('precision', PRECISIONS), ('on_nan', ON_NAN),
-                              ('on_oom', ON_OOM)):
-            check_choice(name, getattr(self, name), allowed)
-        object.__setattr__(self, 'betas', tuple(self.betas)) # JSON gives a list back
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f'betas must be two numbers in [0, 1), got {self.betas}')
-        if not isinstance(self.lr, (int, float)) or not 0 < self.lr < math.inf:
-            raise ValueError(f'lr must be a finite number above 0, got {self.lr}')
-        for name in ('clip_grad', 'peak_tflops'):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be None or above 0, got {getattr(self, name)}')
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f'ema must be None or between 0 and 1, got {self.ema}')
+        validate(self)
+        if self.warmup > self.steps:
+            raise ValueError(f'warmup must be at most steps, got warmup={self.warmup} and '
+                             f'steps={self.steps}: the learning rate would never reach lr')
+
+# %% ../nbs/09_training.ipynb #8afb27b0
+@dataclass(frozen=True)
+class Hardware:
+    "How numbers are computed; all of it may differ when a run is resumed."
+    precision: Literal['no', 'bf16', 'fp16'] = 'no' # of the student's arithmetic, not of weights
+    teacher_precision: Literal['same', 'no'] = 'same' # same: as the student; no: float32
+    accumulate: AtLeast1 = 1 # micro-batches that a batch is cut into, to save memory
+    shard: bool = False # FSDP: spread weights and moments over processes; without channels_last
+    compile: bool = False # torch.compile, of student and teacher
+    recompute: bool = False # activation checkpointing: saves memory, costs a second forward pass
+    tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
+    channels_last: bool = True # store 4-D weights as convolutions prefer them
+    on_oom: Literal['stop', 'halve'] = 'stop' # out of memory: stop, or halve the batch
+    peak_tflops: Above0 | None = None # of the device at best; given, its utilisation is logged
+
+    def __post_init__(self): validate(self)
 
 # %% ../nbs/09_training.ipynb #c7afa90a
 def lr_factor(
@@ -103,399 +100,547 @@ def lr_factor(
     return 1.
 
 # %% ../nbs/09_training.ipynb #dd753621
-def _flatten_optimizer(opt: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f'optim.{i}.{k}': whole(torch.as_tensor(v)) for i, s in opt.state_dict()['state'].items()
-            for k, v in s.items()}
+class Updates:
+    "Adam: gradients become an update of the weights, or are left out."
+    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware,
+                 processes: Processes):
+        self.cfg = cfg
+        self.processes = processes
+        self.params = dict(model.named_parameters())
+        fused = True if processes.device.type == 'cuda' else None
+        self.adam = torch.optim.Adam(list(self.params.values()), cfg.lr, cfg.betas, fused=fused)
+        half = hardware.precision == 'fp16'
+        self.scaler = torch.amp.GradScaler(processes.device.type) if half else None
+        self.losses = [] # (iteration, loss) of the updates since the last reading
+        self.skipped = 0 # updates left out since then
+        self.norm = None # of the last gradient that was measured
 
-def _restore_optimizer(opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state, params = opt.state_dict(), [p for group in opt.param_groups for p in group['params']]
-    for name, value in tensors.items():
-        if name.startswith('optim.'):
-            _, i, k = name.split('.')
-            state['state'].setdefault(int(i), {})[k] = spread_like(value, params[int(i)])
-    opt.load_state_dict(state)
+    def backward(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-# %% ../nbs/09_training.ipynb #dd3100dd
-def progress(
-    total: int, # how many
-    label: str = '', # shown before the bar
-    start: int = 0, # where to begin
-    note: Callable[[], str] = lambda: '', # asked for a comment now and then
-    show: bool = True, # False: silent
-) -> Iterator[int]:
-    "Count from `start` to `total` behind a fastprogress bar; without a terminal or a notebook, a line every half a minute."
-    if not show: yield from range(start, total); return
-    if IN_NOTEBOOK or sys.stdout.isatty():
-        bar = progress_bar(range(start, total), total=total - start, leave=True)
-        for i in bar: yield i; bar.comment = f'{label} {note()}'
-        return
-    begin = last = time.monotonic()
-    for i in range(start, total):
-        yield i
-        now = time.monotonic()
-        if i + 1 == total or now - last > 30:
-            last, rate = now, (now - begin)/(i + 1 - start)
-            print(f'{label} {i + 1}/{total}  {now - begin:.0f} s, {rate*(total - i - 1):.0f} s left  {note()}',
-                  flush=True)
+    def update(self, loss: Tensor, i: int) -> None:
+        "Clip, and take one step of Adam, or leave it out."
+        cfg = self.cfg
+        for group in self.adam.param_groups: group['lr'] = cfg.lr*lr_factor(cfg, i)
+        if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0: # it is asked for
+            if self.scaler is not None: self.scaler.unscale_(self.adam)
+            norm = clip_grad_norm_(list(self.params.values()), cfg.clip_grad or math.inf)
+            self.norm = full_tensor(norm)
+        good = True
+        if cfg.on_nan == 'skip':
+            loss = self.processes.mean(loss) # all processes must agree
+            good = math.isfinite(loss) and math.isfinite(self.norm)
+        if self.scaler is not None: # it leaves bad steps out by itself, and learns from them
+            self.scaler.step(self.adam)
+            self.scaler.update()
+        elif good: self.adam.step()
+        if good: self.losses.append((i, loss))
+        else: self.skipped += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        "Adam's moments and step counts by the names of the parameters."
+        names = list(self.params)
+        state = self.adam.state_dict()['state']
+        return {f'{names[i]}.{k}': torch.as_tensor(v)
+                for i, moments in state.items() for k, v in moments.items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        "The way back; older checkpoints have a parameter's number in place of its name."
+        number = {name: i for i, name in enumerate(self.params)}
+        number = {str(i): i for i in number.values()} | number
+        state = self.adam.state_dict()
+        params = list(self.params.values())
+        for key, value in tensors.items():
+            name, _, k = key.rpartition('.')
+            if name not in number: raise ValueError(f'the optimiser has no parameter {name}')
+            state['state'].setdefault(number[name], {})[k] = shard_like(value, params[number[name]])
+        self.adam.load_state_dict(state)
 
 # %% ../nbs/09_training.ipynb #311ad9da
-class _CtrlC:
-    "While active, a first Ctrl-C sets `asked` and is raised on leaving; a second one is raised at once."
-    def __init__(self,
-        message: str, # what the late KeyboardInterrupt says
-    ): self.message, self.asked = message, False
+class Interrupts:
+    "While it is entered, a first Ctrl-C or SIGTERM is only noted; a second one acts at once."
+    def __init__(self):
+        self.asked = 0 # the number of the signal
+        self.before = {} # handlers
 
-    def __enter__(self):
-        self.old = signal.getsignal(signal.SIGINT)
-        self.active = threading.current_thread() is threading.main_thread() and callable(self.old) # not where Ctrl-C is ignored
-        if self.active: signal.signal(signal.SIGINT, self.note)
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is not threading.main_thread(): return self
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old = signal.getsignal(number)
+            default = old is signal.SIG_DFL and number == signal.SIGTERM
+            if callable(old) or default: # not where it is ignored
+                self.before[number] = old
+                signal.signal(number, self.note)
         return self
 
-    def note(self, number, frame) -> None:
-        if self.asked: raise KeyboardInterrupt
-        self.asked = True
+    def note(self, number: int, frame) -> None:
+        if not self.asked: self.asked = number
+        elif callable(self.before[number]): self.before[number](number, frame)
+        else:
+            signal.signal(number, self.before[number])
+            signal.raise_signal(number)
 
-    def __exit__(self, kind, error, trace) -> None:
-        if self.active: signal.signal(signal.SIGINT, self.old)
-        if self.asked and kind is None: raise KeyboardInterrupt(self.message)
+    def __exit__(self, *error) -> None:
+        while self.before: signal.signal(*self.before.popitem())
 
-# %% ../nbs/09_training.ipynb #7ad423ae
+    def act(self, message: str) -> None:
+        "Do now what the signal asked for."
+        if self.asked == signal.SIGINT: raise KeyboardInterrupt(message)
+        if not self.asked: return
+        print(message, file=sys.stderr, flush=True)
+        signal.raise_signal(self.asked)
+        raise SystemExit(128 + self.asked) # where a handler of the caller's returned
+
+# %% ../nbs/09_training.ipynb #2ae3fd58
+StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
+
+class MicroBatches:
+    "Runs a step function for every micro-batch in turn: losses and gradients are their means."
+    def __init__(self, model: nn.Module, updates: Updates, meter: Meter, hardware: Hardware):
+        self.model = model
+        self.updates = updates
+        self.meter = meter
+        self.processes = updates.processes
+        self.compile = hardware.compile
+        self.accumulate = hardware.accumulate
+        self.averages = self.processes.world > 1 and not hardware.shard # FSDP averages by itself
+        self.first = True # the first iteration shows which parameters a step function leaves out
+        self.unused = set()
+        self.local = False # has the step function asked for its part of the batch?
+        self.eager = model # what the step function calls: the model or its wrapper
+        self.ready = model # the same, compiled if that is wanted
+        self.hook = None
+        self.wrap()
+
+    def wrap(self) -> None:
+        if self.averages:
+            self.eager = Averaged(self.model, self.processes.device, bool(self.unused))
+        self.ready = torch.compile(self.eager) if self.compile else self.eager
+        if self.hook is not None: self.hook.remove()
+        self.hook = self.ready.register_forward_pre_hook(self.meter.called)
+
+    def iterate(self, step: StepFunction, model: nn.Module, i: int) -> None:
+        "Iteration i: losses and updates until the step function ends."
+        generators = [step(model, i) for _ in range(self.accumulate)]
+        if not hasattr(generators[0], '__next__'):
+            raise TypeError(f'the step function must yield its losses, got a '
+                            f'{type(generators[0]).__name__}')
+        updates = 0
+        while (loss := self.backward(generators)) is not None:
+            self.updates.update(loss, i)
+            updates += 1
+        if not updates: raise ValueError(f'the step function yielded no loss in iteration {i}')
+        if self.averages and self.first and self.unused: self.wrap()
+        self.first = False
+
+    def backward(self, generators: list[Iterator[Tensor]]) -> Tensor | None:
+        "One loss and its gradient from all micro-batches; None when the step function has ended."
+        n = len(generators)
+        losses = []
+        for j, generator in enumerate(generators):
+            waits = self.averages and (self.first or j < n - 1) # processes exchange gradients once
+            with self.eager.no_sync() if waits else contextlib.nullcontext():
+                if (loss := self.ask(generator, j)) is None: continue
+                if not losses: self.updates.adam.zero_grad(set_to_none=True)
+                self.updates.backward(loss/n if n > 1 else loss)
+                losses.append(loss.detach())
+        if len(losses) not in (0, n):
+            raise ValueError(f'the step function must yield equally often for every micro-batch, '
+                             f'got {len(losses)} losses from {n}')
+        if losses: self.check(self.processes.world*n)
+        return torch.stack(losses).mean() if n > 1 and losses else losses[0] if losses else None
+
+    def ask(self, generator: Iterator[Tensor], j: int) -> Tensor | None:
+        "The next loss of micro-batch j; None at its end."
+        index = self.processes.rank*self.accumulate + j
+        with as_part(index, self.processes.world*self.accumulate) as part:
+            self.meter.asked()
+            loss = next(generator, None)
+        self.local |= part.asked
+        return loss
+
+    def check(self, parts: int) -> None:
+        "Are these gradients of one batch cut into parts, and have the processes exchanged them?"
+        if parts > 1 and not self.local:
+            raise ValueError(f'the step function took the whole batch {parts} times: it must cut '
+                             f'its part out with share()')
+        if not self.averages: return
+        params = self.updates.params
+        if self.first: average_gradients(list(params.values()), self.processes)
+        unused = {name for name, p in params.items() if p.requires_grad and p.grad is None}
+        if self.first: self.unused |= unused
+        elif unused and not self.unused:
+            raise ValueError(f'this iteration leaves {min(unused)} without a gradient, though the '
+                             f'first one used every parameter: let every loss use it (with '
+                             f'weight 0), or run one process')
+
+# %% ../nbs/09_training.ipynb #c058d392
+def _peak_memory(device: torch.device) -> float: # MB
+    "Most memory so far: of the GPU, or of this process."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak*(1 if sys.platform == 'darwin' else 1024)/1e6
+
+class Meter:
+    "Speed, waiting, memory and arithmetic of the iterations between two readings of the loss."
+    def __init__(self, device: torch.device, peak_tflops: float | None):
+        self.device = device
+        self.peak_tflops = peak_tflops
+        self.flops = None # of an iteration
+        self.iterations = 0
+        self.seconds = 0. # in them
+        self.waited = 0. # of these, before the step function first called the model
+        self.since = None # when a step function was asked for a loss
+
+    def asked(self) -> None: self.since = time.perf_counter()
+
+    def called(self, module, args) -> None:
+        "Hook of the model: the step function has its data."
+        if self.since is not None: self.waited += time.perf_counter() - self.since
+        self.since = None
+
+    @contextlib.contextmanager
+    def timing(self, iterations: int = 0) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - begin
+        self.iterations += iterations
+
+    @property
+    def counts(self) -> bool:
+        "Are the next iteration's operations counted? The first one's are, if there is a peak."
+        return self.peak_tflops is not None and self.flops is None
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        if not self.counts:
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+        with FlopCounterMode(display=False) as counter: yield
+        self.flops = counter.get_total_flops()
+
+    def read(self) -> dict:
+        "The numbers since the last reading."
+        rate = self.iterations/self.seconds
+        out = dict(iterations_per_second=rate, waiting=self.waited/self.seconds,
+                   peak_memory_mb=_peak_memory(self.device))
+        if self.flops:
+            tflops = self.flops*rate/1e12
+            out |= dict(tflops=tflops, utilisation=tflops/self.peak_tflops)
+        self.iterations = 0
+        self.seconds = 0.
+        self.waited = 0.
+        return out
+
+# %% ../nbs/09_training.ipynb #63a95fe0
+class State:
+    "A run between two iterations: what `training` yields, and what hooks are given."
+    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware,
+                 folder: Path | None, hooks: Sequence):
+        self.model = model # trained in place
+        self.cfg = cfg
+        self.hardware = hardware
+        self.folder = folder
+        self.hooks = hooks
+        self.done = 0 # iterations
+        self.history = [] # loss and learning rate at every reading
+        self.best = dict(step=0, loss=math.inf)
+        self.seconds = 0. # in iterations and hooks, resumed parts included
+        self.since = 0. # when these seconds were counted
+        self.stop = False # set it, and the run is saved and ends
+        self.interrupts = Interrupts()
+        self.processes = Processes(next(model.parameters()).device)
+        self.device = self.processes.device
+        self.ema = None # the moving average, an AveragedModel
+        self.plain = None # with shard: a copy in one place, to pour gathered weights into
+        self.prepare()
+        self.meter = Meter(self.device, hardware.peak_tflops)
+        self.updates = Updates(model, cfg, hardware, self.processes)
+        self.batches = MicroBatches(model, self.updates, self.meter, hardware)
+
+    def prepare(self) -> None:
+        "From the inside out: device, memory format, average, recomputation, precision, shards."
+        hardware = self.hardware
+        if hardware.shard and self.processes.world == 1:
+            raise ValueError('shard=True needs several processes, and this is the only one: start '
+                             'it with accelerate launch')
+        if self.processes.world > 1: self.model.to(self.device)
+        if hardware.shard or hardware.channels_last:
+            set_memory_format(self.model, channels_last=not hardware.shard)
+        if self.cfg.ema:
+            average = get_ema_multi_avg_fn(self.cfg.ema)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average)
+        if hardware.shard: self.plain = copy.deepcopy(self.model).cpu()
+        if hardware.recompute: recompute_blocks(self.model)
+        set_precision(self.model, hardware.precision, self.device)
+        if not hardware.shard: return
+        shard_model(self.model)
+        if self.ema is not None: shard_model(self.ema.module)
+
+    @property
+    def saving(self) -> bool:
+        "Does a checkpoint follow this iteration?"
+        every = self.cfg.checkpoint_every
+        return self.stop or self.done == self.cfg.steps or every > 0 and self.done % every == 0
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        "An iteration and its hooks: signals wait for its end; what is global is put back."
+        self.since = time.perf_counter()
+        matmul = torch.get_float32_matmul_precision()
+        gpus = [self.device] if self.device.type == 'cuda' else []
+        with self.interrupts, torch.random.fork_rng(gpus):
+            if self.hardware.tf32: torch.set_float32_matmul_precision('high')
+            try: yield
+            finally: torch.set_float32_matmul_precision(matmul)
+        self.tick()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self.since
+        self.since = now
+
+    def iterate(self, step: StepFunction) -> None:
+        "One iteration; where memory does not suffice, once more in smaller pieces."
+        seed = self.cfg.seed*1_000_003 + self.done + self.processes.rank*0x9E3779B1
+        while True:
+            dropout = torch.default_generator if self.device.type == 'cpu' else torch
+            dropout.manual_seed(seed)
+            try:
+                model = self.batches.eager if self.meter.counts else self.batches.ready
+                with self.meter.timing(1), self.meter.counting():
+                    self.batches.iterate(step, model, self.done)
+                break
+            except torch.cuda.OutOfMemoryError as e: self.out_of_memory(e)
+            self.updates.adam.zero_grad(set_to_none=True)
+            # only here, outside of `except`, is the memory free
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if self.ema is not None: self.ema.update_parameters(self.model)
+        self.done += 1
+        self.agree()
+
+    def out_of_memory(self, error: Exception) -> None:
+        "Halve the micro-batch if that is wanted, or say what to do."
+        n = 2*self.batches.accumulate
+        if self.hardware.on_oom == 'stop' or self.processes.world > 1:
+            raise torch.cuda.OutOfMemoryError(
+                f'iteration {self.done} needs more memory than the device has; use '
+                f'hardware=Hardware(accumulate={n}) (on_oom=\'halve\' does it by itself on one '
+                f'device), Hardware(recompute=True) or Hardware(precision=\'bf16\'). First '
+                f'message: {error}'
+            ) from error
+        warnings.warn(f'out of memory in iteration {self.done}; going on with {n} micro-batches '
+                      f'(hardware=Hardware(accumulate={n}))', stacklevel=2)
+        self.batches.accumulate = n
+        self.batches.local = False
+
+    def agree(self) -> None:
+        "Has any process been asked to stop? They tell each other only where they meet anyway."
+        if self.processes.world > 1 and self.done % self.cfg.log_every: return
+        self.interrupts.asked = int(self.processes.largest(self.interrupts.asked))
+        self.stop = bool(self.processes.largest(self.stop or self.interrupts.asked > 0))
+
+    def report(self) -> None:
+        "Read the losses, the one place where the loop waits for the device, and tell the hooks."
+        updates = self.updates
+        with self.meter.timing():
+            losses = [loss for _, loss in updates.losses]
+            values = self.processes.mean(torch.stack(losses).float()).tolist() if losses else []
+        for (i, _), value in zip(updates.losses, values):
+            if not math.isfinite(value): self.refuse(f'the loss of iteration {i} became {value}')
+        if not values:
+            since = self.done - self.meter.iterations
+            self.refuse(f'every update since iteration {since} had to be skipped')
+        self.history.append(dict(step=self.done, loss=statistics.fmean(values),
+                                 lr=self.cfg.lr*lr_factor(self.cfg, self.done - 1)))
+        norm = updates.norm
+        norm = float(norm) if norm is not None and math.isfinite(norm) else None
+        row = self.history[-1] | self.meter.read() | dict(skipped=updates.skipped, grad_norm=norm)
+        updates.losses = []
+        updates.skipped = 0
+        self.tell('logged', row)
+
+    def refuse(self, what: str) -> None:
+        "Stop for the sake of the checkpoints that are good."
+        kept = sorted(self.folder.glob(CHECKPOINTS)) if self.folder else []
+        params = self.updates.params.items()
+        broken = next((k for k, v in params if not full_tensor(v).isfinite().all()), None)
+        where = f' (by now {broken} is no longer finite)' if broken else ''
+        back = f'. The last good checkpoint is {kept[-1]}' if kept else ''
+        raise FloatingPointError(f"{what}{where}; lower lr, clip gradients (clip_grad), or set "
+                                 f"on_nan='skip'{back}")
+
+    def tell(self, event: str, *args) -> None:
+        "Call a method of all hooks that have it."
+        for hook in self.hooks:
+            if hasattr(hook, event): getattr(hook, event)(self, *args)
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        "The average, or the model if there is none: in evaluation mode, without gradients."
+        model = self.in_one_place(self.model if self.ema is None else self.ema.module)
+        modes = [(m, m.training) for m in model.modules()]
+        model.eval()
+        try:
+            with torch.no_grad(): yield model
+        finally:
+            for m, training in modes: m.training = training
+
+    def in_one_place(self, model: nn.Module) -> nn.Module:
+        "A model itself, or a copy gathered from all processes."
+        if self.plain is None: return model
+        copied = copy.deepcopy(self.plain)
+        copied.load_state_dict({k: full_tensor(v) for k, v in model.state_dict().items()})
+        return copied.to(self.device)
+
+    def contents(self) -> tuple[dict[str, Tensor], dict]: # tensors, and what describes them
+        "A checkpoint: weights, their average, Adam's moments, and all that is needed to go on."
+        if self.updates.losses or self.updates.skipped: self.report()
+        tensors = {}
+        for name, part in (('model', self.model), ('optim', self.updates), ('ema', self.ema)):
+            if part is None: continue
+            tensors |= {f'{name}.{k}': full_tensor(v) for k, v in part.state_dict().items()}
+        for name, t in tensors.items(): # a finite loss can still have had an infinite gradient
+            if t.is_floating_point() and not t.isfinite().all():
+                self.refuse(f'{name} is no longer finite at iteration {self.done}')
+        now = dict(step=self.done, loss=self.history[-1]['loss'])
+        if now['loss'] < self.best['loss']: self.best = now
+        self.tick()
+        scaler = None if self.updates.scaler is None else self.updates.scaler.state_dict()
+        return tensors, dict(done=self.done, history=self.history, seconds=self.seconds,
+                             best=self.best, config=asdict(self.cfg), scaler=scaler)
+
+    def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        "Go back to a checkpoint, if it is one of this run."
+        _check_same(checkpoint_path(self.folder, meta['done']), meta['config'], self.cfg)
+        part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+        try:
+            _pour(part('model.'), self.model)
+            if self.ema is not None: _pour(part('ema.'), self.ema)
+            self.updates.load_state_dict(part('optim.'))
+        except ValueError as e:
+            raise ValueError(f'{self.folder} holds a run of another model: {e}') from None
+        scaler = self.updates.scaler
+        if scaler is not None and meta['scaler']: scaler.load_state_dict(meta['scaler'])
+        self.done = meta['done']
+        self.history = meta['history']
+        self.seconds = meta['seconds']
+        self.best = meta['best']
+
+# %% ../nbs/09_training.ipynb #c2145088
+MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware))) # of older checkpoints
+
+def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
+    "Refuse to go on with another configuration."
+    known = [f.name for f in fields(TrainConfig)]
+    if new := [k for k in theirs if k not in known and k not in MOVED]:
+        raise ValueError(f'{path} was written by a newer version of bdense-nb: its configuration '
+                         f'has {", ".join(new)}, which this version does not know; update '
+                         f'bdense-nb, or use another folder')
+    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    longer = cfg.steps > theirs['steps']
+    free = ('on_nan', *MOVED, *(('steps',) if longer and cfg.schedule == 'constant' else ()))
+    if differ := same_run(theirs, asdict(cfg), defaults, free):
+        why = ''
+        if longer and cfg.schedule != 'constant':
+            why = (f"; with schedule={cfg.schedule!r} every learning rate depends on steps, so "
+                   f"only a run with schedule='constant' can be lengthened")
+        raise ValueError(f'{path.parent} was made with another configuration ({"; ".join(differ)})'
+                         f'{why}; use that one, or another folder')
+
+def _pour(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    "Put stored numbers into a model; other names, shapes or types are those of another one."
+    mine = model.state_dict()
+    kind = lambda t: f'{str(t.dtype).removeprefix("torch.")} {list(t.shape)}'
+    differ = [f'{k} is missing there' for k in mine if k not in tensors]
+    differ += [f'{k} is only there' for k in tensors if k not in mine]
+    differ += [f'{k} is {kind(tensors[k])} there and {kind(t)} here' for k, t in mine.items()
+               if k in tensors and kind(tensors[k]) != kind(t)]
+    if differ:
+        more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
+        raise ValueError('; '.join(differ[:3]) + more)
+    model.load_state_dict({k: shard_like(tensors[k], t) for k, t in mine.items()})
+
+# %% ../nbs/09_training.ipynb #45eca1ba
+@contextlib.contextmanager
+def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Path | None,
+             hooks: Sequence, teacher: nn.Module | None) -> Iterator[State]:
+    "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
+    with contextlib.ExitStack() as stack:
+        if folder is not None and is_main(): stack.enter_context(locked(folder))
+        stack.enter_context(left_as_found(model))
+        state = State(model, cfg, hardware, folder, hooks)
+        stack.callback(state.batches.hook.remove)
+        if isinstance(teacher, nn.Module):
+            stack.enter_context(left_as_found(teacher))
+            if hardware.teacher_precision == 'same':
+                set_precision(teacher, hardware.precision, state.device)
+            if hardware.compile: teacher.forward = torch.compile(teacher.forward)
+        try:
+            state.tell('start')
+            yield state
+        except GeneratorExit: raise # somebody left the loop; with `state.stop`, the run is saved
+        except BaseException:
+            state.stop = False
+            raise
+        finally: state.tell('end')
+
+def training(
+    model: nn.Module, # trained in place
+    step: StepFunction, # `step(model, i)` yields a scalar loss per update in iteration i
+    cfg: TrainConfig,
+    hardware: Hardware = Hardware(),
+    folder: Path | str | None = None, # for checkpoints and metrics; a run found there goes on
+    hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
+    teacher: nn.Module | None = None, # what `step` calls: it gets the same precision
+) -> Iterator[State]:
+    "Train, and yield the state after each iteration: look, go on, or set `state.stop`."
+    folder = None if folder is None else Path(folder)
+    if folder is not None: hooks = (Checkpoints(), MetricsFile(), *hooks)
+    with _running(model, cfg, hardware, folder, hooks, teacher) as state:
+        while state.done < cfg.steps and not state.stop:
+            with state.turn():
+                state.iterate(step)
+                if state.saving or state.done % cfg.log_every == 0: state.report()
+                state.tell('after_iteration')
+            if not state.interrupts.asked: yield state
+    state.interrupts.act('stopped between two iterations'
+                         + (f'; run it again to go on from {folder}' if folder else ''))
+
+# %% ../nbs/09_training.ipynb #f5c2ca70
 @dataclass
 class Fit:
     "What a training run leaves behind."
     model: nn.Module # the trained parameters
     ema: nn.Module | None # their moving average, if one was asked for
-    history: list[dict] = field(default_factory=list) # loss and learning rate every `log_every` iterations
-    seconds: float = 0. # wall time, resumed parts included
+    history: list[dict] = field(default_factory=list) # loss and learning rate at each reading
+    seconds: float = 0. # in iterations and hooks, resumed parts included
 
-class _Run:
-    "One training run: the model as the devices see it, and all that a checkpoint holds."
-    def __init__(self, model: nn.Module, cfg: TrainConfig, folder: Path | None):
-        self.model, self.cfg, self.folder, self.accumulate = model, cfg, folder, cfg.accumulate
-        self.device = next(model.parameters()).device
-        self.engine = make_accelerator(self.device, cfg.precision)
-        self.world, self.rank = self.engine.num_processes, self.engine.process_index
-        if cfg.shard and self.world == 1:
-            raise ValueError('shard=True spreads a model over several processes, and this is the only one: start it '
-                             'with accelerate launch')
-        if cfg.tensorboard and folder is None: raise ValueError('tensorboard=True needs a folder to write to')
-        if self.world > 1: self.device = self.engine.device; model.to(self.device)
-        if cfg.channels_last: model.to(memory_format=torch.channels_last)
-        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
-        self.done, self.history, self.seconds, self.best = 0, [], 0., dict(step=0, loss=math.inf)
-        self.window, self.skipped, self.norm, self.shared, self.board = [], 0, None, False, None
+class _Remember:
+    "The hook that keeps the state, also of a run that was finished before."
+    def __init__(self):
+        self.state = None
 
-# %% ../nbs/09_training.ipynb #abe648f2
-def _prepare(run: _Run, tensors: dict[str, Tensor], meta: dict) -> None:
-    "Wrap the model for its devices, make the optimiser, and put a checkpoint's state into it."
-    cfg = run.cfg
-    run.empty = copy.deepcopy(run.model).cpu() if cfg.shard else None # a form to pour gathered weights into
-    run.eager = prepare_model(run.model, run.engine, cfg.recompute, cfg.shard)
-    if cfg.shard and run.ema is not None: spread(run.ema.module)
-    run.ready = torch.compile(run.eager) if cfg.compile else run.eager
-    run.params = list(run.model.parameters())
-    adam = torch.optim.Adam(run.params, lr=cfg.lr, betas=cfg.betas, fused=True if run.device.type == 'cuda' else None)
-    _restore_optimizer(adam, tensors)
-    for group in adam.param_groups: group['initial_lr'] = cfg.lr
-    run.schedule = LambdaLR(adam, partial(lr_factor, cfg), last_epoch=run.done - 1)
-    run.opt, run.scaler = run.engine.prepare_optimizer(adam), run.engine.scaler
-    if run.scaler is not None and meta: run.scaler.load_state_dict(meta['scaler'])
+    def start(self, state: State) -> None: self.state = state
 
-def _gather(run: _Run, model: nn.Module) -> nn.Module:
-    "A model in one piece: itself, or a copy gathered from all processes."
-    if not run.cfg.shard: return model
-    plain = copy.deepcopy(run.empty)
-    plain.load_state_dict({k: whole(v) for k, v in model.state_dict().items()})
-    return plain.to(run.device)
-
-# %% ../nbs/09_training.ipynb #2ae3fd58
-StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
-
-def _ask(run: _Run, generator: Iterator[Tensor], j: int) -> Tensor | None:
-    "The next loss of micro-batch j; None at its end."
-    with as_part(run.rank*run.accumulate + j, run.world*run.accumulate) as part:
-        run.meter.asked()
-        loss = next(generator, None)
-    run.shared |= part.asked
-    return loss
-
-def _backward(run: _Run, generators: list[Iterator[Tensor]]) -> Tensor | None:
-    "One loss and its gradient, from one micro-batch after the other; None when the step function has ended."
-    n, losses = len(generators), []
-    for j, generator in enumerate(generators):
-        with contextlib.nullcontext() if j == n - 1 else run.engine.no_sync(run.ready): # processes exchange gradients once
-            if (loss := _ask(run, generator, j)) is None: continue
-            if not losses: run.opt.zero_grad(set_to_none=True)
-            run.engine.backward(loss/n if n > 1 else loss)
-            losses.append(loss.detach())
-    if len(losses) not in (0, n):
-        raise ValueError(f'the step function must yield equally often for every micro-batch, got {len(losses)} '
-                         f'losses from {n}')
-    if losses and run.world*n > 1 and not run.shared:
-        raise ValueError(f'the step function took the whole batch {run.world*n} times: it must cut its part '
-                         f'out with share()')
-    return torch.stack(losses).mean() if n > 1 and losses else losses[0] if losses else None
-
-# %% ../nbs/09_training.ipynb #ca898d6c
-def _update(run: _Run, loss: Tensor, i: int) -> None:
-    "Clip, and take one optimiser step, or leave it."
-    cfg = run.cfg
-    if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0: # otherwise nobody asks for the norm
-        run.norm = whole(run.engine.clip_grad_norm_(run.params, cfg.clip_grad or math.inf))
-    good = True
-    if cfg.on_nan == 'skip':
-        if run.world > 1: loss = run.engine.reduce(loss, 'mean') # all processes must agree
-        good = math.isfinite(loss) and math.isfinite(run.norm)
-    if good or run.scaler is not None: run.opt.step() # with fp16 the scaler itself leaves bad steps out, and learns from them
-    if good: run.window.append((i, loss))
-    else: run.skipped += 1
-
-def _refuse(run: _Run, what: str) -> None:
-    kept = sorted(run.folder.glob(CHECKPOINTS)) if run.folder else []
-    broken = next((k for k, v in run.model.named_parameters() if not whole(v).isfinite().all()), None)
-    raise FloatingPointError(what + (f' (by now {broken} is no longer finite)' if broken else '') + '; lower lr, clip '
-                             'gradients, or set on_nan=\'skip\''
-                             + (f'. The last good checkpoint is {kept[-1]}' if kept else ''))
-
-# %% ../nbs/09_training.ipynb #614f9078
-def _iterate(run: _Run, step: StepFunction, i: int) -> None:
-    "Iteration i; where memory does not suffice, once more in smaller pieces."
-    while True:
-        (torch.default_generator if run.device.type == 'cpu' else torch).manual_seed(run.cfg.seed*1_000_003 + i + run.rank*0x9E3779B1) # dropout's draws depend on seed, iteration and process alone
-        try:
-            with run.meter.counting() as counting:
-                generators = [step(run.eager if counting else run.ready, i) for _ in range(run.accumulate)]
-                while (loss := _backward(run, generators)) is not None: _update(run, loss, i)
-            return
-        except torch.cuda.OutOfMemoryError as e: _out_of_memory(run, e)
-        run.opt.zero_grad(set_to_none=True); generators = loss = None # only here, outside of `except`, is the memory free
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
-
-def _out_of_memory(run: _Run, error: Exception) -> None:
-    "Halve the micro-batch if that is wanted, or say what to do."
-    n, run.shared = 2*run.accumulate, False
-    if run.cfg.on_oom == 'stop' or run.world > 1:
-        raise torch.cuda.OutOfMemoryError(f'iteration {run.done} needs more memory than the device has; set '
-                                          f'accumulate={n} (on_oom=\'halve\' does it by itself on one device), '
-                                          f'recompute=True or precision=\'bf16\'. First message: {error}') from error
-    warnings.warn(f'out of memory in iteration {run.done}; going on with {n} micro-batches (accumulate={n})',
-                  stacklevel=2)
-    run.accumulate = n
-
-# %% ../nbs/09_training.ipynb #06c34066
-def _peak_memory(device: torch.device) -> float: # MB
-    "Most memory so far: of the GPU, or of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)/1e6
-
-# %% ../nbs/09_training.ipynb #c058d392
-class _Meter:
-    "Speed, waiting, memory and arithmetic between two readings of the loss."
-    def __init__(self, run: _Run):
-        self.run, self.waited, self.since, self.flops = run, 0., None, None
-        self.hook = run.ready.register_forward_pre_hook(self.called)
-        self.restart()
-
-    def restart(self) -> None: self.begin, self.waited, self.at = time.perf_counter(), 0., self.run.done
-    def asked(self) -> None: self.since = time.perf_counter()
-    def called(self, module, args) -> None:
-        if self.since is not None: self.waited += time.perf_counter() - self.since; self.since = None
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[bool]:
-        "Count the floating-point operations of the first iteration, if there is a peak to compare them with."
-        if self.run.cfg.peak_tflops is None or self.flops is not None: yield False; return
-        from torch.utils.flop_counter import FlopCounterMode
-        with FlopCounterMode(display=False) as counter: yield True
-        self.flops = counter.get_total_flops()
-
-    def read(self) -> dict:
-        seconds, n, run = time.perf_counter() - self.begin, self.run.done - self.at, self.run
-        out = dict(iterations_per_second=n/seconds, waiting=self.waited/seconds,
-                   peak_memory_mb=_peak_memory(run.device), skipped=run.skipped)
-        out['grad_norm'] = float(run.norm) if run.norm is not None and math.isfinite(run.norm) else None
-        if self.flops:
-            out |= dict(tflops=self.flops*n/seconds/1e12, utilisation=self.flops*n/seconds/1e12/run.cfg.peak_tflops)
-        return out
-
-# %% ../nbs/09_training.ipynb #fd48e49b
-METRICS = 'metrics.jsonl'
-
-def _record(run: _Run) -> None:
-    "Read the losses of the last iterations: the one place where the loop waits for the device."
-    losses = torch.stack([loss for _, loss in run.window]).float() if run.window else torch.zeros(0)
-    if run.world > 1 and run.window: losses = run.engine.reduce(losses, 'mean')
-    values = losses.tolist()
-    for (i, _), value in zip(run.window, values):
-        if not math.isfinite(value): _refuse(run, f'the loss of iteration {i} became {value}')
-    if run.skipped and not values: _refuse(run, f'every update since iteration {run.meter.at} had to be skipped')
-    run.history.append(dict(step=run.done, loss=statistics.fmean(values) if values else 0.,
-                            lr=run.cfg.lr*lr_factor(run.cfg, run.done - 1)))
-    row = run.history[-1] | run.meter.read()
-    if run.folder and is_main():
-        with open(run.folder/METRICS, 'a') as f: f.write(json.dumps(row) + '\n')
-    if run.board is not None:
-        for name, value in row.items():
-            if name != 'step' and value is not None: run.board.add_scalar(name, value, run.done)
-    run.graph.draw(run.history)
-    run.window, run.skipped = [], 0
-
-# %% ../nbs/09_training.ipynb #63a95fe0
-def _save(run: _Run) -> None:
-    "A checkpoint: weights, their average and Adam's moments, with all that is needed to go on."
-    tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | _flatten_optimizer(run.opt.optimizer)
-    if run.ema is not None: tensors |= {f'ema.{k}': v for k, v in run.ema.state_dict().items()}
-    tensors = {k: whole(v) for k, v in tensors.items()}
-    for name, value in tensors.items(): # a finite loss can still have had an infinite gradient
-        if value.is_floating_point() and not value.isfinite().all():
-            _refuse(run, f'{name} is no longer finite at iteration {run.done}')
-    now = dict(step=run.done, loss=run.history[-1]['loss'])
-    if better := now['loss'] < run.best['loss']: run.best = now
-    meta = dict(done=run.done, history=run.history, seconds=run.seconds, best=run.best, config=asdict(run.cfg),
-                scaler=None if run.scaler is None else run.scaler.state_dict())
-    if is_main(): write_checkpoint(run.folder, tensors, meta, run.cfg.keep, better)
-
-# %% ../nbs/09_training.ipynb #c2145088
-def _clean(folder: Path) -> None:
-    "Make the folder, see that it can be written to, and clear what a killed run left half written."
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ('.checkpoint-*.tmp', '.best.*.tmp', f'.{METRICS}.*.tmp', '.tmp??????'): # the last: what safetensors itself is writing
-        for left in folder.glob(pattern): left.unlink()
-    with open(folder/METRICS, 'a'): pass
-
-def _forget_after(folder: Path, done: int) -> None:
-    "Iterations after the checkpoint will be done again: their metrics go, and unreadable checkpoints get out of the way."
-    rows = []
-    for line in (folder/METRICS).read_text().splitlines():
-        with contextlib.suppress(ValueError): rows.append(json.loads(line)) # the last line may be cut off
-    if rows and not done:
-        warnings.warn(f'{folder} has metrics up to iteration {rows[-1]["step"]} but no checkpoint: training starts '
-                      f'from the beginning', stacklevel=4)
-    with atomic_path(folder/METRICS) as tmp:
-        tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows if row['step'] <= done))
-    for path in folder.glob(CHECKPOINTS):
-        if path > checkpoint_path(folder, done): path.rename(path.with_name(path.name + '.damaged'))
-
-def _check_same(run: _Run, config: dict) -> None:
-    "Refuse to go on with another configuration; how the numbers are computed may change, and fields that are new have their default."
-    theirs, mine = ({k: v for k, v in asdict(c).items() if k not in HOW} for c in (TrainConfig(**config), run.cfg))
-    differ = [f'{k}: {theirs[k]!r} there, {v!r} now' for k, v in mine.items() if theirs[k] != v]
-    if differ:
-        raise ValueError(f'{run.folder} was made with another configuration ({"; ".join(differ)}); use that one, '
-                         f'or another folder')
-
-# %% ../nbs/09_training.ipynb #17175790
-def _resume(run: _Run) -> tuple[dict[str, Tensor], dict]: # of the newest checkpoint; empty if there is none
-    "Go back to the newest checkpoint, if it is one of this run."
-    if is_main(): _clean(run.folder)
-    run.engine.wait_for_everyone()
-    tensors, meta = newest_checkpoint(run.folder) or ({}, {})
-    if meta: _check_same(run, meta['config'])
-    part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-    try:
-        if meta: run.model.load_state_dict(part('model.'))
-        if meta and run.ema is not None: run.ema.load_state_dict(part('ema.'))
-    except RuntimeError as e: raise ValueError(f'{run.folder} holds a run of another model: {e}') from e
-    if meta: run.done, run.history, run.seconds, run.best = (meta[k] for k in ('done', 'history', 'seconds', 'best'))
-    run.engine.wait_for_everyone()
-    if is_main():
-        _forget_after(run.folder, run.done)
-        if run.done and run.best['step'] == run.done: keep_as_best(checkpoint_path(run.folder, run.done))
-    return tensors, meta
-
-# %% ../nbs/09_training.ipynb #7201e089
-class _LossGraph:
-    "In a notebook, the loss so far as one picture that is drawn again every few seconds."
-    def __init__(self,
-        show: bool, # False: no picture
-        seconds: float = 3., # between two drawings, at least
-    ):
-        self.bar, self.seconds, self.last = (master_bar(range(1)) if show and IN_NOTEBOOK else None, seconds,
-                                             time.monotonic())
-
-    def draw(self, history: list[dict], now: bool = False) -> None:
-        if self.bar is None or len(history) < 2 or not now and time.monotonic() - self.last < self.seconds: return
-        self.bar.names, self.last = ['loss'], time.monotonic()
-        self.bar.update_graph([list(zip(*[(h['step'], h['loss']) for h in history]))], figsize=(5, 2.2))
-
-    def close(self, history: list[dict]) -> None:
-        self.draw(history, now=True)
-        if hasattr(self.bar, 'graph_fig'):
-            import matplotlib.pyplot as plt
-            plt.close(self.bar.graph_fig) # the notebook would show it a second time
-
-# %% ../nbs/09_training.ipynb #5685d28b
-def _board(run: _Run): # a writer, or None
-    "TensorBoard's file, if it is wanted."
-    if not run.cfg.tensorboard or not is_main(): return None
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise ImportError('tensorboard=True needs TensorBoard: pip install "bdense-nb[tensorboard]"') from e
-    return SummaryWriter(run.folder/'tensorboard', purge_step=run.done)
-
-def _sample(run: _Run, on_sample: Callable[[nn.Module, int], None]) -> None:
-    "Show the model, or better its average, to the caller: in evaluation mode, without gradients."
-    model = _gather(run, run.model if run.ema is None else run.ema.module)
-    if not is_main(): return
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    with torch.no_grad(): on_sample(model, run.done)
-    for m, training in modes: m.training = training
-
-def _agreed(run: _Run, asked: bool) -> bool:
-    "Has any process been asked to stop? Several processes tell each other only where they meet anyway."
-    if run.world == 1: return asked
-    if run.done % run.cfg.log_every: return False
-    return bool(run.engine.reduce(torch.tensor(float(asked), device=run.device), 'sum'))
-
-# %% ../nbs/09_training.ipynb #45eca1ba
-@contextlib.contextmanager
-def _running(model: nn.Module, cfg: TrainConfig, folder: Path | None, show: bool) -> Iterator[_Run]:
-    "A run, resumed if there is something to resume; afterwards the model is as it was found, but for its numbers."
-    matmul = torch.get_float32_matmul_precision()
-    run, graph = _Run(model, cfg, folder), None
-    if cfg.tf32: torch.set_float32_matmul_precision('high')
-    devices = [run.device] if run.device.type == 'cuda' else []
-    try:
-        with left_as_found(model), torch.random.fork_rng(devices):
-            _prepare(run, *_resume(run) if folder else ({}, {}))
-            run.board, run.meter = _board(run), _Meter(run)
-            run.graph = graph = _LossGraph(show)
-            yield run
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        if graph: graph.close(run.history); run.meter.hook.remove()
-        if run.board is not None: run.board.close()
-
-# %% ../nbs/09_training.ipynb #f5c2ca70
 def fit(
     model: nn.Module, # trained in place
-    step: StepFunction, # `step(model, i)` yields one scalar loss per optimiser update of iteration i
+    step: StepFunction, # `step(model, i)` yields a scalar loss per update in iteration i
     cfg: TrainConfig,
-    folder: Path | str | None = None, # checkpoints and metrics go here; a run found there is resumed
+    folder: Path | str | None = None, # for checkpoints and metrics; a run found there goes on
     label: str = 'train', # shown before the progress bar
     show: bool = True, # False: no progress bar
-    on_sample: Callable[[nn.Module, int], None] | None = None, # called with model (or average) and iterations done, every `sample_every`
+    *,
+    hardware: Hardware = Hardware(),
+    hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
+    teacher: nn.Module | None = None, # what `step` calls: it gets the same precision
 ) -> Fit:
-    "Train `model`: the loop runs the step function, and after each loss it yields takes one optimiser step."
-    folder, begin = Path(folder) if folder is not None else None, time.monotonic()
-    message = 'stopped between two iterations' + (f'; run it again to go on from {folder}' if folder else '')
-    with _running(model, cfg, folder, show and is_main()) as run, _CtrlC(message) as ctrl_c:
-        past, note = run.seconds, lambda: f'loss {run.history[-1]["loss"]:.4f}' if run.history else ''
-        for i in progress(cfg.steps, label, run.done, note, show and is_main()):
-            _iterate(run, step, i)
-            if run.ema is not None: run.ema.update_parameters(run.model)
-            run.schedule.step(); run.done = i + 1
-            if stopping := _agreed(run, ctrl_c.asked): ctrl_c.asked = True
-            saving = (stopping or run.done == cfg.steps or cfg.checkpoint_every > 0
-                      and run.done % cfg.checkpoint_every == 0)
-            if saving or run.done % cfg.log_every == 0:
-                run.seconds = past + time.monotonic() - begin
-                _record(run)
-                if saving and folder: _save(run)
-                run.meter.restart()
-            if on_sample and cfg.sample_every and run.done % cfg.sample_every == 0: _sample(run, on_sample)
-            if stopping: break
-        return Fit(_gather(run, model), _gather(run, run.ema.module) if run.ema is not None else None, run.history,
-                   run.seconds)
+    "Train `model` to the end: `training` with a progress bar."
+    kept = _Remember()
+    if show: hooks = (*hooks, ProgressBar(label), LossGraph())
+    for _ in training(model, step, cfg, hardware, folder, (kept, *hooks), teacher): pass
+    state = kept.state
+    ema = None if state.ema is None else state.in_one_place(state.ema.module)
+    return Fit(state.in_one_place(model), ema, state.history, state.seconds)

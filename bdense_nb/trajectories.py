@@ -9,17 +9,25 @@ import copy
 import hashlib
 import inspect
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from .core import Trajectory, check_choice, check_int, check_sigmas, sample_labels, sample_noise, save_tensors
+from .checkpoints import checksum, claim_folder, is_main, tensor_bytes
+from .core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
+                            sample_labels, sample_noise, save_tensors)
+from accelerate import PartialState
+from .nets import NETS
 from .samplers import SOLVERS, trajectory
-from .training import claim_folder, progress
+from .teachers import EDMDenoiser, VPDenoiser, check_precision
+from .training import progress
 
 # %% auto #0
 __all__ = ['device_of', 'draw_start', 'frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'bank_megabytes',
@@ -50,8 +58,9 @@ def frozen_copy(
     "A copy that training cannot change; refused unless it answers samples of this shape with the same shape."
     if not callable(denoiser):
         raise TypeError(f'the teacher must be a denoiser D(x, sigma, label), got {type(denoiser).__name__}')
+    check_precision(denoiser)
     if isinstance(denoiser, nn.Module): denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
-    x, label = draw_start(denoiser, shape, [0], 1.)
+    x, label = draw_start(denoiser, shape, [0, 1], 1.)
     try: out = denoiser(x, 1., label)
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
     except (AttributeError, TypeError) as e:
@@ -63,20 +72,115 @@ def frozen_copy(
 
 # %% ../nbs/07b_trajectories.ipynb #b34019b7
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
-    "Tells denoisers apart: by class, settings and numbers of a network, by the attributes of a closed form."
+    "Tells denoisers apart: by class, numbers and every attribute; a class may list attributes that change no answer in `hash_ignores`."
+    return _hash(denoiser, {})
+
+def _hash(denoiser: Callable, above: dict[int, str]) -> str:
+    denoiser = getattr(denoiser, '_orig_mod', denoiser) # what torch.compile wraps
     if not hasattr(denoiser, '__dict__') or inspect.isroutine(denoiser):
         raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a class that keeps its '
                         f'settings as attributes')
+    above = above | {id(denoiser): type(denoiser).__name__}
     digest = hashlib.sha256(type(denoiser).__name__.encode())
-    parts = (dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None)) if isinstance(denoiser, nn.Module)
-             else vars(denoiser))
+    if isinstance(denoiser, nn.Module): parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None))
+    else: parts = _attributes(denoiser)
     for name, value in parts.items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
             digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        else: digest.update((denoiser_hash(value) if callable(value) else repr(value)).encode())
+            digest.update(tensor_bytes(value))
+        elif _is_denoiser(value) and id(value) not in above: digest.update(_hash(value, above).encode())
+        else: digest.update(repr(value if _is_plain(value) else _described(value, name, above)).encode())
+    if isinstance(denoiser, nn.Module) and (settings := _settings(denoiser)) != _settings(_as_configured(denoiser)):
+        digest.update(repr(settings).encode()) # what its configuration does not say
     return digest.hexdigest()[:16]
+
+def _is_denoiser(value) -> bool:
+    return callable(value) and hasattr(value, '__dict__') and not isinstance(value, (partial, type)) \
+        and not inspect.isroutine(value)
+
+def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot be done
+    "The same denoiser, made anew from its configuration."
+    net = getattr(denoiser, 'net', None)
+    if type(denoiser) not in (EDMDenoiser, VPDenoiser) or type(net) not in NETS.values(): return nn.Module()
+    with torch.random.fork_rng(devices=[]), torch.device('cpu'):
+        return type(denoiser)(type(net)(**net.config), **denoiser.config)
+
+# %% ../nbs/07b_trajectories.ipynb #3e261205
+_WRAPPED = {'_original_forward', '_old_forward'} # what libraries leave in a module whose forward they replace
+_MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile', '_is_accelerate_prepared',
+                         '_hf_hook', '_gradient_checkpointing_func', 'gradient_checkpointing'} # how, not what
+_SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features', 'num_channels',
+          'num_embeddings', 'embedding_dim'} # of torch's own layers: their weights' shapes say the same
+
+def _settings(model: nn.Module) -> list:
+    "What changes a module's answers besides its parameters: classes, attributes and buffers that are not stored."
+    stored = model.state_dict().keys()
+    rows = [[name, type(m).__name__, {k: _described(v, f'{name}.{k}' if name else k, {id(m): name})
+                                      for k, v in _attributes(m).items()}] for name, m in model.named_modules()]
+    rows += [[name, tuple(b.shape), _sha(b.double() if b.is_floating_point() else b)]
+             for name, b in model.named_buffers() if name not in stored]
+    return rows
+
+def _attributes(thing) -> dict: # without those that change no answer
+    found = dict(vars(thing)) if hasattr(thing, '__dict__') else {}
+    for kind in type(thing).__mro__:
+        names = getattr(kind, '__slots__', ())
+        for name in (names,) if isinstance(names, str) else names:
+            if hasattr(thing, name) and not name.startswith('__'): found[name] = getattr(thing, name)
+    if isinstance(thing, NFECounter): found['nfe'] = 0
+    skip = set(getattr(type(thing), 'hash_ignores', ()))
+    if isinstance(thing, nn.Module):
+        skip |= _MACHINERY | (_SIZES if type(thing).__module__.startswith('torch.') else set())
+        forward = found.get('forward')
+        recomputed = isinstance(forward, partial) and forward.func.__module__ == 'torch.utils.checkpoint'
+        if recomputed or _WRAPPED & found.keys(): skip.add('forward')
+    return {k: v for k, v in found.items() if k not in skip and not isinstance(v, torch.device)}
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype)
+
+def _is_plain(value) -> bool: # does its repr say all?
+    if isinstance(value, dict): return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
+    return isinstance(value, _PLAIN) or type(value) in (list, tuple) and all(map(_is_plain, value))
+
+def _sha(t: Tensor) -> str: return hashlib.sha256(tensor_bytes(t)).hexdigest()
+
+def _described(value, path: str, above: dict[int, str]): # something whose repr tells it from others
+    "A value of any kind in plain words; what cannot be described is refused by its name."
+    if isinstance(value, (list, tuple)): value = list(value) # JSON makes no difference
+    if isinstance(value, _PLAIN): return value
+    if isinstance(value, Tensor): return [str(value.dtype), tuple(value.shape), _sha(value)]
+    if id(value) in above: return f'the same as {above[id(value)]}'
+    above = above | {id(value): path}
+    inner = lambda v, name: _described(v, f'{path}.{name}', above)
+    if isinstance(value, list): return [inner(v, i) for i, v in enumerate(value)]
+    if isinstance(value, (set, frozenset)): return sorted(repr(inner(v, 'entry')) for v in value)
+    if isinstance(value, Mapping):
+        own = path.endswith('_internal_dict') # of diffusers: where it was loaded from stands there too
+        return {str(k): inner(v, k) for k, v in value.items() if not (own and str(k).startswith('_'))}
+    if isinstance(value, type): return f'{value.__module__}.{value.__qualname__}'
+    if isinstance(value, Enum): return f'{type(value).__name__}.{value.name}'
+    if isinstance(value, partial): return [inner(v, name) for name, v in
+                                           (('func', value.func), ('args', value.args), ('keywords', value.keywords))]
+    if inspect.ismethod(value): return [inner(value.__self__, '__self__'), value.__name__]
+    if inspect.isroutine(value): return _described_function(value, path, above)
+    if type(value).__module__ == 'numpy': return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, nn.Module): return _hash(value, above)
+    if type(value).__module__ in ('builtins', '_thread', '_io', '_weakref', 'torch._C'):
+        raise TypeError(f'cannot tell this denoiser from others: its attribute {path} is a {type(value).__name__}, which '
+                        f'cannot be compared; list it in hash_ignores of its class if it changes no answer')
+    return [type(value).__name__, {k: inner(v, k) for k, v in _attributes(value).items()}]
+
+def _described_function(f: Callable, path: str, above: dict[int, str]):
+    "A function of an installed module by its name, any other by its code and all that it reads."
+    name = f'{f.__module__}.{f.__qualname__}'
+    code = getattr(f, '__code__', None)
+    if code is None or f.__module__ != '__main__' and '<' not in name: return name
+    reads = {n: f.__globals__[n] for n in code.co_names if n in f.__globals__ and not inspect.ismodule(f.__globals__[n])}
+    reads |= {n: cell.cell_contents for n, cell in zip(code.co_freevars, f.__closure__ or ())}
+    reads |= dict(defaults=f.__defaults__, keywords=f.__kwdefaults__)
+    constants = [c.co_code if inspect.iscode(c) else c for c in code.co_consts]
+    return [name, code.co_code, repr(constants), {n: _described(v, f'{path}.{n}', above) for n, v in reads.items()}]
 
 # %% ../nbs/07b_trajectories.ipynb #7b5e1d94
 @dataclass(frozen=True)
@@ -114,6 +218,20 @@ def _open_shard(path: Path) -> Iterator[safe_open]:
         raise ValueError(f'{path} is damaged or gone ({e}); remove it and make the bank again: only what is '
                          f'missing is computed') from e
 
+def _header(path: Path, f: safe_open) -> dict:
+    try: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
+    except ValueError: meta = None
+    if isinstance(meta, dict): return meta
+    raise ValueError(f'{path} is no part of this bank: its header is of another kind; remove it')
+
+def _verify(path: Path, f: safe_open) -> None:
+    "Compare a file's numbers with the checksum in its header (files of older versions have none)."
+    note = _header(path, f)
+    expected = note.pop('checksum', None)
+    if expected is not None and checksum({k: f.get_tensor(k) for k in f.keys()}, note) != expected:
+        raise ValueError(f'{path} is damaged: its checksum does not fit its numbers; remove it and make the bank again: '
+                         f'only what is missing is computed')
+
 # %% ../nbs/07b_trajectories.ipynb #f642eb3b
 class TrajectoryBank:
     "Teacher trajectories looked up by seed, from memory or from a folder that is read as it is needed."
@@ -125,8 +243,17 @@ class TrajectoryBank:
         shards: list, # each {'xs': [n, n_steps+1, *D], 'labels': [n]} in memory, or the path of such a file
         device: torch.device | str = 'cpu', # where batches go
     ):
-        self.plan, self.seeds, self.teacher, self.shard, self.shards, self.device = (plan, seeds, teacher, shard,
-            shards, torch.device(device))
+        self.plan = plan
+        self.seeds = seeds
+        self.teacher = teacher
+        self.shard = shard
+        self.shards = shards
+        self.device = torch.device(device)
+        self._verified = set() # of the files, those whose checksum was found right
+
+    def span(self, i: int) -> range: # seeds
+        "What shard i holds."
+        return self.seeds[i*self.shard:(i + 1)*self.shard]
 
     def check(self, teacher: Callable, plan: TrajectoryPlan, seeds: range) -> None:
         "Refuse a bank that is not of this run, and say what differs."
@@ -143,8 +270,12 @@ class TrajectoryBank:
                              f'asked for {seeds}')
 
     def _read(self, i: int, rows: slice) -> dict[str, Tensor]:
-        if isinstance(self.shards[i], dict): return {k: v[rows] for k, v in self.shards[i].items()}
-        with _open_shard(self.shards[i]) as f: return {k: f.get_slice(k)[rows] for k in f.keys()}
+        path = self.shards[i]
+        if isinstance(path, dict): return {k: v[rows] for k, v in path.items()}
+        with _open_shard(path) as f:
+            if i not in self._verified: _verify(path, f)
+            self._verified.add(i)
+            return {k: f.get_slice(k)[rows] for k in f.keys()}
 
     def batch(self,
         seeds: range, # which trajectories, consecutive
@@ -184,51 +315,105 @@ def make_bank(
     folder: Path | str | None = None, # keep them on disk; a bank found there is completed and used, or refused. None: in memory
     show: bool = True, # size and progress bar
 ) -> TrajectoryBank:
-    "Compute the teacher's trajectories once, for every run with the same teacher, plan and seeds."
+    "Compute the teacher's trajectories once, for every run with the same teacher, plan and seeds; several processes divide them."
     check_int('batch', batch, 1)
     if not seeds or len(seeds) % batch or seeds.step != 1:
         raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got {seeds}')
     shard = batch*max(1024//batch, 1)
-    spans = [seeds[i:i + shard] for i in range(0, len(seeds), shard)]
-    bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*len(spans), device_of(teacher))
-    notes = None if folder is None else _claim(Path(folder), bank, spans, batch, bool(getattr(teacher, 'n_classes', 0)))
-    todo = [i for i, there in enumerate(bank.shards) if there is None]
-    if show: print(f'teacher trajectories: {len(seeds)} x {len(plan.sigmas)} states, '
-                   f'{bank_megabytes(plan, len(seeds)):.1f} MB of '
-                   f'{"memory" if folder is None else f"disk in {folder}"}; '
-                   f'{len(todo)} of {len(spans)} shards to compute, '
-                   f'{2*bank_megabytes(plan, min(shard, len(seeds))):.1f} MB of memory for a shard meanwhile')
-    for j in progress(len(todo), 'teacher trajectories', show=show and bool(todo)):
-        tensors, i = _walk(teacher, plan, spans[todo[j]], batch), todo[j]
-        if folder is not None: save_tensors(_path(folder, i), tensors, notes[i])
-        bank.shards[i] = tensors if folder is None else _path(folder, i)
+    n = -(-len(seeds)//shard)
+    bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher))
+    peers = PartialState() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
+    with contextlib.ExitStack() as held:
+        files = None if folder is None else _Files(Path(folder), bank, batch, bool(getattr(teacher, 'n_classes', 0)))
+        if files is not None: files.take_over(held, peers)
+        todo = [i for i, there in enumerate(bank.shards) if there is None]
+        if show and is_main(): print(_announcement(bank, folder, len(todo)))
+        mine = todo if peers is None else todo[peers.process_index::peers.num_processes]
+        for j in progress(len(mine), 'teacher trajectories', show=show and bool(mine) and is_main()):
+            i = mine[j]
+            tensors = _walk(teacher, plan, bank.span(i), batch)
+            bank.shards[i] = tensors if files is None else files.write(i, tensors)
+        if peers is not None: _exchange(bank, todo, peers, None if files is None else files.path)
     return bank
 
-# %% ../nbs/07b_trajectories.ipynb #25da037a
-def _claim(folder: Path, bank: TrajectoryBank, spans: list[range], batch: int, labels: bool) -> list[dict]: # what each shard's header says
-    "Note in the folder what its bank is, and take over the shards that are there; refuse a small disk, another bank, a damaged shard."
-    plan = bank.plan
-    folder.mkdir(parents=True, exist_ok=True)
-    there = [_path(folder, i).is_file() for i in range(len(spans))]
-    need, free = (bank_megabytes(plan, sum(len(span) for span, is_there in zip(spans, there) if not is_there)),
-                  shutil.disk_usage(folder).free/1e6)
-    if need > free: raise OSError(f'{folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
-    note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver, afs=plan.afs,
-                shape=list(plan.shape), batch=batch, seeds=[bank.seeds.start, bank.seeds.stop])
-    claim_folder(folder, note)
-    notes = [dict(note, rows=[span.start, span.stop]) for span in spans]
-    for i, span in enumerate(spans):
-        if not there[i]: continue
-        _check_shard(_path(folder, i), notes[i],
-                     dict({'labels': [len(span)]} if labels else {}, xs=[len(span), len(plan.sigmas), *plan.shape]))
-        bank.shards[i] = _path(folder, i)
-    return notes
+def _announcement(bank: TrajectoryBank, folder: Path | str | None, todo: int) -> str:
+    where = 'memory' if folder is None else f'disk in {folder}'
+    return (f'teacher trajectories: {len(bank.seeds)} x {len(bank.plan.sigmas)} states, '
+            f'{bank_megabytes(bank.plan, len(bank.seeds)):.1f} MB of {where}; {todo} of {len(bank.shards)} shards to '
+            f'compute, {2*bank_megabytes(bank.plan, min(bank.shard, len(bank.seeds))):.1f} MB of memory for a shard '
+            f'meanwhile')
 
-def _check_shard(path: Path, note: dict, shapes: dict[str, list[int]]) -> None:
-    "Refuse a file that is not whole, or not this shard of this bank; its header tells."
-    with _open_shard(path) as f:
-        theirs, got = (json.loads((f.metadata() or {}).get('meta', '{}')),
-                       {k: f.get_slice(k).get_shape() for k in f.keys()})
-    if theirs != note or got != shapes:
-        raise ValueError(f'{path} is no part of this bank: it holds {got} of seeds {theirs.get("rows")}, expected '
-                         f'{shapes} of seeds {note["rows"]} and the same teacher and plan; remove it')
+def _exchange(bank: TrajectoryBank, todo: list[int], peers, path: Callable[[int], Path] | None) -> None:
+    "Every process waits for the others, and gets what they computed."
+    import torch.distributed as dist
+    peers.wait_for_everyone()
+    for j, i in enumerate(todo):
+        if path is not None:
+            bank.shards[i] = path(i)
+            continue
+        owner = j % peers.num_processes
+        kinds = [None if bank.shards[i] is None else {k: (v.shape, v.dtype) for k, v in bank.shards[i].items()}]
+        dist.broadcast_object_list(kinds, owner)
+        held = bank.shards[i] or {k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in kinds[0].items()}
+        bank.shards[i] = {}
+        for k, v in held.items():
+            sent = v.to(peers.device)
+            dist.broadcast(sent, owner)
+            bank.shards[i][k] = sent.cpu()
+
+# %% ../nbs/07b_trajectories.ipynb #25da037a
+class _Files:
+    "A bank's folder."
+    def __init__(self, folder: Path, bank: TrajectoryBank, batch: int, labels: bool):
+        plan = bank.plan
+        self.folder = folder
+        self.bank = bank
+        self.labels = labels
+        self.note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver, afs=plan.afs,
+                         shape=list(plan.shape), batch=batch, seeds=[bank.seeds.start, bank.seeds.stop])
+
+    def path(self, i: int) -> Path: return _path(self.folder, i)
+
+    def missing(self) -> list[int]: return [i for i in range(len(self.bank.shards)) if not self.path(i).is_file()]
+
+    def header(self, i: int) -> dict: return dict(self.note, rows=[self.bank.span(i).start, self.bank.span(i).stop])
+
+    def take_over(self, held: contextlib.ExitStack, peers) -> None:
+        "Use the shards that are there; if some are missing, the first process holds the folder while they are written."
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            if self.missing(): held.enter_context(locked(self.folder))
+            self.check_disk()
+            claim_folder(self.folder, self.note)
+        if peers is not None: peers.wait_for_everyone()
+        if not is_main(): claim_folder(self.folder, self.note)
+        missing = self.missing()
+        if peers is not None: peers.wait_for_everyone() # all have looked before the first one writes
+        for i in range(len(self.bank.shards)):
+            if i in missing: continue
+            self.check_shard(i)
+            self.bank.shards[i] = self.path(i)
+
+    def check_disk(self) -> None:
+        need = sum(bank_megabytes(self.bank.plan, len(self.bank.span(i))) for i in self.missing())
+        free = shutil.disk_usage(self.folder).free/1e6
+        if need > free: raise OSError(f'{self.folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
+
+    def check_shard(self, i: int) -> None:
+        "Refuse a file that is not whole, or not this shard of this bank; its header tells."
+        n = len(self.bank.span(i))
+        shapes = {'labels': [n]} if self.labels else {}
+        shapes['xs'] = [n, len(self.bank.plan.sigmas), *self.bank.plan.shape]
+        with _open_shard(self.path(i)) as f:
+            theirs = _header(self.path(i), f)
+            got = {k: f.get_slice(k).get_shape() for k in f.keys()}
+        theirs.pop('checksum', None)
+        if theirs != self.header(i) or got != shapes:
+            raise ValueError(f'{self.path(i)} is no part of this bank: it holds {got} of seeds {theirs.get("rows")}, '
+                             f'expected {shapes} of seeds {self.header(i)["rows"]} and the same teacher and plan; remove '
+                             f'it')
+
+    def write(self, i: int, tensors: dict[str, Tensor]) -> Path:
+        header = self.header(i)
+        save_tensors(self.path(i), tensors, dict(header, checksum=checksum(tensors, header)))
+        return self.path(i)

@@ -5,25 +5,26 @@
 # %% ../nbs/10b_variable.ipynb #c7ff0be0
 from __future__ import annotations
 import copy
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .branches import _replace, fold
-from .core import check_int
+from .core import AtLeast1, check_choice, check_int
 from .schedules import SCHEDULES, make_sigmas
-from .sfd import SFDConfig, sfd_step
-from .students import Student, VariableStudent, branched_student
-from .teachers import NetDenoiser, check_top
-from .training import StepFunction, claim_folder, fit
-from .trajectories import TrajectoryBank, denoiser_hash, frozen_copy
+from .sfd import SFDBase, SFDConfig, _begin, sfd_step
+from .students import Student, VariableStudent, claim_run, kept
+from .teachers import NetDenoiser
+from .training import Hardware, StepFunction, fit
+from .trajectories import TrajectoryBank, denoiser_hash
 
 # %% auto #0
-__all__ = ['StepBias', 'condition', 'choose', 'uncondition', 'variable_configs', 'draw_index', 'variable_step', 'sfd_variable',
-           'second_stage']
+__all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 'SFDVConfig', 'several', 'variable_configs',
+           'draw_index', 'variable_step', 'sfd_variable', 'second_stage']
 
 # %% ../nbs/10b_variable.ipynb #d969e611
 class StepBias(nn.Module):
@@ -45,22 +46,36 @@ class StepBias(nn.Module):
         return linear
 
 # %% ../nbs/10b_variable.ipynb #f7e6b269
+def _step_layers(net: nn.Module) -> dict[str, nn.Linear]: # that can have a bias for each step count
+    return {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear) and m.bias is not None}
+
+def find_step_layer(
+    denoiser: NetDenoiser,
+) -> str: # inside `denoiser.net`: 'embed.lin1', or what diffusers calls the first layer of a time embedding
+    "Find the layer through which the noise level enters a network, where its name is one of the usual."
+    names = list(_step_layers(denoiser.net))
+    usual = [name for name in names if name == 'embed.lin1' or re.search(r'time\w*\.linear_1$', name)]
+    if usual: return usual[0]
+    raise ValueError(f'which layer of this {type(denoiser.net).__name__} takes the noise level is not known: pass '
+                     f'step_layer= its name, one of: {", ".join(names) or "it has no linear layer with a bias"}')
+
 def condition(
     denoiser: NetDenoiser, # it is copied, not touched
     n: int, # number of step counts
     layer: str = 'embed.lin1', # name of an early linear layer inside `denoiser.net`
-) -> NetDenoiser: # trainable; the same function, until the biases are trained apart
+) -> NetDenoiser: # trainable, or as far as the given one is; the same function, until the biases are trained apart
     "Give one layer a bias of its own for each step count."
     if not isinstance(denoiser, NetDenoiser):
-        raise TypeError(f'only a network can be told its step count (EDMDenoiser, VPDenoiser), got '
+        raise TypeError(f'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser), got '
                         f'{type(denoiser).__name__}')
-    told = copy.deepcopy(denoiser).requires_grad_(True)
-    layers = {name: m for name, m in told.net.named_modules() if isinstance(m, nn.Linear) and m.bias is not None}
+    conditioned = copy.deepcopy(denoiser)
+    layers = _step_layers(conditioned.net)
     if layer not in layers:
-        raise ValueError(f'{type(told.net).__name__} has no linear layer {layer!r} with a bias; the step count can be '
-                         f'told to one of: {", ".join(layers)}')
-    _replace(told.net, layer, StepBias(layers[layer], n))
-    return told
+        raise ValueError(f'{type(conditioned.net).__name__} has no linear layer {layer!r} with a bias; the step count '
+                         f'can enter at one of: {", ".join(layers)}')
+    if not any(p.requires_grad for p in conditioned.parameters()): conditioned.requires_grad_(True)
+    _replace(conditioned.net, layer, StepBias(layers[layer], n))
+    return conditioned
 
 # %% ../nbs/10b_variable.ipynb #acff7f83
 def choose(
@@ -82,15 +97,45 @@ def uncondition(
     return plain.requires_grad_(False).eval(), told.biases.detach()
 
 # %% ../nbs/10b_variable.ipynb #83068994
+@dataclass(frozen=True)
+class SFDVConfig(SFDBase):
+    "SFD-v (Zhou et al. 2024): one student for several numbers of network calls; with branches for K > 1."
+    nfe: tuple[AtLeast1, ...] = (2, 3, 4, 5) # network calls that can be chosen afterwards, all different
+    step_layer: str | None = None # name of the early linear layer that gets a bias for each of them; None: it is looked for
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.nfe or len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f'nfe must be different numbers of network calls, at least one, got {self.nfe}')
+        self.each
+
+    @property
+    def each(self) -> dict[int, SFDConfig]: # in this order
+        "The configuration of every step count; all share noise, labels and optimiser."
+        common = {f.name: getattr(self, f.name) for f in fields(SFDBase)}
+        return {nfe: SFDConfig(**common | dict(nfe=nfe)) for nfe in self.nfe}
+
+    def at(self, nfe: int) -> SFDConfig: # of one of its step counts
+        check_choice('nfe', nfe, self.nfe)
+        return self.each[nfe]
+
+def several(
+    cfg: SFDConfig | SFDVConfig,
+    nfes: Sequence[int] | None = None, # network calls, all different; None: the configuration's, or 2, 3, 4 and 5
+    **changes, # other fields
+) -> SFDVConfig:
+    "A configuration of SFD made one of SFD-v."
+    if not isinstance(cfg, SFDBase):
+        raise TypeError(f'cfg must be an SFDVConfig, or an SFDConfig whose nfe is replaced, got {cfg!r}')
+    if isinstance(cfg, SFDConfig): cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
+    return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))
+
 def variable_configs(
-    cfg: SFDConfig, # its `nfe` is replaced
-    nfes: Sequence[int], # network calls, all different
+    cfg: SFDConfig | SFDVConfig,
+    nfes: Sequence[int] | None = None, # see `several`
 ) -> dict[int, SFDConfig]: # one for each, in this order
-    "The configuration of every step count; all share noise, labels and optimiser."
-    nfes = list(nfes)
-    if not nfes or len(set(nfes)) < len(nfes):
-        raise ValueError(f'nfes must be different numbers of network calls, at least one, got {nfes}')
-    return {nfe: replace(cfg, nfe=nfe) for nfe in nfes}
+    "The configuration of every step count."
+    return several(cfg, nfes).each
 
 def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
     "Which step count iteration i trains: uniform, from seed and iteration alone, so that all processes agree and a resumed run goes on alike."
@@ -114,33 +159,37 @@ def variable_step(
 # %% ../nbs/10b_variable.ipynb #57524b3f
 def sfd_variable(
     teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: SFDConfig = SFDConfig(), # its `nfe` is replaced by each of `nfes`
-    nfes: Sequence[int] = (2, 3, 4, 5), # network calls that can be chosen afterwards
+    cfg: SFDVConfig | SFDConfig = SFDVConfig(),
+    nfes: Sequence[int] | None = None, # network calls that can be chosen afterwards; None: the configuration's
     banks: dict[int, TrajectoryBank] | None = None, # for each of them, `teacher_bank` of its configuration
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
-    step_layer: str = 'embed.lin1', # which layer is told the step count, see `condition`
-) -> VariableStudent:
+    step_layer: str | None = None, # which layer gets the biases, see `condition`; None: the configuration's
+    *,
+    hardware: Hardware = Hardware(), # how the numbers are computed
+    hooks: Sequence = (), # see `training.fit`
+) -> VariableStudent: # with `ema`, the average of the weights
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
-    cfgs = variable_configs(cfg, nfes)
-    teacher, model = frozen_copy(teacher, cfg.shape), branched_student(teacher, student, cfg.K, cfg.layer, cfg.shape)
-    check_top(cfg.sigma_max, teacher, model.denoiser)
-    if step_layer == model.layer:
-        raise ValueError(f'step_layer must be an early layer; {step_layer!r} is the output layer, which '
+    cfg = several(cfg, nfes)
+    teacher, model = _begin(teacher, cfg, student, cfg.at(max(cfg.nfe)).plan)
+    cfg = replace(cfg, step_layer=step_layer or cfg.step_layer or find_step_layer(model.denoiser))
+    if cfg.step_layer == model.layer:
+        raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output layer, which '
                          f'holds the branches')
-    if banks is not None: _check_banks(banks, teacher, cfgs)
-    run = dict(asdict(cfg), nfe=list(cfgs), step_layer=step_layer)
-    if folder is not None:
-        claim_folder(folder, dict(run, teacher=denoiser_hash(teacher), student=denoiser_hash(model.denoiser)))
-    model.denoiser = condition(model.denoiser, len(cfgs), step_layer)
-    done = fit(model, variable_step(teacher, cfgs, banks), cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show)
-    choose(done.model, 0)
-    plain, biases = uncondition(fold(done.model), step_layer)
-    about = dict(host='sfd-v', teacher=denoiser_hash(teacher), config=run, history=done.history,
+    start, model.denoiser = model.denoiser, condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
+    if banks is not None: _check_banks(banks, teacher, cfg.each)
+    origin = denoiser_hash(teacher)
+    claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(start))
+    done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show,
+               hardware=hardware, hooks=hooks, teacher=teacher if isinstance(teacher, nn.Module) else None)
+    model = kept(done)
+    choose(model, 0)
+    plain, biases = uncondition(fold(model), cfg.step_layer)
+    about = dict(host='sfd-v', teacher=origin, config=asdict(cfg), history=done.history,
                  seconds=round(done.seconds, 1))
-    return VariableStudent(plain, biases, step_layer, {nfe: c.grids[1] for nfe, c in cfgs.items()}, cfg.afs, cfg.shape,
-                           about)
+    grids = {nfe: c.grids[1] for nfe, c in cfg.each.items()}
+    return VariableStudent(plain, biases, cfg.step_layer, grids, cfg.afs, cfg.shape, about)
 
 # %% ../nbs/10b_variable.ipynb #2dfd081a
 def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable, cfgs: dict[int, SFDConfig]) -> None:
@@ -148,9 +197,7 @@ def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable, cfgs: dict
     if not isinstance(banks, dict) or banks.keys() != cfgs.keys():
         raise ValueError(f'banks must hold one for each number of calls {list(cfgs)}, got '
                          f'{list(banks) if isinstance(banks, dict) else type(banks).__name__}')
-    for nfe, c in cfgs.items():
-        first = c.seeds(0).start
-        banks[nfe].check(teacher, c.plan, range(first, first + c.n_trajectories))
+    for nfe, cfg in cfgs.items(): banks[nfe].check(teacher, cfg.plan, cfg.all_seeds)
 
 # %% ../nbs/10b_variable.ipynb #0b8f7269
 def second_stage(

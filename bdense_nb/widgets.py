@@ -14,15 +14,14 @@ from functools import cache, cached_property
 from html import escape
 from typing import NamedTuple
 
-import ipywidgets
 import numpy as np
 import torch
-from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from .core import NFECounter, Trajectory, check_choice, check_int, data_dir, load_tensors, sample_noise
+from .core import (NFECounter, Trajectory, check_choice, check_int, data_dir, import_extra, load_tensors, patch,
+                            read_json, sample_noise)
 from .data import FASHION_CLASSES, fashion_mnist
 from .losses import BRANCH_WEIGHTS, branch_weights
 from .metrics import mean_interval, paired_error
@@ -132,16 +131,23 @@ PAGE = '''<div class="bdense-explorer" role="group" aria-label="{title}" style="
 <script>{script}</script>
 </div>'''
 
+def _in_script(data) -> str: # JSON in which no tag or comment begins, whatever its names are
+    return json.dumps(data).replace('<', '\\u003c')
+
 @patch
 def html(self: Explorer) -> str:
     "The explorer as one self-contained piece of HTML."
     stored = list(dict.fromkeys(self.frames.values()))
     number = {frame: i for i, frame in enumerate(stored)}
-    controls = [dict(name=name, values=[spoken(v) for v in values], slider=not isinstance(values[0], str)) for name, values in self.controls.items()]
-    data = dict(controls=controls, start=[self.controls[name].index(value) for name, value in self.start.items()],
-                order=[number[frame] for frame in self.frames.values()], frames=[dict(png=_base64(f.png), text=f.text) for f in stored])
+    controls = [dict(name=name, values=[spoken(v) for v in values], slider=not isinstance(values[0], str))
+                for name, values in self.controls.items()]
+    data = dict(controls=controls,
+                start=[self.controls[name].index(value) for name, value in self.start.items()],
+                order=[number[frame] for frame in self.frames.values()],
+                frames=[dict(png=_base64(f.png), text=f.text) for f in stored])
     first = self.frames[tuple(self.start.values())]
-    return PAGE.format(title=escape(self.title), png=_base64(first.png), text=escape(first.text), script=SCRIPT, data=json.dumps(data).replace('</', '<\\/'))
+    return PAGE.format(title=escape(self.title), png=_base64(first.png), text=escape(first.text), script=SCRIPT,
+                       data=_in_script(data))
 
 def _base64(data: bytes) -> str: return base64.b64encode(data).decode()
 
@@ -152,11 +158,13 @@ def _repr_mimebundle_(self: Explorer, include=None, exclude=None) -> dict:
 # %% ../nbs/13_widgets.ipynb #b1bc4fbd
 @patch
 def live(self: Explorer,
-    **widgets: ipywidgets.ValueWidget, # control -> a widget in place of its list
-) -> ipywidgets.VBox:
+    **widgets, # control -> a widget of ipywidgets in place of its list
+): # an `ipywidgets.VBox`
     "The explorer with a kernel behind it: each frame is made when it is asked for."
+    ipywidgets = import_extra('ipywidgets', 'widgets')
     for name in widgets: check_choice('control', name, self.controls)
-    fixed = {name: values[0] for name, values in self.controls.items() if len(values) == 1 and name not in widgets} # nothing to choose
+    fixed = {name: values[0] for name, values in self.controls.items()
+             if len(values) == 1 and name not in widgets} # nothing to choose
     shown = {name: widgets.get(name) or _control(name, values, self.start[name])
              for name, values in self.controls.items() if name not in fixed}
     out = ipywidgets.Output()
@@ -172,7 +180,9 @@ def live(self: Explorer,
     update()
     return ipywidgets.VBox([*shown.values(), out])
 
-def _control(name: str, values: tuple, value) -> ipywidgets.ValueWidget:
+def _control(name: str, values: tuple, value):
+    "A menu of words, or a slider of numbers."
+    ipywidgets = import_extra('ipywidgets', 'widgets')
     kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
     return kind(description=name, options=[(spoken(v), v) for v in values], value=value,
                 style={'description_width': '10em'}, layout={'width': '34em', 'max_width': '100%'})
@@ -393,7 +403,7 @@ POWERS = {0.: 'uniform', 1.: 'linear', math.inf: 'endpoint'} # weights with a na
 @cache
 def weight_record() -> dict: # `untrained_residuals` [S, K]; `runs`: one for each kind of weights and each seed
     "What `tools/explorers.py` measured for branch weights."
-    return json.loads((data_dir()/'results'/'branch_weights.json').read_text())
+    return read_json(data_dir()/'results'/'branch_weights.json')
 
 def paired_errors_of(kind: str) -> list[float]: # one for each seed, in the order of the seeds
     "Measured paired errors of the students trained with these weights."

@@ -4,6 +4,8 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ import torch
 
 import bdense_nb
 from bdense_nb import core
-from bdense_nb.core import (NFECounter, Trajectory, atomic_path, check_choice, check_int, check_sigmas, check_state, data_dir, default_device,
-                            load_tensors, sample_labels, sample_noise, save_tensors, sha256, write_json)
+from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice, check_int, check_sigmas, check_state, data_dir, default_device,
+                            load_tensors, sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
 
 
 # --- seeds ---
@@ -107,6 +109,49 @@ def test_counter_counts_calls_that_fail():
     counter = NFECounter(broken)
     with pytest.raises(RuntimeError, match='out of memory'): counter(torch.ones(1, 1), 1.)
     assert counter.nfe == 1
+
+
+class Inside(torch.nn.Module):
+    "A denoiser around a network with layers of its own."
+    def __init__(self, net=None):
+        super().__init__()
+        self.net = net or torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1))
+    def to_x0(self, raw, x, sigma): return raw
+    def forward(self, x, sigma, label=None): return self.net(x)
+
+
+class Guided(torch.nn.Module):
+    "Guidance by a second call, or by one of double size."
+    def __init__(self, inner, doubled): super().__init__(); self.inner, self.doubled = inner, doubled
+    def forward(self, x, sigma, label=None):
+        if not self.doubled: return 2*self.inner(x, sigma) - self.inner(x, sigma)
+        a, b = self.inner(torch.cat([x, x]), sigma).chunk(2)
+        return 2*a - b
+
+
+class Plain:
+    "The same without being a module."
+    def __init__(self, inner): self.parts = dict(inner=inner)
+    def __call__(self, x, sigma, label=None): return self.parts['inner'](x, sigma) - self.parts['inner'](x, sigma)
+
+
+class Adapter(torch.nn.Module):
+    "A foreign module that guides by itself, seen from outside as one network."
+    def __init__(self, unet): super().__init__(); self.unet = unet
+    def forward(self, x, *sigma): return self.unet(x, *sigma) + self.unet(x, *sigma)
+
+
+@pytest.mark.parametrize('denoiser, nfe', [
+    (Inside(), 1), (Guided(Inside(), False), 2), (Guided(Inside(), True), 2), (Plain(Inside()), 2), (Plain(NFECounter(Inside())), 2),
+    (NFECounter(Guided(Inside(), True)), 2), (Inside(Adapter(Inside().net)), 2), (Guided(Inside(Adapter(Inside().net)), False), 4),
+    (Guided(Plain(Inside()), True), 4), (lambda x, sigma, label=None: x, 1), (Plain(lambda x, sigma, label=None: x), 1)])
+@pytest.mark.parametrize('batch', [1, 5])
+def test_counter_counts_every_call_of_the_network(denoiser, nfe, batch):
+    counter = NFECounter(denoiser)
+    for _ in range(3): counter(torch.ones(batch, 1), 2.)
+    assert counter.nfe == 3*nfe
+    modules = denoiser.modules() if isinstance(denoiser, torch.nn.Module) else []
+    assert not any(m._forward_pre_hooks for m in modules)
 
 
 def test_counter_needs_a_denoiser():
@@ -230,3 +275,35 @@ def test_data_dir_has_two_homes(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='assets'): find()
     for home in (tmp_path/'data', tmp_path/'bdense_nb'/'assets'):  # the wheel's own data comes first
         home.mkdir(); (home/'README.md').touch(); assert find() == home.resolve()
+
+
+# --- what a type allows ---
+@dataclass(frozen=True)
+class Settings:
+    loss: Literal['l1', 'l2'] = 'l1'
+    n: AtLeast1 = 1
+    few: Annotated[int, Within(at_least=0, at_most=3)] = 0
+    rate: Above0 = .5
+    decay: Fraction | None = None
+    weights: Literal['linear', 'flat'] | tuple[float, ...] = 'linear'
+    betas: tuple[float, float] = (.9, .99)
+    shape: tuple[AtLeast1, ...] = (1,)
+    afs: bool = True
+    layer: str | None = None
+    def __post_init__(self): validate(self)
+
+
+@pytest.mark.parametrize('good', [dict(loss='l2', n=7, few=3, rate=2, decay=.5, weights=(1, .5), layer='out', afs=False), dict(few=0, shape=(2, 3))], ids=str)
+def test_values_that_their_types_allow(good):
+    cfg = Settings(**good)
+    assert {k: getattr(cfg, k) for k in good} == good and Settings(**json.loads(json.dumps(asdict(cfg)))) == cfg and hash(cfg)
+
+
+@pytest.mark.parametrize('bad, says', [
+    (dict(loss='l3'), "loss must be one of: l1, l2, got 'l3'"), (dict(loss=None), 'got None'), (dict(n=0), 'n must be a whole number, at least 1, got 0'), (dict(n=True), 'got True'), (dict(n=1.), 'got 1.0'),
+    (dict(few=4), 'few must be a whole number, at least 0 and at most 3, got 4'), (dict(rate=0), 'rate must be a number, above 0, got 0'), (dict(rate=float('inf')), 'got inf'), (dict(rate='1'), "got '1'"),
+    (dict(decay=1.), 'decay must be a number, above 0 and below 1 or None, got 1.0'), (dict(decay=float('nan')), 'got nan'), (dict(weights='steep'), "weights must be one of: linear, flat or a tuple of any number of values, each a number, got 'steep'"),
+    (dict(weights=(1., float('nan'))), 'nan'), (dict(betas=(.9,)), 'betas'), (dict(shape=(2, 0)), r'shape must be a tuple of any number of values, each a whole number, at least 1, got \(2, 0\)'), (dict(shape=3), 'shape'),
+    (dict(afs='no'), "afs must be True or False, got 'no'"), (dict(afs=1), 'afs'), (dict(layer=''), "layer must be a name or None, got ''")], ids=str)
+def test_values_that_their_types_refuse(bad, says):
+    with pytest.raises(ValueError, match=says): Settings(**bad)

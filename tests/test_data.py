@@ -415,6 +415,8 @@ def test_bad_images_are_named(tmp_path, name):
 
 def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match='no such folder'): image_folder(tmp_path/'none')
+    for nothing in ('', ' '):                                                     # which would be the folder that one is in
+        with pytest.raises(ValueError, match='name a folder of images'): image_folder(nothing)
     (tmp_path/'a.tiff').write_bytes(b''); (tmp_path/'b.tiff').write_bytes(b''); (tmp_path/'README').write_text('')
     with pytest.raises(ValueError, match=r'holds no images \(.png, .jpg, .jpeg, .webp\); found there: 2 x .tiff, 1 x no suffix'): image_folder(tmp_path)
     picture(tmp_path/'cat'/'a.png'); (tmp_path/'dog').mkdir()

@@ -78,7 +78,7 @@ def test_the_cost_of_progressive_distillation():
 
 def test_bad_calls_are_refused_before_work(teacher):
     with pytest.raises(ValueError, match='noises real data'): distill(teacher, PD)
-    with pytest.raises(TypeError, match='SFDConfig or a PDConfig'): distill(teacher, None)
+    with pytest.raises(TypeError, match='one of: SFDConfig, SFDVConfig, PDConfig'): distill(teacher, None)
     with pytest.raises(ValueError, match="unknown preset 'x'"): preset('x')
     with pytest.raises(ValueError, match='another teacher'): distill(teacher, SFD, bank=teacher_bank(EDMDenoiser(MLP(width=8, depth=1)), SFD, show=False), show=False)
 

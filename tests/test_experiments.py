@@ -78,11 +78,25 @@ def test_foreign_files_are_refused(experiment, tmp_path, monkeypatch):
     out.write_text(json.dumps(young))
     monkeypatch.setitem(X.EXPERIMENTS, 'try', dataclasses.replace(changed, arms=experiment))
     X.run_experiment('try', out, limit=0, say=lambda s: None)  # a field that came later counts as its default
-    for text in ('{"rows": 3', '[]', '{}'):
-        out.write_text(text)
+    for text in (b'{"rows": 3', b'[]', b'{}', b'{"world": "ring", "configs": 3, "rows": []}', b'{"world": "ring", "configs": [], "rows": [3]}', b'{"world": "\xff"}'):
+        out.write_bytes(text)
         with pytest.raises(ValueError, match='a.json'): X.run_experiment('try', out)
-        assert out.read_text() == text
+        assert out.read_bytes() == text
     with pytest.raises(ValueError, match='experiment'): X.run_experiment('none such')
+
+
+def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
+    "Neither is in a table, and all that is said of the result comes from its file."
+    arms = (*X.vary(SHORT, {'host': dict(K=1)}), *X.vary(SHORT, {'linear': {}}, steps=4))
+    mine = X.Experiment('Does it run?', cheap, arms, 'host', 3, {4: 2})
+    with pytest.raises(ValueError, match='pass out='): X.run_experiment(mine)
+    result = X.run_experiment(mine, tmp_path/'mine.json', say=lambda s: None)
+    assert len(result['rows']) == 6 and (result['experiment'], result['world']) == ('mine', cheap.about)
+    assert X.measures_of(result) == mine.measures == ['paired_error', 'mean']
+    assert [(d.arm, d.host_iterations) for d in X.differences(result)] == [('linear', 2)] and X.show_differences(result).keys() == {'paired_error', 'mean'}
+    other = dataclasses.replace(cheap, teacher=type(cheap.teacher)(cheap.teacher.means + .1, cheap.teacher.stds, cheap.teacher.weights))
+    for world, said in ((other, 'of the teacher'), (dataclasses.replace(cheap, about='elsewhere'), 'of the world'), (dataclasses.replace(cheap, n=7), 'of the samples')):
+        with pytest.raises(ValueError, match=said): X.run_experiment(dataclasses.replace(mine, world=world), tmp_path/'mine.json')
 
 
 def test_banks_are_shared_inside_a_seed(cheap):
@@ -137,7 +151,7 @@ def test_stored_results_are_of_this_code(name):
     "The settings beside the figures are those of the arms as they are now, and the first run, where it is cheap, gives the stored figures again."
     experiment, result = X.EXPERIMENTS[name], json.loads((data_dir()/'results'/f'{name}.json').read_text())
     assert X.stored_rows(experiment, data_dir()/'results'/f'{name}.json') == result['rows']
-    assert {X.run_name(c): c['config'] for c in result['configs']} == {X.run_name(a.key): a.config for a in experiment.arms}
+    assert {X.run_name(c) for c in result['configs']} == {X.run_name(a.key) for a in experiment.arms}  # their settings: see `stored_rows`
     keys = [(r['arm'], r['nfe'], r['iterations'], r.get('width'), r['seed']) for r in result['rows']]
     assert len(set(keys)) == len(keys) and all(m in r for r in result['rows'] for m in experiment.measures)
     assert result['command'] == f'bdense_evaluate --experiment {name}' and result['host'] == experiment.host

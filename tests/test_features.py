@@ -2,6 +2,7 @@
 import json
 import math
 import shutil
+import sys
 from urllib.error import URLError
 
 import pytest
@@ -105,3 +106,9 @@ def test_set_scores():
     assert json.loads(json.dumps(row)) == row and list(row) == ['n', 'frechet_distance', 'kernel_distance', 'precision', 'recall', 'density', 'coverage']
     assert row['frechet_distance'] == m.frechet_distance(fake, real) and row['n'] == 60
     assert (row['precision'], row['recall'], row['density'], row['coverage']) == (*m.precision_recall(real, fake), *m.density_coverage(real, fake))
+
+
+def test_without_torch_fidelity_the_message_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'torch_fidelity.feature_extractor_inceptionv3', None)
+    with pytest.raises(ImportError, match=r'pip install "bdense-nb\[fid\]"'): f.load_inception(path=tmp_path)
+    with pytest.raises(ImportError, match=r'pip install "bdense-nb\[fid\]"'): f.inception_weights()

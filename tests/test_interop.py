@@ -1,14 +1,17 @@
 "Models of diffusers in and out: the same predictions, the same samples, nothing of ours where the student is used."
 import copy
+import html
 import json
 import pickle
+import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -21,7 +24,7 @@ from bdense_nb.branches import branch, fold, output_layer  # noqa: E402
 from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
 from bdense_nb.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
 from bdense_nb.interop import (BETA_SCHEDULES, PREDICTION_TYPES, as_denoiser, ddim_steps, export_onnx, export_student, from_diffusers,  # noqa: E402
-                               load_pretrained, noise_table, sample_ddim_like_diffusers)
+                               load_pretrained, net_config_of, net_from_config, noise_table, sample_ddim_like_diffusers)
 from bdense_nb.nets import MLP, UNet  # noqa: E402
 from bdense_nb.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.sfd import SFDConfig, sfd, teacher_bank  # noqa: E402
@@ -46,6 +49,18 @@ def classy(): return unet_of(num_class_embeds=4)
 
 TINY = SFDConfig(steps=2, batch=4, shape=(1, 8, 8), lr=1e-2)
 TINY_PD = PDConfig(start_steps=8, end_steps=4, schedule='teacher', updates=2, batch=4, lr=1e-2)
+
+
+def sfd_of(denoiser, cfg=TINY):
+    "A student of SFD that was not trained: what is asked here is how it leaves."
+    return Student(denoiser, cfg.grids[1], cfg.afs, cfg.shape, dict(host='sfd', teacher='0123', config=asdict(cfg)))
+
+
+def pd_of(denoiser, n=4):
+    "A student of Progressive Distillation on its teacher's own table, likewise."
+    levels = denoiser.log_sigmas.exp().flip(0)
+    grid = torch.cat([levels[::len(levels)//n], levels.new_zeros(1)])
+    return Student(denoiser, grid, False, (1, 8, 8), dict(host='pd', teacher='0123', config=asdict(TINY_PD)))
 
 
 def images(n=16): return sample_noise(range(n), (1, 8, 8)).clamp(-1, 1)
@@ -108,14 +123,15 @@ def test_ddim_pipeline_is_reproduced(unet, betas, prediction, more):
 
 def test_classes(classy):
     s, z, label = DDPMScheduler(), sample_noise(range(3), (1, 8, 8)), torch.tensor([0, 3, 1])
-    plain, null = from_diffusers(classy, s), from_diffusers(classy, s, null_class=3)
+    with pytest.warns(UserWarning, match='4 class embeddings.*null_class=3'): plain = from_diffusers(classy, s)
+    null = from_diffusers(classy, s, null_class=3)
     assert (plain.n_classes, null.n_classes) == (4, 3)
     a = s.alphas_cumprod[500]
     x, sigma = z/a**.5, ((1 - a)/a)**.5
     with torch.no_grad(): by_class, without = classy(z, 500, class_labels=label).sample, classy(z, 500, class_labels=torch.full((3,), 3)).sample
     assert relative(plain.raw(x, sigma, label), by_class) < 1e-5 and relative(null.raw(x, sigma), without) < 1e-5
-    with pytest.raises(ValueError, match='pass label'): plain(x, sigma)
-    with pytest.raises(ValueError, match='0..2'): null(x, sigma, label)
+    with pytest.raises(ValueError, match='pass label=; if its last class is the null class.*null_class=3'): plain(x, sigma)
+    with pytest.raises(ValueError, match='0..2'): sfd_of(null).sample(3, label=label)
     with pytest.raises(ValueError, match='null class must be the last of the 4'): from_diffusers(classy, s, null_class=0)
 
 
@@ -200,7 +216,7 @@ class Other(nn.Module):
     (lambda: from_diffusers(unet_of(class_embed_type='timestep'), DDPMScheduler()), 'class_embed_type'), (lambda: from_diffusers(unet_of(time_embedding_type='fourier'), DDPMScheduler()), 'fourier'),
     (lambda: from_diffusers(unet_of(time_embedding_type='learned', num_train_timesteps=1000), DDPMScheduler()), 'learned'), (lambda: from_diffusers(unet_of(out_channels=2), DDPMScheduler()), 'variance'),
     (lambda: from_diffusers(unet_of(), DDIMScheduler(rescale_betas_zero_snr=True)), 'zero signal'), (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, .5, 1.])), 'zero signal'),
-    (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler()), 'no betas'),
+    (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler()), 'no betas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable')])
 def test_what_is_not_supported_is_named(make, match):
@@ -215,7 +231,7 @@ def test_another_kind_of_model_in_a_folder(tmp_path):
 
 def test_a_start_above_the_table_is_refused_before_work(unet, monkeypatch):
     "Scaled-linear betas end at 14.6; SFD's usual start is 80."
-    teacher, grey = from_diffusers(unet, DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear')), replace(TINY, sigma_max=14.6)
+    teacher, grey = from_diffusers(unet, DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type='v_prediction')), replace(TINY, sigma_max=14.6)
     assert sfd(teacher, grey, show=False).sigmas[0] == 14.6
     monkeypatch.setattr('bdense_nb.sfd.fit', lambda *a: pytest.fail('work began')); monkeypatch.setattr('bdense_nb.variable.fit', lambda *a: pytest.fail('work began'))
     for start in (lambda: sfd(teacher, TINY), lambda: sfd_variable(teacher, TINY, (2, 3)), lambda: teacher_bank(teacher, TINY), lambda: progressive(teacher, images(), PDConfig(start_steps=8)),
@@ -227,7 +243,7 @@ def test_a_start_above_the_table_is_refused_before_work(unet, monkeypatch):
 
 def test_branches_and_back(unet, classy):
     for net in (unet, classy):
-        denoiser = from_diffusers(net, DDPMScheduler())
+        denoiser = from_diffusers(net, DDPMScheduler(), null_class=3 if net is classy else None)
         student, x = branch(denoiser, 3), sample_noise(range(2), (1, 8, 8))
         label = torch.tensor([1, 2]) if denoiser.n_classes else None
         assert student.layer == 'unet.conv_out' and relative(student(x, 2., label), denoiser(x, 2., label)[:, None].expand(-1, 3, -1, -1, -1)) < 1e-5
@@ -248,12 +264,12 @@ class Renamed(nn.Module):
 def test_an_output_layer_without_a_name_is_found(net, shape, name):
     denoiser = EDMDenoiser(net)
     assert output_layer(denoiser, shape) == name and branch(denoiser, 2, shape=shape).layer == name
-    with pytest.raises(ValueError, match='pass layer=.*one of: first, last'): branch(denoiser, 2)
+    with pytest.raises(ValueError, match='Renamed does not say what samples it takes; pass shape='): branch(denoiser, 2)
 
 
-@pytest.mark.parametrize('net', [Renamed(last=nn.Linear(2, 2), first=nn.Linear(2, 2)), Renamed(first=nn.Linear(2, 6), last=nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.AvgPool1d(2)))])
-def test_an_uncertain_output_layer_is_not_guessed(net):
-    with pytest.raises(ValueError, match='surely.*pass layer='): output_layer(EDMDenoiser(net), (2,))
+@pytest.mark.parametrize('net, name', [(Renamed(last=nn.Linear(2, 2), first=nn.Linear(2, 2)), 'last'), (Renamed(first=nn.Linear(2, 6), last=nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.AvgPool1d(2))), 'last.0')])
+def test_the_layer_that_is_called_last_is_found(net, name):
+    assert output_layer(EDMDenoiser(net), (2,)) == name and branch(EDMDenoiser(net), 2, shape=(2,)).layer == name
 
 
 # --- out ---
@@ -264,27 +280,28 @@ sys.modules['bdense_nb'] = None
 try: import bdense_nb
 except ImportError: pass
 else: raise SystemExit('bdense_nb was found')
-if os.path.exists('model_index.json'): DiffusionPipeline.from_pretrained('.')
-exec(re.search('```python\\n(.*?)```', open('README.md').read(), re.S)[1])
-torch.save(torch.from_numpy(images) if 'images' in globals() else x, 'out.pt')
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    if os.path.exists('model_index.json'): DiffusionPipeline.from_pretrained('.')
+    made = {}
+    exec(re.search('```python\\n(.*?)```', open('README.md').read(), re.S)[1], made)
+    torch.save(torch.from_numpy(made['images']) if 'images' in made else made['x'], 'out.pt')
 """
 
 
 def sampled_by_stock(*folders):
     "Run each README's code where bdense_nb cannot be imported."
-    jobs = [subprocess.Popen([sys.executable, '-c', RUN], cwd=folder, stderr=subprocess.PIPE, text=True) for folder in folders]
-    for job in jobs:
-        errors = job.communicate(timeout=300)[1]
-        assert job.returncode == 0, errors
+    done = subprocess.run([sys.executable, '-c', RUN, *map(str, folders)], stderr=subprocess.PIPE, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder/'out.pt') for folder in folders]
 
 
 def test_a_readme_samples_the_same(unet, classy, tmp_path):
-    students = {f'sfd {prediction}': sfd(from_diffusers(unet, DDPMScheduler(prediction_type=prediction)), TINY, show=False) for prediction in PREDICTION_TYPES}
-    students['sfd sigmoid'] = sfd(from_diffusers(unet, DDPMScheduler(beta_schedule='sigmoid')), replace(TINY, sigma_max=10.), show=False)
-    students['sfd classes'] = sfd(from_diffusers(classy, DDPMScheduler(), null_class=3), replace(TINY, afs=False), show=False)
-    students['pd'] = progressive(from_diffusers(unet, DDPMScheduler()), images(), TINY_PD, show=False)
-    students['pd low'] = progressive(from_diffusers(unet, DDPMScheduler(beta_schedule='scaled_linear')), images(), TINY_PD, show=False) # its table ends where unit noise is another start
+    students = {f'sfd {prediction}': sfd_of(from_diffusers(unet, DDPMScheduler(prediction_type=prediction))) for prediction in PREDICTION_TYPES}
+    students['sfd sigmoid'] = sfd_of(from_diffusers(unet, DDPMScheduler(beta_schedule='sigmoid')), replace(TINY, sigma_max=10.))
+    students['sfd classes'] = sfd_of(from_diffusers(classy, DDPMScheduler(), null_class=3), replace(TINY, afs=False))
+    students['pd'] = pd_of(from_diffusers(unet, DDPMScheduler()))
+    students['pd low'] = pd_of(from_diffusers(unet, DDPMScheduler(beta_schedule='scaled_linear'))) # its table ends where unit noise is another start
     for name, student in students.items():
         student.save_pretrained(tmp_path/name)
         assert (tmp_path/name/'model_index.json').exists() == (name in ('pd', 'pd low'))
@@ -301,7 +318,7 @@ def test_a_readme_samples_the_same(unet, classy, tmp_path):
 def test_the_scheduler_takes_the_students_steps(unet, tmp_path, prediction):
     "In this process: the folder's own U-Net and scheduler, without clipping."
     teacher = from_diffusers(unet, DDPMScheduler(prediction_type=prediction))
-    for name, student in (('sfd', sfd(teacher, TINY, show=False)), ('pd', progressive(teacher, images(), TINY_PD, show=False))):
+    for name, student in (('sfd', sfd_of(teacher)), ('pd', pd_of(teacher))):
         student.save_pretrained(tmp_path/name)
         how, net = json.loads((tmp_path/name/'sampling.json').read_text()), UNet2DModel.from_pretrained(tmp_path/name/'unet')
         if name == 'sfd':
@@ -322,9 +339,9 @@ def test_a_folder_becomes_a_student_again(classy, tmp_path):
     back = load_pretrained(tmp_path, 'cpu')
     assert relative(back.sample(4, seed=3), student.sample(4, seed=3)) < 1e-6
     assert (back.afs, back.shape, back.nfe, back.denoiser.n_classes, back.sigmas.tolist()) == (True, (1, 8, 8), 2, 3, student.sigmas.tolist())
-    assert back.about == json.loads(json.dumps(student.about))
+    assert back.about == json.loads(json.dumps(student.about)) | dict(licence='mit', teacher_data='four classes of noise')
     card = (tmp_path/'README.md').read_text()
-    for words in ('license: mit', 'library_name: diffusers', 'SFD', '| Branches in training (K) | 4 |', '| Network calls a sample (NFE) | 2 |', 'four classes of noise', 'class_labels', 'linear'): assert words in card
+    for words in ('license: "mit"', 'library_name: diffusers', 'SFD', '| Branches in training (K) | 4 |', '| Network calls a sample (NFE) | 2 |', 'four classes of noise', 'class_labels', 'linear'): assert words in card
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*') if p.is_file()}
     assert names == {'README.md', 'sampling.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors', 'scheduler/scheduler_config.json'}
     again = load_pretrained(tmp_path, 'cpu')                                     # from a folder: its path must not travel on
@@ -333,11 +350,70 @@ def test_a_folder_becomes_a_student_again(classy, tmp_path):
     with pytest.raises(FileNotFoundError, match='sampling.json'): load_pretrained(tmp_path/'unet', 'cpu')
 
 
+EVIL = 'evil | <img src=x onerror=alert(1)> [click](javascript:1) `code`\n---\nlicense: mit\n# a heading'
+
+
+def test_a_card_says_what_users_named_and_does_nothing_else(unet, tmp_path):
+    student = Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8),
+                      dict(host='sfd', teacher=EVIL, config=dict(K=4, branch_weights=(.5, .5), solver=EVIL), figures={EVIL: EVIL}))
+    student.denoiser.net.source = EVIL
+    student.save_pretrained(tmp_path, licence=EVIL, data=EVIL)
+    card = (tmp_path/'README.md').read_text()
+    _, front, body = card.split('---\n', 2)
+    front = yaml.safe_load(front)
+    assert front == dict(license=EVIL, library_name='diffusers', tags=['diffusion', 'distillation'])
+    assert '<' not in body.split('```')[0] + body.split('```')[2] and '](' not in body
+    rows = [line for line in body.splitlines() if line.startswith('|')]
+    assert all(line.count('|') == 3 for line in rows) and sum('evil' in line for line in rows) == 4
+    assert [line for line in body.splitlines() if line.startswith('#')] == ['# A student of 1 network calls', '## How to sample']
+    table = html.unescape('\n'.join(rows))
+    assert ' '.join(EVIL.split()) in table                                       # a reader sees what was named
+
+
+@pytest.mark.parametrize('to', ['diffusers', 'state_dict'])
+def test_licence_and_data_are_given_or_known(unet, tmp_path, to):
+    student = Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8))
+    def facts(student, **card):
+        export_student(student, to, tmp_path, **card)
+        if to == 'diffusers':
+            text = (tmp_path/'README.md').read_text()
+            assert ('Teacher trained on | not stated' in text) == ('license: "unknown"' in text)
+        how = json.loads((tmp_path/'sampling.json').read_text())
+        return how.get('licence'), how.get('teacher_data')
+    assert facts(student) == (None, None)
+    assert facts(student, licence='mit', data='photos') == ('mit', 'photos')
+    known = replace(student, about=dict(licence='cc0-1.0', data='ring'))
+    assert facts(known) == ('cc0-1.0', 'ring') and facts(known, licence='mit') == ('mit', 'ring')
+    assert facts(replace(student, about=dict(licence='mit', data='ring', teacher_data='moons'))) == ('mit', 'moons')
+
+
+def shorten(path): path.write_bytes(path.read_bytes()[:-9])
+def other_json(path): path.write_text('[1, 2]')
+def no_boolean(path): path.write_text(json.dumps(json.loads(path.read_text()) | dict(afs='no')))
+def no_grid(path): path.write_text(json.dumps(json.loads(path.read_text()) | dict(grid=[1., 2., 3.])))
+
+
+@pytest.mark.parametrize('file, damage', [('sampling.json', shorten), ('sampling.json', other_json), ('sampling.json', no_boolean), ('sampling.json', no_grid), ('unet/config.json', shorten), ('unet/config.json', other_json),
+                                          ('scheduler/scheduler_config.json', shorten), ('unet/diffusion_pytorch_model.safetensors', shorten)], ids=lambda v: getattr(v, '__name__', v))
+def test_damaged_and_foreign_files_are_named(unet, tmp_path, file, damage):
+    Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8)).save_pretrained(tmp_path)
+    damage(tmp_path/file)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path/file).removesuffix('/diffusion_pytorch_model.safetensors'))): load_pretrained(tmp_path, 'cpu')
+
+
+@pytest.mark.parametrize('module, extra, use', [('diffusers', 'diffusers', lambda student, folder: load_pretrained(folder, 'cpu')), ('onnxscript', 'onnx', lambda student, folder: export_onnx(student, folder/'step.onnx'))])
+def test_a_missing_extra_is_named(unet, tmp_path, monkeypatch, module, extra, use):
+    student = Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8))
+    student.save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'pip install "bdense-nb\[{extra}\]"'): use(student, tmp_path)
+
+
 def test_no_pipeline_where_it_would_sample_something_else(unet, classy, tmp_path):
-    pd = progressive(from_diffusers(unet, DDPMScheduler()), images(), TINY_PD, show=False)
+    pd = pd_of(from_diffusers(unet, DDPMScheduler()))
     assert ddim_steps(pd) == 4
     other_size = replace(pd, shape=(1, 16, 16))
-    by_class = progressive(from_diffusers(classy, DDPMScheduler()), images(), TINY_PD, torch.arange(16) % 4, show=False)
+    by_class = pd_of(from_diffusers(classy, DDPMScheduler(), null_class=3))
     other_grid = replace(pd, sigmas=torch.cat([pd.sigmas[:1]*.9, pd.sigmas[1:]]))
     pd.save_pretrained(tmp_path)
     assert (tmp_path/'model_index.json').exists()
@@ -348,13 +424,13 @@ def test_no_pipeline_where_it_would_sample_something_else(unet, classy, tmp_path
 
 def test_clipping_and_thresholding_of_the_teacher_stay_behind(unet, tmp_path):
     s = DDPMScheduler(thresholding=True, clip_sample=True, timestep_spacing='leading')
-    progressive(from_diffusers(unet, s), images(), TINY_PD, show=False).save_pretrained(tmp_path)
+    pd_of(from_diffusers(unet, s)).save_pretrained(tmp_path)
     config = json.loads((tmp_path/'scheduler'/'scheduler_config.json').read_text())
     assert (config['clip_sample'], config['thresholding'], config['timestep_spacing']) == (False, False, 'trailing')
 
 
 def test_pushing_to_the_hub(unet, tmp_path, monkeypatch):
-    student, calls = sfd(from_diffusers(unet, DDPMScheduler()), TINY, show=False), []
+    student, calls = sfd_of(from_diffusers(unet, DDPMScheduler())), []
     class Api:
         def __init__(self, token=None): calls.append(('token', token))
         def create_repo(self, repo_id, private, exist_ok): calls.append(('create', repo_id, private, exist_ok))
@@ -365,18 +441,18 @@ def test_pushing_to_the_hub(unet, tmp_path, monkeypatch):
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
     assert student.push_to_hub('me/student', token='t', licence='mit') == 'https://somewhere'
-    assert calls == [('token', 't'), ('create', 'me/student', True, True), ('upload', 'me/student')] and 'license: mit' in (tmp_path/'card').read_text()
+    assert calls == [('token', 't'), ('create', 'me/student', True, True), ('upload', 'me/student')] and 'license: "mit"' in (tmp_path/'card').read_text()
 
 
 def test_several_step_counts(unet, tmp_path):
-    student = sfd_variable(from_diffusers(unet, DDPMScheduler()), TINY, (2, 3), show=False, step_layer='unet.time_embedding.linear_1')
+    student = sfd_variable(from_diffusers(unet, DDPMScheduler(prediction_type='v_prediction')), TINY, (2, 3), show=False, step_layer='unet.time_embedding.linear_1')
     for nfe in (2, 3):
         one = student.at(nfe)
         one.save_pretrained(tmp_path/str(nfe))
         back = load_pretrained(tmp_path/str(nfe), 'cpu')
         assert back.nfe == nfe and relative(back.sample(2), student.sample(2, nfe=nfe)) < 1e-6
     with pytest.raises(TypeError, match=r'\.at\(nfe\)'): export_student(student, 'state_dict', tmp_path)
-    with pytest.raises(ValueError, match='output layer'): sfd_variable(from_diffusers(unet, DDPMScheduler()), TINY, (2, 3), show=False, step_layer='unet.conv_out')
+    with pytest.raises(ValueError, match='output layer'): sfd_variable(from_diffusers(unet, DDPMScheduler(prediction_type='v_prediction')), TINY, (2, 3), show=False, step_layer='unet.conv_out')
 
 
 def test_students_of_other_networks(tmp_path):
@@ -389,9 +465,34 @@ def test_students_of_other_networks(tmp_path):
     with pytest.raises(ValueError, match='diffusers, onnx, state_dict'): export_student(student, 'keras', tmp_path)
 
 
-def test_saving_a_foreign_network_names_the_way_out(unet, tmp_path):
-    student = sfd(from_diffusers(unet, DDPMScheduler()), TINY, show=False)
-    with pytest.raises(ValueError, match='DiffusersNet.*save_pretrained'): student.save(tmp_path/'no')
+def test_a_student_is_saved_like_any_other_and_read_where_diffusers_was_not_imported(classy, tmp_path):
+    student = sfd(from_diffusers(classy, DDPMScheduler(prediction_type='v_prediction'), null_class=3), TINY, show=False)
+    student.save(tmp_path/'student')
+    torch.save(student.sample(3), tmp_path/'want.pt')
+    code = """import sys, torch
+from bdense_nb.students import load_student
+assert 'diffusers' not in sys.modules
+s = load_student('student', 'cpu')
+torch.testing.assert_close(s.sample(3), torch.load('want.pt'))
+assert (s.nfe, s.denoiser.n_classes, s.denoiser.net.null_class) == (2, 3, 3)"""
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize('changes, match', [(dict(layers=3), 'layers'), (dict(unet_class='Transformer2DModel'), 'Transformer2DModel.*UNet2DModel')], ids=str)
+def test_a_description_of_another_network_is_refused(unet, changes, match):
+    config = net_config_of(from_diffusers(unet, DDPMScheduler()).net)
+    assert type(net_from_config(config).unet) is UNet2DModel and json.loads(json.dumps(config)) == config
+    with pytest.raises((TypeError, ValueError), match=match): net_from_config(config | changes)
+    with pytest.raises(TypeError, match='missing: scheduler'): net_from_config({k: v for k, v in config.items() if k != 'scheduler'})
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_weights_become_float32(unet, dtype):
+    half = copy.deepcopy(unet).to(dtype)
+    denoiser = from_diffusers(half, DDPMScheduler())
+    assert all(p.dtype == torch.float32 and torch.equal(p, q.float()) for p, q in zip(denoiser.net.unet.parameters(), half.parameters(), strict=True))
+    assert half.dtype == dtype and all(p.dtype == torch.float32 for p in as_denoiser(nn.Linear(2, 2).to(dtype)).parameters())
+    assert as_denoiser(nn.Linear(2, 2).double()).net.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('kind', ['diffusers, classes', 'our U-Net'])
@@ -417,8 +518,7 @@ def test_onnx(classy, tmp_path, kind):
 def shell(line):
     "A command line, parsed and run as the installed command does."
     name, *args = shlex.split(line)
-    f = getattr(cli, name)
-    assert cli.from_shell(f.__wrapped__, cli.parser_of(f.__wrapped__, f.examples), args) == 0, line
+    assert cli.from_shell(name, args) == 0, line
 
 
 def trained_by_diffusers(data, scheduler):

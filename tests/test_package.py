@@ -1,122 +1,119 @@
-"The package as a user gets it: built, installed in an empty environment, used from an empty folder without the repository or a network."
-import os
+"The package as a user gets it: built, installed with what it requires in an empty environment, used without the repository or a network."
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
-import venv
 import zipfile
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from environments import ROOT, Environment, build, needs
+from extras import EXTRAS, try_extra
+from packaging.requirements import Requirement
 
 from run_notebooks import NBS, notebooks
 
-SOURCES = ('bdense_nb', 'data', 'nbs', 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md', 'CHANGELOG.md')
-settings = ConfigParser(delimiters=['='])
-settings.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
-COMMANDS = [script.split('=')[0] for script in settings['DEFAULT']['console_scripts'].split()]
-NO_NETWORK = '''
-import socket
-def refuse(self, address, *_):
-    if self.family != socket.AF_UNIX: raise OSError(f'no network in this test: {address}')
-socket.socket.connect = socket.socket.connect_ex = refuse
-'''
+COMMANDS = [script.split('=')[0] for script in needs('console_scripts')]
+REQUIRED = [Requirement(need) for need in needs('requirements')]
+pytestmark = pytest.mark.xdist_group('package')  # built once
 
 
-def shipped(root: Path) -> set[str]:
+def shipped() -> set[str]:
     "The data files, as paths inside data/."
-    return {p.relative_to(root/'data').as_posix() for p in (root/'data').rglob('*') if p.is_file()}
+    return {p.relative_to(ROOT/'data').as_posix() for p in (ROOT/'data').rglob('*') if p.is_file()}
 
 
 @pytest.fixture(scope='module')
-def built(root, tmp_path_factory) -> Path:
-    "A folder with the sdist, and the wheel that was built from it."
-    tree = tmp_path_factory.mktemp('tree')
-    for name in SOURCES:
-        if (root/name).is_dir(): shutil.copytree(root/name, tree/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.tmp'))
-        else: shutil.copy(root/name, tree)
-    build = subprocess.run([sys.executable, '-m', 'build', '--no-isolation'], cwd=tree, capture_output=True, text=True)
-    assert build.returncode == 0, build.stdout + build.stderr
-    return tree/'dist'
+def wheel(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp('tree'))
 
 
-@pytest.fixture(scope='module')
-def installed(built, tmp_path_factory):
-    "`installed(program, *args)` runs a program of an environment that holds the wheel; libraries come from this one."
-    env_dir = tmp_path_factory.mktemp('user')/'env'
-    venv.create(env_dir, symlinks=True)
-    python = env_dir/'bin'/'python'
-    wheel, = built.glob('*.whl')
-    pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet', '--no-deps', '--no-index', '--disable-pip-version-check']
-    subprocess.run([*pip, wheel], check=True)
-    here, there = (next(Path(p).glob('lib/python*/site-packages')) for p in (sys.prefix, env_dir))
-    (there/'zz_libraries.pth').write_text(f'{here}\n')  # a .pth inside that folder (the editable install's) is not followed
-    (there/'no_network.py').write_text(NO_NETWORK)
-    (there/'no_network.pth').write_text('import no_network\n')
-    home, cwd = (tmp_path_factory.mktemp(name) for name in ('home', 'empty'))
-    env = {'PATH': os.defpath, 'HOME': str(home), 'TMPDIR': str(home), 'MPLCONFIGDIR': str(home), 'OMP_NUM_THREADS': '1'}
-
-    def run(program: str, *args: str) -> str:
-        done = subprocess.run([env_dir/'bin'/program, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.strip()
-    run.folder = there
-    return run
+@pytest.fixture(scope='module', params=[False, True], ids=['newest', 'oldest'])
+def user(request, wheel, tmp_path_factory):
+    "`user(program, *args)` runs a program where the wheel is installed with the newest, or the oldest, of what it requires."
+    made = Environment(tmp_path_factory.mktemp('user'), wheel, oldest=request.param)
+    yield made
+    made.close()
+    shutil.rmtree(made.folder)  # several GB where hard links cannot be made
 
 
-def test_sdist_and_wheel_hold_data_and_notebooks(root, built):
-    with zipfile.ZipFile(next(built.glob('*.whl'))) as z: names = set(z.namelist())
-    assert {n.removeprefix('bdense_nb/assets/') for n in names if n.startswith('bdense_nb/assets/')} == shipped(root)
-    assert {n.removeprefix('bdense_nb/nbs/') for n in names if n.startswith('bdense_nb/nbs/')} == {p.relative_to(NBS).as_posix() for p in notebooks()}
+def test_sdist_and_wheel_hold_data_and_notebooks(wheel):
+    with zipfile.ZipFile(wheel) as z: names = set(z.namelist())
+    assert {n.removeprefix('bdense_nb/assets/') for n in names if n.startswith('bdense_nb/assets/')} == shipped()
+    course = {p.relative_to(NBS).as_posix() for p in notebooks()}
+    assert {n.removeprefix('bdense_nb/nbs/') for n in names if n.startswith('bdense_nb/nbs/')} == course
     assert any(n.endswith('licenses/LICENSE') for n in names)
-    with tarfile.open(next(built.glob('*.tar.gz'))) as t: names = {n.split('/', 1)[-1] for n in t.getnames()}
-    assert {'settings.ini', 'setup.py', 'LICENSE', *(f'data/{n}' for n in shipped(root))} <= names
+    with tarfile.open(next(wheel.parent.glob('*.tar.gz'))) as t: names = {n.split('/', 1)[-1] for n in t.getnames()}
+    assert {'settings.ini', 'setup.py', 'LICENSE', *(f'data/{n}' for n in shipped())} <= names
 
 
-def test_description_for_pypi_has_absolute_links(built):
-    with zipfile.ZipFile(next(built.glob('*.whl'))) as z: text = z.read(next(n for n in z.namelist() if n.endswith('METADATA'))).decode()
+def test_description_for_pypi_has_absolute_links(wheel):
+    with zipfile.ZipFile(wheel) as z: text = z.read(next(n for n in z.namelist() if n.endswith('METADATA'))).decode()
     targets = re.findall(r'\]\(([^)\s]+)\)', text)
     assert any(t.endswith('.png') for t in targets) and all(t.startswith(('https://', '#')) for t in targets)
 
 
-def test_import_comes_from_the_installed_wheel(installed):
-    where = installed('python', '-c', 'import bdense_nb; print(bdense_nb.__file__)')
-    assert Path(where).is_relative_to(installed.folder)
-    data = installed('python', '-c', 'from bdense_nb.core import data_dir; print(data_dir())')
-    assert Path(data) == installed.folder/'bdense_nb'/'assets'
+def test_what_it_requires_is_whole_and_has_no_development_tools(user):
+    user.check()
+    versions = user.versions()
+    developers = {'fastcore', 'nbdev', 'execnb', 'pytest', 'jupyterlab', 'ipywidgets', 'optuna', 'diffusers', 'onnx'}
+    assert not developers & versions.keys()
+    lowest = {need.name: spec.version for need in REQUIRED for spec in need.specifier if spec.operator == '>='}
+    lowest = {name: version for name, version in lowest.items() if user.oldest}
+    assert all(versions[name].split('+')[0].startswith(version) for name, version in lowest.items()), versions
 
 
-def test_every_module_imports(root, installed):
-    modules = sorted(p.stem for p in (root/'bdense_nb').glob('*.py') if p.stem != '__init__')
-    installed('python', '-W', 'error::SyntaxWarning', '-c', '; '.join(f'import bdense_nb.{m}' for m in modules))
+def test_every_module_imports_and_those_for_an_extra_name_it(user):
+    modules = sorted(p.stem for p in (ROOT/'bdense_nb').glob('[a-z]*.py'))
+    tries = '\n'.join([
+        'import importlib, bdense_nb, pathlib',
+        f'assert pathlib.Path(bdense_nb.__file__).parent == pathlib.Path({str(user.packages/"bdense_nb")!r})',
+        f'for name in {modules}:',
+        '    try: importlib.import_module(f"bdense_nb.{name}")',
+        '    except ImportError as e: print(name, e)'])
+    for line in user('python', '-c', tries).splitlines():
+        assert re.search(r'pip install .?"?bdense-nb\[(\w+)\]', line), line
 
 
-def test_the_network_is_shut(installed):
+def test_the_network_is_shut(user):
     code = 'import socket\ntry: socket.create_connection(("127.0.0.1", 9), 1)\nexcept OSError as e: print(e)'
-    assert 'no network in this test' in installed('python', '-c', code)
+    assert 'no network in this test' in user('python', '-c', code)
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_commands_explain_themselves(installed, command):
-    assert 'usage' in installed(command, '--help').lower()
+def test_commands_explain_themselves(user, command):
+    assert (user.packages.parents[2]/'bin'/command).is_file()
+    assert 'usage' in user(command, '--help').lower()
 
 
-def test_shipped_teacher_loads_and_denoises(installed):
-    code = ('import torch; from bdense_nb.teachers import load_teacher; D = load_teacher();'
-            'print(list(D(torch.zeros(2, 1, 28, 28), 1.).shape))')
-    assert installed('python', '-c', code) == '[2, 1, 28, 28]'
+def test_a_teacher_is_made_distilled_sampled_measured_and_exported(user):
+    user('bdense_teach', 'plane', '--data', 'moons', '--steps', '2', '--batch', '8')
+    user('bdense_distill', 'student', '--teacher', 'plane', '--preset', 'demo', '--steps', '1', '--batch', '4', '--pool', '4')
+    user('bdense_sample', 'student', '--n', '2', '--out', 'two.png')
+    user('bdense_evaluate', 'student', '--teacher', 'plane', '--n', '4', '--out', 'figures.json')
+    user('bdense_export', 'student', 'exported')
+    written = {'student/model.safetensors', 'two.safetensors', 'figures.json', 'exported/sampling.json'}
+    assert all((user.empty/name).stat().st_size for name in written)
 
 
-def test_the_course_can_be_copied(installed):
-    said = installed('bdense_notebooks', 'course')
-    again = installed('bdense_notebooks', 'course')
-    assert 'written' in said and 'same in course' in again and 'open them: jupyter lab course' in again
-    names = installed('python', '-c', "from pathlib import Path; print(*sorted(p.relative_to('course').as_posix() for p in Path('course').rglob('*.ipynb')))")
-    assert names.split() == sorted(p.relative_to(NBS).as_posix() for p in notebooks())
+def test_a_shipped_teacher_and_its_images(user):
+    code = ('import torch; from bdense_nb.teachers import load_teacher; from bdense_nb.data import fashion_mnist;'
+            'print(list(load_teacher()(torch.zeros(2, 1, 28, 28), 1.).shape), len(fashion_mnist("test")[0]))')
+    assert user('python', '-c', code) == '[2, 1, 28, 28] 10000'
 
 
-def test_shipped_images_load(installed):
-    assert installed('python', '-c', "from bdense_nb.data import fashion_mnist; print(len(fashion_mnist('test')[0]))") == '10000'
+def test_the_course_is_copied_by_an_installed_script(user):
+    done = user.script('bdense_notebooks', 'course')
+    assert done.returncode == 0, done.stderr
+    again = user('bdense_notebooks', 'course')
+    assert 'written' in done.stdout and 'same in course' in again and 'open them: jupyter lab course' in again
+    copied = {p.relative_to(user.empty/'course').as_posix() for p in (user.empty/'course').rglob('*.ipynb')}
+    assert copied == {p.relative_to(NBS).as_posix() for p in notebooks()}
+
+
+@pytest.mark.parametrize('extra', ['search'])  # `python tests/extras.py` tries them all
+def test_an_extra_does_its_job(user, extra):
+    try_extra(user, extra)
+
+
+def test_every_extra_is_tried():
+    assert {*needs('extras'), 'notebooks'} == set(EXTRAS)

@@ -17,6 +17,7 @@ from bdense_nb.schedules import cosine_alpha_bar, linear_alpha_bar, pd_cosine_si
 from bdense_nb.students import Student, branched_student, load_student
 from bdense_nb.targets import progressive_segment
 from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser
+from bdense_nb.training import Hardware
 
 TINY = PDConfig(start_steps=8, updates=3, batch=8, lr=1e-3)
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(7))*.5
@@ -155,13 +156,21 @@ def test_k1_is_the_published_algorithm(name, n):
 NETWORKS = {'edm': lambda table: EDMDenoiser(MLP(width=32, depth=1), .5)} | {p: (lambda p: lambda table: VPDenoiser(MLP(width=32, depth=1), table, p))(p) for p in ('eps', 'x0', 'v')}
 
 
+def leaning(denoiser):
+    "Random weights, but the answer leans towards the input: as noise estimates must, or the samples would stay noise."
+    net = shaken(denoiser).net
+    with torch.no_grad():
+        for weight, one in ((net.stem.weight, torch.eye(len(net.stem.weight), 2)), (net.out.weight, torch.eye(2, len(net.stem.weight)))): weight.mul_(.1).add_(one)
+    return denoiser
+
+
 @pytest.mark.parametrize('weight', SNR_WEIGHTS)
 @pytest.mark.parametrize('schedule', ['vp_linear', 'vp_cosine', 'pd_cosine'])
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_every_network_on_every_grid(kind, schedule, weight):
     "Targets land on the teacher's states, every loss and gradient is finite, and training moves towards the teacher."
     table = cosine_alpha_bar(64) if schedule == 'vp_cosine' else linear_alpha_bar(64)
-    teacher = shaken(NETWORKS[kind](table))
+    teacher = (leaning if kind == 'eps' else shaken)(NETWORKS[kind](table))
     cfg = PDConfig(start_steps=16, end_steps=4, updates=4, batch=32, lr=1e-3, schedule=schedule, levels=64, snr_weight=weight)
     rows = cfg.sigmas.unfold(0, 3, 2)
     _, levels, x_t = draw_noised(DATA, rows, 64, torch.Generator().manual_seed(0))
@@ -249,7 +258,7 @@ def test_any_table_can_be_distilled_on_its_own_levels(tmp_path, name):
 
 
 def test_the_named_table_is_the_networks_own():
-    net = shaken(VPDenoiser(MLP(width=8, depth=1), linear_alpha_bar(64)))
+    net = shaken(VPDenoiser(MLP(width=8, depth=1), linear_alpha_bar(64), 'v'))
     assert same(run(net, OWN), run(net, replace(TINY, schedule='vp_linear', levels=64)))
     assert same(run(GaussianDenoiser(0., .5), OWN, student=net), run(GaussianDenoiser(0., .5), replace(TINY, schedule='vp_linear', levels=64), student=net))  # the student's table, where the teacher has none
 
@@ -267,10 +276,10 @@ def test_a_table_that_does_not_fit_is_refused(teacher):
 def test_the_order_of_a_round(monkeypatch, teacher):
     "Fold, promote, tile anew; a fresh optimiser; a rate that falls to 0; gradients clipped to 1."
     fits, real = [], module.fit
-    def spy(model, step, cfg, *args):
+    def spy(model, step, cfg, *args, **how):
         head = model.denoiser.net.out.weight
         fits.append(dict(tiled=torch.equal(head[:2], head[2:]), start=copy.deepcopy(model), training=model.training, cfg=cfg))
-        fits[-1]['done'] = real(model, step, cfg, *args)
+        fits[-1]['done'] = real(model, step, cfg, *args, **how)
         return fits[-1]['done']
     monkeypatch.setattr(module, 'fit', spy)
     students = list(progressive_rounds(teacher, DATA, TINY, show=False))
@@ -284,8 +293,8 @@ def test_the_order_of_a_round(monkeypatch, teacher):
 
 def test_heads_carried_over(monkeypatch, teacher):
     starts, ends, real = [], [], module.fit
-    def spy(model, *args):
-        starts.append(copy.deepcopy(model)); done = real(model, *args); ends.append(copy.deepcopy(done.model))
+    def spy(model, *args, **how):
+        starts.append(copy.deepcopy(model)); done = real(model, *args, **how); ends.append(copy.deepcopy(done.model))
         return done
     monkeypatch.setattr(module, 'fit', spy)
     last = list(progressive_rounds(teacher, DATA, replace(TINY, heads='carry'), show=False))[-1]
@@ -303,7 +312,7 @@ def test_a_round_is_that_round_alone(teacher):
 
 def test_ema_is_promoted(monkeypatch, teacher):
     fits, real = [], module.fit
-    monkeypatch.setattr(module, 'fit', lambda *args: fits.append(real(*args)) or fits[-1])
+    monkeypatch.setattr(module, 'fit', lambda *args, **how: fits.append(real(*args, **how)) or fits[-1])
     cfg = replace(TINY, ema=.5)
     students = list(progressive_rounds(teacher, DATA, cfg, show=False))
     for f, s in zip(fits, students): assert same(fold(f.ema), s) and not same(fold(f.model), s)
@@ -464,7 +473,7 @@ BAD_RUNS = {
 
 @pytest.mark.parametrize('name', BAD_RUNS)
 def test_bad_runs_are_refused_before_work(tmp_path, monkeypatch, teacher, classy, name):
-    monkeypatch.setattr(module, 'fit', lambda *a: pytest.fail('work began'))
+    monkeypatch.setattr(module, 'fit', lambda *a, **how: pytest.fail('work began'))
     make, match = BAD_RUNS[name]
     who, data, labels = make(teacher, classy)
     with pytest.raises((ValueError, TypeError), match=match): progressive(who, data, TINY, labels, tmp_path/'run', show=False)
@@ -481,14 +490,15 @@ def test_another_table_is_refused():
     net = MLP(width=8, depth=1)
     for table, cfg in ((linear_alpha_bar(1000), replace(TINY, schedule='vp_linear')), (cosine_alpha_bar(64), replace(TINY, schedule='vp_linear', levels=64)), (linear_alpha_bar(64), replace(TINY, schedule='vp_cosine', levels=64))):
         with pytest.raises(ValueError, match='not the table of this network'): run(VPDenoiser(net, table), cfg)
-    run(VPDenoiser(net, linear_alpha_bar(1000)), replace(TINY, schedule='vp_linear', levels=1000))
-    run(VPDenoiser(net, linear_alpha_bar(1000).float().double()), replace(TINY, schedule='vp_linear', levels=1000))     # a table kept in float32
-    run(VPDenoiser(net, linear_alpha_bar(1000)), TINY)                                                                 # between its levels, on purpose
+    run(VPDenoiser(net, linear_alpha_bar(1000), 'v'), replace(TINY, schedule='vp_linear', levels=1000))
+    run(VPDenoiser(net, linear_alpha_bar(1000).float().double(), 'v'), replace(TINY, schedule='vp_linear', levels=1000))     # a table kept in float32
+    run(VPDenoiser(net, linear_alpha_bar(1000), 'v'), TINY)                                                                 # between its levels, on purpose
 
 
 def test_broken_networks_are_refused(teacher):
     broken = copy.deepcopy(teacher); broken.net.out.bias[0] = float('nan')
-    with pytest.raises(FloatingPointError, match='first loss'): run(broken)
+    with pytest.raises(FloatingPointError, match='the teacher ends in NaN'): run(broken)
+    with pytest.raises(FloatingPointError, match='first loss'): run(teacher, replace(TINY, K=1), student=broken)
     with pytest.raises(TypeError, match='PDConfig'): run(teacher, 'pd')
     with pytest.raises(ValueError, match='n_steps'): pd_step(teacher, DATA, None, TINY, 3)
 
@@ -499,3 +509,69 @@ def test_a_folder_belongs_to_one_run(tmp_path, teacher):
         with pytest.raises(ValueError, match=f'another configuration.*{next(iter(changes))}'): run(teacher, replace(TINY, **changes), folder=tmp_path)
     with pytest.raises(ValueError, match='data'): run(teacher, data=DATA + 1, folder=tmp_path)
     with pytest.raises(ValueError, match='teacher'): run(shaken(EDMDenoiser(MLP(width=8, depth=1)), 5), folder=tmp_path)
+
+
+# --- how and what the loop is told ---
+
+class Notes:
+    "A hook that notes what it sees."
+    def __init__(self): self.iterations = []
+    def after_iteration(self, state): self.iterations.append(state.done)
+
+
+def test_hardware_and_hooks_reach_every_round(teacher):
+    notes, plain = Notes(), run(teacher)
+    half = run(teacher, hardware=Hardware(precision='bf16'), hooks=(notes,))
+    assert notes.iterations == [1, 2, 3]*3 and not same(plain, half)
+    assert all(torch.allclose(a, b, atol=.05) for a, b in zip(params(plain), params(half)))
+
+
+def test_training_fields_pass_through(teacher):
+    plain = TINY.train_config(2)
+    assert (plain.steps, plain.lr, plain.schedule, plain.clip_grad, plain.log_every, plain.checkpoint_every) == (3, 1e-3, 'linear', 1., 1, 1)
+    asked = dict(warmup=1, betas=(.5, .9), clip_grad=None, ema=.9, log_every=2, checkpoint_every=0, keep=3, on_nan='skip')
+    cfg = replace(TINY, lr_schedule='cosine', **asked).train_config(2)
+    assert {k: getattr(cfg, k) for k in asked} == asked and cfg.schedule == 'cosine'
+    for changes in (dict(warmup=2), dict(betas=(.5, .5)), dict(lr_schedule='constant')): assert not same(run(teacher), run(teacher, replace(TINY, **changes)))
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path, teacher):
+    want = run(teacher, folder=tmp_path)
+    note = json.loads((tmp_path/'run.json').read_text())
+    for name in ('lr_schedule', 'warmup', 'betas', 'log_every', 'checkpoint_every', 'keep', 'on_nan'): del note[name]
+    (tmp_path/'run.json').write_text(json.dumps(note))
+    assert same(want, run(teacher, folder=tmp_path)) and same(want, run(teacher, replace(TINY, log_every=2, keep=1, checkpoint_every=0), folder=tmp_path))
+    with pytest.raises(ValueError, match='lr_schedule'): run(teacher, replace(TINY, lr_schedule='constant'), folder=tmp_path)
+
+
+# --- other people's networks ---
+
+class Strict(MLP):
+    "Takes its noise input as [B], as many networks do."
+    def forward(self, x, noise, label=None):
+        assert noise.shape == (len(x),)
+        return super().forward(x, noise, label)
+
+
+def test_the_noise_input_is_always_one_per_sample():
+    assert run(shaken(EDMDenoiser(Strict(width=8, depth=1)))).sample(3).isfinite().all()
+
+
+@pytest.mark.parametrize('heads', ['tile', 'carry'])
+@pytest.mark.parametrize('K', [1, 2])
+def test_only_what_is_trainable_is_trained_in_every_round(teacher, heads, K):
+    start = copy.deepcopy(teacher)
+    start.net.out.requires_grad_(True)
+    before = teacher.state_dict()
+    for student in progressive_rounds(teacher, DATA, replace(TINY, heads=heads, K=K), show=False, student=start):
+        assert {k for k, v in student.denoiser.state_dict().items() if not torch.equal(v, before[k])} == {'net.out.weight', 'net.out.bias'}
+
+
+class Noise(EDMDenoiser):
+    "A network that predicts the noise, believed to be a denoiser."
+    def to_x0(self, raw, x, sigma): return x
+
+
+def test_a_teacher_that_removes_no_noise_is_refused_before_anything(tmp_path):
+    with pytest.raises(ValueError, match='does not remove the noise'): run(shaken(Noise(MLP(width=8, depth=1))), folder=tmp_path/'run')
+    assert not (tmp_path/'run').exists()

@@ -186,3 +186,14 @@ def test_bad_vp_arguments():
     with pytest.raises(ValueError, match='unknown variance'): sm.ddpm_step(z, z, 0.5, 0.9, z, 'medium')
     with pytest.raises(ValueError, match='needs noise'): sm.ddim_step(z, z, 0.5, 0.9, 1.)
     with pytest.raises(ValueError, match='eta'): sm.sample_vp(D, z, [0.5, 1.], 'ddpm', eta=0.5)
+
+
+@pytest.mark.parametrize('label, message', [(torch.tensor([0, 3]), r'label must be in 0\.\.2, got values from 0 to 3'), (torch.tensor([-1, 0]), 'from -1 to 0'), (torch.zeros(3, dtype=torch.long), 'one class per sample')])
+def test_classes_that_a_denoiser_does_not_know(label, message):
+    class Three(GaussianDenoiser): n_classes = 3
+    class Without(GaussianDenoiser): n_classes = 0
+    x = torch.zeros(2, 2)
+    for walk in (sm.sample, sm.trajectory):
+        with pytest.raises(ValueError, match=message): walk(Three(0., 1.), x, [2., 1.], label=label)
+        with pytest.raises(ValueError, match='no classes'): walk(Without(0., 1.), x, [2., 1.], label=torch.zeros(2, dtype=torch.long))
+        walk(GaussianDenoiser(0., 1.), x, [2., 1.], label=label[:2])

@@ -1,10 +1,13 @@
 "The search for branch weights: start trials, resumption, storages that do not fit, confirmation, picture."
+import contextlib
 import json
 import math
+import re
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +15,8 @@ from bdense_nb import search
 from bdense_nb.losses import BRANCH_WEIGHTS, branch_weights
 from bdense_nb.metrics import paired_error, paired_interval
 from bdense_nb.nets import MLP
-from bdense_nb.search import (LOG_RATIOS, SearchResult, SearchTrial, confirm_weights, load_search, many_step_sample, ratios_to_weights, save_search, score_weights, search_weights,
-                              show_search, start_trials, weights_to_ratios)
+from bdense_nb.search import (LOG_RATIOS, confirm_weights, load_search, many_step_sample, ratios_to_weights, save_search, score_weights, search_study,
+                              search_weights, show_search, start_trials, weights_to_ratios)
 from bdense_nb.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser
 from bdense_nb.trajectories import frozen_copy
@@ -222,7 +225,7 @@ def test_a_damaged_storage_is_a_clear_error(teacher, tmp_path, count, damage):
     path = tmp_path/'s.db'
     run(teacher, 1, path)
     damage(path)
-    with pytest.raises(ValueError, match='s.db .*(SQLite|damaged|not a file)'): run(teacher, 2, path)
+    with pytest.raises((ValueError, OSError), match='s.db .*(SQLite|cannot be used)'): run(teacher, 2, path)
     assert count.done == 1
 
 
@@ -281,7 +284,38 @@ def test_confirmation_goes_on_and_grows(teacher, whole, confirmed, tmp_path, cou
     assert confirm_weights(teacher, whole, (1, 2, 5), tmp_path/'s.db', show=False) == confirmed and count.done == 13
     grown = confirm_weights(teacher, whole, (1, 2, 5, 6), tmp_path/'s.db', show=False)
     assert count.done == 17 and grown.confirmed['best'][:3] == confirmed.confirmed['best']
-    with pytest.raises(ValueError, match='best'): confirm_weights(teacher, replace(whole, trials=whole.trials[:1]), storage=tmp_path/'s.db', show=False)
+
+
+def test_a_search_that_goes_on_confirms_its_new_best(teacher, whole, tmp_path, count):
+    "The named weights are not trained again, and an earlier best is not mistaken for the new one."
+    early = replace(whole, trials=whole.trials[:1])
+    first = confirm_weights(teacher, early, (1, 2, 5), tmp_path/'s.db', show=False)
+    assert first.best.weights != whole.best.weights and count.done == 12
+    later = confirm_weights(teacher, whole, (1, 2, 5), tmp_path/'s.db', show=False)
+    assert later == confirm_weights(teacher, whole, (1, 2, 5), show=False) and first.confirmed['best'] != later.confirmed['best']
+    assert count.done == 12 + 3 + 12
+    assert confirm_weights(teacher, early, (1, 2, 5), tmp_path/'s.db', show=False) == first and count.done == 27
+
+
+def test_a_storage_that_cannot_be_written_is_named(teacher, tmp_path, count):
+    path = tmp_path/'s.db'
+    run(teacher, 1, path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute('BEGIN EXCLUSIVE')                                            # another program holds it
+        with pytest.raises(OSError, match='s.db cannot be used .*locked.*no other program'): run(teacher, 2, path)
+    full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    code = f"import sys; sys.path.insert(0, 'tests'); import test_search as t; {full}; t.run(t.make(0), 2, {str(path)!r})"
+    said = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parents[1], capture_output=True, text=True).stderr.splitlines()[-1]
+    assert re.match(r'OSError: .*s.db cannot be used .*disk with room', said), said
+    assert count.done == 1 and len(run(teacher, 2, path).trials) == 2              # nothing was lost
+
+
+def test_another_process_in_the_folder_is_refused(teacher, tmp_path):
+    code = f"from bdense_nb.core import locked\nwith locked({str(tmp_path)!r}): print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(OSError, match='in use by another process'): run(teacher, 1, tmp_path/'s.db')
+        other.communicate('\n')
 
 
 # --- files and picture ---
@@ -303,18 +337,17 @@ def test_picture_returns_what_it_shows(confirmed, whole, tmp_path):
     drawn, scores = show_search(confirmed, tmp_path/'s.png').drawn, [t.score for t in whole.trials]
     assert (tmp_path/'s.png').stat().st_size > 5000
     assert drawn['scores'] == scores and drawn['best_so_far'] == [min(scores[:i + 1]) for i in range(N)]
-    assert list(drawn['slices']) == ['ln(w1/w4)', 'ln(w2/w4)', 'ln(w3/w4)'] and drawn['slices']['ln(w2/w4)'] == [t.log_ratios[1] for t in whole.trials]
     for arm in BRANCH_WEIGHTS:
         assert drawn['confirmed'][arm]['gap'] == confirmed.gap(arm) and drawn['confirmed'][arm]['interval'] == (confirmed.difference(arm).low, confirmed.difference(arm).high)
         assert drawn['confirmed'][arm]['differences'] == [b - r for b, r in zip(confirmed.confirmed['best'], confirmed.confirmed[arm])]
     assert 'confirmed' not in show_search(whole).drawn
 
 
-@pytest.mark.parametrize('K', [2, 5, 8])
-def test_picture_for_every_number_of_branches(K):
-    trials = tuple(SearchTrial(name, point, ratios_to_weights(point), .1 + i, 1.) for i, (name, point) in enumerate(start_trials(K).items()))
-    fig = show_search(SearchResult(SFDConfig(K=K, substeps=K), 4, trials))
-    assert len(fig.axes) == K and len(fig.drawn['slices']) == K - 1
+def test_optuna_draws_the_trials(whole):
+    study = search_study(whole.trials)
+    assert [t.value for t in study.trials] == [t.score for t in whole.trials] and list(study.best_params.values()) == list(whole.best.log_ratios)
+    axes = optuna.visualization.matplotlib.plot_slice(study)
+    assert [ax.get_xlabel() for ax in axes] == ['ln(w1/w4)', 'ln(w2/w4)', 'ln(w3/w4)']
 
 
 def test_score_weights_refuses_weights_that_are_none(teacher):

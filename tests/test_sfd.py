@@ -8,17 +8,17 @@ import pytest
 import torch
 from conftest import shaken
 from bdense_nb import sfd as sfd_module
-from bdense_nb.branches import branch
+from bdense_nb.branches import branch, fold
 from bdense_nb.core import sample_noise
 from bdense_nb.losses import NORMS, branch_weights
 from bdense_nb.nets import MLP, UNet
 from bdense_nb.samplers import SOLVERS, afs_x0, euler_step, trajectory
 from bdense_nb.schedules import linear_alpha_bar
 from bdense_nb.sfd import SFDConfig, local_segment, sfd, sfd_step, teacher_bank
-from bdense_nb.students import Student, branched_student
+from bdense_nb.students import Student, branched_student, load_student
 from bdense_nb.targets import BRANCH_STEPS
 from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser
-from bdense_nb.training import fit
+from bdense_nb.training import Hardware, fit
 from bdense_nb.trajectories import TrajectoryBank, frozen_copy
 from torch import nn
 
@@ -75,7 +75,9 @@ def test_every_number_of_calls(teacher, nfe, afs):
 
 @pytest.mark.parametrize('make', [lambda net: EDMDenoiser(net), *(lambda net, p=p: VPDenoiser(net, linear_alpha_bar(), p) for p in ('eps', 'x0', 'v'))], ids=['edm', 'eps', 'x0', 'v'])
 def test_images_with_classes(make):
-    check(shaken(make(UNet(widths=(8, 32), n_classes=3))), replace(TINY, shape=(1, 8, 8), K=2))
+    teacher = shaken(make(UNet(widths=(8, 32), n_classes=3)))
+    top = 2. if getattr(teacher, 'prediction', None) == 'eps' else 80. # random noise estimates remove no noise, which is refused where there is much
+    check(teacher, replace(TINY, shape=(1, 8, 8), K=2, sigma_max=top))
 
 
 # --- K = 1 is the host ---
@@ -186,8 +188,9 @@ class Spy(EDMDenoiser):
 @pytest.mark.parametrize('states, afs, teacher_calls', [('global', True, 12), ('global', False, 8), ('local', True, 8), ('local', False, 8)])
 def test_calls_of_an_iteration(states, afs, teacher_calls):
     spy, cfg = shaken(Spy(MLP(width=8, depth=1, n_classes=5))), replace(TINY, teacher_states=states, afs=afs, solver='euler')
+    model = branch(spy, 4).train()
     Spy.calls.clear()
-    list(sfd_step(spy, cfg)(branch(spy, 4).train(), 0))
+    list(sfd_step(spy, cfg)(model, 0))
     student, teacher = ([c for c in Spy.calls if c[0] == who] for who in (True, False))
     assert (len(teacher), len(student)) == (teacher_calls, 2)
     assert len({tuple(c[1]) for c in Spy.calls}) == 1 and len(set(Spy.calls[0][1])) > 1     # one set of random labels for both
@@ -257,12 +260,16 @@ def test_moving_weights_change_the_run(teacher):
 
 # --- teachers in closed form, other networks ---
 
+class Rows(nn.Module):
+    "A number for each of some levels, and for each branch."
+    def __init__(self, levels): super().__init__(); self.levels, self.out = levels.float(), nn.Linear(len(levels), 1, bias=False)
+    def forward(self, x, sigma, label=None): return self.out(nn.functional.one_hot((self.levels - sigma.reshape(-1, 1)).abs().argmin(1), len(self.levels)).float())
+
+
 class ByLevel(NetDenoiser):
     "D(x, sigma) = w x, with one number for each student level and branch."
-    def __init__(self, levels):
-        net = nn.Module(); net.out = nn.Linear(len(levels), 1, bias=False)
-        super().__init__(net); self.levels = levels.float()
-    def raw(self, x, sigma, label=None): return self.net.out.weight[:, (self.levels - sigma).abs().argmin()].expand(len(x), -1)
+    def __init__(self, levels): super().__init__(Rows(levels))
+    def raw(self, x, sigma, label=None): return self.net(x, torch.as_tensor(sigma).float().expand(len(x)))
     def to_x0(self, raw, x, sigma): return raw*x
 
 
@@ -277,7 +284,7 @@ def test_reaches_its_closed_form(states):
     exact = GaussianDenoiser(0., c)
     start = ByLevel(nodes)
     start.net.out.weight.data = (c**2/(c**2 + nodes**2)).float()[None]
-    model = branched_student(exact, start, K, 'out')
+    model = branched_student(exact, start, K, 'out', (1,))
     fit(model, sfd_step(exact, cfg), cfg.train_config, show=False)
     learned = model.denoiser.net.out.weight.detach()[:, 1:3].T.double()
     assert (learned - best).abs().max() < 2e-4
@@ -336,8 +343,9 @@ def test_bank_changes_nothing(classy, tmp_path, pool, kind):
 def test_a_bank_saves_the_teacher_its_work():
     spy = shaken(Spy(MLP(width=8, depth=1)))
     bank = teacher_bank(spy, TINY, show=False)
+    model = branch(spy, 4).train()
     Spy.calls.clear()
-    list(sfd_step(spy, TINY, bank)(branch(spy, 4).train(), 1))
+    list(sfd_step(spy, TINY, bank)(model, 1))
     assert all(c[0] for c in Spy.calls) and len(Spy.calls) == 2
 
 
@@ -369,7 +377,7 @@ def test_local_is_global_for_solvers_without_history(blobs, solver):
 
 
 class Unplugged(TrajectoryBank):
-    at = 0
+    def __init__(self, bank, at): vars(self).update(vars(bank)); self.at = at
     def batch(self, seeds):
         if seeds.start == self.at: raise OSError('power cut')
         return super().batch(seeds)
@@ -381,7 +389,7 @@ def test_resumed_is_the_same_run(tmp_path, classy, at, changes, kind):
     cfg = replace(TINY, steps=20, **changes)
     bank = teacher_bank(classy, cfg, folder=tmp_path/'bank' if kind == 'folder' else None, show=False)
     whole = sfd(classy, cfg, bank, tmp_path/'a', show=False)
-    cut = Unplugged(**vars(bank)); cut.at = cfg.seeds(at).start
+    cut = Unplugged(bank, cfg.seeds(at).start)
     with pytest.raises(OSError, match='power cut'): sfd(classy, cfg, cut, tmp_path/'b', show=False)
     resumed = sfd(classy, cfg, bank, tmp_path/'b', show=False)
     assert same(whole, resumed) and whole.about['history'] == resumed.about['history']
@@ -473,3 +481,155 @@ def test_a_frozen_teacher_stays_as_it_is(teacher):
     copied = frozen_copy(teacher, (2,))
     list(sfd_step(copied, TINY)(branch(teacher, 4).train(), 0))
     assert same(copied, teacher) and all(p.grad is None for p in copied.parameters())
+
+
+# --- how and what the loop is told ---
+
+class Notes:
+    "A hook that notes what it sees."
+    def __init__(self): self.iterations, self.rows = [], []
+    def after_iteration(self, state): self.iterations.append(state.done)
+    def logged(self, state, row): self.rows.append(row)
+
+
+def test_hardware_and_hooks_reach_the_loop(teacher):
+    notes, plain = Notes(), sfd(teacher, TINY, show=False)
+    half = sfd(teacher, TINY, show=False, hardware=Hardware(precision='bf16'), hooks=(notes,))
+    assert notes.iterations == [1, 2] and len(notes.rows) == 2
+    assert not same(plain, half) and all(torch.allclose(a, b, atol=.02) for a, b in zip(params(plain), params(half)))
+    parts = sfd(teacher, TINY, show=False, hardware=Hardware(accumulate=2))
+    assert not same(plain, parts) and all(torch.allclose(a, b, atol=1e-4) for a, b in zip(params(plain), params(parts)))
+
+
+@pytest.mark.parametrize('precision, autocast', [('same', True), ('no', False)])
+def test_the_teacher_computes_in_the_students_precision(precision, autocast):
+    seen = set()
+    class Watched(MLP):
+        def forward(self, x, noise, label=None):
+            seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled('cpu')))
+            return super().forward(x, noise, label)
+    class Forget: # what was asked before the first iteration
+        def start(self, state): seen.clear()
+    sfd(shaken(EDMDenoiser(Watched(width=8, depth=1))), TINY, show=False, hardware=Hardware(precision='bf16', teacher_precision=precision), hooks=(Forget(),))
+    assert seen == {(True, True), (False, autocast)}
+
+
+def test_training_fields_pass_through():
+    plain = TINY.train_config
+    assert (plain.steps, plain.lr, plain.schedule, plain.log_every, plain.checkpoint_every, plain.clip_grad, plain.ema, plain.warmup, plain.keep, plain.on_nan) == (2, 1e-3, 'drop', 1, 1, None, None, 0, 2, 'stop')
+    asked = dict(warmup=1, betas=(.5, .9), clip_grad=.1, ema=.9, log_every=2, checkpoint_every=0, keep=3, on_nan='skip')
+    cfg = replace(TINY, **asked).train_config
+    assert {k: getattr(cfg, k) for k in asked} == asked
+
+
+@pytest.mark.parametrize('changes', [dict(warmup=3), dict(betas=(.5, .5)), dict(clip_grad=1e-3), dict(lr_schedule='linear')], ids=str)
+def test_training_fields_change_the_student(teacher, changes):
+    cfg = replace(TINY, steps=4)
+    assert not same(sfd(teacher, cfg, show=False), sfd(teacher, replace(cfg, **changes), show=False))
+
+
+def test_with_ema_the_student_is_the_average(teacher, monkeypatch):
+    made, real = [], sfd_module.fit
+    monkeypatch.setattr(sfd_module, 'fit', lambda *args, **how: made.append(real(*args, **how)) or made[-1])
+    student = sfd(teacher, replace(TINY, steps=6, ema=.5), show=False)
+    assert same(student, fold(made[0].ema)) and not same(student, fold(made[0].model))
+    assert same(sfd(teacher, replace(TINY, steps=6), show=False), fold(made[0].model))     # what is trained is the same
+
+
+@pytest.mark.parametrize('bad, says', [(dict(warmup=3), 'warmup'), (dict(betas=(.9,)), 'betas'), (dict(betas=(.9, 1.)), 'betas must be'), (dict(clip_grad=0.), 'clip_grad'), (dict(ema=1.), 'ema'), (dict(log_every=0), 'log_every'),
+                                       (dict(checkpoint_every=-1), 'checkpoint_every'), (dict(keep=0), 'keep'), (dict(on_nan='hide'), "on_nan must be one of: stop, skip, got 'hide'"), (dict(afs='no'), "afs must be True or False, got 'no'"),
+                                       (dict(loss='mse'), "loss must be one of: l1, l2, huber, got 'mse'"), (dict(K=0), 'K must be a whole number, at least 1, got 0')], ids=str)
+def test_refusals_name_field_value_and_what_is_allowed(bad, says):
+    with pytest.raises(ValueError, match=says): replace(TINY, **bad)
+
+
+# --- going on ---
+
+@pytest.mark.parametrize('changes', [dict(log_every=2), dict(checkpoint_every=0), dict(keep=1), dict(on_nan='skip')], ids=str)
+def test_what_is_written_and_when_is_no_other_run(finished, teacher, changes):
+    sfd(teacher, replace(TINY, **changes), folder=finished, show=False)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path, teacher):
+    want = sfd(teacher, TINY, folder=tmp_path, show=False)
+    note = json.loads((tmp_path/'run.json').read_text())
+    for name in ('warmup', 'betas', 'clip_grad', 'ema', 'log_every', 'checkpoint_every', 'keep', 'on_nan'): del note[name]
+    (tmp_path/'run.json').write_text(json.dumps(note))
+    assert same(want, sfd(teacher, TINY, folder=tmp_path, show=False))
+    with pytest.raises(ValueError, match='ema'): sfd(teacher, replace(TINY, ema=.9), folder=tmp_path, show=False)
+
+
+def test_a_run_may_be_made_longer(tmp_path, teacher):
+    short, long = (replace(TINY, steps=n, lr_schedule='constant') for n in (4, 9))
+    sfd(teacher, short, folder=tmp_path, show=False)
+    assert same(sfd(teacher, long, folder=tmp_path, show=False), sfd(teacher, long, show=False))
+    with pytest.raises(ValueError, match='steps'): sfd(teacher, short, folder=tmp_path, show=False)
+
+
+@pytest.mark.parametrize('changes, says', [({}, "schedule='drop'.*depends on steps"), (dict(lr_schedule='constant', branch_weights_end='endpoint'), 'steps: 4 there, 9 now')], ids=str)
+def test_a_run_whose_past_depends_on_its_length_may_not(tmp_path, teacher, changes, says):
+    sfd(teacher, replace(TINY, steps=4, **changes), folder=tmp_path, show=False)
+    with pytest.raises(ValueError, match=says): sfd(teacher, replace(TINY, steps=9, **changes), folder=tmp_path, show=False)
+
+
+# --- other people's networks ---
+
+class Strict(MLP):
+    "Takes its noise input as [B], as many networks do."
+    def forward(self, x, noise, label=None):
+        assert noise.shape == (len(x),)
+        return super().forward(x, noise, label)
+
+
+@pytest.mark.parametrize('states', ['global', 'local'])
+@pytest.mark.parametrize('make', [lambda: EDMDenoiser(Strict(width=8, depth=1)), lambda: VPDenoiser(Strict(width=8, depth=1), linear_alpha_bar(), 'v')], ids=['edm', 'v'])
+def test_the_noise_input_is_always_one_per_sample(make, states):
+    student = sfd(shaken(make()), replace(TINY, teacher_states=states), show=False)
+    assert student.sample(3).isfinite().all()
+
+
+class Adapted(nn.Module):
+    "LoRA: a frozen linear layer, and a trainable one of low rank beside it."
+    def __init__(self, layer, rank=2):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down, self.up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+    def forward(self, x): return self.layer(x) + self.up(self.down(x))
+
+
+def adapted(seed=None):
+    torch.manual_seed(0)
+    net = MLP(width=8, depth=1) if seed is None else shaken(EDMDenoiser(MLP(width=8, depth=1)), seed).net
+    net.requires_grad_(False)
+    net.layers[0] = Adapted(net.layers[0])
+    net.out.requires_grad_(True)
+    return net
+
+
+@pytest.mark.parametrize('K', [1, 4])
+def test_only_what_is_trainable_is_trained(teacher, tmp_path, K):
+    start = EDMDenoiser(adapted(0))
+    before = copy.deepcopy(start.state_dict())
+    student = sfd(teacher, replace(TINY, K=K), folder=tmp_path/'run', show=False, student=start)
+    moved = {name for name, p in student.denoiser.state_dict().items() if not torch.equal(p, before[name])}
+    assert moved == {'net.layers.0.down.weight', 'net.layers.0.up.weight', 'net.out.weight', 'net.out.bias'} and student.denoiser.state_dict().keys() == before.keys()
+    student.save(tmp_path/'student')
+    assert torch.equal(load_student(tmp_path/'student', 'cpu', net=adapted).sample(5), student.sample(5))
+
+
+class Noise(EDMDenoiser):
+    "A network that predicts the noise, believed to be a denoiser."
+    def to_x0(self, raw, x, sigma): return x
+
+
+def test_a_teacher_that_removes_no_noise_is_refused_before_anything(tmp_path):
+    with pytest.raises(ValueError, match='does not remove the noise'): sfd(shaken(Noise(MLP(width=8, depth=1))), TINY, folder=tmp_path/'run', show=False)
+    assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_refused_for_what_they_are(teacher, dtype):
+    half = copy.deepcopy(teacher).to(dtype)
+    for call in (lambda: sfd(half, TINY, show=False), lambda: sfd(teacher, TINY, show=False, student=half)):
+        with pytest.raises((TypeError, ValueError), match=f'{str(dtype).removeprefix("torch.")}.*float'): call()

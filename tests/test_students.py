@@ -1,14 +1,18 @@
 "What a distillation leaves behind: sampling, cost, files, and what is refused."
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import shaken
-from bdense_nb.core import load_tensors, sample_labels, sample_noise, save_tensors
+from bdense_nb.core import load_tensors, sample_labels, sample_noise, save_tensors, sha256
+from bdense_nb.distill import config_of
+from bdense_nb.interop import as_denoiser, from_diffusers
 from bdense_nb.nets import MLP, UNet
 from bdense_nb.samplers import sample
 from bdense_nb.schedules import cosine_alpha_bar, karras_sigmas
-from bdense_nb.students import Student, branched_student, load_student
+from bdense_nb.students import Student, VariableStudent, branched_student, load_student
 from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, VPDenoiser, save_denoiser
 from torch import nn
 
@@ -107,6 +111,38 @@ def test_damaged_weights_are_refused(tmp_path, plain):
     with pytest.raises(ValueError, match='damaged'): load_student(tmp_path)
 
 
+@pytest.mark.parametrize('change, says', [(dict(afs='no'), "afs must be True or False, got 'no'"), (dict(shape=[]), 'shape'), (dict(shape=[0]), 'shape must be'), (dict(shape='2'), 'shape'), (dict(sigmas=[3., 'a']), 'sigmas must be'),
+                                          (dict(sigmas=[1., 2.]), 'descending'), (dict(more=1), 'more')], ids=str)
+def test_a_wrong_description_is_refused(tmp_path, plain, change, says):
+    plain.save(tmp_path)
+    about = json.loads((tmp_path/'config.json').read_text())
+    about['about']['student'].update(change)
+    (tmp_path/'config.json').write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=says): load_student(tmp_path)
+
+
+@pytest.mark.parametrize('spoil, says', [(lambda w: w.fill_(float('nan')), 'NaN'), (lambda w: w.long(), 'int64|does not fit')], ids=['NaN', 'int64'])
+def test_numbers_that_cannot_be_weights_are_refused(tmp_path, spoil, says):
+    Student(EDMDenoiser(Foreign()), GRID, True, (2,)).save(tmp_path)
+    weights, meta = load_tensors(tmp_path/'model.safetensors')
+    save_tensors(tmp_path/'model.safetensors', {k: spoil(v) for k, v in weights.items()}, meta)
+    about = json.loads((tmp_path/'config.json').read_text())
+    (tmp_path/'config.json').write_text(json.dumps(about | dict(sha256=sha256(tmp_path/'model.safetensors'))))
+    with pytest.raises(ValueError, match=says): load_student(tmp_path, 'cpu', net=Foreign)
+
+
+@pytest.mark.parametrize('sigmas', [[80., float('nan'), .006], [1., 2.], [80.], [float('inf'), 1.]], ids=str)
+def test_tables_that_are_no_grid_are_refused(plain, sigmas):
+    with pytest.raises(ValueError, match='noise level'): Student(plain.denoiser, torch.tensor(sigmas), True, (2,))
+    bias = plain.denoiser.net.embed.lin1.bias
+    with pytest.raises(ValueError, match='NaN'): VariableStudent(plain.denoiser, bias[None]*float('nan'), 'embed.lin1', {2: GRID}, True, (2,))
+
+
+def test_the_student_that_ships_still_loads(root):
+    student = load_student(root/'data'/'fashion_mnist_student', 'cpu')
+    assert student.nfe == 2 and student.sample(2).isfinite().all() and config_of(student.about).clip_grad is None
+
+
 @pytest.mark.parametrize('spoil', [lambda how: how.pop('sigmas'), lambda how: how.pop('afs'), lambda how: how.pop('shape')], ids=['sigmas', 'afs', 'shape'])
 def test_an_incomplete_description_is_refused(tmp_path, plain, spoil):
     plain.save(tmp_path)
@@ -122,13 +158,130 @@ class Foreign(nn.Module):
     def forward(self, x, noise, label=None): return self.out(x)
 
 
-def test_a_foreign_network_is_told_what_to_do(tmp_path):
-    student = Student(EDMDenoiser(Foreign()), GRID, True, (2,))
-    with pytest.raises(ValueError, match='Foreign.*save_tensors') as e: student.save(tmp_path/'student')
-    assert not (tmp_path/'student').exists() and 'student.denoiser.net.state_dict()' in str(e.value)
-    save_tensors(tmp_path/'net.safetensors', student.denoiser.net.state_dict())
-    again = Foreign(); again.load_state_dict(load_tensors(tmp_path/'net.safetensors')[0])
-    assert torch.equal(again.out.weight, student.denoiser.net.out.weight)
+def test_a_foreign_network_is_saved_and_comes_back_around_net(tmp_path):
+    student = Student(shaken(EDMDenoiser(Foreign(), .7)), GRID, True, (2,), dict(note='mine'))
+    student.save(tmp_path)
+    before = Foreign()
+    left = before.out.weight.clone()
+    for net in (before, Foreign, lambda: EDMDenoiser(Foreign(), .7)):
+        again = load_student(tmp_path, 'cpu', net=net)
+        assert torch.equal(again.sample(5), student.sample(5)) and again.about == dict(note='mine') and again.denoiser.sigma_data == .7
+        assert not any(p.requires_grad for p in again.denoiser.parameters())
+    assert torch.equal(before.out.weight, left)                                # the given network is copied
+    again.save(tmp_path)                                                       # what was loaded may be saved again
+
+
+def test_a_foreign_network_without_net_is_told_what_to_pass(tmp_path):
+    Student(EDMDenoiser(Foreign()), GRID, True, (2,)).save(tmp_path)
+    with pytest.raises(ValueError, match='test_students:Foreign, which this package cannot build: pass net=.*net=MyNet.*--net module:function'): load_student(tmp_path)
+
+
+@pytest.mark.parametrize('net, error, says', [(lambda: nn.Linear(2, 2), ValueError, 'does not fit'), (nn.Linear(2, 3), ValueError, 'does not fit'), (lambda: 'net', TypeError, 'net must be')], ids=['names', 'shapes', 'no network'])
+def test_a_network_that_does_not_fit_is_refused(tmp_path, net, error, says):
+    Student(EDMDenoiser(Foreign()), GRID, True, (2,)).save(tmp_path)
+    with pytest.raises(error, match=says): load_student(tmp_path, 'cpu', net=net)
+
+
+class Own(EDMDenoiser):
+    "A denoiser this package does not know."
+
+
+def test_a_foreign_denoiser_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="unknown denoiser 'Own'; choose one of: EDMDenoiser"): Student(Own(Foreign()), GRID, True, (2,)).save(tmp_path/'student')
+    assert not (tmp_path/'student').exists()
+
+
+class Preconditioned(nn.Module):
+    "An EDM-style module with a network inside."
+    def __init__(self): super().__init__(); self.model, self.sigma_data = Foreign(), .5
+
+
+class WholeDenoiser(nn.Module):
+    "A module that is a denoiser already."
+    def __init__(self): super().__init__(); self.out = nn.Linear(2, 2)
+    def forward(self, x, sigma, label=None): return self.out(x)/(1 + sigma[:, None])
+
+
+@pytest.mark.parametrize('kind', [Preconditioned, WholeDenoiser])
+def test_what_as_denoiser_took_is_what_net_takes(tmp_path, kind):
+    student = Student(shaken(as_denoiser(kind())), GRID, True, (2,))
+    student.save(tmp_path)
+    assert torch.equal(load_student(tmp_path, 'cpu', net=kind).sample(4), student.sample(4))
+
+
+def test_a_foreign_network_of_several_step_counts(tmp_path):
+    denoiser = shaken(EDMDenoiser(Foreign()))
+    biases = torch.stack([denoiser.net.out.bias, denoiser.net.out.bias + 1])
+    student = VariableStudent(denoiser, biases, 'out', {2: GRID, 3: karras_sigmas(4, .006, 80.)}, True, (2,))
+    student.save(tmp_path)
+    again = load_student(tmp_path, 'cpu', net=Foreign)
+    for n in (2, 3): assert torch.equal(again.sample(4, nfe=n), student.sample(4, nfe=n))
+
+
+def unet():
+    from diffusers import DDPMScheduler, UNet2DModel
+    torch.manual_seed(0)
+    return from_diffusers(UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, down_block_types=('DownBlock2D',),
+                                      up_block_types=('UpBlock2D',), num_class_embeds=4), DDPMScheduler(), null_class=3)
+
+
+def test_a_diffusers_network_needs_no_net(tmp_path):
+    denoiser = unet()
+    one = Student(denoiser, karras_sigmas(3, .006, 80.), True, (1, 8, 8))
+    one.save(tmp_path/'one')
+    again = load_student(tmp_path/'one', 'cpu')
+    assert torch.allclose(again.sample(2), one.sample(2), rtol=1e-4, atol=1e-4) and again.denoiser.net.null_class == 3
+    name = 'unet.time_embedding.linear_1'
+    bias = denoiser.net.get_submodule(name).bias
+    two = VariableStudent(denoiser, torch.stack([bias, bias + 1]), name, {2: GRID, 1: karras_sigmas(2, .006, 80.)}, True, (1, 8, 8))
+    two.save(tmp_path/'two')
+    again = load_student(tmp_path/'two', 'cpu')
+    for n in (1, 2): assert torch.allclose(again.sample(2, nfe=n), two.sample(2, nfe=n), rtol=1e-4, atol=1e-4)   # another memory layout rounds otherwise
+
+
+# --- a save that is cut off ---
+
+@pytest.fixture
+def cut(monkeypatch):
+    "Save, and lose power before the named file is there."
+    def run(student, folder, before, **how):
+        with monkeypatch.context() as m:
+            replace = os.replace
+            def killed(source, target):
+                if Path(target).name == before: raise KeyboardInterrupt
+                replace(source, target)
+            m.setattr(os, 'replace', killed)
+            with pytest.raises(KeyboardInterrupt): student.save(folder, **how)
+    return run
+
+
+def several(about):
+    bias = one(about).denoiser.net.embed.lin1.bias
+    return VariableStudent(one(about).denoiser, torch.stack([bias, bias]), 'embed.lin1', {2: GRID, 3: karras_sigmas(4, .006, 80.)}, True, (2,), about)
+
+
+@pytest.mark.parametrize('make, before', [(lambda about: one(about), 'config.json'), (lambda about: several(about), 'model.safetensors'), (lambda about: several(about), 'config.json'), (lambda about: one(about), 'model.safetensors')],
+                         ids=['one', 'several, biases only', 'several', 'nothing yet'])
+def test_a_save_that_was_cut_off_is_finished_by_the_same_run(tmp_path, cut, make, before):
+    cut(make(RUN), tmp_path, before)
+    with pytest.raises(FileNotFoundError, match='no config.json' + (': its weights are there, but saving was cut off' if before != 'model.safetensors' else '')): load_student(tmp_path)
+    if before != 'model.safetensors':
+        with pytest.raises(ValueError, match='another student.*teacher: abc there, xyz now.*overwrite=True'): make(RUN | dict(teacher='xyz')).save(tmp_path)
+    make(RUN).save(tmp_path)
+    assert load_student(tmp_path, 'cpu').about == json.loads(json.dumps(RUN))
+
+
+def test_a_save_over_another_that_was_cut_off_belongs_to_the_second(tmp_path, cut):
+    one(RUN).save(tmp_path)
+    cut(one(RUN | dict(teacher='xyz'), 1), tmp_path, 'config.json', overwrite=True)
+    with pytest.raises(FileNotFoundError, match='cut off'): load_student(tmp_path)
+    one(RUN | dict(teacher='xyz'), 1).save(tmp_path)
+    assert load_student(tmp_path, 'cpu').about['teacher'] == 'xyz'
+
+
+def test_weights_that_are_nobodys_save_are_kept(tmp_path):
+    save_tensors(tmp_path/'model.safetensors', one(RUN).denoiser.state_dict())
+    with pytest.raises(ValueError, match='was not written by Student.save'): one(RUN).save(tmp_path)
 
 
 RUN = dict(host='sfd', teacher='abc', config=dict(steps=10, branch_weights=(1., 2.)), history=[dict(step=1, loss=.25)], seconds=1.)

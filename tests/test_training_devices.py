@@ -1,6 +1,7 @@
 "Many processes, micro-batches, precision, recomputation, compilation: what they may change, and what not."
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 import two_processes as two
 from bdense_nb.core import load_tensors
 from bdense_nb.nets import UNet
-from bdense_nb.training import TrainConfig, fit, newest_checkpoint, send, share
+from bdense_nb.training import Hardware, TrainConfig, fit, newest_checkpoint, send, share
 from test_training import loss_of, net
 from torch import nn
 
@@ -30,6 +31,7 @@ def both(tmp_path_factory) -> tuple[Path, Path]:
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', str(port), two.__file__, str(pair)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(two.__file__).parents[1])})
     assert done.returncode == 0, done.stderr[-4000:]
+    assert 'find_unused_parameters' not in done.stderr
     return one, pair
 
 
@@ -43,7 +45,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float: #
     return float((a - b).norm()/a.norm().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize('case', ['plain', 'accumulate', 'skip', 'recompute', 'teacher', 'sfd', 'variable', 'pd'])
+@pytest.mark.parametrize('case', ['plain', 'accumulate', 'skip', 'recompute', 'conv', 'teacher', 'sfd', 'variable', 'pd'])
 def test_two_processes_are_one(both, case):
     one, pair = both
     want, got, other = model_of(one, case), model_of(pair, case), model_of(pair, case, 1)
@@ -70,6 +72,22 @@ def test_checkpoints_of_two_are_checkpoints_of_one(both, case):
         print(f'{case} {part} {gap:.1e}')
         assert gap < 1e-3 # single numbers may differ more: a branch without a residual has a gradient of rounding errors, and Adam makes full steps of it
     for x, y in zip(ma['history'], mb['history'], strict=True): assert x['step'] == y['step'] and x['loss'] == pytest.approx(y['loss'], rel=1e-4)
+
+
+def test_convolutions_are_sharded(both):
+    one, pair = both
+    want, got = model_of(one, 'conv'), model_of(pair, 'conv shard')
+    assert want.keys() == got.keys()
+    for k in want: torch.testing.assert_close(got[k], want[k], **TOLERANCE)
+    a, b = newest_checkpoint(one/'conv')[0], newest_checkpoint(pair/'conv shard')[0]
+    assert a.keys() == b.keys() and distance(a, b) < 1e-4
+
+
+def test_a_sharded_run_goes_on_with_one(both, tmp_path):
+    shutil.copytree(both[1]/'conv shard', tmp_path/'run')
+    (tmp_path/'run'/'checkpoint-00000012.safetensors').unlink()
+    done = fit(two.Conv(), two.denoise, two.CFG, tmp_path/'run', show=False)
+    for k, v in done.ema.state_dict().items(): torch.testing.assert_close(v, model_of(both[0], 'conv')[k], **TOLERANCE)
 
 
 def test_only_the_main_process_writes(both):
@@ -104,7 +122,7 @@ def test_shares_are_parts_of_the_whole_and_their_mean_is_its_mean(n):
         x = share(torch.arange(8.).reshape(8, 1)); seen.append((share(8), share(range(10, 18)), x.flatten().tolist()))
         yield model(x).square().mean()
     torch.manual_seed(0); model = nn.Linear(1, 1)
-    fit(model, step, TrainConfig(steps=1, accumulate=n), show=False)
+    fit(model, step, TrainConfig(steps=1), show=False, hardware=Hardware(accumulate=n))
     assert [j for s in seen for j in s[0]] == list(range(8)) and [j for s in seen for j in s[1]] == list(range(10, 18)) and sum([s[2] for s in seen], []) == list(range(8))
 
 
@@ -116,29 +134,29 @@ def test_micro_batches_change_only_the_rounding(n):
             y = model(x); yield (y - x.flip(1)).square().mean(); x = y.detach()
     ends = []
     for accumulate in (1, n):
-        model = net().eval(); ends.append(fit(model, step, TrainConfig(steps=10, lr=1e-2, clip_grad=1., accumulate=accumulate), show=False))
+        model = net().eval(); ends.append(fit(model, step, TrainConfig(steps=10, lr=1e-2, clip_grad=1.), show=False, hardware=Hardware(accumulate=accumulate)))
     for a, b in zip(ends[0].model.parameters(), ends[1].model.parameters()): torch.testing.assert_close(a, b, **TOLERANCE)
     assert ends[0].history[-1]['loss'] == pytest.approx(ends[1].history[-1]['loss'], rel=1e-4)
 
 
 def test_a_batch_that_cannot_be_cut():
     def step(model, i): yield model(share(torch.ones(7, 2))).sum()
-    with pytest.raises(ValueError, match='batch of 7 cannot be cut into 2'): fit(net(), step, TrainConfig(steps=1, accumulate=2), show=False)
+    with pytest.raises(ValueError, match='batch of 7 cannot be cut into 2'): fit(net(), step, TrainConfig(steps=1), show=False, hardware=Hardware(accumulate=2))
 
 
 def test_a_step_that_does_not_share_is_refused():
-    with pytest.raises(ValueError, match=r'share\(\)'): fit(net(), lambda m, i: iter([loss_of(m, i)]), TrainConfig(steps=1, accumulate=2), show=False)
+    with pytest.raises(ValueError, match=r'share\(\)'): fit(net(), lambda m, i: iter([loss_of(m, i)]), TrainConfig(steps=1), show=False, hardware=Hardware(accumulate=2))
 
 
 def test_micro_batches_that_end_at_different_times_are_refused():
     def step(model, i):
         x = share(torch.ones(4, 2))
         for _ in range(1 + share(4).start): yield model(x).sum()
-    with pytest.raises(ValueError, match='equally often'): fit(net(), step, TrainConfig(steps=1, accumulate=2), show=False)
+    with pytest.raises(ValueError, match='equally often'): fit(net(), step, TrainConfig(steps=1), show=False, hardware=Hardware(accumulate=2))
 
 
 def test_shard_needs_processes():
-    with pytest.raises(ValueError, match='only one'): fit(two.Net(), two.several, TrainConfig(steps=1, shard=True), show=False)
+    with pytest.raises(ValueError, match='only one'): fit(two.Net(), two.several, TrainConfig(steps=1), show=False, hardware=Hardware(shard=True))
 
 
 def test_send_keeps_values():
@@ -161,7 +179,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32(tmp_path):
         x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i))
         hook = model.stem.register_forward_hook(lambda m, a, out: seen.append(out.dtype)); out = model(x, torch.zeros(1)); hook.remove()
         seen.append(out.dtype); yield (out - x).square().mean()
-    model = unet(); half = fit(model, step, TrainConfig(steps=3, precision='bf16', ema=.5), tmp_path, show=False)
+    model = unet(); half = fit(model, step, TrainConfig(steps=3, ema=.5), tmp_path, show=False, hardware=Hardware(precision='bf16'))
     assert set(seen[::2]) == {torch.bfloat16} and set(seen[1::2]) == {torch.float32}
     assert {p.dtype for m in (model, half.ema) for p in m.parameters()} == {torch.float32} and {t.dtype for t in newest_checkpoint(tmp_path)[0].values() if t.is_floating_point()} == {torch.float32}
     full = fit(unet(), unet_step, TrainConfig(steps=3), show=False)
@@ -172,13 +190,13 @@ def test_precision_of_one_run_does_not_stay_for_the_next():
     for precision, dtype in (('bf16', torch.bfloat16), ('no', torch.float32), ('bf16', torch.bfloat16)):
         model, seen = unet(), []
         model.stem.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
-        fit(model, unet_step, TrainConfig(steps=1, precision=precision), show=False)
+        fit(model, unet_step, TrainConfig(steps=1), show=False, hardware=Hardware(precision=precision))
         assert seen == [dtype]
         model(torch.zeros(1, 1, 8, 8), torch.zeros(1)); assert seen[1] == torch.float32 and 'forward' not in model.__dict__
 
 
 def test_fp16_needs_a_gpu():
-    with pytest.raises(ValueError, match='fp16.*needs a GPU'): fit(unet(), unet_step, TrainConfig(steps=1, precision='fp16'), show=False)
+    with pytest.raises(ValueError, match='fp16.*needs a GPU'): fit(unet(), unet_step, TrainConfig(steps=1), show=False, hardware=Hardware(precision='fp16'))
 
 
 @pytest.mark.parametrize('dropout', [0., .3])
@@ -190,17 +208,17 @@ def test_recomputation_changes_nothing_but_memory(dropout):
             def pack(t): nonlocal size; size += t.numel()*t.element_size(); return t
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): loss = next(unet_step(model, i))
             yield loss
-        model = unet(dropout); fit(model, step, TrainConfig(steps=3, recompute=recompute), show=False); ends.append(model); kept.append(size)
+        model = unet(dropout); fit(model, step, TrainConfig(steps=3), show=False, hardware=Hardware(recompute=recompute)); ends.append(model); kept.append(size)
         assert not any('forward' in m.__dict__ for m in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(ends[0].parameters(), ends[1].parameters())) and kept[1] < .6*kept[0]
 
 
 def test_recomputation_needs_blocks():
-    with pytest.raises(ValueError, match='ModuleList'): fit(net(), lambda m, i: iter([loss_of(m, i)]), TrainConfig(steps=1, recompute=True), show=False)
+    with pytest.raises(ValueError, match='ModuleList'): fit(net(), lambda m, i: iter([loss_of(m, i)]), TrainConfig(steps=1), show=False, hardware=Hardware(recompute=True))
 
 
 def test_counting_operations_changes_no_number(tmp_path):
-    plain, counted = fit(unet(), unet_step, TrainConfig(steps=3), show=False).model, fit(unet(), unet_step, TrainConfig(steps=3, peak_tflops=1e-3, log_every=1), tmp_path, show=False).model
+    plain, counted = fit(unet(), unet_step, TrainConfig(steps=3), show=False).model, fit(unet(), unet_step, TrainConfig(steps=3, log_every=1), tmp_path, show=False, hardware=Hardware(peak_tflops=1e-3)).model
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), counted.parameters()))
     rows = [json.loads(line) for line in (tmp_path/'metrics.jsonl').read_text().splitlines()]
     assert all(row['utilisation'] == pytest.approx(row['tflops']/1e-3) and row['tflops'] > 0 for row in rows)
@@ -210,7 +228,7 @@ def test_compiled_is_the_same_up_to_rounding(tmp_path):
     def once(model, i): yield next(two.several(model, i))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: fast = fit(two.Net(), once, replace(two.CFG, steps=3, compile=True), tmp_path, show=False)
+        try: fast = fit(two.Net(), once, replace(two.CFG, steps=3), tmp_path, show=False, hardware=Hardware(compile=True))
         except Exception as e:
             if 'compiler' in str(e).lower(): pytest.skip('torch.compile needs a C++ compiler')
             raise
@@ -222,5 +240,63 @@ def test_compiled_is_the_same_up_to_rounding(tmp_path):
 def test_tf32_is_put_back():
     seen, before = [], torch.get_float32_matmul_precision()
     def step(model, i): seen.append(torch.get_float32_matmul_precision()); yield loss_of(model, i)
-    fit(net(), step, TrainConfig(steps=1, tf32=True), show=False)
+    fit(net(), step, TrainConfig(steps=1), show=False, hardware=Hardware(tf32=True))
     assert seen == ['high'] and torch.get_float32_matmul_precision() == before
+
+
+# --- the teacher ---
+
+class Teacher(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net, self.seen = nn.Linear(2, 2), []
+
+    def forward(self, x):
+        y = self.net(x)
+        self.seen.append(y.dtype)
+        return y
+
+
+def taught(teacher):
+    def step(model, i):
+        x = torch.randn(16, 2, generator=torch.Generator().manual_seed(i))
+        with torch.no_grad(): want = teacher(x)
+        assert want.dtype == torch.float32
+        yield (model(x) - want).square().mean()
+    return step
+
+
+@pytest.mark.parametrize('hardware,dtype', [
+    (Hardware(), torch.float32), (Hardware(precision='bf16'), torch.bfloat16),
+    (Hardware(precision='bf16', teacher_precision='no'), torch.float32)], ids=str)
+def test_the_teacher_computes_in_the_students_precision(hardware, dtype):
+    teacher = Teacher()
+    step = taught(teacher)
+    fit(net(), step, TrainConfig(2), show=False, hardware=hardware, teacher=teacher)
+    assert set(teacher.seen) == {dtype} and 'forward' not in vars(teacher)
+    assert teacher(torch.zeros(1, 2)).dtype == torch.float32
+
+
+def test_the_teacher_is_compiled_too(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda f: compiled.append(f) or f)
+    teacher = Teacher()
+    fit(net(), taught(teacher), TrainConfig(1), show=False, hardware=Hardware(compile=True), teacher=teacher)
+    assert compiled[-1] == teacher.forward and len(compiled) == 2
+
+
+# --- memory formats ---
+
+@pytest.mark.parametrize('shape', [(2, 5), (2, 5, 5), (2, 3, 5, 5)], ids=str)
+def test_series_images_and_videos_train(shape):
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 2]
+    def step(model, i): yield model(torch.ones(2, *shape)).square().mean()
+    model = fit(kind(2, 4, 3, padding=1), step, TrainConfig(2), show=False).model
+    assert model.weight.is_contiguous() != (kind is nn.Conv2d)
+
+
+def test_accelerate_launch_on_cpus_says_what_to_run(monkeypatch):
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'True')
+    monkeypatch.setenv('MASTER_PORT', '29500')
+    with pytest.warns(UserWarning, match='one process only.*torchrun --nproc_per_node N'): fit(net(), taught(Teacher()), TrainConfig(1), show=False)

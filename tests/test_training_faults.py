@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -13,8 +14,8 @@ from pathlib import Path
 import bdense_nb.core as core
 import pytest
 import torch
-from bdense_nb.checkpoints import BEST, CHECKPOINTS, checkpoint_path, checksum, read_checkpoint
-from bdense_nb.training import fit, newest_checkpoint
+from bdense_nb.checkpoints import BEST, CHECKPOINTS, checkpoint_path, checksum, claim_folder, read_checkpoint, same_run
+from bdense_nb.training import Hardware, fit, newest_checkpoint
 from test_training import CFG, assert_same, fault, loss_of, metrics, net, step
 
 KILLS = '''
@@ -71,7 +72,7 @@ def test_kill_9_at_twenty_random_moments(tmp_path, straight):
     for r in report:
         again(r['folder'])
         assert_same(straight, Path(r['folder']))
-        assert [m['step'] for m in metrics(Path(r['folder']))] == [3, 4, 6, 8, 9, 12] and not list(Path(r['folder']).glob('.*'))
+        assert [m['step'] for m in metrics(Path(r['folder']))] == [3, 4, 6, 8, 9, 12] and not list(Path(r['folder']).glob('.*.tmp'))
 
 
 def test_killed_between_the_checkpoint_and_its_second_name(tmp_path, straight, monkeypatch):
@@ -148,7 +149,7 @@ def test_full_disk(small_disk, straight, room):
         yield loss_of(model, i)
     with pytest.raises(OSError, match='No space left') as caught: fit(net(), fills, CFG, folder, show=False)
     if '00000' in str(caught.value): assert 'checkpoint-0000000' in str(caught.value) and 'make room' in str(caught.value)
-    assert newest_checkpoint(folder)[1]['done'] >= 4 and not list(folder.glob('.*'))
+    assert newest_checkpoint(folder)[1]['done'] >= 4 and not list(folder.glob('.*.tmp'))
     filler.unlink(); again(folder); assert_same(straight, folder)
 
 
@@ -208,15 +209,21 @@ def test_the_best_takes_no_room(straight):
     assert sum(p.stat().st_nlink for p in straight.glob('*.safetensors')) > len(list(straight.glob('*.safetensors')))
 
 
-@pytest.mark.parametrize('change', [dict(keep=5), dict(on_nan='skip'), dict(on_oom='halve'), dict(sample_every=3), dict(accumulate=2)], ids=str)
+@pytest.mark.parametrize('change', [dict(keep=5), dict(on_nan='skip'), dict(log_every=1), dict(checkpoint_every=3)], ids=str)
 def test_what_does_not_change_the_run_may_change(tmp_path, straight, change):
     with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
-    if 'accumulate' in change:
-        with pytest.raises(ValueError, match=r'share\(\)'): fit(net(), step, replace(CFG, **change), tmp_path/'b', show=False)
-    else:
-        again(tmp_path/'b', **change)
-        (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
-        assert all(torch.equal(ta[k], tb[k]) for k in ta)
+    again(tmp_path/'b', **change)
+    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
+    assert all(torch.equal(ta[k], tb[k]) for k in ta)
+
+
+@pytest.mark.parametrize('hardware', [Hardware(on_oom='halve'), Hardware(peak_tflops=1.), Hardware(channels_last=False)], ids=str)
+def test_hardware_may_change(tmp_path, straight, hardware):
+    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
+    with pytest.raises(ValueError, match=r'share\(\)'): fit(net(), step, CFG, tmp_path/'b', show=False, hardware=Hardware(accumulate=2))
+    fit(net(), step, CFG, tmp_path/'b', show=False, hardware=hardware)
+    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
+    assert all(torch.equal(ta[k], tb[k]) for k in ta)
 
 
 def test_checksum_sees_names_types_shapes_and_order_of_nothing():
@@ -225,3 +232,152 @@ def test_checksum_sees_names_types_shapes_and_order_of_nothing():
     assert checksum(dict(reversed(one.items())), {'x': .1, 'done': 1}) == base
     for tensors, other in (({'a': torch.ones(2, 2), 'b': one['b']}, meta), ({'c': one['a'], 'b': one['b']}, meta), ({'a': one['a'].int().view(torch.int32), 'b': one['b']}, meta), (one, meta | {'x': .2}), ({'a': one['a']}, meta)):
         assert checksum(tensors, other) != base
+
+
+# --- older and newer versions, foreign files ---
+
+OLD = Path(__file__).parent/'old_run' # written by a version whose TrainConfig had the fields of Hardware, and numbers for Adam's parameters
+
+
+def old_step(model, i): yield loss_of(model, i)
+
+
+def test_checkpoints_of_older_versions_are_read(tmp_path):
+    shutil.copy(OLD/'checkpoint-00000008.safetensors', tmp_path)
+    tensors, meta = read_checkpoint(OLD/'checkpoint-00000008.safetensors')
+    assert 'optim.0.exp_avg' in tensors and meta['config']['precision'] == 'no' and 'tensorboard' in meta['config']
+    want, _ = read_checkpoint(OLD/'end.safetensors')
+    fit(net(), old_step, CFG, tmp_path, show=False)
+    got, meta = newest_checkpoint(tmp_path)
+    assert meta['done'] == 12 and 'optim.0.weight.exp_avg' in got
+    names = {str(i): name for i, (name, _) in enumerate(net().named_parameters())}
+    for key, value in want.items():
+        for i, name in names.items(): key = key.replace(f'optim.{i}.', f'optim.{name}.') if key.split('.')[1] == i and key.count('.') == 2 else key
+        torch.testing.assert_close(got[key], value, rtol=1e-6, atol=1e-7)
+
+
+def rewrite(path, change):
+    "Another content of a checkpoint, with the checksum that fits it."
+    tensors, meta = read_checkpoint(path)
+    change(tensors, meta)
+    path.unlink() # it may have a second name
+    core.save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
+
+
+def test_a_field_of_a_newer_version_is_named(straight):
+    rewrite(checkpoint_path(straight, 12), lambda tensors, meta: meta['config'].update(momentum=.9))
+    with pytest.raises(ValueError, match='checkpoint-00000012.*newer version.*momentum'): fit(net(), step, CFG, straight, show=False)
+
+
+def test_numbers_of_another_type_are_refused(straight):
+    def to_int64(tensors, meta): tensors['model.0.weight'] = tensors['model.0.weight'].long()
+    rewrite(checkpoint_path(straight, 12), to_int64)
+    with pytest.raises(ValueError, match='another model: 0.weight is int64.*float32'): fit(net(), step, CFG, straight, show=False)
+
+
+def test_nan_with_a_checksum_that_fits_is_not_used(tmp_path, straight):
+    again(tmp_path/'b')
+    def to_nan(tensors, meta): tensors['ema.module.0.bias'][1] = float('nan')
+    rewrite(checkpoint_path(tmp_path/'b', 12), to_nan)
+    with pytest.warns(UserWarning, match='00000012.*ema.module.0.bias holds NaN.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
+    assert_same(straight, tmp_path/'b')
+
+
+def test_a_folder_in_place_of_the_newest_checkpoint(tmp_path, straight):
+    again(tmp_path/'b')
+    path = checkpoint_path(tmp_path/'b', 12)
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
+    assert_same(straight, tmp_path/'b')
+
+
+def test_binary_metrics_do_not_stop_a_resume(tmp_path, straight):
+    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
+    with open(tmp_path/'b'/'metrics.jsonl', 'ab') as f: f.write(b'\xff\xfe\x00\n[1]\n"text"\n{"loss": 1}\n')
+    again(tmp_path/'b')
+    assert [m['loss'] for m in metrics(tmp_path/'b')] == [m['loss'] for m in metrics(straight)]
+
+
+@pytest.mark.parametrize('content', ['', '[1]', '{"batch": ', '\x00'])
+def test_a_damaged_run_note_is_named(tmp_path, content):
+    (tmp_path/'run.json').write_text(content)
+    with pytest.raises(ValueError, match='run.json is'): claim_folder(tmp_path, dict(batch=3))
+
+
+def test_same_run_says_what_differs():
+    assert same_run(dict(a=1, log_every=5, keep=1), dict(a=1, log_every=6, keep=2)) == []
+    assert same_run(dict(a=(1, 2)), dict(a=[1, 2], new=3), dict(new=3)) == [] == same_run(dict(a=1, b=2), dict(a=1, b=3), free=['b'])
+    assert same_run(dict(a=1, gone=2), dict(a=2, new=3)) == ['a: 1 there, 2 now', 'new: not there, 3 now', 'gone: 2 there, which this version does not know']
+
+
+# --- one folder, one run ---
+
+WAITS = '''
+import sys; sys.path.insert(0, sys.argv[2])
+import test_training as t
+def step(model, i):
+    if i == 2: print('running', flush=True); sys.stdin.read()
+    yield from t.step(model, i)
+t.fit(t.net(), step, t.CFG, sys.argv[1], show=False)'''
+
+
+def started(folder):
+    "A run in another process, which has done two iterations and waits for the end of its input."
+    child = subprocess.Popen([sys.executable, '-c', WAITS, str(folder), os.path.dirname(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == 'running\n', child.stderr.read()
+    return child
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path, straight):
+    child = started(tmp_path/'b')
+    with pytest.raises(OSError, match='in use by another process'): fit(net(), fault(0, AssertionError('too late')), CFG, tmp_path/'b', show=False)
+    child.communicate(timeout=120)
+    assert child.returncode == 0
+    again(tmp_path/'b')
+    assert_same(straight, tmp_path/'b')
+
+
+def test_sigterm_saves_and_ends_as_sigterm_does(tmp_path, straight):
+    child = started(tmp_path/'b')
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == -signal.SIGTERM and f'run it again to go on from {tmp_path/"b"}' in said
+    assert newest_checkpoint(tmp_path/'b')[1]['done'] == 3
+    again(tmp_path/'b')
+    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
+    assert all(torch.equal(ta[k], tb[k]) for k in ta)
+
+
+# --- longer runs ---
+
+@pytest.mark.parametrize('warmup', [0, 3])
+def test_a_finished_run_is_lengthened(tmp_path, warmup):
+    cfg = replace(CFG, schedule='constant', warmup=warmup)
+    fit(net(), step, replace(cfg, steps=20), tmp_path/'a', show=False)
+    fit(net(), step, cfg, tmp_path/'b', show=False)
+    fit(net(), step, replace(cfg, steps=20), tmp_path/'b', show=False)
+    assert_same(tmp_path/'a', tmp_path/'b')
+    with pytest.raises(ValueError, match='steps: 20 there, 12 now'): fit(net(), step, cfg, tmp_path/'b', show=False)
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'linear', 'drop'])
+def test_where_the_rates_depend_on_steps_the_message_says_so(tmp_path, schedule):
+    cfg = replace(CFG, schedule=schedule)
+    fit(net(), step, cfg, tmp_path, show=False)
+    with pytest.raises(ValueError, match=f"steps: 12 there, 20 now.*schedule='{schedule}' every learning rate depends on steps"):
+        fit(net(), step, replace(cfg, steps=20), tmp_path, show=False)
+
+
+# --- what is no step function ---
+
+def test_a_step_without_a_loss_is_refused():
+    def nothing(model, i):
+        if i > 99: yield
+    with pytest.raises(ValueError, match='yielded no loss in iteration 0'): fit(net(), nothing, CFG, show=False)
+    with pytest.raises(TypeError, match='must yield its losses, got a Tensor'): fit(net(), loss_of, CFG, show=False)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match='warmup=13 and steps=12.*never reach lr'): replace(CFG, warmup=13)

@@ -27,13 +27,13 @@ def killed(run, folder, at):
     try:
         begun = 0
         for module in (teachers_module, sfd_module, progressive_module):
-            def dying(model, step, *args, real=module.fit):
+            def dying(model, step, *args, real=module.fit, **named):
                 def counted(model, i):
                     nonlocal begun
                     if begun == at: os.kill(os.getpid(), signal.SIGKILL)
                     begun += 1
                     yield from step(model, i)
-                return real(model, counted, *args)
+                return real(model, counted, *args, **named)
             module.fit = dying
         run(folder)
     finally: os._exit(1)

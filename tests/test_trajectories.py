@@ -2,18 +2,24 @@
 import copy
 import json
 import os
+import subprocess
+import sys
+import threading
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from bdense_nb import trajectories
+from bdense_nb.branches import branch
 from bdense_nb.core import NFECounter, load_tensors, sample_labels, sample_noise, save_tensors
 from bdense_nb.nets import MLP, UNet
 from bdense_nb.samplers import SOLVERS, trajectory
 from bdense_nb.schedules import linear_alpha_bar, nested_sigmas
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser
+from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, VPDenoiser, load_teacher
 from bdense_nb.trajectories import TrajectoryBank, TrajectoryPlan, bank_megabytes, denoiser_hash, device_of, draw_start, frozen_copy, make_bank
+from safetensors.torch import save_file
 from torch import nn
 
 FINE = tuple(nested_sigmas(3, 4)[0].tolist())
@@ -81,6 +87,129 @@ def test_hash_tells_denoisers_apart():
     assert len(set(hashes)) == len(zoo) and all(len(h) == 16 for h in hashes)
     assert hashes == [denoiser_hash(copy.deepcopy(d)) for d in zoo]
     assert denoiser_hash(frozen_copy(classy(), (2,))) == denoiser_hash(classy().train())
+
+
+def test_hashes_stay():
+    "They stand in stored students, results and banks."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mlp = EDMDenoiser(MLP(2, 16, 1, n_classes=3), .6)
+        nn.init.normal_(mlp.net.out.weight)
+        torch.manual_seed(1)
+        vp = VPDenoiser(MLP(2, 16, 1, time_scale=1/400), linear_alpha_bar(100), 'v')
+        nn.init.normal_(vp.net.out.weight)
+    mixture = MixtureDenoiser(torch.tensor([[0., 1.], [1., 0.]]), torch.tensor([.1, .2]), torch.ones(2))
+    teacher = load_teacher(device='cpu')
+    stay = {'6759c3d2487c470d': teacher, '5f7c1c2f8919aa8b': branch(teacher, 4).denoiser, '75cfd069171b0899': GaussianDenoiser(0., .5),
+            '171f9a4389efd86f': GaussianDenoiser(torch.zeros(2), .5), '4067c7c34ff41894': mixture}
+    assert [denoiser_hash(d) for d in stay.values()] == list(stay)
+    assert (denoiser_hash(mlp), denoiser_hash(vp)) == ('075d79874d7b437a', 'fc2f32ee643180d1'), 'initialised by this version of torch'
+
+
+class Guided:
+    def __init__(self, net, w, **more): self.net, self.w = net, w; vars(self).update(more)
+    def __call__(self, x, sigma, label=None): return self.net(x, sigma, label)*self.w
+
+
+class GuidedModule(EDMDenoiser):
+    def __init__(self, net, w): super().__init__(net); self.w = w
+
+
+class Rule:
+    def __init__(self, low): self.low = low
+    def weight(self, s): return self.low*s
+
+
+class Slotted:
+    __slots__ = ('low',)
+    def __init__(self, low): self.low = low
+
+
+def other_dropout(d): d.net.embed.time_scale = 2.; return d
+def other_activation(act): return EDMDenoiser(nn.Sequential(nn.Linear(2, 2), act))
+def with_buffer(value):
+    net = nn.Linear(2, 2)
+    with torch.no_grad(): net.weight.fill_(1.), net.bias.fill_(0.)
+    net.register_buffer('table', torch.tensor([value]), persistent=False)
+    return EDMDenoiser(net)
+
+
+@pytest.mark.parametrize('one, other', [
+    (Guided(classy(), 1.), Guided(classy(), 7.5)), (Guided(classy(), 1.), Guided(classy(1), 1.)), (GuidedModule(classy().net, 1.), GuidedModule(classy().net, 7.5)),
+    (classy(), other_dropout(classy())), (Guided(BLOBS, 1, rule=Rule(.1)), Guided(BLOBS, 1, rule=Rule(.2))), (Guided(BLOBS, 1, rule=Rule(.1).weight), Guided(BLOBS, 1, rule=Rule(.2).weight)),
+    (Guided(BLOBS, 1, rule=Slotted(.1)), Guided(BLOBS, 1, rule=Slotted(.2))), (Guided(BLOBS, 1, levels=[torch.ones(2)]), Guided(BLOBS, 1, levels=[torch.zeros(2)])),
+    (Guided(BLOBS, 1, table={'a': torch.ones(1)}), Guided(BLOBS, 1, table={'b': torch.ones(1)})), (Guided(BLOBS, 1, f=torch.relu), Guided(BLOBS, 1, f=torch.tanh)),
+    (Guided(BLOBS, 1, f=partial(torch.clamp, max=1)), Guided(BLOBS, 1, f=partial(torch.clamp, max=2))), (Guided(BLOBS, 1, f=lambda x: x + 1), Guided(BLOBS, 1, f=lambda x: x + 2)),
+    (Guided(BLOBS, 1, f=nn.ReLU()), Guided(BLOBS, 1, f=nn.SiLU())), (Guided(BLOBS, 1, kind=Rule), Guided(BLOBS, 1, kind=Slotted)), (with_buffer(1.), with_buffer(2.))], ids=range(15))
+def test_every_attribute_counts(one, other):
+    assert denoiser_hash(one) != denoiser_hash(other)
+    assert denoiser_hash(one) == denoiser_hash(copy.deepcopy(one))
+
+
+def test_what_a_layer_without_weights_does_counts():
+    torch.manual_seed(0); a = other_activation(nn.ReLU())
+    torch.manual_seed(0); b = other_activation(nn.LeakyReLU(.1))
+    torch.manual_seed(0); c = other_activation(nn.LeakyReLU(.2))
+    assert len({denoiser_hash(d) for d in (a, b, c)}) == 3
+
+
+def test_how_it_is_computed_does_not_count():
+    for make in (lambda: EDMDenoiser(UNet(widths=(8, 32))), lambda: other_activation(nn.SiLU()), lambda: Guided(classy(), 2.)):
+        d = make()
+        before = denoiser_hash(d)
+        net = d if isinstance(d, nn.Module) else d.net
+        net.train().requires_grad_(False)
+        if isinstance(getattr(net, 'net', None), UNet): net.to(memory_format=torch.channels_last)
+        handle = net.register_forward_hook(lambda *args: None)
+        net.compile(backend='eager')
+        assert denoiser_hash(d) == before
+        handle.remove()
+    assert denoiser_hash(torch.compile(classy(), backend='eager')) == denoiser_hash(classy())
+
+
+def test_a_denoiser_that_knows_itself():
+    d = Guided(BLOBS, 1.)
+    d.me = [d]
+    e = Guided(BLOBS, 2.)
+    e.me = [e]
+    assert denoiser_hash(d) == denoiser_hash(copy.deepcopy(d)) != denoiser_hash(e)
+
+
+def test_a_counter_counts_on():
+    counter = NFECounter(BLOBS)
+    before = denoiser_hash(counter)
+    counter(torch.zeros(1, 2), 1.)
+    assert denoiser_hash(counter) == before
+
+
+@pytest.mark.parametrize('make', [threading.Lock, torch.Generator, lambda: iter([1]), lambda: open(os.devnull)], ids=['lock', 'generator', 'iterator', 'file'])
+def test_what_cannot_be_compared_is_refused_by_its_name(make):
+    class Ignoring(Guided): hash_ignores = ('helper',)
+    with pytest.raises(TypeError, match='its attribute rules.helper.0 is a'): denoiser_hash(Guided(BLOBS, 1., rules={'helper': [make()]}))
+    denoiser_hash(Ignoring(BLOBS, 1., helper=make()))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_teachers_are_refused(dtype):
+    with pytest.raises(TypeError, match=rf'net.embed.lin1.weight of this denoiser is {dtype}.*\.float\(\)'): frozen_copy(classy().to(dtype), (2,))
+    frozen_copy(classy().to(dtype).float(), (2,))
+
+
+class WantsB(nn.Module):
+    "A network whose noise input has one entry for each sample."
+    def __init__(self): super().__init__(); self.lin = nn.Linear(2, 2)
+    def forward(self, x, noise, label=None):
+        assert noise.shape == (len(x),)
+        return self.lin(x*noise[:, None])
+
+
+@pytest.mark.parametrize('wrap', [EDMDenoiser, lambda net: VPDenoiser(net, linear_alpha_bar()), ModuleDenoiser])
+def test_a_noise_level_reaches_a_network_as_B(wrap):
+    teacher = wrap(WantsB())
+    frozen_copy(teacher, (2,))
+    for sigma in (2., torch.tensor(2.), torch.tensor([2.]), torch.full((3,), 2.)):
+        assert torch.equal(teacher(torch.ones(3, 2), sigma), teacher(torch.ones(3, 2), 2.))
+        assert branch(teacher, 2, 'lin', (2,))(torch.ones(3, 2), sigma).shape == (3, 2, 2)
 
 
 @pytest.mark.parametrize('function', [lambda x, s, y=None: x, torch.relu, BLOBS.sample], ids=['lambda', 'builtin', 'method'])
@@ -194,12 +323,12 @@ def test_bad_arguments(seeds, batch, match):
 
 def test_files_are_plain_and_named(tmp_path):
     bank_of('folder', tmp_path/'a'/'b')
-    names = sorted(p.name for p in (tmp_path/'a'/'b').iterdir())
+    names = sorted(p.name for p in (tmp_path/'a'/'b').glob('[!.]*'))
     assert names == ['run.json', *(f'trajectories-{i:05d}.safetensors' for i in range(3))]
     note = json.loads((tmp_path/'a'/'b'/'run.json').read_text())
     assert note == dict(teacher=denoiser_hash(BLOBS), sigmas=list(FINE), solver='dpmpp3m', afs=False, shape=[2], batch=128, seeds=[50, 2354])
     tensors, meta = load_tensors(shards(tmp_path/'a'/'b')[2])
-    assert meta == dict(note, rows=[2098, 2354]) and {k: v.shape for k, v in tensors.items()} == {'xs': (256, 13, 2)}
+    assert len(meta.pop('checksum')) == 64 and meta == dict(note, rows=[2098, 2354]) and {k: v.shape for k, v in tensors.items()} == {'xs': (256, 13, 2)}
 
 
 def test_size_is_stated(tmp_path, capsys):
@@ -233,7 +362,7 @@ def test_power_cut_while_it_is_made(tmp_path):
             return super().__call__(*args)
     tired = Tired(BLOBS.means, BLOBS.stds, BLOBS.weights)
     with pytest.raises(OSError, match='power cut'): bank_of('folder', tmp_path, tired)
-    assert [p.name for p in shards(tmp_path)] == ['trajectories-00000.safetensors'] and not list(tmp_path.glob('.*'))
+    assert [p.name for p in shards(tmp_path)] == ['trajectories-00000.safetensors'] and not list(tmp_path.glob('.*.tmp'))
     assert torch.equal(bank_of('folder', tmp_path, tired).batch(SEEDS)[0].xs, walked(SEEDS))
 
 
@@ -263,6 +392,97 @@ def test_damaged_shard_at_opening(tmp_path, damage):
     with pytest.raises(ValueError, match=r'trajectories-00001.safetensors is damaged.*remove it'): bank_of('folder', tmp_path)
     bad.unlink()
     assert torch.equal(bank_of('folder', tmp_path).batch(SEEDS)[0].xs, walked(SEEDS))
+
+
+@pytest.mark.parametrize('where', [.3, .99])
+def test_a_flipped_bit_is_found_when_the_shard_is_first_read(tmp_path, where):
+    bank_of('folder', tmp_path)
+    bad = shards(tmp_path)[1]
+    whole = bytearray(bad.read_bytes())
+    whole[int(where*len(whole))] ^= 1
+    bad.write_bytes(whole)
+    bank = bank_of('folder', tmp_path)
+    with pytest.raises(ValueError, match='trajectories-00001.safetensors is damaged: its checksum.*remove it'):
+        bank.batch(range(1200, 1300))
+    bad.unlink()
+    assert torch.equal(bank_of('folder', tmp_path).batch(SEEDS)[0].xs, walked(SEEDS))
+
+
+def test_a_bank_without_checksums_is_read(tmp_path):
+    "As version 0.1 wrote it."
+    bank_of('folder', tmp_path)
+    for path in shards(tmp_path):
+        tensors, note = load_tensors(path)
+        del note['checksum']
+        save_tensors(path, tensors, note)
+    before = {p: p.stat().st_mtime_ns for p in shards(tmp_path)}
+    assert torch.equal(bank_of('folder', tmp_path).batch(SEEDS)[0].xs, walked(SEEDS))
+    assert before == {p: p.stat().st_mtime_ns for p in shards(tmp_path)}
+
+
+@pytest.mark.parametrize('meta', ['[1]', '{', '"note"'])
+def test_a_shard_with_a_foreign_header(tmp_path, meta):
+    bank_of('folder', tmp_path)
+    path = shards(tmp_path)[1]
+    save_file(load_tensors(path)[0], path, metadata={'meta': meta})
+    with pytest.raises(ValueError, match='trajectories-00001.safetensors is no part of this bank'): bank_of('folder', tmp_path)
+
+
+def test_orphans_are_swept_and_the_folder_is_held(tmp_path):
+    orphan = tmp_path/'.trajectories-00001.safetensors.abcd1234.tmp'
+    orphan.write_bytes(b'half')
+    bank_of('folder', tmp_path)
+    assert not orphan.exists()
+    hold = f"from bdense_nb.core import locked\nwith locked({str(tmp_path)!r}): print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'held\n'
+        bank_of('folder', tmp_path)  # nothing is missing, so nothing is written
+        shards(tmp_path)[1].unlink()
+        with pytest.raises(OSError, match='in use by another process'): bank_of('folder', tmp_path)
+        other.communicate('\n')
+    bank_of('folder', tmp_path)
+
+
+TWO = """
+import sys, torch
+from pathlib import Path
+from dataclasses import replace
+from bdense_nb.core import save_tensors
+from bdense_nb.teachers import GaussianDenoiser
+from bdense_nb.trajectories import TrajectoryPlan, make_bank
+import os
+class Labelled(GaussianDenoiser):
+    n_classes, asked = 3, 0
+    def __call__(self, x, sigma, label=None):
+        Labelled.asked += 1
+        return super().__call__(x, sigma) + label[:, None]/3
+plan = TrajectoryPlan((80., 1., .1), 'euler', (2,))
+out, rank = Path(sys.argv[1]), os.environ.get('RANK', '0')
+found = {}
+for where in (None, out/'bank'):
+    before = Labelled.asked
+    traj, label = make_bank(Labelled(0., .5), plan, range(3*1024 + 64), 64, where, show=False).batch(range(3*1024 + 64))
+    found |= {f'{where is None} xs': traj.xs, f'{where is None} labels': label, f'{where is None} calls': torch.tensor(Labelled.asked - before)}
+save_tensors(out/f'rank{rank}.safetensors', found)
+"""
+
+
+def test_two_processes_divide_a_bank(tmp_path):
+    "Each computes its part, and both have it all, as one process would."
+    script = tmp_path/'two.py'
+    script.write_text(TWO)
+    for name, launch in (('one', []), ('two', ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'])):
+        env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE')} | dict(OMP_NUM_THREADS='1')
+        done = subprocess.run([sys.executable, *launch, script, tmp_path/name], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one = load_tensors(tmp_path/'one'/'rank0.safetensors')[0]
+    two = [load_tensors(tmp_path/'two'/f'rank{rank}.safetensors')[0] for rank in (0, 1)]
+    for name, value in one.items():
+        if 'calls' in name: assert value == 49*2 and sum(t[name] for t in two) == value and min(t[name] for t in two) >= 16*2
+        else: assert all(torch.equal(t[name], value) for t in two)
+    kept = [{p.name: load_tensors(p) for p in shards(tmp_path/name/'bank')} for name in ('one', 'two')]
+    assert kept[0].keys() == kept[1].keys() and len(kept[0]) == 4
+    assert all(kept[0][k][1] == kept[1][k][1] for k in kept[0]), 'the same headers, checksums too'
 
 
 @pytest.mark.parametrize('damage', ['half', 'gone'])
@@ -296,7 +516,7 @@ def test_shards_of_a_lost_manifest(tmp_path):
 def test_disk_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(trajectories.shutil, 'disk_usage', lambda path: SimpleNamespace(free=150_000))
     with pytest.raises(OSError, match='0 MB free, the bank takes'): bank_of('folder', tmp_path/'a')
-    assert not list((tmp_path/'a').iterdir())
+    assert not list((tmp_path/'a').glob('[!.]*'))
     monkeypatch.undo(); bank_of('folder', tmp_path/'b')
     shards(tmp_path/'b')[2].unlink()
     monkeypatch.setattr(trajectories.shutil, 'disk_usage', lambda path: SimpleNamespace(free=150_000))

@@ -6,15 +6,19 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import shaken
+from bdense_nb import variable as variable_module
 from bdense_nb.branches import branch, fold
 from bdense_nb.core import NFECounter, save_tensors
+from bdense_nb.distill import config_of, distill
 from bdense_nb.nets import MLP, UNet
 from bdense_nb.schedules import linear_alpha_bar, make_sigmas
 from bdense_nb.sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from bdense_nb.students import Student, VariableStudent, load_student
 from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser, VPDenoiser
 from bdense_nb.trajectories import TrajectoryBank
-from bdense_nb.variable import StepBias, choose, condition, draw_index, second_stage, sfd_variable, uncondition, variable_configs, variable_step
+from bdense_nb.training import Hardware
+from bdense_nb.variable import (SFDVConfig, StepBias, choose, condition, draw_index, find_step_layer, second_stage, several, sfd_variable, uncondition, variable_configs,
+                                variable_step)
 from torch import nn
 
 TINY = SFDConfig(steps=4, batch=4, lr=1e-3, shape=(2,))
@@ -208,7 +212,7 @@ def test_an_exact_teacher_and_classes(blobs, teacher):
 # --- resumption ---
 
 class Unplugged(TrajectoryBank):
-    at = 0
+    def __init__(self, bank, at): vars(self).update(vars(bank)); self.at = at
     def batch(self, seeds):
         if seeds.start == self.at: raise OSError('power cut')
         return super().batch(seeds)
@@ -219,8 +223,7 @@ def test_resumed_is_the_same_run(tmp_path, teacher, at, K):
     cfg = replace(TINY, steps=20, K=K)
     banks = {nfe: teacher_bank(teacher, c, show=False) for nfe, c in variable_configs(cfg, (2, 3)).items()}
     whole = sfd_variable(teacher, cfg, (2, 3), banks, tmp_path/'a', show=False)
-    cut = {nfe: Unplugged(**vars(bank)) for nfe, bank in banks.items()}
-    for bank in cut.values(): bank.at = cfg.seeds(at).start
+    cut = {nfe: Unplugged(bank, cfg.seeds(at).start) for nfe, bank in banks.items()}
     with pytest.raises(OSError, match='power cut'): sfd_variable(teacher, cfg, (2, 3), cut, tmp_path/'b', show=False)
     resumed = sfd_variable(teacher, cfg, (2, 3), banks, tmp_path/'b', show=False)
     assert same(all_tensors(whole), all_tensors(resumed)) and whole.about['history'] == resumed.about['history']
@@ -239,7 +242,7 @@ def test_a_folder_belongs_to_one_run(tmp_path, teacher):
 
 def test_to_a_folder_and_back(tmp_path, student):
     student.save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors', 'step_biases.safetensors']
+    assert sorted(p.name for p in tmp_path.glob('[!.]*')) == ['config.json', 'model.safetensors', 'step_biases.safetensors']
     back = load_student(tmp_path, 'cpu')
     assert isinstance(back, VariableStudent) and same(all_tensors(back), all_tensors(student)) and back.nfe == student.nfe and back.about == json.loads(json.dumps(student.about))
     assert [*back.grids] == [*student.grids] and all(torch.equal(back.grids[n], student.grids[n]) for n in NFES)
@@ -266,6 +269,96 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path, student, change, m
     change(about['about']['student'])
     (tmp_path/'config.json').write_text(json.dumps(about))
     with pytest.raises(ValueError, match=match): load_student(tmp_path, 'cpu')
+
+
+# --- a configuration of its own ---
+
+def test_its_configuration_says_what_arguments_said(teacher):
+    cfg = SFDVConfig(nfe=(2, 3), step_layer='embed.lin2', steps=4, batch=4, lr=1e-3, shape=(2,))
+    ours, old = sfd_variable(teacher, cfg, show=False), sfd_variable(teacher, TINY, (2, 3), show=False, step_layer='embed.lin2')
+    assert same(all_tensors(ours), all_tensors(old)) and ours.about['config'] == old.about['config'] == asdict(cfg)
+    assert same(all_tensors(ours), all_tensors(distill(teacher, cfg, show=False)))
+    assert SFDVConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg and hash(cfg) and config_of(ours.about) == cfg and config_of(ours.at(3).about) == cfg.at(3) == replace(TINY, nfe=3)
+    assert cfg.each == variable_configs(TINY, (2, 3)) and several(TINY, (2, 3), step_layer='embed.lin2') == cfg
+
+
+@pytest.mark.parametrize('bad, says', [(dict(nfe=()), 'nfe must be different'), (dict(nfe=(2, 2)), 'nfe must be different'), (dict(nfe=2), 'nfe must be a tuple'), (dict(nfe=(0,)), 'nfe'), (dict(step_layer=''), 'step_layer'), (dict(K=3), 'K must divide')], ids=str)
+def test_bad_configurations(bad, says):
+    with pytest.raises(ValueError, match=says): SFDVConfig(**bad)
+    with pytest.raises(TypeError, match='SFDVConfig'): several('demo')
+
+
+def test_it_is_no_configuration_of_sfd(teacher):
+    with pytest.raises(TypeError, match='SFDConfig'): sfd(teacher, SFDVConfig(shape=(2,)))
+
+
+class Notes:
+    "A hook that notes what it sees."
+    def __init__(self): self.iterations = []
+    def after_iteration(self, state): self.iterations.append(state.done)
+
+
+def test_hardware_and_hooks_reach_the_loop(teacher, student):
+    notes = Notes()
+    half = sfd_variable(teacher, TINY, NFES, show=False, hardware=Hardware(precision='bf16'), hooks=(notes,))
+    assert notes.iterations == [1, 2, 3, 4] and not same(all_tensors(half), all_tensors(student)) and half.sample(3).isfinite().all()
+
+
+def test_with_ema_the_student_is_the_average(teacher, monkeypatch):
+    made, real = [], variable_module.fit
+    monkeypatch.setattr(variable_module, 'fit', lambda *args, **how: made.append(real(*args, **how)) or made[-1])
+    student = sfd_variable(teacher, replace(TINY, ema=.5), (2, 3), show=False)
+    assert torch.equal(student.biases, made[0].ema.denoiser.net.embed.lin1.biases) and not torch.equal(student.biases, made[0].model.denoiser.net.embed.lin1.biases)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path, teacher):
+    want = sfd_variable(teacher, TINY, (2, 3), folder=tmp_path, show=False)
+    note = json.loads((tmp_path/'run.json').read_text())
+    assert note['step_layer'] == 'embed.lin1' and note['nfe'] == [2, 3]
+    for name in ('warmup', 'betas', 'clip_grad', 'ema', 'log_every', 'checkpoint_every', 'keep', 'on_nan'): del note[name]
+    (tmp_path/'run.json').write_text(json.dumps(note))
+    assert same(all_tensors(want), all_tensors(sfd_variable(teacher, replace(TINY, log_every=3), (2, 3), folder=tmp_path, show=False)))
+
+
+class Strict(MLP):
+    "Takes its noise input as [B], as many networks do."
+    def forward(self, x, noise, label=None):
+        assert noise.shape == (len(x),)
+        return super().forward(x, noise, label)
+
+
+def test_the_noise_input_is_always_one_per_sample():
+    assert sfd_variable(shaken(EDMDenoiser(Strict(width=8, depth=1))), TINY, (1, 2), show=False).sample(3).isfinite().all()
+
+
+def test_only_what_is_trainable_is_trained(teacher):
+    start = copy.deepcopy(teacher)
+    start.net.out.requires_grad_(True)
+    student = sfd_variable(teacher, replace(TINY, K=1), (1, 2), show=False, student=start)
+    before = teacher.state_dict()
+    assert {k for k, v in student.denoiser.state_dict().items() if not torch.equal(v, before[k])} <= {'net.out.weight', 'net.out.bias', 'net.embed.lin1.bias'}
+    assert not torch.equal(student.biases[0], student.biases[1]) and not torch.equal(student.denoiser.net.out.weight, teacher.net.out.weight)
+
+
+def test_the_layer_of_a_diffusers_network_is_found_and_its_student_saved(tmp_path):
+    from bdense_nb.interop import from_diffusers
+    from diffusers import DDPMScheduler, UNet2DModel
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',))
+    source = from_diffusers(unet, DDPMScheduler(prediction_type='v_prediction'))
+    assert find_step_layer(source) == 'unet.time_embedding.linear_1'
+    made = sfd_variable(source, replace(TINY, shape=(1, 8, 8), steps=2, batch=2), (1, 2), show=False)
+    made.save(tmp_path)
+    again = load_student(tmp_path, 'cpu')
+    assert again.step_layer == 'unet.time_embedding.linear_1' and all(torch.allclose(again.sample(2, nfe=n), made.sample(2, nfe=n), atol=1e-4) for n in (1, 2))
+
+
+def test_a_layer_that_is_not_found_is_asked_for_before_any_work(tmp_path):
+    class Other(nn.Module):
+        def __init__(self): super().__init__(); self.mix, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+        def forward(self, x, noise, label=None): return self.out(self.mix(torch.cat([x, noise[:, None]], 1)))
+    with pytest.raises(ValueError, match='pass step_layer= its name, one of: mix, out'): sfd_variable(shaken(EDMDenoiser(Other())), TINY, show=False, folder=tmp_path/'run')
+    assert not (tmp_path/'run').exists()
 
 
 # --- bad input ---

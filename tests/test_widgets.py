@@ -1,6 +1,8 @@
 "The interactive explorers: one self-contained page for what is drawn beforehand, Python behind the rest."
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import ipywidgets
@@ -87,9 +89,34 @@ def test_frames_are_drawn_once():
     assert len(log) == 6 and len(pages) == 1 and explorer().html() in pages
 
 
-def test_text_cannot_end_the_script():
-    page = Explorer('x', {'a': (1,)}, lambda a: Frame(png(PICTURES[0]), '</script><b>')).html()
-    assert Page(page).data['frames'][0]['text'] == '</script><b>' and '<b>' not in [tag for tag, _ in Page(page).tags]
+@pytest.mark.parametrize('named', ['</script><b>', '<!--<script>', '<img src=x onerror=alert(1)>', '" onclick="x', '{title}', '\u2028&amp;'])
+def test_what_users_named_is_text_and_nothing_else(named):
+    page = Explorer(named, {named: (named, 'b'), 'c': (1, 2)}, lambda **at: Frame(png(PICTURES[at['c']]), named)).html()
+    plain = explorer().html()
+    def names(page): return [(tag, sorted(attrs)) for tag, attrs in Page(page).tags]
+    assert names(page) == names(plain)
+    assert '<' not in Page(page).scripts[0] and Page(page).scripts[1] == Page(plain).scripts[1]
+    data = Page(page).data
+    assert data['controls'][0] == dict(name=named, values=[named, 'b'], slider=False) and data['frames'][0]['text'] == named
+    attrs = [attrs for _, attrs in Page(page).tags]
+    assert [a['aria-label'] for a in attrs if 'aria-label' in a] == [named] and [a['alt'] for a in attrs if 'alt' in a] == [named]
+
+
+def test_a_live_explorer_shows_what_users_named_as_text():
+    named = '<img src=x onerror=alert(1)>'
+    control, out = Explorer(named, {named: (named, 'b')}, lambda **at: Frame(png(PICTURES[0]), named)).live().children
+    assert not control.description_allow_html and named not in out.outputs[0]['data']['text/html']
+
+
+def test_without_ipywidgets_pages_are_made_and_live_says_what_to_install():
+    code = """import sys; sys.modules['ipywidgets'] = None
+from bdense_nb.widgets import weight_playground
+explorer = weight_playground()
+assert 'bdense-explorer' in explorer.html()
+try: explorer.live()
+except ImportError as e: assert 'pip install "bdense-nb[widgets]"' in str(e), e
+else: assert False"""
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_plain_text_alternative():

@@ -10,7 +10,7 @@ from bdense_nb.nets import MLP
 from bdense_nb.progressive import PDConfig, progressive
 from bdense_nb.sfd import SFDConfig, sfd
 from bdense_nb.teachers import EDMDenoiser, train_teacher
-from bdense_nb.training import TrainConfig, fit, share
+from bdense_nb.training import Hardware, TrainConfig, fit, share
 from bdense_nb.variable import sfd_variable
 from torch import nn
 
@@ -42,6 +42,34 @@ def several(model, i):
         x = y.detach()
 
 
+class Conv(nn.Module):
+    "Convolutions without a list of blocks, whose weights come channels last, as those of loaded denoisers do."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 2, 3, padding=1))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x): return self.net(x)
+
+
+def denoise(model, i):
+    x = share(torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(i)))
+    yield (model(x) - x.flip(1)).square().mean()
+
+
+class Late(nn.Module):
+    "Two weights, of which a step function may use one."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 1), nn.Linear(2, 1)
+
+    def forward(self, x, both): return self.a(x) + self.b(x) if both else self.a(x)
+
+
+def leaves_out_from_3(model, i): yield model(share(torch.ones(4, 2)), i < 3).square().mean()
+
+
 def bad_at_5(model, i):
     for loss in several(model, i): yield loss*float('nan') if i == 5 and os.environ.get('RANK', '0') == '0' else loss
 
@@ -54,16 +82,22 @@ def make_teacher():
 def cases(folder: Path) -> dict:
     "Every case by its name: the models that it leaves."
     data, labels = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
-    run = lambda name, step=several, **changes: fit(Net(), step, replace(CFG, **changes), folder/name, show=False)
+    def run(name, step=several, on_nan='stop', net=Net, **hardware):
+        return fit(net(), step, replace(CFG, on_nan=on_nan), folder/name, show=False, hardware=Hardware(**hardware))
     teacher = train_teacher(make_teacher(), data, labels, replace(CFG, steps=8), batch=8, folder=folder/'teacher', show=False).ema
     out = dict(plain=run('plain').ema, accumulate=run('accumulate', accumulate=2).ema, skip=run('skip', bad_at_5, on_nan='skip').model, recompute=run('recompute', recompute=True).model, teacher=teacher)
     out['sfd'] = sfd(make_teacher(), SFD, folder=folder/'sfd', show=False).denoiser
     out['variable'] = sfd_variable(make_teacher(), SFD, (1, 2, 3), folder=folder/'variable', show=False).denoiser
     out['pd'] = progressive(make_teacher(), data, PD, labels, folder=folder/'pd', show=False).denoiser
+    out['conv'] = run('conv', denoise, net=Conv).ema
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         done = run('shard', shard=True, recompute=True)
         out['shard'] = done.ema
         assert type(done.model.blocks[0].weight) is nn.Parameter
+        out['conv shard'] = run('conv shard', denoise, net=Conv, shard=True).ema
+        try: fit(Late(), leaves_out_from_3, TrainConfig(6), show=False)
+        except ValueError as e: assert 'leaves b.bias without a gradient' in str(e), e
+        else: raise AssertionError('an update that two processes could not average')
     return out
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bdense_nb.branches import BranchedDenoiser, branch, fold
-from bdense_nb.cli import about_run, many_steps, sample_counted
+from bdense_nb.commands import about_run, many_steps, sample_counted
 from bdense_nb.core import data_dir, save_tensors, write_json
 from bdense_nb.distill import SFDConfig, Student, preset, sfd_step, teacher_bank
 from bdense_nb.losses import BRANCH_WEIGHTS

@@ -3,7 +3,7 @@
     python tools/teacher_card.py       # about ten minutes on two CPU cores
 """
 import torch
-from bdense_nb.cli import about_run, sample_counted
+from bdense_nb.commands import about_run, sample_counted
 from bdense_nb.core import data_dir, write_json
 from bdense_nb.data import FASHION_CLASSES, fashion_mnist
 from bdense_nb.distill import Student
