@@ -157,7 +157,7 @@ def output_layer(
     called = []
     layers = {name: denoiser.net.get_submodule(name) for name in names}
     hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in layers.items()]
-    try: _call(denoiser, _known_shape(denoiser, shape))
+    try: _fitting_call(denoiser, _known_shape(denoiser, shape))
     finally:
         for hook in hooks: hook.remove()
     if called: return called[-1]
@@ -205,9 +205,7 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
     try:
         for k in range(K):
             _replace(denoiser.net, layer, _rows(apart, K, k))
-            try: alone.append(_call(denoiser, shape))
-            except (ValueError, TypeError, RuntimeError) as e:
-                raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
+            alone.append(_fitting_call(denoiser, shape))
         _replace(denoiser.net, layer, apart)
         try: reason = _difference(_call(denoiser, shape), torch.stack(alone, 1), layer)
         except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}' # whatever a foreign network raises
@@ -227,6 +225,12 @@ def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there i
         return f'it answers with shape {list(many.shape)} instead of {list(alone.flatten(0, 1).shape)}'
     gap = ((many.unflatten(0, (len(alone), -1)) - alone).abs().flatten(2).amax((0, 2))/size).tolist()
     return '' if max(gap) < .02 else f'branch {gap.index(max(gap)) + 1} does not answer as the network does that has its head alone'
+
+def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
+    "The same; where it fails, the shape is to blame."
+    try: return _call(denoiser, shape)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
 
 # %% ../nbs/06_branches.ipynb #beda7f42
 def fold(

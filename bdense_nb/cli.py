@@ -139,8 +139,8 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own opti
 
 def refused_by_config(e: BaseException) -> None:
     "Raise what a configuration's own checks said, if they are behind an error of tyro."
-    while e.__context__: e = e.__context__
-    if isinstance(e, ValueError): raise e from None
+    while e := e.__context__:
+        if isinstance(e, ValueError): raise e from None
 
 def usage_error(said: str, name: str, command: Command, known: Sequence[str]) -> str:
     "What is wrong with a command line, and where to look, in one line."

@@ -746,7 +746,8 @@ def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
     "The teacher's trajectories: a bank, or for several step counts one for each; None: not kept."
     if not is_banked(cfg, bank): return None
     if (note := folder/'run.json').is_file(): # another run's folder is refused before the walks
-        claim_folder(folder, read_json(note) | asdict(cfg), asdict(type(cfg)()), cfg.free)
+        said = {k: v for k, v in asdict(cfg).items() if v is not None} # None may be filled in later
+        claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free)
     cfgs = cfg.each if isinstance(cfg, SFDVConfig) else {cfg.nfe: cfg}
     banks = {n: teacher_bank(source, c, folder=Path(bank)/f'nfe-{n}' if bank else None)
              for n, c in cfgs.items()}

@@ -16,8 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
                                    newest_checkpoint, same_run)
-from .core import locked
+from .core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, locked, validate
 from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor,
                                left_as_found, recompute_blocks, send, set_memory_format,
                                set_precision, shard_like, shard_model, share)
@@ -33,11 +32,10 @@ from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedE
                              ProgressBar, SampleSheets, Trackers, progress)
 
 # %% auto #0
-__all__ = ['Schedule', 'LR_SCHEDULES', 'AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'StepFunction', 'MOVED', 'Within',
-           'validate', 'TrainConfig', 'Hardware', 'lr_factor', 'Updates', 'Interrupts', 'MicroBatches', 'Meter',
-           'State', 'training', 'Fit', 'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run',
-           'send', 'share', 'METRICS', 'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler',
-           'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
+__all__ = ['Schedule', 'LR_SCHEDULES', 'StepFunction', 'MOVED', 'TrainConfig', 'Hardware', 'lr_factor', 'Updates', 'Interrupts',
+           'MicroBatches', 'Meter', 'State', 'training', 'Fit', 'fit', 'claim_folder', 'fingerprint', 'is_main',
+           'newest_checkpoint', 'same_run', 'send', 'share', 'METRICS', 'Checkpoints', 'Every', 'LossGraph',
+           'MetricsFile', 'PairedError', 'Profiler', 'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
 
 # %% ../nbs/09_training.ipynb #d81dc1ef
 # from the notebooks on checkpoints, devices and hooks, for those who train
@@ -45,69 +43,9 @@ _all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_ru
          'METRICS', 'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler',
          'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
 
-# %% ../nbs/09_training.ipynb #7b71c6a2
-@dataclass(frozen=True)
-class Within:
-    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-
-    def __contains__(self, value) -> bool:
-        return ((self.at_least is None or value >= self.at_least)
-                and (self.above is None or value > self.above)
-                and (self.at_most is None or value <= self.at_most)
-                and (self.below is None or value < self.below))
-
-    def __str__(self) -> str:
-        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
-        return ' and '.join(f'{name} {limit}' for name, limit in limits.items()).replace('_', ' ')
-
-def _fits(value, kind) -> bool:
-    "Is a value of this type, bounds and choices included?"
-    origin = get_origin(kind)
-    args = get_args(kind)
-    if origin in (Union, UnionType): return any(_fits(value, k) for k in args)
-    if origin is Literal: return value in args
-    if origin is Annotated:
-        return _fits(value, args[0]) and all(value in b for b in args[1:] if isinstance(b, Within))
-    if origin is tuple:
-        kinds = args[:1]*len(value) if args[-1] is Ellipsis else args
-        return (isinstance(value, tuple) and len(value) == len(kinds)
-                and all(map(_fits, value, kinds)))
-    if kind in (int, float) and isinstance(value, bool): return False
-    return isinstance(value, (int, float) if kind is float else origin or kind)
-
-def _wanted(kind) -> str:
-    "The same type in words."
-    origin = get_origin(kind)
-    args = get_args(kind)
-    if origin in (Union, UnionType): return ' or '.join(map(_wanted, args))
-    if origin is Literal: return f'one of: {", ".join(map(str, args))}'
-    if origin is Annotated:
-        return ', '.join([_wanted(args[0]), *[str(b) for b in args[1:] if isinstance(b, Within)]])
-    if origin is tuple:
-        number = 'any number of values' if args[-1] is Ellipsis else f'{len(args)} values'
-        return f'a tuple of {number}, each {_wanted(args[0])}'
-    words = {int: 'a whole number', float: 'a number', bool: 'True or False', NoneType: 'None'}
-    return words.get(kind, f'a {(origin or kind).__name__}')
-
-def validate(config) -> None:
-    "Check a dataclass's fields against their types: `Literal` and `Within` say what is allowed."
-    for name, kind in get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        if not _fits(value, kind):
-            raise ValueError(f'{name} must be {_wanted(kind)}, got {value!r}')
-
 # %% ../nbs/09_training.ipynb #eb79bfe6
 Schedule = Literal['constant', 'cosine', 'linear', 'drop']
 LR_SCHEDULES = get_args(Schedule)
-AtLeast0 = Annotated[int, Within(at_least=0)]
-AtLeast1 = Annotated[int, Within(at_least=1)]
-Above0 = Annotated[float, Within(above=0, below=math.inf)]
-Fraction = Annotated[float, Within(above=0, below=1)]
-Beta = Annotated[float, Within(at_least=0, below=1)]
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -126,8 +64,6 @@ class TrainConfig:
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
 
     def __post_init__(self):
-        if isinstance(self.betas, list): # as JSON gives it back
-            object.__setattr__(self, 'betas', tuple(self.betas))
         validate(self)
         if self.warmup > self.steps:
             raise ValueError(f'warmup must be at most steps, got warmup={self.warmup} and '

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from .checkpoints import checksum, claim_folder, is_main, tensor_bytes
-from .core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, load_tensors, locked,
+from .core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
                             sample_labels, sample_noise, save_tensors)
 from accelerate import PartialState
 from .nets import NETS

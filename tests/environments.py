@@ -1,6 +1,7 @@
 "Environments as users get them: empty, the package installed with what it requires, no repository and no network."
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,20 +10,36 @@ from pathlib import Path
 
 UV = [sys.executable, '-m', 'uv']
 FORKS = Path(__file__).with_name('forks.py')
-PRELOADED = ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'bdense_nb.cli', 'bdense_nb.notebooks')
+PRELOADED = ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'bdense_nb.commands', 'bdense_nb.notebooks')
 NO_NETWORK = '''
 import socket
 def refuse(self, address, *_):
     if self.family != socket.AF_UNIX: raise OSError(f'no network in this test: {address}')
 socket.socket.connect = socket.socket.connect_ex = refuse
 '''
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ('bdense_nb', 'data', 'nbs', 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE',
+           'README.md', 'CHANGELOG.md')
 settings = ConfigParser(delimiters=['='])
-settings.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
+settings.read(ROOT/'settings.ini', encoding='utf-8')
 
 
 def needs(key: str) -> list[str]:
     "A list in settings.ini."
     return settings['DEFAULT'][key].split()
+
+
+def build(folder: Path) -> Path:
+    "Build the sdist, and from it the wheel: the wheel."
+    for name in SOURCES:
+        if (ROOT/name).is_dir():
+            ignored = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.tmp')
+            shutil.copytree(ROOT/name, folder/name, ignore=ignored)
+        else: shutil.copy(ROOT/name, folder)
+    done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation'], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wheel, = (folder/'dist').glob('*.whl')
+    return wheel
 
 
 class Environment:

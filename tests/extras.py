@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from environments import Environment, needs
+from environments import Environment, build, needs
 
 TINY = ('--preset', 'demo', '--steps', '1', '--batch', '4', '--pool', '4')
 
@@ -28,9 +28,10 @@ for path, name in (('config.json', 'UNet2DModel'), ('scheduler/scheduler_config.
 '''
 TENSORBOARD = '''
 import torch, pathlib
+from bdense_nb.hooks import Trackers
 from bdense_nb.training import TrainConfig, fit
 def step(model, i): yield model(torch.ones(1, 2)).square().mean()
-fit(torch.nn.Linear(2, 1), step, TrainConfig(steps=2, log_every=1, tensorboard=True), 'followed', show=False)
+fit(torch.nn.Linear(2, 1), step, TrainConfig(steps=2, log_every=1), 'followed', show=False, hooks=[Trackers('tensorboard')])
 print(len(list(pathlib.Path('followed').rglob('events.out.tfevents.*'))), 'file of events')
 '''
 INCEPTION = '''
@@ -105,7 +106,6 @@ def row(name: str, wheel: Path, folder: Path) -> str:
 
 
 def main() -> None:
-    from test_package import build
     wanted = sys.argv[1:] or ['newest', 'oldest', *EXTRAS]
     if unknown := set(wanted) - {'newest', 'oldest', *EXTRAS}: sys.exit(f'{unknown}\n{__doc__}')
     failed = 0

@@ -58,7 +58,7 @@ def fork(job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}
         code = job()
         sys.stderr.flush()
     except BaseException: traceback.print_exc()
-    finally: os._exit(code)
+    os._exit(code)
 
 
 def ended(pid: int) -> int:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,22 @@ class Attack:
     change: int | None = None  # or before this change of a file, the first being 1
 
 
+class Said:
+    "A pipe, and a thread that reads what comes out of it: `text` once it is left."
+    def __enter__(self):
+        self.start, self.end = os.pipe()
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+        return self
+
+    def read(self) -> None:
+        with os.fdopen(self.start, 'rb') as f: self.text = f.read().decode(errors='replace')
+
+    def __exit__(self, *_) -> None:
+        os.close(self.end)
+        self.reader.join()
+
+
 @dataclass
 class Lab:
     "A folder with things to work on, and a way to run commands there in forks of this process."
@@ -74,25 +91,22 @@ class Lab:
     commands: dict = field(default_factory=programs)
     known: dict = field(default_factory=dict)
 
-    def run(self, line: str | list[str], at: Path | str = '.', attack: Attack = Attack(), prepare=None, stdout=None) -> Ended:
-        "Run a command to its end, or to the attack."
+    def run(self, line: str | list[str], at: Path | str = '.', attack: Attack = Attack(), prepare=None) -> Ended:
+        "Run a command to its end, or to the attack; `prepare` is called in its process first."
         program, *args = arguments(line) if isinstance(line, str) else line
         begin = time.monotonic()
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as count:
+        with Said() as out, Said() as err, tempfile.TemporaryFile() as count:
             def job():
-                watch_changes(count.fileno(), attack)
                 if prepare: prepare()
+                else: watch_changes(count.fileno(), attack)
                 return run_here(program, args, self.commands)
-            pid = fork(job, out.fileno() if stdout is None else stdout, err.fileno(), self.folder/at, dict(COLUMNS='120'))
+            pid = fork(job, out.end, err.end, self.folder/at, dict(COLUMNS='120'))
             if attack.after is not None:
                 time.sleep(attack.after)
                 os.kill(pid, attack.kind)  # of a child that has ended: nothing happens
             code = ended(pid)
-            texts = []
-            for stream in (out, err):
-                stream.seek(0)
-                texts.append(stream.read().decode(errors='replace'))
-            return Ended(code, *texts, time.monotonic() - begin, os.fstat(count.fileno()).st_size)
+            changes = os.fstat(count.fileno()).st_size
+        return Ended(code, out.text, err.text, time.monotonic() - begin, changes)
 
     def undisturbed(self, name: str) -> Ended:
         "How one of `RUNS` ends if nothing is done to it."

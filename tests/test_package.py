@@ -1,22 +1,17 @@
 "The package as a user gets it: built, installed with what it requires in an empty environment, used without the repository or a network."
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from environments import Environment, needs
+from environments import ROOT, Environment, build, needs
 from extras import EXTRAS, try_extra
 from packaging.requirements import Requirement
 
 from run_notebooks import NBS, notebooks
 
-SOURCES = ('bdense_nb', 'data', 'nbs', 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE',
-           'README.md', 'CHANGELOG.md')
-ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [script.split('=')[0] for script in needs('console_scripts')]
 REQUIRED = [Requirement(need) for need in needs('requirements')]
 pytestmark = pytest.mark.xdist_group('package')  # built once
@@ -25,19 +20,6 @@ pytestmark = pytest.mark.xdist_group('package')  # built once
 def shipped() -> set[str]:
     "The data files, as paths inside data/."
     return {p.relative_to(ROOT/'data').as_posix() for p in (ROOT/'data').rglob('*') if p.is_file()}
-
-
-def build(folder: Path) -> Path:
-    "Build the sdist, and from it the wheel: the wheel."
-    for name in SOURCES:
-        if (ROOT/name).is_dir():
-            ignored = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.tmp')
-            shutil.copytree(ROOT/name, folder/name, ignore=ignored)
-        else: shutil.copy(ROOT/name, folder)
-    done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation'], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    wheel, = (folder/'dist').glob('*.whl')
-    return wheel
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,7 @@ from bdense_nb import search
 from bdense_nb.losses import BRANCH_WEIGHTS, branch_weights
 from bdense_nb.metrics import paired_error, paired_interval
 from bdense_nb.nets import MLP
-from bdense_nb.search import (LOG_RATIOS, SearchResult, SearchTrial, confirm_weights, load_search, many_step_sample, ratios_to_weights, save_search, score_weights, search_study,
+from bdense_nb.search import (LOG_RATIOS, confirm_weights, load_search, many_step_sample, ratios_to_weights, save_search, score_weights, search_study,
                               search_weights, show_search, start_trials, weights_to_ratios)
 from bdense_nb.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bdense_nb.core import save_tensors
 from bdense_nb.nets import UNet
-from bdense_nb.training import LR_SCHEDULES, Every, Hardware, TrainConfig, Trackers, fit, lr_factor, newest_checkpoint, progress, share, training
+from bdense_nb.training import LR_SCHEDULES, Every, Hardware, TrainConfig, Trackers, fit, lr_factor, newest_checkpoint, progress, share
 from torch import nn
 
 CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', ema=.9, clip_grad=1., checkpoint_every=4, log_every=3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bdense_nb.training import (Every, Hardware, PairedError, Profiler, SampleSheets, TrainConfig, Trackers, fit, newest_checkpoint,
                                 training)
-from test_training import CFG, assert_same, fault, loss_of, metrics, net, step
+from test_training import CFG, assert_same, fault, metrics, net, step
 
 
 class Diary:

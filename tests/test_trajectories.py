@@ -200,7 +200,7 @@ class WantsB(nn.Module):
     def __init__(self): super().__init__(); self.lin = nn.Linear(2, 2)
     def forward(self, x, noise, label=None):
         assert noise.shape == (len(x),)
-        return self.lin(x)*noise[:, None]
+        return self.lin(x*noise[:, None])
 
 
 @pytest.mark.parametrize('wrap', [EDMDenoiser, lambda net: VPDenoiser(net, linear_alpha_bar()), ModuleDenoiser])
