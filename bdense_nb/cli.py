@@ -31,7 +31,8 @@ __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FUL
 @dataclass(frozen=True, kw_only=True)
 class Options:
     "What every command understands."
-    json: bool = False # answer with one JSON object on standard output; everything else goes to standard error
+    # answer with one JSON object on standard output; everything else goes to standard error
+    json: bool = False
 
 @dataclass(frozen=True)
 class Line:
@@ -45,7 +46,7 @@ class Command:
     run: Callable[..., dict | None] # (options, line, *configurations) -> the answer
     options: type[Options] # its own options
     examples: Sequence[tuple[str, str]] = () # arguments, and what they do
-    configs: Callable[[dict[str, str]], Sequence] = lambda said: () # options typed -> configurations
+    configs: Callable[[dict[str, str]], Sequence] = lambda said: () # typed -> to be filled
     hosts: Sequence[type] = () # classes that `configs` may answer with, depending on what was typed
 
 # %% ../nbs/14_cli.ipynb #f992177a
@@ -277,7 +278,8 @@ def from_shell(
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
             result = call(name, command, args)
-        if as_json: print(json.dumps(dict(command=name, exit_code=0, **(result or {}))), file=answer)
+        done = dict(command=name, exit_code=0, **(result or {}))
+        if as_json: print(json.dumps(done), file=answer)
         answer.check()
     except Usage as e: return stop(2, str(e))
     except KeyboardInterrupt as e: return stop(130, str(e) or 'interrupted')
@@ -293,7 +295,7 @@ def program(name: str) -> Callable:
         if args or kwargs or Path(sys.argv[0]).stem != name:
             return call(name, find_command(name), words(*args, **kwargs))
         os.environ['MPLBACKEND'] = 'agg' # pictures are written, never shown
-        for stream in (sys.stdout, sys.stderr): # an ASCII terminal shows ? for what it does not know
+        for stream in (sys.stdout, sys.stderr): # an ASCII terminal shows ? for what it lacks
             if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors='replace')
         code = from_shell(name, sys.argv[1:])
         with contextlib.suppress(OSError): # what is left for a closed pipe must not fail at exit

@@ -78,7 +78,8 @@ class Common(Options):
 @dataclass(frozen=True, kw_only=True)
 class Networks(Common):
     "What is needed to read a network that this package does not know."
-    net: str | None = None # module:callable that makes the network, if this package does not know it
+    # module:callable that makes the network, if this package does not know it
+    net: str | None = None
     null_class: int | None = None # the class of a diffusers network that stands for "no class"
 
 def find_device(name: str | None) -> torch.device:
@@ -86,8 +87,9 @@ def find_device(name: str | None) -> torch.device:
     if name is None: return default_device()
     try: return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ValueError(f'device {name!r} cannot be used here ({str(e).splitlines()[0][:80]}); the '
-                         f'fastest here is {default_device()}') from None
+        why = str(e).splitlines()[0][:80]
+        raise ValueError(f'device {name!r} cannot be used here ({why}); the fastest here is '
+                         f'{default_device()}') from None
 
 def find_net(name: str | None) -> Callable | None:
     "What `module:callable` names, looked for in this folder, too."
@@ -228,7 +230,8 @@ def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None 
     training = mean('seconds_student')
     return dict(parameters=one['parameters'], nfe=sorted({p['nfe'] for p in parts}),
                 updates=round(mean('updates')), batch=cfg.batch, substeps=cfg.substeps,
-                teacher_samples=round(walks*mean('teacher')), student_samples=round(mean('student')),
+                teacher_samples=round(walks*mean('teacher')),
+                student_samples=round(mean('student')),
                 memory_gb=memory, device=one['device'], device_memory_gb=one['device_gb'],
                 seconds_teacher=walking, seconds_student=training,
                 seconds=None if training is None else walking + training,
@@ -447,13 +450,16 @@ TEACH_PRESETS = {
 class Teach(Common):
     "Train a teacher with EDM preconditioning; run the same command again to resume."
     out: Positional[Named] # folder for checkpoints and the finished teacher; a run there is resumed
-    data: str = 'fashion_mnist' # fashion_mnist, cifar10, ring, moons, spiral, checkerboard or a folder of images
-    size: tuple[int, ...] | None = None # a folder's images are cropped and resized to SIZE or HEIGHT,WIDTH; default: their own
+    # fashion_mnist, cifar10, ring, moons, spiral, checkerboard or a folder of images
+    data: str = 'fashion_mnist'
+    # a folder's images are cropped and resized to SIZE or HEIGHT,WIDTH; default: their own
+    size: tuple[int, ...] | None = None
     path: str | None = None # folder with the files of fashion_mnist or cifar10
     download: bool = False # may torchvision download the training images?
     max_gb: float = 8. # refuse a folder of images that takes more memory
     preset_name: str = 'standard' # quick, standard or long; the other options change it
-    config: str | None = None # JSON file with fields of TrainConfig and Hardware, or command.json of a run; options change it
+    # JSON file with fields of TrainConfig and Hardware, or command.json of a run; options change it
+    config: str | None = None
     batch: int | None = None # images an iteration; default: the preset's
     null_class: int | None = None # the class of the data that stands for "no class"
     overwrite: bool = False # forget a run that is in the folder, and start again
@@ -528,8 +534,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
         result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints',
                                hardware=hardware, null_class=options.null_class)
         note_start(out, line, options, config=cfg, hardware=hardware)
-        about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed, null_class=options.null_class,
-                     images_seen=cfg.steps*batch, seconds=round(result.seconds), **about_run())
+        about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
+                     null_class=options.null_class, images_seen=cfg.steps*batch, seconds=round(result.seconds), **about_run())
         if is_main():
             save_denoiser(result.ema or result.model, out,
                           dict(command=line.text, **about, config=asdict(cfg),
@@ -544,7 +550,8 @@ def is_diffusers(name: str) -> bool:
     "Does this folder hold a diffusers pipeline or U-Net?"
     folder = Path(name)
     if (folder/'model_index.json').exists() or (folder/'unet').exists(): return True
-    return (folder/'config.json').is_file() and '_diffusers_version' in read_json(folder/'config.json')
+    config = folder/'config.json'
+    return config.is_file() and '_diffusers_version' in read_json(config)
 
 def is_code(name: str) -> bool:
     "Does this name a callable that makes a teacher, as module:callable?"
@@ -622,12 +629,12 @@ def find_data(
     kind = data or data_of(name)
     if kind is None or kind not in DATA and not Path(kind).is_dir() and data is None:
         why = 'does not say which' if kind is None else f'was trained on {kind}, which is not here,'
-        raise ValueError(f'Progressive Distillation noises real data, and {name} {why}: pass --data, '
-                         f'a folder of images for instance')
+        raise ValueError(f'Progressive Distillation noises real data, and {name} {why}: pass '
+                         f'--data, a folder of images for instance')
     x, y = read_data(kind, shape=shape, **how)
     if tuple(x.shape[1:]) != shape:
-        raise ValueError(f'{kind} has samples of shape {tuple(x.shape[1:])}, the teacher of {shape}: '
-                         f'choose other data')
+        raise ValueError(f'{kind} has samples of shape {tuple(x.shape[1:])}, the teacher of '
+                         f'{shape}: choose other data')
     if y is None and teacher.n_classes:
         raise ValueError(f'{name} has {teacher.n_classes} classes, and {kind} has none: sort the '
                          f'images into one sub-folder for each class')
@@ -640,8 +647,8 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     else: student = load_student(folder, device, find_net(options.net))
     if isinstance(student, VariableStudent):
         if nfe is None:
-            raise ValueError(f'{folder} holds a student for {", ".join(map(str, student.nfe))} NFE: '
-                             f'say which with --nfe')
+            counts = ', '.join(map(str, student.nfe))
+            raise ValueError(f'{folder} holds a student for {counts} NFE: say which with --nfe')
         return student.at(nfe)
     if nfe is not None and nfe != student.nfe:
         raise ValueError(f'{folder} holds a student for {student.nfe} NFE, not {nfe}')
@@ -651,13 +658,24 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
 @dataclass(frozen=True, kw_only=True)
 class Distill(Networks):
     "Distil a teacher with K branches; run the same command again to resume."
-    out: Positional[Named] # folder for the student and its checkpoints; a run found there is resumed
-    teacher: str = 'fashion_mnist' # a shipped teacher, a folder that bdense_teach or diffusers wrote, or module:callable that makes a denoiser; an SFD student's folder: its second stage, to 1 NFE
-    preset_name: str = 'fashion_mnist' # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation: fashion_mnist_pd, cifar10-pd. The other options change it
-    config: str | None = None # JSON file with a configuration: command.json or run.json of a run, config.json of a student, or your own; options change it
-    bank: str | None = None # SFD: a folder that keeps the teacher's trajectories for this run and the next
-    data: str | None = None # fashion_mnist, cifar10, a 2-D set or a folder of images, for Progressive Distillation and to check the teacher with; default: what it was trained on
-    size: tuple[int, ...] | None = None # of images, a number or HEIGHT,WIDTH, for a teacher that takes any; default: the teacher's
+    # folder for the student and its checkpoints; a run found there is resumed
+    out: Positional[Named]
+    # a shipped teacher, a folder that bdense_teach or diffusers wrote, or module:callable that
+    # makes a denoiser; an SFD student's folder: its second stage, to 1 NFE
+    teacher: str = 'fashion_mnist'
+    # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation:
+    # fashion_mnist_pd, cifar10-pd. The other options change it
+    preset_name: str = 'fashion_mnist'
+    # JSON file with a configuration: command.json or run.json of a run, config.json of a student,
+    # or your own; options change it
+    config: str | None = None
+    # SFD: a folder that keeps the teacher's trajectories for this run and the next
+    bank: str | None = None
+    # fashion_mnist, cifar10, a 2-D set or a folder of images, for Progressive Distillation and to
+    # check the teacher with; default: what it was trained on
+    data: str | None = None
+    # of images, a number or HEIGHT,WIDTH, for a teacher that takes any; default: the teacher's
+    size: tuple[int, ...] | None = None
     split: Literal['test', 'train'] = 'test' # of fashion_mnist (10,000 images, shipped) or cifar10
     trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
     overwrite: bool = False # forget a run or a student that is in the folder, and start again
@@ -709,8 +727,7 @@ def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...],
     pd = isinstance(cfg, PDConfig)
     if pd: cfg = cfg.on_table(source)
     name = {PDConfig: 'Progressive Distillation', SFDConfig: 'SFD'}.get(type(cfg), 'SFD-v')
-    weights = cfg.branch_weights if isinstance(cfg.branch_weights, str) else readable('', cfg.branch_weights)
-    what = f', weights {weights}' if cfg.K > 1 else ' (the plain host)'
+    what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank)
     plan = dict(trains=f'{name}, K = {cfg.K} branches{what}', teacher=teacher, shape=list(shape),
                 data=data)
@@ -777,8 +794,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors'])
         data, labels = pairs or (None, None)
-        student = distill(source, cfg, data, labels, make_banks(source, cfg, options.bank, folder), folder,
-                          hardware=hardware)
+        banks = make_banks(source, cfg, options.bank, folder)
+        student = distill(source, cfg, data, labels, banks, folder, hardware=hardware)
         note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
 
@@ -799,10 +816,14 @@ def finish(student, options: Distill, line: Line, data: str | None, hardware: Ha
 @dataclass(frozen=True, kw_only=True)
 class Search(Networks):
     "Search for branch weights by paired error, and confirm what was found on other training seeds."
-    out: Positional[Named] # folder for search.db, search.json and search.png; a search there goes on
-    teacher: str = 'fashion_mnist' # a shipped teacher, or a folder that bdense_teach or diffusers wrote
-    preset_name: str = 'demo' # an SFD preset: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. The other options change it
-    config: str | None = None # JSON file with SFD's configuration, see bdense_distill; options change it
+    # folder for search.db, search.json and search.png; a search there goes on
+    out: Positional[Named]
+    # a shipped teacher, or a folder that bdense_teach or diffusers wrote
+    teacher: str = 'fashion_mnist'
+    # an SFD preset: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. The other options change it
+    preset_name: str = 'demo'
+    # JSON file with SFD's configuration, see bdense_distill; options change it
+    config: str | None = None
     trials: int = 16 # trainings altogether, the named weights among them
     seeds: int = 3 # training seeds of the confirmation, at least 3
     n: int = 256 # samples that score a training
@@ -811,8 +832,8 @@ def search_configs(said: dict[str, str]) -> tuple[SFDConfig]:
     "SFD's configuration."
     cfg = distill_configs(dict(preset_name='demo') | said)[0]
     if type(cfg) is SFDConfig: return (cfg,)
-    raise ValueError(f'the search distils by SFD to one number of calls, and {type(cfg).__name__} is '
-                     f'the configuration of something else')
+    raise ValueError(f'the search distils by SFD to one number of calls, and {type(cfg).__name__} '
+                     f'is the configuration of something else')
 
 def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
     "What a search would do and take."
@@ -913,15 +934,25 @@ SHIPPED = (1, 28, 28) # images that the shipped features are for
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Networks):
-    "Measure a student: paired error to its teacher, Fréchet distance to data; or run an experiment."
-    student: Positional[Annotated[str | None, tyro.conf.arg(metavar='FOLDER')]] = None # a folder that bdense_distill or bdense_demo wrote; not needed with --experiment
+    "Measure a student by paired error and Fréchet distance, or run an experiment."
+    # a folder that bdense_distill or bdense_demo wrote; not needed with --experiment
+    student: Positional[Annotated[str | None, tyro.conf.arg(metavar='FOLDER')]] = None
     teacher: str = 'fashion_mnist' # what it was distilled from
-    preset_name: Literal['quick', 'standard', 'full'] = 'standard' # how many samples: 200, 1,000 or 10,000
+    # how many samples: 200, 1,000 or 10,000
+    preset_name: Literal['quick', 'standard', 'full'] = 'standard'
     n: int | None = None # samples, from seeds 0..n-1
-    data: str | None = None # what they are compared with: fashion_mnist, cifar10, a 2-D set or a folder of images, which are brought to the samples' size; default: what the teacher was trained on
-    features: str | None = None # of the Fréchet distance: fashion_mnist (shipped, for 28 x 28 grey images) or inception (any images; needs torch-fidelity)
-    features_path: str | None = None # a copy of the features' weights; default: the shipped ones, and for inception torch's cache, to which they are fetched (95 MB)
-    out: str | None = None # a JSON file for the figures; of an experiment: default NAME.json, and runs found there are not repeated
+    # what they are compared with: fashion_mnist, cifar10, a 2-D set or a folder of images, which
+    # are brought to the samples' size; default: what the teacher was trained on
+    data: str | None = None
+    # of the Fréchet distance: fashion_mnist (shipped, for 28 x 28 grey images) or inception (any
+    # images; needs torch-fidelity)
+    features: str | None = None
+    # a copy of the features' weights; default: the shipped ones, and for inception torch's cache,
+    # to which they are fetched (95 MB)
+    features_path: str | None = None
+    # a JSON file for the figures; of an experiment: default NAME.json, and runs found there are not
+    # repeated
+    out: str | None = None
     nfe: int | None = None # of a student for several step counts: which one
     experiment: str | None = None # run this experiment instead; list: name them all
     limit: int | None = None # of an experiment: stop after so many runs
@@ -960,13 +991,13 @@ def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
     check_features(features, shape)
     if len(shape) != 3:
         if kind in TOY_SETS and shape == (2,): return Reality(kind)
-        return Reality(kind, note=f'no distance to data: a sample is of shape {shape}; --data knows '
-                                  f'points of {", ".join(TOY_SETS)}')
+        return Reality(kind, note=f'no distance to data: a sample is of shape {shape}; --data '
+                                  f'knows points of {", ".join(TOY_SETS)}')
     if kind is None or data is None and kind not in DATA and not Path(kind).is_dir():
         why = ('does not say what it was trained on' if kind is None
                else f'was trained on {kind}, which is not here')
-        return Reality(kind, note=f'no Fréchet distance: {teacher} {why}; pass --data, a folder of '
-                                  f'images for instance')
+        return Reality(kind, note=f'no Fréchet distance: {teacher} {why}; pass --data, a folder '
+                                  f'of images for instance')
     if space is None:
         return Reality(kind, note=f'no Fréchet distance: the shipped features are for images of '
                                   f'shape {SHIPPED}, these are {shape}; --features inception takes '
@@ -984,7 +1015,8 @@ def quality_of(images: Tensor, reality: Reality, space: Callable[[Tensor], Tenso
     "How like real data a set of samples is; space: where `reality.images` are compared."
     if reality.data in TOY_SETS and images.ndim == 2:
         fresh = toy_2d(reality.data, len(images), 10**6)
-        return dict(frechet_distance=None, sliced_wasserstein=float(sliced_wasserstein(images, fresh)))
+        distance = float(sliced_wasserstein(images, fresh))
+        return dict(frechet_distance=None, sliced_wasserstein=distance)
     if reality.images is not None:
         return dict(frechet_distance=frechet_distance(space(images), space(reality.images)))
     return dict(frechet_distance=fashion_fd(images) if reality.features else None)
@@ -1123,8 +1155,8 @@ def check_export(arm: Student, to: str, out: str) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
     net = arm.denoiser.net
     if to == 'diffusers' and not isinstance(net, DiffusersNet):
-        raise ValueError(f'only students of a diffusers U-Net can be written for diffusers, this one '
-                         f'has a network {type(net).__name__}: choose --to onnx or state_dict')
+        raise ValueError(f'only students of a diffusers U-Net can be written for diffusers, this '
+                         f'one has a network {type(net).__name__}: choose --to onnx or state_dict')
     check_folder(out, ('sampling.json', 'step.onnx')) # the second alone: an export that was killed
     if not (file := Path(out)/'sampling.json').is_file(): return
     mine = json.loads(json.dumps(sampling_json(arm)))
