@@ -181,7 +181,7 @@ def call(name: str, command: Command, args: Sequence[str]) -> dict | None: # its
 
 # %% ../nbs/14_cli.ipynb #c0c74d08
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
-LIBRARIES = ('safetensors_rust', 'sqlalchemy', 'sqlite3', 'optuna', 'PIL', 'torch')
+LIBRARIES = ('safetensors', 'safetensors_rust', 'sqlalchemy', 'sqlite3', 'optuna', 'PIL', 'torch')
 FULL_MEMORY = re.compile("can't allocate|cannot allocate|out of memory|not enough memory|bad_alloc",
                          re.I)
 FULL_DISK = re.compile('no space left|os error 28|disk is full|disk I/O error|quota exceeded', re.I)

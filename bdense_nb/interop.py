@@ -192,12 +192,18 @@ def _single(model: nn.Module) -> nn.Module:
     weights = [p for p in model.parameters() if p.is_floating_point()]
     return model.float() if weights and all(p.dtype in half for p in weights) else model
 
-def _denoiser_of(unet: nn.Module, scheduler, null_class: int | None, source: str) -> VPDenoiser:
-    "A `UNet2DModel` as a denoiser; scheduler: an object, its configuration, or its folder."
-    if isinstance(scheduler, (str, Path)):
-        file = 'scheduler_config.json'
-        scheduler = read_json(_part(Path(scheduler), 'scheduler', file)/file)
-    table, alpha_bar = noise_table(dict(getattr(scheduler, 'config', scheduler)))
+def _levels_of(scheduler) -> tuple[dict, Tensor]: # see `noise_table`
+    "The noise levels of a scheduler: an object, its configuration, or its folder."
+    if not isinstance(scheduler, (str, Path)): return noise_table(dict(getattr(scheduler, 'config', scheduler)))
+    file = 'scheduler_config.json'
+    path = _part(Path(scheduler), 'scheduler', file)/file
+    config = read_json(path)
+    try: return noise_table(config)
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+
+def _denoiser_of(unet: nn.Module, levels: tuple[dict, Tensor], null_class: int | None, source: str) -> VPDenoiser:
+    "A `UNet2DModel` as a denoiser."
+    table, alpha_bar = levels
     net = DiffusersNet(_single(copy.deepcopy(unet)), table, null_class, source)
     denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[table['prediction_type']])
     return denoiser.requires_grad_(False).eval()
@@ -210,7 +216,7 @@ def from_diffusers(
 ) -> VPDenoiser: # frozen, in evaluation mode, weights of float32 or more; shares nothing with `model`
     "A diffusers U-Net as a denoiser: betas, prediction type and number of levels are read from its scheduler."
     diffusers = _diffusers()
-    source = ''
+    source, levels = '', None
     if isinstance(model, diffusers.DiffusionPipeline):
         scheduler = scheduler or model.scheduler
         model = getattr(model, 'unet', model)
@@ -218,6 +224,7 @@ def from_diffusers(
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
         if scheduler is None: scheduler = _part(folder, 'scheduler', 'scheduler_config.json')
+        levels = _levels_of(scheduler) # before weights, which may be large
         model = _read_unet(folder)
     if not isinstance(model, diffusers.UNet2DModel):
         raise TypeError(f'from_diffusers takes a UNet2DModel, got {type(model).__name__}; wrap another network '
@@ -228,7 +235,7 @@ def from_diffusers(
         warnings.warn(f'this U-Net has {rows} class embeddings and does not say whether the last one stands for "no '
                       f'class": all {rows} are taken for classes. If the last is a null class, say so: '
                       f'null_class={rows - 1}', stacklevel=2)
-    return _denoiser_of(model, scheduler, null_class, source)
+    return _denoiser_of(model, levels or _levels_of(scheduler), null_class, source)
 
 # %% ../nbs/10f_interop.ipynb #3341a878
 @torch.no_grad()
@@ -521,7 +528,7 @@ def load_pretrained(
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f'{folder}/sampling.json does not describe a student: {e}') from e
     scheduler = _part(folder, 'scheduler', 'scheduler_config.json')
-    denoiser = _denoiser_of(_read_unet(folder), scheduler, how['null_class'], how.get('source', ''))
+    denoiser = _denoiser_of(_read_unet(folder), _levels_of(scheduler), how['null_class'], how.get('source', ''))
     return Student(denoiser.to(device or default_device()), *sampling)
 
 # %% ../nbs/10f_interop.ipynb #b54990b6

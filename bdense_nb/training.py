@@ -33,7 +33,7 @@ from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedE
 
 # %% auto #0
 __all__ = ['Schedule', 'LR_SCHEDULES', 'StepFunction', 'MOVED', 'TrainConfig', 'Hardware', 'lr_factor', 'Updates', 'Interrupts',
-           'MicroBatches', 'Meter', 'State', 'training', 'Fit', 'fit', 'claim_folder', 'fingerprint', 'is_main',
+           'Meter', 'MicroBatches', 'State', 'training', 'Fit', 'fit', 'claim_folder', 'fingerprint', 'is_main',
            'newest_checkpoint', 'same_run', 'send', 'share', 'METRICS', 'Checkpoints', 'Every', 'LossGraph',
            'MetricsFile', 'PairedError', 'Profiler', 'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
 
@@ -191,6 +191,66 @@ class Interrupts:
         signal.raise_signal(self.asked)
         raise SystemExit(128 + self.asked) # where a handler of the caller's returned
 
+# %% ../nbs/09_training.ipynb #c058d392
+def _peak_memory(device: torch.device) -> float: # MB
+    "Most memory so far: of the GPU, or of this process."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak*(1 if sys.platform == 'darwin' else 1024)/1e6
+
+class Meter:
+    "Speed, waiting, memory and arithmetic of the iterations between two readings of the loss."
+    def __init__(self, device: torch.device, peak_tflops: float | None):
+        self.device = device
+        self.peak_tflops = peak_tflops
+        self.flops = None # of an iteration
+        self.iterations = 0
+        self.seconds = 0. # in them
+        self.waited = 0. # of these, before the step function first called the model
+        self.since = None # when a step function was asked for a loss
+
+    def asked(self) -> None: self.since = time.perf_counter()
+
+    def called(self, module, args) -> None:
+        "Hook of the model: the step function has its data."
+        if self.since is not None: self.waited += time.perf_counter() - self.since
+        self.since = None
+
+    @contextlib.contextmanager
+    def timing(self, iterations: int = 0) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - begin
+        self.iterations += iterations
+
+    @property
+    def counts(self) -> bool:
+        "Are the next iteration's operations counted? The first one's are, if there is a peak."
+        return self.peak_tflops is not None and self.flops is None
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        if not self.counts:
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+        with FlopCounterMode(display=False) as counter: yield
+        self.flops = counter.get_total_flops()
+
+    def read(self) -> dict:
+        "The numbers since the last reading."
+        rate = self.iterations/self.seconds
+        out = dict(iterations_per_second=rate, waiting=self.waited/self.seconds,
+                   peak_memory_mb=_peak_memory(self.device))
+        if self.flops:
+            tflops = self.flops*rate/1e12
+            out |= dict(tflops=tflops, utilisation=tflops/self.peak_tflops)
+        self.iterations = 0
+        self.seconds = 0.
+        self.waited = 0.
+        return out
+
 # %% ../nbs/09_training.ipynb #2ae3fd58
 StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
 
@@ -273,66 +333,6 @@ class MicroBatches:
             raise ValueError(f'this iteration leaves {min(unused)} without a gradient, though the '
                              f'first one used every parameter: let every loss use it (with '
                              f'weight 0), or run one process')
-
-# %% ../nbs/09_training.ipynb #c058d392
-def _peak_memory(device: torch.device) -> float: # MB
-    "Most memory so far: of the GPU, or of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak*(1 if sys.platform == 'darwin' else 1024)/1e6
-
-class Meter:
-    "Speed, waiting, memory and arithmetic of the iterations between two readings of the loss."
-    def __init__(self, device: torch.device, peak_tflops: float | None):
-        self.device = device
-        self.peak_tflops = peak_tflops
-        self.flops = None # of an iteration
-        self.iterations = 0
-        self.seconds = 0. # in them
-        self.waited = 0. # of these, before the step function first called the model
-        self.since = None # when a step function was asked for a loss
-
-    def asked(self) -> None: self.since = time.perf_counter()
-
-    def called(self, module, args) -> None:
-        "Hook of the model: the step function has its data."
-        if self.since is not None: self.waited += time.perf_counter() - self.since
-        self.since = None
-
-    @contextlib.contextmanager
-    def timing(self, iterations: int = 0) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - begin
-        self.iterations += iterations
-
-    @property
-    def counts(self) -> bool:
-        "Are the next iteration's operations counted? The first one's are, if there is a peak."
-        return self.peak_tflops is not None and self.flops is None
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        if not self.counts:
-            yield
-            return
-        from torch.utils.flop_counter import FlopCounterMode
-        with FlopCounterMode(display=False) as counter: yield
-        self.flops = counter.get_total_flops()
-
-    def read(self) -> dict:
-        "The numbers since the last reading."
-        rate = self.iterations/self.seconds
-        out = dict(iterations_per_second=rate, waiting=self.waited/self.seconds,
-                   peak_memory_mb=_peak_memory(self.device))
-        if self.flops:
-            tflops = self.flops*rate/1e12
-            out |= dict(tflops=tflops, utilisation=tflops/self.peak_tflops)
-        self.iterations = 0
-        self.seconds = 0.
-        self.waited = 0.
-        return out
 
 # %% ../nbs/09_training.ipynb #63a95fe0
 class State:

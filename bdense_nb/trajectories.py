@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .checkpoints import checksum, claim_folder, is_main, tensor_bytes
 from .core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
                             sample_labels, sample_noise, save_tensors)
-from accelerate import PartialState
+from .devices import Processes
 from .nets import NETS
 from .samplers import SOLVERS, trajectory
 from .teachers import EDMDenoiser, VPDenoiser, check_precision
@@ -322,13 +322,13 @@ def make_bank(
     shard = batch*max(1024//batch, 1)
     n = -(-len(seeds)//shard)
     bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher))
-    peers = PartialState() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
+    peers = Processes(bank.device) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
     with contextlib.ExitStack() as held:
         files = None if folder is None else _Files(Path(folder), bank, batch, bool(getattr(teacher, 'n_classes', 0)))
         if files is not None: files.take_over(held, peers)
         todo = [i for i, there in enumerate(bank.shards) if there is None]
         if show and is_main(): print(_announcement(bank, folder, len(todo)))
-        mine = todo if peers is None else todo[peers.process_index::peers.num_processes]
+        mine = todo if peers is None else todo[peers.rank::peers.world]
         for j in progress(len(mine), 'teacher trajectories', show=show and bool(mine) and is_main()):
             i = mine[j]
             tensors = _walk(teacher, plan, bank.span(i), batch)
@@ -343,15 +343,15 @@ def _announcement(bank: TrajectoryBank, folder: Path | str | None, todo: int) ->
             f'compute, {2*bank_megabytes(bank.plan, min(bank.shard, len(bank.seeds))):.1f} MB of memory for a shard '
             f'meanwhile')
 
-def _exchange(bank: TrajectoryBank, todo: list[int], peers, path: Callable[[int], Path] | None) -> None:
+def _exchange(bank: TrajectoryBank, todo: list[int], peers: Processes, path: Callable[[int], Path] | None) -> None:
     "Every process waits for the others, and gets what they computed."
     import torch.distributed as dist
-    peers.wait_for_everyone()
+    peers.wait()
     for j, i in enumerate(todo):
         if path is not None:
             bank.shards[i] = path(i)
             continue
-        owner = j % peers.num_processes
+        owner = j % peers.world
         kinds = [None if bank.shards[i] is None else {k: (v.shape, v.dtype) for k, v in bank.shards[i].items()}]
         dist.broadcast_object_list(kinds, owner)
         held = bank.shards[i] or {k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in kinds[0].items()}
@@ -378,17 +378,17 @@ class _Files:
 
     def header(self, i: int) -> dict: return dict(self.note, rows=[self.bank.span(i).start, self.bank.span(i).stop])
 
-    def take_over(self, held: contextlib.ExitStack, peers) -> None:
+    def take_over(self, held: contextlib.ExitStack, peers: Processes | None) -> None:
         "Use the shards that are there; if some are missing, the first process holds the folder while they are written."
         self.folder.mkdir(parents=True, exist_ok=True)
         if is_main():
             if self.missing(): held.enter_context(locked(self.folder))
             self.check_disk()
             claim_folder(self.folder, self.note)
-        if peers is not None: peers.wait_for_everyone()
+        if peers is not None: peers.wait()
         if not is_main(): claim_folder(self.folder, self.note)
         missing = self.missing()
-        if peers is not None: peers.wait_for_everyone() # all have looked before the first one writes
+        if peers is not None: peers.wait() # all have looked before the first one writes
         for i in range(len(self.bank.shards)):
             if i in missing: continue
             self.check_shard(i)

@@ -14,6 +14,7 @@ project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['co
 version = release = SETTINGS['version']
 html_baseurl = SETTINGS['doc_host'] + SETTINGS['doc_baseurl'] + '/'
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode', 'sphinx_copybutton']
+viewcode_follow_imported_members = False  # a type such as Annotated[int, ...] says that it lives in builtins
 exclude_patterns = ['notebooks', 'results/*']
 
 nb_execution_mode = 'off'

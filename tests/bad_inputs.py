@@ -355,12 +355,15 @@ def two_at_once(lab: Lab, name: str) -> str:
     "A second run in a folder is refused while the first one is there, and the first one ends as if alone."
     at = Path(tempfile.mkdtemp(prefix='two-', dir=lab.folder))
     program, *args = arguments(RUNS[name])
+    half = lab.undisturbed(name).changes//2
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as count:
         def job():
-            watch_changes(count.fileno(), Attack(signal.SIGSTOP, change=lab.undisturbed(name).changes//2))
+            watch_changes(count.fileno(), Attack(signal.SIGSTOP, change=half))
             return run_here(program, args, lab.commands)
         pid = fork(job, out.fileno(), out.fileno(), at)
-        os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status := os.waitpid(pid, os.WUNTRACED)[1]):
+            out.seek(0)
+            return f'the first one ended early, with {os.waitstatus_to_exitcode(status)}: {out.read()[-300:]}'
         try: second = lab.run(RUNS[name], at)
         finally: os.kill(pid, signal.SIGCONT)
         code = ended(pid)

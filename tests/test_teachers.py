@@ -403,7 +403,7 @@ def test_damaged_weights_refused(stored, damage):
 
 
 @pytest.mark.parametrize('change,message', [
-    (dict(denoiser='Evil'), 'EDMDenoiser, VPDenoiser'), (dict(net='Evil'), 'holds a Evil, which this package cannot build; pass net='), (dict(net='UNet'), 'does not fit'), (dict(net_config=dict(width=8)), 'does not fit'),
+    (dict(denoiser='Evil'), 'EDMDenoiser, VPDenoiser'), (dict(net='Evil'), 'holds a Evil, which this package cannot build: pass net='), (dict(net='UNet'), 'does not fit'), (dict(net_config=dict(width=8)), 'does not fit'),
     (dict(net_config=dict(size=8)), 'does not fit'), (dict(net_config=dict(depth=10**9)), 'depth must be between 0 and 4096'), (dict(net_config=dict(dim=10**9)), 'dim must be'),
     (dict(net_config=dict(width=4096, depth=64)), 'the network has'), (dict(net_config=[1]), 'a dict, got list'), (dict(net_config=None), 'pass net='), (dict(config=3), "its 'config' is 3"),
     (dict(net=None), "its 'net' is None"), (dict(sha256=7), "its 'sha256' is 7"), (dict(about=[1]), "its 'about' is"), (dict(config=dict(sigma=1)), 'does not fit'), (dict(config=dict(sigma_data=-1.)), 'sigma_data'), (dict(net_config=dict(width=-1)), 'width'), (dict(sha256='0'*64), 'damaged')], ids=str)
@@ -435,7 +435,7 @@ def test_any_network_is_saved_and_loaded_with_net(tmp_path, wrap, noise):
     save_denoiser(D, tmp_path)
     x = noise(4, 2)
     for net in (Mine(), Mine): assert torch.equal(load_denoiser(tmp_path, 'cpu', net)(x, 2.), D(x, 2.))
-    with pytest.raises(ValueError, match='holds a Mine, which this package cannot build; pass net='): load_denoiser(tmp_path, 'cpu')
+    with pytest.raises(ValueError, match=f'holds a {__name__}:Mine, which this package cannot build: pass net='): load_denoiser(tmp_path, 'cpu')
     with pytest.raises(ValueError, match='does not fit'): load_denoiser(tmp_path, 'cpu', MLP())
     with pytest.raises(TypeError, match='net must be a network or make one'): load_denoiser(tmp_path, 'cpu', lambda: 3)
 
