@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from .branches import fold
 from .checkpoints import same_run
-from .core import about_run, check_choice, check_int, read_json, sample_noise, write_json
+from .core import about_run, check_choice, check_int, locked, read_json, sample_noise, write_json
 from .data import fashion_mnist
 from .distill import (PDConfig, SFDConfig, Student, progressive_rounds, reference_plan, second_stage, sfd,
                                sfd_variable, teacher_bank)
@@ -246,6 +246,10 @@ def run_experiment(
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
     e, out, called = _named(experiment, out)
+    with locked(out.parent, out.name): return _run_rest(e, out, called, limit, say)
+
+def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable[[str], None]) -> dict:
+    "The runs that are not in the file yet."
     rows = stored_rows(e, out)
     done = {run_name(r) for r in rows}
     todo = [(seed, arm) for seed in range(e.seeds) for arm in e.arms if run_name(dict(arm.key, seed=seed)) not in done]
