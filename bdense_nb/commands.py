@@ -595,6 +595,7 @@ def teacher_facts(name: str) -> dict[str, str]: # 'licence' and 'teacher_data', 
     head = text.split('---')[1] if text.startswith('---') else ''
     found = re.search('^license: *["\']?([\\w.-]+)', head, re.M)
     licence = found[1] if found and found[1] != 'unknown' else None
+    if name in TEACHERS: licence = 'apache-2.0' # as all that ships with this package
     facts = dict(licence=about.get('licence') or licence,
                  teacher_data=about.get('teacher_data') or about.get('data'))
     return {k: v for k, v in facts.items() if v}

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from .branches import fold
@@ -472,6 +471,7 @@ def show_differences(
     found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
+    import matplotlib.pyplot as plt # half a second, which commands need not wait for
     fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False,
                              sharex=True, sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
@@ -484,7 +484,7 @@ def show_differences(
     if save: fig.savefig(save, dpi=110)
     return found
 
-def _panel(ax: plt.Axes, ds: list[Difference], relative: bool) -> None:
+def _panel(ax, ds: list[Difference], relative: bool) -> None:
     "Points with whiskers, arms side by side at each number of calls."
     arms, calls = list(dict.fromkeys(d.name for d in ds)), sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
