@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from .checkpoints import same_run
 from .core import atomic_path, check_choice, check_int, import_extra, locked, read_json, write_json
@@ -272,9 +271,10 @@ def search_weights(
 def show_search(
     result: SearchResult,
     save: Path | str | None = None, # a PNG
-) -> Figure: # with what it shows as `.drawn`
+): # a matplotlib `Figure`, with what it shows as `.drawn`
     "The scores in their order, and the best weights against the named ones on new seeds."
     scores = [t.score for t in result.trials]
+    from matplotlib.figure import Figure
     fig = Figure(figsize=(4.2*(1 + bool(result.confirmed)), 2.8), layout='constrained')
     history, *rest = fig.subplots(1, 1 + bool(result.confirmed), squeeze=False).flat
     fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)))
