@@ -225,6 +225,8 @@ def in_shell(message: str, options: Iterable[str]) -> str:
         return f'--{names[0]}' + (f' {m[2]}' if m[2] else '') if names else m[0]
     made = re.compile(r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)') # Hardware(recompute=True)
     def part(m): return f'--{m[1]}' + ('' if m[2] == 'True' else f' {m[2]}')
+    message = re.sub(r'\bpass (\w+)=(\d+)\b',
+                     lambda m: f'pass --{m[1]} {m[2]}' if m[1] in options else m[0], message)
     message = made.sub(lambda m: part(m) if m[1] in options else m[0], message)
     return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?![\w.\'"(\[-])', option, message)
 

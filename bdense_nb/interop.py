@@ -122,8 +122,8 @@ class DiffusersNet(nn.Module):
             label = torch.full((len(z),), self.null_class, device=z.device)
         if label is None and self.n_classes:
             raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no class": pass '
-                             f'label=; if its last class is the null class, read the network with '
-                             f'null_class={self.n_classes - 1}')
+                             f'label=; if its last class is the null class, pass '
+                             f'null_class={self.n_classes - 1} where it is read')
         return self.unet(z, index, class_labels=label).sample
 
 # %% ../nbs/10f_interop.ipynb #590d1152
@@ -240,8 +240,8 @@ def from_diffusers(
     rows = model.config.num_class_embeds
     if rows and null_class is None:
         warnings.warn(f'this U-Net has {rows} class embeddings and does not say whether the last one stands for "no '
-                      f'class": all {rows} are taken for classes. If the last, {rows - 1}, is a null class, pass '
-                      f'null_class= this number', stacklevel=2)
+                      f'class": all {rows} are taken for classes. If the last is a null class, pass '
+                      f'null_class={rows - 1}', stacklevel=2)
     return _denoiser_of(model, scheduler, null_class, source)
 
 # %% ../nbs/10f_interop.ipynb #3341a878
