@@ -115,10 +115,10 @@ def check_values(args: Sequence[str]) -> None:
     "Refuse an empty word, and a number that is larger than anything that can be counted."
     for before, arg in zip(['', *args], args):
         name, equals, value = arg.partition('=') if arg.startswith('--') else (before, '=', arg)
-        what = name if name.startswith('--') else 'an argument'
+        what = name if name.startswith('--') else "an argument, '',"
         if equals and not value:
             raise ValueError(f'{what} is empty: name something, or leave it out')
-        if re.fullmatch(r'[-+\d,_]*\d{19,}[-+\d,_]*', value):
+        if name.startswith('--') and re.fullmatch(r'[-+\d,_]*\d{19,}[-+\d,_]*', value):
             raise ValueError(f'{what} must be a number of at most 18 digits, got {value}')
 
 def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own options, configurations

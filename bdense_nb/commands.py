@@ -558,7 +558,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
                                hardware=hardware, null_class=options.null_class, hooks=hooks)
         note_start(out, line, options, config=cfg, hardware=hardware)
         about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
-                     null_class=options.null_class, images_seen=cfg.steps*batch, seconds=round(result.seconds), **about_run())
+                     null_class=options.null_class, images_seen=cfg.steps*batch,
+                     seconds=round(result.seconds), **about_run())
         if is_main():
             save_denoiser(result.ema or result.model, out,
                           dict(command=line.text, **about, config=asdict(cfg),

@@ -237,6 +237,7 @@ MISTAKES = [
     ('bdense_distill out --branches 99999999999999999999999999999', '--branches must be a number of at most 18 digits'),
     ('bdense_distill out --log_with nothing', "unknown log_with 'nothing'; choose from: "),
     ('bdense_distill out --nfe 2,3 --step_layer nothing', "UNet has no linear layer 'nothing' with a bias; the step count can enter at one of: embed.lin1"),
+    ('bdense_sample 99999999999999999999', '99999999999999999999 holds no'),
     ('bdense_sample nowhere --n 99999999999999999999999999999', '--n must be a number of at most 18 digits'),
     ('bdense_evaluate --experiment=', '--experiment is empty'),
     ('bdense_teach out --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
@@ -659,6 +660,22 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     assert diffusers.DDIMPipeline.from_pretrained('pd').unet.config.sample_size == 8 and (shell.folder/'out-sfd'/'unet').is_dir()
     plan = shell.json('bdense_distill new --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher --dry-run')
     assert plan['data'] == 'photos: 6 of shape (1, 8, 8)' and plan['rounds'] == ['4 to 2 steps']
+
+
+def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell):
+    diffusers = pytest.importorskip('diffusers')
+    unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',), num_class_embeds=3)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=100)).save_pretrained('mine')
+    budget = '--teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2'
+    assert 'pass --null_class 2' in shell(f'bdense_distill plain {budget} --dry_run')[1]
+    shell(f'bdense_distill s {budget} --null_class 2')
+    assert find_student('s', None, Networks()).denoiser.n_classes == 2
+    assert shell.json('bdense_evaluate s --teacher mine --null_class 2 --n 2')['rows'][0]['nfe'] == 2
+    assert 'was not distilled from mine' in shell('bdense_evaluate s --teacher mine --n 2', 1)[1]
+    assert 'pass --null_class' not in shell(f'bdense_search new {budget} --null_class 2 --n 2 --dry_run')[1]
+    shell('bdense_export s out --to diffusers')
+    for name in ('s', 'out'): assert 'label must be in 0..1' in shell(f'bdense_sample {name} --n 2 --label 2', 1)[1]
+    assert '--null_class' in shell('bdense_sample s --null_class 2', 2)[1], 'a student knows its own'
 
 
 # --- interrupted ---
