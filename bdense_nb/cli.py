@@ -24,8 +24,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FULL_DISK', 'NO_ACCESS', 'bdense_demo',
            'bdense_teach', 'bdense_distill', 'bdense_search', 'bdense_sample', 'bdense_evaluate', 'bdense_export',
            'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled', 'said', 'read_commas',
-           'commas_rule', 'Usage', 'parse', 'refused_by_config', 'usage_error', 'epilog', 'words', 'call', 'explain',
-           'in_shell', 'check_launch', 'Output', 'find_command', 'from_shell', 'program']
+           'commas_rule', 'Usage', 'check_values', 'parse', 'refused_by_config', 'usage_error', 'epilog', 'words',
+           'call', 'explain', 'in_shell', 'check_launch', 'Output', 'find_command', 'from_shell', 'program']
 
 # %% ../nbs/14_cli.ipynb #ae358c69
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +111,20 @@ class Usage(ValueError):
 
 RULE = re.compile(r'^ *-{3,} *\n', re.M) # what tyro draws where no frames can be drawn
 
+def check_values(args: Sequence[str]) -> None:
+    "Refuse an empty word, and a number that is larger than anything that can be counted."
+    for before, arg in zip(['', *args], args):
+        name, equals, value = arg.partition('=') if arg.startswith('--') else (before, '=', arg)
+        what = name if name.startswith('--') else "an argument, '',"
+        if equals and not value:
+            raise ValueError(f'{what} is empty: name something, or leave it out')
+        if name.startswith('--') and re.fullmatch(r'[-+\d,_]*\d{19,}[-+\d,_]*', value):
+            raise ValueError(f'{what} must be a number of at most 18 digits, got {value}')
+
 def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own options, configurations
     "Read a command line; help is printed, and a mistake is a `Usage`."
     import tyro
+    check_values(args)
     args = spelled(args, options_of(command.options))
     asked = bool({'-h', '--help'} & set(args))
     configs = command.configs({} if asked else said(args))
@@ -214,6 +225,8 @@ def in_shell(message: str, options: Iterable[str]) -> str:
         return f'--{names[0]}' + (f' {m[2]}' if m[2] else '') if names else m[0]
     made = re.compile(r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)') # Hardware(recompute=True)
     def part(m): return f'--{m[1]}' + ('' if m[2] == 'True' else f' {m[2]}')
+    message = re.sub(r'\bpass (\w+)=(\d+)\b',
+                     lambda m: f'pass --{m[1]} {m[2]}' if m[1] in options else m[0], message)
     message = made.sub(lambda m: part(m) if m[1] in options else m[0], message)
     return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?![\w.\'"(\[-])', option, message)
 

@@ -9,6 +9,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,18 +26,19 @@ from tyro.conf import Positional
 
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
-           'find_device', 'find_net', 'check_text', 'alone', 'check_folder', 'check_file', 'note_start', 'read_config',
-           'with_fields', 'kind_of', 'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured',
-           'estimate', 'sample_counted', 'sampling_seconds', 'many_steps', 'print_table', 'Demo', 'peak_memory_gb',
-           'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms', 'draw_arms', 'demo',
-           'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
-           'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'is_student', 'pickle_note',
-           'read_diffusers', 'find_teacher', 'shape_of', 'data_of', 'find_data', 'find_student', 'Distill', 'host_of',
-           'distill_configs', 'five_calls', 'fitted', 'is_banked', 'distill_plan', 'make_banks', 'check_with_data',
-           'distill_data', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample',
-           'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
-           'quality_of', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
-           'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+           'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'check_file',
+           'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable', 'print_plan', 'show_plan',
+           'announce', 'how_measured', 'estimate', 'sample_counted', 'sampling_seconds', 'many_steps', 'print_table',
+           'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo',
+           'measure_arms', 'draw_arms', 'demo', 'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach',
+           'teach_configs', 'teach_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code',
+           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of',
+           'data_of', 'find_data', 'find_student', 'Distill', 'host_of', 'distill_configs', 'five_calls', 'fitted',
+           'is_banked', 'distill_plan', 'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish',
+           'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples',
+           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'quality_of', 'check_pair',
+           'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
+           'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../nbs/14b_commands.ipynb #1213333c
 from .cli import Command, Line, Options
@@ -61,9 +63,10 @@ from .search import confirm_weights, save_search, search_weights, show_search
 from .teachers import (TEACHERS, EDMDenoiser, NetDenoiser, VPDenoiser, check_teacher,
                                 edm_loss, load_denoiser, load_teacher, read_about, save_denoiser,
                                 train_teacher)
-from .training import Hardware, TrainConfig, claim_folder, is_main, progress
+from .training import (Hardware, Profiler, Trackers, TrainConfig, claim_folder, is_main,
+                                progress)
 from .trajectories import denoiser_hash, device_of, frozen_copy
-from .variable import SFDVConfig, several
+from .variable import SFDVConfig, find_step_layer, several
 from .viz import show_rows, show_trajectories
 
 # %% ../nbs/14b_commands.ipynb #e5109b2f
@@ -80,6 +83,10 @@ class Networks(Common):
     "What is needed to read a network that this package does not know."
     # module:callable that makes the network, if this package does not know it
     net: str | None = None
+
+@dataclass(frozen=True, kw_only=True)
+class Teachers(Networks):
+    "What is needed to read a teacher."
     null_class: int | None = None # the class of a diffusers network that stands for "no class"
 
 def find_device(name: str | None) -> torch.device:
@@ -102,27 +109,44 @@ def find_net(name: str | None) -> Callable | None:
     if callable(found): return found
     raise ValueError(f'net must be module:callable, and {name} is a {type(found).__name__}')
 
-def check_text(options: Options) -> None:
-    "Refuse options that were given as ''."
-    if empty := [f'--{f.name}' for f in fields(options) if getattr(options, f.name) == '']:
-        raise ValueError(f'{empty[0]} is empty: name something, or leave it out')
-
 def alone(folder: Path | str): # a context
     "Hold a folder while it is written to; of several processes of one run the first does it."
     return locked(folder) if is_main() else contextlib.nullcontext()
 
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    "What a training tells beside its metrics."
+    # also write the metrics for tensorboard, wandb or another library that Accelerate knows
+    log_with: tuple[str, ...] | None = None
+    profile: bool = False # trace a few iterations: FOLDER/checkpoints/trace.json
+
+    @property
+    def hooks(self) -> list: # of `training.fit`
+        found = [Trackers(self.log_with)] if self.log_with else []
+        return found + [Profiler()]*self.profile
+
 # %% ../nbs/14b_commands.ipynb #17fe921f
 STARTED = 'command.json'
 
-def check_folder(out: str, mine: Sequence[str] = ()) -> None: # mine: what an earlier start leaves
-    "Refuse a folder that cannot be one, or that holds something else; mine = (): anything may."
+def started_by(out: str) -> str: # '': none, or nobody knows
+    "Which command has begun to write a folder."
+    try: return read_json(Path(out)/STARTED, ('command',), dict)['command'].split()[0]
+    except (OSError, ValueError, AttributeError, IndexError): return ''
+
+def check_folder(
+    out: str,
+    mine: Sequence[str] = (), # patterns of what an earlier start leaves; (): anything may be there
+    line: Line | None = None, # of the command, whose `note_start` an earlier start may have left
+) -> None:
+    "Refuse a folder that cannot be one, or that holds something else."
     parents = [Path(out), *Path(out).absolute().parents]
     if blocked := [p for p in parents if p.exists() and not p.is_dir()]:
         raise ValueError(f'{out} cannot be a folder: {blocked[0]} is a file')
     if not os.access(nearest := next(p for p in parents if p.exists()), os.W_OK | os.X_OK):
         raise ValueError(f'{out} cannot be written: {nearest} is read-only')
     there = sorted(p.name for p in Path(out).glob('*') if not p.name.startswith('.'))
-    if mine and there and not {STARTED, *mine} & set(there):
+    known = any(any(Path(out).glob(name)) for name in mine)
+    if mine and there and not known and not (line and started_by(out) == line.text.split()[0]):
         raise ValueError(f'{out} holds other things ({", ".join(there[:3])}'
                          f'{", ..." if len(there) > 3 else ""}) and no earlier start of this '
                          f'command: name a new or an empty folder')
@@ -325,9 +349,9 @@ def demo_settings(cfg: SFDConfig, n: int) -> dict: # JSON-able
     "What tells one demonstration from another."
     return json.loads(json.dumps(dict(config=asdict(cfg), samples=n)))
 
-def check_demo(out: Path, cfg: SFDConfig, n: int) -> None:
+def check_demo(out: Path, cfg: SFDConfig, n: int, line: Line = Line()) -> None:
     "Refuse a folder with a demonstration of other settings; one that was interrupted goes on."
-    check_folder(str(out), ('report.json',))
+    check_folder(str(out), ('report.json',), line)
     mine = demo_settings(cfg, n)
     if not (out/'report.json').exists(): return
     theirs = read_json(out/'report.json')
@@ -360,13 +384,12 @@ def draw_arms(arms: dict[str, tuple[Student, str]], samples: dict, rows: list, o
 
 def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     "Distil, measure, draw, report."
-    check_text(options)
     check_int('n', options.n, 2)
     begin = time.monotonic()
     out = Path(options.out)
     cfg = preset('demo', seed=options.seed, **({} if options.steps is None
                                                else dict(steps=options.steps)))
-    check_demo(out, cfg, options.n)
+    check_demo(out, cfg, options.n, line)
     teacher = load_teacher(device=find_device(options.device))
     if options.dry_run: return show_plan(demo_plan(teacher, cfg, options.n))
     with alone(out):
@@ -447,7 +470,7 @@ TEACH_PRESETS = {
 }
 
 @dataclass(frozen=True, kw_only=True)
-class Teach(Common):
+class Teach(Watched, Common):
     "Train a teacher with EDM preconditioning; run the same command again to resume."
     out: Positional[Named] # folder for checkpoints and the finished teacher; a run there is resumed
     # fashion_mnist, cifar10, ring, moons, spiral, checkerboard or a folder of images
@@ -519,9 +542,9 @@ def forget_run(out: str, names: Sequence[str]) -> None:
 
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
-    check_text(options)
     out, data = options.out, options.data
-    check_folder(out, ('checkpoints',))
+    hooks = options.hooks # a library that is missing is found out now
+    check_folder(out, ('checkpoints',), line)
     batch = TEACH_PRESETS[options.preset_name]['batch'] if options.batch is None else options.batch
     check_int('batch', batch, 1)
     x, y = teach_data(options, cfg.seed)
@@ -532,10 +555,11 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     with alone(out):
         if options.overwrite and is_main(): forget_run(out, ['checkpoints', 'config.json'])
         result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints',
-                               hardware=hardware, null_class=options.null_class)
+                               hardware=hardware, null_class=options.null_class, hooks=hooks)
         note_start(out, line, options, config=cfg, hardware=hardware)
         about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
-                     null_class=options.null_class, images_seen=cfg.steps*batch, seconds=round(result.seconds), **about_run())
+                     null_class=options.null_class, images_seen=cfg.steps*batch,
+                     seconds=round(result.seconds), **about_run())
         if is_main():
             save_denoiser(result.ema or result.model, out,
                           dict(command=line.text, **about, config=asdict(cfg),
@@ -562,6 +586,21 @@ def about_teacher(name: str) -> dict: # {} of a diffusers model
     if is_diffusers(name) or is_code(name): return {}
     return read_about(data_dir()/TEACHERS[name] if name in TEACHERS else name).get('about', {})
 
+def teacher_facts(name: str) -> dict[str, str]: # 'licence' and 'teacher_data', where they are known
+    "What a teacher's folder says for the model cards of its students."
+    about = about_teacher(name)
+    folder = data_dir()/TEACHERS[name] if name in TEACHERS else Path(name)
+    if (sampling := folder/'sampling.json').is_file(): about = read_json(sampling)
+    card = folder/'README.md'
+    text = card.read_text(encoding='utf-8', errors='replace') if card.is_file() else ''
+    head = text.split('---')[1] if text.startswith('---') else ''
+    found = re.search('^license: *["\']?([\\w.-]+)', head, re.M)
+    licence = found[1] if found and found[1] != 'unknown' else None
+    if name in TEACHERS: licence = 'apache-2.0' # as all that ships with this package
+    facts = dict(licence=about.get('licence') or licence,
+                 teacher_data=about.get('teacher_data') or about.get('data'))
+    return {k: v for k, v in facts.items() if v}
+
 def is_student(name: str) -> bool:
     "Does this folder hold a student rather than a teacher?"
     if name in TEACHERS or not Path(name).is_dir(): return False
@@ -576,7 +615,7 @@ def pickle_note(name: str) -> str: # '': there is none
             f'code: write the model as safetensors, with save_denoiser or with diffusers\' '
             f'save_pretrained' if pickles else '')
 
-def read_diffusers(name: str, options: Networks) -> NetDenoiser:
+def read_diffusers(name: str, options: Teachers) -> NetDenoiser:
     "A diffusers model by folder."
     if not any((Path(name)/part/'scheduler_config.json').is_file() for part in ('scheduler', '.')):
         raise ValueError(f'{name} does not say its noise levels: there is no '
@@ -586,7 +625,7 @@ def read_diffusers(name: str, options: Networks) -> NetDenoiser:
     try: return from_diffusers(name, null_class=options.null_class)
     except TypeError as e: raise ValueError(str(e)) from e # a model of another kind
 
-def find_teacher(name: str, options: Networks) -> NetDenoiser:
+def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
     if name in TEACHERS: return load_teacher(name, device)
@@ -656,7 +695,7 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
 
 # %% ../nbs/14b_commands.ipynb #06321b8a
 @dataclass(frozen=True, kw_only=True)
-class Distill(Networks):
+class Distill(Watched, Teachers):
     "Distil a teacher with K branches; run the same command again to resume."
     # folder for the student and its checkpoints; a run found there is resumed
     out: Positional[Named]
@@ -677,6 +716,10 @@ class Distill(Networks):
     # of images, a number or HEIGHT,WIDTH, for a teacher that takes any; default: the teacher's
     size: tuple[int, ...] | None = None
     split: Literal['test', 'train'] = 'test' # of fashion_mnist (10,000 images, shipped) or cifar10
+    # for the model card: licence of the teacher's weights, such as apache-2.0; default: as it says
+    licence: str | None = None
+    # for the model card: what the teacher was trained on; default: as it says, or else --data
+    teacher_data: str | None = None
     trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
     overwrite: bool = False # forget a run or a student that is in the folder, and start again
 
@@ -713,6 +756,7 @@ def fitted(cfg, source: NetDenoiser, shape: tuple[int, ...], given: frozenset[st
         return replace(cfg, schedule='teacher') if own_table else cfg
     top = source.log_sigmas[-1].exp().item() if isinstance(source, VPDenoiser) else 80.
     changes = {}
+    if isinstance(cfg, SFDVConfig): changes['step_layer'] = find_step_layer(source, cfg.step_layer)
     if 'shape' not in given: changes['shape'] = shape
     if 'sigma_max' not in given: changes['sigma_max'] = min(cfg.sigma_max, top)
     return replace(cfg, **changes)
@@ -762,11 +806,14 @@ def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
     if not trust: raise ValueError(f'{found.message()}; --trust_teacher goes on all the same')
     print(f'the teacher is trusted, although {found.message()}')
 
-def distill_data(options: Distill, cfg, source: NetDenoiser, shape: tuple[int, ...]):
+def distill_data(options: Distill, line: Line, cfg, source: NetDenoiser, shape: tuple[int, ...]):
     "Clean data and labels: what was asked for, or what Progressive Distillation needs; else None."
     pd = isinstance(cfg, PDConfig)
     if pd and options.bank:
         raise ValueError('a bank belongs to SFD; choose another preset')
+    kind = options.data or data_of(options.teacher) if options.data or pd else None
+    if 'split' in line.given and kind not in ('fashion_mnist', 'cifar10'):
+        raise ValueError(f'split belongs to fashion_mnist and cifar10, not to {kind or "no data"}')
     if options.data is None and not pd: return None
     x, y = find_data(options.teacher, source, shape, options.data, split=options.split)
     null_class = about_teacher(options.teacher).get('null_class', options.null_class)
@@ -775,14 +822,14 @@ def distill_data(options: Distill, cfg, source: NetDenoiser, shape: tuple[int, .
 
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
-    check_text(options)
     out, teacher = options.out, options.teacher
-    check_folder(out, ('checkpoints', 'model.safetensors'))
-    check_folder(options.bank or out)
+    hooks = options.hooks # a library that is missing is found out now
+    check_folder(out, ('checkpoints', 'model.safetensors'), line)
+    if options.bank: check_folder(options.bank, ('nfe-*',))
     source = find_teacher(teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(teacher, source, options.size)
     cfg = fitted(cfg, source, shape, line.given)
-    pairs = distill_data(options, cfg, source, shape)
+    pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
     if pairs: check_with_data(source, pairs, options.trust_teacher)
     folder = Path(out)/'checkpoints'
@@ -795,7 +842,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors'])
         data, labels = pairs or (None, None)
         banks = make_banks(source, cfg, options.bank, folder)
-        student = distill(source, cfg, data, labels, banks, folder, hardware=hardware)
+        student = distill(source, cfg, data, labels, banks, folder, hardware=hardware,
+                          hooks=hooks)
         note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
 
@@ -803,6 +851,8 @@ def finish(student, options: Distill, line: Line, data: str | None, hardware: Ha
     "Write a student, and say so."
     about = student.about
     about |= dict(command=line.text, data=data, computed_with=asdict(hardware), **about_run())
+    about |= teacher_facts(options.teacher)
+    about |= {k: v for k in ('licence', 'teacher_data') if (v := getattr(options, k))}
     if is_main(): # several processes, one folder
         unet = isinstance(student, Student) and isinstance(student.denoiser.net, DiffusersNet)
         if unet: student.save_pretrained(options.out)
@@ -814,7 +864,7 @@ def finish(student, options: Distill, line: Line, data: str | None, hardware: Ha
 
 # %% ../nbs/14b_commands.ipynb #5539bf17
 @dataclass(frozen=True, kw_only=True)
-class Search(Networks):
+class Search(Teachers):
     "Search for branch weights by paired error, and confirm what was found on other training seeds."
     # folder for search.db, search.json and search.png; a search there goes on
     out: Positional[Named]
@@ -855,9 +905,8 @@ def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
 
 def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     "Search, confirm, draw."
-    check_text(options)
     out = Path(options.out)
-    check_folder(options.out, ('search.db',))
+    check_folder(options.out, ('search.db',), line)
     for name, low in (('seeds', 3), ('trials', 1), ('n', 1)):
         check_int(name, getattr(options, name), low)
     if cfg.K == 1:
@@ -907,7 +956,6 @@ def are_samples(path: Path) -> bool:
 
 def sample_student(options: Sample, line: Line) -> dict:
     "Draw samples, and a picture of them."
-    check_text(options)
     out, n, seed = Path(options.out), options.n, options.seed
     if out.suffix != '.png' or out.is_dir():
         raise ValueError(f'out must name a .png file, got {str(out)!r}')
@@ -933,7 +981,7 @@ AMOUNTS = {'quick': 200, 'standard': 1000, 'full': 10_000} # samples
 SHIPPED = (1, 28, 28) # images that the shipped features are for
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Networks):
+class Evaluate(Teachers):
     "Measure a student by paired error and Fréchet distance, or run an experiment."
     # a folder that bdense_distill or bdense_demo wrote; not needed with --experiment
     student: Positional[Annotated[str | None, tyro.conf.arg(metavar='FOLDER')]] = None
@@ -1119,7 +1167,6 @@ def evaluate_experiment(options: Evaluate) -> dict:
 
 def evaluate(options: Evaluate, line: Line) -> dict:
     "Measure a student, or run an experiment."
-    check_text(options)
     if options.experiment is not None:
         if options.student is not None:
             raise ValueError('an experiment trains its own students: leave the student out')
@@ -1151,13 +1198,13 @@ class Export(Networks):
     licence: str | None = None # of the weights, for the model card: apache-2.0 for instance
     data: str | None = None # what the teacher was trained on, for the model card
 
-def check_export(arm: Student, to: str, out: str) -> None:
+def check_export(arm: Student, to: str, out: str, line: Line = Line()) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
     net = arm.denoiser.net
     if to == 'diffusers' and not isinstance(net, DiffusersNet):
         raise ValueError(f'only students of a diffusers U-Net can be written for diffusers, this '
                          f'one has a network {type(net).__name__}: choose --to onnx or state_dict')
-    check_folder(out, ('sampling.json', 'step.onnx')) # the second alone: an export that was killed
+    check_folder(out, ('sampling.json',), line)
     if not (file := Path(out)/'sampling.json').is_file(): return
     mine = json.loads(json.dumps(sampling_json(arm)))
     try: theirs = read_json(file)
@@ -1167,18 +1214,19 @@ def check_export(arm: Student, to: str, out: str) -> None:
 
 def export(options: Export, line: Line) -> dict:
     "Write a student in one of the formats."
-    check_text(options)
     to, out = options.to, options.out
     check_choice('format', to, EXPORTS)
     arm = find_student(options.student, options.nfe, options)
-    check_export(arm, to, out)
+    check_export(arm, to, out, line)
     if options.dry_run:
         weights = sum(v.numel()*v.element_size() for v in arm.denoiser.net.state_dict().values())
         return show_plan(dict(student=options.student, format=to, folder=out,
                               files=list(EXPORTED[to]), weights_gb=weights/1e9, nfe=arm.nfe,
                               grid=arm.sigmas.tolist(), shape=list(arm.shape)))
     with alone(out):
+        note_start(out, line, options)
         export_student(arm, to, out, licence=options.licence, data=options.data)
+        (Path(out)/STARTED).unlink(missing_ok=True) # all is there
     files = sorted(p.name for p in Path(out).iterdir() if not p.name.startswith('.'))
     print(f'{to}: {", ".join(files)} in {out}')
     return dict(out=out, format=to, files=files, nfe=arm.nfe)

@@ -317,19 +317,21 @@ def read_json(
 @contextlib.contextmanager
 def locked(
     folder: Path | str, # made if it is not there
+    file: str | None = None, # hold this file of it alone, while other processes use the folder
 ) -> Iterator[None]:
     "Hold a folder for this process, which may hold it several times; another process that wants it is refused."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.resolve()/'.lock', thread_local=False, is_singleton=True)
+    what = folder/(file or '')
+    lock = FileLock(folder.resolve()/(f'.{file}.lock' if file else '.lock'), thread_local=False, is_singleton=True)
     try: lock.acquire(timeout=0)
     except Timeout:
-        raise OSError(f'{folder} is in use by another process: wait until that has ended, or name another '
-                      f'folder') from None
-    except NotImplementedError: warnings.warn(f'{folder} cannot be locked on this file system: see that only one run '
+        raise OSError(f'{what} is in use by another process: wait until that has ended, or name another '
+                      f'{"file" if file else "folder"}') from None
+    except NotImplementedError: warnings.warn(f'{what} cannot be locked on this file system: see that only one run '
                                               f'writes there', stacklevel=3)
     try:
-        if lock.lock_counter == 1: sweep(folder)
+        if lock.lock_counter == 1 and not file: sweep(folder)
         yield
     finally: lock.release()
 

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from .branches import fold
 from .checkpoints import same_run
-from .core import about_run, check_choice, check_int, read_json, sample_noise, write_json
+from .core import about_run, check_choice, check_int, locked, read_json, sample_noise, write_json
 from .data import fashion_mnist
 from .distill import (PDConfig, SFDConfig, Student, progressive_rounds, reference_plan, second_stage, sfd,
                                sfd_variable, teacher_bank)
@@ -246,6 +245,10 @@ def run_experiment(
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
     e, out, called = _named(experiment, out)
+    with locked(out.parent, out.name): return _run_rest(e, out, called, limit, say)
+
+def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable[[str], None]) -> dict:
+    "The runs that are not in the file yet."
     rows = stored_rows(e, out)
     done = {run_name(r) for r in rows}
     todo = [(seed, arm) for seed in range(e.seeds) for arm in e.arms if run_name(dict(arm.key, seed=seed)) not in done]
@@ -468,6 +471,7 @@ def show_differences(
     found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
+    import matplotlib.pyplot as plt # half a second, which commands need not wait for
     fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False,
                              sharex=True, sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
@@ -480,7 +484,7 @@ def show_differences(
     if save: fig.savefig(save, dpi=110)
     return found
 
-def _panel(ax: plt.Axes, ds: list[Difference], relative: bool) -> None:
+def _panel(ax, ds: list[Difference], relative: bool) -> None:
     "Points with whiskers, arms side by side at each number of calls."
     arms, calls = list(dict.fromkeys(d.name for d in ds)), sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from .core import (atomic_path, check_choice, check_int, check_sigmas, default_device, import_extra, patch,
                             read_json, save_tensors, write_json)
+from .nets import check_sizes
 from .samplers import ddim_step
 from .students import Student
 from .teachers import EDMDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser
@@ -32,6 +33,13 @@ PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # dif
 BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace')
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are not read
 _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type')
+
+#: far above what is of use
+_LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384, layers_per_block=256,
+                num_class_embeds=1_000_000, num_train_timesteps=1_000_000)
+
+def _check_sizes(config: dict) -> None: # of a U-Net or a scheduler
+    check_sizes({k: v for k, v in config.items() if v is not None}, _LARGEST)
 
 def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
@@ -57,6 +65,7 @@ def noise_table(
     name = config.get('_class_name', 'this scheduler')
     config = {k: v for k, v in config.items() if v is not None}
     _check_scheduler(name, config)
+    _check_sizes(config)
     ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in _TABLE if k in config})
     if not ddpm.alphas_cumprod.isfinite().all():
         raise ValueError(f'the betas of {name} hold NaN or infinite values, so its noise levels are not known')
@@ -113,8 +122,8 @@ class DiffusersNet(nn.Module):
             label = torch.full((len(z),), self.null_class, device=z.device)
         if label is None and self.n_classes:
             raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no class": pass '
-                             f'label=; if its last class is the null class, read the network with '
-                             f'null_class={self.n_classes - 1}')
+                             f'label=; if its last class is the null class, pass '
+                             f'null_class={self.n_classes - 1} where it is read')
         return self.unet(z, index, class_labels=label).sample
 
 # %% ../nbs/10f_interop.ipynb #590d1152
@@ -135,6 +144,9 @@ def net_from_config(
     if differ := sorted(config.keys() ^ set(wanted)):
         raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)}; unknown or missing: {", ".join(differ)}')
     check_choice('diffusers network', config['unet_class'], ('UNet2DModel',))
+    if not isinstance(config['unet'], dict):
+        raise TypeError(f'unet must be a dict, got {type(config["unet"]).__name__}')
+    _check_sizes(config['unet'])
     unet = _diffusers().UNet2DModel.from_config(config['unet'])
     return DiffusersNet(unet, config['scheduler'], config['null_class'], config['source'])
 
@@ -175,10 +187,12 @@ def _check_weights(folder: Path) -> None:
 def _read_unet(folder: Path) -> nn.Module:
     "A `UNet2DModel` from safetensors."
     inside = _part(folder, 'unet', 'config.json')
-    kind = read_json(inside/'config.json').get('_class_name')
+    config = read_json(inside/'config.json')
+    kind = config.get('_class_name')
     if kind != 'UNet2DModel':
         raise TypeError(f'{inside} holds a {kind}; from_diffusers takes a UNet2DModel; wrap another network '
                         f'with as_denoiser')
+    _check_sizes(config)
     _check_weights(inside)
     try: return _diffusers().UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
     except (SafetensorError, RuntimeError, TypeError, OSError) as e:
@@ -233,7 +247,7 @@ def from_diffusers(
     rows = model.config.num_class_embeds
     if rows and null_class is None:
         warnings.warn(f'this U-Net has {rows} class embeddings and does not say whether the last one stands for "no '
-                      f'class": all {rows} are taken for classes. If the last is a null class, say so: '
+                      f'class": all {rows} are taken for classes. If the last is a null class, pass '
                       f'null_class={rows - 1}', stacklevel=2)
     return _denoiser_of(model, levels or _levels_of(scheduler), null_class, source)
 

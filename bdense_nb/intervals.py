@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 from .core import check_choice, check_int
 
@@ -28,6 +27,7 @@ def student_t(
     "Half-width, in standard errors, of a two-sided interval from Student's t distribution."
     _check_level(level)
     check_int('dof', dof, 1)
+    from scipy.special import stdtrit # takes a while, and few commands need it
     return float(stdtrit(dof, (1 + level)/2))
 
 # %% ../nbs/10g_intervals.ipynb #c41356ca

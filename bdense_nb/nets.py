@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .core import check_choice, check_int
 
 # %% auto #0
-__all__ = ['NETS', 'NoiseEmbedding', 'ResBlock', 'SelfAttention', 'UNet', 'MLP', 'build_net']
+__all__ = ['NETS', 'NoiseEmbedding', 'ResBlock', 'SelfAttention', 'UNet', 'MLP', 'check_sizes', 'build_net']
 
 # %% ../nbs/05_nets.ipynb #8976b0b6
 class NoiseEmbedding(nn.Module):
@@ -182,6 +182,16 @@ NETS = {'UNet': UNet, 'MLP': MLP, 'DiffusersNet': 'bdense_nb.interop:net_from_co
 _LARGEST = dict(channels=4096, widths=16_384, blocks=256, n_classes=1_000_000, patch=64, # far above what is
                 dim=1_000_000, width=65_536, depth=4096)                                  # of use
 
+def check_sizes(
+    config: dict, # of a network, perhaps from a foreign file
+    largest: dict[str, int], # for its fields that are sizes, or lists of sizes
+) -> None:
+    "Refuse sizes that no network has, before a layer is built."
+    for key in config.keys() & largest.keys():
+        values = config[key] if isinstance(config[key], (list, tuple)) else [config[key]]
+        if len(values) > 16: raise ValueError(f'{key} must have at most 16 entries, got {len(values)}')
+        for value in values: check_int(key, value, 0, largest[key])
+
 def build_net(
     name: str, # a key of `NETS`
     config: dict, # what the network was made with (its `.config`)
@@ -190,10 +200,7 @@ def build_net(
     check_choice('network', name, NETS)
     if not isinstance(config, dict):
         raise ValueError(f'the configuration of a network is a dict, got {type(config).__name__}')
-    for key in config.keys() & _LARGEST.keys(): # before a layer is built: a foreign file may ask for anything
-        values = config[key] if isinstance(config[key], (list, tuple)) else [config[key]]
-        if len(values) > 16: raise ValueError(f'{key} must have at most 16 entries, got {len(values)}')
-        for value in values: check_int(key, value, 0, _LARGEST[key])
+    check_sizes(config, _LARGEST)
     make = NETS[name]
     if not isinstance(make, str): return make(**config)
     module, function = make.split(':')

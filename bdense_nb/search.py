@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from .checkpoints import same_run
 from .core import atomic_path, check_choice, check_int, import_extra, locked, read_json, write_json
@@ -272,9 +271,10 @@ def search_weights(
 def show_search(
     result: SearchResult,
     save: Path | str | None = None, # a PNG
-) -> Figure: # with what it shows as `.drawn`
+): # a matplotlib `Figure`, with what it shows as `.drawn`
     "The scores in their order, and the best weights against the named ones on new seeds."
     scores = [t.score for t in result.trials]
+    from matplotlib.figure import Figure
     fig = Figure(figsize=(4.2*(1 + bool(result.confirmed)), 2.8), layout='constrained')
     history, *rest = fig.subplots(1, 1 + bool(result.confirmed), squeeze=False).flat
     fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)))
@@ -292,13 +292,15 @@ def show_search(
 def _draw_confirmed(ax, result: SearchResult) -> dict: # reference -> differences per seed, their interval, the gap of the search
     "The best weights against each of the named ones."
     drawn = {}
+    tried = {t.name for t in result.trials} # a search of few trials has not tried all named weights
     for x, arm in enumerate(name for name in result.confirmed if name != 'best'):
         pairs = [b - r for b, r in zip(result.confirmed['best'], result.confirmed[arm])]
         i = result.difference(arm)
         ax.errorbar([x + .15], [i.mean], [[i.mean - i.low], [i.high - i.mean]], fmt='_', color='C0')
         ax.plot([x]*len(pairs), pairs, 'o', ms=4, color='C0')
-        ax.plot(x - .15, result.gap(arm), 'D', ms=5, mfc='none', color='C3')
-        drawn[arm] = dict(differences=pairs, interval=(i.low, i.high), gap=result.gap(arm))
+        gap = result.gap(arm) if arm in tried else math.nan
+        ax.plot(x - .15, gap, 'D', ms=5, mfc='none', color='C3')
+        drawn[arm] = dict(differences=pairs, interval=(i.low, i.high), gap=gap)
     ax.axhline(0, color='.7', lw=1, zorder=0)
     ax.set(xlim=(-.5, len(drawn) - .5), title='best minus ...')
     ax.set_xticks(range(len(drawn)), drawn, fontsize=8)

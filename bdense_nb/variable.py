@@ -51,9 +51,17 @@ def _step_layers(net: nn.Module) -> dict[str, nn.Linear]: # that can have a bias
 
 def find_step_layer(
     denoiser: NetDenoiser,
+    name: str | None = None, # the one that was asked for; None: it is looked for
 ) -> str: # inside `denoiser.net`: 'embed.lin1', or what diffusers calls the first layer of a time embedding
-    "Find the layer through which the noise level enters a network, where its name is one of the usual."
+    "The layer through which the noise level enters a network, where its name is one of the usual."
+    if not isinstance(denoiser, NetDenoiser):
+        raise TypeError(f'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser), got '
+                        f'{type(denoiser).__name__}')
     names = list(_step_layers(denoiser.net))
+    if name in names: return name
+    if name is not None:
+        raise ValueError(f'{type(denoiser.net).__name__} has no linear layer {name!r} with a bias; the step count '
+                         f'can enter at one of: {", ".join(names)}')
     usual = [name for name in names if name == 'embed.lin1' or re.search(r'time\w*\.linear_1$', name)]
     if usual: return usual[0]
     raise ValueError(f'which layer of this {type(denoiser.net).__name__} takes the noise level is not known: pass '
@@ -65,16 +73,10 @@ def condition(
     layer: str = 'embed.lin1', # name of an early linear layer inside `denoiser.net`
 ) -> NetDenoiser: # trainable, or as far as the given one is; the same function, until the biases are trained apart
     "Give one layer a bias of its own for each step count."
-    if not isinstance(denoiser, NetDenoiser):
-        raise TypeError(f'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser), got '
-                        f'{type(denoiser).__name__}')
+    find_step_layer(denoiser, layer)
     conditioned = copy.deepcopy(denoiser)
-    layers = _step_layers(conditioned.net)
-    if layer not in layers:
-        raise ValueError(f'{type(conditioned.net).__name__} has no linear layer {layer!r} with a bias; the step count '
-                         f'can enter at one of: {", ".join(layers)}')
     if not any(p.requires_grad for p in conditioned.parameters()): conditioned.requires_grad_(True)
-    _replace(conditioned.net, layer, StepBias(layers[layer], n))
+    _replace(conditioned.net, layer, StepBias(conditioned.net.get_submodule(layer), n))
     return conditioned
 
 # %% ../nbs/10b_variable.ipynb #acff7f83
@@ -173,7 +175,7 @@ def sfd_variable(
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfg = several(cfg, nfes)
     teacher, model = _begin(teacher, cfg, student, cfg.at(max(cfg.nfe)).plan)
-    cfg = replace(cfg, step_layer=step_layer or cfg.step_layer or find_step_layer(model.denoiser))
+    cfg = replace(cfg, step_layer=find_step_layer(model.denoiser, step_layer or cfg.step_layer))
     if cfg.step_layer == model.layer:
         raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output layer, which '
                          f'holds the branches')

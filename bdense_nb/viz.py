@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from .core import Trajectory, atomic_path, check_choice, check_int, data_dir
 from .data import to_pixels
@@ -41,11 +40,12 @@ def show_rows(
     n: int = 10, # columns at the most
     titles: list[str] | None = None, # one above each column
     save: Path | str | None = None, # a PNG
-) -> Figure: # with the drawn array as `.drawn`
+): # a matplotlib `Figure`, with the drawn array as `.drawn`
     "One labelled row of images for each entry."
     pixels = tile(rows, n)
     cell_h, cell_w = pixels.shape[0]/len(rows), pixels.shape[1]/min(n, max(map(len, rows.values())))
     margin = .3 + .09*max(len(part) for label in rows for part in label.split('\n'))
+    from matplotlib.figure import Figure # half a second, which only a picture is worth
     fig = Figure(figsize=(margin + pixels.shape[1]/42, pixels.shape[0]/42 + (.3 if titles else 0)), dpi=100,
                  layout='constrained')
     ax = fig.subplots()
@@ -73,7 +73,7 @@ def show_trajectories(
     trajs: dict[str, Trajectory], # label -> trajectory; each grid is a part of the first one's
     i: int = 0, # which sample
     save: Path | str | None = None, # a PNG
-) -> Figure: # with the drawn array as `.drawn`
+): # a matplotlib `Figure`, with the drawn array as `.drawn`
     "The states of one sample under several samplers, aligned by noise level."
     grid, rows = next(iter(trajs.values())).sigmas, {}
     for name, traj in trajs.items():

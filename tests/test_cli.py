@@ -114,7 +114,7 @@ def test_every_example_is_understood(command, monkeypatch):
 OTHER_VALUES = {  # of fields that are bound to others
     'branch_weights': ('uniform', 'uniform'), 'branch_weights_end': ('uniform', 'uniform'), 'betas': ('.5,.6', (.5, .6)), 'shape': ('3,8,8', (3, 8, 8)),
     'size': ('8,4', (8, 4)), 'K': ('1', 1), 'start_steps': ('1024', 1024), 'end_steps': ('2', 2),
-    'substeps': ('8', 8), 'pool': ('9000', 9000), 'warmup': ('1', 1)}
+    'log_with': ('tensorboard', ('tensorboard',)), 'substeps': ('8', 8), 'pool': ('9000', 9000), 'warmup': ('1', 1)}
 
 
 def another(kind, name, value):
@@ -232,6 +232,14 @@ MISTAKES = [
     ('bdense_distill out --nfe 2,2', 'different numbers'),
     ('bdense_distill out --size 27', 'multiples of 4'),
     ('bdense_distill out --bank /dev/null', 'cannot be a folder'),
+    ('bdense_distill out --config=', '--config is empty'),
+    ('bdense_distill out --split train', 'split belongs to fashion_mnist and cifar10, not to no data'),
+    ('bdense_distill out --branches 99999999999999999999999999999', '--branches must be a number of at most 18 digits'),
+    ('bdense_distill out --log_with nothing', "unknown log_with 'nothing'; choose from: "),
+    ('bdense_distill out --nfe 2,3 --step_layer nothing', "UNet has no linear layer 'nothing' with a bias; the step count can enter at one of: embed.lin1"),
+    ('bdense_sample 99999999999999999999', '99999999999999999999 holds no'),
+    ('bdense_sample nowhere --n 99999999999999999999999999999', '--n must be a number of at most 18 digits'),
+    ('bdense_evaluate --experiment=', '--experiment is empty'),
     ('bdense_teach out --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_teach out --data=', '--data is empty'),
     ('bdense_teach out --data ring --steps 0', 'steps must be a whole number, at least 1, got 0'),
@@ -340,6 +348,7 @@ def test_messages_name_options_that_are_there():
     assert in_shell("pass overwrite=True; got K=3 and names=['out']", ['overwrite', 'K', 'names']) == "pass --overwrite; got K=3 and names=['out']"
     assert in_shell("use hardware=Hardware(accumulate=2), Hardware(recompute=True), Hardware(precision='bf16') or on_oom='halve'", ['recompute', 'on_oom', 'accumulate', 'precision']) == (
         'use --accumulate 2, --recompute, --precision bf16 or --on_oom halve')
+    assert in_shell('pass null_class=2 or K=2, got size=3', ['null_class', 'K', 'size']) == 'pass --null_class 2 or K=2, got size=3'
     assert in_shell('pass root= or download=True', ['path', 'download']) == 'pass --path or --download'
 
 
@@ -400,8 +409,25 @@ def test_a_folder_with_other_things_is_left_alone(command, at):
     assert {p.name for p in Path('zoo').iterdir()} == {'bag', 'shoe'}
 
 
+def test_an_export_that_was_killed_is_finished_by_the_same_command(at, tmp_path, monkeypatch):
+    def killed(arm, to, out, **card): (Path(out)/'unet').mkdir(); raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(commands, 'export_student', killed)
+        at(f'bdense_export student {tmp_path}/out', 130)
+    at(f'bdense_export student {tmp_path}/out')
+    assert 'holds other things' in at(f'bdense_export student {made_by_hand(tmp_path)}', 1)[1]
+    assert {p.name for p in (tmp_path/'out').iterdir() if p.is_file() and p.name != '.lock'} == {'model.safetensors', 'sampling.json'}
+
+
+def made_by_hand(folder): # what an export leaves, but none of this command's
+    (folder/'other'/'unet').mkdir(parents=True)
+    return folder/'other'
+
+
 def test_a_folder_with_another_run_is_refused(at):
     before = Path('plane/config.json').read_bytes()
+    for command in ('distill new --teacher plane --preset demo --bank plane', 'export student plane'):
+        assert 'plane holds other things' in at(f'bdense_{command}', 1)[1]
     for change in ('--data ring', '--batch 16', '--steps 3'):
         assert 'was made with another configuration' in at(f'bdense_teach plane --data moons --steps 2 --batch 8 {change}', 1)[1]
     assert 'was made with another configuration' in at('bdense_distill student --teacher plane --preset demo --steps 1 --batch 4 --pool 4 --K 2', 1)[1]
@@ -555,6 +581,28 @@ def test_samples_are_compared_with_a_folder_of_images(at, tmp_path):
     assert 'take --features inception' in at(f'bdense_evaluate {tmp_path}/tiny --teacher small --n 4 --data zoo --features fashion_mnist', 1)[1]
 
 
+def test_a_card_knows_licence_and_data(at, tmp_path):
+    def facts(name): return {k: v for k, v in load_student(tmp_path/name).about.items() if k in ('licence', 'teacher_data')}
+    budget = '--preset demo --K 2 --steps 1 --batch 4 --pool 4'
+    at(f'bdense_distill {tmp_path}/a --teacher plane {budget}')
+    at(f'bdense_distill {tmp_path}/b --teacher plane {budget} --licence mit --teacher_data two-moons')
+    assert facts('a') == dict(teacher_data='moons') and facts('b') == dict(licence='mit', teacher_data='two-moons')
+    assert commands.teacher_facts('fashion_mnist') == dict(licence='apache-2.0', teacher_data='fashion_mnist')
+    (tmp_path/'hub'/'unet').mkdir(parents=True)
+    (tmp_path/'hub'/'README.md').write_text('---\nlicense: "openrail"\n---\nlicense: none of these')
+    assert commands.teacher_facts(str(tmp_path/'hub')) == dict(licence='openrail')
+    at(f'bdense_export {tmp_path}/b {tmp_path}/out --licence bsd')
+    stored = json.loads((tmp_path/'out'/'sampling.json').read_text())
+    assert (stored['licence'], stored['teacher_data']) == ('bsd', 'two-moons')
+
+
+def test_a_training_is_watched(at, tmp_path):
+    pytest.importorskip('tensorboard')
+    at(f'bdense_teach {tmp_path}/t --data ring --steps 6 --batch 4 --log_with tensorboard --profile')
+    at(f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 6 --batch 4 --pool 4 --log_with tensorboard --profile')
+    for name in 'ts': assert list((tmp_path/name/'checkpoints').rglob('events.out.*')) and (tmp_path/name/'checkpoints'/'trace.json').is_file()
+
+
 def test_a_distillation_says_its_plan_before_it_starts(at, tmp_path):
     command = f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 1 --batch 4 --pool 4'
     first, again = at(command)[0], at(command)[0]
@@ -602,7 +650,8 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=100)).save_pretrained('mine')
     for i, x in enumerate(sample_noise(range(6), (8, 8))): Path('photos').mkdir(exist_ok=True); Image.fromarray((x*40 + 128).clamp(0, 255).byte().numpy()).save(f'photos/{i}.png')
     shell('bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher')
-    shell('bdense_distill sfd --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2')
+    shell('bdense_distill sfd --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --licence mit --teacher_data birds')
+    assert 'license: "mit"' in Path('sfd/README.md').read_text() and '| Teacher trained on | birds |' in Path('sfd/README.md').read_text()
     assert 'pass --data' in shell('bdense_distill x --teacher mine --preset fashion_mnist_pd', 1)[1]
     for name in ('pd', 'sfd'):
         assert shell.json(f'bdense_evaluate {name} --teacher mine --n 2')['rows'][0]['nfe'] == 2
@@ -611,6 +660,22 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     assert diffusers.DDIMPipeline.from_pretrained('pd').unet.config.sample_size == 8 and (shell.folder/'out-sfd'/'unet').is_dir()
     plan = shell.json('bdense_distill new --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher --dry-run')
     assert plan['data'] == 'photos: 6 of shape (1, 8, 8)' and plan['rounds'] == ['4 to 2 steps']
+
+
+def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell):
+    diffusers = pytest.importorskip('diffusers')
+    unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',), num_class_embeds=3)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=100)).save_pretrained('mine')
+    budget = '--teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2'
+    assert 'pass --null_class 2' in shell(f'bdense_distill plain {budget} --dry_run')[1]
+    shell(f'bdense_distill s {budget} --null_class 2')
+    assert find_student('s', None, Networks()).denoiser.n_classes == 2
+    assert shell.json('bdense_evaluate s --teacher mine --null_class 2 --n 2')['rows'][0]['nfe'] == 2
+    assert 'was not distilled from mine' in shell('bdense_evaluate s --teacher mine --n 2', 1)[1]
+    assert 'pass --null_class' not in shell(f'bdense_search new {budget} --null_class 2 --n 2 --dry_run')[1]
+    shell('bdense_export s out --to diffusers')
+    for name in ('s', 'out'): assert 'label must be in 0..1' in shell(f'bdense_sample {name} --n 2 --label 2', 1)[1]
+    assert '--null_class' in shell('bdense_sample s --null_class 2', 2)[1], 'a student knows its own'
 
 
 # --- interrupted ---
@@ -721,6 +786,9 @@ def test_any_network_from_the_shell(shell):
     Path('mynets.py').write_text(CODE.format(inspect.getsource(Other)))
     shell('bdense_distill s --teacher mynets:teacher --preset demo --shape 2 --steps 1 --batch 4 --pool 4 --layer out --K 2')
     assert '--net module:' in shell('bdense_sample s --n 3', 1)[1]
+    several = 'bdense_distill several --teacher mynets:teacher --preset demo --shape 2 --steps 1 --batch 4 --pool 4 --layer out --K 1 --nfe 2,3 --bank bank'
+    assert 'pass --step_layer its name, one of: body, out' in shell(several, 1)[1] and not Path('bank').exists()
+    shell(several + ' --step_layer body')
     assert shell.json('bdense_sample s --n 3 --net mynets:Other')['shape'] == [2]
     assert shell.json('bdense_evaluate s --n 3 --teacher mynets:teacher --net mynets:Other')['rows'][0]['nfe'] == 2
     assert shell.json('bdense_export s out --net mynets:Other')['files'] == ['model.safetensors', 'sampling.json']

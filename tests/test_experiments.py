@@ -1,6 +1,8 @@
 "Experiments: arms, runs that stop and go on, differences; and the stored results against the code that claims to have made them."
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -54,6 +56,17 @@ def test_every_kind_of_arm(experiment, tmp_path):
     assert {'bdense_nb', 'torch', 'hardware', 'samples', 'teacher', 'command'} <= result.keys()
     mtime = (tmp_path/'a.json').stat().st_mtime_ns
     assert X.run_experiment('try', tmp_path/'a.json', say=said.append) == result and (tmp_path/'a.json').stat().st_mtime_ns == mtime, 'nothing to do'
+
+
+def test_two_at_once_lose_no_rows(experiment, tmp_path):
+    "A second process that wants the same file is refused; one with another file in the same folder is not."
+    hold = f'from bdense_nb.core import locked\nwith locked({str(tmp_path)!r}, "a.json"): print("held", flush=True); input()'
+    with subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(OSError, match='a.json is in use by another process'): X.run_experiment('try', tmp_path/'a.json', 1)
+        X.run_experiment('try', tmp_path/'b.json', 1)
+        other.communicate('\n')
+    X.run_experiment('try', tmp_path/'a.json', 1)
 
 
 def test_stopped_and_continued_is_the_same(experiment, tmp_path):

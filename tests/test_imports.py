@@ -26,7 +26,7 @@ ALLOWED = {  # module: the modules it may import
     'metrics': 'core data nets training intervals',
     'features': 'core data metrics',
     'viz': 'core data schedules teachers samplers targets metrics',
-    'interop': 'core teachers samplers branches trajectories students',
+    'interop': 'core nets teachers samplers branches trajectories students',
     'distill': 'core schedules training teachers trajectories students sfd variable progressive',
     'alignment': 'core samplers branches targets trajectories students sfd progressive distill metrics',
     'search': 'core checkpoints losses training teachers trajectories sfd distill metrics',

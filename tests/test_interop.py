@@ -486,6 +486,20 @@ def test_a_description_of_another_network_is_refused(unet, changes, match):
     with pytest.raises(TypeError, match='missing: scheduler'): net_from_config({k: v for k, v in config.items() if k != 'scheduler'})
 
 
+@pytest.mark.parametrize('field', ['layers_per_block', 'in_channels', 'num_class_embeds', 'block_out_channels', 'num_train_timesteps'])
+def test_sizes_in_a_foreign_file_are_bounded_before_a_layer_is_built(field, unet, tmp_path, monkeypatch):
+    net = from_diffusers(unet, DDPMScheduler()).net
+    net.unet.save_pretrained(tmp_path/'unet')
+    DDPMScheduler().save_pretrained(tmp_path/'scheduler')
+    file = tmp_path/('scheduler/scheduler_config.json' if 'train' in field else 'unet/config.json')
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: [10**9]*2 if 'block_out' in field else 10**9}))
+    with pytest.raises(ValueError, match=f'{field} must be between 0 and'): from_diffusers(tmp_path)
+    config = net_config_of(net)
+    config['unet'][field] = 10**9
+    if 'train' not in field:
+        with pytest.raises(ValueError, match=f'{field} must be between 0 and'): net_from_config(config)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_weights_become_float32(unet, dtype):
     half = copy.deepcopy(unet).to(dtype)

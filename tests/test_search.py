@@ -1,5 +1,6 @@
 "The search for branch weights: start trials, resumption, storages that do not fit, confirmation, picture."
 import contextlib
+import dataclasses
 import json
 import math
 import re
@@ -341,6 +342,11 @@ def test_picture_returns_what_it_shows(confirmed, whole, tmp_path):
         assert drawn['confirmed'][arm]['gap'] == confirmed.gap(arm) and drawn['confirmed'][arm]['interval'] == (confirmed.difference(arm).low, confirmed.difference(arm).high)
         assert drawn['confirmed'][arm]['differences'] == [b - r for b, r in zip(confirmed.confirmed['best'], confirmed.confirmed[arm])]
     assert 'confirmed' not in show_search(whole).drawn
+
+
+def test_a_search_that_has_not_tried_all_named_weights_is_drawn(confirmed):
+    drawn = show_search(dataclasses.replace(confirmed, trials=confirmed.trials[:1])).drawn['confirmed']
+    assert [math.isnan(found['gap']) for found in drawn.values()] == [name != confirmed.trials[0].name for name in drawn]
 
 
 def test_optuna_draws_the_trials(whole):

@@ -12,13 +12,14 @@ import statistics
 import sys
 import time
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from bdense_nb.core import about_run, write_json
 from bdense_nb.nets import UNet
 from bdense_nb.teachers import EDMDenoiser, edm_loss
-from bdense_nb.training import TrainConfig, fit
+from bdense_nb.training import Hardware, TrainConfig, fit
 from torch import nn
 
 BATCH = 64
@@ -52,7 +53,8 @@ def looped(model: nn.Module, x: torch.Tensor, steps: int, **changes) -> float:
         nonlocal begin
         if i == 0: begin = time.perf_counter()
         yield loss_of(model, i, x)
-    fit(model, step, TrainConfig(**dict(steps=steps, lr=1e-4, channels_last=False) | changes), show=False)
+    hardware = dict(channels_last=False) | {f.name: changes.pop(f.name) for f in fields(Hardware) if f.name in changes}
+    fit(model, step, TrainConfig(steps, 1e-4, **changes), show=False, hardware=Hardware(**hardware))
     return time.perf_counter() - begin
 
 
