@@ -40,7 +40,7 @@ setup(
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
-    packages=[lib, assets, notebooks],
+    packages=[lib, *(f'{lib}.{p.parent.name}' for p in sorted(Path(lib).glob('*/__init__.py'))), assets, notebooks],
     package_dir={assets: 'data', notebooks: 'nbs'},  # data/ and nbs/ travel in the wheel, as bdense_nb/assets/ and bdense_nb/nbs/
     package_data={assets: ['**/*'], notebooks: ['*.ipynb', '[a-z]*/*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},

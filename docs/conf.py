@@ -8,7 +8,7 @@ from fastcore.docments import docments, empty
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
-from docs_sources import GIT, LIB, SETTINGS, indented, rst  # noqa: E402
+from docs_sources import GIT, SETTINGS, indented, module_of, rst  # noqa: E402
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
 version = release = SETTINGS['version']
@@ -64,7 +64,7 @@ def parameter_table(obj, module: str) -> list[str]:
 
 def document(app, what, name, obj, options, lines) -> None:
     "Docstrings here are one line of text with `code` in it; the rest is in the docments."
-    module = name.removeprefix(f'{LIB}.').split('.')[0]
+    module = module_of(name)
     lines[:] = [rst(line, module) for line in lines]
     if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 for library in ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'optuna.storages',
-                'bdense_nb.commands', 'bdense_nb.notebooks', 'bdense_nb.interop', 'bdense_nb.search'):
+                'bdense_nb.app.commands', 'bdense_nb.app.course', 'bdense_nb.interop.diffusers', 'bdense_nb.lab.search'):
     importlib.import_module(library)  # here, once for all forks
 
 import bad_inputs  # noqa: E402

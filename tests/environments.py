@@ -10,7 +10,7 @@ from pathlib import Path
 
 UV = [sys.executable, '-m', 'uv']
 FORKS = Path(__file__).with_name('forks.py')
-PRELOADED = ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'bdense_nb.commands', 'bdense_nb.notebooks')
+PRELOADED = ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'bdense_nb.app.commands', 'bdense_nb.app.course')
 NO_NETWORK = '''
 import socket
 def refuse(self, address, *_):

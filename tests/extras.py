@@ -28,8 +28,9 @@ for path, name in (('config.json', 'UNet2DModel'), ('scheduler/scheduler_config.
 '''
 TENSORBOARD = '''
 import torch, pathlib
-from bdense_nb.hooks import Trackers
-from bdense_nb.training import TrainConfig, fit
+from bdense_nb.training.config import TrainConfig
+from bdense_nb.training.hooks import Trackers
+from bdense_nb.training.loop import fit
 def step(model, i): yield model(torch.ones(1, 2)).square().mean()
 fit(torch.nn.Linear(2, 1), step, TrainConfig(steps=2, log_every=1), 'followed', show=False, hooks=[Trackers('tensorboard')])
 print(len(list(pathlib.Path('followed').rglob('events.out.tfevents.*'))), 'file of events')
@@ -41,12 +42,12 @@ class Unloaded(FeatureExtractorInceptionV3):
     def load_state_dict(self, state): pass
 torch.save({}, 'none.pth')
 torch.save(Unloaded('inception', ['2048'], 'none.pth').state_dict(), 'random.pth')  # the real ones are 95 MB elsewhere
-from bdense_nb.features import load_space
+from bdense_nb.evaluation.features import load_space
 print(list(load_space('inception', path='random.pth')(torch.zeros(2, 1, 28, 28)).shape))
 '''
-WITHOUT_INCEPTION = 'from bdense_nb.features import load_space; load_space("inception")'
+WITHOUT_INCEPTION = 'from bdense_nb.evaluation.features import load_space; load_space("inception")'
 EXPLORER = '''
-from bdense_nb.widgets import Explorer
+from bdense_nb.lab.explorers import Explorer
 print(type(Explorer('x', {'level': (0, 1)}, lambda level: None).live()).__name__)
 '''
 ONNX_STEP = '''

@@ -23,7 +23,7 @@ from forks import ended, fork, programs, run_here
 
 TINY = '--preset demo --K 2 --steps 12 --batch 8 --pool 16 --teacher ../plane'
 SAVE = '''
-from bdense_nb.students import load_student
+from bdense_nb.distillation.students import load_student
 load_student("../student").save("run")
 '''
 RUNS = { # what is killed -> its command; it writes into run/

@@ -54,7 +54,7 @@ def execute_solved(path, **how):
     "A notebook after a run in a fresh kernel, and what its exercises print there: when they are answered, and when they are answered wrongly."
     name, right, wrong = name_of(path), [], []
     if name in LESSONS:
-        for solution, (stub, rest) in zip(lesson_solutions()[name], exercises(name)):
+        for solution, (stub, rest) in zip(lesson_solutions().get(name, ()), exercises(name)):
             right.append(f'{solution}\n{rest}')
             wrong += [f'{answer}\n{rest}' for answer in wrong_answers(stub)]
     nb = execute(path, extra=right + wrong, **how)

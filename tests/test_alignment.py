@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bdense_nb import alignment as al
-from bdense_nb.branches import branch, fold
+from bdense_nb.lab import alignment as al
 from bdense_nb.core import NFECounter, Trajectory
-from bdense_nb.distill import PDConfig, SFDConfig, progressive, sfd
-from bdense_nb.metrics import paired_error
-from bdense_nb.nets import MLP
-from bdense_nb.samplers import SOLVERS, sample
-from bdense_nb.sfd import local_segment
-from bdense_nb.students import Student
-from bdense_nb.targets import BRANCH_STEPS, branch_targets, segments, step_ratios
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser
-from bdense_nb.trajectories import TrajectoryPlan
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.nets import MLP
+from bdense_nb.diffusion.samplers import SOLVERS, sample
+from bdense_nb.distillation.bank import TrajectoryPlan
+from bdense_nb.distillation.branches import branch, fold
+from bdense_nb.distillation.progressive import PDConfig, progressive
+from bdense_nb.distillation.segments import BRANCH_STEPS, branch_targets, segments, step_ratios
+from bdense_nb.distillation.sfd import SFDConfig, local_segment, sfd
+from bdense_nb.distillation.students import Student
+from bdense_nb.evaluation.metrics import paired_error
 
 GAUSS = GaussianDenoiser(.3, .5)
 BLOBS = MixtureDenoiser(torch.tensor([[-1., -.6], [1., -.6], [0., 1.]]), torch.full((3,), .2), torch.ones(3))

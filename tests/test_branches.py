@@ -4,14 +4,15 @@ import pickle
 
 import pytest
 import torch
-from bdense_nb.branches import BranchedDenoiser, branch, fold, narrow, widen
-from bdense_nb.devices import recompute_blocks
-from bdense_nb.interop import from_diffusers
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.samplers import trajectory
-from bdense_nb.schedules import linear_alpha_bar
-from bdense_nb.sfd import SFDConfig, sfd
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, NetDenoiser,
+                                           VPDenoiser)
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import trajectory
+from bdense_nb.diffusion.schedules import linear_alpha_bar
+from bdense_nb.distillation.branches import BranchedDenoiser, branch, fold, narrow, widen
+from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.interop.diffusers import from_diffusers
+from bdense_nb.training.devices import recompute_blocks
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 

@@ -11,23 +11,24 @@ import nbformat
 import pytest
 
 from bdense_nb.core import data_dir
-from bdense_nb.experiments import differences
-from bdense_nb.metrics import paired_interval
+from bdense_nb.evaluation.intervals import paired_interval
+from bdense_nb.lab.experiments import differences
 from run_notebooks import NBS, notebooks
 
 GIVEN = {  # notebook -> number -> where it comes from
-    '01_data': {'41.9999': 'an example of rounding', '2.9': '60,000 images of 3 x 64 x 64 float32 values, in GB'},
-    '02_schedules': {'4.4': 'the last level but one of the uniform grid from 80, drawn in the figure'},
-    '03_teachers': {'1.1': 'the first reading of the drum whose sketch is described'},
-    '10f_interop': {'14.6': 'the last noise level of the scaled-linear table of latent diffusion models'},
-    '11c_experiments': {'0.73': 'millions of parameters: the model card of the shipped teacher'},
+    'diffusion/05_data': {'41.9999': 'an example of rounding', '2.9': '60,000 images of 3 x 64 x 64 float32 values, in GB'},
+    'diffusion/01_schedules': {'4.4': 'the last level but one of the uniform grid from 80, drawn in the figure'},
+    'distillation/01_teaching': {'1.1': 'the first reading of the drum whose sketch is described'},
+    'diffusion/02_denoisers': {},
+    'interop/02_export': {'14.6': 'the last noise level of the scaled-linear table of latent diffusion models'},
+    'lab/01_experiments': {'0.73': 'millions of parameters: the model card of the shipped teacher'},
     'gpu/cifar10_pd': {'9.12': 'FID of one step, Salimans and Ho 2022'},
     'gpu/cifar10_sfd': {'21.19': 'billion multiply-adds of a call, counted by tools outside this package', '0.03': 'difference of two columns of the table', '0.13': 'difference of two columns of the table'},
     'gpu/imagenet64_sfd': {'109.7': 'billion multiply-adds of a call, counted by tools outside this package', '37': 'difference of two columns of the table, in percent of the host'},
     'tutorials/8_scaling_up': {'42.4': 'twice the multiply-adds that the cell above it counts'},
     'tutorials/9b_solutions': {'1.54': 'the expected largest of ten normal draws'},
     'index': {'95': 'percent, the level of every interval'},
-    '10a_sfd': {'10.9': 'a level of the grid'},
+    'distillation/07_sfd': {'10.9': 'a level of the grid'},
     'tutorials/2_why_intermediate_points': {'10.9': 'a level of the grid', '0.67': 'a level of the grid'},
     'tutorials/6_when_it_helps': {'9.12': 'FID of one step, Salimans and Ho 2022', '0.017': 'millions of parameters of the ring\'s networks'},
 }
@@ -102,12 +103,12 @@ def options(): return [gaps('ring_options', arm)[0] for arm in ("branch_weights=
 def quality(): return [gaps('fashion_sfd', arm, (2,), 64, 'frechet_distance')[0] for arm in ('uniform', 'linear', 'endpoint-heavy', 'linear, then endpoint')]
 
 CLAIMS = [ # notebook, a sentence with gaps, what belongs into them (signs are left to the sentence)
-    ('10b_variable', 'at 2 and 3 calls, by {} and {} percent', lambda: variable()['one for all']),
-    ('10b_variable', 'by {} percent at 2 calls and {} at 3, and costs {} percent at 5', lambda: variable()['told']),
-    ('10b_variable', 'by {} percent after one student each, and by {} after SFD-v', lambda: variable()['stage']),
+    ('distillation/08_variable', 'at 2 and 3 calls, by {} and {} percent', lambda: variable()['one for all']),
+    ('distillation/08_variable', 'by {} percent at 2 calls and {} at 3, and costs {} percent at 5', lambda: variable()['told']),
+    ('distillation/08_variable', 'by {} percent after one student each, and by {} after SFD-v', lambda: variable()['stage']),
     ('tutorials/5_variable_steps', 'at 2 and 3 calls, by {} and {} %', lambda: variable()['one for all']),
     ('tutorials/5_variable_steps', 'is worth {} % at 2 calls and {} % at 3; at 5 it costs {} %', lambda: variable()['told']),
-    ('10d_distill', 'is *worse* at every budget, by {} to {} percent', ladder),
+    ('distillation/10_distill', 'is *worse* at every budget, by {} to {} percent', ladder),
     ('tutorials/2_why_intermediate_points', 'make it *worse* by {} to {}%, at every budget', ladder),
     ('tutorials/2_why_intermediate_points', 'Progressive Distillation worse by {} to {}%', ladder),
     ('tutorials/2_why_intermediate_points', 'branches take about {}% off the error at the smallest budget', lambda: gaps('ring_sfd', 'linear', (2,), 50)),

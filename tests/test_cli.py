@@ -15,21 +15,26 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from bdense_nb import cli, commands
-from bdense_nb.cli import Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said, spelled, words
-from bdense_nb.commands import Networks, duration, find_data, find_student, new_denoiser, read_data, shape_of
+from bdense_nb.app import shell as cli
+from bdense_nb.app import commands
+from bdense_nb.app.commands import Networks, duration, find_data, find_student, new_denoiser, read_data, shape_of
+from bdense_nb.app.course import COMMANDS as COURSE
+from bdense_nb.app.plans import estimate_run
+from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said,
+                                 spelled, words)
 from bdense_nb.core import data_dir, load_tensors, sample_noise
-from bdense_nb.data import fashion_mnist, to_pixels
-from bdense_nb.distill import PRESETS, PDConfig, SFDConfig, estimate_run, preset
-from bdense_nb.experiments import EXPERIMENTS
-from bdense_nb.features import load_space
-from bdense_nb.metrics import frechet_distance
-from bdense_nb.nets import UNet
-from bdense_nb.notebooks import COMMANDS as COURSE
-from bdense_nb.students import load_student
-from bdense_nb.teachers import EDMDenoiser, load_denoiser, save_denoiser
-from bdense_nb.training import Hardware, TrainConfig
-from bdense_nb.variable import SFDVConfig
+from bdense_nb.diffusion.data import fashion_mnist, to_pixels
+from bdense_nb.diffusion.denoisers import EDMDenoiser, load_denoiser, save_denoiser
+from bdense_nb.diffusion.nets import UNet
+from bdense_nb.distillation.distill import PRESETS, preset
+from bdense_nb.distillation.progressive import PDConfig
+from bdense_nb.distillation.sfd import SFDConfig
+from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.variable import SFDVConfig
+from bdense_nb.evaluation.features import load_space
+from bdense_nb.evaluation.metrics import frechet_distance
+from bdense_nb.lab.experiments import EXPERIMENTS
+from bdense_nb.training.config import Hardware, TrainConfig
 
 COMMANDS = commands.COMMANDS | COURSE
 
@@ -334,7 +339,7 @@ def test_what_can_be_mended_is_one_line(e, says, capsys):
 
 
 def test_an_import_of_ours_that_fails_is_a_bug():
-    assert explain(ImportError('cannot import name', name='bdense_nb.sfd')) is None and explain(ImportError('no optuna', name='optuna'))
+    assert explain(ImportError('cannot import name', name='bdense_nb.distillation.sfd')) is None and explain(ImportError('no optuna', name='optuna'))
 
 
 def test_interrupted_has_its_exit_code(capsys):
@@ -774,7 +779,7 @@ class Other(torch.nn.Module):
 
 CODE = '''
 import torch
-from bdense_nb.teachers import EDMDenoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser
 {}
 
 def teacher(): torch.manual_seed(0); return EDMDenoiser(Other(), .7)

@@ -13,8 +13,9 @@ import torch
 
 import bdense_nb
 from bdense_nb import core
-from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice, check_int, check_sigmas, check_state, data_dir, default_device,
-                            load_tensors, sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
+from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice,
+                            check_int, check_sigmas, check_state, data_dir, default_device, load_tensors,
+                            sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
 
 
 # --- seeds ---

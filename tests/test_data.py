@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, FashionMNIST, ImageFolder
 
-from bdense_nb import data
-from bdense_nb.data import FASHION_SHA256, TOY_SETS, cache_dir, cifar10, fashion_mnist, image_folder, read_idx, to_images, to_pixels, toy_2d
+from bdense_nb.diffusion import data
+from bdense_nb.diffusion.data import (FASHION_SHA256, TOY_SETS, cache_dir, cifar10, fashion_mnist, image_folder,
+                                      read_idx, to_images, to_pixels, toy_2d)
 
 TEST = ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz')
 SHIPPED = data.data_dir()/'fashion_mnist'

@@ -5,16 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bdense_nb.app.plans import estimate_run, growing_trials, prolong, time_iteration
 from bdense_nb.core import NFECounter, sample_noise
-from bdense_nb.distill import (PRESETS, PDConfig, SFDConfig, config_of, distill, estimate_run, growing_trials, load_student, preset, prolong, reference_plan, sfd_variable,
-                                teacher_bank, time_iteration, training_cost)
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.samplers import SOLVERS, trajectory
-from bdense_nb.schedules import karras_sigmas
-from bdense_nb.sfd import sfd_step
-from bdense_nb.targets import progressive_segment, segments
-from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser
-from bdense_nb.training import TrainConfig
+from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import SOLVERS, trajectory
+from bdense_nb.diffusion.schedules import karras_sigmas
+from bdense_nb.distillation.distill import PRESETS, config_of, distill, preset, reference_plan, training_cost
+from bdense_nb.distillation.progressive import PDConfig
+from bdense_nb.distillation.segments import progressive_segment, segments
+from bdense_nb.distillation.sfd import SFDConfig, sfd_step, teacher_bank
+from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.variable import sfd_variable
+from bdense_nb.training.config import TrainConfig
 
 BLOBS = MixtureDenoiser(torch.tensor([[-1., 0.], [1., .5]]), torch.tensor([.2, .3]), torch.ones(2))
 SFD, PD = SFDConfig(steps=2, batch=4, lr=1e-3, shape=(2,)), PDConfig(8, 2, updates=2, batch=4, lr=1e-3)
@@ -127,7 +130,7 @@ def test_an_estimate_refuses_what_the_run_refuses(teacher):
 
 
 def test_more_samples_take_more_memory(monkeypatch):
-    monkeypatch.setattr('bdense_nb.distill.time_iteration', lambda *run: 10.)          # so slow that 2 samples must do, and the rest is computed
+    monkeypatch.setattr('bdense_nb.app.plans.time_iteration', lambda *run: 10.)          # so slow that 2 samples must do, and the rest is computed
     few, many = (estimate_run(CONDITIONAL, replace(SFD, shape=(3, 8, 8), batch=n)) for n in (4, 64))
     assert (few['measured_batch'], many['measured_batch']) == (2, 2) and many['seconds_student'] == 16*few['seconds_student']
     assert 60*8*8*32*4 < 1e9*(many['memory_gb'] - few['memory_gb']) < 60*8*8*32*4*100  # at least a feature map of the finest level for each sample more
@@ -143,7 +146,7 @@ def test_trials_stop_where_memory_ends():
 
 def test_a_run_that_fits_nowhere_is_said_to(teacher, monkeypatch):
     def full(*args, **kwargs): raise torch.cuda.OutOfMemoryError('full')
-    monkeypatch.setattr('bdense_nb.distill.time_iteration', full)
+    monkeypatch.setattr('bdense_nb.app.plans.time_iteration', full)
     got = estimate_run(teacher, SFD)
     assert got['seconds'] is got['memory_gb'] is got['measured_batch'] is None and got['updates'] == 4
 

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell
 from sphinx.util.inventory import InventoryFile
 
 from bdense_nb._modidx import d as modidx
-from bdense_nb.notebooks import relink
+from bdense_nb.app.course import relink
 from colab import for_colab
 from docs_sources import BINDER, COLAB, SETTINGS, alt_text, find_symbol, link_names, pages, result_parts, symbols
 
@@ -69,9 +69,9 @@ def test_every_exported_symbol_is_in_the_reference(site, parsed):
 
 
 def test_reference_has_parameters_and_source(parsed):
-    text = parsed['api/samplers.html'].text
-    entry = text[text.index('id="bdense_nb.samplers.euler_step"'):text.index('id="bdense_nb.samplers.heun_step"')]
-    for wanted in ('sigma_next', 'Tensor', 'next noise level, &gt;= 0', 'returns', '_modules/bdense_nb/samplers.html#euler_step'): assert wanted in entry, wanted
+    text = parsed['api/diffusion.samplers.html'].text
+    entry = text[text.index('id="bdense_nb.diffusion.samplers.euler_step"'):text.index('id="bdense_nb.diffusion.samplers.heun_step"')]
+    for wanted in ('sigma_next', 'Tensor', 'next noise level, &gt;= 0', 'returns', '_modules/bdense_nb/diffusion/samplers.html#euler_step'): assert wanted in entry, wanted
 
 
 def test_results_are_there(root, parsed):
@@ -107,13 +107,13 @@ def test_pictures_say_what_they_show(parsed):
 
 
 def test_names_in_prose_become_links():
-    page = PAGES['08_losses']
-    linked = '{py:obj}`branch_weights <bdense_nb.losses.branch_weights>`'
+    page = PAGES['distillation/04_losses']
+    linked = '{py:obj}`branch_weights <bdense_nb.distillation.losses.branch_weights>`'
     assert link_names('`branch_weights` and [`fold`](x)', page) == f'{linked} and [`fold`](x)'
     assert link_names('# `fold`\n```\n`fold`\n```\n``fold``', page) == '# `fold`\n```\n`fold`\n```\n``fold``'
-    assert link_names('as in notebook 06', page) == 'as in [notebook 06](06_branches.ipynb)'
-    assert link_names('Tutorial 7', page) == '[Tutorial 7](tutorials/7_bring_your_own_model.ipynb)' and link_names('notebook 7', page) == 'notebook 7'
-    assert find_symbol('samplers.sample') == 'bdense_nb.samplers.sample' and find_symbol('no_such_name') is None
+    assert link_names('as in tutorial 2', page) == 'as in [tutorial 2](../tutorials/2_why_intermediate_points.ipynb)'
+    assert link_names('Tutorial 7', page) == '[Tutorial 7](../tutorials/7_bring_your_own_model.ipynb)' and link_names('tutorial 17', page) == 'tutorial 17'
+    assert find_symbol('samplers.sample') == 'bdense_nb.diffusion.samplers.sample' and find_symbol('no_such_name') is None
 
 
 def test_colab_installs_first_and_has_addresses_for_links():
@@ -167,5 +167,5 @@ def test_workflows_and_citation_are_valid(root):
 
 def test_addresses_stand_in_one_place(root):
     address = re.compile(re.escape(SETTINGS['git_url']))
-    for path in [*(p for p in (root/'docs').glob('*.*') if p.suffix != '.png'), *(root/'tools').glob('*.py'), *(root/'.github'/'workflows').glob('*.yml'), *(root/'nbs').glob('*.ipynb')]:
+    for path in [*(p for p in (root/'docs').glob('*.*') if p.suffix != '.png'), *(root/'tools').glob('*.py'), *(root/'.github'/'workflows').glob('*.yml'), *(root/'nbs').rglob('*.ipynb')]:
         assert not address.search(path.read_text(encoding='utf-8')), f'{path.name} repeats what settings.ini says'

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 PHONE, DESK = {'width': 390, 'height': 844}, {'width': 1280, 'height': 900}
-KINDS = {'home': 'index.html', 'lesson': '06_branches.html', 'reference': 'api/losses.html'}  # one page of each kind is looked at more closely, in light and dark
+KINDS = {'home': 'index.html', 'lesson': 'distillation/02_branches.html', 'reference': 'api/distillation.losses.html'}  # one page of each kind is looked at more closely, in light and dark
 
 INSPECT = '''async () => {
     if (window.MathJax?.startup) await MathJax.startup.promise;
@@ -65,7 +65,7 @@ def test_every_page(visit, site):
     assert not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
 
 
-@pytest.mark.parametrize('query, page_found', [('NFECounter', 'api/core.html'), ('progressive_targets', 'api/targets.html'), ('pixel_shuffle', '06_branches.html')])
+@pytest.mark.parametrize('query, page_found', [('NFECounter', 'api/core.html'), ('progressive_targets', 'api/distillation.segments.html'), ('pixel_shuffle', 'distillation/02_branches.html')])
 def test_search(visit, query, page_found):
     page = visit('index.html')
     page.locator('.sidebar-search').fill(query)
@@ -74,7 +74,7 @@ def test_search(visit, query, page_found):
     assert not page.problems
 
 
-@pytest.mark.parametrize('path, at_least', [('13_widgets.html', 5), ('02_schedules.html', 1), ('06_branches.html', 1)])
+@pytest.mark.parametrize('path, at_least', [('lab/04_explorers.html', 5), ('diffusion/01_schedules.html', 1), ('distillation/02_branches.html', 1)])
 def test_explorers_move(visit, path, at_least):
     "Every slider, without a kernel, by keyboard and by mouse."
     page = visit(path)
@@ -94,7 +94,7 @@ def test_explorers_move(visit, path, at_least):
 
 def test_dark_mode(visit):
     visit.page.emulate_media(color_scheme='dark')
-    page = visit('04_samplers.html')
+    page = visit('diffusion/03_samplers.html')
     colours = page.evaluate("""() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.cell_output img')).backgroundColor]""")
     assert max(map(int, colours[0].strip('rgba()').split(',')[:3])) < 60 and colours[1] == 'rgb(255, 255, 255)'
 

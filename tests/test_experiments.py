@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from bdense_nb import experiments as X
+from bdense_nb.lab import experiments as X
 from bdense_nb.core import data_dir
-from bdense_nb.distill import PDConfig, SFDConfig
+from bdense_nb.distillation.progressive import PDConfig
+from bdense_nb.distillation.sfd import SFDConfig
 
 STORED = sorted(name for name in X.EXPERIMENTS if (data_dir()/'results'/f'{name}.json').is_file())
 STAGE = dict(K=1, steps=2, batch=16)
@@ -19,8 +20,8 @@ SHORT = SFDConfig(steps=2, batch=16, K=2, substeps=2, solver='euler', shape=(2,)
 def cheap():
     "The ring without its costs: untrained students, few samples, an end point of few steps."
     ring = X.ring_world()
-    from bdense_nb.nets import MLP
-    from bdense_nb.teachers import EDMDenoiser
+    from bdense_nb.diffusion.denoisers import EDMDenoiser
+    from bdense_nb.diffusion.nets import MLP
     import torch
     def network(seed, width):
         torch.manual_seed(seed)

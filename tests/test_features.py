@@ -7,9 +7,9 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from bdense_nb import features as f
-from bdense_nb import metrics as m
-from bdense_nb.data import fashion_mnist, to_pixels
+from bdense_nb.evaluation import features as f
+from bdense_nb.evaluation import metrics as m
+from bdense_nb.diffusion.data import fashion_mnist, to_pixels
 
 fidelity = pytest.importorskip('torch_fidelity.feature_extractor_inceptionv3')
 

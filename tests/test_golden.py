@@ -5,22 +5,24 @@ import re
 import pytest
 import torch
 from conftest import shaken
-from bdense_nb.branches import branch
 from bdense_nb.core import NFECounter, data_dir, sample_labels, sample_noise
-from bdense_nb.data import fashion_mnist, toy_2d
-from bdense_nb.distill import preset
-from bdense_nb.experiments import difference_table
-from bdense_nb.losses import branch_weights, dense_alignment_loss
-from bdense_nb.metrics import (fashion_fd, frechet_distance, image_features, kernel_distance, load_features,
-                               paired_error, paired_interval)
-from bdense_nb.nets import MLP
-from bdense_nb.progressive import PDConfig, progressive
-from bdense_nb.samplers import SOLVERS, sample, trajectory
-from bdense_nb.schedules import SCHEDULES, alpha_bar_from_sigma, cosine_alpha_bar, linear_alpha_bar, make_sigmas
-from bdense_nb.sfd import SFDConfig, sfd
-from bdense_nb.students import load_student
-from bdense_nb.targets import progressive_targets
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, load_teacher
+from bdense_nb.diffusion.data import fashion_mnist, toy_2d
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, load_teacher
+from bdense_nb.diffusion.nets import MLP
+from bdense_nb.diffusion.samplers import SOLVERS, sample, trajectory
+from bdense_nb.diffusion.schedules import (SCHEDULES, alpha_bar_from_sigma, cosine_alpha_bar, linear_alpha_bar,
+                                           make_sigmas)
+from bdense_nb.distillation.branches import branch
+from bdense_nb.distillation.distill import preset
+from bdense_nb.distillation.losses import branch_weights, dense_alignment_loss
+from bdense_nb.distillation.progressive import PDConfig, progressive
+from bdense_nb.distillation.segments import progressive_targets
+from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.students import load_student
+from bdense_nb.evaluation.intervals import paired_interval
+from bdense_nb.evaluation.metrics import (fashion_fd, frechet_distance, image_features, kernel_distance, load_features,
+                                          paired_error)
+from bdense_nb.lab.experiments import difference_table
 
 BLOBS = MixtureDenoiser(torch.tensor([[1., 0.], [-1., .5]]), torch.tensor([.2, .3]), torch.tensor([.4, .6]))
 TINY = SFDConfig(steps=6, batch=8, lr=1e-3, shape=(2,))

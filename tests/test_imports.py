@@ -1,82 +1,82 @@
-"Imports between the library's modules go one way only."
+"Imports inside the library go down only: from a package to packages on lower floors, and inside a package without a circle."
 import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 
-ALLOWED = {  # module: the modules it may import
-    'core': '',
-    'data': 'core',
-    'schedules': 'core',
-    'nets': 'core',
-    'losses': 'core',
-    'checkpoints': 'core',
-    'devices': 'core',
-    'hooks': 'core checkpoints',
-    'training': 'core checkpoints devices hooks',
-    'teachers': 'core data schedules nets training',
-    'samplers': 'core schedules teachers',
-    'branches': 'core nets teachers',
-    'targets': 'core schedules teachers samplers',
-    'trajectories': 'core nets checkpoints training teachers samplers',
-    'students': 'core training teachers samplers branches trajectories',
-    'sfd': 'core schedules teachers samplers branches targets losses training trajectories students',
-    'variable': 'core schedules teachers samplers branches targets losses training trajectories students sfd',
-    'progressive': 'core schedules teachers branches targets losses training trajectories students',
-    'intervals': 'core',
-    'metrics': 'core data nets training intervals',
-    'features': 'core data metrics',
-    'viz': 'core data schedules teachers samplers targets metrics',
-    'interop': 'core nets teachers samplers branches trajectories students',
-    'distill': 'core schedules training teachers trajectories students sfd variable progressive',
-    'alignment': 'core samplers branches targets trajectories students sfd progressive distill metrics',
-    'search': 'core checkpoints losses training teachers trajectories sfd distill metrics',
-    'experiments': 'core checkpoints data schedules branches nets training students teachers samplers trajectories variable distill metrics',
-    'widgets': 'core data schedules nets training teachers samplers branches targets losses trajectories students distill metrics viz',
-    'cli': '',
-    'commands': 'cli core data schedules nets training teachers samplers branches targets losses trajectories students variable interop distill metrics features search experiments viz widgets',
-    'notebooks': 'core cli',
-}
-ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
+FLOORS = [{'app'}, {'lab', 'interop'}, {'distillation', 'evaluation'}, {'diffusion', 'training'}, {'core'}]  # rooms of one floor never meet
+LIB = Path(__file__).resolve().parent.parent/'bdense_nb'
 
 
-def imported(source: str) -> set[str]:
-    "The modules of bdense_nb that this source imports, anywhere in it."
-    names = set()
+def floor(package: str) -> int:
+    "How deep a package lies; what is at the top of the library (old names, `__init__`) stands above them all."
+    return next((depth for depth, rooms in enumerate(FLOORS) if package in rooms), -1)
+
+
+def modules() -> dict[str, Path]:
+    "Every module of the library by its dotted name; a package by its own."
+    names = {p: p.relative_to(LIB).with_suffix('').as_posix().replace('/', '.').removesuffix('__init__').strip('.') for p in LIB.rglob('*.py')}
+    return {name: path for path, name in names.items() if name not in ('', '_modidx')}
+
+
+def imported(source: str, module: str = '', is_package: bool = False) -> set[str]:
+    "What this source imports of the library, anywhere in it, as dotted names (a module, or a name inside one)."
+    base, found = ['bdense_nb', *module.split('.')][:None if is_package else -1], set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): names |= {a.name for a in node.names}
+        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
-            base = '.'.join(filter(None, ['bdense_nb' if node.level else '', node.module]))
-            names |= {f'{base}.{a.name}' for a in node.names} if base == 'bdense_nb' else {base}
-    return {name.split('.')[1] for name in names if name.startswith('bdense_nb.')} - {'__version__'}
+            start = '.'.join([*(base[:len(base) - node.level + 1] if node.level else []), *filter(None, [node.module])])
+            found |= {f'{start}.{a.name}' for a in node.names}
+    return {name.removeprefix('bdense_nb.') for name in found if name.startswith('bdense_nb.')}
 
 
-def modules(root):
-    return {p.stem: p for p in (root/'bdense_nb').glob('*.py') if p.stem not in ('__init__', '_modidx')}
+def arrows() -> set[tuple[str, str]]:
+    "(module, module that it imports)."
+    known, found = modules(), set()
+    for module, path in known.items():
+        for name in imported(path.read_text(), module, path.name == '__init__.py'):
+            while name and name not in known: name = name.rpartition('.')[0]
+            if name and name != module: found.add((module, name))
+    return found
 
 
-def test_imports_go_one_way(root):
-    wrong = {f'{module} <- {name}' for module, path in modules(root).items()
-             for name in imported(path.read_text()) - ALLOWED.get(module, set())}
-    assert not wrong, f'arrows that the table of layers does not allow: {sorted(wrong)}'
+def test_arrows_go_down():
+    wrong = {f'{a} -> {b}' for a, b in arrows()
+             if a.split('.')[0] != b.split('.')[0] and floor(b.split('.')[0]) <= floor(a.split('.')[0])}
+    assert not wrong, f'imports that do not lead to a lower floor: {sorted(wrong)}'
 
 
-def test_every_module_is_in_the_table(root):
-    assert not modules(root).keys() - ALLOWED.keys(), 'a new module needs its place in the table of layers'
+def test_no_circle_inside_a_package():
+    graph = {}
+    for a, b in arrows():
+        if a not in {room for rooms in FLOORS for room in rooms}: graph.setdefault(a, set()).add(b)
+    try: list(TopologicalSorter(graph).static_order())
+    except CycleError as e: pytest.fail(f'modules that import one another: {e.args[1]}')
 
 
-def test_table_has_no_circle():
-    order = list(ALLOWED)
-    assert all(order.index(name) < order.index(module) for module, names in ALLOWED.items() for name in names)
+def test_every_package_has_its_floor():
+    packages = {p.parent.name for p in LIB.glob('*/__init__.py')}
+    assert packages == {room for rooms in FLOORS for room in rooms} - {'core'} and len(FLOORS) <= 6
 
 
-@pytest.mark.parametrize('line', ['from bdense_nb.distill import sfd', 'from .distill import sfd', 'import bdense_nb.distill', 'from bdense_nb import distill',
-                                  'from . import distill', 'def f():\n    from .distill import sfd'])
-def test_every_form_of_import_is_seen(line):
-    assert imported(line) == {'distill'}
+@pytest.mark.parametrize('line, found', [
+    ('from bdense_nb.lab.search import x', 'lab.search.x'), ('from ..lab.search import x', 'lab.search.x'), ('from .sfd import x', 'distillation.sfd.x'),
+    ('import bdense_nb.lab.search', 'lab.search'), ('from bdense_nb import lab', 'lab'), ('from .. import lab', 'lab'), ('from . import sfd', 'distillation.sfd'),
+    ('def f():\n    from ..lab.search import x', 'lab.search.x')])
+def test_every_form_of_import_is_seen(line, found):
+    assert imported(line, 'distillation.branches') == {found}
 
 
-def test_library_imports_without_notebook_tools(root):
-    for path in modules(root).values():
-        tree = ast.walk(ast.parse(path.read_text()))
-        names = {a.name.split('.')[0] for n in tree if isinstance(n, ast.Import) for a in n.names}
+def test_an_arrow_that_goes_up_is_seen():
+    sources = {'distillation.branches': 'from ..training.loop import fit', 'diffusion.nets': 'def f():\n    from ..training.loop import fit',
+               'evaluation.metrics': 'import bdense_nb.distillation.sfd', 'lab.search': 'from bdense_nb.app import commands'}
+    up = {module for module, source in sources.items() for name in imported(source, module)
+          if floor(name.split('.')[0]) <= floor(module.split('.')[0])}
+    assert up == {'diffusion.nets', 'evaluation.metrics', 'lab.search'}
+
+
+def test_library_imports_without_notebook_tools():
+    for path in modules().values():
+        names = {a.name.split('.')[0] for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names}
         assert not names & {'nbdev', 'pytest', 'IPython'}, f'{path.name} imports a development tool'

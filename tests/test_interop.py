@@ -19,18 +19,19 @@ diffusers = pytest.importorskip('diffusers')
 
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DModel  # noqa: E402
 
-from bdense_nb import cli  # noqa: E402
-from bdense_nb.branches import branch, fold, output_layer  # noqa: E402
+from bdense_nb.app import shell as cli  # noqa: E402
+from bdense_nb.distillation.branches import branch, fold, output_layer  # noqa: E402
 from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
-from bdense_nb.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
-from bdense_nb.interop import (BETA_SCHEDULES, PREDICTION_TYPES, as_denoiser, ddim_steps, export_onnx, export_student, from_diffusers,  # noqa: E402
-                               load_pretrained, net_config_of, net_from_config, noise_table, sample_ddim_like_diffusers)
-from bdense_nb.nets import MLP, UNet  # noqa: E402
-from bdense_nb.progressive import PDConfig, progressive  # noqa: E402
-from bdense_nb.sfd import SFDConfig, sfd, teacher_bank  # noqa: E402
-from bdense_nb.students import Student  # noqa: E402
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser  # noqa: E402
-from bdense_nb.variable import sfd_variable  # noqa: E402
+from bdense_nb.diffusion.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
+from bdense_nb.interop.diffusers import (BETA_SCHEDULES, PREDICTION_TYPES, as_denoiser, from_diffusers, net_config_of,
+                                         net_from_config, noise_table, sample_ddim_like_diffusers)
+from bdense_nb.interop.export import ddim_steps, export_onnx, export_student, load_pretrained
+from bdense_nb.diffusion.nets import MLP, UNet  # noqa: E402
+from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
+from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank  # noqa: E402
+from bdense_nb.distillation.students import Student  # noqa: E402
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser  # noqa: E402
+from bdense_nb.distillation.variable import sfd_variable  # noqa: E402
 
 
 def unet_of(size=8, **more):
@@ -233,7 +234,7 @@ def test_a_start_above_the_table_is_refused_before_work(unet, monkeypatch):
     "Scaled-linear betas end at 14.6; SFD's usual start is 80."
     teacher, grey = from_diffusers(unet, DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type='v_prediction')), replace(TINY, sigma_max=14.6)
     assert sfd(teacher, grey, show=False).sigmas[0] == 14.6
-    monkeypatch.setattr('bdense_nb.sfd.fit', lambda *a: pytest.fail('work began')); monkeypatch.setattr('bdense_nb.variable.fit', lambda *a: pytest.fail('work began'))
+    monkeypatch.setattr('bdense_nb.distillation.sfd.fit', lambda *a: pytest.fail('work began')); monkeypatch.setattr('bdense_nb.distillation.variable.fit', lambda *a: pytest.fail('work began'))
     for start in (lambda: sfd(teacher, TINY), lambda: sfd_variable(teacher, TINY, (2, 3)), lambda: teacher_bank(teacher, TINY), lambda: progressive(teacher, images(), PDConfig(start_steps=8)),
                   lambda: sfd(GaussianDenoiser(0., 1.), TINY, student=teacher)):
         with pytest.raises(ValueError, match=r'sigma_max=80 is above the noisiest level.*14.61\d*, .*pass sigma_max=14.61'): start()
@@ -470,7 +471,7 @@ def test_a_student_is_saved_like_any_other_and_read_where_diffusers_was_not_impo
     student.save(tmp_path/'student')
     torch.save(student.sample(3), tmp_path/'want.pt')
     code = """import sys, torch
-from bdense_nb.students import load_student
+from bdense_nb.distillation.students import load_student
 assert 'diffusers' not in sys.modules
 s = load_student('student', 'cpu')
 torch.testing.assert_close(s.sample(3), torch.load('want.pt'))

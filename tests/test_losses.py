@@ -4,12 +4,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from bdense_nb.branches import branch, fold
-from bdense_nb.losses import BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss, scheduled_weights, snr_weight
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.progressive import PDConfig, draw_noised, pd_step
-from bdense_nb.targets import branch_states, progressive_segment
-from bdense_nb.teachers import EDMDenoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.distillation.branches import branch, fold
+from bdense_nb.distillation.losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights, dense_alignment_loss,
+                                           scheduled_weights, snr_weight)
+from bdense_nb.distillation.progressive import PDConfig, draw_noised, pd_step
+from bdense_nb.distillation.segments import branch_states, progressive_segment
 from torch import nn
 
 SIGMA, LEVELS = 2., torch.tensor([1.4, .9, .5, .2], dtype=torch.float64)

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from bdense_nb import metrics as m
+from bdense_nb.evaluation import metrics as m
 from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
-from bdense_nb.data import fashion_mnist
+from bdense_nb.diffusion.data import fashion_mnist
 
 
 def draw(n, d, seed=0, dtype=torch.float64):

@@ -1,7 +1,7 @@
 "Networks: shapes, the null class, zero starts, and bad input."
 import pytest
 import torch
-from bdense_nb.nets import MLP, NETS, NoiseEmbedding, ResBlock, SelfAttention, UNet, build_net
+from bdense_nb.diffusion.nets import MLP, NETS, NoiseEmbedding, ResBlock, SelfAttention, UNet, build_net
 
 SMALL = dict(widths=(8, 32))
 

@@ -63,7 +63,7 @@ def test_what_it_requires_is_whole_and_has_no_development_tools(user):
 
 
 def test_every_module_imports_and_those_for_an_extra_name_it(user):
-    modules = sorted(p.stem for p in (ROOT/'bdense_nb').glob('[a-z]*.py'))
+    modules = sorted('.'.join(p.relative_to(ROOT/'bdense_nb').with_suffix('').parts) for p in (ROOT/'bdense_nb').rglob('[a-z]*.py'))
     tries = '\n'.join([
         'import importlib, bdense_nb, pathlib',
         f'assert pathlib.Path(bdense_nb.__file__).parent == pathlib.Path({str(user.packages/"bdense_nb")!r})',
@@ -96,7 +96,7 @@ def test_a_teacher_is_made_distilled_sampled_measured_and_exported(user):
 
 
 def test_a_shipped_teacher_and_its_images(user):
-    code = ('import torch; from bdense_nb.teachers import load_teacher; from bdense_nb.data import fashion_mnist;'
+    code = ('import torch; from bdense_nb.diffusion.denoisers import load_teacher; from bdense_nb.diffusion.data import fashion_mnist;'
             'print(list(load_teacher()(torch.zeros(2, 1, 28, 28), 1.).shape), len(fashion_mnist("test")[0]))')
     assert user('python', '-c', code) == '[2, 1, 28, 28] 10000'
 

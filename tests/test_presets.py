@@ -4,15 +4,18 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from bdense_nb.cli import bdense_distill
+from bdense_nb.app.plans import estimate_run
+from bdense_nb.app.shell import bdense_distill
 from bdense_nb.core import load_tensors
-from bdense_nb.data import to_pixels
-from bdense_nb.distill import config_of, distill, estimate_run, load_student, preset
-from bdense_nb.interop import as_denoiser, export_state_dict, from_diffusers, load_pretrained
-from bdense_nb.metrics import feature_stats, frechet_distance
-from bdense_nb.nets import UNet
-from bdense_nb.teachers import EDMDenoiser, save_denoiser
-from bdense_nb.viz import paper_table
+from bdense_nb.diffusion.data import to_pixels
+from bdense_nb.diffusion.denoisers import EDMDenoiser, save_denoiser
+from bdense_nb.diffusion.nets import UNet
+from bdense_nb.distillation.distill import config_of, distill, preset
+from bdense_nb.distillation.students import load_student
+from bdense_nb.evaluation.metrics import feature_stats, frechet_distance
+from bdense_nb.evaluation.pictures import paper_table
+from bdense_nb.interop.diffusers import as_denoiser, from_diffusers
+from bdense_nb.interop.export import export_state_dict, load_pretrained
 from conftest import shaken
 from PIL import Image
 from torch import nn

@@ -6,18 +6,19 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import shaken
-from bdense_nb import progressive as module
-from bdense_nb.branches import branch, fold
-from bdense_nb.distill import preset
-from bdense_nb.losses import SNR_WEIGHTS
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.progressive import PDConfig, draw_noised, pd_step, progressive, progressive_rounds, progressive_sigmas
-from bdense_nb.samplers import sample
-from bdense_nb.schedules import cosine_alpha_bar, linear_alpha_bar, pd_cosine_sigmas, vp_scales
-from bdense_nb.students import Student, branched_student, load_student
-from bdense_nb.targets import progressive_segment
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser
-from bdense_nb.training import Hardware
+from bdense_nb.distillation import progressive as module
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import sample
+from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar, pd_cosine_sigmas, vp_scales
+from bdense_nb.distillation.branches import branch, fold
+from bdense_nb.distillation.distill import preset
+from bdense_nb.distillation.losses import SNR_WEIGHTS
+from bdense_nb.distillation.progressive import (PDConfig, draw_noised, pd_step, progressive, progressive_rounds,
+                                                progressive_sigmas)
+from bdense_nb.distillation.segments import progressive_segment
+from bdense_nb.distillation.students import Student, branched_student, load_student
+from bdense_nb.training.config import Hardware
 
 TINY = PDConfig(start_steps=8, updates=3, batch=8, lr=1e-3)
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(7))*.5

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from bdense_nb import samplers as sm
+from bdense_nb.diffusion import samplers as sm
 from bdense_nb.core import NFECounter
-from bdense_nb.schedules import karras_sigmas, linear_alpha_bar, strided_nodes
-from bdense_nb.teachers import GaussianDenoiser
+from bdense_nb.diffusion.denoisers import GaussianDenoiser
+from bdense_nb.diffusion.schedules import karras_sigmas, linear_alpha_bar, strided_nodes
 
 D = GaussianDenoiser(0.3, 0.5)
 GRID = karras_sigmas(5, 0.02, 20.)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from bdense_nb import schedules as sc
+from bdense_nb.diffusion import schedules as sc
 
 NAMES = list(sc.SCHEDULES)
 

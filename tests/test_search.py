@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from bdense_nb import search
-from bdense_nb.losses import BRANCH_WEIGHTS, branch_weights
-from bdense_nb.metrics import paired_error, paired_interval
-from bdense_nb.nets import MLP
-from bdense_nb.search import (LOG_RATIOS, confirm_weights, load_search, many_step_sample, ratios_to_weights, save_search, score_weights, search_study,
-                              search_weights, show_search, start_trials, weights_to_ratios)
-from bdense_nb.sfd import SFDConfig, sfd, teacher_bank
-from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser
-from bdense_nb.trajectories import frozen_copy
+from bdense_nb.lab import search
+from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.nets import MLP
+from bdense_nb.distillation.bank import frozen_copy
+from bdense_nb.distillation.losses import BRANCH_WEIGHTS, branch_weights
+from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
+from bdense_nb.evaluation.intervals import paired_interval
+from bdense_nb.evaluation.metrics import paired_error
+from bdense_nb.lab.search import (LOG_RATIOS, confirm_weights, load_search, many_step_sample, ratios_to_weights,
+                                  save_search, score_weights, search_study, search_weights, show_search, start_trials,
+                                  weights_to_ratios)
 
 optuna = pytest.importorskip('optuna')
 CFG = SFDConfig(steps=2, batch=4, pool=4, lr=1e-2, shape=(2,))
@@ -243,7 +245,7 @@ def test_without_optuna_the_message_says_what_to_install(teacher, monkeypatch, t
 
 
 def test_optuna_is_imported_by_a_search_only():
-    code = 'import sys, bdense_nb.distill; assert "bdense_nb.search" not in sys.modules; import bdense_nb.search; assert "optuna" not in sys.modules'
+    code = 'import sys, bdense_nb.distillation.distill; assert "bdense_nb.lab.search" not in sys.modules; import bdense_nb.lab.search; assert "optuna" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True)
 
 

@@ -7,19 +7,20 @@ from itertools import product
 import pytest
 import torch
 from conftest import shaken
-from bdense_nb import sfd as sfd_module
-from bdense_nb.branches import branch, fold
+from bdense_nb.distillation import sfd as sfd_module
 from bdense_nb.core import sample_noise
-from bdense_nb.losses import NORMS, branch_weights
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.samplers import SOLVERS, afs_x0, euler_step, trajectory
-from bdense_nb.schedules import linear_alpha_bar
-from bdense_nb.sfd import SFDConfig, local_segment, sfd, sfd_step, teacher_bank
-from bdense_nb.students import Student, branched_student, load_student
-from bdense_nb.targets import BRANCH_STEPS
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser
-from bdense_nb.training import Hardware, fit
-from bdense_nb.trajectories import TrajectoryBank, frozen_copy
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import SOLVERS, afs_x0, euler_step, trajectory
+from bdense_nb.diffusion.schedules import linear_alpha_bar
+from bdense_nb.distillation.bank import TrajectoryBank, frozen_copy
+from bdense_nb.distillation.branches import branch, fold
+from bdense_nb.distillation.losses import NORMS, branch_weights
+from bdense_nb.distillation.segments import BRANCH_STEPS
+from bdense_nb.distillation.sfd import SFDConfig, local_segment, sfd, sfd_step, teacher_bank
+from bdense_nb.distillation.students import Student, branched_student, load_student
+from bdense_nb.training.config import Hardware
+from bdense_nb.training.loop import fit
 from torch import nn
 
 TINY = SFDConfig(steps=2, batch=4, lr=1e-3, shape=(2,))

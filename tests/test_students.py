@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import shaken
 from bdense_nb.core import load_tensors, sample_labels, sample_noise, save_tensors, sha256
-from bdense_nb.distill import config_of
-from bdense_nb.interop import as_denoiser, from_diffusers
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.samplers import sample
-from bdense_nb.schedules import cosine_alpha_bar, karras_sigmas
-from bdense_nb.students import Student, VariableStudent, branched_student, load_student
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, VPDenoiser, save_denoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, VPDenoiser, save_denoiser
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import sample
+from bdense_nb.diffusion.schedules import cosine_alpha_bar, karras_sigmas
+from bdense_nb.distillation.distill import config_of
+from bdense_nb.distillation.students import Student, VariableStudent, branched_student, load_student
+from bdense_nb.interop.diffusers import as_denoiser, from_diffusers
 from torch import nn
 
 GRID = karras_sigmas(3, .006, 80.)

@@ -2,10 +2,11 @@
 import pytest
 import torch
 from bdense_nb.core import NFECounter, Trajectory, sample_noise
-from bdense_nb.samplers import trajectory
-from bdense_nb.schedules import SCHEDULES, karras_sigmas, nested_sigmas
-from bdense_nb.targets import BRANCH_STEPS, Segment, average_weights, branch_states, branch_targets, check_substeps, progressive_segment, progressive_targets, segments
-from bdense_nb.teachers import GaussianDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.denoisers import GaussianDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.samplers import trajectory
+from bdense_nb.diffusion.schedules import SCHEDULES, karras_sigmas, nested_sigmas
+from bdense_nb.distillation.segments import (BRANCH_STEPS, Segment, average_weights, branch_states, branch_targets,
+                                             check_substeps, progressive_segment, progressive_targets, segments)
 
 BLOBS = MixtureDenoiser(torch.tensor([[-1., -.6], [1., -.6], [0., 1.]]), torch.full((3,), .15), torch.ones(3))
 

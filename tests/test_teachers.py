@@ -5,13 +5,18 @@ import math
 import pytest
 import torch
 from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
-from bdense_nb.data import fashion_mnist
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.samplers import sample
-from bdense_nb.schedules import cosine_alpha_bar, karras_sigmas, linear_alpha_bar, sigma_from_alpha_bar
-from bdense_nb.teachers import (PREDICTIONS, TEACHERS, EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser, as_column, check_samples,
-                                check_teacher, edm_loss, is_whole, load_denoiser, load_teacher, read_about, read_run, save_denoiser, to_channels_last, train_teacher)
-from bdense_nb.training import Hardware, TrainConfig, newest_checkpoint
+from bdense_nb.diffusion.data import fashion_mnist
+from bdense_nb.diffusion.denoisers import (TEACHERS, EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser,
+                                           NetDenoiser, VPDenoiser, as_column, check_samples, check_teacher, is_whole,
+                                           load_denoiser, load_teacher, read_about, read_run, save_denoiser,
+                                           to_channels_last)
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import sample
+from bdense_nb.diffusion.schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
+                                           sigma_from_alpha_bar)
+from bdense_nb.distillation.teaching import edm_loss, train_teacher
+from bdense_nb.training.checkpoints import newest_checkpoint
+from bdense_nb.training.config import Hardware, TrainConfig
 from torch import nn
 
 

@@ -12,8 +12,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from bdense_nb.core import save_tensors
-from bdense_nb.nets import UNet
-from bdense_nb.training import LR_SCHEDULES, Every, Hardware, TrainConfig, Trackers, fit, lr_factor, newest_checkpoint, progress, share
+from bdense_nb.diffusion.nets import UNet
+from bdense_nb.training.checkpoints import newest_checkpoint
+from bdense_nb.training.config import LR_SCHEDULES, Hardware, TrainConfig
+from bdense_nb.training.devices import share
+from bdense_nb.training.hooks import Every, Trackers, progress
+from bdense_nb.training.loop import fit, lr_factor
 from torch import nn
 
 CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', ema=.9, clip_grad=1., checkpoint_every=4, log_every=3)

@@ -14,8 +14,11 @@ import pytest
 import torch
 import two_processes as two
 from bdense_nb.core import load_tensors
-from bdense_nb.nets import UNet
-from bdense_nb.training import Hardware, TrainConfig, fit, newest_checkpoint, send, share
+from bdense_nb.diffusion.nets import UNet
+from bdense_nb.training.checkpoints import newest_checkpoint
+from bdense_nb.training.config import Hardware, TrainConfig
+from bdense_nb.training.devices import send, share
+from bdense_nb.training.loop import fit
 from test_training import loss_of, net
 from torch import nn
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import bdense_nb.core as core
 import pytest
 import torch
-from bdense_nb.checkpoints import BEST, CHECKPOINTS, checkpoint_path, checksum, claim_folder, read_checkpoint, same_run
-from bdense_nb.training import Hardware, fit, newest_checkpoint
+from bdense_nb.training.checkpoints import (BEST, CHECKPOINTS, checkpoint_path, checksum, claim_folder,
+                                            newest_checkpoint, read_checkpoint, same_run)
+from bdense_nb.training.config import Hardware
+from bdense_nb.training.loop import fit
 from test_training import CFG, assert_same, fault, loss_of, metrics, net, step
 
 KILLS = '''
@@ -77,7 +79,7 @@ def test_kill_9_at_twenty_random_moments(tmp_path, straight):
 
 def test_killed_between_the_checkpoint_and_its_second_name(tmp_path, straight, monkeypatch):
     "The best checkpoint is named again when the run goes on."
-    import bdense_nb.checkpoints as checkpoints
+    import bdense_nb.training.checkpoints as checkpoints
     def dies(path): raise MemoryError('as if killed')
     monkeypatch.setattr(checkpoints, 'keep_as_best', dies)
     with pytest.raises(MemoryError): fit(net(), step, CFG, tmp_path/'b', show=False)

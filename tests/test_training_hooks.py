@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bdense_nb.training import (Every, Hardware, PairedError, Profiler, SampleSheets, TrainConfig, Trackers, fit, newest_checkpoint,
-                                training)
+from bdense_nb.training.checkpoints import newest_checkpoint
+from bdense_nb.training.config import Hardware, TrainConfig
+from bdense_nb.training.hooks import Every, PairedError, Profiler, SampleSheets, Trackers
+from bdense_nb.training.loop import fit, training
 from test_training import CFG, assert_same, fault, metrics, net, step
 
 
@@ -139,7 +141,7 @@ def test_trackers_are_told_what_the_metrics_file_is(tmp_path, monkeypatch):
 
 def test_a_missing_library_is_named_with_its_command(monkeypatch):
     import importlib.util
-    import bdense_nb.hooks as hooks
+    import bdense_nb.training.hooks as hooks
     monkeypatch.setattr(hooks, 'find_spec', lambda name: None if name in ('tensorboard', 'wandb') else importlib.util.find_spec(name))
     with pytest.raises(ImportError, match=r'tensorboard.* pip install "bdense-nb\[tensorboard\]"'): Trackers('tensorboard')
     with pytest.raises(ImportError, match='wandb.* pip install wandb'): Trackers('wandb')

@@ -3,12 +3,12 @@ import os
 import signal
 from dataclasses import asdict, replace
 
-import bdense_nb.progressive as progressive_module
-import bdense_nb.sfd as sfd_module
-import bdense_nb.teachers as teachers_module
+import bdense_nb.distillation.progressive as progressive_module
+import bdense_nb.distillation.sfd as sfd_module
+import bdense_nb.distillation.teaching as teachers_module
 import pytest
 import torch
-from bdense_nb.training import newest_checkpoint
+from bdense_nb.training.checkpoints import newest_checkpoint
 from two_processes import CFG, PD, SFD, make_teacher
 
 DATA, LABELS = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3

@@ -11,14 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bdense_nb import trajectories
-from bdense_nb.branches import branch
+from bdense_nb.distillation import bank as trajectories
 from bdense_nb.core import NFECounter, load_tensors, sample_labels, sample_noise, save_tensors
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.samplers import SOLVERS, trajectory
-from bdense_nb.schedules import linear_alpha_bar, nested_sigmas
-from bdense_nb.teachers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, VPDenoiser, load_teacher
-from bdense_nb.trajectories import TrajectoryBank, TrajectoryPlan, bank_megabytes, denoiser_hash, device_of, draw_start, frozen_copy, make_bank
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, VPDenoiser,
+                                           load_teacher)
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import SOLVERS, trajectory
+from bdense_nb.diffusion.schedules import linear_alpha_bar, nested_sigmas
+from bdense_nb.distillation.bank import (TrajectoryBank, TrajectoryPlan, bank_megabytes, denoiser_hash, device_of,
+                                         draw_start, frozen_copy, make_bank)
+from bdense_nb.distillation.branches import branch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -448,8 +450,8 @@ import sys, torch
 from pathlib import Path
 from dataclasses import replace
 from bdense_nb.core import save_tensors
-from bdense_nb.teachers import GaussianDenoiser
-from bdense_nb.trajectories import TrajectoryPlan, make_bank
+from bdense_nb.diffusion.denoisers import GaussianDenoiser
+from bdense_nb.distillation.bank import TrajectoryPlan, make_bank
 import os
 class Labelled(GaussianDenoiser):
     n_classes, asked = 3, 0

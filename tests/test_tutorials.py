@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from bdense_nb.branches import narrow
 from bdense_nb.core import check_answer, data_dir
-from bdense_nb.losses import branch_weights, dense_alignment_loss
-from bdense_nb.metrics import student_t
-from bdense_nb.samplers import afs_x0, euler_step
-from bdense_nb.schedules import karras_sigmas
-from bdense_nb.targets import branch_states
+from bdense_nb.diffusion.samplers import afs_x0, euler_step
+from bdense_nb.diffusion.schedules import karras_sigmas
+from bdense_nb.distillation.branches import narrow
+from bdense_nb.distillation.losses import branch_weights, dense_alignment_loss
+from bdense_nb.distillation.segments import branch_states
+from bdense_nb.evaluation.intervals import student_t
 from solutions import LESSONS, exercises as lesson_exercises, is_stub, lesson_solutions, questions, quoted_questions
 
 EXERCISES, SOLUTIONS = '9_exercises', '9b_solutions'

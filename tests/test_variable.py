@@ -6,19 +6,20 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import shaken
-from bdense_nb import variable as variable_module
-from bdense_nb.branches import branch, fold
+from bdense_nb.distillation import variable as variable_module
 from bdense_nb.core import NFECounter, save_tensors
-from bdense_nb.distill import config_of, distill
-from bdense_nb.nets import MLP, UNet
-from bdense_nb.schedules import linear_alpha_bar, make_sigmas
-from bdense_nb.sfd import SFDConfig, sfd, sfd_step, teacher_bank
-from bdense_nb.students import Student, VariableStudent, load_student
-from bdense_nb.teachers import EDMDenoiser, MixtureDenoiser, VPDenoiser
-from bdense_nb.trajectories import TrajectoryBank
-from bdense_nb.training import Hardware
-from bdense_nb.variable import (SFDVConfig, StepBias, choose, condition, draw_index, find_step_layer, second_stage, several, sfd_variable, uncondition, variable_configs,
-                                variable_step)
+from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser, VPDenoiser
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.schedules import linear_alpha_bar, make_sigmas
+from bdense_nb.distillation.bank import TrajectoryBank
+from bdense_nb.distillation.branches import branch, fold
+from bdense_nb.distillation.distill import config_of, distill
+from bdense_nb.distillation.sfd import SFDConfig, sfd, sfd_step, teacher_bank
+from bdense_nb.distillation.students import Student, VariableStudent, load_student
+from bdense_nb.distillation.variable import (SFDVConfig, StepBias, choose, condition, draw_index, find_step_layer,
+                                             second_stage, several, sfd_variable, uncondition, variable_configs,
+                                             variable_step)
+from bdense_nb.training.config import Hardware
 from torch import nn
 
 TINY = SFDConfig(steps=4, batch=4, lr=1e-3, shape=(2,))
@@ -341,7 +342,7 @@ def test_only_what_is_trainable_is_trained(teacher):
 
 
 def test_the_layer_of_a_diffusers_network_is_found_and_its_student_saved(tmp_path):
-    from bdense_nb.interop import from_diffusers
+    from bdense_nb.interop.diffusers import from_diffusers
     from diffusers import DDPMScheduler, UNet2DModel
     torch.manual_seed(0)
     unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',))

@@ -11,10 +11,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from bdense_nb.students import Student
-from bdense_nb.teachers import MixtureDenoiser
-from bdense_nb.widgets import (Explorer, Frame, branch_viewer, loss_shares, paired_errors_of, png, quantile_flow, race_teacher, sampler_race,
-                               schedule_explorer, schedule_frame, shipped_student, student_picker, weight_playground)
+from bdense_nb.diffusion.denoisers import MixtureDenoiser
+from bdense_nb.distillation.students import Student
+from bdense_nb.lab.explorers import (Explorer, Frame, branch_viewer, loss_shares, paired_errors_of, png, quantile_flow,
+                                     race_teacher, sampler_race, schedule_explorer, schedule_frame, shipped_student,
+                                     student_picker, weight_playground)
 
 PICTURES = [np.full((4, 6), level, np.uint8) for level in (0, 60, 120, 180, 240, 255)]
 
@@ -110,7 +111,7 @@ def test_a_live_explorer_shows_what_users_named_as_text():
 
 def test_without_ipywidgets_pages_are_made_and_live_says_what_to_install():
     code = """import sys; sys.modules['ipywidgets'] = None
-from bdense_nb.widgets import weight_playground
+from bdense_nb.lab.explorers import weight_playground
 explorer = weight_playground()
 assert 'bdense-explorer' in explorer.html()
 try: explorer.live()

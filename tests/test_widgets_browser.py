@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 import lab
-from bdense_nb.widgets import Explorer, schedule_explorer
+from bdense_nb.lab.explorers import Explorer, schedule_explorer
 from test_widgets import explorer
 
 pytestmark = pytest.mark.browser

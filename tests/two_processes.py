@@ -6,12 +6,15 @@ from pathlib import Path
 
 import torch
 from bdense_nb.core import save_tensors
-from bdense_nb.nets import MLP
-from bdense_nb.progressive import PDConfig, progressive
-from bdense_nb.sfd import SFDConfig, sfd
-from bdense_nb.teachers import EDMDenoiser, train_teacher
-from bdense_nb.training import Hardware, TrainConfig, fit, share
-from bdense_nb.variable import sfd_variable
+from bdense_nb.diffusion.denoisers import EDMDenoiser
+from bdense_nb.diffusion.nets import MLP
+from bdense_nb.distillation.progressive import PDConfig, progressive
+from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.teaching import train_teacher
+from bdense_nb.distillation.variable import sfd_variable
+from bdense_nb.training.config import Hardware, TrainConfig
+from bdense_nb.training.devices import share
+from bdense_nb.training.loop import fit
 from torch import nn
 
 CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', clip_grad=1., ema=.9, checkpoint_every=4, log_every=3)

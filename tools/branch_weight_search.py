@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from bdense_nb.core import about_run, data_dir
-from bdense_nb.distill import preset
-from bdense_nb.search import confirm_weights, save_search, search_weights
-from bdense_nb.teachers import load_teacher, read_about
+from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.distillation.distill import preset
+from bdense_nb.lab.search import confirm_weights, save_search, search_weights
 
 
 def main() -> None:

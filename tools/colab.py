@@ -11,7 +11,7 @@ from posixpath import join, normpath
 import nbformat
 from nbformat.v4 import new_code_cell
 
-from bdense_nb.notebooks import relink
+from bdense_nb.app.course import relink
 from docs_sources import BRANCH, COLAB, GIT, Page, SETTINGS, pages
 from run_notebooks import ROOT
 

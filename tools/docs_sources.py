@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_markdown_cell
 
-from bdense_nb.experiments import EXPERIMENTS, difference_table
-from bdense_nb.notebooks import relink
+from bdense_nb.app.course import relink
+from bdense_nb.lab.experiments import EXPERIMENTS, difference_table
 from readme import PAPER
 from run_notebooks import FOLDERS, NBS, ROOT, notebooks
 
@@ -133,10 +133,14 @@ def short_names() -> dict[str, list[str]]:
     "What prose may call a symbol (`sample`, `samplers.sample`) -> full names."
     names = defaultdict(list)
     for full in symbols():
-        parts = full.split('.')
-        for i in range(len(parts)):
-            if i < 3: names['.'.join(parts[i:])].append(full)  # a method needs its class
+        parts, module = full.split('.'), module_of(full)
+        for i in range(module.count('.') + 3): names['.'.join(parts[i:])].append(full)  # a method needs its class
     return names
+
+
+def module_of(full: str) -> str:
+    "The module in which a symbol's full name lies, without the library's own name."
+    return next((p.module for p in pages() if p.module and full.startswith(f'{LIB}.{p.module}.')), '')
 
 
 def find_symbol(text: str, module: str = '') -> str | None:
@@ -156,21 +160,20 @@ def built_in(symbol: Symbol) -> str:
 # --- markdown
 
 def link_names(markdown: str, page: Page) -> str:
-    "Code that names an exported symbol, `notebook 07` and `tutorial 2` become links; fences, headings and links stay as they are."
+    "Code that names an exported symbol, and `tutorial 2`, become links; fences, headings and links stay as they are."
     def code(m):
         full = find_symbol(m[1], page.module)
         own = m[1].split('(')[0] in page.own_names() and full != f'{LIB}.{page.module}.{m[1]}'
         if page.doc == 'index' and m[1] in {p.module for p in pages()}: return f'[`{m[1]}`](api/{m[1]}.rst)'
         return m[0] if full is None or own else f'{{py:obj}}`{m[1]} <{full}>`'
 
-    def notebook(m):
-        folder = {'notebook': '', 'tutorial': 'tutorials/'}[m[1].lower()]
-        path = next((p.path for p in pages() if p.doc.startswith(f'{folder}{m[2]}_')), None)
+    def tutorial(m):
+        path = next((p.path for p in pages() if p.doc.startswith(f'tutorials/{m[1]}_')), None)
         return m[0] if path in (None, page.path) else f'[{m[0]}]({relpath(path, page.path.parent)})'
 
     def prose(text):
         text = re.sub(r'(?<![`\w}])`([^`\n]+)`(?!`)', code, text)
-        return re.sub(r'\b(notebook|tutorial) (\d+[a-z]?)\b', notebook, text, flags=re.I)
+        return re.sub(r'\btutorial (\d+[a-z]?)\b', tutorial, text, flags=re.I)
     parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)', markdown, flags=re.M | re.S)
     return ''.join(part if i % 2 else prose(part) for i, part in enumerate(parts))
 
@@ -208,7 +211,7 @@ def page_links(page: Page) -> str:
 
 def export_note(cell, page: Page) -> str:
     "The line above an exported cell, which is also its anchor."
-    names = [s for s in symbols().values() if s.page == page and s.cell == cell.id and s.name.count('.') == 2]
+    names = [s for s in symbols().values() if s.page == page and s.cell == cell.id and s.name.rpartition('.')[0] == f'{LIB}.{page.module}']
     links = ', '.join(f'{{py:obj}}`{s.name.split(".")[-1]} <{s.name}>`' for s in names)
     return f'(cell-{cell.id})=\n{{.exports}}\n' + (f'Exported: {links}' if names else 'Part of the library')
 
@@ -261,7 +264,7 @@ def notebook_page(page: Page, out: Path):
 def contents() -> str:
     "The site's table of contents, from the files."
     entries = lambda folder: [f'{p.title} </{p.doc}>' for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index']
-    parts = {'The course': entries('')} | {caption: entries(folder) for folder, caption in FOLDERS.items()}
+    parts = {'The library': entries('')} | {caption: entries(folder) for folder, caption in FOLDERS.items()}
     parts |= {'Reference': ['API </api/index>', 'Results </results>', 'Glossary </glossary>'], 'Project': ['Changes </changelog>', 'How to cite </citing>']}
     return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```' for caption, docs in parts.items() if docs)
 
@@ -316,7 +319,7 @@ def titled(text: str) -> list[str]: return [text, '='*len(text), '']
 def api_page(module: str) -> str:
     "A module's reference: a table of its symbols, then each of them."
     built = [p for p in pages() if p.module == module]
-    own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and (s.name.count('.') == 2 or s.name.rpartition('.')[0] not in symbols())] # also methods given to another module's class
+    own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and (s.name.rpartition('.')[0] == f'{LIB}.{module}' or s.name.rpartition('.')[0] not in symbols())] # also methods given to another module's class
     lines = [f'.. py:module:: {LIB}.{module}', '', *titled(f'{LIB}.{module}'), rst(built[0].summary, module), '']
     lines += ['Built in ' + ', '.join(f':doc:`/{p.doc}`' for p in built) + '.', '', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
     for s in own: lines += [f'   * - :py:obj:`{s.name.split(".")[-1]} <{s.name}>`', f'     - {rst(doc_line(s), module)}']
@@ -410,7 +413,7 @@ def glossary_page() -> str:
     terms = {re.sub(r'[^\w -]', '', term.lower()).replace(' ', '-'): term for term, _ in entries}
     def linked(text):
         text = re.sub(r'\[([^]]+)\]\(#([\w-]+)\)', lambda m: f'{{term}}`{m[1]} <{terms[m[2]]}>`', text)
-        return re.sub(r'(?<=See )`([\w.]+)`', r'{py:obj}`~bdense_nb.\1`', text)
+        return re.sub(r'(?<=See )`([\w.]+)`', lambda m: f'{{py:obj}}`~{find_symbol(m[1])}`', text)
     return f'{head}```{{glossary}}\n' + '\n\n'.join(f'{term}\n  {linked(text)}' for term, text in entries) + '\n```\n'
 
 

@@ -16,16 +16,18 @@ from pathlib import Path
 
 import torch
 
-from bdense_nb.branches import BranchedDenoiser, branch, fold
-from bdense_nb.commands import about_run, many_steps, sample_counted
-from bdense_nb.core import data_dir, save_tensors, write_json
-from bdense_nb.distill import SFDConfig, Student, preset, sfd_step, teacher_bank
-from bdense_nb.losses import BRANCH_WEIGHTS
-from bdense_nb.metrics import fashion_fd, paired_error
-from bdense_nb.samplers import afs_x0
-from bdense_nb.targets import branch_states, segments
-from bdense_nb.teachers import load_teacher, read_about
-from bdense_nb.training import fit
+from bdense_nb.app.commands import many_steps, sample_counted
+from bdense_nb.core import about_run, data_dir, save_tensors, write_json
+from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.diffusion.samplers import afs_x0
+from bdense_nb.distillation.branches import BranchedDenoiser, branch, fold
+from bdense_nb.distillation.distill import preset
+from bdense_nb.distillation.losses import BRANCH_WEIGHTS
+from bdense_nb.distillation.segments import branch_states, segments
+from bdense_nb.distillation.sfd import SFDConfig, sfd_step, teacher_bank
+from bdense_nb.distillation.students import Student
+from bdense_nb.evaluation.metrics import fashion_fd, paired_error
+from bdense_nb.training.loop import fit
 
 KEPT = ('linear', 0)  # weights and seed of the student that ships
 HELD_OUT = range(256)  # sampling seeds: no training run has seen them

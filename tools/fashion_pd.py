@@ -14,12 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bdense_nb.core import about_run, data_dir, write_json
-from bdense_nb.data import FASHION_CLASSES, fashion_mnist
-from bdense_nb.metrics import fashion_fd, paired_error
-from bdense_nb.progressive import PDConfig, progressive_rounds
-from bdense_nb.students import Student
-from bdense_nb.teachers import load_teacher, read_about
-from bdense_nb.viz import show_rows
+from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
+from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.distillation.progressive import PDConfig, progressive_rounds
+from bdense_nb.distillation.students import Student
+from bdense_nb.evaluation.metrics import fashion_fd, paired_error
+from bdense_nb.evaluation.pictures import show_rows
 
 CONFIG = PDConfig(start_steps=64, updates=100, batch=64, lr=2e-4)
 SHAPE = (1, 28, 28)

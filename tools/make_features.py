@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from bdense_nb.core import save_tensors, sha256, write_json
-from bdense_nb.data import fashion_mnist
-from bdense_nb.metrics import accuracy, feature_stats, image_features, train_feature_net
+from bdense_nb.diffusion.data import fashion_mnist
+from bdense_nb.evaluation.metrics import accuracy, feature_stats, image_features, train_feature_net
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from bdense_nb.notebooks import relink
+from bdense_nb.app.course import relink
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX, README, CITATION, IMAGES = ROOT/'nbs'/'index.ipynb', ROOT/'README.md', ROOT/'CITATION.cff', 'docs/readme'

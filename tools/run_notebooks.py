@@ -1,7 +1,7 @@
 """Run notebooks top to bottom, each in a fresh kernel, and store their outputs.
 
     python tools/run_notebooks.py                       # every notebook
-    python tools/run_notebooks.py nbs/04_samplers.ipynb # these
+    python tools/run_notebooks.py nbs/diffusion/03_samplers.ipynb # these
     python tools/run_notebooks.py --check               # store nothing; say where a run, from an empty folder, prints something else than what is stored
 """
 import argparse
@@ -21,13 +21,14 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-FOLDERS = {'tutorials': 'Tutorials', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
+FOLDERS = {'diffusion': 'Diffusion', 'training': 'Training', 'distillation': 'Distillation', 'evaluation': 'Evaluation', 'interop': 'Other libraries', 'lab': 'The lab',
+           'app': 'Commands', 'tutorials': 'Tutorials', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
 WIDGET, WIDGET_STATE = 'application/vnd.jupyter.widget-view+json', 'application/vnd.jupyter.widget-state+json'
 NOTE = 'A live control in JupyterLab; stored here is the picture it starts with.\n'
 
 
 def notebooks() -> list[Path]:
-    "Every notebook in reading order: the library's, then each folder of `FOLDERS`."
+    "Every notebook in reading order: those in nbs/ itself, then each folder of `FOLDERS`."
     return [path for folder in ('', *FOLDERS) for path in sorted((NBS/folder).glob('*.ipynb'))]
 
 

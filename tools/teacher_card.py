@@ -3,15 +3,16 @@
     python tools/teacher_card.py       # about ten minutes on two CPU cores
 """
 import torch
-from bdense_nb.commands import about_run, sample_counted
-from bdense_nb.core import data_dir, write_json
-from bdense_nb.data import FASHION_CLASSES, fashion_mnist
-from bdense_nb.distill import Student
-from bdense_nb.metrics import fashion_fd, mean_interval
-from bdense_nb.samplers import sample
-from bdense_nb.schedules import karras_sigmas
-from bdense_nb.teachers import load_teacher, read_about
-from bdense_nb.viz import show_rows
+from bdense_nb.app.commands import sample_counted
+from bdense_nb.core import about_run, data_dir, write_json
+from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
+from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.diffusion.samplers import sample
+from bdense_nb.diffusion.schedules import karras_sigmas
+from bdense_nb.distillation.students import Student
+from bdense_nb.evaluation.intervals import mean_interval
+from bdense_nb.evaluation.metrics import fashion_fd
+from bdense_nb.evaluation.pictures import show_rows
 
 N, SEEDS, STEPS, SOLVER = 3000, (0, 1, 2), 18, 'dpmpp3m'
 
@@ -19,7 +20,7 @@ CARD = '''# The Fashion-MNIST teacher
 
 A class-conditional denoiser of 28x28 images: a U-Net of {parameters:,} parameters (widths {widths}, self-attention at 7x7, pixels folded 2x2 into
 channels) under EDM preconditioning with sigma_data = {sigma_data}. Ten classes and a null class (`label=None`). Load it with
-`bdense_nb.teachers.load_teacher()`.
+`bdense_nb.diffusion.denoisers.load_teacher()`.
 
 ![Ten classes, four seeds each](samples.png)
 

@@ -6,8 +6,9 @@ import time
 
 import torch
 from bdense_nb.core import about_run, default_device, write_json
-from bdense_nb.nets import UNet
-from bdense_nb.teachers import EDMDenoiser, edm_loss
+from bdense_nb.diffusion.denoisers import EDMDenoiser
+from bdense_nb.diffusion.nets import UNet
+from bdense_nb.distillation.teaching import edm_loss
 
 
 def images_per_second(channels_last: bool, bf16: bool, batch: int, seconds: float, device: torch.device) -> float:

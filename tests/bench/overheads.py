@@ -11,15 +11,17 @@ import sys
 import time
 
 import torch
-from bdense_nb.branches import branch
 from bdense_nb.core import about_run, sample_noise, write_json
-from bdense_nb.data import fashion_mnist
-from bdense_nb.distill import preset, sfd_step, teacher_bank
-from bdense_nb.nets import UNet
-from bdense_nb.samplers import sample
-from bdense_nb.schedules import karras_sigmas
-from bdense_nb.teachers import EDMDenoiser, load_teacher, train_teacher
-from bdense_nb.training import TrainConfig
+from bdense_nb.diffusion.data import fashion_mnist
+from bdense_nb.diffusion.denoisers import EDMDenoiser, load_teacher
+from bdense_nb.diffusion.nets import UNet
+from bdense_nb.diffusion.samplers import sample
+from bdense_nb.diffusion.schedules import karras_sigmas
+from bdense_nb.distillation.branches import branch
+from bdense_nb.distillation.distill import preset
+from bdense_nb.distillation.sfd import sfd_step, teacher_bank
+from bdense_nb.distillation.teaching import train_teacher
+from bdense_nb.training.config import TrainConfig
 
 
 def seconds(f) -> float:
@@ -36,7 +38,7 @@ def medians(*fs, repeats: int) -> list[float]:
 def import_times() -> tuple[float, float]:
     "`import bdense_nb` and every module a first distillation needs, against `import torch` alone; fresh interpreters."
     run = lambda code: lambda: subprocess.run([sys.executable, '-c', code], check=True)
-    return tuple(medians(run('import bdense_nb'), run('import bdense_nb.distill'), run('import torch'), repeats=5))
+    return tuple(medians(run('import bdense_nb'), run('import bdense_nb.distillation.distill'), run('import torch'), repeats=5))
 
 
 def sampling(teacher, n_steps: int = 12) -> tuple[float, float]:
@@ -74,7 +76,7 @@ def main():
     parser.add_argument('--out', help='a JSON file for the figures')
     out, teacher = parser.parse_args().out, load_teacher()
     (package, distill, bare_torch), (ours, bare), (k4, k1) = import_times(), sampling(teacher), student_steps(teacher)
-    rows = {'import bdense_nb / import torch': package/bare_torch, 'import bdense_nb.distill / import torch': distill/bare_torch,
+    rows = {'import bdense_nb / import torch': package/bare_torch, 'import bdense_nb.distillation.distill / import torch': distill/bare_torch,
             'sample(), 12 steps / 12 bare network calls': ours/bare, 'SFD iteration, K = 4 / K = 1': k4/k1, 'teacher training, images a second': teacher_speed()}
     for name, value in rows.items(): print(f'{name:45}{value:9.3f}')
     if out: write_json(out, dict(rows=rows, seconds=dict(import_torch=bare_torch, sample=ours, sfd_iteration_k1=k1), **about_run()))

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import torch
 from bdense_nb.core import about_run, write_json
-from bdense_nb.nets import UNet
-from bdense_nb.teachers import EDMDenoiser, edm_loss
-from bdense_nb.training import Hardware, TrainConfig, fit
+from bdense_nb.diffusion.denoisers import EDMDenoiser
+from bdense_nb.diffusion.nets import UNet
+from bdense_nb.distillation.teaching import edm_loss
+from bdense_nb.training.config import Hardware, TrainConfig
+from bdense_nb.training.loop import fit
 from torch import nn
 
 BATCH = 64

@@ -23,12 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bdense_nb.branches import branch
 from bdense_nb.core import about_run, write_json
-from bdense_nb.distill import preset
-from bdense_nb.sfd import SFDConfig, sfd, sfd_step, teacher_bank
-from bdense_nb.teachers import load_teacher
-from bdense_nb.trajectories import bank_megabytes, frozen_copy, make_bank
+from bdense_nb.diffusion.denoisers import load_teacher
+from bdense_nb.distillation.bank import bank_megabytes, frozen_copy, make_bank
+from bdense_nb.distillation.branches import branch
+from bdense_nb.distillation.distill import preset
+from bdense_nb.distillation.sfd import SFDConfig, sfd, sfd_step, teacher_bank
 
 SWEEP = [dict(K=1), dict(K=2), dict(K=4), dict(K=2, branch_weights='uniform'), dict(K=4, branch_weights='uniform'),
          dict(K=4, branch_weights='endpoint'), dict(K=4, branch_weights_end='endpoint'), dict(K=4, branch_step='end')]

@@ -1,0 +1,1 @@
+"The commands, what a run will cost, and the course."

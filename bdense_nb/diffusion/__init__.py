@@ -1,0 +1,1 @@
+"Schedules, denoisers, samplers, networks and data; it knows nothing of training."

@@ -1,0 +1,1 @@
+"Experiments, search, and what one looks at: needs the extra `lab`."
