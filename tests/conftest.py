@@ -28,6 +28,7 @@ def site(root, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     "Tests that look at the site run in one process, so that it is built once."
     for item in items:
