@@ -23,11 +23,11 @@ def _zero(layer: nn.Module) -> nn.Module:
     return layer
 
 class NoiseEmbedding(nn.Module):
-    "Sinusoidal features of the noise input, then two linear layers; a class embedding is added in between."
+    "Sinusoidal features of the noise input, then two linear layers with a class embedding between."
     def __init__(self,
         dim: int, # width of the embedding, even
         n_classes: int = 0, # classes; one more row is kept for the null class
-        time_scale: float = 1., # multiplies the noise input; 1 suits ln(sigma)/4, 1/400 a DDPM index 0..999
+        time_scale: float = 1., # of the noise input: 1 for ln(sigma)/4, 1/400 for a DDPM index 0..999
         n_freqs: int = 32, # sines and cosines each
     ):
         super().__init__()
@@ -46,12 +46,13 @@ class NoiseEmbedding(nn.Module):
         if self.classes is not None:
             null = h.new_full((1,), self.n_classes, dtype=torch.long)
             h = h + self.classes(null if label is None else label)
-        elif label is not None: raise ValueError('this network has no classes, so label must be None')
+        elif label is not None:
+            raise ValueError('this network has no classes, so label must be None')
         return F.silu(self.lin2(F.silu(h)))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #857e0ca1
 class ResBlock(nn.Module):
-    "Two 3x3 convolutions around a residual connection; the embedding scales and shifts between them."
+    "Two 3x3 convolutions and a residual connection; the embedding scales and shifts between them."
     def __init__(self,
         c_in: int, # channels in, a multiple of 8
         c_out: int, # channels out, a multiple of 8
