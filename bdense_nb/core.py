@@ -97,11 +97,10 @@ def check_choice(name: str, value, allowed) -> None:
 
 def check_int(name: str, value, low: int, high: int | None = None) -> None:
     "Raise unless `value` is a whole number in [low, high]."
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f'{name} must be a whole number, got {value!r}')
-    if value < low or (high is not None and value > high):
-        limits = f'at least {low}' if high is None else f'between {low} and {high}'
-        raise ValueError(f'{name} must be {limits}, got {value}')
+    limits = f'at least {low}' if high is None else f'between {low} and {high}'
+    if isinstance(value, bool) or not isinstance(value, int): limits = 'a whole number'
+    elif value in Within(low, at_most=math.inf if high is None else high): return
+    raise ValueError(f'{name} must be {limits}, got {value!r}')
 
 def check_number(
     name: str, # what to call it in the message
@@ -150,8 +149,7 @@ class Trajectory:
                              f'{tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}: '
                              f'{n} states for {self.sigmas.numel()} levels')
         if not (self.sigmas.diff() < 0).all():
-            raise ValueError('a trajectory has its noise first, so its levels descend, got '
-                             f'{self.sigmas.tolist()}')
+            raise ValueError(f'the levels of a trajectory descend, got {self.sigmas.tolist()}')
 
     def __len__(self) -> int: return len(self.sigmas)
     def __getitem__(self, i: int) -> Tensor: return self.xs[i]
@@ -194,8 +192,7 @@ class NFECounter:
         denoiser: Callable, # `D(x, sigma, label=None)`; without a network its own calls count
     ):
         if not callable(denoiser):
-            raise TypeError('a denoiser is a callable D(x, sigma, label=None), got '
-                            f'{type(denoiser).__name__}')
+            raise TypeError(f'a denoiser must be callable, got {type(denoiser).__name__}')
         self.denoiser = denoiser
         self.nfe = 0
 
@@ -219,8 +216,7 @@ def check_sigmas(
     "A grid of noise levels as float64: two or more, finite, positive and strictly descending."
     s = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     if s.ndim != 1 or len(s) < 2:
-        raise ValueError('a grid of noise levels is one-dimensional with at least 2 points, got '
-                         f'shape {tuple(s.shape)}')
+        raise ValueError(f'a grid is one-dimensional with at least 2 levels, got {tuple(s.shape)}')
     levels = s.tolist()
     for i, (level, after) in enumerate(zip(levels, levels[1:])):
         if after >= level:
@@ -238,10 +234,9 @@ def check_state(
     "Raise unless `x` is a finite floating-point tensor with a batch axis and at least one more."
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f'{name} must be a floating-point torch.Tensor of shape [B, *D], got {kind}')
+        raise TypeError(f'{name} must be a floating-point tensor [B, *D], got {kind}')
     if x.ndim < 2:
-        raise ValueError(f'{name} must have shape [B, *D] with at least two axes, got '
-                         f'{tuple(x.shape)}')
+        raise ValueError(f'{name} must have at least two axes, got shape {tuple(x.shape)}')
     bad = int((~torch.isfinite(x)).sum())
     if bad: raise ValueError(f'{name} contains {bad} NaN or infinite values')
 
@@ -267,11 +262,13 @@ Above0 = Annotated[float, Within(above=0)]
 Fraction = Annotated[float, Within(above=0, below=1)]
 Beta = Annotated[float, Within(at_least=0, below=1)]
 
-_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name', type(None): 'None'}
+_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name',
+          type(None): 'None'}
 
 def _wanted(kind) -> str:
     "A type in words."
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if origin is Annotated: return ', '.join([_wanted(args[0]), *map(str, args[1:])])
     if origin is typing.Literal: return f'one of: {", ".join(map(str, args))}'
     if origin is tuple:
@@ -281,7 +278,8 @@ def _wanted(kind) -> str:
 
 def _fitted(kind, value):
     "The value as its type has it (JSON has lists for tuples); TypeError: it does not fit."
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if origin is Annotated:
         value = _fitted(args[0], value)
         if all(value in within for within in args[1:] if isinstance(within, Within)): return value
@@ -394,13 +392,12 @@ def sweep(folder: Path | str) -> None:
 def save_tensors(
     path: Path | str, # ends in `.safetensors`
     tensors: dict[str, Tensor], # flat names to tensors
-    meta: dict | None = None, # JSON-able; stored in the file's own header, so the two cannot part
+    meta: dict | None = None, # JSON-able; stored in the file's own header
 ) -> None:
     "Write tensors and their description as one safetensors file, atomically."
     for k, v in tensors.items():
         if not isinstance(v, Tensor):
-            raise TypeError(f'only tensors can be saved, but {k!r} is a {type(v).__name__}; put it '
-                            'into meta=')
+            raise TypeError(f'only meta= takes other than tensors: {k!r} is a {type(v).__name__}')
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header = {'meta': json.dumps(meta or {}, allow_nan=False)}
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=header)
@@ -414,7 +411,7 @@ def load_tensors(
     try:
         with safe_open(path, framework='pt') as f:
             meta = json.loads((f.metadata() or {}).get('meta', '{}'))
-            return {k: f.get_tensor(k).clone() for k in f.keys()}, meta # copies: the file may change
+            return {k: f.get_tensor(k).clone() for k in f.keys()}, meta # copies: it may change
     except (SafetensorError, json.JSONDecodeError) as e:
         raise ValueError(f'{path} is not a readable safetensors file ({e}); it is truncated, '
                          'damaged or of another kind') from e

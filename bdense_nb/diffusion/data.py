@@ -57,12 +57,10 @@ def read_idx(
         raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is '
                          f'{got}{wanted}')
     if len(raw) < 4 or raw[:3] != b'\x00\x00\x08':
-        raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}, '
-                         'expected 000008xx')
+        raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}')
     start = 4 + 4*raw[3]
     if len(raw) < start:
-        raise ValueError(f'{path} ends inside its header: {len(raw)} bytes, {start} needed for '
-                         f'{raw[3]} axes')
+        raise ValueError(f'{path} ends inside its header: {len(raw)} bytes of {start}')
     shape = struct.unpack(f'>{raw[3]}I', raw[4:start])
     if len(raw) != start + math.prod(shape):
         raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
@@ -74,9 +72,8 @@ def to_images(
 ) -> Tensor: # float32 [N, C, H, W] in [-1, 1]
     "Bytes to the range that diffusion models use: 0 is -1, 255 is 1."
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-        kind = getattr(pixels, 'dtype', 'no dtype')
-        raise TypeError(f'pixels must be a numpy array of uint8, got {type(pixels).__name__} of '
-                        f'{kind}')
+        kind = getattr(pixels, 'dtype', type(pixels).__name__)
+        raise TypeError(f'pixels must be a numpy array of uint8, got {kind}')
     return torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1)
 
 def to_pixels(
@@ -216,8 +213,7 @@ def _image_files(folder: Path) -> tuple[list[Path], list[int] | None]:
                          'image must be in one of them or none')
     for name, files in classes.items():
         if not files:
-            raise ValueError(f'sub-folders are classes, but {folder/name} holds no images; remove '
-                             'it')
+            raise ValueError(f'sub-folders are classes, but {folder/name} holds no images')
     labels = [c for c, files in enumerate(classes.values()) for _ in files]
     return list(chain(*classes.values())), labels
 

@@ -35,8 +35,7 @@ def as_column(
     if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
-        raise ValueError(f'sigma must be a number or have one entry per sample ({len(x)}), got '
-                         f'shape {tuple(sigma.shape)}')
+        raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #634c7040
@@ -134,11 +133,9 @@ class NetDenoiser(nn.Module):
             raise TypeError(f'x must be a floating-point tensor, got {kind}')
         mine = next(self.parameters(), x)
         if x.device != mine.device:
-            raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}; move one '
-                             'of them with .to()')
+            raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}')
         if x.dtype != mine.dtype:
-            raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}; convert one of them '
-                            'with .to()')
+            raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}')
         s = torch.as_tensor(sigma)
         good = (s > 0) & (s < math.inf)
         if s.device.type == 'cpu' and not good.all(): # a GPU would have to be waited for
@@ -218,8 +215,7 @@ class VPDenoiser(NetDenoiser):
         check_choice('prediction', prediction, PREDICTIONS)
         a = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
-            raise ValueError('alpha_bar must be one-dimensional, strictly descending, between 0 '
-                             'and 1 (both excluded)')
+            raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
         self.register_buffer('alpha_bar', a, persistent=False)
         self.register_buffer('log_sigmas', sigma_from_alpha_bar(a).log(), persistent=False)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import check_choice, check_int, check_shape
+from ..core import check_choice, check_int
 
 # %% auto #0
 __all__ = ['NETS', 'NoiseEmbedding', 'ResBlock', 'SelfAttention', 'UNet', 'MLP', 'check_sizes', 'build_net']
@@ -27,7 +27,7 @@ class NoiseEmbedding(nn.Module):
     def __init__(self,
         dim: int, # width of the embedding, even
         n_classes: int = 0, # classes; one more row is kept for the null class
-        time_scale: float = 1., # of the noise input: 1 for ln(sigma)/4, 1/400 for a DDPM index 0..999
+        time_scale: float = 1., # of the noise input: 1 for ln(sigma)/4, 1/400 for DDPM's 0..999
         n_freqs: int = 32, # sines and cosines each
     ):
         super().__init__()
@@ -193,7 +193,8 @@ class MLP(nn.Module):
         c_noise: Tensor, # [B] (or [1], for all)
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, dim]
-        check_shape('x', x, 'B', self.config['dim'])
+        if x.ndim != 2 or x.shape[1] != self.config['dim']:
+            raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
         emb = self.embed(c_noise, label)
         h = self.stem(x)
         for layer in self.layers: h = h + layer(F.silu(h + emb))

@@ -185,11 +185,9 @@ def check_label(
     if kind != torch.int64:
         raise TypeError(f'label must be None or an int64 tensor of shape [B], got {kind}')
     if label.shape != x.shape[:1]:
-        raise ValueError(f'label must have one class per sample, shape {tuple(x.shape[:1])}, got '
-                         f'{tuple(label.shape)}')
+        raise ValueError(f'label must be one class per sample ({len(x)}), got {tuple(label.shape)}')
     if label.device != x.device:
-        raise ValueError(f'label is on {label.device} but x is on {x.device}; put both on one '
-                         'device')
+        raise ValueError(f'label is on {label.device} but x is on {x.device}')
     if n_classes is None: return
     if n_classes and label.device.type != 'cpu': return # reading it would wait for the GPU
     check_classes(label, len(x), n_classes)
@@ -314,8 +312,7 @@ def _noise_like(z: Tensor, generator) -> Tensor:
         device = generator.device
         return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=device).to(z.device)
     if not isinstance(generator, (list, tuple)) or len(generator) != len(z):
-        raise ValueError('generator must be None, a torch.Generator, or a list of one per sample '
-                         f'({len(z)}), got {generator!r}')
+        raise ValueError(f'generator must be None, one, or a list of {len(z)}, got {generator!r}')
     return torch.stack([_noise_like(row, g) for row, g in zip(z, generator)])
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #65adc7cd
@@ -341,8 +338,7 @@ def sample_vp(
     nodes = torch.as_tensor(alpha_bars, dtype=torch.float64).cpu()
     ascending = nodes.ndim == 1 and len(nodes) > 1 and bool((nodes.diff() > 0).all())
     if not ascending or not 0 < nodes[0] < nodes[-1] <= 1:
-        raise ValueError('alpha_bars must be at least two values, strictly ascending in (0, 1], '
-                         f'got {nodes}')
+        raise ValueError(f'alpha_bars must be two or more, ascending in (0, 1], got {nodes}')
     denoise = _bind(denoiser, label)
     for a, b in pairwise(nodes.tolist()):
         x0_hat = denoise(z/math.sqrt(a), math.sqrt((1 - a)/a))

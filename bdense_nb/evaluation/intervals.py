@@ -45,11 +45,9 @@ def _check_scores(values, name: str) -> Tensor:
     "Scores, one per seed, as float64 [n] with n >= 3, or an error that says what is wrong."
     try: v = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f'{name} must be a sequence of numbers, one per seed, got '
-                        f'{values!r}') from e
+        raise TypeError(f'{name} must be numbers, one per seed, got {values!r}') from e
     if v.ndim != 1 or len(v) < 3:
-        raise ValueError(f'{name} needs at least 3 values, one per seed, got shape '
-                         f'{tuple(v.shape)}; an interval from fewer says next to nothing')
+        raise ValueError(f'{name} needs at least 3 values, one a seed, got shape {tuple(v.shape)}')
     if not torch.isfinite(v).all():
         raise ValueError(f'{name} contains NaN or infinite values: {v.tolist()}')
     return v

@@ -175,16 +175,15 @@ def _check_features(feats: Tensor | np.ndarray, name: str = 'features') -> Tenso
     check_shape(name, feats, 'N', 'd')
     return feats.detach().cpu().double()
 
+def _check_lengths(a: int, b: int) -> None:
+    if a != b: raise ValueError(f'the two sets have features of different lengths: {a} and {b}')
+
 def _check_pair(a, b, names: tuple[str, str], least: int = 0) -> tuple[Tensor, Tensor]:
     "Two sets of features of one length, at least so many of each; in float64."
     a = _check_features(a, names[0])
     b = _check_features(b, names[1])
-    if a.shape[1] != b.shape[1]:
-        raise ValueError('the two sets have features of different lengths: '
-                         f'{a.shape[1]} and {b.shape[1]}')
-    if min(len(a), len(b)) < least:
-        raise ValueError(f'both sets need at least {least} feature vectors, got {len(a)} and '
-                         f'{len(b)}')
+    _check_lengths(a.shape[1], b.shape[1])
+    check_int('number of feature vectors of both sets', min(len(a), len(b)), least)
     return a, b
 
 def feature_stats(
@@ -219,9 +218,7 @@ def frechet_distance(
     "Squared Fréchet distance of the Gaussians fitted to two sets (Heusel et al. 2017), in float64."
     a = _as_stats(feats_a, 'feats_a')
     b = _as_stats(feats_b, 'feats_b')
-    if len(a.mean) != len(b.mean):
-        raise ValueError('the two sets have features of different lengths: '
-                         f'{len(a.mean)} and {len(b.mean)}')
+    _check_lengths(len(a.mean), len(b.mean))
     trace_root = torch.linalg.svdvals(_psd_root(a.cov) @ _psd_root(b.cov)).sum()
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*trace_root
     return max(float(distance), 0.)
@@ -378,9 +375,8 @@ def paired_errors(
     "How far each student sample is from the teacher's, in units of pixel value."
     check_state(student_out, 'student_out')
     check_state(teacher_out, 'teacher_out')
-    if student_out.shape != teacher_out.shape or student_out.numel() == 0:
-        raise ValueError('paired samples need one shape and at least one sample, got '
-                         f'{tuple(student_out.shape)} and {tuple(teacher_out.shape)}')
+    check_shape('teacher_out', teacher_out, *student_out.shape)
+    check_int('number of values', student_out.numel(), 1)
     difference = student_out.detach().cpu().double() - teacher_out.detach().cpu().double()
     return difference.flatten(1).square().mean(1).sqrt()
 
