@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'sample_noise', 'sample_labels',
-           'check_choice', 'check_int', 'check_number', 'check_shape', 'check_file', 'Trajectory', 'NFECounter',
-           'check_sigmas', 'check_state', 'Within', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json',
+           'check_choice', 'Within', 'check_int', 'check_number', 'check_shape', 'check_file', 'Trajectory',
+           'NFECounter', 'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json',
            'locked', 'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
@@ -58,7 +58,7 @@ def _seed32(seed: int) -> int:
     "A seed as the 32 bits that torch's CPU generator uses: itself if it fits, else a hash."
     try: s = operator.index(seed)
     except TypeError: raise TypeError(f'a seed must be a whole number, got {seed!r}') from None
-    check_number('a seed', s, Within(at_least=0))
+    if s < 0: raise ValueError(f'a seed must be at least 0, got {s}')
     return s if s < 2**32 else int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:4], 'big')
 
 # %% ../nbs/00_core.ipynb #ee73f5c7
@@ -94,6 +94,21 @@ def check_choice(name: str, value, allowed) -> None:
     "Raise a `ValueError` that names the bad value and the allowed set."
     if value not in list(allowed):
         raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(map(str, allowed))}')
+
+@dataclass(frozen=True)
+class Within:
+    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    def __contains__(self, value) -> bool: # infinity is not, nor NaN
+        return self.at_least <= value <= self.at_most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        limits = {name: v for name, v in vars(self).items() if abs(v) < math.inf}
+        return ' and '.join(f'{name.replace("_", " ")} {v}' for name, v in limits.items())
 
 def check_int(name: str, value, low: int, high: int | None = None) -> None:
     "Raise unless `value` is a whole number in [low, high]."
@@ -216,7 +231,8 @@ def check_sigmas(
     "A grid of noise levels as float64: two or more, finite, positive and strictly descending."
     s = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     if s.ndim != 1 or len(s) < 2:
-        raise ValueError(f'a grid is one-dimensional with at least 2 levels, got {tuple(s.shape)}')
+        raise ValueError('a grid of noise levels is one-dimensional with at least 2 points, got '
+                         f'shape {tuple(s.shape)}')
     levels = s.tolist()
     for i, (level, after) in enumerate(zip(levels, levels[1:])):
         if after >= level:
@@ -241,21 +257,6 @@ def check_state(
     if bad: raise ValueError(f'{name} contains {bad} NaN or infinite values')
 
 # %% ../nbs/00_core.ipynb #55f708ec
-@dataclass(frozen=True)
-class Within:
-    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
-    at_least: float = -math.inf
-    above: float = -math.inf
-    at_most: float = math.inf
-    below: float = math.inf
-
-    def __contains__(self, value) -> bool: # infinity is not, nor NaN
-        return self.at_least <= value <= self.at_most and self.above < value < self.below
-
-    def __str__(self) -> str:
-        limits = {name: v for name, v in vars(self).items() if abs(v) < math.inf}
-        return ' and '.join(f'{name.replace("_", " ")} {v}' for name, v in limits.items())
-
 AtLeast0 = Annotated[int, Within(at_least=0)]
 AtLeast1 = Annotated[int, Within(at_least=1)]
 Above0 = Annotated[float, Within(above=0)]
