@@ -32,31 +32,30 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'sample_noise', 'sample_labels',
-           'check_choice', 'check_int', 'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'Within', 'validate',
-           'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors',
-           'data_dir', 'check_answer', 'patch', 'import_extra']
+           'check_choice', 'Within', 'check_int', 'check_number', 'check_shape', 'check_file', 'Trajectory',
+           'NFECounter', 'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json',
+           'locked', 'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
-    "The fastest device this machine has; where several processes share its GPUs, the one that is this process's (`LOCAL_RANK`)."
+    "The fastest device of this machine; of several GPUs, this process's own (`LOCAL_RANK`)."
     if torch.cuda.is_available():
-        return (torch.device('cuda', int(os.environ['LOCAL_RANK'])) if 'LOCAL_RANK' in os.environ
-                else torch.device('cuda'))
-    if torch.backends.mps.is_available(): return torch.device('mps')
-    return torch.device('cpu')
+        rank = os.environ.get('LOCAL_RANK')
+        return torch.device('cuda') if rank is None else torch.device('cuda', int(rank))
+    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #59128ab2
 def about_run() -> dict:
     "Versions and hardware, kept beside every figure."
-    device = default_device()
-    hardware = (torch.cuda.get_device_name() if device.type == 'cuda'
-                else f'{device.type}, {torch.get_num_threads()} threads, {platform.machine()}')
-    return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__, python=platform.python_version(),
-                hardware=hardware)
+    device = default_device().type
+    hardware = f'{device}, {torch.get_num_threads()} threads, {platform.machine()}'
+    if device == 'cuda': hardware = torch.cuda.get_device_name()
+    return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__,
+                python=platform.python_version(), hardware=hardware)
 
 # %% ../nbs/00_core.ipynb #bb736f86
 def _seed32(seed: int) -> int:
-    "A seed as the 32 bits torch's CPU generator listens to: itself if it fits, else a hash of all its digits."
+    "A seed as the 32 bits that torch's CPU generator uses: itself if it fits, else a hash."
     try: s = operator.index(seed)
     except TypeError: raise TypeError(f'a seed must be a whole number, got {seed!r}') from None
     if s < 0: raise ValueError(f'a seed must be at least 0, got {s}')
@@ -66,12 +65,14 @@ def _seed32(seed: int) -> int:
 def sample_noise(
     seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
     shape: Sequence[int], # shape of one sample, `D`
-    device: torch.device | str | None = None, # where the result lives; the draw itself is always made on the CPU
+    device: torch.device | str | None = None, # of the result; the draw is made on the CPU
 ) -> Tensor: # [B, *D], float32 standard normal
     "Gaussian noise in which row i depends on `seeds[i]` and on nothing else."
-    gen, out = torch.Generator(), torch.empty(len(seeds), *shape)
-    for row, seed in zip(out, seeds): torch.randn(tuple(shape), generator=gen.manual_seed(_seed32(seed)), out=row)
-    return out.to(device) if device is not None else out
+    g = torch.Generator()
+    noise = torch.empty(len(seeds), *shape)
+    for row, seed in zip(noise, seeds):
+        torch.randn(tuple(shape), generator=g.manual_seed(_seed32(seed)), out=row)
+    return noise.to(device)
 
 # %% ../nbs/00_core.ipynb #4dfc157b
 def sample_labels(
@@ -81,10 +82,12 @@ def sample_labels(
 ) -> Tensor: # [B], int64, uniform over the classes
     "Class labels in which entry i depends on `seeds[i]` and on nothing else."
     check_int('n_classes', n_classes, 1)
-    gen = torch.Generator()
-    # a seed's label stream must differ from its noise stream, hence the odd multiplier
-    draws = [torch.randint(n_classes, (), generator=gen.manual_seed(_seed32(s) * 2654435761 + 1)) for s in seeds]
-    return torch.stack(draws).to(device) if draws else torch.empty(0, dtype=torch.long, device=device)
+    g = torch.Generator()
+    labels = torch.empty(len(seeds), dtype=torch.long)
+    for i, seed in enumerate(seeds): # labels must not follow the noise, hence the odd multiplier
+        g.manual_seed(_seed32(seed)*2654435761 + 1)
+        labels[i] = torch.randint(n_classes, (), generator=g)
+    return labels.to(device)
 
 # %% ../nbs/00_core.ipynb #93ce63e0
 def check_choice(name: str, value, allowed) -> None:
@@ -92,12 +95,57 @@ def check_choice(name: str, value, allowed) -> None:
     if value not in list(allowed):
         raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(map(str, allowed))}')
 
+@dataclass(frozen=True)
+class Within:
+    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    def __contains__(self, value) -> bool: # infinity is not, nor NaN
+        return self.at_least <= value <= self.at_most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        limits = {name: v for name, v in vars(self).items() if abs(v) < math.inf}
+        return ' and '.join(f'{name.replace("_", " ")} {v}' for name, v in limits.items())
+
 def check_int(name: str, value, low: int, high: int | None = None) -> None:
     "Raise unless `value` is a whole number in [low, high]."
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f'{name} must be a whole number, got {value!r}')
-    if value < low or (high is not None and value > high):
-        raise ValueError(f'{name} must be {f"at least {low}" if high is None else f"between {low} and {high}"}, got {value}')
+    limits = f'at least {low}' if high is None else f'between {low} and {high}'
+    if isinstance(value, bool) or not isinstance(value, int): limits = 'a whole number'
+    elif value in Within(low, at_most=math.inf if high is None else high): return
+    raise ValueError(f'{name} must be {limits}, got {value!r}')
+
+def check_number(
+    name: str, # what to call it in the message
+    value: float,
+    within: Within, # its limits
+) -> None:
+    "Raise a `ValueError` unless `value` is a finite number within limits."
+    with contextlib.suppress(TypeError): # where it cannot be compared
+        if value in within: return
+    raise ValueError(f'{name} must be a finite number {within}, got {value!r}')
+
+def check_shape(
+    name: str, # what to call it in the message
+    t: Tensor,
+    *axes: int | str, # sizes; a name stands for any size
+) -> None:
+    "Raise a `ValueError` unless a tensor has this shape."
+    fits = [isinstance(want, str) or n == want for n, want in zip(t.shape, axes)]
+    if t.ndim != len(axes) or not all(fits):
+        raise ValueError(f'{name} must have shape [{", ".join(map(str, axes))}], got '
+                         f'{tuple(t.shape)}')
+
+def check_file(
+    path: Path | str,
+    kind: str = 'file', # what to call it in the message
+) -> Path:
+    "The path, if there is a file."
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f'no such {kind}: {path}')
+    return path
 
 # %% ../nbs/00_core.ipynb #66d9e1fb
 @dataclass(frozen=True)
@@ -107,17 +155,16 @@ class Trajectory:
     xs: Tensor # [n_steps+1, B, *D]
 
     def __post_init__(self):
-        for name in ('sigmas', 'xs'):
-            if not isinstance(getattr(self, name), Tensor):
-                raise TypeError(f'{name} must be a torch.Tensor, got {type(getattr(self, name)).__name__}')
-        if self.sigmas.ndim != 1 or self.xs.ndim < 2:
-            raise ValueError(f'a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got '
-                             f'{tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}')
-        if self.xs.shape[0] != len(self.sigmas):
-            raise ValueError(f'a trajectory needs one state per noise level: {self.xs.shape[0]} states for '
-                             f'{len(self.sigmas)} levels')
+        for name, t in vars(self).items():
+            if not isinstance(t, Tensor):
+                raise TypeError(f'{name} must be a torch.Tensor, got {type(t).__name__}')
+        n = self.xs.shape[:1].numel()
+        if self.sigmas.ndim != 1 or self.xs.ndim < 2 or n != len(self.sigmas):
+            raise ValueError('a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got '
+                             f'{tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}: '
+                             f'{n} states for {self.sigmas.numel()} levels')
         if not (self.sigmas.diff() < 0).all():
-            raise ValueError(f'a trajectory has its noise first, so its levels descend, got {self.sigmas.tolist()}')
+            raise ValueError(f'the levels of a trajectory descend, got {self.sigmas.tolist()}')
 
     def __len__(self) -> int: return len(self.sigmas)
     def __getitem__(self, i: int) -> Tensor: return self.xs[i]
@@ -130,7 +177,8 @@ def _reachable(denoiser) -> list: # objects that it may call
     if not callable(denoiser) or isinstance(denoiser, type): return []
     parts = [getattr(denoiser, name, None) for name in ('__self__', 'func', '__dict__')]
     for cell in getattr(denoiser, '__closure__', None) or ():
-        with contextlib.suppress(ValueError): parts.append(cell.cell_contents) # still empty
+        with contextlib.suppress(ValueError): # a cell may still be empty
+            parts.append(cell.cell_contents)
     if isinstance(denoiser, types.FunctionType):
         named = [denoiser.__globals__.get(name) for name in denoiser.__code__.co_names]
         parts += [part for part in named if not isinstance(part, types.FunctionType)]
@@ -143,28 +191,33 @@ def _networks(denoiser, seen: set[int]) -> Iterator[nn.Module]:
     if not isinstance(denoiser, nn.Module):
         for part in _reachable(denoiser): yield from _networks(part, seen)
         return
-    nets = [m.net for m in denoiser.modules() if hasattr(m, 'to_x0') and isinstance(m.net, nn.Module)]
+    nets = [m.net for m in denoiser.modules()
+            if hasattr(m, 'to_x0') and isinstance(m.net, nn.Module)]
     kept = [part for name, part in vars(denoiser).items() if not name.startswith('_')]
     for net in nets or [*_networks(kept, seen)] or [denoiser]:
-        if any(part is other for part in net.modules() for other in nets if other is not net): continue
-        while len(only := list(net.children())) == 1 and list(only[0].children()): net = only[0] # an adapter
+        others = [other for other in nets if other is not net]
+        if any(part is other for part in net.modules() for other in others): continue
+        while len(only := list(net.children())) == 1 and list(only[0].children()):
+            net = only[0] # an adapter
         yield net
 
 class NFECounter:
-    "A denoiser that counts the calls of its network: a call is a batch, and a doubled batch or a second call (guidance) counts as two."
+    "A denoiser that counts calls of its network, by batches: a doubled batch (guidance) is two."
     def __init__(self,
-        denoiser: Callable, # any `D(x, sigma, label=None)`; without a network its own calls are counted
+        denoiser: Callable, # `D(x, sigma, label=None)`; without a network its own calls count
     ):
         if not callable(denoiser):
-            raise TypeError(f'a denoiser is a callable D(x, sigma, label=None), got {type(denoiser).__name__}')
+            raise TypeError(f'a denoiser must be callable, got {type(denoiser).__name__}')
         self.denoiser = denoiser
         self.nfe = 0
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
         rows = []
         def note(net, args, kwargs):
-            rows.append(next((len(a) for a in (*args, *kwargs.values()) if getattr(a, 'ndim', 0) > 1), len(x)))
-        hooks = [net.register_forward_pre_hook(note, with_kwargs=True) for net in {*_networks(self.denoiser, set())}]
+            batches = [a for a in (*args, *kwargs.values()) if getattr(a, 'ndim', 0) > 1]
+            rows.append(len(batches[0] if batches else x))
+        hooks = [net.register_forward_pre_hook(note, with_kwargs=True)
+                 for net in {*_networks(self.denoiser, set())}]
         try: return self.denoiser(x, sigma, label)
         finally:
             for hook in hooks: hook.remove()
@@ -175,19 +228,18 @@ def check_sigmas(
     sigmas, # noise levels, noisiest first
     zero_ok: bool = True, # may the last level be 0?
 ) -> Tensor: # [n_steps+1], float64, on the CPU
-    "A grid of noise levels as float64, refused unless it has two points or more, is finite, positive and strictly descending."
+    "A grid of noise levels as float64: two or more, finite, positive and strictly descending."
     s = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     if s.ndim != 1 or len(s) < 2:
-        raise ValueError(f'a grid of noise levels is one-dimensional with at least 2 points, got shape '
-                         f'{tuple(s.shape)}')
-    if not torch.isfinite(s).all(): raise ValueError(f'noise levels must be finite, got {s.tolist()}')
-    if (s[1:] >= s[:-1]).any():
-        i = int((s[1:] >= s[:-1]).nonzero()[0])
-        raise ValueError(f'noise levels must be strictly descending, but level {i+1} ({s[i+1]:.6g}) is not below level '
-                         f'{i} ({s[i]:.6g})')
-    if s[-1] < 0 or (s[-1] == 0 and not zero_ok):
-        raise ValueError(f'noise levels must be {"at least" if zero_ok else "above"} 0, got a last '
-                         f'level of {s[-1]:.6g}')
+        raise ValueError('a grid of noise levels is one-dimensional with at least 2 points, got '
+                         f'shape {tuple(s.shape)}')
+    levels = s.tolist()
+    for i, (level, after) in enumerate(zip(levels, levels[1:])):
+        if after >= level:
+            raise ValueError(f'noise levels must be strictly descending, but level {i+1} '
+                             f'({after:.6g}) is not below level {i} ({level:.6g})')
+    within = Within(at_least=0) if zero_ok else Within(above=0)
+    for level in levels: check_number('every noise level', level, within)
     return s
 
 # %% ../nbs/00_core.ipynb #f8b1ee0a
@@ -196,54 +248,42 @@ def check_state(
     name: str = 'x', # what to call it in the message
 ) -> None:
     "Raise unless `x` is a finite floating-point tensor with a batch axis and at least one more."
-    if not isinstance(x, Tensor):
-        raise TypeError(f'{name} must be a torch.Tensor of shape [B, *D], got {type(x).__name__}')
-    if not x.is_floating_point(): raise TypeError(f'{name} must be floating point, got {x.dtype}')
-    if x.ndim < 2: raise ValueError(f'{name} must have shape [B, *D] with at least two axes, got {tuple(x.shape)}')
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f'{name} must be a floating-point tensor [B, *D], got {kind}')
+    if x.ndim < 2:
+        raise ValueError(f'{name} must have at least two axes, got shape {tuple(x.shape)}')
     bad = int((~torch.isfinite(x)).sum())
     if bad: raise ValueError(f'{name} contains {bad} NaN or infinite values')
 
 # %% ../nbs/00_core.ipynb #55f708ec
-@dataclass(frozen=True)
-class Within:
-    "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-
-    def __contains__(self, value) -> bool:
-        return ((self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
-                and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below))
-
-    def __str__(self) -> str:
-        limits = {name.replace('_', ' '): limit for name, limit in vars(self).items() if limit is not None}
-        return ' and '.join(f'{name} {limit}' for name, limit in limits.items())
-
 AtLeast0 = Annotated[int, Within(at_least=0)]
 AtLeast1 = Annotated[int, Within(at_least=1)]
 Above0 = Annotated[float, Within(above=0)]
 Fraction = Annotated[float, Within(above=0, below=1)]
 Beta = Annotated[float, Within(at_least=0, below=1)]
 
-_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name', type(None): 'None'}
+_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name',
+          type(None): 'None'}
 
 def _wanted(kind) -> str:
     "A type in words."
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if origin is Annotated: return ', '.join([_wanted(args[0]), *map(str, args[1:])])
     if origin is typing.Literal: return f'one of: {", ".join(map(str, args))}'
     if origin is tuple:
-        number = 'any number of values' if args[-1] is ... else f'{len(args)} values'
-        return f'a tuple of {number}, each {_wanted(args[0])}'
+        number = 'any number of' if args[-1] is ... else len(args)
+        return f'a tuple of {number} values, each {_wanted(args[0])}'
     return ' or '.join(map(_wanted, args)) if args else _WORDS.get(kind, f'a {kind.__name__}')
 
 def _fitted(kind, value):
-    "The value as its type has it: a list becomes a tuple, since JSON has no tuples. TypeError: it does not fit."
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    "The value as its type has it (JSON has lists for tuples); TypeError: it does not fit."
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if origin is Annotated:
         value = _fitted(args[0], value)
-        if all(value in bounds for bounds in args[1:] if isinstance(bounds, Within)): return value
+        if all(value in within for within in args[1:] if isinstance(within, Within)): return value
     elif origin is typing.Literal:
         if any(type(value) is type(a) and value == a for a in args): return value
     elif origin in (typing.Union, types.UnionType):
@@ -251,32 +291,37 @@ def _fitted(kind, value):
             with contextlib.suppress(TypeError): return _fitted(a, value)
     elif origin is tuple:
         kinds = args if args[-1] is not ... else args[:1]*len(value)
-        if isinstance(value, (list, tuple)) and len(value) == len(kinds): return tuple(map(_fitted, kinds, value))
+        if isinstance(value, (list, tuple)) and len(value) == len(kinds):
+            return tuple(map(_fitted, kinds, value))
     elif kind in (int, float):
-        number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-        if number and abs(value) < math.inf: return value
+        number = isinstance(value, (int, float) if kind is float else int)
+        if number and not isinstance(value, bool) and value in Within(): return value
     elif isinstance(value, kind) and (kind is not str or value): return value
     raise TypeError
 
 _types = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 def validate(
-    cfg, # a frozen dataclass whose types say what is allowed: `Literal`, `AtLeast1`, `Fraction | None` and the like
+    cfg, # a frozen dataclass; its types say what is allowed: `Literal`, `AtLeast1`, `Beta | None`
 ) -> None:
-    "Refuse a configuration with a value that the type of its field does not allow; for its `__post_init__`."
-    for f in fields(cfg):
-        kind, value = _types(type(cfg))[f.name], getattr(cfg, f.name)
-        try: object.__setattr__(cfg, f.name, _fitted(kind, value))
-        except TypeError: raise ValueError(f'{f.name} must be {_wanted(kind)}, got {value!r}') from None
+    "For a configuration's `__post_init__`: refuse values that the types of its fields forbid."
+    types_ = _types(type(cfg))
+    for name in [f.name for f in fields(cfg)]:
+        value = getattr(cfg, name)
+        try: object.__setattr__(cfg, name, _fitted(types_[name], value))
+        except TypeError:
+            raise ValueError(f'{name} must be {_wanted(types_[name])}, got {value!r}') from None
 
 # %% ../nbs/00_core.ipynb #23ca794e
 @contextlib.contextmanager
 def atomic_path(
     path: Path | str, # the final name
 ) -> Iterator[Path]: # a temporary name in the same folder
-    "Write to a temporary name; on success flush it to disk and rename it over `path`, on failure remove it."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent); os.close(fd)
+    "Write to a temporary name: on success it is flushed and renamed to `path`, else removed."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, tmp = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    os.close(fd)
     tmp = Path(tmp)
     try:
         yield tmp
@@ -288,7 +333,8 @@ def atomic_path(
 # %% ../nbs/00_core.ipynb #059bc19c
 def write_json(path: Path | str, obj) -> None:
     "Write `obj` as JSON, atomically; NaN and infinity are refused, since JSON has neither."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + '\n')
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + '\n')
 
 def sha256(path: Path | str) -> str: # 64 hex digits
     "SHA-256 of a file."
@@ -306,37 +352,40 @@ def read_json(
     except FileNotFoundError: raise FileNotFoundError(f'no such file: {path}') from None
     except OSError as e: raise OSError(f'{path} cannot be read: {e.strerror}') from e
     except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is not valid JSON ({e}); it is truncated, damaged or of another kind') from e
-    if not isinstance(found, kind):
-        raise ValueError(f'{path} is of another kind: it holds a {type(found).__name__}, not a {kind.__name__}')
-    if missing := [k for k in needs if k not in found]:
-        raise ValueError(f'{path} is of another kind: it lacks {", ".join(missing)}')
+        raise ValueError(f'{path} is not valid JSON ({e}); it is truncated, damaged or of another '
+                         'kind') from e
+    wrong = ''
+    if not isinstance(found, kind): wrong = f'holds a {type(found).__name__}, not a {kind.__name__}'
+    elif missing := [k for k in needs if k not in found]: wrong = f'lacks {", ".join(missing)}'
+    if wrong: raise ValueError(f'{path} is of another kind: it {wrong}')
     return found
 
 # %% ../nbs/00_core.ipynb #b2642adb
 @contextlib.contextmanager
 def locked(
     folder: Path | str, # made if it is not there
-    file: str | None = None, # hold this file of it alone, while other processes use the folder
+    file: str | None = None, # hold this file alone, while other processes use the folder
 ) -> Iterator[None]:
-    "Hold a folder for this process, which may hold it several times; another process that wants it is refused."
+    "Hold a folder for this process, as often as it likes; another process is refused."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     what = folder/(file or '')
-    lock = FileLock(folder.resolve()/(f'.{file}.lock' if file else '.lock'), thread_local=False, is_singleton=True)
+    name = f'.{file}.lock' if file else '.lock'
+    lock = FileLock(folder.resolve()/name, thread_local=False, is_singleton=True)
     try: lock.acquire(timeout=0)
     except Timeout:
-        raise OSError(f'{what} is in use by another process: wait until that has ended, or name another '
-                      f'{"file" if file else "folder"}') from None
-    except NotImplementedError: warnings.warn(f'{what} cannot be locked on this file system: see that only one run '
-                                              f'writes there', stacklevel=3)
+        raise OSError(f'{what} is in use by another process: wait until that has ended, or name '
+                      f'another {"file" if file else "folder"}') from None
+    except NotImplementedError:
+        warnings.warn(f'{what} cannot be locked on this file system: see that only one run writes '
+                      'there', stacklevel=3)
     try:
         if lock.lock_counter == 1 and not file: sweep(folder)
         yield
     finally: lock.release()
 
 def sweep(folder: Path | str) -> None:
-    "Remove the temporary files of writers that were killed: those of `atomic_path`, and those of safetensors itself."
+    "Remove temporary files of killed writers: of `atomic_path`, and of safetensors itself."
     for pattern in ('.*.????????.tmp', '.tmp??????'):
         for left in Path(folder).glob(pattern): left.unlink(missing_ok=True)
 
@@ -344,55 +393,59 @@ def sweep(folder: Path | str) -> None:
 def save_tensors(
     path: Path | str, # ends in `.safetensors`
     tensors: dict[str, Tensor], # flat names to tensors
-    meta: dict | None = None, # JSON-able; stored in the file's own header, so the two cannot part
+    meta: dict | None = None, # JSON-able; stored in the file's own header
 ) -> None:
     "Write tensors and their description as one safetensors file, atomically."
     for k, v in tensors.items():
         if not isinstance(v, Tensor):
-            raise TypeError(f'only tensors can be saved, but {k!r} is a {type(v).__name__}; put it into meta=')
+            raise TypeError(f'only meta= takes other than tensors: {k!r} is a {type(v).__name__}')
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'meta': json.dumps(meta or {}, allow_nan=False)})
+    header = {'meta': json.dumps(meta or {}, allow_nan=False)}
+    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=header)
 
 # %% ../nbs/00_core.ipynb #c5b7722e
 def load_tensors(
     path: Path | str, # a file written by `save_tensors`
 ) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
-    "Read tensors and their description; a missing, truncated or foreign file is a clear error, and nothing is unpickled."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no such file: {path}')
+    "Read tensors and their description; a foreign file is refused, and nothing is unpickled."
+    path = check_file(path)
     try:
-        with safe_open(path, framework='pt') as f: # copies: without them the tensors would be windows on a file that may change
-            return {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
+        with safe_open(path, framework='pt') as f:
+            meta = json.loads((f.metadata() or {}).get('meta', '{}'))
+            return {k: f.get_tensor(k).clone() for k in f.keys()}, meta # copies: it may change
     except (SafetensorError, json.JSONDecodeError) as e:
-        raise ValueError(f'{path} is not a readable safetensors file ({e}); it is truncated, damaged or '
-                         f'of another kind') from e
+        raise ValueError(f'{path} is not a readable safetensors file ({e}); it is truncated, '
+                         'damaged or of another kind') from e
 
 # %% ../nbs/00_core.ipynb #313f9fa1
 @functools.cache
 def data_dir() -> Path: # the folder with the shipped data, the teacher and the results
-    "The shipped `data/` folder: inside an installed wheel it is the package `bdense_nb.assets`, in a checkout it is `data/`."
+    "The shipped data: in a checkout `data/`, in an installed wheel the package `bdense_nb.assets`."
     here = Path(bdense_nb.__file__).resolve().parent
-    for folder in (here/'assets', here.parent/'data'):
+    folders = (here/'assets', here.parent/'data')
+    for folder in folders:
         if (folder/'README.md').is_file(): return folder
-    raise FileNotFoundError(f'the shipped data was found neither in {here/"assets"} nor in {here.parent/"data"}; '
-                            f'reinstall bdense-nb')
+    raise FileNotFoundError('the shipped data was found neither in {} nor in {}; '
+                            'reinstall bdense-nb'.format(*folders))
 
 # %% ../nbs/00_core.ipynb #7346337c
 def check_answer(
-    answer, # the answer, or a function without arguments that works it out; None, or None in a list: not answered yet
+    answer, # the answer, or a function that works it out; with a None: not answered yet
     ok: Callable, # answer -> True, or the hint for this mistake (a str), or False
     hint: str, # for any other wrong answer
 ) -> bool: # is it right?
     "Print 'not answered yet', 'correct' or a hint; an error is a wrong answer."
     try:
         given = answer() if callable(answer) else answer
-        if given is None or isinstance(given, (list, tuple)) and any(part is None for part in given):
+        parts = given if isinstance(given, (list, tuple)) else [given]
+        if any(part is None for part in parts):
             print('not answered yet')
             return False
         said = ok(given)
         right = not isinstance(said, str) and bool(said)
     except Exception as e:
-        right, said = False, f'{hint} (stopped with {textwrap.shorten(f"{type(e).__name__}: {e}", 120)})'
+        right = False
+        said = f'{hint} (stopped with {textwrap.shorten(f"{type(e).__name__}: {e}", 120)})'
     print('correct' if right else f'hint: {said if isinstance(said, str) else hint}')
     return right
 

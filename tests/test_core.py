@@ -1,10 +1,12 @@
 "Seeds, trajectories, counting, guards and files: bad input, and what must survive it."
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 import bdense_nb
 from bdense_nb import core
 from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice,
-                            check_int, check_sigmas, check_state, data_dir, default_device, load_tensors,
+                            check_file, check_int, check_number, check_sigmas, check_state, data_dir, default_device, load_tensors,
                             sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
 
 
@@ -308,3 +310,15 @@ def test_values_that_their_types_allow(good):
     (dict(afs='no'), "afs must be True or False, got 'no'"), (dict(afs=1), 'afs'), (dict(layer=''), "layer must be a name or None, got ''")], ids=str)
 def test_values_that_their_types_refuse(bad, says):
     with pytest.raises(ValueError, match=says): Settings(**bad)
+
+
+@pytest.mark.parametrize('bad', [0, -1., 2.5, math.nan, math.inf, '1', None])
+def test_a_number_outside_of_its_limits_is_refused(bad):
+    with pytest.raises(ValueError, match=f'rho must be a finite number above 0 and at most 2, got {bad!r}'):
+        check_number('rho', bad, Within(above=0, at_most=2))
+    check_number('rho', 2, Within(above=0, at_most=2))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f'no such data file: {tmp_path}'): check_file(tmp_path, 'data file')
+    assert check_file(__file__) == Path(__file__)

@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,15 @@ import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from PIL import Image, ImageOps
 from torch import Tensor
-from ..core import atomic_path, check_choice, check_int, check_state, data_dir
+from ..core import atomic_path, check_choice, check_file, check_int, check_state, data_dir
 
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXES', 'TOY_SETS', 'read_idx', 'to_images',
            'to_pixels', 'cache_dir', 'fashion_mnist', 'cifar10', 'image_folder', 'toy_2d']
 
 # %% ../../nbs/diffusion/05_data.ipynb #079f95c2
-FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
-                   'Ankle boot')
+FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
+                   'Sneaker', 'Bag', 'Ankle boot')
 
 #: SHA-256 of each file's *uncompressed* bytes: the same whoever packed it
 FASHION_SHA256 = {
@@ -43,21 +44,23 @@ def read_idx(
     path: Path | str, # a gzipped IDX file
     sha256: str | None = None, # SHA-256 expected of the uncompressed bytes
 ) -> np.ndarray: # uint8, in the shape that the file's header gives
-    "Read a gzipped IDX file of bytes (LeCun's MNIST format); a damaged one is refused by name and checksum."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no such data file: {path}')
-    wanted = f'; its uncompressed bytes should have SHA-256 {sha256}, so delete or replace it' if sha256 else ''
+    "Read a gzipped IDX file of bytes (LeCun's MNIST format); a damaged one is refused by name."
+    path = check_file(path, 'data file')
+    wanted = ''
+    if sha256:
+        wanted = f'; its uncompressed bytes should have SHA-256 {sha256}, so delete or replace it'
     try: raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f'{path} is truncated or damaged ({e}){wanted}') from e
     got = hashlib.sha256(raw).hexdigest()
     if sha256 and got != sha256:
-        raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is {got}{wanted}')
+        raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is '
+                         f'{got}{wanted}')
     if len(raw) < 4 or raw[:3] != b'\x00\x00\x08':
-        raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}, expected 000008xx')
+        raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}')
     start = 4 + 4*raw[3]
     if len(raw) < start:
-        raise ValueError(f'{path} ends inside its header: {len(raw)} bytes, {start} needed for {raw[3]} axes')
+        raise ValueError(f'{path} ends inside its header: {len(raw)} bytes of {start}')
     shape = struct.unpack(f'>{raw[3]}I', raw[4:start])
     if len(raw) != start + math.prod(shape):
         raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
@@ -69,26 +72,26 @@ def to_images(
 ) -> Tensor: # float32 [N, C, H, W] in [-1, 1]
     "Bytes to the range that diffusion models use: 0 is -1, 255 is 1."
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-        raise TypeError(f'pixels must be a numpy array of uint8, got {type(pixels).__name__} of '
-                        f'{getattr(pixels, "dtype", "no dtype")}')
+        kind = getattr(pixels, 'dtype', type(pixels).__name__)
+        raise TypeError(f'pixels must be a numpy array of uint8, got {kind}')
     return torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1)
 
 def to_pixels(
     images: Tensor, # [N, C, H, W], nominally in [-1, 1]
 ) -> Tensor: # uint8 [N, C, H, W]
-    "Images to bytes: clip(127.5 x + 128, 0, 255), truncated, as the field's FID protocol does."
+    "Images to bytes as the field's FID protocol has it: clip(127.5 x + 128, 0, 255), truncated."
     check_state(images, 'images')
     return (images.detach().float()*127.5 + 128).clamp_(0, 255).to(torch.uint8)
 
 # %% ../../nbs/diffusion/05_data.ipynb #bb6f454c
-DEBIAN_FASHION = Path('/usr/share/datasets/fashion-mnist') # where Debian's package `dataset-fashion-mnist` puts the files
+DEBIAN_FASHION = Path('/usr/share/datasets/fashion-mnist') # Debian's `dataset-fashion-mnist`
 
 def cache_dir() -> Path: # where downloads go
     "`$BDENSE_CACHE`, else `~/.cache/bdense_nb`."
     return Path(os.environ.get('BDENSE_CACHE') or Path.home()/'.cache'/'bdense_nb')
 
 def _download_fashion(name: str, folder: Path) -> None:
-    "Have torchvision download one file; it gets its name only once its checksum has passed, else nothing is left."
+    "Have torchvision download one file; it is kept only if its checksum fits."
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
     url = FashionMNIST.mirrors[0] + name
@@ -97,21 +100,23 @@ def _download_fashion(name: str, folder: Path) -> None:
             tmp.unlink() # torchvision takes a file that exists for a finished download
             download_url(url, str(tmp.parent), tmp.name)
             read_idx(tmp, FASHION_SHA256[name])
-    except ValueError as e: raise ValueError(f'the download of {url} was refused and removed: {e}') from e
+    except ValueError as e:
+        raise ValueError(f'the download of {url} was refused and removed: {e}') from e
     except (OSError, RuntimeError) as e:
-        raise ConnectionError(f'{url} could not be downloaded ({e}); pass path= or try again later') from e
+        raise ConnectionError(f'{url} could not be downloaded ({e}); pass path= or try again '
+                              'later') from e
 
 # %% ../../nbs/diffusion/05_data.ipynb #0859068f
 def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
-    "The first folder that has these files: shipped, Debian's, cached, or downloaded by torchvision."
+    "The first folder that has these files: shipped, Debian's, cached, or downloaded."
     cached = cache_dir()/'FashionMNIST'/'raw'
-    places = [data_dir()/'fashion_mnist', DEBIAN_FASHION, cached]
-    for p in places:
-        if all((p/name).is_file() for name in names): return p
-    if not download: raise FileNotFoundError(f'{" and ".join(names)} of Fashion-MNIST are in none of '
-                                             f'{", ".join(map(str, places))}. '
-                                             'Pass path=, install Debian\'s package dataset-fashion-mnist, or '
-                                             'pass download=True')
+    folders = [data_dir()/'fashion_mnist', DEBIAN_FASHION, cached]
+    for folder in folders:
+        if all((folder/name).is_file() for name in names): return folder
+    if not download:
+        raise FileNotFoundError(f'{" and ".join(names)} of Fashion-MNIST are in none of '
+                                f'{", ".join(map(str, folders))}. Pass path=, install Debian\'s '
+                                'package dataset-fashion-mnist, or pass download=True')
     for name in names:
         if not (cached/name).is_file(): _download_fashion(name, cached)
     return cached
@@ -119,7 +124,7 @@ def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
 # %% ../../nbs/diffusion/05_data.ipynb #8f391ca5
 def fashion_mnist(
     split: str = 'test', # 'test' (10,000 images, shipped) or 'train' (60,000)
-    path: Path | str | None = None, # a folder with the gzipped IDX files; searched alone when given
+    path: Path | str | None = None, # a folder with the gzipped IDX files; then only it is searched
     download: bool = False, # may torchvision download what is not on this machine?
 ) -> tuple[Tensor, Tensor]: # images [N, 1, 28, 28], float32 in [-1, 1]; labels [N], int64 in 0..9
     "Fashion-MNIST (Xiao et al. 2017, MIT licence), checksums verified on every load."
@@ -143,12 +148,14 @@ def cifar10(
     try: ds = CIFAR10(root, train=split == 'train', download=download)
     except (RuntimeError, OSError) as e:
         raise FileNotFoundError(f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= '
-                                f'or download=True') from e
+                                'or download=True') from e
     return to_images(ds.data.transpose(0, 3, 1, 2)), torch.tensor(ds.targets)
 
 # %% ../../nbs/diffusion/05_data.ipynb #2144acae
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
-_GREY, _COLOUR = ('1', 'L', 'LA'), ('P', 'RGB', 'RGBA', 'CMYK') # Pillow's names for kinds of pixels, 8 bits or fewer each
+# Pillow's names for kinds of pixels, 8 bits or fewer each
+_GREY = ('1', 'L', 'LA')
+_COLOUR = ('P', 'RGB', 'RGBA', 'CMYK')
 
 def _read_image(file: Path, look: Callable):
     "What `look` makes of an image file; one that cannot be read is refused by name."
@@ -157,22 +164,22 @@ def _read_image(file: Path, look: Callable):
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(file, formats=('PNG', 'JPEG', 'WEBP')) as image: return look(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise ValueError(f'{file} claims to be enormous and was not unpacked ({e}); if it is what it should be, make '
-                         f'it smaller or raise PIL.Image.MAX_IMAGE_PIXELS') from e
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, struct.error) as e: # what Pillow's decoders raise
+        raise ValueError(f'{file} claims to be enormous and was not unpacked ({e}); if it is what '
+                         'it should be, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS') from e
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, # what Pillow's
+            struct.error) as e:                                                 # decoders raise
         raise ValueError(f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); '
-                         f'replace or remove it') from e
+                         'replace or remove it') from e
 
 # %% ../../nbs/diffusion/05_data.ipynb #d93bcaf2
-def _turned(image: Image.Image) -> bool: # by a quarter, says a camera's note?
-    return image.format != 'PNG' and image.getexif().get(0x0112, 1) >= 5
+def _header(image: Image.Image) -> tuple[str, tuple[int, int], bool]:
+    "What a file says of itself: kind of pixels, (H, W), is it an animation? No pixel is unpacked."
+    turned = image.format != 'PNG' and image.getexif().get(0x0112, 1) >= 5 # by a quarter
+    size = image.size if turned else image.size[::-1]
+    return image.mode, size, getattr(image, 'is_animated', False)
 
-def _header(image: Image.Image) -> tuple[str, tuple[int, int], bool]: # kind of pixels, (H, W), is it an animation?
-    "What a file says of itself; no pixel is unpacked."
-    return image.mode, image.size if _turned(image) else image.size[::-1], getattr(image, 'is_animated', False)
-
-def _pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray: # uint8 [C, H, W]
-    "Turned as its camera says, on white paper, in the colours and the size asked for."
+def _pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
+    "uint8 [C, H, W], turned as its camera says, on white, in the colours and the size asked for."
     if image.format != 'PNG': image = ImageOps.exif_transpose(image)
     if image.mode in ('LA', 'RGBA') or 'transparency' in image.info:
         image = image.convert('RGBA')
@@ -185,71 +192,90 @@ def _pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndar
 def _images_in(folder: Path, files) -> list[Path]:
     "The images among these files, sorted by their path inside the folder."
     inside = {p.relative_to(folder): p for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
-    return [inside[name] for name in sorted(inside, key=Path.as_posix) if not any(part.startswith('.') for part in name.parts) and inside[name].is_file()]
+    names = [name for name in inside if not any(part.startswith('.') for part in name.parts)]
+    return [inside[name] for name in sorted(names, key=Path.as_posix) if inside[name].is_file()]
 
-def _image_files(folder: Path) -> tuple[list[Path], list[int] | None]: # files; the class of each, if sub-folders are classes
-    "All images of a folder, and their labels."
+def _image_files(folder: Path) -> tuple[list[Path], list[int] | None]:
+    "All images of a folder, and the class of each if sub-folders are classes."
     if not folder.is_dir(): raise FileNotFoundError(f'no such folder of images: {folder}')
     flat = _images_in(folder, folder.iterdir())
-    classes = {d.name: _images_in(d, d.rglob('*')) for d in sorted(folder.iterdir()) if d.is_dir() and not d.name.startswith('.')}
-    if not flat and not any(classes.values()):
+    classes = {d.name: _images_in(d, d.rglob('*')) for d in sorted(folder.iterdir())
+               if d.is_dir() and not d.name.startswith('.')}
+    if not any(classes.values()):
+        if flat: return flat, None
         there = Counter(p.suffix or 'no suffix' for p in folder.rglob('*') if p.is_file())
-        raise ValueError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)}); found there: ' + (', '.join(f'{n} x {kind}' for kind, n in there.most_common(5)) or 'no files'))
-    if not any(classes.values()): return flat, None
-    if flat: raise ValueError(f'{folder} holds images ({flat[0].name}) beside folders of images ({", ".join(list(classes)[:5])}); sub-folders are classes, so every image must be in one of them or none')
-    if empty := [name for name, files in classes.items() if not files]: raise ValueError(f'sub-folders are classes, but {folder/empty[0]} holds no images; remove it')
-    return [p for files in classes.values() for p in files], [c for c, files in enumerate(classes.values()) for _ in files]
+        found = ', '.join(f'{n} x {kind}' for kind, n in there.most_common(5)) or 'no files'
+        raise ValueError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)}); found there: '
+                         f'{found}')
+    if flat:
+        raise ValueError(f'{folder} holds images ({flat[0].name}) beside folders of images '
+                         f'({", ".join(list(classes)[:5])}); sub-folders are classes, so every '
+                         'image must be in one of them or none')
+    for name, files in classes.items():
+        if not files:
+            raise ValueError(f'sub-folders are classes, but {folder/name} holds no images')
+    labels = [c for c, files in enumerate(classes.values()) for _ in files]
+    return list(chain(*classes.values())), labels
 
 # %% ../../nbs/diffusion/05_data.ipynb #5513ad20
 def _one_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]: # (H, W)
     "The size that all images have, or an error that says which have which."
-    count = Counter(sizes).most_common()
-    if len(count) == 1: return count[0][0]
-    which = ', '.join(f'{n} of {h} x {w} ({Path(*files[sizes.index((h, w))].parts[-2:])})' for (h, w), n in count[:4])
-    raise ValueError(f'the images have {len(count)} sizes, height x width: {which}{", ..." if len(count) > 4 else ""}; '
-                     f'pass size= to crop and resize all to one')
+    if len(set(sizes)) == 1: return sizes[0]
+    example = lambda size: f' ({Path(*files[sizes.index(size)].parts[-2:])})'
+    raise ValueError(f'the images have {len(set(sizes))} sizes, height x width: '
+                     f'{_listed(sizes, example)}; pass size= to crop and resize all to one')
 
-def _changes(sizes: list[tuple[int, int]], modes: list[str], size: tuple[int, int], channels: int) -> str: # '': none
-    "What is done to images of another size or colour."
-    other = Counter(s for s in sizes if s != size).most_common()
-    which = ', '.join(f'{n} of {h} x {w}' for (h, w), n in other[:4]) + (', ...' if len(other) > 4 else '')
+def _listed(sizes: list[tuple[int, int]], note: Callable = lambda size: '') -> str:
+    "How many images have which size."
+    count = Counter(sizes).most_common()
+    parts = [f'{n} of {size[0]} x {size[1]}{note(size)}' for size, n in count[:4]]
+    return ', '.join(parts + ['...'][:len(count) > 4])
+
+def _changes(sizes: list, modes: list[str], size: tuple[int, int], channels: int) -> str:
+    "What is done to images of another size or colour; '': nothing."
+    other = [s for s in sizes if s != size]
     coloured = sum(mode not in _GREY for mode in modes) if channels == 1 else 0
-    return '; '.join([f'{which} cropped and resized to {size[0]} x {size[1]}']*bool(other)
-                     + [f'{coloured} in colour made grey']*bool(coloured))
+    said = []
+    if other: said.append(f'{_listed(other)} cropped and resized to {size[0]} x {size[1]}')
+    if coloured: said.append(f'{coloured} in colour made grey')
+    return '; '.join(said)
 
 def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) -> None:
     "Refuse pixels of an unknown kind and animations."
     for file, mode, moves in zip(files, modes, animated):
         if mode not in _GREY + _COLOUR:
-            raise ValueError(f'{file} has pixels of kind {mode!r} (16 bits or more); convert it to 8 bits: grey, '
-                             f'colour or palette, with or without transparency')
+            raise ValueError(f'{file} has pixels of kind {mode!r} (16 bits or more); convert it to '
+                             '8 bits: grey, colour or palette, with or without transparency')
         if moves: raise ValueError(f'{file} is an animation; store its frames as images')
 
 # %% ../../nbs/diffusion/05_data.ipynb #14e7c2c3
 def image_folder(
-    path: Path | str, # a folder of PNG, JPEG or WebP files; or of sub-folders of them, which are then classes, numbered in the order of their names
-    size: int | tuple[int, int] | None = None, # (H, W), or one number for both: crop to these proportions and resize; None: all images have one size already
-    channels: int | None = None, # 1: grey, 3: colour; None: grey if all files are (palettes and WebP count as colour)
+    path: Path | str, # with PNG, JPEG or WebP files, or with a sub-folder of them for each class
+    size: int | tuple[int, int] | None = None, # (H, W) or one side: crop and resize; None: as is
+    channels: int | None = None, # 1: grey, 3: colour (as palettes and WebP); None: as the files are
     max_gb: float = 8., # refuse a set that takes more memory, in GB of 2**30 bytes
-) -> tuple[Tensor, Tensor | None]: # images [N, C, H, W], float32 in [-1, 1], in the order of their names; labels [N], int64, or None
-    "A folder of images as one tensor; what cannot be read is refused by name, before work where the header says it."
+) -> tuple[Tensor, Tensor | None]: # [N, C, H, W], float32 in [-1, 1], by name; labels [N], int64
+    "A folder of images as one tensor; what cannot be read is refused by name, if possible early."
     if not str(path).strip(): raise ValueError(f'name a folder of images, got {path!r}')
     if channels is not None: check_choice('channels', channels, (1, 3))
     if size is not None:
         size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        if len(size) != 2: raise ValueError(f'size must be one number or (height, width), got {size!r}')
+        if len(size) != 2:
+            raise ValueError(f'size must be one number or (height, width), got {size!r}')
         for side in size: check_int('size', side, 1)
     files, labels = _image_files(Path(path))
     modes, sizes, animated = map(list, zip(*(_read_image(file, _header) for file in files)))
     _check_headers(files, modes, animated)
-    channels, size = channels or (1 if set(modes) <= set(_GREY) else 3), size or _one_size(files, sizes)
+    channels = channels or (1 if set(modes) <= set(_GREY) else 3)
+    size = size or _one_size(files, sizes)
     needed = 5*len(files)*channels*math.prod(size)/2**30
     if needed > max_gb:
-        raise ValueError(f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need {needed:.1f} GB of memory, '
-                         f'more than max_gb={max_gb:g}; pass a smaller size=, or a larger max_gb=')
+        raise ValueError(f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need '
+                         f'{needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller '
+                         'size=, or a larger max_gb=')
     if changes := _changes(sizes, modes, size, channels): print(f'{path}: {changes}')
-    pixels, shown = np.empty((len(files), channels, *size),
-                             np.uint8), len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
+    pixels = np.empty((len(files), channels, *size), np.uint8)
+    shown = len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
     for i in progress_bar(range(len(files)), leave=False) if shown else range(len(files)):
         pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
     return to_images(pixels), None if labels is None else torch.tensor(labels)
@@ -262,18 +288,22 @@ def _ring(n: int, g: torch.Generator, modes: int = 8) -> Tensor:
 
 def _moons(n: int, g: torch.Generator) -> Tensor:
     "Two half circles that reach into each other."
-    t, up = math.pi*torch.rand(n, generator=g), torch.rand(n, generator=g) < .5
-    xy = torch.stack([torch.where(up, t.cos(), 1 - t.cos()) - .5, torch.where(up, t.sin(), .5 - t.sin()) - .25], 1)
-    return xy/1.5 + 0.04*torch.randn(n, 2, generator=g)
+    t = math.pi*torch.rand(n, generator=g)
+    upper = torch.rand(n, generator=g) < .5
+    x = torch.where(upper, t.cos(), 1 - t.cos()) - .5
+    y = torch.where(upper, t.sin(), .5 - t.sin()) - .25
+    return torch.stack([x, y], 1)/1.5 + 0.04*torch.randn(n, 2, generator=g)
 
 def _spiral(n: int, g: torch.Generator) -> Tensor:
     "One and a half turns of a spiral."
     t = torch.rand(n, generator=g).sqrt()
-    return torch.stack([(3*math.pi*t).cos(), (3*math.pi*t).sin()], 1)*t[:, None] + 0.02*torch.randn(n, 2, generator=g)
+    points = torch.stack([(3*math.pi*t).cos(), (3*math.pi*t).sin()], 1)*t[:, None]
+    return points + 0.02*torch.randn(n, 2, generator=g)
 
 def _checker(n: int, g: torch.Generator) -> Tensor:
     "The dark squares of a 4 x 4 board."
-    x, row = torch.rand(n, generator=g)*4, torch.randint(2, (n,), generator=g)
+    x = torch.rand(n, generator=g)*4
+    row = torch.randint(2, (n,), generator=g)
     y = 2*row + torch.rand(n, generator=g) + x.floor() % 2
     return torch.stack([x, y], 1)/2 - 1
 
@@ -286,5 +316,7 @@ def toy_2d(
     seed: int = 0, # same seed, same points; 0 to 2**32 - 1
 ) -> Tensor: # [n, 2], float32, roughly in [-1, 1]
     "Points of a two-dimensional set."
-    check_choice('2-D set', name, TOY_SETS); check_int('n', n, 1); check_int('seed', seed, 0, 2**32 - 1)
+    check_choice('2-D set', name, TOY_SETS)
+    check_int('n', n, 1)
+    check_int('seed', seed, 0, 2**32 - 1)
     return TOY_SETS[name](n, torch.Generator().manual_seed(seed))

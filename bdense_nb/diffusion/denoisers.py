@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from ..core import (check_choice, check_int, check_state, data_dir, default_device,
-                            load_tensors, read_json, save_tensors, sha256, write_json)
+from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
+                    data_dir, default_device, load_tensors, read_json, save_tensors, sha256,
+                    write_json)
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
 
@@ -34,8 +35,7 @@ def as_column(
     if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
-        raise ValueError(f'sigma must be a number or have one entry per sample ({len(x)}), got shape '
-                         f'{tuple(sigma.shape)}')
+        raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #634c7040
@@ -45,19 +45,24 @@ class GaussianDenoiser:
         mean: float | Tensor, # scalar or [*D]
         std: float, # above 0
     ):
-        if not 0 < std < math.inf: raise ValueError(f'std must be a finite number above 0, got {std}')
-        self.mean, self.std = mean, std
+        check_number('std', std, Within(above=0))
+        self.mean = mean
+        self.std = std
 
-    def _mean(self, x): return torch.as_tensor(self.mean, dtype=x.dtype, device=x.device)
+    def _mean(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.mean, dtype=x.dtype, device=x.device)
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
-        s, m = as_column(sigma, x), self._mean(x)
-        return m + self.std**2/(self.std**2 + s**2)*(x - m)
+        s = as_column(sigma, x)
+        mean = self._mean(x)
+        return mean + self.std**2/(self.std**2 + s**2)*(x - mean)
 
     def flow(self, x: Tensor, sigma_from, sigma_to) -> Tensor:
         "Carry x exactly along the probability-flow ODE from one noise level to another."
-        t, s, m = as_column(sigma_from, x), as_column(sigma_to, x), self._mean(x)
-        return m + ((self.std**2 + s**2)/(self.std**2 + t**2)).sqrt()*(x - m)
+        t = as_column(sigma_from, x)
+        s = as_column(sigma_to, x)
+        mean = self._mean(x)
+        return mean + ((self.std**2 + s**2)/(self.std**2 + t**2)).sqrt()*(x - mean)
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #7fe2d999
 class MixtureDenoiser:
@@ -67,39 +72,39 @@ class MixtureDenoiser:
         stds: Tensor, # [M], above 0
         weights: Tensor, # [M], non-negative; normalised here
     ):
-        self.means, self.stds, self.weights = (torch.as_tensor(a, dtype=torch.float64) for a in (means, stds, weights))
-        if self.means.ndim < 2: raise ValueError(f'means must have shape [M, *D], got {tuple(self.means.shape)}')
-        M = len(self.means)
-        if self.stds.shape != (M,) or self.weights.shape != (M,):
-            raise ValueError(f'{M} means need stds and weights of shape ({M},), got {tuple(self.stds.shape)} and '
-                             f'{tuple(self.weights.shape)}')
-        if not (self.stds > 0).all(): raise ValueError(f'stds must be above 0, got {self.stds.tolist()}')
-        if not (self.weights >= 0).all() or not 0 < self.weights.sum() < math.inf:
-            raise ValueError(f'weights must be non-negative and not all zero, got {self.weights.tolist()}')
-        self.weights = self.weights/self.weights.sum()
+        means, stds, weights = (torch.as_tensor(a, dtype=torch.float64)
+                                for a in (means, stds, weights))
+        if means.ndim < 2:
+            raise ValueError(f'means must have shape [M, *D], got {tuple(means.shape)}')
+        for name, values, within in (('stds', stds, Within(above=0)),
+                                     ('weights', weights, Within(at_least=0))):
+            check_shape(name, values, len(means))
+            for v in values.tolist(): check_number(f'each of the {name}', v, within)
+        check_number('the sum of the weights', float(weights.sum()), Within(above=0))
+        self.means = means
+        self.stds = stds
+        self.weights = weights/weights.sum()
 
     def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
-        if x.shape[1:] != self.means.shape[1:]:
-            raise ValueError(f'x must have shape [B, {", ".join(map(str, self.means.shape[1:]))}], got '
-                             f'{tuple(x.shape)}')
-        means, stds, weights = (a.to(x.device, x.dtype) for a in (self.means, self.stds, self.weights))
-        flat, m, s = x.flatten(1), means.flatten(1), as_column(sigma, x).reshape(-1, 1)
-        var = stds**2 + s**2                                                # [1 or B, M]
-        gap = flat[:, None] - m                                             # [B, M, d]
-        logits = weights.log() - gap.square().sum(-1)/(2*var) - flat.shape[1]/2*var.log()
+        check_shape('x', x, 'B', *self.means.shape[1:])
+        means = self.means.to(x).flatten(1)                                 # [M, d]
+        stds = self.stds.to(x)
+        var = stds**2 + as_column(sigma, x).reshape(-1, 1)**2               # [1 or B, M]
+        gap = x.flatten(1)[:, None] - means                                 # [B, M, d]
+        logits = self.weights.to(x).log() - gap.square().sum(-1)/(2*var) - gap.shape[2]/2*var.log()
         shrink = (stds**2/var)[..., None]                                   # [1 or B, M, 1]
-        return (logits.softmax(1)[..., None]*(m + shrink*gap)).sum(1).reshape(x.shape)
+        return (logits.softmax(1)[..., None]*(means + shrink*gap)).sum(1).reshape(x.shape)
 
     def sample(self, n: int, seed: int = 0) -> Tensor: # [n, *D], float32
         "Draw clean data."
         g = torch.Generator().manual_seed(seed)
         i = torch.multinomial(self.weights, n, replacement=True, generator=g)
         eps = torch.randn(n, *self.means.shape[1:], generator=g, dtype=torch.float64)
-        return (self.means[i] + self.stds[i].reshape(-1, *[1]*(self.means.ndim - 1))*eps).float()
+        return (self.means[i] + as_column(self.stds[i], eps)*eps).float()
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class NetDenoiser(nn.Module):
-    "A network made into a denoiser: `raw` calls the network, `to_x0` turns its output into a clean estimate."
+    "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
     def __init__(self,
         net: nn.Module, # `net(x_in, noise, label)`, noise [B]
     ):
@@ -122,17 +127,19 @@ class NetDenoiser(nn.Module):
         return self.to_x0(self.raw(x, sigma, label), x, sigma)
 
     def check(self, x: Tensor, sigma, label: Tensor | None = None) -> None:
-        "Refuse inputs that would give NaN or a far-away error: for those who call from outside; `forward` trusts."
+        "For callers from outside (`forward` trusts): refuse what would give NaN or a late error."
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
+            kind = getattr(x, 'dtype', type(x).__name__)
+            raise TypeError(f'x must be a floating-point tensor, got {kind}')
         mine = next(self.parameters(), x)
         if x.device != mine.device:
-            raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}; move one of them with .to()')
+            raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}')
         if x.dtype != mine.dtype:
-            raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}; convert one of them with .to()')
-        if not isinstance(sigma, Tensor) or sigma.device.type == 'cpu': # on a GPU this would wait for the device
-            s = torch.as_tensor(sigma)
-            if not ((s > 0) & (s < math.inf)).all(): raise ValueError(f'sigma must be finite and above 0, got {sigma}')
+            raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}')
+        s = torch.as_tensor(sigma)
+        good = (s > 0) & (s < math.inf)
+        if s.device.type == 'cpu' and not good.all(): # a GPU would have to be waited for
+            raise ValueError(f'sigma must be finite and above 0, got {sigma}')
         check_classes(label, len(x), self.n_classes)
 
 def check_classes(
@@ -143,43 +150,45 @@ def check_classes(
     "Refuse labels that a network does not know."
     if label is None: return
     if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
-    if not isinstance(label, Tensor) or label.dtype != torch.long or label.shape != (n,):
-        raise ValueError(f'label must be an int64 tensor of shape {(n,)} with values in 0..{n_classes - 1}, got '
-                         f'{getattr(label, "dtype", type(label).__name__)} {tuple(getattr(label, "shape", ()))}')
+    kind = getattr(label, 'dtype', type(label).__name__)
+    shape = tuple(getattr(label, 'shape', ()))
+    if kind != torch.long or shape != (n,):
+        raise ValueError(f'label must be an int64 tensor of shape {(n,)} with values in '
+                         f'0..{n_classes - 1}, got {kind} {shape}')
     if n and not 0 <= int(label.min()) <= int(label.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} to '
-                         f'{int(label.max())}')
+        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} '
+                         f'to {int(label.max())}')
 
 def check_precision(denoiser: Callable) -> None:
     "Refuse a network whose weights are kept in half precision."
     for name, p in denoiser.named_parameters() if isinstance(denoiser, nn.Module) else ():
         if p.dtype in (torch.bfloat16, torch.float16):
-            raise TypeError(f'{name} of this denoiser is {p.dtype}: noise levels and small updates need weights in '
-                            f'float32; convert it with .float() (its arithmetic can still be bf16 or fp16, with '
-                            f'hardware=Hardware(precision=...))')
+            raise TypeError(f'{name} of this denoiser is {p.dtype}: noise levels and small updates '
+                            'need weights in float32; convert it with .float() (its arithmetic can '
+                            'still be bf16 or fp16, with hardware=Hardware(precision=...))')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #51c788a3
 class EDMDenoiser(NetDenoiser):
-    "Karras et al. 2022 (EDM), table 1: input, output and noise input scaled so that the network always sees and predicts unit variance."
+    "EDM (Karras et al. 2022, table 1): scaled so that the network sees and predicts unit variance."
     def __init__(self,
         net: nn.Module, # `net(x_in, c_noise, label)`, c_noise = ln(sigma)/4
         sigma_data: float = .5, # standard deviation of the data
     ):
         super().__init__(net)
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f'sigma_data must be a finite number above 0, got {sigma_data}')
+        check_number('sigma_data', sigma_data, Within(above=0))
         self.sigma_data = sigma_data
 
     @property
     def config(self) -> dict: return dict(sigma_data=self.sigma_data)
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B, *D] ([B*K, *D] once branched)
+    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B (or B*K), *D]
         s = as_column(sigma, x)
         noise = (s.flatten().log()/4).expand(x.shape[0])
         return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
-        s, d = as_column(sigma, x), self.sigma_data
+        s = as_column(sigma, x)
+        d = self.sigma_data
         v = s**2 + d**2
         return d**2/v*x + s*d/v.sqrt()*raw
 
@@ -196,53 +205,56 @@ class ModuleDenoiser(NetDenoiser):
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b58baf30
 class VPDenoiser(NetDenoiser):
-    "A DDPM-style network (eps, x0 or v prediction on a variance-preserving schedule) as a denoiser on the variance-exploding scale."
+    "A DDPM-style network (it predicts eps, x0 or v from a VP state) as a denoiser on the VE scale."
     def __init__(self,
-        net: nn.Module, # `net(z, index, label)`, index the network's own time input in 0..T-1 (interpolated between levels)
+        net: nn.Module, # `net(z, index, label)`, index its time input in 0..T-1, not always whole
         alpha_bar: Tensor, # [T], descending in (0, 1)
         prediction: str = 'eps', # one of `PREDICTIONS`
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
         a = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        if a.ndim != 1 or len(a) < 2 or not ((a > 0) & (a < 1)).all() or (a[1:] >= a[:-1]).any():
-            raise ValueError('alpha_bar must be one-dimensional, strictly descending, between 0 and 1 (both excluded)')
+        if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
+            raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
         self.register_buffer('alpha_bar', a, persistent=False)
         self.register_buffer('log_sigmas', sigma_from_alpha_bar(a).log(), persistent=False)
 
     @property
-    def config(self) -> dict: return dict(alpha_bar=self.alpha_bar.tolist(), prediction=self.prediction)
+    def config(self) -> dict:
+        return dict(alpha_bar=self.alpha_bar.tolist(), prediction=self.prediction)
 
     def index(self, sigma: Tensor) -> Tensor: # [B] in 0..T-1, float
-        "The network's time input for a noise level: exact on the schedule's levels, linear in ln(sigma) between, held at the ends."
+        "The network's time input: exact on its table's levels, linear in ln(sigma) between them."
         want = sigma.to(self.log_sigmas.dtype).log().contiguous()
-        hi = torch.searchsorted(self.log_sigmas, want).clamp(1, len(self.log_sigmas) - 1)
-        lo, up = self.log_sigmas[hi - 1], self.log_sigmas[hi]
-        return (hi - 1 + ((want - lo)/(up - lo)).clamp(0, 1)).to(sigma.dtype)
+        i = torch.searchsorted(self.log_sigmas, want).clamp(1, len(self.log_sigmas) - 1)
+        low = self.log_sigmas[i - 1]
+        high = self.log_sigmas[i]
+        return (i - 1 + ((want - low)/(high - low)).clamp(0, 1)).to(sigma.dtype)
 
     def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
         s = as_column(sigma, x)
         return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), label)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
-        s = as_column(sigma, x)
         if self.prediction == 'x0': return raw
+        s = as_column(sigma, x)
         if self.prediction == 'eps': return x - s*raw
         return (x/(1 + s**2).sqrt() - s*raw)/(1 + s**2).sqrt()
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b113963d
 def check_top(
-    sigma_max: float, # where a walk begins
+    sigma_max: float, # the first noise level of sampling
     *denoisers: Callable, # the teacher, the student
 ) -> None:
-    "Refuse to start above the noisiest level of a network that has a table of levels; other denoisers may start anywhere."
+    "Refuse to start above the noisiest level of a network that has a table of levels."
     for d in denoisers:
         if not isinstance(d, VPDenoiser): continue
         top = d.log_sigmas[-1].exp().item()
         if sigma_max > top*(1 + 1e-5):
-            raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this network was trained on, '
-                             f'{top:.6g}, so it would be told a wrong level; pass sigma_max={top:.6g} or less')
+            raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this '
+                             f'network was trained on, {top:.6g}, so it would be told a wrong '
+                             f'level; pass sigma_max={top:.6g} or less')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #917710ec
 @dataclass(frozen=True)
@@ -256,27 +268,30 @@ class TeacherCheck:
 
     @property
     def failed(self) -> tuple[float, ...]: # noise levels
-        return tuple(s for s, e, limit in zip(self.sigmas, self.errors, self.limits) if not e <= limit)
+        rows = zip(self.sigmas, self.errors, self.limits)
+        return tuple(s for s, error, limit in rows if not error <= limit)
 
     @property
     def ok(self) -> bool: return not self.failed
 
     def __str__(self) -> str:
-        rows = [f'{"sigma":>10} {"error":>10} {"linear":>10} {"accepted":>10}']
-        for s, *row in zip(self.sigmas, self.errors, self.linear, self.limits):
-            mark = '  fails' if s in self.failed else ''
-            rows.append(f'{s:10.4g} ' + ' '.join(f'{v:10.4g}' for v in row) + mark)
-        return '\n'.join(rows)
+        lines = [f'{"sigma":>10} {"error":>10} {"linear":>10} {"accepted":>10}']
+        for row in zip(self.sigmas, self.errors, self.linear, self.limits):
+            mark = '  fails' if row[0] in self.failed else ''
+            lines.append(' '.join(f'{v:10.4g}' for v in row) + mark)
+        return '\n'.join(lines)
 
     def message(self) -> str:
         "One sentence for those who cannot go on."
         i = self.sigmas.index(self.failed[0])
         levels = ', '.join(f'{s:.3g}' for s in self.failed)
-        guess = (f'; it seems to predict {self.predicts}' if self.predicts else '; its wrapper may have another '
-                 'parameterisation, noise schedule or scale of the data than the network was trained with')
-        return (f'this denoiser does not give clean estimates at {len(self.failed)} of {len(self.sigmas)} noise levels '
-                f'({levels}): at {self.sigmas[i]:.3g} its root mean square error is {self.errors[i]:.3g}, where '
-                f'{self.limits[i]:.3g} would be accepted{guess}')
+        guess = ('its wrapper may have another parameterisation, noise schedule or scale of the '
+                 'data than the network was trained with')
+        if self.predicts: guess = f'it seems to predict {self.predicts}'
+        return (f'this denoiser does not give clean estimates at {len(self.failed)} of '
+                f'{len(self.sigmas)} noise levels ({levels}): at {self.sigmas[i]:.3g} its root '
+                f'mean square error is {self.errors[i]:.3g}, where {self.limits[i]:.3g} would be '
+                f'accepted; {guess}')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #d1eac0c9
 @contextlib.contextmanager
@@ -306,7 +321,7 @@ class _Noised:
 
     def ask(self, scale: float = 1.) -> list[Tensor]: # [N, *D] for each level
         "The denoiser's answers, with its noise input multiplied by `scale`."
-        net = getattr(self.denoiser, 'net', None) if isinstance(self.denoiser, NetDenoiser) else None
+        net = self.denoiser.net if isinstance(self.denoiser, NetDenoiser) else None
         scaled = lambda module, args: (args[0], args[1]*scale, *args[2:])
         hook = None if net is None or scale == 1 else net.register_forward_pre_hook(scaled)
         outer = 1. if net is not None else scale
@@ -315,18 +330,13 @@ class _Noised:
             if hook is not None: hook.remove()
 
     def ask_flow(self, sign: int, scale: float) -> list[Tensor]: # [N, *D] for each level
-        "The answers, if it is a flow-matching network of the velocity sign*(eps - x0) at times 0..scale."
+        "The answers, if it is a flow-matching network: of sign*(eps - x0), at times 0..scale."
         pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
         return [z - sign*t*self._batched(z, scale*t) for z, t in pairs]
 
-    def _batched(self, x: Tensor, told: float, batch: int = 64) -> Tensor:
-        out = []
-        for i in range(0, len(self.x0), batch):
-            part = slice(i, i + batch)
-            cond = {k: v[part] for k, v in self.cond.items()} if isinstance(self.cond, dict) else self.cond
-            cond = cond[part] if isinstance(cond, Tensor) else cond
-            out.append(self.denoiser(x[part], told, cond))
-        return torch.cat(out)
+    def _batched(self, x: Tensor, sigma: float, batch: int = 64) -> Tensor:
+        parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
+        return torch.cat([self.denoiser(x[p], sigma, _rows(self.cond, p)) for p in parts])
 
     def limits(self) -> list[float]: # mean squares
         q = self.power
@@ -335,58 +345,71 @@ class _Noised:
     def errors(self, answers: list[Tensor]) -> list[float]: # mean squares
         return [_square(answer - self.x0) for answer in answers]
 
-    def passes(self, answers: list[Tensor], strict: bool = False) -> bool: # strict: about as good as a linear guess, at least
-        limits = [1.1*_square(self.linear(s) - self.x0) for s in self.sigmas] if strict else self.limits()
-        return all(e <= limit for e, limit in zip(self.errors(answers), limits))
-
     def linear(self, s: float) -> Tensor: # the best linear estimate of x0
         return self.mean + self.variance/(self.variance + s**2)*(self.x(s) - self.mean)
 
+    def linear_errors(self) -> list[float]: # mean squares
+        return self.errors([self.linear(s) for s in self.sigmas])
+
 def _square(t: Tensor) -> float: return float(t.double().square().mean())
 
+def _below(errors: list[float], limits: list[float]) -> bool:
+    return all(e <= limit for e, limit in zip(errors, limits))
+
+def _rows(cond, rows): # rows of a tensor, or of each tensor of a dict; anything else has none
+    if isinstance(cond, dict): return {k: v[rows] for k, v in cond.items()}
+    return cond[rows] if isinstance(cond, Tensor) else cond
+
 # %% ../../nbs/diffusion/02_denoisers.ipynb #c3253cbd
-_PREDICTIONS = { # what a network may have been trained to predict, of x0, eps and sigma; and what its denoiser is
+def _velocity(sign: int, time: str = 't') -> str:
+    name = 'eps - x0' if sign == 1 else 'x0 - eps'
+    return (f'the velocity {name} of flow matching: with t = sigma/(1 + sigma) and z = (1 - t)*x '
+            f'its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
+
+# what a network may have been trained to predict, of x0, eps and sigma; and what its denoiser is
+_PREDICTIONS = {
     'x0': (lambda x0, eps, s: x0, 'the clean sample x0'),
-    'eps': (lambda x0, eps, s: eps, 'the noise eps, which VPDenoiser(net, alpha_bar, \'eps\') takes'),
+    'eps': (lambda x0, eps, s: eps,
+            'the noise eps, which VPDenoiser(net, alpha_bar, \'eps\') takes'),
     'v': (lambda x0, eps, s: (eps - s*x0)/(1 + s**2)**.5,
           'v = alpha*eps - sigma_vp*x0, which VPDenoiser(net, alpha_bar, \'v\') takes'),
-    'velocity': (lambda x0, eps, s: eps - x0, 'the velocity eps - x0 of flow matching: with t = sigma/(1 + sigma) and '
-                 'z = (1 - t)*x its denoiser is z - t*net(z, t)'),
-    'minus velocity': (lambda x0, eps, s: x0 - eps, 'the velocity x0 - eps of flow matching: with t = sigma/(1 + '
-                       'sigma) and z = (1 - t)*x its denoiser is z + t*net(z, t)'),
+    'velocity': (lambda x0, eps, s: eps - x0, _velocity(1)),
+    'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(-1)),
     'score': (lambda x0, eps, s: -eps/s, 'the score: its denoiser is x + sigma**2*net(x, sigma)')}
 
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     "What an answer is, if it is no clean estimate."
     if any(not answer.isfinite().all() for answer in answers): return ''
     if other := _other_scale(noised, answers): return other
+    as_linear = [1.1*e for e in noised.linear_errors()] # the most that a fitting velocity may have
     for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
-        if not noised.passes(noised.ask_flow(sign, scale), strict=True): continue
-        time = 't' if scale == 1 else f'{scale:g}*t'
-        return (f'the velocity {"eps - x0" if sign == 1 else "x0 - eps"} of flow matching: with t = sigma/(1 + sigma) '
-                f'and z = (1 - t)*x its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
-    few = sum(not e <= limit for e, limit in zip(noised.errors(answers), noised.limits())) < 2
+        if _below(noised.errors(noised.ask_flow(sign, scale)), as_linear):
+            return _velocity(sign, 't' if scale == 1 else f'{scale:g}*t')
+    limits = noised.limits()
+    failed = sum(not e <= limit for e, limit in zip(noised.errors(answers), limits))
     scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
     best = min(scores, key=scores.get)
-    if scores[best] < .3 and not few: return _PREDICTIONS[best][1]
+    if scores[best] < .3 and failed > 1: return _PREDICTIONS[best][1]
     for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
-        if noised.passes(noised.ask(scale)):
+        if _below(noised.errors(noised.ask(scale)), limits):
             return f'x0, with a noise input of another scale: {scale:g} times what it is given'
     return ''
 
-def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float: # about 0 or less: that is it
-    "How far answers are from a prediction, relative to the best linear guess at it; over the levels where it fits best."
+def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
+    "How far answers are from a prediction where it fits best; at 0 as far as a linear guess at it."
     own = noised.denoiser
     to_x0 = own.to_x0 if isinstance(own, NetDenoiser) else lambda raw, x, s: raw
     rows = []
     for s, answer in zip(noised.sigmas, answers):
-        x, x0 = noised.x(s), noised.linear(s)
+        x = noised.x(s)
+        x0 = noised.linear(s)
         right = to_x0(target(noised.x0, noised.eps, s), x, s)
         if torch.equal(right, noised.x0): return math.inf # what it is taken for
         guess = to_x0(target(x0, (x - x0)/s, s), x, s)
         none = to_x0(torch.zeros_like(x), x, s)
         error = _square(answer - right)
-        rows.append((min(math.log((error + 1e-12)/(_square(guess - right) + 1e-12)), 3.), error/_square(none - right)))
+        ratio = math.log((error + 1e-12)/(_square(guess - right) + 1e-12))
+        rows.append((min(ratio, 3.), error/_square(none - right)))
     half = sorted(rows)[:(len(rows) + 1)//2]
     if sum(unexplained for _, unexplained in half) > .9*len(half): return math.inf
     mean = lambda pairs: sum(ratio for ratio, _ in pairs)/len(pairs)
@@ -409,28 +432,29 @@ def check_teacher(
     denoiser: Callable, # D(x, sigma, label)
     data: Tensor, # [N, *D], clean, some of what it was trained on
     cond: Tensor | dict | None = None, # [N] classes, or whatever the denoiser takes with its x
-    sigmas: tuple[float, ...] | None = None, # noise levels above 0; None: eight, from a twentieth of the data's size to twenty times
+    sigmas: tuple[float, ...] | None = None, # noise levels; None: 8, .05 to 20 times the data
     n: int | None = None, # samples to use; None: enough
     seed: int = 0, # of the noise, and of which samples are used
     refuse: bool = True, # raise a ValueError if a level fails
 ) -> TeacherCheck:
-    "Put noise on data and let a denoiser remove it: does it answer with clean estimates at every level? (A guided one exaggerates: check what it guides.)"
-    if not callable(denoiser): raise TypeError(f'a denoiser is a callable, got {type(denoiser).__name__}')
+    """Put noise on data and let a denoiser remove it: are its answers clean estimates?
+    (A guided one exaggerates: check what it guides.)"""
+    if not callable(denoiser):
+        raise TypeError(f'a denoiser is a callable, got {type(denoiser).__name__}')
     check_state(data, 'data')
     n = max(64, 4096//data[0].numel()) if n is None else n
     check_int('n', n, 1)
     pick = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
-    cond = {k: v[pick] for k, v in cond.items()} if isinstance(cond, dict) else None if cond is None else cond[pick]
+    cond = _rows(cond, pick)
     mine = next(denoiser.parameters(), data) if isinstance(denoiser, nn.Module) else data
     chosen = data[pick].to(mine)
     with undisturbed(denoiser):
         noised = _Noised(denoiser, chosen, cond, _levels(denoiser, chosen, sigmas), seed)
         answers = noised.ask()
-        if answers[0].shape != chosen.shape:
-            raise ValueError(f'the denoiser answers {list(chosen.shape)} samples with {list(answers[0].shape)}')
-        found = TeacherCheck(tuple(noised.sigmas), tuple(e**.5 for e in noised.errors(answers)),
-                             tuple(_square(noised.linear(s) - chosen)**.5 for s in noised.sigmas),
-                             tuple(limit**.5 for limit in noised.limits()))
+        check_shape('the denoiser\'s answer', answers[0], *chosen.shape)
+        squares = (noised.errors(answers), noised.linear_errors(), noised.limits())
+        rms = (tuple(v**.5 for v in values) for values in squares)
+        found = TeacherCheck(tuple(noised.sigmas), *rms)
         if found.ok: return found
         found = replace(found, predicts=_guess(noised, answers))
     if refuse: raise ValueError(found.message())
@@ -439,13 +463,13 @@ def check_teacher(
 def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
     if sigmas is not None:
         levels = [float(s) for s in sigmas]
-        if not levels or not all(0 < s < math.inf for s in levels):
-            raise ValueError(f'sigmas must be finite noise levels above 0, got {levels}')
+        check_int('number of sigmas', len(levels), 1)
+        for s in levels: check_number('each of the sigmas', s, Within(above=0))
         return levels
     size = float(data.square().mean().sqrt()) or 1.
     levels = [size*.05*400**(i/7) for i in range(8)]
     if not isinstance(denoiser, VPDenoiser): return levels
-    low, high = (float(denoiser.log_sigmas[i].exp()) for i in (0, -1)) # the table that it was trained on
+    low, high = denoiser.log_sigmas[[0, -1]].exp().tolist() # of the table that it was trained on
     return sorted({min(max(s, low), high) for s in levels})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8bf313aa
@@ -454,18 +478,19 @@ def check_samples(
     sigma_max: float, # the noise level where they began
     scale: float | None = None, # root mean square of the data, where it is known
 ) -> None:
-    "Refuse a teacher whose own samples are not finite, or as large as the noise that they began with."
+    "Refuse a teacher whose own samples are not finite, or as large as the noise at the start."
     bad = int((~x_end.isfinite()).flatten(1).any(1).sum())
     if bad:
-        raise ValueError(f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is no denoiser '
-                         f'D(x, sigma) at all of these noise levels; check_teacher(teacher, data) says at which')
-    size = float(x_end.double().square().mean().sqrt())
+        raise ValueError(f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is '
+                         'no denoiser D(x, sigma) at all of these noise levels; '
+                         'check_teacher(teacher, data) says at which')
+    size = _square(x_end)**.5
     limit = max(sigma_max/2, 3.) if scale is None else 3*scale
     if size > limit:
-        raise ValueError(f'samples of the teacher have a root mean square of {size:.4g}, more than {limit:.4g}, '
-                         f'when they began at sigma_max={sigma_max:g}: the teacher does not remove the noise, so it is '
-                         f'no denoiser D(x, sigma) of clean estimates; check_teacher(teacher, data) says what it '
-                         f'seems to predict')
+        raise ValueError(f'samples of the teacher have a root mean square of {size:.4g}, more than '
+                         f'{limit:.4g}, when they began at sigma_max={sigma_max:g}: the teacher '
+                         'does not remove the noise, so it is no denoiser D(x, sigma) of clean '
+                         'estimates; check_teacher(teacher, data) says what it seems to predict')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
 DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser, 'ModuleDenoiser': ModuleDenoiser}
@@ -473,37 +498,42 @@ WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 
 def save_denoiser(
-    denoiser: NetDenoiser, # around any network; one that this package does not know must be given to `load_denoiser`
+    denoiser: NetDenoiser, # around any network; `load_denoiser` must be given an unknown one
     folder: Path | str, # gets model.safetensors and config.json
     about: dict | None = None, # anything JSON-able to keep beside the weights
-    run: dict | None = None, # what tells this denoiser from another, JSON-able; kept inside the weights, see `read_run`
+    run: dict | None = None, # what tells it from others, JSON-able; with the weights: `read_run`
 ) -> None:
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
     check_choice('denoiser', type(denoiser).__name__, DENOISERS)
     folder = Path(folder)
     net = type(denoiser.net)
-    known = NETS.get(net.__name__) is net or str(NETS.get(net.__name__)).startswith(f'{net.__module__}:')
+    found = NETS.get(net.__name__)
+    known = found is net or str(found).startswith(f'{net.__module__}:')
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
-    write_json(folder/CONFIG, dict(denoiser=type(denoiser).__name__, config=denoiser.config,
-                                   net=net.__name__ if known else f'{net.__module__}:{net.__qualname__}',
-                                   net_config=denoiser.net.config if known else None,
-                                   sha256=sha256(folder/WEIGHTS), about=about or {}))
+    write_json(folder/CONFIG, dict(
+        denoiser=type(denoiser).__name__, config=denoiser.config,
+        net=net.__name__ if known else f'{net.__module__}:{net.__qualname__}',
+        net_config=denoiser.net.config if known else None,
+        sha256=sha256(folder/WEIGHTS), about=about or {}))
 
 def is_whole(
     folder: Path | str,
 ) -> bool:
     "Did `save_denoiser` come to its end there?"
     weights = Path(folder)/WEIGHTS
-    return weights.is_file() and (Path(folder)/CONFIG).is_file() and read_about(folder)['sha256'] == sha256(weights)
+    both = weights.is_file() and (Path(folder)/CONFIG).is_file()
+    return both and read_about(folder)['sha256'] == sha256(weights)
 
 def read_run(
     folder: Path | str,
 ) -> dict | None: # None: no weights there, or not of a denoiser
-    "What the weights in a folder say that they are, whether `save_denoiser` came to its end or not."
+    "What the weights in a folder say that they are, even where `save_denoiser` was interrupted."
     try:
-        with safe_open(Path(folder)/WEIGHTS, 'pt') as f: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
+        with safe_open(Path(folder)/WEIGHTS, 'pt') as f:
+            meta = json.loads((f.metadata() or {}).get('meta', '{}'))
     except (OSError, SafetensorError, ValueError): return None
-    return meta.get('run', {}) if isinstance(meta, dict) and meta.get('kind') == 'denoiser' else None
+    ours = isinstance(meta, dict) and meta.get('kind') == 'denoiser'
+    return meta.get('run', {}) if ours else None
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #aed7f61f
 def read_about(
@@ -511,20 +541,21 @@ def read_about(
 ) -> dict: # the content of config.json
     "What is known of a stored denoiser: classes, configuration, checksum, and how it was made."
     path = Path(folder)/CONFIG
-    if not path.is_file(): raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
+    if not path.is_file():
+        raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
     about = read_json(path, ('denoiser', 'config', 'net', 'net_config', 'sha256'))
-    for key, kind in (('denoiser', str), ('config', dict), ('net', str), ('sha256', str), ('about', dict)):
-        if not isinstance(about.get(key, kind()), kind):
+    kinds = dict(denoiser=str, config=dict, net=str, sha256=str, about=dict)
+    for key in kinds.keys() & about.keys():
+        if not isinstance(about[key], kinds[key]):
             raise ValueError(f'{path} is of another kind: its {key!r} is {about[key]!r}')
-    try: check_choice('denoiser', about['denoiser'], DENOISERS)
-    except ValueError as e: raise ValueError(f'{path} describes an {e}') from e
+    check_choice(f'denoiser in {path}', about['denoiser'], DENOISERS)
     return about
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #64cc371f
 def load_denoiser(
     folder: Path | str, # written by `save_denoiser`
     device: torch.device | str | None = None, # default: `default_device()`
-    net: nn.Module | Callable[[], nn.Module] | None = None, # the network, or what makes it, where it is not one of `NETS`
+    net: nn.Module | Callable[[], nn.Module] | None = None, # or what makes it; if not in `NETS`
 ) -> NetDenoiser: # in evaluation mode, frozen
     "Rebuild a denoiser; missing, damaged or foreign files are refused by name."
     folder = Path(folder)
@@ -532,28 +563,27 @@ def load_denoiser(
     path = folder/WEIGHTS
     if not path.is_file(): raise FileNotFoundError(f'{folder} has a {CONFIG} but no {WEIGHTS}')
     if (got := sha256(path)) != about['sha256']:
-        raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is {got}, expected '
-                         f'{about["sha256"]}')
-    tensors = load_tensors(path)[0]
+        raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is '
+                         f'{got}, expected {about["sha256"]}')
+    tensors, _ = load_tensors(path)
     if net is not None and not isinstance(net, nn.Module): net = net()
     if not isinstance(net, (nn.Module, type(None))):
         raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
     try:
-        n = sum(t.numel() for t in tensors.values())
-        module = _network(folder, about, n) if net is None else net
-        denoiser = DENOISERS[about['denoiser']](module, **about['config'])
+        if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
+        denoiser = DENOISERS[about['denoiser']](net, **about['config'])
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
-    denoiser = denoiser.requires_grad_(False).eval().to(device or default_device())
-    return to_channels_last(denoiser)
+    return to_channels_last(denoiser.requires_grad_(False).eval().to(device or default_device()))
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."
     if about['net'] not in NETS or about['net_config'] is None:
-        raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build: pass net= such a network '
-                         f'or a function that makes one, as in net=MyNet; in a shell --net module:function')
+        raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build: pass '
+                         'net= such a network or a function that makes one, as in net=MyNet; in a '
+                         'shell --net module:function')
     with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
     needs = sum(t.numel() for t in empty.state_dict().values())
     if needs > n: raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')
@@ -563,12 +593,13 @@ def _check_weights(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
     "Refuse numbers that a checksum does not: those of another kind, and those that are none."
     for name, t in tensors.items():
         if name in wanted and t.is_floating_point() != wanted[name].is_floating_point():
-            raise ValueError(f'{path} is of another kind: its {name} is {t.dtype}, expected {wanted[name].dtype}')
+            raise ValueError(f'{path} is of another kind: its {name} is {t.dtype}, expected '
+                             f'{wanted[name].dtype}')
         if t.is_floating_point() and not t.isfinite().all():
             raise ValueError(f'{path} is of no use: its {name} has NaN or infinite numbers')
 
 def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
-    "Lay out a network's images as [B, H, W, C] in memory; weights with other than four axes stay as they are."
+    "Lay out 4-D weights as convolutions prefer them: channels last in memory."
     for t in (*model.parameters(), *model.buffers()):
         if t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
     return model
@@ -580,6 +611,6 @@ def load_teacher(
     name: str = 'fashion_mnist', # a key of `TEACHERS`
     device: torch.device | str | None = None, # default: `default_device()`
 ) -> NetDenoiser: # frozen, in evaluation mode; label=None is the null class
-    "A teacher that ships with the package; its model card is `data/fashion_mnist_teacher/README.md`."
+    "A teacher that ships with the package; see `data/fashion_mnist_teacher/README.md`."
     check_choice('teacher', name, TEACHERS)
     return load_denoiser(data_dir()/TEACHERS[name], device)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import importlib
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,33 +17,42 @@ from ..core import check_choice, check_int
 __all__ = ['NETS', 'NoiseEmbedding', 'ResBlock', 'SelfAttention', 'UNet', 'MLP', 'check_sizes', 'build_net']
 
 # %% ../../nbs/diffusion/04_nets.ipynb #8976b0b6
+def _zero(layer: nn.Module) -> nn.Module:
+    "A layer that gives 0 at first."
+    for p in layer.parameters(): nn.init.zeros_(p)
+    return layer
+
 class NoiseEmbedding(nn.Module):
-    "Sinusoidal features of the noise input, then two linear layers; a class embedding is added in between."
+    "Sinusoidal features of the noise input, then two linear layers with a class embedding between."
     def __init__(self,
         dim: int, # width of the embedding, even
         n_classes: int = 0, # classes; one more row is kept for the null class
-        time_scale: float = 1., # multiplies the noise input; 1 suits ln(sigma)/4, 1/400 a DDPM index 0..999
+        time_scale: float = 1., # of the noise input: 1 for ln(sigma)/4, 1/400 for DDPM's 0..999
         n_freqs: int = 32, # sines and cosines each
     ):
         super().__init__()
-        self.n_classes, self.time_scale = n_classes, time_scale
-        self.register_buffer('freqs', math.pi*torch.logspace(-2, 5, n_freqs, base=2.), persistent=False)
-        self.lin1, self.lin2 = nn.Linear(2*n_freqs, dim), nn.Linear(dim, dim)
+        self.n_classes = n_classes
+        self.time_scale = time_scale
+        freqs = math.pi*torch.logspace(-2, 5, n_freqs, base=2.)
+        self.register_buffer('freqs', freqs, persistent=False)
+        self.lin1 = nn.Linear(2*n_freqs, dim)
+        self.lin2 = nn.Linear(dim, dim)
         self.classes = nn.Embedding(n_classes + 1, dim) if n_classes else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        if c_noise.stride(0) == 0: c_noise = c_noise[:1] # one level, expanded to the batch: embed it once
+        if c_noise.stride(0) == 0: c_noise = c_noise[:1] # one level for all: embed it once
         angle = self.time_scale*c_noise.reshape(-1, 1)*self.freqs
         h = self.lin1(torch.cat([angle.sin(), angle.cos()], 1))
         if self.classes is not None:
             null = h.new_full((1,), self.n_classes, dtype=torch.long)
             h = h + self.classes(null if label is None else label)
-        elif label is not None: raise ValueError('this network has no classes, so label must be None')
+        elif label is not None:
+            raise ValueError('this network has no classes, so label must be None')
         return F.silu(self.lin2(F.silu(h)))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #857e0ca1
 class ResBlock(nn.Module):
-    "Two 3x3 convolutions around a residual connection; the embedding scales and shifts between them."
+    "Two 3x3 convolutions and a residual connection; the embedding scales and shifts between them."
     def __init__(self,
         c_in: int, # channels in, a multiple of 8
         c_out: int, # channels out, a multiple of 8
@@ -50,12 +60,13 @@ class ResBlock(nn.Module):
         dropout: float = 0., # probability, in training
     ):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm1 = nn.GroupNorm(8, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb = nn.Linear(emb, 2*c_out)
-        self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, c_out)
+        self.conv2 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.conv2.weight); nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.emb(emb)[:, :, None, None].chunk(2, 1)
@@ -70,8 +81,9 @@ class SelfAttention(nn.Module):
         c: int, # channels, a multiple of 32 (the size of a head)
     ):
         super().__init__()
-        self.norm, self.qkv, self.proj = nn.GroupNorm(8, c), nn.Conv2d(c, 3*c, 1), nn.Conv2d(c, c, 1)
-        nn.init.zeros_(self.proj.weight); nn.init.zeros_(self.proj.bias)
+        self.norm = nn.GroupNorm(8, c)
+        self.qkv = nn.Conv2d(c, 3*c, 1)
+        self.proj = _zero(nn.Conv2d(c, c, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -80,11 +92,15 @@ class SelfAttention(nn.Module):
         return x + self.proj(h.transpose(-1, -2).reshape(B, C, H, W))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #407d86e8
+def _check_ints(n_classes: int, **sizes: int) -> None:
+    check_int('n_classes', n_classes, 0)
+    for name, value in sizes.items(): check_int(name, value, 1)
+
 class UNet(nn.Module):
-    "A U-Net of residual blocks with self-attention at its lowest resolution; pixels are folded into channels first."
+    "A U-Net of residual blocks on squares of pixels; self-attention at its lowest resolution."
     def __init__(self,
         channels: int = 1, # image channels C
-        widths: tuple[int, ...] = (48, 96), # channels of each level, finest first; multiples of 8, the last of 32
+        widths: tuple[int, ...] = (48, 96), # channels by level, finest first; 8*n, the last 32*n
         blocks: int = 1, # residual blocks a level
         n_classes: int = 0, # 0: unconditional; otherwise a null class is added
         patch: int = 2, # side of the pixel squares folded into channels by the stem (1: none)
@@ -92,30 +108,33 @@ class UNet(nn.Module):
         time_scale: float = 1., # see `NoiseEmbedding`
     ):
         super().__init__()
-        for name, value, low in (('channels', channels, 1), ('blocks', blocks, 1), ('n_classes', n_classes, 0),
-                                 ('patch', patch, 1)):
-            check_int(name, value, low)
         for w in widths: check_int('a width', w, 8)
         if not widths or any(w % 8 for w in widths) or widths[-1] % 32:
             raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')
-        self.config = dict(channels=channels, widths=list(widths), blocks=blocks, n_classes=n_classes, patch=patch,
-                           dropout=dropout, time_scale=time_scale)
-        self.n_classes, self.patch, self.divisor = n_classes, patch, patch*2**(len(widths) - 1)
-        emb = 4*widths[0]
-        self.embed = NoiseEmbedding(emb, n_classes, time_scale)
-        self.stem = nn.Conv2d(channels*patch**2, widths[0], 3, padding=1)
-        res = lambda i, o: ResBlock(i, o, emb, dropout)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        for w, wider in zip(widths[:-1], widths[1:]):
-            self.down.append(nn.ModuleList([*[res(w, w) for _ in range(blocks)],
-                                            nn.Conv2d(w, wider, 3, stride=2, padding=1)]))
-            self.up.insert(0,
-                           nn.ModuleList([nn.Conv2d(wider, w, 3, padding=1), res(2*w, w),
-                                          *[res(w, w) for _ in range(blocks - 1)]]))
-        self.middle = nn.ModuleList([*[res(widths[-1], widths[-1]) for _ in range(blocks)], SelfAttention(widths[-1]),
-                                     res(widths[-1], widths[-1])])
-        self.norm, self.out = nn.GroupNorm(8, widths[0]), nn.Conv2d(widths[0], channels*patch**2, 3, padding=1)
-        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+        _check_ints(channels=channels, blocks=blocks, patch=patch, n_classes=n_classes)
+        self.config = dict(channels=channels, widths=list(widths), blocks=blocks,
+                           n_classes=n_classes, patch=patch, dropout=dropout, time_scale=time_scale)
+        self.n_classes = n_classes
+        self.patch = patch
+        self.divisor = patch*2**(len(widths) - 1)
+        first = widths[0]
+        last = widths[-1]
+        self.embed = NoiseEmbedding(4*first, n_classes, time_scale)
+        self.stem = nn.Conv2d(channels*patch**2, first, 3, padding=1)
+        res = lambda i, o: ResBlock(i, o, 4*first, dropout)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for w, wider in pairwise(widths):
+            shrink = [*[res(w, w) for _ in range(blocks)],
+                      nn.Conv2d(w, wider, 3, stride=2, padding=1)]
+            grow = [nn.Conv2d(wider, w, 3, padding=1), res(2*w, w),
+                    *[res(w, w) for _ in range(blocks - 1)]]
+            self.down.append(nn.ModuleList(shrink))
+            self.up.insert(0, nn.ModuleList(grow))
+        self.middle = nn.ModuleList([*[res(last, last) for _ in range(blocks)],
+                                     SelfAttention(last), res(last, last)])
+        self.norm = nn.GroupNorm(8, first)
+        self.out = _zero(nn.Conv2d(first, channels*patch**2, 3, padding=1))
 
     @property
     def sample_shape(self) -> tuple[int, int, int]: # [C, H, W], the next to smallest there is
@@ -127,15 +146,20 @@ class UNet(nn.Module):
         c_noise: Tensor, # [B] (or [1], for all), the noise input
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, C, H, W]
-        C, n = self.config['channels'], self.divisor
+        C = self.config['channels']
+        n = self.divisor
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n:
-            raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got {tuple(x.shape)}')
-        emb, skips = self.embed(c_noise, label), []
+            raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got '
+                             f'{tuple(x.shape)}')
+        emb = self.embed(c_noise, label)
         h = self.stem(F.pixel_unshuffle(x, self.patch))
+        skips = []
         for *level, shrink in self.down:
             for block in level: h = block(h, emb)
-            skips.append(h); h = shrink(h)
-        for block in self.middle: h = block(h) if isinstance(block, SelfAttention) else block(h, emb)
+            skips.append(h)
+            h = shrink(h)
+        for block in self.middle:
+            h = block(h) if isinstance(block, SelfAttention) else block(h, emb)
         for grow, *level in self.up:
             h = torch.cat([F.interpolate(grow(h), scale_factor=2.), skips.pop()], 1)
             for block in level: h = block(h, emb)
@@ -152,15 +176,14 @@ class MLP(nn.Module):
         time_scale: float = 1., # see `NoiseEmbedding`
     ):
         super().__init__()
-        for name, value, low in (('dim', dim, 1), ('width', width, 1), ('depth', depth, 1),
-                                 ('n_classes', n_classes, 0)):
-            check_int(name, value, low)
-        self.config = dict(dim=dim, width=width, depth=depth, n_classes=n_classes, time_scale=time_scale)
+        _check_ints(dim=dim, width=width, depth=depth, n_classes=n_classes)
+        self.config = dict(dim=dim, width=width, depth=depth, n_classes=n_classes,
+                           time_scale=time_scale)
         self.n_classes = n_classes
         self.embed = NoiseEmbedding(width, n_classes, time_scale)
-        self.stem, self.out = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.stem = nn.Linear(dim, width)
+        self.out = _zero(nn.Linear(width, dim))
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
-        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
 
     @property
     def sample_shape(self) -> tuple[int]: return (self.config['dim'],)
@@ -172,15 +195,16 @@ class MLP(nn.Module):
     ) -> Tensor: # [B, dim]
         if x.ndim != 2 or x.shape[1] != self.config['dim']:
             raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
-        emb, h = self.embed(c_noise, label), self.stem(x)
+        emb = self.embed(c_noise, label)
+        h = self.stem(x)
         for layer in self.layers: h = h + layer(F.silu(h + emb))
         return self.out(F.silu(h))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #23a1f3ed
-#: name -> class, or 'module:function' for networks of an optional library: imported when one is built
+#: name -> class, or 'module:function' where an optional library is imported to build it
 NETS = {'UNet': UNet, 'MLP': MLP, 'DiffusersNet': 'bdense_nb.interop.diffusers:net_from_config'}
-_LARGEST = dict(channels=4096, widths=16_384, blocks=256, n_classes=1_000_000, patch=64, # far above what is
-                dim=1_000_000, width=65_536, depth=4096)                                  # of use
+_LARGEST = dict(channels=4096, widths=16_384, blocks=256, n_classes=1_000_000, patch=64,
+                dim=1_000_000, width=65_536, depth=4096) # far above what is of use
 
 def check_sizes(
     config: dict, # of a network, perhaps from a foreign file
@@ -189,7 +213,7 @@ def check_sizes(
     "Refuse sizes that no network has, before a layer is built."
     for key in config.keys() & largest.keys():
         values = config[key] if isinstance(config[key], (list, tuple)) else [config[key]]
-        if len(values) > 16: raise ValueError(f'{key} must have at most 16 entries, got {len(values)}')
+        check_int(f'number of {key}', len(values), 0, 16)
         for value in values: check_int(key, value, 0, largest[key])
 
 def build_net(

@@ -6,11 +6,13 @@
 from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_sigmas, check_state
+from ..core import Trajectory, Within, check_choice, check_number, check_sigmas, check_state
+from .denoisers import check_classes
 
 # %% auto #0
 __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'heun_step', 'dpm2_step', 'ipndm_step', 'dpmpp_step',
@@ -38,7 +40,8 @@ def heun_step(
     "Average the slopes at both ends (Karras et al. 2022, Algorithm 1)."
     y = euler_step(x, x0_hat, sigma, sigma_next)
     if sigma_next == 0: return y
-    d, d_end = (x - x0_hat)/sigma, (y - denoise(y, sigma_next))/sigma_next
+    d = (x - x0_hat)/sigma
+    d_end = (y - denoise(y, sigma_next))/sigma_next
     return x + (sigma_next - sigma)/2*(d + d_end)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #5b520b56
@@ -56,15 +59,16 @@ def dpm2_step(
     return x + (sigma_next - sigma)*(y - denoise(y, middle))/middle
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #fdd8e201
-IPNDM_WEIGHTS = ((1,), (3/2, -1/2), (23/12, -16/12, 5/12), (55/24, -59/24, 37/24, -9/24)) # Adams-Bashforth, newest slope first
+# Adams-Bashforth, newest slope first
+IPNDM_WEIGHTS = ((1,), (3/2, -1/2), (23/12, -16/12, 5/12), (55/24, -59/24, 37/24, -9/24))
 
 def ipndm_step(
     x: Tensor, # [B, *D], state at `sigma`
-    slopes: Sequence[Tensor], # 1 to 4 slopes d = (x - x0_hat)/sigma, newest first; their number is the order
+    slopes: Sequence[Tensor], # 1 to 4 (the order) slopes (x - x0_hat)/sigma, newest first
     sigma: float, # noise level, > 0
     sigma_next: float, # next noise level, >= 0
 ) -> Tensor: # [B, *D], state at `sigma_next`
-    "Extrapolate the slope from the last ones, as if all steps were equal (iPNDM, Zhang and Chen 2023)."
+    "Extrapolate the slope as if all steps were equal (iPNDM, Zhang and Chen 2023)."
     weights = IPNDM_WEIGHTS[len(slopes) - 1]
     return x + (sigma_next - sigma)*sum(w*d for w, d in zip(weights, slopes))
 
@@ -72,14 +76,18 @@ def ipndm_step(
 def dpmpp_step(
     x: Tensor, # [B, *D], state at `levels[1]`
     values: Sequence[Tensor], # 1 to 3 model values, newest first; their number is the order
-    levels: Sequence[float], # noise levels, newest first: next (> 0), current, and one for each older value
+    levels: Sequence[float], # newest first: next (> 0), current, one for each older value
     predict: str = 'x0', # what the values are: 'x0' or 'eps' (the slope)
 ) -> Tensor: # [B, *D], state at `levels[0]`
-    "DPM-Solver++ multistep (Lu et al. 2022b): order 1 holds the model value, order 2 adds its last slope in log sigma (as published: half of phi1 times it), order 3 its bend too."
+    """DPM-Solver++ multistep (Lu et al. 2022b): order 1 holds the model value, order 2 adds its
+    last slope in log sigma (as published: half of phi1 times it), order 3 its bend too."""
     s, t = levels[:2]
     lam = [-math.log(v) for v in levels]
     h = lam[0] - lam[1]
-    g, base, scale = (-h, s/t, 1.) if predict == 'x0' else (h, 1., s)
+    clean = predict == 'x0'
+    g = -h if clean else h
+    base = s/t if clean else 1.
+    scale = 1. if clean else s
     phi1 = math.expm1(g)
     phi2 = phi1/g - 1
     phi3 = phi2/g - 1/2
@@ -94,12 +102,19 @@ def dpmpp_step(
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #aef925fd
 #: a solver moves x from sigmas[i] to sigmas[i+1]: (x, x0_hat, sigmas, i, past, denoise) -> x.
-#: `past` is its own notebook, a list that starts empty; `denoise(x, sigma)` costs one more network call.
-Solver = Callable[[Tensor, Tensor, Sequence[float], int, list, Callable[[Tensor, float], Tensor]], Tensor]
+#: `past` is the solver's own memory, a list that starts empty;
+#: `denoise(x, sigma)` costs one more network call.
+Solver = Callable[
+    [Tensor, Tensor, Sequence[float], int, list, Callable[[Tensor, float], Tensor]], Tensor]
 
-def euler(x, x0_hat, sigmas, i, past, denoise): return euler_step(x, x0_hat, sigmas[i], sigmas[i+1])
-def heun(x, x0_hat, sigmas, i, past, denoise): return heun_step(x, x0_hat, sigmas[i], sigmas[i+1], denoise)
-def dpm2(x, x0_hat, sigmas, i, past, denoise): return dpm2_step(x, x0_hat, sigmas[i], sigmas[i+1], denoise)
+def euler(x, x0_hat, sigmas, i, past, denoise):
+    return euler_step(x, x0_hat, *sigmas[i:i+2])
+
+def heun(x, x0_hat, sigmas, i, past, denoise):
+    return heun_step(x, x0_hat, *sigmas[i:i+2], denoise)
+
+def dpm2(x, x0_hat, sigmas, i, past, denoise):
+    return dpm2_step(x, x0_hat, *sigmas[i:i+2], denoise)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #394c7f9a
 def ipndm(
@@ -108,10 +123,10 @@ def ipndm(
     "The iPNDM solver of an order."
     check_choice('iPNDM order', order, (1, 2, 3, 4))
     def advance(x, x0_hat, sigmas, i, past, denoise):
-        if order == 1: return euler_step(x, x0_hat, sigmas[i], sigmas[i+1])
+        if order == 1: return euler_step(x, x0_hat, *sigmas[i:i+2])
         past.insert(0, (x - x0_hat)/sigmas[i])
         del past[order:]
-        return ipndm_step(x, past, sigmas[i], sigmas[i+1])
+        return ipndm_step(x, past, *sigmas[i:i+2])
     return advance
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #33d71662
@@ -121,7 +136,7 @@ def dpmpp_order(
     n_steps: int, # number of steps
     lower_order_final: bool = True, # come down to order 1 at the end?
 ) -> int: # order of this step
-    "Order of one DPM-Solver++ step: it rises from 1 as history builds up, and may come down again at the end."
+    "Order of a DPM-Solver++ step: it rises from 1, and may come down again at the end."
     if i + 1 < order: return i + 1
     return min(order, n_steps - i) if lower_order_final else order
 
@@ -132,11 +147,12 @@ def dpmpp(
     lower_order_final: bool = True, # come down to order 1 at the end?
 ) -> Solver:
     "The DPM-Solver++ multistep solver of an order; a step to 0 is always Euler's."
-    check_choice('DPM-Solver++ order', order, (1, 2, 3)); check_choice('prediction', predict, ('x0', 'eps'))
+    check_choice('DPM-Solver++ order', order, (1, 2, 3))
+    check_choice('prediction', predict, ('x0', 'eps'))
     def advance(x, x0_hat, sigmas, i, past, denoise):
         past.insert(0, x0_hat if predict == 'x0' else (x - x0_hat)/sigmas[i])
         del past[order:]
-        if sigmas[i+1] == 0: return euler_step(x, x0_hat, sigmas[i], sigmas[i+1])
+        if sigmas[i+1] == 0: return euler_step(x, x0_hat, *sigmas[i:i+2])
         q = dpmpp_order(order, i, len(sigmas) - 1, lower_order_final)
         return dpmpp_step(x, past[:q], sigmas[i+1::-1][:q+1], predict)
     return advance
@@ -144,7 +160,8 @@ def dpmpp(
 # %% ../../nbs/diffusion/03_samplers.ipynb #f12c4488
 #: every solver by name; DPM-Solver++ comes down to order 1 at the end, as SFD's teacher does
 SOLVERS: dict[str, Solver] = {
-    'euler': euler, 'heun': heun, 'dpm2': dpm2, 'dpmpp1': dpmpp(1), 'dpmpp2m': dpmpp(2), 'dpmpp3m': dpmpp(3),
+    'euler': euler, 'heun': heun, 'dpm2': dpm2,
+    'dpmpp1': dpmpp(1), 'dpmpp2m': dpmpp(2), 'dpmpp3m': dpmpp(3),
     'dpmpp2m_eps': dpmpp(2, 'eps'), 'dpmpp3m_eps': dpmpp(3, 'eps'),
     'ipndm1': ipndm(1), 'ipndm2': ipndm(2), 'ipndm3': ipndm(3), 'ipndm4': ipndm(4)}
 
@@ -153,7 +170,7 @@ def afs_x0(
     x: Tensor, # [B, *D], state at `sigma`
     sigma: float, # the first noise level
 ) -> Tensor: # [B, *D], clean estimate
-    "The analytic first step's clean estimate: the slope is x/sqrt(1+sigma^2), and no network is called."
+    "The analytic first step's clean estimate: its slope is x/sqrt(1+sigma^2), without a network."
     return x*(1 - sigma/math.sqrt(1 + sigma**2))
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #4a9c797f
@@ -162,20 +179,18 @@ def check_label(
     x: Tensor, # [B, *D], the batch it belongs to
     n_classes: int | None = None, # that the denoiser knows; None: it does not say
 ) -> None:
-    "Raise unless `label` is None or has one int64 class per sample that the denoiser knows, on the device of `x`."
+    "Raise unless `label` is None or one known int64 class per sample, on the device of `x`."
     if label is None: return
-    if not isinstance(label, Tensor):
-        raise TypeError(f'label must be None or an int64 tensor of shape [B], got {type(label).__name__}')
-    if label.dtype != torch.int64: raise TypeError(f'label must be int64, got {label.dtype}')
+    kind = getattr(label, 'dtype', type(label).__name__)
+    if kind != torch.int64:
+        raise TypeError(f'label must be None or an int64 tensor of shape [B], got {kind}')
     if label.shape != x.shape[:1]:
-        raise ValueError(f'label must have one class per sample, shape {tuple(x.shape[:1])}, got {tuple(label.shape)}')
+        raise ValueError(f'label must be one class per sample ({len(x)}), got {tuple(label.shape)}')
     if label.device != x.device:
-        raise ValueError(f'label is on {label.device} but x is on {x.device}; put both on one device')
-    if n_classes == 0: raise ValueError('this denoiser has no classes, so label must be None')
-    if n_classes is None or label.device.type != 'cpu' or not len(label): return # on a GPU it would wait for the device
-    if not 0 <= int(label.min()) <= int(label.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} to '
-                         f'{int(label.max())}')
+        raise ValueError(f'label is on {label.device} but x is on {x.device}')
+    if n_classes is None: return
+    if n_classes and label.device.type != 'cpu': return # reading it would wait for the GPU
+    check_classes(label, len(x), n_classes)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #cd0cee1f
 def _bind(denoiser: Callable, label: Tensor | None) -> Callable[[Tensor, float], Tensor]:
@@ -183,8 +198,9 @@ def _bind(denoiser: Callable, label: Tensor | None) -> Callable[[Tensor, float],
     def denoise(x: Tensor, sigma: float) -> Tensor:
         out = denoiser(x, sigma, label)
         if out.shape != x.shape:
-            raise ValueError(f'the denoiser returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}; '
-                             f'they must be equal (fold a branched denoiser first)')
+            raise ValueError(f'the denoiser returned shape {tuple(out.shape)} for a state of shape '
+                             f'{tuple(x.shape)}; they must be equal (fold a branched denoiser '
+                             'first)')
         return out.to(x.dtype)
     return denoise
 
@@ -229,7 +245,7 @@ def sample(
     afs: bool = False, # analytic first step: saves the first network call
     label: Tensor | None = None, # [B], int64 classes; None is the null class
 ) -> Tensor: # [B, *D], state at sigmas[-1]
-    "Walk down the whole grid and return where it ends."
+    "Take all steps of the grid and return the last state."
     for step in sampler_steps(denoiser, x, sigmas, solver, afs, label): pass
     return step.x
 
@@ -243,7 +259,7 @@ def trajectory(
     afs: bool = False, # analytic first step: saves the first network call
     label: Tensor | None = None, # [B], int64 classes; None is the null class
 ) -> Trajectory: # every state, the start included
-    "Walk down the whole grid and keep every state."
+    "Take all steps of the grid and keep every state."
     steps = sampler_steps(denoiser, x, sigmas, solver, afs, label)
     xs = x.new_empty(len(sigmas), *x.shape)
     xs[0] = x
@@ -260,9 +276,11 @@ def ddim_step(
     noise: Tensor | None = None, # [B, *D], standard normal; needed when eta > 0
 ) -> Tensor: # [B, *D], VP state
     "DDIM in VP coordinates (Song et al. 2021, Eq. 12)."
-    if not 0 <= eta <= 1: raise ValueError(f'eta must lie in [0, 1], got {eta!r}')
-    if eta > 0 and noise is None: raise ValueError(f'eta={eta!r} needs noise; only eta=0 is deterministic')
-    a, b = alpha_bar, alpha_bar_next
+    check_number('eta', eta, Within(at_least=0, at_most=1))
+    if eta > 0 and noise is None:
+        raise ValueError(f'eta={eta!r} needs noise; only eta=0 is deterministic')
+    a = alpha_bar
+    b = alpha_bar_next
     eps_hat = (z - math.sqrt(a)*x0_hat)/math.sqrt(1 - a)
     var = eta**2*(1 - b)/(1 - a)*(1 - a/b)
     z_next = math.sqrt(b)*x0_hat + math.sqrt(max(1 - b - var, 0.))*eps_hat
@@ -279,46 +297,50 @@ def ddpm_step(
 ) -> Tensor: # [B, *D], VP state
     "DDPM's ancestral step (Ho et al. 2020, Eqs. 6-7), for a step of any length."
     check_choice('variance', variance, ('small', 'large'))
-    a, b = alpha_bar, alpha_bar_next
+    a = alpha_bar
+    b = alpha_bar_next
     beta = 1 - a/b
     mean = math.sqrt(b)*beta/(1 - a)*x0_hat + math.sqrt(a/b)*(1 - b)/(1 - a)*z
     if b == 1: return mean
     return mean + math.sqrt(beta*((1 - b)/(1 - a) if variance == 'small' else 1))*noise
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #f62ad172
-def _noise_like(z: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+def _noise_like(z: Tensor, generator) -> Tensor:
     "Standard normal noise in the shape of z, from one generator or from one per sample."
     if generator is None: return torch.randn_like(z)
     if isinstance(generator, torch.Generator):
-        return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=generator.device).to(z.device)
+        device = generator.device
+        return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=device).to(z.device)
     if not isinstance(generator, (list, tuple)) or len(generator) != len(z):
-        raise ValueError(f'generator must be None, a torch.Generator, or a list of one per sample ({len(z)}), '
-                         f'got {generator!r}')
+        raise ValueError(f'generator must be None, one, or a list of {len(z)}, got {generator!r}')
     return torch.stack([_noise_like(row, g) for row, g in zip(z, generator)])
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #65adc7cd
-VP_METHODS = ('ddim', 'ddpm', 'ddpm_large') # DDIM with its eta; ancestral with small or large variance
+VP_METHODS = ('ddim', 'ddpm', 'ddpm_large') # DDPM is ancestral, with small or large variance
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #4e2ab09f
 @torch.no_grad()
 def sample_vp(
     denoiser: Callable, # D(x, sigma, label) -> x0_hat, on the VE scale like every denoiser
     z: Tensor, # [B, *D], VP state at alpha_bars[0]: standard normal noise
-    alpha_bars: Tensor | Sequence[float], # [n_steps+1], ascending in (0, 1]; `strided_nodes` makes them
+    alpha_bars: Tensor | Sequence[float], # [n_steps+1], ascending in (0, 1]: see `strided_nodes`
     method: str = 'ddim', # one of `VP_METHODS`
     eta: float = 0., # for 'ddim' alone: 0 deterministic .. 1 ancestral
-    generator: torch.Generator | Sequence[torch.Generator] | None = None, # for the noise; a list holds one per sample
+    generator: torch.Generator | Sequence[torch.Generator] | None = None, # one, or one per sample
     label: Tensor | None = None, # [B], int64 classes; None is the null class
 ) -> Tensor: # [B, *D], VP state at alpha_bars[-1]
-    "Sample in VP coordinates, with noise if the method has any; the step to 1 returns the clean estimate."
+    "Sample in VP coordinates, with noise if the method has any; at 1 it is the clean estimate."
     check_choice('method', method, VP_METHODS)
-    if eta != 0 and method != 'ddim': raise ValueError(f'eta belongs to method ddim, got eta={eta!r} with {method!r}')
-    check_state(z, 'z'); check_label(label, z)
+    if eta != 0 and method != 'ddim':
+        raise ValueError(f'eta belongs to method ddim, got eta={eta!r} with {method!r}')
+    check_state(z, 'z')
+    check_label(label, z)
     nodes = torch.as_tensor(alpha_bars, dtype=torch.float64).cpu()
-    if nodes.ndim != 1 or len(nodes) < 2 or not (nodes[0] > 0 and nodes[-1] <= 1 and (nodes.diff() > 0).all()):
-        raise ValueError(f'alpha_bars must be at least two values, strictly ascending in (0, 1], got {nodes}')
-    denoise, nodes = _bind(denoiser, label), nodes.tolist()
-    for a, b in zip(nodes, nodes[1:]):
+    ascending = nodes.ndim == 1 and len(nodes) > 1 and bool((nodes.diff() > 0).all())
+    if not ascending or not 0 < nodes[0] < nodes[-1] <= 1:
+        raise ValueError(f'alpha_bars must be two or more, ascending in (0, 1], got {nodes}')
+    denoise = _bind(denoiser, label)
+    for a, b in pairwise(nodes.tolist()):
         x0_hat = denoise(z/math.sqrt(a), math.sqrt((1 - a)/a))
         noise = _noise_like(z, generator) if method != 'ddim' or eta > 0 else None
         if method == 'ddim': z = ddim_step(z, x0_hat, a, b, eta, noise)
@@ -338,11 +360,11 @@ def thresholded(
     denoiser: Callable, # any D(x, sigma, label)
     quantile: float = 0.995, # share of the pixels that stays untouched, in (0, 1]
 ) -> Callable: # a denoiser
-    "Dynamic thresholding (Saharia et al. 2022): clip each sample at a quantile of its own size, then rescale into [-1, 1]."
-    if not 0 < quantile <= 1: raise ValueError(f'quantile must lie in (0, 1], got {quantile!r}')
+    "Dynamic thresholding (Saharia et al. 2022): clip at a sample's own quantile, then rescale."
+    check_number('quantile', quantile, Within(above=0, at_most=1))
     def denoise(x: Tensor, sigma, label=None) -> Tensor:
         x0_hat = denoiser(x, sigma, label)
-        top = x0_hat.abs().flatten(1).float().quantile(quantile, dim=1).clamp(min=1).to(x0_hat.dtype)
-        top = top.reshape(-1, *[1]*(x.ndim - 1))
+        top = x0_hat.abs().flatten(1).float().quantile(quantile, dim=1).clamp(min=1)
+        top = top.to(x0_hat.dtype).reshape(-1, *[1]*(x.ndim - 1))
         return x0_hat.clamp(-top, top)/top
     return denoise

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from ..core import check_choice, check_int
+from ..core import Within, check_choice, check_int, check_number
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PREDICTIONS', 'karras_sigmas', 'logsnr_sigmas', 'vp_betas', 'time_uniform_sigmas',
@@ -19,17 +19,19 @@ __all__ = ['SCHEDULES', 'PREDICTIONS', 'karras_sigmas', 'logsnr_sigmas', 'vp_bet
            'nested_sigmas', 'to_x0', 'to_eps', 'to_v', 'vp_scales', 've_from_vp', 'vp_from_ve']
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #0483b69c
-def _ramp(n_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+def _ramp(n_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.) -> Tensor:
     "The fractions i/n_steps, i = 0..n_steps, after checking what every schedule is given."
     check_int('n_steps', n_steps, 1)
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(f'a schedule needs 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min!r}, '
-                         f'sigma_max={sigma_max!r}')
+        raise ValueError('a schedule needs 0 < sigma_min < sigma_max < inf, got '
+                         f'sigma_min={sigma_min!r}, sigma_max={sigma_max!r}')
+    check_number('rho', rho, Within(above=0))
     return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
 
 def _pin(grid: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
     "The grid with its two ends free of rounding, so that `grid[0] == sigma_max`."
-    grid[0], grid[-1] = sigma_max, sigma_min
+    grid[0] = sigma_max
+    grid[-1] = sigma_min
     return grid
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #9c4c0376
@@ -40,9 +42,9 @@ def karras_sigmas(
     rho: float = 7., # 1 is evenly spaced in sigma; larger favours low noise; > 0
 ) -> Tensor: # [n_steps+1], float64, descending
     "Evenly spaced in `sigma**(1/rho)` (Karras et al. 2022, Eq. 5)."
-    ramp = _ramp(n_steps, sigma_min, sigma_max)
-    if not 0 < rho < math.inf: raise ValueError(f'rho must be a finite number above 0, got {rho!r}')
-    top, bottom = sigma_max**(1/rho), sigma_min**(1/rho)
+    ramp = _ramp(n_steps, sigma_min, sigma_max, rho)
+    top = sigma_max**(1/rho)
+    bottom = sigma_min**(1/rho)
     return _pin((top + ramp*(bottom - top))**rho, sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #7bbf8ca3
@@ -53,7 +55,8 @@ def logsnr_sigmas(
 ) -> Tensor: # [n_steps+1], float64, descending
     "Evenly spaced in log sigma, so a geometric sequence."
     ramp = _ramp(n_steps, sigma_min, sigma_max)
-    return _pin(torch.exp(math.log(sigma_max) + ramp*math.log(sigma_min/sigma_max)), sigma_min, sigma_max)
+    log_sigmas = math.log(sigma_max) + ramp*math.log(sigma_min/sigma_max)
+    return _pin(torch.exp(log_sigmas), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #18ac2f34
 def vp_betas(
@@ -61,7 +64,7 @@ def vp_betas(
     sigma_max: float = 80., # the level at time 1
     eps_s: float = 1e-3, # smallest time, in (0, 1)
 ) -> tuple[float, float]: # (beta_d, beta_min)
-    "The constants of the linear-beta VP process that has `sigma_min` at time `eps_s` and `sigma_max` at time 1."
+    "The linear-beta VP process that has `sigma_min` at time `eps_s`, and `sigma_max` at time 1."
     top = math.log1p(sigma_max**2)
     beta_d = 2/(eps_s - 1)*(math.log1p(sigma_min**2)/eps_s - top)
     return beta_d, top - beta_d/2
@@ -75,9 +78,8 @@ def time_uniform_sigmas(
     eps_s: float = 1e-3, # smallest time, in (0, 1)
 ) -> Tensor: # [n_steps+1], float64, descending
     "Evenly spaced in the time of a linear-beta VP process (SFD's `time_uniform`)."
-    ramp = _ramp(n_steps, sigma_min, sigma_max)
-    if not 0 < rho < math.inf: raise ValueError(f'rho must be a finite number above 0, got {rho!r}')
-    if not 0 < eps_s < 1: raise ValueError(f'eps_s must lie between 0 and 1, got {eps_s!r}')
+    ramp = _ramp(n_steps, sigma_min, sigma_max, rho)
+    check_number('eps_s', eps_s, Within(above=0, below=1))
     beta_d, beta_min = vp_betas(sigma_min, sigma_max, eps_s)
     u = (1 + ramp*(eps_s**(1/rho) - 1))**rho
     return _pin(torch.expm1(beta_d*u**2/2 + beta_min*u).sqrt(), sigma_min, sigma_max)
@@ -117,7 +119,7 @@ def cosine_alpha_bar(
 def strided_nodes(
     alpha_bar: Tensor, # [T], a table such as `linear_alpha_bar()`
     n_steps: int, # number of steps, 1..T
-) -> tuple[Tensor, Tensor]: # (alpha_bar at the nodes [n_steps+1], ending in 1; network indices [n_steps], int64)
+) -> tuple[Tensor, Tensor]: # alpha_bar [n_steps+1], ending in 1; network indices [n_steps], int64
     "`n_steps` steps through a DDPM table: from its noisiest entry to clean data."
     T = len(alpha_bar)
     check_int('n_steps', n_steps, 1, T)
@@ -139,17 +141,18 @@ def discrete_sigmas(
     alpha_bar: Tensor | None = None, # [T], the network's table; default `linear_alpha_bar()`
 ) -> Tensor: # [n_steps+1], float64, descending
     "Evenly spaced in the time of a discrete network (LDM's `discrete`)."
-    ramp = _ramp(n_steps, sigma_min, sigma_max)
-    if not 0 < rho < math.inf: raise ValueError(f'rho must be a finite number above 0, got {rho!r}')
+    ramp = _ramp(n_steps, sigma_min, sigma_max, rho)
     table = (linear_alpha_bar() if alpha_bar is None else alpha_bar).double().cpu()
-    log_power = torch.cat([table.new_zeros(1), -table.log()])    # -ln(alpha_bar) at times 0, 1/T, .., 1; ascending
+    # -ln(alpha_bar) at times 0, 1/T, .., 1; ascending
+    log_power = torch.cat([table.new_zeros(1), -table.log()])
     time = torch.linspace(0, 1, len(log_power), dtype=torch.float64)
     ends = torch.log1p(torch.tensor([sigma_max, sigma_min], dtype=torch.float64)**2)
     if ends[0] > log_power[-1]*(1 + 1e-9):
         raise ValueError(f'sigma_max={sigma_max!r} is above the noisiest level of the table, '
                          f'{sigma_from_alpha_bar(table[-1]):.6g}')
     top, bottom = _interp(ends, log_power, time)**(1/rho)
-    return _pin(torch.expm1(_interp((top + ramp*(bottom - top))**rho, time, log_power)).sqrt(), sigma_min, sigma_max)
+    powers = _interp((top + ramp*(bottom - top))**rho, time, log_power)
+    return _pin(torch.expm1(powers).sqrt(), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #186ee052
 def logsnr_from_sigma(s: Tensor | float) -> Tensor: # PD's convention
@@ -182,7 +185,7 @@ def pd_cosine_logsnr(
 def pd_time_input(
     logsnr: Tensor | float, # PD's convention
 ) -> Tensor: # in [0, 1]; PD multiplies it by 1000 before its sinusoidal embedding
-    "What PD's network is told: the angle over pi/2."
+    "The time input of PD's network: the angle over pi/2."
     return torch.atan(sigma_from_logsnr(logsnr))*2/math.pi
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a60ae802
@@ -193,14 +196,14 @@ def pd_cosine_sigmas(
 ) -> Tensor: # [n_steps+1], float64, descending
     "PD's cosine log-SNR as a grid: evenly spaced in arctan(sigma)."
     u = 1 - _ramp(n_steps, sigma_min, sigma_max)
-    return _pin(sigma_from_logsnr(pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min))), sigma_min,
-                sigma_max)
+    logsnr = pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min))
+    return _pin(sigma_from_logsnr(logsnr), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #5665efa1
 #: every grid by name; each takes (n_steps, sigma_min, sigma_max)
-SCHEDULES: dict[str, Callable[..., Tensor]] = {'karras': karras_sigmas, 'logsnr': logsnr_sigmas,
-                                               'time_uniform': time_uniform_sigmas,
-                                               'discrete': discrete_sigmas, 'pd_cosine': pd_cosine_sigmas}
+SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    'karras': karras_sigmas, 'logsnr': logsnr_sigmas, 'time_uniform': time_uniform_sigmas,
+    'discrete': discrete_sigmas, 'pd_cosine': pd_cosine_sigmas}
 
 def make_sigmas(
     schedule: str, # a key of `SCHEDULES`
@@ -219,9 +222,10 @@ def nested_sigmas(
     schedule: str = 'karras', # a key of `SCHEDULES`
     sigma_min: float = 0.002, # last noise level, > 0
     sigma_max: float = 80., # first noise level
-) -> tuple[Tensor, Tensor]: # teacher's grid [n_steps*substeps+1] and student's [n_steps+1], both float64; the second is a slice of the first
+) -> tuple[Tensor, Tensor]: # teacher's [n_steps*substeps+1] and student's [n_steps+1], float64
     "One fine grid for the teacher, and every `substeps`-th of its points for the student."
-    check_int('n_steps', n_steps, 1); check_int('substeps', substeps, 1)
+    check_int('n_steps', n_steps, 1)
+    check_int('substeps', substeps, 1)
     fine = make_sigmas(schedule, n_steps*substeps, sigma_min, sigma_max)
     return fine, fine[::substeps]
 
@@ -233,6 +237,11 @@ def _column(scale: Tensor | float, z: Tensor) -> Tensor | float:
     if not isinstance(scale, Tensor) or scale.ndim == 0: return scale
     return scale.to(z).reshape(scale.shape + (1,)*(z.ndim - scale.ndim))
 
+def _columns(z: Tensor, alpha, sigma_vp, prediction: str) -> tuple:
+    "Both scales shaped to multiply `z`, after a check of the prediction."
+    check_choice('prediction', prediction, PREDICTIONS)
+    return _column(alpha, z), _column(sigma_vp, z)
+
 # %% ../../nbs/diffusion/01_schedules.ipynb #c9e63db8
 def to_x0(
     out: Tensor, # [B, *D], what the network predicted
@@ -242,9 +251,8 @@ def to_x0(
     prediction: str, # one of `PREDICTIONS`
 ) -> Tensor: # [B, *D], clean estimate
     "Clean estimate from any prediction."
-    check_choice('prediction', prediction, PREDICTIONS)
+    alpha, sigma_vp = _columns(z, alpha, sigma_vp, prediction)
     if prediction == 'x0': return out
-    alpha, sigma_vp = _column(alpha, z), _column(sigma_vp, z)
     return (z - sigma_vp*out)/alpha if prediction == 'eps' else alpha*z - sigma_vp*out
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #217ca554
@@ -256,9 +264,8 @@ def to_eps(
     prediction: str, # one of `PREDICTIONS`
 ) -> Tensor: # [B, *D], noise estimate
     "Noise estimate from any prediction."
-    check_choice('prediction', prediction, PREDICTIONS)
+    alpha, sigma_vp = _columns(z, alpha, sigma_vp, prediction)
     if prediction == 'eps': return out
-    alpha, sigma_vp = _column(alpha, z), _column(sigma_vp, z)
     return (z - alpha*out)/sigma_vp if prediction == 'x0' else sigma_vp*z + alpha*out
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #2cc3c45b
@@ -270,9 +277,8 @@ def to_v(
     prediction: str, # one of `PREDICTIONS`
 ) -> Tensor: # [B, *D], v = alpha*eps - sigma_vp*x0
     "`v` from any prediction (Salimans and Ho 2022)."
-    check_choice('prediction', prediction, PREDICTIONS)
+    alpha, sigma_vp = _columns(z, alpha, sigma_vp, prediction)
     if prediction == 'v': return out
-    alpha, sigma_vp = _column(alpha, z), _column(sigma_vp, z)
     return (alpha*z - out)/sigma_vp if prediction == 'x0' else (out - sigma_vp*z)/alpha
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a1ab6b1c

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import check_choice, check_int, check_state, import_extra
+from ..core import check_choice, check_file, check_int, check_state, import_extra
 from ..diffusion.data import to_pixels
-from .metrics import (density_coverage, frechet_distance, image_features,
-                                          kernel_distance, load_features, precision_recall)
+from .metrics import (density_coverage, frechet_distance, image_features, kernel_distance,
+                      load_features, precision_recall)
 
 # %% auto #0
 __all__ = ['FEATURE_SPACES', 'inception_weights', 'load_inception', 'FeatureSpace', 'load_space', 'set_scores']
@@ -24,20 +24,19 @@ __all__ = ['FEATURE_SPACES', 'inception_weights', 'load_inception', 'FeatureSpac
 def _fidelity(): return import_extra('torch_fidelity.feature_extractor_inceptionv3', 'fid')
 
 def inception_weights(
-    path: Path | str | None = None, # a copy of the file; None: from torch's cache, fetched if it is not there
+    path: Path | str | None = None, # a copy of the file; None: from torch's cache, or fetched
 ) -> Path:
-    "The file with the weights of the field's Inception-v3; a fetched one is checked against the hash in its name."
-    if path is not None:
-        if not Path(path).is_file(): raise FileNotFoundError(f'no such file: {path}')
-        return Path(path)
+    "The weights of the field's Inception-v3; fetched ones must have the hash in their name."
+    if path is not None: return check_file(path)
     url = _fidelity().URL_INCEPTION_V3
-    path = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1] # where torch-fidelity and torchmetrics look, too
+    # where torch-fidelity and torchmetrics look, too
+    path = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1]
     if path.is_file(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try: torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
     except (OSError, RuntimeError) as e:
-        raise ConnectionError(f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put the file at '
-                              f'{path}, or pass its path') from e
+        raise ConnectionError(f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere '
+                              f'and put the file at {path}, or pass its path') from e
     return path
 
 def load_inception(
@@ -48,7 +47,8 @@ def load_inception(
     extractor = _fidelity().FeatureExtractorInceptionV3
     path = inception_weights(path)
     try:
-        torch.load(path, map_location='cpu', weights_only=True) # refuses a file that could run code; the network's own loader would not
+        # refuses a file that could run code; the network's own loader would not
+        torch.load(path, map_location='cpu', weights_only=True)
         return extractor('inception', ['2048'], str(path)).to(device or 'cpu')
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as e:
         reason = str(e).partition('\n')[0].partition('\x1b')[0] # one line, no colours
@@ -76,12 +76,13 @@ def _fashion_space(device, path) -> FeatureSpace:
 def _inception_space(device, path) -> FeatureSpace:
     net = load_inception(device, path)
     def extract(images: Tensor, batch_size: int) -> Tensor:
-        check_state(images, 'images'); check_int('batch_size', batch_size, 1)
+        check_state(images, 'images')
+        check_int('batch_size', batch_size, 1)
         if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-            raise ValueError(f'images must have shape [N, 1 or 3, H, W] with N of at least 1, got '
+            raise ValueError('images must have shape [N, 1 or 3, H, W] with N of at least 1, got '
                              f'{tuple(images.shape)}')
-        return torch.cat([net(to_pixels(x).expand(-1, 3, -1, -1).to(device or 'cpu'))[0].cpu()
-                          for x in images.split(batch_size)])
+        pixels = (to_pixels(x).expand(-1, 3, -1, -1) for x in images.split(batch_size))
+        return torch.cat([net(x.to(device or 'cpu'))[0].cpu() for x in pixels])
     return FeatureSpace('inception', 2048, extract)
 
 FEATURE_SPACES = {'fashion_mnist': _fashion_space, 'inception': _inception_space}
@@ -91,16 +92,16 @@ def load_space(
     device: torch.device | str | None = None, # where features are computed; default CPU
     path: Path | str | None = None, # another file of weights
 ) -> FeatureSpace:
-    "A feature space: 'fashion_mnist' (shipped; 28 x 28, grey) or 'inception' (of published FIDs; any size, grey or colour)."
+    "A feature space: 'fashion_mnist' (28 x 28, grey) or 'inception' (of published FIDs)."
     check_choice('feature space', name, FEATURE_SPACES)
     return FEATURE_SPACES[name](device, path)
 
 # %% ../../nbs/evaluation/03_features.ipynb #f2eb8974
 def set_scores(
     real: Tensor | np.ndarray, # features of real images, [N, d]
-    fake: Tensor | np.ndarray, # features of samples in the same space, [M, d]; tables compare equal M
+    fake: Tensor | np.ndarray, # features of samples, [M, d]; tables compare equal M
 ) -> dict[str, float]: # JSON-able
     "Every score of a set of samples against a set of real images."
-    pr, dc = precision_recall(real, fake), density_coverage(real, fake)
     return dict(n=len(fake), frechet_distance=frechet_distance(fake, real),
-                kernel_distance=kernel_distance(real, fake), **pr._asdict(), **dc._asdict())
+                kernel_distance=kernel_distance(real, fake),
+                **precision_recall(real, fake)._asdict(), **density_coverage(real, fake)._asdict())

@@ -10,22 +10,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import check_choice, check_int
+from ..core import Within, check_choice, check_int, check_number
 
 # %% auto #0
 __all__ = ['INTERVAL_METHODS', 'student_t', 'Interval', 'mean_interval', 'paired_interval']
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #1a04ef10
-def _check_level(level) -> None:
-    if not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise ValueError(f'level must be strictly between 0 and 1, got {level!r}')
-
 def student_t(
     level: float, # probability inside, strictly between 0 and 1
     dof: int, # degrees of freedom, at least 1
 ) -> float: # the t with P(|T| <= t) = level
     "Half-width, in standard errors, of a two-sided interval from Student's t distribution."
-    _check_level(level)
+    check_number('level', level, Within(above=0, below=1))
     check_int('dof', dof, 1)
     from scipy.special import stdtrit # takes a while, and few commands need it
     return float(stdtrit(dof, (1 + level)/2))
@@ -42,17 +38,18 @@ class Interval:
     method: str # how it was computed
 
     def __str__(self) -> str:
-        return f'{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] ({self.level:.0%}, n={self.n}, {self.method})'
+        return (f'{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] '
+                f'({self.level:.0%}, n={self.n}, {self.method})')
 
 def _check_scores(values, name: str) -> Tensor:
     "Scores, one per seed, as float64 [n] with n >= 3, or an error that says what is wrong."
     try: v = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f'{name} must be a sequence of numbers, one per seed, got {values!r}') from e
+        raise TypeError(f'{name} must be numbers, one per seed, got {values!r}') from e
     if v.ndim != 1 or len(v) < 3:
-        raise ValueError(f'{name} needs at least 3 values, one per seed, got shape {tuple(v.shape)}; an interval from '
-                         f'fewer says next to nothing')
-    if not torch.isfinite(v).all(): raise ValueError(f'{name} contains NaN or infinite values: {v.tolist()}')
+        raise ValueError(f'{name} needs at least 3 values, one a seed, got shape {tuple(v.shape)}')
+    if not torch.isfinite(v).all():
+        raise ValueError(f'{name} contains NaN or infinite values: {v.tolist()}')
     return v
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #694a7893
@@ -61,12 +58,12 @@ INTERVAL_METHODS = ('t', 'bootstrap')
 def mean_interval(
     values: Sequence[float] | Tensor, # one score per seed, at least 3
     level: float = .95, # share of experiments in which the interval should contain the truth
-    method: str = 't', # 't', or 'bootstrap' (percentiles of 10,000 resamples; too narrow below about 10 values)
+    method: str = 't', # 't', or 'bootstrap' (10,000 resamples; too narrow below about 10 values)
     seed: int = 0, # of the bootstrap
 ) -> Interval:
     "Mean over seeds, with an interval."
     v = _check_scores(values, 'values')
-    _check_level(level)
+    check_number('level', level, Within(above=0, below=1))
     check_choice('interval method', method, INTERVAL_METHODS)
     mean = float(v.mean())
     if method == 't':
@@ -85,6 +82,8 @@ def paired_interval(
     seed: int = 0, # of the bootstrap
 ) -> Interval: # of the mean of a - b; below 0: a scores lower
     "Mean difference between two arms that share their seeds, with an interval."
-    va, vb = _check_scores(a, 'a'), _check_scores(b, 'b')
-    if len(va) != len(vb): raise ValueError(f'paired arms need the same seeds: {len(va)} and {len(vb)} values')
-    return mean_interval(va - vb, level, method, seed)
+    a = _check_scores(a, 'a')
+    b = _check_scores(b, 'b')
+    if len(a) != len(b):
+        raise ValueError(f'paired arms need the same seeds: {len(a)} and {len(b)} values')
+    return mean_interval(a - b, level, method, seed)

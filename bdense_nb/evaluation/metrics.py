@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
-from ..core import check_choice, check_int, check_state, data_dir, load_tensors
+from ..core import check_choice, check_int, check_shape, check_state, data_dir, load_tensors
 from ..diffusion.data import to_pixels
-from .intervals import INTERVAL_METHODS, Interval, mean_interval, paired_interval, student_t # so that they are found here, too
+from .intervals import INTERVAL_METHODS, Interval, mean_interval, paired_interval, student_t
 
 # %% auto #0
 __all__ = ['REFERENCES', 'FeatureNet', 'random_shift', 'train_feature_net', 'accuracy', 'load_features', 'image_features',
@@ -30,11 +30,11 @@ _all_ = ['INTERVAL_METHODS', 'Interval', 'mean_interval', 'paired_interval', 'st
 # %% ../../nbs/evaluation/02_metrics.ipynb #3c215334
 def _conv(n_in: int, n_out: int, size: int, stride: int) -> nn.Sequential:
     "Convolution, batch norm, ReLU."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, padding=size//2, bias=False), nn.BatchNorm2d(n_out),
-                         nn.ReLU())
+    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, padding=size//2, bias=False),
+                         nn.BatchNorm2d(n_out), nn.ReLU())
 
 class FeatureNet(nn.Module):
-    "A small Fashion-MNIST classifier; the 64 numbers before its last layer are the space in which sets of images are compared."
+    "A small Fashion-MNIST classifier; sets of images are compared by what precedes its last layer."
     def __init__(self,
         width: int = 48, # channels of the first convolution
         n_features: int = 64, # length of a feature vector
@@ -43,13 +43,19 @@ class FeatureNet(nn.Module):
         super().__init__()
         self.config = dict(width=width, n_features=n_features, n_classes=n_classes)
         self.body = nn.Sequential(
-            _conv(1, width, 5, 2), _conv(width, 2*width, 3, 2), _conv(2*width, 2*width, 3, 1), _conv(2*width, 3*width, 3, 2), # 28 -> 14 -> 7 -> 7 -> 4 pixels
+            _conv(1, width, 5, 2), # 28 -> 14 pixels
+            _conv(width, 2*width, 3, 2), # -> 7
+            _conv(2*width, 2*width, 3, 1),
+            _conv(2*width, 3*width, 3, 2), # -> 4
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3*width, n_features, bias=False),
-            nn.BatchNorm1d(n_features, affine=False)) # every feature has mean 0 and variance 1 on the training images
+            nn.BatchNorm1d(n_features, affine=False)) # mean 0, variance 1 on the training images
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(n_features, n_classes))
 
-    def features(self, x: Tensor) -> Tensor: return self.body(x) # [B, 1, 28, 28] -> [B, n_features]
-    def forward(self, x: Tensor) -> Tensor: return self.head(self.features(x)) # [B, 1, 28, 28] -> [B, n_classes]
+    def features(self, x: Tensor) -> Tensor: # [B, 1, 28, 28] -> [B, n_features]
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor: # [B, 1, 28, 28] -> [B, n_classes]
+        return self.head(self.features(x))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #85cdd250
 def random_shift(
@@ -57,13 +63,14 @@ def random_shift(
     pixels: int, # largest shift in each direction
     generator: torch.Generator, # source of the shifts
 ) -> Tensor: # [B, C, H, W]
-    "Every image moved by its own random whole number of pixels; -1 (black) comes in from the border."
+    "Every image moved by its own random number of pixels; -1 (black) comes in from the border."
     B, C, H, W = images.shape
     padded = F.pad(images, (pixels,)*4, value=-1.)
     dy, dx = torch.randint(2*pixels + 1, (2, B, 1), generator=generator)
-    rows, cols = dy + torch.arange(H), dx + torch.arange(W) # [B, H], [B, W]
-    return padded.permute(0, 2, 3, 1)[torch.arange(B)[:, None, None], rows[:, :, None],
-                                      cols[:, None, :]].permute(0, 3, 1, 2)
+    rows = (dy + torch.arange(H))[:, :, None] # [B, H, 1]
+    cols = (dx + torch.arange(W))[:, None] # [B, 1, W]
+    image = torch.arange(B)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows, cols].permute(0, 3, 1, 2)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #67a67188
 def train_feature_net(
@@ -75,19 +82,24 @@ def train_feature_net(
     lr: float = 4e-3, # the highest learning rate of the one-cycle schedule
     progress: bool = True, # show a progress bar
 ) -> FeatureNet: # in eval mode, on the CPU
-    "Train a `FeatureNet` on the CPU: AdamW, one-cycle schedule, images shifted by up to two pixels."
-    check_int('epochs', epochs, 1); check_int('batch_size', batch_size, 2, len(images))
+    "Train a `FeatureNet` on the CPU: AdamW, one-cycle schedule, images shifted by up to 2 pixels."
+    check_int('epochs', epochs, 1)
+    check_int('batch_size', batch_size, 2, len(images))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = FeatureNet().to(memory_format=torch.channels_last)
-    g, per_epoch = torch.Generator().manual_seed(seed), len(images)//batch_size
+    g = torch.Generator().manual_seed(seed)
+    per_epoch = len(images)//batch_size
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.05)
     cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*per_epoch)
     for step in (bar := progress_bar(range(epochs*per_epoch), display=progress)):
         if step % per_epoch == 0: order = torch.randperm(len(images), generator=g)
         i = order[step % per_epoch*batch_size:][:batch_size]
         loss = F.cross_entropy(net(random_shift(images[i], 2, g)), labels[i])
-        opt.zero_grad(); loss.backward(); opt.step(); cycle.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        cycle.step()
         bar.comment = f'loss {loss.item():.3f}'
     return net.eval()
 
@@ -100,8 +112,8 @@ def accuracy(
     batch_size: int = 500, # images a call
 ) -> float: # in [0, 1]
     "The share of images whose largest logit is at the label."
-    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in zip(images.split(batch_size), labels.split(batch_size)))
-    return right/len(images)
+    batches = zip(images.split(batch_size), labels.split(batch_size))
+    return sum(int((net(x).argmax(1) == y).sum()) for x, y in batches)/len(images)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #2d0a6b4d
 def load_features(
@@ -109,9 +121,10 @@ def load_features(
     path: Path | str | None = None, # another file with a `FeatureNet`; default the shipped one
 ) -> FeatureNet: # in eval mode, without gradients
     "The shipped Fashion-MNIST feature network."
-    path = Path(path) if path is not None else data_dir()/'fashion_mnist_features'/'model.safetensors'
+    if path is None: path = data_dir()/'fashion_mnist_features'/'model.safetensors'
     weights, meta = load_tensors(path)
-    if meta.get('kind') != 'FeatureNet': raise ValueError(f'{path} holds {meta.get("kind")!r}, expected a FeatureNet')
+    if meta.get('kind') != 'FeatureNet':
+        raise ValueError(f'{path} holds {meta.get("kind")!r}, expected a FeatureNet')
     net = FeatureNet(**meta['config'])
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False).to(device or 'cpu')
@@ -123,13 +136,14 @@ def image_features(
     net: nn.Module, # has `.features(images) -> [B, d]`, such as `load_features()`
     batch_size: int = 500, # images a call; changes no result
 ) -> Tensor: # [N, d], float32, on the CPU
-    "Features of images as a viewer would see them: clipped to [-1, 1] and rounded to 256 grey levels first."
-    check_state(images, 'images'); check_int('batch_size', batch_size, 1)
-    if images.shape[1:] != (1, 28, 28) or len(images) == 0:
-        raise ValueError(f'images must have shape [N, 1, 28, 28] with N of at least 1, got {tuple(images.shape)}')
+    "Features of images as one sees them: first clipped to [-1, 1] and rounded to 256 levels."
+    check_state(images, 'images')
+    check_shape('images', images, 'N', 1, 28, 28)
+    check_int('number of images', len(images), 1)
+    check_int('batch_size', batch_size, 1)
     device = next(net.parameters()).device
-    parts = [net.features(to_pixels(x).to(device).float()/127.5 - 1).float().cpu() for x in images.split(batch_size)]
-    return torch.cat(parts)
+    seen = (to_pixels(x).to(device).float()/127.5 - 1 for x in images.split(batch_size))
+    return torch.cat([net.features(x).float().cpu() for x in seen])
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #48ed22b2
 @dataclass(frozen=True)
@@ -141,29 +155,43 @@ class GaussianStats:
 
     def __post_init__(self):
         if self.mean.ndim != 1 or self.cov.shape != (len(self.mean),)*2:
-            raise ValueError(f'mean and covariance must have shapes [d] and [d, d], got {tuple(self.mean.shape)} and '
-                             f'{tuple(self.cov.shape)}')
+            raise ValueError('mean and covariance must have shapes [d] and [d, d], got '
+                             f'{tuple(self.mean.shape)} and {tuple(self.cov.shape)}')
         for name, t in (('mean', self.mean), ('covariance', self.cov)):
-            if not torch.isfinite(t).all(): raise ValueError(f'the {name} contains NaN or infinite values')
+            if not torch.isfinite(t).all():
+                raise ValueError(f'the {name} contains NaN or infinite values')
         scale = float(self.cov.abs().max())
-        if float((self.cov - self.cov.T).abs().max()) > 1e-6*scale: raise ValueError('the covariance is not symmetric')
+        if float((self.cov - self.cov.T).abs().max()) > 1e-6*scale:
+            raise ValueError('the covariance is not symmetric')
         low = float(torch.linalg.eigvalsh(self.cov)[0])
-        if low < -1e-6*scale: raise ValueError(f'the covariance has a negative eigenvalue, {low:.3g}')
+        if low < -1e-6*scale:
+            raise ValueError(f'the covariance has a negative eigenvalue, {low:.3g}')
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #bf2a6d14
 def _check_features(feats: Tensor | np.ndarray, name: str = 'features') -> Tensor:
     "Features as finite float64 [N, d] on the CPU, or an error that says what is wrong."
     feats = torch.as_tensor(feats) if isinstance(feats, np.ndarray) else feats
     check_state(feats, name)
-    if feats.ndim != 2: raise ValueError(f'{name} must have shape [N, d], got {tuple(feats.shape)}')
+    check_shape(name, feats, 'N', 'd')
     return feats.detach().cpu().double()
+
+def _check_lengths(a: int, b: int) -> None:
+    if a != b: raise ValueError(f'the two sets have features of different lengths: {a} and {b}')
+
+def _check_pair(a, b, names: tuple[str, str], least: int = 0) -> tuple[Tensor, Tensor]:
+    "Two sets of features of one length, at least so many of each; in float64."
+    a = _check_features(a, names[0])
+    b = _check_features(b, names[1])
+    _check_lengths(a.shape[1], b.shape[1])
+    check_int('number of feature vectors of both sets', min(len(a), len(b)), least)
+    return a, b
 
 def feature_stats(
     feats: Tensor | np.ndarray, # [N, d], N >= 2, any floating-point type
 ) -> GaussianStats:
     "Mean and unbiased covariance (division by N-1), in float64."
     feats = _check_features(feats)
-    if len(feats) < 2: raise ValueError(f'a covariance needs at least 2 feature vectors, got {len(feats)}')
+    check_int('number of feature vectors', len(feats), 2)
     mean = feats.mean(0)
     return GaussianStats(mean, (feats - mean).T @ (feats - mean)/(len(feats) - 1), len(feats))
 
@@ -174,8 +202,8 @@ def _as_stats(x, name: str) -> GaussianStats:
     if isinstance(x, tuple) and len(x) == 2:
         return GaussianStats(*(torch.as_tensor(t).detach().cpu().double() for t in x))
     if isinstance(x, (Tensor, np.ndarray)): return feature_stats(x)
-    raise TypeError(f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats, got '
-                    f'{type(x).__name__}')
+    raise TypeError(f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats, '
+                    f'got {type(x).__name__}')
 
 def _psd_root(c: Tensor) -> Tensor:
     "The symmetric square root of a symmetric matrix without negative eigenvalues."
@@ -184,13 +212,13 @@ def _psd_root(c: Tensor) -> Tensor:
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #eda52245
 def frechet_distance(
-    feats_a: Tensor | np.ndarray | tuple | GaussianStats, # features [N, d], or a (mean [d], covariance [d, d]) pair, or `GaussianStats`
-    feats_b: Tensor | np.ndarray | tuple | GaussianStats, # the same for the other set; its N may differ, its d may not
+    feats_a: Tensor | np.ndarray | tuple | GaussianStats, # [N, d]; or mean [d], covariance [d, d]
+    feats_b: Tensor | np.ndarray | tuple | GaussianStats, # the other set; its N may differ
 ) -> float: # at least 0; 0 when means and covariances agree
-    "Squared Fréchet distance between the Gaussians fitted to two sets of features (Heusel et al. 2017), in float64."
-    a, b = _as_stats(feats_a, 'feats_a'), _as_stats(feats_b, 'feats_b')
-    if len(a.mean) != len(b.mean):
-        raise ValueError(f'the two sets have features of different lengths: {len(a.mean)} and {len(b.mean)}')
+    "Squared Fréchet distance of the Gaussians fitted to two sets (Heusel et al. 2017), in float64."
+    a = _as_stats(feats_a, 'feats_a')
+    b = _as_stats(feats_b, 'feats_b')
+    _check_lengths(len(a.mean), len(b.mean))
     trace_root = torch.linalg.svdvals(_psd_root(a.cov) @ _psd_root(b.cov)).sum()
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*trace_root
     return max(float(distance), 0.)
@@ -208,30 +236,32 @@ def load_reference(
 
 def fashion_fd(
     images: Tensor, # [N, 1, 28, 28]; nominally in [-1, 1]; N of at least 2,000 is sensible
-    reference: str | GaussianStats = 'train', # a shipped reference, or statistics made with the same feature network
+    reference: str | GaussianStats = 'train', # or statistics made with the same feature network
     device: torch.device | str | None = None, # where the features are computed; default CPU
 ) -> float: # at least 0
-    "Fréchet distance between images and real Fashion-MNIST, in the shipped feature network's space."
+    "Fréchet distance of images to real Fashion-MNIST, in the shipped feature network's space."
     stats = reference if isinstance(reference, GaussianStats) else load_reference(reference)
     return frechet_distance(image_features(images, load_features(device)), stats)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #16b25fd1
 def frechet_at_infinity(
     feats: Tensor | np.ndarray, # features of samples, [N, d]; N of at least 10 d
-    reference: Tensor | np.ndarray | tuple | GaussianStats, # the other set, of many more images: features, (mean, covariance) or `GaussianStats`
+    reference: Tensor | np.ndarray | tuple | GaussianStats, # the other set, of many more images
     n_points: int = 8, # subsets, of sizes evenly spaced from N/5 to N
     seed: int = 0, # which images are in them
 ) -> float: # an estimate; may be a little below 0
-    "Fréchet distance extrapolated to infinitely many samples: the intercept of a line in 1/N (Chong & Forsyth 2020)."
-    feats, stats = _check_features(feats), _as_stats(reference, 'reference')
+    "Fréchet distance extrapolated to infinite N: the intercept in 1/N (Chong & Forsyth 2020)."
+    feats = _check_features(feats)
+    stats = _as_stats(reference, 'reference')
     check_int('n_points', n_points, 2)
-    if len(feats) < 10*feats.shape[1]:
-        raise ValueError(f'{len(feats)} feature vectors of length {feats.shape[1]} are too few for an extrapolation: '
-                         f'at least {10*feats.shape[1]}')
-    sizes, g = torch.linspace(len(feats)/5, len(feats), n_points).round().long(), torch.Generator().manual_seed(seed)
-    scores = [frechet_distance(feats[torch.randperm(len(feats), generator=g)[:n]], stats) for n in sizes.tolist()]
+    N, d = feats.shape
+    check_int(f'number of feature vectors of length {d}', N, 10*d)
+    sizes = torch.linspace(N/5, N, n_points).round().long()
+    g = torch.Generator().manual_seed(seed)
+    subsets = (feats[torch.randperm(N, generator=g)[:n]] for n in sizes.tolist())
+    scores = torch.tensor([frechet_distance(s, stats) for s in subsets], dtype=torch.float64)
     line = torch.stack([torch.ones(n_points), 1/sizes], 1).double()
-    return float(torch.linalg.lstsq(line, torch.tensor(scores, dtype=torch.float64)[:, None]).solution[0])
+    return float(torch.linalg.lstsq(line, scores[:, None]).solution[0])
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #c467eb1f
 def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
@@ -240,46 +270,41 @@ def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
 
 def _kernel_distance(a: Tensor, b: Tensor) -> Tensor:
     "Unbiased squared maximum mean discrepancy of two sets."
-    within = [(_kernel_sum(x, x) - (x.square().sum(1)/x.shape[1] + 1).pow(3).sum())/(len(x)*(len(x) - 1))
-              for x in (a, b)]
-    return within[0] + within[1] - 2*_kernel_sum(a, b)/(len(a)*len(b))
+    def within(x):
+        own = (x.square().sum(1)/x.shape[1] + 1).pow(3).sum() # of each point with itself
+        return (_kernel_sum(x, x) - own)/(len(x)*(len(x) - 1))
+    return within(a) + within(b) - 2*_kernel_sum(a, b)/(len(a)*len(b))
 
 def kernel_distance(
     real: Tensor | np.ndarray, # features of real images, [N, d], N >= 2
     fake: Tensor | np.ndarray, # features of samples, [M, d], M >= 2
-    subsets: int = 0, # 0: all at once; else the mean over so many random subsets, as published KIDs are
+    subsets: int = 0, # 0: all at once; else a mean over random subsets, as published KIDs are
     size: int = 1000, # vectors of each set in a subset
     seed: int = 0, # of the subsets
 ) -> float: # around 0 for equal distributions, and then as often below as above
-    "Kernel distance (KID, Bińkowski et al. 2018): unbiased, polynomial kernel of degree 3, in float64."
-    real, fake = _check_pair(real, fake)
+    "Kernel distance (KID, Bińkowski et al. 2018): unbiased, polynomial of degree 3, in float64."
+    real, fake = _check_pair(real, fake, ('real', 'fake'), 2)
     check_int('subsets', subsets, 0)
     if not subsets: return float(_kernel_distance(real, fake))
-    check_int('size', size, 2, min(len(real), len(fake))); g = torch.Generator().manual_seed(seed)
+    check_int('size', size, 2, min(len(real), len(fake)))
+    g = torch.Generator().manual_seed(seed)
     pick = lambda x: x[torch.randperm(len(x), generator=g)[:size]]
-    return float(torch.stack([_kernel_distance(pick(real), pick(fake)) for _ in range(subsets)]).mean())
-
-def _check_pair(real: Tensor | np.ndarray, fake: Tensor | np.ndarray) -> tuple[Tensor, Tensor]: # float64
-    "Two sets of features of one length, at least two of each."
-    real, fake = _check_features(real, 'real'), _check_features(fake, 'fake')
-    if real.shape[1] != fake.shape[1]:
-        raise ValueError(f'the two sets have features of different lengths: {real.shape[1]} and {fake.shape[1]}')
-    if min(len(real), len(fake)) < 2:
-        raise ValueError(f'both sets need at least 2 feature vectors, got {len(real)} and {len(fake)}')
-    return real, fake
+    distances = [_kernel_distance(pick(real), pick(fake)) for _ in range(subsets)]
+    return float(torch.stack(distances).mean())
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #c4dfe6bc
 def _knn_radii(points: Tensor, k: int) -> Tensor:
     "Distance from each point to its k-th nearest other point, [N]."
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values for part in points.split(1000)]) # the nearest is the point itself
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values # 1: the point itself
+                      for part in points.split(1000)])
 
-def _share_covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    "The share of `points` inside at least one ball."
-    return float(torch.cat([(torch.cdist(part, centres) <= radii).any(1)
-                            for part in points.split(1000)]).double().mean())
+def _fraction_inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
+    "The fraction of `points` inside at least one ball."
+    inside = [(torch.cdist(part, centres) <= radii).any(1) for part in points.split(1000)]
+    return float(torch.cat(inside).double().mean())
 
 class PrecisionRecall(NamedTuple):
-    "Shares in [0, 1]."
+    "Fractions in [0, 1]."
     precision: float # of the samples, how many lie among the real ones
     recall: float # of the real ones, how many lie among the samples
 
@@ -288,11 +313,11 @@ def precision_recall(
     fake: Tensor | np.ndarray, # features of samples, [M, d]
     k: int = 3, # a ball reaches to the k-th nearest neighbour
 ) -> PrecisionRecall:
-    "Precision and recall of samples by nearest-neighbour balls (Kynkäänniemi et al. 2019), in float64."
-    real, fake = _check_pair(real, fake)
+    "Precision and recall by nearest-neighbour balls (Kynkäänniemi et al. 2019), in float64."
+    real, fake = _check_pair(real, fake, ('real', 'fake'), 2)
     check_int('k', k, 1, min(len(real), len(fake)) - 1)
-    return PrecisionRecall(_share_covered(fake, real, _knn_radii(real, k)),
-                           _share_covered(real, fake, _knn_radii(fake, k)))
+    return PrecisionRecall(_fraction_inside(fake, real, _knn_radii(real, k)),
+                           _fraction_inside(real, fake, _knn_radii(fake, k)))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #4d923fad
 class DensityCoverage(NamedTuple):
@@ -305,13 +330,16 @@ def density_coverage(
     fake: Tensor | np.ndarray, # features of samples, [M, d]
     k: int = 5, # a ball reaches to the k-th nearest real neighbour
 ) -> DensityCoverage:
-    "Density and coverage of samples by the balls of the real images alone (Naeem et al. 2020), in float64."
-    real, fake = _check_pair(real, fake)
+    "Density and coverage by the balls of the real images (Naeem et al. 2020), in float64."
+    real, fake = _check_pair(real, fake, ('real', 'fake'), 2)
     check_int('k', k, 1, len(real) - 1)
-    radii, hits, reached = _knn_radii(real, k), 0, torch.zeros(len(real), dtype=torch.bool)
+    radii = _knn_radii(real, k)
+    hits = 0
+    reached = torch.zeros(len(real), dtype=torch.bool)
     for part in fake.split(1000):
         inside = torch.cdist(part, real) <= radii
-        hits, reached = hits + int(inside.sum()), reached | inside.any(0)
+        hits += int(inside.sum())
+        reached |= inside.any(0)
     return DensityCoverage(hits/(k*len(fake)), float(reached.double().mean()))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #9b4d800a
@@ -322,24 +350,22 @@ def sliced_wasserstein(
     seed: int = 0, # of the directions; compare scores only at one seed
 ) -> float: # at least 0, in the points' own unit
     "Sliced 2-Wasserstein distance between two equally large sets of points."
-    a, b = _check_features(a, 'a'), _check_features(b, 'b')
-    if a.shape != b.shape:
-        raise ValueError(f'sliced Wasserstein pairs sorted points, so both sets need one shape: {tuple(a.shape)} and '
-                         f'{tuple(b.shape)}')
+    a, b = _check_pair(a, b, ('a', 'b'))
+    check_shape('b (paired with a)', b, *a.shape)
     check_int('n_directions', n_directions, 1)
-    theta = F.normalize(torch.randn(a.shape[1], n_directions, generator=torch.Generator().manual_seed(seed),
-                                    dtype=torch.float64), dim=0)
+    g = torch.Generator().manual_seed(seed)
+    theta = torch.randn(a.shape[1], n_directions, generator=g, dtype=torch.float64)
+    theta = F.normalize(theta, dim=0)
     return float(((a @ theta).sort(0).values - (b @ theta).sort(0).values).square().mean().sqrt())
 
 def energy_distance(
     a: Tensor | np.ndarray, # points [N, d]
     b: Tensor | np.ndarray, # points [M, d]
 ) -> float: # at least 0, in the points' own unit
-    "Energy distance (Székely & Rizzo 2013) between two sets of points; distances of a point to itself included, so it is never negative."
-    a, b = _check_features(a, 'a'), _check_features(b, 'b')
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f'the two sets have points of different dimension: {a.shape[1]} and {b.shape[1]}')
-    return max(float(2*torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()), 0.)
+    "Energy distance (Székely & Rizzo 2013); never negative, since all pairs of a set are counted."
+    a, b = _check_pair(a, b, ('a', 'b'))
+    distance = lambda x, y: torch.cdist(x, y).mean()
+    return max(float(2*distance(a, b) - distance(a, a) - distance(b, b)), 0.)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #ce84d5c4
 def paired_errors(
@@ -347,10 +373,10 @@ def paired_errors(
     teacher_out: Tensor, # [B, *D], from the same noise and labels, in the same order
 ) -> Tensor: # [B], float64, on the CPU; root-mean-square difference of each pair
     "How far each student sample is from the teacher's, in units of pixel value."
-    check_state(student_out, 'student_out'); check_state(teacher_out, 'teacher_out')
-    if student_out.shape != teacher_out.shape or student_out.numel() == 0:
-        raise ValueError(f'paired samples need one shape and at least one sample, got {tuple(student_out.shape)} and '
-                         f'{tuple(teacher_out.shape)}')
+    check_state(student_out, 'student_out')
+    check_state(teacher_out, 'teacher_out')
+    check_shape('teacher_out', teacher_out, *student_out.shape)
+    check_int('number of values', student_out.numel(), 1)
     difference = student_out.detach().cpu().double() - teacher_out.detach().cpu().double()
     return difference.flatten(1).square().mean(1).sqrt()
 

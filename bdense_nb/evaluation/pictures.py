@@ -4,13 +4,12 @@
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #239e1a1b
 from __future__ import annotations
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import Trajectory, atomic_path, check_choice, check_int, data_dir
+from ..core import Trajectory, atomic_path, check_choice, check_int, data_dir, read_json
 from ..diffusion.data import to_pixels
 
 # %% auto #0
@@ -18,15 +17,16 @@ __all__ = ['tile', 'show_rows', 'displayable', 'show_trajectories', 'paper_table
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #6bad0c05
 def tile(
-    rows: dict[str, Tensor], # label -> [n, C, H, W], nominally in [-1, 1]; rows may differ in length
+    rows: dict[str, Tensor], # label -> [n, C, H, W], nominally in [-1, 1]; n may differ
     n: int = 10, # columns at the most
 ) -> np.ndarray: # uint8 [R*(H+2), n*(W+2)] or [..., 3]; missing images are white
     "Lay images out in labelled rows, two white pixels apart."
     check_int('n', n, 1)
-    shapes = {label: tuple(row.shape) for label, row in rows.items()}
-    if not rows or any(len(s) != 4 for s in shapes.values()) or len({s[1:] for s in shapes.values()}) > 1:
-        raise ValueError(f'rows must be tensors [n, C, H, W] of one image size, got {shapes}')
-    C, H, W = next(iter(rows.values())).shape[1:]
+    shapes = {tuple(row.shape[1:]) for row in rows.values()}
+    if [len(shape) for shape in shapes] != [3]:
+        given = {label: tuple(row.shape) for label, row in rows.items()}
+        raise ValueError(f'rows must be tensors [n, C, H, W] of one image size, got {given}')
+    C, H, W = shapes.pop()
     n = min(n, max(map(len, rows.values())))
     canvas = np.full((len(rows)*(H + 2), n*(W + 2), C), 255, np.uint8)
     for i, row in enumerate(rows.values()):
@@ -43,19 +43,25 @@ def show_rows(
 ): # a matplotlib `Figure`, with the drawn array as `.drawn`
     "One labelled row of images for each entry."
     pixels = tile(rows, n)
-    cell_h, cell_w = pixels.shape[0]/len(rows), pixels.shape[1]/min(n, max(map(len, rows.values())))
+    titles = titles or []
+    height, width = pixels.shape[:2]
+    cell_h = height/len(rows)
+    cell_w = width/min(n, max(map(len, rows.values())))
     margin = .3 + .09*max(len(part) for label in rows for part in label.split('\n'))
     from matplotlib.figure import Figure # half a second, which only a picture is worth
-    fig = Figure(figsize=(margin + pixels.shape[1]/42, pixels.shape[0]/42 + (.3 if titles else 0)), dpi=100,
-                 layout='constrained')
+    figsize = (margin + width/42, height/42 + (.3 if titles else 0))
+    fig = Figure(figsize=figsize, dpi=100, layout='constrained')
     ax = fig.subplots()
     ax.imshow(pixels, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     ax.set_yticks([(i + .5)*cell_h - 1 for i in range(len(rows))], rows)
-    ax.set_xticks([(j + .5)*cell_w - 1 for j in range(len(titles or []))], titles or [])
-    ax.xaxis.tick_top(); ax.tick_params(length=0); ax.spines[:].set_visible(False)
+    ax.set_xticks([(j + .5)*cell_w - 1 for j in range(len(titles))], titles)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     fig.drawn = pixels
     if save is not None:
-        with atomic_path(save) as tmp: fig.savefig(tmp, format='png', bbox_inches='tight', pad_inches=.05)
+        with atomic_path(save) as tmp:
+            fig.savefig(tmp, format='png', bbox_inches='tight', pad_inches=.05)
     return fig
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #4a305d52
@@ -64,7 +70,7 @@ def displayable(
     i: int = 0, # which sample
     sigma_data: float = .7, # standard deviation of the data
 ) -> Tensor: # [n_steps+1, C, H, W], about as large as data at every noise level
-    "The states of one sample, each divided by the spread that data and noise have together, so that all can be looked at."
+    "The states of one sample, each scaled by the standard deviation that it should have."
     s = traj.sigmas.to(traj.xs.device, traj.xs.dtype).reshape(-1, 1, 1, 1)
     return traj.xs[:, i]*sigma_data/(s**2 + sigma_data**2).sqrt()
 
@@ -75,7 +81,8 @@ def show_trajectories(
     save: Path | str | None = None, # a PNG
 ): # a matplotlib `Figure`, with the drawn array as `.drawn`
     "The states of one sample under several samplers, aligned by noise level."
-    grid, rows = next(iter(trajs.values())).sigmas, {}
+    grid = next(iter(trajs.values())).sigmas
+    rows = {}
     for name, traj in trajs.items():
         at = [int((grid - s).abs().argmin()) for s in traj.sigmas]
         if not torch.allclose(grid[at], traj.sigmas):
@@ -87,17 +94,24 @@ def show_trajectories(
 # %% ../../nbs/evaluation/04_pictures.ipynb #342b4a8e
 def paper_table(
     name: str, # a table of data/results/paper.json, such as 'cifar10_sfd'
-    ours: dict[str, dict[str, str | float]] | None = None, # method -> column -> what we measured; None: the paper's figures alone
+    ours: dict[str, dict[str, str | float]] | None = None, # method -> column -> what we measured
 ) -> str: # markdown
-    "A table of the paper, with its source; and a row of ours below each of the paper's, where cells say if they have not been produced."
-    tables = {k: v for k, v in json.loads((data_dir()/'results'/'paper.json').read_text(encoding='utf-8')).items() if isinstance(v, dict)}
-    check_choice('table', name, tables)
-    table, ours_of = tables[name], ours or {}
-    columns = list(dict.fromkeys(c for row in table['rows'] for c in row if c != 'method'))
-    if unknown := sorted({m for m in ours_of} - {row['method'] for row in table['rows']}): raise ValueError(f'{name} has no row {", ".join(unknown)}')
-    cell = lambda v: f'{v:.2f}' if isinstance(v, float) else str(v)
-    lines = [f'| {table["title"]} | ' + ' | '.join(f'{c} NFE' for c in columns) + ' |', '|---'*(len(columns) + 1) + '|']
-    for row in table['rows']:
-        lines.append(f'| {row["method"]}, paper | ' + ' | '.join(cell(row.get(c, '–')) for c in columns) + ' |')
-        if ours is not None: lines.append(f'| {row["method"]}, ours | ' + ' | '.join(cell(ours_of.get(row['method'], {}).get(c, 'not produced yet')) for c in columns) + ' |')
-    return '\n'.join([*lines, '', f'Source of the paper\'s rows: {table["source"]}. No intervals are reported.'])
+    "A table of the paper, with its source; if there are any, a row of ours below each of its rows."
+    tables = read_json(data_dir()/'results'/'paper.json')
+    check_choice('table', name, [k for k, v in tables.items() if isinstance(v, dict)])
+    rows = {row['method']: row for row in tables[name]['rows']}
+    for method in ours or {}: check_choice(f'row of {name}', method, rows)
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row if c != 'method'))
+    def line(head, cells):
+        said = [f'{v:.2f}' if isinstance(v, float) else str(v) for v in cells]
+        return f'| {" | ".join([head, *said])} |'
+    lines = [line(tables[name]['title'], [f'{c} NFE' for c in columns]),
+             '|---'*(len(columns) + 1) + '|']
+    for method, row in rows.items():
+        lines.append(line(f'{method}, paper', [row.get(c, '–') for c in columns]))
+        if ours is None: continue
+        measured = ours.get(method, {})
+        lines.append(line(f'{method}, ours',
+                          [measured.get(c, 'not produced yet') for c in columns]))
+    source = f'Source of the paper\'s rows: {tables[name]["source"]}. No intervals are reported.'
+    return '\n'.join([*lines, '', source])

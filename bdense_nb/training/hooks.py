@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
 from torch import Tensor, nn
-from ..core import atomic_path
-from .checkpoints import (CHECKPOINTS, checkpoint_path, is_main, keep_as_best,
-                                            newest_checkpoint, write_checkpoint)
+from ..core import atomic_path, check_int
+from .checkpoints import (CHECKPOINTS, checkpoint_path, is_main, keep_as_best, newest_checkpoint,
+                          write_checkpoint)
 
 # %% auto #0
 __all__ = ['METRICS', 'INSTALL', 'Checkpoints', 'MetricsFile', 'progress', 'ProgressBar', 'LossGraph', 'Every', 'SampleSheets',
@@ -157,13 +157,16 @@ class LossGraph:
             plt.close(self.bar.graph_fig) # the notebook would show it a second time
 
 # %% ../../nbs/training/04_hooks.ipynb #57db151a
+def _check_folder(what: str, state) -> None:
+    if state.folder is None: raise ValueError(f'{what} writes files: it needs a run with a folder')
+
 class Every:
     "Call a function with the average, or the model, every few iterations: without gradients."
     def __init__(self,
         every: int, # iterations between two calls
         call: Callable[[nn.Module, int], object], # model and iterations done
     ):
-        if every < 1: raise ValueError(f'every must be at least 1, got {every}')
+        check_int('every', every, 1)
         self.every = every
         self.call = call
 
@@ -185,9 +188,7 @@ class SampleSheets(Every):
         super().__init__(every, lambda model, done: sample(model))
         self.columns = columns
 
-    def start(self, state) -> None:
-        if state.folder is None:
-            raise ValueError('SampleSheets writes pictures: it needs a run with a folder')
+    def start(self, state) -> None: _check_folder('SampleSheets', state)
 
     def use(self, state, answer: Tensor) -> None:
         from torchvision.utils import save_image
@@ -240,9 +241,8 @@ class Trackers:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
         for library in self.log_with if is_main() else ():
             kind = LOGGER_TYPE_TO_CLASS[library]
+            if kind.requires_logging_directory: _check_folder(f'log_with={library!r}', state)
             if not kind.requires_logging_directory: tracker = kind(self.name)
-            elif state.folder is None:
-                raise ValueError(f'log_with={library!r} writes files: it needs a run with a folder')
             elif library == 'tensorboard': # what a killed run wrote after its last checkpoint goes
                 tracker = kind('tensorboard', state.folder, purge_step=state.done)
             else: tracker = kind(self.name, logging_dir=state.folder)
@@ -269,8 +269,7 @@ class Profiler:
         self.profile = None
 
     def start(self, state) -> None:
-        if state.folder is None:
-            raise ValueError('Profiler writes a trace: it needs a run with a folder')
+        _check_folder('Profiler', state)
         if not is_main(): return
         def export(profile):
             with atomic_path(state.folder/'trace.json') as tmp:

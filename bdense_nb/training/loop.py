@@ -22,16 +22,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import locked
-from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder,
-                                            fingerprint, is_main, newest_checkpoint, same_run)
+from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
+                          newest_checkpoint, same_run)
 from .config import Hardware, TrainConfig
-from .devices import (Averaged, Processes, as_part, average_gradients,
-                                        full_tensor, left_as_found, recompute_blocks, send,
-                                        set_memory_format, set_precision, shard_like, shard_model,
-                                        share)
-from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile,
-                                      PairedError, Profiler, ProgressBar, SampleSheets, Trackers,
-                                      progress)
+from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor, left_as_found,
+                      recompute_blocks, send, set_memory_format, set_precision, shard_like,
+                      shard_model, share)
+from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
+                    ProgressBar, SampleSheets, Trackers, progress)
 
 # %% auto #0
 __all__ = ['StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State', 'training', 'Fit',
@@ -313,7 +311,7 @@ class State:
         self.processes = Processes(next(model.parameters()).device)
         self.device = self.processes.device
         self.ema = None # the moving average, an AveragedModel
-        self.plain = None # with shard: a copy in one place, to pour gathered weights into
+        self.plain = None # with shard: a copy in one place, for gathered weights
         self.prepare()
         self.meter = Meter(self.device, hardware.peak_tflops)
         self.updates = Updates(model, cfg, hardware, self.processes)
@@ -476,8 +474,8 @@ class State:
         _check_same(checkpoint_path(self.folder, meta['done']), meta['config'], self.cfg)
         part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
         try:
-            _pour(part('model.'), self.model)
-            if self.ema is not None: _pour(part('ema.'), self.ema)
+            _load_weights(part('model.'), self.model)
+            if self.ema is not None: _load_weights(part('ema.'), self.ema)
             self.updates.load_state_dict(part('optim.'))
         except ValueError as e:
             raise ValueError(f'{self.folder} holds a run of another model: {e}') from None
@@ -509,7 +507,7 @@ def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
         raise ValueError(f'{path.parent} was made with another configuration ({"; ".join(differ)})'
                          f'{why}; use that one, or another folder')
 
-def _pour(tensors: dict[str, Tensor], model: nn.Module) -> None:
+def _load_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
     "Put stored numbers into a model; other names, shapes or types are those of another one."
     mine = model.state_dict()
     kind = lambda t: f'{str(t.dtype).removeprefix("torch.")} {list(t.shape)}'
