@@ -32,8 +32,8 @@ def notebooks_dir() -> Path: # the folder of `index.ipynb`
     here = Path(bdense_nb.__file__).resolve().parent
     for folder in (here/'nbs', here.parent/'nbs'):
         if (folder/'index.ipynb').is_file(): return folder
-    raise FileNotFoundError(f'the notebooks were found neither in {here/"nbs"} nor in {here.parent/"nbs"}; '
-                            f'reinstall bdense-nb')
+    raise FileNotFoundError(f'the notebooks were found neither in {here/"nbs"} nor in '
+                            f'{here.parent/"nbs"}; reinstall bdense-nb')
 
 # %% ../../nbs/app/04_course.ipynb #ab3e3d5b
 def relink(
@@ -77,7 +77,7 @@ def copy_notebooks(
     folder: Path | str, # made if it is not there
     overwrite: bool = False, # replace files that the reader has changed?
 ) -> dict[str, list[str]]: # 'written', 'replaced', 'kept', 'same' -> paths inside the folder
-    "Copy the course; what the reader has changed is kept unless told otherwise."
+    "Copy the course; what the reader has changed is kept, but with `overwrite`."
     if not str(folder): raise ValueError('name a folder for the copy')
     folder = Path(folder)
     if folder.resolve().is_relative_to(notebooks_dir()):
@@ -88,13 +88,11 @@ def copy_notebooks(
         for part in {(folder/name).parent for name in files}: sweep(part)
         written = read_json(folder/NOTE) if (folder/NOTE).exists() else {}
         for name, content in files.items():
-            path = folder/name
-            old = path.read_bytes() if path.exists() else None
+            old = (folder/name).read_bytes() if (folder/name).exists() else None
             if old is None: what = 'written'
             elif old == content: what = 'same'
-            else:
-                ours = is_ours(old, content, written.get(name, []))
-                what = 'replaced' if overwrite or ours else 'kept'
+            elif overwrite or is_ours(old, content, written.get(name, [])): what = 'replaced'
+            else: what = 'kept'
             done[what].append(name)
         for name in done['written'] + done['replaced']:
             written.setdefault(name, []).append(hashlib.sha256(files[name]).hexdigest())
@@ -108,7 +106,8 @@ def copy_notebooks(
 class Notebooks(Options):
     "Copy the course's notebooks into a folder of your own."
     folder: Positional[Annotated[str, arg(metavar='FOLDER')]] # where the copy goes
-    overwrite: bool = False # replace notebooks there that you have changed, with all you wrote in them
+    # replace notebooks there that you have changed, with all you wrote in them
+    overwrite: bool = False
 
 def notebooks(options: Notebooks, line: Line) -> dict:
     "Copy, and say what was done."
@@ -116,7 +115,8 @@ def notebooks(options: Notebooks, line: Line) -> dict:
     done = copy_notebooks(folder, options.overwrite)
     counts = [f'{len(names)} {what}' for what, names in done.items() if names]
     print(f'{", ".join(counts)} in {folder}')
-    if done['kept']: print('kept, because you changed them (--overwrite replaces them):', *done['kept'])
+    if done['kept']:
+        print('kept, because you changed them (--overwrite replaces them):', *done['kept'])
     if find_spec('jupyterlab') is None:
         print('JupyterLab and all that single notebooks need: pip install "bdense-nb[notebooks]"')
     print(f'open them: jupyter lab {Path(folder)/"index.ipynb"}')

@@ -68,8 +68,8 @@ def spelled(args: Sequence[str], options: Iterable[str]) -> list[str]:
         name, equals, value = arg.partition('=')
         if not name.startswith('--'): return arg
         name = name[2:].replace('-', '_')
-        other = [o for o in ALSO.get(name, ()) if o in options and name not in options]
-        return f'--{other[0] if other else name}{equals}{value}'
+        known = [o for o in (name, *ALSO.get(name, ())) if o in options]
+        return f'--{known[0] if known else name}{equals}{value}'
     return [one(arg) for arg in args]
 
 def said(args: Sequence[str]) -> dict[str, str]: # after `spelled`
@@ -170,10 +170,10 @@ def epilog(name: str, command: Command, known: Sequence[str]) -> str:
     for host in command.hosts:
         if more := [f'--{o}' for o in options_of(host) if o not in known]:
             lines += ['', f'also, with a preset of {host.__name__}: {" ".join(more)}']
-    also = [f'--{a} for --{o}' for a, names in ALSO.items() for o in names
-            if o in known and a not in known]
-    return '\n'.join([*lines, '', 'options may also be written with - for _'
-                      + (f', and {", ".join(also)}' if also else ''), EXITS])
+    also = ', '.join(f'--{a} for --{o}' for a, names in ALSO.items() for o in names
+                     if o in known and a not in known)
+    lines += ['', 'options may also be written with - for _' + (f', and {also}' if also else '')]
+    return '\n'.join([*lines, EXITS])
 
 # %% ../../nbs/app/02_shell.ipynb #a5c5eef1
 def words(*args, **kwargs) -> list[str]:
@@ -223,11 +223,12 @@ def in_shell(message: str, options: Iterable[str]) -> str:
     def option(m):
         names = [o for o in (m[1], *ALSO.get(m[1], ())) if o in options]
         return f'--{names[0]}' + (f' {m[2]}' if m[2] else '') if names else m[0]
-    made = re.compile(r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)') # Hardware(recompute=True)
-    def part(m): return f'--{m[1]}' + ('' if m[2] == 'True' else f' {m[2]}')
-    message = re.sub(r'\bpass (\w+)=(\d+)\b',
-                     lambda m: f'pass --{m[1]} {m[2]}' if m[1] in options else m[0], message)
-    message = made.sub(lambda m: part(m) if m[1] in options else m[0], message)
+    def part(m):
+        value = '' if m[2] == 'True' else f' {m[2]}'
+        return f'--{m[1]}{value}' if m[1] in options else m[0]
+    message = re.sub(r'(?<=\bpass )(\w+)=(\d+)\b', part, message)
+    made = r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)' # Hardware(recompute=True)
+    message = re.sub(made, part, message)
     return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?![\w.\'"(\[-])', option, message)
 
 # %% ../../nbs/app/02_shell.ipynb #a343f1e0
@@ -247,19 +248,19 @@ class Output:
     def __getattr__(self, name): return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        self._try(lambda: self.stream.write(text))
+        self._try(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None: self._try(self.stream.flush)
 
-    def _try(self, does: Callable) -> None:
-        if self.error is not None: return
-        try: does()
+    def _try(self, does: Callable, *args) -> None:
+        try:
+            if self.error is None: does(*args)
         except OSError as e: self.error = e
 
     def check(self) -> None:
         self.flush()
-        if self.error is not None: raise self.error
+        if self.error: raise self.error
 
 def find_command(name: str) -> Command:
     "Import a command, which may take seconds."

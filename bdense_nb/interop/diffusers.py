@@ -30,47 +30,47 @@ PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are 
 _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type')
 
 #: far above what is of use
-_LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384, layers_per_block=256,
-                num_class_embeds=1_000_000, num_train_timesteps=1_000_000)
+_LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384,
+                layers_per_block=256, num_class_embeds=1_000_000, num_train_timesteps=1_000_000)
 
 def _check_sizes(config: dict) -> None: # of a U-Net or a scheduler
     check_sizes({k: v for k, v in config.items() if v is not None}, _LARGEST)
 
+def _refuse(what: str, problems: dict[str, bool]) -> None:
+    "Name the first of some problems that is there."
+    for problem, there in problems.items():
+        if there: raise ValueError(f'{what} {problem}')
+
 def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
 # %% ../../nbs/interop/01_diffusers.ipynb #58b71bbd
-def _check_scheduler(name: str, config: dict) -> None:
-    "Refuse a scheduler whose time steps do not name noise levels, or whose table cannot be used."
-    if not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys():
-        raise ValueError(f'{name} has no betas, so it does not say which noise level a time step is; only '
-                         f'schedulers with betas (DDPM, DDIM and their kind) are supported')
-    if config.get('rescale_betas_zero_snr'):
-        raise ValueError(f'{name} ends at zero signal (rescale_betas_zero_snr), where the noise level is '
-                         f'infinite; that is not supported')
-    if config.get('timestep_type', 'discrete') != 'discrete':
-        raise ValueError(f'{name} has timestep_type={config["timestep_type"]!r}; only discrete time '
-                         f'steps are supported')
-    check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
-    check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
-
 def noise_table(
     config: dict, # of a diffusers scheduler
-) -> tuple[dict, Tensor]: # the part that a network depends on, readable by every scheduler with betas; alpha_bar [T], float64
-    "The noise levels of a network, from the configuration of the scheduler that it was trained with."
+) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
+    "The noise levels of a network, from the configuration of its scheduler; in float64."
     name = config.get('_class_name', 'this scheduler')
     config = {k: v for k, v in config.items() if v is not None}
-    _check_scheduler(name, config)
+    _refuse(name, {
+        'has no betas, so it does not say which noise level a time step is; only schedulers with '
+        'betas (DDPM, DDIM and their kind) are supported':
+            not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
+        'ends at zero signal (rescale_betas_zero_snr), where the noise level is infinite':
+            config.get('rescale_betas_zero_snr', False),
+        f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
+            config.get('timestep_type', 'discrete') != 'discrete'})
+    check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
+    check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
     _check_sizes(config)
     ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in _TABLE if k in config})
-    if not ddpm.alphas_cumprod.isfinite().all():
-        raise ValueError(f'the betas of {name} hold NaN or infinite values, so its noise levels are not known')
-    if not (ddpm.alphas_cumprod > 0).all():
-        raise ValueError(f'{name} ends at zero signal, where the noise level is infinite; that is not supported')
+    alpha_bar = ddpm.alphas_cumprod.double()
+    _refuse(name, {
+        'has betas that are NaN or infinite': not alpha_bar.isfinite().all(),
+        'ends at zero signal, where the noise level is infinite': not (alpha_bar > 0).all()})
     table = {k: ddpm.config[k] for k in _TABLE}
     if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'):
         table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas),
                       beta_schedule='linear')
-    return table, ddpm.alphas_cumprod.double()
+    return table, alpha_bar
 
 # %% ../../nbs/interop/01_diffusers.ipynb #b468e01b
 class DiffusersNet(nn.Module):
@@ -80,7 +80,7 @@ class DiffusersNet(nn.Module):
     def __init__(self,
         unet: nn.Module, # a `diffusers.UNet2DModel`
         scheduler_config: dict, # the part that it depends on, see `noise_table`
-        null_class: int | None = None, # the class that stands for "no class", if it was trained with one: its last
+        null_class: int | None = None, # the class that stands for "no class": its last. None: none
         source: str = '', # where it came from, for the model card
     ):
         super().__init__()
@@ -90,18 +90,18 @@ class DiffusersNet(nn.Module):
         self.source = source
         c = unet.config
         rows = c.num_class_embeds or 0
-        if c.class_embed_type is not None:
-            raise ValueError(f'class_embed_type={c.class_embed_type!r} is not supported; only class indices '
-                             f'(num_class_embeds) are')
-        if c.time_embedding_type != 'positional':
-            raise ValueError(f'time_embedding_type={c.time_embedding_type!r} is not supported: students stop '
-                             f'between the levels of the table, which only a positional embedding can express')
-        if c.in_channels != c.out_channels:
-            raise ValueError(f'a network with {c.in_channels} channels in and {c.out_channels} out (one that '
-                             f'predicts a variance too, or is given more than the noisy sample) is not supported')
-        if null_class is not None and (not rows or null_class != rows - 1):
-            raise ValueError(f'the null class must be the last of the {rows} class embeddings, got {null_class}')
         self.n_classes = rows - (null_class is not None)
+        _refuse('not supported:', {
+            f'class_embed_type={c.class_embed_type!r}; only class indices (num_class_embeds) are':
+                c.class_embed_type is not None,
+            f'time_embedding_type={c.time_embedding_type!r}; students stop between the levels of '
+            f'the table, which only a positional embedding can express':
+                c.time_embedding_type != 'positional',
+            f'{c.in_channels} channels in and {c.out_channels} out: the network predicts a '
+            f'variance too, or is given more than the noisy sample':
+                c.in_channels != c.out_channels,
+            f'a null class of {null_class}: the null class must be the last of the {rows} class '
+            f'embeddings': null_class not in (None, *range(rows)[-1:])})
 
     @property
     def config(self) -> dict: # JSON-able
@@ -116,15 +116,13 @@ class DiffusersNet(nn.Module):
         if label is None and self.null_class is not None:
             label = torch.full((len(z),), self.null_class, device=z.device)
         if label is None and self.n_classes:
-            raise ValueError(f'this network has {self.n_classes} classes and none that stands for "no class": pass '
-                             f'label=; if its last class is the null class, pass '
+            raise ValueError(f'this network has {self.n_classes} classes and none that stands for '
+                             f'"no class": pass label=; if its last class is the null class, pass '
                              f'null_class={self.n_classes - 1} where it is read')
         return self.unet(z, index, class_labels=label).sample
 
 # %% ../../nbs/interop/01_diffusers.ipynb #590d1152
-def net_config_of(
-    net: DiffusersNet,
-) -> dict: # JSON-able
+def net_config_of(net: DiffusersNet) -> dict: # JSON-able
     "What rebuilds such a network, but for its weights."
     unet = {k: v for k, v in net.unet.config.items() if not k.startswith('_')}
     config = dict(unet_class=type(net.unet).__name__, unet=unet, scheduler=net.scheduler_config,
@@ -136,25 +134,27 @@ def net_from_config(
 ) -> DiffusersNet: # freshly initialised
     "The network that such a description is of; `nets.build_net` calls this."
     wanted = ('unet_class', 'unet', 'scheduler', 'null_class', 'source')
-    if differ := sorted(config.keys() ^ set(wanted)):
-        raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)}; unknown or missing: {", ".join(differ)}')
+    differ = sorted(config.keys() ^ set(wanted))
+    if differ or not isinstance(config['unet'], dict):
+        raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)} (unet is a dict); '
+                        f'unknown or missing: {", ".join(differ)}')
     check_choice('diffusers network', config['unet_class'], ('UNet2DModel',))
-    if not isinstance(config['unet'], dict):
-        raise TypeError(f'unet must be a dict, got {type(config["unet"]).__name__}')
     _check_sizes(config['unet'])
     unet = _diffusers().UNet2DModel.from_config(config['unet'])
     return DiffusersNet(unet, config['scheduler'], config['null_class'], config['source'])
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872
-_HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json', 'diffusion_pytorch_model*.safetensors',
-              '*.safetensors.index.json', 'unet/*.json', 'unet/*.safetensors', 'scheduler/*.json']
+_HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json',
+              'diffusion_pytorch_model*.safetensors', '*.safetensors.index.json', 'unet/*.json',
+              'unet/*.safetensors', 'scheduler/*.json']
 
 def _local(where: Path | str, revision: str | None) -> Path:
-    "A model's folder; a name on the Hub is downloaded at a pinned commit, safetensors and JSON only."
+    "A model's folder; from the Hub safetensors and JSON of a pinned commit are downloaded."
     if Path(where).is_dir(): return Path(where)
     if not re.fullmatch('[0-9a-f]{40}', revision or ''):
-        raise ValueError(f'{str(where)!r} is no folder here; to download it from the Hub pass revision= a commit (40 '
-                         f'hex digits), got {revision!r}: branches and tags can move')
+        raise ValueError(f'{str(where)!r} is no folder here; to download it from the Hub pass '
+                         f'revision= a commit (40 hex digits), since branches and tags can move; '
+                         f'got {revision!r}')
     from huggingface_hub import snapshot_download
     return Path(snapshot_download(str(where), revision=revision, allow_patterns=_HUB_FILES))
 
@@ -163,54 +163,55 @@ def _part(folder: Path, part: str, file: str) -> Path: # the folder that holds `
     "A pipeline's part, or the folder itself if it holds one part only."
     for inside in (folder/part, folder):
         if (inside/file).is_file(): return inside
-    raise FileNotFoundError(f'{folder} holds neither {part}/{file} nor {file}'
-                            + ('; pass scheduler=' if part == 'scheduler' else ''))
+    instead = '; pass scheduler=' if part == 'scheduler' else ''
+    raise FileNotFoundError(f'{folder} holds neither {part}/{file} nor {file}{instead}')
+
+_ONLY_UNETS = 'from_diffusers takes a UNet2DModel; wrap another network with as_denoiser'
 
 def _check_weights(folder: Path) -> None:
     "Refuse a folder whose weights are not safetensors that lie in it."
     if not list(folder.glob('diffusion_pytorch_model*.safetensors')):
         pickles = ', '.join(p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES)
-        why = (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust it, convert it '
-               f'with save_pretrained(folder, safe_serialization=True)')
+        why = (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust '
+               f'it, convert it with save_pretrained(folder, safe_serialization=True)')
         raise ValueError(f'{folder} holds no safetensors' + why*bool(pickles))
     for index in folder.glob('*.safetensors.index.json'):
         for shard in read_json(index, ('weight_map',))['weight_map'].values():
             if Path(shard).suffix != '.safetensors' or Path(shard).name != shard:
-                raise ValueError(f'{folder} names {shard} among its weights; only safetensors that lie in the '
-                                 f'same folder are read')
+                raise ValueError(f'{folder} names {shard} among its weights; only safetensors that '
+                                 f'lie in the same folder are read')
 
 def _read_unet(folder: Path) -> nn.Module:
     "A `UNet2DModel` from safetensors."
     inside = _part(folder, 'unet', 'config.json')
     config = read_json(inside/'config.json')
-    kind = config.get('_class_name')
-    if kind != 'UNet2DModel':
-        raise TypeError(f'{inside} holds a {kind}; from_diffusers takes a UNet2DModel; wrap another network '
-                        f'with as_denoiser')
+    if config.get('_class_name') != 'UNet2DModel':
+        raise TypeError(f'{inside} holds a {config.get("_class_name")}; {_ONLY_UNETS}')
     _check_sizes(config)
     _check_weights(inside)
-    try: return _diffusers().UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
+    UNet2DModel = _diffusers().UNet2DModel
+    try: return UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
     except (SafetensorError, RuntimeError, TypeError, OSError) as e:
-        raise ValueError(f'{inside} cannot be read as a UNet2DModel: its weights are truncated, damaged or of '
-                         f'another network ({e})') from e
+        raise ValueError(f'{inside} cannot be read as a UNet2DModel: its weights are truncated, '
+                         f'damaged or of another network ({e})') from e
 
 # %% ../../nbs/interop/01_diffusers.ipynb #34b5ab4d
 def _single(model: nn.Module) -> nn.Module:
-    "Half-precision weights as float32, which changes none of them: a student is trained from float32."
-    half = (torch.float16, torch.bfloat16)
-    weights = [p for p in model.parameters() if p.is_floating_point()]
-    return model.float() if weights and all(p.dtype in half for p in weights) else model
+    "Half-precision weights as float32, which changes none: a student is trained from float32."
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return model.float() if dtypes and dtypes <= {torch.float16, torch.bfloat16} else model
 
 def _levels_of(scheduler) -> tuple[dict, Tensor]: # see `noise_table`
     "The noise levels of a scheduler: an object, its configuration, or its folder."
-    if not isinstance(scheduler, (str, Path)): return noise_table(dict(getattr(scheduler, 'config', scheduler)))
+    if not isinstance(scheduler, (str, Path)):
+        return noise_table(dict(getattr(scheduler, 'config', scheduler)))
     file = 'scheduler_config.json'
     path = _part(Path(scheduler), 'scheduler', file)/file
     config = read_json(path)
     try: return noise_table(config)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
-def _denoiser_of(unet: nn.Module, levels: tuple[dict, Tensor], null_class: int | None, source: str) -> VPDenoiser:
+def _denoiser_of(unet: nn.Module, levels, null_class: int | None, source: str) -> VPDenoiser:
     "A `UNet2DModel` as a denoiser."
     table, alpha_bar = levels
     net = DiffusersNet(_single(copy.deepcopy(unet)), table, null_class, source)
@@ -218,12 +219,12 @@ def _denoiser_of(unet: nn.Module, levels: tuple[dict, Tensor], null_class: int |
     return denoiser.requires_grad_(False).eval()
 
 def from_diffusers(
-    model, # a `UNet2DModel`, a pipeline with one, a folder of either, or a name on the Hub (then with revision=)
-    scheduler=None, # a diffusers scheduler, its configuration, or its folder; None: the pipeline's own
-    null_class: int | None = None, # the class that stands for "no class": its last. None: there is none
+    model, # a `UNet2DModel`, a pipeline with one, a folder of either, or a name on the Hub
+    scheduler=None, # a diffusers scheduler, its configuration or folder; None: the pipeline's own
+    null_class: int | None = None, # the class that stands for "no class": its last. None: none
     revision: str | None = None, # the commit of a model on the Hub, 40 hex digits
-) -> VPDenoiser: # frozen, in evaluation mode, weights of float32 or more; shares nothing with `model`
-    "A diffusers U-Net as a denoiser: betas, prediction type and number of levels are read from its scheduler."
+) -> VPDenoiser: # frozen, in evaluation mode, of float32 or more; a copy
+    "A diffusers U-Net as a denoiser; its scheduler says the noise levels and the prediction type."
     diffusers = _diffusers()
     source, levels = '', None
     if isinstance(model, diffusers.DiffusionPipeline):
@@ -232,18 +233,17 @@ def from_diffusers(
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
-        if scheduler is None: scheduler = _part(folder, 'scheduler', 'scheduler_config.json')
-        levels = _levels_of(scheduler) # before weights, which may be large
+        levels = _levels_of(scheduler or folder) # before weights, which may be large
         model = _read_unet(folder)
     if not isinstance(model, diffusers.UNet2DModel):
-        raise TypeError(f'from_diffusers takes a UNet2DModel, got {type(model).__name__}; wrap another network '
-                        f'with as_denoiser')
-    if scheduler is None: raise ValueError('a U-Net does not know its noise levels: pass scheduler=')
+        raise TypeError(f'{_ONLY_UNETS}, got {type(model).__name__}')
+    if not (levels or scheduler):
+        raise ValueError('a U-Net does not know its noise levels: pass scheduler=')
     rows = model.config.num_class_embeds
     if rows and null_class is None:
-        warnings.warn(f'this U-Net has {rows} class embeddings and does not say whether the last one stands for "no '
-                      f'class": all {rows} are taken for classes. If the last is a null class, pass '
-                      f'null_class={rows - 1}', stacklevel=2)
+        warnings.warn(f'this U-Net has {rows} class embeddings and does not say whether the last '
+                      f'one stands for "no class": all {rows} are taken for classes. If it is a '
+                      f'null class, pass null_class={rows - 1}', stacklevel=2)
     return _denoiser_of(model, levels or _levels_of(scheduler), null_class, source)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
@@ -255,17 +255,21 @@ def sample_ddim_like_diffusers(
     n_steps: int, # at least 1
     label: Tensor | None = None, # [B], int64
 ) -> Tensor: # [B, C, H, W]
-    "What `DDIMPipeline` computes, with our denoiser: its time steps, its previous steps, its clipping."
+    "What `DDIMPipeline` computes, with our denoiser: its time steps and its clipping."
     check_int('n_steps', n_steps, 1)
     scheduler.set_timesteps(n_steps)
-    config, table = scheduler.config, scheduler.alphas_cumprod.double()
-    if config.thresholding: raise ValueError('dynamic thresholding is not supported; set thresholding=False')
+    config = scheduler.config
+    table = scheduler.alphas_cumprod.double()
+    largest = config.clip_sample_range if config.clip_sample else torch.inf
+    if config.thresholding:
+        raise ValueError('dynamic thresholding is not supported; set thresholding=False')
     for t in scheduler.timesteps.tolist():
-        before = t - config.num_train_timesteps//n_steps # not always the next time step: diffusers' own spacing
-        a, b = table[t].item(), (table[before] if before >= 0 else scheduler.final_alpha_cumprod).item()
+        before = t - config.num_train_timesteps//n_steps # not always the next one of its time steps
+        a = table[t].item()
+        b = (table[before] if before >= 0 else scheduler.final_alpha_cumprod).item()
         x0_hat = denoiser(z/a**.5, ((1 - a)/a)**.5, label)
-        clipped = x0_hat.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x0_hat
-        z = ddim_step(z, x0_hat, a, b) + b**.5*(clipped - x0_hat) # the noise estimate is that of the unclipped one
+        clipped = x0_hat.clamp(-largest, largest)
+        z = ddim_step(z, x0_hat, a, b) + b**.5*(clipped - x0_hat) # eps_hat is of the unclipped one
     return z
 
 # %% ../../nbs/interop/01_diffusers.ipynb #f3e5ac3c
@@ -280,24 +284,22 @@ class EDMNet(nn.Module):
         self.n_classes = n_classes
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        rows = None
-        if self.n_classes:
-            rows = (x.new_zeros(x.shape[0], self.n_classes) if label is None
-                    else nn.functional.one_hot(label, self.n_classes).to(x))
-        return self.model(x, c_noise.expand(x.shape[0]), rows)
+        rows = x.new_zeros(len(x), self.n_classes) if self.n_classes else None
+        if self.n_classes and label is not None:
+            rows = nn.functional.one_hot(label, self.n_classes).to(x)
+        return self.model(x, c_noise.expand(len(x)), rows)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #8bba2a05
 _all_ = ['ModuleDenoiser'] # from the notebook on denoisers: a module that is a denoiser already
 
 # %% ../../nbs/interop/01_diffusers.ipynb #885fb064
 def as_denoiser(
-    model: Callable, # a denoiser `D(x, sigma, label)`, or an EDM-style module with `.model`, `.sigma_data` and perhaps `.label_dim`
+    model: Callable, # `D(x, sigma, label)`, or an EDM-style module (`.model`, `.sigma_data`)
 ) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
-    if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module):
-        if not callable(model):
-            raise TypeError(f'a denoiser is a callable D(x, sigma, label), got {type(model).__name__}')
-        return model
+    if not callable(model):
+        raise TypeError(f'a denoiser is a callable D(x, sigma, label), got {type(model).__name__}')
+    if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     if hasattr(model, 'model') and hasattr(model, 'sigma_data'):
         inner = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))

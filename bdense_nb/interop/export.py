@@ -13,22 +13,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (atomic_path, check_choice, check_sigmas, default_device, import_extra,
-                            patch, read_json, save_tensors, write_json)
+from ..core import (atomic_path, check_choice, check_sigmas, default_device, import_extra, patch,
+                    read_json, save_tensors, write_json)
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.students import Student
-from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of,
-                                         _local, _part, _read_unet)
+from .diffusers import DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local, _read_unet
 
 # %% auto #0
 __all__ = ['EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'card_facts', 'sampling_json', 'sampling_code',
            'model_card', 'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict', 'export_student']
 
 # %% ../../nbs/interop/02_export.ipynb #30f55f1c
-def euler_grid(
-    student: Student,
-) -> tuple[list[float], float]: # noise levels from the first network call on, and what unit noise is multiplied by
-    "A student's steps for a plain Euler sampler: an analytic first step is only a factor on the noise."
+def euler_grid(student: Student) -> tuple[list[float], float]: # noise levels, factor on unit noise
+    "A student's steps for a plain Euler sampler: an analytic first step only scales the noise."
     sigmas = student.sigmas.tolist()
     if not student.afs: return sigmas, sigmas[0]
     t, s = sigmas[:2]
@@ -38,27 +35,26 @@ def euler_grid(
 def ddim_steps(
     student: Student, # of a diffusers teacher
 ) -> int | None: # how many steps; None if its grid is another
-    "Are the student's steps those of diffusers' DDIM with 'trailing' spacing? Then its own pipeline can sample it."
-    table, n = student.denoiser.alpha_bar.cpu(), len(student.sigmas) - 1
+    "Are the student's steps those of diffusers' DDIM with 'trailing' spacing?"
+    table = student.denoiser.alpha_bar.cpu()
+    n = len(student.sigmas) - 1
     if student.afs or len(table) % n or student.sigmas[-1] != 0: return None
     nodes = table[torch.arange(len(table) - 1, -1, -(len(table)//n))]
     mine = 1/(1 + student.sigmas[:-1]**2)
     return n if torch.allclose(mine, nodes.to(mine), rtol=1e-5, atol=0) else None
 
 # %% ../../nbs/interop/02_export.ipynb #ce6b7b90
-def unit_noise_excess(
-    student: Student,
-) -> float: # 0: none
-    "By how much the unit noise that a diffusers pipeline starts from is stronger than this student's."
+def unit_noise_excess(student: Student) -> float: # 0: none
+    "By how much the unit noise of a diffusers pipeline is stronger than this student's."
     return (1 + student.sigmas[0].item()**-2)**.5 - 1
 
 # %% ../../nbs/interop/02_export.ipynb #b2ec390a
 def card_facts(
     student: Student,
-    licence: str | None = None, # an identifier that the Hub knows, such as 'apache-2.0'; None: what the student's `about` says
-    data: str | None = None, # what the teacher was trained on; None: what the student's `about` says
+    licence: str | None = None, # an identifier of the Hub, such as 'apache-2.0'; None: of `about`
+    data: str | None = None, # what the teacher was trained on; None: what `about` has
 ) -> dict[str, str]: # 'licence' and 'teacher_data', where they are known
-    "Licence and data for a student's card: as given, or as its `about` has them ('licence'; 'teacher_data' or 'data')."
+    "Licence and data for a student's card: as given, or as its `about` has them."
     about = student.about
     facts = dict(licence=licence or about.get('licence'),
                  teacher_data=data or about.get('teacher_data') or about.get('data'))
@@ -71,8 +67,8 @@ def sampling_json(
 ) -> dict: # JSON-able
     "All that sampling a student needs beside its network."
     if not isinstance(student, Student):
-        raise TypeError(f'a Student is exported, got {type(student).__name__}'
-                        + ('; take one step count: .at(nfe)' if hasattr(student, 'at') else ''))
+        instead = '; take one step count: .at(nfe)' if hasattr(student, 'at') else ''
+        raise TypeError(f'a Student is exported, got {type(student).__name__}{instead}')
     sigmas, start = euler_grid(student)
     net = student.denoiser.net
     return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape),
@@ -103,7 +99,8 @@ from diffusers import DDIMPipeline
 
 pipe = DDIMPipeline.from_pretrained(".")  # this folder
 noise = [torch.Generator().manual_seed(i) for i in range(4)]
-images = pipe(batch_size=4, num_inference_steps={nfe}, generator=noise, output_type="np").images  # [4, H, W, C] in [0, 1]
+# [4, H, W, C] in [0, 1]
+images = pipe(batch_size=4, num_inference_steps={nfe}, generator=noise, output_type="np").images
 """
 
 # %% ../../nbs/interop/02_export.ipynb #a4aac20a
@@ -112,15 +109,17 @@ def sampling_code(
     pipeline: bool = False, # does `DDIMPipeline` take the student's steps?
 ) -> str: # Python; it runs in the folder that `Student.save_pretrained` writes
     "Plain diffusers code whose sample `i` is sample `i` of `Student.sample`."
-    how, excess = sampling_json(student), unit_noise_excess(student)
+    how = sampling_json(student)
+    excess = unit_noise_excess(student)
     if pipeline and excess < 3e-5: return _DDIM.format(**how)
     labels = f', class_labels=torch.arange(4) % {how["n_classes"]}' if how['n_classes'] else ''
     code = _EULER.format(**dict(how, shape=', '.join(map(str, student.shape)), labels=labels))
-    return (code + (f'# DDIMPipeline.from_pretrained(here) takes the same {how["nfe"]} steps, from noise that is '
-                    f'{excess:.2%} stronger\n' if pipeline else ''))
+    if not pipeline: return code
+    return code + (f'# DDIMPipeline.from_pretrained(here) takes the same {how["nfe"]} steps, '
+                   f'from noise that is {excess:.2%} stronger\n')
 
 # %% ../../nbs/interop/02_export.ipynb #8ecdebbf
-def _plain(value) -> str: # one line of Markdown that shows these characters and is nothing else: no HTML, link or column
+def _plain(value) -> str: # Markdown that shows these characters: no HTML, link or column
     text = ' '.join(str(value).split())
     return re.sub(r'[&<>|\[\]`*\\]', lambda sign: f'&#{ord(sign[0])};', text)
 
@@ -130,18 +129,21 @@ def _card_table(student: Student, data: str) -> str: # Markdown
     "What is known of how a student was made."
     about = student.about
     config = about.get('config', {})
-    kept = ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates', 'steps', 'batch', 'lr', 'seed')
+    kept = ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates', 'steps', 'batch',
+            'lr', 'seed')
     hosts = {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}
-    teacher = [getattr(student.denoiser.net, 'source', ''), f'hash {about["teacher"]}' if 'teacher' in about else '']
-    weights = 'none' if config.get('K') == 1 else config.get('branch_weights', 'not stated')
-    rows = {'Teacher': ', '.join(filter(None, teacher)) or 'not stated', 'Teacher trained on': data,
-            'Host method': hosts.get(about.get('host'), 'not stated'),
-            'Branches in training (K)': config.get('K', 'not stated'),
-            'Branch weights': weights if isinstance(weights, str) else _numbers(weights),
+    made = f'hash {about["teacher"]}' if 'teacher' in about else ''
+    teacher = ', '.join(filter(None, [getattr(student.denoiser.net, 'source', ''), made]))
+    weights = 'none' if config.get('K') == 1 else config.get('branch_weights')
+    rows = {'Teacher': teacher, 'Teacher trained on': data,
+            'Host method': hosts.get(about.get('host')),
+            'Branches in training (K)': config.get('K'),
+            'Branch weights': _numbers(weights) if isinstance(weights, (list, tuple)) else weights,
             'Network calls a sample (NFE)': student.nfe,
             'Noise levels': _numbers(student.sigmas.tolist()),
-            'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config) or 'not stated',
-            **about.get('figures', {})}
+            'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config)}
+    rows = {k: 'not stated' if v in (None, '') else v for k, v in rows.items()}
+    rows |= about.get('figures', {})
     return '\n'.join(f'| {_plain(k)} | {_plain(v)} |' for k, v in rows.items())
 
 # %% ../../nbs/interop/02_export.ipynb #55cd3319
@@ -154,7 +156,9 @@ def model_card(
     "What a person must know before using the student."
     facts = card_facts(student, licence, data)
     licence = facts.get('licence', 'unknown')
-    gap = 'to be filled in; the terms of the teacher and of its data apply'
+    terms = _plain(licence)
+    if licence == 'unknown':
+        terms = 'to be filled in; the terms of the teacher and of its data apply'
     return f"""---
 license: {json.dumps(licence, ensure_ascii=False)}
 library_name: diffusers
@@ -162,18 +166,19 @@ tags: [diffusion, distillation]
 ---
 # A student of {student.nfe} network calls
 
-Distilled with bdense-nb. The branches existed in training only; this is a plain network of its teacher's architecture.
+Distilled with bdense-nb. The branches existed in training only; this is a plain network of its \
+teacher's architecture.
 
 | | |
 |---|---|
-{_card_table(student, facts.get('teacher_data', 'not stated'))}
+{_card_table(student, facts.get('teacher_data'))}
 
 ## How to sample
 
 ```python
 {code}```
 
-Licence: {gap if licence == 'unknown' else _plain(licence)}.
+Licence: {terms}.
 """
 
 # %% ../../nbs/interop/02_export.ipynb #fe7af715
@@ -181,32 +186,32 @@ def _pipeline_samples_it(student: Student) -> bool:
     "Is `DDIMPipeline` enough?"
     c = student.denoiser.net.unet.config
     size = (c.sample_size,)*2 if isinstance(c.sample_size, int) else tuple(c.sample_size or ())
-    return ddim_steps(student) is not None and not c.num_class_embeds and (c.in_channels, *size) == student.shape
+    if c.num_class_embeds or (c.in_channels, *size) != student.shape: return False
+    return ddim_steps(student) is not None
 
 # %% ../../nbs/interop/02_export.ipynb #39642ce5
 def _write_network(net: DiffusersNet, folder: Path, pipeline: bool) -> None:
     "unet/ and scheduler/, as diffusers writes them."
-    diffusers = _diffusers()
-    if pipeline:
-        scheduler = diffusers.DDIMScheduler(**net.scheduler_config, timestep_spacing='trailing', clip_sample=False)
-    else: scheduler = diffusers.EulerDiscreteScheduler(**net.scheduler_config)
+    more = dict(timestep_spacing='trailing', clip_sample=False) if pipeline else {}
+    kind = getattr(_diffusers(), 'DDIMScheduler' if pipeline else 'EulerDiscreteScheduler')
+    kind(**net.scheduler_config, **more).save_pretrained(folder/'scheduler')
     net.unet.save_pretrained(folder/'unet', safe_serialization=True)
-    scheduler.save_pretrained(folder/'scheduler')
     config = read_json(folder/'unet'/'config.json')
     config.pop('_name_or_path', None) # a path of the machine that it was made on
     write_json(folder/'unet'/'config.json', config)
 
 @patch
 def save_pretrained(self: Student,
-    folder: Path | str, # gets unet/, scheduler/, README.md, model_index.json where a stock pipeline takes its steps, and last sampling.json
+    folder: Path | str, # gets unet/, scheduler/, README.md, perhaps model_index.json; sampling.json
     licence: str | None = None, # for the model card, see `card_facts`
     data: str | None = None, # for the model card: what the teacher was trained on
 ) -> None:
     "Write a student of a diffusers U-Net as stock diffusers loads and samples it."
     net = self.denoiser.net
     if not isinstance(net, DiffusersNet):
-        raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this one is a '
-                        f'{type(net).__name__}; Student.save, export_onnx and export_state_dict take others')
+        raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this '
+                        f'one is a {type(net).__name__}; Student.save, export_onnx and '
+                        f'export_state_dict take others')
     folder = Path(folder)
     how = sampling_json(self, licence, data)
     pipeline = _pipeline_samples_it(self)
@@ -215,10 +220,10 @@ def save_pretrained(self: Student,
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(card, encoding='utf-8')
     (folder/'model_index.json').unlink(missing_ok=True)
     if pipeline:
-        write_json(folder/'model_index.json',
-                   dict(_class_name='DDIMPipeline', _diffusers_version=_diffusers().__version__,
-                        scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel']))
-    write_json(folder/'sampling.json', how)
+        index = dict(_class_name='DDIMPipeline', _diffusers_version=_diffusers().__version__,
+                     scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel'])
+        write_json(folder/'model_index.json', index)
+    write_json(folder/'sampling.json', how) # the last: once it is there, all is there
 
 # %% ../../nbs/interop/02_export.ipynb #c4125466
 @patch
@@ -239,25 +244,22 @@ def push_to_hub(self: Student,
 
 # %% ../../nbs/interop/02_export.ipynb #51340f4b
 def load_pretrained(
-    folder: Path | str, # written by `Student.save_pretrained`, or its name on the Hub (then with revision=)
+    folder: Path | str, # written by `Student.save_pretrained`, or its name on the Hub
     device: torch.device | str | None = None, # default: the fastest there is
     revision: str | None = None, # the commit, 40 hex digits
 ) -> Student:
     "Read such a folder back as a student."
     folder = _local(folder, revision)
-    if not (folder/'sampling.json').is_file():
-        raise FileNotFoundError(f'{folder} holds no student: there is no sampling.json; for a diffusers model '
-                                f'see from_diffusers')
     how = read_json(folder/'sampling.json', ('grid', 'afs', 'shape', 'about', 'null_class'))
     facts = {k: how[k] for k in ('licence', 'teacher_data') if k in how}
     try:
-        if not isinstance(how['afs'], bool): raise TypeError(f'afs must be true or false, got {how["afs"]!r}')
+        check_choice('afs', how['afs'], (True, False))
         sampling = (check_sigmas(how['grid']), how['afs'], tuple(map(int, how['shape'])),
                     dict(how['about'], **facts))
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f'{folder}/sampling.json does not describe a student: {e}') from e
-    scheduler = _part(folder, 'scheduler', 'scheduler_config.json')
-    denoiser = _denoiser_of(_read_unet(folder), _levels_of(scheduler), how['null_class'], how.get('source', ''))
+    denoiser = _denoiser_of(_read_unet(folder), _levels_of(folder), how['null_class'],
+                            how.get('source', ''))
     return Student(denoiser.to(device or default_device()), *sampling)
 
 # %% ../../nbs/interop/02_export.ipynb #b54990b6
@@ -279,27 +281,30 @@ class StudentStep(nn.Module):
         return x0_hat + sigma_next/sigma*(x - x0_hat)
 
 # %% ../../nbs/interop/02_export.ipynb #cf4fbfb3
-def _count_below(op) -> Callable: # how ONNX finds a level's place in a table that ascends: it counts those below
+def _count_below(op) -> Callable: # a level's place in an ascending table: the number of those below
     def searchsorted(levels, want, out_int32=False, right=False, side=None, sorter=None):
         last = op.Constant(value_ints=[-1])
-        return op.ReduceSum(op.Cast(op.Less(levels, op.Unsqueeze(want, last)), to=7), last, keepdims=0)
+        below = op.Less(levels, op.Unsqueeze(want, last))
+        return op.ReduceSum(op.Cast(below, to=7), last, keepdims=0)
     return searchsorted
 
 def export_onnx(
     student: Student,
-    path: Path | str, # an .onnx file: inputs x [B, *D], sigma [], sigma_next [], and label [B] if there are classes; output x_next
+    path: Path | str, # an .onnx file
 ) -> None:
-    "Write one student step as ONNX, for any batch size."
+    "One student step as ONNX, for any batch size: x, sigma, sigma_next (label) -> x_next."
     op = import_extra('onnxscript', 'onnx').opset18
-    label = (torch.zeros(2, dtype=torch.long),)*bool(student.denoiser.n_classes)
     batch = {0: torch.export.Dim('batch')}
-    inputs = (torch.zeros(2, *student.shape), torch.tensor(2.), torch.tensor(1.), *label)
+    inputs = dict(x=(torch.zeros(2, *student.shape), batch), sigma=(torch.tensor(2.), {}),
+                  sigma_next=(torch.tensor(1.), {}))
+    if student.denoiser.n_classes: inputs['label'] = (torch.zeros(2, dtype=torch.long), batch)
+    values, shapes = zip(*inputs.values())
+    known = {torch.ops.aten.searchsorted.Tensor: _count_below(op)}
     with atomic_path(path) as tmp:
-        torch.onnx.export(StudentStep(student.denoiser).eval(), inputs, tmp,
-                          dynamo=True, external_data=False, verbose=False,
-                          input_names=['x', 'sigma', 'sigma_next', 'label'][:len(inputs)],
-                          output_names=['x_next'], dynamic_shapes=(batch, {}, {}, *[batch]*len(label)),
-                          custom_translation_table={torch.ops.aten.searchsorted.Tensor: _count_below(op)})
+        torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, dynamo=True,
+                          external_data=False, verbose=False, input_names=list(inputs),
+                          output_names=['x_next'], dynamic_shapes=shapes,
+                          custom_translation_table=known)
 
 # %% ../../nbs/interop/02_export.ipynb #2dbad1be
 def export_state_dict(
@@ -319,12 +324,13 @@ def _onnx_folder(student: Student, folder: Path | str, **card) -> None:
     export_onnx(student, Path(folder)/'step.onnx')
     write_json(Path(folder)/'sampling.json', how)
 
-EXPORTS = {'diffusers': Student.save_pretrained, 'onnx': _onnx_folder, 'state_dict': export_state_dict}
+EXPORTS = {'diffusers': Student.save_pretrained, 'onnx': _onnx_folder,
+           'state_dict': export_state_dict}
 
 def export_student(
     student: Student,
     to: str, # a key of `EXPORTS`
-    folder: Path | str, # 'diffusers': see `Student.save_pretrained`; 'onnx': step.onnx; 'state_dict': model.safetensors; and sampling.json
+    folder: Path | str, # gets sampling.json, and step.onnx, model.safetensors or unet/
     licence: str | None = None, # for sampling.json and the model card, see `card_facts`
     data: str | None = None, # likewise: what the teacher was trained on
 ) -> None:

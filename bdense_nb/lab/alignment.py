@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core import Trajectory, check_choice, check_int
 from ..diffusion.samplers import afs_x0
 from ..distillation.bank import TrajectoryPlan
@@ -17,7 +17,7 @@ from ..distillation.branches import BranchedDenoiser
 from ..distillation.distill import config_of, reference_plan
 from ..distillation.progressive import draw_noised
 from ..distillation.segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
-                                             segments)
+                                     segments)
 from ..distillation.sfd import SFDConfig, local_segment
 from ..distillation.students import Student
 from ..evaluation.metrics import paired_errors
@@ -60,10 +60,13 @@ def student_segment(
     label: Tensor | None = None, # [B], int64
 ) -> Segment: # its `states` and `x0s` are the student's: [B, K, *D]
     "One student step: what the branches estimate, and where they land."
-    (fine, nodes), S, K = course.grids, course.substeps, getattr(model, 'K', 1)
-    t, levels = float(nodes[n]), fine[n*S:(n + 1)*S + 1][S//K::S//K]
+    fine, nodes = course.grids
+    K = getattr(model, 'K', 1)
+    every = course.substeps//K
+    levels = fine[n*course.substeps:(n + 1)*course.substeps + 1][every::every]
+    t = float(nodes[n])
     x0s = afs_x0(x, t) if course.afs and n == 0 else model(x, t, label)
-    if x0s.ndim == x.ndim: x0s = x0s[:, None].expand(-1, K, *x.shape[1:]) # a plain denoiser, or the analytic step: one estimate for all
+    if x0s.ndim == x.ndim: x0s = x0s[:, None].expand(-1, K, *x.shape[1:]) # one estimate for all
     return Segment(x, t, levels, branch_states(x0s, x, t, levels, course.branch_step), x0s)
 
 @torch.no_grad()
@@ -85,94 +88,107 @@ ERRORS = ('own_global', 'own_local', 'teacher_global', 'teacher_local')
 
 @dataclass(frozen=True)
 class Alignment:
-    "Root-mean-square distances of a student from its teacher, by step and branch, in units of pixel value; names: the inputs, and what they are compared with."
+    "Root-mean-square pixel distances of a student from its teacher, by step and branch."
     sigmas: Tensor # [n_steps+1], where the student's steps begin and end
     levels: Tensor # [n_steps, K], where the compared states lie
-    own_global: Tensor # [n_steps, K], the student alone against the teacher's path from the noise; the last entry is the end point's paired error
-    own_local: Tensor # [n_steps, K], the student alone against the teacher restarted where each step begins
-    teacher_global: Tensor # [n_steps, K], every step begins on the teacher's path
-    teacher_local: Tensor # [n_steps, K], and the teacher is restarted there
+    # all [n_steps, K]: from the student's own states, against the teacher's path from the noise
+    own_global: Tensor # the last entry is the end point's paired error
+    own_local: Tensor # against the teacher restarted where each step begins
+    teacher_global: Tensor # every step begins on the teacher's path
+    teacher_local: Tensor # and the teacher is restarted there
 
     @property
-    def gap(self) -> Tensor: # [n_steps, K], how much worse it is off on its own: the exposure gap
+    def gap(self) -> Tensor: # [n_steps, K], how much worse it is on its own: the exposure gap
         return self.own_global - self.teacher_global
 
     @property
-    def local_gap(self) -> Tensor: # [n_steps, K], how much more it does wrong where it stands than where the teacher does
+    def local_gap(self) -> Tensor: # [n_steps, K], how much worse its step is from its own states
         return self.own_local - self.teacher_local
 
-    def rows(self) -> list[dict]: # one for each step and branch, JSON-able; steps from 0, branches from 1
+    def rows(self) -> list[dict]: # JSON-able; steps from 0, branches from 1
         "The same as a table."
-        return [dict(step=n, branch=k + 1, sigma=float(self.sigmas[n]), level=float(self.levels[n, k]),
+        return [dict(step=n, branch=k + 1, sigma=float(self.sigmas[n]), level=float(level),
                      **{name: float(getattr(self, name)[n, k]) for name in ERRORS})
-                for n in range(len(self.levels)) for k in range(self.levels.shape[1])]
+                for n, levels in enumerate(self.levels) for k, level in enumerate(levels)]
 
 # %% ../../nbs/lab/03_alignment.ipynb #1e213749
 def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
-    "The denoiser to be walked, refused where it does not fit the course."
+    "The student's denoiser, refused where it does not fit the course."
     if isinstance(student, Student):
-        if student.afs != course.afs or student.sigmas.shape != course.grids[1].shape or not torch.allclose(student.sigmas, course.grids[1]):
+        mine, nodes = student.sigmas, course.grids[1]
+        same = mine.shape == nodes.shape and torch.allclose(mine, nodes)
+        if not same or student.afs != course.afs:
             raise ValueError(f'this student samples at other levels than the course: '
-                             f'{[round(s, 4) for s in student.sigmas.tolist()]} with afs={student.afs}, '
-                             f'{[round(s, 4) for s in course.grids[1].tolist()]} with afs={course.afs} there')
+                             f'{[round(s, 4) for s in mine.tolist()]} with afs={student.afs}, not '
+                             f'{[round(s, 4) for s in nodes.tolist()]} with afs={course.afs}')
         student = student.denoiser
-    if not callable(student): raise TypeError(f'expected a student, branched or folded, got {type(student).__name__}')
+    if not callable(student):
+        raise TypeError(f'expected a student, branched or folded, got {type(student).__name__}')
     if (K := getattr(student, 'K', 1)) not in (1, course.K):
-        raise ValueError(f'a student with K={K} branches cannot be compared with K={course.K} states')
-    if isinstance(student, nn.Module) and student.training:
-        raise ValueError('the student is in training mode, where dropout is random: call .eval() first')
+        raise ValueError(f'a student with K={K} branches does not fit the K={course.K} of the course')
+    if getattr(student, 'training', False):
+        raise ValueError('the student is in training mode, where dropout is random: call .eval()')
     return student
 
 def _squares(mine: Segment, teacher: Segment) -> Tensor: # [K], summed over samples
-    "Mean squared distance of each branch's state; a student without branches has the endpoint alone."
+    "Squared distances of each branch's state; a student without branches has the endpoint alone."
     K = mine.states.shape[1]
-    return torch.stack([paired_errors(mine.states[:, k], teacher.states[:, k - K]).square().sum() for k in range(K)])
+    pairs = zip(mine.states.unbind(1), teacher.states.unbind(1)[-K:])
+    return torch.stack([paired_errors(x, y).square().sum() for x, y in pairs])
 
 # %% ../../nbs/lab/03_alignment.ipynb #a2db7769
 @torch.no_grad()
 def alignment_errors(
-    student: Student | BranchedDenoiser | Callable, # before folding (all its branches are measured) or after (its end points)
-    course: SFDConfig | Course, # how it and its teacher walk
+    student: Student | BranchedDenoiser | Callable, # branched, or folded (its end points)
+    course: SFDConfig | Course, # where it and its teacher stop
     teacher: Callable, # a denoiser, on the student's device
     seeds: range = range(256), # of the noise and labels; sampling seeds, which training never uses
     batch: int = 256, # trajectories at a time; changes memory, not the result
 ) -> Alignment:
-    "How far every branch of every student step is from the teacher, on its own inputs and on the teacher's, globally and locally."
-    model, total = _plain(student, course), 0.
-    check_int('number of seeds', len(seeds), 1); check_int('batch', batch, 1)
-    def both(n, x, path, label): # from one input: against the global path, and against the teacher restarted there
-        mine = student_segment(model, course, n, x, label)
-        return torch.stack([_squares(mine, path[n]), _squares(mine, local_segment(teacher, course, x, n, label))])
+    "How far every branch is from the teacher, on its own and on the teacher's states."
+    model = _plain(student, course)
+    check_int('number of seeds', len(seeds), 1)
+    check_int('batch', batch, 1)
+    total = 0.
     for i in range(0, len(seeds), batch):
         traj, label = course.plan.walk(teacher, seeds[i:i + batch])
-        path, steps = segments(traj, course.substeps, course.K), rollout(model, course, traj[0], label)
-        total += torch.stack([torch.stack([both(n, x, path, label) for x in (steps[n].x_t, path[n].x_t)])
-                              for n in range(len(path))])
+        path = segments(traj, course.substeps, course.K)
+        steps = rollout(model, course, traj[0], label)
+        def squares(n): # in the order of `ERRORS`
+            for x in (steps[n].x_t, path[n].x_t):
+                mine = student_segment(model, course, n, x, label)
+                yield _squares(mine, path[n])
+                yield _squares(mine, local_segment(teacher, course, x, n, label))
+        total += torch.stack([torch.stack([*squares(n)]) for n in range(len(path))])
     levels = torch.stack([step.sigmas_k for step in steps])
-    return Alignment(course.grids[1], levels, *(total/len(seeds)).sqrt().flatten(1, 2).unbind(1))
+    return Alignment(course.grids[1], levels, *(total/len(seeds)).sqrt().unbind(1))
 
 # %% ../../nbs/lab/03_alignment.ipynb #f3264db9
 def finished_course(
     student: Student, # of SFD, of one step count of SFD-v, or of Progressive Distillation
 ) -> Course:
-    "What a finished student is measured against: the teacher's careful walk, seen where the student stops."
-    plan, n_steps = reference_plan(config_of(student.about), student.shape), len(student.sigmas) - 1
+    "What a finished student is measured against: the teacher at many steps."
+    plan = reference_plan(config_of(student.about), student.shape)
+    n_steps = len(student.sigmas) - 1
     return Course(plan, (len(plan.sigmas) - 1)//n_steps, afs=student.afs)
 
 # %% ../../nbs/lab/03_alignment.ipynb #e9287020
 @torch.no_grad()
 def noised_errors(
     student: Student | BranchedDenoiser | Callable, # see `alignment_errors`
-    course: SFDConfig | Course, # how it and its teacher walk
+    course: SFDConfig | Course, # where it and its teacher stop
     teacher: Callable, # a denoiser
     data: Tensor, # [N, *D], clean
     labels: Tensor | None = None, # [N], int64
     n: int = 256, # noised samples for each step
     seed: int = 0, # which data, and the noise
 ) -> Tensor: # [n_steps, K], float64; beside `Alignment.own_local`
-    "The local error of each branch where every step begins with noised data, the inputs of Progressive Distillation."
-    model, nodes, g, rows = _plain(student, course), course.grids[1], torch.Generator().manual_seed(seed), []
+    "The local error of each branch from noised data, the inputs of Progressive Distillation."
+    model = _plain(student, course)
     check_int('n', n, 1)
+    nodes = course.grids[1]
+    g = torch.Generator().manual_seed(seed)
+    rows = []
     for step in range(len(nodes) - 1):
         pick, _, x = draw_noised(data, nodes[step:step + 1, None], n, g, data.device)
         label = None if labels is None else labels[pick].to(x.device)
@@ -184,13 +200,15 @@ def noised_errors(
 class Straightness(NamedTuple):
     "How far a trajectory is from one straight step."
     stretch: Tensor # [B], length of the path over that of its chord, at least 1
-    deviation: Tensor # [n_steps+1], root-mean-square distance from the chord at each level, in units of pixel value
+    deviation: Tensor # [n_steps+1], root-mean-square pixel distance from the chord at each level
 
 def straightness(
     traj: Trajectory, # a whole one, or the part inside one student step
 ) -> Straightness: # float64
     "Compare a path with its chord, walked evenly in sigma."
-    xs, s = traj.xs.double().flatten(2), traj.sigmas.to(traj.xs.device)
+    xs = traj.xs.double().flatten(2)
+    s = traj.sigmas.to(xs.device)
     stretch = xs.diff(dim=0).norm(dim=-1).sum(0)/(xs[-1] - xs[0]).norm(dim=-1)
     chord = xs[-1] + ((s - s[-1])/(s[0] - s[-1]))[:, None, None]*(xs[0] - xs[-1])
-    return Straightness(stretch, torch.stack([paired_errors(a, b).square().mean().sqrt() for a, b in zip(xs, chord)]))
+    deviation = [paired_errors(a, b).square().mean().sqrt() for a, b in zip(xs, chord)]
+    return Straightness(stretch, torch.stack(deviation))

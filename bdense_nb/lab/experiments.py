@@ -15,21 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import (about_run, check_choice, check_int, locked, read_json, sample_noise,
-                            write_json)
+                    write_json)
 from ..diffusion.data import fashion_mnist
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
 from ..diffusion.samplers import sample
 from ..diffusion.schedules import karras_sigmas
-from ..distillation.bank import TrajectoryBank, denoiser_hash, draw_start
+from ..distillation.bank import TrajectoryBank, denoiser_hash
 from ..distillation.branches import fold
 from ..distillation.distill import reference_plan
 from ..distillation.progressive import PDConfig, progressive_rounds
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..distillation.students import Student, branched_student
 from ..distillation.teaching import train_teacher
-from ..distillation.variable import (second_stage, sfd_variable, variable_configs,
-                                             variable_step)
+from ..distillation.variable import second_stage, sfd_variable, variable_configs, variable_step
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.checkpoints import same_run
@@ -37,66 +36,77 @@ from ..training.config import TrainConfig
 from ..training.loop import fit
 
 # %% auto #0
-__all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS', 'EXPERIMENTS',
-           'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
-           'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
+__all__ = ['HostConfig', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
+           'EXPERIMENTS', 'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment',
+           'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
            'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'measures_of', 'differences',
            'difference_table', 'show_differences']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
+HostConfig = SFDConfig | PDConfig
+
 @dataclass(frozen=True)
 class World:
     "Where an experiment takes place."
     about: str # one line
     teacher: Callable # a denoiser
     shape: tuple[int, ...] # of one sample
-    network: Callable[[int, int | None], NetDenoiser | None] # seed, width -> where the students of that seed start; None: as the teacher
-    data: Callable[[int], tuple[Tensor, Tensor | None]] # seed -> what Progressive Distillation trains on, and its labels
-    ends: Callable[[SFDConfig | PDConfig], Tensor] # -> where the samples of seeds 0..n-1 should end
+    # seed, width -> where the students of that seed start; None: as the teacher
+    network: Callable[[int, int | None], NetDenoiser | None]
+    # seed -> what Progressive Distillation trains on, and its labels
+    data: Callable[[int], tuple[Tensor, Tensor | None]]
+    ends: Callable[[HostConfig], Tensor] # -> where the samples of seeds 0..n-1 should end
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
     n: int # samples that are measured
 
-    def measure(self, student: Student, cfg: SFDConfig | PDConfig) -> dict[str, float]:
+    def measure(self, student: Student, cfg: HostConfig) -> dict[str, float]:
         "A student's measures; it may be a teacher dressed as one."
         out = student.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
-        return dict(nfe=student.nfe, paired_error=paired_error(out, self.ends(cfg)),
-                    **{name: float(f(out)) for name, f in self.quality.items()})
+        quality = {name: float(measure(out)) for name, measure in self.quality.items()}
+        return dict(nfe=student.nfe, paired_error=paired_error(out, self.ends(cfg)), **quality)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
 @functools.cache
 def fashion_world() -> World:
     "The shipped Fashion-MNIST teacher, on the CPU."
-    teacher, shape, n = load_teacher(device='cpu'), (1, 28, 28), 1000
+    teacher = load_teacher(device='cpu')
+    shape = (1, 28, 28)
+    parts = [range(i, i + 250) for i in range(0, 1000, 250)]
     @functools.lru_cache(maxsize=8)
-    def walk(plan):
-        starts = (draw_start(teacher, shape, range(i, i + 250), plan.sigmas[0]) for i in range(0, n, 250))
-        return torch.cat([sample(teacher, x, plan.sigmas, plan.solver, plan.afs, label) for x, label in starts])
-    return World('Fashion-MNIST, the shipped teacher; students start as copies of it', teacher, shape,
-                 lambda seed, width: None, lambda seed: fashion_mnist('test'),
-                 lambda cfg: walk(reference_plan(cfg, shape)), dict(frechet_distance=fashion_fd), n)
+    def ends(plan): return torch.cat([plan.walk(teacher, seeds)[0][-1] for seeds in parts])
+    return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
+                 teacher, shape,
+                 network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
+                 ends=lambda cfg: ends(reference_plan(cfg, shape)),
+                 quality=dict(frechet_distance=fashion_fd), n=1000)
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
 @functools.cache
 def ring_world() -> World:
     "Eight Gaussians on a circle of radius 1, whose exact flow is known."
-    angle, n = torch.arange(8)*torch.pi/4, 4000
-    teacher = MixtureDenoiser(torch.stack([angle.cos(), angle.sin()], 1), torch.full((8,), .1), torch.ones(8))
+    angle = torch.arange(8)*torch.pi/4
+    means = torch.stack([angle.cos(), angle.sin()], 1)
+    teacher = MixtureDenoiser(means, torch.full((8,), .1), torch.ones(8))
+    n = 4000
     fresh = teacher.sample(n, 10**6)
     @functools.cache
     def network(seed, width):
         torch.manual_seed(seed)
+        net = EDMDenoiser(MLP(width=width or 64, depth=2), .7)
         config = TrainConfig(1500, 5e-3, schedule='cosine', ema=.99, seed=seed)
-        return train_teacher(EDMDenoiser(MLP(width=width or 64, depth=2), .7), teacher.sample(50_000, seed), None,
-                             config, 256, show=False).ema.requires_grad_(False).eval()
+        fit = train_teacher(net, teacher.sample(50_000, seed), None, config, 256, show=False)
+        return fit.ema.requires_grad_(False).eval()
     @functools.cache
     def flow(sigma_end): # 256 Heun steps; to clean data one more
         grid = karras_sigmas(256, sigma_end or .002, 80.)
-        return sample(teacher, 80.*sample_noise(range(n), (2,)).double(),
-                      grid if sigma_end else torch.cat([grid, grid.new_zeros(1)]), 'heun').float()
-    return World('eight Gaussians on a circle, an exact teacher; students start as networks trained on 50,000 points',
-                 teacher, (2,), network, lambda seed: (teacher.sample(50_000, seed), None),
-                 lambda cfg: flow(0. if isinstance(cfg, PDConfig) else cfg.sigma_min),
-                 dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n)
+        if not sigma_end: grid = torch.cat([grid, grid.new_zeros(1)])
+        noise = sample_noise(range(n), (2,)).double()
+        return sample(teacher, 80.*noise, grid, 'heun').float()
+    return World('eight Gaussians on a circle, an exact teacher; '
+                 'students start as networks trained on 50,000 points', teacher, (2,), network,
+                 data=lambda seed: (teacher.sample(50_000, seed), None),
+                 ends=lambda cfg: flow(0. if isinstance(cfg, PDConfig) else cfg.sigma_min),
+                 quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world}
 
@@ -105,70 +115,84 @@ WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world}
 class Arm:
     "One way to train."
     name: str # arms of one experiment that differ only in calls and budget have one name
-    cfg: SFDConfig | PDConfig # its seed is replaced
+    cfg: HostConfig # its seed is replaced
     nfes: tuple[int, ...] = () # SFD-v: one student for all of these
     untold: bool = False # SFD-v: the network does not learn how many steps it may take
-    stage: dict = field(default_factory=dict) # second stage, to one call: what its configuration changes
+    stage: dict = field(default_factory=dict) # changes of a second stage, to one call
     width: int | None = None # of the ring's networks; None: 64
 
     @property
     def key(self) -> dict: # without the seed
-        "What tells the arm's runs from those of the others."
-        calls = (1 if self.stage else max(self.nfes) if self.nfes else getattr(self.cfg, 'nfe', None)
-                 or self.cfg.end_steps)
-        return dict(arm=self.name, calls=calls, iterations=getattr(self.cfg, 'steps', None) or self.cfg.updates,
-                    **(dict(width=self.width) if self.width else {}))
+        "What distinguishes the arm's runs from those of the others."
+        pd = isinstance(self.cfg, PDConfig)
+        calls = self.cfg.end_steps if pd else max(self.nfes, default=self.cfg.nfe)
+        iterations = self.cfg.updates if pd else self.cfg.steps
+        key = dict(arm=self.name, calls=1 if self.stage else calls, iterations=iterations)
+        return key | dict(width=self.width) if self.width else key
 
     @property
     def config(self) -> dict: # as JSON has it
         "All that decides a run besides world and seed."
         given = {k: v for k, v in asdict(self).items() if v and k != 'name'}
-        return json.loads(json.dumps(dict(given, cfg={k: v for k, v in given['cfg'].items() if k != 'seed'})))
+        del given['cfg']['seed']
+        return json.loads(json.dumps(given))
 
 # %% ../../nbs/lab/01_experiments.ipynb #7e445fbe
 class Banks:
     "Teacher trajectories of the current seed, made once for all arms that walk the same plan."
     def __init__(self, teacher: Callable, arms: Sequence[Arm]):
-        self.teacher, self.made, self.seed, self.need = teacher, {}, None, {}
-        for cfg in (c for a in arms if isinstance(a.cfg, SFDConfig)
-                    for c in (variable_configs(a.cfg, a.nfes).values() if a.nfes else [a.cfg])):
-            if cfg.n_trajectories > getattr(self.need.get(cfg.plan), 'n_trajectories', 0): self.need[cfg.plan] = cfg
+        self.teacher = teacher
+        self.seed = None
+        self.made = {} # plan -> bank of this seed
+        self.need = {} # plan -> the configuration that needs most of its trajectories
+        for arm in arms:
+            if isinstance(arm.cfg, PDConfig): continue
+            for cfg in variable_configs(arm.cfg, arm.nfes).values() if arm.nfes else [arm.cfg]:
+                most = self.need.setdefault(cfg.plan, cfg)
+                if cfg.n_trajectories > most.n_trajectories: self.need[cfg.plan] = cfg
 
-    def __call__(self, cfg: SFDConfig) -> TrajectoryBank | None: # None where the student's own path decides where the teacher walks
+    def __call__(self, cfg: SFDConfig) -> TrajectoryBank | None: # None: teacher states are local
         "The bank that a run needs."
         if cfg.teacher_states == 'local': return None
-        if cfg.seed != self.seed: self.made, self.seed = {}, cfg.seed
+        if cfg.seed != self.seed: self.made = {}
+        self.seed = cfg.seed
         if cfg.plan not in self.made:
-            self.made[cfg.plan] = teacher_bank(self.teacher, dataclasses.replace(self.need[cfg.plan], seed=cfg.seed),
-                                               show=False)
+            longest = dataclasses.replace(self.need[cfg.plan], seed=cfg.seed)
+            self.made[cfg.plan] = teacher_bank(self.teacher, longest, show=False)
         return self.made[cfg.plan]
 
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
-def untold(teacher: Callable, cfg: SFDConfig, nfes: Sequence[int], banks: dict[int, TrajectoryBank | None], start: NetDenoiser | None) -> list[Student]: # one for each step count, all the same network
-    "SFD-v whose network is not told the step count."
+def untold(teacher, cfg: SFDConfig, nfes: Sequence[int], banks: dict, start) -> list[Student]:
+    "SFD-v whose network does not learn the step count: the same network for all of them."
     cfgs = variable_configs(cfg, nfes)
-    plain = fold(fit(branched_student(teacher, start, cfg.K, cfg.layer), variable_step(teacher, cfgs, banks),
-                     cfg.train_config, show=False).model)
+    model = branched_student(teacher, start, cfg.K, cfg.layer)
+    step = variable_step(teacher, cfgs, banks)
+    plain = fold(fit(model, step, cfg.train_config, show=False).model)
     return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
 
-def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[Student, float]]: # each with the seconds of CPU time its training took
-    "Train an arm with one seed: one student, or one for every round or step count."
-    cfg, start = dataclasses.replace(arm.cfg, seed=seed), world.network(seed, arm.width)
+def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[Student, float]]:
+    "Train an arm: a student, or one for each round or step count, with its seconds of CPU time."
+    cfg = dataclasses.replace(arm.cfg, seed=seed)
+    teacher = world.teacher
+    start = dict(show=False, student=world.network(seed, arm.width))
     if isinstance(cfg, PDConfig):
         data, labels = world.data(seed)
         begin = time.process_time()
-        for student in progressive_rounds(world.teacher, data, cfg, labels, show=False, student=start):
+        for student in progressive_rounds(teacher, data, cfg, labels, **start):
             yield student, time.process_time() - begin
             begin = time.process_time()
         return
-    bank = {n: banks(c) for n, c in variable_configs(cfg, arm.nfes).items()} if arm.nfes else banks(cfg)
+    several = {n: banks(c) for n, c in variable_configs(cfg, arm.nfes).items()} if arm.nfes else {}
+    bank = None if several else banks(cfg)
     begin = time.process_time()
-    if arm.untold: made = untold(world.teacher, cfg, arm.nfes, bank, start)
+    if arm.untold: made = untold(teacher, cfg, arm.nfes, several, start['student'])
     elif arm.nfes:
-        made = [many.at(n) for many in [sfd_variable(world.teacher, cfg, arm.nfes, bank, show=False, student=start)]
-                for n in arm.nfes]
-    else: made = [sfd(world.teacher, cfg, bank, show=False, student=start)]
-    if arm.stage: made = [sfd(made[-1].denoiser, second_stage(made[-1], seed=seed, **arm.stage), show=False)]
+        variable = sfd_variable(teacher, cfg, arm.nfes, several, **start)
+        made = [variable.at(n) for n in arm.nfes]
+    else: made = [sfd(teacher, cfg, bank, **start)]
+    if arm.stage:
+        last = made[-1]
+        made = [sfd(last.denoiser, second_stage(last, seed=seed, **arm.stage), show=False)]
     for student in made: yield student, time.process_time() - begin
 
 # %% ../../nbs/lab/01_experiments.ipynb #483145f2
@@ -180,7 +204,8 @@ class Experiment:
     arms: tuple[Arm, ...]
     host: str # name of the arm that the others are compared with
     seeds: int # how many
-    budgets: dict[int, int] = field(default_factory=dict) # iterations of an arm -> of the host it is compared with, where they differ
+    # iterations of an arm -> of the host it is compared with, where they differ
+    budgets: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self):
         if not isinstance(self.world, World): check_choice('world', self.world, WORLDS)
@@ -199,182 +224,213 @@ class Experiment:
 
     @property
     def origin(self) -> dict: # as JSON has it
-        "Where the runs take place: a world's name, or what tells a world of your own from others."
+        "Where the runs take place: a world's name, or what distinguishes a world of your own."
         if isinstance(self.world, str): return dict(world=self.world)
-        return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher), samples=self.world.n)
+        return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher),
+                    samples=self.world.n)
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
-    return (f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations'
-            + ''.join(f', {k} {key[k]}' for k in ('width', 'seed') if k in key))
+    more = ''.join(f', {k} {key[k]}' for k in ('width', 'seed') if k in key)
+    return f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations{more}'
 
 # %% ../../nbs/lab/01_experiments.ipynb #e0e9866d
 def defaults(arm: Arm) -> dict: # as JSON has it
-    "What a configuration's fields are unless said: a field that is younger than a result had this value then."
+    "The defaults of a configuration: a field that is younger than a result had this value then."
     return Arm('', type(arm.cfg)()).config['cfg']
 
 def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     "Rows of an earlier start; a file that belongs to other settings is refused."
     if not out.exists(): return []
-    instead = 'move it away or name another file'
     stored = read_json(out, ('world', 'configs', 'rows'))
+    differ = [f'it is of the {k} {stored.get(k)!r}, this experiment of {mine!r}'
+              for k, mine in experiment.origin.items() if stored.get(k) != mine]
     try:
-        configs = {run_name(c): dict(c['config'], cfg=dict(c['config']['cfg'])) for c in stored['configs']}
-        {run_name(r): r['seed'] for r in stored['rows']}
+        for row in stored['rows']: run_name(dict(row, seed=row['seed']))
+        configs = {run_name(c): c['config'] | dict(c['config']['cfg']) for c in stored['configs']}
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{out} is not the result of an experiment ({e!r}): {instead}') from e
-    for k, mine in experiment.origin.items():
-        if stored.get(k) != mine:
-            raise ValueError(f'{out} is of the {k} {stored.get(k)!r}, this experiment of {mine!r}: {instead}')
+        differ = [f'it is not the result of an experiment ({e!r})']
+        configs = {}
     for arm in experiment.arms:
-        was = configs.get(run_name(arm.key), arm.config)
-        differ = same_run(dict(was, cfg=None), dict(arm.config, cfg=None))
-        if differ := differ + same_run(was['cfg'], arm.config['cfg'], defaults(arm)):
-            raise ValueError(f'{out} holds runs of {run_name(arm.key)} with other settings '
-                             f'({"; ".join(differ)}): {instead}')
+        name = run_name(arm.key)
+        mine = arm.config | arm.config['cfg']
+        if there := same_run(configs.get(name, mine), mine, defaults(arm), free=('cfg',)):
+            differ.append(f'it holds runs of {name} with other settings ({"; ".join(there)})')
+    if differ:
+        raise ValueError(f'{out} cannot go on: {differ[0]}; move it away or name another file')
     return stored['rows']
-
-def _named(experiment: str | Experiment, out: Path | str | None) -> tuple[Experiment, Path, dict]: # and what it is called
-    "An experiment by name, or one of your own, and its file."
-    if isinstance(experiment, str):
-        check_choice('experiment', experiment, EXPERIMENTS)
-        called = dict(experiment=experiment, command=f'bdense_evaluate --experiment {experiment}')
-        return EXPERIMENTS[experiment], Path(out or f'{experiment}.json'), called
-    if out is None: raise ValueError('an experiment of your own needs a file for its runs: pass out=')
-    return experiment, Path(out), dict(experiment=Path(out).stem, command='run_experiment')
 
 def run_experiment(
     experiment: str | Experiment, # a key of `EXPERIMENTS`, or one of your own
-    out: Path | str | None = None, # JSON file; runs found there are not repeated; None: NAME.json here
+    out: Path | str | None = None, # JSON file; runs found there are not repeated; None: NAME.json
     limit: int | None = None, # stop after so many runs; None: all
-    say: Callable[[str], None] = functools.partial(print, flush=True), # told of every run, once it is stored
+    say: Callable[[str], None] = functools.partial(print, flush=True), # called after every run
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
-    e, out, called = _named(experiment, out)
-    with locked(out.parent, out.name): return _run_rest(e, out, called, limit, say)
+    if isinstance(experiment, str):
+        check_choice('experiment', experiment, EXPERIMENTS)
+        called = dict(experiment=experiment, command=f'bdense_evaluate --experiment {experiment}')
+        out = Path(out or f'{experiment}.json')
+        experiment = EXPERIMENTS[experiment]
+    elif out is None:
+        raise ValueError('an experiment of your own needs a file for its runs: pass out=')
+    else:
+        out = Path(out)
+        called = dict(experiment=out.stem, command='run_experiment')
+    with locked(out.parent, out.name): return _run_rest(experiment, out, called, limit, say)
 
-def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable[[str], None]) -> dict:
+def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable) -> dict:
     "The runs that are not in the file yet."
     rows = stored_rows(e, out)
     done = {run_name(r) for r in rows}
-    todo = [(seed, arm) for seed in range(e.seeds) for arm in e.arms if run_name(dict(arm.key, seed=seed)) not in done]
+    todo = [(arm, key) for seed in range(e.seeds) for arm in e.arms
+            if run_name(key := dict(arm.key, seed=seed)) not in done]
     say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
     if todo:
         world = e.place
         banks = Banks(world.teacher, e.arms)
-        about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(world.teacher), samples=world.n, **about_run(),
-                     budgets=list(e.budgets.items()), configs=[dict(a.key, config=a.config) for a in e.arms])
-    for i, (seed, arm) in enumerate(todo[:limit]):
-        new = [dict(arm.key, seed=seed, **world.measure(student, arm.cfg), cpu_seconds=round(seconds, 2))
-               for student, seconds in students(world, arm, seed, banks)]
+        about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(world.teacher),
+                     samples=world.n, **about_run(), budgets=list(e.budgets.items()),
+                     configs=[dict(a.key, config=a.config) for a in e.arms])
+    for i, (arm, key) in enumerate(todo[:limit]):
+        new = [dict(key, **world.measure(student, arm.cfg), cpu_seconds=round(seconds, 2))
+               for student, seconds in students(world, arm, key['seed'], banks)]
         rows += new
         write_json(out, dict(about, **e.origin, rows=rows))
-        say(f'{i + 1} of {len(todo)}: {run_name(dict(arm.key, seed=seed))}: '
-            + '; '.join(', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new))
+        found = [', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new]
+        say(f'{i + 1} of {len(todo)}: {run_name(key)}: {"; ".join(found)}')
     return read_json(out) if out.exists() else {}
 
 # %% ../../nbs/lab/01_experiments.ipynb #d14835c9
 FASHION_SFD = SFDConfig(steps=64, batch=32, pool=1024, lr=5e-4, lr_schedule='cosine')
-RING_SFD = SFDConfig(K=4, substeps=8, solver='heun', steps=400, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,))
+RING_SFD = SFDConfig(K=4, substeps=8, solver='heun', steps=400, batch=256, lr=1e-3,
+                     lr_schedule='cosine', shape=(2,))
 FASHION_PD = PDConfig(updates=100, batch=32)
 RING_OPTIONS = dataclasses.replace(RING_SFD, steps=200, batch=128, lr=2e-3)
 RING_PD = PDConfig(start_steps=32, updates=200, batch=256, lr=1e-3)
 
-WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'), 'uniform': dict(branch_weights='uniform'),
-           'linear': dict(branch_weights='linear'), 'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
+WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'),
+           'uniform': dict(branch_weights='uniform'), 'linear': dict(branch_weights='linear'),
+           'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
            'linear, then endpoint': dict(branch_weights='linear', branch_weights_end='endpoint')}
 
 MORE_OPTIONS = {'K = 8': dict(K=8), "branch_weights='uniform'": dict(branch_weights='uniform'),
-                "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'), "loss='l2'": dict(loss='l2'),
-                "loss='huber'": dict(loss='huber')}
+                "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'),
+                "loss='l2'": dict(loss='l2'), "loss='huber'": dict(loss='huber')}
 
-def vary(base: SFDConfig | PDConfig, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]: # in the order of the table
-    "Arms that are a configuration with some changes each."
-    return [Arm(name, dataclasses.replace(base, **shared, **changes), width=width) for name, changes in arms.items()]
+def vary(base: HostConfig, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]:
+    "Arms that are a configuration with some changes each, in the order of the table."
+    return [Arm(name, dataclasses.replace(base, **shared, **changes), width=width)
+            for name, changes in arms.items()]
 
 def over_calls(base: SFDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
     "Every set of branch weights, at 2 to 5 calls and several budgets."
-    return tuple(arm for nfe in (2, 3, 4, 5) for steps in budgets for arm in vary(base, WEIGHTS, nfe=nfe, steps=steps))
+    return tuple(arm for nfe in (2, 3, 4, 5) for steps in budgets
+                 for arm in vary(base, WEIGHTS, nfe=nfe, steps=steps))
 
-def option_arms(base: SFDConfig, more: dict[str, dict] | None = None) -> tuple[Arm, ...]:
+def option_arms(base: SFDConfig, more: dict[str, dict] = {}) -> tuple[Arm, ...]:
     "One option changed at a time, two calls."
-    return tuple(vary(base, {'default': {}, 'K = 1': dict(K=1), "branch_step='end'": dict(branch_step='end'),
-                             "teacher_states='local'": dict(teacher_states='local'),
-                             'afs=False': dict(afs=False), 'afs=False, K = 1': dict(afs=False, K=1), **(more or {})}))
+    return tuple(vary(base, {
+        'default': {}, 'K = 1': dict(K=1), "branch_step='end'": dict(branch_step='end'),
+        "teacher_states='local'": dict(teacher_states='local'), 'afs=False': dict(afs=False),
+        'afs=False, K = 1': dict(afs=False, K=1), **more}))
 
-def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]: # K -> iterations that take as long as the host's
-    "K = 1, 2, 4 and 8 with as many iterations, and with as much time."
+def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]:
+    "K = 1, 2, 4 and 8 with as many iterations, and with as much time: `steps` of each K."
     base = dataclasses.replace(base, substeps=8)
-    return tuple(vary(base, {f'K = {K}': dict(K=K) for K in (1, 2, 4, 8)})
-                 + vary(base, {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}))
+    arms = {f'K = {K}': dict(K=K) for K in (1, 2, 4, 8)}
+    arms |= {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}
+    return tuple(vary(base, arms))
 
-def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]: # more: also SFD-v that is not told, and one call from SFD-v
-    "SFD-v with four times the iterations, hence the trajectories of four students; one call in two stages, and directly with as many iterations as both."
-    nfes, last = (2, 3, 4, 5), dict(steps=base.steps, batch=base.batch, lr=base.lr, lr_schedule=base.lr_schedule)
-    several = dataclasses.replace(base, K=1, steps=4*base.steps, pool=base.n_trajectories) # the trajectories of the short runs, seen four times as often
+def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]:
+    "SFD-v with the trajectories of four students; one call in two stages, and directly."
+    nfes = (2, 3, 4, 5)
+    last = dict(steps=base.steps, batch=base.batch, lr=base.lr, lr_schedule=base.lr_schedule)
+    # the trajectories of the short runs, seen four times as often
+    several = dataclasses.replace(base, K=1, steps=4*base.steps, pool=base.n_trajectories)
     arms = [Arm('SFD-v, K = 1, not told', several, nfes, untold=True)] if more else []
     for K in (1, 4):
-        one, many, stage = (dataclasses.replace(base, K=K), dataclasses.replace(several, K=K),
-                            dict(last, K=1 if K == 1 else 3))
+        one = dataclasses.replace(base, K=K)
+        many = dataclasses.replace(several, K=K)
+        stage = dict(last, K=1 if K == 1 else 3)
+        directly = {f'directly, K = {K}': {}}
         arms += [a for nfe in nfes for a in vary(one, {f'one each, K = {K}': {}}, nfe=nfe)]
         arms += [Arm(f'SFD-v, K = {K}', many, nfes)]
-        arms += [Arm(f'one each, then one call, K = {K}', dataclasses.replace(one, nfe=5), stage=stage)]
-        arms += vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=2*base.steps)
+        five = dataclasses.replace(one, nfe=5)
+        arms += [Arm(f'one each, then one call, K = {K}', five, stage=stage)]
+        arms += vary(one, directly, nfe=1, steps=2*base.steps) # as many iterations as both stages
         if more:
             arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)]
-            arms += vary(one, {f'directly, K = {K}': {}}, nfe=1, steps=5*base.steps)
+            arms += vary(one, directly, nfe=1, steps=5*base.steps)
     return tuple(arms)
 
 def pd_arms(base: PDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
     "Halving, without branches and with two of them, with several numbers of updates in a round."
-    weights = {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {}, 'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)),
+    weights = {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {},
+               'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)),
                'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}
     return tuple(arm for updates in budgets for arm in vary(base, weights, updates=updates))
 
-def capacity_arms(base: SFDConfig | PDConfig, host: dict) -> tuple[Arm, ...]: # what makes the base its own host
-    "With and without branches, in narrow and in wide networks."
-    return tuple(arm for width in (16, 64, 256) for arm in vary(base, {'host': host, 'linear': {}}, width))
+def capacity_arms(base: HostConfig, host: dict) -> tuple[Arm, ...]:
+    "With and without branches (the changes of `host`), in narrow and in wide networks."
+    arms = {'host': host, 'linear': {}}
+    return tuple(arm for width in (16, 64, 256) for arm in vary(base, arms, width))
 
 def quarter_arms(base: PDConfig, start: int, end: int) -> tuple[Arm, ...]:
     "A quarter of the steps in each round."
-    return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)}, start_steps=start, end_steps=end,
-                      substeps=4))
+    return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)},
+                      start_steps=start, end_steps=end, substeps=4))
 
 # %% ../../nbs/lab/01_experiments.ipynb #1ba999d8
+def _fashion(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
+    return Experiment(about, 'fashion_mnist', tuple(arms), host, 5, **budgets)
+
+def _ring(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
+    return Experiment(about, 'ring', tuple(arms), host, 10, **budgets)
+
 EXPERIMENTS = {
-    'fashion_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late?', 'fashion_mnist',
-                              over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)', 5),
-    'fashion_pd': Experiment('Do two branches help Progressive Distillation, from 128 steps to 1?', 'fashion_mnist',
-                             pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)', 5),
-    'fashion_pd_quarter': Experiment('Do four branches help when every round takes a quarter of the '
-                                     'steps, from 128 to 2?', 'fashion_mnist', quarter_arms(FASHION_PD, 128, 2),
-                                     'K = 1 (PD)', 5),
-    'fashion_branches': Experiment('How many branches, with as many iterations and with as much time?',
-                                   'fashion_mnist', branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', 5,
-                                   {63: 64, 62: 64}),
-    'fashion_options': Experiment('What are own or end steps, global or local states and the analytic '
-                                  'first step worth?', 'fashion_mnist', option_arms(FASHION_SFD), 'default', 5),
-    'fashion_variable': Experiment('One student for several step counts, one call, and branches in either?', 'fashion_mnist', tuple(a for a in variable_arms(FASHION_SFD) if a.name != 'one each, K = 4'), 'one each, K = 1', 5, {256: 64}), # K = 4 for one each: 'linear' of fashion_sfd
-    'ring_sfd': Experiment('Which branch weights help SFD, at how many calls, early and late, where the '
-                           'exact flow is known?', 'ring', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)', 10),
-    'ring_pd': Experiment('Do two branches help Progressive Distillation where the exact flow is known?', 'ring',
-                          pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)', 10),
-    'ring_pd_quarter': Experiment('Do four branches help in rounds of a quarter, where the exact flow is known?',
-                                  'ring', quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)', 10),
-    'ring_capacity_sfd': Experiment('Does the width of the network decide whether branches help SFD?', 'ring',
-                                    tuple(arm for nfe in (2, 4)
-                                          for arm in capacity_arms(dataclasses.replace(RING_SFD, nfe=nfe),
-        dict(branch_weights='endpoint'))), 'host', 10),
-    'ring_capacity_pd': Experiment('Does the width of the network decide whether branches hurt '
-                                   'Progressive Distillation?', 'ring', capacity_arms(RING_PD, dict(K=1)), 'host', 10),
-    'ring_options': Experiment('What are the options of SFD worth where the exact flow is known?', 'ring',
-                               option_arms(RING_OPTIONS, MORE_OPTIONS), 'default', 10),
-    'ring_variable': Experiment('One student for several step counts, one call, and branches in either, where the '
-                                'exact flow is known?', 'ring',
-                                variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True), 'one each, K = 1',
-                                10, {400: 100}),
-    'ring_branches': Experiment('How many branches, where the exact flow is known?', 'ring', branch_arms(RING_SFD, {}),
-                                'K = 1', 10),
+    'fashion_sfd': _fashion('Which branch weights help SFD, at how many calls, early and late?',
+                            over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)'),
+    'fashion_pd': _fashion('Do two branches help Progressive Distillation, from 128 steps to 1?',
+                           pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)'),
+    'fashion_pd_quarter': _fashion(
+        'Do four branches help when every round takes a quarter of the steps, from 128 to 2?',
+        quarter_arms(FASHION_PD, 128, 2), 'K = 1 (PD)'),
+    'fashion_branches': _fashion(
+        'How many branches, with as many iterations and with as much time?',
+        branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', budgets={63: 64, 62: 64}),
+    'fashion_options': _fashion(
+        'What are own or end steps, global or local states and the analytic first step worth?',
+        option_arms(FASHION_SFD), 'default'),
+    'fashion_variable': _fashion( # K = 4 for one each: 'linear' of fashion_sfd
+        'One student for several step counts, one call, and branches in either?',
+        [a for a in variable_arms(FASHION_SFD) if a.name != 'one each, K = 4'],
+        'one each, K = 1', budgets={256: 64}),
+    'ring_sfd': _ring(
+        'Which branch weights help SFD, at how many calls, early and late, '
+        'where the exact flow is known?', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)'),
+    'ring_pd': _ring(
+        'Do two branches help Progressive Distillation where the exact flow is known?',
+        pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)'),
+    'ring_pd_quarter': _ring(
+        'Do four branches help in rounds of a quarter, where the exact flow is known?',
+        quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)'),
+    'ring_capacity_sfd': _ring(
+        'Does the width of the network decide whether branches help SFD?',
+        [arm for nfe in (2, 4) for arm in capacity_arms(
+            dataclasses.replace(RING_SFD, nfe=nfe), dict(branch_weights='endpoint'))], 'host'),
+    'ring_capacity_pd': _ring(
+        'Does the width of the network decide whether branches hurt Progressive Distillation?',
+        capacity_arms(RING_PD, dict(K=1)), 'host'),
+    'ring_options': _ring('What are the options of SFD worth where the exact flow is known?',
+                          option_arms(RING_OPTIONS, MORE_OPTIONS), 'default'),
+    'ring_variable': _ring(
+        'One student for several step counts, one call, and branches in either, '
+        'where the exact flow is known?',
+        variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True),
+        'one each, K = 1', budgets={400: 100}),
+    'ring_branches': _ring('How many branches, where the exact flow is known?',
+                           branch_arms(RING_SFD, {}), 'K = 1'),
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c
@@ -392,24 +448,22 @@ class Difference:
     @property
     def name(self) -> str:
         "The arm, with its iterations where the host had other ones."
-        return self.arm if self.iterations == self.host_iterations else f'{self.arm}, {self.iterations} it.'
+        same = self.iterations == self.host_iterations
+        return self.arm if same else f'{self.arm}, {self.iterations} it.'
 
     @property
     def verdict(self) -> str:
-        return 'better' if self.interval.high < 0 else 'worse' if self.interval.low > 0 else 'not told apart'
+        if self.interval.high < 0: return 'better'
+        return 'worse' if self.interval.low > 0 else 'not told apart'
 
     @property
     def percent(self) -> str: # markdown
         "Of the host's mean, with its interval; bold where that excludes zero."
-        text = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100*v/self.host
-                                                     for v in (self.interval.mean, self.interval.low,
-                                                               self.interval.high)))
+        i = self.interval
+        mean, low, high = (100*v/self.host for v in (i.mean, i.low, i.high))
+        text = f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]'
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
-def _budgets(result: dict) -> dict[int, int]:
-    "As the file says; an older one does not, then as its experiment says."
-    if 'budgets' in result: return dict(result['budgets'])
-    return EXPERIMENTS[result['experiment']].budgets if result.get('experiment') in EXPERIMENTS else {}
 
 def measures_of(result: dict) -> list[str]: # as `run_experiment` returns it
     "What was measured in every run."
@@ -420,16 +474,19 @@ def differences(
     result: dict, # as `run_experiment` returns it
     measure: str = 'paired_error', # or another measure of its rows; lower is better
     host: str | None = None, # name of the arm to compare with; None: the experiment's
-    budgets: dict[int, int] | None = None, # iterations of an arm -> of the host it is compared with, where they differ; None: as the experiment says
+    budgets: dict[int, int] | None = None, # see `Experiment`; None: as the experiment says
     level: float = .95, # of the interval
 ) -> list[Difference]:
-    "Every arm against the host, over the seeds that both have; of fewer than three nothing is said."
+    "Every arm against the host, over the seeds that both have, if these are three or more."
     table = {}
-    if budgets is None: budgets = _budgets(result)
     for r in result['rows']:
-        table.setdefault((r['arm'], r['nfe'], r['iterations'], r.get('width')), {})[r['seed']] = r[measure]
+        place = (r['arm'], r['nfe'], r['iterations'], r.get('width'))
+        table.setdefault(place, {})[r['seed']] = r[measure]
     if host is not None: check_choice('host', host, {arm for arm, *_ in table})
     host = host or result['host']
+    if budgets is None: # an old file has none
+        known = EXPERIMENTS.get(result.get('experiment'))
+        budgets = dict(result.get('budgets', known.budgets if known else {}))
     found = []
     for (arm, nfe, iterations, width), mine in table.items():
         host_iterations = budgets.get(iterations, iterations)
@@ -438,20 +495,22 @@ def differences(
         if arm == host or len(seeds) < 3: continue
         a = [mine[s] for s in seeds]
         b = [theirs[s] for s in seeds]
-        found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b), paired_interval(a, b, level),
-                                host_iterations))
+        found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b),
+                                paired_interval(a, b, level), host_iterations))
     return found
 
 # %% ../../nbs/lab/01_experiments.ipynb #e91dfafe
 def _words(measure: str) -> str: return measure.replace('_', ' ').replace('frechet', 'Fréchet')
 
+_NONE_YET = 'no arm has three seeds in common with the host yet: run more of the experiment'
+
 def difference_table(
     result: dict, # as `run_experiment` returns it
     measure: str = 'paired_error', # or another measure of its rows
 ) -> str: # markdown
-    "Arm minus host in percent of the host, with intervals; arms in one direction, calls and budgets in the other, the longer one down."
+    "Arm minus host in percent of the host, with intervals; arms against calls and budgets."
     ds = differences(result, measure)
-    if not ds: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
+    if not ds: raise ValueError(_NONE_YET)
     cells = {(d.name, (d.nfe, d.host_iterations, d.width)): d for d in ds}
     arms = list(dict.fromkeys(d.name for d in ds))
     places = list(dict.fromkeys(place for _, place in cells))
@@ -461,8 +520,9 @@ def difference_table(
             *([a, *(cells[a, p].percent if (a, p) in cells else '' for p in places)] for a in arms)]
     if len(places) > len(arms): grid = list(zip(*grid))
     lines = ['| ' + ' | '.join(row) + ' |' for row in (grid[0], ['---']*len(grid[0]), *grid[1:])]
-    about = (f'*{_words(measure)}: of "{result["host"]}" the mean, of the others the difference to it in percent of it, '
-             f'with 95 % intervals over {" or ".join(map(str, sorted({d.interval.n for d in ds})))} seeds; made by '
+    seeds = ' or '.join(map(str, sorted({d.interval.n for d in ds})))
+    about = (f'*{_words(measure)}: of "{result["host"]}" the mean, of the others the difference '
+             f'to it in percent of it, with 95 % intervals over {seeds} seeds; made by '
              f'`{result["command"]}` on {result["hardware"]}.*')
     return '\n'.join([about, '', *lines])
 
@@ -476,10 +536,11 @@ def show_differences(
     "Arm minus host with intervals: a panel for each measure and budget, calls from left to right."
     found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
-    if not budgets: raise ValueError('no arm has three seeds in common with the host yet: run more of the experiment')
+    if not budgets: raise ValueError(_NONE_YET)
     import matplotlib.pyplot as plt # half a second, which commands need not wait for
-    fig, axes = plt.subplots(len(found), len(budgets), figsize=(3.4*len(budgets) + 1.6, 2.5*len(found)), squeeze=False,
-                             sharex=True, sharey='row', layout='constrained')
+    size = (3.4*len(budgets) + 1.6, 2.5*len(found))
+    fig, axes = plt.subplots(len(found), len(budgets), figsize=size, squeeze=False, sharex=True,
+                             sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
             _panel(ax, [d for d in ds if d.host_iterations == budget], relative)
@@ -492,12 +553,15 @@ def show_differences(
 
 def _panel(ax, ds: list[Difference], relative: bool) -> None:
     "Points with whiskers, arms side by side at each number of calls."
-    arms, calls = list(dict.fromkeys(d.name for d in ds)), sorted({d.nfe for d in ds})
+    arms = list(dict.fromkeys(d.name for d in ds))
+    calls = sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
         scale = [100/d.host if relative else 1. for d in mine]
-        ax.errorbar([calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine],
-                    [d.interval.mean*s for d, s in zip(mine, scale)],
-                    [(d.interval.high - d.interval.mean)*s for d, s in zip(mine, scale)], fmt='o', ms=4, capsize=2,
-                    label=arm)
-    ax.axhline(0, color='gray', lw=1); ax.set_xticks(range(len(calls)), calls); ax.tick_params(labelsize=8)
+        places = [calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine]
+        means = [d.interval.mean*s for d, s in zip(mine, scale)]
+        whiskers = [(d.interval.high - d.interval.mean)*s for d, s in zip(mine, scale)]
+        ax.errorbar(places, means, whiskers, fmt='o', ms=4, capsize=2, label=arm)
+    ax.axhline(0, color='gray', lw=1)
+    ax.set_xticks(range(len(calls)), calls)
+    ax.tick_params(labelsize=8)

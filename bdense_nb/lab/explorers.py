@@ -20,8 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from ..core import (NFECounter, Trajectory, check_choice, check_int, data_dir,
-                            import_extra, load_tensors, patch, read_json, sample_noise)
+from ..core import (NFECounter, Trajectory, check_choice, check_int, data_dir, import_extra,
+                    load_tensors, patch, read_json, sample_noise)
 from ..diffusion.data import FASHION_CLASSES, fashion_mnist
 from ..diffusion.denoisers import MixtureDenoiser
 from ..diffusion.samplers import trajectory
@@ -53,11 +53,14 @@ def png(
     if isinstance(picture, Figure):
         canvas = FigureCanvasAgg(picture)
         canvas.draw()
-        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-    elif isinstance(picture, np.ndarray) and picture.dtype == np.uint8: image = Image.fromarray(picture).convert('RGB')
-    else: raise TypeError(f'a picture is a matplotlib Figure or an array of uint8, got {type(picture).__name__}')
+        picture = np.asarray(canvas.buffer_rgba())
+    if getattr(picture, 'dtype', None) != np.uint8:
+        raise TypeError(f'a picture is a matplotlib Figure or an array of uint8, '
+                        f'got {type(picture).__name__}')
+    image = Image.fromarray(picture).convert('RGB')
+    image = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     out = io.BytesIO()
-    image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
+    image.save(out, 'PNG', optimize=True)
     return out.getvalue()
 
 # %% ../../nbs/lab/04_explorers.ipynb #6f1c6eb8
@@ -65,24 +68,36 @@ SCRIPT = '''
 for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])')) {
   root.dataset.ready = 'yes';
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-  const picture = root.querySelector('img'), text = root.querySelector('[aria-live]'), at = data.start;
-  const add = (parent, tag, style) => { const node = parent.appendChild(document.createElement(tag)); node.style.cssText = style; return node; };
+  const picture = root.querySelector('img'), text = root.querySelector('[aria-live]');
+  const at = data.start;
+  const add = (parent, tag, style) => {
+    const node = parent.appendChild(document.createElement(tag));
+    node.style.cssText = style;
+    return node;
+  };
   const show = () => {
-    const frame = data.frames[data.order[data.controls.reduce((i, c, n) => i*c.values.length + at[n], 0)]];
+    const place = data.controls.reduce((i, c, n) => i*c.values.length + at[n], 0);
+    const frame = data.frames[data.order[place]];
     picture.src = 'data:image/png;base64,' + frame.png;
     picture.alt = text.textContent = frame.text;
   };
   data.controls.forEach((control, n) => {
     if (control.values.length < 2) return;
-    const row = add(root.querySelector('.bdense-controls'), 'div', 'display: flex; gap: .7em; align-items: center');
-    const label = add(row, 'label', 'flex: 0 1 24em; display: flex; gap: .7em; align-items: center; justify-content: space-between');
+    const flex = 'display: flex; gap: .7em; align-items: center';
+    const row = add(root.querySelector('.bdense-controls'), 'div', flex);
+    const label = add(row, 'label', 'flex: 0 1 24em; justify-content: space-between; ' + flex);
     label.append(control.name);
-    const input = add(label, control.slider ? 'input' : 'select', 'flex: 0 1 16em; min-width: 0; min-height: 2em; font: inherit');
+    const input = add(label, control.slider ? 'input' : 'select',
+                      'flex: 0 1 16em; min-width: 0; min-height: 2em; font: inherit');
     const value = control.slider ? add(row, 'span', 'min-width: 3em') : null;
-    const say = () => { if (value) input.setAttribute('aria-valuetext', value.textContent = control.values[at[n]]); };
-    if (control.slider) Object.assign(input, {type: 'range', min: 0, max: control.values.length - 1, step: 1});
+    const say = () => {
+      if (value) input.setAttribute('aria-valuetext', value.textContent = control.values[at[n]]);
+    };
+    const range = {type: 'range', min: 0, max: control.values.length - 1, step: 1};
+    if (control.slider) Object.assign(input, range);
     else control.values.forEach((v, i) => input.add(new Option(v, i)));
-    input.value = at[n]; say();
+    input.value = at[n];
+    say();
     input.addEventListener('input', () => { at[n] = Number(input.value); say(); show(); });
   });
 }
@@ -92,7 +107,7 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
 MOST_FRAMES = 500
 
 def spoken(value: str | int | float) -> str: # as a control shows it
-    return value if isinstance(value, str) else f'{value:.3g}' if isinstance(value, float) else str(value)
+    return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 class Explorer:
     "A picture with controls: one frame for every combination of their values."
@@ -102,59 +117,62 @@ class Explorer:
         frame: Callable[..., Frame], # called with one value for each name
         start: dict | None = None, # name -> the value it starts at; default: the first
     ):
-        self.title, self.controls, self.frame = title, {name: tuple(values) for name, values in controls.items()}, frame
-        if not self.controls: raise ValueError(f'{title!r} has no controls, so there is nothing to explore')
-        for name, values in self.controls.items():
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f'control {name!r} needs values that differ, got {values!r}')
-            if len({isinstance(v, str) for v in values}) > 1:
-                raise TypeError(f'control {name!r} must hold numbers or words, not both: {values!r}')
-        for name in start or {}: check_choice('control', name, self.controls)
+        self.title = title
+        self.frame = frame
+        self.controls = {name: tuple(values) for name, values in controls.items()}
+        if any(len({isinstance(v, str) for v in values}) > 1 for values in self.controls.values()):
+            raise TypeError(f'a control must hold numbers or words, not both: {self.controls}')
+        differ = [len(set(values)) == len(values) > 0 for values in self.controls.values()]
+        if not (differ and all(differ)):
+            raise ValueError(f'{title!r} needs controls of different values, got {self.controls}')
         self.start = {name: values[0] for name, values in self.controls.items()} | (start or {})
-        for name, value in self.start.items(): check_choice(f'start of {name!r}', value, self.controls[name])
+        for name, value in self.start.items():
+            check_choice('control', name, self.controls)
+            check_choice(f'start of {name!r}', value, self.controls[name])
 
     @cached_property
     def frames(self) -> dict[tuple, Frame]: # values of the controls -> what they show
         "Every frame, drawn when first asked for."
         n = math.prod(len(values) for values in self.controls.values())
         if n > MOST_FRAMES:
-            raise ValueError(f'{self.title!r} has {n} settings, more than the {MOST_FRAMES} that are drawn beforehand: '
-                             f'use live(), or offer fewer')
+            raise ValueError(f'{self.title!r} has {n} settings, more than the {MOST_FRAMES} that '
+                             f'are drawn beforehand: use live(), or offer fewer')
         return {values: self.frame(**dict(zip(self.controls, values)))
                 for values in itertools.product(*self.controls.values())}
+
+    @property
+    def first(self) -> Frame: return self.frames[tuple(self.start.values())]
 
 # %% ../../nbs/lab/04_explorers.ipynb #4f095056
 PAGE = '''<div class="bdense-explorer" role="group" aria-label="{title}" style="max-width: 44em">
 <div class="bdense-controls"></div>
-<img src="data:image/png;base64,{png}" alt="{text}" style="max-width: 100%; height: auto; background: white">
+<img src="data:image/png;base64,{png}" alt="{text}"
+style="max-width: 100%; height: auto; background: white">
 <p aria-live="polite" style="margin: .3em 0; min-height: 3em">{text}</p>
 <script type="application/json">{data}</script>
 <script>{script}</script>
 </div>'''
 
-def _in_script(data) -> str: # JSON in which no tag or comment begins, whatever its names are
-    return json.dumps(data).replace('<', '\\u003c')
+def _base64(data: bytes) -> str: return base64.b64encode(data).decode()
 
 @patch
 def html(self: Explorer) -> str:
     "The explorer as one self-contained piece of HTML."
     stored = list(dict.fromkeys(self.frames.values()))
     number = {frame: i for i, frame in enumerate(stored)}
-    controls = [dict(name=name, values=[spoken(v) for v in values], slider=not isinstance(values[0], str))
-                for name, values in self.controls.items()]
+    controls = [dict(name=name, values=list(map(spoken, v)), slider=not isinstance(v[0], str))
+                for name, v in self.controls.items()]
     data = dict(controls=controls,
                 start=[self.controls[name].index(value) for name, value in self.start.items()],
                 order=[number[frame] for frame in self.frames.values()],
                 frames=[dict(png=_base64(f.png), text=f.text) for f in stored])
-    first = self.frames[tuple(self.start.values())]
-    return PAGE.format(title=escape(self.title), png=_base64(first.png), text=escape(first.text), script=SCRIPT,
-                       data=_in_script(data))
-
-def _base64(data: bytes) -> str: return base64.b64encode(data).decode()
+    return PAGE.format(title=escape(self.title), png=_base64(self.first.png),
+                       text=escape(self.first.text), script=SCRIPT,
+                       data=json.dumps(data).replace('<', '\\u003c')) # no tag begins in it
 
 @patch
 def _repr_mimebundle_(self: Explorer, include=None, exclude=None) -> dict:
-    return {'text/html': self.html(), 'text/plain': f'{self.title}: {self.frames[tuple(self.start.values())].text}'}
+    return {'text/html': self.html(), 'text/plain': f'{self.title}: {self.first.text}'}
 
 # %% ../../nbs/lab/04_explorers.ipynb #b1bc4fbd
 @patch
@@ -164,29 +182,30 @@ def live(self: Explorer,
     "The explorer with a kernel behind it: each frame is made when it is asked for."
     ipywidgets = import_extra('ipywidgets', 'widgets')
     for name in widgets: check_choice('control', name, self.controls)
-    fixed = {name: values[0] for name, values in self.controls.items()
-             if len(values) == 1 and name not in widgets} # nothing to choose
-    shown = {name: widgets.get(name) or _control(name, values, self.start[name])
-             for name, values in self.controls.items() if name not in fixed}
+    def control(name, values): # a menu of words, or a slider of numbers
+        kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
+        options = [(spoken(v), v) for v in values]
+        return kind(description=name, options=options, value=self.start[name],
+                    style={'description_width': '10em'},
+                    layout={'width': '34em', 'max_width': '100%'})
+    shown = {name: widgets.get(name) or control(name, values)
+             for name, values in self.controls.items() if len(values) > 1 or name in widgets}
     out = ipywidgets.Output()
     def update(_=None):
-        try: frame = self.frame(**fixed, **{name: widget.value for name, widget in shown.items()})
+        chosen = self.start | {name: widget.value for name, widget in shown.items()}
+        try:
+            frame = self.frame(**chosen)
+            page = _LIVE.format(png=_base64(frame.png), text=escape(frame.text))
         except ValueError as e: page = f'<p role="status">{escape(str(e))}</p>'
-        else: page = (f'<img src="data:image/png;base64,{_base64(frame.png)}" alt="{escape(frame.text)}" '
-                      f'style="max-width: 100%; height: auto; background: white">'
-                      f'<p role="status">{escape(frame.text)}</p>')
         out.outputs = ({'output_type': 'display_data', 'metadata': {},
                         'data': {'text/html': page, 'text/plain': self.title}},)
     for widget in shown.values(): widget.observe(update, 'value')
     update()
     return ipywidgets.VBox([*shown.values(), out])
 
-def _control(name: str, values: tuple, value):
-    "A menu of words, or a slider of numbers."
-    ipywidgets = import_extra('ipywidgets', 'widgets')
-    kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
-    return kind(description=name, options=[(spoken(v), v) for v in values], value=value,
-                style={'description_width': '10em'}, layout={'width': '34em', 'max_width': '100%'})
+_LIVE = '''<img src="data:image/png;base64,{png}" alt="{text}"
+style="max-width: 100%; height: auto; background: white">
+<p role="status">{text}</p>'''
 
 # %% ../../nbs/lab/04_explorers.ipynb #d2f38c6f
 def put_images(
@@ -199,11 +218,12 @@ def put_images(
 ) -> None:
     "Draw images pixel for pixel, two pixels apart."
     canvas = tile({str(i): row for i, row in enumerate(rows)}, rows.shape[1])
-    fig.figimage(canvas.repeat(scale, 0).repeat(scale, 1), left, bottom, cmap='gray', vmin=0, vmax=255, origin='upper')
-    width, height = fig.bbox.width, fig.bbox.height
+    fig.figimage(canvas.repeat(scale, 0).repeat(scale, 1), left, bottom, cmap='gray', vmin=0,
+                 vmax=255, origin='upper')
     for j, title in enumerate(titles):
-        fig.text((left + scale*(canvas.shape[1]/len(titles)*(j + .5) - 1))/width, (bottom - 4)/height, title,
-                 ha='center', va='top', size=9)
+        x = (left + scale*(canvas.shape[1]/len(titles)*(j + .5) - 1))/fig.bbox.width
+        y = (bottom - 4)/fig.bbox.height
+        fig.text(x, y, title, ha='center', va='top', size=9)
 
 # %% ../../nbs/lab/04_explorers.ipynb #6ca81d1d
 RANGES = {'0.002 to 80': (.002, 80.), '0.02 to 20': (.02, 20.)}
@@ -215,7 +235,8 @@ def schedule_frame(
     sigmas: str, # a key of `RANGES`
 ) -> Frame:
     "A grid on a logarithmic axis, and an image with the noise of its levels."
-    check_choice('grid', grid, SCHEDULES); check_choice('range of noise levels', sigmas, RANGES)
+    check_choice('grid', grid, SCHEDULES)
+    check_choice('range of noise levels', sigmas, RANGES)
     return _grid_frame(grid, rho if grid == 'karras' else None, n_steps, *RANGES[sigmas])
 
 # %% ../../nbs/lab/04_explorers.ipynb #1f5333be
@@ -223,25 +244,32 @@ def schedule_frame(
 def _first_image() -> Tensor: # [1, 1, 28, 28]
     return fashion_mnist('test')[0][:1]
 
-@cache # settings that differ in a rho without a say share one frame
+def _ticks(axis, places: Sequence[float]) -> None:
+    axis.set_ticks(places, [f'{t:g}' for t in places])
+    axis.set_ticks([], minor=True)
+
+@cache # a rho that changes nothing makes no frame of its own
 def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: float) -> Frame:
-    levels = karras_sigmas(n_steps, low, high, rho) if rho is not None else make_sigmas(grid, n_steps, low, high)
-    name = f'{grid}, rho {spoken(rho)}' if rho is not None else f'{grid} (no rho)'
-    shown = levels[np.linspace(0, n_steps, min(n_steps, 6) + 1).round()]
-    x0, eps = _first_image(), sample_noise([0], (1, 28, 28))
+    if rho is None: levels = make_sigmas(grid, n_steps, low, high)
+    else: levels = karras_sigmas(n_steps, low, high, rho)
+    name = f'{grid} (no rho)' if rho is None else f'{grid}, rho {spoken(rho)}'
     fig = Figure(figsize=(4.6, 2.1), dpi=120)
     ax = fig.add_axes((.03, .54, .94, .33))
-    ax.vlines(levels, 0, 1, 'C0'); ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
+    ax.vlines(levels, 0, 1, 'C0')
+    ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
     ax.set(xscale='log', xlim=(120, .0014), ylim=(0, 1), yticks=[],
            title=f'{name}, {n_steps} steps: noise levels sigma')
-    ax.set_xticks(ticks := [.002, .01, .1, 1, 3, 20, 80], [f'{t:g}' for t in ticks]); ax.minorticks_off()
-    put_images(fig, displayable(Trajectory(shown, torch.stack([x0 + s*eps for s in shown.float()])))[None], 68, 26,
-               titles=[f'{s:.2g}' for s in shown])
-    above, inside = int((levels[1:] >= 3).sum()), int(((levels > .1) & (levels < 3)).sum())
-    return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. {above} of the steps end above 3, where '
-                 f'there is little but noise to see; '
-                           f'{inside} of the {n_steps + 1} levels lie between 3 and 0.1, where most of '
-                           f'the image appears.')
+    _ticks(ax.xaxis, [.002, .01, .1, 1, 3, 20, 80])
+    shown = levels[np.linspace(0, n_steps, min(n_steps, 6) + 1).round()]
+    eps = sample_noise([0], (1, 28, 28))
+    noised = Trajectory(shown, torch.stack([_first_image() + s*eps for s in shown.float()]))
+    put_images(fig, displayable(noised)[None], 68, 26, titles=[f'{s:.2g}' for s in shown])
+    above = int((levels[1:] >= 3).sum())
+    inside = int(((levels > .1) & (levels < 3)).sum())
+    return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. '
+                 f'{above} of the steps end above 3, where there is little but noise to see; '
+                 f'{inside} of the {n_steps + 1} levels lie between 3 and 0.1, '
+                 f'where most of the image appears.')
 
 # %% ../../nbs/lab/04_explorers.ipynb #aded17d0
 def schedule_explorer(
@@ -249,9 +277,10 @@ def schedule_explorer(
     n_steps: Sequence[int] = (4, 8, 16), # offered
 ) -> Explorer:
     "Grid, rho, number of steps and range of noise levels, and what the noised images look like."
-    return Explorer('Schedule explorer', {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos,
-                                          'n_steps': n_steps, 'sigmas': tuple(RANGES)},
-                    schedule_frame, {'rho': rhos[len(rhos)//2], 'n_steps': n_steps[len(n_steps)//2]})
+    controls = {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos,
+                'n_steps': n_steps, 'sigmas': tuple(RANGES)}
+    start = {'rho': rhos[len(rhos)//2], 'n_steps': n_steps[len(n_steps)//2]}
+    return Explorer('Schedule explorer', controls, schedule_frame, start)
 
 # %% ../../nbs/lab/04_explorers.ipynb #51282f5b
 def quantile_flow(
@@ -262,43 +291,49 @@ def quantile_flow(
 ) -> Tensor: # [B, 1], float64
     "Carry x exactly along the probability flow of a mixture on a line."
     if teacher.means.shape[1:] != (1,) or x.shape[1:] != (1,):
-        raise ValueError(f'quantiles need data on a line, [B, 1], got means {tuple(teacher.means.shape)} and x '
-                         f'{tuple(x.shape)}')
+        raise ValueError(f'quantiles need data on a line, [B, 1], got means '
+                         f'{tuple(teacher.means.shape)} and x {tuple(x.shape)}')
     def cdf(x, sigma):
-        return (teacher.weights*torch.special.ndtr((x - teacher.means.T)/(teacher.stds**2 + sigma**2).sqrt())).sum(1,
-            keepdim=True)
+        z = (x - teacher.means.T)/(teacher.stds**2 + sigma**2).sqrt()
+        return (teacher.weights*torch.special.ndtr(z)).sum(1, keepdim=True)
     want = cdf(x.double(), t)
-    spread = 10*(teacher.means.abs().max() + teacher.stds.max() + s)
-    low, high = torch.full_like(want, -spread), torch.full_like(want, spread)
+    high = torch.full_like(want, 10*(teacher.means.abs().max() + teacher.stds.max() + s))
+    low = -high
     for _ in range(80):
         middle = (low + high)/2
         below = cdf(middle, s) < want
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        low = torch.where(below, middle, low)
+        high = torch.where(below, high, middle)
     return low
 
 # %% ../../nbs/lab/04_explorers.ipynb #308b801c
-RACERS = {'euler': 1, 'heun': 2, 'dpmpp2m': 1, 'dpmpp3m': 1, 'ipndm4': 1} # solver -> network calls a step
+#: solver -> network calls a step
+RACERS = {'euler': 1, 'heun': 2, 'dpmpp2m': 1, 'dpmpp3m': 1, 'ipndm4': 1}
 
 def race_teacher() -> MixtureDenoiser: # data on a line
     "Three clusters of different width and weight."
-    return MixtureDenoiser(torch.tensor([[-1.], [.2], [1.]]), torch.tensor([.25, .15, .3]), torch.tensor([.5, .2, .3]))
+    return MixtureDenoiser(torch.tensor([[-1.], [.2], [1.]]), torch.tensor([.25, .15, .3]),
+                           torch.tensor([.5, .2, .3]))
 
 @cache
-def _race(nfes: tuple[int, ...]) -> dict[tuple[str, int], tuple[Trajectory, float]]: # solver and NFE -> paths of 64 points, error at their end
-    teacher, x, runs = race_teacher(), 80*sample_noise(range(64), (1,)).double(), {}
-    for solver, calls in RACERS.items():
-        for nfe in nfes:
-            counter, levels = NFECounter(teacher), karras_sigmas(nfe//calls, .006, 80.)
-            traj = trajectory(counter, x, levels, solver)
-            if counter.nfe != nfe:
-                raise ValueError(f'{solver} cannot spend {nfe} network calls: every number must be even, got {nfes}')
-            runs[solver, nfe] = traj, paired_error(traj[-1], quantile_flow(teacher, x, 80., .006))
+def _race(nfes: tuple[int, ...]) -> dict: # (solver, NFE) -> paths of 64 points, error at their end
+    x = 80*sample_noise(range(64), (1,)).double()
+    exact = quantile_flow(race_teacher(), x, 80., .006)
+    runs = {}
+    for solver, nfe in itertools.product(RACERS, nfes):
+        counter = NFECounter(race_teacher())
+        traj = trajectory(counter, x, karras_sigmas(nfe//RACERS[solver], .006, 80.), solver)
+        if counter.nfe != nfe:
+            raise ValueError(f'numbers of network calls must be even, got {nfes}')
+        runs[solver, nfe] = traj, paired_error(traj[-1], exact)
     return runs
 
 @cache
 def _exact_paths() -> Trajectory: # of the first nine of those points
-    levels, x = logsnr_sigmas(40, .006, 80.), 80*sample_noise(range(9), (1,)).double()
-    return Trajectory(levels, torch.stack([quantile_flow(race_teacher(), x, 80., float(s)) for s in levels]))
+    levels = logsnr_sigmas(40, .006, 80.)
+    x = 80*sample_noise(range(9), (1,)).double()
+    xs = [quantile_flow(race_teacher(), x, 80., float(s)) for s in levels]
+    return Trajectory(levels, torch.stack(xs))
 
 # %% ../../nbs/lab/04_explorers.ipynb #5b8d00eb
 def sampler_race(
@@ -307,25 +342,31 @@ def sampler_race(
     "Solvers and numbers of network calls, from the same noise, against the exact flow."
     nfes = tuple(nfes)
     def frame(solver: str, nfe: int) -> Frame:
-        runs, exact = _race(nfes), _exact_paths()
+        runs = _race(nfes)
         traj, error = runs[solver, nfe]
         fig = Figure(figsize=(4.8, 2.5), dpi=120)
-        left, right = fig.add_axes((.02, .2, .5, .66)), fig.add_axes((.66, .2, .32, .66))
-        left.plot(exact.sigmas, _scaled(exact), '0.6', lw=3); left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
-        left.set(xscale='log', xlim=(110, .004), yticks=[], title=f'{solver}, NFE {nfe}', xlabel='noise level sigma')
-        left.set_xticks(levels := [80, 1, .1, .01], [str(t) for t in levels])
+        left = fig.add_axes((.02, .2, .5, .66))
+        left.plot(_exact_paths().sigmas, _scaled(_exact_paths()), '0.6', lw=3)
+        left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
+        left.set(xscale='log', xlim=(110, .004), yticks=[], title=f'{solver}, NFE {nfe}',
+                 xlabel='noise level sigma')
+        _ticks(left.xaxis, [80, 1, .1, .01])
+        right = fig.add_axes((.66, .2, .32, .66))
         for name in RACERS:
-            right.plot(nfes, [runs[name, n][1] for n in nfes], 'C0' if name == solver else '0.7',
-                       zorder=2 + (name == solver))
+            colour = 'C0' if name == solver else '0.7'
+            errors = [runs[name, n][1] for n in nfes]
+            right.plot(nfes, errors, colour, zorder=2 + (name == solver))
         right.plot(nfe, error, 'C0o')
-        right.set(xscale='log', yscale='log', title='error at the end', xlabel='NFE', ylim=(5e-3, 3))
-        right.set_xticks(nfes, [str(n) for n in nfes])
-        right.set_yticks(ticks := [.01, .1, 1], [str(t) for t in ticks]); left.minorticks_off(); right.minorticks_off()
+        right.set(xscale='log', yscale='log', ylim=(5e-3, 3))
+        right.set(title='error at the end', xlabel='NFE')
+        _ticks(right.xaxis, nfes)
+        _ticks(right.yaxis, [.01, .1, 1])
         ranked = sorted(RACERS, key=lambda name: runs[name, nfe][1])
-        return Frame(png(fig, 8), f'{solver}, {nfe} network calls in {len(traj) - 1} steps: root-mean-square error '
-                     f'{error:.3f} against the exact flow, place '
-                               f'{ranked.index(solver) + 1} of {len(ranked)} at this cost. In order: '
-                               + ', '.join(f'{n} {runs[n, nfe][1]:.3f}' for n in ranked) + '.')
+        order = ', '.join(f'{n} {runs[n, nfe][1]:.3f}' for n in ranked)
+        return Frame(png(fig, 8), f'{solver}, {nfe} network calls in {len(traj) - 1} steps: '
+                     f'root-mean-square error {error:.3f} against the exact flow, '
+                     f'place {ranked.index(solver) + 1} of {len(ranked)} at this cost. '
+                     f'In order: {order}.')
     return Explorer('Sampler race', {'solver': tuple(RACERS), 'nfe': nfes}, frame)
 
 def _scaled(traj: Trajectory) -> Tensor: # [n_steps+1, B], every level as wide as the data
@@ -336,54 +377,61 @@ def _size(sigma: Tensor | float) -> Tensor: # what makes a state at this level a
     return .7/(torch.as_tensor(sigma) ** 2 + .7**2).sqrt()
 
 @cache
-def branch_record() -> tuple[dict[str, Tensor], dict]: # labels [n], sigmas [13], teacher [13, n, ...], x0s and states [n, 3, 4, ...]; how it was made
-    "What the branches of the shipped student said before they were folded."
+def branch_record() -> tuple[dict[str, Tensor], dict]: # tensors, and how they were made
+    "What the branches of the shipped student answered before they were folded."
+    # labels [n], sigmas [13], teacher [13, n, ...], x0s and states [n, 3, 4, ...]
     tensors, meta = load_tensors(data_dir()/'results'/'branch_viewer.safetensors')
     return {k: t.float() if t.dtype == torch.float16 else t for k, t in tensors.items()}, meta
 
 @cache
 def branch_errors() -> Tensor: # [n, 12]
-    "Root-mean-square distance of the student's state to the teacher's at each level, in units of what is shown."
+    "Root-mean-square distance of the student's states to the teacher's, in units of what is shown."
     record, _ = branch_record()
-    gap = (record['states'].flatten(1, 2) - record['teacher'][1:].transpose(0, 1)).flatten(2).square().mean(2).sqrt()
-    return gap*_size(record['sigmas'][1:])
+    gap = record['states'].flatten(1, 2) - record['teacher'][1:].transpose(0, 1)
+    return gap.flatten(2).square().mean(2).sqrt()*_size(record['sigmas'][1:])
 
 # %% ../../nbs/lab/04_explorers.ipynb #33d2cb47
 def _branch_frame(sample: int, level: int) -> Frame:
     record, _ = branch_record()
-    sigmas, K, errors = record['sigmas'].tolist(), record['states'].shape[2], branch_errors()[sample]
-    step, k, at = level//K, level % K, sigmas[level + 1]
-    teacher, student, x0 = (record['teacher'][level + 1, sample], record['states'][sample, step, k],
-                            record['x0s'][sample, step, k])
+    K = record['states'].shape[2]
+    step, k = divmod(level, K)
+    levels = record['sigmas'][1:].tolist()
+    at = levels[level]
+    teacher = record['teacher'][level + 1, sample]*_size(at)
+    student = record['states'][sample, step, k]*_size(at)
+    x0_hat = record['x0s'][sample, step, k]
     fig = Figure(figsize=(4.6, 3), dpi=120)
-    put_images(fig, torch.stack([teacher*_size(at), student*_size(at), (student - teacher)*_size(at),
-                                 x0]).float()[None], 24, 226, scale=4,
-               titles=('teacher', 'student', 'difference', 'estimate'))
+    put_images(fig, torch.stack([teacher, student, student - teacher, x0_hat]).float()[None],
+               24, 226, scale=4, titles=('teacher', 'student', 'difference', 'estimate'))
+    errors = branch_errors()[sample].tolist()
+    places = range(len(errors))
     ax = fig.add_axes((.1, .15, .88, .35))
-    ax.bar(range(len(errors)), errors.tolist(),
-           color=['C1' if i == level else 'C0' if i >= K else '0.7' for i in range(len(errors))])
-    ax.set_xticks(range(len(errors)), [f'{s:.2g}' for s in sigmas[1:]], rotation=45); ax.tick_params(labelsize=8, pad=1)
-    for edge in range(K, len(errors), K): ax.axvline(edge - .5, color='k', lw=.8)
+    colours = ['C0' if i >= K else '0.7' for i in places]
+    colours[level] = 'C1'
+    ax.bar(places, errors, color=colours)
+    ax.set_xticks(places, [f'{s:.2g}' for s in levels], rotation=45)
+    ax.tick_params(labelsize=8, pad=1)
+    for edge in places[K::K]: ax.axvline(edge - .5, color='k', lw=.8)
     ax.set_title('error of each branch, step by step', size=10)
-    n_steps, inside = len(errors)//K, ', '.join(f'{e:.3f}' for e in errors[step*K:(step + 1)*K].tolist())
+    inside = ', '.join(f'{e:.3f}' for e in errors[step*K:(step + 1)*K])
     who = f'branch {k + 1} of {K}' if step else 'an analytic step without network'
-    return Frame(png(fig), f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of {n_steps}, {who}, at '
-                 f'sigma {at:.3g}: the student is {errors[level]:.3f} away '
-                           f'from the teacher (root-mean-square, in units of the picture). Errors inside this '
-                           f'step: {inside}.')
+    return Frame(png(fig), f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of '
+                 f'{len(errors)//K}, {who}, at sigma {at:.3g}: the student is {errors[level]:.3f} '
+                 f'away from the teacher (root-mean-square, in units of the picture). '
+                 f'Errors inside this step: {inside}.')
 
 # %% ../../nbs/lab/04_explorers.ipynb #51fc8293
 def branch_viewer(
     n: int = 2, # how many images are offered; four were kept
 ) -> Explorer:
-    "Along a trajectory: the teacher's states, where the student's K branches land, and the error of each."
+    "Along a trajectory: the teacher's states, where the student's branches land, and their errors."
     record, meta = branch_record()
     check_int('n', n, 1, len(meta['seeds']))
     samples = {f'{FASHION_CLASSES[label]}, seed {seed}': i
                for i, (label, seed) in enumerate(zip(record['labels'][:n], meta['seeds']))}
     levels = {float(f'{s:.3g}'): i for i, s in enumerate(record['sigmas'][1:].tolist())}
-    return Explorer('Branch viewer', {'image': tuple(samples), 'sigma': tuple(levels)},
-                    lambda image, sigma: _branch_frame(samples[image], levels[sigma]),
+    def frame(image, sigma): return _branch_frame(samples[image], levels[sigma])
+    return Explorer('Branch viewer', {'image': tuple(samples), 'sigma': tuple(levels)}, frame,
                     {'sigma': list(levels)[6]})
 
 # %% ../../nbs/lab/04_explorers.ipynb #07bd68ba
@@ -392,75 +440,78 @@ def loss_shares(
     residuals: Tensor, # [S, K], mean distance of each branch to its state, for each student step
 ) -> Tensor: # [S, K], each row sums to 1
     "How much each branch contributes to the loss of its step."
-    if residuals.ndim != 2 or residuals.shape[1:] != weights.shape:
-        raise ValueError(f'residuals must be [S, K] for K={len(weights)} weights, got {tuple(residuals.shape)}')
-    if not (residuals > 0).all(): raise ValueError('residuals must be above 0')
+    if residuals.ndim != 2 or residuals.shape[1:] != weights.shape or not (residuals > 0).all():
+        raise ValueError(f'residuals must be [S, K], all above 0, for K={len(weights)} weights, '
+                         f'got {residuals.tolist()}')
     parts = residuals*weights
     return parts/parts.sum(1, keepdim=True)
 
 # %% ../../nbs/lab/04_explorers.ipynb #767ddb64
-POWERS = {0.: 'uniform', 1.: 'linear', math.inf: 'endpoint'} # weights with a name: proportional to k**power
+#: weights with a name: proportional to k**power
+POWERS = {0.: 'uniform', 1.: 'linear', math.inf: 'endpoint'}
 
 @cache
-def weight_record() -> dict: # `untrained_residuals` [S, K]; `runs`: one for each kind of weights and each seed
+def weight_record() -> dict: # `untrained_residuals` [S, K]; `runs`, by kind of weights and seed
     "What `tools/explorers.py` measured for branch weights."
     return read_json(data_dir()/'results'/'branch_weights.json')
 
 def paired_errors_of(kind: str) -> list[float]: # one for each seed, in the order of the seeds
     "Measured paired errors of the students trained with these weights."
     check_choice('branch weights', kind, BRANCH_WEIGHTS)
-    return [run['paired_error'] for run in sorted(weight_record()['runs'], key=lambda run: run['seed'])
-            if run['weights'] == kind]
+    runs = [run for run in weight_record()['runs'] if run['weights'] == kind]
+    return [run['paired_error'] for run in sorted(runs, key=lambda run: run['seed'])]
 
 def _residuals(student: str) -> Tensor: # [S, K]
     record = weight_record()
     if student == 'before training': return torch.tensor(record['untrained_residuals']).double()
-    return torch.tensor([run['residuals'] for run in record['runs']
-                         if f'trained with {run["weights"]} weights' == student]).double().mean(0)
+    of_student = [run['residuals'] for run in record['runs']
+                  if f'trained with {run["weights"]} weights' == student]
+    return torch.tensor(of_student).double().mean(0)
 
-def _measured(kind: str) -> str:
-    errors = paired_errors_of(kind)
-    if len(errors) < 3:
-        return f'{kind} {", ".join(f"{e:.4f}" for e in errors)} ({len(errors)} of 3 seeds: no interval yet)'
-    return f'{kind} {mean_interval(errors)}'
+def _measured(kind: str | None) -> str:
+    if kind is None: return 'No student was trained with these weights.'
+    found = mean_interval(paired_errors_of(kind))
+    return f'Paired error measured with these weights: {kind} {found}.'
 
 # %% ../../nbs/lab/04_explorers.ipynb #985eb488
 def _weights_frame(weights: Tensor, kind: str | None, student: str) -> Frame:
-    residuals, K = _residuals(student), len(weights)
-    shares, place = loss_shares(weights, residuals), np.arange(1, K + 1)
+    shares = loss_shares(weights, _residuals(student))
+    place = np.arange(1, len(weights) + 1)
     fig = Figure(figsize=(4.8, 2.4), dpi=120)
-    left, right = fig.add_axes((.09, .16, .5, .7)), fig.add_axes((.72, .16, .26, .7))
+    left = fig.add_axes((.09, .16, .5, .7))
     left.bar(place - .3, weights.tolist(), .25, color='0.7')
     for i, row in enumerate(shares): left.bar(place + .27*i, row.tolist(), .25, color=f'C{i}')
-    left.set(title='weight (grey), share of the loss', ylim=(0, 1.02))
-    left.set_xticks(place, [f'k={k}' for k in place]); left.title.set_size(10)
-    names = list(POWERS.values())
-    for i, name in enumerate(names):
+    left.set_ylim(0, 1.02)
+    left.set_title('weight (grey), share of the loss', size=10)
+    left.set_xticks(place, [f'k={k}' for k in place])
+    right = fig.add_axes((.72, .16, .26, .7))
+    for i, name in enumerate(POWERS.values()):
         errors = paired_errors_of(name)
         right.plot([i]*len(errors), errors, 'o', color='C1' if name == kind else '0.6', ms=5)
-    right.set_xticks(range(3), names, size=8); right.set_xlim(-.5, 2.5); right.set_title('paired error', size=10)
+    right.set_xticks(range(3), POWERS.values(), size=8)
+    right.set_xlim(-.5, 2.5)
+    right.set_title('paired error', size=10)
     right.tick_params(axis='y', labelsize=8)
-    text = lambda values: ', '.join(f'{v:.2f}' for v in values.tolist())
-    said = '; '.join(f'network call {i + 1}: {text(row)}' for i, row in enumerate(shares))
-    found = (f' Paired error measured with these weights: {_measured(kind)}.' if kind and paired_errors_of(kind)
-             else ' No student was trained with these weights.')
-    return Frame(png(fig, 8), f'Weights {text(weights)}. Shares of the loss {student}, {said}.{found}')
+    def text(values): return ', '.join(f'{v:.2f}' for v in values.tolist())
+    calls = '; '.join(f'network call {i + 1}: {text(row)}' for i, row in enumerate(shares))
+    return Frame(png(fig, 8), f'Weights {text(weights)}. Shares of the loss {student}, {calls}. '
+                 f'{_measured(kind)}')
 
 # %% ../../nbs/lab/04_explorers.ipynb #86d29701
 def weight_playground(
     free: bool = False, # True: a slider for each weight, for `live` alone
 ) -> Explorer:
-    "Branch weights, the share of the loss that each branch then has, and what was measured with them."
+    "Branch weights, each branch's share of the loss, and what was measured with them."
     K = len(weight_record()['untrained_residuals'][0])
-    students = {'student': ('before training',
-                            *(f'trained with {kind} weights' for kind in POWERS.values() if paired_errors_of(kind)))}
-    if free:
-        def frame(student, **w): return _weights_frame(branch_weights(K, list(w.values())), None, student)
-        return Explorer('Weight playground', {f'w{k}': tuple(range(11)) for k in range(1, K + 1)} | students, frame,
-                        {f'w{k}': k for k in range(1, K + 1)})
-    def frame(power, student):
-        return _weights_frame(branch_weights(K, [(k/K)**power for k in range(1, K + 1)]), POWERS.get(power), student)
-    return Explorer('Weight playground', {'power': (0., 1., 2., math.inf)} | students, frame, {'power': 1.})
+    ks = range(1, K + 1)
+    trained = [f'trained with {kind} weights' for kind in POWERS.values()]
+    students = {'student': ('before training', *trained)}
+    def frame(student, power=None, **w):
+        weights = list(w.values()) or [(k/K)**power for k in ks]
+        return _weights_frame(branch_weights(K, weights), POWERS.get(power), student)
+    controls = {f'w{k}': range(11) for k in ks} if free else {'power': (0., 1., 2., math.inf)}
+    start = {f'w{k}': k for k in ks} if free else {'power': 1.}
+    return Explorer('Weight playground', controls | students, frame, start)
 
 # %% ../../nbs/lab/04_explorers.ipynb #02f7928b
 @cache
@@ -475,13 +526,14 @@ def student_picker(
 ) -> Explorer:
     "Choose a class and a seed; the student samples."
     student = shipped_student() if student is None else student
-    if student.denoiser.n_classes != len(FASHION_CLASSES) or student.shape != (1, 28, 28):
-        raise ValueError(f'the picker needs a student of the {len(FASHION_CLASSES)} classes of Fashion-MNIST, got '
-                         f'{student.denoiser.n_classes} classes of shape {student.shape}')
+    found = (student.denoiser.n_classes, student.shape)
+    if found != (10, (1, 28, 28)):
+        raise ValueError(f'the picker needs a student of Fashion-MNIST, 10 classes of shape '
+                         f'(1, 28, 28), got {found[0]} classes of shape {found[1]}')
     def frame(label: str, seed: int) -> Frame:
         images = student.sample(n, seed, FASHION_CLASSES.index(label))
         fig = Figure(figsize=((2*30*n + 4)/120, .55), dpi=120)
         put_images(fig, images[None], 4, 4)
-        return Frame(png(fig), f'{n} samples of the class {label}, seeds {seed} to {seed + n - 1}, {student.nfe} '
-                     f'network calls each.')
+        return Frame(png(fig), f'{n} samples of the class {label}, seeds {seed} to {seed + n - 1}, '
+                     f'{student.nfe} network calls each.')
     return Explorer('Class and seed', {'label': FASHION_CLASSES, 'seed': tuple(seeds)}, frame)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import (atomic_path, check_choice, check_int, import_extra, locked, read_json,
-                            write_json)
+                    write_json)
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, denoiser_hash, frozen_copy
 from ..distillation.distill import reference_plan
@@ -48,14 +48,15 @@ def weights_to_ratios(
     "The log-ratios of some weights, or the nearest that the search can reach."
     w = torch.as_tensor(weights, dtype=torch.float64)
     if w.ndim != 1 or len(w) < 2 or not torch.isfinite(w).all() or (w < 0).any() or w[-1] == 0:
-        raise ValueError(f'log-ratios need at least 2 finite, non-negative weights, the last above 0, got {w.tolist()}')
+        raise ValueError(f'log-ratios need at least 2 finite, non-negative weights, '
+                         f'the last above 0, got {w.tolist()}')
     return tuple((w[:-1]/w[-1]).log().clamp(*LOG_RATIOS).tolist())
 
 # %% ../../nbs/lab/02_search.ipynb #1311717e
 def start_trials(
     K: int, # branches
 ) -> dict[str, tuple[float, ...]]: # name -> log-ratios [K-1]
-    "The named weights, or their neighbours in the range: where every search begins, so that it never ends below them."
+    "The named weights, or the nearest in the range: a search begins there, and ends no worse."
     return {kind: weights_to_ratios(branch_weights(K, kind)) for kind in BRANCH_WEIGHTS}
 
 # %% ../../nbs/lab/02_search.ipynb #53bd1102
@@ -65,7 +66,7 @@ def many_step_sample(
     seeds: range, # of the noise and the labels
     batch: int = 256, # at a time
 ) -> Tensor: # [n, *D], on the CPU
-    "Where the teacher's many-step trajectory ends, see `distill.reference_plan`: what students are scored against."
+    "Where the teacher's many-step trajectory ends: what students are scored against."
     plan = reference_plan(cfg, cfg.shape)
     parts = (seeds[i:i + batch] for i in range(0, len(seeds), batch))
     return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
@@ -80,8 +81,13 @@ def score_weights(
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
 ) -> float: # root-mean-square pixel difference
     "Distil with these weights, and measure how far the student ends from the teacher."
-    trained = sfd(teacher, replace(cfg, branch_weights=tuple(weights)), bank, show=False, student=student)
+    cfg = replace(cfg, branch_weights=tuple(weights))
+    trained = sfd(teacher, cfg, bank, show=False, student=student)
     return paired_error(trained.sample(len(target), first), target)
+
+def _bank(teacher: Callable, cfg: SFDConfig, show: bool) -> TrajectoryBank | None:
+    "The teacher's trajectories for all runs of a seed; local teacher states have none."
+    return teacher_bank(teacher, cfg, show=show) if cfg.teacher_states == 'global' else None
 
 # %% ../../nbs/lab/02_search.ipynb #755d64ba
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class SearchResult:
     n_samples: int # that each student is scored on
     trials: tuple[SearchTrial, ...] # in their order
     confirm_seeds: tuple[int, ...] = () # training seeds of the confirmation
-    confirmed: dict[str, tuple[float, ...]] | None = None # 'best' and reference names -> one score per confirmation seed
+    confirmed: dict[str, tuple[float, ...]] | None = None # 'best' and named weights -> their scores
 
     @property
     def best(self) -> SearchTrial: return min(self.trials, key=lambda t: t.score)
@@ -111,137 +117,132 @@ class SearchResult:
         check_choice('reference', reference, named)
         return self.best.score - named[reference]
 
-    def difference(self, reference: str = 'uniform', level: float = .95) -> Interval: # below 0: the find is better
-        "The same on the seeds of the confirmation, which the search has not seen."
-        if self.confirmed is None: raise ValueError('nothing is confirmed yet: run `confirm_weights`')
+    def difference(self, reference: str = 'uniform', level: float = .95) -> Interval:
+        "The same on the seeds of the confirmation, new to the search; below 0, the find is better."
+        if self.confirmed is None:
+            raise ValueError('nothing is confirmed yet: run `confirm_weights`')
         check_choice('reference', reference, [name for name in self.confirmed if name != 'best'])
         return paired_interval(self.confirmed['best'], self.confirmed[reference], level)
 
 # %% ../../nbs/lab/02_search.ipynb #a05542db
-def _sqlite_error(e: BaseException | None, storage: Path | str) -> Exception | None: # None: it is another error
-    "What SQLite, below Optuna and SQLAlchemy, could not do with the file."
-    while e is not None and not isinstance(e, sqlite3.Error): e = e.__cause__
-    if isinstance(e, sqlite3.OperationalError):
-        return OSError(f'{storage} cannot be used ({e}): it must be a file that you may write, on a disk with room, and '
-                       f'that no other program holds')
-    return e and ValueError(f'{storage} is damaged, or no SQLite file ({e}): move it away, or name another file')
-
 @contextlib.contextmanager
 def _held(storage: Path | str | None) -> Iterator[None]:
-    "Hold the folder of a storage; errors of SQLite name the file."
+    "Hold the folder of a storage; errors of SQLite, below Optuna and SQLAlchemy, name the file."
     with contextlib.nullcontext() if storage is None else locked(Path(storage).parent):
         try: yield
         except Exception as e:
-            if said := _sqlite_error(e, storage): raise said from e
+            cause = e
+            while cause and not isinstance(cause, sqlite3.Error): cause = cause.__cause__
+            if isinstance(cause, sqlite3.OperationalError):
+                raise OSError(f'{storage} cannot be used ({cause}): it must be a file that you may '
+                              f'write, on a disk with room, and that no other program holds') from e
+            if cause: raise ValueError(f'{storage} is damaged, or no SQLite file ({cause})') from e
             raise
 
 def _check_tables(storage: Path | str) -> None:
     "Refuse the database of another program, before Optuna writes into it."
-    if not Path(storage).exists(): return
     with contextlib.closing(sqlite3.connect(storage)) as db:
-        tables = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    tables = {name for name, in found}
     if tables and not tables & {'studies', 'version_info'}:
-        raise ValueError(f'{storage} is an SQLite file of another kind: it holds {", ".join(sorted(tables))}')
+        raise ValueError(f'{storage} is an SQLite file of another kind: '
+                         f'it holds {", ".join(sorted(tables))}')
 
 # %% ../../nbs/lab/02_search.ipynb #3c612f27
-def _optuna(): return import_extra('optuna', 'search') # imported by a search alone
+def _optuna(): return import_extra('optuna', 'search') # only a search needs it
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    "Without Optuna's log line for every study, and without its notice that a sampler is experimental."
-    optuna = _optuna()
-    old = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    "Without Optuna's log line for every study, and its notice that a sampler is experimental."
+    logging = _optuna().logging
+    old = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    experimental = _optuna().exceptions.ExperimentalWarning
     try:
-        with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action='ignore'): yield
-    finally: optuna.logging.set_verbosity(old)
+        with warnings.catch_warnings(category=experimental, action='ignore'): yield
+    finally: logging.set_verbosity(old)
 
 def _open_study(run: dict, storage: Path | str | None, name: str):
     "The study of this name, or a new one; one that belongs to another search is refused."
-    if storage is not None: _check_tables(storage)
+    if storage is not None and Path(storage).exists(): _check_tables(storage)
     where = None if storage is None else f'sqlite:///{Path(storage).resolve()}'
-    with _quiet(): study = _optuna().create_study(storage=where, study_name=name, load_if_exists=True)
+    with _quiet():
+        study = _optuna().create_study(storage=where, study_name=name, load_if_exists=True)
     theirs = study.user_attrs.get('run')
-    if theirs is None and study.trials:
-        raise ValueError(f'{storage} holds a study named {name!r} that is no search for branch weights; use '
-                         f'another name, or another storage')
-    if differ := same_run(theirs or run, run, asdict(SFDConfig()), free=('best',)): # best: of an older version
-        raise ValueError(f'{storage} holds a search named {name!r} with another configuration ({"; ".join(differ)}); '
-                         f'use that one, another name, or another storage')
-    study.set_user_attr('run', run) # also of a study that goes on: a file that cannot be written is found out now
+    differ = ['it is no search for branch weights'] if study.trials else []
+    if theirs: differ = same_run(theirs, run, asdict(SFDConfig()), free=('best',)) # of old files
+    if differ:
+        raise ValueError(f'{storage} holds a study named {name!r} with another configuration '
+                         f'({"; ".join(differ)}); use another name, or another storage')
+    study.set_user_attr('run', run) # also of a known study: can the file be written?
     return study
 
 # %% ../../nbs/lab/02_search.ipynb #448d5459
-def _axes(K: int) -> list[str]: return [f'ln(w{k}/w{K})' for k in range(1, K)] # the names that the storage shows
-def _space(K: int) -> dict: return {axis: _optuna().distributions.FloatDistribution(*LOG_RATIOS) for axis in _axes(K)}
+def _space(K: int) -> dict: # name of a log-ratio -> its range
+    log_ratio = _optuna().distributions.FloatDistribution(*LOG_RATIOS)
+    return {f'ln(w{k}/w{K})': log_ratio for k in range(1, K)}
 
 def _as_optuna(trial: SearchTrial):
     "A finished trial as Optuna keeps it."
     space = _space(len(trial.weights))
-    return _optuna().create_trial(params=dict(zip(space, trial.log_ratios)), distributions=space, value=trial.score,
+    return _optuna().create_trial(value=trial.score, distributions=space,
+                                  params=dict(zip(space, trial.log_ratios)),
                                   user_attrs=dict(name=trial.name, seconds=trial.seconds))
 
-def _read_trials(study, K: int) -> list[SearchTrial]:
-    "The trials of a study."
-    points = [tuple(t.params[axis] for axis in _axes(K)) for t in study.trials]
-    return [SearchTrial(t.user_attrs['name'], point, ratios_to_weights(point), t.value, t.user_attrs['seconds'])
-            for t, point in zip(study.trials, points)]
+def _from_optuna(trial, K: int) -> SearchTrial:
+    point = tuple(trial.params[axis] for axis in _space(K))
+    return SearchTrial(log_ratios=point, weights=ratios_to_weights(point), score=trial.value,
+                       **trial.user_attrs)
 
 def search_study(
     trials: Sequence[SearchTrial],
     sampler=None, # one of Optuna's
 ): # an `optuna.Study`, in memory
-    "Trials as Optuna takes them, for its own plots: `optuna.visualization.matplotlib.plot_slice(search_study(result.trials))`."
+    "Trials as Optuna has them, for its plots, such as `plot_slice(search_study(result.trials))`."
     with _quiet(): study = _optuna().create_study(sampler=sampler)
     study.add_trials([_as_optuna(t) for t in trials])
     return study
 
-def _next_point(trials: list[SearchTrial], K: int, seed: int) -> tuple[str, tuple[float, ...]]: # name, log-ratios [K-1]
-    "A start trial while there are any; then what TPE proposes, which depends on the seed and the finished trials alone."
+def _next_point(trials: list[SearchTrial], K: int, seed: int) -> tuple[str, tuple[float, ...]]:
+    "Name and log-ratios: a start trial, or what TPE proposes from the seed and the trials so far."
     starts = list(start_trials(K).items())
     if len(trials) < len(starts): return starts[len(trials)]
-    with _quiet(): sampler = _optuna().samplers.TPESampler(seed=(seed*1_000_003 + len(trials)) % 2**32, multivariate=True)
+    seed = (seed*1_000_003 + len(trials)) % 2**32
+    with _quiet(): sampler = _optuna().samplers.TPESampler(seed=seed, multivariate=True)
     point = search_study(trials, sampler).ask(_space(K)).params
-    return '', tuple(point[axis] for axis in _axes(K))
+    return '', tuple(point[axis] for axis in _space(K))
 
 # %% ../../nbs/lab/02_search.ipynb #7a114a3c
-def _run_note(teacher: Callable, cfg: SFDConfig, n_samples: int, seed: int, student: NetDenoiser | None) -> dict:
+def _run_note(teacher: Callable, cfg: SFDConfig, student, n_samples: int, seed: int = 0) -> dict:
     "What defines a search; what cannot be searched is refused, before any work."
     if not isinstance(cfg, SFDConfig):
         raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
-    if cfg.K == 1:
-        raise ValueError('K = 1 has one branch, whose weight is 1: there is nothing to search; use K of at least 2')
-    if cfg.branch_weights_end is not None:
-        raise ValueError(f'the search is for weights that stay, so branch_weights_end must be None, got '
-                         f'{cfg.branch_weights_end!r}')
-    check_int('n_samples', n_samples, 1)
-    check_int('seed', seed, 0)
+    if cfg.K == 1 or cfg.branch_weights_end is not None:
+        raise ValueError(f'there is nothing to search with K={cfg.K}, branch_weights_end='
+                         f'{cfg.branch_weights_end!r}; use K of at least 2, and weights that stay')
     note = dict(asdict(cfg), teacher=denoiser_hash(teacher), n_samples=n_samples, search_seed=seed,
                 student=denoiser_hash(teacher if student is None else student))
-    return {k: v for k, v in note.items() if k != 'branch_weights'}
+    del note['branch_weights']
+    return note
 
-def _run_trial(name: str, point: tuple[float, ...], score: Callable, first: bool) -> SearchTrial:
-    "One training. If it diverges, that is a score; unless it is the first one: then it is hardly the weights."
+def _run_trial(name: str, point: tuple[float, ...], score: Callable) -> SearchTrial:
+    "One training; if it diverges, that is a score, but of the first: it is hardly the weights."
     weights = ratios_to_weights(point)
     begin = time.monotonic()
     try: value = score(weights)
     except FloatingPointError:
-        if first: raise
+        if name == next(iter(BRANCH_WEIGHTS)): raise
         value = math.inf
     return SearchTrial(name, point, weights, value, round(time.monotonic() - begin, 2))
-
-def _bank(teacher: Callable, cfg: SFDConfig, show: bool) -> TrajectoryBank | None:
-    "The teacher's trajectories for all runs of a seed; with local teacher states there are none to share."
-    return teacher_bank(teacher, cfg, show=show) if cfg.teacher_states == 'global' else None
 
 # %% ../../nbs/lab/02_search.ipynb #f2bf4a07
 def search_weights(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: SFDConfig, # of every trial, but for the branch weights; K of at least 2
     n_trials: int, # in total, with those that the storage already holds
-    storage: Path | str | None = None, # an SQLite file; a search found there is continued. None: in memory
-    bank: TrajectoryBank | None = None, # from `teacher_bank`, for all trials; None: made here, in memory
-    n_samples: int = 256, # that each student is scored on, from sampling seeds 0..n_samples-1
+    storage: Path | str | None = None, # an SQLite file; a search there goes on. None: in memory
+    bank: TrajectoryBank | None = None, # from `teacher_bank`, for all trials; None: made in memory
+    n_samples: int = 256, # that each student is scored on, of sampling seeds 0..n_samples-1
     seed: int = 0, # of the search; `cfg.seed` is that of the trainings
     name: str = 'branch_weights', # of the search in its storage
     student: NetDenoiser | None = None, # where the students start; None: as a copy of the teacher
@@ -249,19 +250,22 @@ def search_weights(
 ) -> SearchResult:
     "Search for the branch weights whose student ends closest to the teacher."
     check_int('n_trials', n_trials, 1)
-    note = _run_note(teacher, cfg, n_samples, seed, student)
+    check_int('n_samples', n_samples, 1)
+    check_int('seed', seed, 0)
+    note = _run_note(teacher, cfg, student, n_samples, seed)
     teacher = frozen_copy(teacher, cfg.shape)
     with _held(storage):
         study = _open_study(note, storage, name)
-        trials = _read_trials(study, cfg.K)
-        if len(trials) < n_trials:
+        trials = [_from_optuna(t, cfg.K) for t in study.trials]
+        done = min(len(trials), n_trials)
+        if done < n_trials:
             bank = bank or _bank(teacher, cfg, show)
             target = many_step_sample(teacher, cfg, range(n_samples))
-        def score(weights): return score_weights(teacher, cfg, weights, bank, target, student=student)
+        def score(weights): return score_weights(teacher, cfg, weights, bank, target, 0, student)
         def best(): return f'best {min(t.score for t in trials):.4f}'
         try:
-            for i in progress(n_trials, 'search', min(len(trials), n_trials), best, show):
-                trial = _run_trial(*_next_point(trials, cfg.K, seed), score, i == 0)
+            for _ in progress(n_trials, 'search', done, best, show):
+                trial = _run_trial(*_next_point(trials, cfg.K, seed), score)
                 study.add_trial(_as_optuna(trial)) # all of it at once, when it has ended
                 trials.append(trial)
         except KeyboardInterrupt as e:
@@ -275,10 +279,11 @@ def show_search(
     save: Path | str | None = None, # a PNG
 ): # a matplotlib `Figure`, with what it shows as `.drawn`
     "The scores in their order, and the best weights against the named ones on new seeds."
-    scores = [t.score for t in result.trials]
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(4.2*(1 + bool(result.confirmed)), 2.8), layout='constrained')
-    history, *rest = fig.subplots(1, 1 + bool(result.confirmed), squeeze=False).flat
+    panels = 2 if result.confirmed else 1
+    fig = Figure(figsize=(4.2*panels, 2.8), layout='constrained')
+    history, *rest = fig.subplots(1, panels, squeeze=False).flat
+    scores = [t.score for t in result.trials]
     fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)))
     history.plot(scores, 'o', ms=4, color='.6')
     history.step(range(len(scores)), fig.drawn['best_so_far'], where='post', label='best so far')
@@ -291,14 +296,15 @@ def show_search(
         with atomic_path(save) as tmp: fig.savefig(tmp, format='png')
     return fig
 
-def _draw_confirmed(ax, result: SearchResult) -> dict: # reference -> differences per seed, their interval, the gap of the search
+def _draw_confirmed(ax, result: SearchResult) -> dict: # named weights -> what is drawn of them
     "The best weights against each of the named ones."
     drawn = {}
     tried = {t.name for t in result.trials} # a search of few trials has not tried all named weights
     for x, arm in enumerate(name for name in result.confirmed if name != 'best'):
         pairs = [b - r for b, r in zip(result.confirmed['best'], result.confirmed[arm])]
         i = result.difference(arm)
-        ax.errorbar([x + .15], [i.mean], [[i.mean - i.low], [i.high - i.mean]], fmt='_', color='C0')
+        whiskers = [[i.mean - i.low], [i.high - i.mean]]
+        ax.errorbar([x + .15], [i.mean], whiskers, fmt='_', color='C0')
         ax.plot([x]*len(pairs), pairs, 'o', ms=4, color='C0')
         gap = result.gap(arm) if arm in tried else math.nan
         ax.plot(x - .15, gap, 'D', ms=5, mfc='none', color='C3')
@@ -313,36 +319,39 @@ def confirm_weights(
     teacher: Callable, # the teacher of the search
     result: SearchResult, # what is to be confirmed
     seeds: Sequence[int] = (1, 2, 3), # of training, at least 3, none of them the search's
-    storage: Path | str | None = None, # an SQLite file; runs found there, with the same weights and seed, are not repeated
+    storage: Path | str | None = None, # an SQLite file; runs found there are not repeated
     name: str = 'confirmation', # of the study in the storage
     student: NetDenoiser | None = None, # the one of the search
     show: bool = True, # progress bar
 ) -> SearchResult: # the same, with `confirmed`
-    "Train the best weights and the named ones again on other noise, and score them on other samples."
+    "Train the best and the named weights again on other noise, and score them on other samples."
     cfg = result.cfg
     n = result.n_samples
     seeds = tuple(seeds)
     for s in seeds: check_int('every seed', s, 0)
-    if len(set(seeds)) < 3 or len(set(seeds)) < len(seeds) or cfg.seed in seeds:
-        raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without the search\'s own '
-                         f'{cfg.seed}; got {seeds}')
-    note = _run_note(teacher, cfg, n, 0, student)
+    if len(set(seeds) - {cfg.seed}) < max(3, len(seeds)):
+        raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without '
+                         f'the search\'s own {cfg.seed}; got {seeds}')
+    note = _run_note(teacher, cfg, student, n)
     teacher = frozen_copy(teacher, cfg.shape)
-    weights = {'best': result.best.weights} | {k: branch_weights(cfg.K, k).tolist() for k in BRANCH_WEIGHTS}
-    key = {arm: arm if arm in BRANCH_WEIGHTS else f'weights {", ".join(map(repr, w))}' for arm, w in weights.items()}
+    weights = {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in BRANCH_WEIGHTS}
+    best = f'weights {", ".join(map(repr, result.best.weights))}'
+    arms = {'best': best, **{kind: kind for kind in weights}}
+    weights[best] = result.best.weights
     with _held(storage):
         study = _open_study(note, storage, name)
-        scores = dict(study.user_attrs)
-        todo = [(s, arm) for s in seeds for arm in weights if f'{key[arm]}, seed {s}' not in scores]
-        target = many_step_sample(teacher, cfg, range(n, 2*n)) if todo else None
+        scores = dict(study.user_attrs) # 'uniform, seed 3' -> score
+        pairs = [(s, arm) for s in seeds for arm in arms.values()]
+        todo = [(s, arm) for s, arm in pairs if f'{arm}, seed {s}' not in scores]
+        if todo: target = many_step_sample(teacher, cfg, range(n, 2*n))
         for i in progress(len(todo), 'confirmation', show=show):
             s, arm = todo[i]
             again = replace(cfg, seed=s)
             if i == 0 or todo[i - 1][0] != s: bank = _bank(teacher, again, False)
             score = score_weights(teacher, again, weights[arm], bank, target, n, student)
-            scores[f'{key[arm]}, seed {s}'] = score
-            study.set_user_attr(f'{key[arm]}, seed {s}', score)
-    confirmed = {arm: tuple(scores[f'{key[arm]}, seed {s}'] for s in seeds) for arm in weights}
+            scores[f'{arm}, seed {s}'] = score
+            study.set_user_attr(f'{arm}, seed {s}', score)
+    confirmed = {k: tuple(scores[f'{arm}, seed {s}'] for s in seeds) for k, arm in arms.items()}
     return replace(result, confirm_seeds=seeds, confirmed=confirmed)
 
 # %% ../../nbs/lab/02_search.ipynb #40941e2c
@@ -353,7 +362,8 @@ def save_search(
 ) -> None:
     "Write what a search found."
     kept = asdict(result)
-    for t in kept['trials']: t['score'] = t['score'] if math.isfinite(t['score']) else None # JSON knows no infinity
+    for t in kept['trials']:
+        if math.isinf(t['score']): t['score'] = None # JSON knows no infinity
     write_json(path, dict(about, **kept))
 
 def load_search(
@@ -363,7 +373,8 @@ def load_search(
     kept = read_json(path, [f.name for f in fields(SearchResult)])
     def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     try:
-        trials = [SearchTrial(**tuples(t | dict(score=t['score'] or math.inf))) for t in kept['trials']]
+        trials = [SearchTrial(**tuples(t)) for t in kept['trials']]
+        trials = [replace(t, score=math.inf) if t.score is None else t for t in trials]
         confirmed = kept['confirmed'] and tuples(kept['confirmed'])
         return SearchResult(SFDConfig(**kept['cfg']), kept['n_samples'], tuple(trials),
                             tuple(kept['confirm_seeds']), confirmed)
