@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -21,34 +21,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
-                            sample_labels, sample_noise, save_tensors)
+                            save_tensors)
 from ..diffusion.denoisers import EDMDenoiser, VPDenoiser, check_precision
 from ..diffusion.nets import NETS
-from ..diffusion.samplers import SOLVERS, trajectory
+from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
+                                          trajectory)
 from ..training.checkpoints import checksum, claim_folder, is_main, tensor_bytes
 from ..training.devices import Processes
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['device_of', 'draw_start', 'frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'bank_megabytes',
-           'make_bank']
+__all__ = ['frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'bank_megabytes', 'make_bank', 'device_of',
+           'draw_start']
 
 # %% ../../nbs/distillation/05_bank.ipynb #0cfb65e2
-def device_of(denoiser: Callable) -> torch.device:
-    "Where a denoiser's parameters are; the CPU for one in closed form."
-    first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
-    return torch.device('cpu') if first is None else first.device
-
-def draw_start(
-    denoiser: Callable, # a teacher or a student
-    shape: Sequence[int], # of one sample
-    seeds: Sequence[int], # one per sample
-    sigma_max: float, # what unit noise is multiplied by
-) -> tuple[Tensor, Tensor | None]: # x [B, *D] on the denoiser's device, labels [B] or None
-    "The start of a trajectory: noise, and for a denoiser with classes a random label, both from the sample's own seed."
-    device, n_classes = device_of(denoiser), getattr(denoiser, 'n_classes', 0)
-    label = sample_labels(seeds, n_classes, device) if n_classes else None
-    return sigma_max*sample_noise(seeds, shape, device), label
+_all_ = ['device_of', 'draw_start'] # of `samplers`: where a denoiser is, and the start from a seed
 
 # %% ../../nbs/distillation/05_bank.ipynb #2fb74909
 def frozen_copy(
@@ -195,6 +182,10 @@ class TrajectoryPlan:
         check_choice('solver', self.solver, SOLVERS)
         object.__setattr__(self, 'sigmas', tuple(check_sigmas(self.sigmas).tolist()))
         object.__setattr__(self, 'shape', tuple(self.shape))
+
+    def sampler(self, teacher: Callable) -> Sampler:
+        "The teacher that takes these steps."
+        return Sampler(teacher, self.sigmas, self.afs, self.shape, solver=self.solver)
 
     def walk(self,
         teacher: Callable, # frozen

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
                             check_int, check_sigmas, patch, validate)
 from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_top
+from ..diffusion.samplers import Sampler, device_of
 from ..diffusion.schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar,
                                            make_sigmas, sigma_from_alpha_bar, strided_nodes)
-from .bank import TrajectoryPlan, denoiser_hash, device_of, frozen_copy
+from .bank import TrajectoryPlan, denoiser_hash
 from .branches import BranchedDenoiser, fold
 from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
                                            dense_alignment_loss, scheduled_weights, snr_weight)
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
-from .students import (Student, branched_student, check_own_samples,
-                                             claim_run, kept, starting_network, train_config)
+from .students import (Host, Student, begin, branched_student,
+                                             check_own_samples, claim_run, kept, starting_network,
+                                             train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import share
@@ -58,7 +60,7 @@ PD_TARGETS = ('x0', 'state', 'raw_x0')
 HEADS = ('tile', 'carry')
 
 @dataclass(frozen=True)
-class PDConfig:
+class PDConfig(Host):
     "Progressive Distillation (Salimans & Ho 2022) with K branches; K = 1 is the host itself."
     start_steps: Annotated[int, Within(at_least=2, at_most=2**20)] = 128 # of the first teacher
     end_steps: AtLeast1 = 1 # of the last student; start_steps is end_steps times a power of substeps
@@ -90,6 +92,9 @@ class PDConfig:
     checkpoint_every: AtLeast0 | None = None # updates between checkpoints; 0: only at the end of a round; None: a tenth of it
     keep: AtLeast1 = 2 # checkpoints of a round that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    host = 'pd'
+    title = 'Progressive Distillation'
+    needs_data = True
 
     def __post_init__(self):
         validate(self)
@@ -137,6 +142,40 @@ class PDConfig:
     def plan(self, shape: tuple[int, ...], most: int = 2**20) -> TrajectoryPlan: # the first teacher's, in at most so many steps
         steps = next((n for n in [self.start_steps, *self.rounds] if n <= most), self.end_steps)
         return TrajectoryPlan(tuple(self.grid(steps).tolist()), 'euler', shape)
+
+    @property
+    def nfe(self) -> int: return self.end_steps # network calls of the last student
+
+    @property
+    def loop(self) -> TrainConfig: return self.train_config(self.rounds[0]) # of the first round
+
+    def suited(self, *denoisers: Callable) -> PDConfig:
+        cfg = self.on_table(*denoisers)
+        check_tables(cfg, *denoisers)
+        return cfg
+
+    def small(self, n: int) -> PDConfig: return replace(self, batch=n, updates=4, warmup=0)
+
+    def step_function(self, teacher: Callable, bank: None, data: Tensor,
+                      labels: Tensor | None) -> StepFunction: # of the first round
+        return pd_step(teacher, data, labels, self, self.rounds[0])
+
+    def sampler(self, denoiser: Callable, shape: tuple[int, ...]) -> Sampler:
+        return Sampler(denoiser, self.grid(self.end_steps), False, shape)
+
+    def reference(self, shape: tuple[int, ...]) -> TrajectoryPlan: return self.plan(shape)
+
+    @property
+    def cost(self) -> dict[str, int]:
+        updates = len(self.rounds)*self.updates
+        return dict(updates=updates, teacher=self.substeps*updates*self.batch,
+                    student=updates*self.batch)
+
+    def run(self, teacher: Callable, data: Tensor | None = None, labels: Tensor | None = None,
+            bank: None = None, *run, **how) -> Student: # the last round's
+        if data is None:
+            raise ValueError('Progressive Distillation noises real data: pass data=')
+        return progressive(teacher, data, self, labels, *run, **how)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #63839148
 @patch
@@ -247,14 +286,10 @@ def progressive_rounds(
 ) -> Iterator[Student]: # one after each round; with `ema`, the average of the weights
     "Distil round after round; each student is the next round's teacher."
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
-    start = starting_network(teacher, student)
-    check_data(data, labels, start.n_classes)
+    check_data(data, labels, starting_network(teacher, student).n_classes)
     shape = tuple(data.shape[1:])
-    teacher = frozen_copy(teacher, shape)
-    cfg = cfg.on_table(teacher, start)
-    check_tables(cfg, teacher, start)
+    cfg, teacher, model = begin(cfg, teacher, student, shape)
     check_own_samples(teacher, cfg.plan(shape, most=32))
-    model = branched_student(teacher, start, cfg.K, cfg.layer, shape)
     origin = denoiser_hash(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
     claim_run(folder, cfg, teacher=origin, student=None if student is None else denoiser_hash(student),

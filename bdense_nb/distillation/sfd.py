@@ -7,33 +7,33 @@ __all__ = ['TEACHER_STATES', 'SFDBase', 'SFDConfig', 'sfd_step', 'local_segment'
 
 # %% ../../nbs/distillation/07_sfd.ipynb #a9a28fd1
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
-from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, check_int, validate
-from ..diffusion.denoisers import NetDenoiser, check_top
-from ..diffusion.samplers import SOLVERS, afs_x0, euler_step, trajectory
+from torch import Tensor
+from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, NFECounter, check_int,
+                            validate)
+from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top
+from ..diffusion.samplers import (SOLVERS, Sampler, afs_x0, draw_start, euler_step,
+                                          trajectory)
 from ..diffusion.schedules import SCHEDULES, nested_sigmas
-from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash, draw_start,
-                                         frozen_copy, make_bank)
-from .branches import BranchedDenoiser, fold
+from .bank import (TrajectoryBank, TrajectoryPlan, frozen_copy,
+                                         make_bank)
 from .losses import (BRANCH_WEIGHTS, NORMS, branch_weights,
                                            dense_alignment_loss, scheduled_weights)
 from .segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
                                              segments)
-from .students import (Student, branched_student, check_own_samples,
-                                             claim_run, kept, starting_network, train_config)
+from .students import Host, Student, train_config
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import share
-from ..training.loop import StepFunction, fit
+from ..training.loop import StepFunction
 
 # %% ../../nbs/distillation/07_sfd.ipynb #235ae7b5
 TEACHER_STATES = ('global', 'local')
 
 @dataclass(frozen=True)
-class SFDBase:
+class SFDBase(Host):
     "What SFD and SFD-v have in common; the types say what is allowed."
     nfe: AtLeast1 | tuple[AtLeast1, ...] = 2
     K: AtLeast1 = 4 # branches; divides substeps; 1 is the host itself
@@ -82,6 +82,16 @@ class SFDBase:
     def train_config(self) -> TrainConfig: return train_config(self, self.steps, self.seed)
 
     @property
+    def loop(self) -> TrainConfig: return self.train_config
+
+    def suited(self, *denoisers: Callable) -> Host:
+        check_top(self.sigma_max, *denoisers)
+        return self
+
+    def small(self, n: int) -> Host:
+        return replace(self, batch=n, pool=n, steps=4, warmup=0)
+
+    @property
     def n_trajectories(self) -> int: # distinct ones that the run sees
         return min(self.steps, self.pool//self.batch if self.pool else self.steps)*self.batch
 
@@ -102,6 +112,8 @@ class SFDBase:
 class SFDConfig(SFDBase):
     "Simple and Fast Distillation (Zhou et al. 2024) with K branches; K = 1 is the host itself."
     nfe: AtLeast1 = 2 # network calls of the finished student
+    host = 'sfd'
+    title = 'SFD'
 
     def __post_init__(self):
         super().__post_init__()
@@ -117,6 +129,36 @@ class SFDConfig(SFDBase):
     @property
     def plan(self) -> TrajectoryPlan: # what the teacher walks
         return TrajectoryPlan(tuple(self.grids[0].tolist()), self.solver, self.shape, self.teacher_afs)
+
+    def step_function(self, teacher: Callable, bank: TrajectoryBank | None = None,
+                      data: None = None, labels: None = None) -> StepFunction:
+        return sfd_step(teacher, self, bank)
+
+    def sampler(self, denoiser: Callable, shape: tuple[int, ...] | None = None) -> Sampler:
+        return Sampler(denoiser, self.grids[1], self.afs, shape or self.shape)
+
+    def reference(self, shape: tuple[int, ...] | None = None) -> TrajectoryPlan:
+        "The teacher on a grid twice as fine; one that is itself a student knows no other steps."
+        if self.teacher_afs: return self.plan
+        return replace(self, substeps=2*self.substeps, shape=shape or self.shape).plan
+
+    def bank(self, teacher: Callable, folder: Path | str | None = None,
+             show: bool = True) -> TrajectoryBank | None: # None: states restart at the student's
+        "The trajectories of this number of calls; on disk in a part of the folder."
+        if self.teacher_states == 'local': return None
+        part = None if folder is None else Path(folder)/f'nfe-{self.nfe}'
+        return teacher_bank(teacher, self, folder=part, show=show)
+
+    @property
+    def cost(self) -> dict[str, int]:
+        "Updates, and samples through the networks, where each trajectory is walked once."
+        counter = NFECounter(GaussianDenoiser(0., 1.))
+        def student(x, sigma, label): return x[:, None].expand(-1, self.K, *x.shape[1:])
+        for _ in sfd_step(counter, self)(student, 0): pass # one iteration
+        fresh = self.teacher_states == 'local' # the walks depend on the student
+        walks = self.steps*self.batch if fresh else self.n_trajectories
+        return dict(updates=self.nfe*self.steps, teacher=counter.nfe*walks,
+                    student=self.nfe*self.steps*self.batch)
 
 # %% ../../nbs/distillation/07_sfd.ipynb #d9a2bfcb
 def sfd_step(
@@ -178,22 +220,5 @@ def sfd(
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     if not isinstance(cfg, SFDConfig):
         raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
-    teacher, model = _begin(teacher, cfg, student, cfg.plan)
-    if bank is not None and not isinstance(bank, TrajectoryBank):
-        raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
-    if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
-    origin = denoiser_hash(teacher)
-    claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
-    done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show,
-               hardware=hardware, hooks=hooks, teacher=teacher if isinstance(teacher, nn.Module) else None)
-    about = dict(host='sfd', teacher=origin, config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
-    return Student(fold(kept(done)), cfg.grids[1], cfg.afs, cfg.shape, about)
-
-def _begin(teacher: Callable, cfg: SFDBase, student: NetDenoiser | None,
-           plan: TrajectoryPlan) -> tuple[Callable, BranchedDenoiser]:
-    "The frozen teacher and the branched student of a run, if both can do what they must."
-    start = starting_network(teacher, student)
-    teacher = frozen_copy(teacher, cfg.shape)
-    check_top(cfg.sigma_max, teacher, start)
-    check_own_samples(teacher, plan)
-    return teacher, branched_student(teacher, start, cfg.K, cfg.layer, cfg.shape)
+    return cfg.run(teacher, bank=bank, folder=folder, show=show, student=student,
+                   hardware=hardware, hooks=hooks)

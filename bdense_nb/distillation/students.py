@@ -5,6 +5,7 @@
 # %% ../../nbs/distillation/06_students.ipynb #eafbad85
 from __future__ import annotations
 import copy
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -15,20 +16,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (AtLeast1, NFECounter, check_choice, check_int, check_sigmas,
-                            load_tensors, locked, save_tensors, validate)
+from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked, save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, NetDenoiser, check_samples,
                                            load_denoiser, read_about, read_run, save_denoiser)
-from ..diffusion.samplers import sample
-from .bank import TrajectoryPlan, draw_start
-from .branches import BranchedDenoiser, branch
+from ..diffusion.samplers import Sampler
+from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
+                                         frozen_copy)
+from .branches import BranchedDenoiser, branch, fold
 from ..training.checkpoints import claim_folder
-from ..training.config import TrainConfig
-from ..training.loop import Fit
+from ..training.config import Hardware, TrainConfig
+from ..training.loop import Fit, fit
 
 # %% auto #0
 __all__ = ['BIASES', 'starting_network', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
-           'VariableStudent', 'load_student']
+           'VariableStudent', 'load_student', 'begin', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -89,68 +90,18 @@ def kept(done: Fit) -> nn.Module: # the average, if there is one
     "The weights that a finished student has."
     return done.model if done.ema is None else done.ema
 
-# %% ../../nbs/distillation/06_students.ipynb #f5ef09e4
-def _labels(label: int | Sequence[int] | Tensor | None, n: int, n_classes: int) -> Tensor | None: # [n]
-    "The classes that a caller asks for, checked before any work."
-    if label is None: return None
-    if not n_classes: raise ValueError('this student has no classes, so label must be None')
-    try: given = torch.as_tensor(label).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'label must be one class or {n} of them, got {label!r}') from None
-    if given.ndim == 0: given = given.expand(n)
-    if given.dtype != torch.long or given.shape != (n,):
-        raise ValueError(f'label must be one class or {n} of them, whole numbers, got {given.dtype} of shape '
-                         f'{tuple(given.shape)}')
-    if not 0 <= int(given.min()) <= int(given.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(given.min())} to '
-                         f'{int(given.max())}')
-    return given
-
 # %% ../../nbs/distillation/06_students.ipynb #875cd5ef
 @dataclass
-class Student:
-    "A distilled denoiser with everything that sampling needs."
-    denoiser: NetDenoiser # plain: the branches are folded away
-    sigmas: Tensor # [n_steps+1], float64
-    afs: bool # is the first step analytic?
-    shape: tuple[int, ...] # of one sample
+class Student(Sampler):
+    "A sampler that was distilled, and knows how; it takes Euler steps."
     about: dict = field(default_factory=dict) # host, configuration, loss curve
-
-    def __post_init__(self):
-        self.sigmas = check_sigmas(self.sigmas)
-
-    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]: # x [B, *D], labels [B] or None
-        "Scaled noise and labels of some seeds: the same for every student and teacher that starts at the same noise level."
-        return draw_start(self.denoiser, self.shape, seeds, float(self.sigmas[0]))
-
-    def sample(self,
-        n: int, # how many
-        seed: int = 0, # sample i depends on seed + i alone
-        label: int | Sequence[int] | Tensor | None = None, # one class for all, [n] classes, or None: drawn from the seeds
-        batch: int = 256, # at a time; changes speed and memory, and the samples by rounding alone
-    ) -> Tensor: # [n, *D], on the CPU
-        "Generate samples."
-        check_int('n', n, 1); check_int('batch', batch, 1); check_int('seed', seed, 0)
-        asked, out = _labels(label, n, getattr(self.denoiser, 'n_classes', 0)), []
-        for i in range(0, n, batch):
-            x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
-            given = drawn if asked is None else asked[i:i + batch].to(x.device)
-            out.append(sample(self.denoiser, x, self.sigmas, afs=self.afs, label=given).cpu())
-        return torch.cat(out)
-
-    @cached_property
-    def nfe(self) -> int: # network calls a sample costs
-        "Counted, not computed: one sample is drawn behind an `NFECounter`."
-        counter = NFECounter(self.denoiser)
-        x, label = self.start([0])
-        sample(counter, x, self.sigmas, afs=self.afs, label=label)
-        return counter.nfe
+    solver: str = field(default='euler', init=False)
 
     def save(self,
         folder: Path | str, # gets model.safetensors and config.json
-        overwrite: bool = False, # replace another student, or other files of these names, that are there
+        overwrite: bool = False, # replace another student, or other files of these names
     ) -> None:
-        "Write weights (safetensors) and, when they are there, a JSON that says how to sample; another run's student is not replaced."
+        "Write weights (safetensors), and then a JSON that says how to sample."
         _save(self, folder, dict(sigmas=self.sigmas.tolist()), {}, overwrite)
 
 # %% ../../nbs/distillation/06_students.ipynb #0072d5ec
@@ -321,3 +272,77 @@ def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     if biases is None or _digest(biases) != digest:
         raise ValueError(f'{path} is damaged or not the one its config.json describes')
     return biases
+
+# %% ../../nbs/distillation/06_students.ipynb #33083618
+def begin(
+    cfg: Host,
+    teacher: Callable, # a denoiser
+    student: NetDenoiser | None, # where the student starts; None: as the teacher
+    shape: tuple[int, ...], # of one sample
+) -> tuple[Host, Callable, BranchedDenoiser]: # as these networks need it; frozen; to be trained
+    "Configuration, teacher and student of a run, if the two can do what they must."
+    start = starting_network(teacher, student)
+    teacher = frozen_copy(teacher, shape)
+    cfg = cfg.suited(teacher, start)
+    return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
+
+class Host:
+    """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
+    frozen dataclass with K, batch and shape among its fields. It answers four questions:
+
+    - `step_function(teacher, bank, data, labels)`: one iteration, as `loop.fit` takes it;
+    - `sampler(denoiser, shape)`: the `Sampler` that the student ends as;
+    - `reference(shape)`: the `TrajectoryPlan` of the teacher that the student is judged by;
+    - `cost`: a dictionary of updates, and of samples through teacher and student;
+
+    and it has `loop`, the `TrainConfig`, and `plan`, the steps that its teacher takes."""
+    host = title = '' # for a student's `about`, and in words
+    layer = None # the network's output layer; None: it is looked for
+    shape = None # of one sample; None: the data's
+    rounds = None # steps of the student of each round, if there are several
+    pool = None # distinct trajectories; None: all fresh
+    n_trajectories = None # that the run sees; None: it walks none
+    needs_data = False
+    free = () # fields that may differ when a run goes on
+
+    @property
+    def each(self) -> dict[int, Host]: return {self.nfe: self} # by network calls, if there are several
+
+    def suited(self, *denoisers: Callable) -> Host:
+        "The same for this teacher and student, filled in; refused where they cannot be used."
+        return self
+
+    def small(self, n: int) -> Host: # whose first four iterations are timed
+        return dataclasses.replace(self, batch=n)
+
+    def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:
+        "The trajectories that the runs share; None: each walks by itself."
+
+    def run(self,
+        teacher: Callable, # a denoiser; it is copied, not touched
+        data: Tensor | None = None, # [N, *D], clean
+        labels: Tensor | None = None, # [N], int64
+        bank: TrajectoryBank | None = None, # the teacher's trajectories
+        folder: Path | str | None = None, # checkpoints; a run found there is resumed
+        show: bool = True, # progress bar
+        student: NetDenoiser | None = None, # where the student starts; None: as the teacher
+        *,
+        hardware: Hardware = Hardware(),
+        hooks: Sequence = (), # see `loop.fit`
+    ) -> Student:
+        "Distil in one training."
+        if not isinstance(bank, TrajectoryBank | None):
+            raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got '
+                            f'{type(bank).__name__}')
+        cfg, teacher, model = begin(self, teacher, student, self.shape)
+        check_own_samples(teacher, cfg.plan)
+        if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
+        origin = denoiser_hash(teacher)
+        claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
+        done = fit(model, cfg.step_function(teacher, bank, data, labels), cfg.loop, folder,
+                   f'{cfg.title}, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
+                   teacher=teacher if isinstance(teacher, nn.Module) else None)
+        about = dict(host=cfg.host, teacher=origin, config=asdict(cfg), history=done.history,
+                     seconds=round(done.seconds, 1))
+        end = cfg.sampler(fold(kept(done)))
+        return Student(end.denoiser, end.sigmas, end.afs, end.shape, about)

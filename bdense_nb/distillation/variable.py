@@ -18,8 +18,9 @@ from ..diffusion.denoisers import NetDenoiser
 from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
 from .branches import _replace, fold
-from .sfd import SFDBase, SFDConfig, _begin, sfd_step
-from .students import Student, VariableStudent, claim_run, kept
+from .sfd import SFDBase, SFDConfig, sfd_step
+from .students import (Student, VariableStudent, begin,
+                                             check_own_samples, claim_run, kept)
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
 
@@ -105,6 +106,8 @@ class SFDVConfig(SFDBase):
     "SFD-v (Zhou et al. 2024): one student for several numbers of network calls; with branches for K > 1."
     nfe: tuple[AtLeast1, ...] = (2, 3, 4, 5) # network calls that can be chosen afterwards, all different
     step_layer: str | None = None # name of the early linear layer that gets a bias for each of them; None: it is looked for
+    host = 'sfd-v'
+    title = 'SFD-v'
 
     def __post_init__(self):
         super().__post_init__()
@@ -121,6 +124,14 @@ class SFDVConfig(SFDBase):
     def at(self, nfe: int) -> SFDConfig: # of one of its step counts
         check_choice('nfe', nfe, self.nfe)
         return self.each[nfe]
+
+    def bank(self, teacher: Callable, folder: Path | str | None = None,
+             show: bool = True) -> dict[int, TrajectoryBank]:
+        return {nfe: cfg.bank(teacher, folder, show) for nfe, cfg in self.each.items()}
+
+    def run(self, teacher: Callable, data: None = None, labels: None = None,
+            bank: dict[int, TrajectoryBank] | None = None, *run, **how) -> VariableStudent:
+        return sfd_variable(teacher, self, None, bank, *run, **how)
 
 def several(
     cfg: SFDConfig | SFDVConfig,
@@ -175,7 +186,8 @@ def sfd_variable(
 ) -> VariableStudent: # with `ema`, the average of the weights
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfg = several(cfg, nfes)
-    teacher, model = _begin(teacher, cfg, student, cfg.at(max(cfg.nfe)).plan)
+    cfg, teacher, model = begin(cfg, teacher, student, cfg.shape)
+    check_own_samples(teacher, cfg.at(max(cfg.nfe)).plan)
     cfg = replace(cfg, step_layer=find_step_layer(model.denoiser, step_layer or cfg.step_layer))
     if cfg.step_layer == model.layer:
         raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output layer, which '

@@ -19,14 +19,14 @@ from ..core import (about_run, check_choice, check_int, locked, read_json, sampl
 from ..diffusion.data import fashion_mnist
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
-from ..diffusion.samplers import sample
+from ..diffusion.samplers import Sampler, sample
 from ..diffusion.schedules import karras_sigmas
-from ..distillation.bank import TrajectoryBank, denoiser_hash, draw_start
+from ..distillation.bank import TrajectoryBank, denoiser_hash
 from ..distillation.branches import fold
 from ..distillation.distill import reference_plan
 from ..distillation.progressive import PDConfig, progressive_rounds
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import Student, branched_student
+from ..distillation.students import Host, Student, branched_student
 from ..distillation.teaching import train_teacher
 from ..distillation.variable import (second_stage, sfd_variable, variable_configs,
                                              variable_step)
@@ -56,10 +56,10 @@ class World:
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
     n: int # samples that are measured
 
-    def measure(self, student: Student, cfg: SFDConfig | PDConfig) -> dict[str, float]:
-        "A student's measures; it may be a teacher dressed as one."
-        out = student.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
-        return dict(nfe=student.nfe, paired_error=paired_error(out, self.ends(cfg)),
+    def measure(self, arm: Sampler, cfg: Host) -> dict[str, float]:
+        "The measures of a student, or of a teacher in as few steps."
+        out = arm.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
+        return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg)),
                     **{name: float(f(out)) for name, f in self.quality.items()})
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
@@ -69,8 +69,7 @@ def fashion_world() -> World:
     teacher, shape, n = load_teacher(device='cpu'), (1, 28, 28), 1000
     @functools.lru_cache(maxsize=8)
     def walk(plan):
-        starts = (draw_start(teacher, shape, range(i, i + 250), plan.sigmas[0]) for i in range(0, n, 250))
-        return torch.cat([sample(teacher, x, plan.sigmas, plan.solver, plan.afs, label) for x, label in starts])
+        return plan.sampler(teacher).sample(n, batch=250)
     return World('Fashion-MNIST, the shipped teacher; students start as copies of it', teacher, shape,
                  lambda seed, width: None, lambda seed: fashion_mnist('test'),
                  lambda cfg: walk(reference_plan(cfg, shape)), dict(frechet_distance=fashion_fd), n)
@@ -114,9 +113,8 @@ class Arm:
     @property
     def key(self) -> dict: # without the seed
         "What tells the arm's runs from those of the others."
-        calls = (1 if self.stage else max(self.nfes) if self.nfes else getattr(self.cfg, 'nfe', None)
-                 or self.cfg.end_steps)
-        return dict(arm=self.name, calls=calls, iterations=getattr(self.cfg, 'steps', None) or self.cfg.updates,
+        calls = 1 if self.stage else max(self.nfes, default=self.cfg.nfe)
+        return dict(arm=self.name, calls=calls, iterations=self.cfg.loop.steps,
                     **(dict(width=self.width) if self.width else {}))
 
     @property
@@ -130,7 +128,7 @@ class Banks:
     "Teacher trajectories of the current seed, made once for all arms that walk the same plan."
     def __init__(self, teacher: Callable, arms: Sequence[Arm]):
         self.teacher, self.made, self.seed, self.need = teacher, {}, None, {}
-        for cfg in (c for a in arms if isinstance(a.cfg, SFDConfig)
+        for cfg in (c for a in arms if not a.cfg.needs_data
                     for c in (variable_configs(a.cfg, a.nfes).values() if a.nfes else [a.cfg])):
             if cfg.n_trajectories > getattr(self.need.get(cfg.plan), 'n_trajectories', 0): self.need[cfg.plan] = cfg
 
