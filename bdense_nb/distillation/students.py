@@ -279,11 +279,13 @@ def begin(
     teacher: Callable, # a denoiser
     student: NetDenoiser | None, # where the student starts; None: as the teacher
     shape: tuple[int, ...], # of one sample
+    walk: Callable[[Host], TrajectoryPlan] = lambda cfg: cfg.plan, # that the teacher must survive
 ) -> tuple[Host, Callable, BranchedDenoiser]: # as these networks need it; frozen; to be trained
     "Configuration, teacher and student of a run, if the two can do what they must."
     start = starting_network(teacher, student)
     teacher = frozen_copy(teacher, shape)
     cfg = cfg.suited(teacher, start)
+    check_own_samples(teacher, walk(cfg))
     return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
 
 class Host:
@@ -335,7 +337,6 @@ class Host:
             raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got '
                             f'{type(bank).__name__}')
         cfg, teacher, model = begin(self, teacher, student, self.shape)
-        check_own_samples(teacher, cfg.plan)
         if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
         origin = denoiser_hash(teacher)
         claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
