@@ -103,7 +103,6 @@ LINES = [  # senseless command lines, and what the last line has to name
     ('bdense_sample figures.json', 'figures.json'), ('bdense_sample ""', "''"), ('bdense_distill ""', "''"),
     ('bdense_sample student --out student', 'student'), ('bdense_sample student --out figures.json', 'figures.json'),
     ('bdense_sample student --out figures.json/a.png', 'figures.json'),
-    ('bdense_sample student --out missing/deep/\0.png', 'png'),
     (f'bdense_distill figures.json --teacher plane {TINY}', 'figures.json'),
     (f'bdense_distill figures.json/run --teacher plane {TINY}', 'figures.json'),
     (f'bdense_distill plane --teacher plane {TINY}', 'plane'), (f'bdense_distill new --teacher figures.json {TINY}', 'figures.json'),
@@ -247,7 +246,7 @@ def cases_options(lab: Lab):
                 yield Case('options', f'{line.split()[0]} {option} {value!r}', [*words(line), option, value], names, codes=(0, 1, 2))
     for line, name in LINES: yield Case('lines', line[:90], words(line), (name,))
     for command in ('bdense_distill', 'bdense_sample', 'bdense_evaluate', 'bdense_export', 'bdense_search', 'bdense_teach'):
-        yield Case('lines', f'{command} --nonsense', [command, 'student', '--nonsense', '1'], ('--nonsense',), codes=(2,))
+        yield Case('lines', f'{command} --nonsense', [command, 'student', *['new']*(command == 'bdense_export'), '--nonsense', '1'], ('--nonsense',), codes=(2,))
 
 
 def no_privileges() -> None:

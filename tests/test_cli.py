@@ -229,6 +229,7 @@ MISTAKES = [
     ('bdense_distill out --data=', '--data is empty'),
     ('bdense_distill out --bank=', '--bank is empty'),
     ('bdense_distill out --teacher nobody:makes_it', 'net must be module:callable'),
+    ('bdense_sample nowhere --net ../nowhere', 'net must be module:callable'),
     ('bdense_distill out --device abacus', "device 'abacus' cannot be used here"),
     ('bdense_distill out --config nothing.json', 'no such file: nothing.json'),
     ('bdense_distill out --preset_name fashion_mnist_pd --nfe 3', 'end_steps times a power of substeps'),

@@ -453,7 +453,7 @@ def test_several_step_counts(unet, tmp_path):
         back = load_pretrained(tmp_path/str(nfe), 'cpu')
         assert back.nfe == nfe and relative(back.sample(2), student.sample(2, nfe=nfe)) < 1e-6
     with pytest.raises(TypeError, match=r'\.at\(nfe\)'): export_student(student, 'state_dict', tmp_path)
-    with pytest.raises(ValueError, match='output layer'): sfd_variable(from_diffusers(unet, DDPMScheduler(prediction_type='v_prediction')), TINY, (2, 3), show=False, step_layer='unet.conv_out')
+    with pytest.raises(ValueError, match="no linear layer 'unet.conv_out'"): sfd_variable(from_diffusers(unet, DDPMScheduler(prediction_type='v_prediction')), TINY, (2, 3), show=False, step_layer='unet.conv_out')
 
 
 def test_students_of_other_networks(tmp_path):

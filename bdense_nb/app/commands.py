@@ -108,7 +108,7 @@ def find_net(name: str | None) -> Callable | None:
     module, _, attribute = name.partition(':')
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
     try: found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
+    except (ImportError, AttributeError, ValueError, TypeError) as e:
         raise ValueError(f'net must be module:callable, and {name!r} cannot be had: {e}') from e
     if callable(found): return found
     raise ValueError(f'net must be module:callable, and {name} is a {type(found).__name__}')
@@ -889,9 +889,9 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     cfg = fitted(cfg, source, shape, line.given)
     if options.dry_run: return show_plan(search_plan(source, options, cfg))
     with alone(out):
-        note_start(out, line, options, config=cfg)
         result = search_weights(source, cfg, options.trials, out/'search.db', n_samples=options.n,
                                 seed=cfg.seed)
+        note_start(out, line, options, config=cfg)
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
         result = confirm_weights(source, result, seeds, out/'search.db')
         save_search(out/'search.json', result, command=line.text, **about_run())
