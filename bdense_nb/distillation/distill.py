@@ -24,8 +24,8 @@ __all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'config_of', 'referenc
            'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #781c9f54
-_all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student', 'progressive',
-         'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+_all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student',
+         'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #4ac85c2f
 HOSTS = {cfg.host: cfg for cfg in (SFDConfig, SFDVConfig, PDConfig)}
@@ -33,17 +33,20 @@ HOSTS = {cfg.host: cfg for cfg in (SFDConfig, SFDVConfig, PDConfig)}
 def check_config(cfg) -> None:
     "Raise unless it is the configuration of a host."
     if not isinstance(cfg, Host):
-        raise TypeError(f'cfg must be one of: {", ".join(c.__name__ for c in HOSTS.values())}, got {cfg!r}')
+        raise TypeError(f'cfg must be one of: {", ".join(c.__name__ for c in HOSTS.values())}, got '
+                        f'{cfg!r}')
 
 def distill(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: Host, # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
     data: Tensor | None = None, # [N, *D], clean; Progressive Distillation needs it, SFD does not
     labels: Tensor | None = None, # [N], int64
-    bank: TrajectoryBank | dict[int, TrajectoryBank] | None = None, # SFD's teacher trajectories, from `teacher_bank`; for SFD-v one for each number of calls
+    # SFD's teacher trajectories, from `teacher_bank`; for SFD-v one for each number of calls
+    bank: TrajectoryBank | dict[int, TrajectoryBank] | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
+    # where the student starts; None: as a copy of the teacher, which is then a network
+    student: NetDenoiser | None = None,
     *,
     hardware: Hardware = Hardware(), # how the numbers are computed
     hooks: Sequence = (), # see `loop.fit`
@@ -78,12 +81,18 @@ def training_cost(
 
 # %% ../../nbs/distillation/10_distill.ipynb #57bca18f
 PRESETS: dict[str, SFDConfig | PDConfig] = {
-    'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'), # the budget of `make demo`
-    'fashion_mnist': SFDConfig(steps=512, batch=128, pool=8192, lr=5e-4, lr_schedule='cosine'), # ten times as much
-    'fashion_mnist_pd': PDConfig(start_steps=64, updates=100, batch=64), # down to one step; the run of the notebook on Progressive Distillation
-    'cifar10-sfd': SFDConfig(shape=(3, 32, 32)), # the host's own settings for EDM teachers: 200,000 trajectories
-    'imagenet64-sfd': SFDConfig(shape=(3, 64, 64)), # the same; the host does not publish its learning rate for these images
-    'cifar10-pd': PDConfig(start_steps=1024, end_steps=128, schedule='vp_linear', snr_weight='snr'), # the paper's ladder for a DDPM teacher: 1024, 512, 256, 128
+    # the budget of `make demo`
+    'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'),
+    # ten times as much
+    'fashion_mnist': SFDConfig(steps=512, batch=128, pool=8192, lr=5e-4, lr_schedule='cosine'),
+    # down to one step; the run of the notebook on Progressive Distillation
+    'fashion_mnist_pd': PDConfig(start_steps=64, updates=100, batch=64),
+    # the host's own settings for EDM teachers: 200,000 trajectories
+    'cifar10-sfd': SFDConfig(shape=(3, 32, 32)),
+    # the same; the host does not publish its learning rate for these images
+    'imagenet64-sfd': SFDConfig(shape=(3, 64, 64)),
+    # the paper's ladder for a DDPM teacher: 1024, 512, 256, 128
+    'cifar10-pd': PDConfig(start_steps=1024, end_steps=128, schedule='vp_linear', snr_weight='snr'),
 }
 
 def preset(

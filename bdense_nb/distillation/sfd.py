@@ -38,44 +38,58 @@ class SFDBase(Host):
     nfe: AtLeast1 | tuple[AtLeast1, ...] = 2
     K: AtLeast1 = 4 # branches; divides substeps; 1 is the host itself
     substeps: AtLeast1 = 4 # teacher steps inside one student step
-    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear' # of the branches: growing, equal, all on the endpoint, or K numbers
-    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None # where the weights have moved to when training ends; None: they stay
-    branch_step: Literal[*BRANCH_STEPS] = 'own' # where a branch steps to: the level of its own teacher state, or the end of the student step
-    teacher_states: Literal[*TEACHER_STATES] = 'global' # global: one teacher path from the noise; local: restarted where the student stands
+    # of the branches: growing, equal, all on the endpoint, or K numbers
+    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
+    # where the weights have moved to when training ends; None: they stay
+    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None
+    # where a branch steps to: the level of its own teacher state, or the end of the student step
+    branch_step: Literal[*BRANCH_STEPS] = 'own'
+    # global: one teacher path from the noise; local: restarted where the student stands
+    teacher_states: Literal[*TEACHER_STATES] = 'global'
     loss: Literal[*NORMS] = 'l1' # distance between the student's states and the teacher's
     solver: Literal[*SOLVERS] = 'dpmpp3m' # the teacher's; the student's is Euler
-    teacher_afs: bool = False # is the teacher's first step analytic too? (for a teacher that is itself an SFD student)
+    # is the teacher's first step analytic too? (for a teacher that is itself an SFD student)
+    teacher_afs: bool = False
     schedule: Literal[*SCHEDULES] = 'karras' # spacing of the noise levels
     sigma_min: Above0 = .006 # where student and teacher end
     sigma_max: Above0 = 80. # where they start
     afs: bool = True # the student's first step is analytic and costs no network call
-    steps: AtLeast1 = 1563 # iterations; each takes one optimiser step per student step that calls the network
+    # iterations; each takes one optimiser step per student step that calls the network
+    steps: AtLeast1 = 1563
     batch: AtLeast1 = 128 # trajectories an iteration
-    pool: AtLeast1 | None = None # distinct trajectories, gone through again and again; None: all fresh
+    # distinct trajectories, gone through again and again; None: all fresh
+    pool: AtLeast1 | None = None
     lr: Above0 = 5e-5 # peak learning rate of Adam
-    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop' # of the learning rate after the warm-up; drop: x0.1 at half-time
+    # of the learning rate after the warm-up; drop: x0.1 at half-time
+    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop'
     seed: AtLeast0 = 0 # of the noise, the labels and dropout
     shape: tuple[AtLeast1, ...] = (1, 28, 28) # of one sample
     layer: str | None = None # name of the network's output layer; None: it is looked for
     warmup: AtLeast0 = 0 # iterations of linear warm-up
     betas: tuple[Beta, Beta] = (.9, .999) # Adam's
     clip_grad: Above0 | None = None # largest gradient norm; None: no clipping
-    ema: Fraction | None = None # decay of the weight average per iteration; the finished student is the average; None: no average
-    log_every: AtLeast1 | None = None # iterations between readings of the loss; None: a hundredth of them
-    checkpoint_every: AtLeast0 | None = None # iterations between checkpoints; 0: only at the end; None: a tenth of them
+    # decay of the weight average per iteration; the finished student is the average; None: no
+    # average
+    ema: Fraction | None = None
+    # iterations between readings of the loss; None: a hundredth of them
+    log_every: AtLeast1 | None = None
+    # iterations between checkpoints; 0: only at the end; None: a tenth of them
+    checkpoint_every: AtLeast0 | None = None
     keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
 
     def __post_init__(self):
         validate(self)
-        if not self.shape: raise ValueError('shape must be the shape of one sample, such as (1, 28, 28), got ()')
+        if not self.shape:
+            raise ValueError('shape must be the shape of one sample, such as (1, 28, 28), got ()')
         if self.pool is not None: check_int('pool', self.pool, self.batch)
         check_substeps(self.substeps, self.substeps, self.K)
         self.weights(0.)
         self.train_config
 
     def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
-        end = None if self.branch_weights_end is None else branch_weights(self.K, self.branch_weights_end)
+        end = self.branch_weights_end
+        end = None if end is None else branch_weights(self.K, end)
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     @property
@@ -105,7 +119,8 @@ class SFDBase(Host):
         return range(self.seeds(0).start, self.seeds(0).start + self.n_trajectories)
 
     @property
-    def free(self) -> tuple[str, ...]: # may differ when a run goes on: more iterations, unless they move the weights
+    # may differ when a run goes on: more iterations, unless they move the weights
+    def free(self) -> tuple[str, ...]:
         return ('steps',) if self.branch_weights_end is None else ()
 
 @dataclass(frozen=True)
@@ -123,12 +138,15 @@ class SFDConfig(SFDBase):
     def n_steps(self) -> int: return self.nfe + self.afs
 
     @property
-    def grids(self) -> tuple[Tensor, Tensor]: # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
-        return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min, self.sigma_max)
+    # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
+    def grids(self) -> tuple[Tensor, Tensor]:
+        return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min,
+                             self.sigma_max)
 
     @property
     def plan(self) -> TrajectoryPlan: # what the teacher walks
-        return TrajectoryPlan(tuple(self.grids[0].tolist()), self.solver, self.shape, self.teacher_afs)
+        levels = tuple(self.grids[0].tolist())
+        return TrajectoryPlan(levels, self.solver, self.shape, self.teacher_afs)
 
     def step_function(self, teacher: Callable, bank: TrajectoryBank | None = None,
                       data: None = None, labels: None = None) -> StepFunction:
@@ -164,29 +182,36 @@ class SFDConfig(SFDBase):
 def sfd_step(
     teacher: Callable, # frozen
     cfg: SFDConfig,
-    bank: TrajectoryBank | None = None, # teacher trajectories made beforehand; None: made on the fly
+    # teacher trajectories made beforehand; None: made on the fly
+    bank: TrajectoryBank | None = None,
 ) -> StepFunction: # for `loop.fit`: yields one loss per student step that calls the network
     "The student walks from noise to image; every step is pulled towards the teacher's K states, and begins where the last one ended."
     nodes, plan, local = cfg.grids[1].tolist(), cfg.plan, cfg.teacher_states == 'local'
     def step(student, i):
-        weights, seeds = cfg.weights(i/cfg.steps), share(cfg.seeds(i)) # this process's part of the batch
+        # this process's part of the batch
+        weights, seeds = cfg.weights(i/cfg.steps), share(cfg.seeds(i))
         if local: x, label = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
         else:
             traj, label = plan.walk(teacher, seeds) if bank is None else bank.batch(seeds)
             x, path = traj[0], segments(traj, cfg.substeps, cfg.K)
         for n, (t, s) in enumerate(zip(nodes[:-1], nodes[1:])):
-            if cfg.afs and n == 0: x = euler_step(x, afs_x0(x, t), t, s); continue
+            if cfg.afs and n == 0:
+                x = euler_step(x, afs_x0(x, t), t, s)
+                continue
             seg = local_segment(teacher, cfg, x, n, label) if local else path[n]
             states = branch_states(student(x, t, label), x, t, seg.sigmas_k, cfg.branch_step)
             yield dense_alignment_loss(states, seg.states, weights, cfg.loss)
-            x = states[:, -1].detach() # the endpoint branch, from before the update; no gradient crosses student steps
+            # the endpoint branch, from before the update; no gradient crosses student steps
+            x = states[:, -1].detach()
     return step
 
-def local_segment(teacher: Callable, cfg: SFDConfig, x: Tensor, n: int, label: Tensor | None) -> Segment:
+def local_segment(teacher: Callable, cfg: SFDConfig, x: Tensor, n: int,
+                  label: Tensor | None) -> Segment:
     "Student step n with the teacher restarted from the student's own state."
     levels, first, solver = cfg.grids[0], n*cfg.substeps, SOLVERS[cfg.solver]
     whole = levels.tolist() # the solver sees the whole grid, so that it knows where the path ends
-    def advance(x, x0_hat, sigmas, i, past, denoise): return solver(x, x0_hat, whole, first + i, past, denoise)
+    def advance(x, x0_hat, sigmas, i, past, denoise):
+        return solver(x, x0_hat, whole, first + i, past, denoise)
     return segments(trajectory(teacher, x, levels[first:first + cfg.substeps + 1], advance,
                                afs=cfg.teacher_afs and n == 0, label=label), cfg.substeps, cfg.K)[0]
 
@@ -209,10 +234,12 @@ def teacher_bank(
 def sfd(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: SFDConfig = SFDConfig(),
-    bank: TrajectoryBank | None = None, # from `teacher_bank`, to share teacher trajectories between runs
+    # from `teacher_bank`, to share teacher trajectories between runs
+    bank: TrajectoryBank | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
+    # where the student starts; None: as a copy of the teacher, which is then a network
+    student: NetDenoiser | None = None,
     *,
     hardware: Hardware = Hardware(), # how the numbers are computed
     hooks: Sequence = (), # see `loop.fit`
