@@ -323,7 +323,7 @@ class Host:
     shape = None # of one sample; None: the data's
     rounds = None # steps of the student of each round, if there are several
     pool = None # distinct trajectories; None: all fresh
-    n_trajectories = None # that the run sees; None: it walks none
+    all_seeds = None # of the trajectories that the run sees; None: it walks none
     needs_data = False
     free = () # fields that may differ when a run goes on
 
@@ -331,12 +331,15 @@ class Host:
     # by network calls, if there are several
     def each(self) -> dict[int, Host]: return {self.nfe: self}
 
+    @property
+    def n_trajectories(self) -> int | None: return self.all_seeds and len(self.all_seeds)
+
     def suited(self, *denoisers: Callable) -> Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
         return self
 
     def small(self, n: int) -> Host: # whose first four iterations are timed
-        return dataclasses.replace(self, batch=n)
+        return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
 
     def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:
         "The trajectories that the runs share; None: each walks by itself."
