@@ -25,7 +25,7 @@ from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
                                            dense_alignment_loss, scheduled_weights, snr_weight)
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
-from .students import (Host, Student, begin, branched_student,
+from .students import (Host, Student, starting_run, branched_student,
                                              claim_run, kept, starting_network, train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
@@ -327,8 +327,8 @@ def progressive_rounds(
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
     check_data(data, labels, starting_network(teacher, student).n_classes)
     shape = tuple(data.shape[1:])
-    cfg, teacher, model = begin(cfg, teacher, student, shape,
-                                lambda cfg: cfg.plan(shape, most=32))
+    cfg, teacher, model = starting_run(cfg, teacher, student, shape,
+                                       lambda cfg: cfg.plan(shape, most=32))
     origin = denoiser_hash(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
     claim_run(folder, cfg, teacher=origin,

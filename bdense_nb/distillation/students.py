@@ -30,7 +30,7 @@ from ..training.loop import Fit, fit
 
 # %% auto #0
 __all__ = ['BIASES', 'starting_network', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
-           'VariableStudent', 'load_student', 'begin', 'Host']
+           'VariableStudent', 'load_student', 'starting_run', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -294,7 +294,7 @@ def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     return biases
 
 # %% ../../nbs/distillation/06_students.ipynb #33083618
-def begin(
+def starting_run(
     cfg: Host,
     teacher: Callable, # a denoiser
     student: NetDenoiser | None, # where the student starts; None: as the teacher
@@ -360,7 +360,7 @@ class Host:
         if not isinstance(bank, TrajectoryBank | None):
             raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got '
                             f'{type(bank).__name__}')
-        cfg, teacher, model = begin(self, teacher, student, self.shape)
+        cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
         origin = denoiser_hash(teacher)
         claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))

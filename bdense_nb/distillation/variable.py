@@ -19,7 +19,7 @@ from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
 from .branches import _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
-from .students import (Student, VariableStudent, begin, claim_run,
+from .students import (Student, VariableStudent, starting_run, claim_run,
                                              kept)
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
@@ -205,8 +205,8 @@ def sfd_variable(
 ) -> VariableStudent: # with `ema`, the average of the weights
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfg = several(cfg, nfes)
-    cfg, teacher, model = begin(cfg, teacher, student, cfg.shape,
-                                lambda cfg: cfg.at(max(cfg.nfe)).plan)
+    cfg, teacher, model = starting_run(cfg, teacher, student, cfg.shape,
+                                       lambda cfg: cfg.at(max(cfg.nfe)).plan)
     cfg = replace(cfg, step_layer=find_step_layer(model.denoiser, step_layer or cfg.step_layer))
     if cfg.step_layer == model.layer:
         raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output '
