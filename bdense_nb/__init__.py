@@ -2,13 +2,13 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ['EDMDenoiser', 'Hardware', 'MixtureDenoiser', 'PDConfig', 'SFDConfig', 'SFDVConfig', 'Student',
-           'TrainConfig', 'VPDenoiser', 'as_denoiser', 'branch', 'check_teacher', 'distill', 'fold',
+__all__ = ['EDMDenoiser', 'Hardware', 'MixtureDenoiser', 'PDConfig', 'SFDConfig', 'SFDVConfig', 'Sampler',
+           'Student', 'TrainConfig', 'VPDenoiser', 'as_denoiser', 'branch', 'check_teacher', 'distill', 'fold',
            'frechet_distance', 'from_diffusers', 'load_student', 'load_teacher', 'paired_error', 'preset',
            'progressive', 'sample', 'sfd', 'train_teacher', 'trajectory']
 _HOMES = {
     'diffusion.denoisers': 'EDMDenoiser MixtureDenoiser VPDenoiser check_teacher load_teacher',
-    'diffusion.samplers': 'sample trajectory',
+    'diffusion.samplers': 'Sampler sample trajectory',
     'distillation.branches': 'branch fold',
     'distillation.distill': 'distill preset',
     'distillation.progressive': 'PDConfig progressive',
@@ -25,7 +25,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # for editors and type checkers
     from .diffusion.denoisers import EDMDenoiser, MixtureDenoiser, VPDenoiser, check_teacher, load_teacher
-    from .diffusion.samplers import sample, trajectory
+    from .diffusion.samplers import Sampler, sample, trajectory
     from .distillation.branches import branch, fold
     from .distillation.distill import distill, preset
     from .distillation.progressive import PDConfig, progressive

@@ -2,6 +2,7 @@
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from bdense_nb.distillation.distill import PRESETS, config_of, distill, preset, 
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.segments import progressive_segment, segments
 from bdense_nb.distillation.sfd import SFDConfig, sfd_step, teacher_bank
-from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.distillation.variable import sfd_variable
 from bdense_nb.training.config import TrainConfig
 
@@ -157,3 +158,31 @@ def test_the_timed_iteration_is_a_warm_one():
         calls.append(i); time.sleep(.3 if i == 0 else .02)
         yield model(torch.ones(1, 1)).mean()
     assert .02 <= time_iteration(torch.nn.Linear(1, 1), step, TrainConfig(10**6, warmup=5, checkpoint_every=1)) < .3 and len(calls) == 4
+
+
+def own_host():
+    "The host that the notebook on a new host writes, and how many lines it takes."
+    path = Path(__file__).resolve().parent.parent/'nbs'/'distillation'/'11_a_new_host.ipynb'
+    sources = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    source = next(s for s in sources if 'class Pairs(Host)' in s)
+    names = {}
+    exec(sources[0], names)
+    exec(source, names)
+    return names['Pairs'], len(source.splitlines())
+
+
+@pytest.mark.parametrize('K', (1, 4))
+def test_a_host_of_ones_own_is_a_host(teacher, tmp_path, K):
+    Pairs, lines = own_host()
+    assert lines <= 60
+    cfg = Pairs(nfe=2, K=K, pool=16, batch=8, steps=4)
+    student = distill(teacher, cfg, folder=tmp_path/'run', show=False)
+    assert type(student) is Student and student.nfe == 2 and Pairs(**student.about['config']) == cfg
+    again = distill(teacher, cfg, folder=tmp_path/'run', show=False)  # found finished
+    assert torch.equal(again.sample(5), student.sample(5))
+    assert torch.equal(distill(teacher, cfg, bank=cfg.bank(teacher), show=False).sample(5), student.sample(5))
+    student.save(tmp_path/'student')
+    assert torch.equal(load_student(tmp_path/'student', 'cpu').sample(5), student.sample(5))
+    guess = estimate_run(teacher, cfg)
+    assert {k: guess[k] for k in ('updates', 'teacher', 'student')} == training_cost(cfg) and guess['nfe'] == 2 and guess['seconds_teacher'] > 0 and guess['bank_gb'] > 0
+    with pytest.raises(ValueError, match='another run|differ|other'): distill(teacher, Pairs(nfe=2, K=K, pool=16, batch=8, steps=4, seed=1), folder=tmp_path/'run', show=False)

@@ -234,7 +234,7 @@ def test_a_start_above_the_table_is_refused_before_work(unet, monkeypatch):
     "Scaled-linear betas end at 14.6; SFD's usual start is 80."
     teacher, grey = from_diffusers(unet, DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type='v_prediction')), replace(TINY, sigma_max=14.6)
     assert sfd(teacher, grey, show=False).sigmas[0] == 14.6
-    monkeypatch.setattr('bdense_nb.distillation.sfd.fit', lambda *a: pytest.fail('work began')); monkeypatch.setattr('bdense_nb.distillation.variable.fit', lambda *a: pytest.fail('work began'))
+    monkeypatch.setattr('bdense_nb.distillation.students.fit', lambda *a: pytest.fail('work began')); monkeypatch.setattr('bdense_nb.distillation.variable.fit', lambda *a: pytest.fail('work began'))
     for start in (lambda: sfd(teacher, TINY), lambda: sfd_variable(teacher, TINY, (2, 3)), lambda: teacher_bank(teacher, TINY), lambda: progressive(teacher, images(), PDConfig(start_steps=8)),
                   lambda: sfd(GaussianDenoiser(0., 1.), TINY, student=teacher)):
         with pytest.raises(ValueError, match=r'sigma_max=80 is above the noisiest level.*14.61\d*, .*pass sigma_max=14.61'): start()

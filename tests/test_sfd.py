@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import shaken
 from bdense_nb.distillation import sfd as sfd_module
+from bdense_nb.distillation import students as students_module
 from bdense_nb.core import sample_noise
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser
 from bdense_nb.diffusion.nets import MLP, UNet
@@ -530,8 +531,8 @@ def test_training_fields_change_the_student(teacher, changes):
 
 
 def test_with_ema_the_student_is_the_average(teacher, monkeypatch):
-    made, real = [], sfd_module.fit
-    monkeypatch.setattr(sfd_module, 'fit', lambda *args, **how: made.append(real(*args, **how)) or made[-1])
+    made, real = [], students_module.fit
+    monkeypatch.setattr(students_module, 'fit', lambda *args, **how: made.append(real(*args, **how)) or made[-1])
     student = sfd(teacher, replace(TINY, steps=6, ema=.5), show=False)
     assert same(student, fold(made[0].ema)) and not same(student, fold(made[0].model))
     assert same(sfd(teacher, replace(TINY, steps=6), show=False), fold(made[0].model))     # what is trained is the same

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bdense_nb.app.commands import many_steps, sample_counted
+from bdense_nb.app.commands import draw_samples
 from bdense_nb.core import about_run, data_dir, save_tensors, write_json
 from bdense_nb.diffusion.denoisers import load_teacher, read_about
 from bdense_nb.diffusion.samplers import afs_x0
@@ -79,7 +79,7 @@ def main() -> None:
                  held_out_seeds=[HELD_OUT.start, HELD_OUT.stop - 1], teacher_sha256=read_about(data_dir()/'fashion_mnist_teacher')['sha256'], **about_run())
     old = json.loads(args.out.read_text()) if args.out.is_file() else {}
     runs = old['runs'] if all(old.get(k) == json.loads(json.dumps(notes[k])) for k in ('config', 'samples', 'teacher_sha256')) else []
-    target, _ = sample_counted(many_steps(teacher, cfg), args.n, cfg.solver, 'teacher')
+    target = draw_samples(cfg.reference().sampler(teacher), args.n, 'teacher')
     for seed in range(args.seeds):
         bank = None
         for weights in sorted(BRANCH_WEIGHTS, key=lambda w: w != KEPT[0]):
@@ -90,8 +90,8 @@ def main() -> None:
             model = done.model.eval()
             about = dict(host='sfd', config=asdict(one), history=done.history, seconds=round(done.seconds, 1), **about_run())
             student = Student(fold(model), one.grids[1], one.afs, one.shape, about)
-            images, nfe = sample_counted(student, args.n, label='student')
-            runs.append(dict(weights=weights, seed=seed, nfe=nfe, paired_error=paired_error(images, target), frechet_distance=fashion_fd(images),
+            images = draw_samples(student, args.n, 'student')
+            runs.append(dict(weights=weights, seed=seed, nfe=student.nfe, paired_error=paired_error(images, target), frechet_distance=fashion_fd(images),
                              residuals=residuals(model, one, teacher), seconds=round(done.seconds, 1)))
             write_json(args.out, dict(notes, untrained_residuals=untrained, runs=runs))
             print(runs[-1], flush=True)

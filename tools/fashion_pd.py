@@ -17,7 +17,7 @@ from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
 from bdense_nb.diffusion.denoisers import load_teacher, read_about
 from bdense_nb.distillation.progressive import PDConfig, progressive_rounds
-from bdense_nb.distillation.students import Student
+from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.evaluation.metrics import fashion_fd, paired_error
 from bdense_nb.evaluation.pictures import show_rows
 
@@ -41,11 +41,11 @@ def main() -> None:
     same = all(old.get(k) == json.loads(json.dumps(notes[k])) for k in ('config', 'n', 'teacher_sha256'))
     rows = {(r['arm'], r['steps']): r for r in old['rows']} if same else {}
 
-    fine = Student(teacher, cfg.sigmas, False, SHAPE)
+    fine = cfg.reference(SHAPE).sampler(teacher)
     target = fine.sample(args.n)
     pictures = {f'teacher, NFE {cfg.start_steps}': target[:10]}
 
-    def measure(arm: str, student: Student, **more) -> None:
+    def measure(arm: str, student: Sampler, **more) -> None:
         steps = len(student.sigmas) - 1
         if (arm, steps) in rows: return
         images = target if student is fine else student.sample(args.n)
@@ -54,7 +54,7 @@ def main() -> None:
         print(rows[arm, steps], flush=True)
 
     measure('teacher', fine)
-    for n in cfg.rounds[2:]: measure('teacher', Student(teacher, cfg.grid(n), False, SHAPE))
+    for n in cfg.rounds[2:]: measure('teacher', Sampler(teacher, cfg.grid(n), False, SHAPE))
     for K, arm in ((1, 'PD'), (2, 'B-DENSE, K = 2')):
         for student in progressive_rounds(teacher, data, replace(cfg, K=K), labels, args.folder/f'K{K}'):
             last = student.about['rounds'][-1]

@@ -3,13 +3,12 @@
     python tools/teacher_card.py       # about ten minutes on two CPU cores
 """
 import torch
-from bdense_nb.app.commands import sample_counted
+from bdense_nb.app.commands import draw_samples
 from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
 from bdense_nb.diffusion.denoisers import load_teacher, read_about
-from bdense_nb.diffusion.samplers import sample
+from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas
-from bdense_nb.distillation.students import Student
 from bdense_nb.evaluation.intervals import mean_interval
 from bdense_nb.evaluation.metrics import fashion_fd
 from bdense_nb.evaluation.pictures import show_rows
@@ -52,25 +51,24 @@ smudged, as the picture shows. Licence of the weights: Apache-2.0, as the packag
 def main():
     teacher, about = load_teacher(), read_about(data_dir()/'fashion_mnist_teacher')
     made, test = about['about'], fashion_mnist('test')[0]
-    arm = Student(teacher, karras_sigmas(STEPS, .006), False, (1, 28, 28))
-    x, _ = arm.start(range(40)); label = torch.arange(10).repeat(4)
-    grid = sample(teacher, x, arm.sigmas, SOLVER, label=label)
+    arm = Sampler(teacher, karras_sigmas(STEPS, .006), False, (1, 28, 28), solver=SOLVER)
+    grid = arm.sample(40, label=torch.arange(10).repeat(4))
     folder = data_dir()/'fashion_mnist_teacher'
     show_rows({f'seeds {10*i}..{10*i + 9}': grid[10*i:10*i + 10] for i in range(4)}, 10, [c.split('/')[0].replace('Ankle boot', 'Boot') for c in FASHION_CLASSES], folder/'samples.png')
-    distances, nfe = [], 0
+    distances = []
     for seed in SEEDS:
-        images, nfe = sample_counted(arm, N, SOLVER, f'sampling seed {seed}', first=seed*N)
+        images = draw_samples(arm, N, f'sampling seed {seed}', first=seed*N)
         distances.append(fashion_fd(images)); print(f'seed {seed}: {distances[-1]:.3f}', flush=True)
     real = [fashion_fd(test[i*N:(i + 1)*N]) for i in range(3)]
     teacher_fd, real_fd = mean_interval(distances), mean_interval(real)
     write_json(data_dir()/'results'/'fashion_mnist_teacher.json', dict(command='python tools/teacher_card.py', n=N, sampling_seeds=[[s*N, (s + 1)*N - 1] for s in SEEDS], steps=STEPS,
-               solver=SOLVER, nfe=nfe, teacher=distances, real=real, teacher_sha256=about['sha256'], **about_run()))
+               solver=SOLVER, nfe=arm.nfe, teacher=distances, real=real, teacher_sha256=about['sha256'], **about_run()))
     loss = [h['loss'] for h in made['history']]
     say = lambda i: f'{i.mean:.2f} ({i.low:.2f} to {i.high:.2f})'
     (folder/'README.md').write_text(CARD.format(parameters=sum(p.numel() for p in teacher.parameters()), widths=', '.join(map(str, about['net_config']['widths'])),
         sigma_data=about['config']['sigma_data'], images_seen=made['images_seen'], epochs=made['images_seen']/60000, seed=made['seed'], command=made['command'],
         hours=made['seconds']/3600, hardware=made['hardware'], torch=made['torch'], first_loss=sum(loss[:10])/10, last_loss=sum(loss[-10:])/10,
-        megabytes=(folder/'model.safetensors').stat().st_size/1e6, sha256=about['sha256'], n=N, n_seeds='three sampling seeds', steps=STEPS, solver=SOLVER, nfe=nfe,
+        megabytes=(folder/'model.safetensors').stat().st_size/1e6, sha256=about['sha256'], n=N, n_seeds='three sampling seeds', steps=STEPS, solver=SOLVER, nfe=arm.nfe,
         teacher=say(teacher_fd), real=say(real_fd)))
 
 

@@ -28,23 +28,22 @@ from tyro.conf import Positional
 __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
            'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'check_file',
            'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable', 'print_plan', 'show_plan',
-           'announce', 'how_measured', 'estimate', 'sample_counted', 'sampling_seconds', 'many_steps', 'print_table',
-           'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo',
-           'measure_arms', 'draw_arms', 'demo', 'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach',
-           'teach_configs', 'teach_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code',
-           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of',
-           'data_of', 'find_data', 'find_student', 'Distill', 'host_of', 'distill_configs', 'five_calls', 'fitted',
-           'is_banked', 'distill_plan', 'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish',
-           'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples',
-           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'quality_of', 'check_pair',
-           'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
-           'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+           'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
+           'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms', 'draw_arms', 'demo',
+           'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
+           'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
+           'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of', 'data_of', 'find_data', 'find_student',
+           'Distill', 'host_of', 'distill_configs', 'five_calls', 'fitted', 'is_banked', 'distill_plan', 'make_banks',
+           'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan',
+           'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality',
+           'check_features', 'find_reality', 'quality_of', 'check_pair', 'measure_student', 'evaluate_plan',
+           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment',
+           'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
-from .plans import (device_bytes, estimate_run, estimate_training, growing_trials,
-                                 peak_bytes, prolong)
+from .plans import (device_bytes, estimate_run, estimate_training, peak_bytes)
 from .shell import Command, Line, Options
-from ..core import (NFECounter, about_run, check_choice, check_int, data_dir,
+from ..core import (about_run, check_choice, check_int, data_dir,
                             default_device, load_tensors, locked, read_json, save_tensors,
                             write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
@@ -52,7 +51,7 @@ from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, NetDenoiser, VPDenoise
                                            check_teacher, load_denoiser, load_teacher, read_about,
                                            save_denoiser)
 from ..diffusion.nets import MLP, UNet
-from ..diffusion.samplers import sample, trajectory
+from ..diffusion.samplers import Sampler
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset, reference_plan
 from ..distillation.losses import BRANCH_WEIGHTS
@@ -245,8 +244,7 @@ def how_measured(estimate: dict) -> str:
 
 def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None = None) -> dict:
     "What a distillation will take; of several step counts one is drawn for each iteration."
-    cfgs = list(cfg.each.values()) if isinstance(cfg, SFDVConfig) else [cfg]
-    parts = [estimate_run(source, c, shape) for c in cfgs]
+    parts = [estimate_run(source, one, shape) for one in cfg.each.values()]
     one = parts[0]
     def mean(key):
         values = [p[key] for p in parts]
@@ -267,39 +265,16 @@ def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None 
                 estimated_from=how_measured(one))
 
 # %% ../../nbs/app/03_commands.ipynb #e2bf4245
-def sample_counted(
-    arm: Student, # a student, or a teacher dressed as one
+def draw_samples(
+    arm: Sampler, # a student, or a teacher at as many or as few steps
     n: int, # samples
-    solver: str = 'euler',
-    label: str = '', # shown before the progress bar
+    title: str = '', # shown before the progress bar
     first: int = 0, # seed of the first sample; the others follow
-) -> tuple[Tensor, int]: # [n, *D] and the network calls each sample took
-    "Sample in batches, counting network calls."
-    out = []
-    counter = NFECounter(arm.denoiser)
-    batches = range(0, n, 250)
-    for b in progress(len(batches), label):
-        x, classes = arm.start(range(first + batches[b], first + min(batches[b] + 250, n)))
-        out.append(sample(counter, x, arm.sigmas, solver, arm.afs, classes).cpu())
-    return torch.cat(out), counter.nfe//len(batches)
-
-def sampling_seconds(arm: Student, n: int, solver: str = 'euler') -> float:
-    "How long n samples will take here, from a few of them."
-    def trial(m):
-        begin = time.perf_counter()
-        x, classes = arm.start(range(m))
-        sample(arm.denoiser, x, arm.sigmas, solver, arm.afs, classes).cpu()
-        return (time.perf_counter() - begin,)
-    batch = min(n, 250)
-    found = growing_trials(trial, batch)
-    if not found: return float('inf')
-    return prolong({m: t for m, (t,) in found.items()}, batch)*n/batch
-
-def many_steps(teacher: NetDenoiser, cfg, shape: tuple[int, ...]) -> tuple[Student, str]:
-    "The teacher at many steps, which students are measured against, as a student; and its solver."
-    plan = reference_plan(cfg, shape)
-    grid = torch.tensor(plan.sigmas, dtype=torch.float64)
-    return Student(teacher, grid, plan.afs, shape), plan.solver
+) -> Tensor: # [n, *D], on the CPU
+    "Sample behind a progress bar."
+    starts = range(first, first + n, 250)
+    return torch.cat([arm.sample(min(250, first + n - starts[b]), starts[b])
+                      for b in progress(len(starts), title)])
 
 def print_table(rows: list[dict]) -> None:
     "Measured figures, as text."
@@ -323,26 +298,25 @@ def peak_memory_gb() -> float | None: # in 2**30 bytes; None where the system do
     peak = peak_bytes(torch.device('cpu'))
     return None if peak is None else round(peak/2**30, 2)
 
-def teacher_arms(teacher: NetDenoiser, cfg: SFDConfig) -> dict[str, tuple[Student, str]]:
-    "What -> (sampler, solver): the teacher at many steps, and at as few as the students."
-    fine, solver = many_steps(teacher, cfg, cfg.shape)
-    return {f'teacher, {len(fine.sigmas) - 1} steps': (fine, solver),
-            f'teacher, {cfg.n_steps} steps': (Student(teacher, cfg.grids[1], cfg.afs, cfg.shape),
-                                              'euler')}
+def teacher_arms(teacher: NetDenoiser, cfg: SFDConfig) -> dict[str, Sampler]:
+    "The teacher at many steps, and at as few as the students."
+    fine = cfg.reference().sampler(teacher)
+    return {f'teacher, {len(fine.sigmas) - 1} steps': fine,
+            f'teacher, {cfg.n_steps} steps': cfg.sampler(teacher)}
 
 def demo_arms(teacher: NetDenoiser, cfg: SFDConfig, folder: Path, hardware: Hardware) -> dict:
     "Distil twice from the same teacher trajectories, and set the teacher beside the students."
     bank = teacher_bank(teacher, cfg)
     host = sfd(teacher, replace(cfg, K=1), bank, folder/'sfd', hardware=hardware)
     dense = sfd(teacher, cfg, bank, folder/'b-dense', hardware=hardware)
-    return teacher_arms(teacher, cfg) | {'SFD student': (host, 'euler'),
-                                         f'B-DENSE student, K = {cfg.K}': (dense, 'euler')}
+    return teacher_arms(teacher, cfg) | {'SFD student': host,
+                                         f'B-DENSE student, K = {cfg.K}': dense}
 
 def demo_plan(teacher: NetDenoiser, cfg: SFDConfig, n: int) -> dict:
     "What the demonstration would do and take."
     one = estimate(teacher, cfg, cfg.shape)
-    (fine, solver), (few, _) = teacher_arms(teacher, cfg).values()
-    measuring = sampling_seconds(fine, n, solver) + 3*sampling_seconds(few, n)
+    fine, few = teacher_arms(teacher, cfg).values()
+    measuring = n*(fine.seconds_per_sample + 3*few.seconds_per_sample)
     training = None if one['seconds_student'] is None else 2*one['seconds_student']
     return dict(trains=f'two students: SFD, and B-DENSE with K = {cfg.K}') | one | dict(
         updates=2*one['updates'], student_samples=2*one['student_samples'],
@@ -364,28 +338,27 @@ def check_demo(out: Path, cfg: SFDConfig, n: int, line: Line = Line()) -> None:
         raise ValueError(f'{out} holds a demonstration with other settings: name another folder '
                          f'with --out, or remove it')
 
-def measure_arms(arms: dict[str, tuple[Student, str]], n: int) -> tuple[list[dict], dict]:
+def measure_arms(arms: dict[str, Sampler], n: int) -> tuple[list[dict], dict]:
     "Rows of the table, and samples: every arm from the same seeds; the first one is the truth."
     real = fashion_mnist('test')[0][:n]
     rows = [dict(what='real images against real ones', nfe=None,
                  frechet_distance=fashion_fd(real), paired_error=None)]
     samples = {}
-    for what, (arm, solver) in arms.items():
-        samples[what], nfe = sample_counted(arm, n, solver, what)
+    for what, arm in arms.items():
+        samples[what] = draw_samples(arm, n, what)
         end = next(iter(samples.values()))
-        rows.append(dict(what=what, nfe=nfe, frechet_distance=fashion_fd(samples[what]),
+        rows.append(dict(what=what, nfe=arm.nfe, frechet_distance=fashion_fd(samples[what]),
                          paired_error=paired_error(samples[what], end)))
     return rows, samples
 
-def draw_arms(arms: dict[str, tuple[Student, str]], samples: dict, rows: list, out: Path) -> None:
+def draw_arms(arms: dict[str, Sampler], samples: dict, rows: list, out: Path) -> None:
     "The demonstration's pictures and students."
     show_rows({f'{r["what"]}\n{r["nfe"]} NFE': samples[r['what']] for r in rows[1:]},
               save=out/'samples.png')
-    x, classes = next(iter(arms.values()))[0].start([0])
-    show_trajectories({what: trajectory(arm.denoiser, x, arm.sigmas, solver, arm.afs, classes)
-                       for what, (arm, solver) in arms.items()}, save=out/'trajectory.png')
-    for what, (arm, _) in arms.items():
-        if arm.about: arm.save(out/what.split()[0].lower(), overwrite=True)
+    show_trajectories({what: arm.trajectory() for what, arm in arms.items()},
+                      save=out/'trajectory.png')
+    for what, arm in arms.items():
+        if isinstance(arm, Student): arm.save(out/what.split()[0].lower(), overwrite=True)
 
 def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     "Distil, measure, draw, report."
@@ -405,7 +378,8 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
         report = dict(command=line.text, rows=rows, **demo_settings(cfg, options.n),
                       sampling_seeds=[0, options.n - 1], training_seeds=[options.seed],
                       teacher_sha256=read_about(data_dir()/TEACHERS['fashion_mnist'])['sha256'],
-                      loss={w: arm.about['history'] for w, (arm, _) in arms.items() if arm.about},
+                      loss={what: arm.about['history'] for what, arm in arms.items()
+                            if isinstance(arm, Student)},
                       seconds=round(time.monotonic() - begin, 1), peak_memory_gb=peak_memory_gb(),
                       **about_run())
         write_json(out/'report.json', report)
@@ -413,7 +387,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     print_table(rows)
     print(f'\nFréchet distance: to the 60,000 training images, in the shipped classifier\'s '
           f'features, {options.n} samples.\nPaired error: root-mean-square pixel difference to the '
-          f'teacher\'s {arms[rows[1]["what"]][0].sigmas.numel() - 1}-step sample from the same '
+          f'teacher\'s {arms[rows[1]["what"]].sigmas.numel() - 1}-step sample from the same '
           f'noise.\nOne training seed ({options.seed}) and a small budget: an illustration, not '
           f'evidence.\n{out}/ holds report.json, samples.png, trajectory.png and both students; '
           f'{report["seconds"]:.0f} s.')
@@ -768,27 +742,23 @@ def fitted(cfg, source: NetDenoiser, shape: tuple[int, ...], given: frozenset[st
 
 def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
-    return not isinstance(cfg, PDConfig) and bool(cfg.pool or bank)
+    return bool(cfg.pool or bank)
 
 def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...], data: str,
                  bank: str | None) -> dict:
     "What a distillation would do and take."
-    pd = isinstance(cfg, PDConfig)
-    if pd: cfg = cfg.on_table(source)
-    name = {PDConfig: 'Progressive Distillation', SFDConfig: 'SFD'}.get(type(cfg), 'SFD-v')
+    cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank)
-    plan = dict(trains=f'{name}, K = {cfg.K} branches{what}', teacher=teacher, shape=list(shape),
+    plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher, shape=list(shape),
                 data=data)
-    if pd:
+    if cfg.rounds:
         ladder = [cfg.start_steps, *cfg.rounds]
         plan['rounds'] = [f'{a} to {b} steps' for a, b in zip(ladder, ladder[1:])]
-        grids = [cfg.grid(cfg.end_steps)]
     else:
         plan['bank'] = (f'the teacher\'s trajectories are kept in {bank or "memory"}'
                         if is_banked(cfg, bank) else 'none: the teacher walks during training')
-        cfgs = cfg.each.values() if isinstance(cfg, SFDVConfig) else [cfg]
-        grids = [c.grids[1] for c in cfgs]
+    grids = [one.sampler(source, shape).sigmas for one in cfg.each.values()]
     return plan | {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids} | found
 
 def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
@@ -797,10 +767,7 @@ def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
     if (note := folder/'run.json').is_file(): # another run's folder is refused before the walks
         said = {k: v for k, v in asdict(cfg).items() if v is not None} # None may be filled in later
         claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free)
-    cfgs = cfg.each if isinstance(cfg, SFDVConfig) else {cfg.nfe: cfg}
-    banks = {n: teacher_bank(source, c, folder=Path(bank)/f'nfe-{n}' if bank else None)
-             for n, c in cfgs.items()}
-    return banks if isinstance(cfg, SFDVConfig) else banks[cfg.nfe]
+    return cfg.bank(source, bank)
 
 def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
     "Say whether a teacher answers with clean estimates, and refuse one that does not."
@@ -813,13 +780,13 @@ def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
 
 def distill_data(options: Distill, line: Line, cfg, source: NetDenoiser, shape: tuple[int, ...]):
     "Clean data and labels: what was asked for, or what Progressive Distillation needs; else None."
-    pd = isinstance(cfg, PDConfig)
-    if pd and options.bank:
+    needed = cfg.needs_data
+    if needed and options.bank:
         raise ValueError('a bank belongs to SFD; choose another preset')
-    kind = options.data or data_of(options.teacher) if options.data or pd else None
+    kind = options.data or data_of(options.teacher) if options.data or needed else None
     if 'split' in line.given and kind not in ('fashion_mnist', 'cifar10'):
         raise ValueError(f'split belongs to fashion_mnist and cifar10, not to {kind or "no data"}')
-    if options.data is None and not pd: return None
+    if options.data is None and not needed: return None
     x, y = find_data(options.teacher, source, shape, options.data, split=options.split)
     null_class = about_teacher(options.teacher).get('null_class', options.null_class)
     if y is None or null_class is None: return x, y
@@ -896,9 +863,9 @@ def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
     n = options.n
     arms = 1 + len(BRANCH_WEIGHTS)
     runs = options.trials + options.seeds*arms
-    careful, solver = many_steps(source, cfg, cfg.shape)
-    few = Student(source, cfg.grids[1], cfg.afs, cfg.shape)
-    scoring = runs*sampling_seconds(few, n) + 2*sampling_seconds(careful, n, solver)
+    careful = cfg.reference().sampler(source)
+    few = cfg.sampler(source)
+    scoring = n*(runs*few.seconds_per_sample + 2*careful.seconds_per_sample)
     walking = (options.seeds + 1)*one['seconds_teacher']
     training = None if one['seconds_student'] is None else runs*one['seconds_student']
     return dict(searches=f'{cfg.K} branch weights for SFD', teacher=options.teacher,
@@ -952,7 +919,7 @@ def sampling_plan(arm: Student, n: int, **what) -> dict:
     return dict(what, network=type(arm.denoiser.net).__name__, samples=n, shape=list(arm.shape),
                 nfe=arm.nfe, grid=arm.sigmas.tolist(), network_calls=n*arm.nfe,
                 samples_gb=4*n*each/1e9, device=str(device_of(arm.denoiser)),
-                seconds=sampling_seconds(arm, n),
+                seconds=n*arm.seconds_per_sample,
                 estimated_from='a few samples drawn on this device')
 
 def are_samples(path: Path) -> bool:
@@ -1088,22 +1055,19 @@ def measure_student(arm: Student, source: NetDenoiser, options: Evaluate, realit
     space = None # loaded first, since it may be missing
     if reality.images is not None:
         space = load_space(reality.features, device, options.features_path)
-    careful, solver = many_steps(source, config_of(arm.about), arm.shape)
-    end, _ = sample_counted(careful, options.n, solver, 'teacher')
-    images, calls = sample_counted(arm, options.n, label='student')
-    return dict(what=options.student, nfe=calls, paired_error=paired_error(images, end),
+    careful = reference_plan(config_of(arm.about), arm.shape).sampler(source)
+    end = draw_samples(careful, options.n, 'teacher')
+    images = draw_samples(arm, options.n, 'student')
+    return dict(what=options.student, nfe=arm.nfe, paired_error=paired_error(images, end),
                 **quality_of(images, reality, space))
 
 def evaluate_plan(arm: Student, source: NetDenoiser, options: Evaluate, reality: Reality) -> dict:
     "What a measurement would take."
-    careful, solver = many_steps(source, config_of(arm.about), arm.shape)
-    counter = NFECounter(source)
-    x, classes = careful.start([0])
-    sample(counter, x, careful.sigmas, solver, careful.afs, classes)
+    careful = reference_plan(config_of(arm.about), arm.shape).sampler(source)
     plan = sampling_plan(arm, options.n, student=options.student, teacher=options.teacher)
-    by_teacher = sampling_seconds(careful, options.n, solver)
+    by_teacher = options.n*careful.seconds_per_sample
     return plan | dict(compared_with=reality.line, features=reality.features or 'none',
-                       teacher_nfe=counter.nfe, seconds_teacher=by_teacher,
+                       teacher_nfe=careful.nfe, seconds_teacher=by_teacher,
                        seconds=plan['seconds'] + by_teacher)
 
 def evaluate_student(options: Evaluate) -> dict:

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from ..core import sample_labels, sample_noise
 from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser
-from ..distillation.bank import bank_megabytes, device_of, frozen_copy
-from ..distillation.distill import training_cost
-from ..distillation.progressive import PDConfig, check_tables, pd_step
-from ..distillation.sfd import SFDConfig, sfd_step, teacher_bank
-from ..distillation.students import Student, branched_student
+from ..diffusion.samplers import device_of
+from ..distillation.bank import bank_megabytes, frozen_copy
+from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
 from ..training.loop import StepFunction, fit
 
@@ -113,50 +111,52 @@ def estimate_training(
     return dict(seconds=prolong({n: t for n, (t, _) in found.items()}, batch), memory_gb=memory, measured_batch=last)
 
 # %% ../../nbs/app/01_plans.ipynb #877f0f24
-def _trial_maker(teacher: Callable, cfg: SFDConfig | PDConfig, shape: tuple[int, ...], student: NetDenoiser | None,
+def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
                  walks: dict[int, float]) -> Callable[[int], tuple[nn.Module, StepFunction]]:
-    "For `estimate_training`: models and steps of this run for any batch; into `walks` goes how long the teacher's trajectories of a batch took."
+    "Models and steps of a run by batch; into `walks` go the seconds of the teacher's trajectories."
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
-        if isinstance(cfg, PDConfig):
-            n_classes = model.denoiser.n_classes
-            data, labels = sample_noise(range(n), shape), sample_labels(range(n), n_classes) if n_classes else None
-            check_tables(cfg, teacher, model.denoiser)
-            small = dataclasses.replace(cfg, batch=n, updates=4, warmup=0)
-            return model, pd_step(teacher, data, labels, small, cfg.rounds[0])
-        small, begin = dataclasses.replace(cfg, batch=n, pool=n, steps=4, warmup=0), time.perf_counter()
-        bank = teacher_bank(teacher, small, show=False) if cfg.teacher_states == 'global' else None
-        walks[n] = time.perf_counter() - begin
-        return model, sfd_step(teacher, small, bank)
+        n_classes = model.denoiser.n_classes
+        labels = sample_labels(range(n), n_classes) if n_classes else None
+        small = cfg.small(n)
+        begin = time.perf_counter()
+        bank = small.bank(teacher, show=False)
+        if bank is not None: walks[n] = time.perf_counter() - begin
+        return model, small.step_function(teacher, bank, sample_noise(range(n), shape), labels)
     return make
 
 def estimate_run(
     teacher: Callable, # any denoiser
-    cfg: SFDConfig | PDConfig, # of SFD-v: `cfg.at(nfe)`
+    cfg: Host, # of SFD-v: `cfg.at(nfe)`
     shape: tuple[int, ...] | None = None, # of one sample; SFD's configuration says it
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
     *,
     hardware: Hardware = Hardware(), # of the run
-) -> dict: # `training_cost`, and nfe, rounds, parameters, batch, measured_batch, seconds (teacher's, student's and both), memory_gb, bank_gb, device, device_gb; None: unknown, or not even 2 samples fit
-    "What a run will take on this device, from a few iterations of it; nothing is written, the teacher is not touched."
-    if not isinstance(cfg, (SFDConfig, PDConfig)):
-        raise TypeError(f'cfg must be an SFDConfig or a PDConfig, got {cfg!r}')
-    pd = isinstance(cfg, PDConfig)
-    if (shape := shape if pd else cfg.shape) is None:
-        raise ValueError('Progressive Distillation does not know the shape of a sample: pass shape=')
-    start, walks = student or teacher, {}
-    if pd: cfg = cfg.on_table(teacher, start)
-    grid = (cfg.grid(cfg.end_steps), False) if pd else (cfg.grids[1], cfg.afs)
-    device, teacher = device_of(start), frozen_copy(teacher, tuple(shape))
-    one = estimate_training(_trial_maker(teacher, cfg, tuple(shape), student, walks), cfg.batch,
-                            cfg.train_config(cfg.rounds[0]) if pd else cfg.train_config, hardware)
+) -> dict: # `training_cost`, nfe, rounds, seconds, memory_gb, ...; None: unknown, or does not fit
+    """What a run will take on this device, from a few iterations of it.
+
+    Nothing is written, the teacher is not touched. The seconds are the teacher's, the student's
+    and both; None stands where not even 2 samples fit into the memory."""
+    if not isinstance(cfg, Host):
+        raise TypeError(f'cfg must be of a host, such as an SFDConfig or a PDConfig, got {cfg!r}')
+    if (shape := cfg.shape or shape) is None:
+        raise ValueError(f'{cfg.title} does not know the shape of a sample: pass shape=')
+    shape = tuple(shape)
+    start = student or teacher
+    cfg = cfg.suited(teacher, start)
+    device = device_of(start)
+    walks = {}
+    maker = _trial_maker(frozen_copy(teacher, shape), cfg, shape, student, walks)
+    one = estimate_training(maker, cfg.batch, cfg.loop, hardware)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
-    by_teacher = (prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks and cfg.teacher_states == 'global'
-                  else 0.)
-    by_student = None if one['seconds'] is None else one['seconds']*(len(cfg.rounds)*cfg.updates if pd else cfg.steps)
-    return dict(training_cost(cfg), nfe=Student(GaussianDenoiser(0., 1.), *grid, tuple(shape)).nfe,
-                rounds=cfg.rounds if pd else None, parameters=sum(p.numel() for p in start.parameters()),
-                batch=cfg.batch, measured_batch=one['measured_batch'], seconds_teacher=by_teacher,
-                seconds_student=by_student, seconds=None if by_student is None else by_teacher + by_student,
-                memory_gb=one['memory_gb'], bank_gb=None if pd else bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3,
-                device=str(device), device_gb=(device_bytes(device) or 0)/1e9 or None)
+    by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
+    iterations = len(cfg.rounds or [0])*cfg.loop.steps
+    by_student = None if one['seconds'] is None else one['seconds']*iterations
+    banked = cfg.n_trajectories and bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3
+    return dict(cfg.cost, nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe, rounds=cfg.rounds,
+                parameters=sum(p.numel() for p in start.parameters()), batch=cfg.batch,
+                measured_batch=one['measured_batch'], seconds_teacher=by_teacher,
+                seconds_student=by_student,
+                seconds=None if by_student is None else by_teacher + by_student,
+                memory_gb=one['memory_gb'], bank_gb=banked, device=str(device),
+                device_gb=(device_bytes(device) or 0)/1e9 or None)

@@ -5,19 +5,24 @@
 # %% ../../nbs/diffusion/03_samplers.ipynb #0f9347a9
 from __future__ import annotations
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from ..core import Trajectory, Within, check_choice, check_number, check_sigmas, check_state
+from torch import Tensor, nn
+from ..core import (NFECounter, Trajectory, Within, check_choice, check_int, check_number,
+                            check_sigmas, check_state, sample_labels, sample_noise)
 from .denoisers import check_classes
 
 # %% auto #0
 __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'heun_step', 'dpm2_step', 'ipndm_step', 'dpmpp_step',
            'euler', 'heun', 'dpm2', 'ipndm', 'dpmpp_order', 'dpmpp', 'afs_x0', 'check_label', 'SamplerStep',
-           'sampler_steps', 'sample', 'trajectory', 'ddim_step', 'ddpm_step', 'sample_vp', 'clipped', 'thresholded']
+           'sampler_steps', 'sample', 'trajectory', 'ddim_step', 'ddpm_step', 'sample_vp', 'device_of', 'draw_start',
+           'asked_labels', 'Sampler', 'clipped', 'thresholded']
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #0d6c6aaf
 def euler_step(
@@ -346,6 +351,114 @@ def sample_vp(
         if method == 'ddim': z = ddim_step(z, x0_hat, a, b, eta, noise)
         else: z = ddpm_step(z, x0_hat, a, b, noise, 'small' if method == 'ddpm' else 'large')
     return z
+
+# %% ../../nbs/diffusion/03_samplers.ipynb #05581b0f
+def device_of(denoiser: Callable) -> torch.device:
+    "Where a denoiser's parameters are; the CPU for one in closed form."
+    first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
+    return torch.device('cpu') if first is None else first.device
+
+def draw_start(
+    denoiser: Callable, # a teacher or a student
+    shape: Sequence[int], # of one sample
+    seeds: Sequence[int], # one per sample
+    sigma_max: float, # what unit noise is multiplied by
+) -> tuple[Tensor, Tensor | None]: # x [B, *D] on the denoiser's device, labels [B] or None
+    "The start of a trajectory: noise, and for a denoiser with classes a random label."
+    device = device_of(denoiser)
+    n_classes = getattr(denoiser, 'n_classes', 0)
+    label = sample_labels(seeds, n_classes, device) if n_classes else None
+    return sigma_max*sample_noise(seeds, shape, device), label
+
+def asked_labels(
+    label: int | Sequence[int] | Tensor | None, # one class for all, [n] classes, or None
+    n: int, # samples
+    n_classes: int, # that the denoiser knows; 0: none
+) -> Tensor | None: # [n], int64; None: none were asked for
+    "The classes that a caller asks for, checked before any work."
+    if label is None: return None
+    if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
+    try: given = torch.as_tensor(label).cpu()
+    except (TypeError, ValueError, RuntimeError): given = None
+    if given is not None and given.ndim == 0: given = given.expand(n)
+    if given is None or given.dtype != torch.long or given.shape != (n,):
+        what = f'{label!r}' if given is None else f'{given.dtype} of shape {tuple(given.shape)}'
+        raise ValueError(f'label must be one class or {n} of them, whole numbers, got {what}')
+    if not 0 <= int(given.min()) <= int(given.max()) < n_classes:
+        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from '
+                         f'{int(given.min())} to {int(given.max())}')
+    return given
+
+# %% ../../nbs/diffusion/03_samplers.ipynb #8db30989
+@dataclass
+class Sampler:
+    "A denoiser with all that sampling needs: a teacher at many steps, or at few, or a student."
+    denoiser: Callable # D(x, sigma, label) -> x0_hat
+    sigmas: Tensor # [n_steps+1], noise levels, descending; kept in float64
+    afs: bool # is the first step analytic?
+    shape: tuple[int, ...] # of one sample
+    solver: str | Solver = field(default='euler', kw_only=True) # a key of `SOLVERS`, or a solver
+    # seeds -> labels [B]; None: a denoiser with classes has them drawn from the seeds
+    conditions: Callable[[Sequence[int]], Tensor] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        self.sigmas = check_sigmas(self.sigmas)
+
+    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]: # x [B, *D], labels [B]
+        "Scaled noise and labels of some seeds: the same for all that start at one noise level."
+        x, label = draw_start(self.denoiser, self.shape, seeds, float(self.sigmas[0]))
+        return x, label if self.conditions is None else self.conditions(seeds).to(x.device)
+
+    def _starts(self, n: int, seed: int, label, batch: int) -> Iterator[tuple]: # (x, labels)
+        "Batch after batch, with the labels that were asked for."
+        for name, value, low in (('n', n, 1), ('batch', batch, 1), ('seed', seed, 0)):
+            check_int(name, value, low)
+        asked = asked_labels(label, n, getattr(self.denoiser, 'n_classes', 0))
+        for i in range(0, n, batch):
+            x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
+            yield x, drawn if asked is None else asked[i:i + batch].to(x.device)
+
+    def sample(self,
+        n: int, # how many
+        seed: int = 0, # sample i depends on seed + i alone
+        # one class for all, [n] classes, or None: drawn from the seeds
+        label: int | Sequence[int] | Tensor | None = None,
+        batch: int = 256, # at a time; changes speed and memory, and the samples by rounding alone
+    ) -> Tensor: # [n, *D], on the CPU
+        "Generate samples."
+        ends = [sample(self.denoiser, x, self.sigmas, self.solver, self.afs, given).cpu()
+                for x, given in self._starts(n, seed, label, batch)]
+        return torch.cat(ends)
+
+    def trajectory(self,
+        n: int = 1, # how many
+        seed: int = 0, # trajectory i depends on seed + i alone
+        label: int | Sequence[int] | Tensor | None = None, # as for `sample`
+    ) -> Trajectory: # xs [n_steps+1, n, *D]
+        "All states on the way of the samples of these seeds."
+        x, given = next(self._starts(n, seed, label, n))
+        return trajectory(self.denoiser, x, self.sigmas, self.solver, self.afs, given)
+
+    @cached_property
+    def nfe(self) -> int: # network calls a sample costs
+        "Counted, not computed: one sample is drawn behind an `NFECounter`."
+        counter = NFECounter(self.denoiser)
+        x, label = self.start([0])
+        sample(counter, x, self.sigmas, self.solver, self.afs, label)
+        return counter.nfe
+
+    @cached_property
+    def seconds_per_sample(self) -> float: # infinite where not even two fit into the memory
+        "Measured here: batches grow up to 256 samples, until one takes half a second."
+        found = math.inf
+        for n in (2, 8, 32, 128, 256):
+            begin = time.perf_counter()
+            try: self.sample(n)
+            except torch.cuda.OutOfMemoryError: break
+            seconds = time.perf_counter() - begin
+            found = seconds/n
+            if seconds > .5: break
+        return found
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #3c83d5b5
 def clipped(

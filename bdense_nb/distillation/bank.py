@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -21,34 +21,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
-                            sample_labels, sample_noise, save_tensors)
+                            save_tensors)
 from ..diffusion.denoisers import EDMDenoiser, VPDenoiser, check_precision
 from ..diffusion.nets import NETS
-from ..diffusion.samplers import SOLVERS, trajectory
+from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
+                                          trajectory)
 from ..training.checkpoints import checksum, claim_folder, is_main, tensor_bytes
 from ..training.devices import Processes
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['device_of', 'draw_start', 'frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'bank_megabytes',
-           'make_bank']
+__all__ = ['frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'bank_megabytes', 'make_bank', 'device_of',
+           'draw_start']
 
 # %% ../../nbs/distillation/05_bank.ipynb #0cfb65e2
-def device_of(denoiser: Callable) -> torch.device:
-    "Where a denoiser's parameters are; the CPU for one in closed form."
-    first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
-    return torch.device('cpu') if first is None else first.device
-
-def draw_start(
-    denoiser: Callable, # a teacher or a student
-    shape: Sequence[int], # of one sample
-    seeds: Sequence[int], # one per sample
-    sigma_max: float, # what unit noise is multiplied by
-) -> tuple[Tensor, Tensor | None]: # x [B, *D] on the denoiser's device, labels [B] or None
-    "The start of a trajectory: noise, and for a denoiser with classes a random label, both from the sample's own seed."
-    device, n_classes = device_of(denoiser), getattr(denoiser, 'n_classes', 0)
-    label = sample_labels(seeds, n_classes, device) if n_classes else None
-    return sigma_max*sample_noise(seeds, shape, device), label
+_all_ = ['device_of', 'draw_start'] # of `samplers`: where a denoiser is, and the start from a seed
 
 # %% ../../nbs/distillation/05_bank.ipynb #2fb74909
 def frozen_copy(
@@ -57,17 +44,21 @@ def frozen_copy(
 ) -> Callable: # a network: in evaluation mode, without gradients
     "A copy that training cannot change; refused unless it answers samples of this shape with the same shape."
     if not callable(denoiser):
-        raise TypeError(f'the teacher must be a denoiser D(x, sigma, label), got {type(denoiser).__name__}')
+        raise TypeError('the teacher must be a denoiser D(x, sigma, label), got '
+                        f'{type(denoiser).__name__}')
     check_precision(denoiser)
-    if isinstance(denoiser, nn.Module): denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
+    if isinstance(denoiser, nn.Module):
+        denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
     x, label = draw_start(denoiser, shape, [0, 1], 1.)
     try: out = denoiser(x, 1., label)
-    except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
+    except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the '
+                                                             f'teacher: {e}') from e
     except (AttributeError, TypeError) as e:
-        raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, label); wrap a network in EDMDenoiser '
-                        f'or VPDenoiser ({e})') from e
+        raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, label); wrap a '
+                        f'network in EDMDenoiser or VPDenoiser ({e})') from e
     if out.shape != x.shape:
-        raise ValueError(f'shape={shape} does not fit the teacher, which answers with {tuple(out.shape[1:])}')
+        raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
+                         f'{tuple(out.shape[1:])}')
     return denoiser
 
 # %% ../../nbs/distillation/05_bank.ipynb #b34019b7
@@ -78,46 +69,58 @@ def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
 def _hash(denoiser: Callable, above: dict[int, str]) -> str:
     denoiser = getattr(denoiser, '_orig_mod', denoiser) # what torch.compile wraps
     if not hasattr(denoiser, '__dict__') or inspect.isroutine(denoiser):
-        raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a class that keeps its '
-                        f'settings as attributes')
+        raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a '
+                        'class that keeps its settings as attributes')
     above = above | {id(denoiser): type(denoiser).__name__}
     digest = hashlib.sha256(type(denoiser).__name__.encode())
-    if isinstance(denoiser, nn.Module): parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None))
+    if isinstance(denoiser, nn.Module):
+        parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None))
     else: parts = _attributes(denoiser)
     for name, value in parts.items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
             digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
             digest.update(tensor_bytes(value))
-        elif _is_denoiser(value) and id(value) not in above: digest.update(_hash(value, above).encode())
-        else: digest.update(repr(value if _is_plain(value) else _described(value, name, above)).encode())
-    if isinstance(denoiser, nn.Module) and (settings := _settings(denoiser)) != _settings(_as_configured(denoiser)):
-        digest.update(repr(settings).encode()) # what its configuration does not say
+        elif _is_denoiser(value) and id(value) not in above:
+            digest.update(_hash(value, above).encode())
+        else:
+            said = value if _is_plain(value) else _described(value, name, above)
+            digest.update(repr(said).encode())
+    if isinstance(denoiser, nn.Module):
+        settings = _settings(denoiser)
+        told = settings == _settings(_as_configured(denoiser)) # does its configuration say all?
+        if not told: digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]
 
 def _is_denoiser(value) -> bool:
-    return callable(value) and hasattr(value, '__dict__') and not isinstance(value, (partial, type)) \
-        and not inspect.isroutine(value)
+    made = hasattr(value, '__dict__') and not isinstance(value, (partial, type))
+    return callable(value) and made and not inspect.isroutine(value)
 
 def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot be done
     "The same denoiser, made anew from its configuration."
     net = getattr(denoiser, 'net', None)
-    if type(denoiser) not in (EDMDenoiser, VPDenoiser) or type(net) not in NETS.values(): return nn.Module()
+    if type(denoiser) not in (EDMDenoiser, VPDenoiser) or type(net) not in NETS.values():
+        return nn.Module()
     with torch.random.fork_rng(devices=[]), torch.device('cpu'):
         return type(denoiser)(type(net)(**net.config), **denoiser.config)
 
 # %% ../../nbs/distillation/05_bank.ipynb #3e261205
-_WRAPPED = {'_original_forward', '_old_forward'} # what libraries leave in a module whose forward they replace
-_MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile', '_is_accelerate_prepared',
-                         '_hf_hook', '_gradient_checkpointing_func', 'gradient_checkpointing'} # how, not what
-_SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features', 'num_channels',
-          'num_embeddings', 'embedding_dim'} # of torch's own layers: their weights' shapes say the same
+# what libraries leave in a module whose forward they replace
+_WRAPPED = {'_original_forward', '_old_forward'}
+_MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile',
+                         '_is_accelerate_prepared', '_hf_hook', '_gradient_checkpointing_func',
+                         'gradient_checkpointing'} # how, not what
+# of torch's own layers: their weights' shapes say the same
+_SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features',
+          'num_channels', 'num_embeddings', 'embedding_dim'}
 
 def _settings(model: nn.Module) -> list:
     "What changes a module's answers besides its parameters: classes, attributes and buffers that are not stored."
     stored = model.state_dict().keys()
-    rows = [[name, type(m).__name__, {k: _described(v, f'{name}.{k}' if name else k, {id(m): name})
-                                      for k, v in _attributes(m).items()}] for name, m in model.named_modules()]
+    def said(name, m):
+        return {k: _described(v, f'{name}.{k}' if name else k, {id(m): name})
+                for k, v in _attributes(m).items()}
+    rows = [[name, type(m).__name__, said(name, m)] for name, m in model.named_modules()]
     rows += [[name, tuple(b.shape), _sha(b.double() if b.is_floating_point() else b)]
              for name, b in model.named_buffers() if name not in stored]
     return rows
@@ -127,20 +130,23 @@ def _attributes(thing) -> dict: # without those that change no answer
     for kind in type(thing).__mro__:
         names = getattr(kind, '__slots__', ())
         for name in (names,) if isinstance(names, str) else names:
-            if hasattr(thing, name) and not name.startswith('__'): found[name] = getattr(thing, name)
+            if hasattr(thing, name) and not name.startswith('__'):
+                found[name] = getattr(thing, name)
     if isinstance(thing, NFECounter): found['nfe'] = 0
     skip = set(getattr(type(thing), 'hash_ignores', ()))
     if isinstance(thing, nn.Module):
         skip |= _MACHINERY | (_SIZES if type(thing).__module__.startswith('torch.') else set())
         forward = found.get('forward')
-        recomputed = isinstance(forward, partial) and forward.func.__module__ == 'torch.utils.checkpoint'
+        wrapper = forward.func.__module__ if isinstance(forward, partial) else ''
+        recomputed = wrapper == 'torch.utils.checkpoint'
         if recomputed or _WRAPPED & found.keys(): skip.add('forward')
     return {k: v for k, v in found.items() if k not in skip and not isinstance(v, torch.device)}
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype)
 
 def _is_plain(value) -> bool: # does its repr say all?
-    if isinstance(value, dict): return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, dict):
+        return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
     return isinstance(value, _PLAIN) or type(value) in (list, tuple) and all(map(_is_plain, value))
 
 def _sha(t: Tensor) -> str: return hashlib.sha256(tensor_bytes(t)).hexdigest()
@@ -156,19 +162,23 @@ def _described(value, path: str, above: dict[int, str]): # something whose repr 
     if isinstance(value, list): return [inner(v, i) for i, v in enumerate(value)]
     if isinstance(value, (set, frozenset)): return sorted(repr(inner(v, 'entry')) for v in value)
     if isinstance(value, Mapping):
-        own = path.endswith('_internal_dict') # of diffusers: where it was loaded from stands there too
-        return {str(k): inner(v, k) for k, v in value.items() if not (own and str(k).startswith('_'))}
+        # of diffusers: where it was loaded from stands there too
+        own = path.endswith('_internal_dict')
+        return {str(k): inner(v, k) for k, v in value.items()
+                if not (own and str(k).startswith('_'))}
     if isinstance(value, type): return f'{value.__module__}.{value.__qualname__}'
     if isinstance(value, Enum): return f'{type(value).__name__}.{value.name}'
-    if isinstance(value, partial): return [inner(v, name) for name, v in
-                                           (('func', value.func), ('args', value.args), ('keywords', value.keywords))]
+    if isinstance(value, partial):
+        return [inner(getattr(value, name), name) for name in ('func', 'args', 'keywords')]
     if inspect.ismethod(value): return [inner(value.__self__, '__self__'), value.__name__]
     if inspect.isroutine(value): return _described_function(value, path, above)
-    if type(value).__module__ == 'numpy': return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    if type(value).__module__ == 'numpy':
+        return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, nn.Module): return _hash(value, above)
     if type(value).__module__ in ('builtins', '_thread', '_io', '_weakref', 'torch._C'):
-        raise TypeError(f'cannot tell this denoiser from others: its attribute {path} is a {type(value).__name__}, which '
-                        f'cannot be compared; list it in hash_ignores of its class if it changes no answer')
+        raise TypeError(f'cannot tell this denoiser from others: its attribute {path} is a '
+                        f'{type(value).__name__}, which cannot be compared; list it in '
+                        'hash_ignores of its class if it changes no answer')
     return [type(value).__name__, {k: inner(v, k) for k, v in _attributes(value).items()}]
 
 def _described_function(f: Callable, path: str, above: dict[int, str]):
@@ -176,11 +186,13 @@ def _described_function(f: Callable, path: str, above: dict[int, str]):
     name = f'{f.__module__}.{f.__qualname__}'
     code = getattr(f, '__code__', None)
     if code is None or f.__module__ != '__main__' and '<' not in name: return name
-    reads = {n: f.__globals__[n] for n in code.co_names if n in f.__globals__ and not inspect.ismodule(f.__globals__[n])}
+    reads = {n: f.__globals__[n] for n in code.co_names if n in f.__globals__}
+    reads = {n: v for n, v in reads.items() if not inspect.ismodule(v)}
     reads |= {n: cell.cell_contents for n, cell in zip(code.co_freevars, f.__closure__ or ())}
     reads |= dict(defaults=f.__defaults__, keywords=f.__kwdefaults__)
     constants = [c.co_code if inspect.iscode(c) else c for c in code.co_consts]
-    return [name, code.co_code, repr(constants), {n: _described(v, f'{path}.{n}', above) for n, v in reads.items()}]
+    said = {n: _described(v, f'{path}.{n}', above) for n, v in reads.items()}
+    return [name, code.co_code, repr(constants), said]
 
 # %% ../../nbs/distillation/05_bank.ipynb #7b5e1d94
 @dataclass(frozen=True)
@@ -196,6 +208,10 @@ class TrajectoryPlan:
         object.__setattr__(self, 'sigmas', tuple(check_sigmas(self.sigmas).tolist()))
         object.__setattr__(self, 'shape', tuple(self.shape))
 
+    def sampler(self, teacher: Callable) -> Sampler:
+        "The teacher that takes these steps."
+        return Sampler(teacher, self.sigmas, self.afs, self.shape, solver=self.solver)
+
     def walk(self,
         teacher: Callable, # frozen
         seeds: range,
@@ -204,8 +220,9 @@ class TrajectoryPlan:
         x, label = draw_start(teacher, self.shape, seeds, self.sigmas[0])
         traj = trajectory(teacher, x, self.sigmas, self.solver, self.afs, label)
         if not torch.isfinite(traj[-1]).all():
-            raise FloatingPointError(f'the teacher ends in NaN or infinity (among seeds '
-                                     f'{seeds.start}..{seeds.stop - 1}); a student would learn just that')
+            raise FloatingPointError('the teacher ends in NaN or infinity (among seeds '
+                                     f'{seeds.start}..{seeds.stop - 1}); a student would learn '
+                                     'just that')
         return traj, label
 
 # %% ../../nbs/distillation/05_bank.ipynb #e4b00fd6
@@ -215,8 +232,8 @@ def _open_shard(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, 'pt') as f: yield f
     except (SafetensorError, OSError) as e:
-        raise ValueError(f'{path} is damaged or gone ({e}); remove it and make the bank again: only what is '
-                         f'missing is computed') from e
+        raise ValueError(f'{path} is damaged or gone ({e}); remove it and make the bank again: '
+                         'only what is missing is computed') from e
 
 def _header(path: Path, f: safe_open) -> dict:
     try: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
@@ -229,8 +246,8 @@ def _verify(path: Path, f: safe_open) -> None:
     note = _header(path, f)
     expected = note.pop('checksum', None)
     if expected is not None and checksum({k: f.get_tensor(k) for k in f.keys()}, note) != expected:
-        raise ValueError(f'{path} is damaged: its checksum does not fit its numbers; remove it and make the bank again: '
-                         f'only what is missing is computed')
+        raise ValueError(f'{path} is damaged: its checksum does not fit its numbers; remove it and '
+                         'make the bank again: only what is missing is computed')
 
 # %% ../../nbs/distillation/05_bank.ipynb #f642eb3b
 class TrajectoryBank:
@@ -240,7 +257,8 @@ class TrajectoryBank:
         seeds: range, # one per trajectory, consecutive
         teacher: str, # its `denoiser_hash`
         shard: int, # trajectories in each shard
-        shards: list, # each {'xs': [n, n_steps+1, *D], 'labels': [n]} in memory, or the path of such a file
+        # each {'xs': [n, n_steps+1, *D], 'labels': [n]} in memory, or the path of such a file
+        shards: list,
         device: torch.device | str = 'cpu', # where batches go
     ):
         self.plan = plan
@@ -257,17 +275,21 @@ class TrajectoryBank:
 
     def check(self, teacher: Callable, plan: TrajectoryPlan, seeds: range) -> None:
         "Refuse a bank that is not of this run, and say what differs."
-        for name, mine, asked in (('teacher', self.teacher, denoiser_hash(teacher)),
-                                  ('solver', self.plan.solver, plan.solver), ('afs', self.plan.afs, plan.afs),
-                                  ('shape', self.plan.shape, plan.shape), ('sigmas', self.plan.sigmas, plan.sigmas)):
+        mine_of = dict(vars(self.plan), teacher=self.teacher)
+        asked_of = dict(vars(plan), teacher=denoiser_hash(teacher))
+        for name in ('teacher', 'solver', 'afs', 'shape', 'sigmas'):
+            mine = mine_of[name]
+            asked = asked_of[name]
             if mine != asked:
-                raise ValueError(f'this bank was computed with another {name}: {mine} there, {asked} asked for')
+                raise ValueError(f'this bank was computed with another {name}: {mine} there, '
+                                 f'{asked} asked for')
         self._check_seeds(seeds)
 
     def _check_seeds(self, seeds: range) -> None:
-        if not seeds or seeds.step != 1 or seeds.start < self.seeds.start or seeds.stop > self.seeds.stop:
-            raise ValueError(f'this bank holds the trajectories of seeds {self.seeds.start}..{self.seeds.stop - 1}, '
-                             f'asked for {seeds}')
+        inside = seeds and self.seeds.start <= seeds.start and seeds.stop <= self.seeds.stop
+        if not inside or seeds.step != 1:
+            raise ValueError('this bank holds the trajectories of seeds '
+                             f'{self.seeds.start}..{self.seeds.stop - 1}, asked for {seeds}')
 
     def _read(self, i: int, rows: slice) -> dict[str, Tensor]:
         path = self.shards[i]
@@ -285,19 +307,22 @@ class TrajectoryBank:
         first, last = seeds.start - self.seeds.start, seeds.stop - self.seeds.start
         parts = [self._read(i, slice(max(first - i*self.shard, 0), last - i*self.shard))
                  for i in range(first//self.shard, -(-last//self.shard))]
-        whole = {k: torch.cat([p[k] for p in parts]).to(self.device) if len(parts) > 1 else parts[0][k].to(self.device)
-                 for k in parts[0]}
-        return (Trajectory(torch.tensor(self.plan.sigmas, dtype=torch.float64), whole['xs'].transpose(0, 1)),
-                whole.get('labels'))
+        whole = parts[0]
+        if len(parts) > 1: whole = {k: torch.cat([p[k] for p in parts]) for k in whole}
+        whole = {k: v.to(self.device) for k, v in whole.items()}
+        sigmas = torch.tensor(self.plan.sigmas, dtype=torch.float64)
+        return Trajectory(sigmas, whole['xs'].transpose(0, 1)), whole.get('labels')
 
 # %% ../../nbs/distillation/05_bank.ipynb #f60b1093
 def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
     "One shard, in memory."
     parts = [plan.walk(teacher, seeds[i:i + batch]) for i in range(0, len(seeds), batch)]
     tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
-    return tensors if parts[0][1] is None else dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
+    if parts[0][1] is None: return tensors
+    return dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
 
-def _path(folder: Path | str, i: int) -> Path: return Path(folder)/f'trajectories-{i:05d}.safetensors'
+def _path(folder: Path | str, i: int) -> Path:
+    return Path(folder)/f'trajectories-{i:05d}.safetensors'
 
 def bank_megabytes(
     plan: TrajectoryPlan,
@@ -311,25 +336,30 @@ def make_bank(
     teacher: Callable, # frozen
     plan: TrajectoryPlan,
     seeds: range, # one per trajectory, consecutive; a multiple of `batch`
-    batch: int = 128, # trajectories at a time: use the batch of the runs to come, then they round alike
-    folder: Path | str | None = None, # keep them on disk; a bank found there is completed and used, or refused. None: in memory
+    # trajectories at a time: use the batch of the runs to come, then they round alike
+    batch: int = 128,
+    # keep them on disk; a bank found there is completed and used, or refused. None: in memory
+    folder: Path | str | None = None,
     show: bool = True, # size and progress bar
 ) -> TrajectoryBank:
     "Compute the teacher's trajectories once, for every run with the same teacher, plan and seeds; several processes divide them."
     check_int('batch', batch, 1)
     if not seeds or len(seeds) % batch or seeds.step != 1:
-        raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got {seeds}')
+        raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got '
+                         f'{seeds}')
     shard = batch*max(1024//batch, 1)
     n = -(-len(seeds)//shard)
     bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher))
     peers = Processes(bank.device) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
     with contextlib.ExitStack() as held:
-        files = None if folder is None else _Files(Path(folder), bank, batch, bool(getattr(teacher, 'n_classes', 0)))
+        classes = bool(getattr(teacher, 'n_classes', 0))
+        files = None if folder is None else _Files(Path(folder), bank, batch, classes)
         if files is not None: files.take_over(held, peers)
         todo = [i for i, there in enumerate(bank.shards) if there is None]
         if show and is_main(): print(_announcement(bank, folder, len(todo)))
         mine = todo if peers is None else todo[peers.rank::peers.world]
-        for j in progress(len(mine), 'teacher trajectories', show=show and bool(mine) and is_main()):
+        shown = show and bool(mine) and is_main()
+        for j in progress(len(mine), 'teacher trajectories', show=shown):
             i = mine[j]
             tensors = _walk(teacher, plan, bank.span(i), batch)
             bank.shards[i] = tensors if files is None else files.write(i, tensors)
@@ -339,11 +369,13 @@ def make_bank(
 def _announcement(bank: TrajectoryBank, folder: Path | str | None, todo: int) -> str:
     where = 'memory' if folder is None else f'disk in {folder}'
     return (f'teacher trajectories: {len(bank.seeds)} x {len(bank.plan.sigmas)} states, '
-            f'{bank_megabytes(bank.plan, len(bank.seeds)):.1f} MB of {where}; {todo} of {len(bank.shards)} shards to '
-            f'compute, {2*bank_megabytes(bank.plan, min(bank.shard, len(bank.seeds))):.1f} MB of memory for a shard '
-            f'meanwhile')
+            f'{bank_megabytes(bank.plan, len(bank.seeds)):.1f} MB of {where}; {todo} of '
+            f'{len(bank.shards)} shards to compute, '
+            f'{2*bank_megabytes(bank.plan, min(bank.shard, len(bank.seeds))):.1f} MB of memory for '
+            'a shard meanwhile')
 
-def _exchange(bank: TrajectoryBank, todo: list[int], peers: Processes, path: Callable[[int], Path] | None) -> None:
+def _exchange(bank: TrajectoryBank, todo: list[int], peers: Processes,
+              path: Callable[[int], Path] | None) -> None:
     "Every process waits for the others, and gets what they computed."
     import torch.distributed as dist
     peers.wait()
@@ -352,9 +384,11 @@ def _exchange(bank: TrajectoryBank, todo: list[int], peers: Processes, path: Cal
             bank.shards[i] = path(i)
             continue
         owner = j % peers.world
-        kinds = [None if bank.shards[i] is None else {k: (v.shape, v.dtype) for k, v in bank.shards[i].items()}]
+        mine = bank.shards[i]
+        kinds = [mine and {k: (v.shape, v.dtype) for k, v in mine.items()}]
         dist.broadcast_object_list(kinds, owner)
-        held = bank.shards[i] or {k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in kinds[0].items()}
+        held = mine or {k: torch.empty(shape, dtype=dtype)
+                        for k, (shape, dtype) in kinds[0].items()}
         bank.shards[i] = {}
         for k, v in held.items():
             sent = v.to(peers.device)
@@ -369,14 +403,18 @@ class _Files:
         self.folder = folder
         self.bank = bank
         self.labels = labels
-        self.note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver, afs=plan.afs,
-                         shape=list(plan.shape), batch=batch, seeds=[bank.seeds.start, bank.seeds.stop])
+        self.note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver,
+                         afs=plan.afs, shape=list(plan.shape), batch=batch,
+                         seeds=[bank.seeds.start, bank.seeds.stop])
 
     def path(self, i: int) -> Path: return _path(self.folder, i)
 
-    def missing(self) -> list[int]: return [i for i in range(len(self.bank.shards)) if not self.path(i).is_file()]
+    def missing(self) -> list[int]:
+        return [i for i in range(len(self.bank.shards)) if not self.path(i).is_file()]
 
-    def header(self, i: int) -> dict: return dict(self.note, rows=[self.bank.span(i).start, self.bank.span(i).stop])
+    def header(self, i: int) -> dict:
+        span = self.bank.span(i)
+        return dict(self.note, rows=[span.start, span.stop])
 
     def take_over(self, held: contextlib.ExitStack, peers: Processes | None) -> None:
         "Use the shards that are there; if some are missing, the first process holds the folder while they are written."
@@ -397,7 +435,8 @@ class _Files:
     def check_disk(self) -> None:
         need = sum(bank_megabytes(self.bank.plan, len(self.bank.span(i))) for i in self.missing())
         free = shutil.disk_usage(self.folder).free/1e6
-        if need > free: raise OSError(f'{self.folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
+        if need > free:
+            raise OSError(f'{self.folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
 
     def check_shard(self, i: int) -> None:
         "Refuse a file that is not whole, or not this shard of this bank; its header tells."
@@ -409,9 +448,9 @@ class _Files:
             got = {k: f.get_slice(k).get_shape() for k in f.keys()}
         theirs.pop('checksum', None)
         if theirs != self.header(i) or got != shapes:
-            raise ValueError(f'{self.path(i)} is no part of this bank: it holds {got} of seeds {theirs.get("rows")}, '
-                             f'expected {shapes} of seeds {self.header(i)["rows"]} and the same teacher and plan; remove '
-                             f'it')
+            raise ValueError(f'{self.path(i)} is no part of this bank: it holds {got} of seeds '
+                             f'{theirs.get("rows")}, expected {shapes} of seeds '
+                             f'{self.header(i)["rows"]} and the same teacher and plan; remove it')
 
     def write(self, i: int, tensors: dict[str, Tensor]) -> Path:
         header = self.header(i)

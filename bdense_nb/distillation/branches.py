@@ -28,23 +28,27 @@ def _resized(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module
     return new
 
 # %% ../../nbs/distillation/02_branches.ipynb #cb453d0d
-_NO_ROWS = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NO_ROWS = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d,
+            nn.ConvTranspose3d)
 
 def has_rows(layer: nn.Module) -> bool:
     "Is each output of this layer made by one row of its `weight`, from all inputs?"
-    weight = layer._parameters.get('weight') # a parameter of its own, not one that is computed from others
+    # a parameter of its own, not one that is computed from others
+    weight = layer._parameters.get('weight')
     grouped = getattr(layer, 'groups', 1) != 1
-    return weight is not None and weight.ndim > 1 and not grouped and not isinstance(layer, _NO_ROWS)
+    rows = weight is not None and weight.ndim > 1
+    return rows and not grouped and not isinstance(layer, _NO_ROWS)
 
 def widen(
-    layer: nn.Module, # linear, a convolution without groups, or any other for which `has_rows` holds
+    # linear, a convolution without groups, or any other for which `has_rows` holds
+    layer: nn.Module,
     K: int, # at least 1
 ) -> nn.Module: # [K*R, ...] rows: branch after branch, each a copy of the layer
     "Tile a layer's output K times, branch-major."
     check_int('K', K, 1)
     if not has_rows(layer):
-        raise TypeError(f'only a layer whose weight has one row for each output can be widened, such as a linear '
-                        f'layer or a convolution without groups, got {layer}')
+        raise TypeError('only a layer whose weight has one row for each output can be widened, '
+                        f'such as a linear layer or a convolution without groups, got {layer}')
     tile = lambda p: None if p is None else p.repeat(K, *[1]*(p.ndim - 1))
     return _resized(layer, tile(layer.weight), tile(getattr(layer, 'bias', None)))
 
@@ -64,7 +68,8 @@ def narrow(
     "Keep the endpoint branch of a widened layer."
     check_int('K', K, 1)
     if len(layer.weight) % K:
-        raise ValueError(f'a layer with {len(layer.weight)} rows of output does not hold K={K} branches')
+        raise ValueError(f'a layer with {len(layer.weight)} rows of output does not hold K={K} '
+                         'branches')
     return _rows(layer, K, K - 1)
 
 # %% ../../nbs/distillation/02_branches.ipynb #0a18c099
@@ -75,16 +80,19 @@ class BranchesToBatch:
     ): self.K = K
 
     def __call__(self, layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
-        if layer.weight.ndim == 2: # linear: rows are the last axis, whatever lies between it and the batch
+        # linear: rows are the last axis, whatever lies between it and the batch
+        if layer.weight.ndim == 2:
             return out.unflatten(-1, (self.K, -1)).movedim(-2, 1).flatten(0, 1)
         return out.unflatten(1, (self.K, -1)).flatten(0, 1)
 
 class BranchedDenoiser(nn.Module):
     "A denoiser whose network predicts K clean estimates at once; `branch` makes one."
     def __init__(self,
-        denoiser: NetDenoiser, # its output layer is K-fold wide and has a `BranchesToBatch`, if K > 1
+        # its output layer is K-fold wide and has a `BranchesToBatch`, if K > 1
+        denoiser: NetDenoiser,
         K: int, # number of branches
-        layer: str | None = 'out', # name of the output layer inside `denoiser.net`; None: there is one branch
+        # name of the output layer inside `denoiser.net`; None: there is one branch
+        layer: str | None = 'out',
     ):
         super().__init__()
         self.denoiser = denoiser
@@ -104,10 +112,13 @@ class BranchedDenoiser(nn.Module):
 
 # %% ../../nbs/distillation/02_branches.ipynb #ac1fcb09
 def branch(
-    denoiser: NetDenoiser, # the teacher, or the network that a student starts from; it is copied, not touched
+    # the teacher, or the network that a student starts from; it is copied, not touched
+    denoiser: NetDenoiser,
     K: int, # number of branches, at least 1
-    layer: str | None = None, # name of the output layer inside `denoiser.net`; None: found by `output_layer`
-    shape: tuple[int, ...] | None = None, # of one sample; None: what the network itself says, see `sample_shape`
+    # name of the output layer inside `denoiser.net`; None: found by `output_layer`
+    layer: str | None = None,
+    # of one sample; None: what the network itself says, see `sample_shape`
+    shape: tuple[int, ...] | None = None,
 ) -> BranchedDenoiser: # on the teacher's device; every branch starts as the teacher
     "Copy a network and widen its output layer K-fold; what was trainable stays so, and if nothing was, all is."
     if not isinstance(denoiser, NetDenoiser):
@@ -124,8 +135,8 @@ def branch(
     wide = widen(old, K)
     wide.register_forward_hook(BranchesToBatch(K))
     if not old.weight.requires_grad:
-        warnings.warn(f'the output layer {layer!r} is frozen, so all K={K} branches will stay equal: make it '
-                      f'trainable, or take K=1', stacklevel=2)
+        warnings.warn(f'the output layer {layer!r} is frozen, so all K={K} branches will stay '
+                      'equal: make it trainable, or take K=1', stacklevel=2)
     _replace(student.net, layer, wide)
     branched = BranchedDenoiser(student, K, layer)
     _check_branches(branched, _known_shape(student, shape))
@@ -134,8 +145,8 @@ def branch(
 def _layer(net: nn.Module, name: str) -> nn.Module:
     try: return net.get_submodule(name)
     except AttributeError:
-        raise ValueError(f'{type(net).__name__} has no layer {name!r}; pass layer= the name of its output layer, one '
-                         f'of: {", ".join(_candidates(net))}') from None
+        raise ValueError(f'{type(net).__name__} has no layer {name!r}; pass layer= the name of its '
+                         f'output layer, one of: {", ".join(_candidates(net))}') from None
 
 def _candidates(net: nn.Module) -> list[str]: # in the order in which the network registered them
     return [name for name, m in net.named_modules() if has_rows(m)]
@@ -147,22 +158,25 @@ def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
 # %% ../../nbs/distillation/02_branches.ipynb #9cb97dc7
 def output_layer(
     denoiser: NetDenoiser,
-    shape: tuple[int, ...] | None = None, # of one sample; None: what the network itself says, see `sample_shape`
+    # of one sample; None: what the network itself says, see `sample_shape`
+    shape: tuple[int, ...] | None = None,
 ) -> str: # inside `denoiser.net`
     "Find the layer that writes a network's output: of those that can be widened, the last that a call reaches."
     names = _candidates(denoiser.net)
     if not names:
-        raise ValueError(f'{type(denoiser.net).__name__} has no layer that can be widened, which takes a weight with '
-                         f'one row for each output (a linear layer, a convolution without groups); take K=1')
+        raise ValueError(f'{type(denoiser.net).__name__} has no layer that can be widened, which '
+                         'takes a weight with one row for each output (a linear layer, a '
+                         'convolution without groups); take K=1')
     called = []
     layers = {name: denoiser.net.get_submodule(name) for name in names}
-    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in layers.items()]
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name))
+             for name, m in layers.items()]
     try: _fitting_call(denoiser, _known_shape(denoiser, shape))
     finally:
         for hook in hooks: hook.remove()
     if called: return called[-1]
-    raise ValueError(f'{type(denoiser.net).__name__} calls none of its layers that can be widened; pass layer= the '
-                     f'name of its output layer, one of: {", ".join(names)}')
+    raise ValueError(f'{type(denoiser.net).__name__} calls none of its layers that can be widened; '
+                     f'pass layer= the name of its output layer, one of: {", ".join(names)}')
 
 def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it does not say
     "A shape of samples that a network takes, as our networks, those of diffusers and EDM's say it."
@@ -178,15 +192,18 @@ def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it do
 def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     known = tuple(shape or sample_shape(denoiser) or ())
     if known: return known
-    raise ValueError(f'{type(denoiser.net).__name__} does not say what samples it takes; pass shape= the shape of one, '
-                     f'with which the output layer is found and the branches are tested')
+    raise ValueError(f'{type(denoiser.net).__name__} does not say what samples it takes; pass '
+                     'shape= the shape of one, with which the output layer is found and the '
+                     'branches are tested')
 
 # %% ../../nbs/distillation/02_branches.ipynb #30417b4a
-def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor: # [2, *D], or [2*K, *D] with branches
+# [2, *D], or [2*K, *D] with branches
+def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     "What the network says of two different samples, with different noise levels and classes."
     first = next(denoiser.parameters())
     x = 1.5*sample_noise([0, 1], shape).to(first)
-    label = torch.tensor([0, denoiser.n_classes - 1], device=x.device) if denoiser.n_classes else None
+    n = denoiser.n_classes
+    label = torch.tensor([0, n - 1], device=x.device) if n else None
     with undisturbed(denoiser): return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), label)
 
 def _moved_apart(wide: nn.Module) -> nn.Module:
@@ -208,23 +225,30 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
             alone.append(_fitting_call(denoiser, shape))
         _replace(denoiser.net, layer, apart)
         try: reason = _difference(_call(denoiser, shape), torch.stack(alone, 1), layer)
-        except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}' # whatever a foreign network raises
+        # whatever a foreign network raises
+        except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}'
     finally: _replace(denoiser.net, layer, wide)
     if reason:
-        raise ValueError(f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer {layer!r}: {reason}. '
-                         f'Behind this layer the branches of a sample are samples of their own, so each sample must be '
-                         f'treated alone and without other tensors of the batch (a skip connection, a scale from the '
-                         f'noise level); pass layer= another layer, or take K=1')
+        raise ValueError(f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer '
+                         f'{layer!r}: {reason}. Behind this layer the branches of a sample are '
+                         'samples of their own, so each sample must be treated alone and without '
+                         'other tensors of the batch (a skip connection, a scale from the noise '
+                         'level); pass layer= another layer, or take K=1')
 
 def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."
-    if not alone.isfinite().all(): return 'it answers with NaN or infinity, so nothing can be compared'
+    if not alone.isfinite().all():
+        return 'it answers with NaN or infinity, so nothing can be compared'
     size = (alone - alone.mean(1, keepdim=True)).abs().max()
     if size == 0: return 'the answer does not depend on it'
     if many.shape != alone.flatten(0, 1).shape:
-        return f'it answers with shape {list(many.shape)} instead of {list(alone.flatten(0, 1).shape)}'
-    gap = ((many.unflatten(0, (len(alone), -1)) - alone).abs().flatten(2).amax((0, 2))/size).tolist()
-    return '' if max(gap) < .02 else f'branch {gap.index(max(gap)) + 1} does not answer as the network does that has its head alone'
+        want = list(alone.flatten(0, 1).shape)
+        return f'it answers with shape {list(many.shape)} instead of {want}'
+    apart = (many.unflatten(0, (len(alone), -1)) - alone).abs()
+    gap = (apart.flatten(2).amax((0, 2))/size).tolist()
+    if max(gap) < .02: return ''
+    k = gap.index(max(gap)) + 1
+    return f'branch {k} does not answer as the network does that has its head alone'
 
 def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     "The same; where it fails, the shape is to blame."
@@ -241,5 +265,6 @@ def fold(
         raise TypeError(f'fold needs a branched student, got {type(student).__name__}')
     plain = copy.deepcopy(student.denoiser)
     if student.K > 1:
-        _replace(plain.net, student.layer, narrow(plain.net.get_submodule(student.layer), student.K))
+        wide = plain.net.get_submodule(student.layer)
+        _replace(plain.net, student.layer, narrow(wide, student.K))
     return plain.requires_grad_(False).eval()

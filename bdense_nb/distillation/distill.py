@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from ..core import NFECounter, check_choice
-from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser
-from ..diffusion.schedules import nested_sigmas
+from ..core import check_choice
+from ..diffusion.denoisers import NetDenoiser
 from .bank import TrajectoryBank, TrajectoryPlan
 from .progressive import PDConfig, progressive, progressive_rounds
 from .sfd import SFDConfig, sfd, sfd_step, teacher_bank
-from .students import Student, VariableStudent, load_student
+from .students import Host, Student, VariableStudent, load_student
 from .variable import SFDVConfig, second_stage, sfd_variable
 from ..training.config import Hardware
 
@@ -25,37 +24,37 @@ __all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'config_of', 'referenc
            'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #781c9f54
-_all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student', 'progressive',
-         'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+_all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student',
+         'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #4ac85c2f
-HOSTS = {'sfd': SFDConfig, 'sfd-v': SFDVConfig, 'pd': PDConfig}
+HOSTS = {cfg.host: cfg for cfg in (SFDConfig, SFDVConfig, PDConfig)}
 
 def check_config(cfg) -> None:
     "Raise unless it is the configuration of a host."
-    if not isinstance(cfg, tuple(HOSTS.values())):
-        raise TypeError(f'cfg must be one of: {", ".join(c.__name__ for c in HOSTS.values())}, got {cfg!r}')
+    if not isinstance(cfg, Host):
+        raise TypeError(f'cfg must be one of: {", ".join(c.__name__ for c in HOSTS.values())}, got '
+                        f'{cfg!r}')
 
 def distill(
     teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: SFDConfig | SFDVConfig | PDConfig, # decides the host
+    cfg: Host, # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
     data: Tensor | None = None, # [N, *D], clean; Progressive Distillation needs it, SFD does not
     labels: Tensor | None = None, # [N], int64
-    bank: TrajectoryBank | dict[int, TrajectoryBank] | None = None, # SFD's teacher trajectories, from `teacher_bank`; for SFD-v one for each number of calls
+    # SFD's teacher trajectories, from `teacher_bank`; for SFD-v one for each number of calls
+    bank: TrajectoryBank | dict[int, TrajectoryBank] | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
+    # where the student starts; None: as a copy of the teacher, which is then a network
+    student: NetDenoiser | None = None,
     *,
     hardware: Hardware = Hardware(), # how the numbers are computed
     hooks: Sequence = (), # see `loop.fit`
 ) -> Student | VariableStudent:
     "Distil by the host that the configuration belongs to."
     check_config(cfg)
-    run = dict(folder=folder, show=show, student=student, hardware=hardware, hooks=hooks)
-    if isinstance(cfg, SFDConfig): return sfd(teacher, cfg, bank, **run)
-    if isinstance(cfg, SFDVConfig): return sfd_variable(teacher, cfg, banks=bank, **run)
-    if data is None: raise ValueError('Progressive Distillation noises real data: pass data=')
-    return progressive(teacher, data, cfg, labels, **run)
+    return cfg.run(teacher, data, labels, bank, folder, show, student, hardware=hardware,
+                   hooks=hooks)
 
 def config_of(
     about: dict, # a student's `.about`
@@ -63,41 +62,37 @@ def config_of(
     "The configuration that a student was made with."
     check_choice('host', about.get('host'), HOSTS)
     cfg = HOSTS[about['host']](**about['config'])
-    return cfg.at(about['nfe']) if 'nfe' in about and isinstance(cfg, SFDVConfig) else cfg
+    return cfg.each[about['nfe']] if 'nfe' in about else cfg
 
 # %% ../../nbs/distillation/10_distill.ipynb #77690df5
 def reference_plan(
-    cfg: SFDConfig | PDConfig,
+    cfg: Host,
     shape: tuple[int, ...], # of one sample
 ) -> TrajectoryPlan:
     "The teacher at many steps, which a student is measured against."
-    if isinstance(cfg, PDConfig): return cfg.plan(shape)
-    if cfg.teacher_afs: return cfg.plan # a teacher that is itself a student of few steps knows no others
-    fine = nested_sigmas(cfg.n_steps, 2*cfg.substeps, cfg.schedule, cfg.sigma_min, cfg.sigma_max)[0]
-    return TrajectoryPlan(tuple(fine.tolist()), cfg.solver, shape, cfg.teacher_afs)
+    return cfg.reference(shape)
 
 # %% ../../nbs/distillation/10_distill.ipynb #5192b1b2
 def training_cost(
-    cfg: SFDConfig | PDConfig,
-) -> dict[str, int]: # updates; samples through the teacher; samples through the student, forward and backward
-    "What a run costs, in optimiser updates and in samples sent through the networks (SFD: each teacher trajectory walked once)."
-    if isinstance(cfg, PDConfig):
-        seen = len(cfg.rounds)*cfg.updates*cfg.batch
-        return dict(updates=len(cfg.rounds)*cfg.updates, teacher=cfg.substeps*seen, student=seen)
-    counter, student = (NFECounter(GaussianDenoiser(0., 1.)),
-                        lambda x, sigma, label: x[:, None].expand(-1, cfg.K, *x.shape[1:]))
-    for _ in sfd_step(counter, cfg)(student, 0): pass # one iteration
-    walks = cfg.n_trajectories if cfg.teacher_states == 'global' else cfg.steps*cfg.batch # local states depend on the student, so nothing can be kept
-    return dict(updates=cfg.nfe*cfg.steps, teacher=counter.nfe*walks, student=cfg.nfe*cfg.steps*cfg.batch)
+    cfg: Host,
+) -> dict[str, int]: # updates; samples through the teacher; through the student, both ways
+    "What a run costs, in optimiser updates and in samples sent through the networks."
+    return cfg.cost
 
 # %% ../../nbs/distillation/10_distill.ipynb #57bca18f
 PRESETS: dict[str, SFDConfig | PDConfig] = {
-    'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'), # the budget of `make demo`
-    'fashion_mnist': SFDConfig(steps=512, batch=128, pool=8192, lr=5e-4, lr_schedule='cosine'), # ten times as much
-    'fashion_mnist_pd': PDConfig(start_steps=64, updates=100, batch=64), # down to one step; the run of the notebook on Progressive Distillation
-    'cifar10-sfd': SFDConfig(shape=(3, 32, 32)), # the host's own settings for EDM teachers: 200,000 trajectories
-    'imagenet64-sfd': SFDConfig(shape=(3, 64, 64)), # the same; the host does not publish its learning rate for these images
-    'cifar10-pd': PDConfig(start_steps=1024, end_steps=128, schedule='vp_linear', snr_weight='snr'), # the paper's ladder for a DDPM teacher: 1024, 512, 256, 128
+    # the budget of `make demo`
+    'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'),
+    # ten times as much
+    'fashion_mnist': SFDConfig(steps=512, batch=128, pool=8192, lr=5e-4, lr_schedule='cosine'),
+    # down to one step; the run of the notebook on Progressive Distillation
+    'fashion_mnist_pd': PDConfig(start_steps=64, updates=100, batch=64),
+    # the host's own settings for EDM teachers: 200,000 trajectories
+    'cifar10-sfd': SFDConfig(shape=(3, 32, 32)),
+    # the same; the host does not publish its learning rate for these images
+    'imagenet64-sfd': SFDConfig(shape=(3, 64, 64)),
+    # the paper's ladder for a DDPM teacher: 1024, 512, 256, 128
+    'cifar10-pd': PDConfig(start_steps=1024, end_steps=128, schedule='vp_linear', snr_weight='snr'),
 }
 
 def preset(

@@ -33,9 +33,11 @@ def branch_weights(
             raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K '
                              f'numbers, got {kind!r}') from None
         if w.shape != (K,):
-            raise ValueError(f'branch weights need one number for each of the K={K} branches, got {kind!r}')
+            raise ValueError(f'branch weights need one number for each of the K={K} branches, got '
+                             f'{kind!r}')
         if not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0:
-            raise ValueError(f'branch weights must be finite, non-negative and not all zero, got {kind!r}')
+            raise ValueError('branch weights must be finite, non-negative and not all zero, got '
+                             f'{kind!r}')
     return w/w.sum()
 
 # %% ../../nbs/distillation/04_losses.ipynb #1cb69492
@@ -45,11 +47,13 @@ def scheduled_weights(
     done: float, # share of training that is done, in [0, 1]
 ) -> Tensor: # [K], sums to 1
     "Branch weights on their straight way from one set to another."
-    if not 0 <= done <= 1: raise ValueError(f'done must be the share of training that is done, in [0, 1], got {done!r}')
+    if not 0 <= done <= 1:
+        raise ValueError('done must be the share of training that is done, in [0, 1], got '
+                         f'{done!r}')
     if end is None: return start
     if end.shape != start.shape:
-        raise ValueError(f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got '
-                         f'{tuple(end.shape)}')
+        raise ValueError('the weights at the end must be as many as at the start, '
+                         f'{tuple(start.shape)}, got {tuple(end.shape)}')
     return torch.lerp(start, end, done)
 
 # %% ../../nbs/distillation/04_losses.ipynb #2782b5e6
@@ -67,21 +71,22 @@ def dense_alignment_loss(
     "Distance summed over pixels, averaged over the batch, weighted over the branches."
     check_choice('norm', norm, NORMS)
     if pred.shape != target.shape or pred.ndim < 3:
-        raise ValueError(f'pred and target must have the same shape [B, K, *D], got {tuple(pred.shape)} and '
-                         f'{tuple(target.shape)}')
+        raise ValueError('pred and target must have the same shape [B, K, *D], got '
+                         f'{tuple(pred.shape)} and {tuple(target.shape)}')
     if not isinstance(weights, Tensor):
-        raise TypeError(f'weights must be a tensor, as `branch_weights` gives it, got {type(weights).__name__}')
+        raise TypeError('weights must be a tensor, as `branch_weights` gives it, got '
+                        f'{type(weights).__name__}')
     if weights.shape != pred.shape[1:2]:
-        raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, got shape '
-                         f'{tuple(weights.shape)}')
+        raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, '
+                         f'got shape {tuple(weights.shape)}')
     distance = NORMS[norm](pred, target).flatten(2).sum(2)
     if sample_weights is not None:
         if not isinstance(sample_weights, Tensor):
             raise TypeError(f'sample_weights must be a tensor, as `snr_weight` gives it, got '
                             f'{type(sample_weights).__name__}')
         if sample_weights.shape != pred.shape[:1]:
-            raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} samples, got shape '
-                             f'{tuple(sample_weights.shape)}')
+            raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} '
+                             f'samples, got shape {tuple(sample_weights.shape)}')
         distance = distance*sample_weights.to(distance)[:, None]
     per_branch = distance.mean(0)
     return per_branch @ weights.to(per_branch)
@@ -95,6 +100,10 @@ def snr_weight(
 ) -> Tensor: # [B], in the dtype of sigma
     "Weight of a squared error in the clean estimate: truncated SNR, 1, SNR (an error in eps), or SNR + 1 (an error in v)."
     check_choice('SNR weight', kind, SNR_WEIGHTS)
-    if sigma.device.type == 'cpu' and not (sigma > 0).all(): raise ValueError(f'noise levels of inputs must be above 0, got {sigma.tolist()}') # on a GPU this would wait
+    if sigma.device.type == 'cpu' and not (sigma > 0).all():
+        raise ValueError('noise levels of inputs must be above 0, got '
+                         f'{sigma.tolist()}') # on a GPU this would wait
     snr = 1/sigma**2
-    return {'trunc': snr.clamp(min=1.), 'const': torch.ones_like(snr), 'snr': snr, 'snr+1': snr + 1}[kind]
+    kinds = {'trunc': snr.clamp(min=1.), 'const': torch.ones_like(snr), 'snr': snr,
+             'snr+1': snr + 1}
+    return kinds[kind]

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
                             check_int, check_sigmas, patch, validate)
 from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_top
+from ..diffusion.samplers import Sampler, device_of
 from ..diffusion.schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar,
                                            make_sigmas, sigma_from_alpha_bar, strided_nodes)
-from .bank import TrajectoryPlan, denoiser_hash, device_of, frozen_copy
+from .bank import TrajectoryPlan, denoiser_hash
 from .branches import BranchedDenoiser, fold
 from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
                                            dense_alignment_loss, scheduled_weights, snr_weight)
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
-from .students import (Student, branched_student, check_own_samples,
+from .students import (Host, Student, starting_run, branched_student,
                                              claim_run, kept, starting_network, train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
@@ -40,14 +41,16 @@ VP_TABLES = {'vp_linear': linear_alpha_bar, 'vp_cosine': cosine_alpha_bar}
 
 def progressive_sigmas(
     n_steps: int, # of the first teacher
-    schedule: str = 'pd_cosine', # a key of `schedules.SCHEDULES`, or of `VP_TABLES`: a DDPM network's own levels
+    # a key of `schedules.SCHEDULES`, or of `VP_TABLES`: a DDPM network's own levels
+    schedule: str = 'pd_cosine',
     levels: int = 1024, # length of a DDPM table
     sigma_min: float = .002, # lowest level of the other schedules, which then counts as clean
     sigma_max: float = 80., # their highest level
 ) -> Tensor: # [n_steps+1], float64, descending, ends in 0
     "The first teacher's grid; every later one is a slice of it. The last step goes to 0, so it returns the clean estimate itself."
     check_choice('schedule', schedule, [*SCHEDULES, *VP_TABLES])
-    if schedule in VP_TABLES: return sigma_from_alpha_bar(strided_nodes(VP_TABLES[schedule](levels), n_steps)[0])
+    if schedule in VP_TABLES:
+        return sigma_from_alpha_bar(strided_nodes(VP_TABLES[schedule](levels), n_steps)[0])
     sigmas = make_sigmas(schedule, n_steps, sigma_min, sigma_max)
     sigmas[-1] = 0.
     return sigmas
@@ -58,46 +61,67 @@ PD_TARGETS = ('x0', 'state', 'raw_x0')
 HEADS = ('tile', 'carry')
 
 @dataclass(frozen=True)
-class PDConfig:
+class PDConfig(Host):
     "Progressive Distillation (Salimans & Ho 2022) with K branches; K = 1 is the host itself."
     start_steps: Annotated[int, Within(at_least=2, at_most=2**20)] = 128 # of the first teacher
-    end_steps: AtLeast1 = 1 # of the last student; start_steps is end_steps times a power of substeps
-    substeps: Annotated[int, Within(at_least=2)] = 2 # teacher steps inside one student step: what the number of steps is divided by each round
+    # of the last student; start_steps is end_steps times a power of substeps
+    end_steps: AtLeast1 = 1
+    # teacher steps inside one student step: what the number of steps is divided by each round
+    substeps: Annotated[int, Within(at_least=2)] = 2
     K: AtLeast1 = 2 # branches; divides substeps; 1 is the host itself
-    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear' # of the branches: growing, equal, all on the endpoint, or K numbers
-    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None # where the weights have moved to when a round ends; None: they stay
-    branch_step: Literal[*BRANCH_STEPS] = 'own' # where a branch steps to: the level of its own teacher state, or the end of the student step
-    target: Literal[*PD_TARGETS] = 'x0' # x0: estimates that land on the teacher's states; state: the states themselves; raw_x0: the teacher's own estimates there (biased, for comparison)
+    # of the branches: growing, equal, all on the endpoint, or K numbers
+    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
+    # where the weights have moved to when a round ends; None: they stay
+    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None
+    # where a branch steps to: the level of its own teacher state, or the end of the student step
+    branch_step: Literal[*BRANCH_STEPS] = 'own'
+    # x0: estimates that land on the teacher's states; state: the states themselves; raw_x0: the
+    # teacher's own estimates there (biased, for comparison)
+    target: Literal[*PD_TARGETS] = 'x0'
     loss: Literal[*NORMS] = 'l2' # distance between prediction and target
-    snr_weight: Literal[*SNR_WEIGHTS] = 'trunc' # weight of a noise level in the loss; snr suits networks that predict eps
-    heads: Literal[*HEADS] = 'tile' # how a round's branches start: tile: all as the teacher; carry: as the last round left them
-    schedule: Literal[*PD_SCHEDULES] = 'pd_cosine' # spacing of the noise levels; teacher: the levels of the network's own table
-    levels: Annotated[int, Within(at_least=1, at_most=2**20)] = 1024 # length of the DDPM table, for schedule vp_linear or vp_cosine
-    teacher_sigmas: tuple[float, ...] | None = None # for schedule teacher: the first teacher's grid; None: read from the network when the run starts
+    # weight of a noise level in the loss; snr suits networks that predict eps
+    snr_weight: Literal[*SNR_WEIGHTS] = 'trunc'
+    # how a round's branches start: tile: all as the teacher; carry: as the last round left them
+    heads: Literal[*HEADS] = 'tile'
+    # spacing of the noise levels; teacher: the levels of the network's own table
+    schedule: Literal[*PD_SCHEDULES] = 'pd_cosine'
+    # length of the DDPM table, for schedule vp_linear or vp_cosine
+    levels: Annotated[int, Within(at_least=1, at_most=2**20)] = 1024
+    # for schedule teacher: the first teacher's grid; None: read from the network when the run
+    # starts
+    teacher_sigmas: tuple[float, ...] | None = None
     sigma_min: Above0 = .002 # for the other schedules: counts as clean
     sigma_max: Above0 = 80. # for the other schedules: where they start
     updates: AtLeast1 = 50_000 # a round
     batch: AtLeast1 = 128 # images an update
     lr: Above0 = 2e-4 # peak learning rate of Adam
     clip_grad: Above0 | None = 1. # largest gradient norm; None: no clipping
-    ema: Fraction | None = None # decay of the weight average that is promoted after a round; None: the weights themselves are
+    # decay of the weight average that is promoted after a round; None: the weights themselves are
+    ema: Fraction | None = None
     seed: Annotated[int, Within(at_least=0, at_most=2**26 - 1)] = 0 # of images, steps and noise
     layer: str | None = None # name of the network's output layer; None: it is looked for
-    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'linear' # of the learning rate in each round, after the warm-up; linear: falls to 0
+    # of the learning rate in each round, after the warm-up; linear: falls to 0
+    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'linear'
     warmup: AtLeast0 = 0 # updates of linear warm-up in each round
     betas: tuple[Beta, Beta] = (.9, .999) # Adam's
-    log_every: AtLeast1 | None = None # updates between readings of the loss; None: a hundredth of a round
-    checkpoint_every: AtLeast0 | None = None # updates between checkpoints; 0: only at the end of a round; None: a tenth of it
+    # updates between readings of the loss; None: a hundredth of a round
+    log_every: AtLeast1 | None = None
+    # updates between checkpoints; 0: only at the end of a round; None: a tenth of it
+    checkpoint_every: AtLeast0 | None = None
     keep: AtLeast1 = 2 # checkpoints of a round that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    host = 'pd'
+    title = 'Progressive Distillation'
+    needs_data = True
 
     def __post_init__(self):
         validate(self)
         n = self.end_steps*self.substeps
         while n < self.start_steps: n *= self.substeps
         if n != self.start_steps:
-            raise ValueError(f'start_steps must be end_steps times a power of substeps, such as {n}; got '
-                             f'{self.start_steps} from {self.end_steps} and {self.substeps}')
+            raise ValueError('start_steps must be end_steps times a power of substeps, such as '
+                             f'{n}; got {self.start_steps} from {self.end_steps} and '
+                             f'{self.substeps}')
         check_substeps(self.substeps, self.substeps, self.K)
         self.weights(0.)
         self.train_config(self.end_steps)
@@ -106,17 +130,21 @@ class PDConfig:
 
     def _check_teacher_sigmas(self) -> None:
         if self.schedule != 'teacher':
-            raise ValueError(f"teacher_sigmas belongs to schedule 'teacher', not to {self.schedule!r}; leave it out")
+            raise ValueError("teacher_sigmas belongs to schedule 'teacher', not to "
+                             f"{self.schedule!r}; leave it out")
         if len(s := check_sigmas(self.teacher_sigmas)) != self.start_steps + 1 or s[-1] != 0:
-            raise ValueError(f'{self.start_steps} steps need {self.start_steps + 1} levels in teacher_sigmas, the last '
-                             f'one 0, got {len(s)} down to {s[-1]:g}; leave it out to have it filled in')
+            raise ValueError(f'{self.start_steps} steps need {self.start_steps + 1} levels in '
+                             f'teacher_sigmas, the last one 0, got {len(s)} down to {s[-1]:g}; '
+                             'leave it out to have it filled in')
 
     @property
     def sigmas(self) -> Tensor: # [start_steps+1], the first teacher's grid
         if self.teacher_sigmas is not None: return check_sigmas(self.teacher_sigmas)
         if self.schedule == 'teacher':
-            raise ValueError("with schedule 'teacher' the levels are the network's: ask cfg.on_table(teacher).sigmas")
-        return progressive_sigmas(self.start_steps, self.schedule, self.levels, self.sigma_min, self.sigma_max)
+            raise ValueError("with schedule 'teacher' the levels are the network's: ask "
+                             "cfg.on_table(teacher).sigmas")
+        return progressive_sigmas(self.start_steps, self.schedule, self.levels, self.sigma_min,
+                                  self.sigma_max)
 
     @property
     def rounds(self) -> list[int]: # steps of each round's student
@@ -128,15 +156,51 @@ class PDConfig:
         return self.sigmas[::self.start_steps//n_steps]
 
     def weights(self, done: float) -> Tensor: # [K], when this share of a round is done
-        end = None if self.branch_weights_end is None else branch_weights(self.K, self.branch_weights_end)
+        end = self.branch_weights_end
+        end = None if end is None else branch_weights(self.K, end)
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     def train_config(self, n_steps: int) -> TrainConfig: # of the round whose student takes n_steps
         return train_config(self, self.updates, self.seed*64 + self.rounds.index(n_steps))
 
-    def plan(self, shape: tuple[int, ...], most: int = 2**20) -> TrajectoryPlan: # the first teacher's, in at most so many steps
+    # the first teacher's, in at most so many steps
+    def plan(self, shape: tuple[int, ...], most: int = 2**20) -> TrajectoryPlan:
         steps = next((n for n in [self.start_steps, *self.rounds] if n <= most), self.end_steps)
         return TrajectoryPlan(tuple(self.grid(steps).tolist()), 'euler', shape)
+
+    @property
+    def nfe(self) -> int: return self.end_steps # network calls of the last student
+
+    @property
+    def loop(self) -> TrainConfig: return self.train_config(self.rounds[0]) # of the first round
+
+    def suited(self, *denoisers: Callable) -> PDConfig:
+        cfg = self.on_table(*denoisers)
+        check_tables(cfg, *denoisers)
+        return cfg
+
+    def small(self, n: int) -> PDConfig: return replace(self, batch=n, updates=4, warmup=0)
+
+    def step_function(self, teacher: Callable, bank: None, data: Tensor,
+                      labels: Tensor | None) -> StepFunction: # of the first round
+        return pd_step(teacher, data, labels, self, self.rounds[0])
+
+    def sampler(self, denoiser: Callable, shape: tuple[int, ...]) -> Sampler:
+        return Sampler(denoiser, self.grid(self.end_steps), False, shape)
+
+    def reference(self, shape: tuple[int, ...]) -> TrajectoryPlan: return self.plan(shape)
+
+    @property
+    def cost(self) -> dict[str, int]:
+        updates = len(self.rounds)*self.updates
+        return dict(updates=updates, teacher=self.substeps*updates*self.batch,
+                    student=updates*self.batch)
+
+    def run(self, teacher: Callable, data: Tensor | None = None, labels: Tensor | None = None,
+            bank: None = None, *run, **how) -> Student: # the last round's
+        if data is None:
+            raise ValueError('Progressive Distillation noises real data: pass data=')
+        return progressive(teacher, data, self, labels, *run, **how)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #63839148
 @patch
@@ -147,16 +211,18 @@ def on_table(self: PDConfig,
     if self.schedule != 'teacher': return self
     tables = [d.alpha_bar.cpu() for d in denoisers if isinstance(d, VPDenoiser)]
     if not tables:
-        raise ValueError(f"schedule 'teacher' takes the levels of a network's own table, and "
-                         f"{', '.join(type(d).__name__ for d in denoisers)} has none; choose one of: "
-                         f"{', '.join(PD_SCHEDULES[:-1])}")
-    for table in tables: check_int(f'start_steps on a table of {len(table)} levels', self.start_steps, 2, len(table))
+        raise ValueError("schedule 'teacher' takes the levels of a network's own table, and "
+                         f"{', '.join(type(d).__name__ for d in denoisers)} has none; choose one "
+                         f"of: {', '.join(PD_SCHEDULES[:-1])}")
+    for table in tables:
+        check_int(f'start_steps on a table of {len(table)} levels', self.start_steps, 2, len(table))
     grids = ([sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0])
               for table in tables] + ([] if self.teacher_sigmas is None else [self.sigmas]))
     for other in grids[1:]:
         if not torch.allclose(grids[0], other, rtol=1e-3):
-            raise ValueError(f"schedule 'teacher': the table of one network is not that of the other, or not the one "
-                             f"in teacher_sigmas: they start at {grids[0][0]:.6g} and {other[0]:.6g}")
+            raise ValueError("schedule 'teacher': the table of one network is not that of the "
+                             "other, or not the one in teacher_sigmas: they start at "
+                             f"{grids[0][0]:.6g} and {other[0]:.6g}")
     return self if self.teacher_sigmas else replace(self, teacher_sigmas=tuple(grids[0].tolist()))
 
 # %% ../../nbs/distillation/09_progressive.ipynb #8fba69ff
@@ -188,13 +254,17 @@ def pd_step(
     rows = cfg.grid(n_steps*S).unfold(0, S + 1, S)
     def step(student, i):
         g = torch.Generator().manual_seed(train.seed*1_000_003 + i)
-        pick, levels, x_t = map(share, draw_noised(data, rows, cfg.batch, g, device_of(student))) # drawn for all, so that parts are parts of one batch
+        # drawn for all, so that parts are parts of one batch
+        pick, levels, x_t = map(share, draw_noised(data, rows, cfg.batch, g, device_of(student)))
         label = None if labels is None else labels[pick].to(x_t.device)
         seg = progressive_segment(teacher, x_t, levels, cfg.K, label, raw=cfg.target == 'raw_x0')
-        pred, target = student(x_t, seg.sigma, label), branch_targets(seg, cfg.branch_step)
+        pred = student(x_t, seg.sigma, label)
+        target = branch_targets(seg, cfg.branch_step)
         if cfg.target == 'state':
-            pred, target = branch_states(pred, x_t, seg.sigma, seg.sigmas_k, cfg.branch_step), seg.states
-        scale = snr_weight(seg.sigma, cfg.snr_weight)/data[0].numel() # a mean over pixels, as the host has it
+            pred = branch_states(pred, x_t, seg.sigma, seg.sigmas_k, cfg.branch_step)
+            target = seg.states
+        # a mean over pixels, as the host has it
+        scale = snr_weight(seg.sigma, cfg.snr_weight)/data[0].numel()
         yield dense_alignment_loss(pred, target, cfg.weights(i/cfg.updates), cfg.loss, scale)
     return step
 
@@ -205,18 +275,23 @@ def check_data(
     n_classes: int, # of the network; 0: none
 ) -> None:
     "Refuse data and labels that do not fit, before any work."
-    if not isinstance(data, Tensor) or data.dtype != torch.float32 or data.ndim < 2 or not len(data):
-        raise ValueError(f'data must be a float32 tensor [N, *D] with N of at least 1, got '
-                         f'{getattr(data, "dtype", type(data).__name__)} {tuple(getattr(data, "shape", ()))}')
+    usable = isinstance(data, Tensor) and data.dtype == torch.float32
+    if not usable or data.ndim < 2 or not len(data):
+        raise ValueError('data must be a float32 tensor [N, *D] with N of at least 1, got '
+                         f'{getattr(data, "dtype", type(data).__name__)} '
+                         f'{tuple(getattr(data, "shape", ()))}')
     if not torch.isfinite(data).all(): raise ValueError('data contains NaN or infinite values')
     if labels is None and n_classes:
-        raise ValueError(f'this network has {n_classes} classes: pass labels=, one for each of the {len(data)} samples')
+        raise ValueError(f'this network has {n_classes} classes: pass labels=, one for each of the '
+                         f'{len(data)} samples')
     if labels is None: return
     if not n_classes: raise ValueError('this network has no classes, so labels must be None')
-    fit = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.shape == data.shape[:1]
-    if not fit or not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
-        raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{n_classes - 1}, got '
-                         f'{getattr(labels, "dtype", type(labels).__name__)} {tuple(getattr(labels, "shape", ()))}')
+    whole = isinstance(labels, Tensor) and labels.dtype == torch.long
+    fits = whole and labels.shape == data.shape[:1]
+    if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
+        raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{n_classes - 1}, '
+                         f'got {getattr(labels, "dtype", type(labels).__name__)} '
+                         f'{tuple(getattr(labels, "shape", ()))}')
 
 def check_tables(
     cfg: PDConfig,
@@ -225,11 +300,13 @@ def check_tables(
     "Refuse DDPM networks whose levels are not those of the schedule."
     for d in denoisers:
         if not isinstance(d, VPDenoiser) or cfg.schedule not in VP_TABLES: continue
-        mine, grid = (sigma_from_alpha_bar(a) for a in (d.alpha_bar.cpu(), VP_TABLES[cfg.schedule](cfg.levels)))
+        mine = sigma_from_alpha_bar(d.alpha_bar.cpu())
+        grid = sigma_from_alpha_bar(VP_TABLES[cfg.schedule](cfg.levels))
         if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
-            raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table of this network: '
-                             f'{len(grid)} levels up to {grid[-1]:.6g} there, {len(mine)} up to {mine[-1]:.6g} here; '
-                             f'schedule=\'teacher\' takes the network\'s own')
+            raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table '
+                             f'of this network: {len(grid)} levels up to {grid[-1]:.6g} there, '
+                             f'{len(mine)} up to {mine[-1]:.6g} here; schedule=\'teacher\' takes '
+                             'the network\'s own')
     check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #32fd22b5
@@ -240,30 +317,29 @@ def progressive_rounds(
     labels: Tensor | None = None, # [N], int64; a network with classes needs them
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
-    student: NetDenoiser | None = None, # where the first student starts; None: as a copy of the teacher, which is then a network
+    # where the first student starts; None: as a copy of the teacher, which is then a network
+    student: NetDenoiser | None = None,
     *,
     hardware: Hardware = Hardware(), # how the numbers are computed
     hooks: Sequence = (), # see `loop.fit`; they see each round
 ) -> Iterator[Student]: # one after each round; with `ema`, the average of the weights
     "Distil round after round; each student is the next round's teacher."
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
-    start = starting_network(teacher, student)
-    check_data(data, labels, start.n_classes)
+    check_data(data, labels, starting_network(teacher, student).n_classes)
     shape = tuple(data.shape[1:])
-    teacher = frozen_copy(teacher, shape)
-    cfg = cfg.on_table(teacher, start)
-    check_tables(cfg, teacher, start)
-    check_own_samples(teacher, cfg.plan(shape, most=32))
-    model = branched_student(teacher, start, cfg.K, cfg.layer, shape)
+    cfg, teacher, model = starting_run(cfg, teacher, student, shape,
+                                       lambda cfg: cfg.plan(shape, most=32))
     origin = denoiser_hash(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    claim_run(folder, cfg, teacher=origin, student=None if student is None else denoiser_hash(student),
+    claim_run(folder, cfg, teacher=origin,
+              student=None if student is None else denoiser_hash(student),
               data=fingerprint(data, *[] if labels is None else [labels]))
     history = []
     for n in cfg.rounds:
-        done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n),
-                   None if folder is None else Path(folder)/f'steps-{n:05d}', f'PD, K = {cfg.K}, {n} steps', show,
-                   hardware=hardware, hooks=hooks, teacher=teacher if isinstance(teacher, nn.Module) else None)
+        part = None if folder is None else Path(folder)/f'steps-{n:05d}'
+        done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), part,
+                   f'PD, K = {cfg.K}, {n} steps', show, hardware=hardware, hooks=hooks,
+                   teacher=teacher if isinstance(teacher, nn.Module) else None)
         model = kept(done)
         teacher = fold(model)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
@@ -276,7 +352,8 @@ def _check_first_loss(model: BranchedDenoiser, step: StepFunction) -> None:
     "What cannot be trained is refused now."
     with torch.no_grad(): loss = float(next(step(model, 0)))
     if not math.isfinite(loss):
-        raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers with NaN or infinity')
+        raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers '
+                                 'with NaN or infinity')
 
 def _tiled(plain: NetDenoiser, model: BranchedDenoiser, shape: tuple[int, ...]) -> BranchedDenoiser:
     "The next round's student: branches anew, and trainable where the last one was."
@@ -293,11 +370,14 @@ def progressive(
     labels: Tensor | None = None, # [N], int64; a network with classes needs them
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
-    student: NetDenoiser | None = None, # where the first student starts; None: as a copy of the teacher, which is then a network
+    # where the first student starts; None: as a copy of the teacher, which is then a network
+    student: NetDenoiser | None = None,
     *,
     hardware: Hardware = Hardware(), # how the numbers are computed
     hooks: Sequence = (), # see `loop.fit`; they see each round
 ) -> Student: # of cfg.end_steps; with `ema`, the average of the weights
     "Progressive Distillation, down to the last round's student (dense alignment for K > 1)."
-    for last in progressive_rounds(teacher, data, cfg, labels, folder, show, student, hardware=hardware, hooks=hooks): pass
+    rounds = progressive_rounds(teacher, data, cfg, labels, folder, show, student,
+                                hardware=hardware, hooks=hooks)
+    for last in rounds: pass
     return last

@@ -23,9 +23,12 @@ class Segment:
     "One student step, and the teacher's states inside it."
     x_t: Tensor # [B, *D], the student's input
     sigma: float | Tensor # its noise level, [] or [B]
-    sigmas_k: Tensor # [K] or [B, K], the noise levels inside the step, descending; the last is where the step ends
+    # [K] or [B, K], the noise levels inside the step, descending; the last is where the step ends
+    sigmas_k: Tensor
     states: Tensor # [B, K, *D], the teacher's states there
-    x0s: Tensor | None = None # [B, K, *D], clean estimates that land on the states, where known better than rounded states can tell
+    # [B, K, *D], clean estimates that land on the states, where known better than rounded states
+    # can tell
+    x0s: Tensor | None = None
 
     def __post_init__(self):
         check_branched('states', self.states, self.x_t, self.sigmas_k)
@@ -35,8 +38,8 @@ def check_branched(name: str, value: Tensor, x_t: Tensor, sigmas_k: Tensor) -> N
     "Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide it."
     want = (len(x_t), torch.as_tensor(sigmas_k).shape[-1], *x_t.shape[1:])
     if value.shape != want:
-        raise ValueError(f'{name} must have shape [B, K, *D] = {want} for inputs {tuple(x_t.shape)} and {want[1]} '
-                         f'noise levels, got {tuple(value.shape)}')
+        raise ValueError(f'{name} must have shape [B, K, *D] = {want} for inputs '
+                         f'{tuple(x_t.shape)} and {want[1]} noise levels, got {tuple(value.shape)}')
 
 # %% ../../nbs/distillation/03_segments.ipynb #bea6b263
 def segments(
@@ -47,16 +50,22 @@ def segments(
     "Cut a teacher trajectory into student steps and keep K evenly spaced states of each."
     check_substeps(len(traj) - 1, substeps, K)
     every = substeps//K
-    return [Segment(traj.xs[n], float(traj.sigmas[n]), traj.sigmas[n + every:n + substeps + 1:every],
-                    traj.xs[n + every:n + substeps + 1:every].transpose(0, 1))
-                    for n in range(0, len(traj) - 1, substeps)]
+    found = []
+    for n in range(0, len(traj) - 1, substeps):
+        inside = slice(n + every, n + substeps + 1, every)
+        found.append(Segment(traj.xs[n], float(traj.sigmas[n]), traj.sigmas[inside],
+                             traj.xs[inside].transpose(0, 1)))
+    return found
 
 def check_substeps(n_fine: int, substeps: int, K: int) -> None:
     "Raise unless the fine grid divides into student steps, and those into K parts."
-    check_int('K', K, 1); check_int('substeps', substeps, 1)
+    check_int('K', K, 1)
+    check_int('substeps', substeps, 1)
     if substeps % K:
-        raise ValueError(f'K must divide the teacher steps inside one student step: K={K}, substeps={substeps}')
-    if n_fine % substeps: raise ValueError(f'{n_fine} teacher steps do not divide into student steps of {substeps}')
+        raise ValueError(f'K must divide the teacher steps inside one student step: K={K}, '
+                         f'substeps={substeps}')
+    if n_fine % substeps:
+        raise ValueError(f'{n_fine} teacher steps do not divide into student steps of {substeps}')
 
 # %% ../../nbs/distillation/03_segments.ipynb #de1d6e58
 BRANCH_STEPS = ('own', 'end')
@@ -66,23 +75,26 @@ def branch_states(
     x_t: Tensor, # [B, *D], the student's input
     sigma: float | Tensor, # its noise level, [] or [B]
     sigmas_k: Tensor, # [K] or [B, K], noise levels inside the step
-    step: str = 'own', # 'own': branch k steps to sigmas_k[k]; 'end': every branch steps to the last level
+    # 'own': branch k steps to sigmas_k[k]; 'end': every branch steps to the last level
+    step: str = 'own',
 ) -> Tensor: # [B, K, *D], states
     "One Euler step per branch from the same input: x + (s_k - t)(x - D_k)/t."
-    check_choice('branch step', step, BRANCH_STEPS); check_branched('x0_hats', x0_hats, x_t, sigmas_k)
+    check_choice('branch step', step, BRANCH_STEPS)
+    check_branched('x0_hats', x0_hats, x_t, sigmas_k)
     ratio = step_ratios(x_t, sigma, sigmas_k)
     if step == 'end': ratio = ratio[:, -1:]
     return x0_hats + ratio*(x_t[:, None] - x0_hats)
 
-def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor: # [1 or B, K, 1, ...], s_k/t in [0, 1)
+# [1 or B, K, 1, ...], s_k/t in [0, 1)
+def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor:
     "What is left of the noise after each branch's step; computed in float64, given in the dtype of x_t."
     t = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1)
     s = torch.as_tensor(sigmas_k, dtype=torch.float64)
     if s.ndim == 1: s = s[None]
     ratio = s.to(t.device)/t
     if ratio.device.type == 'cpu' and not ((ratio >= 0) & (ratio < 1)).all():
-        raise ValueError(f'the levels inside a step must lie below its start and not below 0: sigma={sigma}, '
-                         f'sigmas_k={sigmas_k}')
+        raise ValueError('the levels inside a step must lie below its start and not below 0: '
+                         f'sigma={sigma}, sigmas_k={sigmas_k}')
     return ratio.reshape(*ratio.shape, *[1]*(x_t.ndim - 1)).to(x_t.device, x_t.dtype)
 
 # %% ../../nbs/distillation/03_segments.ipynb #054acce2
@@ -105,8 +117,10 @@ def average_weights(
     "How much each of the teacher's S clean estimates counts in the target of each level below the input's."
     s = torch.as_tensor(levels, dtype=torch.float64)
     S = s.shape[-1] - 1
-    ratio = s[..., 1:, None]/s[..., None, :].clamp(min=torch.finfo(s.dtype).tiny) # [.., S, S+1], s_k/s_j
-    ratio[..., range(S), range(1, S + 1)] = 1.                                     # s_k/s_k, at level 0 too
+    # [.., S, S+1], s_k/s_j
+    ratio = s[..., 1:, None]/s[..., None, :].clamp(min=torch.finfo(s.dtype).tiny)
+    # s_k/s_k, at level 0 too
+    ratio[..., range(S), range(1, S + 1)] = 1.
     return (ratio.diff(dim=-1)/(1 - ratio[..., :1])).tril()
 
 # %% ../../nbs/distillation/03_segments.ipynb #a587b9fc
@@ -117,7 +131,8 @@ def progressive_segment(
     levels: Tensor, # [B, S+1], float64: its noise level and the teacher's next S; the last may be 0
     K: int, # branches; divides S
     label: Tensor | None = None, # [B], int64
-    raw: bool = False, # the naive target instead: the teacher's own estimate at the level before each state
+    # the naive target instead: the teacher's own estimate at the level before each state
+    raw: bool = False,
 ) -> Segment: # the teacher's DDIM steps from x_t; S network calls
     "Let the teacher take S DDIM steps from noised data, and keep K of the states and the targets that land on them."
     S = levels.shape[-1] - 1
@@ -126,11 +141,13 @@ def progressive_segment(
     for j in range(S):
         said.append(teacher(x, levels[:, j], label))
         if j + 1 < S: x = euler_step(x, said[-1], 1., as_column(levels[:, j + 1]/levels[:, j], x))
-    weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S) if raw else average_weights(levels)
+    weights = average_weights(levels)
+    if raw: weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S)
     rows = weights[:, S//K - 1::S//K].to(x)
     x0s = torch.einsum('bks,bs...->bk...', rows, torch.stack(said, 1))
     sigmas_k = levels[:, S//K::S//K]
-    return Segment(x_t, levels[:, 0], sigmas_k, branch_states(x0s, x_t, levels[:, 0], sigmas_k), x0s)
+    states = branch_states(x0s, x_t, levels[:, 0], sigmas_k)
+    return Segment(x_t, levels[:, 0], sigmas_k, states, x0s)
 
 # %% ../../nbs/distillation/03_segments.ipynb #44dc9464
 def branch_targets(
@@ -139,7 +156,8 @@ def branch_targets(
 ) -> Tensor: # [B, K, *D], clean estimates
     "What each branch must predict so that its step lands on its own state."
     check_choice('branch step', step, BRANCH_STEPS)
-    x0s = seg.x0s if seg.x0s is not None else progressive_targets(seg.states, seg.x_t, seg.sigma, seg.sigmas_k)
+    x0s = seg.x0s
+    if x0s is None: x0s = progressive_targets(seg.states, seg.x_t, seg.sigma, seg.sigmas_k)
     if step == 'own': return x0s
     ratio = step_ratios(seg.x_t, seg.sigma, seg.sigmas_k)
     end = ratio[:, -1:]

@@ -7,79 +7,103 @@ __all__ = ['TEACHER_STATES', 'SFDBase', 'SFDConfig', 'sfd_step', 'local_segment'
 
 # %% ../../nbs/distillation/07_sfd.ipynb #a9a28fd1
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
-from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, check_int, validate
-from ..diffusion.denoisers import NetDenoiser, check_top
-from ..diffusion.samplers import SOLVERS, afs_x0, euler_step, trajectory
+from torch import Tensor
+from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, NFECounter, check_int,
+                            validate)
+from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top
+from ..diffusion.samplers import (SOLVERS, Sampler, afs_x0, draw_start, euler_step,
+                                          trajectory)
 from ..diffusion.schedules import SCHEDULES, nested_sigmas
-from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash, draw_start,
-                                         frozen_copy, make_bank)
-from .branches import BranchedDenoiser, fold
+from .bank import (TrajectoryBank, TrajectoryPlan, frozen_copy,
+                                         make_bank)
 from .losses import (BRANCH_WEIGHTS, NORMS, branch_weights,
                                            dense_alignment_loss, scheduled_weights)
 from .segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
                                              segments)
-from .students import (Student, branched_student, check_own_samples,
-                                             claim_run, kept, starting_network, train_config)
+from .students import Host, Student, train_config
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import share
-from ..training.loop import StepFunction, fit
+from ..training.loop import StepFunction
 
 # %% ../../nbs/distillation/07_sfd.ipynb #235ae7b5
 TEACHER_STATES = ('global', 'local')
 
 @dataclass(frozen=True)
-class SFDBase:
+class SFDBase(Host):
     "What SFD and SFD-v have in common; the types say what is allowed."
     nfe: AtLeast1 | tuple[AtLeast1, ...] = 2
     K: AtLeast1 = 4 # branches; divides substeps; 1 is the host itself
     substeps: AtLeast1 = 4 # teacher steps inside one student step
-    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear' # of the branches: growing, equal, all on the endpoint, or K numbers
-    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None # where the weights have moved to when training ends; None: they stay
-    branch_step: Literal[*BRANCH_STEPS] = 'own' # where a branch steps to: the level of its own teacher state, or the end of the student step
-    teacher_states: Literal[*TEACHER_STATES] = 'global' # global: one teacher path from the noise; local: restarted where the student stands
+    # of the branches: growing, equal, all on the endpoint, or K numbers
+    branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
+    # where the weights have moved to when training ends; None: they stay
+    branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None
+    # where a branch steps to: the level of its own teacher state, or the end of the student step
+    branch_step: Literal[*BRANCH_STEPS] = 'own'
+    # global: one teacher path from the noise; local: restarted where the student stands
+    teacher_states: Literal[*TEACHER_STATES] = 'global'
     loss: Literal[*NORMS] = 'l1' # distance between the student's states and the teacher's
     solver: Literal[*SOLVERS] = 'dpmpp3m' # the teacher's; the student's is Euler
-    teacher_afs: bool = False # is the teacher's first step analytic too? (for a teacher that is itself an SFD student)
+    # is the teacher's first step analytic too? (for a teacher that is itself an SFD student)
+    teacher_afs: bool = False
     schedule: Literal[*SCHEDULES] = 'karras' # spacing of the noise levels
     sigma_min: Above0 = .006 # where student and teacher end
     sigma_max: Above0 = 80. # where they start
     afs: bool = True # the student's first step is analytic and costs no network call
-    steps: AtLeast1 = 1563 # iterations; each takes one optimiser step per student step that calls the network
+    # iterations; each takes one optimiser step per student step that calls the network
+    steps: AtLeast1 = 1563
     batch: AtLeast1 = 128 # trajectories an iteration
-    pool: AtLeast1 | None = None # distinct trajectories, gone through again and again; None: all fresh
+    # distinct trajectories, gone through again and again; None: all fresh
+    pool: AtLeast1 | None = None
     lr: Above0 = 5e-5 # peak learning rate of Adam
-    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop' # of the learning rate after the warm-up; drop: x0.1 at half-time
+    # of the learning rate after the warm-up; drop: x0.1 at half-time
+    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop'
     seed: AtLeast0 = 0 # of the noise, the labels and dropout
     shape: tuple[AtLeast1, ...] = (1, 28, 28) # of one sample
     layer: str | None = None # name of the network's output layer; None: it is looked for
     warmup: AtLeast0 = 0 # iterations of linear warm-up
     betas: tuple[Beta, Beta] = (.9, .999) # Adam's
     clip_grad: Above0 | None = None # largest gradient norm; None: no clipping
-    ema: Fraction | None = None # decay of the weight average per iteration; the finished student is the average; None: no average
-    log_every: AtLeast1 | None = None # iterations between readings of the loss; None: a hundredth of them
-    checkpoint_every: AtLeast0 | None = None # iterations between checkpoints; 0: only at the end; None: a tenth of them
+    # decay of the weight average per iteration; the finished student is the average; None: no
+    # average
+    ema: Fraction | None = None
+    # iterations between readings of the loss; None: a hundredth of them
+    log_every: AtLeast1 | None = None
+    # iterations between checkpoints; 0: only at the end; None: a tenth of them
+    checkpoint_every: AtLeast0 | None = None
     keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
 
     def __post_init__(self):
         validate(self)
-        if not self.shape: raise ValueError('shape must be the shape of one sample, such as (1, 28, 28), got ()')
+        if not self.shape:
+            raise ValueError('shape must be the shape of one sample, such as (1, 28, 28), got ()')
         if self.pool is not None: check_int('pool', self.pool, self.batch)
         check_substeps(self.substeps, self.substeps, self.K)
         self.weights(0.)
         self.train_config
 
     def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
-        end = None if self.branch_weights_end is None else branch_weights(self.K, self.branch_weights_end)
+        end = self.branch_weights_end
+        end = None if end is None else branch_weights(self.K, end)
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     @property
     def train_config(self) -> TrainConfig: return train_config(self, self.steps, self.seed)
+
+    @property
+    def loop(self) -> TrainConfig: return self.train_config
+
+    def suited(self, *denoisers: Callable) -> Host:
+        check_top(self.sigma_max, *denoisers)
+        return self
+
+    def small(self, n: int) -> Host:
+        return replace(self, batch=n, pool=n, steps=4, warmup=0)
 
     @property
     def n_trajectories(self) -> int: # distinct ones that the run sees
@@ -95,13 +119,16 @@ class SFDBase:
         return range(self.seeds(0).start, self.seeds(0).start + self.n_trajectories)
 
     @property
-    def free(self) -> tuple[str, ...]: # may differ when a run goes on: more iterations, unless they move the weights
+    # may differ when a run goes on: more iterations, unless they move the weights
+    def free(self) -> tuple[str, ...]:
         return ('steps',) if self.branch_weights_end is None else ()
 
 @dataclass(frozen=True)
 class SFDConfig(SFDBase):
     "Simple and Fast Distillation (Zhou et al. 2024) with K branches; K = 1 is the host itself."
     nfe: AtLeast1 = 2 # network calls of the finished student
+    host = 'sfd'
+    title = 'SFD'
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,40 +138,80 @@ class SFDConfig(SFDBase):
     def n_steps(self) -> int: return self.nfe + self.afs
 
     @property
-    def grids(self) -> tuple[Tensor, Tensor]: # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
-        return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min, self.sigma_max)
+    # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
+    def grids(self) -> tuple[Tensor, Tensor]:
+        return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min,
+                             self.sigma_max)
 
     @property
     def plan(self) -> TrajectoryPlan: # what the teacher walks
-        return TrajectoryPlan(tuple(self.grids[0].tolist()), self.solver, self.shape, self.teacher_afs)
+        levels = tuple(self.grids[0].tolist())
+        return TrajectoryPlan(levels, self.solver, self.shape, self.teacher_afs)
+
+    def step_function(self, teacher: Callable, bank: TrajectoryBank | None = None,
+                      data: None = None, labels: None = None) -> StepFunction:
+        return sfd_step(teacher, self, bank)
+
+    def sampler(self, denoiser: Callable, shape: tuple[int, ...] | None = None) -> Sampler:
+        return Sampler(denoiser, self.grids[1], self.afs, shape or self.shape)
+
+    def reference(self, shape: tuple[int, ...] | None = None) -> TrajectoryPlan:
+        "The teacher on a grid twice as fine; one that is itself a student knows no other steps."
+        if self.teacher_afs: return self.plan
+        return replace(self, substeps=2*self.substeps, shape=shape or self.shape).plan
+
+    def bank(self, teacher: Callable, folder: Path | str | None = None,
+             show: bool = True) -> TrajectoryBank | None: # None: states restart at the student's
+        "The trajectories of this number of calls; on disk in a part of the folder."
+        if self.teacher_states == 'local': return None
+        part = None if folder is None else Path(folder)/f'nfe-{self.nfe}'
+        return teacher_bank(teacher, self, folder=part, show=show)
+
+    @property
+    def cost(self) -> dict[str, int]:
+        "Updates, and samples through the networks, where each trajectory is walked once."
+        counter = NFECounter(GaussianDenoiser(0., 1.))
+        def student(x, sigma, label): return x[:, None].expand(-1, self.K, *x.shape[1:])
+        for _ in sfd_step(counter, self)(student, 0): pass # one iteration
+        fresh = self.teacher_states == 'local' # the walks depend on the student
+        walks = self.steps*self.batch if fresh else self.n_trajectories
+        return dict(updates=self.nfe*self.steps, teacher=counter.nfe*walks,
+                    student=self.nfe*self.steps*self.batch)
 
 # %% ../../nbs/distillation/07_sfd.ipynb #d9a2bfcb
 def sfd_step(
     teacher: Callable, # frozen
     cfg: SFDConfig,
-    bank: TrajectoryBank | None = None, # teacher trajectories made beforehand; None: made on the fly
+    # teacher trajectories made beforehand; None: made on the fly
+    bank: TrajectoryBank | None = None,
 ) -> StepFunction: # for `loop.fit`: yields one loss per student step that calls the network
     "The student walks from noise to image; every step is pulled towards the teacher's K states, and begins where the last one ended."
     nodes, plan, local = cfg.grids[1].tolist(), cfg.plan, cfg.teacher_states == 'local'
     def step(student, i):
-        weights, seeds = cfg.weights(i/cfg.steps), share(cfg.seeds(i)) # this process's part of the batch
+        # this process's part of the batch
+        weights, seeds = cfg.weights(i/cfg.steps), share(cfg.seeds(i))
         if local: x, label = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
         else:
             traj, label = plan.walk(teacher, seeds) if bank is None else bank.batch(seeds)
             x, path = traj[0], segments(traj, cfg.substeps, cfg.K)
         for n, (t, s) in enumerate(zip(nodes[:-1], nodes[1:])):
-            if cfg.afs and n == 0: x = euler_step(x, afs_x0(x, t), t, s); continue
+            if cfg.afs and n == 0:
+                x = euler_step(x, afs_x0(x, t), t, s)
+                continue
             seg = local_segment(teacher, cfg, x, n, label) if local else path[n]
             states = branch_states(student(x, t, label), x, t, seg.sigmas_k, cfg.branch_step)
             yield dense_alignment_loss(states, seg.states, weights, cfg.loss)
-            x = states[:, -1].detach() # the endpoint branch, from before the update; no gradient crosses student steps
+            # the endpoint branch, from before the update; no gradient crosses student steps
+            x = states[:, -1].detach()
     return step
 
-def local_segment(teacher: Callable, cfg: SFDConfig, x: Tensor, n: int, label: Tensor | None) -> Segment:
+def local_segment(teacher: Callable, cfg: SFDConfig, x: Tensor, n: int,
+                  label: Tensor | None) -> Segment:
     "Student step n with the teacher restarted from the student's own state."
     levels, first, solver = cfg.grids[0], n*cfg.substeps, SOLVERS[cfg.solver]
     whole = levels.tolist() # the solver sees the whole grid, so that it knows where the path ends
-    def advance(x, x0_hat, sigmas, i, past, denoise): return solver(x, x0_hat, whole, first + i, past, denoise)
+    def advance(x, x0_hat, sigmas, i, past, denoise):
+        return solver(x, x0_hat, whole, first + i, past, denoise)
     return segments(trajectory(teacher, x, levels[first:first + cfg.substeps + 1], advance,
                                afs=cfg.teacher_afs and n == 0, label=label), cfg.substeps, cfg.K)[0]
 
@@ -167,10 +234,12 @@ def teacher_bank(
 def sfd(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: SFDConfig = SFDConfig(),
-    bank: TrajectoryBank | None = None, # from `teacher_bank`, to share teacher trajectories between runs
+    # from `teacher_bank`, to share teacher trajectories between runs
+    bank: TrajectoryBank | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
+    # where the student starts; None: as a copy of the teacher, which is then a network
+    student: NetDenoiser | None = None,
     *,
     hardware: Hardware = Hardware(), # how the numbers are computed
     hooks: Sequence = (), # see `loop.fit`
@@ -178,22 +247,5 @@ def sfd(
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     if not isinstance(cfg, SFDConfig):
         raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
-    teacher, model = _begin(teacher, cfg, student, cfg.plan)
-    if bank is not None and not isinstance(bank, TrajectoryBank):
-        raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got {type(bank).__name__}')
-    if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
-    origin = denoiser_hash(teacher)
-    claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
-    done = fit(model, sfd_step(teacher, cfg, bank), cfg.train_config, folder, f'SFD, K = {cfg.K}', show,
-               hardware=hardware, hooks=hooks, teacher=teacher if isinstance(teacher, nn.Module) else None)
-    about = dict(host='sfd', teacher=origin, config=asdict(cfg), history=done.history, seconds=round(done.seconds, 1))
-    return Student(fold(kept(done)), cfg.grids[1], cfg.afs, cfg.shape, about)
-
-def _begin(teacher: Callable, cfg: SFDBase, student: NetDenoiser | None,
-           plan: TrajectoryPlan) -> tuple[Callable, BranchedDenoiser]:
-    "The frozen teacher and the branched student of a run, if both can do what they must."
-    start = starting_network(teacher, student)
-    teacher = frozen_copy(teacher, cfg.shape)
-    check_top(cfg.sigma_max, teacher, start)
-    check_own_samples(teacher, plan)
-    return teacher, branched_student(teacher, start, cfg.K, cfg.layer, cfg.shape)
+    return cfg.run(teacher, bank=bank, folder=folder, show=show, student=student,
+                   hardware=hardware, hooks=hooks)

@@ -5,6 +5,7 @@
 # %% ../../nbs/distillation/06_students.ipynb #eafbad85
 from __future__ import annotations
 import copy
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -15,20 +16,21 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (AtLeast1, NFECounter, check_choice, check_int, check_sigmas,
-                            load_tensors, locked, save_tensors, validate)
+from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
+                            save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, NetDenoiser, check_samples,
                                            load_denoiser, read_about, read_run, save_denoiser)
-from ..diffusion.samplers import sample
-from .bank import TrajectoryPlan, draw_start
-from .branches import BranchedDenoiser, branch
+from ..diffusion.samplers import Sampler
+from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
+                                         frozen_copy)
+from .branches import BranchedDenoiser, branch, fold
 from ..training.checkpoints import claim_folder
-from ..training.config import TrainConfig
-from ..training.loop import Fit
+from ..training.config import Hardware, TrainConfig
+from ..training.loop import Fit, fit
 
 # %% auto #0
 __all__ = ['BIASES', 'starting_network', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
-           'VariableStudent', 'load_student']
+           'VariableStudent', 'load_student', 'starting_run', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -38,12 +40,13 @@ def starting_network(
     "The network that a student starts from; refused unless it is one, with the teacher's classes."
     start = teacher if student is None else student
     if not isinstance(start, NetDenoiser):
-        raise TypeError(f'the student must start from an EDMDenoiser, VPDenoiser or the like, got '
-                        f'{type(start).__name__}' + (': pass a network as student=' if student is None
+        raise TypeError('the student must start from an EDMDenoiser, VPDenoiser or the like, got '
+                        f'{type(start).__name__}' + (': pass a network as '
+                                                     'student=' if student is None
                                                      else ' as student='))
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
-        raise ValueError(f'teacher and student must know the same classes: the teacher has {taught}, the student '
-                         f'{start.n_classes}')
+        raise ValueError('teacher and student must know the same classes: the teacher has '
+                         f'{taught}, the student {start.n_classes}')
     return start
 
 def branched_student(
@@ -63,10 +66,11 @@ def train_config(
     seed: int,
 ) -> TrainConfig:
     "A host's fields for the training loop; read a hundred times and saved ten times, unless it says otherwise."
-    return TrainConfig(steps, cfg.lr, cfg.warmup, cfg.lr_schedule, cfg.betas, cfg.clip_grad, cfg.ema, seed,
-                       log_every=max(steps//100, 1) if cfg.log_every is None else cfg.log_every,
-                       checkpoint_every=max(steps//10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every,
-                       keep=cfg.keep, on_nan=cfg.on_nan)
+    log = max(steps//100, 1) if cfg.log_every is None else cfg.log_every
+    save = max(steps//10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every
+    return TrainConfig(steps, cfg.lr, cfg.warmup, cfg.lr_schedule, cfg.betas, cfg.clip_grad,
+                       cfg.ema, seed, log_every=log, checkpoint_every=save, keep=cfg.keep,
+                       on_nan=cfg.on_nan)
 
 def claim_run(
     folder: Path | str | None, # of a run, with checkpoints; None: there is none
@@ -75,7 +79,8 @@ def claim_run(
     **more, # what else defines the run: hashes of teacher, student and data
 ) -> None:
     "Take a folder for a run; one that holds another run is refused."
-    if folder is not None: claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free))
+    if folder is not None:
+        claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free))
 
 def check_own_samples(
     teacher: Callable, # frozen
@@ -89,75 +94,25 @@ def kept(done: Fit) -> nn.Module: # the average, if there is one
     "The weights that a finished student has."
     return done.model if done.ema is None else done.ema
 
-# %% ../../nbs/distillation/06_students.ipynb #f5ef09e4
-def _labels(label: int | Sequence[int] | Tensor | None, n: int, n_classes: int) -> Tensor | None: # [n]
-    "The classes that a caller asks for, checked before any work."
-    if label is None: return None
-    if not n_classes: raise ValueError('this student has no classes, so label must be None')
-    try: given = torch.as_tensor(label).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'label must be one class or {n} of them, got {label!r}') from None
-    if given.ndim == 0: given = given.expand(n)
-    if given.dtype != torch.long or given.shape != (n,):
-        raise ValueError(f'label must be one class or {n} of them, whole numbers, got {given.dtype} of shape '
-                         f'{tuple(given.shape)}')
-    if not 0 <= int(given.min()) <= int(given.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(given.min())} to '
-                         f'{int(given.max())}')
-    return given
-
 # %% ../../nbs/distillation/06_students.ipynb #875cd5ef
 @dataclass
-class Student:
-    "A distilled denoiser with everything that sampling needs."
-    denoiser: NetDenoiser # plain: the branches are folded away
-    sigmas: Tensor # [n_steps+1], float64
-    afs: bool # is the first step analytic?
-    shape: tuple[int, ...] # of one sample
+class Student(Sampler):
+    "A sampler that was distilled, and knows how; it takes Euler steps."
     about: dict = field(default_factory=dict) # host, configuration, loss curve
-
-    def __post_init__(self):
-        self.sigmas = check_sigmas(self.sigmas)
-
-    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]: # x [B, *D], labels [B] or None
-        "Scaled noise and labels of some seeds: the same for every student and teacher that starts at the same noise level."
-        return draw_start(self.denoiser, self.shape, seeds, float(self.sigmas[0]))
-
-    def sample(self,
-        n: int, # how many
-        seed: int = 0, # sample i depends on seed + i alone
-        label: int | Sequence[int] | Tensor | None = None, # one class for all, [n] classes, or None: drawn from the seeds
-        batch: int = 256, # at a time; changes speed and memory, and the samples by rounding alone
-    ) -> Tensor: # [n, *D], on the CPU
-        "Generate samples."
-        check_int('n', n, 1); check_int('batch', batch, 1); check_int('seed', seed, 0)
-        asked, out = _labels(label, n, getattr(self.denoiser, 'n_classes', 0)), []
-        for i in range(0, n, batch):
-            x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
-            given = drawn if asked is None else asked[i:i + batch].to(x.device)
-            out.append(sample(self.denoiser, x, self.sigmas, afs=self.afs, label=given).cpu())
-        return torch.cat(out)
-
-    @cached_property
-    def nfe(self) -> int: # network calls a sample costs
-        "Counted, not computed: one sample is drawn behind an `NFECounter`."
-        counter = NFECounter(self.denoiser)
-        x, label = self.start([0])
-        sample(counter, x, self.sigmas, afs=self.afs, label=label)
-        return counter.nfe
+    solver: str = field(default='euler', init=False)
 
     def save(self,
         folder: Path | str, # gets model.safetensors and config.json
-        overwrite: bool = False, # replace another student, or other files of these names, that are there
+        overwrite: bool = False, # replace another student, or other files of these names
     ) -> None:
-        "Write weights (safetensors) and, when they are there, a JSON that says how to sample; another run's student is not replaced."
+        "Write weights (safetensors), and then a JSON that says how to sample."
         _save(self, folder, dict(sigmas=self.sigmas.tolist()), {}, overwrite)
 
 # %% ../../nbs/distillation/06_students.ipynb #0072d5ec
 BIASES = 'step_biases.safetensors'
 
-def _save(student: Student | VariableStudent, folder: Path | str, how: dict, more: dict[str, Tensor],
-          overwrite: bool) -> None:
+def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
+          more: dict[str, Tensor], overwrite: bool) -> None:
     "Write a student: further tensors by file name, then its denoiser, whose config.json comes last."
     folder = Path(folder)
     how = dict(how, afs=student.afs, shape=list(student.shape))
@@ -174,15 +129,18 @@ def _run_of(about: dict, how: dict) -> dict: # as JSON has it
     "What tells one run's student from another's: its sampling, host, teacher and settings."
     run = dict(how, host=about.get('host'), teacher=about.get('teacher'), nfe=about.get('nfe'),
                **{f'config.{k}': v for k, v in about.get('config', {}).items()})
-    return json.loads(json.dumps({k: v for k, v in run.items() if k != 'biases_sha256'})) # a resumed run may round differently
+    # a resumed run may round differently
+    return json.loads(json.dumps({k: v for k, v in run.items() if k != 'biases_sha256'}))
 
 def _stored_run(folder: Path) -> dict: # as `_run_of`
     "Which run's student is in a folder; a save that was cut off has no config.json, but its weights say it."
     if not (folder/CONFIG).exists():
-        if (run := read_run(folder)) is None: raise ValueError(f'{WEIGHTS} was not written by Student.save')
+        if (run := read_run(folder)) is None:
+            raise ValueError(f'{WEIGHTS} was not written by Student.save')
         return run
     about = dict(read_about(folder).get('about', {}))
-    if 'student' not in about: raise ValueError('it is a denoiser that is no student, a teacher perhaps')
+    if 'student' not in about:
+        raise ValueError('it is a denoiser that is no student, a teacher perhaps')
     return _run_of(about, about.pop('student'))
 
 def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: dict) -> None:
@@ -194,21 +152,23 @@ def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: d
     try: theirs = _stored_run(folder)
     except (ValueError, OSError) as e:
         raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
-    differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now' for k in mine if k in theirs
-              and theirs[k] != mine[k]]
+    differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now'
+              for k in mine if k in theirs and theirs[k] != mine[k]]
     by_hand = 'config' not in student.about # then nothing else tells
-    if not differ and by_hand and (folder/CONFIG).exists() and not _same_weights(student.denoiser, folder):
+    whole = (folder/CONFIG).exists()
+    if not differ and by_hand and whole and not _same_weights(student.denoiser, folder):
         differ = ['its weights']
     if differ or ('grids' in theirs) != ('grids' in mine):
         raise ValueError(f'{folder} holds another student '
-                         f'({"; ".join(differ) or "for several step counts, or for one"}); {instead}')
+                         f'({"; ".join(differ) or "for several step counts, or for one"}); '
+                         f'{instead}')
 
 def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
     "Are the weights in the folder these?"
     try: mine, theirs = denoiser.state_dict(), load_tensors(folder/WEIGHTS)[0]
     except (ValueError, FileNotFoundError): return False
-    return (mine.keys() == theirs.keys() and all(v.shape == theirs[k].shape and torch.equal(v.cpu(), theirs[k])
-                                                 for k, v in mine.items()))
+    return (mine.keys() == theirs.keys()
+            and all(torch.equal(v.cpu(), theirs[k]) for k, v in mine.items()))
 
 # %% ../../nbs/distillation/06_students.ipynb #ae9fece1
 @dataclass
@@ -225,10 +185,13 @@ class VariableStudent:
     def __post_init__(self):
         bias = getattr(dict(self.denoiser.net.named_modules()).get(self.step_layer), 'bias', None)
         if bias is None:
-            raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} with a bias')
+            raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} '
+                             'with a bias')
         if self.biases.shape != (want := (len(self.grids), len(bias))):
-            raise ValueError(f'biases must have a row for each step count, {list(want)}, got {list(self.biases.shape)}')
-        if not self.biases.isfinite().all(): raise ValueError('biases contain NaN or infinite values')
+            raise ValueError(f'biases must have a row for each step count, {list(want)}, got '
+                             f'{list(self.biases.shape)}')
+        if not self.biases.isfinite().all():
+            raise ValueError('biases contain NaN or infinite values')
         self.grids = {nfe: check_sigmas(sigmas) for nfe, sigmas in self.grids.items()}
 
     def at(self,
@@ -238,7 +201,8 @@ class VariableStudent:
         check_choice('nfe', nfe, self.grids)
         plain = copy.deepcopy(self.denoiser)
         with torch.no_grad():
-            plain.net.get_submodule(self.step_layer).bias.copy_(self.biases[list(self.grids).index(nfe)])
+            row = self.biases[list(self.grids).index(nfe)]
+            plain.net.get_submodule(self.step_layer).bias.copy_(row)
         return Student(plain, self.grids[nfe], self.afs, self.shape, dict(self.about, nfe=nfe))
 
     @cached_property
@@ -257,8 +221,8 @@ class VariableStudent:
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         "Write weights and biases (safetensors), then a JSON that says how to sample; see `Student.save`."
-        how = dict(grids={nfe: s.tolist() for nfe, s in self.grids.items()}, step_layer=self.step_layer,
-                   biases_sha256=_digest(self.biases))
+        grids = {nfe: s.tolist() for nfe, s in self.grids.items()}
+        how = dict(grids=grids, step_layer=self.step_layer, biases_sha256=_digest(self.biases))
         _save(self, folder, how, {BIASES: self.biases}, overwrite)
 
 # %% ../../nbs/distillation/06_students.ipynb #2a4522c9
@@ -280,29 +244,34 @@ def _sampling(path: Path, about: dict) -> _Sampling:
     how = about.pop('student', {})
     wanted = ('grids', 'step_layer', 'biases_sha256') if 'grids' in how else ('sigmas',)
     if missing := [k for k in (*wanted, 'afs', 'shape') if k not in how]:
-        raise ValueError(f'{path.parent} holds a denoiser but not a student: its config.json does not say how to '
-                         f'sample ({", ".join(missing)})')
+        raise ValueError(f'{path.parent} holds a denoiser but not a student: its config.json does '
+                         f'not say how to sample ({", ".join(missing)})')
     try: return _Sampling(**how)
-    except (TypeError, ValueError) as e: raise ValueError(f'{path} does not say how to sample: {e}') from e
+    except (TypeError, ValueError) as e: raise ValueError(f'{path} does not say how to sample: '
+                                                          f'{e}') from e
 
 def load_student(
     folder: Path | str, # written by `Student.save`
     device: torch.device | str | None = None, # default: the fastest there is
-    net: nn.Module | Callable[[], nn.Module] | None = None, # the network, or what makes it, if it is not this package's; its weights do not matter
+    # the network, or what makes it, if it is not this package's; its weights do not matter
+    net: nn.Module | Callable[[], nn.Module] | None = None,
 ) -> Student | VariableStudent: # the kind that was saved
     "Read a student back."
     folder = Path(folder)
     if not (folder/CONFIG).is_file():
-        half = ': its weights are there, but saving was cut off; save it again' if (folder/WEIGHTS).is_file() else ''
+        half = ''
+        if (folder/WEIGHTS).is_file():
+            half = ': its weights are there, but saving was cut off; save it again'
         raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
     said = read_about(folder)
     about = dict(said.get('about', {}))
     how = _sampling(folder/CONFIG, about)
-    denoiser = load_denoiser(folder, device, None if net is None else lambda: _given(net, said['net']))
+    given = None if net is None else lambda: _given(net, said['net'])
+    denoiser = load_denoiser(folder, device, given)
     common = (how.afs, how.shape, about)
-    if how.grids is None: return Student(denoiser, torch.tensor(how.sigmas, dtype=torch.float64), *common)
+    if how.grids is None: return Student(denoiser, how.sigmas, *common)
     biases = _load_biases(folder, how.biases_sha256)
-    grids = {int(nfe): torch.tensor(levels, dtype=torch.float64) for nfe, levels in how.grids.items()}
+    grids = {int(nfe): levels for nfe, levels in how.grids.items()}
     return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
 
 def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
@@ -313,7 +282,9 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     return made.net if isinstance(made, NetDenoiser) else made
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db
-def _digest(biases: Tensor) -> str: return hashlib.sha256(biases.detach().cpu().contiguous().numpy()).hexdigest() # 64 hex digits
+# 64 hex digits
+def _digest(biases: Tensor) -> str:
+    return hashlib.sha256(biases.detach().cpu().contiguous().numpy()).hexdigest()
 
 def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     "The biases of the step counts; missing, damaged or foreign ones are refused by name."
@@ -321,3 +292,82 @@ def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     if biases is None or _digest(biases) != digest:
         raise ValueError(f'{path} is damaged or not the one its config.json describes')
     return biases
+
+# %% ../../nbs/distillation/06_students.ipynb #33083618
+def starting_run(
+    cfg: Host,
+    teacher: Callable, # a denoiser
+    student: NetDenoiser | None, # where the student starts; None: as the teacher
+    shape: tuple[int, ...], # of one sample
+    walk: Callable[[Host], TrajectoryPlan] = lambda cfg: cfg.plan, # that the teacher must survive
+) -> tuple[Host, Callable, BranchedDenoiser]: # as these networks need it; frozen; to be trained
+    "Configuration, teacher and student of a run, if the two can do what they must."
+    start = starting_network(teacher, student)
+    teacher = frozen_copy(teacher, shape)
+    cfg = cfg.suited(teacher, start)
+    check_own_samples(teacher, walk(cfg))
+    return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
+
+class Host:
+    """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
+    frozen dataclass with K, batch and shape among its fields. It answers four questions:
+
+    - `step_function(teacher, bank, data, labels)`: one iteration, as `loop.fit` takes it;
+    - `sampler(denoiser, shape)`: the `Sampler` that the student ends as;
+    - `reference(shape)`: the `TrajectoryPlan` of the teacher that the student is judged by;
+    - `cost`: a dictionary of updates, and of samples through teacher and student;
+
+    and it has `loop`, the `TrainConfig`, and `plan`, the steps that its teacher takes."""
+    host = title = '' # for a student's `about`, and in words
+    layer = None # the network's output layer; None: it is looked for
+    shape = None # of one sample; None: the data's
+    rounds = None # steps of the student of each round, if there are several
+    pool = None # distinct trajectories; None: all fresh
+    all_seeds = None # of the trajectories that the run sees; None: it walks none
+    needs_data = False
+    free = () # fields that may differ when a run goes on
+
+    @property
+    # by network calls, if there are several
+    def each(self) -> dict[int, Host]: return {self.nfe: self}
+
+    @property
+    def n_trajectories(self) -> int | None: return self.all_seeds and len(self.all_seeds)
+
+    def suited(self, *denoisers: Callable) -> Host:
+        "The same for this teacher and student, filled in; refused where they cannot be used."
+        return self
+
+    def small(self, n: int) -> Host: # whose first four iterations are timed
+        return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
+
+    def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:
+        "The trajectories that the runs share; None: each walks by itself."
+
+    def run(self,
+        teacher: Callable, # a denoiser; it is copied, not touched
+        data: Tensor | None = None, # [N, *D], clean
+        labels: Tensor | None = None, # [N], int64
+        bank: TrajectoryBank | None = None, # the teacher's trajectories
+        folder: Path | str | None = None, # checkpoints; a run found there is resumed
+        show: bool = True, # progress bar
+        student: NetDenoiser | None = None, # where the student starts; None: as the teacher
+        *,
+        hardware: Hardware = Hardware(),
+        hooks: Sequence = (), # see `loop.fit`
+    ) -> Student:
+        "Distil in one training."
+        if not isinstance(bank, TrajectoryBank | None):
+            raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got '
+                            f'{type(bank).__name__}')
+        cfg, teacher, model = starting_run(self, teacher, student, self.shape)
+        if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
+        origin = denoiser_hash(teacher)
+        claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
+        done = fit(model, cfg.step_function(teacher, bank, data, labels), cfg.loop, folder,
+                   f'{cfg.title}, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
+                   teacher=teacher if isinstance(teacher, nn.Module) else None)
+        about = dict(host=cfg.host, teacher=origin, config=asdict(cfg), history=done.history,
+                     seconds=round(done.seconds, 1))
+        end = cfg.sampler(fold(kept(done)))
+        return Student(end.denoiser, end.sigmas, end.afs, end.shape, about)

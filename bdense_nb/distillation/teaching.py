@@ -25,13 +25,19 @@ def edm_loss(
     denoiser: EDMDenoiser,
     x0: Tensor, # [B, *D], clean data: the whole batch, of which `share` takes this process's part
     label: Tensor | None = None, # [B] class labels
-    generator: torch.Generator | None = None, # on the CPU, so that a seed means the same on every device
-    label_drop: float = .1, # probability of hiding all labels of the batch: this is how the null class is learned
+    # on the CPU, so that a seed means the same on every device
+    generator: torch.Generator | None = None,
+    # probability of hiding all labels of the batch: this is how the null class is learned
+    label_drop: float = .1,
 ) -> Tensor: # scalar
     "EDM's loss: noise levels from ln(sigma) ~ N(-1.2, 1.2^2), errors weighted to unit size at initialisation."
-    draw = lambda shape: share(send(torch.randn(shape, generator=generator), x0.device).to(x0.dtype)) # drawn for all, so that parts are parts of one batch
+    # drawn for all, so that parts are parts of one batch
+    def draw(shape):
+        noise = send(torch.randn(shape, generator=generator), x0.device)
+        return share(noise.to(x0.dtype))
     sigma = (draw((len(x0),))*1.2 - 1.2).exp()
-    if label is not None: label = None if torch.rand((), generator=generator) < label_drop else share(label)
+    if label is not None:
+        label = None if torch.rand((), generator=generator) < label_drop else share(label)
     eps, x0 = draw(x0.shape), share(x0)
     s, d = as_column(sigma, x0), denoiser.sigma_data
     x0_hat = denoiser(x0 + s*eps, sigma, label)
@@ -49,7 +55,8 @@ def train_teacher(
     *,
     hardware: Hardware = Hardware(),
     hooks: Sequence = (), # see `loop.fit`
-    null_class: int | None = None, # the class in `labels` that stands for "no class"; None: there is none
+    # the class in `labels` that stands for "no class"; None: there is none
+    null_class: int | None = None,
 ) -> Fit: # `.ema` is the teacher to keep
     "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
     check_int('batch', batch, 1)
@@ -57,7 +64,8 @@ def train_teacher(
     check_precision(denoiser)
     labels = _training_labels(denoiser, labels, len(images), null_class)
     if folder is not None:
-        claim_folder(folder, dict(batch=batch, data=fingerprint(images, *[] if labels is None else [labels])))
+        data = fingerprint(images, *[] if labels is None else [labels])
+        claim_folder(folder, dict(batch=batch, data=data))
     device = next(denoiser.parameters()).device
     def step(model, i):
         g = torch.Generator().manual_seed(cfg.seed*1_000_003 + i)
@@ -66,7 +74,8 @@ def train_teacher(
         yield edm_loss(model, send(images[pick], device), label, g)
     return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
 
-def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_class: int | None) -> Tensor | None:
+def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int,
+                     null_class: int | None) -> Tensor | None:
     "Labels as the network counts them: its classes, then the null class."
     if labels is None: return None
     if len(labels) != n: raise ValueError(f'{n} images need as many labels, got {len(labels)}')
@@ -76,6 +85,7 @@ def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int, null_
     check_int('null_class', null_class, 0)
     check_classes(torch.where(labels == null_class, 0, labels), n, denoiser.n_classes)
     if null_class < denoiser.n_classes:
-        raise ValueError(f'null_class={null_class} is one of the {denoiser.n_classes} classes of this network; make the '
-                         f'network with {null_class} classes, and let the null class be the last')
+        raise ValueError(f'null_class={null_class} is one of the {denoiser.n_classes} classes of '
+                         f'this network; make the network with {null_class} classes, and let the '
+                         'null class be the last')
     return torch.where(labels == null_class, denoiser.n_classes, labels)

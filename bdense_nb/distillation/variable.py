@@ -18,8 +18,9 @@ from ..diffusion.denoisers import NetDenoiser
 from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
 from .branches import _replace, fold
-from .sfd import SFDBase, SFDConfig, _begin, sfd_step
-from .students import Student, VariableStudent, claim_run, kept
+from .sfd import SFDBase, SFDConfig, sfd_step
+from .students import (Student, VariableStudent, starting_run, claim_run,
+                                             kept)
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
 
@@ -36,43 +37,48 @@ class StepBias(nn.Module):
     ):
         super().__init__()
         check_int('n', n, 1)
-        self.weight, self.biases, self.index = linear.weight, nn.Parameter(linear.bias.detach().repeat(n, 1)), 0
+        self.weight = linear.weight
+        self.biases = nn.Parameter(linear.bias.detach().repeat(n, 1))
+        self.index = 0
 
     def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.biases[self.index])
 
     def plain(self) -> nn.Linear: # shares no memory with this one
         "The ordinary layer of the step count in use."
         linear = nn.Linear(*self.weight.shape[::-1], device='meta')
-        linear.weight, linear.bias = (nn.Parameter(p.detach().clone()) for p in (self.weight, self.biases[self.index]))
+        linear.weight = nn.Parameter(self.weight.detach().clone())
+        linear.bias = nn.Parameter(self.biases[self.index].detach().clone())
         return linear
 
 # %% ../../nbs/distillation/08_variable.ipynb #f7e6b269
 def _step_layers(net: nn.Module) -> dict[str, nn.Linear]: # that can have a bias for each step count
-    return {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear) and m.bias is not None}
+    return {name: m for name, m in net.named_modules()
+            if isinstance(m, nn.Linear) and m.bias is not None}
 
 def find_step_layer(
     denoiser: NetDenoiser,
     name: str | None = None, # the one that was asked for; None: it is looked for
-) -> str: # inside `denoiser.net`: 'embed.lin1', or what diffusers calls the first layer of a time embedding
+) -> str: # inside `denoiser.net`: 'embed.lin1', or the first layer of a time embedding
     "The layer through which the noise level enters a network, where its name is one of the usual."
     if not isinstance(denoiser, NetDenoiser):
-        raise TypeError(f'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser), got '
-                        f'{type(denoiser).__name__}')
+        raise TypeError('only a network can be conditioned on its step count (EDMDenoiser, '
+                        f'VPDenoiser), got {type(denoiser).__name__}')
     names = list(_step_layers(denoiser.net))
     if name in names: return name
     if name is not None:
-        raise ValueError(f'{type(denoiser.net).__name__} has no linear layer {name!r} with a bias; the step count '
-                         f'can enter at one of: {", ".join(names)}')
-    usual = [name for name in names if name == 'embed.lin1' or re.search(r'time\w*\.linear_1$', name)]
+        raise ValueError(f'{type(denoiser.net).__name__} has no linear layer {name!r} with a bias; '
+                         f'the step count can enter at one of: {", ".join(names)}')
+    usual = [name for name in names if re.search(r'^embed\.lin1$|time\w*\.linear_1$', name)]
     if usual: return usual[0]
-    raise ValueError(f'which layer of this {type(denoiser.net).__name__} takes the noise level is not known: pass '
-                     f'step_layer= its name, one of: {", ".join(names) or "it has no linear layer with a bias"}')
+    raise ValueError(f'which layer of this {type(denoiser.net).__name__} takes the noise level is '
+                     'not known: pass step_layer= its name, one of: '
+                     f'{", ".join(names) or "it has no linear layer with a bias"}')
 
 def condition(
     denoiser: NetDenoiser, # it is copied, not touched
     n: int, # number of step counts
     layer: str = 'embed.lin1', # name of an early linear layer inside `denoiser.net`
-) -> NetDenoiser: # trainable, or as far as the given one is; the same function, until the biases are trained apart
+) -> NetDenoiser: # the same function; trainable, or as far as the given one is
     "Give one layer a bias of its own for each step count."
     find_step_layer(denoiser, layer)
     conditioned = copy.deepcopy(denoiser)
@@ -87,12 +93,14 @@ def choose(
 ) -> None:
     "Use the bias of one step count from now on."
     for m in model.modules():
-        if isinstance(m, StepBias): check_int('index', index, 0, len(m.biases) - 1); m.index = index
+        if isinstance(m, StepBias):
+            check_int('index', index, 0, len(m.biases) - 1)
+            m.index = index
 
 def uncondition(
     denoiser: NetDenoiser, # from `condition`, trained or not; it is copied, not touched
     layer: str = 'embed.lin1', # the layer that was named there
-) -> tuple[NetDenoiser, Tensor]: # of the original architecture, with the bias in use, frozen; all biases [n, width]
+) -> tuple[NetDenoiser, Tensor]: # frozen, with the bias in use; all biases [n, width]
     "Take a conditioned network apart: a plain one, and a table of biases."
     plain = copy.deepcopy(denoiser)
     told = plain.net.get_submodule(layer)
@@ -103,13 +111,18 @@ def uncondition(
 @dataclass(frozen=True)
 class SFDVConfig(SFDBase):
     "SFD-v (Zhou et al. 2024): one student for several numbers of network calls; with branches for K > 1."
-    nfe: tuple[AtLeast1, ...] = (2, 3, 4, 5) # network calls that can be chosen afterwards, all different
-    step_layer: str | None = None # name of the early linear layer that gets a bias for each of them; None: it is looked for
+    # network calls that can be chosen afterwards, all different
+    nfe: tuple[AtLeast1, ...] = (2, 3, 4, 5)
+    # name of the early linear layer that gets a bias for each of them; None: it is looked for
+    step_layer: str | None = None
+    host = 'sfd-v'
+    title = 'SFD-v'
 
     def __post_init__(self):
         super().__post_init__()
         if not self.nfe or len(set(self.nfe)) < len(self.nfe):
-            raise ValueError(f'nfe must be different numbers of network calls, at least one, got {self.nfe}')
+            raise ValueError('nfe must be different numbers of network calls, at least one, got '
+                             f'{self.nfe}')
         self.each
 
     @property
@@ -122,15 +135,26 @@ class SFDVConfig(SFDBase):
         check_choice('nfe', nfe, self.nfe)
         return self.each[nfe]
 
+    def bank(self, teacher: Callable, folder: Path | str | None = None,
+             show: bool = True) -> dict[int, TrajectoryBank]:
+        return {nfe: cfg.bank(teacher, folder, show) for nfe, cfg in self.each.items()}
+
+    def run(self, teacher: Callable, data: None = None, labels: None = None,
+            bank: dict[int, TrajectoryBank] | None = None, *run, **how) -> VariableStudent:
+        return sfd_variable(teacher, self, None, bank, *run, **how)
+
 def several(
     cfg: SFDConfig | SFDVConfig,
-    nfes: Sequence[int] | None = None, # network calls, all different; None: the configuration's, or 2, 3, 4 and 5
+    # network calls, all different; None: the configuration's, or 2, 3, 4 and 5
+    nfes: Sequence[int] | None = None,
     **changes, # other fields
 ) -> SFDVConfig:
     "A configuration of SFD made one of SFD-v."
     if not isinstance(cfg, SFDBase):
-        raise TypeError(f'cfg must be an SFDVConfig, or an SFDConfig whose nfe is replaced, got {cfg!r}')
-    if isinstance(cfg, SFDConfig): cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
+        raise TypeError('cfg must be an SFDVConfig, or an SFDConfig whose nfe is replaced, got '
+                        f'{cfg!r}')
+    if isinstance(cfg, SFDConfig):
+        cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
     return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))
 
 def variable_configs(
@@ -148,10 +172,12 @@ def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
 def variable_step(
     teacher: Callable, # frozen
     cfgs: dict[int, SFDConfig], # from `variable_configs`
-    banks: dict[int, TrajectoryBank] | None = None, # one for each; None: trajectories are made on the fly
+    # one for each; None: trajectories are made on the fly
+    banks: dict[int, TrajectoryBank] | None = None,
 ) -> StepFunction: # for `loop.fit`
     "SFD-v (Zhou et al. 2024): each iteration draws a step count, tells the student, and is an iteration of SFD with that count."
-    steps = [sfd_step(teacher, cfg, None if banks is None else banks[nfe]) for nfe, cfg in cfgs.items()]
+    steps = [sfd_step(teacher, cfg, None if banks is None else banks[nfe])
+             for nfe, cfg in cfgs.items()]
     seed = next(iter(cfgs.values())).seed
     def step(student, i):
         j = draw_index(seed, len(steps), i)
@@ -163,29 +189,35 @@ def variable_step(
 def sfd_variable(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: SFDVConfig | SFDConfig = SFDVConfig(),
-    nfes: Sequence[int] | None = None, # network calls that can be chosen afterwards; None: the configuration's
-    banks: dict[int, TrajectoryBank] | None = None, # for each of them, `teacher_bank` of its configuration
+    # network calls that can be chosen afterwards; None: the configuration's
+    nfes: Sequence[int] | None = None,
+    # for each of them, `teacher_bank` of its configuration
+    banks: dict[int, TrajectoryBank] | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher, which is then a network
-    step_layer: str | None = None, # which layer gets the biases, see `condition`; None: the configuration's
+    # where the student starts; None: as a copy of the teacher, which is then a network
+    student: NetDenoiser | None = None,
+    # which layer gets the biases, see `condition`; None: the configuration's
+    step_layer: str | None = None,
     *,
     hardware: Hardware = Hardware(), # how the numbers are computed
     hooks: Sequence = (), # see `loop.fit`
 ) -> VariableStudent: # with `ema`, the average of the weights
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfg = several(cfg, nfes)
-    teacher, model = _begin(teacher, cfg, student, cfg.at(max(cfg.nfe)).plan)
+    cfg, teacher, model = starting_run(cfg, teacher, student, cfg.shape,
+                                       lambda cfg: cfg.at(max(cfg.nfe)).plan)
     cfg = replace(cfg, step_layer=find_step_layer(model.denoiser, step_layer or cfg.step_layer))
     if cfg.step_layer == model.layer:
-        raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output layer, which '
-                         f'holds the branches')
+        raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output '
+                         'layer, which holds the branches')
     start, model.denoiser = model.denoiser, condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
     if banks is not None: _check_banks(banks, teacher, cfg.each)
     origin = denoiser_hash(teacher)
     claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(start))
-    done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show,
-               hardware=hardware, hooks=hooks, teacher=teacher if isinstance(teacher, nn.Module) else None)
+    done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder,
+               f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
+               teacher=teacher if isinstance(teacher, nn.Module) else None)
     model = kept(done)
     choose(model, 0)
     plain, biases = uncondition(fold(model), cfg.step_layer)
@@ -195,7 +227,8 @@ def sfd_variable(
     return VariableStudent(plain, biases, cfg.step_layer, grids, cfg.afs, cfg.shape, about)
 
 # %% ../../nbs/distillation/08_variable.ipynb #2dfd081a
-def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable, cfgs: dict[int, SFDConfig]) -> None:
+def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable,
+                 cfgs: dict[int, SFDConfig]) -> None:
     "Refuse banks that are not those of the run."
     if not isinstance(banks, dict) or banks.keys() != cfgs.keys():
         raise ValueError(f'banks must hold one for each number of calls {list(cfgs)}, got '
@@ -209,26 +242,29 @@ def second_stage(
 ) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
     "The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are what one network call must learn."
     if isinstance(student, Student) and student.sigmas[-1] == 0:
-        raise ValueError('this student ends at noise level 0, as those of Progressive Distillation do; the second '
-                         'stage starts from an SFD student')
+        raise ValueError('this student ends at noise level 0, as those of Progressive '
+                         'Distillation do; the second stage starts from an SFD student')
     if not isinstance(student, Student):
-        raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of a '
-                        f'VariableStudent take .at(nfe)')
-    goal = SFDConfig(**dict(dict(nfe=1), **{k: v for k, v in changes.items() if k in ('nfe', 'afs')}))
+        raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of '
+                        'a VariableStudent take .at(nfe)')
+    asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
+    goal = SFDConfig(**dict(nfe=1) | asked)
     steps, ends = len(student.sigmas) - 1, (student.sigmas[-1].item(), student.sigmas[0].item())
     if steps % goal.n_steps:
-        raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the steps '
-                         f'of nfe={goal.nfe} with afs={goal.afs}')
+        raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} '
+                         f'equal parts, the steps of nfe={goal.nfe} with afs={goal.afs}')
     fits = (lambda sigmas: sigmas.shape == student.sigmas.shape
             and torch.allclose(sigmas, student.sigmas, rtol=1e-12, atol=0))
     schedule = next((name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends))), None)
     if schedule is None:
-        raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: {", ".join(SCHEDULES)}')
+        raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: '
+                         f'{", ".join(SCHEDULES)}')
     substeps = steps//goal.n_steps
-    cfg = SFDConfig(**dict(dict(nfe=1, K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
-                                schedule=schedule, sigma_min=ends[0], sigma_max=ends[1],
-                                steps=15_625, lr=5e-4, shape=student.shape), **changes))
+    own = dict(nfe=1, K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
+               schedule=schedule, sigma_min=ends[0], sigma_max=ends[1], steps=15_625, lr=5e-4,
+               shape=student.shape)
+    cfg = SFDConfig(**own | changes)
     if not fits(cfg.grids[0]):
-        raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these changes give it '
-                         f'{cfg.grids[0].tolist()}')
+        raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these '
+                         f'changes give it {cfg.grids[0].tolist()}')
     return cfg

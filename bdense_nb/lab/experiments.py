@@ -19,14 +19,14 @@ from ..core import (about_run, check_choice, check_int, locked, read_json, sampl
 from ..diffusion.data import fashion_mnist
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
-from ..diffusion.samplers import sample
+from ..diffusion.samplers import Sampler, sample
 from ..diffusion.schedules import karras_sigmas
 from ..distillation.bank import TrajectoryBank, denoiser_hash
 from ..distillation.branches import fold
 from ..distillation.distill import reference_plan
 from ..distillation.progressive import PDConfig, progressive_rounds
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import Student, branched_student
+from ..distillation.students import Host, Student, branched_student
 from ..distillation.teaching import train_teacher
 from ..distillation.variable import second_stage, sfd_variable, variable_configs, variable_step
 from ..evaluation.intervals import Interval, paired_interval
@@ -36,15 +36,13 @@ from ..training.config import TrainConfig
 from ..training.loop import fit
 
 # %% auto #0
-__all__ = ['HostConfig', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment',
-           'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
+__all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS', 'EXPERIMENTS',
+           'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
+           'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
            'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'measures_of', 'differences',
            'difference_table', 'show_differences']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
-HostConfig = SFDConfig | PDConfig
-
 @dataclass(frozen=True)
 class World:
     "Where an experiment takes place."
@@ -55,15 +53,15 @@ class World:
     network: Callable[[int, int | None], NetDenoiser | None]
     # seed -> what Progressive Distillation trains on, and its labels
     data: Callable[[int], tuple[Tensor, Tensor | None]]
-    ends: Callable[[HostConfig], Tensor] # -> where the samples of seeds 0..n-1 should end
+    ends: Callable[[Host], Tensor] # -> where the samples of seeds 0..n-1 should end
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
     n: int # samples that are measured
 
-    def measure(self, student: Student, cfg: HostConfig) -> dict[str, float]:
-        "A student's measures; it may be a teacher dressed as one."
-        out = student.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
+    def measure(self, arm: Sampler, cfg: Host) -> dict[str, float]:
+        "The measures of a student, or of a teacher in as few steps."
+        out = arm.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
         quality = {name: float(measure(out)) for name, measure in self.quality.items()}
-        return dict(nfe=student.nfe, paired_error=paired_error(out, self.ends(cfg)), **quality)
+        return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg)), **quality)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
 @functools.cache
@@ -71,14 +69,14 @@ def fashion_world() -> World:
     "The shipped Fashion-MNIST teacher, on the CPU."
     teacher = load_teacher(device='cpu')
     shape = (1, 28, 28)
-    parts = [range(i, i + 250) for i in range(0, 1000, 250)]
+    n = 1000
     @functools.lru_cache(maxsize=8)
-    def ends(plan): return torch.cat([plan.walk(teacher, seeds)[0][-1] for seeds in parts])
+    def walk(plan): return plan.sampler(teacher).sample(n, batch=250)
     return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
                  teacher, shape,
                  network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
-                 ends=lambda cfg: ends(reference_plan(cfg, shape)),
-                 quality=dict(frechet_distance=fashion_fd), n=1000)
+                 ends=lambda cfg: walk(reference_plan(cfg, shape)),
+                 quality=dict(frechet_distance=fashion_fd), n=n)
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
 @functools.cache
@@ -115,7 +113,7 @@ WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world}
 class Arm:
     "One way to train."
     name: str # arms of one experiment that differ only in calls and budget have one name
-    cfg: HostConfig # its seed is replaced
+    cfg: Host # its seed is replaced
     nfes: tuple[int, ...] = () # SFD-v: one student for all of these
     untold: bool = False # SFD-v: the network does not learn how many steps it may take
     stage: dict = field(default_factory=dict) # changes of a second stage, to one call
@@ -124,10 +122,8 @@ class Arm:
     @property
     def key(self) -> dict: # without the seed
         "What distinguishes the arm's runs from those of the others."
-        pd = isinstance(self.cfg, PDConfig)
-        calls = self.cfg.end_steps if pd else max(self.nfes, default=self.cfg.nfe)
-        iterations = self.cfg.updates if pd else self.cfg.steps
-        key = dict(arm=self.name, calls=1 if self.stage else calls, iterations=iterations)
+        calls = 1 if self.stage else max(self.nfes, default=self.cfg.nfe)
+        key = dict(arm=self.name, calls=calls, iterations=self.cfg.loop.steps)
         return key | dict(width=self.width) if self.width else key
 
     @property
@@ -146,7 +142,7 @@ class Banks:
         self.made = {} # plan -> bank of this seed
         self.need = {} # plan -> the configuration that needs most of its trajectories
         for arm in arms:
-            if isinstance(arm.cfg, PDConfig): continue
+            if arm.cfg.needs_data: continue
             for cfg in variable_configs(arm.cfg, arm.nfes).values() if arm.nfes else [arm.cfg]:
                 most = self.need.setdefault(cfg.plan, cfg)
                 if cfg.n_trajectories > most.n_trajectories: self.need[cfg.plan] = cfg
@@ -318,7 +314,7 @@ MORE_OPTIONS = {'K = 8': dict(K=8), "branch_weights='uniform'": dict(branch_weig
                 "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'),
                 "loss='l2'": dict(loss='l2'), "loss='huber'": dict(loss='huber')}
 
-def vary(base: HostConfig, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]:
+def vary(base: Host, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]:
     "Arms that are a configuration with some changes each, in the order of the table."
     return [Arm(name, dataclasses.replace(base, **shared, **changes), width=width)
             for name, changes in arms.items()]
@@ -371,7 +367,7 @@ def pd_arms(base: PDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
                'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}
     return tuple(arm for updates in budgets for arm in vary(base, weights, updates=updates))
 
-def capacity_arms(base: HostConfig, host: dict) -> tuple[Arm, ...]:
+def capacity_arms(base: Host, host: dict) -> tuple[Arm, ...]:
     "With and without branches (the changes of `host`), in narrow and in wide networks."
     arms = {'host': host, 'linear': {}}
     return tuple(arm for width in (16, 64, 256) for arm in vary(base, arms, width))

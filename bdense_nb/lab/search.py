@@ -20,7 +20,6 @@ from ..core import (atomic_path, check_choice, check_int, import_extra, locked, 
                     write_json)
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, denoiser_hash, frozen_copy
-from ..distillation.distill import reference_plan
 from ..distillation.losses import BRANCH_WEIGHTS, branch_weights
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..evaluation.intervals import Interval, paired_interval
@@ -66,8 +65,8 @@ def many_step_sample(
     seeds: range, # of the noise and the labels
     batch: int = 256, # at a time
 ) -> Tensor: # [n, *D], on the CPU
-    "Where the teacher's many-step trajectory ends: what students are scored against."
-    plan = reference_plan(cfg, cfg.shape)
+    "Where the teacher's many-step trajectory ends, see `SFDConfig.reference`: what students are scored against."
+    plan = cfg.reference()
     parts = (seeds[i:i + batch] for i in range(0, len(seeds), batch))
     return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
 
