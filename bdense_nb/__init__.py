@@ -24,7 +24,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # for editors and type checkers
-    from .diffusion.denoisers import EDMDenoiser, MixtureDenoiser, VPDenoiser, check_teacher, load_teacher
+    from .diffusion.denoisers import EDMDenoiser, MixtureDenoiser, VPDenoiser
+    from .diffusion.denoisers import check_teacher, load_teacher
     from .diffusion.samplers import Sampler, sample, trajectory
     from .distillation.branches import branch, fold
     from .distillation.distill import distill, preset
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers
 
 
 def __getattr__(name: str):
-    "A name of the list above, from its module; also that module's package, as after `import bdense_nb.diffusion`."
+    "A name of the list above, from its module."
     if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     globals()[name] = value = getattr(import_module(f'.{_HOME[name]}', __name__), name)
     return value

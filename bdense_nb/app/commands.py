@@ -750,8 +750,8 @@ def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...],
     cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank)
-    plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher, shape=list(shape),
-                data=data)
+    plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher,
+                shape=list(shape), data=data)
     if cfg.rounds:
         ladder = [cfg.start_steps, *cfg.rounds]
         plan['rounds'] = [f'{a} to {b} steps' for a, b in zip(ladder, ladder[1:])]

@@ -28,7 +28,8 @@ __all__ = ['NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ou
 
 # %% ../../nbs/app/04_course.ipynb #5303f25b
 def notebooks_dir() -> Path: # the folder of `index.ipynb`
-    "The shipped notebooks: inside an installed wheel in the package's own `nbs/`, in a checkout in `nbs/`."
+    """The shipped notebooks: inside an installed wheel in the package's own `nbs/`, in a checkout
+    in `nbs/`."""
     here = Path(bdense_nb.__file__).resolve().parent
     for folder in (here/'nbs', here.parent/'nbs'):
         if (folder/'index.ipynb').is_file(): return folder

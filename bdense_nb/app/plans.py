@@ -32,12 +32,14 @@ def time_iteration(
     hardware: Hardware = Hardware(), # of the run
 ) -> float: # seconds
     "What one iteration takes in the real training loop, once warm."
-    marks, device = [], device_of(model)
+    marks = []
+    device = device_of(model)
     def marked(model, i):
         if device.type == 'cuda': torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
         yield from step(model, i)
-    fit(model, marked, dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0), show=False, hardware=hardware)
+    short = dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0)
+    fit(model, marked, short, show=False, hardware=hardware)
     return min(marks[2] - marks[1], marks[3] - marks[2])
 
 # %% ../../nbs/app/01_plans.ipynb #959952d3
@@ -45,20 +47,23 @@ def growing_trials(
     trial: Callable[[int], tuple[float, ...]], # batch size -> measurements, the first in seconds
     batch: int, # of the run
     patience: float = .5, # seconds
-) -> dict[int, tuple[float, ...]]: # batch size -> measurements, ascending; empty if even the smallest did not fit
-    "Try growing batches until one is the run's own, is slow, or does not fit into the GPU's memory."
-    found, sizes = {}, [n for n in (2*4**k for k in range(12)) if n < batch] + [batch]
-    for n in sizes:
+) -> dict[int, tuple[float, ...]]: # batch size -> measurements, ascending; {}: none fits
+    """Try growing batches until one is the run's own, is slow, or does not fit into the GPU's
+    memory."""
+    found = {}
+    for n in [*(m for m in (2*4**k for k in range(12)) if m < batch), batch]:
         try: found[n] = trial(n)
         except torch.cuda.OutOfMemoryError: break
-        if found[n][0] > patience*(10 if len(found) == 1 else 1): break # a line needs two points, if they can be afforded
+        # a line needs two points, if they can be afforded
+        if found[n][0] > patience*(10 if len(found) == 1 else 1): break
     return found
 
 def prolong(
     found: dict[int, float], # batch size -> measurement, ascending, at least one
     batch: int, # of the run
 ) -> float:
-    "A measurement at the run's batch: a line through the last two; from a single one, in proportion."
+    """A measurement at the run's batch: a line through the last two; from a single one, in
+    proportion."""
     (n, b), *before = reversed(found.items())
     if not before: return b*batch/n
     m, a = before[0]
@@ -71,8 +76,10 @@ def kept_bytes(
 ) -> int: # without the parameters themselves
     "What autograd keeps for the backward pass of one update."
     kept = {}
-    def keep(t: Tensor) -> Tensor: kept[t.untyped_storage().data_ptr()] = t; return t
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): next(step(model, 0)) # `kept` holds them
+    def keep(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): next(step(model, 0))
     for p in model.parameters(): kept.pop(p.untyped_storage().data_ptr(), None)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
@@ -81,21 +88,24 @@ def peak_bytes(device: torch.device) -> int | None: # None where the system does
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
     if sys.platform == 'win32': return None
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def device_bytes(device: torch.device) -> int | None: # None where the system does not say
     "All the memory that a device has."
     if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else None
+    if not hasattr(os, 'sysconf'): return None
+    return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
 
 # %% ../../nbs/app/01_plans.ipynb #abcf11a7
 def estimate_training(
-    make: Callable[[int], tuple[nn.Module, StepFunction]], # batch size -> a fresh model and its step
+    make: Callable[[int], tuple[nn.Module, StepFunction]], # batch size -> model and step
     batch: int, # of the run
     cfg: TrainConfig, # of the run
     hardware: Hardware = Hardware(), # of the run
-) -> dict[str, float | None]: # seconds of an iteration; memory_gb (10**9 bytes); measured_batch; None: not even the smallest batch fits
-    "Time and memory of one iteration, measured in the real loop, and prolonged to the run's own batch where that is slow."
+) -> dict[str, float | None]: # seconds (an iteration's), memory_gb, measured_batch; None: none fits
+    """Time and memory of one iteration, measured in the real loop, and prolonged to the run's own
+    batch where that is slow."""
     kept = {}
     def trial(n: int) -> tuple[float, ...]:
         model, step = make(n)
@@ -105,10 +115,13 @@ def estimate_training(
         return time_iteration(model, step, cfg, hardware), peak_bytes(device)
     found = growing_trials(trial, batch)
     if not found: return dict(seconds=None, memory_gb=None, measured_batch=None)
-    last, peaks = max(found), {n: peak for n, (_, peak) in found.items()}
+    last = max(found)
+    peaks = {n: peak for n, (_, peak) in found.items()}
+    seconds = prolong({n: t for n, (t, _) in found.items()}, batch)
     if None in peaks.values(): memory = None
-    else: memory = (peaks[last] + prolong(kept, batch) - kept[last] if kept else prolong(peaks, batch))/1e9
-    return dict(seconds=prolong({n: t for n, (t, _) in found.items()}, batch), memory_gb=memory, measured_batch=last)
+    elif kept: memory = (peaks[last] + prolong(kept, batch) - kept[last])/1e9
+    else: memory = prolong(peaks, batch)/1e9
+    return dict(seconds=seconds, memory_gb=memory, measured_batch=last)
 
 # %% ../../nbs/app/01_plans.ipynb #877f0f24
 def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,

@@ -42,7 +42,8 @@ def frozen_copy(
     denoiser: Callable, # a network or a closed form
     shape: tuple[int, ...], # of one sample; must fit
 ) -> Callable: # a network: in evaluation mode, without gradients
-    "A copy that training cannot change; refused unless it answers samples of this shape with the same shape."
+    """A copy that training cannot change; refused unless it answers samples of this shape with
+    the same shape."""
     if not callable(denoiser):
         raise TypeError('the teacher must be a denoiser D(x, sigma, label), got '
                         f'{type(denoiser).__name__}')
@@ -63,7 +64,8 @@ def frozen_copy(
 
 # %% ../../nbs/distillation/05_bank.ipynb #b34019b7
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
-    "Tells denoisers apart: by class, numbers and every attribute; a class may list attributes that change no answer in `hash_ignores`."
+    """Tells denoisers apart: by class, numbers and every attribute; a class may list attributes
+    that change no answer in `hash_ignores`."""
     return _hash(denoiser, {})
 
 def _hash(denoiser: Callable, above: dict[int, str]) -> str:
@@ -115,7 +117,8 @@ _SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_fea
           'num_channels', 'num_embeddings', 'embedding_dim'}
 
 def _settings(model: nn.Module) -> list:
-    "What changes a module's answers besides its parameters: classes, attributes and buffers that are not stored."
+    """What changes a module's answers besides its parameters: classes, attributes and buffers
+    that are not stored."""
     stored = model.state_dict().keys()
     def said(name, m):
         return {k: _described(v, f'{name}.{k}' if name else k, {id(m): name})
@@ -251,7 +254,8 @@ def _verify(path: Path, f: safe_open) -> None:
 
 # %% ../../nbs/distillation/05_bank.ipynb #f642eb3b
 class TrajectoryBank:
-    "Teacher trajectories looked up by seed, from memory or from a folder that is read as it is needed."
+    """Teacher trajectories looked up by seed, from memory or from a folder that is read as it is
+    needed."""
     def __init__(self,
         plan: TrajectoryPlan,
         seeds: range, # one per trajectory, consecutive
@@ -342,7 +346,8 @@ def make_bank(
     folder: Path | str | None = None,
     show: bool = True, # size and progress bar
 ) -> TrajectoryBank:
-    "Compute the teacher's trajectories once, for every run with the same teacher, plan and seeds; several processes divide them."
+    """Compute the teacher's trajectories once, for every run with the same teacher, plan and
+    seeds; several processes divide them."""
     check_int('batch', batch, 1)
     if not seeds or len(seeds) % batch or seeds.step != 1:
         raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got '
@@ -417,7 +422,8 @@ class _Files:
         return dict(self.note, rows=[span.start, span.stop])
 
     def take_over(self, held: contextlib.ExitStack, peers: Processes | None) -> None:
-        "Use the shards that are there; if some are missing, the first process holds the folder while they are written."
+        """Use the shards that are there; if some are missing, the first process holds the folder
+        while they are written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if is_main():
             if self.missing(): held.enter_context(locked(self.folder))

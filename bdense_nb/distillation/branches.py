@@ -74,7 +74,8 @@ def narrow(
 
 # %% ../../nbs/distillation/02_branches.ipynb #0a18c099
 class BranchesToBatch:
-    "A hook for a widened layer: its K blocks of rows become K samples, [B, K*R, ...] -> [B*K, R, ...]."
+    """A hook for a widened layer: its K blocks of rows become K samples, [B, K*R, ...] -> [B*K,
+    R, ...]."""
     def __init__(self,
         K: int, # branches
     ): self.K = K
@@ -120,7 +121,8 @@ def branch(
     # of one sample; None: what the network itself says, see `sample_shape`
     shape: tuple[int, ...] | None = None,
 ) -> BranchedDenoiser: # on the teacher's device; every branch starts as the teacher
-    "Copy a network and widen its output layer K-fold; what was trainable stays so, and if nothing was, all is."
+    """Copy a network and widen its output layer K-fold; what was trainable stays so, and if
+    nothing was, all is."""
     if not isinstance(denoiser, NetDenoiser):
         raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got '
                         f'{type(denoiser).__name__}')
@@ -161,7 +163,8 @@ def output_layer(
     # of one sample; None: what the network itself says, see `sample_shape`
     shape: tuple[int, ...] | None = None,
 ) -> str: # inside `denoiser.net`
-    "Find the layer that writes a network's output: of those that can be widened, the last that a call reaches."
+    """Find the layer that writes a network's output: of those that can be widened, the last that
+    a call reaches."""
     names = _candidates(denoiser.net)
     if not names:
         raise ValueError(f'{type(denoiser.net).__name__} has no layer that can be widened, which '
@@ -214,7 +217,8 @@ def _moved_apart(wide: nn.Module) -> nn.Module:
     return _resized(wide, draw(wide.weight), None if bias is None else draw(bias))
 
 def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
-    "Refuse a network that mixes its branches: with K different heads, each must answer as the network does that has this head alone."
+    """Refuse a network that mixes its branches: with K different heads, each must answer as the
+    network does that has this head alone."""
     denoiser, K, layer = student.denoiser, student.K, student.layer
     wide = denoiser.net.get_submodule(layer)
     apart = _moved_apart(wide)

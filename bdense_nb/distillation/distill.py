@@ -25,7 +25,8 @@ __all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'config_of', 'referenc
 
 # %% ../../nbs/distillation/10_distill.ipynb #781c9f54
 _all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student',
-         'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+         'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable',
+         'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #4ac85c2f
 HOSTS = {cfg.host: cfg for cfg in (SFDConfig, SFDVConfig, PDConfig)}

@@ -21,7 +21,8 @@ def branch_weights(
     K: int, # number of branches, at least 1
     kind: str | Sequence[float] = 'linear', # one of `BRANCH_WEIGHTS`, or K non-negative numbers
 ) -> Tensor: # [K], float64, sums to 1
-    "Weights of the branches: proportional to k, equal, all on the endpoint, or given; always normalised."
+    """Weights of the branches: proportional to k, equal, all on the endpoint, or given; always
+    normalised."""
     check_int('K', K, 1)
     if isinstance(kind, str):
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
@@ -98,7 +99,8 @@ def snr_weight(
     sigma: Tensor, # [B], noise levels of the inputs, above 0
     kind: str = 'trunc', # one of `SNR_WEIGHTS`
 ) -> Tensor: # [B], in the dtype of sigma
-    "Weight of a squared error in the clean estimate: truncated SNR, 1, SNR (an error in eps), or SNR + 1 (an error in v)."
+    """Weight of a squared error in the clean estimate: truncated SNR, 1, SNR (an error in eps),
+    or SNR + 1 (an error in v)."""
     check_choice('SNR weight', kind, SNR_WEIGHTS)
     if sigma.device.type == 'cpu' and not (sigma > 0).all():
         raise ValueError('noise levels of inputs must be above 0, got '

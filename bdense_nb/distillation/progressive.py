@@ -47,7 +47,8 @@ def progressive_sigmas(
     sigma_min: float = .002, # lowest level of the other schedules, which then counts as clean
     sigma_max: float = 80., # their highest level
 ) -> Tensor: # [n_steps+1], float64, descending, ends in 0
-    "The first teacher's grid; every later one is a slice of it. The last step goes to 0, so it returns the clean estimate itself."
+    """The first teacher's grid; every later one is a slice of it. The last step goes to 0, so it
+    returns the clean estimate itself."""
     check_choice('schedule', schedule, [*SCHEDULES, *VP_TABLES])
     if schedule in VP_TABLES:
         return sigma_from_alpha_bar(strided_nodes(VP_TABLES[schedule](levels), n_steps)[0])
@@ -207,7 +208,8 @@ class PDConfig(Host):
 def on_table(self: PDConfig,
     *denoisers: Callable, # the teacher, and the network that the first student starts from
 ) -> PDConfig:
-    "With schedule 'teacher': the same with the levels of these networks' table filled in; any other configuration as it is."
+    """With schedule 'teacher': the same with the levels of these networks' table filled in; any
+    other configuration as it is."""
     if self.schedule != 'teacher': return self
     tables = [d.alpha_bar.cpu() for d in denoisers if isinstance(d, VPDenoiser)]
     if not tables:
@@ -248,7 +250,8 @@ def pd_step(
     cfg: PDConfig,
     n_steps: int, # of this round's student
 ) -> StepFunction: # for `loop.fit`
-    "The student answers noised data once; every branch is pulled towards where the teacher's next steps lead."
+    """The student answers noised data once; every branch is pulled towards where the teacher's
+    next steps lead."""
     check_choice('n_steps', n_steps, cfg.rounds)
     train, S = cfg.train_config(n_steps), cfg.substeps
     rows = cfg.grid(n_steps*S).unfold(0, S + 1, S)

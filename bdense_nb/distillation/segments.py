@@ -35,7 +35,8 @@ class Segment:
         if self.x0s is not None: check_branched('x0s', self.x0s, self.x_t, self.sigmas_k)
 
 def check_branched(name: str, value: Tensor, x_t: Tensor, sigmas_k: Tensor) -> None:
-    "Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide it."
+    """Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide
+    it."""
     want = (len(x_t), torch.as_tensor(sigmas_k).shape[-1], *x_t.shape[1:])
     if value.shape != want:
         raise ValueError(f'{name} must have shape [B, K, *D] = {want} for inputs '
@@ -87,7 +88,8 @@ def branch_states(
 
 # [1 or B, K, 1, ...], s_k/t in [0, 1)
 def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor:
-    "What is left of the noise after each branch's step; computed in float64, given in the dtype of x_t."
+    """What is left of the noise after each branch's step; computed in float64, given in the dtype
+    of x_t."""
     t = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1)
     s = torch.as_tensor(sigmas_k, dtype=torch.float64)
     if s.ndim == 1: s = s[None]
@@ -104,7 +106,8 @@ def progressive_targets(
     sigma: float | Tensor, # its noise level, [] or [B]
     sigmas_k: Tensor, # [K] or [B, K]
 ) -> Tensor: # [B, K, *D], clean estimates; computed in float64, given in the dtype of the states
-    "The clean estimate whose Euler (DDIM) step from x_t lands exactly on each state (Salimans & Ho 2022, for any K)."
+    """The clean estimate whose Euler (DDIM) step from x_t lands exactly on each state (Salimans &
+    Ho 2022, for any K)."""
     check_branched('states', states, x_t, sigmas_k)
     wide, x = states.double(), x_t.double()
     ratio = step_ratios(x, sigma, sigmas_k)
@@ -114,7 +117,8 @@ def progressive_targets(
 def average_weights(
     levels: Tensor, # [S+1] or [B, S+1], descending; the first is the input's, the last may be 0
 ) -> Tensor: # [S, S] or [B, S, S], float64, lower triangular; row k sums to 1
-    "How much each of the teacher's S clean estimates counts in the target of each level below the input's."
+    """How much each of the teacher's S clean estimates counts in the target of each level below
+    the input's."""
     s = torch.as_tensor(levels, dtype=torch.float64)
     S = s.shape[-1] - 1
     # [.., S, S+1], s_k/s_j
@@ -134,7 +138,8 @@ def progressive_segment(
     # the naive target instead: the teacher's own estimate at the level before each state
     raw: bool = False,
 ) -> Segment: # the teacher's DDIM steps from x_t; S network calls
-    "Let the teacher take S DDIM steps from noised data, and keep K of the states and the targets that land on them."
+    """Let the teacher take S DDIM steps from noised data, and keep K of the states and the
+    targets that land on them."""
     S = levels.shape[-1] - 1
     check_substeps(S, S, K)
     said, x = [], x_t

@@ -185,7 +185,8 @@ def sfd_step(
     # teacher trajectories made beforehand; None: made on the fly
     bank: TrajectoryBank | None = None,
 ) -> StepFunction: # for `loop.fit`: yields one loss per student step that calls the network
-    "The student walks from noise to image; every step is pulled towards the teacher's K states, and begins where the last one ended."
+    """The student walks from noise to image; every step is pulled towards the teacher's K states,
+    and begins where the last one ended."""
     nodes, plan, local = cfg.grids[1].tolist(), cfg.plan, cfg.teacher_states == 'local'
     def step(student, i):
         # this process's part of the batch

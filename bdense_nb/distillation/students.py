@@ -65,7 +65,8 @@ def train_config(
     steps: int, # iterations
     seed: int,
 ) -> TrainConfig:
-    "A host's fields for the training loop; read a hundred times and saved ten times, unless it says otherwise."
+    """A host's fields for the training loop; read a hundred times and saved ten times, unless it
+    says otherwise."""
     log = max(steps//100, 1) if cfg.log_every is None else cfg.log_every
     save = max(steps//10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every
     return TrainConfig(steps, cfg.lr, cfg.warmup, cfg.lr_schedule, cfg.betas, cfg.clip_grad,
@@ -113,7 +114,8 @@ BIASES = 'step_biases.safetensors'
 
 def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
           more: dict[str, Tensor], overwrite: bool) -> None:
-    "Write a student: further tensors by file name, then its denoiser, whose config.json comes last."
+    """Write a student: further tensors by file name, then its denoiser, whose config.json comes
+    last."""
     folder = Path(folder)
     how = dict(how, afs=student.afs, shape=list(student.shape))
     run = _run_of(student.about, how)
@@ -133,7 +135,8 @@ def _run_of(about: dict, how: dict) -> dict: # as JSON has it
     return json.loads(json.dumps({k: v for k, v in run.items() if k != 'biases_sha256'}))
 
 def _stored_run(folder: Path) -> dict: # as `_run_of`
-    "Which run's student is in a folder; a save that was cut off has no config.json, but its weights say it."
+    """Which run's student is in a folder; a save that was cut off has no config.json, but its
+    weights say it."""
     if not (folder/CONFIG).exists():
         if (run := read_run(folder)) is None:
             raise ValueError(f'{WEIGHTS} was not written by Student.save')
@@ -173,7 +176,8 @@ def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
 # %% ../../nbs/distillation/06_students.ipynb #ae9fece1
 @dataclass
 class VariableStudent:
-    "One denoiser for several step counts, which differ in the bias of one layer alone (SFD-v, the notebook on variable steps)."
+    """One denoiser for several step counts, which differ in the bias of one layer alone (SFD-v,
+    the notebook on variable steps)."""
     denoiser: NetDenoiser # plain; its own bias in that layer is that of the first count
     biases: Tensor # [n, width], a row for each grid, in their order
     step_layer: str # name of that layer inside `denoiser.net`
@@ -220,7 +224,8 @@ class VariableStudent:
         return self.at(max(self.grids) if nfe is None else nfe).sample(n, seed, **how)
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
-        "Write weights and biases (safetensors), then a JSON that says how to sample; see `Student.save`."
+        """Write weights and biases (safetensors), then a JSON that says how to sample; see
+        `Student.save`."""
         grids = {nfe: s.tolist() for nfe, s in self.grids.items()}
         how = dict(grids=grids, step_layer=self.step_layer, biases_sha256=_digest(self.biases))
         _save(self, folder, how, {BIASES: self.biases}, overwrite)
@@ -275,7 +280,8 @@ def load_student(
     return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
 
 def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
-    "The network that the caller gave, without touching it; or the one inside what `as_denoiser` takes."
+    """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
+    takes."""
     made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
     if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)

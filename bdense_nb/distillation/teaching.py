@@ -30,7 +30,8 @@ def edm_loss(
     # probability of hiding all labels of the batch: this is how the null class is learned
     label_drop: float = .1,
 ) -> Tensor: # scalar
-    "EDM's loss: noise levels from ln(sigma) ~ N(-1.2, 1.2^2), errors weighted to unit size at initialisation."
+    """EDM's loss: noise levels from ln(sigma) ~ N(-1.2, 1.2^2), errors weighted to unit size at
+    initialisation."""
     # drawn for all, so that parts are parts of one batch
     def draw(shape):
         noise = send(torch.randn(shape, generator=generator), x0.device)
@@ -58,7 +59,8 @@ def train_teacher(
     # the class in `labels` that stands for "no class"; None: there is none
     null_class: int | None = None,
 ) -> Fit: # `.ema` is the teacher to keep
-    "Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a resumed run is the same run."
+    """Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a
+    resumed run is the same run."""
     check_int('batch', batch, 1)
     check_state(images, 'images')
     check_precision(denoiser)

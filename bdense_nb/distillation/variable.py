@@ -30,7 +30,8 @@ __all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 
 
 # %% ../../nbs/distillation/08_variable.ipynb #d969e611
 class StepBias(nn.Module):
-    "A linear layer with one bias for each step count instead of one for all; `index` says which is in use."
+    """A linear layer with one bias for each step count instead of one for all; `index` says which
+    is in use."""
     def __init__(self,
         linear: nn.Linear, # with a bias; its parameters are taken over
         n: int, # number of step counts
@@ -110,7 +111,8 @@ def uncondition(
 # %% ../../nbs/distillation/08_variable.ipynb #83068994
 @dataclass(frozen=True)
 class SFDVConfig(SFDBase):
-    "SFD-v (Zhou et al. 2024): one student for several numbers of network calls; with branches for K > 1."
+    """SFD-v (Zhou et al. 2024): one student for several numbers of network calls; with branches
+    for K > 1."""
     # network calls that can be chosen afterwards, all different
     nfe: tuple[AtLeast1, ...] = (2, 3, 4, 5)
     # name of the early linear layer that gets a bias for each of them; None: it is looked for
@@ -165,7 +167,8 @@ def variable_configs(
     return several(cfg, nfes).each
 
 def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
-    "Which step count iteration i trains: uniform, from seed and iteration alone, so that all processes agree and a resumed run goes on alike."
+    """Which step count iteration i trains: uniform, from seed and iteration alone, so that all
+    processes agree and a resumed run goes on alike."""
     return int(torch.randint(n, (), generator=torch.Generator().manual_seed(seed*1_000_003 + i)))
 
 # %% ../../nbs/distillation/08_variable.ipynb #c8bf2874
@@ -175,7 +178,8 @@ def variable_step(
     # one for each; None: trajectories are made on the fly
     banks: dict[int, TrajectoryBank] | None = None,
 ) -> StepFunction: # for `loop.fit`
-    "SFD-v (Zhou et al. 2024): each iteration draws a step count, tells the student, and is an iteration of SFD with that count."
+    """SFD-v (Zhou et al. 2024): each iteration draws a step count, tells the student, and is an
+    iteration of SFD with that count."""
     steps = [sfd_step(teacher, cfg, None if banks is None else banks[nfe])
              for nfe, cfg in cfgs.items()]
     seed = next(iter(cfgs.values())).seed
@@ -240,7 +244,8 @@ def second_stage(
     student: Student, # the teacher to be: from `sfd`, or `VariableStudent.at`
     **changes, # any fields of `SFDConfig`; its grid must stay the student's
 ) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
-    "The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are what one network call must learn."
+    """The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are
+    what one network call must learn."""
     if isinstance(student, Student) and student.sigmas[-1] == 0:
         raise ValueError('this student ends at noise level 0, as those of Progressive '
                          'Distillation do; the second stage starts from an SFD student')

@@ -24,10 +24,11 @@ __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'noise_table', 'Diff
            'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'ModuleDenoiser']
 
 # %% ../../nbs/interop/01_diffusers.ipynb #1b28f874
-PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # diffusers' names and ours
+PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # their names, ours
 BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace')
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are not read
-_TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type')
+_TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas',
+          'prediction_type')
 
 #: far above what is of use
 _LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384,

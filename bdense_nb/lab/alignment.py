@@ -29,7 +29,8 @@ __all__ = ['ERRORS', 'Course', 'student_segment', 'rollout', 'Alignment', 'align
 # %% ../../nbs/lab/03_alignment.ipynb #c7d4c63c
 @dataclass(frozen=True)
 class Course:
-    "Where teacher and student stop on their way, in the words of an `SFDConfig`: for students that have none."
+    """Where teacher and student stop on their way, in the words of an `SFDConfig`: for students
+    that have none."""
     plan: TrajectoryPlan # the teacher's walk from noise to data
     substeps: int # teacher steps inside one student step
     K: int = 1 # states of each student step that are compared; divides `substeps`
@@ -125,7 +126,7 @@ def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
     if not callable(student):
         raise TypeError(f'expected a student, branched or folded, got {type(student).__name__}')
     if (K := getattr(student, 'K', 1)) not in (1, course.K):
-        raise ValueError(f'a student with K={K} branches does not fit the K={course.K} of the course')
+        raise ValueError(f'a student with K={K} branches does not fit the K={course.K} of it')
     if getattr(student, 'training', False):
         raise ValueError('the student is in training mode, where dropout is random: call .eval()')
     return student

@@ -65,7 +65,8 @@ def many_step_sample(
     seeds: range, # of the noise and the labels
     batch: int = 256, # at a time
 ) -> Tensor: # [n, *D], on the CPU
-    "Where the teacher's many-step trajectory ends, see `SFDConfig.reference`: what students are scored against."
+    """Where the teacher's many-step trajectory ends, see `SFDConfig.reference`: what students are
+    scored against."""
     plan = cfg.reference()
     parts = (seeds[i:i + batch] for i in range(0, len(seeds), batch))
     return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
