@@ -798,7 +798,21 @@ def test_any_network_from_the_shell(shell):
     assert shell.json('bdense_sample s --n 3 --net mynets:Other')['shape'] == [2]
     assert shell.json('bdense_evaluate s --n 3 --teacher mynets:teacher --net mynets:Other')['rows'][0]['nfe'] == 2
     assert shell.json('bdense_export s out --net mynets:Other')['files'] == ['model.safetensors', 'sampling.json']
+    shell('bdense_teach own --data ring --steps 1 --batch 4 --net mynets:Other')
+    assert load_denoiser('own', 'cpu', sys.modules['mynets'].Other).config == dict(sigma_data=.7)
+    assert 'net must make a torch.nn.Module' in shell('bdense_teach no --data ring --net builtins:dict', 1)[1]
     sys.modules.pop('mynets')
+
+
+def test_a_finished_run_is_lengthened(at, tmp_path):
+    "And its longer student takes the place of the shorter; where that cannot be, the reason is said before the work."
+    line = f'bdense_distill {tmp_path}/s --teacher {tmp_path}/t --batch 4 --lr_schedule constant --steps'
+    at(f'bdense_teach {tmp_path}/t --data ring --steps 1 --batch 4')
+    for steps in ('2 --log_every 1', '3 --log_every 2 --checkpoint_every 1'): at(f'{line} {steps} --trust_teacher')
+    assert load_student(tmp_path/'s').about['config']['steps'] == 3
+    moving = f'bdense_distill {tmp_path}/m --teacher {tmp_path}/t --batch 4 --lr_schedule constant --branch_weights_end endpoint --steps'
+    at(f'{moving} 2')
+    assert 'with branch_weights_end the weights of every iteration depend on steps' in at(f'{moving} 3', 1)[1]
 
 
 def test_a_null_class_is_no_class_of_its_own(at, tmp_path):

@@ -287,11 +287,15 @@ def test_weights_that_are_nobodys_save_are_kept(tmp_path):
 RUN = dict(host='sfd', teacher='abc', config=dict(steps=10, branch_weights=(1., 2.)), history=[dict(step=1, loss=.25)], seconds=1.)
 
 
+STEADY = RUN | dict(config=dict(steps=10, lr_schedule='constant', log_every=1))
+LONGER = RUN | dict(config=dict(steps=20, lr_schedule='constant', log_every=2))
+
+
 def one(about, weights=0, grid=GRID): return Student(shaken(EDMDenoiser(MLP(width=8, depth=1)), weights), grid, True, (2,), about)
 
 
-@pytest.mark.parametrize('first, again', [(one(RUN), one(RUN)), (one(RUN), one(RUN | dict(seconds=2., history=[], torch='9.9'), 1)), (one({}), one({})), (one(dict(note='a')), one(dict(note='b')))],
-                         ids=['itself', 'the run again', 'by hand', 'renamed'])
+@pytest.mark.parametrize('first, again', [(one(RUN), one(RUN)), (one(RUN), one(RUN | dict(seconds=2., history=[], torch='9.9'), 1)), (one({}), one({})), (one(dict(note='a')), one(dict(note='b'))),
+                                          (one(STEADY), one(LONGER, 1))], ids=['itself', 'the run again', 'by hand', 'renamed', 'gone on'])
 def test_a_run_may_be_saved_again(tmp_path, first, again):
     first.save(tmp_path); again.save(tmp_path)
     assert torch.equal(load_student(tmp_path, 'cpu').sample(3), again.sample(3)) and load_student(tmp_path).about.keys() == again.about.keys()

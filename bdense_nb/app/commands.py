@@ -26,9 +26,9 @@ from tyro.conf import Positional
 
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
-           'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'check_file',
-           'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable', 'print_plan', 'show_plan',
-           'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
+           'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside',
+           'check_file', 'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable', 'print_plan',
+           'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
            'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms', 'draw_arms', 'demo',
            'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
            'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
@@ -154,6 +154,11 @@ def check_folder(
         raise ValueError(f'{out} holds other things ({", ".join(there[:3])}'
                          f'{", ..." if len(there) > 3 else ""}) and no earlier start of this '
                          f'command: name a new or an empty folder')
+
+def inside(path: str | None, folder: str) -> list[str]:
+    "The name in a folder under which something lies, if it does."
+    found = path and os.path.relpath(path, folder).split(os.sep)[0]
+    return [found] if found and found not in (os.curdir, os.pardir) else []
 
 def check_file(out: str, is_mine: Callable[[Path], bool]) -> None: # is_mine: may it be replaced?
     "Refuse to replace a file of another kind."
@@ -425,12 +430,16 @@ def data_line(x: Tensor, y: Tensor | None, data: str) -> str:
     classes = '' if y is None else f', {int(y.max()) + 1} classes'
     return f'{data}: {len(x):,} of shape {tuple(x.shape[1:])}{classes}'
 
-def new_denoiser(x: Tensor, n_classes: int, data: str) -> EDMDenoiser:
-    "An untrained teacher: an MLP for points, a U-Net for images, deeper for larger ones."
+def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = None) -> EDMDenoiser:
+    """An untrained teacher: what `make` makes, or an MLP for points, a U-Net for images, deeper
+    for larger ones."""
     sigma_data = .7 if data in ('fashion_mnist', *TOY_SETS) else round(x.std().item(), 2)
     if not sigma_data:
         raise ValueError(f'{data}: all images are the same single colour, so there is nothing to '
                          f'learn')
+    if make is not None:
+        if isinstance(net := make(), torch.nn.Module): return EDMDenoiser(net, sigma_data)
+        raise ValueError(f'net must make a torch.nn.Module, and it made a {type(net).__name__}')
     if x.ndim == 2: return EDMDenoiser(MLP(), sigma_data)
     widths = (48, *[96]*max((max(x.shape[2:]) - 1).bit_length() - 4, 1))
     net = UNet(x.shape[1], widths, n_classes=n_classes)
@@ -449,7 +458,7 @@ TEACH_PRESETS = {
 }
 
 @dataclass(frozen=True, kw_only=True)
-class Teach(Watched, Common):
+class Teach(Watched, Networks):
     "Train a teacher with EDM preconditioning; run the same command again to resume."
     out: Positional[Named] # folder for checkpoints and the finished teacher; a run there is resumed
     # fashion_mnist, cifar10, ring, moons, spiral, checkerboard or a folder of images
@@ -463,6 +472,7 @@ class Teach(Watched, Common):
     # JSON file with fields of TrainConfig and Hardware, or command.json of a run; options change it
     config: str | None = None
     batch: int | None = None # images an iteration; default: the preset's
+    net: str | None = None # module:callable that makes the network; default: an MLP or a U-Net
     null_class: int | None = None # the class of the data that stands for "no class"
     overwrite: bool = False # forget a run that is in the folder, and start again
 
@@ -529,7 +539,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     x, y = teach_data(options, cfg.seed)
     n_classes = 0 if y is None else int(y.max()) + 1 - (options.null_class is not None)
     torch.manual_seed(cfg.seed)
-    denoiser = new_denoiser(x, n_classes, data).to(find_device(options.device))
+    made = new_denoiser(x, n_classes, data, find_net(options.net))
+    denoiser = made.to(find_device(options.device))
     if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data))
     with alone(out):
         if options.overwrite and is_main(): forget_run(out, ['checkpoints', 'config.json'])
@@ -796,7 +807,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
     hooks = options.hooks # a library that is missing is found out now
-    check_folder(out, ('checkpoints', 'model.safetensors'), line)
+    check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank: check_folder(options.bank, ('nfe-*',))
     source = find_teacher(teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(teacher, source, options.size)

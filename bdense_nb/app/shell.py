@@ -11,9 +11,10 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,8 @@ __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FUL
            'bdense_teach', 'bdense_distill', 'bdense_search', 'bdense_sample', 'bdense_evaluate', 'bdense_export',
            'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled', 'said', 'read_commas',
            'commas_rule', 'Usage', 'check_values', 'parse', 'refused_by_config', 'usage_error', 'epilog', 'words',
-           'call', 'explain', 'in_shell', 'check_launch', 'Output', 'find_command', 'from_shell', 'program']
+           'call', 'explain', 'in_shell', 'check_launch', 'Output', 'interrupts_later', 'find_command', 'from_shell',
+           'program']
 
 # %% ../../nbs/app/02_shell.ipynb #ae358c69
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +264,18 @@ class Output:
         self.flush()
         if self.error: raise self.error
 
+@contextlib.contextmanager
+def interrupts_later() -> Iterator[None]:
+    "Ctrl-C waits for the end of the block: half imported, some libraries abort or blame others."
+    came = []
+    before = signal.getsignal(signal.SIGINT)
+    usual = before is signal.default_int_handler # else it is ignored, or somebody else's
+    if usual: signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try: yield
+    finally:
+        if usual: signal.signal(signal.SIGINT, before)
+    if came: raise KeyboardInterrupt
+
 def find_command(name: str) -> Command:
     "Import a command, which may take seconds."
     module = 'course' if name == 'bdense_notebooks' else 'commands'
@@ -288,7 +302,7 @@ def from_shell(
     warnings.showwarning = warn
     try:
         check_launch()
-        command = find(name)
+        with interrupts_later(): command = find(name)
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
             result = call(name, command, args)

@@ -5,6 +5,7 @@
 # %% ../../nbs/diffusion/02_denoisers.ipynb #52b395e7
 from __future__ import annotations
 import contextlib
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -380,6 +381,7 @@ _PREDICTIONS = {
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     "What an answer is, if it is no clean estimate."
     if any(not answer.isfinite().all() for answer in answers): return ''
+    if other := _other_prediction(noised): return other
     if other := _other_scale(noised, answers): return other
     as_linear = [1.1*e for e in noised.linear_errors()] # the most that a fitting velocity may have
     for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
@@ -393,6 +395,17 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
         if _below(noised.errors(noised.ask(scale)), limits):
             return f'x0, with a noise input of another scale: {scale:g} times what it is given'
+    return ''
+
+def _other_prediction(noised: _Noised) -> str: # '' if it is not that
+    "Does the network of a `VPDenoiser` predict something else than it was said to?"
+    own = noised.denoiser
+    if not isinstance(own, VPDenoiser): return ''
+    for kind in PREDICTIONS:
+        other = copy.copy(noised)
+        other.denoiser = VPDenoiser(own.net, own.alpha_bar, kind)
+        if kind != own.prediction and _below(other.errors(other.ask()), noised.limits()):
+            return _PREDICTIONS[kind][1]
     return ''
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:

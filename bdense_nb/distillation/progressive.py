@@ -114,6 +114,7 @@ class PDConfig(Host):
     host = 'pd'
     title = 'Progressive Distillation'
     needs_data = True
+    fixed = dict(updates='the rounds that are done were made with as many')
 
     def __post_init__(self):
         validate(self)

@@ -121,7 +121,12 @@ class SFDBase(Host):
     @property
     # may differ when a run goes on: more iterations, unless they move the weights
     def free(self) -> tuple[str, ...]:
-        return ('steps',) if self.branch_weights_end is None else ()
+        return () if self.fixed else ('steps',)
+
+    @property
+    def fixed(self) -> dict[str, str]: # field -> why it may not differ
+        if self.branch_weights_end is None: return {}
+        return dict(steps='with branch_weights_end the weights of every iteration depend on steps')
 
 @dataclass(frozen=True)
 class SFDConfig(SFDBase):

@@ -24,7 +24,7 @@ from ..diffusion.samplers import Sampler
 from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
                                          frozen_copy)
 from .branches import BranchedDenoiser, branch, fold
-from ..training.checkpoints import claim_folder
+from ..training.checkpoints import FREE, claim_folder
 from ..training.config import Hardware, TrainConfig
 from ..training.loop import Fit, fit
 
@@ -81,7 +81,8 @@ def claim_run(
 ) -> None:
     "Take a folder for a run; one that holds another run is refused."
     if folder is not None:
-        claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free))
+        claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free),
+                     cfg.fixed)
 
 def check_own_samples(
     teacher: Callable, # frozen
@@ -155,8 +156,10 @@ def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: d
     try: theirs = _stored_run(folder)
     except (ValueError, OSError) as e:
         raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
+    free = [f'config.{k}' for k in ('on_nan', *FREE)]
+    if _is_longer(mine, theirs): free.append('config.steps')
     differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now'
-              for k in mine if k in theirs and theirs[k] != mine[k]]
+              for k in mine if k in theirs and theirs[k] != mine[k] and k not in free]
     by_hand = 'config' not in student.about # then nothing else tells
     whole = (folder/CONFIG).exists()
     if not differ and by_hand and whole and not _same_weights(student.denoiser, folder):
@@ -165,6 +168,12 @@ def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: d
         raise ValueError(f'{folder} holds another student '
                          f'({"; ".join(differ) or "for several step counts, or for one"}); '
                          f'{instead}')
+
+def _is_longer(mine: dict, theirs: dict) -> bool: # both as `_run_of`
+    "Is this the same run, gone on with more iterations?"
+    steady = mine.get('config.lr_schedule') == 'constant'
+    moving = mine.get('config.branch_weights_end') is not None
+    return steady and not moving and mine.get('config.steps', 0) > theirs.get('config.steps', 0)
 
 def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
     "Are the weights in the folder these?"
@@ -332,6 +341,7 @@ class Host:
     all_seeds = None # of the trajectories that the run sees; None: it walks none
     needs_data = False
     free = () # fields that may differ when a run goes on
+    fixed = {} # field -> why it may not
 
     @property
     # by network calls, if there are several

@@ -144,6 +144,7 @@ def claim_folder(
     run: dict, # what defines the run, JSON-able
     defaults: dict = {}, # see `same_run`
     free: Sequence[str] = (), # see `same_run`
+    why: dict[str, str] = {}, # field -> why it may not differ
 ) -> None:
     "Note in a folder what defines its run, or refuse a folder that holds another one."
     note = Path(folder)/'run.json'
@@ -151,5 +152,7 @@ def claim_folder(
         if is_main(): write_json(note, run)
         return
     if differ := same_run(read_json(note), run, defaults, free):
-        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}); use '
-                         f'that one, or another folder')
+        reasons = ''.join(f'; {text}' for name, text in why.items()
+                          if any(d.startswith(f'{name}:') for d in differ))
+        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)})'
+                         f'{reasons}; use that one, or another folder')
