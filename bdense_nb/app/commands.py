@@ -777,7 +777,7 @@ def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
     if not is_banked(cfg, bank): return None
     if (note := folder/'run.json').is_file(): # another run's folder is refused before the walks
         said = {k: v for k, v in asdict(cfg).items() if v is not None} # None may be filled in later
-        claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free)
+        claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free, cfg.fixed)
     return cfg.bank(source, bank)
 
 def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
