@@ -791,13 +791,14 @@ def test_any_network_from_the_shell(shell):
     "From a module:callable to a student, its samples, its figures and an export."
     Path('mynets.py').write_text(CODE.format(inspect.getsource(Other)))
     shell('bdense_distill s --teacher mynets:teacher --preset demo --shape 2 --steps 1 --batch 4 --pool 4 --layer out --K 2')
-    assert '--net module:' in shell('bdense_sample s --n 3', 1)[1]
+    assert 'pass --net, a network of that kind' in shell('bdense_sample s --n 3', 1)[1]
     several = 'bdense_distill several --teacher mynets:teacher --preset demo --shape 2 --steps 1 --batch 4 --pool 4 --layer out --K 1 --nfe 2,3 --bank bank'
     assert 'pass --step_layer its name, one of: body, out' in shell(several, 1)[1] and not Path('bank').exists()
     shell(several + ' --step_layer body')
     assert shell.json('bdense_sample s --n 3 --net mynets:Other')['shape'] == [2]
     assert shell.json('bdense_evaluate s --n 3 --teacher mynets:teacher --net mynets:Other')['rows'][0]['nfe'] == 2
     assert shell.json('bdense_export s out --net mynets:Other')['files'] == ['model.safetensors', 'sampling.json']
+    shell('bdense_distill one --teacher several --net mynets:Other --steps 1 --batch 4 --pool 4 --layer out --K 1')
     shell('bdense_teach own --data ring --steps 1 --batch 4 --net mynets:Other')
     assert load_denoiser('own', 'cpu', sys.modules['mynets'].Other).config == dict(sigma_data=.7)
     assert 'net must make a torch.nn.Module' in shell('bdense_teach no --data ring --net builtins:dict', 1)[1]

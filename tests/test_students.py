@@ -173,7 +173,7 @@ def test_a_foreign_network_is_saved_and_comes_back_around_net(tmp_path):
 
 def test_a_foreign_network_without_net_is_told_what_to_pass(tmp_path):
     Student(EDMDenoiser(Foreign()), GRID, True, (2,)).save(tmp_path)
-    with pytest.raises(ValueError, match='test_students:Foreign, which this package cannot build: pass net=.*net=MyNet.*--net module:function'): load_student(tmp_path)
+    with pytest.raises(ValueError, match='test_students:Foreign, which this package cannot build: pass net=,.*module:function'): load_student(tmp_path)
 
 
 @pytest.mark.parametrize('net, error, says', [(lambda: nn.Linear(2, 2), ValueError, 'does not fit'), (nn.Linear(2, 3), ValueError, 'does not fit'), (lambda: 'net', TypeError, 'net must be')], ids=['names', 'shapes', 'no network'])

@@ -730,14 +730,18 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     if host is SFDVConfig and isinstance(base, SFDConfig): base = several(base)
     elif host is not type(base): base = host()
     elif host is SFDConfig and is_student(teacher):
-        base = second_stage(five_calls(teacher), steps=base.steps, batch=base.batch, pool=base.pool,
-                            lr=base.lr, lr_schedule=base.lr_schedule)
+        start = five_calls(teacher, said.get('net'))
+        base = second_stage(start, steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr,
+                            lr_schedule=base.lr_schedule)
     return with_fields(base, stored, where), with_fields(Hardware, hardware, where)
 
-def five_calls(folder: str) -> Student:
-    "The student that the second stage starts from; of one for several counts that of 5 calls."
-    several = not is_diffusers(folder) and 'grids' in about_teacher(folder)['student']
-    return find_student(folder, 5 if several else None, Networks(device='cpu'))
+def five_calls(folder: str, net: str | None = None) -> Student:
+    """The student that the second stage starts from; of one for several counts that of 5 calls,
+    or of the most."""
+    grids = {} if is_diffusers(folder) else about_teacher(folder)['student'].get('grids', {})
+    counts = [int(n) for n in grids]
+    most = 5 if 5 in counts else max(counts, default=None)
+    return find_student(folder, most, Networks(device='cpu', net=net))
 
 def fitted(cfg, source: NetDenoiser, shape: tuple[int, ...], given: frozenset[str]):
     "The configuration as this teacher needs it, where nothing else was asked for."

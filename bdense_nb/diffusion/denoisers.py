@@ -595,8 +595,8 @@ def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."
     if about['net'] not in NETS or about['net_config'] is None:
         raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build: pass '
-                         'net= such a network or a function that makes one, as in net=MyNet; in a '
-                         'shell --net module:function')
+                         'net=, a network of that kind or a function that makes one (from a shell '
+                         'it is named as module:function)')
     with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
     needs = sum(t.numel() for t in empty.state_dict().values())
     if needs > n: raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')
