@@ -18,7 +18,7 @@ demo: $(READY) ## distil the shipped teacher into 2-NFE students, with and witho
 	$(BIN)/bdense_demo
 
 test: $(READY) ## run every notebook in a fresh kernel and all other tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 lab: $(READY) ## open the course in JupyterLab (notebooks are cleaned when saved); ARGS='--no-browser --port=9000' goes to JupyterLab
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)

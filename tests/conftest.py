@@ -28,11 +28,14 @@ def site(root, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    "Tests that look at the site run in one process, so that it is built once."
-    for item in items:
-        if 'site' in item.fixturenames: item.add_marker(pytest.mark.xdist_group('site'))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Tests that share something costly run in one process. (The marks of pytest-xdist 3.8 are lost with pytest 9.2.)"
+    from xdist.scheduler import LoadScopeScheduling
+    shared = {'test_docs.py': 'site', 'test_docs_browser.py': 'site', 'test_package.py': 'package'}
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return shared.get(Path(nodeid.split('::')[0]).name, nodeid)
+    return Grouped(config, log)
 
 
 def shaken(denoiser, seed=0):

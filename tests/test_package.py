@@ -14,7 +14,6 @@ from run_notebooks import NBS, notebooks
 
 COMMANDS = [script.split('=')[0] for script in needs('console_scripts')]
 REQUIRED = [Requirement(need) for need in needs('requirements')]
-pytestmark = pytest.mark.xdist_group('package')  # built once
 
 
 def shipped() -> set[str]:
