@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import bdense_nb.distillation.progressive as progressive_module
 import bdense_nb.distillation.sfd as sfd_module
+import bdense_nb.distillation.students as students_module
 import bdense_nb.distillation.teaching as teachers_module
 import pytest
 import torch
@@ -26,7 +27,7 @@ def killed(run, folder, at):
     if pid: return os.waitpid(pid, 0)[1]
     try:
         begun = 0
-        for module in (teachers_module, sfd_module, progressive_module):
+        for module in (teachers_module, students_module, progressive_module):
             def dying(model, step, *args, real=module.fit, **named):
                 def counted(model, i):
                     nonlocal begun
