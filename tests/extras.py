@@ -18,7 +18,7 @@ torch.manual_seed(0)
 net = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
                   layers_per_block=1, down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2)
 net.save_pretrained('unet')
-DDPMScheduler().save_pretrained('unet/scheduler')
+DDPMScheduler(prediction_type='v_prediction').save_pretrained('unet/scheduler')  # untrained, a velocity is the best it can say
 '''
 A_UNET_ONLY_IN_NAME = '''
 import json, pathlib
@@ -47,13 +47,13 @@ print(list(load_space('inception', path='random.pth')(torch.zeros(2, 1, 28, 28))
 '''
 WITHOUT_INCEPTION = 'from bdense_nb.evaluation.features import load_space; load_space("inception")'
 EXPLORER = '''
-from bdense_nb.lab.explorers import Explorer
-print(type(Explorer('x', {'level': (0, 1)}, lambda level: None).live()).__name__)
+from bdense_nb.lab.explorers import Explorer, Frame
+print(type(Explorer('x', {'level': (0, 1)}, lambda level: Frame(b'', str(level))).live()).__name__)
 '''
 ONNX_STEP = '''
 import numpy, onnxruntime
 step = onnxruntime.InferenceSession('as_onnx/step.onnx')
-x = dict(x=numpy.ones((3, 2), 'float32'), sigma=numpy.float32(2), sigma_next=numpy.float32(1))
+x = dict(x=numpy.ones((3, 2), 'float32'), sigma=numpy.array(2, 'float32'), sigma_next=numpy.array(1, 'float32'))
 print(list(step.run(None, x)[0].shape))
 '''
 # extra -> (a job that says what is missing, jobs that it makes possible, and what the last one prints)
