@@ -384,9 +384,9 @@ def locked(
         yield
     finally: lock.release()
 
-def sweep(folder: Path | str) -> None:
+def sweep(folder: Path | str, file: str = '') -> None: # file: of the writers of this one alone
     "Remove temporary files of killed writers: of `atomic_path`, and of safetensors itself."
-    for pattern in ('.*.????????.tmp', '.tmp??????'):
+    for pattern in (f'.{file}.????????.tmp',) if file else ('.*.????????.tmp', '.tmp??????'):
         for left in Path(folder).glob(pattern): left.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #dcc1424a

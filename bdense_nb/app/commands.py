@@ -43,9 +43,8 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import (device_bytes, estimate_run, estimate_training, peak_bytes)
 from .shell import Command, Line, Options
-from ..core import (about_run, check_choice, check_int, data_dir,
-                            default_device, load_tensors, locked, read_json, save_tensors,
-                            write_json)
+from ..core import (about_run, check_choice, check_int, data_dir, default_device, load_tensors,
+                    locked, read_json, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, NetDenoiser, VPDenoiser,
                                            check_teacher, load_denoiser, load_teacher, read_about,
@@ -952,6 +951,7 @@ def sample_student(options: Sample, line: Line) -> dict:
     for file in (out, tensors): check_file(str(file), are_samples)
     arm = find_student(options.student, options.nfe, options)
     if options.dry_run: return show_plan(sampling_plan(arm, n, student=options.student))
+    for file in (out, tensors): sweep(file.parent, file.name)
     samples = arm.sample(n, seed, options.label)
     save_tensors(tensors, {'samples': samples},
                  dict(student=options.student, seed=seed, label=options.label, nfe=options.nfe))

@@ -212,7 +212,7 @@ def explain(e: Exception) -> str | None: # None: a bug, which keeps its tracebac
     if isinstance(e, BrokenPipeError): return 'the work is done, but what read the output has gone'
     if isinstance(e, (FileExistsError, NotADirectoryError)) and e.filename:
         return f'{e.filename} cannot be a folder: a file is in the way'
-    if isinstance(e, OSError) and e.filename: text = f'{e.filename}: {e.strerror}'
+    if isinstance(e, OSError) and e.filename: text = f'{e.filename2 or e.filename}: {e.strerror}'
     if isinstance(e, OSError) and e.errno in NO_ACCESS:
         return f'{text}; choose another place, or ask for the permission'
     if FULL_DISK.search(text) and 'make room' not in text:

@@ -62,7 +62,10 @@ def config_of(
 ) -> SFDConfig | SFDVConfig | PDConfig: # of one step count of SFD-v: that of SFD
     "The configuration that a student was made with."
     check_choice('host', about.get('host'), HOSTS)
-    cfg = HOSTS[about['host']](**about['config'])
+    try: cfg = HOSTS[about['host']](**about['config'])
+    except (KeyError, TypeError) as e:
+        title = HOSTS[about['host']].title
+        raise ValueError(f'the student\'s config is none of {title}: {e}') from e
     return cfg.each[about['nfe']] if 'nfe' in about else cfg
 
 # %% ../../nbs/distillation/10_distill.ipynb #77690df5

@@ -272,7 +272,7 @@ def load_student(
 ) -> Student | VariableStudent: # the kind that was saved
     "Read a student back."
     folder = Path(folder)
-    if not (folder/CONFIG).is_file():
+    if not (folder/CONFIG).exists():
         half = ''
         if (folder/WEIGHTS).is_file():
             half = ': its weights are there, but saving was cut off; save it again'
@@ -283,10 +283,13 @@ def load_student(
     given = None if net is None else lambda: _given(net, said['net'])
     denoiser = load_denoiser(folder, device, given)
     common = (how.afs, how.shape, about)
-    if how.grids is None: return Student(denoiser, how.sigmas, *common)
-    biases = _load_biases(folder, how.biases_sha256)
-    grids = {int(nfe): levels for nfe, levels in how.grids.items()}
-    return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
+    biases = None if how.grids is None else _load_biases(folder, how.biases_sha256)
+    try:
+        if biases is None: return Student(denoiser, how.sigmas, *common)
+        grids = {int(nfe): levels for nfe, levels in how.grids.items()}
+        return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{folder/CONFIG} does not say how to sample: {e}') from e
 
 def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
