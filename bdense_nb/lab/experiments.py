@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from ..core import (about_run, check_choice, check_int, locked, read_json, sample_noise,
                     write_json)
-from ..diffusion.data import fashion_mnist
+from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
 from ..diffusion.samplers import Sampler, sample
@@ -36,32 +36,34 @@ from ..training.config import TrainConfig
 from ..training.loop import fit
 
 # %% auto #0
-__all__ = ['WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS', 'EXPERIMENTS',
-           'World', 'fashion_world', 'ring_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
+__all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
+           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'World',
+           'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
            'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
-           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'measures_of', 'differences',
-           'difference_table', 'show_differences']
+           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
+           'differences', 'difference_table', 'show_differences']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
 class World:
     "Where an experiment takes place."
     about: str # one line
-    teacher: Callable # a denoiser
+    teacher: Callable[[int], Callable] # seed -> a denoiser: the same for all, or one for each
     shape: tuple[int, ...] # of one sample
     # seed, width -> where the students of that seed start; None: as the teacher
     network: Callable[[int, int | None], NetDenoiser | None]
     # seed -> what Progressive Distillation trains on, and its labels
     data: Callable[[int], tuple[Tensor, Tensor | None]]
-    ends: Callable[[Host], Tensor] # -> where the samples of seeds 0..n-1 should end
+    # configuration, seed -> where the samples of seeds 0..n-1 should end
+    ends: Callable[[Host, int], Tensor]
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
     n: int # samples that are measured
 
-    def measure(self, arm: Sampler, cfg: Host) -> dict[str, float]:
+    def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
         out = arm.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
         quality = {name: float(measure(out)) for name, measure in self.quality.items()}
-        return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg)), **quality)
+        return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg, seed)), **quality)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
 @functools.cache
@@ -73,9 +75,9 @@ def fashion_world() -> World:
     @functools.lru_cache(maxsize=8)
     def walk(plan): return plan.sampler(teacher).sample(n, batch=250)
     return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
-                 teacher, shape,
+                 lambda seed: teacher, shape,
                  network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
-                 ends=lambda cfg: walk(reference_plan(cfg, shape)),
+                 ends=lambda cfg, seed: walk(reference_plan(cfg, shape)),
                  quality=dict(frechet_distance=fashion_fd), n=n)
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
@@ -101,12 +103,47 @@ def ring_world() -> World:
         noise = sample_noise(range(n), (2,)).double()
         return sample(teacher, 80.*noise, grid, 'heun').float()
     return World('eight Gaussians on a circle, an exact teacher; '
-                 'students start as networks trained on 50,000 points', teacher, (2,), network,
+                 'students start as networks trained on 50,000 points',
+                 lambda seed: teacher, (2,), network,
                  data=lambda seed: (teacher.sample(50_000, seed), None),
-                 ends=lambda cfg: flow(0. if isinstance(cfg, PDConfig) else cfg.sigma_min),
+                 ends=lambda cfg, seed: flow(0. if isinstance(cfg, PDConfig) else cfg.sigma_min),
                  quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
-WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world}
+# %% ../../nbs/lab/01_experiments.ipynb #95a4b092
+def _learned(points: Tensor, seed: int, width: int | None = None) -> NetDenoiser:
+    "A network trained on points of the plane, frozen."
+    torch.manual_seed(seed)
+    net = EDMDenoiser(MLP(width=width or 128, depth=3), .7)
+    config = TrainConfig(6000, 2e-3, schedule='cosine', ema=.999, seed=seed)
+    return train_teacher(net, points, None, config, 512, show=False).ema.requires_grad_(False).eval()
+
+@functools.cache
+def plane_world(
+    name: str, # a key of `data.TOY_SETS`
+    exact: bool = False, # the teacher: a mixture known in closed form; else a network of each seed
+    copies: bool = True, # students start as copies of the teacher; else as networks of other seeds
+) -> World:
+    "Points in the plane, with a teacher for each seed."
+    n = 4000
+    mixture = MixtureDenoiser(toy_2d(name, 500, 7), torch.full((500,), .04), torch.ones(500))
+    def data(seed): return mixture.sample(50_000, seed) if exact else toy_2d(name, 50_000, 1000 + seed)
+    learned = functools.cache(lambda seed, width=None: _learned(data(seed), seed, width))
+    def teacher(seed): return mixture if exact else learned(seed)
+    def start(seed, width): return None if copies else learned(seed if exact else seed + 500, width)
+    @functools.cache
+    def walk(plan, seed): return plan.sampler(teacher(seed)).sample(n, batch=n)
+    fresh = mixture.sample(n, 10**6) if exact else toy_2d(name, n, 10**6)
+    kind = 'an exact mixture as teacher' if exact else 'a network as teacher, one of each seed'
+    begin = 'copies of it' if copies else 'networks trained with another seed'
+    return World(f'{name}, {kind}; students start as {begin}', teacher, (2,), start,
+                 data=lambda seed: (data(seed), None),
+                 ends=lambda cfg, seed: walk(reference_plan(cfg, (2,)), seed),
+                 quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
+
+PLANE = {'copies': {}, 'other networks': dict(copies=False), 'exact': dict(exact=True, copies=False)}
+WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
+          **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
+             for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()}}
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -136,7 +173,7 @@ class Arm:
 # %% ../../nbs/lab/01_experiments.ipynb #7e445fbe
 class Banks:
     "Teacher trajectories of the current seed, made once for all arms that walk the same plan."
-    def __init__(self, teacher: Callable, arms: Sequence[Arm]):
+    def __init__(self, teacher: Callable[[int], Callable], arms: Sequence[Arm]):
         self.teacher = teacher
         self.seed = None
         self.made = {} # plan -> bank of this seed
@@ -154,7 +191,7 @@ class Banks:
         self.seed = cfg.seed
         if cfg.plan not in self.made:
             longest = dataclasses.replace(self.need[cfg.plan], seed=cfg.seed)
-            self.made[cfg.plan] = teacher_bank(self.teacher, longest, show=False)
+            self.made[cfg.plan] = teacher_bank(self.teacher(cfg.seed), longest, show=False)
         return self.made[cfg.plan]
 
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
@@ -169,7 +206,7 @@ def untold(teacher, cfg: SFDConfig, nfes: Sequence[int], banks: dict, start) -> 
 def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[Student, float]]:
     "Train an arm: a student, or one for each round or step count, with its seconds of CPU time."
     cfg = dataclasses.replace(arm.cfg, seed=seed)
-    teacher = world.teacher
+    teacher = world.teacher(seed)
     start = dict(show=False, student=world.network(seed, arm.width))
     if isinstance(cfg, PDConfig):
         data, labels = world.data(seed)
@@ -222,7 +259,7 @@ class Experiment:
     def origin(self) -> dict: # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
         if isinstance(self.world, str): return dict(world=self.world)
-        return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher),
+        return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher(0)),
                     samples=self.world.n)
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
@@ -285,11 +322,11 @@ def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Ca
     if todo:
         world = e.place
         banks = Banks(world.teacher, e.arms)
-        about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(world.teacher),
+        about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(world.teacher(0)),
                      samples=world.n, **about_run(), budgets=list(e.budgets.items()),
                      configs=[dict(a.key, config=a.config) for a in e.arms])
     for i, (arm, key) in enumerate(todo[:limit]):
-        new = [dict(key, **world.measure(student, arm.cfg), cpu_seconds=round(seconds, 2))
+        new = [dict(key, **world.measure(student, arm.cfg, key['seed']), cpu_seconds=round(seconds, 2))
                for student, seconds in students(world, arm, key['seed'], banks)]
         rows += new
         write_json(out, dict(about, **e.origin, rows=rows))
@@ -427,6 +464,38 @@ EXPERIMENTS = {
         'one each, K = 1', budgets={400: 100}),
     'ring_branches': _ring('How many branches, where the exact flow is known?',
                            branch_arms(RING_SFD, {}), 'K = 1'),
+}
+
+# %% ../../nbs/lab/01_experiments.ipynb #5b379d27
+PLANE_SFD = SFDConfig(steps=1000, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,))
+FASHION_LONG = SFDConfig(steps=256, batch=128, pool=16_384, lr=5e-4, lr_schedule='cosine')
+PLANE_WEIGHTS = {'K = 1': dict(K=1), 'K = 2, linear': dict(K=2), 'K = 4, linear': {},
+                 'K = 4, endpoint-heavy': WEIGHTS['endpoint-heavy']}
+LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
+BEST = {name: WEIGHTS[name] for name in ('endpoint (SFD)', 'linear', 'endpoint-heavy')}
+
+def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple[Arm, ...]:
+    "Arms at several numbers of calls and budgets."
+    return tuple(arm for nfe in calls for steps in budgets
+                 for arm in vary(base, arms, nfe=nfe, steps=steps))
+
+EXPERIMENTS |= {
+    **{f'{name}_{kind.replace(" ", "_")}': Experiment(
+        f'{name}: do branches help SFD, early and late, with this teacher and this start?',
+        f'{name}, {kind}', budget_arms(PLANE_SFD, PLANE_WEIGHTS, (2,), (100, 300, 1000)), 'K = 1', 10)
+       for name in ('spiral', 'moons', 'ring') for kind in PLANE},
+    'spiral_calls': Experiment(
+        'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
+        budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)), 'K = 1', 10),
+    'fashion_long': _fashion(
+        'Which branch weights help SFD with 256 iterations of 128?',
+        budget_arms(FASHION_LONG, LONG_WEIGHTS, (2,), (256,)), 'endpoint (SFD)'),
+    'fashion_long_calls': _fashion(
+        'Do branches help SFD with 256 iterations of 128, at 3 to 5 calls?',
+        budget_arms(FASHION_LONG, BEST, (4, 3, 5), (256,)), 'endpoint (SFD)'),
+    'fashion_longest': _fashion(
+        'Do branches help SFD with 1,024 iterations of 128?',
+        budget_arms(FASHION_LONG, BEST, (2,), (1024,)), 'endpoint (SFD)'),
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c
