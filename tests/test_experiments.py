@@ -26,7 +26,7 @@ def cheap():
     def network(seed, width):
         torch.manual_seed(seed)
         return EDMDenoiser(MLP(width=width or 8, depth=1), .7)
-    return dataclasses.replace(ring, network=network, data=lambda seed: (ring.teacher.sample(64, seed), None), ends=lambda cfg: ring.teacher.sample(50, 7), quality={'mean': lambda x: float(x.mean().abs())}, n=50)
+    return dataclasses.replace(ring, network=network, data=lambda seed: (ring.teacher(0).sample(64, seed), None), ends=lambda cfg, seed: ring.teacher(0).sample(50, 7), quality={'mean': lambda x: float(x.mean().abs())}, n=50)
 
 
 @pytest.fixture
@@ -108,7 +108,9 @@ def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
     assert len(result['rows']) == 6 and (result['experiment'], result['world']) == ('mine', cheap.about)
     assert X.measures_of(result) == mine.measures == ['paired_error', 'mean']
     assert [(d.arm, d.host_iterations) for d in X.differences(result)] == [('linear', 2)] and X.show_differences(result).keys() == {'paired_error', 'mean'}
-    other = dataclasses.replace(cheap, teacher=type(cheap.teacher)(cheap.teacher.means + .1, cheap.teacher.stds, cheap.teacher.weights))
+    exact = cheap.teacher(0)
+    moved = type(exact)(exact.means + .1, exact.stds, exact.weights)
+    other = dataclasses.replace(cheap, teacher=lambda seed: moved)
     for world, said in ((other, 'of the teacher'), (dataclasses.replace(cheap, about='elsewhere'), 'of the world'), (dataclasses.replace(cheap, n=7), 'of the samples')):
         with pytest.raises(ValueError, match=said): X.run_experiment(dataclasses.replace(mine, world=world), tmp_path/'mine.json')
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,10 +24,10 @@ from ..diffusion.samplers import Sampler, sample
 from ..diffusion.schedules import karras_sigmas
 from ..distillation.bank import TrajectoryBank, denoiser_hash
 from ..distillation.branches import fold
-from ..distillation.distill import reference_plan
+from ..distillation.distill import distill, reference_plan
 from ..distillation.progressive import PDConfig, progressive_rounds
-from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import Host, Student, branched_student
+from ..distillation.sfd import SFDBase, SFDConfig, sfd
+from ..distillation.students import Host, Student, VariableStudent, branched_student
 from ..distillation.teaching import train_teacher
 from ..distillation.variable import second_stage, sfd_variable, variable_configs, variable_step
 from ..evaluation.intervals import Interval, paired_interval
@@ -159,9 +160,13 @@ class Arm:
     @property
     def key(self) -> dict: # without the seed
         "What distinguishes the arm's runs from those of the others."
-        calls = 1 if self.stage else max(self.nfes, default=self.cfg.nfe)
+        calls = 1 if self.stage else max(self.each(self.cfg))
         key = dict(arm=self.name, calls=calls, iterations=self.cfg.loop.steps)
         return key | dict(width=self.width) if self.width else key
+
+    def each(self, cfg: Host) -> dict[int, Host]: # cfg: the arm's, with a seed
+        "The configuration of each number of calls."
+        return variable_configs(cfg, self.nfes) if self.nfes else cfg.each
 
     @property
     def config(self) -> dict: # as JSON has it
@@ -173,14 +178,16 @@ class Arm:
 # %% ../../nbs/lab/01_experiments.ipynb #7e445fbe
 class Banks:
     "Teacher trajectories of the current seed, made once for all arms that walk the same plan."
-    def __init__(self, teacher: Callable[[int], Callable], arms: Sequence[Arm]):
+    def __init__(self, teacher: Callable[[int], Callable], arms: Sequence[Arm],
+                 folder: Path | None = None): # keep them there; None: in memory
         self.teacher = teacher
+        self.folder = folder
         self.seed = None
         self.made = {} # plan -> bank of this seed
         self.need = {} # plan -> the configuration that needs most of its trajectories
         for arm in arms:
-            if arm.cfg.needs_data: continue
-            for cfg in variable_configs(arm.cfg, arm.nfes).values() if arm.nfes else [arm.cfg]:
+            if not isinstance(arm.cfg, SFDBase): continue # it walks by itself
+            for cfg in arm.each(arm.cfg).values():
                 most = self.need.setdefault(cfg.plan, cfg)
                 if cfg.n_trajectories > most.n_trajectories: self.need[cfg.plan] = cfg
 
@@ -191,7 +198,8 @@ class Banks:
         self.seed = cfg.seed
         if cfg.plan not in self.made:
             longest = dataclasses.replace(self.need[cfg.plan], seed=cfg.seed)
-            self.made[cfg.plan] = teacher_bank(self.teacher(cfg.seed), longest, show=False)
+            place = self.folder and self.folder/f'bank-{cfg.seed}'
+            self.made[cfg.plan] = longest.bank(self.teacher(cfg.seed), place, show=False)
         return self.made[cfg.plan]
 
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
@@ -203,26 +211,34 @@ def untold(teacher, cfg: SFDConfig, nfes: Sequence[int], banks: dict, start) -> 
     plain = fold(fit(model, step, cfg.train_config, show=False).model)
     return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
 
-def students(world: World, arm: Arm, seed: int, banks: Banks) -> Iterator[tuple[Student, float]]:
+def students(
+    world: World,
+    arm: Arm,
+    seed: int,
+    banks: Banks,
+    folder: Path | None = None, # checkpoints; a run found there goes on
+    **how, # hardware=, hooks=, show=
+) -> Iterator[tuple[Student, float]]:
     "Train an arm: a student, or one for each round or step count, with its seconds of CPU time."
     cfg = dataclasses.replace(arm.cfg, seed=seed)
     teacher = world.teacher(seed)
-    start = dict(show=False, student=world.network(seed, arm.width))
-    if isinstance(cfg, PDConfig):
-        data, labels = world.data(seed)
+    start = dict(how, student=world.network(seed, arm.width), folder=folder)
+    data, labels = world.data(seed) if cfg.needs_data else (None, None)
+    if cfg.rounds:
         begin = time.process_time()
         for student in progressive_rounds(teacher, data, cfg, labels, **start):
             yield student, time.process_time() - begin
             begin = time.process_time()
         return
-    several = {n: banks(c) for n, c in variable_configs(cfg, arm.nfes).items()} if arm.nfes else {}
-    bank = None if several else banks(cfg)
+    walked = {n: banks(c) for n, c in arm.each(cfg).items()} if isinstance(cfg, SFDBase) else {}
     begin = time.process_time()
-    if arm.untold: made = untold(teacher, cfg, arm.nfes, several, start['student'])
-    elif arm.nfes:
-        variable = sfd_variable(teacher, cfg, arm.nfes, several, **start)
-        made = [variable.at(n) for n in arm.nfes]
-    else: made = [sfd(teacher, cfg, bank, **start)]
+    if arm.untold: made = untold(teacher, cfg, arm.nfes, walked, start['student'])
+    elif arm.nfes: made = sfd_variable(teacher, cfg, arm.nfes, walked, **start)
+    else:
+        bank = walked.get(cfg.nfe) if isinstance(cfg, SFDConfig) else walked or None
+        made = distill(teacher, cfg, data, labels, bank, **start)
+    if isinstance(made, VariableStudent): made = [made.at(n) for n in walked]
+    elif isinstance(made, Student): made = [made]
     if arm.stage:
         last = made[-1]
         made = [sfd(last.denoiser, second_stage(last, seed=seed, **arm.stage), show=False)]
@@ -298,6 +314,8 @@ def run_experiment(
     out: Path | str | None = None, # JSON file; runs found there are not repeated; None: NAME.json
     limit: int | None = None, # stop after so many runs; None: all
     say: Callable[[str], None] = functools.partial(print, flush=True), # called after every run
+    folder: Path | str | None = None, # trajectories and checkpoints: a killed run goes on from there
+    **how, # hardware=, hooks=, show=: of the trainings, as `distill` takes them
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
     if isinstance(experiment, str):
@@ -310,9 +328,12 @@ def run_experiment(
     else:
         out = Path(out)
         called = dict(experiment=out.stem, command='run_experiment')
-    with locked(out.parent, out.name): return _run_rest(experiment, out, called, limit, say)
+    how = dict(show=False) | how
+    with locked(out.parent, out.name):
+        return _run_rest(experiment, out, called, limit, say, folder and Path(folder), how)
 
-def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable) -> dict:
+def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable,
+              folder: Path | None, how: dict) -> dict:
     "The runs that are not in the file yet."
     rows = stored_rows(e, out)
     done = {run_name(r) for r in rows}
@@ -321,13 +342,15 @@ def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Ca
     say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
     if todo:
         world = e.place
-        banks = Banks(world.teacher, e.arms)
+        banks = Banks(world.teacher, e.arms, folder)
         about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(world.teacher(0)),
                      samples=world.n, **about_run(), budgets=list(e.budgets.items()),
                      configs=[dict(a.key, config=a.config) for a in e.arms])
     for i, (arm, key) in enumerate(todo[:limit]):
-        new = [dict(key, **world.measure(student, arm.cfg, key['seed']), cpu_seconds=round(seconds, 2))
-               for student, seconds in students(world, arm, key['seed'], banks)]
+        place = folder and folder/'runs'/re.sub(r'[^\w.=]+', '_', run_name(key))
+        made = students(world, arm, key['seed'], banks, place, **how)
+        new = [dict(key, **world.measure(student, arm.cfg, key['seed']),
+                    cpu_seconds=round(seconds, 2)) for student, seconds in made]
         rows += new
         write_json(out, dict(about, **e.origin, rows=rows))
         found = [', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new]
