@@ -6,12 +6,10 @@
 from __future__ import annotations
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
 from tyro.conf import Positional
 from .commands import (Named, Reality, Teachers, alone, check_folder, check_with_data,
                                     data_line, distill_configs, find_data, find_device,
@@ -26,7 +24,7 @@ from ..distillation.students import Host
 from ..distillation.variable import SFDVConfig
 from ..evaluation.features import load_space
 from ..evaluation.metrics import fashion_fd, frechet_distance, sliced_wasserstein
-from ..lab.compare import ARMS, Comparison, compare, make_arms
+from ..lab.compare import Comparison, compare, make_arms
 from ..lab.experiments import measures_of
 from ..training.config import Hardware
 

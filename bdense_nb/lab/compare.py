@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -31,7 +31,8 @@ __all__ = ['ARMS', 'teacher_world', 'make_arms', 'side_by_side', 'Comparison', '
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
 def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]: # name -> measure
     "How far a set of samples is from data."
-    if features is None: return dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, data))
+    def sliced(x): return sliced_wasserstein(x[:len(data)], data[:len(x)]) # as many of each
+    if features is None: return dict(sliced_wasserstein=sliced)
     real = features(data)
     return dict(frechet_distance=lambda x: frechet_distance(features(x), real))
 
@@ -77,7 +78,7 @@ def make_arms(
     check_config(cfg)
     known = {f.name for f in dataclasses.fields(cfg)} - {'seed'}
     for name, changes in arms.items():
-        for field in changes: check_choice(f'a field of the arm {name!r}', field, known)
+        for one in changes: check_choice(f'field of the arm {name!r}', one, known)
     nfe = [{_named(cfg, ('nfe', 'end_steps'), 'calls'): n} for n in calls] or [{}]
     steps = [{_named(cfg, ('steps', 'updates'), 'budgets'): n} for n in budgets] or [{}]
     return tuple(Arm(name, dataclasses.replace(cfg, **many, **long, **changes))
@@ -97,7 +98,7 @@ def side_by_side(samplers: dict[str, Sampler], repeats: int = 3) -> list[dict]: 
 @dataclass
 class Comparison:
     "What came out."
-    result: dict # every run, as `run_experiment` returns it
+    result: dict = field(repr=False) # every run, as `run_experiment` returns it
     speed: list[dict] # of teacher and students, as `side_by_side` returns it
 
     def differences(self, measure: str = 'paired_error') -> list: # of `Difference`
@@ -148,7 +149,7 @@ def compare(
     show: bool = True, # progress bar of each training
     say: Callable[[str], None] = print, # called after each
 ) -> Comparison:
-    "Train with and without branches, the same seeds for all; writes result.json as it goes."
+    "Train with and without branches, the same seeds for all; writes comparison.json as it goes."
     check_int('n', n, 2)
     folder = Path(folder)
     shape = check_shape(cfg, data)
@@ -156,14 +157,12 @@ def compare(
     made = make_arms(cfg, arms, calls, budgets)
     e = Experiment('Do branches help this teacher\'s students?', world, made, next(iter(arms)),
                    seeds)
-    result = run_experiment(e, folder/'result.json', limit, say, folder, show=show,
+    result = run_experiment(e, folder/'comparison.json', limit, say, folder, show=show,
                             hardware=hardware)
-    one = {max(arm.each(arm.cfg)): arm for arm in made} # a student of each number of calls
-    steps = next(iter(one.values())).cfg.reference(shape)
-    samplers = {'teacher': steps.sampler(world.teacher(0))}
-    for calls, arm in one.items():
-        samplers[f'student, {calls} calls'] = arm.each(arm.cfg)[calls].sampler(world.teacher(0),
-                                                                              shape)
+    cfgs = {calls: one for arm in made for calls, one in arm.cfg.each.items()}
+    samplers = {'teacher': next(iter(cfgs.values())).reference(shape).sampler(world.teacher(0))}
+    samplers |= {f'student, {calls} calls': one.sampler(world.teacher(0), shape)
+                 for calls, one in cfgs.items()}
     speed = side_by_side(samplers)
     write_json(folder/'speed.json', dict(rows=speed))
     return Comparison(result, speed)

@@ -116,13 +116,16 @@ def _learned(points: Tensor, seed: int, width: int | None = None) -> NetDenoiser
     torch.manual_seed(seed)
     net = EDMDenoiser(MLP(width=width or 128, depth=3), .7)
     config = TrainConfig(6000, 2e-3, schedule='cosine', ema=.999, seed=seed)
-    return train_teacher(net, points, None, config, 512, show=False).ema.requires_grad_(False).eval()
+    done = train_teacher(net, points, None, config, 512, show=False)
+    return done.ema.requires_grad_(False).eval()
 
 @functools.cache
 def plane_world(
     name: str, # a key of `data.TOY_SETS`
-    exact: bool = False, # the teacher: a mixture known in closed form; else a network of each seed
-    copies: bool = True, # students start as copies of the teacher; else as networks of other seeds
+    # the teacher: a mixture known in closed form; else a network of each seed
+    exact: bool = False,
+    # students start as copies of the teacher; else as networks of other seeds
+    copies: bool = True,
 ) -> World:
     "Points in the plane, with a teacher for each seed."
     n = 4000
@@ -141,7 +144,8 @@ def plane_world(
                  ends=lambda cfg, seed: walk(reference_plan(cfg, (2,)), seed),
                  quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
-PLANE = {'copies': {}, 'other networks': dict(copies=False), 'exact': dict(exact=True, copies=False)}
+PLANE = {'copies': {}, 'other networks': dict(copies=False),
+         'exact': dict(exact=True, copies=False)}
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
           **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
              for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()}}
@@ -167,6 +171,10 @@ class Arm:
     def each(self, cfg: Host) -> dict[int, Host]: # cfg: the arm's, with a seed
         "The configuration of each number of calls."
         return variable_configs(cfg, self.nfes) if self.nfes else cfg.each
+
+    def judged(self, nfe: int) -> Host:
+        "The configuration whose reference a student of so many calls is compared with."
+        return self.cfg.each.get(nfe, self.cfg)
 
     @property
     def config(self) -> dict: # as JSON has it
@@ -314,7 +322,8 @@ def run_experiment(
     out: Path | str | None = None, # JSON file; runs found there are not repeated; None: NAME.json
     limit: int | None = None, # stop after so many runs; None: all
     say: Callable[[str], None] = functools.partial(print, flush=True), # called after every run
-    folder: Path | str | None = None, # trajectories and checkpoints: a killed run goes on from there
+    # trajectories and checkpoints, from where a killed run goes on; None: in memory
+    folder: Path | str | None = None,
     **how, # hardware=, hooks=, show=: of the trainings, as `distill` takes them
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
@@ -349,7 +358,7 @@ def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Ca
     for i, (arm, key) in enumerate(todo[:limit]):
         place = folder and folder/'runs'/re.sub(r'[^\w.=]+', '_', run_name(key))
         made = students(world, arm, key['seed'], banks, place, **how)
-        new = [dict(key, **world.measure(student, arm.cfg, key['seed']),
+        new = [dict(key, **world.measure(student, arm.judged(student.nfe), key['seed']),
                     cpu_seconds=round(seconds, 2)) for student, seconds in made]
         rows += new
         write_json(out, dict(about, **e.origin, rows=rows))
@@ -505,7 +514,8 @@ def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple
 EXPERIMENTS |= {
     **{f'{name}_{kind.replace(" ", "_")}': Experiment(
         f'{name}: do branches help SFD, early and late, with this teacher and this start?',
-        f'{name}, {kind}', budget_arms(PLANE_SFD, PLANE_WEIGHTS, (2,), (100, 300, 1000)), 'K = 1', 10)
+        f'{name}, {kind}', budget_arms(PLANE_SFD, PLANE_WEIGHTS, (2,), (100, 300, 1000)),
+        'K = 1', 10)
        for name in ('spiral', 'moons', 'ring') for kind in PLANE},
     'spiral_calls': Experiment(
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',

@@ -1,0 +1,147 @@
+"compare and bdense_compare: the same seeds for all arms, runs that go on, measures, refusals; the paper's settings."
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from bdense_nb.app.comparing import read_arms
+from bdense_nb.app.shell import bdense_compare, from_shell
+from bdense_nb.core import read_json
+from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser, save_denoiser
+from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.distillation.progressive import PDConfig
+from bdense_nb.distillation.sfd import SFDConfig
+from bdense_nb.distillation.variable import SFDVConfig
+from bdense_nb.lab.compare import compare, make_arms, side_by_side, teacher_world
+
+SHORT = SFDConfig(K=2, substeps=2, steps=4, batch=16, shape=(2,))
+
+
+@pytest.fixture(scope='module')
+def teacher():
+    torch.manual_seed(0)
+    return EDMDenoiser(MLP(width=16, depth=1), .5)
+
+
+@pytest.fixture(scope='module')
+def points(): return torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+
+
+def quiet(*args, **kwargs): return compare(*args, n=50, show=False, say=lambda s: None, **kwargs)
+
+
+def figures(found): return [{k: v for k, v in r.items() if k != 'cpu_seconds'} for r in found.result['rows']]
+
+
+def test_a_comparison_is_paired_and_counts_calls(teacher, points, tmp_path):
+    found = quiet(teacher, SHORT, seeds=3, folder=tmp_path, data=points, calls=(2, 3), budgets=(2, 4))
+    rows = figures(found)
+    assert len(rows) == 2*2*2*3 and {r['nfe'] for r in rows} == {2, 3} and {r['iterations'] for r in rows} == {2, 4}
+    host = {(r['nfe'], r['iterations'], r['seed']): r['paired_error'] for r in rows if r['arm'] == 'host'}
+    ours = {(r['nfe'], r['iterations'], r['seed']): r['paired_error'] for r in rows if r['arm'] == 'B-DENSE'}
+    for d in found.differences():
+        pairs = [(ours[d.nfe, d.iterations, s], host[d.nfe, d.iterations, s]) for s in range(3)]
+        assert d.interval.mean == pytest.approx(sum(a - b for a, b in pairs)/3)
+        assert d.interval.low < d.interval.mean < d.interval.high and all(a != b for a, b in pairs)
+    assert [r['nfe'] for r in found.speed][1:] == [2, 3] and found.speed[0]['nfe'] > 3
+    assert {'sliced wasserstein', 'paired error'} <= {w for w in ('sliced wasserstein', 'paired error') if w in found.table}
+    found.figure(tmp_path/'x.png')
+    assert (tmp_path/'x.png').stat().st_size > 5000
+
+
+def test_a_killed_comparison_goes_on_to_the_same_result(teacher, points, tmp_path):
+    whole = quiet(teacher, SHORT, seeds=3, folder=tmp_path/'whole', data=points)
+    class Stop(Exception): pass
+    class Bomb:
+        "Stops a training in its middle."
+        def after_iteration(self, state):
+            if state.done >= 2: raise Stop
+    from bdense_nb.lab.experiments import Experiment, run_experiment
+    world = teacher_world(teacher, (2,), 50, points)
+    e = Experiment("Do branches help this teacher's students?", world, make_arms(SHORT), 'host', 3)
+    part = tmp_path/'part'
+    with pytest.raises(Stop):
+        run_experiment(e, part/'comparison.json', say=lambda s: None, folder=part, hooks=(Bomb(),))
+    assert not (part/'comparison.json').exists() and list(part.glob('runs/*/run.json'))
+    assert figures(quiet(teacher, SHORT, seeds=3, folder=part, data=points)) == figures(whole)
+
+
+@pytest.mark.parametrize('cfg', [SFDVConfig(nfe=(2, 3), K=2, substeps=2, steps=4, batch=16, shape=(2,)),
+                                 PDConfig(start_steps=4, updates=2, batch=8)], ids=lambda c: c.host)
+def test_every_host(cfg, teacher, points, tmp_path):
+    found = quiet(teacher, cfg, seeds=3, folder=tmp_path, data=points)
+    assert {r['nfe'] for r in found.result['rows']} == ({2, 3} if cfg.host == 'sfd-v' else {1, 2})
+    assert {d.nfe for d in found.differences()} == {r['nfe'] for r in found.result['rows']}
+
+
+def test_another_teacher_or_other_data_are_refused(teacher, points, tmp_path):
+    quiet(teacher, SHORT, seeds=3, folder=tmp_path, data=points, limit=1)
+    torch.manual_seed(5)
+    other = EDMDenoiser(MLP(width=16, depth=1), .5)
+    with pytest.raises(ValueError, match='teacher'): quiet(other, SHORT, seeds=3, folder=tmp_path, data=points)
+    with pytest.raises(ValueError, match='cannot go on'): quiet(teacher, SHORT, seeds=3, folder=tmp_path, data=points + 1)
+    changed = dataclasses.replace(SHORT, lr=1e-2)
+    with pytest.raises(ValueError, match='lr'): quiet(teacher, changed, seeds=3, folder=tmp_path, data=points)
+
+
+@pytest.mark.parametrize('how, says', [
+    (dict(arms={'host': dict(k=1), 'B': {}}), "field of the arm 'host'"), (dict(arms={'host': {}, 'B': dict(seed=1)}), "field of the arm 'B'"),
+    (dict(seeds=2), 'seeds must be at least 3'), (dict(data=torch.zeros(4, 3)), 'shape'), (dict(calls=(0,)), 'nfe')])
+def test_refusals(how, says, teacher, tmp_path):
+    with pytest.raises(ValueError, match=says): quiet(teacher, SHORT, **dict(seeds=3) | how, folder=tmp_path)
+    assert not list(tmp_path.glob('*.json'))
+
+
+def test_images_need_features_for_the_second_measure(tmp_path):
+    exact = MixtureDenoiser(torch.randn(3, 1, 4, 4), torch.full((3,), .1), torch.ones(3))
+    images = exact.sample(64, 0)
+    assert teacher_world(exact, (1, 4, 4), data=images).quality == {}
+    world = teacher_world(exact, (1, 4, 4), data=images, features=lambda x: x.flatten(1)[:, :3])
+    near, far = (world.quality['frechet_distance'](x) for x in (exact.sample(64, 9), images + 1))
+    assert 0 <= near < far
+
+
+def test_arms_in_a_line():
+    assert read_arms('host: K=1; B:; c: betas=.9,.99 ema=None afs=False') == {
+        'host': {'K': 1}, 'B': {}, 'c': {'betas': (.9, .99), 'ema': None, 'afs': False}}
+
+
+def stand_in():
+    "The size of the published settings, with a network that costs nothing."
+    torch.manual_seed(0)
+    return EDMDenoiser(UNet(channels=3, widths=(8, 32)), .5)
+
+
+@pytest.mark.parametrize('preset', ['cifar10-sfd', 'imagenet64-sfd', 'cifar10-pd'])
+def test_the_papers_settings_plan(preset, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'standing', type(sys)('standing'))
+    sys.modules['standing'].make = stand_in
+    side = 64 if '64' in preset else 32
+    data = {}
+    if preset.endswith('pd'):
+        from PIL import Image
+        for i in range(3): Image.new('RGB', (32, 32), (i*40, 0, 0)).save(tmp_path/f'{i}.png')
+        data = dict(data=tmp_path)
+    plan = bdense_compare(tmp_path/'new', teacher='standing:make', preset_name=preset, size=side, trust_teacher=True,
+                          dry_run=True, **data)
+    assert plan['trains'] == '2 arms, 5 seeds of each' and plan['shape'] == [3, side, side] and not (tmp_path/'new').exists()
+    assert plan['seconds'] > 3600
+
+
+def test_the_command_from_the_shell(teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_denoiser(teacher, 'plane', dict(data='spiral', shape=[2]))
+    line = '--teacher plane --K 2 --steps 2 --batch 8 --pool 8 --seeds 3 --n 20 --json'
+    def run(*args): return from_shell('bdense_compare', [*args, *line.split()]), json.loads(capsys.readouterr().out)
+    code, first = run('found', '--limit', '1')
+    assert code == 0 and first['rows'] == 1 and first['differences'] == []
+    code, rest = run('found')
+    assert code == 0 and rest['rows'] == 6 and {d['measure'] for d in rest['differences']} == {'paired_error', 'sliced_wasserstein'}
+    assert {'comparison.json', 'comparison.md', 'comparison.png', 'command.json'} <= {p.name for p in (tmp_path/'found').iterdir()}
+    assert read_json(tmp_path/'found/comparison.json')['rows'][0]['seed'] == 0
+    code, said = run('found', '--arms', 'host K=1')
+    assert code == 1 and 'arms must look like' in said['error']
+    code, said = run('plane')
+    assert code == 1 and 'holds other things' in said['error']
