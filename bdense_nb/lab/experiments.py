@@ -42,7 +42,7 @@ __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPT
            'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
            'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
            'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
-           'differences', 'difference_table', 'show_differences']
+           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def plane_world(
     "Points in the plane, with a teacher for each seed."
     n = 4000
     mixture = MixtureDenoiser(toy_2d(name, 500, 7), torch.full((500,), .04), torch.ones(500))
-    def data(seed): return mixture.sample(50_000, seed) if exact else toy_2d(name, 50_000, 1000 + seed)
+    def data(seed):
+        return mixture.sample(50_000, seed) if exact else toy_2d(name, 50_000, 1000 + seed)
     learned = functools.cache(lambda seed, width=None: _learned(data(seed), seed, width))
     def teacher(seed): return mixture if exact else learned(seed)
     def start(seed, width): return None if copies else learned(seed if exact else seed + 500, width)
@@ -663,3 +664,49 @@ def _panel(ax, ds: list[Difference], relative: bool) -> None:
     ax.axhline(0, color='gray', lw=1)
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
+
+# %% ../../nbs/lab/01_experiments.ipynb #28de6abb
+def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations) -> how many
+    "Teacher trajectories that an arm was trained on, counted as often as they were seen."
+    return {(c['arm'], c['calls'], c['iterations']): c['iterations']*c['config']['cfg']['batch']
+            for c in result['configs']}
+
+def show_gains(
+    settings: dict[str, Sequence[dict]], # title -> results of one world, early and late
+    arms: Sequence[str] | None = None, # None: all
+    nfe: int = 2, # network calls of the students
+    save: Path | str | None = None, # picture to write
+) -> dict[str, dict[str, list[tuple[int, Difference]]]]: # by title, then measure
+    "Arm minus host in percent against the budget: a row for each measure, a column for each world."
+    import matplotlib.pyplot as plt
+    found = {}
+    for title, results in settings.items():
+        for result in results:
+            seen = trajectories_of(result)
+            for measure in measures_of(result):
+                places = found.setdefault(title, {}).setdefault(measure, [])
+                places += [(seen[d.arm, d.nfe, d.iterations], d)
+                           for d in differences(result, measure)
+                           if d.nfe == nfe and (arms is None or d.arm in arms)]
+    size = (4*len(found), 5)
+    fig, axes = plt.subplots(2, len(found), figsize=size, squeeze=False, layout='constrained')
+    for column, (title, measures) in zip(axes.T, found.items()):
+        for ax, (measure, places) in zip(column, measures.items()):
+            for i, arm in enumerate(dict.fromkeys(d.arm for _, d in places)):
+                mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
+                scale = [100/d.host for _, d in mine]
+                ax.errorbar([n*1.06**i for n, _ in mine],
+                            [d.interval.mean*s for (_, d), s in zip(mine, scale)],
+                            [(d.interval.high - d.interval.mean)*s
+                             for (_, d), s in zip(mine, scale)],
+                            fmt='o-', ms=4, lw=1, capsize=2, label=arm)
+            ax.axhline(0, color='gray', lw=1)
+            ax.set_xscale('log')
+            ax.set_title(f'{title}: {_words(measure)}', fontsize=9)
+            ax.tick_params(labelsize=8)
+        column[0].legend(fontsize=7)
+        column[-1].set_xlabel('trajectories seen in training', fontsize=8)
+    axes[0, 0].set_ylabel('arm minus host, %', fontsize=8)
+    axes[1, 0].set_ylabel('arm minus host, %', fontsize=8)
+    if save: fig.savefig(save, dpi=110)
+    return found
