@@ -521,6 +521,10 @@ EXPERIMENTS |= {
     'spiral_calls': Experiment(
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
         budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)), 'K = 1', 10),
+    'spiral_longest': Experiment(
+        'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
+        budget_arms(PLANE_SFD, {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k},
+                    (2,), (3000,)), 'K = 1', 10),
     'fashion_long': _fashion(
         'Which branch weights help SFD with 256 iterations of 128?',
         budget_arms(FASHION_LONG, LONG_WEIGHTS, (2,), (256,)), 'endpoint (SFD)'),
