@@ -9,13 +9,16 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from ..core import check_choice, check_int, import_extra, read_json
-from ..diffusion.denoisers import EDMDenoiser, ModuleDenoiser, NetDenoiser, VPDenoiser
+from ..core import check_choice, check_int, check_shape, import_extra, read_json
+from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, NetDenoiser,
+                                   VPDenoiser)
 from ..diffusion.nets import check_sizes
 from ..diffusion.samplers import ddim_step
 
@@ -32,9 +35,14 @@ _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'tra
 
 #: far above what is of use
 _LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384,
-                layers_per_block=256, num_class_embeds=1_000_000, num_train_timesteps=1_000_000)
+                layers_per_block=256, num_class_embeds=1_000_000, num_train_timesteps=1_000_000,
+                num_layers=1024, num_single_layers=1024, num_attention_heads=1024,
+                attention_head_dim=16_384, num_embeds_ada_norm=1_000_000,
+                cross_attention_dim=65_536, caption_channels=65_536, joint_attention_dim=65_536,
+                pooled_projection_dim=65_536, caption_projection_dim=65_536, sample_size=65_536,
+                pos_embed_max_size=65_536)
 
-def _check_sizes(config: dict) -> None: # of a U-Net or a scheduler
+def _check_sizes(config: dict) -> None: # of a network or a scheduler
     check_sizes({k: v for k, v in config.items() if v is not None}, _LARGEST)
 
 def _refuse(what: str, problems: dict[str, bool]) -> None:
@@ -75,59 +83,128 @@ def noise_table(
 
 # %% ../../nbs/interop/01_diffusers.ipynb #b468e01b
 class DiffusersNet(nn.Module):
-    "A diffusers `UNet2DModel`, called the way our denoisers call a network."
+    "A network of diffusers, called the way our denoisers call a network."
     hash_ignores = ('source',)
 
     def __init__(self,
-        unet: nn.Module, # a `diffusers.UNet2DModel`
-        scheduler_config: dict, # the part that it depends on, see `noise_table`
+        model: nn.Module, # of a class in `FAMILIES`
+        scheduler_config: dict, # the part that it depends on, see `noise_table`, `flow_times`
         null_class: int | None = None, # the class that stands for "no class": its last. None: none
         source: str = '', # where it came from, for the model card
+        shape: tuple[int, ...] | None = None, # of one sample, [C, H, W]; None: what it says itself
     ):
         super().__init__()
-        self.unet = unet
+        family = family_of(model)
+        self.add_module(family.part, model)
+        self.part = family.part
         self.scheduler_config = scheduler_config
-        self.null_class = null_class
+        rows = family.classes(model.config)
+        self.null_class = rows - 1 if family.null and rows else null_class
         self.source = source
-        c = unet.config
-        rows = c.num_class_embeds or 0
-        self.n_classes = rows - (null_class is not None)
-        _refuse('not supported:', {
-            f'class_embed_type={c.class_embed_type!r}; only class indices (num_class_embeds) are':
-                c.class_embed_type is not None,
-            f'time_embedding_type={c.time_embedding_type!r}; students stop between the levels of '
-            f'the table, which only a positional embedding can express':
-                c.time_embedding_type != 'positional',
-            f'{c.in_channels} channels in and {c.out_channels} out: the network predicts a '
-            f'variance too, or is given more than the noisy sample':
-                c.in_channels != c.out_channels,
-            f'a null class of {null_class}: the null class must be the last of the {rows} class '
-            f'embeddings': null_class not in (None, *range(rows)[-1:])})
+        self.sample_shape = tuple(shape or family.shape(model.config))
+        only_classes = self.conditions.keys() == {'class_labels'}
+        self.n_classes = rows - (self.null_class is not None) if only_classes else 0
+        _check_supported(self, null_class, rows)
+
+    @property
+    def model(self) -> nn.Module: return getattr(self, self.part)
+
+    @property
+    def family(self) -> Family: return family_of(self.model)
+
+    @property
+    def conditions(self) -> dict[str, tuple]: # name -> shape of one sample's
+        "What it must be told beside noise and time; a name in a shape stands for any size."
+        return self.family.conditions(self.model.config)
 
     @property
     def config(self) -> dict: # JSON-able
         "What rebuilds this network, but for its weights."
         return net_config_of(self)
 
+    def train(self, mode: bool = True) -> DiffusersNet:
+        "As any module, but classes are never dropped at random: a student must know its own."
+        super().train(mode)
+        for m in self.modules():
+            if hasattr(m, 'token_drop'): m.training = False
+        return self
+
+    def named(self,
+        cond: Tensor | dict | None, # one tensor, where there is one condition
+        n: int, # samples
+        device: torch.device,
+    ) -> dict[str, Tensor]: # the network's keyword arguments
+        "The conditions by name; what is missing, unknown or of another shape is refused."
+        known = self.conditions
+        if cond is None and self.null_class is not None:
+            cond = torch.full((n,), self.null_class, device=device)
+        if isinstance(cond, Tensor) and len(known) == 1: cond = {name: cond for name in known}
+        given = {} if cond is None else cond
+        if not isinstance(given, dict) or known.keys() - given.keys():
+            raise ValueError(_what_to_pass(self))
+        shapes = known | self.family.optional
+        for name, value in given.items():
+            check_choice('condition', name, shapes)
+            check_shape(f'condition {name!r}', value, n, *shapes[name])
+        return given
+
+    def example_cond(self, n: int, device: torch.device | str = 'cpu') -> dict[str, Tensor] | None:
+        "Random conditions of the right shapes, with which the network can be tried out."
+        g = torch.Generator().manual_seed(0)
+        size = lambda shape: [4 if isinstance(axis, str) else axis for axis in shape]
+        rows = {name: torch.randn(n, *size(shape), generator=g).abs()
+                for name, shape in self.conditions.items()}
+        if 'class_labels' in rows: rows['class_labels'] = torch.arange(n) % max(self.n_classes, 1)
+        return {k: v.to(device) for k, v in rows.items()} or None
+
     def forward(self,
         z: Tensor, # [B, C, H, W]
-        index: Tensor, # [1] or [B], the time step in 0..T-1
-        label: Tensor | None = None, # [B], int64
-    ) -> Tensor: # [B, C, H, W], or [B, K*C, H, W] once the output layer has been widened
-        if label is None and self.null_class is not None:
-            label = torch.full((len(z),), self.null_class, device=z.device)
-        if label is None and self.n_classes:
-            raise ValueError(f'this network has {self.n_classes} classes and none that stands for '
-                             f'"no class": pass label=; if its last class is the null class, pass '
-                             f'null_class={self.n_classes - 1} where it is read')
-        return self.unet(z, index, class_labels=label).sample
+        time: Tensor, # [1] or [B], the time step in 0..T-1, or the network's time of flow matching
+        cond: Tensor | dict | None = None, # with B rows, see `named`
+    ) -> Tensor: # [B, C, H, W], or [B*K, C, H, W] with branches
+        given = {}
+        for name, value in self.named(cond, len(z), z.device).items():
+            outer, _, inner = name.partition('.')
+            if inner: given.setdefault(outer, {})[inner] = value
+            else: given[outer] = value
+        if self.family.packed: return _packed_call(self.model, z, time, given)
+        return self.model(z, timestep=time, **given).sample[:, :z.shape[1]]
+
+def _what_to_pass(net: DiffusersNet) -> str:
+    "Why conditions are refused, and which are wanted."
+    if n := net.n_classes:
+        return (f'this network has {n} classes and none that stands for "no class": pass cond= '
+                f'a class for each sample; if its last class is the null class, pass '
+                f'null_class={n - 1} where it is read')
+    wanted = ', '.join(f'{name} [{", ".join(map(str, ("B", *shape)))}]'
+                       for name, shape in net.conditions.items())
+    also = ', '.join(net.family.optional)
+    return (f'a {type(net.model).__name__} is told more than noise and time: pass cond= a dict '
+            f'with {wanted}' + f' (and, if you like, {also})'*bool(also))
+
+def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> None:
+    "Refuse what the family of a network allows, and this package does not."
+    c = net.model.config
+    channels = (c.in_channels, c.out_channels or c.in_channels)
+    variance = net.family.variance and channels[1] == 2*channels[0]
+    flow = 'shift' in net.scheduler_config
+    _refuse('not supported:', net.family.refused(c) | {
+        f'{channels[0]} channels in and {channels[1]} out: the network predicts a variance too, '
+        f'or is given more than the noisy sample': channels[0] != channels[1] and not variance,
+        f'a {type(net.model).__name__} with a table of betas; this family is trained by flow '
+        f'matching, so pass scheduler= a FlowMatchEulerDiscreteScheduler': net.family.flow
+        and not flow,
+        f'a null class of {null_class}: the null class must be the last of the {rows} class '
+        f'embeddings': null_class not in (None, *range(rows)[-1:])})
 
 # %% ../../nbs/interop/01_diffusers.ipynb #590d1152
 def net_config_of(net: DiffusersNet) -> dict: # JSON-able
     "What rebuilds such a network, but for its weights."
-    unet = {k: v for k, v in net.unet.config.items() if not k.startswith('_')}
-    config = dict(unet_class=type(net.unet).__name__, unet=unet, scheduler=net.scheduler_config,
+    inner = {k: v for k, v in net.model.config.items() if not k.startswith('_')}
+    config = dict(unet_class=type(net.model).__name__, unet=inner, scheduler=net.scheduler_config,
                   null_class=net.null_class, source=net.source)
+    if net.sample_shape != tuple(net.family.shape(net.model.config)):
+        config['shape'] = net.sample_shape
     return json.loads(json.dumps(config))
 
 def net_from_config(
@@ -135,19 +212,21 @@ def net_from_config(
 ) -> DiffusersNet: # freshly initialised
     "The network that such a description is of; `nets.build_net` calls this."
     wanted = ('unet_class', 'unet', 'scheduler', 'null_class', 'source')
-    differ = sorted(config.keys() ^ set(wanted))
+    differ = sorted(config.keys() - {'shape'} ^ set(wanted))
     if differ or not isinstance(config['unet'], dict):
         raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)} (unet is a dict); '
                         f'unknown or missing: {", ".join(differ)}')
-    check_choice('diffusers network', config['unet_class'], ('UNet2DModel',))
+    check_choice('diffusers network', config['unet_class'], FAMILIES)
     _check_sizes(config['unet'])
-    unet = _diffusers().UNet2DModel.from_config(config['unet'])
-    return DiffusersNet(unet, config['scheduler'], config['null_class'], config['source'])
+    model = getattr(_diffusers(), config['unet_class']).from_config(config['unet'])
+    return DiffusersNet(model, config['scheduler'], config['null_class'], config['source'],
+                        config.get('shape'))
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872
 _HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json',
               'diffusion_pytorch_model*.safetensors', '*.safetensors.index.json', 'unet/*.json',
-              'unet/*.safetensors', 'scheduler/*.json']
+              'unet/*.safetensors', 'transformer/*.json', 'transformer/*.safetensors',
+              'scheduler/*.json']
 
 def _local(where: Path | str, revision: str | None) -> Path:
     "A model's folder; from the Hub safetensors and JSON of a pinned commit are downloaded."
@@ -160,14 +239,13 @@ def _local(where: Path | str, revision: str | None) -> Path:
     return Path(snapshot_download(str(where), revision=revision, allow_patterns=_HUB_FILES))
 
 # %% ../../nbs/interop/01_diffusers.ipynb #8edaaf6e
-def _part(folder: Path, part: str, file: str) -> Path: # the folder that holds `file`
+def _part(folder: Path, parts: tuple[str, ...], file: str) -> Path: # the folder that holds `file`
     "A pipeline's part, or the folder itself if it holds one part only."
-    for inside in (folder/part, folder):
+    for inside in (*(folder/part for part in parts), folder):
         if (inside/file).is_file(): return inside
-    instead = '; pass scheduler=' if part == 'scheduler' else ''
-    raise FileNotFoundError(f'{folder} holds neither {part}/{file} nor {file}{instead}')
-
-_ONLY_UNETS = 'from_diffusers takes a UNet2DModel; wrap another network with as_denoiser'
+    instead = '; pass scheduler=' if 'scheduler' in parts else ''
+    names = ' nor '.join(f'{part}/{file}' for part in parts)
+    raise FileNotFoundError(f'{folder} holds neither {names} nor {file}{instead}')
 
 def _check_weights(folder: Path) -> None:
     "Refuse a folder whose weights are not safetensors that lie in it."
@@ -182,18 +260,18 @@ def _check_weights(folder: Path) -> None:
                 raise ValueError(f'{folder} names {shard} among its weights; only safetensors that '
                                  f'lie in the same folder are read')
 
-def _read_unet(folder: Path) -> nn.Module:
-    "A `UNet2DModel` from safetensors."
-    inside = _part(folder, 'unet', 'config.json')
+def _read_network(folder: Path) -> nn.Module:
+    "A network of a class in `FAMILIES`, from safetensors."
+    inside = _part(folder, ('unet', 'transformer'), 'config.json')
     config = read_json(inside/'config.json')
-    if config.get('_class_name') != 'UNet2DModel':
-        raise TypeError(f'{inside} holds a {config.get("_class_name")}; {_ONLY_UNETS}')
+    name = config.get('_class_name')
+    if name not in FAMILIES: raise TypeError(f'{inside} holds a {name}; {_only_families()}')
     _check_sizes(config)
     _check_weights(inside)
-    UNet2DModel = _diffusers().UNet2DModel
-    try: return UNet2DModel.from_pretrained(inside, local_files_only=True, use_safetensors=True)
+    kind = getattr(_diffusers(), name)
+    try: return kind.from_pretrained(inside, local_files_only=True, use_safetensors=True)
     except (SafetensorError, RuntimeError, TypeError, OSError) as e:
-        raise ValueError(f'{inside} cannot be read as a UNet2DModel: its weights are truncated, '
+        raise ValueError(f'{inside} cannot be read as a {name}: its weights are truncated, '
                          f'damaged or of another network ({e})') from e
 
 # %% ../../nbs/interop/01_diffusers.ipynb #34b5ab4d
@@ -202,50 +280,53 @@ def _single(model: nn.Module) -> nn.Module:
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return model.float() if dtypes and dtypes <= {torch.float16, torch.bfloat16} else model
 
-def _levels_of(scheduler) -> tuple[dict, Tensor]: # see `noise_table`
+def _levels_of(scheduler) -> tuple[dict, Tensor | None]: # see `noise_table`; None: flow matching
     "The noise levels of a scheduler: an object, its configuration, or its folder."
     if not isinstance(scheduler, (str, Path)):
-        return noise_table(dict(getattr(scheduler, 'config', scheduler)))
+        config = dict(getattr(scheduler, 'config', scheduler))
+        return flow_times(config) or noise_table(config)
     file = 'scheduler_config.json'
-    path = _part(Path(scheduler), 'scheduler', file)/file
+    path = _part(Path(scheduler), ('scheduler',), file)/file
     config = read_json(path)
-    try: return noise_table(config)
+    try: return flow_times(config) or noise_table(config)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
-def _denoiser_of(unet: nn.Module, levels, null_class: int | None, source: str) -> VPDenoiser:
-    "A `UNet2DModel` as a denoiser."
-    table, alpha_bar = levels
-    net = DiffusersNet(_single(copy.deepcopy(unet)), table, null_class, source)
-    denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[table['prediction_type']])
+def _denoiser_of(model: nn.Module, levels, *about) -> NetDenoiser:
+    "A network of diffusers as a denoiser; null_class, source and shape as `DiffusersNet` has them."
+    config, alpha_bar = levels
+    net = DiffusersNet(_single(copy.deepcopy(model)), config, *about)
+    if alpha_bar is None:
+        denoiser = FlowDenoiser(net, net.family.time_unit*config['num_train_timesteps'])
+    else: denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[config['prediction_type']])
     return denoiser.requires_grad_(False).eval()
 
 def from_diffusers(
-    model, # a `UNet2DModel`, a pipeline with one, a folder of either, or a name on the Hub
+    model, # a network of a class in `FAMILIES`, a pipeline with one, their folder or Hub name
     scheduler=None, # a diffusers scheduler, its configuration or folder; None: the pipeline's own
     null_class: int | None = None, # the class that stands for "no class": its last. None: none
     revision: str | None = None, # the commit of a model on the Hub, 40 hex digits
-) -> VPDenoiser: # frozen, in evaluation mode, of float32 or more; a copy
-    "A diffusers U-Net as a denoiser; its scheduler says the noise levels and the prediction type."
+    shape: tuple[int, ...] | None = None, # of one sample, [C, H, W]; None: what the network says
+) -> NetDenoiser: # VPDenoiser or FlowDenoiser: frozen, in evaluation mode, of float32 or more
+    """A copy of a diffusers network as a denoiser; its scheduler says the noise levels and what
+    it predicts."""
     diffusers = _diffusers()
     source, levels = '', None
     if isinstance(model, diffusers.DiffusionPipeline):
         scheduler = scheduler or model.scheduler
-        model = getattr(model, 'unet', model)
+        model = getattr(model, 'unet', None) or getattr(model, 'transformer', model)
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
         levels = _levels_of(scheduler or folder) # before weights, which may be large
-        model = _read_unet(folder)
-    if not isinstance(model, diffusers.UNet2DModel):
-        raise TypeError(f'{_ONLY_UNETS}, got {type(model).__name__}')
+        model = _read_network(folder)
+    rows = family_of(model).classes(model.config)
     if not (levels or scheduler):
-        raise ValueError('a U-Net does not know its noise levels: pass scheduler=')
-    rows = model.config.num_class_embeds
-    if rows and null_class is None:
-        warnings.warn(f'this U-Net has {rows} class embeddings and does not say whether the last '
+        raise ValueError('a network does not know its noise levels: pass scheduler=')
+    if rows and null_class is None and not family_of(model).null:
+        warnings.warn(f'this network has {rows} class embeddings and does not say whether the last '
                       f'one stands for "no class": all {rows} are taken for classes. If it is a '
                       f'null class, pass null_class={rows - 1}', stacklevel=2)
-    return _denoiser_of(model, levels or _levels_of(scheduler), null_class, source)
+    return _denoiser_of(model, levels or _levels_of(scheduler), null_class, source, shape)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
 @torch.no_grad()
@@ -254,7 +335,7 @@ def sample_ddim_like_diffusers(
     z: Tensor, # [B, C, H, W], standard normal noise
     scheduler, # a `diffusers.DDIMScheduler`, without dynamic thresholding
     n_steps: int, # at least 1
-    label: Tensor | None = None, # [B], int64
+    cond: Tensor | dict | None = None, # with B rows
 ) -> Tensor: # [B, C, H, W]
     "What `DDIMPipeline` computes, with our denoiser: its time steps and its clipping."
     check_int('n_steps', n_steps, 1)
@@ -268,7 +349,7 @@ def sample_ddim_like_diffusers(
         before = t - config.num_train_timesteps//n_steps # not always the next one of its time steps
         a = table[t].item()
         b = (table[before] if before >= 0 else scheduler.final_alpha_cumprod).item()
-        x0_hat = denoiser(z/a**.5, ((1 - a)/a)**.5, label)
+        x0_hat = denoiser(z/a**.5, ((1 - a)/a)**.5, cond)
         clipped = x0_hat.clamp(-largest, largest)
         z = ddim_step(z, x0_hat, a, b) + b**.5*(clipped - x0_hat) # eps_hat is of the unclipped one
     return z
