@@ -23,9 +23,10 @@ from .schedules import PREDICTIONS, sigma_from_alpha_bar
 
 # %% auto #0
 __all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
-           'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'check_top',
-           'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser', 'is_whole', 'read_run',
-           'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'FlowDenoiser',
+           'GuidedDenoiser', 'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher',
+           'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last',
+           'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -243,13 +244,105 @@ class VPDenoiser(NetDenoiser):
         if self.prediction == 'eps': return x - s*raw
         return (x/(1 + s**2).sqrt() - s*raw)/(1 + s**2).sqrt()
 
+# %% ../../nbs/diffusion/02_denoisers.ipynb #b3bc043c
+class FlowDenoiser(NetDenoiser):
+    """A flow-matching network as a denoiser on the VE scale: it predicts the velocity eps - x0 at
+    x_t = (1-t)*x0 + t*eps (Lipman et al. 2023; Liu et al. 2023)."""
+    def __init__(self,
+        net: nn.Module, # `net(x_t, time_scale*t, cond)`, its time input [B]
+        time_scale: float = 1., # what t in 0..1 is multiplied by; 1000 in diffusers' families
+        data_time: int = 0, # t of clean data; 1: time runs backwards, the velocity is x0 - eps
+    ):
+        super().__init__(net)
+        check_number('time_scale', time_scale, Within(above=0))
+        check_choice('data_time', data_time, (0, 1))
+        self.time_scale = time_scale
+        self.data_time = data_time
+
+    @property
+    def config(self) -> dict: return dict(time_scale=self.time_scale, data_time=self.data_time)
+
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        s = as_column(sigma, x)
+        t = 1/(1 + s) if self.data_time else s/(1 + s)
+        return self.net(x/(1 + s), (self.time_scale*t).flatten().expand(x.shape[0]), cond)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
+        s = as_column(sigma, x)
+        return (x + s*raw if self.data_time else x - s*raw)/(1 + s)
+
+# %% ../../nbs/diffusion/02_denoisers.ipynb #076b22a4
+class GuidedDenoiser(nn.Module):
+    """Classifier-free guidance as a denoiser (Ho and Salimans 2022): two network calls, the
+    answer without a condition plus `scale` times what the condition changes."""
+    def __init__(self,
+        denoiser: Callable, # conditional, D(x, sigma, cond)
+        scale: float, # 1: as without guidance, which is one call
+        # the condition of "nothing": a class, one row [1, ...] of a tensor or of each tensor of a
+        # dict; None: the denoiser knows by itself
+        null: int | Tensor | dict | None = None,
+        # noise levels (low, high) between which it acts; None: everywhere
+        interval: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        check_number('scale', scale, Within(at_least=0))
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+            raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
+                             f'got {interval!r}')
+        self.denoiser = denoiser
+        self.scale = scale
+        self.null = null
+        self.interval = interval
+
+    @property
+    def n_classes(self) -> int: return getattr(self.denoiser, 'n_classes', 0)
+
+    @property
+    def config(self) -> dict: # for a student's card
+        interval = {} if self.interval is None else dict(guidance_interval=list(self.interval))
+        return dict(guidance_scale=self.scale, **interval)
+
+    def forward(self,
+        x: Tensor, # [B, *D]
+        sigma: float | Tensor, # [] or [B], above 0
+        cond: Tensor | dict | None = None, # with B rows
+    ) -> Tensor: # [B, *D]
+        if cond is None:
+            raise ValueError('guidance exaggerates a condition, and cond is None: pass a condition '
+                             'for each sample, or use the denoiser without guidance')
+        scale = self._scale(x, sigma)
+        given = self.denoiser(x, sigma, cond)
+        if (scale == 1).all(): return given
+        none = self.denoiser(x, sigma, null_rows(self.null, len(x), x.device))
+        return none + scale.to(x)*(given - none)
+
+    def _scale(self, x: Tensor, sigma) -> Tensor: # [1 or B, 1, ...]
+        s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, *[1]*(x.ndim - 1))
+        low, high = self.interval or (0., math.inf)
+        return torch.where((s >= low) & (s <= high), self.scale, torch.ones_like(s))
+
+def null_rows(
+    null: int | Tensor | dict | None, # a class, or single rows: see `GuidedDenoiser`
+    n: int, # samples
+    device: torch.device,
+) -> Tensor | dict | None: # n rows
+    "The condition of \"nothing\" for a batch."
+    if isinstance(null, dict): return {k: null_rows(v, n, device) for k, v in null.items()}
+    if null is None: return None
+    row = torch.as_tensor(null, device=device)
+    return row.expand(n) if row.ndim == 0 else row.expand(n, *row.shape[1:])
+
+def unguided(denoiser: Callable) -> Callable:
+    "What a guided denoiser guides; any other as it is."
+    return denoiser.denoiser if isinstance(denoiser, GuidedDenoiser) else denoiser
+
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b113963d
 def check_top(
     sigma_max: float, # the first noise level of sampling
     *denoisers: Callable, # the teacher, the student
 ) -> None:
     "Refuse to start above the noisiest level of a network that has a table of levels."
-    for d in denoisers:
+    for d in map(unguided, denoisers):
         if not isinstance(d, VPDenoiser): continue
         top = d.log_sigmas[-1].exp().item()
         if sigma_max > top*(1 + 1e-5):
@@ -506,7 +599,8 @@ def check_samples(
                          'estimates; check_teacher(teacher, data) says what it seems to predict')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
-DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser, 'ModuleDenoiser': ModuleDenoiser}
+DENOISERS = {kind.__name__: kind
+             for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser)}
 WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 
