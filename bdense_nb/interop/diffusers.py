@@ -23,8 +23,9 @@ from ..diffusion.nets import check_sizes
 from ..diffusion.samplers import ddim_step
 
 # %% auto #0
-__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'noise_table', 'DiffusersNet', 'net_config_of', 'net_from_config',
-           'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'ModuleDenoiser']
+__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_times', 'Family', 'family_of',
+           'DiffusersNet', 'net_config_of', 'net_from_config', 'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet',
+           'as_denoiser', 'ModuleDenoiser']
 
 # %% ../../nbs/interop/01_diffusers.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # their names, ours
@@ -80,6 +81,110 @@ def noise_table(
         table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas),
                       beta_schedule='linear')
     return table, alpha_bar
+
+# %% ../../nbs/interop/01_diffusers.ipynb #d085a8a8
+_FLOW = dict(num_train_timesteps=1000, shift=1., use_dynamic_shifting=False)
+
+def flow_times(
+    config: dict, # of a diffusers scheduler
+) -> tuple[dict, None] | None: # what a network depends on; None: it is not of flow matching
+    "How a flow-matching network counts time, from the configuration of its scheduler."
+    name = config.get('_class_name', '')
+    if not name.startswith('FlowMatch'): return None
+    _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
+                   'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
+    _check_sizes(config)
+    return {k: config.get(k, v) for k, v in _FLOW.items()}, None
+
+# %% ../../nbs/interop/01_diffusers.ipynb #cf2edae9
+@dataclass(frozen=True)
+class Family:
+    "How the networks of one class are called; functions take the network's configuration."
+    part: str # its name in a pipeline: an attribute, and a folder
+    conditions: Callable # -> name of what it must be told -> shape of one sample's
+    optional: dict[str, tuple] # what it can be told beside
+    refused: Callable = lambda c: {} # -> a reason -> does it hold?
+    classes: Callable = lambda c: 0 # -> rows of its class embedding
+    null: bool = False # is the last of them always the null class?
+    variance: bool = False # may it predict a variance too, which is dropped?
+    flow: bool = False # is it trained by flow matching alone?
+    time_unit: float = 1. # what its scheduler's time steps are multiplied by
+    packed: bool = False # does it see 2x2 patches of the latent as a sequence?
+    shape: Callable = lambda c: (c.in_channels, *_pair(c.sample_size)) # -> of one sample
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size or ())
+
+def _text_of_unet(c) -> dict[str, tuple]:
+    "What a UNet2DConditionModel must be told."
+    width = c.encoder_hid_dim or c.cross_attention_dim
+    wanted = {'encoder_hidden_states': ('L', width)}
+    if c.num_class_embeds: wanted['class_labels'] = ()
+    if c.addition_embed_type == 'text_time': # SDXL: sizes and crops, and a pooled text
+        pooled = c.projection_class_embeddings_input_dim - 6*c.addition_time_embed_dim
+        wanted |= {'added_cond_kwargs.text_embeds': (pooled,), 'added_cond_kwargs.time_ids': (6,)}
+    return wanted
+
+def _text_of_pixart(c) -> dict[str, tuple]:
+    "What a PixArtTransformer2DModel must be told."
+    wanted = {'encoder_hidden_states': ('L', c.caption_channels or c.cross_attention_dim)}
+    sizes = c.use_additional_conditions
+    if c.sample_size == 128 if sizes is None else sizes:
+        wanted |= {'added_cond_kwargs.resolution': (2,), 'added_cond_kwargs.aspect_ratio': (1,)}
+    return wanted
+
+def _text_of_flow(c) -> dict[str, tuple]:
+    "What SD3Transformer2DModel and FluxTransformer2DModel must be told."
+    wanted = {'encoder_hidden_states': ('L', c.joint_attention_dim),
+              'pooled_projections': (c.pooled_projection_dim,)}
+    return wanted | {'guidance': ()} if getattr(c, 'guidance_embeds', False) else wanted
+
+def _refused_unets(c) -> dict[str, bool]:
+    "Reasons against a U-Net."
+    time = c.time_embedding_type
+    told = {k: getattr(c, k, None) for k in ('class_embed_type', 'addition_embed_type',
+                                             'encoder_hid_dim_type', 'time_cond_proj_dim')}
+    known = dict(addition_embed_type='text_time', encoder_hid_dim_type='text_proj')
+    return {f'time_embedding_type={time!r}; students stop between the levels of the table, which '
+            f'only a positional embedding can express': time != 'positional',
+            **{f'{k}={v!r}; only {known.get(k, "class indices (num_class_embeds), or None")} is':
+               v not in (None, known.get(k)) for k, v in told.items()}}
+
+_MASK = dict(encoder_attention_mask=('L',))
+#: class of diffusers -> how it is called
+FAMILIES = {
+    'UNet2DModel': Family('unet', lambda c: {'class_labels': ()} if c.num_class_embeds else {}, {},
+                          _refused_unets, lambda c: c.num_class_embeds or 0),
+    'UNet2DConditionModel': Family('unet', _text_of_unet, _MASK, _refused_unets),
+    'DiTTransformer2DModel': Family('transformer', lambda c: {'class_labels': ()}, {}, null=True,
+                                    classes=lambda c: c.num_embeds_ada_norm + 1, variance=True),
+    'PixArtTransformer2DModel': Family('transformer', _text_of_pixart, _MASK, variance=True),
+    'SD3Transformer2DModel': Family('transformer', _text_of_flow, {}, flow=True),
+    'FluxTransformer2DModel': Family('transformer', _text_of_flow, {}, flow=True, time_unit=1e-3,
+                                     packed=True, shape=lambda c: (c.in_channels//4, 128, 128))}
+
+def _only_families() -> str:
+    return (f'from_diffusers takes {", ".join(FAMILIES)}; wrap another network as '
+            f'VPDenoiser(net, alpha_bar, prediction), FlowDenoiser(net) or with as_denoiser')
+
+def family_of(
+    model: nn.Module,
+) -> Family:
+    "What is known of a network's class; any other class is refused."
+    name = type(model).__name__
+    if name not in FAMILIES or not hasattr(model, 'config'):
+        raise TypeError(f'{_only_families()}; got {name}')
+    return FAMILIES[name]
+
+def _packed_call(model: nn.Module, z: Tensor, time: Tensor, given: dict) -> Tensor:
+    "Flux: 2x2 patches of the latent [B, C, H, W] as a sequence, and where each of them lies."
+    height, width = (size//2 for size in z.shape[2:])
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(z)
+    words = z.new_zeros(given['encoder_hidden_states'].shape[1], 3)
+    out = model(F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2), timestep=time,
+                img_ids=places, txt_ids=words, **given).sample
+    return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), 2)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #b468e01b
 class DiffusersNet(nn.Module):
