@@ -89,8 +89,8 @@ def flow_times(
     config: dict, # of a diffusers scheduler
 ) -> tuple[dict, None] | None: # what a network depends on; None: it is not of flow matching
     "How a flow-matching network counts time, from the configuration of its scheduler."
-    name = config.get('_class_name', '')
-    if not name.startswith('FlowMatch'): return None
+    name = config.get('_class_name', 'this scheduler')
+    if not name.startswith('FlowMatch') and 'base_image_seq_len' not in config: return None
     _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
                    'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
     _check_sizes(config)
@@ -179,8 +179,7 @@ def family_of(
 def _packed_call(model: nn.Module, z: Tensor, time: Tensor, given: dict) -> Tensor:
     "Flux: 2x2 patches of the latent [B, C, H, W] as a sequence, and where each of them lies."
     height, width = (size//2 for size in z.shape[2:])
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
-    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(z)
+    places = torch.cartesian_prod(*map(torch.arange, (1, height, width))).to(z)
     words = z.new_zeros(given['encoder_hidden_states'].shape[1], 3)
     out = model(F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2), timestep=time,
                 img_ids=places, txt_ids=words, **given).sample
@@ -250,7 +249,7 @@ class DiffusersNet(nn.Module):
         shapes = known | self.family.optional
         for name, value in given.items():
             check_choice('condition', name, shapes)
-            check_shape(f'condition {name!r}', value, n, *shapes[name])
+            check_shape(f'condition {name!r}', value, 'B', *shapes[name])
         return given
 
     def example_cond(self, n: int, device: torch.device | str = 'cpu') -> dict[str, Tensor] | None:
@@ -389,6 +388,7 @@ def _levels_of(scheduler) -> tuple[dict, Tensor | None]: # see `noise_table`; No
     "The noise levels of a scheduler: an object, its configuration, or its folder."
     if not isinstance(scheduler, (str, Path)):
         config = dict(getattr(scheduler, 'config', scheduler))
+        if not isinstance(scheduler, dict): config['_class_name'] = type(scheduler).__name__
         return flow_times(config) or noise_table(config)
     file = 'scheduler_config.json'
     path = _part(Path(scheduler), ('scheduler',), file)/file
