@@ -4,11 +4,12 @@
 
 # %% ../../nbs/interop/01_diffusers.ipynb #cd7e55b8
 from __future__ import annotations
+import contextlib
 import copy
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from ..diffusion.samplers import ddim_step
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_times', 'Family', 'family_of',
-           'DiffusersNet', 'net_config_of', 'net_from_config', 'from_diffusers', 'sample_ddim_like_diffusers', 'EDMNet',
-           'as_denoiser', 'ModuleDenoiser']
+           'DiffusersNet', 'net_config_of', 'net_from_config', 'network_of', 'from_diffusers', 'prompt_conditions',
+           'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'ModuleDenoiser']
 
 # %% ../../nbs/interop/01_diffusers.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # their names, ours
@@ -206,7 +207,7 @@ class DiffusersNet(nn.Module):
         self.null_class = rows - 1 if family.null and rows else null_class
         self.source = source
         self.sample_shape = tuple(shape or family.shape(model.config))
-        only_classes = self.conditions.keys() == {'class_labels'}
+        only_classes = self.takes.keys() == {'class_labels'}
         self.n_classes = rows - (self.null_class is not None) if only_classes else 0
         _check_supported(self, null_class, rows)
 
@@ -217,7 +218,7 @@ class DiffusersNet(nn.Module):
     def family(self) -> Family: return family_of(self.model)
 
     @property
-    def conditions(self) -> dict[str, tuple]: # name -> shape of one sample's
+    def takes(self) -> dict[str, tuple]: # name -> shape of one sample's
         "What it must be told beside noise and time; a name in a shape stands for any size."
         return self.family.conditions(self.model.config)
 
@@ -235,13 +236,12 @@ class DiffusersNet(nn.Module):
 
     def named(self,
         cond: Tensor | dict | None, # one tensor, where there is one condition
-        n: int, # samples
-        device: torch.device,
+        z: Tensor, # [B, ...], what it belongs to
     ) -> dict[str, Tensor]: # the network's keyword arguments
         "The conditions by name; what is missing, unknown or of another shape is refused."
-        known = self.conditions
+        known = self.takes
         if cond is None and self.null_class is not None:
-            cond = torch.full((n,), self.null_class, device=device)
+            cond = torch.full((z.shape[0],), self.null_class, device=z.device)
         if isinstance(cond, Tensor) and len(known) == 1: cond = {name: cond for name in known}
         given = {} if cond is None else cond
         if not isinstance(given, dict) or known.keys() - given.keys():
@@ -257,7 +257,7 @@ class DiffusersNet(nn.Module):
         g = torch.Generator().manual_seed(0)
         size = lambda shape: [4 if isinstance(axis, str) else axis for axis in shape]
         rows = {name: torch.randn(n, *size(shape), generator=g).abs()
-                for name, shape in self.conditions.items()}
+                for name, shape in self.takes.items()}
         if 'class_labels' in rows: rows['class_labels'] = torch.arange(n) % max(self.n_classes, 1)
         return {k: v.to(device) for k, v in rows.items()} or None
 
@@ -267,7 +267,7 @@ class DiffusersNet(nn.Module):
         cond: Tensor | dict | None = None, # with B rows, see `named`
     ) -> Tensor: # [B, C, H, W], or [B*K, C, H, W] with branches
         given = {}
-        for name, value in self.named(cond, len(z), z.device).items():
+        for name, value in self.named(cond, z).items():
             outer, _, inner = name.partition('.')
             if inner: given.setdefault(outer, {})[inner] = value
             else: given[outer] = value
@@ -281,7 +281,7 @@ def _what_to_pass(net: DiffusersNet) -> str:
                 f'a class for each sample; if its last class is the null class, pass '
                 f'null_class={n - 1} where it is read')
     wanted = ', '.join(f'{name} [{", ".join(map(str, ("B", *shape)))}]'
-                       for name, shape in net.conditions.items())
+                       for name, shape in net.takes.items())
     also = ', '.join(net.family.optional)
     return (f'a {type(net.model).__name__} is told more than noise and time: pass cond= a dict '
             f'with {wanted}' + f' (and, if you like, {also})'*bool(also))
@@ -405,6 +405,13 @@ def _denoiser_of(model: nn.Module, levels, *about) -> NetDenoiser:
     else: denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[config['prediction_type']])
     return denoiser.requires_grad_(False).eval()
 
+def network_of(
+    pipeline, # of diffusers
+) -> nn.Module:
+    "The network of a pipeline that denoises."
+    found = (getattr(pipeline, part, None) for part in ('unet', 'transformer'))
+    return next((m for m in found if m is not None), pipeline)
+
 def from_diffusers(
     model, # a network of a class in `FAMILIES`, a pipeline with one, their folder or Hub name
     scheduler=None, # a diffusers scheduler, its configuration or folder; None: the pipeline's own
@@ -418,7 +425,7 @@ def from_diffusers(
     source, levels = '', None
     if isinstance(model, diffusers.DiffusionPipeline):
         scheduler = scheduler or model.scheduler
-        model = getattr(model, 'unet', None) or getattr(model, 'transformer', model)
+        model = network_of(model)
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
@@ -432,6 +439,34 @@ def from_diffusers(
                       f'one stands for "no class": all {rows} are taken for classes. If it is a '
                       f'null class, pass null_class={rows - 1}', stacklevel=2)
     return _denoiser_of(model, levels or _levels_of(scheduler), null_class, source, shape)
+
+# %% ../../nbs/interop/01_diffusers.ipynb #62b92508
+class _Caught(Exception): pass
+
+def prompt_conditions(
+    pipeline, # a diffusers pipeline with its text encoders
+    prompts: Sequence[str],
+    batch: int = 8, # prompts at a time
+    **call, # what else the pipeline is called with: height, width, guidance_scale
+) -> dict[str, Tensor]: # float32, on the CPU; rows for a `ConditionTable`, or `cond` for samples
+    """What a pipeline tells its network of some prompts: caught at the door of the network, which
+    is not called."""
+    network = network_of(pipeline)
+    known = family_of(network).conditions(network.config) | family_of(network).optional
+    def catch(module, args, told):
+        flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
+                for name, v in inner.items()}
+        rows.append({k: v.float().cpu() for k, v in (told | flat).items()
+                     if k in known and v is not None})
+        raise _Caught
+    rows = []
+    hook = network.register_forward_pre_hook(catch, with_kwargs=True)
+    how = dict(guidance_scale=1., num_inference_steps=2, output_type='latent') | call
+    try:
+        for i in range(0, len(prompts), batch):
+            with contextlib.suppress(_Caught): pipeline(list(prompts[i:i + batch]), **how)
+    finally: hook.remove()
+    return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
 @torch.no_grad()

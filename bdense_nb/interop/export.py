@@ -128,7 +128,7 @@ def _loop_code(student: Student) -> str:
     sigmas, start = stock_steps(student)
     how = 'packed' if net.family.packed else 'flow' if flow else 'vp'
     more = net.family.variance*f'[:, :{student.shape[0]}]' # a learned variance is not needed
-    told = ', '.join(net.conditions)
+    told = ', '.join(net.takes)
     label = f', class_labels=torch.arange(4) % {net.n_classes}' if net.n_classes else ''
     named = f'; cond: {told}, batch first'*bool(told)
     return _LOOP.format(
@@ -188,7 +188,7 @@ def pipeline_code(
                          'number of steps that divides the levels of the table')
     given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
     call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
-    guided = 'guidance' in student.denoiser.net.conditions # then it is a condition like others
+    guided = 'guidance' in student.denoiser.net.takes # then it is a condition like others
     if 'guidance_scale' in takes: call.append(f'guidance_scale={3.5 if guided else 1.}')
     call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
                 else f'sigmas={stock_steps(student)[0]}')
@@ -262,7 +262,7 @@ Licence: {terms}.
 def _pipeline_samples_it(student: Student) -> bool:
     "Is `DDIMPipeline` enough?"
     net = student.denoiser.net
-    alone = type(net.model).__name__ == 'UNet2DModel' and not net.conditions
+    alone = type(net.model).__name__ == 'UNet2DModel' and not net.takes
     return alone and net.sample_shape == student.shape and ddim_steps(student) is not None
 
 # %% ../../nbs/interop/02_export.ipynb #39642ce5
