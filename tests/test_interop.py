@@ -132,7 +132,7 @@ def test_classes(classy):
     with torch.no_grad(): by_class, without = classy(z, 500, class_labels=label).sample, classy(z, 500, class_labels=torch.full((3,), 3)).sample
     assert relative(plain.raw(x, sigma, label), by_class) < 1e-5 and relative(null.raw(x, sigma), without) < 1e-5
     with pytest.raises(ValueError, match='pass cond=.*; if its last class is the null class.*null_class=3'): plain(x, sigma)
-    with pytest.raises(ValueError, match='0..2'): sfd_of(null).sample(3, label=label)
+    with pytest.raises(ValueError, match='0..2'): sfd_of(null).sample(3, cond=label)
     with pytest.raises(ValueError, match='null class must be the last of the 4'): from_diffusers(classy, s, null_class=0)
 
 
@@ -310,7 +310,7 @@ def test_a_readme_samples_the_same(unet, classy, tmp_path):
     stock = dict(zip(students, sampled_by_stock(*(tmp_path/name for name in students))))
     for name, student in students.items():
         label = torch.arange(4) % 3 if student.denoiser.n_classes else None
-        ours = student.sample(4, label=label)
+        ours = student.sample(4, cond=label)
         if name == 'pd': same_pixels(stock[name].permute(0, 3, 1, 2), ours)
         else: assert relative(stock[name], ours) < 1e-4, name
 

@@ -188,7 +188,7 @@ def test_constructors_refuse(make):
 
 
 def test_the_base_class_is_no_denoiser(noise):
-    with pytest.raises(TypeError, match='EDMDenoiser or VPDenoiser'): NetDenoiser(MLP())(noise(2, 2), 1.)
+    with pytest.raises(TypeError, match='EDMDenoiser, VPDenoiser or FlowDenoiser'): NetDenoiser(MLP())(noise(2, 2), 1.)
 
 
 def test_as_column():

@@ -22,11 +22,11 @@ from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
 
 # %% auto #0
-__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
-           'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'FlowDenoiser',
-           'GuidedDenoiser', 'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher',
-           'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last',
-           'load_teacher']
+__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
+           'MixtureDenoiser', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision', 'EDMDenoiser',
+           'ModuleDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'unguided', 'check_top',
+           'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser', 'is_whole', 'read_run',
+           'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -39,6 +39,21 @@ def as_column(
     if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
         raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
+
+def map_cond(
+    f: Callable[[Tensor], Tensor],
+    cond: Tensor | dict[str, Tensor] | None, # a condition
+) -> Tensor | dict[str, Tensor] | None: # of the same kind
+    "Apply a function to a condition: to the tensor, or to each tensor of the dict."
+    if isinstance(cond, dict): return {k: f(v) for k, v in cond.items()}
+    return None if cond is None else f(cond)
+
+def cond_like(
+    cond: Tensor | dict[str, Tensor] | None, # a condition
+    x: Tensor, # the samples it belongs to
+) -> Tensor | dict[str, Tensor] | None:
+    "A condition on the device of its samples, and in their dtype if it is floating point."
+    return map_cond(lambda t: t.to(x if t.is_floating_point() else x.device), cond)
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #634c7040
 class GaussianDenoiser:
@@ -54,7 +69,7 @@ class GaussianDenoiser:
     def _mean(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.mean, dtype=x.dtype, device=x.device)
 
-    def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
+    def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
         s = as_column(sigma, x)
         mean = self._mean(x)
         return mean + self.std**2/(self.std**2 + s**2)*(x - mean)
@@ -87,7 +102,7 @@ class MixtureDenoiser:
         self.stds = stds
         self.weights = weights/weights.sum()
 
-    def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
+    def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
         check_shape('x', x, 'B', *self.means.shape[1:])
         means = self.means.to(x).flatten(1)                                 # [M, d]
         stds = self.stds.to(x)
@@ -107,8 +122,10 @@ class MixtureDenoiser:
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
+    conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
+
     def __init__(self,
-        net: nn.Module, # `net(x_in, noise, label)`, noise [B]
+        net: nn.Module, # `net(x_in, noise, cond)`, noise [B]
     ):
         super().__init__()
         self.net = net
@@ -116,19 +133,21 @@ class NetDenoiser(nn.Module):
     @property
     def n_classes(self) -> int: return getattr(self.net, 'n_classes', 0) # 0: unconditional
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
-        raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
+        raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
 
     def forward(self,
         x: Tensor, # [B, *D] = x0 + sigma*eps
         sigma: float | Tensor, # [] or [B], above 0
-        label: Tensor | None = None, # [B], int64 in 0..n_classes-1; None: the null class
+        # classes [B], int64 in 0..n_classes-1; or what else the network takes with its x, a tensor
+        # or a dict of tensors, batch first; None: the null class
+        cond: Tensor | dict | None = None,
     ) -> Tensor: # [B, *D], the clean estimate
-        return self.to_x0(self.raw(x, sigma, label), x, sigma)
+        return self.to_x0(self.raw(x, sigma, cond), x, sigma)
 
-    def check(self, x: Tensor, sigma, label: Tensor | None = None) -> None:
+    def check(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> None:
         "For callers from outside (`forward` trusts): refuse what would give NaN or a late error."
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = getattr(x, 'dtype', type(x).__name__)
@@ -142,7 +161,26 @@ class NetDenoiser(nn.Module):
         good = (s > 0) & (s < math.inf)
         if s.device.type == 'cpu' and not good.all(): # a GPU would have to be waited for
             raise ValueError(f'sigma must be finite and above 0, got {sigma}')
-        check_classes(label, len(x), self.n_classes)
+        check_cond(cond, x, self.n_classes)
+
+def check_cond(
+    cond: Tensor | dict | None, # classes [B], int64; or a tensor or dict of tensors with B rows
+    x: Tensor, # [B, *D], the samples it belongs to
+    n_classes: int | None = None, # that the network knows, 0: none; None: it does not say
+) -> None:
+    "Refuse a condition that cannot belong to its samples, and classes that are not known."
+    if cond is None: return
+    labels = isinstance(cond, Tensor) and cond.dtype == torch.long and cond.ndim == 1
+    if n_classes and not isinstance(cond, dict) or n_classes == 0 and labels:
+        check_classes(cond, len(x), n_classes)
+    for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
+        if not isinstance(t, Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(t).__name__}; a condition is a '
+                            'tensor or a dict of tensors, batch first')
+        if t.shape[:1] != x.shape[:1]:
+            raise ValueError(f'{name} must have a row for each of the {len(x)} samples, got shape '
+                             f'{tuple(t.shape)}')
+        if t.device != x.device: raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
 
 def check_classes(
     label: Tensor | None, # [B]
@@ -157,6 +195,7 @@ def check_classes(
     if kind != torch.long or shape != (n,):
         raise ValueError(f'label must be an int64 tensor of shape {(n,)} with values in '
                          f'0..{n_classes - 1}, got {kind} {shape}')
+    if label.device.type != 'cpu': return # reading it would wait for the GPU
     if n and not 0 <= int(label.min()) <= int(label.max()) < n_classes:
         raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} '
                          f'to {int(label.max())}')
@@ -173,7 +212,7 @@ def check_precision(denoiser: Callable) -> None:
 class EDMDenoiser(NetDenoiser):
     "EDM (Karras et al. 2022, table 1): scaled so that the network sees and predicts unit variance."
     def __init__(self,
-        net: nn.Module, # `net(x_in, c_noise, label)`, c_noise = ln(sigma)/4
+        net: nn.Module, # `net(x_in, c_noise, cond)`, c_noise = ln(sigma)/4
         sigma_data: float = .5, # standard deviation of the data
     ):
         super().__init__(net)
@@ -183,10 +222,10 @@ class EDMDenoiser(NetDenoiser):
     @property
     def config(self) -> dict: return dict(sigma_data=self.sigma_data)
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B (or B*K), *D]
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor: # [B (or B*K), *D]
         s = as_column(sigma, x)
         noise = (s.flatten().log()/4).expand(x.shape[0])
-        return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, label)
+        return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, cond)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         s = as_column(sigma, x)
@@ -196,12 +235,12 @@ class EDMDenoiser(NetDenoiser):
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
 class ModuleDenoiser(NetDenoiser):
-    "A module that is a denoiser already, `D(x, sigma, label)`; sigma reaches it as [B]."
+    "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
     @property
     def config(self) -> dict: return {}
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), label)
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), cond)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
 
@@ -209,7 +248,7 @@ class ModuleDenoiser(NetDenoiser):
 class VPDenoiser(NetDenoiser):
     "A DDPM-style network (it predicts eps, x0 or v from a VP state) as a denoiser on the VE scale."
     def __init__(self,
-        net: nn.Module, # `net(z, index, label)`, index its time input in 0..T-1, not always whole
+        net: nn.Module, # `net(z, index, cond)`, index its time input in 0..T-1, not always whole
         alpha_bar: Tensor, # [T], descending in (0, 1)
         prediction: str = 'eps', # one of `PREDICTIONS`
     ):
@@ -234,9 +273,9 @@ class VPDenoiser(NetDenoiser):
         high = self.log_sigmas[i]
         return (i - 1 + ((want - low)/(high - low)).clamp(0, 1)).to(sigma.dtype)
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         s = as_column(sigma, x)
-        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), label)
+        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), cond)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         if self.prediction == 'x0': return raw
@@ -296,6 +335,12 @@ class GuidedDenoiser(nn.Module):
 
     @property
     def n_classes(self) -> int: return getattr(self.denoiser, 'n_classes', 0)
+
+    @property
+    def conditions(self) -> Callable | None: return getattr(self.denoiser, 'conditions', None)
+
+    @conditions.setter
+    def conditions(self, draw: Callable | None) -> None: self.denoiser.conditions = draw
 
     @property
     def config(self) -> dict: # for a student's card
@@ -430,7 +475,8 @@ class _Noised:
 
     def _batched(self, x: Tensor, sigma: float, batch: int = 64) -> Tensor:
         parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
-        return torch.cat([self.denoiser(x[p], sigma, _rows(self.cond, p)) for p in parts])
+        rows = lambda p: map_cond(lambda t: t[p], self.cond)
+        return torch.cat([self.denoiser(x[p], sigma, rows(p)) for p in parts])
 
     def limits(self) -> list[float]: # mean squares
         q = self.power
@@ -449,10 +495,6 @@ def _square(t: Tensor) -> float: return float(t.double().square().mean())
 
 def _below(errors: list[float], limits: list[float]) -> bool:
     return all(e <= limit for e, limit in zip(errors, limits))
-
-def _rows(cond, rows): # rows of a tensor, or of each tensor of a dict; anything else has none
-    if isinstance(cond, dict): return {k: v[rows] for k, v in cond.items()}
-    return cond[rows] if isinstance(cond, Tensor) else cond
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #c3253cbd
 def _velocity(sign: int, time: str = 't') -> str:
@@ -535,7 +577,7 @@ def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is n
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #a7268516
 def check_teacher(
-    denoiser: Callable, # D(x, sigma, label)
+    denoiser: Callable, # D(x, sigma, cond)
     data: Tensor, # [N, *D], clean, some of what it was trained on
     cond: Tensor | dict | None = None, # [N] classes, or whatever the denoiser takes with its x
     sigmas: tuple[float, ...] | None = None, # noise levels; None: 8, .05 to 20 times the data
@@ -551,9 +593,9 @@ def check_teacher(
     n = max(64, 4096//data[0].numel()) if n is None else n
     check_int('n', n, 1)
     pick = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
-    cond = _rows(cond, pick)
     mine = next(denoiser.parameters(), data) if isinstance(denoiser, nn.Module) else data
     chosen = data[pick].to(mine)
+    cond = cond_like(map_cond(lambda t: t[pick.to(t.device)], cond), chosen)
     with undisturbed(denoiser):
         noised = _Noised(denoiser, chosen, cond, _levels(denoiser, chosen, sigmas), seed)
         answers = noised.ask()

@@ -19,7 +19,7 @@ from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
 from .branches import _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
-from .students import (Student, VariableStudent, starting_run, claim_run,
+from .students import (Student, VariableStudent, about_teacher, starting_run, claim_run,
                                              kept)
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
@@ -217,15 +217,15 @@ def sfd_variable(
                          'layer, which holds the branches')
     start, model.denoiser = model.denoiser, condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
     if banks is not None: _check_banks(banks, teacher, cfg.each)
-    origin = denoiser_hash(teacher)
-    claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(start))
+    origin = about_teacher(teacher)
+    claim_run(folder, cfg, cfg.free, teacher=origin['teacher'], student=denoiser_hash(start))
     done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder,
                f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
                teacher=teacher if isinstance(teacher, nn.Module) else None)
     model = kept(done)
     choose(model, 0)
     plain, biases = uncondition(fold(model), cfg.step_layer)
-    about = dict(host='sfd-v', teacher=origin, config=asdict(cfg), history=done.history,
+    about = dict(host='sfd-v', **origin, config=asdict(cfg), history=done.history,
                  seconds=round(done.seconds, 1))
     grids = {nfe: c.grids[1] for nfe, c in cfg.each.items()}
     return VariableStudent(plain, biases, cfg.step_layer, grids, cfg.afs, cfg.shape, about)
