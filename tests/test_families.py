@@ -248,10 +248,11 @@ def test_a_student_is_saved_and_read(tmp_path):
 
 # --- pipelines, with their VAE, tokenizers and text encoders ---
 
-VAE = dict(block_out_channels=(4, 8), norm_num_groups=2, down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2, sample_size=16, latent_channels=4)
+VAE = dict(block_out_channels=(4, 8), norm_num_groups=2, down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2, sample_size=16, latent_channels=4, shift_factor=.1)
 
 
 def clip(projected=False, width=12):
+    "A tokenizer of four words, and a text encoder."
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     words = ['a</w>', 'red</w>', 'green</w>', 'cat</w>', '<|startoftext|>', '<|endoftext|>']
     config = CLIPTextConfig(vocab_size=len(words), hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8, projection_dim=width,
