@@ -1,4 +1,5 @@
 "Each family of diffusers networks: in, distilled, out, and sampled the same where this package does not exist."
+import dataclasses
 import json
 import re
 import subprocess
@@ -21,7 +22,7 @@ from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E4
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
 from bdense_nb.distillation.students import load_student  # noqa: E402
 from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
-from bdense_nb.interop.export import load_pretrained  # noqa: E402
+from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
 
 SHAPE = (4, 8, 8)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -351,3 +352,56 @@ def test_pipelines_of_text(tmp_path):
         made[folder] = (image/2 + .5).clamp(0, 1)
     for (folder, ours), images in zip(made.items(), by_stock(PIPED, *made)):
         torch.testing.assert_close(images.permute(0, 3, 1, 2), ours, rtol=0, atol=1e-4, msg=lambda m: f'{folder.name}: {m}')
+
+
+# --- adapters ---
+
+def test_what_is_frozen_stays_frozen_from_the_first_step_to_the_student():
+    "Without peft: whichever parameters of student= are trainable, those and no others change."
+    teacher = teacher_of('DiT')
+    start = teacher_of('DiT').requires_grad_(False)
+    for name, p in start.named_parameters(): p.requires_grad_('to_q' in name or 'proj_out_2' in name)
+    for how in ('SFD', 'PD'):
+        if how == 'SFD': student = sfd(teacher, SFD, show=False, student=start)
+        else: student = progressive(teacher, sample_noise(range(4), SHAPE), PDConfig(**{**PD.__dict__, 'start_steps': 8}), torch.arange(4), show=False, student=start)
+        moved = {name for (name, p), q in zip(student.denoiser.named_parameters(), teacher.parameters(), strict=True) if not torch.equal(p, q)}
+        assert moved and all('to_q' in name or 'proj_out_2' in name for name in moved) and any('to_q' in name for name in moved), how
+
+
+@pytest.mark.parametrize('name', ['SD', 'SD3', 'Flux'])
+def test_adapters(name, tmp_path):
+    "Trained, exported as adapter plus head, and merged: three ways to the same samples."
+    pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')
+    teacher = teacher_of(name)
+    start = with_adapters(teacher, rank=2)
+    cond = rows_of(teacher, 3)
+    same(start(sample_noise(range(3), SHAPE), 2., cond), teacher(sample_noise(range(3), SHAPE), 2., cond), 1e-6)
+    trained = {n for n, p in start.named_parameters() if p.requires_grad}
+    assert sum('lora_' not in n for n in trained) == 2 and any('lora_' in n for n in trained)   # the weight and the bias of the head
+    student = ends_at_zero(sfd(teacher, SFD, show=False, student=start))
+    ours = student.sample(3, cond=cond)
+    assert ((ours - ends_at_zero(sfd(teacher, SFD, show=False, student=teacher)).sample(3, cond=cond)).abs().max() > 0)
+    same(dataclasses.replace(student, denoiser=merged(student.denoiser)).sample(3, cond=cond), ours)
+    student.save(tmp_path/'own')
+    same(load_student(tmp_path/'own', 'cpu').sample(3, cond=cond), ours, 1e-6)
+    whole, light = tmp_path/'whole', tmp_path/'light'
+    student.denoiser.net.source = '../teacher'
+    teacher.net.model.save_pretrained(tmp_path/'teacher'/teacher.net.part)
+    student.save_pretrained(whole, merge=True)
+    student.save_pretrained(light)
+    size = {folder: sum(p.stat().st_size for p in (folder/teacher.net.part).rglob('*.safetensors')) for folder in (whole, light)}
+    assert size[light] < size[whole] and not (light/teacher.net.part/'config.json').exists()
+    assert load_pretrained(whole, 'cpu').denoiser.net.adapters is None
+    for folder in (whole, light): torch.save({'class_labels': cond} if isinstance(cond, torch.Tensor) else nested(cond), folder/'cond.pt')
+    for stock in by_stock(STOCK, whole, light): same(stock, ours)
+    with pytest.raises(ValueError, match='merge=True'): student.save_pretrained(tmp_path/'no', pipeline=tmp_path)
+
+
+def test_a_class_without_adapters_is_refused():
+    pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
+    with pytest.raises(ValueError, match='DiTTransformer2DModel no adapters; train chosen layers instead.*requires_grad.*student='): with_adapters(teacher_of('DiT'))
+
+
+def test_adapters_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    with pytest.raises(ImportError, match=r'needs peft.*bdense-nb\[lora\]'): with_adapters(teacher_of('SD'))

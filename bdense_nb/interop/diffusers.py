@@ -25,8 +25,8 @@ from ..diffusion.samplers import ddim_step
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_times', 'Family', 'family_of',
-           'DiffusersNet', 'net_config_of', 'net_from_config', 'network_of', 'from_diffusers', 'prompt_conditions',
-           'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'ModuleDenoiser']
+           'DiffusersNet', 'net_config_of', 'net_from_config', 'add_adapters', 'network_of', 'from_diffusers',
+           'prompt_conditions', 'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'ModuleDenoiser']
 
 # %% ../../nbs/interop/01_diffusers.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # their names, ours
@@ -206,6 +206,7 @@ class DiffusersNet(nn.Module):
         rows = family.classes(model.config)
         self.null_class = rows - 1 if family.null and rows else null_class
         self.source = source
+        self.adapters = None # of LoRA, if `with_adapters` added some: what it was told
         self.sample_shape = tuple(shape or family.shape(model.config))
         only_classes = self.takes.keys() == {'class_labels'}
         self.n_classes = rows - (self.null_class is not None) if only_classes else 0
@@ -309,6 +310,7 @@ def net_config_of(net: DiffusersNet) -> dict: # JSON-able
                   null_class=net.null_class, source=net.source)
     if net.sample_shape != tuple(net.family.shape(net.model.config)):
         config['shape'] = net.sample_shape
+    if net.adapters: config['adapters'] = net.adapters
     return json.loads(json.dumps(config))
 
 def net_from_config(
@@ -316,15 +318,38 @@ def net_from_config(
 ) -> DiffusersNet: # freshly initialised
     "The network that such a description is of; `nets.build_net` calls this."
     wanted = ('unet_class', 'unet', 'scheduler', 'null_class', 'source')
-    differ = sorted(config.keys() - {'shape'} ^ set(wanted))
+    differ = sorted(config.keys() - {'shape', 'adapters'} ^ set(wanted))
     if differ or not isinstance(config['unet'], dict):
         raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)} (unet is a dict); '
                         f'unknown or missing: {", ".join(differ)}')
     check_choice('diffusers network', config['unet_class'], FAMILIES)
     _check_sizes(config['unet'])
     model = getattr(_diffusers(), config['unet_class']).from_config(config['unet'])
-    return DiffusersNet(model, config['scheduler'], config['null_class'], config['source'],
-                        config.get('shape'))
+    net = DiffusersNet(model, config['scheduler'], config['null_class'], config['source'],
+                       config.get('shape'))
+    if config.get('adapters'): add_adapters(net, **config['adapters'])
+    return net
+
+def add_adapters(
+    net: DiffusersNet, # changed in place; nothing but the adapters and `head` is trainable then
+    rank: int,
+    targets: Sequence[str], # names, or ends of names, of the layers that get one
+    head: str, # name of the output layer inside `net`
+    seed: int = 0, # of their random halves; the other halves are 0, so that nothing changes yet
+) -> None:
+    "LoRA (Hu et al. 2022), by peft."
+    peft = import_extra('peft', 'lora')
+    if not hasattr(net.model, 'add_adapter'):
+        raise ValueError(f'diffusers gives a {type(net.model).__name__} no adapters; train chosen '
+                         'layers instead: copy the teacher, set requires_grad of its parameters, '
+                         'those of the output layer among them, and pass it as student=')
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
+    net.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net.model.add_adapter(config)
+    net.get_submodule(head).requires_grad_(True)
+    net.adapters = dict(rank=rank, targets=list(targets), head=head, seed=seed)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872
 _HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json',

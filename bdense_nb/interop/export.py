@@ -5,6 +5,7 @@
 # %% ../../nbs/interop/02_export.ipynb #eb77a67e
 from __future__ import annotations
 import copy
+import dataclasses
 import inspect
 import json
 import re
@@ -15,17 +16,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (atomic_path, check_choice, check_sigmas, default_device, import_extra, patch,
-                    read_json, save_tensors, write_json)
+from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_device,
+                            import_extra, patch, read_json, save_tensors, write_json)
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
+from ..distillation.branches import output_layer
 from ..distillation.students import Student
-from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local, _part,
-                        _read_network)
+from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
+                                         _read_network, add_adapters)
 
 # %% auto #0
 __all__ = ['EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts', 'sampling_json',
-           'stock_steps', 'sampling_code', 'pipeline_code', 'model_card', 'load_pretrained', 'StudentStep',
-           'export_onnx', 'export_state_dict', 'export_student']
+           'stock_steps', 'with_adapters', 'merged', 'sampling_code', 'pipeline_code', 'model_card', 'load_pretrained',
+           'StudentStep', 'export_onnx', 'export_state_dict', 'export_student']
 
 # %% ../../nbs/interop/02_export.ipynb #30f55f1c
 def euler_grid(student: Student) -> tuple[list[float], float]: # noise levels, factor on unit noise
@@ -90,11 +92,11 @@ def sampling_json(
                 about=student.about, **card_facts(student, licence, data))
 
 # %% ../../nbs/interop/02_export.ipynb #89b829e8
-_LOOP = """import torch
+_LOOP = """{also}import torch
 from diffusers import {scheduler}, {model}
 
 here = "."  # this folder
-net = {model}.from_pretrained(here, subfolder="{part}")
+{net}
 scheduler = {scheduler}.from_pretrained(here, subfolder="scheduler")
 
 @torch.no_grad()
@@ -131,17 +133,56 @@ def _loop_code(student: Student) -> str:
     told = ', '.join(net.takes)
     label = f', class_labels=torch.arange(4) % {net.n_classes}' if net.n_classes else ''
     named = f'; cond: {told}, batch first'*bool(told)
-    return _LOOP.format(
+    return _LOOP.format(also='import safetensors.torch\n'*bool(net.adapters),
         scheduler=('FlowMatchEuler' if flow else 'Euler') + 'DiscreteScheduler',
-        model=type(net.model).__name__, part=net.part, told=named, sigmas=sigmas, start=start,
+        model=type(net.model).__name__, net=_network_code(net), told=named, sigmas=sigmas, start=start,
         shape=', '.join(map(str, student.shape)), answer=_ANSWERS[how] + more,
         example='' if told and not net.n_classes else f'\nx = sample(range(4){label})\n')
+
+_ADAPTED = """# the network of the pipeline that was distilled: its folder, or its name on the Hub
+net = {model}.from_pretrained({teacher}, subfolder="{part}"{revision})
+net.load_lora_adapter("{part}", weight_name="pytorch_lora_weights.safetensors", prefix=None)
+net.load_state_dict(safetensors.torch.load_file("{part}/head.safetensors"), strict=False)"""
+
+def _network_code(net: DiffusersNet) -> str:
+    "How a student's network is read: whole, or as the teacher's with adapters."
+    model = type(net.model).__name__
+    if not net.adapters: return f'net = {model}.from_pretrained(here, subfolder="{net.part}")'
+    teacher, _, commit = net.source.partition(' at ')
+    return _ADAPTED.format(model=model, part=net.part, teacher=json.dumps(teacher or 'teacher'),
+                           revision=f', revision="{commit}"'*bool(commit))
 
 def stock_steps(student: Student) -> tuple[list[float], float]: # levels, factor on unit noise
     "What the scheduler of a student is told: noise levels, or times of flow matching."
     sigmas, start = euler_grid(student)
     if not isinstance(student.denoiser, FlowDenoiser): return sigmas, start
     return [s/(1 + s) for s in sigmas[:-1]], start/(1 + sigmas[0]) # it ends at 0 by itself
+
+# %% ../../nbs/interop/02_export.ipynb #157c0684
+def with_adapters(
+    denoiser: NetDenoiser, # from `from_diffusers`; it is copied, not touched
+    rank: int = 8, # of each adapter, at least 1
+    # names, or ends of names, of the layers that get one
+    targets: Sequence[str] = ('to_q', 'to_k', 'to_v', 'to_out.0'),
+    seed: int = 0, # of their random halves
+) -> NetDenoiser: # answers as it did; pass it as student= to a distillation
+    "A copy of which LoRA adapters and the output layer alone are trained."
+    check_int('rank', rank, 1)
+    student = copy.deepcopy(denoiser)
+    head = output_layer(student, student.net.sample_shape)
+    add_adapters(student.net, rank, targets, head, seed)
+    return student
+
+def merged(
+    denoiser: NetDenoiser, # of a diffusers network
+) -> NetDenoiser: # a copy that answers the same, of the teacher's own layers alone
+    "LoRA adapters added to the weights."
+    plain = copy.deepcopy(denoiser)
+    if plain.net.adapters:
+        plain.net.model.fuse_lora()
+        plain.net.model.unload_lora()
+    plain.net.adapters = None
+    return plain
 
 # %% ../../nbs/interop/02_export.ipynb #8f902ba5
 _DDIM = """import torch
@@ -263,6 +304,7 @@ def _pipeline_samples_it(student: Student) -> bool:
     "Is `DDIMPipeline` enough?"
     net = student.denoiser.net
     alone = type(net.model).__name__ == 'UNet2DModel' and not net.takes
+    alone = alone and not net.adapters
     return alone and net.sample_shape == student.shape and ddim_steps(student) is not None
 
 # %% ../../nbs/interop/02_export.ipynb #39642ce5
@@ -277,8 +319,14 @@ def _scheduler(student: Student):
     return getattr(_diffusers(), name)(**config, timestep_spacing='trailing', **more)
 
 def _write_network(net: DiffusersNet, scheduler, folder: Path) -> None:
-    "unet/ or transformer/, and scheduler/, as diffusers writes them."
+    """unet/ or transformer/, and scheduler/, as diffusers writes them; of a network with adapters
+    these and its output layer alone."""
     scheduler.save_pretrained(folder/'scheduler')
+    if net.adapters:
+        net.model.save_lora_adapter(folder/net.part)
+        head = net.adapters['head'].partition('.')[2]
+        weights = {f'{head}.{k}': v for k, v in net.model.get_submodule(head).state_dict().items()}
+        return save_tensors(folder/net.part/'head.safetensors', weights)
     net.model.save_pretrained(folder/net.part, safe_serialization=True)
     config = read_json(folder/net.part/'config.json')
     config.pop('_name_or_path', None) # a path of the machine that it was made on
@@ -322,6 +370,7 @@ def save_pretrained(self: Student,
     licence: str | None = None, # for the model card, see `card_facts`
     data: str | None = None, # for the model card: what the teacher was trained on
     pipeline=None, # the teacher's, or its folder: its VAE, text encoders and so on come along
+    merge: bool = False, # add LoRA adapters to the weights, and write a network of its own?
 ) -> None:
     """Write a student of a diffusers network as stock diffusers loads and samples it. Steps of
     flow matching end at noise level 0 there."""
@@ -330,8 +379,13 @@ def save_pretrained(self: Student,
         raise TypeError(f'only students of a diffusers network can be written for diffusers, this '
                         f'one is a {type(net).__name__}; Student.save, export_onnx and '
                         f'export_state_dict take others')
+    if net.adapters and not merge and pipeline is not None:
+        raise ValueError('a pipeline needs a whole network, and this one is an adapter to its '
+                         'teacher: pass merge=True, or leave pipeline= out')
     folder = Path(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
+    if merge: student = dataclasses.replace(student, denoiser=merged(student.denoiser))
+    net = student.denoiser.net
     how = sampling_json(student, licence, data)
     if pipeline is None and _pipeline_samples_it(student): pipeline = _diffusers().DDIMPipeline(
         unet=net.model, scheduler=_scheduler(student))
