@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
                     data_dir, default_device, load_tensors, read_json, save_tensors, sha256,
                     write_json)
@@ -24,9 +25,9 @@ from .schedules import PREDICTIONS, sigma_from_alpha_bar
 # %% auto #0
 __all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
            'MixtureDenoiser', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision', 'EDMDenoiser',
-           'ModuleDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'unguided', 'check_top',
-           'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser', 'is_whole', 'read_run',
-           'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows',
+           'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser',
+           'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -137,6 +138,8 @@ class NetDenoiser(nn.Module):
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+        return self.to_x0(raw, x[:, None], sigma)
 
     def forward(self,
         x: Tensor, # [B, *D] = x0 + sigma*eps
@@ -244,18 +247,87 @@ class ModuleDenoiser(NetDenoiser):
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
 
+# %% ../../nbs/diffusion/02_denoisers.ipynb #66cc43ed
+class _Socket(nn.Module):
+    "Stands where a network was: notes what it is asked, or answers with what was put into it."
+    def __init__(self):
+        super().__init__()
+        self.asked = None
+        self.answer = None
+
+    def forward(self, *args, **kwargs):
+        if self.answer is not None: return self.answer
+        self.asked = (args, kwargs)
+        return torch.zeros_like(args[0])
+
+class PreconditionedDenoiser(NetDenoiser):
+    """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
+    says with x itself; its branches are combined in the same way."""
+    def __init__(self,
+        module: nn.Module, # it is copied; sigma reaches it as [B], a dict `cond` by its names
+        inner: str = 'model', # name of the network in it, which it calls once
+        takes: str | None = None, # its name for a condition that is a tensor; None: the third
+    ):
+        module = copy.deepcopy(module)
+        if not isinstance(net := getattr(module, inner, None), nn.Module):
+            names = ', '.join(name for name, _ in module.named_children())
+            raise ValueError(f'{type(module).__name__} has no network {inner!r}; pass inner= the '
+                             f'name of the one it calls, of: {names}')
+        super().__init__(net)
+        setattr(module, inner, _Socket())
+        self.outer = module
+        self.inner = inner
+        self.takes = takes
+        self.one_hot = int(getattr(module, 'label_dim', 0) or 0) # EDM's classes are such rows
+
+    @property
+    def n_classes(self) -> int: return self.one_hot or getattr(self.net, 'n_classes', 0)
+
+    @property
+    def config(self) -> dict: return dict(inner=self.inner, takes=self.takes)
+
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        socket = getattr(self.outer, self.inner)
+        if self.one_hot and isinstance(cond, Tensor): cond = F.one_hot(cond, self.one_hot).to(x)
+        if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
+        named = cond if isinstance(cond, dict) else {}
+        rest = () if cond is None or named else (cond,)
+        self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+        args, kwargs = socket.asked
+        socket.asked = None
+        return self.net(*args, **kwargs)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
+        socket = getattr(self.outer, self.inner)
+        socket.answer = raw
+        try: return self.outer(x, as_column(sigma, x).flatten().expand(len(x)))
+        finally: socket.answer = None
+
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+        K = raw.shape[1]
+        s = as_column(sigma, x).flatten().expand(len(x))
+        x0s = self.to_x0(raw.flatten(0, 1), x.repeat_interleave(K, 0), s.repeat_interleave(K, 0))
+        return x0s.unflatten(0, (-1, K))
+
+    def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
+        whole = copy.deepcopy(self.outer)
+        setattr(whole, self.inner, copy.deepcopy(self.net))
+        return whole
+
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b58baf30
 class VPDenoiser(NetDenoiser):
     "A DDPM-style network (it predicts eps, x0 or v from a VP state) as a denoiser on the VE scale."
     def __init__(self,
         net: nn.Module, # `net(z, index, cond)`, index its time input in 0..T-1, not always whole
-        alpha_bar: Tensor, # [T], descending in (0, 1)
+        # [T], descending in (0, 1); a last 0 (zero terminal SNR) is left out: there sigma is infinite
+        alpha_bar: Tensor,
         prediction: str = 'eps', # one of `PREDICTIONS`
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
         a = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
+        if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
+        if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] >= 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
         self.register_buffer('alpha_bar', a, persistent=False)
@@ -642,7 +714,8 @@ def check_samples(
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
 DENOISERS = {kind.__name__: kind
-             for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser)}
+             for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser,
+                          PreconditionedDenoiser)}
 WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 
