@@ -327,7 +327,7 @@ class VPDenoiser(NetDenoiser):
         check_choice('prediction', prediction, PREDICTIONS)
         a = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
-        if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] >= 0 and (a.diff() < 0).all()):
+        if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
         self.register_buffer('alpha_bar', a, persistent=False)
@@ -540,10 +540,11 @@ class _Noised:
         finally:
             if hook is not None: hook.remove()
 
-    def ask_flow(self, sign: int, scale: float) -> list[Tensor]: # [N, *D] for each level
-        "The answers, if it is a flow-matching network: of sign*(eps - x0), at times 0..scale."
+    def ask_flow(self, data_time: int, scale: float) -> list[Tensor]: # [N, *D] for each level
+        "The answers, if it is a flow-matching network: see `FlowDenoiser`."
         pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
-        return [z - sign*t*self._batched(z, scale*t) for z, t in pairs]
+        if data_time: return [z + t*self._batched(z, scale*(1 - t)) for z, t in pairs]
+        return [z - t*self._batched(z, scale*t) for z, t in pairs]
 
     def _batched(self, x: Tensor, sigma: float, batch: int = 64) -> Tensor:
         parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
@@ -569,10 +570,12 @@ def _below(errors: list[float], limits: list[float]) -> bool:
     return all(e <= limit for e, limit in zip(errors, limits))
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #c3253cbd
-def _velocity(sign: int, time: str = 't') -> str:
-    name = 'eps - x0' if sign == 1 else 'x0 - eps'
-    return (f'the velocity {name} of flow matching: with t = sigma/(1 + sigma) and z = (1 - t)*x '
-            f'its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
+def _velocity(data_time: int = 0, scale: float = 1.) -> str:
+    how = f', time_scale={scale:g}'*(scale != 1) + ', data_time=1'*data_time
+    name = 'x0 - eps' if data_time else 'eps - x0'
+    return f'the velocity {name} of flow matching, which FlowDenoiser(net{how}) takes'
+
+_FLOWS = ((0, 1.), (1, 1.), (0, 1000.), (1, 1000.)) # time of the data, scale of time
 
 # what a network may have been trained to predict, of x0, eps and sigma; and what its denoiser is
 _PREDICTIONS = {
@@ -581,8 +584,8 @@ _PREDICTIONS = {
             'the noise eps, which VPDenoiser(net, alpha_bar, \'eps\') takes'),
     'v': (lambda x0, eps, s: (eps - s*x0)/(1 + s**2)**.5,
           'v = alpha*eps - sigma_vp*x0, which VPDenoiser(net, alpha_bar, \'v\') takes'),
-    'velocity': (lambda x0, eps, s: eps - x0, _velocity(1)),
-    'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(-1)),
+    'velocity': (lambda x0, eps, s: eps - x0, _velocity()),
+    'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(1)),
     'score': (lambda x0, eps, s: -eps/s, 'the score: its denoiser is x + sigma**2*net(x, sigma)')}
 
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
@@ -591,9 +594,8 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     if other := _other_prediction(noised): return other
     if other := _other_scale(noised, answers): return other
     as_linear = [1.1*e for e in noised.linear_errors()] # the most that a fitting velocity may have
-    for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
-        if _below(noised.errors(noised.ask_flow(sign, scale)), as_linear):
-            return _velocity(sign, 't' if scale == 1 else f'{scale:g}*t')
+    for how in _FLOWS:
+        if _below(noised.errors(noised.ask_flow(*how)), as_linear): return _velocity(*how)
     limits = noised.limits()
     failed = sum(not e <= limit for e, limit in zip(noised.errors(answers), limits))
     scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
@@ -605,15 +607,23 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     return ''
 
 def _other_prediction(noised: _Noised) -> str: # '' if it is not that
-    "Does the network of a `VPDenoiser` predict something else than it was said to?"
+    "Does the network of a `VPDenoiser` or a `FlowDenoiser` predict something else than was said?"
     own = noised.denoiser
-    if not isinstance(own, VPDenoiser): return ''
-    for kind in PREDICTIONS:
-        other = copy.copy(noised)
-        other.denoiser = VPDenoiser(own.net, own.alpha_bar, kind)
-        if kind != own.prediction and _below(other.errors(other.ask()), noised.limits()):
-            return _PREDICTIONS[kind][1]
-    return ''
+    others = []
+    if isinstance(own, VPDenoiser):
+        others = [(VPDenoiser(own.net, own.alpha_bar, kind), _PREDICTIONS[kind][1])
+                  for kind in PREDICTIONS if kind != own.prediction]
+    if isinstance(own, FlowDenoiser):
+        others = [(FlowDenoiser(own.net, scale, data_time), _velocity(data_time, scale))
+                  for data_time, scale in _FLOWS
+                  if (data_time, scale) != (own.data_time, own.time_scale)]
+    found = {}
+    for other, name in others:
+        asked = copy.copy(noised)
+        asked.denoiser = other
+        errors = asked.errors(asked.ask())
+        if _below(errors, noised.limits()): found[name] = sum(errors)
+    return min(found, key=found.get, default='')
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
     "How far answers are from a prediction where it fits best; at 0 as far as a linear guess at it."
