@@ -31,7 +31,8 @@ class TextNet(nn.Module):
         self.tokens, self.pooled, self.first, self.out = nn.Linear(3, 16), nn.Linear(4, 16), nn.Linear(3, 16), nn.Linear(16, 2)
 
     def forward(self, x, noise, cond):
-        h = self.first(torch.cat([x, noise.reshape(-1, 1).expand(len(x), 1)], 1))
+        noise = (noise/(1 + noise.abs())).reshape(-1, 1).expand(len(x), 1)
+        h = self.first(torch.cat([x, noise], 1))
         return self.out((h + self.tokens(cond['tokens']).mean(1) + self.pooled(cond['pooled'])).tanh())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
                     data_dir, default_device, load_tensors, read_json, save_tensors, sha256,
                     write_json)
@@ -24,9 +25,9 @@ from .schedules import PREDICTIONS, sigma_from_alpha_bar
 # %% auto #0
 __all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
            'MixtureDenoiser', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision', 'EDMDenoiser',
-           'ModuleDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'unguided', 'check_top',
-           'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser', 'is_whole', 'read_run',
-           'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows',
+           'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser',
+           'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -137,6 +138,8 @@ class NetDenoiser(nn.Module):
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+        return self.to_x0(raw, x[:, None], sigma)
 
     def forward(self,
         x: Tensor, # [B, *D] = x0 + sigma*eps
@@ -244,17 +247,86 @@ class ModuleDenoiser(NetDenoiser):
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
 
+# %% ../../nbs/diffusion/02_denoisers.ipynb #66cc43ed
+class _Socket(nn.Module):
+    "Stands where a network was: notes what it is asked, or answers with what was put into it."
+    def __init__(self):
+        super().__init__()
+        self.asked = None
+        self.answer = None
+
+    def forward(self, *args, **kwargs):
+        if self.answer is not None: return self.answer
+        self.asked = (args, kwargs)
+        return torch.zeros_like(args[0])
+
+class PreconditionedDenoiser(NetDenoiser):
+    """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
+    says with x itself; its branches are combined in the same way."""
+    def __init__(self,
+        module: nn.Module, # it is copied; sigma reaches it as [B], a dict `cond` by its names
+        inner: str = 'model', # name of the network in it, which it calls once
+        takes: str | None = None, # its name for a condition that is a tensor; None: the third
+    ):
+        module = copy.deepcopy(module)
+        if not isinstance(net := getattr(module, inner, None), nn.Module):
+            names = ', '.join(name for name, _ in module.named_children())
+            raise ValueError(f'{type(module).__name__} has no network {inner!r}; pass inner= the '
+                             f'name of the one it calls, of: {names}')
+        super().__init__(net)
+        setattr(module, inner, _Socket())
+        self.outer = module
+        self.inner = inner
+        self.takes = takes
+        self.one_hot = int(getattr(module, 'label_dim', 0) or 0) # EDM's classes are such rows
+
+    @property
+    def n_classes(self) -> int: return self.one_hot or getattr(self.net, 'n_classes', 0)
+
+    @property
+    def config(self) -> dict: return dict(inner=self.inner, takes=self.takes)
+
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        socket = getattr(self.outer, self.inner)
+        if self.one_hot and isinstance(cond, Tensor): cond = F.one_hot(cond, self.one_hot).to(x)
+        if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
+        named = cond if isinstance(cond, dict) else {}
+        rest = () if cond is None or named else (cond,)
+        self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+        args, kwargs = socket.asked
+        socket.asked = None
+        return self.net(*args, **kwargs)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
+        socket = getattr(self.outer, self.inner)
+        socket.answer = raw
+        try: return self.outer(x, as_column(sigma, x).flatten().expand(len(x)))
+        finally: socket.answer = None
+
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+        K = raw.shape[1]
+        s = as_column(sigma, x).flatten().expand(len(x))
+        x0s = self.to_x0(raw.flatten(0, 1), x.repeat_interleave(K, 0), s.repeat_interleave(K, 0))
+        return x0s.unflatten(0, (-1, K))
+
+    def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
+        whole = copy.deepcopy(self.outer)
+        setattr(whole, self.inner, copy.deepcopy(self.net))
+        return whole
+
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b58baf30
 class VPDenoiser(NetDenoiser):
     "A DDPM-style network (it predicts eps, x0 or v from a VP state) as a denoiser on the VE scale."
     def __init__(self,
         net: nn.Module, # `net(z, index, cond)`, index its time input in 0..T-1, not always whole
-        alpha_bar: Tensor, # [T], descending in (0, 1)
+        # [T], descending in (0, 1); a last 0 (zero terminal SNR) is left out: there sigma is infinite
+        alpha_bar: Tensor,
         prediction: str = 'eps', # one of `PREDICTIONS`
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
         a = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
@@ -468,10 +540,11 @@ class _Noised:
         finally:
             if hook is not None: hook.remove()
 
-    def ask_flow(self, sign: int, scale: float) -> list[Tensor]: # [N, *D] for each level
-        "The answers, if it is a flow-matching network: of sign*(eps - x0), at times 0..scale."
+    def ask_flow(self, data_time: int, scale: float) -> list[Tensor]: # [N, *D] for each level
+        "The answers, if it is a flow-matching network: see `FlowDenoiser`."
         pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
-        return [z - sign*t*self._batched(z, scale*t) for z, t in pairs]
+        if data_time: return [z + t*self._batched(z, scale*(1 - t)) for z, t in pairs]
+        return [z - t*self._batched(z, scale*t) for z, t in pairs]
 
     def _batched(self, x: Tensor, sigma: float, batch: int = 64) -> Tensor:
         parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
@@ -497,10 +570,12 @@ def _below(errors: list[float], limits: list[float]) -> bool:
     return all(e <= limit for e, limit in zip(errors, limits))
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #c3253cbd
-def _velocity(sign: int, time: str = 't') -> str:
-    name = 'eps - x0' if sign == 1 else 'x0 - eps'
-    return (f'the velocity {name} of flow matching: with t = sigma/(1 + sigma) and z = (1 - t)*x '
-            f'its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
+def _velocity(data_time: int = 0, scale: float = 1.) -> str:
+    how = f', time_scale={scale:g}'*(scale != 1) + ', data_time=1'*data_time
+    name = 'x0 - eps' if data_time else 'eps - x0'
+    return f'the velocity {name} of flow matching, which FlowDenoiser(net{how}) takes'
+
+_FLOWS = ((0, 1.), (1, 1.), (0, 1000.), (1, 1000.)) # time of the data, scale of time
 
 # what a network may have been trained to predict, of x0, eps and sigma; and what its denoiser is
 _PREDICTIONS = {
@@ -509,8 +584,8 @@ _PREDICTIONS = {
             'the noise eps, which VPDenoiser(net, alpha_bar, \'eps\') takes'),
     'v': (lambda x0, eps, s: (eps - s*x0)/(1 + s**2)**.5,
           'v = alpha*eps - sigma_vp*x0, which VPDenoiser(net, alpha_bar, \'v\') takes'),
-    'velocity': (lambda x0, eps, s: eps - x0, _velocity(1)),
-    'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(-1)),
+    'velocity': (lambda x0, eps, s: eps - x0, _velocity()),
+    'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(1)),
     'score': (lambda x0, eps, s: -eps/s, 'the score: its denoiser is x + sigma**2*net(x, sigma)')}
 
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
@@ -519,9 +594,8 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     if other := _other_prediction(noised): return other
     if other := _other_scale(noised, answers): return other
     as_linear = [1.1*e for e in noised.linear_errors()] # the most that a fitting velocity may have
-    for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
-        if _below(noised.errors(noised.ask_flow(sign, scale)), as_linear):
-            return _velocity(sign, 't' if scale == 1 else f'{scale:g}*t')
+    for how in _FLOWS:
+        if _below(noised.errors(noised.ask_flow(*how)), as_linear): return _velocity(*how)
     limits = noised.limits()
     failed = sum(not e <= limit for e, limit in zip(noised.errors(answers), limits))
     scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
@@ -533,15 +607,23 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     return ''
 
 def _other_prediction(noised: _Noised) -> str: # '' if it is not that
-    "Does the network of a `VPDenoiser` predict something else than it was said to?"
+    "Does the network of a `VPDenoiser` or a `FlowDenoiser` predict something else than was said?"
     own = noised.denoiser
-    if not isinstance(own, VPDenoiser): return ''
-    for kind in PREDICTIONS:
-        other = copy.copy(noised)
-        other.denoiser = VPDenoiser(own.net, own.alpha_bar, kind)
-        if kind != own.prediction and _below(other.errors(other.ask()), noised.limits()):
-            return _PREDICTIONS[kind][1]
-    return ''
+    others = []
+    if isinstance(own, VPDenoiser):
+        others = [(VPDenoiser(own.net, own.alpha_bar, kind), _PREDICTIONS[kind][1])
+                  for kind in PREDICTIONS if kind != own.prediction]
+    if isinstance(own, FlowDenoiser):
+        others = [(FlowDenoiser(own.net, scale, data_time), _velocity(data_time, scale))
+                  for data_time, scale in _FLOWS
+                  if (data_time, scale) != (own.data_time, own.time_scale)]
+    found = {}
+    for other, name in others:
+        asked = copy.copy(noised)
+        asked.denoiser = other
+        errors = asked.errors(asked.ask())
+        if _below(errors, noised.limits()): found[name] = sum(errors)
+    return min(found, key=found.get, default='')
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
     "How far answers are from a prediction where it fits best; at 0 as far as a linear guess at it."
@@ -642,7 +724,8 @@ def check_samples(
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
 DENOISERS = {kind.__name__: kind
-             for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser)}
+             for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser,
+                          PreconditionedDenoiser)}
 WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 

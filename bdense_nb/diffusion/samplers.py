@@ -24,7 +24,7 @@ from .denoisers import check_cond, cond_like, map_cond
 __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'heun_step', 'dpm2_step', 'ipndm_step', 'dpmpp_step',
            'euler', 'heun', 'dpm2', 'ipndm', 'dpmpp_order', 'dpmpp', 'afs_x0', 'SamplerStep', 'sampler_steps', 'sample',
            'trajectory', 'ddim_step', 'ddpm_step', 'sample_vp', 'device_of', 'draw_start', 'draw_conditions',
-           'ConditionTable', 'asked_conditions', 'Sampler', 'clipped', 'thresholded']
+           'asked_conditions', 'ConditionTable', 'Sampler', 'clipped', 'thresholded']
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #0d6c6aaf
 def euler_step(
@@ -364,6 +364,34 @@ def draw_conditions(
     n_classes = getattr(denoiser, 'n_classes', 0)
     return sample_labels(seeds, n_classes) if n_classes else None
 
+def asked_conditions(
+    asked: int | Sequence[int] | Tensor | dict | None, # see `Sampler.sample`
+    n: int, # samples
+    n_classes: int, # that the denoiser knows; 0: none
+) -> Tensor | dict | None: # n rows, on the CPU; None: none were asked for
+    "The conditions that a caller asks for, checked before any work."
+    if asked is None: return None
+    if isinstance(asked, dict) or isinstance(asked, Tensor) and asked.is_floating_point():
+        each = lambda t: t.cpu().expand(n, *t.shape[1:]) if len(t) == 1 else t.cpu()
+        given = map_cond(each, asked)
+        check_cond(given, torch.empty(n), n_classes)
+        return given
+    return _asked_classes(asked, n, n_classes)
+
+def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
+    if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
+    try: given = torch.as_tensor(label).cpu()
+    except (TypeError, ValueError, RuntimeError): given = None
+    if given is not None and given.ndim == 0: given = given.expand(n)
+    if given is None or given.dtype != torch.long or given.shape != (n,):
+        what = f'{label!r}' if given is None else f'{given.dtype} of shape {tuple(given.shape)}'
+        raise ValueError(f'label must be one class or {n} of them, whole numbers, got {what}')
+    if not 0 <= int(given.min()) <= int(given.max()) < n_classes:
+        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from '
+                         f'{int(given.min())} to {int(given.max())}')
+    return given
+
+# %% ../../nbs/diffusion/03_samplers.ipynb #8dff2cbc
 class ConditionTable:
     """Draws conditions from seeds, for a denoiser's `conditions`: a sample gets a row of a table,
     such as the embeddings of a thousand prompts, made once."""
@@ -397,33 +425,6 @@ class ConditionTable:
     def load(cls, path: Path | str) -> ConditionTable: # written by `save`, or any safetensors
         tensors, meta = load_tensors(path)
         return cls(tensors['rows'] if meta.get('one') else tensors)
-
-def asked_conditions(
-    asked: int | Sequence[int] | Tensor | dict | None, # see `Sampler.sample`
-    n: int, # samples
-    n_classes: int, # that the denoiser knows; 0: none
-) -> Tensor | dict | None: # n rows, on the CPU; None: none were asked for
-    "The conditions that a caller asks for, checked before any work."
-    if asked is None: return None
-    if isinstance(asked, dict) or isinstance(asked, Tensor) and asked.is_floating_point():
-        each = lambda t: t.cpu().expand(n, *t.shape[1:]) if len(t) == 1 else t.cpu()
-        given = map_cond(each, asked)
-        check_cond(given, torch.empty(n), n_classes)
-        return given
-    return _asked_classes(asked, n, n_classes)
-
-def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
-    if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
-    try: given = torch.as_tensor(label).cpu()
-    except (TypeError, ValueError, RuntimeError): given = None
-    if given is not None and given.ndim == 0: given = given.expand(n)
-    if given is None or given.dtype != torch.long or given.shape != (n,):
-        what = f'{label!r}' if given is None else f'{given.dtype} of shape {tuple(given.shape)}'
-        raise ValueError(f'label must be one class or {n} of them, whole numbers, got {what}')
-    if not 0 <= int(given.min()) <= int(given.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from '
-                         f'{int(given.min())} to {int(given.max())}')
-    return given
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #8db30989
 @dataclass

@@ -113,7 +113,7 @@ class BranchedDenoiser(nn.Module):
         cond: Tensor | dict | None = None, # with B rows; None: the null class
     ) -> Tensor: # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
         raw = self.denoiser.raw(x, sigma, cond).unflatten(0, (-1, self.K))
-        return self.denoiser.to_x0(raw, x[:, None], sigma)
+        return self.denoiser.branches_to_x0(raw, x, sigma)
 
 # %% ../../nbs/distillation/02_branches.ipynb #ac1fcb09
 def branch(
@@ -187,7 +187,8 @@ def output_layer(
 
 def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it does not say
     "A shape of samples that a network takes, as our networks, those of diffusers and EDM's say it."
-    for m in denoiser.net.modules():
+    for m in denoiser.modules():
+        if m is denoiser: continue
         if hasattr(m, 'sample_shape'): return tuple(m.sample_shape)
         if hasattr(m, 'img_channels') and hasattr(m, 'img_resolution'):
             return (m.img_channels, m.img_resolution, m.img_resolution)
@@ -243,7 +244,8 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
                          f'{layer!r}: {reason}. Behind this layer the branches of a sample are '
                          'samples of their own, so each sample must be treated alone and without '
                          'other tensors of the batch (a skip connection, a scale from the noise '
-                         'level); pass layer= another layer, or take K=1')
+                         'level); pass layer= another layer, name the network inside '
+                         '(PreconditionedDenoiser), or take K=1')
 
 def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."

@@ -47,13 +47,14 @@ def progressive_sigmas(
     levels: int = 1024, # length of a DDPM table
     sigma_min: float = .002, # lowest level of the other schedules, which then counts as clean
     sigma_max: float = 80., # their highest level
+    shift: float = 1., # theirs, see `make_sigmas`
 ) -> Tensor: # [n_steps+1], float64, descending, ends in 0
     """The first teacher's grid; every later one is a slice of it. The last step goes to 0, so it
     returns the clean estimate itself."""
     check_choice('schedule', schedule, [*SCHEDULES, *VP_TABLES])
     if schedule in VP_TABLES:
         return sigma_from_alpha_bar(strided_nodes(VP_TABLES[schedule](levels), n_steps)[0])
-    sigmas = make_sigmas(schedule, n_steps, sigma_min, sigma_max)
+    sigmas = make_sigmas(schedule, n_steps, sigma_min, sigma_max, shift)
     sigmas[-1] = 0.
     return sigmas
 
@@ -112,6 +113,8 @@ class PDConfig(Host):
     checkpoint_every: AtLeast0 | None = None
     keep: AtLeast1 = 2 # checkpoints of a round that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    # of schedule flow: above 1 more steps at high noise, as large images want; 1: even steps
+    shift: Above0 = 1.
     host = 'pd'
     title = 'Progressive Distillation'
     needs_data = True
@@ -147,7 +150,7 @@ class PDConfig(Host):
             raise ValueError("with schedule 'teacher' the levels are the network's: ask "
                              "cfg.on_table(teacher).sigmas")
         return progressive_sigmas(self.start_steps, self.schedule, self.levels, self.sigma_min,
-                                  self.sigma_max)
+                                  self.sigma_max, self.shift)
 
     @property
     def rounds(self) -> list[int]: # steps of each round's student

@@ -77,6 +77,8 @@ class SFDBase(Host):
     checkpoint_every: AtLeast0 | None = None
     keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    # of schedule flow: above 1 more steps at high noise, as large images want; 1: even steps
+    shift: Above0 = 1.
 
     def __post_init__(self):
         validate(self)
@@ -146,7 +148,7 @@ class SFDConfig(SFDBase):
     # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
     def grids(self) -> tuple[Tensor, Tensor]:
         return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min,
-                             self.sigma_max)
+                             self.sigma_max, self.shift)
 
     @property
     def plan(self) -> TrajectoryPlan: # what the teacher walks

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
                             save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, GuidedDenoiser, NetDenoiser,
-                                           check_samples, load_denoiser, read_about, read_run,
+                                           PreconditionedDenoiser, check_samples, load_denoiser, read_about, read_run,
                                            save_denoiser, unguided)
 from ..diffusion.samplers import ConditionTable, Sampler
 from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
@@ -323,6 +323,7 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
     if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
+    if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db

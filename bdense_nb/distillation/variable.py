@@ -260,14 +260,16 @@ def second_stage(
                          f'equal parts, the steps of nfe={goal.nfe} with afs={goal.afs}')
     fits = (lambda sigmas: sigmas.shape == student.sigmas.shape
             and torch.allclose(sigmas, student.sigmas, rtol=1e-12, atol=0))
-    schedule = next((name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends))), None)
+    shift = student.about.get('config', {}).get('shift', 1.)
+    found = (name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends, shift)))
+    schedule = next(found, None)
     if schedule is None:
         raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: '
                          f'{", ".join(SCHEDULES)}')
     substeps = steps//goal.n_steps
     own = dict(nfe=1, K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
                schedule=schedule, sigma_min=ends[0], sigma_max=ends[1], steps=15_625, lr=5e-4,
-               shape=student.shape)
+               shape=student.shape, shift=shift)
     cfg = SFDConfig(**own | changes)
     if not fits(cfg.grids[0]):
         raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these '

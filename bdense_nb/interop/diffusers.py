@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from ..core import check_choice, check_int, check_shape, import_extra, read_json
 from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, NetDenoiser,
-                                   VPDenoiser)
+                                   PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
 from ..diffusion.samplers import ddim_step
 
@@ -541,14 +541,21 @@ _all_ = ['ModuleDenoiser'] # from the notebook on denoisers: a module that is a 
 
 # %% ../../nbs/interop/01_diffusers.ipynb #885fb064
 def as_denoiser(
-    model: Callable, # `D(x, sigma, label)`, or an EDM-style module (`.model`, `.sigma_data`)
+    model: Callable, # `D(x, sigma, cond)`, or an EDM-style module (`.model`, `.sigma_data`)
+    # name of the network inside, where the module combines what that says with x, as k-diffusion's
+    # ('inner_model') do; None: there is none, or EDM's
+    inner: str | None = None,
+    takes: str | None = None, # the module's name for a condition; None: it is the third argument
 ) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
     if not callable(model):
-        raise TypeError(f'a denoiser is a callable D(x, sigma, label), got {type(model).__name__}')
+        raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {type(model).__name__}')
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
-    if hasattr(model, 'model') and hasattr(model, 'sigma_data'):
-        inner = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
-        return EDMDenoiser(inner, float(model.sigma_data)).eval()
+    if inner is None and hasattr(model, 'model') and hasattr(model, 'sigma_data'):
+        net = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
+        return EDMDenoiser(net, float(model.sigma_data)).eval()
+    if inner is None and hasattr(model, 'label_dim'): # EDM's VP, VE and iDDPM; EDM2's
+        inner = next((name for name in ('model', 'unet') if hasattr(model, name)), None)
+    if inner is not None: return PreconditionedDenoiser(model, inner, takes).eval()
     return ModuleDenoiser(model).eval()
