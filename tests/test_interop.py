@@ -216,7 +216,7 @@ class Other(nn.Module):
     (lambda: from_diffusers(Other(), DDPMScheduler()), 'as_denoiser'), (lambda: from_diffusers(unet_of()), 'pass scheduler='),
     (lambda: from_diffusers(unet_of(class_embed_type='timestep'), DDPMScheduler()), 'class_embed_type'), (lambda: from_diffusers(unet_of(time_embedding_type='fourier'), DDPMScheduler()), 'fourier'),
     (lambda: from_diffusers(unet_of(time_embedding_type='learned', num_train_timesteps=1000), DDPMScheduler()), 'learned'), (lambda: from_diffusers(unet_of(out_channels=2), DDPMScheduler()), 'variance'),
-    (lambda: from_diffusers(unet_of(), DDIMScheduler(rescale_betas_zero_snr=True)), 'zero signal'), (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, .5, 1.])), 'zero signal'),
+    (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, 1., .5])), 'without signal before its last'),
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), 'invert_sigmas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable')])

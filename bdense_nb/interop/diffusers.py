@@ -34,6 +34,7 @@ BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'la
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are not read
 _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas',
           'prediction_type')
+_ZERO_SNR = 'rescale_betas_zero_snr'
 
 #: far above what is of use
 _LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384,
@@ -58,26 +59,28 @@ def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when 
 def noise_table(
     config: dict, # of a diffusers scheduler
 ) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
-    "The noise levels of a network, from the configuration of its scheduler; in float64."
+    """The noise levels of a network, from the configuration of its scheduler; in float64. With zero
+    terminal SNR the last alpha_bar is 0: sampling starts from the level before it, the last that
+    is finite."""
     name = config.get('_class_name', 'this scheduler')
     config = {k: v for k, v in config.items() if v is not None}
     _refuse(name, {
         'has no betas, so it does not say which noise level a time step is; only schedulers with '
         'betas (DDPM, DDIM and their kind) are supported':
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
-        'ends at zero signal (rescale_betas_zero_snr), where the noise level is infinite':
-            config.get('rescale_betas_zero_snr', False),
         f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
             config.get('timestep_type', 'discrete') != 'discrete'})
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
     check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
     _check_sizes(config)
-    ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in _TABLE if k in config})
+    ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in (*_TABLE, _ZERO_SNR) if k in config})
     alpha_bar = ddpm.alphas_cumprod.double()
     _refuse(name, {
         'has betas that are NaN or infinite': not alpha_bar.isfinite().all(),
-        'ends at zero signal, where the noise level is infinite': not (alpha_bar > 0).all()})
+        'has levels without signal before its last, where the noise level is infinite':
+            not (alpha_bar[:-1] > 0).all()})
     table = {k: ddpm.config[k] for k in _TABLE}
+    if ddpm.config.get(_ZERO_SNR): table[_ZERO_SNR] = True
     if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'):
         table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas),
                       beta_schedule='linear')

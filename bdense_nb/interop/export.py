@@ -45,7 +45,8 @@ def ddim_steps(
     if not isinstance(student.denoiser, VPDenoiser): return None
     table = student.denoiser.alpha_bar.cpu()
     n = len(student.sigmas) - 1
-    if student.afs or len(table) % n or student.sigmas[-1] != 0: return None
+    whole = len(table) == student.denoiser.net.scheduler_config['num_train_timesteps']
+    if not whole or student.afs or len(table) % n or student.sigmas[-1] != 0: return None
     nodes = table[torch.arange(len(table) - 1, -1, -(len(table)//n))]
     mine = 1/(1 + student.sigmas[:-1]**2)
     return n if torch.allclose(mine, nodes.to(mine), rtol=1e-5, atol=0) else None
