@@ -1,12 +1,17 @@
 """Conditions travel with their samples: classes, tensors and dicts; guidance; tables of embeddings."""
 import copy
+import inspect
 import json
+import re
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from bdense_nb.core import NFECounter, sample_labels
+from bdense_nb.app import shell as cli
+from bdense_nb.app import commands
+from bdense_nb.core import NFECounter, load_tensors, sample_labels
 from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, ModuleDenoiser, VPDenoiser, check_teacher, null_rows,
                                            unguided)
 from bdense_nb.diffusion.nets import MLP
@@ -14,7 +19,7 @@ from bdense_nb.diffusion.samplers import ConditionTable, Sampler, draw_condition
 from bdense_nb.diffusion.schedules import linear_alpha_bar
 from bdense_nb.distillation.bank import TrajectoryPlan, denoiser_hash, frozen_copy, make_bank
 from bdense_nb.distillation.branches import branch, fold
-from bdense_nb.distillation.distill import distill
+from bdense_nb.distillation.distill import distill, preset
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.students import load_student
@@ -308,3 +313,54 @@ def test_a_student_keeps_its_table_and_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match='conditions.safetensors is damaged or not the one'): load_student(tmp_path/'s', 'cpu', net=TextNet)
     (tmp_path/'s'/'conditions.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='conditions.safetensors'): load_student(tmp_path/'s', 'cpu', net=TextNet)
+
+
+# the command
+CODE = '''
+import torch
+from torch import nn
+from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser
+{}
+
+def flow(): torch.manual_seed(0); return FlowDenoiser(TextNet())
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'textnets.py').write_text(CODE.format(inspect.getsource(TextNet)))
+    T = text()
+    T.conditions.save('prompts.safetensors')
+    ConditionTable(row(T, 0)).save('nothing.safetensors')
+    yield tmp_path
+    sys.modules.pop('textnets', None)
+
+
+COMMAND = dict(teacher='textnets:flow', conditions='prompts.safetensors', preset_name='demo', shape='2', steps=2, batch=4, pool=4, layer='out', device='cpu')
+
+
+def test_the_command_distils_a_guided_text_flow(folder):
+    cli.bdense_distill('s', **COMMAND, K=4, guidance_scale=3., null_condition='nothing.safetensors')
+    net = sys.modules['textnets'].TextNet
+    student = load_student('s', 'cpu', net=net)
+    assert isinstance(student.denoiser, FlowDenoiser) and student.nfe == 2 and student.about['guidance_scale'] == 3.
+    assert student.about['config']['schedule'] == 'flow' and student.sigmas[0] == 1000.
+    assert len(student.denoiser.conditions) == 6 and student.sample(3).shape == (3, 2)
+    cli.bdense_sample('s', n=3, net='textnets:TextNet')
+    torch.testing.assert_close(load_tensors('samples.safetensors')[0]['samples'], student.sample(3))
+    cli.bdense_distill('plain', **COMMAND | dict(schedule='karras', sigma_max=50.), K=1)
+    other = load_student('plain', 'cpu', net=net)
+    assert 'guidance_scale' not in other.about and other.sigmas[0] == 50. and other.about['config']['schedule'] == 'karras'
+
+
+@pytest.mark.parametrize('more, message', [(dict(null_condition='nothing.safetensors'), 'belongs to guidance'), (dict(guidance_scale=2., null_condition='prompts.safetensors'), 'must hold one row, it holds 6'),
+                                           (dict(conditions='nowhere.safetensors'), 'nowhere.safetensors'), (dict(guidance_scale=-1.), 'scale')])
+def test_what_the_command_refuses(folder, more, message, capsys):
+    with pytest.raises((ValueError, SystemExit, FileNotFoundError)) as e: cli.bdense_distill('s', **COMMAND | more, K=1)
+    assert re.search(message, f'{e.value}{capsys.readouterr().err}')
+
+
+def test_the_command_says_where_conditions_of_data_come_from(folder, capsys):
+    options = commands.Distill(out='s', teacher='textnets:flow', data='moons', conditions='prompts.safetensors')
+    with pytest.raises(ValueError, match='condition of every image.*from Python'): commands.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))
