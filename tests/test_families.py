@@ -31,6 +31,7 @@ DIT = dict(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_siz
 FLUX = dict(in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(2, 2, 4))
 MADE = {
     'U-Net': lambda: UNet2DModel(**UNET, down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2),
+    'U-Net, flow matching': lambda: MADE['U-Net'](),
     'SD': lambda: UNet2DConditionModel(**TEXT_UNET),
     'SD, zero terminal SNR': lambda: UNet2DConditionModel(**TEXT_UNET),
     'SDXL': lambda: UNet2DConditionModel(**TEXT_UNET, addition_embed_type='text_time', addition_time_embed_dim=4, projection_class_embeddings_input_dim=6*4 + 10),
@@ -41,7 +42,7 @@ MADE = {
     'SD3': lambda: SD3Transformer2DModel(**DIT, out_channels=4, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=10, pos_embed_max_size=8),
     'Flux': lambda: FluxTransformer2DModel(**FLUX),
     'Flux with guidance': lambda: FluxTransformer2DModel(**FLUX, guidance_embeds=True)}
-FLOW = ('SD3', 'Flux', 'Flux with guidance')
+FLOW = ('U-Net, flow matching', 'SD3', 'Flux', 'Flux with guidance')
 
 
 def net_of(name):
@@ -129,10 +130,8 @@ def test_what_kind_of_denoiser_a_family_becomes():
     for name in MADE:
         teacher = teacher_of(name)
         assert type(teacher) is (FlowDenoiser if name in FLOW else VPDenoiser) and teacher.net.sample_shape == SHAPE
-    assert [teacher_of(n).time_scale for n in FLOW] == [1000., 1., 1.]
+    assert [teacher_of(n).time_scale for n in FLOW] == [1000., 1000., 1., 1.]
     assert teacher_of('DiT').net.null_class == teacher_of('DiT').n_classes == 5
-    flow = from_diffusers(net_of('U-Net'), FlowMatchEulerDiscreteScheduler())
-    assert type(flow) is FlowDenoiser and flow.time_scale == 1000.
 
 
 def test_zero_terminal_snr_starts_at_the_last_finite_level():
@@ -281,7 +280,7 @@ def t5():
 def pipeline_of(name):
     "A tiny pipeline, built from configurations; its text encoders are as wide as its network wants."
     torch.manual_seed(0)
-    vae, net = AutoencoderKL(**VAE).eval(), net_of(name)
+    vae, net = AutoencoderKL(**VAE).eval(), net_of(name.partition(',')[0])
     if name == 'DiT': return diffusers.DiTPipeline(net, vae, scheduler_of(name))
     if name == 'SD':
         tokenizer, encoder = clip()
@@ -290,9 +289,10 @@ def pipeline_of(name):
         tokenizer, encoder = clip(width=2)
         tokenizer_2, encoder_2 = clip(True, width=10)
         return diffusers.StableDiffusionXLPipeline(vae, encoder, encoder_2, tokenizer, tokenizer_2, net, scheduler_of(name))
-    if name == 'PixArt':
+    if 'PixArt' in name:
         tokenizer, encoder = t5()
-        return diffusers.PixArtSigmaPipeline(tokenizer, encoder, vae, net, scheduler_of(name))
+        kind = diffusers.PixArtAlphaPipeline if 'alpha' in name else diffusers.PixArtSigmaPipeline
+        return kind(tokenizer, encoder, vae, net, scheduler_of(name))
     tokenizer_5, encoder_5 = t5()
     if name == 'SD3':
         (tokenizer, encoder), (tokenizer_2, encoder_2) = clip(True, width=4), clip(True, width=6)
@@ -303,7 +303,7 @@ def pipeline_of(name):
 
 SIZE = dict(height=16, width=16)
 CALLS = {'DiT': {}, 'SD': SIZE, 'SDXL': SIZE, 'PixArt': dict(SIZE, use_resolution_binning=False, max_sequence_length=8), 'SD3': dict(SIZE, max_sequence_length=8),
-         'Flux': dict(SIZE, max_sequence_length=8)}
+         'PixArt, alpha': dict(SIZE, use_resolution_binning=False, max_sequence_length=8), 'Flux': dict(SIZE, max_sequence_length=8)}
 PIPED = """import os, sys, re, torch, json
 from diffusers import DiffusionPipeline
 sys.modules['bdense_nb'] = None
@@ -414,3 +414,23 @@ def test_a_class_without_adapters_is_refused():
 def test_adapters_say_what_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, 'peft', None)
     with pytest.raises(ImportError, match=r'needs peft.*bdense-nb\[lora\]'): with_adapters(teacher_of('SD'))
+
+
+class Piped:
+    "What a text pipeline does: it tells its network something of its prompts, and calls it."
+    def __init__(self, unet): self.unet, self.asked = unet, []
+    def __call__(self, prompts, num_inference_steps, **how):
+        self.asked.append(how)
+        n = len(prompts)
+        text = torch.tensor([len(p) for p in prompts]).half().reshape(n, 1, 1).expand(n, 4, 12)
+        self.unet(torch.zeros(n, *SHAPE), 0, encoder_hidden_states=text, cross_attention_kwargs=None,
+                  added_cond_kwargs=dict(text_embeds=text[:, 0, :10], time_ids=torch.ones(n, 6)), encoder_attention_mask=None)
+
+
+def test_conditions_of_prompts_are_caught_at_the_networks_door():
+    pipe = Piped(net_of('SDXL'))
+    pipe.unet.forward = lambda *a, **k: pytest.fail('the network was called')
+    cond = prompt_conditions(pipe, ['a', 'bcd', 'ef'], batch=2, guidance_scale=3.5)
+    assert list(cond) == ['encoder_hidden_states', 'added_cond_kwargs.text_embeds', 'added_cond_kwargs.time_ids'] and {len(v) for v in cond.values()} == {3}
+    assert cond['encoder_hidden_states'][:, 0, 0].tolist() == [1., 3., 2.] and cond['encoder_hidden_states'].dtype == torch.float32
+    assert [how['guidance_scale'] for how in pipe.asked] == [3.5, 3.5] and not pipe.unet._forward_pre_hooks

@@ -212,8 +212,7 @@ _PIPELINE = """import torch
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained(".")  # this folder
-images = pipe({call}).images
-# the student's own steps, from noise that is {excess:.2%} stronger
+images = pipe({call}).images  # the student's own steps{excess}
 """
 
 def pipeline_code(
@@ -234,8 +233,9 @@ def pipeline_code(
     if 'guidance_scale' in takes: call.append(f'guidance_scale={3.5 if guided else 1.}')
     call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
                 else f'sigmas={stock_steps(student)[0]}')
+    excess = unit_noise_excess(student)
     return _PIPELINE.format(pipeline=name, call=', '.join(call),
-                            excess=unit_noise_excess(student))
+                            excess=f', from noise that is {excess:.2%} stronger'*(excess > 3e-5))
 
 # %% ../../nbs/interop/02_export.ipynb #8ecdebbf
 def _plain(value) -> str: # Markdown that shows these characters: no HTML, link or column
