@@ -56,6 +56,19 @@ step = onnxruntime.InferenceSession('as_onnx/step.onnx')
 x = dict(x=numpy.ones((3, 2), 'float32'), sigma=numpy.array(2, 'float32'), sigma_next=numpy.array(1, 'float32'))
 print(list(step.run(None, x)[0].shape))
 '''
+WITHOUT_PEFT = 'from bdense_nb.interop.diffusers import add_adapters; add_adapters(None, 1, [], "")'
+ADAPTERS = '''
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from bdense_nb.diffusion.samplers import ConditionTable
+from bdense_nb.interop.diffusers import from_diffusers
+from bdense_nb.interop.export import with_adapters
+net = UNet2DConditionModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+                           down_block_types=('CrossAttnDownBlock2D',)*2, up_block_types=('CrossAttnUpBlock2D',)*2, cross_attention_dim=4, attention_head_dim=4)
+teacher = from_diffusers(net, DDPMScheduler())
+teacher.conditions = ConditionTable(torch.zeros(1, 2, 4))
+print({n.split('.')[-2] for n, p in with_adapters(teacher, 2).named_parameters() if p.requires_grad and 'lora' not in n})
+'''
 # extra -> (a job that says what is missing, jobs that it makes possible, and what the last one prints)
 EXTRAS = {
     'tensorboard': (('python', '-c', TENSORBOARD), [('python', '-c', TENSORBOARD)], '1 file of events'),
@@ -65,6 +78,7 @@ EXTRAS = {
     'diffusers': (('bdense_distill', 'few', '--teacher', 'named', *TINY),
                   [('python', '-c', A_UNET), ('bdense_distill', 'few', '--teacher', 'unet', *TINY),
                    ('bdense_export', 'few', 'as_diffusers', '--to', 'diffusers')], 'as_diffusers'),
+    'lora': (('python', '-c', WITHOUT_PEFT), [('python', '-c', ADAPTERS)], "{'conv_out'}"),
     'onnx': (('bdense_export', 'student', 'as_onnx', '--to', 'onnx'),
              [('bdense_export', 'student', 'as_onnx', '--to', 'onnx'), ('python', '-c', ONNX_STEP)], '[3, 2]'),
     'fid': (('python', '-c', WITHOUT_INCEPTION), [('python', '-c', INCEPTION)], '[2, 2048]'),

@@ -131,8 +131,8 @@ def test_classes(classy):
     x, sigma = z/a**.5, ((1 - a)/a)**.5
     with torch.no_grad(): by_class, without = classy(z, 500, class_labels=label).sample, classy(z, 500, class_labels=torch.full((3,), 3)).sample
     assert relative(plain.raw(x, sigma, label), by_class) < 1e-5 and relative(null.raw(x, sigma), without) < 1e-5
-    with pytest.raises(ValueError, match='pass label=; if its last class is the null class.*null_class=3'): plain(x, sigma)
-    with pytest.raises(ValueError, match='0..2'): sfd_of(null).sample(3, label=label)
+    with pytest.raises(ValueError, match='pass cond=.*; if its last class is the null class.*null_class=3'): plain(x, sigma)
+    with pytest.raises(ValueError, match='0..2'): sfd_of(null).sample(3, cond=label)
     with pytest.raises(ValueError, match='null class must be the last of the 4'): from_diffusers(classy, s, null_class=0)
 
 
@@ -216,8 +216,8 @@ class Other(nn.Module):
     (lambda: from_diffusers(Other(), DDPMScheduler()), 'as_denoiser'), (lambda: from_diffusers(unet_of()), 'pass scheduler='),
     (lambda: from_diffusers(unet_of(class_embed_type='timestep'), DDPMScheduler()), 'class_embed_type'), (lambda: from_diffusers(unet_of(time_embedding_type='fourier'), DDPMScheduler()), 'fourier'),
     (lambda: from_diffusers(unet_of(time_embedding_type='learned', num_train_timesteps=1000), DDPMScheduler()), 'learned'), (lambda: from_diffusers(unet_of(out_channels=2), DDPMScheduler()), 'variance'),
-    (lambda: from_diffusers(unet_of(), DDIMScheduler(rescale_betas_zero_snr=True)), 'zero signal'), (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, .5, 1.])), 'zero signal'),
-    (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler()), 'no betas'),
+    (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, 1., .5])), 'without signal before its last'),
+    (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), 'invert_sigmas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable')])
 def test_what_is_not_supported_is_named(make, match):
@@ -225,9 +225,9 @@ def test_what_is_not_supported_is_named(make, match):
 
 
 def test_another_kind_of_model_in_a_folder(tmp_path):
-    (tmp_path/'config.json').write_text('{"_class_name": "UNet2DConditionModel", "auto_map": {"AutoModel": "evil.Model"}}')
+    (tmp_path/'config.json').write_text('{"_class_name": "Transformer2DModel", "auto_map": {"AutoModel": "evil.Model"}}')
     (tmp_path/'evil.py').write_text('raise SystemExit("ran")')
-    with pytest.raises(TypeError, match='UNet2DConditionModel'): from_diffusers(tmp_path, DDPMScheduler())
+    with pytest.raises(TypeError, match='holds a Transformer2DModel; from_diffusers takes UNet2DModel, .*FluxTransformer2DModel; wrap another'): from_diffusers(tmp_path, DDPMScheduler())
 
 
 def test_a_start_above_the_table_is_refused_before_work(unet, monkeypatch):
@@ -310,7 +310,7 @@ def test_a_readme_samples_the_same(unet, classy, tmp_path):
     stock = dict(zip(students, sampled_by_stock(*(tmp_path/name for name in students))))
     for name, student in students.items():
         label = torch.arange(4) % 3 if student.denoiser.n_classes else None
-        ours = student.sample(4, label=label)
+        ours = student.sample(4, cond=label)
         if name == 'pd': same_pixels(stock[name].permute(0, 3, 1, 2), ours)
         else: assert relative(stock[name], ours) < 1e-4, name
 

@@ -131,13 +131,13 @@ def test_imagenet64_sfd_dry_run(tmp_path, nfe):
     student = distill(teacher, cfg, show=False)
     student.save(tmp_path)
     check_samples(student, load_student(tmp_path, 'cpu'), nfe)
-    assert student.sample(1, label=999).shape == (1, 3, 64, 64)
+    assert student.sample(1, cond=999).shape == (1, 3, 64, 64)
 
 
 def test_imagenet64_sfd_with_a_published_networks_interface():
     torch.manual_seed(0)
     student = distill(as_denoiser(Published(label_dim=1000)), preset('imagenet64-sfd', steps=1, batch=2), show=False)
-    assert student.denoiser.n_classes == 1000 and student.sample(2, label=[0, 999]).isfinite().all()
+    assert student.denoiser.n_classes == 1000 and student.sample(2, cond=[0, 999]).isfinite().all()
 
 
 def test_imagenet64_sfd_as_a_command(tmp_path, capsys):

@@ -83,15 +83,14 @@ def test_bad_type_and_shape(solver):
     for shape in ((), (3,)):
         with pytest.raises(ValueError, match='at least two axes'): sm.sample(D, torch.ones(shape), GRID, solver)
 
-BAD_LABELS = [
-    (torch.zeros(2, dtype=torch.long), ValueError), (torch.zeros(3, 10, dtype=torch.long), ValueError), (torch.tensor(1), ValueError),
-    (torch.zeros(3), TypeError), (torch.zeros(3, dtype=torch.int32), TypeError), (7, TypeError), ([0, 1, 2], TypeError),
-    (torch.zeros(3, dtype=torch.long, device='meta'), ValueError)]
+BAD_CONDITIONS = [
+    (torch.zeros(2, dtype=torch.long), ValueError), (torch.tensor(1), ValueError), (7, TypeError), ([0, 1, 2], TypeError), (torch.zeros(3, dtype=torch.long, device='meta'), ValueError),
+    (dict(a=torch.zeros(3), b=torch.zeros(2)), ValueError), (dict(a=torch.zeros(3), b=None), TypeError), (dict(a=torch.zeros(3, device='meta')), ValueError)]
 
 @ALL
-def test_bad_label(solver):
-    for label, error in BAD_LABELS:
-        with pytest.raises(error, match='label'): sm.sample(D, start(), GRID, solver, label=label)
+def test_bad_condition(solver):
+    for cond, error in BAD_CONDITIONS:
+        with pytest.raises(error, match='must be a tensor|a row for each of the 3 samples|is on meta'): sm.sample(D, start(), GRID, solver, cond=cond)
 
 def test_label_reaches_every_call():
     seen = []
@@ -99,7 +98,7 @@ def test_label_reaches_every_call():
         seen.append(label)
         return D(x, sigma)
     label = torch.tensor([4, 5, 6])
-    sm.sample(denoiser, start(), GRID, 'heun', label=label)
+    sm.sample(denoiser, start(), GRID, 'heun', cond=label)
     assert len(seen) == 10 and all(l is label for l in seen)
 
 @pytest.mark.parametrize('solver', ['Euler', 'ddim', '', None, 3])
@@ -188,12 +187,12 @@ def test_bad_vp_arguments():
     with pytest.raises(ValueError, match='eta'): sm.sample_vp(D, z, [0.5, 1.], 'ddpm', eta=0.5)
 
 
-@pytest.mark.parametrize('label, message', [(torch.tensor([0, 3]), r'label must be in 0\.\.2, got values from 0 to 3'), (torch.tensor([-1, 0]), 'from -1 to 0'), (torch.zeros(3, dtype=torch.long), 'one class per sample')])
+@pytest.mark.parametrize('label, message', [(torch.tensor([0, 3]), r'label must be in 0\.\.2, got values from 0 to 3'), (torch.tensor([-1, 0]), 'from -1 to 0'), (torch.zeros(3, dtype=torch.long), r'int64 tensor of shape \(2,\)'), (torch.zeros(2), r'int64 tensor of shape \(2,\)'), (torch.zeros(2, dtype=torch.int32), 'int64')])
 def test_classes_that_a_denoiser_does_not_know(label, message):
     class Three(GaussianDenoiser): n_classes = 3
     class Without(GaussianDenoiser): n_classes = 0
     x = torch.zeros(2, 2)
     for walk in (sm.sample, sm.trajectory):
-        with pytest.raises(ValueError, match=message): walk(Three(0., 1.), x, [2., 1.], label=label)
-        with pytest.raises(ValueError, match='no classes'): walk(Without(0., 1.), x, [2., 1.], label=torch.zeros(2, dtype=torch.long))
-        walk(GaussianDenoiser(0., 1.), x, [2., 1.], label=label[:2])
+        with pytest.raises(ValueError, match=message): walk(Three(0., 1.), x, [2., 1.], cond=label)
+        with pytest.raises(ValueError, match='no classes'): walk(Without(0., 1.), x, [2., 1.], cond=torch.zeros(2, dtype=torch.long))
+        walk(GaussianDenoiser(0., 1.), x, [2., 1.], cond=label[:2])

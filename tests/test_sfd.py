@@ -88,7 +88,7 @@ def host_step(teacher, student, cfg, i):
     "SFD without branches, written out: one loss for every student step that calls the network."
     fine, nodes = cfg.grids
     x, label = cfg.sigma_max*sample_noise(cfg.seeds(i), cfg.shape), None
-    y = trajectory(teacher, x, fine, cfg.solver, label=label)[::cfg.substeps]
+    y = trajectory(teacher, x, fine, cfg.solver, cond=label)[::cfg.substeps]
     for n, (t, s) in enumerate(zip(nodes[:-1].tolist(), nodes[1:].tolist())):
         if cfg.afs and n == 0: x = euler_step(x, afs_x0(x, t), t, s); continue
         x0_hat = student(x, t)

@@ -31,7 +31,7 @@ def classy(): return Student(shaken(EDMDenoiser(MLP(width=8, depth=1, n_classes=
 
 def test_sample_is_the_sampler(classy):
     x = 80*sample_noise(range(3, 10), (2,))
-    want = sample(classy.denoiser, x, GRID, afs=True, label=sample_labels(range(3, 10), 5))
+    want = sample(classy.denoiser, x, GRID, afs=True, cond=sample_labels(range(3, 10), 5))
     assert torch.equal(classy.sample(7, seed=3), want)
 
 
@@ -46,8 +46,8 @@ def test_cost_is_counted(plain, steps, afs):
 
 
 def test_one_class_may_be_given_in_any_form(classy):
-    want = classy.sample(3, label=2)
-    for label in (torch.tensor(2), [2, 2, 2], torch.full((3,), 2)): assert torch.equal(classy.sample(3, label=label), want)
+    want = classy.sample(3, cond=2)
+    for label in (torch.tensor(2), [2, 2, 2], torch.full((3,), 2)): assert torch.equal(classy.sample(3, cond=label), want)
 
 
 class Untouchable(EDMDenoiser):
@@ -55,11 +55,11 @@ class Untouchable(EDMDenoiser):
     def raw(self, x, sigma, label=None): raise AssertionError('work was done')
 
 
-@pytest.mark.parametrize('kw', [dict(label='shoe'), dict(label=1.5), dict(label=[1, 2]), dict(label=torch.zeros(3, 1, dtype=torch.long)), dict(label=5), dict(label=-1), dict(label=[0, 4, 5]), dict(label=True),
+@pytest.mark.parametrize('kw', [dict(cond='shoe'), dict(cond=1.5), dict(cond=[1, 2]), dict(cond=torch.zeros(3, 1, dtype=torch.long)), dict(cond=5), dict(cond=-1), dict(cond=[0, 4, 5]), dict(cond=True),
                                 dict(seed='a'), dict(seed=1.5), dict(seed=-1), dict(batch=0), dict(batch=None)], ids=str)
 def test_sampling_refuses_bad_input_before_any_work(kw):
     student = Student(Untouchable(MLP(width=8, depth=1, n_classes=5)), GRID, True, (2,))
-    with pytest.raises(ValueError, match=next(iter(kw))): student.sample(3, **kw)
+    with pytest.raises(ValueError, match=next(iter(kw)).replace('cond', 'label')): student.sample(3, **kw)
 
 
 @pytest.mark.parametrize('n', [0, -1, 1.5, '3', True])
@@ -68,7 +68,7 @@ def test_sampling_refuses_bad_numbers(plain, n):
 
 
 def test_a_student_without_classes_takes_no_label():
-    with pytest.raises(ValueError, match='no classes'): Student(Untouchable(MLP(width=8, depth=1)), GRID, True, (2,)).sample(3, label=0)
+    with pytest.raises(ValueError, match='no classes'): Student(Untouchable(MLP(width=8, depth=1)), GRID, True, (2,)).sample(3, cond=0)
 
 
 def test_a_closed_form_can_be_dressed_as_a_student():

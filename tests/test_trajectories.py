@@ -232,7 +232,7 @@ def test_walk_passes_the_labels():
     teacher = frozen_copy(classy(), (2,))
     traj, label = PLAN.walk(teacher, range(8))
     assert torch.equal(label, sample_labels(range(8), 10))
-    assert torch.equal(traj.xs, trajectory(teacher, traj[0], FINE, 'dpmpp3m', label=label).xs)
+    assert torch.equal(traj.xs, trajectory(teacher, traj[0], FINE, 'dpmpp3m', cond=label).xs)
     assert not torch.equal(traj.xs, trajectory(teacher, traj[0], FINE, 'dpmpp3m').xs)
 
 

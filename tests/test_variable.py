@@ -206,7 +206,7 @@ def test_what_is_learned_is_what_is_sampled(student, teacher):
 def test_an_exact_teacher_and_classes(blobs, teacher):
     assert sfd_variable(blobs, TINY, (1, 2), show=False, student=teacher).nfe == (1, 2)
     classy = sfd_variable(shaken(EDMDenoiser(MLP(width=8, depth=1, n_classes=3))), TINY, (1, 2), show=False)
-    assert not torch.equal(classy.sample(4, label=0, nfe=2), classy.sample(4, label=1, nfe=2))
+    assert not torch.equal(classy.sample(4, cond=0, nfe=2), classy.sample(4, cond=1, nfe=2))
     with pytest.raises(TypeError, match='student='): sfd_variable(blobs, TINY, show=False)
 
 

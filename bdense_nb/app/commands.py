@@ -33,9 +33,9 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
            'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
            'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of', 'data_of', 'find_data', 'find_student',
-           'Distill', 'host_of', 'distill_configs', 'five_calls', 'fitted', 'is_banked', 'distill_plan', 'make_banks',
-           'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan',
-           'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality',
+           'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'fitted', 'is_banked', 'distill_plan',
+           'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search', 'search_configs',
+           'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality',
            'check_features', 'find_reality', 'quality_of', 'check_pair', 'measure_student', 'evaluate_plan',
            'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment',
            'evaluate', 'Export', 'check_export', 'export']
@@ -46,11 +46,11 @@ from .shell import Command, Line, Options
 from ..core import (about_run, check_choice, check_int, data_dir, default_device, load_tensors,
                     locked, read_json, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
-from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, NetDenoiser, VPDenoiser,
-                                           check_teacher, load_denoiser, load_teacher, read_about,
-                                           save_denoiser)
+from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, FlowDenoiser, GuidedDenoiser,
+                                           NetDenoiser, VPDenoiser, check_teacher, load_denoiser,
+                                           load_teacher, read_about, save_denoiser, unguided)
 from ..diffusion.nets import MLP, UNet
-from ..diffusion.samplers import Sampler
+from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset, reference_plan
 from ..distillation.losses import BRANCH_WEIGHTS
@@ -711,6 +711,27 @@ class Distill(Watched, Teachers):
     teacher_data: str | None = None
     trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
     overwrite: bool = False # forget a run or a student that is in the folder, and start again
+    # distil the teacher as classifier-free guidance of this scale makes it: the student needs one
+    # call where the guided teacher needs two
+    guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None # noise levels between which it acts
+    # safetensors whose rows are the teacher's conditions, such as embeddings of prompts, each
+    # sample gets one by its seed; default: the teacher's own, or random classes
+    conditions: str | None = None
+    null_condition: str | None = None # safetensors of one row: the condition of "nothing", to guide
+
+def conditioned(teacher: NetDenoiser, options: Distill) -> NetDenoiser | GuidedDenoiser:
+    "A teacher with the conditions and the guidance that were asked for."
+    if options.conditions: teacher.conditions = ConditionTable.load(options.conditions)
+    if options.guidance_scale is None:
+        if extra := [k for k in ('guidance_interval', 'null_condition') if getattr(options, k)]:
+            raise ValueError(f'{extra[0]} belongs to guidance: pass --guidance_scale too')
+        return teacher
+    null = options.null_condition and ConditionTable.load(options.null_condition)
+    if null and len(null) != 1:
+        raise ValueError(f'{options.null_condition} must hold one row, it holds {len(null)}')
+    return GuidedDenoiser(teacher, options.guidance_scale, null.rows if null else None,
+                          options.guidance_interval)
 
 def host_of(config: dict, base) -> type:
     "The class that a stored configuration is of; one of few fields is of the preset's."
@@ -742,8 +763,13 @@ def five_calls(folder: str, net: str | None = None) -> Student:
     most = 5 if 5 in counts else max(counts, default=None)
     return find_student(folder, most, Networks(device='cpu', net=net))
 
-def fitted(cfg, source: NetDenoiser, shape: tuple[int, ...], given: frozenset[str]):
+def fitted(cfg, source: Callable, shape: tuple[int, ...], given: frozenset[str]):
     "The configuration as this teacher needs it, where nothing else was asked for."
+    source = unguided(source)
+    if isinstance(source, FlowDenoiser) and 'config' not in given:
+        natural = dict(schedule='flow', sigma_max=1000.)
+        cfg = replace(cfg, **{k: v for k, v in natural.items() if k not in given})
+        given = given | natural.keys()
     if isinstance(cfg, PDConfig):
         own_table = isinstance(source, VPDenoiser) and 'schedule' not in given
         return replace(cfg, schedule='teacher') if own_table else cfg
@@ -785,7 +811,7 @@ def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
 
 def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
     "Say whether a teacher answers with clean estimates, and refuse one that does not."
-    found = check_teacher(source, *pairs, refuse=False)
+    found = check_teacher(unguided(source), *pairs, refuse=False) # guidance exaggerates
     if found.ok:
         return print(f'the teacher answers with clean estimates at all {len(found.sigmas)} noise '
                      f'levels that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
@@ -797,6 +823,10 @@ def distill_data(options: Distill, line: Line, cfg, source: NetDenoiser, shape: 
     needed = cfg.needs_data
     if needed and options.bank:
         raise ValueError('a bank belongs to SFD; choose another preset')
+    if needed and getattr(source, 'conditions', None) is not None:
+        raise ValueError('Progressive Distillation needs the condition of every image of its data, '
+                         'and a folder has none: choose a preset of SFD, or call '
+                         'bdense_nb.progressive(teacher, data, cfg, labels) from Python')
     kind = options.data or data_of(options.teacher) if options.data or needed else None
     if 'split' in line.given and kind not in ('fashion_mnist', 'cifar10'):
         raise ValueError(f'split belongs to fashion_mnist and cifar10, not to {kind or "no data"}')
@@ -813,7 +843,9 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank: check_folder(options.bank, ('nfe-*',))
     source = find_teacher(teacher, options)
-    shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(teacher, source, options.size)
+    if 'shape' in line.given: shape = tuple(cfg.shape)
+    else: shape = shape_of(teacher, unguided(source), options.size)
+    source = conditioned(source, options)
     cfg = fitted(cfg, source, shape, line.given)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)

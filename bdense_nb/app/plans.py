@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from ..core import sample_labels, sample_noise
+from ..core import sample_noise
 from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser
-from ..diffusion.samplers import device_of
+from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
@@ -129,13 +129,12 @@ def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: 
     "Models and steps of a run by batch; into `walks` go the seconds of the teacher's trajectories."
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
-        n_classes = model.denoiser.n_classes
-        labels = sample_labels(range(n), n_classes) if n_classes else None
         small = cfg.small(n)
         begin = time.perf_counter()
         bank = small.bank(teacher, show=False)
         if bank is not None: walks[n] = time.perf_counter() - begin
-        return model, small.step_function(teacher, bank, sample_noise(range(n), shape), labels)
+        return model, small.step_function(teacher, bank, sample_noise(range(n), shape),
+                                          draw_conditions(model.denoiser, range(n)))
     return make
 
 def estimate_run(

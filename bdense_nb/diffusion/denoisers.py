@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
                     data_dir, default_device, load_tensors, read_json, save_tensors, sha256,
                     write_json)
@@ -22,10 +23,11 @@ from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
 
 # %% auto #0
-__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'GaussianDenoiser', 'MixtureDenoiser', 'NetDenoiser',
-           'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'VPDenoiser', 'check_top',
-           'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser', 'is_whole', 'read_run',
-           'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
+           'MixtureDenoiser', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision', 'EDMDenoiser',
+           'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows',
+           'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser',
+           'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -38,6 +40,21 @@ def as_column(
     if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
         raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
+
+def map_cond(
+    f: Callable[[Tensor], Tensor],
+    cond: Tensor | dict[str, Tensor] | None, # a condition
+) -> Tensor | dict[str, Tensor] | None: # of the same kind
+    "Apply a function to a condition: to the tensor, or to each tensor of the dict."
+    if isinstance(cond, dict): return {k: f(v) for k, v in cond.items()}
+    return None if cond is None else f(cond)
+
+def cond_like(
+    cond: Tensor | dict[str, Tensor] | None, # a condition
+    x: Tensor, # the samples it belongs to
+) -> Tensor | dict[str, Tensor] | None:
+    "A condition on the device of its samples, and in their dtype if it is floating point."
+    return map_cond(lambda t: t.to(x if t.is_floating_point() else x.device), cond)
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #634c7040
 class GaussianDenoiser:
@@ -53,7 +70,7 @@ class GaussianDenoiser:
     def _mean(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.mean, dtype=x.dtype, device=x.device)
 
-    def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
+    def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
         s = as_column(sigma, x)
         mean = self._mean(x)
         return mean + self.std**2/(self.std**2 + s**2)*(x - mean)
@@ -86,7 +103,7 @@ class MixtureDenoiser:
         self.stds = stds
         self.weights = weights/weights.sum()
 
-    def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
+    def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
         check_shape('x', x, 'B', *self.means.shape[1:])
         means = self.means.to(x).flatten(1)                                 # [M, d]
         stds = self.stds.to(x)
@@ -106,8 +123,10 @@ class MixtureDenoiser:
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
+    conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
+
     def __init__(self,
-        net: nn.Module, # `net(x_in, noise, label)`, noise [B]
+        net: nn.Module, # `net(x_in, noise, cond)`, noise [B]
     ):
         super().__init__()
         self.net = net
@@ -115,19 +134,23 @@ class NetDenoiser(nn.Module):
     @property
     def n_classes(self) -> int: return getattr(self.net, 'n_classes', 0) # 0: unconditional
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
-        raise TypeError('use a subclass: EDMDenoiser or VPDenoiser')
+        raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+        return self.to_x0(raw, x[:, None], sigma)
 
     def forward(self,
         x: Tensor, # [B, *D] = x0 + sigma*eps
         sigma: float | Tensor, # [] or [B], above 0
-        label: Tensor | None = None, # [B], int64 in 0..n_classes-1; None: the null class
+        # classes [B], int64 in 0..n_classes-1; or what else the network takes with its x, a tensor
+        # or a dict of tensors, batch first; None: the null class
+        cond: Tensor | dict | None = None,
     ) -> Tensor: # [B, *D], the clean estimate
-        return self.to_x0(self.raw(x, sigma, label), x, sigma)
+        return self.to_x0(self.raw(x, sigma, cond), x, sigma)
 
-    def check(self, x: Tensor, sigma, label: Tensor | None = None) -> None:
+    def check(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> None:
         "For callers from outside (`forward` trusts): refuse what would give NaN or a late error."
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = getattr(x, 'dtype', type(x).__name__)
@@ -141,7 +164,26 @@ class NetDenoiser(nn.Module):
         good = (s > 0) & (s < math.inf)
         if s.device.type == 'cpu' and not good.all(): # a GPU would have to be waited for
             raise ValueError(f'sigma must be finite and above 0, got {sigma}')
-        check_classes(label, len(x), self.n_classes)
+        check_cond(cond, x, self.n_classes)
+
+def check_cond(
+    cond: Tensor | dict | None, # classes [B], int64; or a tensor or dict of tensors with B rows
+    x: Tensor, # [B, *D], the samples it belongs to
+    n_classes: int | None = None, # that the network knows, 0: none; None: it does not say
+) -> None:
+    "Refuse a condition that cannot belong to its samples, and classes that are not known."
+    if cond is None: return
+    labels = isinstance(cond, Tensor) and cond.dtype == torch.long and cond.ndim == 1
+    if n_classes and not isinstance(cond, dict) or n_classes == 0 and labels:
+        check_classes(cond, len(x), n_classes)
+    for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
+        if not isinstance(t, Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(t).__name__}; a condition is a '
+                            'tensor or a dict of tensors, batch first')
+        if t.shape[:1] != x.shape[:1]:
+            raise ValueError(f'{name} must have a row for each of the {len(x)} samples, got shape '
+                             f'{tuple(t.shape)}')
+        if t.device != x.device: raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
 
 def check_classes(
     label: Tensor | None, # [B]
@@ -156,6 +198,7 @@ def check_classes(
     if kind != torch.long or shape != (n,):
         raise ValueError(f'label must be an int64 tensor of shape {(n,)} with values in '
                          f'0..{n_classes - 1}, got {kind} {shape}')
+    if label.device.type != 'cpu': return # reading it would wait for the GPU
     if n and not 0 <= int(label.min()) <= int(label.max()) < n_classes:
         raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} '
                          f'to {int(label.max())}')
@@ -172,7 +215,7 @@ def check_precision(denoiser: Callable) -> None:
 class EDMDenoiser(NetDenoiser):
     "EDM (Karras et al. 2022, table 1): scaled so that the network sees and predicts unit variance."
     def __init__(self,
-        net: nn.Module, # `net(x_in, c_noise, label)`, c_noise = ln(sigma)/4
+        net: nn.Module, # `net(x_in, c_noise, cond)`, c_noise = ln(sigma)/4
         sigma_data: float = .5, # standard deviation of the data
     ):
         super().__init__(net)
@@ -182,10 +225,10 @@ class EDMDenoiser(NetDenoiser):
     @property
     def config(self) -> dict: return dict(sigma_data=self.sigma_data)
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor: # [B (or B*K), *D]
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor: # [B (or B*K), *D]
         s = as_column(sigma, x)
         noise = (s.flatten().log()/4).expand(x.shape[0])
-        return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, label)
+        return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, cond)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         s = as_column(sigma, x)
@@ -195,26 +238,95 @@ class EDMDenoiser(NetDenoiser):
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
 class ModuleDenoiser(NetDenoiser):
-    "A module that is a denoiser already, `D(x, sigma, label)`; sigma reaches it as [B]."
+    "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
     @property
     def config(self) -> dict: return {}
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
-        return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), label)
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), cond)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
+
+# %% ../../nbs/diffusion/02_denoisers.ipynb #66cc43ed
+class _Socket(nn.Module):
+    "Stands where a network was: notes what it is asked, or answers with what was put into it."
+    def __init__(self):
+        super().__init__()
+        self.asked = None
+        self.answer = None
+
+    def forward(self, *args, **kwargs):
+        if self.answer is not None: return self.answer
+        self.asked = (args, kwargs)
+        return torch.zeros_like(args[0])
+
+class PreconditionedDenoiser(NetDenoiser):
+    """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
+    says with x itself; its branches are combined in the same way."""
+    def __init__(self,
+        module: nn.Module, # it is copied; sigma reaches it as [B], a dict `cond` by its names
+        inner: str = 'model', # name of the network in it, which it calls once
+        takes: str | None = None, # its name for a condition that is a tensor; None: the third
+    ):
+        module = copy.deepcopy(module)
+        if not isinstance(net := getattr(module, inner, None), nn.Module):
+            names = ', '.join(name for name, _ in module.named_children())
+            raise ValueError(f'{type(module).__name__} has no network {inner!r}; pass inner= the '
+                             f'name of the one it calls, of: {names}')
+        super().__init__(net)
+        setattr(module, inner, _Socket())
+        self.outer = module
+        self.inner = inner
+        self.takes = takes
+        self.one_hot = int(getattr(module, 'label_dim', 0) or 0) # EDM's classes are such rows
+
+    @property
+    def n_classes(self) -> int: return self.one_hot or getattr(self.net, 'n_classes', 0)
+
+    @property
+    def config(self) -> dict: return dict(inner=self.inner, takes=self.takes)
+
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        socket = getattr(self.outer, self.inner)
+        if self.one_hot and isinstance(cond, Tensor): cond = F.one_hot(cond, self.one_hot).to(x)
+        if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
+        named = cond if isinstance(cond, dict) else {}
+        rest = () if cond is None or named else (cond,)
+        self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+        args, kwargs = socket.asked
+        socket.asked = None
+        return self.net(*args, **kwargs)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
+        socket = getattr(self.outer, self.inner)
+        socket.answer = raw
+        try: return self.outer(x, as_column(sigma, x).flatten().expand(len(x)))
+        finally: socket.answer = None
+
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+        K = raw.shape[1]
+        s = as_column(sigma, x).flatten().expand(len(x))
+        x0s = self.to_x0(raw.flatten(0, 1), x.repeat_interleave(K, 0), s.repeat_interleave(K, 0))
+        return x0s.unflatten(0, (-1, K))
+
+    def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
+        whole = copy.deepcopy(self.outer)
+        setattr(whole, self.inner, copy.deepcopy(self.net))
+        return whole
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b58baf30
 class VPDenoiser(NetDenoiser):
     "A DDPM-style network (it predicts eps, x0 or v from a VP state) as a denoiser on the VE scale."
     def __init__(self,
-        net: nn.Module, # `net(z, index, label)`, index its time input in 0..T-1, not always whole
-        alpha_bar: Tensor, # [T], descending in (0, 1)
+        net: nn.Module, # `net(z, index, cond)`, index its time input in 0..T-1, not always whole
+        # [T], descending in (0, 1); a last 0 (zero terminal SNR) is left out: there sigma is infinite
+        alpha_bar: Tensor,
         prediction: str = 'eps', # one of `PREDICTIONS`
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
         a = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
@@ -233,9 +345,9 @@ class VPDenoiser(NetDenoiser):
         high = self.log_sigmas[i]
         return (i - 1 + ((want - low)/(high - low)).clamp(0, 1)).to(sigma.dtype)
 
-    def raw(self, x: Tensor, sigma, label: Tensor | None = None) -> Tensor:
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         s = as_column(sigma, x)
-        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), label)
+        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), cond)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
         if self.prediction == 'x0': return raw
@@ -243,13 +355,111 @@ class VPDenoiser(NetDenoiser):
         if self.prediction == 'eps': return x - s*raw
         return (x/(1 + s**2).sqrt() - s*raw)/(1 + s**2).sqrt()
 
+# %% ../../nbs/diffusion/02_denoisers.ipynb #b3bc043c
+class FlowDenoiser(NetDenoiser):
+    """A flow-matching network as a denoiser on the VE scale: it predicts the velocity eps - x0 at
+    x_t = (1-t)*x0 + t*eps (Lipman et al. 2023; Liu et al. 2023)."""
+    def __init__(self,
+        net: nn.Module, # `net(x_t, time_scale*t, cond)`, its time input [B]
+        time_scale: float = 1., # what t in 0..1 is multiplied by; 1000 in diffusers' families
+        data_time: int = 0, # t of clean data; 1: time runs backwards, the velocity is x0 - eps
+    ):
+        super().__init__(net)
+        check_number('time_scale', time_scale, Within(above=0))
+        check_choice('data_time', data_time, (0, 1))
+        self.time_scale = time_scale
+        self.data_time = data_time
+
+    @property
+    def config(self) -> dict: return dict(time_scale=self.time_scale, data_time=self.data_time)
+
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        s = as_column(sigma, x)
+        t = 1/(1 + s) if self.data_time else s/(1 + s)
+        return self.net(x/(1 + s), (self.time_scale*t).flatten().expand(x.shape[0]), cond)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
+        s = as_column(sigma, x)
+        return (x + s*raw if self.data_time else x - s*raw)/(1 + s)
+
+# %% ../../nbs/diffusion/02_denoisers.ipynb #076b22a4
+class GuidedDenoiser(nn.Module):
+    """Classifier-free guidance as a denoiser (Ho and Salimans 2022): two network calls, the
+    answer without a condition plus `scale` times what the condition changes."""
+    def __init__(self,
+        denoiser: Callable, # conditional, D(x, sigma, cond)
+        scale: float, # 1: as without guidance, which is one call
+        # the condition of "nothing": a class, one row [1, ...] of a tensor or of each tensor of a
+        # dict; None: the denoiser knows by itself
+        null: int | Tensor | dict | None = None,
+        # noise levels (low, high) between which it acts; None: everywhere
+        interval: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        check_number('scale', scale, Within(at_least=0))
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+            raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
+                             f'got {interval!r}')
+        self.denoiser = denoiser
+        self.scale = scale
+        self.null = null
+        self.interval = interval
+
+    @property
+    def n_classes(self) -> int: return getattr(self.denoiser, 'n_classes', 0)
+
+    @property
+    def conditions(self) -> Callable | None: return getattr(self.denoiser, 'conditions', None)
+
+    @conditions.setter
+    def conditions(self, draw: Callable | None) -> None: self.denoiser.conditions = draw
+
+    @property
+    def config(self) -> dict: # for a student's card
+        interval = {} if self.interval is None else dict(guidance_interval=list(self.interval))
+        return dict(guidance_scale=self.scale, **interval)
+
+    def forward(self,
+        x: Tensor, # [B, *D]
+        sigma: float | Tensor, # [] or [B], above 0
+        cond: Tensor | dict | None = None, # with B rows
+    ) -> Tensor: # [B, *D]
+        if cond is None:
+            raise ValueError('guidance exaggerates a condition, and cond is None: pass a condition '
+                             'for each sample, or use the denoiser without guidance')
+        scale = self._scale(x, sigma)
+        given = self.denoiser(x, sigma, cond)
+        if (scale == 1).all(): return given
+        none = self.denoiser(x, sigma, null_rows(self.null, len(x), x.device))
+        return none + scale.to(x)*(given - none)
+
+    def _scale(self, x: Tensor, sigma) -> Tensor: # [1 or B, 1, ...]
+        s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, *[1]*(x.ndim - 1))
+        low, high = self.interval or (0., math.inf)
+        return torch.where((s >= low) & (s <= high), self.scale, torch.ones_like(s))
+
+def null_rows(
+    null: int | Tensor | dict | None, # a class, or single rows: see `GuidedDenoiser`
+    n: int, # samples
+    device: torch.device,
+) -> Tensor | dict | None: # n rows
+    "The condition of \"nothing\" for a batch."
+    if isinstance(null, dict): return {k: null_rows(v, n, device) for k, v in null.items()}
+    if null is None: return None
+    row = torch.as_tensor(null, device=device)
+    return row.expand(n) if row.ndim == 0 else row.expand(n, *row.shape[1:])
+
+def unguided(denoiser: Callable) -> Callable:
+    "What a guided denoiser guides; any other as it is."
+    return denoiser.denoiser if isinstance(denoiser, GuidedDenoiser) else denoiser
+
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b113963d
 def check_top(
     sigma_max: float, # the first noise level of sampling
     *denoisers: Callable, # the teacher, the student
 ) -> None:
     "Refuse to start above the noisiest level of a network that has a table of levels."
-    for d in denoisers:
+    for d in map(unguided, denoisers):
         if not isinstance(d, VPDenoiser): continue
         top = d.log_sigmas[-1].exp().item()
         if sigma_max > top*(1 + 1e-5):
@@ -330,14 +540,16 @@ class _Noised:
         finally:
             if hook is not None: hook.remove()
 
-    def ask_flow(self, sign: int, scale: float) -> list[Tensor]: # [N, *D] for each level
-        "The answers, if it is a flow-matching network: of sign*(eps - x0), at times 0..scale."
+    def ask_flow(self, data_time: int, scale: float) -> list[Tensor]: # [N, *D] for each level
+        "The answers, if it is a flow-matching network: see `FlowDenoiser`."
         pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
-        return [z - sign*t*self._batched(z, scale*t) for z, t in pairs]
+        if data_time: return [z + t*self._batched(z, scale*(1 - t)) for z, t in pairs]
+        return [z - t*self._batched(z, scale*t) for z, t in pairs]
 
     def _batched(self, x: Tensor, sigma: float, batch: int = 64) -> Tensor:
         parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
-        return torch.cat([self.denoiser(x[p], sigma, _rows(self.cond, p)) for p in parts])
+        rows = lambda p: map_cond(lambda t: t[p], self.cond)
+        return torch.cat([self.denoiser(x[p], sigma, rows(p)) for p in parts])
 
     def limits(self) -> list[float]: # mean squares
         q = self.power
@@ -357,15 +569,13 @@ def _square(t: Tensor) -> float: return float(t.double().square().mean())
 def _below(errors: list[float], limits: list[float]) -> bool:
     return all(e <= limit for e, limit in zip(errors, limits))
 
-def _rows(cond, rows): # rows of a tensor, or of each tensor of a dict; anything else has none
-    if isinstance(cond, dict): return {k: v[rows] for k, v in cond.items()}
-    return cond[rows] if isinstance(cond, Tensor) else cond
-
 # %% ../../nbs/diffusion/02_denoisers.ipynb #c3253cbd
-def _velocity(sign: int, time: str = 't') -> str:
-    name = 'eps - x0' if sign == 1 else 'x0 - eps'
-    return (f'the velocity {name} of flow matching: with t = sigma/(1 + sigma) and z = (1 - t)*x '
-            f'its denoiser is z {"-" if sign == 1 else "+"} t*net(z, {time})')
+def _velocity(data_time: int = 0, scale: float = 1.) -> str:
+    how = f', time_scale={scale:g}'*(scale != 1) + ', data_time=1'*data_time
+    name = 'x0 - eps' if data_time else 'eps - x0'
+    return f'the velocity {name} of flow matching, which FlowDenoiser(net{how}) takes'
+
+_FLOWS = ((0, 1.), (1, 1.), (0, 1000.), (1, 1000.)) # time of the data, scale of time
 
 # what a network may have been trained to predict, of x0, eps and sigma; and what its denoiser is
 _PREDICTIONS = {
@@ -374,8 +584,8 @@ _PREDICTIONS = {
             'the noise eps, which VPDenoiser(net, alpha_bar, \'eps\') takes'),
     'v': (lambda x0, eps, s: (eps - s*x0)/(1 + s**2)**.5,
           'v = alpha*eps - sigma_vp*x0, which VPDenoiser(net, alpha_bar, \'v\') takes'),
-    'velocity': (lambda x0, eps, s: eps - x0, _velocity(1)),
-    'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(-1)),
+    'velocity': (lambda x0, eps, s: eps - x0, _velocity()),
+    'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(1)),
     'score': (lambda x0, eps, s: -eps/s, 'the score: its denoiser is x + sigma**2*net(x, sigma)')}
 
 def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
@@ -384,9 +594,8 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     if other := _other_prediction(noised): return other
     if other := _other_scale(noised, answers): return other
     as_linear = [1.1*e for e in noised.linear_errors()] # the most that a fitting velocity may have
-    for sign, scale in ((1, 1.), (-1, 1.), (1, 1000.), (-1, 1000.)):
-        if _below(noised.errors(noised.ask_flow(sign, scale)), as_linear):
-            return _velocity(sign, 't' if scale == 1 else f'{scale:g}*t')
+    for how in _FLOWS:
+        if _below(noised.errors(noised.ask_flow(*how)), as_linear): return _velocity(*how)
     limits = noised.limits()
     failed = sum(not e <= limit for e, limit in zip(noised.errors(answers), limits))
     scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
@@ -398,15 +607,23 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
     return ''
 
 def _other_prediction(noised: _Noised) -> str: # '' if it is not that
-    "Does the network of a `VPDenoiser` predict something else than it was said to?"
+    "Does the network of a `VPDenoiser` or a `FlowDenoiser` predict something else than was said?"
     own = noised.denoiser
-    if not isinstance(own, VPDenoiser): return ''
-    for kind in PREDICTIONS:
-        other = copy.copy(noised)
-        other.denoiser = VPDenoiser(own.net, own.alpha_bar, kind)
-        if kind != own.prediction and _below(other.errors(other.ask()), noised.limits()):
-            return _PREDICTIONS[kind][1]
-    return ''
+    others = []
+    if isinstance(own, VPDenoiser):
+        others = [(VPDenoiser(own.net, own.alpha_bar, kind), _PREDICTIONS[kind][1])
+                  for kind in PREDICTIONS if kind != own.prediction]
+    if isinstance(own, FlowDenoiser):
+        others = [(FlowDenoiser(own.net, scale, data_time), _velocity(data_time, scale))
+                  for data_time, scale in _FLOWS
+                  if (data_time, scale) != (own.data_time, own.time_scale)]
+    found = {}
+    for other, name in others:
+        asked = copy.copy(noised)
+        asked.denoiser = other
+        errors = asked.errors(asked.ask())
+        if _below(errors, noised.limits()): found[name] = sum(errors)
+    return min(found, key=found.get, default='')
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
     "How far answers are from a prediction where it fits best; at 0 as far as a linear guess at it."
@@ -442,7 +659,7 @@ def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is n
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #a7268516
 def check_teacher(
-    denoiser: Callable, # D(x, sigma, label)
+    denoiser: Callable, # D(x, sigma, cond)
     data: Tensor, # [N, *D], clean, some of what it was trained on
     cond: Tensor | dict | None = None, # [N] classes, or whatever the denoiser takes with its x
     sigmas: tuple[float, ...] | None = None, # noise levels; None: 8, .05 to 20 times the data
@@ -458,9 +675,9 @@ def check_teacher(
     n = max(64, 4096//data[0].numel()) if n is None else n
     check_int('n', n, 1)
     pick = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
-    cond = _rows(cond, pick)
     mine = next(denoiser.parameters(), data) if isinstance(denoiser, nn.Module) else data
     chosen = data[pick].to(mine)
+    cond = cond_like(map_cond(lambda t: t[pick.to(t.device)], cond), chosen)
     with undisturbed(denoiser):
         noised = _Noised(denoiser, chosen, cond, _levels(denoiser, chosen, sigmas), seed)
         answers = noised.ask()
@@ -506,7 +723,9 @@ def check_samples(
                          'estimates; check_teacher(teacher, data) says what it seems to predict')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
-DENOISERS = {'EDMDenoiser': EDMDenoiser, 'VPDenoiser': VPDenoiser, 'ModuleDenoiser': ModuleDenoiser}
+DENOISERS = {kind.__name__: kind
+             for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser,
+                          PreconditionedDenoiser)}
 WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 

@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, Within, check_choice, check_int, check_number,
-                            check_sigmas, check_state, sample_labels, sample_noise)
-from .denoisers import check_classes
+                            check_sigmas, check_state, load_tensors, sample_labels, sample_noise,
+                            save_tensors)
+from .denoisers import check_cond, cond_like, map_cond
 
 # %% auto #0
 __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'heun_step', 'dpm2_step', 'ipndm_step', 'dpmpp_step',
-           'euler', 'heun', 'dpm2', 'ipndm', 'dpmpp_order', 'dpmpp', 'afs_x0', 'check_label', 'SamplerStep',
-           'sampler_steps', 'sample', 'trajectory', 'ddim_step', 'ddpm_step', 'sample_vp', 'device_of', 'draw_start',
-           'asked_labels', 'Sampler', 'clipped', 'thresholded']
+           'euler', 'heun', 'dpm2', 'ipndm', 'dpmpp_order', 'dpmpp', 'afs_x0', 'SamplerStep', 'sampler_steps', 'sample',
+           'trajectory', 'ddim_step', 'ddpm_step', 'sample_vp', 'device_of', 'draw_start', 'draw_conditions',
+           'asked_conditions', 'ConditionTable', 'Sampler', 'clipped', 'thresholded']
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #0d6c6aaf
 def euler_step(
@@ -178,30 +180,11 @@ def afs_x0(
     "The analytic first step's clean estimate: its slope is x/sqrt(1+sigma^2), without a network."
     return x*(1 - sigma/math.sqrt(1 + sigma**2))
 
-# %% ../../nbs/diffusion/03_samplers.ipynb #4a9c797f
-def check_label(
-    label: Tensor | None, # [B], int64, or None
-    x: Tensor, # [B, *D], the batch it belongs to
-    n_classes: int | None = None, # that the denoiser knows; None: it does not say
-) -> None:
-    "Raise unless `label` is None or one known int64 class per sample, on the device of `x`."
-    if label is None: return
-    kind = getattr(label, 'dtype', type(label).__name__)
-    if kind != torch.int64:
-        raise TypeError(f'label must be None or an int64 tensor of shape [B], got {kind}')
-    if label.shape != x.shape[:1]:
-        raise ValueError(f'label must be one class per sample ({len(x)}), got {tuple(label.shape)}')
-    if label.device != x.device:
-        raise ValueError(f'label is on {label.device} but x is on {x.device}')
-    if n_classes is None: return
-    if n_classes and label.device.type != 'cpu': return # reading it would wait for the GPU
-    check_classes(label, len(x), n_classes)
-
 # %% ../../nbs/diffusion/03_samplers.ipynb #cd0cee1f
-def _bind(denoiser: Callable, label: Tensor | None) -> Callable[[Tensor, float], Tensor]:
-    "The denoiser with its label filled in and the shape of its answer checked."
+def _bind(denoiser: Callable, cond: Tensor | dict | None) -> Callable[[Tensor, float], Tensor]:
+    "The denoiser with its condition filled in and the shape of its answer checked."
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        out = denoiser(x, sigma, label)
+        out = denoiser(x, sigma, cond)
         if out.shape != x.shape:
             raise ValueError(f'the denoiser returned shape {tuple(out.shape)} for a state of shape '
                              f'{tuple(x.shape)}; they must be equal (fold a branched denoiser '
@@ -227,45 +210,48 @@ def _steps(denoise, x, sigmas, advance, afs) -> Iterator[SamplerStep]:
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #ef4ad240
 def sampler_steps(
-    denoiser: Callable, # D(x, sigma, label) -> x0_hat; sigma is passed as a float
+    denoiser: Callable, # D(x, sigma, cond) -> x0_hat; sigma is passed as a float
     x: Tensor, # [B, *D], already scaled: sigmas[0]*noise
     sigmas: Tensor | Sequence[float], # [n_steps+1], descending; the last may be 0
     solver: str | Solver = 'euler', # a key of `SOLVERS`, or a solver
     afs: bool = False, # analytic first step: saves the first network call
-    label: Tensor | None = None, # [B], int64 classes; None is the null class
+    # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
+    cond: Tensor | dict | None = None,
 ) -> Iterator[SamplerStep]:
     "Take one step at a time: nothing happens until the next step is asked for."
     if not callable(solver): check_choice('solver', solver, SOLVERS)
     check_state(x)
-    check_label(label, x, getattr(denoiser, 'n_classes', None))
+    check_cond(cond, x, getattr(denoiser, 'n_classes', None))
     advance = solver if callable(solver) else SOLVERS[solver]
-    return _steps(_bind(denoiser, label), x, check_sigmas(sigmas).tolist(), advance, afs)
+    return _steps(_bind(denoiser, cond), x, check_sigmas(sigmas).tolist(), advance, afs)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #8bdd2a36
 def sample(
-    denoiser: Callable, # D(x, sigma, label) -> x0_hat
+    denoiser: Callable, # D(x, sigma, cond) -> x0_hat
     x: Tensor, # [B, *D], already scaled: sigmas[0]*noise
     sigmas: Tensor | Sequence[float], # [n_steps+1], descending; the last may be 0
     solver: str | Solver = 'euler', # a key of `SOLVERS`, or a solver
     afs: bool = False, # analytic first step: saves the first network call
-    label: Tensor | None = None, # [B], int64 classes; None is the null class
+    # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
+    cond: Tensor | dict | None = None,
 ) -> Tensor: # [B, *D], state at sigmas[-1]
     "Take all steps of the grid and return the last state."
-    for step in sampler_steps(denoiser, x, sigmas, solver, afs, label): pass
+    for step in sampler_steps(denoiser, x, sigmas, solver, afs, cond): pass
     return step.x
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #446c3469
 @torch.no_grad()
 def trajectory(
-    denoiser: Callable, # D(x, sigma, label) -> x0_hat
+    denoiser: Callable, # D(x, sigma, cond) -> x0_hat
     x: Tensor, # [B, *D], already scaled: sigmas[0]*noise
     sigmas: Tensor | Sequence[float], # [n_steps+1], descending; the last may be 0
     solver: str | Solver = 'euler', # a key of `SOLVERS`, or a solver
     afs: bool = False, # analytic first step: saves the first network call
-    label: Tensor | None = None, # [B], int64 classes; None is the null class
+    # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
+    cond: Tensor | dict | None = None,
 ) -> Trajectory: # every state, the start included
     "Take all steps of the grid and keep every state."
-    steps = sampler_steps(denoiser, x, sigmas, solver, afs, label)
+    steps = sampler_steps(denoiser, x, sigmas, solver, afs, cond)
     xs = x.new_empty(len(sigmas), *x.shape)
     xs[0] = x
     for step in steps: xs[step.i + 1] = step.x
@@ -326,25 +312,26 @@ VP_METHODS = ('ddim', 'ddpm', 'ddpm_large') # DDPM is ancestral, with small or l
 # %% ../../nbs/diffusion/03_samplers.ipynb #4e2ab09f
 @torch.no_grad()
 def sample_vp(
-    denoiser: Callable, # D(x, sigma, label) -> x0_hat, on the VE scale like every denoiser
+    denoiser: Callable, # D(x, sigma, cond) -> x0_hat, on the VE scale like every denoiser
     z: Tensor, # [B, *D], VP state at alpha_bars[0]: standard normal noise
     alpha_bars: Tensor | Sequence[float], # [n_steps+1], ascending in (0, 1]: see `strided_nodes`
     method: str = 'ddim', # one of `VP_METHODS`
     eta: float = 0., # for 'ddim' alone: 0 deterministic .. 1 ancestral
     generator: torch.Generator | Sequence[torch.Generator] | None = None, # one, or one per sample
-    label: Tensor | None = None, # [B], int64 classes; None is the null class
+    # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
+    cond: Tensor | dict | None = None,
 ) -> Tensor: # [B, *D], VP state at alpha_bars[-1]
     "Sample in VP coordinates, with noise if the method has any; at 1 it is the clean estimate."
     check_choice('method', method, VP_METHODS)
     if eta != 0 and method != 'ddim':
         raise ValueError(f'eta belongs to method ddim, got eta={eta!r} with {method!r}')
     check_state(z, 'z')
-    check_label(label, z)
+    check_cond(cond, z)
     nodes = torch.as_tensor(alpha_bars, dtype=torch.float64).cpu()
     ascending = nodes.ndim == 1 and len(nodes) > 1 and bool((nodes.diff() > 0).all())
     if not ascending or not 0 < nodes[0] < nodes[-1] <= 1:
         raise ValueError(f'alpha_bars must be two or more, ascending in (0, 1], got {nodes}')
-    denoise = _bind(denoiser, label)
+    denoise = _bind(denoiser, cond)
     for a, b in pairwise(nodes.tolist()):
         x0_hat = denoise(z/math.sqrt(a), math.sqrt((1 - a)/a))
         noise = _noise_like(z, generator) if method != 'ddim' or eta > 0 else None
@@ -363,20 +350,35 @@ def draw_start(
     shape: Sequence[int], # of one sample
     seeds: Sequence[int], # one per sample
     sigma_max: float, # what unit noise is multiplied by
-) -> tuple[Tensor, Tensor | None]: # x [B, *D] on the denoiser's device, labels [B] or None
-    "The start of a trajectory: noise, and for a denoiser with classes a random label."
-    device = device_of(denoiser)
-    n_classes = getattr(denoiser, 'n_classes', 0)
-    label = sample_labels(seeds, n_classes, device) if n_classes else None
-    return sigma_max*sample_noise(seeds, shape, device), label
+) -> tuple[Tensor, Tensor | dict | None]: # x [B, *D] on the denoiser's device, conditions of B rows
+    "The start of a trajectory from seeds: noise, and the conditions of `draw_conditions`."
+    x = sigma_max*sample_noise(seeds, shape, device_of(denoiser))
+    return x, cond_like(draw_conditions(denoiser, seeds), x)
 
-def asked_labels(
-    label: int | Sequence[int] | Tensor | None, # one class for all, [n] classes, or None
+def draw_conditions(
+    denoiser: Callable, # says what it takes: `conditions`, or else `n_classes`
+    seeds: Sequence[int], # one per sample
+) -> Tensor | dict | None: # on the CPU; None: it takes none
+    "A denoiser's conditions from seeds: by its own `conditions`, or uniform over its classes."
+    if (draw := getattr(denoiser, 'conditions', None)) is not None: return draw(seeds)
+    n_classes = getattr(denoiser, 'n_classes', 0)
+    return sample_labels(seeds, n_classes) if n_classes else None
+
+def asked_conditions(
+    asked: int | Sequence[int] | Tensor | dict | None, # see `Sampler.sample`
     n: int, # samples
     n_classes: int, # that the denoiser knows; 0: none
-) -> Tensor | None: # [n], int64; None: none were asked for
-    "The classes that a caller asks for, checked before any work."
-    if label is None: return None
+) -> Tensor | dict | None: # n rows, on the CPU; None: none were asked for
+    "The conditions that a caller asks for, checked before any work."
+    if asked is None: return None
+    if isinstance(asked, dict) or isinstance(asked, Tensor) and asked.is_floating_point():
+        each = lambda t: t.cpu().expand(n, *t.shape[1:]) if len(t) == 1 else t.cpu()
+        given = map_cond(each, asked)
+        check_cond(given, torch.empty(n), n_classes)
+        return given
+    return _asked_classes(asked, n, n_classes)
+
+def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
     if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
     try: given = torch.as_tensor(label).cpu()
     except (TypeError, ValueError, RuntimeError): given = None
@@ -389,62 +391,96 @@ def asked_labels(
                          f'{int(given.min())} to {int(given.max())}')
     return given
 
+# %% ../../nbs/diffusion/03_samplers.ipynb #8dff2cbc
+class ConditionTable:
+    """Draws conditions from seeds, for a denoiser's `conditions`: a sample gets a row of a table,
+    such as the embeddings of a thousand prompts, made once."""
+    def __init__(self,
+        rows: Tensor | dict[str, Tensor], # [N, ...], or several of as many rows
+    ):
+        sizes = {len(t) for t in (rows.values() if isinstance(rows, dict) else [rows])}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError('a table of conditions needs one number of rows, at least 1, got '
+                             f'{sorted(sizes)}')
+        if isinstance(rows, dict): rows = dict(sorted(rows.items()))
+        self.rows = map_cond(lambda t: t.detach().cpu(), rows)
+        self.n = sizes.pop()
+
+    def __len__(self) -> int: return self.n
+
+    def __call__(self, seeds: Sequence[int]) -> Tensor | dict: # B rows
+        index = sample_labels(seeds, self.n)
+        return map_cond(lambda t: t[index], self.rows)
+
+    def __deepcopy__(self, memo: dict) -> ConditionTable: return self # copies share the table
+
+    @property
+    def tensors(self) -> dict[str, Tensor]: # by name
+        return self.rows if isinstance(self.rows, dict) else {'rows': self.rows}
+
+    def save(self, path: Path | str) -> None: # ends in .safetensors
+        save_tensors(path, self.tensors, dict(one=not isinstance(self.rows, dict)))
+
+    @classmethod
+    def load(cls, path: Path | str) -> ConditionTable: # written by `save`, or any safetensors
+        tensors, meta = load_tensors(path)
+        return cls(tensors['rows'] if meta.get('one') else tensors)
+
 # %% ../../nbs/diffusion/03_samplers.ipynb #8db30989
 @dataclass
 class Sampler:
     "A denoiser with all that sampling needs: a teacher at many steps, or at few, or a student."
-    denoiser: Callable # D(x, sigma, label) -> x0_hat
+    denoiser: Callable # D(x, sigma, cond) -> x0_hat; it says what conditions it takes
     sigmas: Tensor # [n_steps+1], noise levels, descending; kept in float64
     afs: bool # is the first step analytic?
     shape: tuple[int, ...] # of one sample
     solver: str | Solver = field(default='euler', kw_only=True) # a key of `SOLVERS`, or a solver
-    # seeds -> labels [B]; None: a denoiser with classes has them drawn from the seeds
-    conditions: Callable[[Sequence[int]], Tensor] | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         self.sigmas = check_sigmas(self.sigmas)
 
-    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]: # x [B, *D], labels [B]
-        "Scaled noise and labels of some seeds: the same for all that start at one noise level."
-        x, label = draw_start(self.denoiser, self.shape, seeds, float(self.sigmas[0]))
-        return x, label if self.conditions is None else self.conditions(seeds).to(x.device)
+    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | dict | None]: # see `draw_start`
+        "Scaled noise and conditions of some seeds: the same for all that start at one noise level."
+        return draw_start(self.denoiser, self.shape, seeds, float(self.sigmas[0]))
 
-    def _starts(self, n: int, seed: int, label, batch: int) -> Iterator[tuple]: # (x, labels)
-        "Batch after batch, with the labels that were asked for."
+    def _starts(self, n: int, seed: int, cond, batch: int) -> Iterator[tuple]: # (x, conditions)
+        "Batch after batch, with the conditions that were asked for."
         for name, value, low in (('n', n, 1), ('batch', batch, 1), ('seed', seed, 0)):
             check_int(name, value, low)
-        asked = asked_labels(label, n, getattr(self.denoiser, 'n_classes', 0))
+        asked = asked_conditions(cond, n, getattr(self.denoiser, 'n_classes', 0))
         for i in range(0, n, batch):
             x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
-            yield x, drawn if asked is None else asked[i:i + batch].to(x.device)
+            given = cond_like(map_cond(lambda t: t[i:i + batch], asked), x)
+            yield x, drawn if asked is None else given
 
     def sample(self,
         n: int, # how many
         seed: int = 0, # sample i depends on seed + i alone
-        # one class for all, [n] classes, or None: drawn from the seeds
-        label: int | Sequence[int] | Tensor | None = None,
+        # one class for all, [n] classes, a tensor or a dict of tensors with n rows or one for all;
+        # None: drawn from the seeds
+        cond: int | Sequence[int] | Tensor | dict | None = None,
         batch: int = 256, # at a time; changes speed and memory, and the samples by rounding alone
     ) -> Tensor: # [n, *D], on the CPU
         "Generate samples."
         ends = [sample(self.denoiser, x, self.sigmas, self.solver, self.afs, given).cpu()
-                for x, given in self._starts(n, seed, label, batch)]
+                for x, given in self._starts(n, seed, cond, batch)]
         return torch.cat(ends)
 
     def trajectory(self,
         n: int = 1, # how many
         seed: int = 0, # trajectory i depends on seed + i alone
-        label: int | Sequence[int] | Tensor | None = None, # as for `sample`
+        cond: int | Sequence[int] | Tensor | dict | None = None, # as for `sample`
     ) -> Trajectory: # xs [n_steps+1, n, *D]
         "All states on the way of the samples of these seeds."
-        x, given = next(self._starts(n, seed, label, n))
+        x, given = next(self._starts(n, seed, cond, n))
         return trajectory(self.denoiser, x, self.sigmas, self.solver, self.afs, given)
 
     @cached_property
     def nfe(self) -> int: # network calls a sample costs
         "Counted, not computed: one sample is drawn behind an `NFECounter`."
         counter = NFECounter(self.denoiser)
-        x, label = self.start([0])
-        sample(counter, x, self.sigmas, self.solver, self.afs, label)
+        x, cond = self.start([0])
+        sample(counter, x, self.sigmas, self.solver, self.afs, cond)
         return counter.nfe
 
     @cached_property
@@ -462,21 +498,21 @@ class Sampler:
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #3c83d5b5
 def clipped(
-    denoiser: Callable, # any D(x, sigma, label)
+    denoiser: Callable, # any D(x, sigma, cond)
     low: float = -1., # smallest value of the data
     high: float = 1., # largest value of the data
 ) -> Callable: # a denoiser
     "A denoiser whose estimates stay in the range of the data (PD's evaluation sampler)."
-    return lambda x, sigma, label=None: denoiser(x, sigma, label).clamp(low, high)
+    return lambda x, sigma, cond=None: denoiser(x, sigma, cond).clamp(low, high)
 
 def thresholded(
-    denoiser: Callable, # any D(x, sigma, label)
+    denoiser: Callable, # any D(x, sigma, cond)
     quantile: float = 0.995, # share of the pixels that stays untouched, in (0, 1]
 ) -> Callable: # a denoiser
     "Dynamic thresholding (Saharia et al. 2022): clip at a sample's own quantile, then rescale."
     check_number('quantile', quantile, Within(above=0, at_most=1))
-    def denoise(x: Tensor, sigma, label=None) -> Tensor:
-        x0_hat = denoiser(x, sigma, label)
+    def denoise(x: Tensor, sigma, cond=None) -> Tensor:
+        x0_hat = denoiser(x, sigma, cond)
         top = x0_hat.abs().flatten(1).float().quantile(quantile, dim=1).clamp(min=1)
         top = top.to(x0_hat.dtype).reshape(-1, *[1]*(x.ndim - 1))
         return x0_hat.clamp(-top, top)/top

@@ -15,8 +15,8 @@ from ..core import Within, check_choice, check_int, check_number
 __all__ = ['SCHEDULES', 'PREDICTIONS', 'karras_sigmas', 'logsnr_sigmas', 'vp_betas', 'time_uniform_sigmas',
            'sigma_from_alpha_bar', 'alpha_bar_from_sigma', 'linear_alpha_bar', 'cosine_alpha_bar', 'strided_nodes',
            'discrete_sigmas', 'logsnr_from_sigma', 'sigma_from_logsnr', 'half_logsnr_from_sigma',
-           'sigma_from_half_logsnr', 'pd_cosine_logsnr', 'pd_time_input', 'pd_cosine_sigmas', 'make_sigmas',
-           'nested_sigmas', 'to_x0', 'to_eps', 'to_v', 'vp_scales', 've_from_vp', 'vp_from_ve']
+           'sigma_from_half_logsnr', 'pd_cosine_logsnr', 'pd_time_input', 'pd_cosine_sigmas', 'flow_sigmas',
+           'make_sigmas', 'nested_sigmas', 'to_x0', 'to_eps', 'to_v', 'vp_scales', 've_from_vp', 'vp_from_ve']
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #0483b69c
 def _ramp(n_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.) -> Tensor:
@@ -199,21 +199,36 @@ def pd_cosine_sigmas(
     logsnr = pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min))
     return _pin(sigma_from_logsnr(logsnr), sigma_min, sigma_max)
 
+# %% ../../nbs/diffusion/01_schedules.ipynb #05d59635
+def flow_sigmas(
+    n_steps: int, # number of steps, at least 1
+    sigma_min: float = 0.002, # last noise level, > 0
+    sigma_max: float = 80., # first noise level
+) -> Tensor: # [n_steps+1], float64, descending
+    "Evenly spaced in flow-matching time t = sigma/(1 + sigma)."
+    ramp = _ramp(n_steps, sigma_min, sigma_max)
+    top = sigma_max/(1 + sigma_max)
+    t = top + ramp*(sigma_min/(1 + sigma_min) - top)
+    return _pin(t/(1 - t), sigma_min, sigma_max)
+
 # %% ../../nbs/diffusion/01_schedules.ipynb #5665efa1
 #: every grid by name; each takes (n_steps, sigma_min, sigma_max)
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
     'karras': karras_sigmas, 'logsnr': logsnr_sigmas, 'time_uniform': time_uniform_sigmas,
-    'discrete': discrete_sigmas, 'pd_cosine': pd_cosine_sigmas}
+    'discrete': discrete_sigmas, 'pd_cosine': pd_cosine_sigmas, 'flow': flow_sigmas}
 
 def make_sigmas(
     schedule: str, # a key of `SCHEDULES`
     n_steps: int, # number of steps, at least 1
     sigma_min: float = 0.002, # last noise level, > 0
     sigma_max: float = 80., # first noise level
+    shift: float = 1., # above 1: more steps at high noise, as for large images; above 0
 ) -> Tensor: # [n_steps+1], float64, descending
-    "The grid of a named schedule."
+    "The grid of a named schedule, stretched by `shift` between the same ends."
     check_choice('schedule', schedule, SCHEDULES)
-    return SCHEDULES[schedule](n_steps, sigma_min, sigma_max)
+    check_number('shift', shift, Within(above=0))
+    grid = SCHEDULES[schedule](n_steps, sigma_min/shift, sigma_max/shift)
+    return grid if shift == 1 else _pin(shift*grid, sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #dd78fda8
 def nested_sigmas(
@@ -222,11 +237,12 @@ def nested_sigmas(
     schedule: str = 'karras', # a key of `SCHEDULES`
     sigma_min: float = 0.002, # last noise level, > 0
     sigma_max: float = 80., # first noise level
+    shift: float = 1., # see `make_sigmas`
 ) -> tuple[Tensor, Tensor]: # teacher's [n_steps*substeps+1] and student's [n_steps+1], float64
     "One fine grid for the teacher, and every `substeps`-th of its points for the student."
     check_int('n_steps', n_steps, 1)
     check_int('substeps', substeps, 1)
-    fine = make_sigmas(schedule, n_steps*substeps, sigma_min, sigma_max)
+    fine = make_sigmas(schedule, n_steps*substeps, sigma_min, sigma_max, shift)
     return fine, fine[::substeps]
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a27460c1

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
                             save_tensors)
-from ..diffusion.denoisers import EDMDenoiser, VPDenoiser, check_precision
+from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser,
+                                          check_precision, cond_like)
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
@@ -45,18 +46,20 @@ def frozen_copy(
     """A copy that training cannot change; refused unless it answers samples of this shape with
     the same shape."""
     if not callable(denoiser):
-        raise TypeError('the teacher must be a denoiser D(x, sigma, label), got '
+        raise TypeError('the teacher must be a denoiser D(x, sigma, cond), got '
                         f'{type(denoiser).__name__}')
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
         denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
-    x, label = draw_start(denoiser, shape, [0, 1], 1.)
-    try: out = denoiser(x, 1., label)
+    x, cond = draw_start(denoiser, shape, [0, 1], 1.)
+    try: out = denoiser(x, 1., cond)
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the '
                                                              f'teacher: {e}') from e
     except (AttributeError, TypeError) as e:
-        raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, label); wrap a '
-                        f'network in EDMDenoiser or VPDenoiser ({e})') from e
+        raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({e}); wrap '
+                        'a network in EDMDenoiser, VPDenoiser or FlowDenoiser, and if it needs '
+                        'conditions let the denoiser\'s `conditions` draw them from seeds, see '
+                        'samplers.ConditionTable') from e
     if out.shape != x.shape:
         raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
                          f'{tuple(out.shape[1:])}')
@@ -101,7 +104,7 @@ def _is_denoiser(value) -> bool:
 def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot be done
     "The same denoiser, made anew from its configuration."
     net = getattr(denoiser, 'net', None)
-    if type(denoiser) not in (EDMDenoiser, VPDenoiser) or type(net) not in NETS.values():
+    if type(denoiser) not in (EDMDenoiser, VPDenoiser, FlowDenoiser) or type(net) not in NETS.values():
         return nn.Module()
     with torch.random.fork_rng(devices=[]), torch.device('cpu'):
         return type(denoiser)(type(net)(**net.config), **denoiser.config)
@@ -218,15 +221,15 @@ class TrajectoryPlan:
     def walk(self,
         teacher: Callable, # frozen
         seeds: range,
-    ) -> tuple[Trajectory, Tensor | None]: # xs [n_steps+1, B, *D], labels [B] or None
+    ) -> tuple[Trajectory, Tensor | dict | None]: # xs [n_steps+1, B, *D], conditions of B rows
         "The teacher's trajectories from these seeds, computed now."
-        x, label = draw_start(teacher, self.shape, seeds, self.sigmas[0])
-        traj = trajectory(teacher, x, self.sigmas, self.solver, self.afs, label)
+        x, cond = draw_start(teacher, self.shape, seeds, self.sigmas[0])
+        traj = trajectory(teacher, x, self.sigmas, self.solver, self.afs, cond)
         if not torch.isfinite(traj[-1]).all():
             raise FloatingPointError('the teacher ends in NaN or infinity (among seeds '
                                      f'{seeds.start}..{seeds.stop - 1}); a student would learn '
                                      'just that')
-        return traj, label
+        return traj, cond
 
 # %% ../../nbs/distillation/05_bank.ipynb #e4b00fd6
 @contextlib.contextmanager
@@ -264,6 +267,7 @@ class TrajectoryBank:
         # each {'xs': [n, n_steps+1, *D], 'labels': [n]} in memory, or the path of such a file
         shards: list,
         device: torch.device | str = 'cpu', # where batches go
+        conditions: Callable | None = None, # the teacher's own, which are drawn again from seeds
     ):
         self.plan = plan
         self.seeds = seeds
@@ -271,6 +275,7 @@ class TrajectoryBank:
         self.shard = shard
         self.shards = shards
         self.device = torch.device(device)
+        self.conditions = conditions
         self._verified = set() # of the files, those whose checksum was found right
 
     def span(self, i: int) -> range: # seeds
@@ -305,7 +310,7 @@ class TrajectoryBank:
 
     def batch(self,
         seeds: range, # which trajectories, consecutive
-    ) -> tuple[Trajectory, Tensor | None]: # the trajectories and their labels
+    ) -> tuple[Trajectory, Tensor | dict | None]: # the trajectories and their conditions
         "Look trajectories up by their seeds."
         self._check_seeds(seeds)
         first, last = seeds.start - self.seeds.start, seeds.stop - self.seeds.start
@@ -315,15 +320,20 @@ class TrajectoryBank:
         if len(parts) > 1: whole = {k: torch.cat([p[k] for p in parts]) for k in whole}
         whole = {k: v.to(self.device) for k, v in whole.items()}
         sigmas = torch.tensor(self.plan.sigmas, dtype=torch.float64)
-        return Trajectory(sigmas, whole['xs'].transpose(0, 1)), whole.get('labels')
+        cond = whole.get('labels')
+        if self.conditions is not None: cond = cond_like(self.conditions(seeds), whole['xs'])
+        return Trajectory(sigmas, whole['xs'].transpose(0, 1)), cond
 
 # %% ../../nbs/distillation/05_bank.ipynb #f60b1093
 def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
     "One shard, in memory."
     parts = [plan.walk(teacher, seeds[i:i + batch]) for i in range(0, len(seeds), batch)]
     tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
-    if parts[0][1] is None: return tensors
+    if not _labelled(teacher): return tensors
     return dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
+
+def _labelled(teacher: Callable) -> bool: # are classes stored with its trajectories?
+    return bool(getattr(teacher, 'n_classes', 0)) and getattr(teacher, 'conditions', None) is None
 
 def _path(folder: Path | str, i: int) -> Path:
     return Path(folder)/f'trajectories-{i:05d}.safetensors'
@@ -354,11 +364,12 @@ def make_bank(
                          f'{seeds}')
     shard = batch*max(1024//batch, 1)
     n = -(-len(seeds)//shard)
-    bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher))
+    bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher),
+                          getattr(teacher, 'conditions', None))
     peers = Processes(bank.device) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
     with contextlib.ExitStack() as held:
-        classes = bool(getattr(teacher, 'n_classes', 0))
-        files = None if folder is None else _Files(Path(folder), bank, batch, classes)
+        labels = _labelled(teacher)
+        files = None if folder is None else _Files(Path(folder), bank, batch, labels)
         if files is not None: files.take_over(held, peers)
         todo = [i for i, there in enumerate(bank.shards) if there is None]
         if show and is_main(): print(_announcement(bank, folder, len(todo)))

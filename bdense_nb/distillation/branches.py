@@ -6,11 +6,12 @@
 from __future__ import annotations
 import copy
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from ..core import check_int, sample_noise
-from ..diffusion.denoisers import NetDenoiser, check_precision, undisturbed
+from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
 
 # %% auto #0
 __all__ = ['has_rows', 'widen', 'narrow', 'BranchesToBatch', 'BranchedDenoiser', 'branch', 'output_layer', 'sample_shape', 'fold']
@@ -103,13 +104,16 @@ class BranchedDenoiser(nn.Module):
     @property
     def n_classes(self) -> int: return self.denoiser.n_classes
 
+    @property
+    def conditions(self) -> Callable | None: return self.denoiser.conditions
+
     def forward(self,
         x: Tensor, # [B, *D]
         sigma: float | Tensor, # [] or [B], above 0
-        label: Tensor | None = None, # [B], int64; None: the null class
+        cond: Tensor | dict | None = None, # with B rows; None: the null class
     ) -> Tensor: # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
-        raw = self.denoiser.raw(x, sigma, label).unflatten(0, (-1, self.K))
-        return self.denoiser.to_x0(raw, x[:, None], sigma)
+        raw = self.denoiser.raw(x, sigma, cond).unflatten(0, (-1, self.K))
+        return self.denoiser.branches_to_x0(raw, x, sigma)
 
 # %% ../../nbs/distillation/02_branches.ipynb #ac1fcb09
 def branch(
@@ -183,7 +187,8 @@ def output_layer(
 
 def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it does not say
     "A shape of samples that a network takes, as our networks, those of diffusers and EDM's say it."
-    for m in denoiser.net.modules():
+    for m in denoiser.modules():
+        if m is denoiser: continue
         if hasattr(m, 'sample_shape'): return tuple(m.sample_shape)
         if hasattr(m, 'img_channels') and hasattr(m, 'img_resolution'):
             return (m.img_channels, m.img_resolution, m.img_resolution)
@@ -202,12 +207,14 @@ def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[
 # %% ../../nbs/distillation/02_branches.ipynb #30417b4a
 # [2, *D], or [2*K, *D] with branches
 def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
-    "What the network says of two different samples, with different noise levels and classes."
+    "What the network says of two different samples, with different noise levels and conditions."
     first = next(denoiser.parameters())
     x = 1.5*sample_noise([0, 1], shape).to(first)
     n = denoiser.n_classes
-    label = torch.tensor([0, n - 1], device=x.device) if n else None
-    with undisturbed(denoiser): return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), label)
+    cond = torch.tensor([0, n - 1]) if n else None
+    if denoiser.conditions is not None: cond = denoiser.conditions([0, 1])
+    with undisturbed(denoiser):
+        return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), cond_like(cond, x))
 
 def _moved_apart(wide: nn.Module) -> nn.Module:
     "A copy of a widened layer whose branches differ."
@@ -237,7 +244,8 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
                          f'{layer!r}: {reason}. Behind this layer the branches of a sample are '
                          'samples of their own, so each sample must be treated alone and without '
                          'other tensors of the batch (a skip connection, a scale from the noise '
-                         'level); pass layer= another layer, or take K=1')
+                         'level); pass layer= another layer, name the network inside '
+                         '(PreconditionedDenoiser), or take K=1')
 
 def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."

@@ -41,7 +41,7 @@ def distill(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: Host, # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
     data: Tensor | None = None, # [N, *D], clean; Progressive Distillation needs it, SFD does not
-    labels: Tensor | None = None, # [N], int64
+    labels: Tensor | dict | None = None, # [N], int64, or other conditions with N rows
     # SFD's teacher trajectories, from `teacher_bank`; for SFD-v one for each number of calls
     bank: TrajectoryBank | dict[int, TrajectoryBank] | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed

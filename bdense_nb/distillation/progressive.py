@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
                             check_int, check_sigmas, patch, validate)
-from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_top
+from ..diffusion.denoisers import (NetDenoiser, VPDenoiser, check_cond, check_top, cond_like,
+                                          map_cond, unguided)
 from ..diffusion.samplers import Sampler, device_of
 from ..diffusion.schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar,
                                            make_sigmas, sigma_from_alpha_bar, strided_nodes)
@@ -25,7 +26,7 @@ from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
                                            dense_alignment_loss, scheduled_weights, snr_weight)
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
-from .students import (Host, Student, starting_run, branched_student,
+from .students import (Host, Student, about_teacher, starting_run, branched_student,
                                              claim_run, kept, starting_network, train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
@@ -46,13 +47,14 @@ def progressive_sigmas(
     levels: int = 1024, # length of a DDPM table
     sigma_min: float = .002, # lowest level of the other schedules, which then counts as clean
     sigma_max: float = 80., # their highest level
+    shift: float = 1., # theirs, see `make_sigmas`
 ) -> Tensor: # [n_steps+1], float64, descending, ends in 0
     """The first teacher's grid; every later one is a slice of it. The last step goes to 0, so it
     returns the clean estimate itself."""
     check_choice('schedule', schedule, [*SCHEDULES, *VP_TABLES])
     if schedule in VP_TABLES:
         return sigma_from_alpha_bar(strided_nodes(VP_TABLES[schedule](levels), n_steps)[0])
-    sigmas = make_sigmas(schedule, n_steps, sigma_min, sigma_max)
+    sigmas = make_sigmas(schedule, n_steps, sigma_min, sigma_max, shift)
     sigmas[-1] = 0.
     return sigmas
 
@@ -111,6 +113,8 @@ class PDConfig(Host):
     checkpoint_every: AtLeast0 | None = None
     keep: AtLeast1 = 2 # checkpoints of a round that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    # of schedule flow: above 1 more steps at high noise, as large images want; 1: even steps
+    shift: Above0 = 1.
     host = 'pd'
     title = 'Progressive Distillation'
     needs_data = True
@@ -146,7 +150,7 @@ class PDConfig(Host):
             raise ValueError("with schedule 'teacher' the levels are the network's: ask "
                              "cfg.on_table(teacher).sigmas")
         return progressive_sigmas(self.start_steps, self.schedule, self.levels, self.sigma_min,
-                                  self.sigma_max)
+                                  self.sigma_max, self.shift)
 
     @property
     def rounds(self) -> list[int]: # steps of each round's student
@@ -212,6 +216,7 @@ def on_table(self: PDConfig,
     """With schedule 'teacher': the same with the levels of these networks' table filled in; any
     other configuration as it is."""
     if self.schedule != 'teacher': return self
+    denoisers = [unguided(d) for d in denoisers]
     tables = [d.alpha_bar.cpu() for d in denoisers if isinstance(d, VPDenoiser)]
     if not tables:
         raise ValueError("schedule 'teacher' takes the levels of a network's own table, and "
@@ -247,7 +252,7 @@ def draw_noised(
 def pd_step(
     teacher: Callable, # frozen
     data: Tensor, # [N, *D], clean
-    labels: Tensor | None, # [N], int64
+    labels: Tensor | dict | None, # [N], int64, or other conditions with N rows
     cfg: PDConfig,
     n_steps: int, # of this round's student
 ) -> StepFunction: # for `loop.fit`
@@ -260,9 +265,9 @@ def pd_step(
         g = torch.Generator().manual_seed(train.seed*1_000_003 + i)
         # drawn for all, so that parts are parts of one batch
         pick, levels, x_t = map(share, draw_noised(data, rows, cfg.batch, g, device_of(student)))
-        label = None if labels is None else labels[pick].to(x_t.device)
-        seg = progressive_segment(teacher, x_t, levels, cfg.K, label, raw=cfg.target == 'raw_x0')
-        pred = student(x_t, seg.sigma, label)
+        cond = cond_like(map_cond(lambda t: t[pick], labels), x_t)
+        seg = progressive_segment(teacher, x_t, levels, cfg.K, cond, raw=cfg.target == 'raw_x0')
+        pred = student(x_t, seg.sigma, cond)
         target = branch_targets(seg, cfg.branch_step)
         if cfg.target == 'state':
             pred = branch_states(pred, x_t, seg.sigma, seg.sigmas_k, cfg.branch_step)
@@ -275,10 +280,11 @@ def pd_step(
 # %% ../../nbs/distillation/09_progressive.ipynb #57f7ec2f
 def check_data(
     data: Tensor, # [N, *D]
-    labels: Tensor | None, # [N]
+    labels: Tensor | dict | None, # [N], classes; or other conditions with N rows
     n_classes: int, # of the network; 0: none
+    conditioned: bool = False, # does it take others than classes?
 ) -> None:
-    "Refuse data and labels that do not fit, before any work."
+    "Refuse data and conditions that do not fit, before any work."
     usable = isinstance(data, Tensor) and data.dtype == torch.float32
     if not usable or data.ndim < 2 or not len(data):
         raise ValueError('data must be a float32 tensor [N, *D] with N of at least 1, got '
@@ -288,6 +294,11 @@ def check_data(
     if labels is None and n_classes:
         raise ValueError(f'this network has {n_classes} classes: pass labels=, one for each of the '
                          f'{len(data)} samples')
+    if labels is None and conditioned:
+        raise ValueError('this network takes conditions: pass labels=, a tensor or a dict of '
+                         f'tensors with a row for each of the {len(data)} samples')
+    if isinstance(labels, dict) or not n_classes and getattr(labels, 'ndim', 1) > 1:
+        return check_cond(labels, data)
     if labels is None: return
     if not n_classes: raise ValueError('this network has no classes, so labels must be None')
     whole = isinstance(labels, Tensor) and labels.dtype == torch.long
@@ -302,7 +313,7 @@ def check_tables(
     *denoisers: Callable, # the teacher, and the network that the first student starts from
 ) -> None:
     "Refuse DDPM networks whose levels are not those of the schedule."
-    for d in denoisers:
+    for d in map(unguided, denoisers):
         if not isinstance(d, VPDenoiser) or cfg.schedule not in VP_TABLES: continue
         mine = sigma_from_alpha_bar(d.alpha_bar.cpu())
         grid = sigma_from_alpha_bar(VP_TABLES[cfg.schedule](cfg.levels))
@@ -318,7 +329,8 @@ def progressive_rounds(
     teacher: Callable, # a denoiser; it is copied, not touched
     data: Tensor, # [N, *D], float32, clean
     cfg: PDConfig,
-    labels: Tensor | None = None, # [N], int64; a network with classes needs them
+    # [N], int64, or other conditions with N rows; a network that takes them needs them
+    labels: Tensor | dict | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     # where the first student starts; None: as a copy of the teacher, which is then a network
@@ -329,15 +341,17 @@ def progressive_rounds(
 ) -> Iterator[Student]: # one after each round; with `ema`, the average of the weights
     "Distil round after round; each student is the next round's teacher."
     if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
-    check_data(data, labels, starting_network(teacher, student).n_classes)
+    start = starting_network(teacher, student)
+    check_data(data, labels, start.n_classes, getattr(teacher, 'conditions', None) is not None)
     shape = tuple(data.shape[1:])
     cfg, teacher, model = starting_run(cfg, teacher, student, shape,
                                        lambda cfg: cfg.plan(shape, most=32))
-    origin = denoiser_hash(teacher)
+    origin = about_teacher(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    claim_run(folder, cfg, teacher=origin,
+    conditions = labels.values() if isinstance(labels, dict) else [labels]
+    claim_run(folder, cfg, teacher=origin['teacher'],
               student=None if student is None else denoiser_hash(student),
-              data=fingerprint(data, *[] if labels is None else [labels]))
+              data=fingerprint(data, *[] if labels is None else conditions))
     history = []
     for n in cfg.rounds:
         part = None if folder is None else Path(folder)/f'steps-{n:05d}'
@@ -347,7 +361,7 @@ def progressive_rounds(
         model = kept(done)
         teacher = fold(model)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', teacher=origin, config=asdict(cfg), rounds=list(history),
+        about = dict(host='pd', **origin, config=asdict(cfg), rounds=list(history),
                      seconds=round(sum(r['seconds'] for r in history), 1))
         yield Student(fold(model), cfg.grid(n), False, shape, about)
         if cfg.heads == 'tile': model = _tiled(teacher, model, shape)
@@ -371,7 +385,8 @@ def progressive(
     teacher: Callable, # a denoiser; it is copied, not touched
     data: Tensor, # [N, *D], float32, clean
     cfg: PDConfig = PDConfig(),
-    labels: Tensor | None = None, # [N], int64; a network with classes needs them
+    # [N], int64, or other conditions with N rows; a network that takes them needs them
+    labels: Tensor | dict | None = None,
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
     show: bool = True, # progress bar
     # where the first student starts; None: as a copy of the teacher, which is then a network

@@ -130,11 +130,11 @@ def average_weights(
 # %% ../../nbs/distillation/03_segments.ipynb #a587b9fc
 @torch.no_grad()
 def progressive_segment(
-    teacher: Callable, # D(x, sigma, label) -> x0_hat
+    teacher: Callable, # D(x, sigma, cond) -> x0_hat
     x_t: Tensor, # [B, *D], noised data
     levels: Tensor, # [B, S+1], float64: its noise level and the teacher's next S; the last may be 0
     K: int, # branches; divides S
-    label: Tensor | None = None, # [B], int64
+    cond: Tensor | dict | None = None, # with B rows
     # the naive target instead: the teacher's own estimate at the level before each state
     raw: bool = False,
 ) -> Segment: # the teacher's DDIM steps from x_t; S network calls
@@ -144,7 +144,7 @@ def progressive_segment(
     check_substeps(S, S, K)
     said, x = [], x_t
     for j in range(S):
-        said.append(teacher(x, levels[:, j], label))
+        said.append(teacher(x, levels[:, j], cond))
         if j + 1 < S: x = euler_step(x, said[-1], 1., as_column(levels[:, j + 1]/levels[:, j], x))
     weights = average_weights(levels)
     if raw: weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S)

@@ -77,6 +77,8 @@ class SFDBase(Host):
     checkpoint_every: AtLeast0 | None = None
     keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
     on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    # of schedule flow: above 1 more steps at high noise, as large images want; 1: even steps
+    shift: Above0 = 1.
 
     def __post_init__(self):
         validate(self)
@@ -146,7 +148,7 @@ class SFDConfig(SFDBase):
     # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
     def grids(self) -> tuple[Tensor, Tensor]:
         return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min,
-                             self.sigma_max)
+                             self.sigma_max, self.shift)
 
     @property
     def plan(self) -> TrajectoryPlan: # what the teacher walks
@@ -176,7 +178,7 @@ class SFDConfig(SFDBase):
     def cost(self) -> dict[str, int]:
         "Updates, and samples through the networks, where each trajectory is walked once."
         counter = NFECounter(GaussianDenoiser(0., 1.))
-        def student(x, sigma, label): return x[:, None].expand(-1, self.K, *x.shape[1:])
+        def student(x, sigma, cond): return x[:, None].expand(-1, self.K, *x.shape[1:])
         for _ in sfd_step(counter, self)(student, 0): pass # one iteration
         fresh = self.teacher_states == 'local' # the walks depend on the student
         walks = self.steps*self.batch if fresh else self.n_trajectories
@@ -196,30 +198,30 @@ def sfd_step(
     def step(student, i):
         # this process's part of the batch
         weights, seeds = cfg.weights(i/cfg.steps), share(cfg.seeds(i))
-        if local: x, label = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
+        if local: x, cond = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
         else:
-            traj, label = plan.walk(teacher, seeds) if bank is None else bank.batch(seeds)
+            traj, cond = plan.walk(teacher, seeds) if bank is None else bank.batch(seeds)
             x, path = traj[0], segments(traj, cfg.substeps, cfg.K)
         for n, (t, s) in enumerate(zip(nodes[:-1], nodes[1:])):
             if cfg.afs and n == 0:
                 x = euler_step(x, afs_x0(x, t), t, s)
                 continue
-            seg = local_segment(teacher, cfg, x, n, label) if local else path[n]
-            states = branch_states(student(x, t, label), x, t, seg.sigmas_k, cfg.branch_step)
+            seg = local_segment(teacher, cfg, x, n, cond) if local else path[n]
+            states = branch_states(student(x, t, cond), x, t, seg.sigmas_k, cfg.branch_step)
             yield dense_alignment_loss(states, seg.states, weights, cfg.loss)
             # the endpoint branch, from before the update; no gradient crosses student steps
             x = states[:, -1].detach()
     return step
 
 def local_segment(teacher: Callable, cfg: SFDConfig, x: Tensor, n: int,
-                  label: Tensor | None) -> Segment:
+                  cond: Tensor | dict | None) -> Segment:
     "Student step n with the teacher restarted from the student's own state."
     levels, first, solver = cfg.grids[0], n*cfg.substeps, SOLVERS[cfg.solver]
     whole = levels.tolist() # the solver sees the whole grid, so that it knows where the path ends
     def advance(x, x0_hat, sigmas, i, past, denoise):
         return solver(x, x0_hat, whole, first + i, past, denoise)
     return segments(trajectory(teacher, x, levels[first:first + cfg.substeps + 1], advance,
-                               afs=cfg.teacher_afs and n == 0, label=label), cfg.substeps, cfg.K)[0]
+                               afs=cfg.teacher_afs and n == 0, cond=cond), cfg.substeps, cfg.K)[0]
 
 # %% ../../nbs/distillation/07_sfd.ipynb #834741e9
 def teacher_bank(

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,27 +19,29 @@ import torch
 from torch import Tensor, nn
 from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
                             save_tensors, validate)
-from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, NetDenoiser, check_samples,
-                                           load_denoiser, read_about, read_run, save_denoiser)
-from ..diffusion.samplers import Sampler
+from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, GuidedDenoiser, NetDenoiser,
+                                           PreconditionedDenoiser, check_samples, load_denoiser, read_about, read_run,
+                                           save_denoiser, unguided)
+from ..diffusion.samplers import ConditionTable, Sampler
 from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
                                          frozen_copy)
 from .branches import BranchedDenoiser, branch, fold
-from ..training.checkpoints import FREE, claim_folder
+from ..training.checkpoints import FREE, checksum, claim_folder
 from ..training.config import Hardware, TrainConfig
 from ..training.loop import Fit, fit
 
 # %% auto #0
-__all__ = ['BIASES', 'starting_network', 'branched_student', 'train_config', 'claim_run', 'check_own_samples', 'kept', 'Student',
-           'VariableStudent', 'load_student', 'starting_run', 'Host']
+__all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'about_teacher', 'train_config', 'claim_run',
+           'check_own_samples', 'kept', 'Student', 'VariableStudent', 'load_student', 'starting_run', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
     teacher: Callable, # what is distilled
     student: NetDenoiser | None, # where the student starts; None: as the teacher
 ) -> NetDenoiser:
-    "The network that a student starts from; refused unless it is one, with the teacher's classes."
-    start = teacher if student is None else student
+    """The network that a student starts from, of a guided teacher the one that is guided; refused
+    unless it is one, with the teacher's classes."""
+    start = unguided(teacher) if student is None else student
     if not isinstance(start, NetDenoiser):
         raise TypeError('the student must start from an EDMDenoiser, VPDenoiser or the like, got '
                         f'{type(start).__name__}' + (': pass a network as '
@@ -57,7 +60,16 @@ def branched_student(
     shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
 ) -> BranchedDenoiser: # trainable, in training mode
     "The network that is trained: a copy of the teacher, or of another network, with K branches."
-    return branch(starting_network(teacher, student), K, layer, shape).train()
+    start = starting_network(teacher, student)
+    if (drawn := getattr(teacher, 'conditions', None)) is not start.conditions:
+        start = copy.deepcopy(start)
+        start.conditions = drawn
+    return branch(start, K, layer, shape).train()
+
+def about_teacher(teacher: Callable) -> dict: # JSON-able
+    "What a student's card says of its teacher: which one it was, and the guidance it was given."
+    guidance = teacher.config if isinstance(teacher, GuidedDenoiser) else {}
+    return dict(teacher=denoiser_hash(teacher), **guidance)
 
 # %% ../../nbs/distillation/06_students.ipynb #7ed581e1
 def train_config(
@@ -112,6 +124,7 @@ class Student(Sampler):
 
 # %% ../../nbs/distillation/06_students.ipynb #0072d5ec
 BIASES = 'step_biases.safetensors'
+CONDITIONS = 'conditions.safetensors' # the table that conditions are drawn from, if there is one
 
 def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
           more: dict[str, Tensor], overwrite: bool) -> None:
@@ -119,13 +132,23 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
     last."""
     folder = Path(folder)
     how = dict(how, afs=student.afs, shape=list(student.shape))
-    run = _run_of(student.about, how)
     check_choice('denoiser', type(student.denoiser).__name__, DENOISERS)
+    table = _table_of(student.denoiser)
+    if table is not None: how['conditions_sha256'] = checksum(table.tensors, {})
+    run = _run_of(student.about, how)
     if not overwrite: _check_replaceable(student, folder, run)
     with locked(folder):
         if overwrite: (folder/CONFIG).unlink(missing_ok=True)
         for name, tensor in more.items(): save_tensors(folder/name, {'biases': tensor})
+        if table is not None: table.save(folder/CONDITIONS)
         save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
+
+def _table_of(denoiser: NetDenoiser) -> ConditionTable | None:
+    draw = denoiser.conditions
+    if isinstance(draw, ConditionTable | None): return draw
+    warnings.warn(f'the conditions of this student are drawn by a {type(draw).__name__}, which is '
+                  'not kept with it, as a ConditionTable would be: set denoiser.conditions again '
+                  'after loading, or pass cond= to sample', stacklevel=4)
 
 # %% ../../nbs/distillation/06_students.ipynb #9ac09aeb
 def _run_of(about: dict, how: dict) -> dict: # as JSON has it
@@ -227,7 +250,7 @@ class VariableStudent:
         n: int, # how many
         seed: int = 0, # sample i depends on seed + i alone
         nfe: int | None = None, # network calls a sample; None: the most that it was trained for
-        **how, # label, batch: see `Student.sample`
+        **how, # cond, batch: see `Student.sample`
     ) -> Tensor: # [n, *D], on the CPU
         "Generate samples with one of the step counts."
         return self.at(max(self.grids) if nfe is None else nfe).sample(n, seed, **how)
@@ -249,6 +272,7 @@ class _Sampling:
     grids: dict | None = None # of several
     step_layer: str | None = None
     biases_sha256: str | None = None
+    conditions_sha256: str | None = None
 
     def __post_init__(self):
         validate(self)
@@ -282,6 +306,8 @@ def load_student(
     how = _sampling(folder/CONFIG, about)
     given = None if net is None else lambda: _given(net, said['net'])
     denoiser = load_denoiser(folder, device, given)
+    if how.conditions_sha256 is not None:
+        denoiser.conditions = _load_table(folder, how.conditions_sha256)
     common = (how.afs, how.shape, about)
     biases = None if how.grids is None else _load_biases(folder, how.biases_sha256)
     try:
@@ -297,6 +323,7 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
     if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
+    if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db
@@ -310,6 +337,13 @@ def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     if biases is None or _digest(biases) != digest:
         raise ValueError(f'{path} is damaged or not the one its config.json describes')
     return biases
+
+def _load_table(folder: Path, digest: str) -> ConditionTable:
+    "The table of conditions; a missing, damaged or foreign one is refused by name."
+    table = ConditionTable.load(path := folder/CONDITIONS)
+    if checksum(table.tensors, {}) != digest:
+        raise ValueError(f'{path} is damaged or not the one its config.json describes')
+    return table
 
 # %% ../../nbs/distillation/06_students.ipynb #33083618
 def starting_run(
@@ -366,7 +400,7 @@ class Host:
     def run(self,
         teacher: Callable, # a denoiser; it is copied, not touched
         data: Tensor | None = None, # [N, *D], clean
-        labels: Tensor | None = None, # [N], int64
+        labels: Tensor | dict | None = None, # [N], int64, or other conditions with N rows
         bank: TrajectoryBank | None = None, # the teacher's trajectories
         folder: Path | str | None = None, # checkpoints; a run found there is resumed
         show: bool = True, # progress bar
@@ -381,12 +415,13 @@ class Host:
                             f'{type(bank).__name__}')
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
-        origin = denoiser_hash(teacher)
-        claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(model.denoiser))
+        origin = about_teacher(teacher)
+        claim_run(folder, cfg, cfg.free, teacher=origin['teacher'],
+                  student=denoiser_hash(model.denoiser))
         done = fit(model, cfg.step_function(teacher, bank, data, labels), cfg.loop, folder,
                    f'{cfg.title}, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
                    teacher=teacher if isinstance(teacher, nn.Module) else None)
-        about = dict(host=cfg.host, teacher=origin, config=asdict(cfg), history=done.history,
+        about = dict(host=cfg.host, **origin, config=asdict(cfg), history=done.history,
                      seconds=round(done.seconds, 1))
         end = cfg.sampler(fold(kept(done)))
         return Student(end.denoiser, end.sigmas, end.afs, end.shape, about)

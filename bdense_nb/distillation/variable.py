@@ -19,7 +19,7 @@ from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
 from .branches import _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
-from .students import (Student, VariableStudent, starting_run, claim_run,
+from .students import (Student, VariableStudent, about_teacher, starting_run, claim_run,
                                              kept)
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
@@ -217,15 +217,15 @@ def sfd_variable(
                          'layer, which holds the branches')
     start, model.denoiser = model.denoiser, condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
     if banks is not None: _check_banks(banks, teacher, cfg.each)
-    origin = denoiser_hash(teacher)
-    claim_run(folder, cfg, cfg.free, teacher=origin, student=denoiser_hash(start))
+    origin = about_teacher(teacher)
+    claim_run(folder, cfg, cfg.free, teacher=origin['teacher'], student=denoiser_hash(start))
     done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder,
                f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
                teacher=teacher if isinstance(teacher, nn.Module) else None)
     model = kept(done)
     choose(model, 0)
     plain, biases = uncondition(fold(model), cfg.step_layer)
-    about = dict(host='sfd-v', teacher=origin, config=asdict(cfg), history=done.history,
+    about = dict(host='sfd-v', **origin, config=asdict(cfg), history=done.history,
                  seconds=round(done.seconds, 1))
     grids = {nfe: c.grids[1] for nfe, c in cfg.each.items()}
     return VariableStudent(plain, biases, cfg.step_layer, grids, cfg.afs, cfg.shape, about)
@@ -260,14 +260,16 @@ def second_stage(
                          f'equal parts, the steps of nfe={goal.nfe} with afs={goal.afs}')
     fits = (lambda sigmas: sigmas.shape == student.sigmas.shape
             and torch.allclose(sigmas, student.sigmas, rtol=1e-12, atol=0))
-    schedule = next((name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends))), None)
+    shift = student.about.get('config', {}).get('shift', 1.)
+    found = (name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends, shift)))
+    schedule = next(found, None)
     if schedule is None:
         raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: '
                          f'{", ".join(SCHEDULES)}')
     substeps = steps//goal.n_steps
     own = dict(nfe=1, K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
                schedule=schedule, sigma_min=ends[0], sigma_max=ends[1], steps=15_625, lr=5e-4,
-               shape=student.shape)
+               shape=student.shape, shift=shift)
     cfg = SFDConfig(**own | changes)
     if not fits(cfg.grids[0]):
         raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these '

@@ -5,23 +5,29 @@
 # %% ../../nbs/interop/02_export.ipynb #eb77a67e
 from __future__ import annotations
 import copy
+import dataclasses
+import inspect
 import json
 import re
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (atomic_path, check_choice, check_sigmas, default_device, import_extra, patch,
-                    read_json, save_tensors, write_json)
-from ..diffusion.denoisers import NetDenoiser
+from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_device,
+                            import_extra, patch, read_json, save_tensors, write_json)
+from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
+from ..distillation.branches import output_layer
 from ..distillation.students import Student
-from .diffusers import DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local, _read_unet
+from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
+                                         _read_network, add_adapters)
 
 # %% auto #0
-__all__ = ['EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'card_facts', 'sampling_json', 'sampling_code',
-           'model_card', 'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict', 'export_student']
+__all__ = ['EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts', 'sampling_json',
+           'stock_steps', 'with_adapters', 'merged', 'sampling_code', 'pipeline_code', 'model_card', 'load_pretrained',
+           'StudentStep', 'export_onnx', 'export_state_dict', 'export_student']
 
 # %% ../../nbs/interop/02_export.ipynb #30f55f1c
 def euler_grid(student: Student) -> tuple[list[float], float]: # noise levels, factor on unit noise
@@ -36,9 +42,11 @@ def ddim_steps(
     student: Student, # of a diffusers teacher
 ) -> int | None: # how many steps; None if its grid is another
     "Are the student's steps those of diffusers' DDIM with 'trailing' spacing?"
+    if not isinstance(student.denoiser, VPDenoiser): return None
     table = student.denoiser.alpha_bar.cpu()
     n = len(student.sigmas) - 1
-    if student.afs or len(table) % n or student.sigmas[-1] != 0: return None
+    whole = len(table) == student.denoiser.net.scheduler_config['num_train_timesteps']
+    if not whole or student.afs or len(table) % n or student.sigmas[-1] != 0: return None
     nodes = table[torch.arange(len(table) - 1, -1, -(len(table)//n))]
     mine = 1/(1 + student.sigmas[:-1]**2)
     return n if torch.allclose(mine, nodes.to(mine), rtol=1e-5, atol=0) else None
@@ -46,7 +54,15 @@ def ddim_steps(
 # %% ../../nbs/interop/02_export.ipynb #ce6b7b90
 def unit_noise_excess(student: Student) -> float: # 0: none
     "By how much the unit noise of a diffusers pipeline is stronger than this student's."
-    return (1 + student.sigmas[0].item()**-2)**.5 - 1
+    levels, start = euler_grid(student)
+    if isinstance(student.denoiser, FlowDenoiser): return (1 + levels[0])/start - 1
+    if ddim_steps(student): return (1 + levels[0]**-2)**.5 - 1
+    return levels[0]/start - 1
+
+def ending_at_zero(student: Student) -> Student:
+    "The same steps, but the last one goes to noise level 0, where it returns the clean estimate."
+    sigmas = [*student.sigmas.tolist()[:-1], 0.]
+    return Student(student.denoiser, sigmas, student.afs, student.shape, student.about)
 
 # %% ../../nbs/interop/02_export.ipynb #b2ec390a
 def card_facts(
@@ -77,21 +93,97 @@ def sampling_json(
                 about=student.about, **card_facts(student, licence, data))
 
 # %% ../../nbs/interop/02_export.ipynb #89b829e8
-_EULER = """import torch
-from diffusers import EulerDiscreteScheduler, UNet2DModel
+_LOOP = """{also}import torch
+from diffusers import {scheduler}, {model}
 
 here = "."  # this folder
-unet = UNet2DModel.from_pretrained(here, subfolder="unet")
-scheduler = EulerDiscreteScheduler.from_pretrained(here, subfolder="scheduler")
-scheduler.set_timesteps(sigmas={sigmas})
-scheduler.set_begin_index(0)
-seeds = [torch.Generator().manual_seed(i) for i in range(4)]
-x = {start}*torch.cat([torch.randn(1, {shape}, generator=g) for g in seeds])
-for t in scheduler.timesteps:
-    with torch.no_grad():
-        answer = unet(scheduler.scale_model_input(x, t), t{labels}).sample
-    x = scheduler.step(answer, t, x).prev_sample
-"""
+{net}
+scheduler = {scheduler}.from_pretrained(here, subfolder="scheduler")
+
+@torch.no_grad()
+def sample(seeds, **cond):  # one sample for each seed{told}
+    scheduler.set_timesteps(sigmas={sigmas})
+    scheduler.set_begin_index(0)
+    noise = [torch.randn(1, {shape}, generator=torch.Generator().manual_seed(i)) for i in seeds]
+    x = {start}*torch.cat(noise)
+    for t in scheduler.timesteps:
+        {answer}
+        x = scheduler.step(answer, t, x).prev_sample
+    return x
+{example}"""
+
+_ANSWERS = dict(
+    vp='answer = net(scheduler.scale_model_input(x, t), timestep=t.expand(len(x)), **cond).sample',
+    flow='answer = net(x, timestep=t.expand(len(x)), **cond).sample',
+    packed="""time = t.expand(len(x))/1000
+        words = torch.zeros(cond["encoder_hidden_states"].shape[1], 3)
+        size = (x.shape[2]//2, x.shape[3]//2)
+        places = torch.cartesian_prod(torch.arange(1), *map(torch.arange, size)).float()
+        packed = torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+        answer = net(packed, timestep=time, img_ids=places, txt_ids=words, **cond).sample
+        answer = answer.transpose(1, 2).unflatten(2, size)
+        answer = torch.nn.functional.pixel_shuffle(answer, 2)""")
+
+def _loop_code(student: Student) -> str:
+    "A loop of plain diffusers around any of its networks."
+    net = student.denoiser.net
+    flow = isinstance(student.denoiser, FlowDenoiser)
+    sigmas, start = stock_steps(student)
+    how = 'packed' if net.family.packed else 'flow' if flow else 'vp'
+    more = net.family.variance*f'[:, :{student.shape[0]}]' # a learned variance is not needed
+    told = ', '.join(net.takes)
+    label = f', class_labels=torch.arange(4) % {net.n_classes}' if net.n_classes else ''
+    named = f'; cond: {told}, batch first'*bool(told)
+    return _LOOP.format(also='import safetensors.torch\n'*bool(net.adapters),
+        scheduler=('FlowMatchEuler' if flow else 'Euler') + 'DiscreteScheduler',
+        model=type(net.model).__name__, net=_network_code(net), told=named, sigmas=sigmas, start=start,
+        shape=', '.join(map(str, student.shape)), answer=_ANSWERS[how] + more,
+        example='' if told and not net.n_classes else f'\nx = sample(range(4){label})\n')
+
+_ADAPTED = """# the network of the pipeline that was distilled: its folder, or its name on the Hub
+net = {model}.from_pretrained({teacher}, subfolder="{part}"{revision})
+net.load_lora_adapter("{part}", weight_name="pytorch_lora_weights.safetensors", prefix=None)
+net.load_state_dict(safetensors.torch.load_file("{part}/head.safetensors"), strict=False)"""
+
+def _network_code(net: DiffusersNet) -> str:
+    "How a student's network is read: whole, or as the teacher's with adapters."
+    model = type(net.model).__name__
+    if not net.adapters: return f'net = {model}.from_pretrained(here, subfolder="{net.part}")'
+    teacher, _, commit = net.source.partition(' at ')
+    return _ADAPTED.format(model=model, part=net.part, teacher=json.dumps(teacher or 'teacher'),
+                           revision=f', revision="{commit}"'*bool(commit))
+
+def stock_steps(student: Student) -> tuple[list[float], float]: # levels, factor on unit noise
+    "What the scheduler of a student is told: noise levels, or times of flow matching."
+    sigmas, start = euler_grid(student)
+    if not isinstance(student.denoiser, FlowDenoiser): return sigmas, start
+    return [s/(1 + s) for s in sigmas[:-1]], start/(1 + sigmas[0]) # it ends at 0 by itself
+
+# %% ../../nbs/interop/02_export.ipynb #157c0684
+def with_adapters(
+    denoiser: NetDenoiser, # from `from_diffusers`; it is copied, not touched
+    rank: int = 8, # of each adapter, at least 1
+    # names, or ends of names, of the layers that get one
+    targets: Sequence[str] = ('to_q', 'to_k', 'to_v', 'to_out.0'),
+    seed: int = 0, # of their random halves
+) -> NetDenoiser: # answers as it did; pass it as student= to a distillation
+    "A copy of which LoRA adapters and the output layer alone are trained."
+    check_int('rank', rank, 1)
+    student = copy.deepcopy(denoiser)
+    head = output_layer(student, student.net.sample_shape)
+    add_adapters(student.net, rank, targets, head, seed)
+    return student
+
+def merged(
+    denoiser: NetDenoiser, # of a diffusers network
+) -> NetDenoiser: # a copy that answers the same, of the teacher's own layers alone
+    "LoRA adapters added to the weights."
+    plain = copy.deepcopy(denoiser)
+    if plain.net.adapters:
+        plain.net.model.fuse_lora()
+        plain.net.model.unload_lora()
+    plain.net.adapters = None
+    return plain
 
 # %% ../../nbs/interop/02_export.ipynb #8f902ba5
 _DDIM = """import torch
@@ -109,14 +201,41 @@ def sampling_code(
     pipeline: bool = False, # does `DDIMPipeline` take the student's steps?
 ) -> str: # Python; it runs in the folder that `Student.save_pretrained` writes
     "Plain diffusers code whose sample `i` is sample `i` of `Student.sample`."
-    how = sampling_json(student)
     excess = unit_noise_excess(student)
-    if pipeline and excess < 3e-5: return _DDIM.format(**how)
-    labels = f', class_labels=torch.arange(4) % {how["n_classes"]}' if how['n_classes'] else ''
-    code = _EULER.format(**dict(how, shape=', '.join(map(str, student.shape)), labels=labels))
+    if pipeline and excess < 3e-5: return _DDIM.format(nfe=student.nfe)
+    code = _loop_code(student)
     if not pipeline: return code
-    return code + (f'# DDIMPipeline.from_pretrained(here) takes the same {how["nfe"]} steps, '
+    return code + (f'# DDIMPipeline.from_pretrained(here) takes the same {student.nfe} steps, '
                    f'from noise that is {excess:.2%} stronger\n')
+
+_PIPELINE = """import torch
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained(".")  # this folder
+images = pipe({call}).images  # the student's own steps{excess}
+"""
+
+def pipeline_code(
+    student: Student,
+    pipeline: type, # a pipeline class of diffusers
+) -> str: # Python; it runs in the folder that `Student.save_pretrained(pipeline=)` writes
+    "How a stock pipeline takes the student's steps; one that cannot is refused."
+    name = pipeline.__name__
+    takes = inspect.signature(pipeline.__call__).parameters
+    if not ddim_steps(student) and 'sigmas' not in takes:
+        raise ValueError(f'{name} cannot be told noise levels, so it would not take the steps of '
+                         'this student: leave pipeline= out and sample as the README says, or '
+                         'distil by Progressive Distillation with schedule=\'teacher\' to a '
+                         'number of steps that divides the levels of the table')
+    given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
+    call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
+    guided = 'guidance' in student.denoiser.net.takes # then it is a condition like others
+    if 'guidance_scale' in takes: call.append(f'guidance_scale={3.5 if guided else 1.}')
+    call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
+                else f'sigmas={stock_steps(student)[0]}')
+    excess = unit_noise_excess(student)
+    return _PIPELINE.format(pipeline=name, call=', '.join(call),
+                            excess=f', from noise that is {excess:.2%} stronger'*(excess > 3e-5))
 
 # %% ../../nbs/interop/02_export.ipynb #8ecdebbf
 def _plain(value) -> str: # Markdown that shows these characters: no HTML, link or column
@@ -149,7 +268,7 @@ def _card_table(student: Student, data: str) -> str: # Markdown
 # %% ../../nbs/interop/02_export.ipynb #55cd3319
 def model_card(
     student: Student, # its `about` may hold 'figures', a dict of names and measured values
-    code: str, # that samples it
+    codes: Sequence[str], # each of which samples it
     licence: str | None = None, # see `card_facts`
     data: str | None = None, # see `card_facts`
 ) -> str: # Markdown; what a user named stands there as plain text
@@ -159,6 +278,7 @@ def model_card(
     terms = _plain(licence)
     if licence == 'unknown':
         terms = 'to be filled in; the terms of the teacher and of its data apply'
+    blocks = '\n'.join(f'```python\n{code}```' for code in codes)
     return f"""---
 license: {json.dumps(licence, ensure_ascii=False)}
 library_name: diffusers
@@ -175,8 +295,7 @@ teacher's architecture.
 
 ## How to sample
 
-```python
-{code}```
+{blocks}
 
 Licence: {terms}.
 """
@@ -184,45 +303,102 @@ Licence: {terms}.
 # %% ../../nbs/interop/02_export.ipynb #fe7af715
 def _pipeline_samples_it(student: Student) -> bool:
     "Is `DDIMPipeline` enough?"
-    c = student.denoiser.net.unet.config
-    size = (c.sample_size,)*2 if isinstance(c.sample_size, int) else tuple(c.sample_size or ())
-    if c.num_class_embeds or (c.in_channels, *size) != student.shape: return False
-    return ddim_steps(student) is not None
+    net = student.denoiser.net
+    alone = type(net.model).__name__ == 'UNet2DModel' and not net.takes
+    alone = alone and not net.adapters
+    return alone and net.sample_shape == student.shape and ddim_steps(student) is not None
 
 # %% ../../nbs/interop/02_export.ipynb #39642ce5
-def _write_network(net: DiffusersNet, folder: Path, pipeline: bool) -> None:
-    "unet/ and scheduler/, as diffusers writes them."
-    more = dict(timestep_spacing='trailing', clip_sample=False) if pipeline else {}
-    kind = getattr(_diffusers(), 'DDIMScheduler' if pipeline else 'EulerDiscreteScheduler')
-    kind(**net.scheduler_config, **more).save_pretrained(folder/'scheduler')
-    net.unet.save_pretrained(folder/'unet', safe_serialization=True)
-    config = read_json(folder/'unet'/'config.json')
+def _scheduler(student: Student):
+    "The stock scheduler that takes the student's steps."
+    config = student.denoiser.net.scheduler_config
+    if isinstance(student.denoiser, FlowDenoiser): # its steps are named, not shifted
+        return _diffusers().FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=config['num_train_timesteps'])
+    name = 'DDIMScheduler' if ddim_steps(student) else 'EulerDiscreteScheduler'
+    more = dict(clip_sample=False) if name == 'DDIMScheduler' else {}
+    return getattr(_diffusers(), name)(**config, timestep_spacing='trailing', **more)
+
+def _write_network(net: DiffusersNet, scheduler, folder: Path) -> None:
+    """unet/ or transformer/, and scheduler/, as diffusers writes them; of a network with adapters
+    these and its output layer alone."""
+    scheduler.save_pretrained(folder/'scheduler')
+    if net.adapters:
+        net.model.save_lora_adapter(folder/net.part)
+        head = net.adapters['head'].partition('.')[2]
+        weights = {f'{head}.{k}': v for k, v in net.model.get_submodule(head).state_dict().items()}
+        return save_tensors(folder/net.part/'head.safetensors', weights)
+    net.model.save_pretrained(folder/net.part, safe_serialization=True)
+    config = read_json(folder/net.part/'config.json')
     config.pop('_name_or_path', None) # a path of the machine that it was made on
-    write_json(folder/'unet'/'config.json', config)
+    write_json(folder/net.part/'config.json', config)
+
+def _pipeline_class(pipeline) -> type:
+    "The stock class of a pipeline, or of one in a folder."
+    if isinstance(pipeline, _diffusers().DiffusionPipeline): return type(pipeline)
+    name = read_json(Path(pipeline)/'model_index.json', ('_class_name',))['_class_name']
+    kind = getattr(_diffusers(), str(name), None)
+    if not isinstance(kind, type) or not name.endswith('Pipeline'):
+        raise ValueError(f'{pipeline} holds a {name}, which this diffusers does not have: leave '
+                         'pipeline= out to write the network and its scheduler alone')
+    if hasattr(kind, '_backends'): # a stand-in for what cannot be imported
+        raise ImportError(f'{name} needs {", ".join(kind._backends)}, which are not all here; '
+                          'install them (pip install transformers)')
+    return kind
+
+def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> None:
+    "The other parts of a pipeline, as they are, and the model_index.json that names all."
+    source = None if isinstance(pipeline, _diffusers().DiffusionPipeline) else Path(pipeline)
+    index = dict(pipeline.config) if source is None else read_json(source/'model_index.json')
+    index |= {'_class_name': _pipeline_class(pipeline).__name__,
+              '_diffusers_version': _diffusers().__version__}
+    index.pop('_name_or_path', None)
+    new = {net.part: net.model, 'scheduler': scheduler}
+    index |= {name: ['diffusers', type(part).__name__] for name, part in new.items()}
+    for name in index.keys() - new.keys():
+        if source is None:
+            part = pipeline.components.get(name)
+            if hasattr(part, 'save_pretrained'): part.save_pretrained(folder/name)
+        elif Path(name).name == name and (source/name).is_dir():
+            shutil.copytree(source/name, folder/name, dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns('*.py'))
+    write_json(folder/'model_index.json', index)
 
 @patch
 def save_pretrained(self: Student,
-    folder: Path | str, # gets unet/, scheduler/, README.md, perhaps model_index.json; sampling.json
+    # gets unet/ or transformer/, scheduler/, README.md, sampling.json, perhaps model_index.json
+    folder: Path | str,
     licence: str | None = None, # for the model card, see `card_facts`
     data: str | None = None, # for the model card: what the teacher was trained on
+    pipeline=None, # the teacher's, or its folder: its VAE, text encoders and so on come along
+    merge: bool = False, # add LoRA adapters to the weights, and write a network of its own?
 ) -> None:
-    "Write a student of a diffusers U-Net as stock diffusers loads and samples it."
+    """Write a student of a diffusers network as stock diffusers loads and samples it. Steps of
+    flow matching end at noise level 0 there."""
     net = self.denoiser.net
     if not isinstance(net, DiffusersNet):
-        raise TypeError(f'only students of a diffusers U-Net can be written for diffusers, this '
+        raise TypeError(f'only students of a diffusers network can be written for diffusers, this '
                         f'one is a {type(net).__name__}; Student.save, export_onnx and '
                         f'export_state_dict take others')
+    if net.adapters and not merge and pipeline is not None:
+        raise ValueError('a pipeline needs a whole network, and this one is an adapter to its '
+                         'teacher: pass merge=True, or leave pipeline= out')
     folder = Path(folder)
-    how = sampling_json(self, licence, data)
-    pipeline = _pipeline_samples_it(self)
-    card = model_card(self, sampling_code(self, pipeline), licence, data)
-    _write_network(net, folder, pipeline)
+    student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
+    if merge: student = dataclasses.replace(student, denoiser=merged(student.denoiser))
+    net = student.denoiser.net
+    how = sampling_json(student, licence, data)
+    if pipeline is None and _pipeline_samples_it(student): pipeline = _diffusers().DDIMPipeline(
+        unet=net.model, scheduler=_scheduler(student))
+    alone = type(pipeline).__name__ == 'DDIMPipeline'
+    codes = [sampling_code(student, alone)]
+    if pipeline is not None and not alone:
+        codes.append(pipeline_code(student, _pipeline_class(pipeline)))
+    card = model_card(student, codes, licence, data)
+    _write_network(net, _scheduler(student), folder)
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(card, encoding='utf-8')
     (folder/'model_index.json').unlink(missing_ok=True)
-    if pipeline:
-        index = dict(_class_name='DDIMPipeline', _diffusers_version=_diffusers().__version__,
-                     scheduler=['diffusers', 'DDIMScheduler'], unet=['diffusers', 'UNet2DModel'])
-        write_json(folder/'model_index.json', index)
+    if pipeline is not None: _write_pipeline(pipeline, folder, net, _scheduler(student))
     write_json(folder/'sampling.json', how) # the last: once it is there, all is there
 
 # %% ../../nbs/interop/02_export.ipynb #c4125466
@@ -258,8 +434,8 @@ def load_pretrained(
                     dict(how['about'], **facts))
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f'{folder}/sampling.json does not describe a student: {e}') from e
-    denoiser = _denoiser_of(_read_unet(folder), _levels_of(folder), how['null_class'],
-                            how.get('source', ''))
+    denoiser = _denoiser_of(_read_network(folder), _levels_of(folder), how['null_class'],
+                            how.get('source', ''), sampling[2])
     return Student(denoiser.to(device or default_device()), *sampling)
 
 # %% ../../nbs/interop/02_export.ipynb #b54990b6

@@ -1,0 +1,436 @@
+"Each family of diffusers networks: in, distilled, out, and sampled the same where this package does not exist."
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+diffusers = pytest.importorskip('diffusers')
+
+from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler, EulerDiscreteScheduler,  # noqa: E402
+                       FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel,
+                       UNet2DConditionModel, UNet2DModel)
+
+from bdense_nb.core import sample_noise  # noqa: E402
+from bdense_nb.diffusion.denoisers import FlowDenoiser, GuidedDenoiser, VPDenoiser  # noqa: E402
+from bdense_nb.diffusion.samplers import ConditionTable  # noqa: E402
+from bdense_nb.distillation.branches import branch, fold  # noqa: E402
+from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
+from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
+from bdense_nb.distillation.students import load_student  # noqa: E402
+from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
+from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
+
+SHAPE = (4, 8, 8)
+UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
+TEXT_UNET = dict(UNET, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), cross_attention_dim=12, attention_head_dim=4)
+DIT = dict(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8, in_channels=4)
+FLUX = dict(in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(2, 2, 4))
+MADE = {
+    'U-Net': lambda: UNet2DModel(**UNET, down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2),
+    'U-Net, flow matching': lambda: MADE['U-Net'](),
+    'SD': lambda: UNet2DConditionModel(**TEXT_UNET),
+    'SD, zero terminal SNR': lambda: UNet2DConditionModel(**TEXT_UNET),
+    'SDXL': lambda: UNet2DConditionModel(**TEXT_UNET, addition_embed_type='text_time', addition_time_embed_dim=4, projection_class_embeddings_input_dim=6*4 + 10),
+    'DiT': lambda: DiTTransformer2DModel(**DIT, out_channels=8, num_embeds_ada_norm=5, norm_num_groups=4),
+    'PixArt': lambda: PixArtTransformer2DModel(**DIT, out_channels=8, cross_attention_dim=16, caption_channels=12, norm_num_groups=4),
+    'PixArt with sizes': lambda: PixArtTransformer2DModel(**DIT | dict(num_attention_heads=3), out_channels=8, cross_attention_dim=24, caption_channels=12, norm_num_groups=4,
+                                                          use_additional_conditions=True),
+    'SD3': lambda: SD3Transformer2DModel(**DIT, out_channels=4, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=10, pos_embed_max_size=8),
+    'Flux': lambda: FluxTransformer2DModel(**FLUX),
+    'Flux with guidance': lambda: FluxTransformer2DModel(**FLUX, guidance_embeds=True)}
+FLOW = ('U-Net, flow matching', 'SD3', 'Flux', 'Flux with guidance')
+
+
+def net_of(name):
+    "Random weights, with none left at 0: something depends on everything."
+    torch.manual_seed(0)
+    net = MADE[name]().eval()
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in net.parameters():
+            if not p.any(): p.copy_(.1*torch.randn(p.shape, generator=g))
+    return net
+
+
+def scheduler_of(name):
+    "An untrained network says a velocity best."
+    return FlowMatchEulerDiscreteScheduler(shift=3.) if name in FLOW else DDPMScheduler(prediction_type='v_prediction', rescale_betas_zero_snr='zero' in name)
+
+
+def teacher_of(name, net=None):
+    teacher = from_diffusers(net or net_of(name), scheduler_of(name), shape=SHAPE)
+    rows = teacher.net.example_cond(6)
+    if rows is not None and not teacher.net.n_classes: teacher.conditions = ConditionTable(rows)
+    return teacher
+
+
+def rows_of(teacher, n):
+    "Conditions of n samples."
+    rows = teacher.net.example_cond(n)
+    return rows['class_labels'] if rows and teacher.net.n_classes else rows
+
+
+def nested(cond):
+    "As a network takes its keyword arguments."
+    out = {}
+    for name, value in (cond or {}).items():
+        outer, _, inner = name.partition('.')
+        if inner: out.setdefault(outer, {})[inner] = value
+        else: out[outer] = value
+    return out
+
+
+SFD = SFDConfig(nfe=2, steps=1, batch=2, shape=SHAPE, lr=1e-2, sigma_max=20., afs=False)
+PD = PDConfig(start_steps=4, end_steps=2, K=2, schedule='teacher', updates=1, batch=2, lr=1e-2)
+
+
+def students_of(name):
+    teacher = teacher_of(name)
+    data = sample_noise(range(4), SHAPE)
+    pd = PDConfig(**{**PD.__dict__, **dict(schedule='karras', sigma_min=.1, sigma_max=20.)}) if name in FLOW else PD
+    return {'SFD, K = 1': sfd(teacher, SFDConfig(**{**SFD.__dict__, 'K': 1}), show=False), 'SFD, K = 4': sfd(teacher, SFD, show=False),
+            'PD, K = 2': progressive(teacher, data, pd, rows_of(teacher, 4), show=False)}
+
+
+def packed(x):
+    "Latents as FluxPipeline packs them."
+    b, c, h, w = x.shape
+    return x.view(b, c, h//2, 2, w//2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h//2*w//2, c*4)
+
+
+# --- in ---
+
+@pytest.mark.parametrize('name', MADE)
+def test_the_clean_estimate_is_the_networks_own(name):
+    "At a level of its scheduler, by the scheduler's own formula, from a call as the stock pipeline makes it."
+    net, teacher = net_of(name), teacher_of(name)
+    x, cond = sample_noise(range(3), SHAPE), teacher.net.example_cond(3)
+    with torch.no_grad():
+        if name in FLOW:
+            t = .75
+            if 'Flux' in name:
+                ids = torch.tensor([[0., i, j] for i in range(4) for j in range(4)])
+                out = net(packed(x), timestep=torch.full((3,), t), img_ids=ids, txt_ids=torch.zeros(4, 3), **cond).sample
+                out = out.view(3, 4, 4, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(3, 4, 8, 8)
+            else: out = net(x, timestep=torch.full((3,), 1000*t), **cond).sample
+            want, got = x - t*out, teacher(x/(1 - t), t/(1 - t), cond)
+        else:
+            s = scheduler_of(name)
+            a = s.alphas_cumprod[600].double()
+            out = net(x, timestep=torch.full((3,), 600), **nested(cond)).sample[:, :4]
+            want, got = a**.5*x - (1 - a)**.5*out, teacher(x/a**.5, ((1 - a)/a)**.5, cond)
+    torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_kind_of_denoiser_a_family_becomes():
+    for name in MADE:
+        teacher = teacher_of(name)
+        assert type(teacher) is (FlowDenoiser if name in FLOW else VPDenoiser) and teacher.net.sample_shape == SHAPE
+    assert [teacher_of(n).time_scale for n in FLOW] == [1000., 1000., 1., 1.]
+    assert teacher_of('DiT').net.null_class == teacher_of('DiT').n_classes == 5
+
+
+def test_zero_terminal_snr_starts_at_the_last_finite_level():
+    scheduler = scheduler_of('SD, zero terminal SNR')
+    teacher = teacher_of('SD, zero terminal SNR')
+    assert scheduler.alphas_cumprod[-1] == 0 and len(teacher.alpha_bar) == 999
+    a = scheduler.alphas_cumprod[-2].item()
+    assert teacher.log_sigmas[-1].exp().item() == pytest.approx(((1 - a)/a)**.5)
+
+
+def test_classes_of_a_dit():
+    "No class is the null class; a student is never told that by chance."
+    teacher = teacher_of('DiT')
+    x = sample_noise(range(2), SHAPE)
+    null = torch.tensor([5, 5])
+    assert torch.equal(teacher(x, 2.), teacher.raw(x, 2., null)*0 + teacher(x, 2., null)) and not torch.equal(teacher(x, 2.), teacher(x, 2., null*0))
+    student = branch(teacher, 1).train()
+    assert all(torch.equal(student(x, 2., null*0), student(x, 2., null*0)) for _ in range(20))
+    guided = GuidedDenoiser(teacher, 3.)
+    torch.testing.assert_close(guided(x, 2., null*0), teacher(x, 2.) + 3*(teacher(x, 2., null*0) - teacher(x, 2.)))
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_branches_equal_the_teacher(name):
+    teacher = teacher_of(name)
+    student = branch(teacher, 4)
+    x, cond = sample_noise(range(2), SHAPE), rows_of(teacher, 2)
+    with torch.no_grad(): torch.testing.assert_close(student(x, 2., cond), teacher(x, 2., cond)[:, None].expand(-1, 4, -1, -1, -1), rtol=0, atol=1e-5)
+    plain, old = fold(student).net.model, teacher.net.model
+    assert type(plain) is type(old) and plain.config == old.config and plain.state_dict().keys() == old.state_dict().keys()
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), old.parameters(), strict=True))
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_a_description_rebuilds_the_network(name):
+    net = teacher_of(name).net
+    again = net_from_config(json.loads(json.dumps(net_config_of(net))))
+    assert net_config_of(again) == net_config_of(net) and again.sample_shape == net.sample_shape
+    again.load_state_dict(net.state_dict())
+    x, cond = sample_noise(range(2), SHAPE), rows_of(teacher_of(name), 2)
+    assert torch.equal(again.eval()(x, torch.tensor([.5]).expand(2), cond), net(x, torch.tensor([.5]).expand(2), cond))
+
+
+def refused_unet(**more): return UNet2DConditionModel(**TEXT_UNET | more)
+
+
+@pytest.mark.parametrize('make, match', [
+    (lambda: from_diffusers(net_of('SD3'), DDPMScheduler()), 'SD3Transformer2DModel with a table of betas.*FlowMatchEulerDiscreteScheduler'),
+    (lambda: from_diffusers(net_of('SD3')), 'pass scheduler='),
+    (lambda: from_diffusers(net_of('Flux'), FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), 'invert_sigmas.*data_time=1'),
+    (lambda: from_diffusers(refused_unet(in_channels=9), DDPMScheduler()), '9 channels in and 4 out'),
+    (lambda: from_diffusers(refused_unet(time_embedding_type='fourier'), DDPMScheduler()), "time_embedding_type='fourier'"),
+    (lambda: from_diffusers(refused_unet(class_embed_type='timestep'), DDPMScheduler()), "class_embed_type='timestep'"),
+    (lambda: from_diffusers(refused_unet(time_cond_proj_dim=8), DDPMScheduler()), 'time_cond_proj_dim=8'),
+    (lambda: from_diffusers(refused_unet(addition_embed_type='text', encoder_hid_dim=12), DDPMScheduler()), "addition_embed_type='text'; only text_time"),
+    (lambda: from_diffusers(AutoencoderKL(), DDPMScheduler()), 'takes UNet2DModel, .*got AutoencoderKL'),
+    (lambda: teacher_of('SD')(sample_noise([0], SHAPE), 1.), r'cond= a dict with encoder_hidden_states \[B, L, 12\] \(and, if you like, encoder_attention_mask\)'),
+    (lambda: teacher_of('SD3')(sample_noise([0], SHAPE), 1., torch.zeros(1, 4, 12)), 'pooled_projections'),
+    (lambda: teacher_of('SD3')(sample_noise([0], SHAPE), 1., dict(encoder_hidden_states=torch.zeros(1, 4, 12), pooled_projections=torch.zeros(1, 9))), r"'pooled_projections' must have shape \[B, 10\], got \(1, 9\)"),
+    (lambda: teacher_of('SD')(sample_noise([0], SHAPE), 1., dict(encoder_hidden_states=torch.zeros(1, 4, 12), prompt=torch.zeros(1))), "unknown condition 'prompt'"),
+    (lambda: teacher_of('SD')(sample_noise([0], SHAPE), 1., torch.zeros(1, 4, 13)), r"must have shape \[B, L, 12\]")], ids=range(14))
+def test_what_is_not_supported_is_named(make, match):
+    with pytest.raises((ValueError, TypeError), match=match): make()
+
+
+# --- out ---
+
+STOCK = """import os, sys, re, torch
+sys.modules['bdense_nb'] = None
+try: import bdense_nb
+except ImportError: pass
+else: raise SystemExit('bdense_nb was found')
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    made = {}
+    exec(re.search('```python\\n(.*?)```', open('README.md').read(), re.S)[1], made)
+    if 'pipe' in made: out = made['pipe'](3, [torch.Generator().manual_seed(i) for i in range(3)], num_inference_steps=2, output_type='np').images
+    else: out = made['sample'](range(3), **torch.load('cond.pt'))
+    torch.save(torch.as_tensor(out), 'out.pt')
+"""
+
+
+def by_stock(script, *folders):
+    "Run a script over folders in a process where bdense_nb cannot be imported."
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, *map(str, folders)], stderr=subprocess.PIPE, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder/'out.pt') for folder in folders]
+
+
+def ends_at_zero(student):
+    "What stock flow matching does: its last step ends at noise level 0."
+    if type(student.denoiser) is FlowDenoiser: student.sigmas[-1] = 0.
+    return student
+
+
+def same(got, want, limit=1e-4): assert ((got - want).abs().max()/want.abs().max()).item() < limit
+
+
+def test_every_family_is_distilled_and_sampled_by_stock_diffusers(tmp_path):
+    made = {(name, how): student for name in MADE for how, student in students_of(name).items()}
+    folders = []
+    for (name, how), student in made.items():
+        folders.append(folder := tmp_path/f'{name} {how}')
+        student.save_pretrained(folder)
+        cond = rows_of(student.denoiser, 3)
+        torch.save({'class_labels': cond} if isinstance(cond, torch.Tensor) else nested(cond), folder/'cond.pt')
+        assert (folder/student.denoiser.net.part/'config.json').is_file() and json.loads((folder/'sampling.json').read_text())['nfe'] == 2
+    for (key, student), stock in zip(made.items(), by_stock(STOCK, *folders)):
+        ours = ends_at_zero(student).sample(3, cond=rows_of(student.denoiser, 3))
+        if stock.shape != ours.shape: # pixels, from DDIMPipeline
+            assert key == ('U-Net', 'PD, K = 2')
+            torch.testing.assert_close(stock.permute(0, 3, 1, 2), (ours/2 + .5).clamp(0, 1), rtol=0, atol=1e-4)
+        else: same(stock, ours, 1e-3 if 'zero' in key[0] and 'PD' in key[1] else 1e-4)  # it begins at sigma 15,000, where float32 rounds on both sides
+    back = load_pretrained(folders[-1], 'cpu')
+    same(back.sample(3, cond=rows_of(back.denoiser, 3)), ours, 1e-6)
+
+
+def test_a_student_is_saved_and_read(tmp_path):
+    student = sfd(teacher_of('Flux'), SFD, show=False)
+    student.save(tmp_path)
+    same(load_student(tmp_path, 'cpu').sample(3), student.sample(3), 1e-6)
+
+
+# --- pipelines, with their VAE, tokenizers and text encoders ---
+
+VAE = dict(block_out_channels=(4, 8), norm_num_groups=2, down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2, sample_size=16, latent_channels=4, shift_factor=.1)
+
+
+def clip(projected=False, width=12):
+    "A tokenizer of four words, and a text encoder."
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    words = ['a</w>', 'red</w>', 'green</w>', 'cat</w>', '<|startoftext|>', '<|endoftext|>']
+    config = CLIPTextConfig(vocab_size=len(words), hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8, projection_dim=width,
+                            bos_token_id=4, eos_token_id=5, pad_token_id=5)
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=8), kind(config).eval()
+
+
+def t5():
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    words = ['<pad>', '</s>', '<unk>', '▁a', '▁red', '▁green', '▁cat']
+    config = T5Config(vocab_size=len(words), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    return T5Tokenizer(vocab=[(w, -float(i)) for i, w in enumerate(words)], extra_ids=0, model_max_length=8), T5EncoderModel(config).eval()
+
+
+def pipeline_of(name):
+    "A tiny pipeline, built from configurations; its text encoders are as wide as its network wants."
+    torch.manual_seed(0)
+    vae, net = AutoencoderKL(**VAE).eval(), net_of(name.partition(',')[0])
+    if name == 'DiT': return diffusers.DiTPipeline(net, vae, scheduler_of(name))
+    if name == 'SD':
+        tokenizer, encoder = clip()
+        return diffusers.StableDiffusionPipeline(vae, encoder, tokenizer, net, scheduler_of(name), None, None, requires_safety_checker=False)
+    if name == 'SDXL':
+        tokenizer, encoder = clip(width=2)
+        tokenizer_2, encoder_2 = clip(True, width=10)
+        return diffusers.StableDiffusionXLPipeline(vae, encoder, encoder_2, tokenizer, tokenizer_2, net, scheduler_of(name))
+    if 'PixArt' in name:
+        tokenizer, encoder = t5()
+        kind = diffusers.PixArtAlphaPipeline if 'alpha' in name else diffusers.PixArtSigmaPipeline
+        return kind(tokenizer, encoder, vae, net, scheduler_of(name))
+    tokenizer_5, encoder_5 = t5()
+    if name == 'SD3':
+        (tokenizer, encoder), (tokenizer_2, encoder_2) = clip(True, width=4), clip(True, width=6)
+        return diffusers.StableDiffusion3Pipeline(net, scheduler_of(name), vae, encoder, tokenizer, encoder_2, tokenizer_2, encoder_5, tokenizer_5)
+    tokenizer, encoder = clip(width=10)
+    return diffusers.FluxPipeline(scheduler_of(name), vae, encoder, tokenizer, encoder_5, tokenizer_5, net)
+
+
+SIZE = dict(height=16, width=16)
+CALLS = {'DiT': {}, 'SD': SIZE, 'SDXL': SIZE, 'PixArt': dict(SIZE, use_resolution_binning=False, max_sequence_length=8), 'SD3': dict(SIZE, max_sequence_length=8),
+         'PixArt, alpha': dict(SIZE, use_resolution_binning=False, max_sequence_length=8), 'Flux': dict(SIZE, max_sequence_length=8)}
+PIPED = """import os, sys, re, torch, json
+from diffusers import DiffusionPipeline
+sys.modules['bdense_nb'] = None
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    pipe = DiffusionPipeline.from_pretrained('.')
+    pipe.set_progress_bar_config(disable=True)
+    how = torch.load('call.pt')
+    if 'class_labels' in how: how['generator'] = [torch.Generator().manual_seed(i) for i in range(2)]
+    code = re.findall('```python\\n(.*?)```', open('README.md').read(), re.S)[1]
+    torch.save(torch.as_tensor(pipe(**how, output_type='np').images), 'out.pt')
+    assert type(pipe).__name__ in code, code
+"""
+PROMPTS = ['a red cat', 'a green cat']
+
+
+def test_pipelines_of_classes(tmp_path):
+    "DiTPipeline takes the steps of a student of Progressive Distillation, and cannot take other levels."
+    pipe = pipeline_of('DiT')
+    teacher = from_diffusers(pipe)
+    student = progressive(teacher, sample_noise(range(4), SHAPE), PD, torch.arange(4), show=False)
+    student.save_pretrained(tmp_path, pipeline=pipe)
+    torch.save(dict(class_labels=[0, 3], num_inference_steps=2, guidance_scale=1.), tmp_path/'call.pt')
+    images = by_stock(PIPED, tmp_path)[0]
+    with torch.no_grad(): ours = pipe.vae.decode(student.sample(2, cond=[0, 3])/pipe.vae.config.scaling_factor).sample
+    torch.testing.assert_close(images.permute(0, 3, 1, 2), (ours/2 + .5).clamp(0, 1), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match='DiTPipeline cannot be told noise levels.*leave pipeline= out'): sfd(teacher, SFD, show=False).save_pretrained(tmp_path/'no', pipeline=pipe)
+    assert not (tmp_path/'no').exists()
+
+
+def test_pipelines_of_text(tmp_path):
+    "From prompts to images: the pipeline in the student's folder makes the images that our samples decode to."
+    pytest.importorskip('transformers', reason='stock text pipelines need transformers (pip install transformers); their networks are tested without it')
+    made = {}
+    for name, more in CALLS.items():
+        if name == 'DiT': continue
+        pipe = pipeline_of(name)
+        pipe.set_progress_bar_config(disable=True)
+        source = pipe
+        if name in ('SD', 'SD3'): pipe.save_pretrained(source := tmp_path/f'{name} teacher')
+        teacher = from_diffusers(source, shape=SHAPE)
+        cond = prompt_conditions(pipe, PROMPTS, **more)
+        teacher.conditions = ConditionTable(cond)
+        student = ends_at_zero(sfd(teacher, SFD, show=False))
+        student.save_pretrained(folder := tmp_path/name, pipeline=source)
+        sigmas = re.search(r'sigmas=(\[.*?\])', (folder/'README.md').read_text().split('```python')[2])[1]
+        noise = sample_noise(range(2), SHAPE)
+        flow = name in FLOW
+        latents = noise*(student.sigmas[0]/(1 + student.sigmas[0])).float() if flow else noise
+        if name == 'Flux': latents = packed(latents)
+        torch.save(dict(prompt=PROMPTS, sigmas=json.loads(sigmas), latents=latents, guidance_scale=1., **more), folder/'call.pt')
+        x = student.sample(2, cond=cond)
+        v = pipe.vae.config
+        with torch.no_grad(): image = pipe.vae.decode(x/v.scaling_factor + ((v.shift_factor or 0.) if flow else 0.)).sample
+        made[folder] = (image/2 + .5).clamp(0, 1)
+    for (folder, ours), images in zip(made.items(), by_stock(PIPED, *made)):
+        torch.testing.assert_close(images.permute(0, 3, 1, 2), ours, rtol=0, atol=1e-4, msg=lambda m: f'{folder.name}: {m}')
+
+
+# --- adapters ---
+
+def test_what_is_frozen_stays_frozen_from_the_first_step_to_the_student():
+    "Without peft: whichever parameters of student= are trainable, those and no others change."
+    teacher = teacher_of('DiT')
+    start = teacher_of('DiT').requires_grad_(False)
+    for name, p in start.named_parameters(): p.requires_grad_('to_q' in name or 'proj_out_2' in name)
+    for how in ('SFD', 'PD'):
+        if how == 'SFD': student = sfd(teacher, SFD, show=False, student=start)
+        else: student = progressive(teacher, sample_noise(range(4), SHAPE), PDConfig(**{**PD.__dict__, 'start_steps': 8}), torch.arange(4), show=False, student=start)
+        moved = {name for (name, p), q in zip(student.denoiser.named_parameters(), teacher.parameters(), strict=True) if not torch.equal(p, q)}
+        assert moved and all('to_q' in name or 'proj_out_2' in name for name in moved) and any('to_q' in name for name in moved), how
+
+
+@pytest.mark.parametrize('name', ['SD', 'SD3', 'Flux'])
+def test_adapters(name, tmp_path):
+    "Trained, exported as adapter plus head, and merged: three ways to the same samples."
+    pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')
+    teacher = teacher_of(name)
+    start = with_adapters(teacher, rank=2)
+    cond = rows_of(teacher, 3)
+    same(start(sample_noise(range(3), SHAPE), 2., cond), teacher(sample_noise(range(3), SHAPE), 2., cond), 1e-6)
+    trained = {n for n, p in start.named_parameters() if p.requires_grad}
+    assert sum('lora_' not in n for n in trained) == 2 and any('lora_' in n for n in trained)   # the weight and the bias of the head
+    student = ends_at_zero(sfd(teacher, SFD, show=False, student=start))
+    ours = student.sample(3, cond=cond)
+    assert ((ours - ends_at_zero(sfd(teacher, SFD, show=False, student=teacher)).sample(3, cond=cond)).abs().max() > 0)
+    same(dataclasses.replace(student, denoiser=merged(student.denoiser)).sample(3, cond=cond), ours)
+    student.save(tmp_path/'own')
+    same(load_student(tmp_path/'own', 'cpu').sample(3, cond=cond), ours, 1e-6)
+    whole, light = tmp_path/'whole', tmp_path/'light'
+    student.denoiser.net.source = '../teacher'
+    teacher.net.model.save_pretrained(tmp_path/'teacher'/teacher.net.part)
+    student.save_pretrained(whole, merge=True)
+    student.save_pretrained(light)
+    size = {folder: sum(p.stat().st_size for p in (folder/teacher.net.part).rglob('*.safetensors')) for folder in (whole, light)}
+    assert size[light] < size[whole] and not (light/teacher.net.part/'config.json').exists()
+    assert load_pretrained(whole, 'cpu').denoiser.net.adapters is None
+    for folder in (whole, light): torch.save({'class_labels': cond} if isinstance(cond, torch.Tensor) else nested(cond), folder/'cond.pt')
+    for stock in by_stock(STOCK, whole, light): same(stock, ours)
+    with pytest.raises(ValueError, match='merge=True'): student.save_pretrained(tmp_path/'no', pipeline=tmp_path)
+
+
+def test_a_class_without_adapters_is_refused():
+    pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
+    with pytest.raises(ValueError, match='DiTTransformer2DModel no adapters; train chosen layers instead.*requires_grad.*student='): with_adapters(teacher_of('DiT'))
+
+
+def test_adapters_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    with pytest.raises(ImportError, match=r'needs peft.*bdense-nb\[lora\]'): with_adapters(teacher_of('SD'))
+
+
+class Piped:
+    "What a text pipeline does: it tells its network something of its prompts, and calls it."
+    def __init__(self, unet): self.unet, self.asked = unet, []
+    def __call__(self, prompts, num_inference_steps, **how):
+        self.asked.append(how)
+        n = len(prompts)
+        text = torch.tensor([len(p) for p in prompts]).half().reshape(n, 1, 1).expand(n, 4, 12)
+        self.unet(torch.zeros(n, *SHAPE), 0, encoder_hidden_states=text, cross_attention_kwargs=None,
+                  added_cond_kwargs=dict(text_embeds=text[:, 0, :10], time_ids=torch.ones(n, 6)), encoder_attention_mask=None)
+
+
+def test_conditions_of_prompts_are_caught_at_the_networks_door():
+    pipe = Piped(net_of('SDXL'))
+    pipe.unet.forward = lambda *a, **k: pytest.fail('the network was called')
+    cond = prompt_conditions(pipe, ['a', 'bcd', 'ef'], batch=2, guidance_scale=3.5)
+    assert list(cond) == ['encoder_hidden_states', 'added_cond_kwargs.text_embeds', 'added_cond_kwargs.time_ids'] and {len(v) for v in cond.values()} == {3}
+    assert cond['encoder_hidden_states'][:, 0, 0].tolist() == [1., 3., 2.] and cond['encoder_hidden_states'].dtype == torch.float32
+    assert [how['guidance_scale'] for how in pipe.asked] == [3.5, 3.5] and not pipe.unet._forward_pre_hooks

@@ -1,0 +1,239 @@
+"""Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bdense_nb.core import NFECounter
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column)
+from bdense_nb.diffusion.samplers import ConditionTable, sample
+from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
+from bdense_nb.distillation.bank import denoiser_hash
+from bdense_nb.distillation.branches import branch, fold, output_layer
+from bdense_nb.distillation.progressive import PDConfig, progressive
+from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.students import load_student
+from bdense_nb.interop.diffusers import as_denoiser
+
+SHAPE = (3, 8, 8)
+
+
+class Conv(nn.Module):
+    "EDM's own kind of layer: a weight and a bias, not a `torch.nn.Conv2d`."
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.in_channels, self.out_channels = c_in, c_out
+        self.weight, self.bias = nn.Parameter(torch.randn(c_out, c_in, 3, 3)*.1), nn.Parameter(torch.zeros(c_out))
+    def forward(self, x): return nn.functional.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding=1)
+
+
+class Inner(nn.Module):
+    "A raw network: `inner(x, c_noise, class_labels)`, one-hot classes."
+    def __init__(self, out=3, label_dim=0):
+        super().__init__()
+        self.map_noise, self.map_label = nn.Linear(1, 8), nn.Linear(label_dim, 8, bias=False) if label_dim else None
+        self.first, self.last = Conv(3, 8), Conv(8, out)
+    def forward(self, x, noise, class_labels=None, augment_labels=None):
+        h = self.map_noise(noise.reshape(-1, 1).float().tanh())
+        if self.map_label is not None: h = h + self.map_label(class_labels)
+        return self.last((self.first(x) + h[:, :, None, None]).tanh())
+
+
+class Precond(nn.Module):
+    "What EDM's preconditioned classes have in common: attributes, and their arguments."
+    out = 3
+    def __init__(self, label_dim=0):
+        super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim, self.use_fp16 = 8, 3, label_dim, False
+        self.model = Inner(self.out, label_dim)
+    def forward(self, x, sigma, class_labels=None, force_fp32=False, **kw):
+        x, sigma = x.float(), sigma.float().reshape(-1, 1, 1, 1)
+        if self.label_dim: class_labels = torch.zeros(1, self.label_dim) if class_labels is None else class_labels.float().reshape(-1, self.label_dim)
+        else: class_labels = None
+        return self.combine(x, sigma, class_labels, kw)
+
+class VP(Precond):
+    def combine(self, x, sigma, labels, kw):
+        t = ((.1**2 + 2*19.9*(1 + sigma**2).log()).sqrt() - .1)/19.9
+        return x - sigma*self.model(x/(sigma**2 + 1).sqrt(), (999*t).flatten(), labels, **kw)
+
+class VE(Precond):
+    def combine(self, x, sigma, labels, kw): return x + sigma*self.model(x, (.5*sigma).log().flatten(), labels, **kw)
+
+class IDDPM(Precond):
+    out = 6 # it predicts a variance too
+    def __init__(self, label_dim=0):
+        super().__init__(label_dim)
+        self.register_buffer('u', torch.linspace(10, 0, 101))
+    def combine(self, x, sigma, labels, kw):
+        index = (sigma.flatten()[:, None] - self.u).abs().argmin(1)
+        return x - sigma*self.model(x/(sigma**2 + 1).sqrt(), (100 - index).float(), labels, **kw)[:, :3]
+
+class EDM(Precond):
+    sigma_data = .5
+    def combine(self, x, sigma, labels, kw):
+        v = sigma**2 + .25
+        return .25/v*x + sigma*.5/v.sqrt()*self.model(x/v.sqrt(), (sigma.log()/4).flatten(), labels, **kw)
+
+PRECONDS = dict(vp=VP, ve=VE, iddpm=IDDPM, edm=EDM)
+
+
+def made(kind, label_dim=0):
+    torch.manual_seed(0)
+    return PRECONDS[kind](label_dim).eval()
+
+
+def x_sigma(n=4): return 3*torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(2)), torch.tensor([.1, .7, 3., 9.])[:n]
+
+
+@pytest.mark.parametrize('label_dim', [0, 3])
+@pytest.mark.parametrize('kind', PRECONDS)
+def test_edm_classes_as_they_are(kind, label_dim):
+    module, (x, sigma) = made(kind, label_dim), x_sigma()
+    D = as_denoiser(module)
+    label = torch.tensor([0, 2, 1, 0]) if label_dim else None
+    rows = nn.functional.one_hot(label, 3).float() if label_dim else None
+    torch.testing.assert_close(D(x, sigma, label), module(x, sigma, rows), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(D(x, 2.), module(x, torch.tensor(2.)), atol=1e-5, rtol=1e-5)
+    assert D.n_classes == label_dim and output_layer(D, SHAPE).endswith('last')
+    counter = NFECounter(D)
+    counter(x, sigma, label)
+    assert counter.nfe == 1
+
+
+@pytest.mark.parametrize('kind', PRECONDS)
+def test_branches_of_what_is_combined_inside(kind):
+    D, (x, sigma) = as_denoiser(made(kind, 3)), x_sigma()
+    label = torch.tensor([0, 2, 1, 0])
+    model = branch(D, 4, shape=SHAPE)
+    for k in range(4): torch.testing.assert_close(model(x, sigma, label)[:, k], D(x, sigma, label), atol=1e-5, rtol=1e-4)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x, sigma, label), D(x, sigma, label), atol=1e-5, rtol=1e-4)
+    assert folded.state_dict().keys() == D.state_dict().keys()
+
+
+@pytest.mark.parametrize('K', [1, 4])
+@pytest.mark.parametrize('kind', PRECONDS)
+def test_edm_classes_are_distilled_and_given_back(kind, K, tmp_path):
+    module = made(kind, 3)
+    for p in module.model.last.parameters(): p.data *= .1
+    cfg = SFDConfig(shape=SHAPE, nfe=2, K=K, substeps=4, steps=1, batch=2, pool=2, sigma_max=2.5, sigma_min=.1, lr=1e-3)
+    student = sfd(as_denoiser(module), cfg, show=False)
+    student.save(tmp_path/'s')
+    for net in (module, as_denoiser(module)):
+        again = load_student(tmp_path/'s', 'cpu', net=net)
+        assert torch.equal(again.sample(3), student.sample(3))
+    if kind != 'edm':  # EDM's are rebuilt from their own class
+        x, sigma = x_sigma()
+        own, rows = student.denoiser.module(), torch.eye(3)[[0, 2, 1, 0]]
+        assert type(own) is type(module) and own.state_dict().keys() == module.state_dict().keys()
+        torch.testing.assert_close(own(x, sigma, rows), student.denoiser(x, sigma, torch.tensor([0, 2, 1, 0])))
+
+
+def test_pd_of_what_is_combined_inside():
+    module = made('iddpm')
+    student = progressive(as_denoiser(module), torch.randn(6, *SHAPE), PDConfig(start_steps=4, end_steps=2, updates=1, batch=2, K=2, schedule='karras', sigma_max=2.5), show=False)
+    assert student.sample(2).isfinite().all()
+
+
+class KDenoiser(nn.Module):
+    "k-diffusion's: `inner_model`, `sigma_data`, other arguments by name."
+    def __init__(self, inner_model, sigma_data=.5):
+        super().__init__()
+        self.inner_model, self.sigma_data = inner_model, sigma_data
+    def forward(self, x, sigma, **kwargs):
+        s = as_column(sigma, x)
+        v = s**2 + self.sigma_data**2
+        return self.inner_model(x/v.sqrt(), sigma.log()/4, **kwargs)*s*self.sigma_data/v.sqrt() + x*self.sigma_data**2/v
+
+
+class ClassCond(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.net = nn.Embedding(5, 8), Inner()
+        self.n_classes = 5
+    def forward(self, x, noise, class_cond=None):
+        return self.net(x, noise + self.embed(class_cond).mean(1))
+
+
+def test_k_diffusion_in_one_line():
+    torch.manual_seed(0)
+    theirs, (x, sigma) = KDenoiser(ClassCond()).eval(), x_sigma()
+    D = as_denoiser(theirs, inner='inner_model', takes='class_cond')
+    label = torch.tensor([0, 4, 2, 1])
+    torch.testing.assert_close(D(x, sigma, label), theirs(x, sigma, class_cond=label))
+    torch.testing.assert_close(D(x, sigma, dict(class_cond=label)), theirs(x, sigma, class_cond=label))
+    assert D.n_classes == 5 and branch(D, 2, shape=SHAPE)(x, sigma, label).shape == (4, 2, *SHAPE)
+    with pytest.raises(ValueError, match='has no network .model.*inner_model'): as_denoiser(theirs, inner='model')
+
+
+class GaussianDiffusion(nn.Module):
+    "lucidrains': `model(x, t, x_self_cond)`, `alphas_cumprod`, `objective`."
+    def __init__(self, model, objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+        self.register_buffer('alphas_cumprod', cosine_alpha_bar(1000).float())
+
+
+class Unet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Inner()
+    def forward(self, x, time, x_self_cond=None):
+        assert x_self_cond is None
+        return self.net(x, time/1000)
+
+
+@pytest.mark.parametrize('objective', ['pred_noise', 'pred_x0', 'pred_v'])
+def test_lucidrains_in_one_line(objective):
+    diffusion = GaussianDiffusion(Unet(), objective)
+    D = VPDenoiser(diffusion.model, diffusion.alphas_cumprod, {'pred_noise': 'eps', 'pred_x0': 'x0', 'pred_v': 'v'}[diffusion.objective]).eval()
+    a, t = diffusion.alphas_cumprod[500].double(), 500
+    x, sigma = torch.randn(4, *SHAPE), ((1 - a)/a).sqrt()
+    z = x*a.sqrt().float()
+    out = diffusion.model(z, torch.full((4,), 500.))
+    want = {'pred_x0': out, 'pred_noise': (z - (1 - a).sqrt()*out)/a.sqrt(), 'pred_v': a.sqrt()*z - (1 - a).sqrt()*out}[objective]
+    torch.testing.assert_close(D(x, sigma), want.float(), atol=1e-4, rtol=1e-4)
+    assert branch(D, 2, shape=SHAPE)(x, sigma).shape == (4, 2, *SHAPE)
+
+
+# layouts
+class Series(nn.Module):  # [B, C, L]
+    shape = (2, 12)
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 2, 3, padding=1)
+    def forward(self, x, noise, cond=None): return self.out((self.first(x) + noise[:, None, None].tanh()).tanh())
+
+class Video(nn.Module):  # [B, C, T, H, W]
+    shape = (3, 4, 6, 6)
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Conv3d(3, 8, 3, padding=1), nn.Conv3d(8, 3, 3, padding=1)
+    def forward(self, x, noise, cond=None): return self.out((self.first(x) + noise.reshape(-1, 1, 1, 1, 1).tanh()).tanh())
+
+class Tokens(nn.Module):  # [B, L, C]
+    shape = (5, 4)
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix, self.out = nn.Linear(4, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 4)
+    def forward(self, x, noise, cond=None):
+        h = self.first(x) + noise[:, None, None].tanh()
+        return self.out(h + self.mix(h, h, h, need_weights=False)[0])
+
+
+@pytest.mark.parametrize('wrap', [EDMDenoiser, FlowDenoiser, lambda net: VPDenoiser(net, linear_alpha_bar(100), 'x0')], ids=['edm', 'flow', 'vp'])
+@pytest.mark.parametrize('net', [Series, Video, Tokens])
+def test_layouts(net, wrap):
+    torch.manual_seed(0)
+    D = wrap(net()).eval()
+    x, sigma = torch.randn(3, *net.shape), torch.tensor([.2, 1., 5.])
+    model = branch(D, 4, shape=net.shape)
+    assert model.layer == 'out'
+    for k in range(4): torch.testing.assert_close(model(x, sigma)[:, k], D(x, sigma), atol=1e-5, rtol=1e-4)
+    common = dict(K=2, lr=1e-3)
+    student = sfd(D, SFDConfig(shape=net.shape, nfe=2, substeps=2, steps=1, batch=2, pool=2, sigma_max=9., **common), show=False)
+    assert student.sample(3).shape == (3, *net.shape)
+    student = progressive(D, torch.randn(5, *net.shape), PDConfig(start_steps=4, end_steps=2, updates=1, batch=2, schedule='karras', sigma_max=9., **common), show=False)
+    assert student.sample(3).shape == (3, *net.shape)
