@@ -111,8 +111,8 @@ def test_names_in_prose_become_links():
     linked = '{py:obj}`branch_weights <bdense_nb.distillation.losses.branch_weights>`'
     assert link_names('`branch_weights` and [`fold`](x)', page) == f'{linked} and [`fold`](x)'
     assert link_names('# `fold`\n```\n`fold`\n```\n``fold``', page) == '# `fold`\n```\n`fold`\n```\n``fold``'
-    assert link_names('as in tutorial 2', page) == 'as in [tutorial 2](../tutorials/2_why_intermediate_points.ipynb)'
-    assert link_names('Tutorial 7', page) == '[Tutorial 7](../tutorials/7_bring_your_own_model.ipynb)' and link_names('tutorial 17', page) == 'tutorial 17'
+    assert link_names('as in lesson 2', page) == 'as in [lesson 2](../course/2_your_own_data.ipynb)'
+    assert link_names('Lesson 7', page) == '[Lesson 7](../course/7_when_does_it_help.ipynb)' and link_names('lesson 17', page) == 'lesson 17'
     assert find_symbol('samplers.sample') == 'bdense_nb.diffusion.samplers.sample' and find_symbol('no_such_name') is None
 
 

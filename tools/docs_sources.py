@@ -160,20 +160,20 @@ def built_in(symbol: Symbol) -> str:
 # --- markdown
 
 def link_names(markdown: str, page: Page) -> str:
-    "Code that names an exported symbol, and `tutorial 2`, become links; fences, headings and links stay as they are."
+    "Code that names an exported symbol, and `lesson 2`, become links; fences, headings and links stay as they are."
     def code(m):
         full = find_symbol(m[1], page.module)
         own = m[1].split('(')[0] in page.own_names() and full != f'{LIB}.{page.module}.{m[1]}'
         if page.doc == 'index' and m[1] in {p.module for p in pages()}: return f'[`{m[1]}`](api/{m[1]}.rst)'
         return m[0] if full is None or own else f'{{py:obj}}`{m[1]} <{full}>`'
 
-    def tutorial(m):
-        path = next((p.path for p in pages() if p.doc.startswith(f'tutorials/{m[1]}_')), None)
+    def lesson(m):
+        path = next((p.path for p in pages() if p.doc.startswith(f'course/{m[1]}_')), None)
         return m[0] if path in (None, page.path) else f'[{m[0]}]({relpath(path, page.path.parent)})'
 
     def prose(text):
         text = re.sub(r'(?<![`\w}])`([^`\n]+)`(?!`)', code, text)
-        return re.sub(r'\btutorial (\d+[a-z]?)\b', tutorial, text, flags=re.I)
+        return re.sub(r'\blesson (\d+)\b(?! of)', lesson, text, flags=re.I)
     parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)', markdown, flags=re.M | re.S)
     return ''.join(part if i % 2 else prose(part) for i, part in enumerate(parts))
 

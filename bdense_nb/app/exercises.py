@@ -156,7 +156,8 @@ def _(got):
         'that is the second slope alone; take the mean of both': x - 1.5*slope,
         'walk from the start, not from where the first step landed':
             euler - .75*(first_slope + slope),
-        'divide each slope by the level it was asked at': x - .75*(first_slope + (euler - second)/2),
+        'divide each slope by the level it was asked at':
+            x - .75*(first_slope + (euler - second)/2),
         'you walk away from the guess: the level changes by s - t, which is negative': 2*x - want})
 
 def _mixture(x, spread: float, shrink: float, dim: int = 1) -> Tensor:
@@ -220,7 +221,8 @@ _PLANS = [(points, asks, afs) for points in (3, 4, 9) for asks in (1, 2) for afs
 
 def _counted(points: int, asks: int, afs: bool) -> int:
     counter = NFECounter(_blobs())
-    sample(counter, _noised(), karras_sigmas(points - 1, .02, 2.), ('euler', 'heun')[asks - 1], afs=afs)
+    solver = ('euler', 'heun')[asks - 1]
+    sample(counter, _noised(), karras_sigmas(points - 1, .02, 2.), solver, afs=afs)
     return counter.nfe
 
 @_exercise('5.1', 'steps times calls in a step, less the free one',
@@ -327,7 +329,8 @@ def _(got):
     x = _noised()[:, None]
     own = (levels/2)[:, None]
     if got.shape != states.shape:
-        return f'the targets have the shape of the states, {list(states.shape)}, yours {list(got.shape)}'
+        return (f'the targets have the shape of the states, {list(states.shape)}, yours '
+                f'{list(got.shape)}')
     if _close(got, progressive_targets(states, _noised(), 2., levels), 1e-9): return True
     off = (branch_states(got, _noised(), 2., levels) - states).norm(dim=-1).mean(0)
     return _named(got, {
@@ -363,7 +366,7 @@ def _(got):
         }.items() if abs(mine - ratio) < 1e-3), None)
 
 def _score(K: int, seed: int) -> float: # seeds differ more than the arms do
-    return .05 + .01*((seed*7919) % 13) - .001*(K > 1)*(1 + seed % 3)
+    return .05 + .01*(seed*5 % 13) - .001*(K > 1)*(1 + seed % 3)
 
 @_exercise('7.2', 'a list with run(4, seed) - run(1, seed) for every seed',
            lambda f: f(_score, range(6)))
@@ -410,9 +413,10 @@ CAPSTONE = .06 # the largest paired error that passes, in two calls on the spira
 @_exercise('capstone', 'give the student that sfd or progressive returned')
 def _(student):
     if not isinstance(student, Sampler):
-        return f'give the student that sfd returned, not a {type(student).__name__}'
+        return f'give the student that sfd returned, not {type(student).__name__}'
     if student.nfe != 2: return f'two network calls are asked for; yours takes {student.nfe}'
-    if tuple(student.shape) != (2,): return f'points in the plane are asked for, not {student.shape}'
+    if tuple(student.shape) != (2,):
+        return f'points in the plane are asked for, not {tuple(student.shape)}'
     seeds = range(10**6, 10**6 + 2000) # not those of training
     goal = sample(load_teacher('spiral', 'cpu'), 80*sample_noise(seeds, (2,)),
                   karras_sigmas(40, .006, 80.), 'dpmpp3m')
