@@ -3,6 +3,7 @@ import ast
 import contextlib
 import io
 import re
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 
 from bdense_nb.app.exercises import CAPSTONE, EXERCISES, check
-from bdense_nb.core import check_answer, sample_noise
+from bdense_nb.core import check_answer, data_dir, sample_noise
 from bdense_nb.diffusion.denoisers import load_teacher
 from bdense_nb.diffusion.samplers import Sampler, afs_x0, euler_step, sample
 from bdense_nb.diffusion.schedules import karras_sigmas
 from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.evaluation.intervals import student_t
+from pictures import method
 from run_notebooks import NBS
 from solutions import LESSONS, SOLUTIONS, exercises, lesson_solutions, questions, quoted_questions
 
@@ -257,6 +259,18 @@ def test_every_exercise_has_a_solution():  # tests/test_notebooks.py runs them
 def test_solutions_quote_the_questions():
     asked = {name: questions(name) for name in LESSONS if exercises(name) and name != 'course/9_capstone'}
     assert {name: said for name, said in quoted_questions().items() if name != 'course/9_capstone'} == asked
+
+
+def test_the_front_page_is_short():
+    text = '\n'.join(c.source for c in cells('index'))
+    assert words('index') <= 900 and '#|' not in text and 'Start with [lesson 1]' in text
+
+
+def test_the_pictures_of_the_front_page():
+    results = data_dir()/'results'
+    assert method() == (results/'method.svg').read_text(encoding='utf-8'), 'run tools/pictures.py method'
+    assert (results/'spiral.gif').read_bytes()[:3] == b'GIF' and (results/'spiral.gif').stat().st_size < 1e6
+    assert ElementTree.fromstring(method()).tag.endswith('svg')
 
 
 def test_solutions_are_the_last_page(): assert SOLUTIONS == 'course/10_solutions' and f'({SOLUTIONS[7:]}.ipynb)' in cells('course/8_your_model')[-1].source

@@ -129,6 +129,19 @@ def test_colab_installs_first_and_has_addresses_for_links():
     assert not links, 'these would lead nowhere'
 
 
+def test_pages_describe_themselves(site, parsed):
+    for name in ('index.html', 'course/1_first_distillation.html', 'api/core.html'):
+        assert re.search('<meta name="description" content="[^"]{20,}"', parsed[name].text) and 'og:image' in parsed[name].text, name
+    assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
+
+
+def test_the_order_of_the_site(parsed):
+    captions = re.findall('class="caption"[^>]*><span class="caption-text">([^<]*)', parsed['index.html'].text)
+    assert captions[:2] == ['Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
+    text = parsed['results.html'].text
+    assert text.index('Do branches help?') < text.index('comparisons.png') < text.index('fashion_sfd.json')
+
+
 def test_alternative_text():
     cell = new_code_cell("ax.set_title('loss'); ax.set(xlabel='step')")
     assert alt_text(cell, 'A walk', 'Any `text`.') == 'Figure in the section “A walk”: loss; step.'
@@ -144,7 +157,7 @@ def test_results_of_any_shape():
 def test_readme_lists_every_notebook(root):
     text = (root/'README.md').read_text(encoding='utf-8')
     missing = [doc for doc in PAGES if doc != 'index' and f'(nbs/{doc}.ipynb)' not in text]
-    assert not missing, f'run nbs/index.ipynb and `make sync`: its map lacks {missing}'
+    assert not missing, f'the map of nbs/index.ipynb lacks {missing}'
 
 
 def test_nbdev_can_process_the_notebooks(root, tmp_path):
