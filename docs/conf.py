@@ -2,13 +2,14 @@
 import inspect
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 from fastcore.docments import docments, empty
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
-from docs_sources import GIT, SETTINGS, indented, module_of, rst  # noqa: E402
+from docs_sources import GIT, SETTINGS, indented, module_of, pages, rst  # noqa: E402
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
 version = release = SETTINGS['version']
@@ -74,6 +75,16 @@ def level_captions(app, pagename, templatename, context, doctree) -> None:
     context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
 
 
+def describe(app, pagename, templatename, context, doctree) -> None:
+    "What search engines and messengers show of a page."
+    text = escape(next((p.summary for p in pages() if p.doc == pagename), '') or SETTINGS['description'])
+    title = escape(re.sub('<[^>]*>', '', context.get('title', project)))
+    context['metatags'] = context.get('metatags', '') + (
+        f'<meta name="description" content="{text}"><meta property="og:title" content="{title}"><meta property="og:type" content="article">'
+        f'<meta property="og:description" content="{text}"><meta property="og:image" content="{html_baseurl}_images/demo_samples.png">')
+
+
 def setup(app) -> None:
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)
+    app.connect('html-page-context', describe)

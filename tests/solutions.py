@@ -8,13 +8,14 @@ from run_notebooks import NBS, execute, notebooks
 
 def name_of(path): return path.relative_to(NBS).with_suffix('').as_posix()
 
-LESSONS = [name for name in map(name_of, notebooks()) if name not in ('index', 'tutorials/9_exercises', 'tutorials/9b_solutions')]
+SOLUTIONS = 'course/10_solutions'
+LESSONS = [name for name in map(name_of, notebooks()) if name not in ('index', SOLUTIONS)]
 
 
 def lesson_solutions():
     "Lesson -> its solutions, from the fenced blocks below its name."
     found = {}
-    for c in nbformat.read(NBS/'tutorials'/'9b_solutions.ipynb', 4).cells:
+    for c in nbformat.read(NBS/f'{SOLUTIONS}.ipynb', 4).cells:
         if c.cell_type == 'markdown' and (m := re.match(r'### \[([\w/]+)\]', c.source)): found[m[1]] = re.findall(r'^```python\n(.*?)^```', c.source, flags=re.M | re.S)
     return found
 
@@ -28,7 +29,7 @@ def questions(name):
 
 def quoted_questions():
     "Lesson -> the questions that stand above its solutions."
-    return {m[1]: re.findall(r'^> \*\*\d\.\*\* (.*)$', c.source, flags=re.M) for c in nbformat.read(NBS/'tutorials'/'9b_solutions.ipynb', 4).cells if (m := re.match(r'### \[([\w/]+)\]', c.source))}
+    return {m[1]: re.findall(r'^> \*\*\d\.\*\* (.*)$', c.source, flags=re.M) for c in nbformat.read(NBS/f'{SOLUTIONS}.ipynb', 4).cells if (m := re.match(r'### \[([\w/]+)\]', c.source))}
 
 
 def is_stub(node):
@@ -40,7 +41,7 @@ def is_stub(node):
 def exercises(name):
     "The exercises of a lesson, as pairs: the stub, and the rest of its cell."
     code = [re.sub(r'^%.*$', '', c.source, flags=re.M) for c in nbformat.read(NBS/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
-    parsed = [ast.parse(s).body for s in code if 'check_answer(' in s]
+    parsed = [ast.parse(s).body for s in code if re.search(r'\bcheck(_answer)?\(', s)]
     return [(next(filter(is_stub, body)), ast.unparse([n for n in body if not is_stub(n)])) for body in parsed if any(map(is_stub, body))]
 
 

@@ -111,8 +111,8 @@ def test_names_in_prose_become_links():
     linked = '{py:obj}`branch_weights <bdense_nb.distillation.losses.branch_weights>`'
     assert link_names('`branch_weights` and [`fold`](x)', page) == f'{linked} and [`fold`](x)'
     assert link_names('# `fold`\n```\n`fold`\n```\n``fold``', page) == '# `fold`\n```\n`fold`\n```\n``fold``'
-    assert link_names('as in tutorial 2', page) == 'as in [tutorial 2](../tutorials/2_why_intermediate_points.ipynb)'
-    assert link_names('Tutorial 7', page) == '[Tutorial 7](../tutorials/7_bring_your_own_model.ipynb)' and link_names('tutorial 17', page) == 'tutorial 17'
+    assert link_names('as in lesson 2', page) == 'as in [lesson 2](../course/2_your_own_data.ipynb)'
+    assert link_names('Lesson 7', page) == '[Lesson 7](../course/7_when_does_it_help.ipynb)' and link_names('lesson 17', page) == 'lesson 17'
     assert find_symbol('samplers.sample') == 'bdense_nb.diffusion.samplers.sample' and find_symbol('no_such_name') is None
 
 
@@ -127,6 +127,19 @@ def test_colab_installs_first_and_has_addresses_for_links():
         for cell in copy.cells:
             if cell.cell_type == 'markdown': relink(cell.source, lambda link: links.append(f'{page.doc}: {link}') or link)
     assert not links, 'these would lead nowhere'
+
+
+def test_pages_describe_themselves(site, parsed):
+    for name in ('index.html', 'course/1_first_distillation.html', 'api/core.html'):
+        assert re.search('<meta name="description" content="[^"]{20,}"', parsed[name].text) and 'og:image' in parsed[name].text, name
+    assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
+
+
+def test_the_order_of_the_site(parsed):
+    captions = re.findall('class="caption"[^>]*><span class="caption-text">([^<]*)', parsed['index.html'].text)
+    assert captions[:2] == ['Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
+    text = parsed['results.html'].text
+    assert text.index('Do branches help?') < text.index('comparisons.png') < text.index('fashion_sfd.json')
 
 
 def test_alternative_text():
@@ -144,7 +157,7 @@ def test_results_of_any_shape():
 def test_readme_lists_every_notebook(root):
     text = (root/'README.md').read_text(encoding='utf-8')
     missing = [doc for doc in PAGES if doc != 'index' and f'(nbs/{doc}.ipynb)' not in text]
-    assert not missing, f'run nbs/index.ipynb and `make sync`: its map lacks {missing}'
+    assert not missing, f'the map of nbs/index.ipynb lacks {missing}'
 
 
 def test_nbdev_can_process_the_notebooks(root, tmp_path):

@@ -1,10 +1,10 @@
 "The explorers as a reader meets them: a page opened from disk, and a notebook in JupyterLab; by keyboard and by mouse."
-import shutil
-
+import nbformat
 import pytest
 
 import lab
 from bdense_nb.lab.explorers import Explorer, schedule_explorer
+from run_notebooks import execute, freeze_widgets
 from test_widgets import explorer
 
 pytestmark = pytest.mark.browser
@@ -107,12 +107,16 @@ def test_without_scripts_there_is_a_picture(chromium, tmp_path):
 
 
 def test_in_jupyterlab(page, root, tmp_path, shots):
-    "A tutorial as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
+    "A notebook as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
     notebooks, home = tmp_path/'notebooks', tmp_path/'home'
     notebooks.mkdir(), home.mkdir()
-    shutil.copy(root/'nbs'/'tutorials'/'9_exercises.ipynb', notebooks)
+    cells = ['from bdense_nb.lab.explorers import schedule_explorer\nexplorer = schedule_explorer(n_steps=(8,))\nexplorer', 'explorer.live()']
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), notebooks/'explorer.ipynb')
+    stored = execute(notebooks/'explorer.ipynb')
+    freeze_widgets(stored)
+    nbformat.write(stored, notebooks/'explorer.ipynb')
     with lab.server(notebooks, home) as url:
-        lab.open_notebook(page, url, '9_exercises.ipynb')
+        lab.open_notebook(page, url, 'explorer.ipynb')
         stored = page.locator('.jp-OutputArea img').first
         stored.scroll_into_view_if_needed()
         assert stored.evaluate('image => image.naturalWidth') > 0, 'no picture before anything has run'

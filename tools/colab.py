@@ -11,7 +11,7 @@ from posixpath import join, normpath
 import nbformat
 from nbformat.v4 import new_code_cell
 
-from bdense_nb.app.course import relink
+from bdense_nb.app.course import PICTURES, relink
 from docs_sources import BRANCH, COLAB, GIT, Page, SETTINGS, pages
 from run_notebooks import ROOT
 
@@ -23,7 +23,7 @@ def for_colab(page: Page):
     "The notebook with the cell that installs the package below its title."
     def address(link):
         inside = normpath(join('nbs', page.doc, '..', link))
-        return f'{COLAB}/{inside}' if inside.startswith('nbs/') else f'{GIT}/{"raw" if inside.endswith(".png") else "blob"}/{BRANCH}/{inside}'
+        return f'{COLAB}/{inside}' if inside.startswith('nbs/') else f'{GIT}/{"raw" if inside.endswith(PICTURES) else "blob"}/{BRANCH}/{inside}'
     nb = nbformat.read(page.path, 4)
     for cell in nb.cells:
         if cell.cell_type == 'markdown': cell.source = relink(cell.source, address)

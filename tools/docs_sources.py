@@ -1,5 +1,6 @@
 """The sources of the documentation site: a page for each notebook, the API reference, the results. Sphinx makes HTML of them (docs/conf.py)."""
 import ast
+import base64
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_markdown_cell
 
-from bdense_nb.app.course import relink
+from bdense_nb.app.course import PICTURES, relink
 from bdense_nb.lab.experiments import EXPERIMENTS, difference_table
 from readme import PAPER
 from run_notebooks import FOLDERS, NBS, ROOT, notebooks
@@ -24,6 +25,7 @@ SETTINGS = ini['DEFAULT']
 LIB, GIT, BRANCH = SETTINGS['lib_path'], SETTINGS['git_url'], SETTINGS['branch']
 COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/github') + '/blob/colab'  # the branch that tools/colab.py is for
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
+HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
 Assign = ast.Assign | ast.AnnAssign
 
@@ -39,7 +41,13 @@ class Page:
     def doc(self) -> str: return self.path.relative_to(NBS).with_suffix('').as_posix()
 
     @property
-    def title(self) -> str: return 'home' if self.doc == 'index' else self.path.stem.replace('_', ' ')
+    def title(self) -> str:
+        "What the site calls it; a lesson has its number."
+        if self.doc == 'index': return 'home'
+        number, _, words = self.path.stem.partition('_')
+        heading = self.cells()[0].source.splitlines()[0].lstrip('# ')
+        if self.doc.startswith('course/'): return heading if heading == 'Solutions' else f'{number} {heading}'
+        return (words or self.path.stem).replace('_', ' ').capitalize()
 
     @cache
     def cells(self) -> list: return nbformat.read(self.path, 4).cells
@@ -160,20 +168,20 @@ def built_in(symbol: Symbol) -> str:
 # --- markdown
 
 def link_names(markdown: str, page: Page) -> str:
-    "Code that names an exported symbol, and `tutorial 2`, become links; fences, headings and links stay as they are."
+    "Code that names an exported symbol, and `lesson 2`, become links; fences, headings and links stay as they are."
     def code(m):
         full = find_symbol(m[1], page.module)
         own = m[1].split('(')[0] in page.own_names() and full != f'{LIB}.{page.module}.{m[1]}'
         if page.doc == 'index' and m[1] in {p.module for p in pages()}: return f'[`{m[1]}`](api/{m[1]}.rst)'
         return m[0] if full is None or own else f'{{py:obj}}`{m[1]} <{full}>`'
 
-    def tutorial(m):
-        path = next((p.path for p in pages() if p.doc.startswith(f'tutorials/{m[1]}_')), None)
+    def lesson(m):
+        path = next((p.path for p in pages() if p.doc.startswith(f'course/{m[1]}_')), None)
         return m[0] if path in (None, page.path) else f'[{m[0]}]({relpath(path, page.path.parent)})'
 
     def prose(text):
         text = re.sub(r'(?<![`\w}])`([^`\n]+)`(?!`)', code, text)
-        return re.sub(r'\btutorial (\d+[a-z]?)\b', tutorial, text, flags=re.I)
+        return re.sub(r'\blesson (\d+)\b(?! of)', lesson, text, flags=re.I)
     parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)', markdown, flags=re.M | re.S)
     return ''.join(part if i % 2 else prose(part) for i, part in enumerate(parts))
 
@@ -183,7 +191,7 @@ def move_links(markdown: str, page: Page, out: Path) -> str:
     def target(link):
         path = (page.path.parent/link).resolve()
         if path.is_relative_to(NBS) or not path.exists(): return link
-        if path.suffix != '.png': return f'{GIT}/blob/{BRANCH}/{path.relative_to(ROOT).as_posix()}'
+        if path.suffix not in PICTURES: return f'{GIT}/blob/{BRANCH}/{path.relative_to(ROOT).as_posix()}'
         copy_to(path, out/'images'/path.name)
         return f'/images/{path.name}'
     return relink(markdown, target)
@@ -264,8 +272,10 @@ def notebook_page(page: Page, out: Path):
 def contents() -> str:
     "The site's table of contents, from the files."
     entries = lambda folder: [f'{p.title} </{p.doc}>' for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index']
-    parts = {'The library': entries('')} | {caption: entries(folder) for folder, caption in FOLDERS.items()}
-    parts |= {'Reference': ['API </api/index>', 'Results </results>', 'Glossary </glossary>'], 'Project': ['Changes </changelog>', 'How to cite </citing>']}
+    parts = {'Course': entries('course'), 'How-to': [line for folder in HOW_TO for line in entries(folder)]}
+    parts |= {f'Library: {FOLDERS.get(folder, "Core")}': entries(folder) for folder in ('', *FOLDERS) if folder not in (*HOW_TO, 'course')}
+    parts |= {'Reference': ['API by module </api/index>'], 'Results': ['What was measured </results>'],
+              'About': ['Glossary </glossary>', 'Changes </changelog>', 'How to cite </citing>']}
     return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```' for caption, docs in parts.items() if docs)
 
 
@@ -378,16 +388,29 @@ def result_parts(value: dict, name: str = '', level: int = 3) -> list[str]:
     return head + ([table(['what', 'value'], flat)] if flat else []) + parts
 
 
+def summary(out: Path) -> list[str]:
+    "What lesson 7 says of the stored comparisons, and its figure."
+    page = next(p for p in pages() if p.doc.startswith('course/7_'))
+    cells = page.cells()
+    i = next(i for i, c in enumerate(cells) if any('image/png' in o.get('data', {}) for o in c.get('outputs', [])))
+    picture = next(o.data['image/png'] for o in cells[i].outputs if 'image/png' in o.get('data', {}))
+    (out/'images').mkdir(parents=True, exist_ok=True)
+    (out/'images'/'comparisons.png').write_bytes(base64.b64decode(picture))
+    said = cells[i + 1].source.split('\n## ')[0]
+    return ['## Do branches help?', f'The short answer of [{page.title}](/{page.doc}.ipynb):',
+            '![With branches minus without, in percent of the host, with 95 % intervals: distance to the teacher and to the data](images/comparisons.png)', said]
+
+
 def results_page(out: Path) -> str:
     "Every data/results/*.json with the pictures that belong to it."
     texts = ['# Results', 'What the commands and scripts of this repository measured. Each file says how it was made, so that the run can be repeated; '
-             'figures that rest on one training seed are illustrations, not evidence.']
+             'figures that rest on one training seed are illustrations, not evidence.', *summary(out)]
     alts = dict(m for p in pages() for c in p.cells() for m in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', c.source) for m in [m[::-1]])
-    for path in sorted((ROOT/'data'/'results').glob('*.json')):
-        data = json.loads(path.read_text(encoding='utf-8'))
+    files = {path: json.loads(path.read_text(encoding='utf-8')) for path in sorted((ROOT/'data'/'results').glob('*.json'))}
+    for path, data in sorted(files.items(), key=lambda item: 'experiment' not in item[1]):  # comparisons first
         copy_to(path, out/'results'/path.name)
-        texts += [f'## {path.stem.replace("_", " ").capitalize()}', f'{{download}}`{path.name} <results/{path.name}>`']
-        if 'experiment' in data: texts += [data['about'], *(difference_table(data, m) for m in EXPERIMENTS[data['experiment']].measures)]
+        texts += [f'## {data.get("about") if "experiment" in data else path.stem.replace("_", " ").capitalize()}', f'{{download}}`{path.name} <results/{path.name}>`']
+        if 'experiment' in data: texts += [*(difference_table(data, m) for m in EXPERIMENTS[data['experiment']].measures)]
         texts += result_parts(data)
         for picture in sorted(path.parent.glob(f'{path.stem}_*.png')):
             copy_to(picture, out/'images'/picture.name)

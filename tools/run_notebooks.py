@@ -21,15 +21,16 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-FOLDERS = {'diffusion': 'Diffusion', 'training': 'Training', 'distillation': 'Distillation', 'evaluation': 'Evaluation', 'interop': 'Other libraries', 'lab': 'The lab',
-           'app': 'Commands', 'tutorials': 'Tutorials', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
+FOLDERS = {'course': 'Course', 'diffusion': 'Diffusion', 'training': 'Training', 'distillation': 'Distillation', 'evaluation': 'Evaluation', 'interop': 'Other libraries', 'lab': 'The lab',
+           'app': 'Commands', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
 WIDGET, WIDGET_STATE = 'application/vnd.jupyter.widget-view+json', 'application/vnd.jupyter.widget-state+json'
 NOTE = 'A live control in JupyterLab; stored here is the picture it starts with.\n'
 
 
 def notebooks() -> list[Path]:
     "Every notebook in reading order: those in nbs/ itself, then each folder of `FOLDERS`."
-    return [path for folder in ('', *FOLDERS) for path in sorted((NBS/folder).glob('*.ipynb'))]
+    number = lambda path: int(re.match(r'\d*', path.stem)[0] or 0)
+    return [path for folder in ('', *FOLDERS) for path in sorted((NBS/folder).glob('*.ipynb'), key=lambda path: (number(path), path.name))]
 
 
 def is_skipped(source: str) -> bool:

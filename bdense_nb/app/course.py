@@ -23,8 +23,8 @@ from tyro.conf import Positional, arg
 _all_ = ['bdense_notebooks'] # also the entry point of older installations
 
 # %% auto #0
-__all__ = ['NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ours', 'copy_notebooks', 'Notebooks', 'notebooks',
-           'bdense_notebooks']
+__all__ = ['PICTURES', 'NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ours', 'copy_notebooks', 'Notebooks',
+           'notebooks', 'bdense_notebooks']
 
 # %% ../../nbs/app/04_course.ipynb #5303f25b
 def notebooks_dir() -> Path: # the folder of `index.ipynb`
@@ -45,6 +45,8 @@ def relink(
     return re.sub(r'(?<=\]\()(?![a-z]+:|[#/])[^)\s]+(?=\))', lambda m: to(m[0]), markdown)
 
 # %% ../../nbs/app/04_course.ipynb #748f84df
+PICTURES = ('.png', '.svg', '.gif') # suffixes of what notebooks show
+
 def course_files() -> dict[str, bytes]: # path inside the copy -> contents
     "The notebooks with links that hold anywhere, and the pictures that they show."
     folder = notebooks_dir()
@@ -54,7 +56,7 @@ def course_files() -> dict[str, bytes]: # path inside the copy -> contents
         inside = normpath(join('nbs', name, '..', link)) # as it is in the repository
         if inside.startswith('nbs/'): return link
         picture = data_dir()/inside.removeprefix('data/')
-        if picture.suffix != '.png' or not picture.is_file(): return f'{home}/blob/HEAD/{inside}'
+        if picture.suffix not in PICTURES or not picture.is_file(): return f'{home}/blob/HEAD/{inside}'
         files[f'pictures/{picture.name}'] = picture.read_bytes()
         return '../'*name.count('/') + f'pictures/{picture.name}'
     for path in sorted(folder.rglob('*.ipynb')):

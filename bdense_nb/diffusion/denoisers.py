@@ -837,7 +837,7 @@ def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
     return model
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #48bb5e0a
-TEACHERS = {'fashion_mnist': 'fashion_mnist_teacher'} # name -> folder in data/
+TEACHERS = {name: f'{name}_teacher' for name in ('fashion_mnist', 'spiral')} # -> folder in data/
 
 def load_teacher(
     name: str = 'fashion_mnist', # a key of `TEACHERS`

@@ -1,0 +1,276 @@
+"The course: lessons keep to their size, mistakes get the hint that names them, and every exercise has a solution."
+import ast
+import contextlib
+import io
+import re
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+import torch
+from torch import nn
+
+from bdense_nb.app.exercises import CAPSTONE, EXERCISES, check
+from bdense_nb.core import check_answer, data_dir, sample_noise
+from bdense_nb.diffusion.denoisers import load_teacher
+from bdense_nb.diffusion.samplers import Sampler, afs_x0, euler_step, sample
+from bdense_nb.diffusion.schedules import karras_sigmas
+from bdense_nb.distillation.branches import branch
+from bdense_nb.distillation.sfd import SFDConfig
+from bdense_nb.evaluation.intervals import student_t
+from pictures import method
+from run_notebooks import NBS
+from solutions import LESSONS, SOLUTIONS, exercises, lesson_solutions, questions, quoted_questions
+
+COURSE = [name for name in LESSONS if name.startswith('course/')]
+NUMBERED = COURSE[:8]
+
+
+def cells(name): return nbformat.read(NBS/f'{name}.ipynb', 4).cells
+
+
+def words(name): return sum(len(c.source.split()) for c in cells(name) if c.cell_type == 'markdown')
+
+
+def code(name): return [line for c in cells(name) if c.cell_type == 'code' for line in c.source.splitlines() if line.strip()]
+
+
+def test_the_course_is_eight_lessons_and_a_capstone():
+    assert [re.match(r'course/(\d)', name)[1] for name in COURSE] == list('123456789') and COURSE[8] == 'course/9_capstone'
+
+
+@pytest.mark.parametrize('name', NUMBERED)
+def test_a_lesson_keeps_to_its_size(name):
+    lines = code(name)
+    assert words(name) <= 1200 and len(lines) <= 100 and max(map(len, lines)) <= 88
+    assert sum(bool(re.match(r'(from|import) ', line)) for line in lines) <= 8
+
+
+@pytest.mark.parametrize('name', NUMBERED)
+def test_a_lesson_has_its_parts(name):
+    text = '\n'.join(c.source for c in cells(name) if c.cell_type == 'markdown')
+    number = re.match(r'course/(\d)', name)[1]
+    assert f'Lesson {number} of 8' in text and text.count('**Prediction.**') == 1
+    assert '## What this does not show' in text and text.count('Find the bug.') == 1
+    assert any('image/png' in o.get('data', {}) for c in cells(name) for o in c.get('outputs', []))
+    asked = [int(n) for n in re.findall(r"check\('\d\.(\d)'", '\n'.join(code(name)))]
+    assert asked == [1, 2] and len(exercises(name)) == 2
+
+
+@pytest.mark.parametrize('name', NUMBERED)
+def test_the_answer_of_a_prediction_is_not_stored_below_it(name):
+    after = cells(name)
+    after = after[next(i for i, c in enumerate(after) if '**Prediction.**' in c.source):]
+    assert next(c for c in after if c.cell_type == 'code').outputs == []
+
+
+def heun(D, x, t, s, first=.5, asked=None):  # with the first slope's share, and the level that divides the second
+    slope = (x - D(x, t))/t
+    y = x + (s - t)*slope
+    return x + (s - t)*(first*slope + (1 - first)*(y - D(y, s))/(asked or s))
+
+
+def walk(D, x, grid, ask=lambda t, s: t, divide=lambda t, s: t):
+    for t, s in zip(grid[:-1].tolist(), grid[1:].tolist()): x = x + (s - t)*(x - D(x, ask(t, s)))/divide(t, s)
+    return x
+
+
+def gap(student, teacher, sigmas, first=0, scale=20.):
+    return student.sample(500) - sample(teacher, scale*sample_noise(range(first, first + 500), (2,)), sigmas)
+
+
+def mixture(x, means, spread, shrink, dim=1):
+    apart = x[:, None] - means
+    return ((-apart.square().sum(-1)/(2*spread)).softmax(dim)[..., None]*(means + shrink*apart)).sum(1)
+
+
+def landing(D, x, t, mid, end):  # the teacher's two steps: both guesses, and where it stands
+    first = D(x, t)
+    half = euler_step(x, first, t, mid)
+    second = D(half, mid)
+    return first, second, euler_step(half, second, mid, end)
+
+
+def rollout(student, y, fine, coarse, update, start=lambda x, y, n: x, target=4, scale=1., detach=True):
+    x, losses = euler_step(y[0], afs_x0(y[0], coarse[0]), coarse[0], coarse[1]), []
+    for n in (1, 2):
+        x = start(x, y, n)
+        x = euler_step(x, student(x, coarse[n]), coarse[n], coarse[n + 1])
+        loss = scale*(x - y[4*n + target]).abs().sum(1).mean()
+        update(loss)
+        losses.append(loss.item())
+        if detach: x = x.detach()
+    return losses
+
+
+def layer(weight, bias):
+    new = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad():
+        new.weight.copy_(weight)
+        new.bias.copy_(bias)
+    return new
+
+
+def spread(a, b, factor):  # an interval with a given half-width
+    d = torch.tensor(a) - torch.tensor(b)
+    return d.mean(), d.mean() - factor(d), d.mean() + factor(d)
+
+
+T = student_t(.95, 4)
+TEACHER = load_teacher('spiral', 'cpu')
+MISTAKES = [
+    ('1.1', lambda x, g, t, s: x - (s - t)*(x - g)/t, 's - t, which is negative'),
+    ('1.1', lambda x, g, t, s: g, 'jumps all the way'),
+    ('1.1', lambda x, g, t, s: x + (s - t)*(x - g), 'division is missing'),
+    ('1.1', lambda x, g, t, s: x + (s - t)*(x - g)/s, 'not by s'),
+    ('1.1', lambda x, g, t, s: (s - t)*(x - g)/t, 'add it to x'),
+    ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: s), 'is told s'),
+    ('1.2', lambda D, x, grid: walk(D, x, grid, divide=lambda t, s: s), 'divide by s'),
+    ('1.2', lambda D, x, grid: x + sum((s - t)*(x - D(x, t))/t for t, s in zip(grid[:-1], grid[1:])), 'same noise'),
+    ('1.2', lambda D, x, grid: D(x, grid[0]), 'has not begun'),
+    ('1.2', lambda D, x, grid: x, 'nothing has moved'),
+    ('2.1', .2413, 'variance'), ('2.1', 1.0425, 'largest'), ('2.1', (.4, .5), 'one number'), ('2.1', 3., 'all coordinates together'),
+    ('2.2', lambda *a: gap(*a, first=500).square().mean().sqrt(), 'different noise'),
+    ('2.2', lambda *a: gap(*a, scale=1.).square().mean().sqrt(), 'multiplied'),
+    ('2.2', lambda *a: gap(*a).square().mean(), 'take its root'),
+    ('2.2', lambda *a: gap(*a).abs().mean(), 'absolute differences'),
+    ('2.2', lambda *a: gap(*a).square().sum(1).mean().sqrt(), 'mean over coordinates'),
+    ('3.1', lambda D, x, t, s: euler_step(x, D(x, t), t, s), 'once more'),
+    ('3.1', lambda D, x, t, s: heun(D, x, t, s, first=0.), 'second slope alone'),
+    ('3.1', lambda D, x, t, s: heun(D, x, t, s) + euler_step(x, D(x, t), t, s) - x, 'walk from the start'),
+    ('3.1', lambda D, x, t, s: heun(D, x, t, s, asked=t), 'it was asked at'),
+    ('3.1', lambda D, x, t, s: 2*x - heun(D, x, t, s), 'away from the guess'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, sigma**2, 0.), 'points without width'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, 0.), 'moves towards x'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, sigma**2, std**2/(std**2 + sigma**2)), 'take the blobs for points'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, (std + sigma)**2, std**2/(std + sigma)**2), 'variances add'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, std**2/(std**2 + sigma**2), 0), 'softmax over blobs'),
+    ('4.1', lambda *a: landing(*a)[1], 'tempting'), ('4.1', lambda *a: sum(landing(*a)[:2])/2, 'equal weights'),
+    ('4.1', lambda *a: landing(*a)[2], 'what must it predict'), ('4.1', lambda *a: landing(*a)[0], 'not for two'),
+    ('4.2', lambda grid: grid.unfold(0, 3, 1), 'where the last one ends'), ('4.2', lambda grid: grid[::2].unfold(0, 2, 1), 'in the middle'),
+    ('4.2', lambda grid: grid.reshape(3, 3), 'share a level'), ('4.2', lambda grid: grid.unfold(0, 3, 2).flip(1), 'levels fall'),
+    ('4.2', lambda grid: grid.unfold(0, 3, 4), 'is missing'),
+    ('5.1', lambda p, a, f: p*a - f, 'n - 1 steps'), ('5.1', lambda p, a, f: a*(p - 1), 'one call is free'),
+    ('5.1', lambda p, a, f: a*(p - 1 - f), 'not the whole step'), ('5.1', lambda p, a, f: p - 1 - f, 'asks twice'),
+    ('5.1', lambda p, a, f: a*(p - 1) + f, 'not more'),
+    ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[4*n]), "the teacher's state, where"),
+    ('5.2', lambda *a: rollout(*a[:4], lambda loss: None), 'call update'),
+    ('5.2', lambda *a: rollout(*a, target=0), 'y[4*n + 4]'), ('5.2', lambda *a: rollout(*a, scale=.5), 'average over both'),
+    ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[0]), 'only the first step'), ('5.2', lambda *a: rollout(*a)[:1], 'one loss for each'),
+    ('5.2', lambda *a: rollout(*a, detach=False), 'stopped with RuntimeError'),
+    ('6.1', lambda wide, K: layer(wide.weight[:3], wide.bias[:3]), 'first branch'), ('6.1', lambda wide, K: layer(wide.weight[1::2], wide.bias[1::2]), 'alternate'),
+    ('6.1', lambda wide, K: layer(wide.weight[3:], wide.bias[:3]), 'the bias has rows'), ('6.1', lambda wide, K: wide.weight[3:], 'a layer is asked for'),
+    ('6.1', lambda wide, K: wide, 'three outputs'),
+    ('6.1', lambda wide, K: layer((wide.weight[:3] + wide.weight[3:])/2, (wide.bias[:3] + wide.bias[3:])/2), 'not their mean'),
+    ('6.2', lambda y, x, t, s: (y - s[-1]/t*x[:, None])/(1 - s[-1]/t), 'still the same'), ('6.2', lambda y, x, t, s: y, 'shall land'),
+    ('6.2', lambda y, x, t, s: y - (s/t)[:, None]*x[:, None], 'still multiplied'), ('6.2', lambda y, x, t, s: y[:, -1], 'shape of the states'),
+    ('6.2', lambda y, x, t, s: (y - s[0]/t*x[:, None])/(1 - s[0]/t), 'first level'), ('6.2', lambda y, x, t, s: 0*y, 'off their states'),
+    ('7.1', lambda a, b: spread(b, a, lambda d: T*d.std()/5**.5), 'the mean of a - b'), ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std()), 'divide by sqrt(n)'),
+    ('7.1', lambda a, b: spread(a, b, lambda d: 1.96*d.std()/5**.5), '1.96 is for many'),
+    ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std(correction=0)/5**.5), 'divides by n - 1'),
+    ('7.1', lambda a, b: spread(a, b, lambda d: student_t(.95, 5)*d.std()/5**.5), 'degrees of freedom'),
+    ('7.1', lambda a, b: spread(a, b, lambda d: T*((torch.tensor(a).var() + torch.tensor(b).var())/5).sqrt()), 'not of the two arms'),
+    ('7.2', lambda run, seeds: [run(4, s) - run(1, s + 100) for s in seeds], 'different seeds'),
+    ('7.2', lambda run, seeds: sum(run(4, s) - run(1, s) for s in seeds)/6, 'one difference for each seed'),
+    ('7.2', lambda run, seeds: [run(1, s) - run(4, s) for s in seeds], 'minus the host'),
+    ('7.2', lambda run, seeds: [a - b for a, b in zip(sorted(run(4, s) for s in seeds), sorted(run(1, s) for s in seeds))], 'breaks the pairs'),
+    ('7.2', lambda run, seeds: [run(4, s)/run(1, s) - 1 for s in seeds], 'relative'),
+    ('8.1', 16, 'two micro-batches'), ('8.1', 64, 'share the batch'), ('8.1', 128, 'the whole batch'), ('8.1', 256, 'does not multiply'), ('8.1', 1024, 'not one for each GPU'),
+    ('8.2', lambda a: (1 - a).sqrt(), 'still the same'), ('8.2', lambda a: (1 - a)/a, 'its root'), ('8.2', lambda a: (a/(1 - a)).sqrt(), 'upside down'),
+    ('8.2', lambda a: 1 - a, 'noise in z'), ('8.2', lambda a: a.sqrt(), 'scale of the signal'),
+    ('capstone', TEACHER, 'not EDMDenoiser'), ('capstone', branch(TEACHER, 2), 'not BranchedDenoiser'),
+    ('capstone', Sampler(TEACHER, karras_sigmas(4, .006, 80.), False, (2,)), 'takes 4'),
+    ('capstone', Sampler(TEACHER, SFDConfig(nfe=2).grids[1], True, (2,)), 'has it been trained'),
+]
+
+
+def heard(number, answer):
+    with contextlib.redirect_stdout(io.StringIO()) as out: check(number, answer)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize('number, answer, hint', MISTAKES, ids=[f'{n}-{hint}' for n, _, hint in MISTAKES])
+def test_mistakes_get_their_hint(number, answer, hint):
+    said = heard(number, answer)
+    assert 'hint: ' in said and hint in said, said
+
+
+def test_every_exercise_has_four_mistakes():
+    assert all([n for n, *_ in MISTAKES].count(number) >= 4 for number in EXERCISES), EXERCISES.keys()
+
+
+def no_idea(*args): raise RuntimeError('no idea')
+
+
+@pytest.mark.parametrize('answer', [-12345., 'no idea', no_idea, lambda *args: -12345., lambda *args: torch.zeros(7)], ids=['number', 'text', 'error', 'function', 'tensor'])
+@pytest.mark.parametrize('number', EXERCISES)
+def test_answers_of_another_kind_get_a_hint(number, answer): assert heard(number, answer).startswith('hint: ')
+
+
+@pytest.mark.parametrize('number', EXERCISES)
+def test_no_answer_is_no_mistake(number):
+    assert heard(number, None) == 'not answered yet\n'
+    if EXERCISES[number][0]: assert heard(number, lambda *args: None) == 'not answered yet\n'
+
+
+@pytest.mark.parametrize('name', NUMBERED)
+def test_solutions_are_right(name):
+    names = dict(torch=torch, sample=sample, sample_noise=sample_noise)
+    for i, solution in enumerate(lesson_solutions()[name], 1):
+        exec(solution, names)
+        stub = exercises(name)[i - 1][0]
+        answer = stub.name if isinstance(stub, ast.FunctionDef) else stub.targets[0].id
+        assert heard(f'{re.match("course/(.)", name)[1]}.{i}', names[answer]) == 'correct\n'
+
+
+def test_the_capstone_asks_for_what_it_says():
+    assert f'below {CAPSTONE}' in ' '.join(c.source for c in cells('course/9_capstone'))
+
+
+def test_an_unknown_exercise():
+    with pytest.raises(ValueError, match='9.9'): check('9.9', 1)
+
+
+@pytest.mark.parametrize('answer, ok, said', [
+    (None, bool, 'not answered yet'), (lambda: None, bool, 'not answered yet'), ([1, None], bool, 'not answered yet'),
+    (3, lambda a: a == 3, 'correct'), (lambda: torch.ones(2), lambda a: (a == 1).all(), 'correct'), ((1, 2), lambda a: True, 'correct'),
+    (3, lambda a: None, 'hint: think'), (3, lambda a: '', 'hint: '), (3, lambda a: 'look', 'hint: look'), (0, bool, 'hint: think'), ('', lambda a: a > 2, 'hint: think (stopped with TypeError'),
+    (torch.ones(2), lambda a: a == 1, 'hint: think (stopped with RuntimeError'), (lambda: [][1], bool, 'hint: think (stopped with IndexError: list index out of range)'),
+])
+def test_check_answer(capsys, answer, ok, said):
+    assert check_answer(answer, ok, 'think') == (said == 'correct')
+    out = capsys.readouterr().out
+    assert out.startswith(said) and out.count('\n') == 1
+
+
+def test_a_long_error_is_one_line(capsys):
+    def fails(): raise ValueError('line\n'*100)
+    assert not check_answer(fails, bool, 'think')
+    out = capsys.readouterr().out
+    assert out.count('\n') == 1 and len(out) < 200
+
+
+def test_every_exercise_has_a_solution():  # tests/test_notebooks.py runs them
+    found = lesson_solutions()
+    assert {name: len(found.get(name, ())) for name in LESSONS} == {name: len(exercises(name)) for name in LESSONS}
+    assert found.keys() <= set(LESSONS)
+
+
+def test_solutions_quote_the_questions():
+    asked = {name: questions(name) for name in LESSONS if exercises(name) and name != 'course/9_capstone'}
+    assert {name: said for name, said in quoted_questions().items() if name != 'course/9_capstone'} == asked
+
+
+def test_the_front_page_is_short():
+    text = '\n'.join(c.source for c in cells('index'))
+    assert words('index') <= 900 and '#|' not in text and 'Start with [lesson 1]' in text
+
+
+def test_the_pictures_of_the_front_page():
+    results = data_dir()/'results'
+    assert method() == (results/'method.svg').read_text(encoding='utf-8'), 'run tools/pictures.py method'
+    assert (results/'spiral.gif').read_bytes()[:3] == b'GIF' and (results/'spiral.gif').stat().st_size < 1e6
+    assert ElementTree.fromstring(method()).tag.endswith('svg')
+
+
+def test_solutions_are_the_last_page(): assert SOLUTIONS == 'course/10_solutions' and f'({SOLUTIONS[7:]}.ipynb)' in cells('course/8_your_model')[-1].source
