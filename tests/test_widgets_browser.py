@@ -1,10 +1,10 @@
 "The explorers as a reader meets them: a page opened from disk, and a notebook in JupyterLab; by keyboard and by mouse."
-import shutil
-
+import nbformat
 import pytest
 
 import lab
 from bdense_nb.lab.explorers import Explorer, schedule_explorer
+from run_notebooks import execute, freeze_widgets
 from test_widgets import explorer
 
 pytestmark = pytest.mark.browser
@@ -106,13 +106,20 @@ def test_without_scripts_there_is_a_picture(chromium, tmp_path):
     context.close()
 
 
-def test_in_jupyterlab(page, root, tmp_path, shots):
-    "A tutorial as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
+LESSON = ['from bdense_nb.lab.explorers import schedule_explorer', 'explorer = schedule_explorer(n_steps=(8,))\nexplorer', 'explorer.live()',
+          'print("the end")']
+
+
+def test_in_jupyterlab(page, tmp_path, shots):
+    "A lesson as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
     notebooks, home = tmp_path/'notebooks', tmp_path/'home'
     notebooks.mkdir(), home.mkdir()
-    shutil.copy(root/'nbs'/'tutorials'/'9_exercises.ipynb', notebooks)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in LESSON]), notebooks/'lesson.ipynb')
+    nb = execute(notebooks/'lesson.ipynb')
+    freeze_widgets(nb)
+    nbformat.write(nb, notebooks/'lesson.ipynb')
     with lab.server(notebooks, home) as url:
-        lab.open_notebook(page, url, '9_exercises.ipynb')
+        lab.open_notebook(page, url, 'lesson.ipynb')
         stored = page.locator('.jp-OutputArea img').first
         stored.scroll_into_view_if_needed()
         assert stored.evaluate('image => image.naturalWidth') > 0, 'no picture before anything has run'
