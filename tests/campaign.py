@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+sys.path.append(str(Path(__file__).resolve().parents[1]/'tools'))
 for library in ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'optuna.storages',
                 'bdense_nb.app.commands', 'bdense_nb.app.course', 'bdense_nb.interop.diffusers', 'bdense_nb.lab.search'):
     importlib.import_module(library)  # here, once for all forks

@@ -30,12 +30,13 @@ def site(root, tmp_path_factory) -> Path:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "Tests that share something costly run in one process. (The marks of pytest-xdist 3.8 are lost with pytest 9.2.)"
+    "The tests of a file run in one process, so that what they share is made once; notebooks go wherever there is room."
     from xdist.scheduler import LoadScopeScheduling
-    shared = {'test_docs.py': 'site', 'test_docs_browser.py': 'site', 'test_package.py': 'package'}
-    class Grouped(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return shared.get(Path(nodeid.split('::')[0]).name, nodeid)
-    return Grouped(config, log)
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.split('::')[0]).name
+            return nodeid if file == 'test_notebooks.py' else {'test_docs_browser.py': 'test_docs.py'}.get(file, file)
+    return ByFile(config, log)
 
 
 def shaken(denoiser, seed=0):

@@ -8,8 +8,10 @@ import time
 from configparser import ConfigParser
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]/'tools'))
+from forks import Server  # noqa: E402
+
 UV = [sys.executable, '-m', 'uv']
-FORKS = Path(__file__).with_name('forks.py')
 PRELOADED = ('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'bdense_nb.app.commands', 'bdense_nb.app.course')
 NO_NETWORK = '''
 import socket
@@ -49,7 +51,6 @@ class Environment:
         self.oldest = oldest  # of what settings.ini allows; else the newest of everything
         self.python = folder/'env'/'bin'/'python'
         self.empty = folder/'empty'  # where its programs run
-        self.server = None
         begin = time.monotonic()
         self.uv('venv', '--python', sys.executable, folder/'env')
         self.install(wheel, needs('requirements'))
@@ -61,6 +62,7 @@ class Environment:
         places = dict.fromkeys(('HOME', 'TMPDIR', 'MPLCONFIGDIR'), str(folder))
         compiled = dict(PYTHONPYCACHEPREFIX=str(folder/'compiled'), PYTHONDONTWRITEBYTECODE='')
         self.env = dict(PATH=os.defpath, OMP_NUM_THREADS='1', **places, **compiled)
+        self.server = Server(*PRELOADED, python=self.python, cwd=self.empty, env=self.env)
 
     def uv(self, *args: Path | str) -> str:
         "uv, as this environment's tests have it; packages come as hard links out of its cache."
@@ -89,19 +91,9 @@ class Environment:
 
     def __call__(self, program: str, *args: str, code: int = 0) -> str:
         "Run a command, or `python -c code`, in a fork of a process that has imported PyTorch: its output."
-        if self.server is None: self.start()
-        job = dict(program=program, arguments=[str(a) for a in args], folder=str(self.empty))
-        print(json.dumps(job), file=self.server.stdin, flush=True)
-        answer = json.loads(self.server.stdout.readline())
-        assert answer['code'] == code, answer['out'] + answer['err']
-        return (answer['out'] if code == 0 else answer['err']).strip()
+        done = self.server.run(program, *args, cwd=self.empty)
+        self.commands = self.server.commands
+        assert done.returncode == code, done.stdout + done.stderr
+        return (done.stdout if code == 0 else done.stderr).strip()
 
-    def start(self) -> None:
-        self.server = subprocess.Popen([self.python, FORKS, *PRELOADED], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, text=True, cwd=self.empty, env=self.env)
-        self.commands = json.loads(self.server.stdout.readline())
-
-    def close(self) -> None:
-        if self.server is not None:
-            self.server.stdin.close()
-            self.server.wait()
+    def close(self) -> None: self.server.close()

@@ -35,6 +35,7 @@ from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance
 from bdense_nb.lab.experiments import EXPERIMENTS
 from bdense_nb.training.config import Hardware, TrainConfig
+from warm import WARM, held
 
 COMMANDS = commands.COMMANDS | COURSE
 
@@ -400,7 +401,7 @@ def test_figures_are_written_before_they_are_shown(door, at, tmp_path):
 
 
 def test_an_ascii_terminal_is_spoken_to(at):
-    done = run('bdense_evaluate', 'student', '--teacher', 'plane', '--n', '4', PYTHONIOENCODING='ascii')
+    done = WARM.run('bdense_evaluate', 'student', '--teacher', 'plane', '--n', '4', PYTHONIOENCODING='ascii')
     assert done.returncode == 0 and 'Fr?chet' in done.stdout
 
 
@@ -833,11 +834,8 @@ def test_overwrite_starts_again(at, tmp_path):
 
 
 def test_a_folder_in_use_is_left_to_its_owner(at, tmp_path):
-    hold = f'from bdense_nb.core import locked\nwith locked({str(tmp_path/"s")!r}): print("held", flush=True); input()'
-    with subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == 'held\n'
+    with held(tmp_path/'s'):
         err = at(f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 1 --batch 4 --pool 4', 1)[1]
-        other.communicate('\n')
     assert 'is in use by another process' in err.splitlines()[-1]
 
 

@@ -1,10 +1,7 @@
 "Seeds, trajectories, counting, guards and files: bad input, and what must survive it."
 import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +15,7 @@ from bdense_nb import core
 from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice,
                             check_file, check_int, check_number, check_sigmas, check_state, data_dir, default_device, load_tensors,
                             sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
+from warm import python
 
 
 # --- seeds ---
@@ -205,7 +203,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_killed_write_leaves_the_old_file(tmp_path):
     p = tmp_path/'a'; p.write_text('old')
     code = "import os, sys\nfrom bdense_nb.core import atomic_path\nwith atomic_path(sys.argv[1]) as tmp: tmp.write_text('ne'); os._exit(3)"
-    assert subprocess.run([sys.executable, '-c', code, str(p)], env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}).returncode == 3
+    assert python(code, p).returncode == 3
     assert p.read_text() == 'old'
     with atomic_path(p) as tmp: tmp.write_text('new')  # and the next write goes through
     assert p.read_text() == 'new'

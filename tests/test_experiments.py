@@ -1,8 +1,6 @@
 "Experiments: arms, runs that stop and go on, differences; and the stored results against the code that claims to have made them."
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -10,6 +8,7 @@ from bdense_nb.lab import experiments as X
 from bdense_nb.core import data_dir
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
+from warm import held
 
 STORED = sorted(name for name in X.EXPERIMENTS if (data_dir()/'results'/f'{name}.json').is_file())
 STAGE = dict(K=1, steps=2, batch=16)
@@ -61,12 +60,9 @@ def test_every_kind_of_arm(experiment, tmp_path):
 
 def test_two_at_once_lose_no_rows(experiment, tmp_path):
     "A second process that wants the same file is refused; one with another file in the same folder is not."
-    hold = f'from bdense_nb.core import locked\nwith locked({str(tmp_path)!r}, "a.json"): print("held", flush=True); input()'
-    with subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == 'held\n'
+    with held(tmp_path, 'a.json'):
         with pytest.raises(OSError, match='a.json is in use by another process'): X.run_experiment('try', tmp_path/'a.json', 1)
         X.run_experiment('try', tmp_path/'b.json', 1)
-        other.communicate('\n')
     X.run_experiment('try', tmp_path/'a.json', 1)
 
 

@@ -5,7 +5,6 @@ import json
 import pickle
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import asdict, replace
 
@@ -32,6 +31,7 @@ from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank  # noqa: E40
 from bdense_nb.distillation.students import Student  # noqa: E402
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser  # noqa: E402
 from bdense_nb.distillation.variable import sfd_variable  # noqa: E402
+from warm import python
 
 
 def unet_of(size=8, **more):
@@ -292,8 +292,7 @@ for folder in sys.argv[1:]:
 
 def sampled_by_stock(*folders):
     "Run each README's code where bdense_nb cannot be imported."
-    done = subprocess.run([sys.executable, '-c', RUN, *map(str, folders)], stderr=subprocess.PIPE, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    assert python(RUN, *folders).returncode == 0
     return [torch.load(folder/'out.pt') for folder in folders]
 
 
@@ -476,7 +475,7 @@ assert 'diffusers' not in sys.modules
 s = load_student('student', 'cpu')
 torch.testing.assert_close(s.sample(3), torch.load('want.pt'))
 assert (s.nfe, s.denoiser.n_classes, s.denoiser.net.null_class) == (2, 3, 3)"""
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+    assert python(code, cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize('changes, match', [(dict(layers=3), 'layers'), (dict(unet_class='Transformer2DModel'), 'Transformer2DModel.*UNet2DModel')], ids=str)

@@ -1,8 +1,11 @@
 "The package as a user gets it: built, installed with what it requires in an empty environment, used without the repository or a network."
+import ast
 import re
 import shutil
+import sys
 import tarfile
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,10 +29,15 @@ def wheel(tmp_path_factory) -> Path:
     return build(tmp_path_factory.mktemp('tree'))
 
 
-@pytest.fixture(scope='module', params=[False, True], ids=['newest', 'oldest'])
-def user(request, wheel, tmp_path_factory):
-    "`user(program, *args)` runs a program where the wheel is installed with the newest, or the oldest, of what it requires."
-    made = Environment(tmp_path_factory.mktemp('user'), wheel, oldest=request.param)
+@pytest.fixture(scope='module')
+def user(wheel, tmp_path_factory):
+    "`user(program, *args)` runs a program where the wheel is installed with the oldest of what it requires."
+    with environment(wheel, tmp_path_factory, oldest=True) as made: yield made
+
+
+@contextmanager
+def environment(wheel, tmp_path_factory, oldest):
+    made = Environment(tmp_path_factory.mktemp('user'), wheel, oldest)
     yield made
     made.close()
     shutil.rmtree(made.folder)  # several GB where hard links cannot be made
@@ -51,13 +59,31 @@ def test_description_for_pypi_has_absolute_links(wheel):
     assert any(t.endswith('.png') for t in targets) and all(t.startswith(('https://', '#')) for t in targets)
 
 
+def test_the_newest_of_what_it_requires_fits_together(wheel, tmp_path_factory):
+    "What it does there is what all other tests see: theirs are the newest, too; `python tests/extras.py newest` runs it."
+    with environment(wheel, tmp_path_factory, oldest=False) as newest: newest.check()
+
+
+def test_all_that_the_library_imports_is_required():
+    "By itself or by an extra, not by something else that is required."
+    asked = {need for key in ('requirements', *(f'{extra}_requirements' for extra in EXTRAS)) for need in needs(key)}
+    provided = {Requirement(need).name.lower() for need in asked}
+    trees = [ast.parse(path.read_text()) for path in (ROOT/'bdense_nb').rglob('*.py')]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
+    foreign = {name.split('.')[0] for name in names} - sys.stdlib_module_names - {'bdense_nb'}
+    missing = {name for name in foreign if name.lower().replace('_', '-') not in provided}
+    assert {'torch', 'tyro'} <= foreign
+    assert missing <= {'PIL', 'huggingface_hub'}, 'Pillow comes with torchvision, the hub with accelerate'
+
+
 def test_what_it_requires_is_whole_and_has_no_development_tools(user):
     user.check()
     versions = user.versions()
     developers = {'fastcore', 'nbdev', 'execnb', 'pytest', 'jupyterlab', 'ipywidgets', 'optuna', 'diffusers', 'onnx'}
     assert not developers & versions.keys()
     lowest = {need.name: spec.version for need in REQUIRED for spec in need.specifier if spec.operator == '>='}
-    lowest = {name: version for name, version in lowest.items() if user.oldest}
     assert all(versions[name].split('+')[0].startswith(version) for name, version in lowest.items()), versions
 
 

@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from bdense_nb.evaluation.metrics import paired_error
 from bdense_nb.lab.search import (LOG_RATIOS, confirm_weights, load_search, many_step_sample, ratios_to_weights,
                                   save_search, score_weights, search_study, search_weights, show_search, start_trials,
                                   weights_to_ratios)
+from warm import held, python
 
 optuna = pytest.importorskip('optuna')
 CFG = SFDConfig(steps=2, batch=4, pool=4, lr=1e-2, shape=(2,))
@@ -307,18 +307,14 @@ def test_a_storage_that_cannot_be_written_is_named(teacher, tmp_path, count):
         db.execute('BEGIN EXCLUSIVE')                                            # another program holds it
         with pytest.raises(OSError, match='s.db cannot be used .*locked.*no other program'): run(teacher, 2, path)
     full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-    code = f"import sys; sys.path.insert(0, 'tests'); import test_search as t; {full}; t.run(t.make(0), 2, {str(path)!r})"
-    said = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parents[1], capture_output=True, text=True).stderr.splitlines()[-1]
-    assert re.match(r'OSError: .*s.db cannot be used .*disk with room', said), said
+    code = f"import test_search as t; {full}\ntry: t.run(t.make(0), 2, {str(path)!r})\nexcept OSError as e: print(e)"
+    said = python(code).stdout
+    assert re.match(r'.*s.db cannot be used .*disk with room', said, re.S), said
     assert count.done == 1 and len(run(teacher, 2, path).trials) == 2              # nothing was lost
 
 
 def test_another_process_in_the_folder_is_refused(teacher, tmp_path):
-    code = f"from bdense_nb.core import locked\nwith locked({str(tmp_path)!r}): print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == 'held\n'
-        with pytest.raises(OSError, match='in use by another process'): run(teacher, 1, tmp_path/'s.db')
-        other.communicate('\n')
+    with held(tmp_path), pytest.raises(OSError, match='in use by another process'): run(teacher, 1, tmp_path/'s.db')
 
 
 # --- files and picture ---

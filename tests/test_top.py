@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import bdense_nb
+from warm import python
 
 LIB = Path(bdense_nb.__file__).parent
 OLD = sorted(p.stem for p in LIB.glob('*.py') if p.stem not in ('__init__', '_modidx', 'core'))
@@ -61,5 +62,5 @@ def test_old_names_of_modules(old):
 def test_a_function_that_shares_its_name_with_an_old_module(name):
     "`bdense_nb.sfd` answers a call, whether the old module has been imported or not."
     code = f'import bdense_nb; f = bdense_nb.{name}; import bdense_nb.{name}; print(f is bdense_nb.{name}.{name}, callable(bdense_nb.{name}))'
-    assert fresh(code) == 'True True'
+    assert python(code).stdout.strip() == 'True True'
     with pytest.raises(TypeError): import_module(f'bdense_nb.{name}')()

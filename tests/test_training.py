@@ -2,8 +2,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -19,6 +17,7 @@ from bdense_nb.training.devices import share
 from bdense_nb.training.hooks import Every, Trackers, progress
 from bdense_nb.training.loop import fit, lr_factor
 from torch import nn
+from warm import python
 
 CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', ema=.9, clip_grad=1., checkpoint_every=4, log_every=3)
 
@@ -205,8 +204,8 @@ def test_leftovers_of_a_killed_write_are_cleared_and_nothing_else(tmp_path):
 
 def test_killed_in_the_middle_of_a_write(tmp_path):
     "A process that dies while it writes a checkpoint leaves the one before it, and the next run ends as if nothing had happened."
-    code = f'''
-import os, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+    code = '''
+import os, sys
 import torch; torch.set_num_threads(1)
 import test_training as t
 import bdense_nb.core as core
@@ -217,7 +216,7 @@ def dies(tensors, path, metadata):
         open(path, 'rb+').truncate(500); os.kill(os.getpid(), 9)
 core.save_file = dies
 t.fit(t.net(), t.step, t.CFG, sys.argv[1], show=False)'''
-    done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'b')], timeout=300)
+    done = python(code, tmp_path/'b')
     assert done.returncode == -9
     assert [p.name for p in (tmp_path/'b').glob('.*.tmp')] and newest_checkpoint(tmp_path/'b')[1]['done'] == 4
     fit(net(), step, CFG, tmp_path/'a', show=False)

@@ -1,12 +1,7 @@
 "Many processes, micro-batches, precision, recomputation, compilation: what they may change, and what not."
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import warnings
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +16,7 @@ from bdense_nb.training.devices import send, share
 from bdense_nb.training.loop import fit
 from test_training import loss_of, net
 from torch import nn
+from warm import torchrun
 
 TOLERANCE = dict(rtol=1e-4, atol=1e-5)  # two halves of a batch are added up in another order than the whole
 
@@ -30,11 +26,7 @@ def both(tmp_path_factory) -> tuple[Path, Path]:
     "The folders of the same runs by one process and by two."
     one, pair = tmp_path_factory.mktemp('one'), tmp_path_factory.mktemp('two')
     two.main(one)
-    with closing(socket.socket()) as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', str(port), two.__file__, str(pair)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(two.__file__).parents[1])})
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert 'find_unused_parameters' not in done.stderr
+    assert 'find_unused_parameters' not in torchrun(2, Path(two.__file__), pair, folder=pair)
     return one, pair
 
 

@@ -6,7 +6,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,10 @@ from bdense_nb.training.checkpoints import (BEST, CHECKPOINTS, checkpoint_path, 
 from bdense_nb.training.config import Hardware
 from bdense_nb.training.loop import fit
 from test_training import CFG, assert_same, fault, loss_of, metrics, net, step
+from warm import Waiting, python
 
 KILLS = '''
-import json, os, random, sys, time; sys.path.insert(0, sys.argv[2])
+import json, os, random, sys, time
 import torch; torch.set_num_threads(1)
 from accelerate import Accelerator
 import torch._dynamo
@@ -65,7 +65,7 @@ def straight(tmp_path):
 # --- killed ---
 
 def test_kill_9_at_twenty_random_moments(tmp_path, straight):
-    done = subprocess.run([sys.executable, '-c', KILLS, str(tmp_path), os.path.dirname(__file__)], capture_output=True, text=True, timeout=600)
+    done = python(KILLS, tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     writing = sum(r['writing'] for r in report)
@@ -316,7 +316,7 @@ def test_same_run_says_what_differs():
 # --- one folder, one run ---
 
 WAITS = '''
-import sys; sys.path.insert(0, sys.argv[2])
+import sys
 import test_training as t
 def step(model, i):
     if i == 2: print('running', flush=True); sys.stdin.read()
@@ -326,26 +326,22 @@ t.fit(t.net(), step, t.CFG, sys.argv[1], show=False)'''
 
 def started(folder):
     "A run in another process, which has done two iterations and waits for the end of its input."
-    child = subprocess.Popen([sys.executable, '-c', WAITS, str(folder), os.path.dirname(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == 'running\n', child.stderr.read()
-    return child
+    return Waiting(WAITS, folder, ready='running')
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path, straight):
     child = started(tmp_path/'b')
     with pytest.raises(OSError, match='in use by another process'): fit(net(), fault(0, AssertionError('too late')), CFG, tmp_path/'b', show=False)
-    child.communicate(timeout=120)
-    assert child.returncode == 0
+    assert child.finish()[0] == 0
     again(tmp_path/'b')
     assert_same(straight, tmp_path/'b')
 
 
 def test_sigterm_saves_and_ends_as_sigterm_does(tmp_path, straight):
     child = started(tmp_path/'b')
-    child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGTERM and f'run it again to go on from {tmp_path/"b"}' in said
+    child.process.send_signal(signal.SIGTERM)
+    code, said = child.finish()
+    assert code == -signal.SIGTERM and f'run it again to go on from {tmp_path/"b"}' in said
     assert newest_checkpoint(tmp_path/'b')[1]['done'] == 3
     again(tmp_path/'b')
     (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')

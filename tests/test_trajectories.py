@@ -2,8 +2,6 @@
 import copy
 import json
 import os
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from functools import partial
@@ -23,6 +21,7 @@ from bdense_nb.distillation.bank import (TrajectoryBank, TrajectoryPlan, bank_me
 from bdense_nb.distillation.branches import branch
 from safetensors.torch import save_file
 from torch import nn
+from warm import held, torchrun
 
 FINE = tuple(nested_sigmas(3, 4)[0].tolist())
 PLAN = TrajectoryPlan(FINE, 'dpmpp3m', (2,))
@@ -435,13 +434,10 @@ def test_orphans_are_swept_and_the_folder_is_held(tmp_path):
     orphan.write_bytes(b'half')
     bank_of('folder', tmp_path)
     assert not orphan.exists()
-    hold = f"from bdense_nb.core import locked\nwith locked({str(tmp_path)!r}): print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == 'held\n'
+    with held(tmp_path):
         bank_of('folder', tmp_path)  # nothing is missing, so nothing is written
         shards(tmp_path)[1].unlink()
         with pytest.raises(OSError, match='in use by another process'): bank_of('folder', tmp_path)
-        other.communicate('\n')
     bank_of('folder', tmp_path)
 
 
@@ -473,10 +469,7 @@ def test_two_processes_divide_a_bank(tmp_path):
     "Each computes its part, and both have it all, as one process would."
     script = tmp_path/'two.py'
     script.write_text(TWO)
-    for name, launch in (('one', []), ('two', ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'])):
-        env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE')} | dict(OMP_NUM_THREADS='1')
-        done = subprocess.run([sys.executable, *launch, script, tmp_path/name], capture_output=True, text=True, env=env)
-        assert done.returncode == 0, done.stderr[-2000:]
+    for name, n in (('one', 1), ('two', 2)): torchrun(n, script, tmp_path/name, folder=tmp_path)
     one = load_tensors(tmp_path/'one'/'rank0.safetensors')[0]
     two = [load_tensors(tmp_path/'two'/f'rank{rank}.safetensors')[0] for rank in (0, 1)]
     for name, value in one.items():

@@ -1,8 +1,6 @@
 "The interactive explorers: one self-contained page for what is drawn beforehand, Python behind the rest."
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import ipywidgets
@@ -16,6 +14,7 @@ from bdense_nb.distillation.students import Student
 from bdense_nb.lab.explorers import (Explorer, Frame, branch_viewer, loss_shares, paired_errors_of, png, quantile_flow,
                                      race_teacher, sampler_race, schedule_explorer, schedule_frame, shipped_student,
                                      student_picker, weight_playground)
+from warm import python
 
 PICTURES = [np.full((4, 6), level, np.uint8) for level in (0, 60, 120, 180, 240, 255)]
 
@@ -117,7 +116,7 @@ assert 'bdense-explorer' in explorer.html()
 try: explorer.live()
 except ImportError as e: assert 'pip install "bdense-nb[widgets]"' in str(e), e
 else: assert False"""
-    subprocess.run([sys.executable, '-c', code], check=True)
+    assert python(code).returncode == 0
 
 
 def test_plain_text_alternative():

@@ -106,17 +106,20 @@ def test_without_scripts_there_is_a_picture(chromium, tmp_path):
     context.close()
 
 
-def test_in_jupyterlab(page, root, tmp_path, shots):
-    "A notebook as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
+LESSON = ['from bdense_nb.lab.explorers import schedule_explorer', 'explorer = schedule_explorer(n_steps=(8,))\nexplorer', 'explorer.live()',
+          'print("the end")']
+
+
+def test_in_jupyterlab(page, tmp_path, shots):
+    "A lesson as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
     notebooks, home = tmp_path/'notebooks', tmp_path/'home'
     notebooks.mkdir(), home.mkdir()
-    cells = ['from bdense_nb.lab.explorers import schedule_explorer\nexplorer = schedule_explorer(n_steps=(8,))\nexplorer', 'explorer.live()']
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), notebooks/'explorer.ipynb')
-    stored = execute(notebooks/'explorer.ipynb')
-    freeze_widgets(stored)
-    nbformat.write(stored, notebooks/'explorer.ipynb')
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in LESSON]), notebooks/'lesson.ipynb')
+    nb = execute(notebooks/'lesson.ipynb')
+    freeze_widgets(nb)
+    nbformat.write(nb, notebooks/'lesson.ipynb')
     with lab.server(notebooks, home) as url:
-        lab.open_notebook(page, url, 'explorer.ipynb')
+        lab.open_notebook(page, url, 'lesson.ipynb')
         stored = page.locator('.jp-OutputArea img').first
         stored.scroll_into_view_if_needed()
         assert stored.evaluate('image => image.naturalWidth') > 0, 'no picture before anything has run'

@@ -1,0 +1,176 @@
+"""Run programs in forks of one process, which has imported its libraries once.
+
+    python forks.py MODULE ...   # a line of JSON in (a job), a line of JSON out (how it ended)
+
+`Server` is the other end. Only the standard library is used here: an environment of users has no tools for tests.
+"""
+import atexit
+import contextlib
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from importlib.metadata import EntryPoint, distribution
+from pathlib import Path
+
+
+def programs(package: str = 'bdense-nb') -> dict[str, EntryPoint]:
+    "The package's commands, as its installed scripts find them."
+    found = distribution(package).entry_points.select(group='console_scripts')
+    return {entry.name: entry for entry in found}
+
+
+def run_here(program: str, arguments: list[str], commands: dict[str, EntryPoint]) -> int:
+    "Run a command, or `python -c code ...`, in this process, and say its exit code as a shell would see it."
+    is_code = program == 'python'
+    sys.argv = ['-c', *arguments[2:]] if is_code else [f'/usr/bin/{program}', *arguments]
+    try:
+        if is_code: exec(arguments[1], vars(main_module()))
+        else: sys.exit(commands[program].load()())
+    except SystemExit as e:
+        if isinstance(e.code, str): print(e.code, file=sys.stderr)
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    else: code = 0
+    atexit._run_exitfuncs()  # a fork leaves without them
+    try: sys.stdout.flush()
+    except OSError: return 120  # what the interpreter itself ends with
+    return code
+
+
+def main_module():
+    "An empty `__main__`."
+    sys.path.insert(0, '')
+    sys.modules['__main__'] = type(sys)('__main__')
+    return sys.modules['__main__']
+
+
+def fork(job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}, stdin: str = os.devnull) -> int:
+    "Run `job()`, which returns an exit code, in a child with these streams, folder and variables: its process id."
+    sys.stdout.flush()
+    if pid := os.fork(): return pid
+    code = 1
+    try:
+        os.setsid()
+        os.environ.update(env)
+        os.dup2(os.open(stdin, os.O_RDONLY), 0)
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        encoding = os.environ.get('PYTHONIOENCODING', 'utf-8')
+        sys.stdin = open(0, encoding=encoding, closefd=False)
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w'), encoding=encoding, line_buffering=True)
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w'), encoding=encoding, errors='backslashreplace', write_through=True)
+        os.chdir(folder)
+        code = job()
+        sys.stderr.flush()
+    except BaseException: traceback.print_exc()
+    os._exit(code)
+
+
+def ended(pid: int) -> int:
+    "Wait for a child: its exit code, or minus the signal that ended it."
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def start(job: dict, commands: dict[str, EntryPoint], stdout: int, stderr: int) -> int:
+    "Begin a job: its process id."
+    return fork(lambda: run_here(job['program'], job['arguments'], commands), stdout, stderr, job['folder'], job['env'],
+                job.get('stdin', os.devnull))
+
+
+def answer(job: dict, commands: dict[str, EntryPoint]) -> dict:
+    "Run a job to its end; or only begin it (`log`: what it prints), and look later whether it has ended (`poll`: its process)."
+    if pid := job.get('poll'):
+        found, status, used = os.wait4(pid, os.WNOHANG)
+        return dict(code=os.waitstatus_to_exitcode(status) if found else None, cpu=used.ru_utime)
+    if log := job.get('log'):
+        with open(log, 'a') as out: return dict(pid=start(job, commands, out.fileno(), out.fileno()))
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begin = time.monotonic()
+        code = ended(start(job, commands, out.fileno(), err.fileno()))
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors='replace'))
+        return dict(code=code, out=texts[0], err=texts[1], seconds=time.monotonic() - begin)
+
+
+class Server:
+    "Programs in forks of a Python that has imported `modules` once: started when first asked, with `how` it starts."
+    def __init__(self, *modules: str, python: Path | str = sys.executable, **how):
+        self.command = [python, __file__, *modules]
+        self.how = how  # cwd and env, as subprocess takes them
+        self.process = None
+        self.cpu = 0.  # seconds, of the programs that were begun and have ended
+
+    def ask(self, **job) -> dict:
+        if self.process is None:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **self.how)
+            self.commands = json.loads(self.process.stdout.readline())
+            atexit.register(self.close)
+        print(json.dumps(job, default=str), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def run(self, program: str, *arguments: Path | str, cwd: Path | str | None = None,
+            **env: str) -> subprocess.CompletedProcess:
+        "Run a command, or `python -c code ...`, to its end; `env` are variables on top of the server's."
+        words = [str(a) for a in arguments]
+        done = self.ask(program=program, arguments=words, folder=cwd or os.getcwd(), env=env)
+        return subprocess.CompletedProcess([program, *words], done['code'], done['out'], done['err'])
+
+    def begin(self, *arguments: Path | str, cwd: Path | str | None = None, env: dict[str, str] = {},
+              log: Path | str = '/dev/stderr', stdin: Path | str = os.devnull) -> 'Begun':
+        "Begin a Python program that is not waited for; all it prints goes to the file `log`."
+        words = [str(a) for a in arguments]
+        job = dict(program='python', arguments=words, folder=cwd or os.getcwd(), env=env, log=log, stdin=stdin)
+        return Begun(self, self.ask(**job)['pid'])
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process = None
+
+
+class Begun:
+    "A program that a server has begun, with the part of `subprocess.Popen` that Jupyter asks for."
+    stdin = stdout = stderr = None
+
+    def __init__(self, server: Server, pid: int):
+        self.server = server
+        self.pid = pid
+        self.code = None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            said = self.server.ask(poll=self.pid)
+            self.code = said['code']
+            self.server.cpu += said['cpu']
+        return self.code
+
+    def wait(self) -> int:
+        while self.poll() is None: time.sleep(.02)
+        return self.code
+
+    def send_signal(self, number: int) -> None: os.kill(self.pid, number)
+
+
+def main() -> None:
+    commands = programs()
+    sys.path.pop(0)  # this folder is no part of what runs here
+    for name in sys.argv[1:]:
+        with contextlib.suppress(ImportError): importlib.import_module(name)  # the jobs show it
+    replies = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # whatever a library prints here is no answer
+    print(json.dumps(sorted(commands)), file=replies, flush=True)
+    for line in sys.stdin: print(json.dumps(answer(json.loads(line), commands)), file=replies, flush=True)
+
+
+if __name__ == '__main__': main()
