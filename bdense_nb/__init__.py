@@ -2,13 +2,15 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ['EDMDenoiser', 'Hardware', 'MixtureDenoiser', 'PDConfig', 'SFDConfig', 'SFDVConfig', 'Sampler',
-           'Student', 'TrainConfig', 'VPDenoiser', 'as_denoiser', 'branch', 'check_teacher', 'distill', 'fold',
-           'frechet_distance', 'from_diffusers', 'load_student', 'load_teacher', 'paired_error', 'preset',
-           'progressive', 'sample', 'sfd', 'train_teacher', 'trajectory']
+__all__ = ['ConditionTable', 'EDMDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'Hardware', 'MixtureDenoiser',
+           'PDConfig', 'SFDConfig', 'SFDVConfig', 'Sampler', 'Student', 'TrainConfig', 'VPDenoiser',
+           'as_denoiser', 'branch', 'check_teacher', 'distill', 'fold', 'frechet_distance',
+           'from_diffusers', 'load_student', 'load_teacher', 'paired_error', 'preset', 'progressive',
+           'sample', 'sfd', 'train_teacher', 'trajectory']
 _HOMES = {
-    'diffusion.denoisers': 'EDMDenoiser MixtureDenoiser VPDenoiser check_teacher load_teacher',
-    'diffusion.samplers': 'Sampler sample trajectory',
+    'diffusion.denoisers': 'EDMDenoiser FlowDenoiser GuidedDenoiser MixtureDenoiser VPDenoiser '
+                           'check_teacher load_teacher',
+    'diffusion.samplers': 'ConditionTable Sampler sample trajectory',
     'distillation.branches': 'branch fold',
     'distillation.distill': 'distill preset',
     'distillation.progressive': 'PDConfig progressive',
@@ -24,9 +26,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # for editors and type checkers
-    from .diffusion.denoisers import EDMDenoiser, MixtureDenoiser, VPDenoiser
+    from .diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser
+    from .diffusion.denoisers import MixtureDenoiser, VPDenoiser
     from .diffusion.denoisers import check_teacher, load_teacher
-    from .diffusion.samplers import Sampler, sample, trajectory
+    from .diffusion.samplers import ConditionTable, Sampler, sample, trajectory
     from .distillation.branches import branch, fold
     from .distillation.distill import distill, preset
     from .distillation.progressive import PDConfig, progressive

@@ -191,6 +191,9 @@ def _networks(denoiser, seen: set[int]) -> Iterator[nn.Module]:
     if not isinstance(denoiser, nn.Module):
         for part in _reachable(denoiser): yield from _networks(part, seen)
         return
+    if list(denoiser.children()) == [inner := getattr(denoiser, 'denoiser', None)]: # guidance
+        yield from _networks(inner, seen)
+        return
     nets = [m.net for m in denoiser.modules()
             if hasattr(m, 'to_x0') and isinstance(m.net, nn.Module)]
     kept = [part for name, part in vars(denoiser).items() if not name.startswith('_')]
@@ -204,21 +207,21 @@ def _networks(denoiser, seen: set[int]) -> Iterator[nn.Module]:
 class NFECounter:
     "A denoiser that counts calls of its network, by batches: a doubled batch (guidance) is two."
     def __init__(self,
-        denoiser: Callable, # `D(x, sigma, label=None)`; without a network its own calls count
+        denoiser: Callable, # `D(x, sigma, cond=None)`; without a network its own calls count
     ):
         if not callable(denoiser):
             raise TypeError(f'a denoiser must be callable, got {type(denoiser).__name__}')
         self.denoiser = denoiser
         self.nfe = 0
 
-    def __call__(self, x: Tensor, sigma, label=None) -> Tensor:
+    def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
         rows = []
         def note(net, args, kwargs):
             batches = [a for a in (*args, *kwargs.values()) if getattr(a, 'ndim', 0) > 1]
             rows.append(len(batches[0] if batches else x))
         hooks = [net.register_forward_pre_hook(note, with_kwargs=True)
                  for net in {*_networks(self.denoiser, set())}]
-        try: return self.denoiser(x, sigma, label)
+        try: return self.denoiser(x, sigma, cond)
         finally:
             for hook in hooks: hook.remove()
             self.nfe += max(math.ceil(sum(rows)/max(len(x), 1)), 1)

@@ -332,6 +332,9 @@ def test_pipelines_of_classes(tmp_path):
     torch.testing.assert_close(images.permute(0, 3, 1, 2), (ours/2 + .5).clamp(0, 1), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match='DiTPipeline cannot be told noise levels.*leave pipeline= out'): sfd(teacher, SFD, show=False).save_pretrained(tmp_path/'no', pipeline=pipe)
     assert not (tmp_path/'no').exists()
+    plain = sfd(teacher_of('U-Net'), SFD, show=False)
+    ddim = diffusers.DDIMPipeline(plain.denoiser.net.model, diffusers.DDIMScheduler())
+    with pytest.raises(ValueError, match='DDIMPipeline cannot be told noise levels'): plain.save_pretrained(tmp_path/'no', pipeline=ddim)
 
 
 def test_pipelines_of_text(tmp_path):

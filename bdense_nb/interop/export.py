@@ -134,9 +134,10 @@ def _loop_code(student: Student) -> str:
     told = ', '.join(net.takes)
     label = f', class_labels=torch.arange(4) % {net.n_classes}' if net.n_classes else ''
     named = f'; cond: {told}, batch first'*bool(told)
-    return _LOOP.format(also='import safetensors.torch\n'*bool(net.adapters),
+    return _LOOP.format(
+        also='import safetensors.torch\n'*bool(net.adapters), net=_network_code(net),
         scheduler=('FlowMatchEuler' if flow else 'Euler') + 'DiscreteScheduler',
-        model=type(net.model).__name__, net=_network_code(net), told=named, sigmas=sigmas, start=start,
+        model=type(net.model).__name__, told=named, sigmas=sigmas, start=start,
         shape=', '.join(map(str, student.shape)), answer=_ANSWERS[how] + more,
         example='' if told and not net.n_classes else f'\nx = sample(range(4){label})\n')
 
@@ -168,6 +169,10 @@ def with_adapters(
     seed: int = 0, # of their random halves
 ) -> NetDenoiser: # answers as it did; pass it as student= to a distillation
     "A copy of which LoRA adapters and the output layer alone are trained."
+    if not isinstance(getattr(denoiser, 'net', None), DiffusersNet):
+        raise TypeError('adapters are for a denoiser from from_diffusers, got '
+                        f'{type(denoiser).__name__}; of another network freeze what shall stay, '
+                        'and pass it as student=')
     check_int('rank', rank, 1)
     student = copy.deepcopy(denoiser)
     head = output_layer(student, student.net.sample_shape)
@@ -229,8 +234,9 @@ def pipeline_code(
                          'number of steps that divides the levels of the table')
     given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
     call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
-    guided = 'guidance' in student.denoiser.net.takes # then it is a condition like others
-    if 'guidance_scale' in takes: call.append(f'guidance_scale={3.5 if guided else 1.}')
+    rows = getattr(student.denoiser.conditions, 'rows', None) # Flux is told the scale it acts by
+    scale = float(rows['guidance'][0]) if isinstance(rows, dict) and 'guidance' in rows else 1.
+    if 'guidance_scale' in takes: call.append(f'guidance_scale={scale}')
     call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
                 else f'sigmas={stock_steps(student)[0]}')
     excess = unit_noise_excess(student)
@@ -388,12 +394,10 @@ def save_pretrained(self: Student,
     if merge: student = dataclasses.replace(student, denoiser=merged(student.denoiser))
     net = student.denoiser.net
     how = sampling_json(student, licence, data)
-    if pipeline is None and _pipeline_samples_it(student): pipeline = _diffusers().DDIMPipeline(
-        unet=net.model, scheduler=_scheduler(student))
-    alone = type(pipeline).__name__ == 'DDIMPipeline'
+    alone = pipeline is None and _pipeline_samples_it(student)
     codes = [sampling_code(student, alone)]
-    if pipeline is not None and not alone:
-        codes.append(pipeline_code(student, _pipeline_class(pipeline)))
+    if pipeline is not None: codes.append(pipeline_code(student, _pipeline_class(pipeline)))
+    if alone: pipeline = _diffusers().DDIMPipeline(net.model, _scheduler(student))
     card = model_card(student, codes, licence, data)
     _write_network(net, _scheduler(student), folder)
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(card, encoding='utf-8')
