@@ -181,6 +181,10 @@ class PDConfig(Host):
         check_tables(cfg, *denoisers)
         return cfg
 
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+        own_table = isinstance(teacher, VPDenoiser) and 'schedule' not in given
+        return replace(self, schedule='teacher') if own_table else self
+
     def small(self, n: int) -> PDConfig: return replace(self, batch=n, updates=4, warmup=0)
 
     def step_function(self, teacher: Callable, bank: None, data: Tensor,

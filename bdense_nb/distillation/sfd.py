@@ -102,6 +102,12 @@ class SFDBase(Host):
         check_top(self.sigma_max, *denoisers)
         return self
 
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+        levels = getattr(teacher, 'log_sigmas', None)
+        top = 80. if levels is None else levels[-1].exp().item()
+        fit = dict(shape=shape, sigma_max=min(self.sigma_max, top))
+        return replace(self, **{name: value for name, value in fit.items() if name not in given})
+
     def small(self, n: int) -> Host:
         return replace(self, batch=n, pool=n, steps=4, warmup=0)
 

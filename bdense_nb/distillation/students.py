@@ -357,6 +357,10 @@ class Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
         return self
 
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+        "The same as a teacher of samples of this shape needs it; `given`: fields that stay."
+        return self
+
     def small(self, n: int) -> Host: # whose first four iterations are timed
         return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
 

@@ -127,6 +127,10 @@ class SFDVConfig(SFDBase):
                              f'{self.nfe}')
         self.each
 
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> SFDVConfig:
+        found = find_step_layer(teacher, self.step_layer)
+        return replace(super().fitted(teacher, shape, given), step_layer=found)
+
     @property
     def each(self) -> dict[int, SFDConfig]: # in this order
         "The configuration of every step count; all share noise, labels and optimiser."
