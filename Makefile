@@ -29,10 +29,11 @@ docs: $(READY) ## build the documentation site in _docs/ from the notebooks and 
 colab: $(READY) ## write the notebooks for Google Colab in _colab/: links that hold there, and a cell that installs the package
 	$(BIN)/python tools/colab.py
 
-sync: $(READY) ## after a change to a notebook: export the library, clean the notebooks, write README.md and CITATION.cff
+sync: $(READY) ## after a change to a notebook: export the library, clean the notebooks, write README.md and CITATION.cff, lint
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py
+	$(BIN)/python -m ruff check --quiet
 
 hooks: $(READY) ## opt in: let git merge notebooks cell by cell in this clone
 	git config --local include.path ../.gitconfig

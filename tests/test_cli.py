@@ -12,6 +12,7 @@ import time
 import typing
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from PIL import Image
@@ -35,7 +36,7 @@ from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance
 from bdense_nb.lab.experiments import EXPERIMENTS
 from bdense_nb.training.config import Hardware, TrainConfig
-from warm import WARM, held
+from warm import WARM, held, python
 
 COMMANDS = commands.COMMANDS | COURSE
 
@@ -403,6 +404,21 @@ def test_figures_are_written_before_they_are_shown(door, at, tmp_path):
 def test_an_ascii_terminal_is_spoken_to(at):
     done = WARM.run('bdense_evaluate', 'student', '--teacher', 'plane', '--n', '4', PYTHONIOENCODING='ascii')
     assert done.returncode == 0 and 'Fr?chet' in done.stdout
+
+
+def test_a_student_of_ones_own_host_is_measured(at, root, tmp_path, monkeypatch):
+    "The host of the how-to, in a module of its own."
+    cells = [c.source for c in nbformat.read(root/'nbs'/'distillation'/'11_a_new_host.ipynb', 4).cells]
+    imports, host = cells[1], next(source for source in cells if 'class Pairs(Host)' in source)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path/'my_hosts.py').write_text(f'{imports}\n{host}')
+    make = ('import torch; torch.manual_seed(0); from my_hosts import *; from bdense_nb.diffusion.denoisers import load_denoiser;'
+            'distill(load_denoiser("plane"), Pairs(K=2, nfe=2, steps=2, pool=8, batch=8), show=False).save(sys.argv[1])')
+    assert python(f'sys.path.insert(0, {str(tmp_path)!r}); {make}', tmp_path/'pairs').returncode == 0
+    line = f'bdense_evaluate {tmp_path}/pairs --teacher plane --n 4'
+    assert "unknown host 'pairs'" in at(line, 1)[1]
+    assert 'host must be module:callable' in at(f'{line} --host my_host:Pairs', 1)[1]
+    assert at.json(f'{line} --host my_hosts:Pairs')['rows'][0]['nfe'] == 2
 
 
 # --- what is there already ---

@@ -114,9 +114,12 @@ def test_in_jupyterlab(page, tmp_path, shots):
     "A lesson as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
     notebooks, home = tmp_path/'notebooks', tmp_path/'home'
     notebooks.mkdir(), home.mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in LESSON]), notebooks/'lesson.ipynb')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in LESSON],
+                                  metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    nbformat.write(nb, notebooks/'lesson.ipynb')
     nb = execute(notebooks/'lesson.ipynb')
     freeze_widgets(nb)
+    for cell in nb.cells: cell.execution_count = None  # as `make sync` leaves it
     nbformat.write(nb, notebooks/'lesson.ipynb')
     with lab.server(notebooks, home) as url:
         lab.open_notebook(page, url, 'lesson.ipynb')

@@ -58,7 +58,8 @@ def main():
     distances = []
     for seed in SEEDS:
         images = draw_samples(arm, N, f'sampling seed {seed}', first=seed*N)
-        distances.append(fashion_fd(images)); print(f'seed {seed}: {distances[-1]:.3f}', flush=True)
+        distances.append(fashion_fd(images))
+        print(f'seed {seed}: {distances[-1]:.3f}', flush=True)
     real = [fashion_fd(test[i*N:(i + 1)*N]) for i in range(3)]
     teacher_fd, real_fd = mean_interval(distances), mean_interval(real)
     write_json(data_dir()/'results'/'fashion_mnist_teacher.json', dict(command='python tools/teacher_card.py', n=N, sampling_seeds=[[s*N, (s + 1)*N - 1] for s in SEEDS], steps=STEPS,

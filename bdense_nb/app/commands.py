@@ -33,7 +33,7 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
            'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
            'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of', 'data_of', 'find_data', 'find_student',
-           'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'fitted', 'is_banked', 'distill_plan',
+           'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'distill_plan',
            'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search', 'search_configs',
            'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality',
            'check_features', 'find_reality', 'quality_of', 'check_pair', 'measure_student', 'evaluate_plan',
@@ -47,7 +47,7 @@ from ..core import (about_run, check_choice, check_int, data_dir, default_device
                     locked, read_json, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, FlowDenoiser, GuidedDenoiser,
-                                           NetDenoiser, VPDenoiser, check_teacher, load_denoiser,
+                                           NetDenoiser, check_teacher, load_denoiser,
                                            load_teacher, read_about, save_denoiser, unguided)
 from ..diffusion.nets import MLP, UNet
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -58,7 +58,7 @@ from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..distillation.students import Student, VariableStudent, load_student
 from ..distillation.teaching import edm_loss, train_teacher
-from ..distillation.variable import SFDVConfig, find_step_layer, second_stage, several
+from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.features import FEATURE_SPACES, load_space
 from ..evaluation.metrics import (fashion_fd, frechet_distance, paired_error,
                                           sliced_wasserstein)
@@ -101,16 +101,17 @@ def find_device(name: str | None) -> torch.device:
         raise ValueError(f'device {name!r} cannot be used here ({why}); the fastest here is '
                          f'{default_device()}') from None
 
-def find_net(name: str | None) -> Callable | None:
+def find_net(name: str | None, option: str = 'net') -> Callable | None:
     "What `module:callable` names, looked for in this folder, too."
     if name is None: return None
     module, _, attribute = name.partition(':')
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
     try: found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as e:
-        raise ValueError(f'net must be module:callable, and {name!r} cannot be had: {e}') from e
+        raise ValueError(f'{option} must be module:callable, and {name!r} cannot be had: '
+                         f'{e}') from e
     if callable(found): return found
-    raise ValueError(f'net must be module:callable, and {name} is a {type(found).__name__}')
+    raise ValueError(f'{option} must be module:callable, and {name} is a {type(found).__name__}')
 
 def alone(folder: Path | str): # a context
     "Hold a folder while it is written to; of several processes of one run the first does it."
@@ -142,7 +143,7 @@ def check_folder(
     line: Line | None = None, # of the command, whose `note_start` an earlier start may have left
 ) -> None:
     "Refuse a folder that cannot be one, or that holds something else."
-    parents = [Path(out), *Path(out).absolute().parents]
+    parents = [Path(out), *Path(out).parents]
     if blocked := [p for p in parents if p.exists() and not p.is_dir()]:
         raise ValueError(f'{out} cannot be a folder: {blocked[0]} is a file')
     if not os.access(nearest := next(p for p in parents if p.exists()), os.W_OK | os.X_OK):
@@ -763,23 +764,6 @@ def five_calls(folder: str, net: str | None = None) -> Student:
     most = 5 if 5 in counts else max(counts, default=None)
     return find_student(folder, most, Networks(device='cpu', net=net))
 
-def fitted(cfg, source: Callable, shape: tuple[int, ...], given: frozenset[str]):
-    "The configuration as this teacher needs it, where nothing else was asked for."
-    source = unguided(source)
-    if isinstance(source, FlowDenoiser) and 'config' not in given:
-        natural = dict(schedule='flow', sigma_max=1000.)
-        cfg = replace(cfg, **{k: v for k, v in natural.items() if k not in given})
-        given = given | natural.keys()
-    if isinstance(cfg, PDConfig):
-        own_table = isinstance(source, VPDenoiser) and 'schedule' not in given
-        return replace(cfg, schedule='teacher') if own_table else cfg
-    top = source.log_sigmas[-1].exp().item() if isinstance(source, VPDenoiser) else 80.
-    changes = {}
-    if isinstance(cfg, SFDVConfig): changes['step_layer'] = find_step_layer(source, cfg.step_layer)
-    if 'shape' not in given: changes['shape'] = shape
-    if 'sigma_max' not in given: changes['sigma_max'] = min(cfg.sigma_max, top)
-    return replace(cfg, **changes)
-
 def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
     return bool(cfg.pool or bank)
@@ -846,7 +830,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     if 'shape' in line.given: shape = tuple(cfg.shape)
     else: shape = shape_of(teacher, unguided(source), options.size)
     source = conditioned(source, options)
-    cfg = fitted(cfg, source, shape, line.given)
+    cfg = cfg.fitted(source, shape, line.given)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
     if pairs: check_with_data(source, pairs, options.trust_teacher)
@@ -932,7 +916,7 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
                          '--branches of at least 2')
     source = find_teacher(options.teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
-    cfg = fitted(cfg, source, shape, line.given)
+    cfg = cfg.fitted(source, shape, line.given)
     if options.dry_run: return show_plan(search_plan(source, options, cfg))
     with alone(out):
         result = search_weights(source, cfg, options.trials, out/'search.db', n_samples=options.n,
@@ -1021,6 +1005,7 @@ class Evaluate(Teachers):
     # repeated
     out: str | None = None
     nfe: int | None = None # of a student for several step counts: which one
+    host: str | None = None # module:class of your own host, if it made the student
     experiment: str | None = None # run this experiment instead; list: name them all
     limit: int | None = None # of an experiment: stop after so many runs
 
@@ -1119,6 +1104,7 @@ def evaluate_plan(arm: Student, source: NetDenoiser, options: Evaluate, reality:
 
 def evaluate_student(options: Evaluate) -> dict:
     "Plan or make a measurement, write it down, and show it."
+    find_net(options.host, 'host') # known once it is imported
     arm = find_student(options.student, options.nfe, options)
     source = find_teacher(options.teacher, options)
     check_pair(arm, source, options.student, options.teacher)

@@ -13,7 +13,7 @@ from typing import Literal
 from tyro.conf import Positional
 from .commands import (Named, Reality, Teachers, alone, check_folder, check_with_data,
                                     data_line, distill_configs, find_data, find_device,
-                                    find_reality, find_teacher, fitted, distill_plan, note_start,
+                                    find_reality, find_teacher, distill_plan, note_start,
                                     shape_of, show_plan)
 from .shell import Command, Line
 from ..core import atomic_path, check_int, read_json
@@ -129,7 +129,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     source = find_teacher(options.teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source,
                                                                    options.size)
-    cfg = fitted(cfg, source, shape, line.given)
+    cfg = cfg.fitted(source, shape, line.given)
     which = dict(calls=options.calls or (), budgets=options.budgets or ())
     arms = read_arms(options.arms)
     made = make_arms(cfg, arms, **which)

@@ -19,9 +19,9 @@ from .variable import SFDVConfig, second_stage, sfd_variable
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'config_of', 'reference_plan', 'training_cost', 'preset', 'PDConfig',
-           'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds',
-           'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+__all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'hosts', 'config_of', 'reference_plan', 'training_cost', 'preset',
+           'PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student', 'progressive',
+           'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #781c9f54
 _all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student',
@@ -57,15 +57,25 @@ def distill(
     return cfg.run(teacher, data, labels, bank, folder, show, student, hardware=hardware,
                    hooks=hooks)
 
+def hosts(base: type[Host] = Host) -> dict[str, type[Host]]:
+    "All hosts that have been imported, your own too, by the name in a student's `about`."
+    found = {}
+    for kind in base.__subclasses__():
+        if 'host' in vars(kind): found[kind.host] = kind
+        found |= hosts(kind)
+    return found
+
 def config_of(
     about: dict, # a student's `.about`
-) -> SFDConfig | SFDVConfig | PDConfig: # of one step count of SFD-v: that of SFD
-    "The configuration that a student was made with."
-    check_choice('host', about.get('host'), HOSTS)
-    try: cfg = HOSTS[about['host']](**about['config'])
+) -> Host: # of one step count of SFD-v: that of SFD
+    "The configuration that a student was made with; your own host's, once it has been imported."
+    known = hosts()
+    check_choice('host', about.get('host'), known)
+    kind = known[about['host']]
+    def tuples(v): return tuple(map(tuples, v)) if isinstance(v, list) else v # JSON has none
+    try: cfg = kind(**{name: tuples(v) for name, v in about['config'].items()})
     except (KeyError, TypeError) as e:
-        title = HOSTS[about['host']].title
-        raise ValueError(f'the student\'s config is none of {title}: {e}') from e
+        raise ValueError(f'the student\'s config is none of {kind.title}: {e}') from e
     return cfg.each[about['nfe']] if 'nfe' in about else cfg
 
 # %% ../../nbs/distillation/10_distill.ipynb #77690df5

@@ -26,7 +26,7 @@ from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
                                            dense_alignment_loss, scheduled_weights, snr_weight)
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
-from .students import (Host, Student, about_teacher, starting_run, branched_student,
+from .students import (Host, Student, about_teacher, starting_run, branched_student, in_flow_time,
                                              claim_run, kept, starting_network, train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
@@ -184,6 +184,11 @@ class PDConfig(Host):
         cfg = self.on_table(*denoisers)
         check_tables(cfg, *denoisers)
         return cfg
+
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+        fit = in_flow_time(teacher, given)
+        if isinstance(unguided(teacher), VPDenoiser): fit = dict(schedule='teacher')
+        return replace(self, **{name: value for name, value in fit.items() if name not in given})
 
     def small(self, n: int) -> PDConfig: return replace(self, batch=n, updates=4, warmup=0)
 

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, NFECounter, check_int,
                             validate)
-from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top
+from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top, unguided
 from ..diffusion.samplers import (SOLVERS, Sampler, afs_x0, draw_start, euler_step,
                                           trajectory)
 from ..diffusion.schedules import SCHEDULES, nested_sigmas
@@ -24,7 +24,7 @@ from .losses import (BRANCH_WEIGHTS, NORMS, branch_weights,
                                            dense_alignment_loss, scheduled_weights)
 from .segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
                                              segments)
-from .students import Host, Student, train_config
+from .students import Host, Student, in_flow_time, train_config
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import share
 from ..training.loop import StepFunction
@@ -103,6 +103,12 @@ class SFDBase(Host):
     def suited(self, *denoisers: Callable) -> Host:
         check_top(self.sigma_max, *denoisers)
         return self
+
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+        levels = getattr(unguided(teacher), 'log_sigmas', None)
+        top = self.sigma_max if levels is None else levels[-1].exp().item()
+        fit = dict(shape=shape, sigma_max=min(self.sigma_max, top)) | in_flow_time(teacher, given)
+        return replace(self, **{name: value for name, value in fit.items() if name not in given})
 
     def small(self, n: int) -> Host:
         return replace(self, batch=n, pool=n, steps=4, warmup=0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
                             save_tensors, validate)
-from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, GuidedDenoiser, NetDenoiser,
+from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser, NetDenoiser,
                                            PreconditionedDenoiser, check_samples, load_denoiser, read_about, read_run,
                                            save_denoiser, unguided)
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -32,7 +32,8 @@ from ..training.loop import Fit, fit
 
 # %% auto #0
 __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'about_teacher', 'train_config', 'claim_run',
-           'check_own_samples', 'kept', 'Student', 'VariableStudent', 'load_student', 'starting_run', 'Host']
+           'check_own_samples', 'kept', 'Student', 'VariableStudent', 'load_student', 'starting_run', 'in_flow_time',
+           'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -360,6 +361,11 @@ def starting_run(
     check_own_samples(teacher, walk(cfg))
     return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
 
+def in_flow_time(teacher: Callable, given: frozenset[str]) -> dict: # fields, {} for other teachers
+    "The grid of a flow-matching teacher, unless a stored configuration names one."
+    flows = isinstance(unguided(teacher), FlowDenoiser) and 'config' not in given
+    return dict(schedule='flow', sigma_max=1000.) if flows else {}
+
 class Host:
     """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
     frozen dataclass with K, batch and shape among its fields. It answers four questions:
@@ -389,6 +395,10 @@ class Host:
 
     def suited(self, *denoisers: Callable) -> Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
+        return self
+
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+        "The same as a teacher of samples of this shape needs it; `given`: fields that stay."
         return self
 
     def small(self, n: int) -> Host: # whose first four iterations are timed

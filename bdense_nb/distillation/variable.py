@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import AtLeast1, check_choice, check_int
-from ..diffusion.denoisers import NetDenoiser
+from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
 from .branches import _replace, fold
@@ -126,6 +126,10 @@ class SFDVConfig(SFDBase):
             raise ValueError('nfe must be different numbers of network calls, at least one, got '
                              f'{self.nfe}')
         self.each
+
+    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> SFDVConfig:
+        found = find_step_layer(unguided(teacher), self.step_layer)
+        return replace(super().fitted(teacher, shape, given), step_layer=found)
 
     @property
     def each(self) -> dict[int, SFDConfig]: # in this order
