@@ -46,7 +46,7 @@ from .shell import Command, Line, Options
 from ..core import (about_run, check_choice, check_int, data_dir, default_device, load_tensors,
                     locked, read_json, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
-from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, FlowDenoiser, GuidedDenoiser,
+from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_teacher, load_denoiser,
                                            load_teacher, read_about, save_denoiser, unguided)
 from ..diffusion.nets import MLP, UNet
