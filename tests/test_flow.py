@@ -5,13 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from bdense_nb.diffusion.denoisers import (DENOISERS, EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, VPDenoiser, as_column, check_teacher, check_top, load_denoiser,
+from bdense_nb.diffusion.denoisers import (FlowDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser, as_column, check_teacher, check_top, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.nets import MLP
-from bdense_nb.diffusion.samplers import Sampler, sample, trajectory
-from bdense_nb.diffusion.schedules import (SCHEDULES, cosine_alpha_bar, flow_sigmas, linear_alpha_bar, make_sigmas, nested_sigmas, sigma_from_alpha_bar)
-from bdense_nb.distillation.branches import branch, fold
-from bdense_nb.distillation.distill import distill
+from bdense_nb.diffusion.samplers import Sampler, trajectory
+from bdense_nb.diffusion.schedules import (cosine_alpha_bar, make_sigmas, sigma_from_alpha_bar)
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.distillation.students import load_student
