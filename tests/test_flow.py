@@ -129,7 +129,6 @@ def near_exact(way=(1., 0)):
 @pytest.mark.parametrize('way', [(1., 0), (1., 1)])
 def test_a_flow_teacher_is_distilled_by_both_hosts(way, tmp_path):
     teacher = near_exact(way)
-    ends = {}
     for K in (1, 4):
         cfg = SFDConfig(shape=(2,), nfe=2, K=K, substeps=4, steps=60, batch=64, pool=64, lr=2e-3, schedule='flow', shift=2., sigma_max=1000., sigma_min=.02)
         untrained = Sampler(teacher, cfg.grids[1], True, (2,))

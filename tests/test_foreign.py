@@ -186,7 +186,7 @@ class Unet(nn.Module):
 def test_lucidrains_in_one_line(objective):
     diffusion = GaussianDiffusion(Unet(), objective)
     D = VPDenoiser(diffusion.model, diffusion.alphas_cumprod, {'pred_noise': 'eps', 'pred_x0': 'x0', 'pred_v': 'v'}[diffusion.objective]).eval()
-    a, t = diffusion.alphas_cumprod[500].double(), 500
+    a = diffusion.alphas_cumprod[500].double()
     x, sigma = torch.randn(4, *SHAPE), ((1 - a)/a).sqrt()
     z = x*a.sqrt().float()
     out = diffusion.model(z, torch.full((4,), 500.))
