@@ -12,14 +12,13 @@ from torch import nn
 from bdense_nb.app import shell as cli
 from bdense_nb.app import commands
 from bdense_nb.core import NFECounter, load_tensors, sample_labels
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, ModuleDenoiser, VPDenoiser, check_teacher, null_rows,
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, VPDenoiser, check_teacher, null_rows,
                                            unguided)
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.diffusion.samplers import ConditionTable, Sampler, draw_conditions, draw_start, sample
 from bdense_nb.diffusion.schedules import linear_alpha_bar
 from bdense_nb.distillation.bank import TrajectoryPlan, denoiser_hash, frozen_copy, make_bank
-from bdense_nb.distillation.branches import branch, fold
-from bdense_nb.distillation.distill import distill, preset
+from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.students import load_student

@@ -5,13 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from bdense_nb.diffusion.denoisers import (DENOISERS, EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, VPDenoiser, as_column, check_teacher, check_top, load_denoiser,
+from bdense_nb.diffusion.denoisers import (FlowDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser, as_column, check_teacher, check_top, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.nets import MLP
-from bdense_nb.diffusion.samplers import Sampler, sample, trajectory
-from bdense_nb.diffusion.schedules import (SCHEDULES, cosine_alpha_bar, flow_sigmas, linear_alpha_bar, make_sigmas, nested_sigmas, sigma_from_alpha_bar)
-from bdense_nb.distillation.branches import branch, fold
-from bdense_nb.distillation.distill import distill
+from bdense_nb.diffusion.samplers import Sampler, trajectory
+from bdense_nb.diffusion.schedules import (cosine_alpha_bar, make_sigmas, sigma_from_alpha_bar)
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.distillation.students import load_student
@@ -131,7 +129,6 @@ def near_exact(way=(1., 0)):
 @pytest.mark.parametrize('way', [(1., 0), (1., 1)])
 def test_a_flow_teacher_is_distilled_by_both_hosts(way, tmp_path):
     teacher = near_exact(way)
-    ends = {}
     for K in (1, 4):
         cfg = SFDConfig(shape=(2,), nfe=2, K=K, substeps=4, steps=60, batch=64, pool=64, lr=2e-3, schedule='flow', shift=2., sigma_max=1000., sigma_min=.02)
         untrained = Sampler(teacher, cfg.grids[1], True, (2,))

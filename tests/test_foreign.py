@@ -1,15 +1,12 @@
 """Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
-import math
 
 import pytest
 import torch
 from torch import nn
 
 from bdense_nb.core import NFECounter
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column)
-from bdense_nb.diffusion.samplers import ConditionTable, sample
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser, as_column)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
-from bdense_nb.distillation.bank import denoiser_hash
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
@@ -189,7 +186,7 @@ class Unet(nn.Module):
 def test_lucidrains_in_one_line(objective):
     diffusion = GaussianDiffusion(Unet(), objective)
     D = VPDenoiser(diffusion.model, diffusion.alphas_cumprod, {'pred_noise': 'eps', 'pred_x0': 'x0', 'pred_v': 'v'}[diffusion.objective]).eval()
-    a, t = diffusion.alphas_cumprod[500].double(), 500
+    a = diffusion.alphas_cumprod[500].double()
     x, sigma = torch.randn(4, *SHAPE), ((1 - a)/a).sqrt()
     z = x*a.sqrt().float()
     out = diffusion.model(z, torch.full((4,), 500.))

@@ -40,7 +40,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float: #
     return float((a - b).norm()/a.norm().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize('case', ['plain', 'accumulate', 'skip', 'recompute', 'conv', 'teacher', 'sfd', 'variable', 'pd'])
+@pytest.mark.parametrize('case', ['plain', 'accumulate', 'skip', 'recompute', 'conv', 'teacher', 'sfd', 'variable', 'pd', 'guided', 'told'])
 def test_two_processes_are_one(both, case):
     one, pair = both
     want, got, other = model_of(one, case), model_of(pair, case), model_of(pair, case, 1)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import torch
 from bdense_nb.core import save_tensors
-from bdense_nb.diffusion.denoisers import EDMDenoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser
 from bdense_nb.diffusion.nets import MLP
+from bdense_nb.diffusion.samplers import draw_conditions
 from bdense_nb.distillation.progressive import PDConfig, progressive
-from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.teaching import train_teacher
 from bdense_nb.distillation.variable import sfd_variable
 from bdense_nb.training.config import Hardware, TrainConfig
 from bdense_nb.training.devices import share
 from bdense_nb.training.loop import fit
+from test_conditions import row, text
 from torch import nn
 
 CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', clip_grad=1., ema=.9, checkpoint_every=4, log_every=3)
@@ -93,6 +95,9 @@ def cases(folder: Path) -> dict:
     out['variable'] = sfd_variable(make_teacher(), SFD, (1, 2, 3), folder=folder/'variable', show=False).denoiser
     out['pd'] = progressive(make_teacher(), data, PD, labels, folder=folder/'pd', show=False).denoiser
     out['conv'] = run('conv', denoise, net=Conv).ema
+    told = GuidedDenoiser(text(), 3., row(text(), 0))  # conditions are dicts, drawn from seeds or given with the data
+    out['guided'] = sfd(told, SFD, bank=teacher_bank(told, SFD, show=False), show=False).denoiser
+    out['told'] = progressive(told, data, PD, draw_conditions(told, range(40)), show=False).denoiser
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         done = run('shard', shard=True, recompute=True)
         out['shard'] = done.ema

@@ -319,7 +319,7 @@ class VPDenoiser(NetDenoiser):
     "A DDPM-style network (it predicts eps, x0 or v from a VP state) as a denoiser on the VE scale."
     def __init__(self,
         net: nn.Module, # `net(z, index, cond)`, index its time input in 0..T-1, not always whole
-        # [T], descending in (0, 1); a last 0 (zero terminal SNR) is left out: there sigma is infinite
+        # [T], descending in (0, 1); a last 0 (zero terminal SNR) is left out: sigma is infinite
         alpha_bar: Tensor,
         prediction: str = 'eps', # one of `PREDICTIONS`
     ):

@@ -104,8 +104,8 @@ def _is_denoiser(value) -> bool:
 def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot be done
     "The same denoiser, made anew from its configuration."
     net = getattr(denoiser, 'net', None)
-    if type(denoiser) not in (EDMDenoiser, VPDenoiser, FlowDenoiser) or type(net) not in NETS.values():
-        return nn.Module()
+    kinds = (EDMDenoiser, VPDenoiser, FlowDenoiser)
+    if type(denoiser) not in kinds or type(net) not in NETS.values(): return nn.Module()
     with torch.random.fork_rng(devices=[]), torch.device('cpu'):
         return type(denoiser)(type(net)(**net.config), **denoiser.config)
 
