@@ -116,7 +116,7 @@ def test_the_clean_estimate_is_the_networks_own(name):
                 ids = torch.tensor([[0., i, j] for i in range(4) for j in range(4)])
                 out = net(packed(x), timestep=torch.full((3,), t), img_ids=ids, txt_ids=torch.zeros(4, 3), **cond).sample
                 out = out.view(3, 4, 4, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(3, 4, 8, 8)
-            else: out = net(x, timestep=torch.full((3,), 1000*t), **cond).sample
+            else: out = net(x, timestep=torch.full((3,), 1000*t), **cond or {}).sample
             want, got = x - t*out, teacher(x/(1 - t), t/(1 - t), cond)
         else:
             s = scheduler_of(name)
