@@ -10,7 +10,7 @@ import torch
 
 diffusers = pytest.importorskip('diffusers')
 
-from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler, EulerDiscreteScheduler,  # noqa: E402
+from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel,  # noqa: E402
                        FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel,
                        UNet2DConditionModel, UNet2DModel)
 
@@ -21,7 +21,7 @@ from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
 from bdense_nb.distillation.students import load_student  # noqa: E402
-from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
+from bdense_nb.interop.diffusers import from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
 
 SHAPE = (4, 8, 8)
