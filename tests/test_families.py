@@ -10,7 +10,7 @@ import torch
 
 diffusers = pytest.importorskip('diffusers')
 
-from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler, EulerDiscreteScheduler,  # noqa: E402
+from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel,  # noqa: E402
                        FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel,
                        UNet2DConditionModel, UNet2DModel)
 
@@ -21,7 +21,7 @@ from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
 from bdense_nb.distillation.students import load_student  # noqa: E402
-from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
+from bdense_nb.interop.diffusers import from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
 
 SHAPE = (4, 8, 8)
@@ -116,7 +116,7 @@ def test_the_clean_estimate_is_the_networks_own(name):
                 ids = torch.tensor([[0., i, j] for i in range(4) for j in range(4)])
                 out = net(packed(x), timestep=torch.full((3,), t), img_ids=ids, txt_ids=torch.zeros(4, 3), **cond).sample
                 out = out.view(3, 4, 4, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(3, 4, 8, 8)
-            else: out = net(x, timestep=torch.full((3,), 1000*t), **cond).sample
+            else: out = net(x, timestep=torch.full((3,), 1000*t), **cond or {}).sample
             want, got = x - t*out, teacher(x/(1 - t), t/(1 - t), cond)
         else:
             s = scheduler_of(name)
