@@ -127,7 +127,8 @@ class SFDVConfig(SFDBase):
                              f'{self.nfe}')
         self.each
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> SFDVConfig:
+    def fitted(self, teacher: Callable, shape: tuple[int, ...],
+               given: frozenset[str]) -> SFDVConfig:
         found = find_step_layer(unguided(teacher), self.step_layer)
         return replace(super().fitted(teacher, shape, given), step_layer=found)
 
