@@ -192,7 +192,8 @@ def _(got):
     half = euler_step(x, first, 2., 1.)
     second = _blobs()(half, 1.)
     y = euler_step(half, second, 1., .4)
-    if _close(got, progressive_targets(y[:, None], x, 2., torch.tensor([.4]))[:, 0], 1e-9):
+    levels = torch.tensor([.4], dtype=torch.float64)
+    if _close(got, progressive_targets(y[:, None], x, 2., levels)[:, 0], 1e-9):
         return True
     return _named(got, {
         "the teacher's last guess is the tempting target, and a long step with it goes too far":
@@ -331,6 +332,7 @@ def _(got):
     if got.shape != states.shape:
         return (f'the targets have the shape of the states, {list(states.shape)}, yours '
                 f'{list(got.shape)}')
+    levels = torch.tensor([.4], dtype=torch.float64)
     if _close(got, progressive_targets(states, _noised(), 2., levels), 1e-9): return True
     off = (branch_states(got, _noised(), 2., levels) - states).norm(dim=-1).mean(0)
     return _named(got, {
