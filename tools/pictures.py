@@ -1,6 +1,7 @@
-"""Draw the method's diagram and the animation of the front page: data/results/method.svg and spiral.gif.
+"""Draw what the front page shows: data/results/method.svg, spiral.gif and gains.png.
 
-    python tools/pictures.py            # both; about two minutes of one CPU core
+    python tools/pictures.py            # all; about two minutes of one CPU core
+    python tools/pictures.py gains      # what branches gain at growing budgets, from the stored results
     python tools/pictures.py method     # the diagram alone
 """
 import sys
@@ -14,6 +15,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from bdense_nb import SFDConfig, load_teacher, sfd, trajectory
 from bdense_nb.core import data_dir
 from bdense_nb.diffusion.schedules import karras_sigmas
+from bdense_nb.lab.experiments import HELD, show_gains, stored_gains
 
 STYLE = """text{font:15px sans-serif;fill:var(--ink)} .small{font-size:13px} .i{font-style:italic}
 :root{--page:#fff;--ink:#1a1a1a;--line:#777;--soft:#ddd;--box:#f3f5f8;--cut:#b9b9b9;--a:#1f77b4;--b:#ff7f0e;--c:#2ca02c;--d:#d62728}
@@ -98,10 +100,11 @@ def animation(frames: int = 41) -> FuncAnimation:
 
 
 def main() -> None:
-    asked = sys.argv[1:] or ['method', 'spiral']
-    if set(asked) - {'method', 'spiral'}: sys.exit(__doc__)
+    asked = sys.argv[1:] or ['method', 'spiral', 'gains']
+    if set(asked) - {'method', 'spiral', 'gains'}: sys.exit(__doc__)
     if 'method' in asked: (data_dir()/'results'/'method.svg').write_text(method(), encoding='utf-8')
     if 'spiral' in asked: animation().save(data_dir()/'results'/'spiral.gif', PillowWriter(fps=9))
+    if 'gains' in asked: show_gains(stored_gains(), HELD, save=data_dir()/'results'/'gains.png')
 
 
 if __name__ == '__main__': main()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import (about_run, check_choice, check_int, locked, read_json, sample_noise,
-                    write_json)
+from ..core import (about_run, check_choice, check_int, data_dir, locked, read_json,
+                    sample_noise, write_json)
 from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
@@ -38,11 +38,11 @@ from ..training.loop import fit
 
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'World',
-           'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
-           'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
+           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'GAINS', 'HELD',
+           'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment',
+           'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
            'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
-           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'show_gains']
+           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -603,7 +603,10 @@ def differences(
     return found
 
 # %% ../../nbs/lab/01_experiments.ipynb #e91dfafe
-def _words(measure: str) -> str: return measure.replace('_', ' ').replace('frechet', 'Fréchet')
+def _words(measure: str) -> str:
+    for plain, name in (('_', ' '), ('frechet', 'Fréchet'), ('wasserstein', 'Wasserstein')):
+        measure = measure.replace(plain, name)
+    return measure
 
 _NONE_YET = 'no arm has three seeds in common with the host yet: run more of the experiment'
 
@@ -675,6 +678,32 @@ def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations
     return {(c['arm'], c['calls'], c['iterations']): c['iterations']*c['config']['cfg']['batch']
             for c in result['configs']}
 
+#: worlds, and the experiments that train there with growing budgets
+GAINS = {'spiral': ('spiral_copies', 'spiral_longest'), 'two moons': ('moons_copies',),
+         'Fashion-MNIST': ('fashion_sfd', 'fashion_long')}
+#: the arms that all of them have
+HELD = ('linear', 'endpoint-heavy', 'K = 4, linear', 'K = 4, endpoint-heavy')
+
+def stored_gains() -> dict[str, list[dict]]: # as `show_gains` takes it
+    "The results of these experiments that travel with the package."
+    return {title: [read_json(data_dir()/'results'/f'{name}.json') for name in names]
+            for title, names in GAINS.items()}
+
+def _gain_panel(ax, places: list[tuple[int, Difference]]) -> None: # (trajectories, difference)
+    "A line for each arm over the budget, with intervals."
+    for j, arm in enumerate(dict.fromkeys(d.arm for _, d in places)):
+        mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
+        scale = [100/d.host for _, d in mine]
+        means = [d.interval.mean*s for (_, d), s in zip(mine, scale)]
+        whiskers = [(d.interval.high - d.interval.mean)*s for (_, d), s in zip(mine, scale)]
+        ax.errorbar([n*1.08**j for n, _ in mine], means, whiskers, fmt='o-', ms=4, lw=1, capsize=2,
+                    label=arm)
+    ax.axhline(0, color='gray', lw=1)
+    ax.set_xscale('log')
+    ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])
+    ax.minorticks_off()
+    ax.tick_params(labelsize=7)
+
 def show_gains(
     settings: dict[str, Sequence[dict]], # title -> results of one world, early and late
     arms: Sequence[str] | None = None, # None: all
@@ -692,25 +721,14 @@ def show_gains(
                 places += [(seen[d.arm, d.nfe, d.iterations], d)
                            for d in differences(result, measure)
                            if d.nfe == nfe and (arms is None or d.arm in arms)]
-    size = (4*len(found), 5)
-    fig, axes = plt.subplots(2, len(found), figsize=size, squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(2, len(found), figsize=(3.6*len(found), 5), squeeze=False,
+                             layout='constrained')
     for column, (title, measures) in zip(axes.T, found.items()):
         for ax, (measure, places) in zip(column, measures.items()):
-            for i, arm in enumerate(dict.fromkeys(d.arm for _, d in places)):
-                mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-                scale = [100/d.host for _, d in mine]
-                ax.errorbar([n*1.06**i for n, _ in mine],
-                            [d.interval.mean*s for (_, d), s in zip(mine, scale)],
-                            [(d.interval.high - d.interval.mean)*s
-                             for (_, d), s in zip(mine, scale)],
-                            fmt='o-', ms=4, lw=1, capsize=2, label=arm)
-            ax.axhline(0, color='gray', lw=1)
-            ax.set_xscale('log')
+            _gain_panel(ax, places)
             ax.set_title(f'{title}: {_words(measure)}', fontsize=9)
-            ax.tick_params(labelsize=8)
         column[0].legend(fontsize=7)
         column[-1].set_xlabel('trajectories seen in training', fontsize=8)
-    axes[0, 0].set_ylabel('arm minus host, %', fontsize=8)
-    axes[1, 0].set_ylabel('arm minus host, %', fontsize=8)
+    for ax in axes[:, 0]: ax.set_ylabel('with branches minus host, %', fontsize=8)
     if save: fig.savefig(save, dpi=110)
     return found
