@@ -4,7 +4,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = ['ConditionTable', 'EDMDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'Hardware', 'MixtureDenoiser',
            'PDConfig', 'SFDConfig', 'SFDVConfig', 'Sampler', 'Student', 'TrainConfig', 'VPDenoiser',
-           'as_denoiser', 'branch', 'check_teacher', 'distill', 'fold', 'frechet_distance',
+           'as_denoiser', 'branch', 'check_teacher', 'compare', 'distill', 'fold', 'frechet_distance',
            'from_diffusers', 'load_student', 'load_teacher', 'paired_error', 'preset', 'progressive',
            'sample', 'sfd', 'train_teacher', 'trajectory']
 _HOMES = {
@@ -20,6 +20,7 @@ _HOMES = {
     'distillation.variable': 'SFDVConfig',
     'evaluation.metrics': 'frechet_distance paired_error',
     'interop.diffusers': 'as_denoiser from_diffusers',
+    'lab.compare': 'compare',
     'training.config': 'Hardware TrainConfig',
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .distillation.variable import SFDVConfig
     from .evaluation.metrics import frechet_distance, paired_error
     from .interop.diffusers import as_denoiser, from_diffusers
+    from .lab.compare import compare
     from .training.config import Hardware, TrainConfig
 
 

@@ -103,6 +103,12 @@ def test_images_need_features_for_the_second_measure(tmp_path):
     assert 0 <= near < far
 
 
+def test_the_host_needs_no_weights_of_four_branches():
+    host, ours = make_arms(dataclasses.replace(SHORT, substeps=4, K=4, branch_weights=(.1, .1, .1, .7)))
+    assert (host.cfg.K, ours.cfg.K, ours.cfg.branch_weights) == (1, 4, (.1, .1, .1, .7))
+    with pytest.raises(ValueError, match='K=2'): make_arms(ours.cfg, {'host': dict(K=1), 'two': dict(K=2)})
+
+
 def test_arms_in_a_line():
     assert read_arms('host: K=1; B:; c: betas=.9,.99 ema=None afs=False') == {
         'host': {'K': 1}, 'B': {}, 'c': {'betas': (.9, .99), 'ema': None, 'afs': False}}

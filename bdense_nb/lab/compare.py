@@ -81,6 +81,9 @@ def make_arms(
         for one in changes: check_choice(f'field of the arm {name!r}', one, known)
     nfe = [{_named(cfg, ('nfe', 'end_steps'), 'calls'): n} for n in calls] or [{}]
     steps = [{_named(cfg, ('steps', 'updates'), 'budgets'): n} for n in budgets] or [{}]
+    alone = dict(branch_weights='linear', branch_weights_end=None) # one branch has no others
+    arms = {name: ({k: v for k, v in alone.items() if k in known} if changes.get('K') == 1 else {})
+            | changes for name, changes in arms.items()}
     return tuple(Arm(name, dataclasses.replace(cfg, **many, **long, **changes))
                  for many, long in itertools.product(nfe, steps)
                  for name, changes in arms.items())
