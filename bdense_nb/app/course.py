@@ -56,7 +56,8 @@ def course_files() -> dict[str, bytes]: # path inside the copy -> contents
         inside = normpath(join('nbs', name, '..', link)) # as it is in the repository
         if inside.startswith('nbs/'): return link
         picture = data_dir()/inside.removeprefix('data/')
-        if picture.suffix not in PICTURES or not picture.is_file(): return f'{home}/blob/HEAD/{inside}'
+        if picture.suffix not in PICTURES or not picture.is_file():
+            return f'{home}/blob/HEAD/{inside}'
         files[f'pictures/{picture.name}'] = picture.read_bytes()
         return '../'*name.count('/') + f'pictures/{picture.name}'
     for path in sorted(folder.rglob('*.ipynb')):

@@ -332,7 +332,6 @@ def _(got):
     if got.shape != states.shape:
         return (f'the targets have the shape of the states, {list(states.shape)}, yours '
                 f'{list(got.shape)}')
-    levels = torch.tensor([.4], dtype=torch.float64)
     if _close(got, progressive_targets(states, _noised(), 2., levels), 1e-9): return True
     off = (branch_states(got, _noised(), 2., levels) - states).norm(dim=-1).mean(0)
     return _named(got, {
