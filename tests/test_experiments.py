@@ -167,3 +167,23 @@ def test_stored_results_are_of_this_code(name):
     keys = [(r['arm'], r['nfe'], r['iterations'], r.get('width'), r['seed']) for r in result['rows']]
     assert len(set(keys)) == len(keys) and all(m in r for r in result['rows'] for m in experiment.measures)
     assert result['command'] == f'bdense_evaluate --experiment {name}' and result['host'] == experiment.host
+
+
+def test_the_verdict_of_the_front_page():
+    "The figures in README are those of the stored runs."
+    gains = {(title, measure): max(((n, d) for n, d in places if 'heavy' in d.arm), key=lambda p: p[0])[1]
+             for title, by in _gains().items() for measure, places in by.items()}
+    assert all(d.verdict == 'better' for d in gains.values()) and {d.interval.n for d in gains.values()} == {5, 10}
+    percent = {key: 100*d.interval.mean/d.host for key, d in gains.items()}
+    text = (data_dir().parent/'README.md').read_text(encoding='utf-8')
+    teacher, data = (f'{-percent["Fashion-MNIST", m]:.1f}' for m in ('paired_error', 'frechet_distance'))
+    assert f'by {teacher} % and {data} % on Fashion-MNIST' in text
+    assert all(-1 < p < 0 for (title, _), p in percent.items() if title != 'Fashion-MNIST')
+
+
+def _gains():
+    "As the figure shows them, without drawing."
+    import matplotlib.pyplot as plt
+    found = X.show_gains(X.stored_gains(), X.HELD)
+    plt.close('all')
+    return found
