@@ -20,6 +20,7 @@ GIVEN = {  # notebook -> number -> where it comes from
     'diffusion/01_schedules': {'4.4': 'the last level but one of the uniform grid from 80, drawn in the figure'},
     'distillation/01_teaching': {'1.1': 'the first reading of the drum whose sketch is described'},
     'diffusion/02_denoisers': {},
+    'interop/03_families': {'35.6': 'million weights of the network that was measured', '0.14': 'million weights of its adapters and output layer'},
     'interop/02_export': {'14.6': 'the last noise level of the scaled-linear table of latent diffusion models'},
     'lab/01_experiments': {'0.73': 'millions of parameters: the model card of the shipped teacher'},
     'gpu/published_settings': {

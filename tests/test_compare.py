@@ -14,7 +14,7 @@ from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
-from bdense_nb.lab.compare import compare, make_arms, side_by_side, teacher_world
+from bdense_nb.lab.compare import compare, make_arms, teacher_world
 
 SHORT = SFDConfig(K=2, substeps=2, steps=4, batch=16, shape=(2,))
 

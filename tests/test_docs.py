@@ -170,7 +170,7 @@ def test_nbdev_can_process_the_notebooks(root, tmp_path):
     for doc in chosen:
         (tmp_path/'nbs'/doc).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root/'nbs'/f'{doc}.ipynb', (tmp_path/'nbs'/doc).parent)
-    for path in (root/'nbs').glob('*.*'): shutil.copy(path, tmp_path/'nbs')
+    for path in filter(Path.is_file, (root/'nbs').glob('*.*')): shutil.copy(path, tmp_path/'nbs')
     (tmp_path/'data').symlink_to(root/'data')  # nbdev runs the cells that mix imports with other code
     code = ('from nbdev.quarto import refresh_quarto_yml; from nbdev.serve import proc_nbs; refresh_quarto_yml(); print(proc_nbs(n_workers=0))')
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'PYTHONPATH': str(tmp_path)}

@@ -452,7 +452,7 @@ def test_what_the_loop_leaves_behind():
 
 
 KERNEL = '''
-import sys; sys.path.insert(0, {tests!r})
+import sys; sys.path[:0] = [{tests!r}, {tests!r} + '/../tools']
 import time, torch, test_training as t
 from dataclasses import replace
 def slow(model, i): time.sleep(.02); yield t.loss_of(model, i)

@@ -317,6 +317,7 @@ def documented(symbol: Symbol) -> list[str]:
     if isinstance(symbol.node, ast.FunctionDef): return [f'.. {"automethod" if patched_class(symbol.node) else "autofunction"}:: {symbol.name}', '', *indented(kept)]
     for method in (s for s in symbols().values() if s.name.startswith(f'{symbol.name}.')):
         decorators = {ast.unparse(d) for d in method.node.decorator_list}
+        if any(d.endswith('.setter') for d in decorators): decorators = {'property'}
         kind = 'autoproperty' if decorators & {'property', 'cached_property', 'patch(as_prop=True)'} else 'automethod'
         where = [] if method.cell == symbol.cell else [f'Built in {built_in(method)}.']
         kept += [f'.. {kind}:: {method.name}', '', *indented(where), '']

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def fork(job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}
     code = 1
     try:
         os.setsid()
+        weakref.finalize._registry.clear()  # temporary folders of the parent are not this child's to remove
         os.environ.update(env)
         os.dup2(os.open(stdin, os.O_RDONLY), 0)
         os.dup2(stdout, 1)
