@@ -21,7 +21,8 @@ from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
                             save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
                                            NetDenoiser, PreconditionedDenoiser, check_samples,
-                                           load_denoiser, read_about, read_run, save_denoiser, unguided)
+                                           load_denoiser, read_about, read_run, save_denoiser,
+                                           unguided)
 from ..diffusion.samplers import ConditionTable, Sampler
 from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
                                          frozen_copy)
