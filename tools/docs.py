@@ -15,7 +15,7 @@ from docs_sources import ROOT, SETTINGS, write_sources
 
 
 HOME = SETTINGS['doc_host'] + SETTINGS['doc_baseurl'] + '/'
-LOST = f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not found</title>
+LOST = f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>Not found</title>
 <style>:root{{color-scheme:light dark}} body{{font:1.1rem sans-serif;max-width:36rem;margin:20vh auto;padding:1rem}} a{{color:LinkText}}</style>
 <main><article><h1>There is no such page</h1><p>Pages have moved since. The <a href="{HOME}">front page</a> has the course,
 and its search finds the rest.</p></article></main></html>
