@@ -68,7 +68,7 @@ from ..interop.export import EXPORTS, export_student, load_pretrained, sampling_
 from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
                                        run_name, stored_rows)
 from ..lab.search import confirm_weights, save_search, search_weights, show_search
-from ..training.checkpoints import claim_folder, is_main
+from ..training.checkpoints import claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.hooks import Profiler, Trackers, progress
 
@@ -336,12 +336,13 @@ def demo_settings(cfg: SFDConfig, n: int) -> dict: # JSON-able
 def check_demo(out: Path, cfg: SFDConfig, n: int, line: Line = Line()) -> None:
     "Refuse a folder with a demonstration of other settings; one that was interrupted goes on."
     check_folder(str(out), ('report.json',), line)
-    mine = demo_settings(cfg, n)
     if not (out/'report.json').exists(): return
-    theirs = read_json(out/'report.json')
-    if {k: theirs.get(k) for k in mine} != mine:
-        raise ValueError(f'{out} holds a demonstration with other settings: name another folder '
-                         f'with --out, or remove it')
+    theirs = read_json(out/'report.json', ('config', 'samples'))
+    differ = same_run(theirs['config'], asdict(cfg), asdict(SFDConfig()))
+    if theirs['samples'] != n: differ.append(f'samples is {theirs["samples"]}, now {n}')
+    if differ:
+        raise ValueError(f'{out} holds a demonstration with other settings ({"; ".join(differ)}): '
+                         f'name another folder with --out, or remove it')
 
 def measure_arms(arms: dict[str, Sampler], n: int) -> tuple[list[dict], dict]:
     "Rows of the table, and samples: every arm from the same seeds; the first one is the truth."
