@@ -29,7 +29,7 @@ def teacher():
 def points(): return torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
 
 
-def quiet(*args, **kwargs): return compare(*args, n=50, show=False, say=lambda s: None, **kwargs)
+def quiet(*args, **kwargs): return compare(*args, n=50, show=False, say=lambda s: None, **dict(trust_teacher=True) | kwargs)
 
 
 def figures(found): return [{k: v for k, v in r.items() if k != 'cpu_seconds'} for r in found.result['rows']]
@@ -74,6 +74,20 @@ def test_every_host(cfg, teacher, points, tmp_path):
     found = quiet(teacher, cfg, seeds=3, folder=tmp_path, data=points)
     assert {r['nfe'] for r in found.result['rows']} == ({2, 3} if cfg.host == 'sfd-v' else {1, 2})
     assert {d.nfe for d in found.differences()} == {r['nfe'] for r in found.result['rows']}
+
+
+def test_another_budget_goes_on_in_the_same_folder(teacher, points, tmp_path):
+    short = quiet(teacher, SHORT, seeds=3, folder=tmp_path, data=points, budgets=(2,))
+    longer = quiet(teacher, SHORT, seeds=3, folder=tmp_path, data=points, budgets=(2, 6))
+    fresh = quiet(teacher, SHORT, seeds=3, folder=tmp_path/'fresh', data=points, budgets=(2, 6))
+    assert figures(longer)[:6] == figures(short)
+    def key(row): return row['arm'], row['iterations'], row['seed']
+    assert sorted(figures(longer), key=key) == sorted(figures(fresh), key=key)
+
+
+def test_a_teacher_without_clean_estimates_is_refused_where_data_are_known(teacher, points, tmp_path):
+    with pytest.raises(ValueError, match='does not give clean estimates'):
+        quiet(lambda x, sigma, cond=None: x + 3, SHORT, seeds=3, folder=tmp_path, data=points, trust_teacher=False)
 
 
 def test_another_teacher_or_other_data_are_refused(teacher, points, tmp_path):

@@ -638,7 +638,9 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
     unet = getattr(teacher.net, 'unet', None)
     if unet is not None: side, channels = unet.config.sample_size, unet.config.in_channels
     elif stored and 'channels' not in getattr(teacher.net, 'config', {}): return tuple(stored)
-    else: side, channels = stored and tuple(stored[1:]), teacher.net.config['channels']
+    elif channels := getattr(teacher.net, 'config', {}).get('channels'):
+        side = stored and tuple(stored[1:])
+    else: raise ValueError(f'{name} does not say the shape of its samples: pass --shape')
     side = size or side
     if side is None: raise ValueError(f'{name} does not say the size of its images: pass --size')
     side = (side, side) if isinstance(side, int) else tuple(side)

@@ -108,10 +108,12 @@ def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], 
     plans = [distill_plan(source, options.teacher, arm.cfg, shape, data, options.out)
              for arm in arms]
     seconds = [plan['seconds'] for plan in plans]
-    runs = [f'{a.name}, {a.key["calls"]} calls, {a.key["iterations"]} iterations' for a in arms]
+    runs = [f'{a.name} ({a.key["calls"]} calls, {a.key["iterations"]} iterations)'
+            for a in arms]
     shared = {k: plans[0][k] for k in ('teacher', 'shape', 'data', 'parameters', 'batch', 'device',
                                        'estimated_from')}
-    return dict(trains=f'{len(arms)} arms, {options.seeds} seeds of each', arms=runs, **shared,
+    return dict(trains=f'{len(arms)} arms, {options.seeds} seeds of each',
+                arms='; '.join(runs), **shared,
                 compared_with=reality.line, samples=options.n,
                 memory_gb=max((p['memory_gb'] or 0 for p in plans), default=0),
                 seconds=None if None in seconds else options.seeds*sum(seconds))
@@ -142,9 +144,12 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
         return show_plan(compare_plan(source, options, made, shape, line_of, reality))
     with alone(options.out):
         note_start(options.out, line, options, config=cfg, hardware=hardware)
-        found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
-                        labels=labels, quality=distances(reality, options), n=options.n,
-                        hardware=hardware, limit=options.limit)
+        try:
+            found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
+                            labels=labels, quality=distances(reality, options), n=options.n,
+                            hardware=hardware, trust_teacher=True, limit=options.limit)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt('interrupted; the same command goes on') from None
     return finish(found, options.out)
 
 def finish(found: Comparison, out: str) -> dict:

@@ -56,6 +56,10 @@ def frozen_copy(
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the '
                                                              f'teacher: {e}') from e
     except (AttributeError, TypeError) as e:
+        if net := getattr(denoiser, 'net', None):
+            raise TypeError(f'{type(net).__name__} is called with three arguments, (x [B, *D], '
+                            f'noise [B], cond), cond None where there is none, and must answer '
+                            f'with a tensor like x: {e}') from e
         raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({e}); wrap '
                         'a network in EDMDenoiser, VPDenoiser or FlowDenoiser, and if it needs '
                         'conditions let the denoiser\'s `conditions` draw them from seeds, see '

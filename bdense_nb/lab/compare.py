@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 from ..core import check_choice, check_int, write_json
+from ..diffusion.denoisers import check_teacher
 from ..diffusion.samplers import Sampler
 from ..distillation.bank import TrajectoryPlan, frozen_copy
 from ..distillation.distill import check_config
@@ -115,7 +116,9 @@ class Comparison:
         rows = ['| sampler | network calls | ms a sample |', '| --- | --- | --- |']
         rows += [f'| {r["what"]} | {r["nfe"]} | {1000*r["seconds_per_sample"]:.3g} |'
                  for r in self.speed]
-        return '\n\n'.join([*tables, '\n'.join(rows)])
+        reads = ('Below zero an arm is better than the host; bold: the interval excludes zero. '
+                 'What holds at one budget need not hold at another.')
+        return '\n\n'.join([reads, *tables, '\n'.join(rows)])
 
     def _repr_markdown_(self) -> str: return self.table
 
@@ -148,6 +151,7 @@ def compare(
     quality: dict[str, Callable] | None = None,
     n: int = 1000,
     hardware: Hardware = Hardware(),
+    trust_teacher: bool = False, # with data: go on with a teacher that gives no clean estimates
     limit: int | None = None, # stop after so many trainings; call again to go on
     show: bool = True, # progress bar of each training
     say: Callable[[str], None] = print, # called after each
@@ -156,6 +160,7 @@ def compare(
     check_int('n', n, 2)
     folder = Path(folder)
     shape = check_shape(cfg, data)
+    if data is not None and not trust_teacher: check_teacher(teacher, data, labels)
     world = teacher_world(teacher, shape, n, data, labels, features, quality)
     made = make_arms(cfg, arms, calls, budgets)
     e = Experiment('Do branches help this teacher\'s students?', world, made, next(iter(arms)),

@@ -207,7 +207,8 @@ class Banks:
         self.seed = cfg.seed
         if cfg.plan not in self.made:
             longest = dataclasses.replace(self.need[cfg.plan], seed=cfg.seed)
-            place = self.folder and self.folder/f'bank-{cfg.seed}'
+            many = f'bank-{cfg.seed}-{longest.n_trajectories}' # another budget may need more
+            place = self.folder and self.folder/many
             self.made[cfg.plan] = longest.bank(self.teacher(cfg.seed), place, show=False)
         return self.made[cfg.plan]
 
