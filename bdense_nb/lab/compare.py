@@ -77,7 +77,7 @@ def make_arms(
 ) -> tuple[Arm, ...]:
     "Every arm at every number of calls and budget."
     check_config(cfg)
-    known = {f.name for f in dataclasses.fields(cfg)} - {'seed'}
+    known = sorted({f.name for f in dataclasses.fields(cfg)} - {'seed'})
     for name, changes in arms.items():
         for one in changes: check_choice(f'field of the arm {name!r}', one, known)
     nfe = [{_named(cfg, ('nfe', 'end_steps'), 'calls'): n} for n in calls] or [{}]
