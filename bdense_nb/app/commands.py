@@ -36,9 +36,9 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'distill_plan',
            'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search', 'search_configs',
            'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality',
-           'check_features', 'find_reality', 'quality_of', 'check_pair', 'measure_student', 'evaluate_plan',
-           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment',
-           'evaluate', 'Export', 'check_export', 'export']
+           'check_features', 'find_reality', 'distances', 'quality_of', 'check_pair', 'measure_student',
+           'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences',
+           'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import (device_bytes, estimate_run, estimate_training, peak_bytes)
@@ -1066,15 +1066,19 @@ def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
         raise ValueError(f'{kind} holds a single image, and a Fréchet distance needs at least two')
     return Reality(kind, space, images)
 
-def quality_of(images: Tensor, reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict:
-    "How like real data a set of samples is; space: where `reality.images` are compared."
-    if reality.data in TOY_SETS and images.ndim == 2:
-        fresh = toy_2d(reality.data, len(images), 10**6)
-        distance = float(sliced_wasserstein(images, fresh))
-        return dict(frechet_distance=None, sliced_wasserstein=distance)
+def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict[str, Callable]:
+    "Name -> how like real data a set of samples is; space: where `reality.images` are compared."
     if reality.images is not None:
-        return dict(frechet_distance=frechet_distance(space(images), space(reality.images)))
-    return dict(frechet_distance=fashion_fd(images) if reality.features else None)
+        real = space(reality.images)
+        return dict(frechet_distance=lambda x: frechet_distance(space(x), real))
+    if reality.features: return dict(frechet_distance=fashion_fd)
+    def to_fresh(x): return sliced_wasserstein(x, toy_2d(reality.data, len(x), 10**6))
+    return dict(sliced_wasserstein=to_fresh) if reality.data in TOY_SETS and not reality.note else {}
+
+def quality_of(images: Tensor, reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict:
+    "These distances of a set of samples."
+    found = {name: float(measure(images)) for name, measure in distances(reality, space).items()}
+    return dict(frechet_distance=None) | found
 
 def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) -> None:
     "Refuse to measure a student against a teacher that it does not come from."

@@ -5,32 +5,29 @@
 # %% ../../nbs/app/06_compare.ipynb #14a7dafb
 from __future__ import annotations
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 from .commands import (Named, Reality, Teachers, alone, check_folder, check_with_data,
-                                    data_line, distill_configs, find_data, find_device,
+                                    data_line, distances, distill_configs, find_data, find_device,
                                     find_reality, find_teacher, distill_plan, note_start,
                                     shape_of, show_plan)
 from .shell import Command, Line
 from ..core import atomic_path, check_int, read_json
-from ..diffusion.data import TOY_SETS, toy_2d
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import Host
 from ..distillation.variable import SFDVConfig
 from ..evaluation.features import load_space
-from ..evaluation.metrics import fashion_fd, frechet_distance, sliced_wasserstein
 from ..lab.compare import Comparison, compare, make_arms
 from ..lab.experiments import measures_of
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'distances', 'compared_data', 'compare_plan', 'write_comparison',
-           'compare_run', 'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compared_data', 'compare_plan', 'write_comparison', 'compare_run',
+           'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str): # a number, a tuple, None or a word
@@ -86,17 +83,6 @@ class Compare(Teachers):
     trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
     limit: int | None = None # stop after so many trainings
 
-def distances(reality: Reality, options: Compare) -> dict[str, Callable]: # name -> measure
-    "How like real data a set of samples is."
-    if reality.data in TOY_SETS and reality.images is None and reality.features is None:
-        def to_fresh(x): return sliced_wasserstein(x, toy_2d(reality.data, len(x), 10**6))
-        return dict(sliced_wasserstein=to_fresh)
-    if reality.images is not None:
-        space = load_space(reality.features, find_device(options.device), options.features_path)
-        real = space(reality.images)
-        return dict(frechet_distance=lambda x: frechet_distance(space(x), real))
-    return dict(frechet_distance=fashion_fd) if reality.features else {}
-
 def compared_data(options: Compare, source, cfg: Host, shape: tuple[int, ...]):
     "Clean data and labels where the method needs them, or they were asked for; else None."
     if options.data is None and not cfg.needs_data: return None
@@ -142,11 +128,14 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     if options.dry_run:
         return show_plan(compare_plan(source, options, made, shape, line_of, reality))
+    space = None
+    if reality.images is not None:
+        space = load_space(reality.features, find_device(options.device), options.features_path)
     with alone(options.out):
         note_start(options.out, line, options, config=cfg, hardware=hardware)
         try:
             found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
-                            labels=labels, quality=distances(reality, options), n=options.n,
+                            labels=labels, quality=distances(reality, space), n=options.n,
                             hardware=hardware, trust_teacher=True, limit=options.limit)
         except KeyboardInterrupt:
             raise KeyboardInterrupt('interrupted; the same command goes on') from None
