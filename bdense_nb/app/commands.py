@@ -1073,7 +1073,8 @@ def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dic
         return dict(frechet_distance=lambda x: frechet_distance(space(x), real))
     if reality.features: return dict(frechet_distance=fashion_fd)
     def to_fresh(x): return sliced_wasserstein(x, toy_2d(reality.data, len(x), 10**6))
-    return dict(sliced_wasserstein=to_fresh) if reality.data in TOY_SETS and not reality.note else {}
+    in_plane = reality.data in TOY_SETS and not reality.note
+    return dict(sliced_wasserstein=to_fresh) if in_plane else {}
 
 def quality_of(images: Tensor, reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict:
     "These distances of a set of samples."
