@@ -56,14 +56,15 @@ def frozen_copy(
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the '
                                                              f'teacher: {e}') from e
     except (AttributeError, TypeError) as e:
+        draw = ("if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
+                'samplers.ConditionTable')
         if net := getattr(denoiser, 'net', None):
             raise TypeError(f'{type(net).__name__} is called with three arguments, (x [B, *D], '
                             f'noise [B], cond), cond None where there is none, and must answer '
-                            f'with a tensor like x: {e}') from e
+                            f'with a tensor like x: {e}; {draw}') from e
         raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({e}); wrap '
-                        'a network in EDMDenoiser, VPDenoiser or FlowDenoiser, and if it needs '
-                        'conditions let the denoiser\'s `conditions` draw them from seeds, see '
-                        'samplers.ConditionTable') from e
+                        'a network in EDMDenoiser, VPDenoiser or FlowDenoiser, and '
+                        f'{draw}') from e
     if out.shape != x.shape:
         raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
                          f'{tuple(out.shape[1:])}')
