@@ -45,9 +45,11 @@ def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else 
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #59128ab2
-def about_run() -> dict:
+def about_run(
+    device: str | None = None, # where it was made; None: the fastest device there is
+) -> dict:
     "Versions and hardware, kept beside every figure."
-    device = default_device().type
+    device = torch.device(device or default_device()).type
     hardware = f'{device}, {torch.get_num_threads()} threads, {platform.machine()}'
     if device == 'cuda': hardware = torch.cuda.get_device_name()
     return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__,

@@ -3,9 +3,12 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from bdense_nb.lab import experiments as X
 from bdense_nb.core import data_dir
+from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.nets import MLP
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
 from warm import held
@@ -19,13 +22,29 @@ SHORT = SFDConfig(steps=2, batch=16, K=2, substeps=2, solver='euler', shape=(2,)
 def cheap():
     "The ring without its costs: untrained students, few samples, an end point of few steps."
     ring = X.ring_world()
-    from bdense_nb.diffusion.denoisers import EDMDenoiser
-    from bdense_nb.diffusion.nets import MLP
-    import torch
     def network(seed, width):
         torch.manual_seed(seed)
         return EDMDenoiser(MLP(width=width or 8, depth=1), .7)
     return dataclasses.replace(ring, network=network, data=lambda seed: (ring.teacher(0).sample(64, seed), None), ends=lambda cfg, seed: ring.teacher(0).sample(50, 7), quality={'mean': lambda x: float(x.mean().abs())}, n=50)
+
+
+def exact(seed=0): return MixtureDenoiser(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
+def untrained(seed, width):
+    torch.manual_seed(seed)
+    return EDMDenoiser(MLP(width=8, depth=1), .7)
+def ends(cfg, seed): return exact().sample(20, 7)
+def spread(x): return float(x.std())
+
+
+def test_seeds_side_by_side_give_the_same_rows(tmp_path, cheap):
+    world = X.World('a Gaussian', exact, (2,), untrained, ends, ends, dict(spread=spread), 20)
+    e = X.Experiment('Does it run?', world, X.vary(SHORT, {'host': dict(K=1), 'linear': {}}), 'host', 3)
+    X.run_experiment(e, tmp_path/'b.json', 1, lambda s: None)
+    one, two = (X.run_experiment(e, tmp_path/f'{name}.json', say=lambda s: None, jobs=jobs) for name, jobs in (('a', 1), ('b', 2)))
+    by = lambda r: (r['seed'], r['arm'])
+    assert len(two['rows']) == 6 and figures(one) == figures(dict(rows=sorted(two['rows'], key=by)))
+    with pytest.raises(ValueError, match='jobs=2 sends the experiment'): X.run_experiment(dataclasses.replace(e, world=cheap), tmp_path/'c.json', say=lambda s: None, jobs=2)
+    with pytest.raises(ValueError, match="device='cuda' is for the world fashion_mnist"): X.run_experiment(e, tmp_path/'c.json', device='cuda')
 
 
 @pytest.fixture

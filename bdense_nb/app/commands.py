@@ -1011,6 +1011,7 @@ class Evaluate(Teachers):
     host: str | None = None # module:class of your own host, if it made the student
     experiment: str | None = None # run this experiment instead; list: name them all
     limit: int | None = None # of an experiment: stop after so many runs
+    jobs: int = 1 # of an experiment: processes that run seeds side by side
 
 @dataclass(frozen=True)
 class Reality:
@@ -1171,7 +1172,9 @@ def evaluate_experiment(options: Evaluate) -> dict:
     check_choice('experiment', name, [*EXPERIMENTS, 'list'])
     if options.dry_run: return show_plan(experiment_plan(name, file))
     if options.limit is not None: check_int('limit', options.limit, 1)
-    result = run_experiment(name, file, options.limit)
+    device = options.device and str(find_device(options.device))
+    result = run_experiment(name, file, options.limit, jobs=options.jobs,
+                            device=None if device == 'cpu' else device)
     return dict(experiment=name, file=file, rows=len(result['rows']),
                 differences=show_differences(result))
 
@@ -1186,6 +1189,7 @@ def evaluate(options: Evaluate, line: Line) -> dict:
                          '(--experiment list names them)')
     if options.limit is not None:
         raise ValueError('limit belongs to an experiment; the number of samples is --n')
+    if options.jobs != 1: raise ValueError('jobs belongs to an experiment')
     if options.data is not None: check_data(options.data)
     n = AMOUNTS[options.preset_name] if options.n is None else options.n
     check_int('n', n, 2)

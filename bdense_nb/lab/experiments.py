@@ -7,9 +7,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import multiprocessing
+import pickle
+import queue
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,11 +42,12 @@ from ..training.loop import fit
 
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'GAINS', 'HELD',
-           'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment',
-           'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
-           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
-           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
+           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'GAINS',
+           'HELD', 'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
+           'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms',
+           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference',
+           'measures_of', 'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains',
+           'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -68,9 +73,9 @@ class World:
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
 @functools.cache
-def fashion_world() -> World:
-    "The shipped Fashion-MNIST teacher, on the CPU."
-    teacher = load_teacher(device='cpu')
+def fashion_world(device: str = 'cpu') -> World:
+    "The shipped Fashion-MNIST teacher, on a device."
+    teacher = load_teacher(device=device)
     shape = (1, 28, 28)
     n = 1000
     @functools.lru_cache(maxsize=8)
@@ -265,9 +270,13 @@ class Experiment:
     seeds: int # how many
     # iterations of an arm -> of the host it is compared with, where they differ
     budgets: dict[int, int] = field(default_factory=dict)
+    device: str | None = None # of the Fashion-MNIST teacher and its students; None: the CPU
 
     def __post_init__(self):
         if not isinstance(self.world, World): check_choice('world', self.world, WORLDS)
+        if self.device and self.world != 'fashion_mnist':
+            raise ValueError(f'device={self.device!r} is for the world fashion_mnist; networks of '
+                             f'the others are too small to gain by it')
         check_int('seeds', self.seeds, 3)
         keys = [run_name(a.key) for a in self.arms]
         if twice := sorted({k for k in keys if keys.count(k) > 1}):
@@ -276,7 +285,8 @@ class Experiment:
 
     @property
     def place(self) -> World: # made when it is asked for
-        return self.world if isinstance(self.world, World) else WORLDS[self.world]()
+        if isinstance(self.world, World): return self.world
+        return WORLDS[self.world](*[self.device] if self.device else [])
 
     @property
     def measures(self) -> list[str]: return ['paired_error', *self.place.quality]
@@ -284,7 +294,7 @@ class Experiment:
     @property
     def origin(self) -> dict: # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
-        if isinstance(self.world, str): return dict(world=self.world)
+        if isinstance(self.world, str): return dict(world=self.world, device=self.device)
         return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher(0)),
                     samples=self.world.n)
 
@@ -326,9 +336,12 @@ def run_experiment(
     say: Callable[[str], None] = functools.partial(print, flush=True), # called after every run
     # trajectories and checkpoints, from where a killed run goes on; None: in memory
     folder: Path | str | None = None,
+    jobs: int = 1, # processes that run seeds side by side, sharing the cores
+    device: str | None = None, # as `Experiment` has it
     **how, # hardware=, hooks=, show=: of the trainings, as `distill` takes them
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
+    check_int('jobs', jobs, 1)
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
         called = dict(experiment=experiment, command=f'bdense_evaluate --experiment {experiment}')
@@ -339,34 +352,66 @@ def run_experiment(
     else:
         out = Path(out)
         called = dict(experiment=out.stem, command='run_experiment')
-    how = dict(show=False) | how
+    if device: experiment = dataclasses.replace(experiment, device=device)
+    how = dict(show=False, folder=folder and Path(folder)) | how
     with locked(out.parent, out.name):
-        return _run_rest(experiment, out, called, limit, say, folder and Path(folder), how)
+        return _run_rest(experiment, out, called, limit, say, how, jobs)
 
 def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable,
-              folder: Path | None, how: dict) -> dict:
+              how: dict, jobs: int) -> dict:
     "The runs that are not in the file yet."
     rows = stored_rows(e, out)
     done = {run_name(r) for r in rows}
     todo = [(arm, key) for seed in range(e.seeds) for arm in e.arms
-            if run_name(key := dict(arm.key, seed=seed)) not in done]
+            if run_name(key := dict(arm.key, seed=seed)) not in done][:limit]
     say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
-    if todo:
-        world = e.place
-        banks = Banks(world.teacher, e.arms, folder)
-        about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(world.teacher(0)),
-                     samples=world.n, **about_run(), budgets=list(e.budgets.items()),
-                     configs=[dict(a.key, config=a.config) for a in e.arms])
-    for i, (arm, key) in enumerate(todo[:limit]):
-        place = folder and folder/'runs'/re.sub(r'[^\w.=]+', '_', run_name(key))
-        made = students(world, arm, key['seed'], banks, place, **how)
-        new = [dict(key, **world.measure(student, arm.judged(student.nfe), key['seed']),
-                    cpu_seconds=round(seconds, 2)) for student, seconds in made]
+    if not todo: return read_json(out) if out.exists() else {}
+    about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(e.place.teacher(0)),
+                 samples=e.place.n, **about_run(e.device or 'cpu'), budgets=list(e.budgets.items()),
+                 configs=[dict(a.key, config=a.config) for a in e.arms])
+    made = _side_by_side(e, todo, how, jobs) if jobs > 1 else _one_by_one(e, todo, **how)
+    for i, new in enumerate(made):
         rows += new
         write_json(out, dict(about, **e.origin, rows=rows))
         found = [', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new]
-        say(f'{i + 1} of {len(todo)}: {run_name(key)}: {"; ".join(found)}')
-    return read_json(out) if out.exists() else {}
+        say(f'{i + 1} of {len(todo)}: {run_name(new[0])}: {"; ".join(found)}')
+    return read_json(out)
+
+def _one_by_one(e: Experiment, todo: list, folder: Path | None, **how) -> Iterator[list[dict]]:
+    "Train and measure; the rows of each run."
+    world = e.place
+    banks = Banks(world.teacher, e.arms, folder)
+    for arm, key in todo:
+        place = folder and folder/'runs'/re.sub(r'[^\w.=]+', '_', run_name(key))
+        made = students(world, arm, key['seed'], banks, place, **how)
+        yield [dict(key, **world.measure(student, arm.judged(student.nfe), key['seed']),
+                    cpu_seconds=round(seconds, 2)) for student, seconds in made]
+
+def _job(e: Experiment, todo: list, how: dict, rows, threads: int) -> None:
+    torch.set_num_threads(threads)
+    for new in _one_by_one(e, todo, **how): rows.put(new)
+
+def _side_by_side(e: Experiment, todo: list, how: dict, jobs: int) -> Iterator[list[dict]]:
+    "The same by several processes; the runs of a seed stay in one, which keeps their bank."
+    try: pickle.dumps((e, how))
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ValueError(f'jobs={jobs} sends the experiment to other processes, so the functions '
+                         f'of its world must be those of a module: {error}') from error
+    seeds = {}
+    for arm, key in todo: seeds.setdefault(key['seed'], []).append((arm, key))
+    threads = max(1, torch.get_num_threads()//jobs)
+    spawn = multiprocessing.get_context('spawn')
+    with spawn.Manager() as manager, ProcessPoolExecutor(jobs, spawn) as pool:
+        rows = manager.Queue()
+        left = [pool.submit(_job, e, mine, how, rows, threads) for mine in seeds.values()]
+        try:
+            while left or not rows.empty():
+                try: yield rows.get(timeout=.5)
+                except queue.Empty: pass
+                for job in [j for j in left if j.done()]:
+                    job.result() # raises what it raised
+                    left.remove(job)
+        finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/lab/01_experiments.ipynb #d14835c9
 FASHION_SFD = SFDConfig(steps=64, batch=32, pool=1024, lr=5e-4, lr_schedule='cosine')
@@ -503,6 +548,7 @@ EXPERIMENTS = {
 # %% ../../nbs/lab/01_experiments.ipynb #5b379d27
 PLANE_SFD = SFDConfig(steps=1000, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,))
 FASHION_LONG = SFDConfig(steps=256, batch=128, pool=16_384, lr=5e-4, lr_schedule='cosine')
+FASHION_GPU = dataclasses.replace(FASHION_LONG, pool=65_536)
 PLANE_WEIGHTS = {'K = 1': dict(K=1), 'K = 2, linear': dict(K=2), 'K = 4, linear': {},
                  'K = 4, endpoint-heavy': WEIGHTS['endpoint-heavy']}
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
@@ -535,6 +581,11 @@ EXPERIMENTS |= {
     'fashion_longest': _fashion(
         'Do branches help SFD with 1,024 iterations of 128?',
         budget_arms(FASHION_LONG, BEST, (2,), (1024,)), 'endpoint (SFD)'),
+    'fashion_gpu': Experiment( # an hour on a GPU: --device cuda --jobs 10
+        'Do branches help SFD with 4,096 and 16,384 iterations of 128?', 'fashion_mnist',
+        (*budget_arms(FASHION_GPU, BEST, (2,), (4096,)),
+         *budget_arms(FASHION_GPU, BEST, (2,), (16_384,)),
+         *budget_arms(FASHION_GPU, BEST, (4,), (4096,))), 'endpoint (SFD)', 10),
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c
