@@ -581,11 +581,15 @@ EXPERIMENTS |= {
     'fashion_longest': _fashion(
         'Do branches help SFD with 1,024 iterations of 128?',
         budget_arms(FASHION_LONG, BEST, (2,), (1024,)), 'endpoint (SFD)'),
-    'fashion_gpu': Experiment( # an hour on a GPU: --device cuda --jobs 10
-        'Do branches help SFD with 4,096 and 16,384 iterations of 128?', 'fashion_mnist',
-        (*budget_arms(FASHION_GPU, BEST, (2,), (4096,)),
-         *budget_arms(FASHION_GPU, BEST, (2,), (16_384,)),
-         *budget_arms(FASHION_GPU, BEST, (4,), (4096,))), 'endpoint (SFD)', 10),
+    # minutes to an hour on a GPU: --device cuda --jobs 10
+    **{name: Experiment(
+        f'Do branches help SFD at {nfe} calls with {steps:,} iterations of 128?', 'fashion_mnist',
+        budget_arms(FASHION_GPU, {k: BEST[k] for k in arms}, (nfe,), (steps,)),
+        'endpoint (SFD)', 10)
+       for name, nfe, steps, arms in (
+           ('fashion_4096', 2, 4096, BEST),
+           ('fashion_16384', 2, 16_384, ('endpoint (SFD)', 'endpoint-heavy')),
+           ('fashion_4096_calls', 4, 4096, ('endpoint (SFD)', 'endpoint-heavy')))},
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c
