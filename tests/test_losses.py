@@ -26,7 +26,8 @@ def draw(*shape, seed=0, dtype=torch.float64): return torch.randn(*shape, genera
 @pytest.mark.parametrize('kind', BRANCH_WEIGHTS)
 def test_weights(kind, K):
     w = branch_weights(K, kind)
-    expected = {'linear': [(k + 1)/(K*(K + 1)/2) for k in range(K)], 'uniform': [1/K]*K, 'endpoint': [0]*(K - 1) + [1]}[kind]
+    expected = {'linear': [(k + 1)/(K*(K + 1)/2) for k in range(K)], 'uniform': [1/K]*K, 'endpoint': [0]*(K - 1) + [1],
+                'endpoint-heavy': [.6*(k + 1)/(K*(K - 1)) for k in range(K - 1)] + [.7 if K > 1 else 1]}[kind]
     assert w.dtype == torch.float64 and w.shape == (K,)
     assert w.tolist() == pytest.approx(expected, rel=1e-14, abs=0)
     assert w.sum().item() == pytest.approx(1, rel=1e-14)
@@ -40,6 +41,7 @@ def test_explicit_weights_are_normalised(kind):
 def test_one_branch_has_all_the_weight():
     assert {branch_weights(1, kind).item() for kind in (*BRANCH_WEIGHTS, [7.])} == {1}
     assert branch_weights(4).tolist() == branch_weights(4, 'linear').tolist()
+    assert branch_weights(4, 'endpoint-heavy').tolist() == pytest.approx([.05, .1, .15, .7])
 
 
 @pytest.mark.parametrize('done', [0, .25, .5, 1., 1])
@@ -286,7 +288,7 @@ def test_weights_with_bad_values(kind):
 
 @pytest.mark.parametrize('kind', [None, ['a', 'b'], {'k': 1}, [[1], [1, 2]]])
 def test_weights_that_are_no_numbers(kind):
-    with pytest.raises(ValueError, match='linear, uniform, endpoint or K numbers'): branch_weights(2, kind)
+    with pytest.raises(ValueError, match='linear, uniform, endpoint, endpoint-heavy or K numbers'): branch_weights(2, kind)
 
 
 @pytest.mark.parametrize('norm', ['l3', 'L1', None, 1])

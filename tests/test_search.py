@@ -15,11 +15,11 @@ from bdense_nb.lab import search
 from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.distillation.bank import frozen_copy
-from bdense_nb.distillation.losses import BRANCH_WEIGHTS, branch_weights
+from bdense_nb.distillation.losses import branch_weights
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.evaluation.intervals import paired_interval
 from bdense_nb.evaluation.metrics import paired_error
-from bdense_nb.lab.search import (LOG_RATIOS, confirm_weights, load_search, many_step_sample, ratios_to_weights,
+from bdense_nb.lab.search import (LOG_RATIOS, STARTS, confirm_weights, load_search, many_step_sample, ratios_to_weights,
                                   save_search, score_weights, search_study, search_weights, show_search, start_trials,
                                   weights_to_ratios)
 from warm import held, python
@@ -83,7 +83,7 @@ def test_weights_without_ratios_are_refused(weights):
 @pytest.mark.parametrize('K', [2, 4, 64])
 def test_start_trials_are_the_named_weights(K):
     starts = start_trials(K)
-    assert set(starts) == set(BRANCH_WEIGHTS) and all(LOG_RATIOS[0] <= r <= LOG_RATIOS[1] for point in starts.values() for r in point)
+    assert set(starts) == set(STARTS) and all(LOG_RATIOS[0] <= r <= LOG_RATIOS[1] for point in starts.values() for r in point)
     assert starts['uniform'] == (0.,)*(K - 1) and starts['endpoint'] == (-4.,)*(K - 1)
     if K < 50: assert ratios_to_weights(starts['linear']) == pytest.approx(branch_weights(K, 'linear').tolist())
 
@@ -256,7 +256,7 @@ def confirmed(teacher, whole): return confirm_weights(teacher, whole, (1, 2, 5),
 
 
 def test_confirmation_trains_on_other_noise_and_scores_other_samples(teacher, whole, confirmed):
-    assert confirmed.confirm_seeds == (1, 2, 5) and set(confirmed.confirmed) == {'best', *BRANCH_WEIGHTS}
+    assert confirmed.confirm_seeds == (1, 2, 5) and set(confirmed.confirmed) == {'best', *STARTS}
     target = many_step_sample(teacher, CFG, range(8, 16))
     for arm, weights in dict(best=whole.best.weights, endpoint=(0., 0., 0., 1.)).items():
         cfg = replace(CFG, seed=5, branch_weights=weights)
@@ -264,7 +264,7 @@ def test_confirmation_trains_on_other_noise_and_scores_other_samples(teacher, wh
 
 
 def test_differences_are_paired(confirmed):
-    for arm in BRANCH_WEIGHTS: assert confirmed.difference(arm, .9) == paired_interval(confirmed.confirmed['best'], confirmed.confirmed[arm], .9)
+    for arm in STARTS: assert confirmed.difference(arm, .9) == paired_interval(confirmed.confirmed['best'], confirmed.confirmed[arm], .9)
     assert confirmed.gap('linear') == confirmed.best.score - confirmed.trials[[t.name for t in confirmed.trials].index('linear')].score <= 0
 
 
@@ -336,7 +336,7 @@ def test_picture_returns_what_it_shows(confirmed, whole, tmp_path):
     drawn, scores = show_search(confirmed, tmp_path/'s.png').drawn, [t.score for t in whole.trials]
     assert (tmp_path/'s.png').stat().st_size > 5000
     assert drawn['scores'] == scores and drawn['best_so_far'] == [min(scores[:i + 1]) for i in range(N)]
-    for arm in BRANCH_WEIGHTS:
+    for arm in STARTS:
         assert drawn['confirmed'][arm]['gap'] == confirmed.gap(arm) and drawn['confirmed'][arm]['interval'] == (confirmed.difference(arm).low, confirmed.difference(arm).high)
         assert drawn['confirmed'][arm]['differences'] == [b - r for b, r in zip(confirmed.confirmed['best'], confirmed.confirmed[arm])]
     assert 'confirmed' not in show_search(whole).drawn

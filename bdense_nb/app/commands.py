@@ -53,7 +53,6 @@ from ..diffusion.nets import MLP, UNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset, reference_plan
-from ..distillation.losses import BRANCH_WEIGHTS
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..distillation.students import Student, VariableStudent, load_student
@@ -67,7 +66,7 @@ from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import EXPORTS, export_student, load_pretrained, sampling_json
 from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
                                        run_name, stored_rows)
-from ..lab.search import confirm_weights, save_search, search_weights, show_search
+from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
 from ..training.checkpoints import claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.hooks import Profiler, Trackers, progress
@@ -894,7 +893,7 @@ def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
     "What a search would do and take."
     one = estimate(source, cfg, cfg.shape)
     n = options.n
-    arms = 1 + len(BRANCH_WEIGHTS)
+    arms = 1 + len(STARTS)
     runs = options.trials + options.seeds*arms
     careful = cfg.reference().sampler(source)
     few = cfg.sampler(source)

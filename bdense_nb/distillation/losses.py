@@ -15,19 +15,22 @@ from ..core import check_choice, check_int
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
 
 # %% ../../nbs/distillation/04_losses.ipynb #64684352
-BRANCH_WEIGHTS = ('linear', 'uniform', 'endpoint')
+BRANCH_WEIGHTS = ('linear', 'uniform', 'endpoint', 'endpoint-heavy')
 
 def branch_weights(
     K: int, # number of branches, at least 1
     kind: str | Sequence[float] = 'linear', # one of `BRANCH_WEIGHTS`, or K non-negative numbers
 ) -> Tensor: # [K], float64, sums to 1
-    """Weights of the branches: proportional to k, equal, all on the endpoint, or given; always
-    normalised."""
+    """Weights of the branches: proportional to k, equal, all on the endpoint, seven tenths on it
+    and the rest proportional to k, or given; always normalised."""
     check_int('K', K, 1)
     if isinstance(kind, str):
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
-        w = {'linear': torch.arange(1., K + 1), 'uniform': torch.ones(K),
-             'endpoint': F.one_hot(torch.tensor(K - 1), K)}[kind].double()
+        linear = torch.arange(1, K + 1, dtype=torch.float64)
+        last = F.one_hot(torch.tensor(K - 1), K).double()
+        rest = linear*(1 - last)
+        w = {'linear': linear, 'uniform': torch.ones_like(linear), 'endpoint': last,
+             'endpoint-heavy': .7*last + .3*rest/rest.sum().clamp(min=1)}[kind]
     else:
         try: w = torch.as_tensor(kind, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):

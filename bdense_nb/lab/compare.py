@@ -120,6 +120,8 @@ class Comparison:
                  'What holds at one budget need not hold at another.')
         return '\n\n'.join([reads, *tables, '\n'.join(rows)])
 
+    def __str__(self) -> str: return self.table
+
     def _repr_markdown_(self) -> str: return self.table
 
     def figure(self, save: Path | str | None = None) -> None:

@@ -42,8 +42,8 @@ from ..training.loop import fit
 
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'GAINS',
-           'HELD', 'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
+           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'RECIPE', 'LONG_WEIGHTS', 'BEST',
+           'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
            'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms',
            'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference',
            'measures_of', 'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains',
@@ -131,6 +131,8 @@ def plane_world(
     exact: bool = False,
     # students start as copies of the teacher; else as networks of other seeds
     copies: bool = True,
+    # teacher steps in a student step of the walk that all are judged by; None: twice the student's
+    finer: int | None = None,
 ) -> World:
     "Points in the plane, with a teacher for each seed."
     n = 4000
@@ -142,19 +144,23 @@ def plane_world(
     def start(seed, width): return None if copies else learned(seed if exact else seed + 500, width)
     @functools.cache
     def walk(plan, seed): return plan.sampler(teacher(seed)).sample(n, batch=n)
+    def ends(cfg, seed):
+        if finer: cfg = dataclasses.replace(cfg, substeps=finer//2)
+        return walk(reference_plan(cfg, (2,)), seed)
     fresh = mixture.sample(n, 10**6) if exact else toy_2d(name, n, 10**6)
     kind = 'an exact mixture as teacher' if exact else 'a network as teacher, one of each seed'
     begin = 'copies of it' if copies else 'networks trained with another seed'
     return World(f'{name}, {kind}; students start as {begin}', teacher, (2,), start,
                  data=lambda seed: (data(seed), None),
-                 ends=lambda cfg, seed: walk(reference_plan(cfg, (2,)), seed),
+                 ends=ends,
                  quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
 PLANE = {'copies': {}, 'other networks': dict(copies=False),
          'exact': dict(exact=True, copies=False)}
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
           **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
-             for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()}}
+             for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()},
+          'spiral, fine': functools.partial(plane_world, 'spiral', finer=48)}
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -551,6 +557,16 @@ FASHION_LONG = SFDConfig(steps=256, batch=128, pool=16_384, lr=5e-4, lr_schedule
 FASHION_GPU = dataclasses.replace(FASHION_LONG, pool=65_536)
 PLANE_WEIGHTS = {'K = 1': dict(K=1), 'K = 2, linear': dict(K=2), 'K = 4, linear': {},
                  'K = 4, endpoint-heavy': WEIGHTS['endpoint-heavy']}
+RECIPE = {'K = 1': dict(K=1), 'K = 4, endpoint-heavy': {},
+          **{f'{name}{what}': dict(**more, **changes)
+             for what, changes in ((', EMA .99', dict(ema=.99)), (", loss='l2'", dict(loss='l2')),
+                                   (", loss='huber'", dict(loss='huber')),
+                                   (', 8 teacher steps', dict(substeps=8)),
+                                   (', 12 teacher steps', dict(substeps=12)),
+                                   (', warm-up', dict(warmup=50)), (', lr x 2', dict(lr=2e-3)))
+             for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))},
+          'K = 8, 8 teacher steps': dict(K=8, substeps=8), 'K = 4, linear':
+          dict(branch_weights='linear'), 'K = 1, twice as long': dict(K=1, steps=2000)}
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 BEST = {name: WEIGHTS[name] for name in ('endpoint (SFD)', 'linear', 'endpoint-heavy')}
 
@@ -568,6 +584,10 @@ EXPERIMENTS |= {
     'spiral_calls': Experiment(
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
         budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)), 'K = 1', 10),
+    'spiral_recipe': Experiment(
+        'spiral: what else moves a student of two calls, with and without branches?',
+        'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
+                             RECIPE), 'K = 1', 10, {2000: 1000}),
     'spiral_longest': Experiment(
         'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
         budget_arms(PLANE_SFD, {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k},

@@ -20,7 +20,7 @@ from ..core import (atomic_path, check_choice, check_int, import_extra, locked, 
                     write_json)
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, denoiser_hash, frozen_copy
-from ..distillation.losses import BRANCH_WEIGHTS, branch_weights
+from ..distillation.losses import branch_weights
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import paired_error
@@ -28,12 +28,13 @@ from ..training.checkpoints import same_run
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['LOG_RATIOS', 'ratios_to_weights', 'weights_to_ratios', 'start_trials', 'many_step_sample', 'score_weights',
+__all__ = ['LOG_RATIOS', 'STARTS', 'ratios_to_weights', 'weights_to_ratios', 'start_trials', 'many_step_sample', 'score_weights',
            'SearchTrial', 'SearchResult', 'search_study', 'search_weights', 'show_search', 'confirm_weights',
            'save_search', 'load_search']
 
 # %% ../../nbs/lab/02_search.ipynb #831a4dae
 LOG_RATIOS = (-4., 1.) # range of ln(w_k/w_K)
+STARTS = ('linear', 'uniform', 'endpoint') # named weights that every search tries
 
 def ratios_to_weights(
     log_ratios: Sequence[float], # [K-1], ln(w_k/w_K) of every branch but the endpoint
@@ -56,7 +57,7 @@ def start_trials(
     K: int, # branches
 ) -> dict[str, tuple[float, ...]]: # name -> log-ratios [K-1]
     "The named weights, or the nearest in the range: a search begins there, and ends no worse."
-    return {kind: weights_to_ratios(branch_weights(K, kind)) for kind in BRANCH_WEIGHTS}
+    return {kind: weights_to_ratios(branch_weights(K, kind)) for kind in STARTS}
 
 # %% ../../nbs/lab/02_search.ipynb #53bd1102
 def many_step_sample(
@@ -231,7 +232,7 @@ def _run_trial(name: str, point: tuple[float, ...], score: Callable) -> SearchTr
     begin = time.monotonic()
     try: value = score(weights)
     except FloatingPointError:
-        if name == next(iter(BRANCH_WEIGHTS)): raise
+        if name == next(iter(STARTS)): raise
         value = math.inf
     return SearchTrial(name, point, weights, value, round(time.monotonic() - begin, 2))
 
@@ -334,7 +335,7 @@ def confirm_weights(
                          f'the search\'s own {cfg.seed}; got {seeds}')
     note = _run_note(teacher, cfg, student, n)
     teacher = frozen_copy(teacher, cfg.shape)
-    weights = {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in BRANCH_WEIGHTS}
+    weights = {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in STARTS}
     best = f'weights {", ".join(map(repr, result.best.weights))}'
     arms = {'best': best, **{kind: kind for kind in weights}}
     weights[best] = result.best.weights
