@@ -300,7 +300,8 @@ class Experiment:
     @property
     def origin(self) -> dict: # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
-        if isinstance(self.world, str): return dict(world=self.world, device=self.device)
+        kind = self.device and torch.device(self.device).type
+        if isinstance(self.world, str): return dict(world=self.world, device=kind)
         return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher(0)),
                     samples=self.world.n)
 
@@ -350,7 +351,8 @@ def run_experiment(
     check_int('jobs', jobs, 1)
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
-        called = dict(experiment=experiment, command=f'bdense_evaluate --experiment {experiment}')
+        command = f'bdense_evaluate --experiment {experiment}' + f' --device {device}'*bool(device)
+        called = dict(experiment=experiment, command=command)
         out = Path(out or f'{experiment}.json')
         experiment = EXPERIMENTS[experiment]
     elif out is None:
@@ -601,11 +603,11 @@ EXPERIMENTS |= {
     'fashion_longest': _fashion(
         'Do branches help SFD with 1,024 iterations of 128?',
         budget_arms(FASHION_LONG, BEST, (2,), (1024,)), 'endpoint (SFD)'),
-    # minutes to an hour on a GPU: --device cuda --jobs 10
+    # minutes to an hour on a GPU: --device cuda --jobs 8
     **{name: Experiment(
         f'Do branches help SFD at {nfe} calls with {steps:,} iterations of 128?', 'fashion_mnist',
         budget_arms(FASHION_GPU, {k: BEST[k] for k in arms}, (nfe,), (steps,)),
-        'endpoint (SFD)', 10)
+        'endpoint (SFD)', 8)
        for name, nfe, steps, arms in (
            ('fashion_4096', 2, 4096, BEST),
            ('fashion_16384', 2, 16_384, ('endpoint (SFD)', 'endpoint-heavy')),
@@ -756,7 +758,7 @@ def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations
 
 #: worlds, and the experiments that train there with growing budgets
 GAINS = {'spiral': ('spiral_copies', 'spiral_longest'), 'two moons': ('moons_copies',),
-         'Fashion-MNIST': ('fashion_sfd', 'fashion_long')}
+         'Fashion-MNIST': ('fashion_sfd', 'fashion_long', 'fashion_4096')}
 #: the arms that all of them have
 HELD = ('linear', 'endpoint-heavy', 'K = 4, linear', 'K = 4, endpoint-heavy')
 
