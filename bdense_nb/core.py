@@ -5,6 +5,7 @@
 # %% ../nbs/00_core.ipynb #fe3515d6
 from __future__ import annotations
 import contextlib
+import difflib
 import functools
 import hashlib
 import importlib
@@ -95,7 +96,10 @@ def sample_labels(
 def check_choice(name: str, value, allowed) -> None:
     "Raise a `ValueError` that names the bad value and the allowed set."
     if value not in list(allowed):
-        raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(map(str, allowed))}')
+        names = [str(a) for a in allowed]
+        near = difflib.get_close_matches(str(value), names, 1)
+        more = f'; did you mean {near[0]}?' if near else ''
+        raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(names)}{more}')
 
 @dataclass(frozen=True)
 class Within:

@@ -270,7 +270,7 @@ MISTAKES = [
     ('bdense_evaluate', 'name the folder of a student, or an experiment'),
     ('bdense_evaluate --experiment nothing', "unknown experiment 'nothing'; choose one of: "),
     ('bdense_evaluate s --experiment list', 'leave the student out'),
-    ('bdense_evaluate nowhere --limit 3', 'limit belongs to an experiment'),
+    ('bdense_evaluate nowhere --limit 3', 'limit belongs to an experiment'), ('bdense_evaluate nowhere --jobs 2', 'jobs belongs to an experiment'),
     ('bdense_evaluate nowhere --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_export nowhere out', 'nowhere holds no'),
     ('bdense_export nowhere out --to pickle', "unknown format 'pickle'; choose one of: diffusers"),
@@ -543,7 +543,7 @@ def test_answers_for_programs(at, tmp_path):
 def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
     assert {name: e['about'] for name, e in at.json('bdense_evaluate --experiment list')['experiments'].items()} == {name: e.about for name, e in EXPERIMENTS.items()}
     stored = json.loads((data_dir()/'results'/'ring_variable.json').read_text())
-    def fake(name, out, limit): print('progress'); return dict(stored, rows=stored['rows'][:limit])
+    def fake(name, out, limit, jobs, device): assert (jobs, device) == (1, None); print('progress'); return dict(stored, rows=stored['rows'][:limit])
     monkeypatch.setattr(commands, 'run_experiment', fake)
     assert at.json(f'bdense_evaluate --experiment ring_variable --limit 2 --out {tmp_path}/x.json') == dict(command='bdense_evaluate', exit_code=0, experiment='ring_variable', file=f'{tmp_path}/x.json', rows=2, differences=[])
     assert 'no intervals yet' in at('bdense_evaluate --experiment ring_variable --limit 2')[0]

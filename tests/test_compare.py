@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from bdense_nb import load_student
 from bdense_nb.app.comparing import read_arms
 from bdense_nb.app.shell import bdense_compare, from_shell
 from bdense_nb.core import read_json
@@ -161,7 +162,13 @@ def test_the_command_from_the_shell(teacher, tmp_path, capsys, monkeypatch):
     assert code == 0 and rest['rows'] == 6 and {d['measure'] for d in rest['differences']} == {'paired_error', 'sliced_wasserstein'}
     assert {'comparison.json', 'comparison.md', 'comparison.png', 'command.json'} <= {p.name for p in (tmp_path/'found').iterdir()}
     assert read_json(tmp_path/'found/comparison.json')['rows'][0]['seed'] == 0
+    assert load_student('found/runs/B_DENSE_2_calls_2_iterations_seed_2/student-2-calls', 'cpu').nfe == 2
+    timed = (tmp_path/'found/speed.json').stat().st_mtime_ns
+    assert run('found')[1]['speed'] == rest['speed'] and (tmp_path/'found/speed.json').stat().st_mtime_ns == timed, 'timed once'
+    assert 'did you mean branch_weights?' in run('found', '--arms', 'host: K=1; x: branch_weight=uniform')[1]['error']
     code, said = run('found', '--arms', 'host K=1')
     assert code == 1 and 'arms must look like' in said['error']
+    code, said = run('guided', '--guidance_scale', '2')
+    assert code == 1 and 'guidance exaggerates a condition' in said['error']
     code, said = run('plane')
     assert code == 1 and 'holds other things' in said['error']

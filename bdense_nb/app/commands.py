@@ -33,12 +33,12 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
            'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
            'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of', 'data_of', 'find_data', 'find_student',
-           'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'distill_plan',
-           'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search', 'search_configs',
-           'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student', 'Evaluate', 'Reality',
-           'check_features', 'find_reality', 'distances', 'quality_of', 'check_pair', 'measure_student',
-           'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences',
-           'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+           'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked',
+           'distill_plan', 'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search',
+           'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student',
+           'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'quality_of', 'check_pair',
+           'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
+           'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import (device_bytes, estimate_run, estimate_training, peak_bytes)
@@ -687,12 +687,10 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
 
 # %% ../../nbs/app/03_commands.ipynb #06321b8a
 @dataclass(frozen=True, kw_only=True)
-class Distill(Watched, Teachers):
-    "Distil a teacher with K branches; run the same command again to resume."
-    # folder for the student and its checkpoints; a run found there is resumed
-    out: Positional[Named]
+class Distilled(Teachers):
+    "A teacher, and how it is distilled."
     # a shipped teacher, a folder that bdense_teach or diffusers wrote, or module:callable that
-    # makes a denoiser; an SFD student's folder: its second stage, to 1 NFE
+    # makes a denoiser
     teacher: str = 'fashion_mnist'
     # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation:
     # fashion_mnist_pd, cifar10-pd. The other options change it
@@ -700,20 +698,13 @@ class Distill(Watched, Teachers):
     # JSON file with a configuration: command.json or run.json of a run, config.json of a student,
     # or your own; options change it
     config: str | None = None
-    # SFD: a folder that keeps the teacher's trajectories for this run and the next
-    bank: str | None = None
-    # fashion_mnist, cifar10, a 2-D set or a folder of images, for Progressive Distillation and to
-    # check the teacher with; default: what it was trained on
+    # fashion_mnist, cifar10, a 2-D set or a folder of images: for Progressive Distillation, to
+    # check the teacher with, and to compare samples with; default: what it was trained on
     data: str | None = None
     # of images, a number or HEIGHT,WIDTH, for a teacher that takes any; default: the teacher's
     size: tuple[int, ...] | None = None
     split: Literal['test', 'train'] = 'test' # of fashion_mnist (10,000 images, shipped) or cifar10
-    # for the model card: licence of the teacher's weights, such as apache-2.0; default: as it says
-    licence: str | None = None
-    # for the model card: what the teacher was trained on; default: as it says, or else --data
-    teacher_data: str | None = None
     trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
-    overwrite: bool = False # forget a run or a student that is in the folder, and start again
     # distil the teacher as classifier-free guidance of this scale makes it: the student needs one
     # call where the guided teacher needs two
     guidance_scale: float | None = None
@@ -723,7 +714,21 @@ class Distill(Watched, Teachers):
     conditions: str | None = None
     null_condition: str | None = None # safetensors of one row: the condition of "nothing", to guide
 
-def conditioned(teacher: NetDenoiser, options: Distill) -> NetDenoiser | GuidedDenoiser:
+@dataclass(frozen=True, kw_only=True)
+class Distill(Watched, Distilled):
+    """Distil a teacher with K branches; run the same command again to resume. The teacher may be an
+    SFD student's folder: its second stage, to one network call."""
+    # folder for the student and its checkpoints; a run found there is resumed
+    out: Positional[Named]
+    # SFD: a folder that keeps the teacher's trajectories for this run and the next
+    bank: str | None = None
+    # for the model card: licence of the teacher's weights, such as apache-2.0; default: as it says
+    licence: str | None = None
+    # for the model card: what the teacher was trained on; default: as it says, or else --data
+    teacher_data: str | None = None
+    overwrite: bool = False # forget a run or a student that is in the folder, and start again
+
+def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | GuidedDenoiser:
     "A teacher with the conditions and the guidance that were asked for."
     if options.conditions: teacher.conditions = ConditionTable.load(options.conditions)
     if options.guidance_scale is None:
@@ -804,11 +809,10 @@ def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
     if not trust: raise ValueError(f'{found.message()}; --trust_teacher goes on all the same')
     print(f'the teacher is trusted, although {found.message()}')
 
-def distill_data(options: Distill, line: Line, cfg, source: NetDenoiser, shape: tuple[int, ...]):
+def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
+                 shape: tuple[int, ...]):
     "Clean data and labels: what was asked for, or what Progressive Distillation needs; else None."
     needed = cfg.needs_data
-    if needed and options.bank:
-        raise ValueError('a bank belongs to SFD; choose another preset')
     if needed and getattr(source, 'conditions', None) is not None:
         raise ValueError('Progressive Distillation needs the condition of every image of its data, '
                          'and a folder has none: choose a preset of SFD, or call '
@@ -833,6 +837,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     else: shape = shape_of(teacher, unguided(source), options.size)
     source = conditioned(source, options)
     cfg = cfg.fitted(source, shape, line.given)
+    if cfg.needs_data and options.bank:
+        raise ValueError('a bank belongs to SFD; choose another preset')
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
     if pairs: check_with_data(source, pairs, options.trust_teacher)

@@ -7,15 +7,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
-from .commands import (Named, Reality, Teachers, alone, check_folder, check_with_data,
-                                    data_line, distances, distill_configs, find_data, find_device,
-                                    find_reality, find_teacher, distill_plan, note_start,
-                                    shape_of, show_plan)
+from .commands import (Distilled, Named, Reality, alone, check_folder, check_with_data,
+                                    conditioned, data_line, distances, distill_configs,
+                                    distill_data, distill_plan, find_device, find_reality,
+                                    find_teacher, note_start, shape_of, show_plan)
 from .shell import Command, Line
 from ..core import atomic_path, check_int, read_json
+from ..diffusion.denoisers import unguided
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import Host
@@ -26,8 +26,7 @@ from ..lab.experiments import measures_of
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compared_data', 'compare_plan', 'write_comparison', 'compare_run',
-           'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compare_plan', 'write_comparison', 'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str): # a number, a tuple, None or a word
@@ -54,17 +53,10 @@ def read_arms(text: str) -> dict[str, dict]: # name -> fields that it changes
 
 # %% ../../nbs/app/06_compare.ipynb #8b28e7cc
 @dataclass(frozen=True, kw_only=True)
-class Compare(Teachers):
+class Compare(Distilled):
     "Distil with and without branches over several seeds, and compare; again: it goes on."
     # folder for every run, the trajectories and what came out; a comparison there goes on
     out: Positional[Named]
-    # a shipped teacher, a folder that bdense_teach or diffusers wrote, or module:callable that
-    # makes a denoiser
-    teacher: str = 'fashion_mnist'
-    # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation:
-    # fashion_mnist_pd, cifar10-pd. The other options change it
-    preset_name: str = 'fashion_mnist'
-    config: str | None = None # JSON file with a configuration; options change it
     # what is compared: NAME: FIELD=VALUE ...; NAME: ...; the first is the host. Or a JSON file
     arms: str = 'host: K=1; B-DENSE:'
     seeds: int = 5 # trainings of each arm, at least 3
@@ -72,21 +64,9 @@ class Compare(Teachers):
     # iterations (Progressive Distillation: updates a round) to compare at; default: the preset's
     budgets: tuple[int, ...] | None = None
     n: int = 1000 # samples that are measured
-    # fashion_mnist, cifar10, a 2-D set or a folder of images: for Progressive Distillation, to
-    # check the teacher with, and to compare samples with; default: what it was trained on
-    data: str | None = None
-    # of images, a number or HEIGHT,WIDTH, for a teacher that takes any; default: the teacher's
-    size: tuple[int, ...] | None = None
-    split: Literal['test', 'train'] = 'test' # of fashion_mnist (10,000 images, shipped) or cifar10
     features: str | None = None # of the Fréchet distance: see bdense_evaluate
     features_path: str | None = None # a copy of the features' weights
-    trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
     limit: int | None = None # stop after so many trainings
-
-def compared_data(options: Compare, source, cfg: Host, shape: tuple[int, ...]):
-    "Clean data and labels where the method needs them, or they were asked for; else None."
-    if options.data is None and not cfg.needs_data: return None
-    return find_data(options.teacher, source, shape, options.data, split=options.split)
 
 def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], data: str,
                  reality: Reality) -> dict:
@@ -115,13 +95,14 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     for name, low in (('seeds', 3), ('n', 2)): check_int(name, getattr(options, name), low)
     if options.limit is not None: check_int('limit', options.limit, 1)
     source = find_teacher(options.teacher, options)
-    shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source,
-                                                                   options.size)
+    if 'shape' in line.given: shape = tuple(cfg.shape)
+    else: shape = shape_of(options.teacher, unguided(source), options.size)
+    source = conditioned(source, options)
     cfg = cfg.fitted(source, shape, line.given)
     which = dict(calls=options.calls or (), budgets=options.budgets or ())
     arms = read_arms(options.arms)
     made = make_arms(cfg, arms, **which)
-    pairs = compared_data(options, source, cfg, shape)
+    pairs = distill_data(options, line, cfg, source, shape)
     data, labels = pairs or (None, None)
     if pairs: check_with_data(source, pairs, options.trust_teacher)
     reality = find_reality(options.teacher, shape, options.data, options.features)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice, check_int, write_json
-from ..diffusion.denoisers import check_teacher
+from ..core import check_choice, check_int, read_json, write_json
+from ..diffusion.denoisers import check_teacher, unguided
 from ..diffusion.samplers import Sampler
 from ..distillation.bank import TrajectoryPlan, frozen_copy
 from ..distillation.distill import check_config
@@ -162,7 +162,7 @@ def compare(
     check_int('n', n, 2)
     folder = Path(folder)
     shape = check_shape(cfg, data)
-    if data is not None and not trust_teacher: check_teacher(teacher, data, labels)
+    if data is not None and not trust_teacher: check_teacher(unguided(teacher), data, labels)
     world = teacher_world(teacher, shape, n, data, labels, features, quality)
     made = make_arms(cfg, arms, calls, budgets)
     e = Experiment('Do branches help this teacher\'s students?', world, made, next(iter(arms)),
@@ -173,6 +173,9 @@ def compare(
     samplers = {'teacher': next(iter(cfgs.values())).reference(shape).sampler(world.teacher(0))}
     samplers |= {f'student, {calls} calls': one.sampler(world.teacher(0), shape)
                  for calls, one in cfgs.items()}
-    speed = side_by_side(samplers)
-    write_json(folder/'speed.json', dict(rows=speed))
+    timed = folder/'speed.json'
+    speed = read_json(timed)['rows'] if timed.is_file() else []
+    if [row['what'] for row in speed] != list(samplers):
+        speed = side_by_side(samplers)
+        write_json(timed, dict(rows=speed))
     return Comparison(result, speed)

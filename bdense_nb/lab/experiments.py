@@ -391,9 +391,13 @@ def _one_by_one(e: Experiment, todo: list, folder: Path | None, **how) -> Iterat
     banks = Banks(world.teacher, e.arms, folder)
     for arm, key in todo:
         place = folder and folder/'runs'/re.sub(r'[^\w.=]+', '_', run_name(key))
-        made = students(world, arm, key['seed'], banks, place, **how)
-        yield [dict(key, **world.measure(student, arm.judged(student.nfe), key['seed']),
-                    cpu_seconds=round(seconds, 2)) for student, seconds in made]
+        new = []
+        for student, seconds in students(world, arm, key['seed'], banks, place, **how):
+            measured = world.measure(student, arm.judged(student.nfe), key['seed'])
+            new.append(dict(key, **measured, cpu_seconds=round(seconds, 2)))
+            if place and isinstance(student.denoiser, NetDenoiser):
+                student.save(place/f'student-{student.nfe}-calls', overwrite=True)
+        yield new
 
 def _job(e: Experiment, todo: list, how: dict, rows, threads: int) -> None:
     torch.set_num_threads(threads)
