@@ -1,7 +1,9 @@
 "Sphinx configuration. The pages themselves are written by tools/docs_sources.py."
+import ast
 import inspect
 import re
 import sys
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from fastcore.docments import docments, empty
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
 from docs_sources import GIT, SETTINGS, indented, module_of, pages, rst  # noqa: E402
+
+ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
 version = release = SETTINGS['version']
@@ -70,6 +74,23 @@ def document(app, what, name, obj, options, lines) -> None:
     if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
 
 
+def navigation(app, pagename, templatename, context, doctree) -> None:
+    "The tree of all pages is made once, as the front page has it; a page has its own links and its own place."
+    if 'toctree' not in context: return
+    pathto = context['pathto']
+
+    def entry(m):
+        here = m[2] == f'{pagename}.html'
+        inside = here or m[2] == 'api/index.html' and pagename.startswith('api/')
+        return f'<li class="{m[1]}{" current"*inside}"><a class="{"current "*here}reference internal" href="{pathto(m[2], 1)}">'
+
+    context['toctree'] = lambda **options: re.sub(r'<li class="(toctree-l\d)"><a class="reference internal" href="([^"]*)">', entry, whole_tree(app, **options))
+
+
+@cache
+def whole_tree(app, **options) -> str: return app.builder._get_local_toctree('index', **options)
+
+
 def level_captions(app, pagename, templatename, context, doctree) -> None:
     "Captions of the navigation are headings, and a heading needs its level."
     context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
@@ -85,6 +106,7 @@ def describe(app, pagename, templatename, context, doctree) -> None:
 
 
 def setup(app) -> None:
+    app.connect('html-page-context', navigation, priority=100)
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)
     app.connect('html-page-context', describe)

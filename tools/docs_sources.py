@@ -7,7 +7,7 @@ import shutil
 from collections import defaultdict
 from configparser import ConfigParser
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from os.path import relpath
 from pathlib import Path
 
@@ -37,10 +37,10 @@ class Page:
     "A notebook as it is stored."
     path: Path
 
-    @property
+    @cached_property
     def doc(self) -> str: return self.path.relative_to(NBS).with_suffix('').as_posix()
 
-    @property
+    @cached_property
     def title(self) -> str:
         "What the site calls it; a lesson has its number."
         if self.doc == 'index': return 'home'
@@ -52,12 +52,12 @@ class Page:
     @cache
     def cells(self) -> list: return nbformat.read(self.path, 4).cells
 
-    @property
+    @cached_property
     def module(self) -> str:
         "The module it exports, or ''."
         return next((d['default_exp'] for d in map(directives, self.cells()) if 'default_exp' in d), '')
 
-    @property
+    @cached_property
     def summary(self) -> str:
         "The `> summary` of the first cell."
         return ' '.join(line.lstrip('> ') for line in self.cells()[0].source.splitlines() if line.startswith('>'))
@@ -146,6 +146,7 @@ def short_names() -> dict[str, list[str]]:
     return names
 
 
+@cache
 def module_of(full: str) -> str:
     "The module in which a symbol's full name lies, without the library's own name."
     return next((p.module for p in pages() if p.module and full.startswith(f'{LIB}.{p.module}.')), '')
@@ -213,6 +214,7 @@ def page_links(page: Page) -> str:
     "The line below a notebook's title."
     where = f'{NBS.name}/{page.doc}.ipynb'
     links = [f'{{download}}`Notebook </notebooks/{page.doc}.ipynb>`', f'[Open in Colab]({COLAB}/{where})', f'[Open in Binder]({BINDER}/{where})']
+    if page.doc == 'index': links.insert(0, '[**Try it in this browser**](/live.md)')
     if page.module: links.append(f'[API of `{LIB}.{page.module}`](/api/{page.module}.rst)')
     return '{.page-links}\n' + ' · '.join(links)
 
@@ -272,7 +274,7 @@ def notebook_page(page: Page, out: Path):
 def contents() -> str:
     "The site's table of contents, from the files."
     entries = lambda folder: [f'{p.title} </{p.doc}>' for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index']
-    parts = {'Course': entries('course'), 'How-to': [line for folder in HOW_TO for line in entries(folder)]}
+    parts = {'Start': ['Try it here </live>'], 'Course': entries('course'), 'How-to': [line for folder in HOW_TO for line in entries(folder)]}
     parts |= {f'Library: {FOLDERS.get(folder, "Core")}': entries(folder) for folder in ('', *FOLDERS) if folder not in (*HOW_TO, 'course')}
     parts |= {'Reference': ['API by module </api/index>'], 'Results': ['What was measured </results>'],
               'About': ['Glossary </glossary>', 'Changes </changelog>', 'How to cite </citing>']}
@@ -448,7 +450,7 @@ def write_sources(out: Path) -> None:
     modules = list(dict.fromkeys(p.module for p in pages() if p.module))
     texts = {f'api/{m}.rst': api_page(m) for m in modules} | {
         'api/index.rst': api_index(modules), 'results.md': results_page(out), 'citing.md': citing_page(),
-        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page()}
+        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'live.md': (ROOT/'docs'/'live.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page()}
     for page in pages():
         nb = notebook_page(page, out)
         if page.doc == 'index': nb.cells.append(new_markdown_cell(contents()))
