@@ -7,11 +7,14 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+import numpy as np
+from docutils import nodes
 from fastcore.docments import docments, empty
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
-from docs_sources import GIT, SETTINGS, indented, module_of, pages, rst  # noqa: E402
+from docs_sources import GIT, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
 
 ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
 
@@ -54,13 +57,20 @@ def parameters(obj) -> dict:
     return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
 
 
+def type_links(anno: str, module: str) -> str:
+    "An annotation in which the library's own types are links."
+    own = {word: full for word in re.findall(r'\b[A-Z]\w+', anno) if (full := find_symbol(word, module))}
+    parts = re.split(rf'\b({"|".join(own)})\b', anno) if own else [anno]
+    return '\\ '.join(f':py:obj:`{part} <{own[part]}>`' if part in own else f'``{part.strip()}``' for part in parts if part.strip())
+
+
 def parameter_table(obj, module: str) -> list[str]:
     "The parameters as a table: name, type, default, meaning; the last row is what is returned."
     rows = []
     for name, p in parameters(obj).items():
         anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno'])
         if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
-        cells = ['**returns**' if name == 'return' else f'``{name}``', anno and f'``{anno}``',
+        cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
                  '' if p['default'] is empty else f'``{p["default"]!r}``', rst(' '.join((p['docment'] or '').split()), module)]
         rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
     head = ['* - parameter', '  - type', '  - default', '  - meaning']
@@ -70,8 +80,22 @@ def parameter_table(obj, module: str) -> list[str]:
 def document(app, what, name, obj, options, lines) -> None:
     "Docstrings here are one line of text with `code` in it; the rest is in the docments."
     module = module_of(name)
+    if not any(lines) and name in symbols(): lines[:] = [doc_line(symbols()[name])]
     lines[:] = [rst(line, module) for line in lines]
     if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
+
+
+def is_drawing(picture: Path) -> bool:
+    "Coloured lines on white, and no photographs: it may be inverted."
+    pixels = np.asarray(Image.open(picture).convert('RGB').resize((200, 200), Image.Resampling.NEAREST))
+    return bool((pixels.min(2) >= 250).mean() > .6 and (np.ptp(pixels, 2) > 60).any())
+
+
+def mark_drawings(app, doctree) -> None:
+    "site.css inverts drawings in dark mode; other figures get a frame."
+    for image in doctree.findall(nodes.image):
+        path = Path(app.srcdir, image.get('candidates', {}).get('*', image['uri']))
+        if path.suffix in ('.png', '.gif') and is_drawing(path): image['classes'].append('drawing')
 
 
 def navigation(app, pagename, templatename, context, doctree) -> None:
@@ -106,6 +130,7 @@ def describe(app, pagename, templatename, context, doctree) -> None:
 
 
 def setup(app) -> None:
+    app.connect('doctree-read', mark_drawings)
     app.connect('html-page-context', navigation, priority=100)
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)

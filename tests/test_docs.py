@@ -19,7 +19,7 @@ from sphinx.util.inventory import InventoryFile
 from bdense_nb._modidx import d as modidx
 from bdense_nb.app.course import relink
 from colab import for_colab
-from docs_sources import BINDER, COLAB, SETTINGS, alt_text, find_symbol, link_names, pages, result_parts, symbols
+from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, result_parts, symbols
 
 PAGES = {p.doc: p for p in pages()}
 
@@ -67,6 +67,23 @@ def test_every_exported_symbol_is_in_the_reference(site, parsed):
     for name, symbol in symbols().items():
         page = parsed[f'api/{symbol.page.module}.html']
         assert name in page.ids and f'{symbol.page.doc}.html#cell-{symbol.cell}' in page.text, f'{name}: the cell that builds it'
+
+
+def test_every_symbol_has_a_sentence():
+    silent = [name for name, symbol in symbols().items() if not doc_line(symbol)]
+    assert len(symbols()) > 500 and not silent, silent
+
+
+def test_reference_begins_with_what_people_use(parsed):
+    text = parsed['api/distillation.sfd.html'].text
+    order = [text.index(f'id="bdense_nb.distillation.sfd.{name}"') for name in ('SFDConfig', 'sfd_step', 'TEACHER_STATES')]
+    assert order == sorted(order)
+
+
+def test_own_types_are_links(parsed):
+    text = parsed['api/evaluation.pictures.html'].text
+    entry = text[text.index('id="bdense_nb.evaluation.pictures.displayable"'):]
+    assert 'href="core.html#bdense_nb.core.Trajectory"' in entry[:entry.index('</table>')]
 
 
 def test_reference_has_parameters_and_source(parsed):
@@ -138,7 +155,7 @@ def test_pages_describe_themselves(site, parsed):
 
 def test_the_order_of_the_site(parsed):
     captions = re.findall('class="caption"[^>]*><span class="caption-text">([^<]*)', parsed['index.html'].text)
-    assert captions[:2] == ['Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
+    assert captions[:3] == ['Start', 'Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
     text = parsed['results.html'].text
     assert text.index('Do branches help?') < text.index('comparisons.png') < text.index('fashion_sfd.json')
 

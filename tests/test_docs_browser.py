@@ -73,13 +73,30 @@ def test_every_page(visit, site):
     assert not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
 
 
-@pytest.mark.parametrize('query, page_found', [('NFECounter', 'api/core.html'), ('progressive_targets', 'api/distillation.segments.html'), ('pixel_shuffle', 'distillation/02_branches.html')])
-def test_search(visit, query, page_found):
+@pytest.mark.parametrize('query, page_found, kind', [('NFECounter', 'api/core.html', 'Reference'), ('halving', 'course/4_halving.html', 'Course'),
+                                                     ('progressive_targets', 'api/distillation.segments.html', 'Reference'),
+                                                     ('pixel_shuffle', 'distillation/02_branches.html', 'Library')])
+def test_search(visit, query, page_found, kind):
     page = visit('index.html')
     page.locator('.sidebar-search').fill(query)
     page.keyboard.press('Enter')
-    page.locator(f'#search-results a[href*="{page_found}"]').first.wait_for()
+    page.locator(f'#search-results li:has(.found-in:text("{kind}")) a[href*="{page_found}"]').first.wait_for()
     assert not page.problems
+
+
+def test_sidebar_shows_the_place(visit):
+    "Also far down the list."
+    here = visit('training/05_loop.html').locator('.sidebar-tree a.current')
+    box = here.bounding_box()
+    assert here.count() == 1 and 0 < box['y'] < DESK['height'] - box['height']
+
+
+def test_parameters_on_a_phone(visit):
+    "A type is not broken within a word, and stands in one line with its parameter."
+    visit.page.set_viewport_size(PHONE)
+    row = visit('api/diffusion.samplers.html').locator('table.parameters tr:has(:text-is("sigma_next"))').first
+    name, kind, meaning = (row.locator('td').nth(i).bounding_box() for i in (0, 1, 3))
+    assert abs(name['y'] - kind['y']) < 5 and kind['height'] < 30 and meaning['y'] > name['y'] + 10 and meaning['width'] > 250
 
 
 @pytest.mark.parametrize('path, at_least', [('lab/04_explorers.html', 5), ('diffusion/01_schedules.html', 1), ('distillation/02_branches.html', 1)])
@@ -161,10 +178,18 @@ def test_live_without_webassembly(visit):
 
 
 def test_dark_mode(visit):
+    "Drawings are inverted, photographs are dimmed."
     visit.page.emulate_media(color_scheme='dark')
     page = visit('diffusion/03_samplers.html')
-    colours = page.evaluate("""() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.cell_output img')).backgroundColor]""")
-    assert max(map(int, colours[0].strip('rgba()').split(',')[:3])) < 60 and colours[1] == 'rgb(255, 255, 255)'
+    background = page.evaluate('getComputedStyle(document.body).backgroundColor')
+    assert max(map(int, background.strip('rgba()').split(',')[:3])) < 60
+    filters = 'images => images.map(image => getComputedStyle(image).filter)'
+    drawings, others = '.cell_output img.drawing', '.cell_output img:not(.drawing)'
+    for place, wanted in ((drawings, 'invert'), (others, 'brightness')):
+        found = page.locator(place).evaluate_all(filters)
+        assert found and all(wanted in text for text in found), found
+    page.emulate_media(color_scheme='light')
+    assert set(page.locator(f'{drawings}, {others}').evaluate_all(filters)) == {'none'}
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_markdown_cell
 
+import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
 from bdense_nb.lab.experiments import EXPERIMENTS, difference_table
 from readme import PAPER
@@ -296,14 +297,24 @@ def rst(text: str, module: str = '') -> str:
 
 
 def doc_line(symbol: Symbol) -> str:
-    "A function's or class's docstring, or the comment behind or above a constant."
-    if not isinstance(symbol.node, Assign): return (ast.get_docstring(symbol.node) or '').split('\n')[0]
+    "What a docstring says first, perhaps that of the method it replaces; of a constant, the comment behind or above it."
+    if not isinstance(symbol.node, Assign):
+        return ' '.join((ast.get_docstring(symbol.node) or inherited(*symbol.name.rpartition('.')[::2])).split('\n\n')[0].split())
     lines = symbol.source.splitlines()
     above = lines[:symbol.node.lineno - 1]
     while above and above[0] != '' and not above[-1].startswith('#:'): above.pop()
     comment = [line.removeprefix('#:').strip() for line in above if line.startswith('#:')]
     behind = re.search(r'\s#\s+(.*)$', lines[symbol.node.end_lineno - 1])
     return ' '.join(comment) or (behind[1] if behind else '')
+
+
+def inherited(cls: str, method: str) -> str:
+    "What the next class up says of a method."
+    if cls not in symbols(): return ''
+    for base in (find_symbol(ast.unparse(b), module_of(cls)) for b in getattr(symbols()[cls].node, 'bases', [])):
+        own = symbols().get(f'{base}.{method}')
+        if text := doc_line(own) if own else inherited(base, method): return text
+    return ''
 
 
 def indented(lines: list[str]) -> list[str]: return ['   ' + line if line else '' for line in lines]
@@ -329,10 +340,17 @@ def documented(symbol: Symbol) -> list[str]:
 def titled(text: str) -> list[str]: return [text, '='*len(text), '']
 
 
+def place(symbol: Symbol) -> int:
+    "What people start with comes first, constants last."
+    short = symbol.name.split('.')[-1]
+    return 2 if isinstance(symbol.node, Assign) else short not in bdense_nb.__all__
+
+
 def api_page(module: str) -> str:
     "A module's reference: a table of its symbols, then each of them."
     built = [p for p in pages() if p.module == module]
     own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and (s.name.rpartition('.')[0] == f'{LIB}.{module}' or s.name.rpartition('.')[0] not in symbols())] # also methods given to another module's class
+    own.sort(key=place)
     lines = [f'.. py:module:: {LIB}.{module}', '', *titled(f'{LIB}.{module}'), rst(built[0].summary, module), '']
     lines += ['Built in ' + ', '.join(f':doc:`/{p.doc}`' for p in built) + '.', '', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
     for s in own: lines += [f'   * - :py:obj:`{s.name.split(".")[-1]} <{s.name}>`', f'     - {rst(doc_line(s), module)}']
