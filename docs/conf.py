@@ -3,6 +3,7 @@ import ast
 import inspect
 import re
 import sys
+from dataclasses import is_dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -50,11 +51,17 @@ html_theme_options = {'footer_icons': [{'name': 'Repository', 'url': GIT, 'html'
 
 
 def parameters(obj) -> dict:
-    "A callable's or class's fastcore docments; a named tuple's are the comments behind its fields."
-    if not (inspect.isclass(obj) and issubclass(obj, tuple)): return docments(obj, full=True)
-    comments = dict(re.findall(r'^\s+(\w+)\s*:.*?#\s*(.*)$', inspect.getsource(obj), flags=re.M))
-    row = lambda name, anno: {'anno': anno, 'docment': comments.get(name), 'default': obj._field_defaults.get(name, empty)}
-    return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
+    "A callable's or class's fastcore docments; a dataclass's are those of its base classes, too; a named tuple's are the comments behind its fields."
+    if inspect.isclass(obj) and issubclass(obj, tuple):
+        comments = dict(re.findall(r'^\s+(\w+)\s*:.*?#\s*(.*)$', inspect.getsource(obj), flags=re.M))
+        row = lambda name, anno: {'anno': anno, 'docment': comments.get(name), 'default': obj._field_defaults.get(name, empty)}
+        return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
+    found = docments(obj, full=True)
+    for cls in obj.__mro__[::-1] if is_dataclass(obj) else []:
+        own = docments(cls, full=True) if is_dataclass(cls) else {}
+        for name, anno in vars(cls).get('__annotations__', {}).items():
+            if name in found: found[name] |= {'docment': own[name]['docment']} | ({'anno': anno} if isinstance(anno, str) and 'Literal[*' not in anno else {})
+    return found
 
 
 def type_links(anno: str, module: str) -> str:
@@ -64,14 +71,25 @@ def type_links(anno: str, module: str) -> str:
     return '\\ '.join(f':py:obj:`{part} <{own[part]}>`' if part in own else f'``{part.strip()}``' for part in parts if part.strip())
 
 
+USUAL = {'sigma': 'noise level', 'sigmas': 'noise levels, descending', 'cond': 'classes or other conditions, one row a sample',
+         'teacher': 'the denoiser that is learned from', 'denoiser': 'D(x, sigma, cond) -> x0_hat', 'model': 'what is trained',
+         'shape': 'of one sample', 'device': 'where it is computed', 'seed': 'of the random draws', 'nfe': 'network calls a sample'}
+
+
+def meaning(name: str, anno: str, said: str | None, module: str) -> str:
+    "What is said of a parameter, or of its type, or of every parameter of this name."
+    own = find_symbol(anno.removesuffix(' | None'), module)
+    return ' '.join((said or own and doc_line(symbols()[own]) or USUAL.get(name, '')).split())
+
+
 def parameter_table(obj, module: str) -> list[str]:
     "The parameters as a table: name, type, default, meaning; the last row is what is returned."
     rows = []
     for name, p in parameters(obj).items():
-        anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno'])
+        anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno']).replace('typing.', '')
         if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
         cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
-                 '' if p['default'] is empty else f'``{p["default"]!r}``', rst(' '.join((p['docment'] or '').split()), module)]
+                 '' if p['default'] is empty else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], module), module)]
         rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
     head = ['* - parameter', '  - type', '  - default', '  - meaning']
     return ['', '.. list-table::', '   :header-rows: 1', '   :widths: auto', '   :class: parameters', '', *indented(head + rows), ''] if rows else []

@@ -8,6 +8,7 @@ from collections import defaultdict
 from configparser import ConfigParser
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import takewhile
 from os.path import relpath
 from pathlib import Path
 
@@ -132,9 +133,10 @@ def patched_class(node: ast.stmt) -> str:
 
 
 def methods(node: ast.stmt) -> list[ast.FunctionDef]:
-    "The public methods of a class, and `__call__`."
-    body = node.body if isinstance(node, ast.ClassDef) else []
-    return [n for n in body if isinstance(n, ast.FunctionDef) and (not n.name.startswith('_') or n.name == '__call__')]
+    "The public methods of a class, and `__call__`; of a property its getter."
+    body = [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+    getters = [n for n in body if not any(ast.unparse(d).endswith('.setter') for d in n.decorator_list)]
+    return [n for n in getters if not n.name.startswith('_') or n.name == '__call__']
 
 
 @cache
@@ -301,11 +303,9 @@ def doc_line(symbol: Symbol) -> str:
     if not isinstance(symbol.node, Assign):
         return ' '.join((ast.get_docstring(symbol.node) or inherited(*symbol.name.rpartition('.')[::2])).split('\n\n')[0].split())
     lines = symbol.source.splitlines()
-    above = lines[:symbol.node.lineno - 1]
-    while above and above[0] != '' and not above[-1].startswith('#:'): above.pop()
-    comment = [line.removeprefix('#:').strip() for line in above if line.startswith('#:')]
+    above = takewhile(lambda line: re.match('#[^|]', line), reversed(lines[:symbol.node.lineno - 1]))
     behind = re.search(r'\s#\s+(.*)$', lines[symbol.node.end_lineno - 1])
-    return ' '.join(comment) or (behind[1] if behind else '')
+    return ' '.join(line.lstrip('#: ') for line in reversed(list(above))) or (behind[1] if behind else '')
 
 
 def inherited(cls: str, method: str) -> str:
@@ -330,7 +330,6 @@ def documented(symbol: Symbol) -> list[str]:
     if isinstance(symbol.node, ast.FunctionDef): return [f'.. {"automethod" if patched_class(symbol.node) else "autofunction"}:: {symbol.name}', '', *indented(kept)]
     for method in (s for s in symbols().values() if s.name.startswith(f'{symbol.name}.')):
         decorators = {ast.unparse(d) for d in method.node.decorator_list}
-        if any(d.endswith('.setter') for d in decorators): decorators = {'property'}
         kind = 'autoproperty' if decorators & {'property', 'cached_property', 'patch(as_prop=True)'} else 'automethod'
         where = [] if method.cell == symbol.cell else [f'Built in {built_in(method)}.']
         kept += [f'.. {kind}:: {method.name}', '', *indented(where), '']

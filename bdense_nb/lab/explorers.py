@@ -64,6 +64,7 @@ def png(
     return out.getvalue()
 
 # %% ../../nbs/lab/04_explorers.ipynb #6f1c6eb8
+#: what moves an explorer on a page
 SCRIPT = '''
 for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])')) {
   root.dataset.ready = 'yes';
@@ -104,9 +105,11 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
 '''
 
 # %% ../../nbs/lab/04_explorers.ipynb #2f7846f9
+#: pictures that an explorer may hold
 MOST_FRAMES = 500
 
 def spoken(value: str | int | float) -> str: # as a control shows it
+    "A value as a control shows it."
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 class Explorer:
@@ -141,9 +144,12 @@ class Explorer:
                 for values in itertools.product(*self.controls.values())}
 
     @property
-    def first(self) -> Frame: return self.frames[tuple(self.start.values())]
+    def first(self) -> Frame:
+        "What is shown before a control is moved."
+        return self.frames[tuple(self.start.values())]
 
 # %% ../../nbs/lab/04_explorers.ipynb #4f095056
+#: an explorer as HTML
 PAGE = '''<div class="bdense-explorer" role="group" aria-label="{title}" style="max-width: 44em">
 <div class="bdense-controls"></div>
 <img src="data:image/png;base64,{png}" alt="{text}"
@@ -226,6 +232,7 @@ def put_images(
         fig.text(x, y, title, ha='center', va='top', size=9)
 
 # %% ../../nbs/lab/04_explorers.ipynb #6ca81d1d
+#: ranges of noise levels on offer
 RANGES = {'0.002 to 80': (.002, 80.), '0.02 to 20': (.02, 20.)}
 
 def schedule_frame(
