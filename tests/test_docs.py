@@ -155,6 +155,8 @@ def test_pages_describe_themselves(site, parsed):
 
 def test_the_order_of_the_site(parsed):
     captions = re.findall('class="caption"[^>]*><span class="caption-text">([^<]*)', parsed['index.html'].text)
+    links = parsed['index.html'].links
+    assert {'live.html', 'glossary.html', 'citing.html'} <= set(links) and not [link for link in links if 'glossary.md' in link or 'CITATION' in link]
     assert captions[:3] == ['Start', 'Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
     text = parsed['results.html'].text
     assert text.index('Do branches help?') < text.index('comparisons.png') < text.index('fashion_sfd.json')

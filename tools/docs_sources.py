@@ -29,6 +29,7 @@ COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/git
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
+OWN_PAGES = {'glossary.md': '/glossary.md', 'CITATION.cff': '/citing.md', 'CHANGELOG.md': '/changelog.md'}  # of the site
 Assign = ast.Assign | ast.AnnAssign
 
 
@@ -195,6 +196,7 @@ def move_links(markdown: str, page: Page, out: Path) -> str:
     def target(link):
         path = (page.path.parent/link).resolve()
         if path.is_relative_to(NBS) or not path.exists(): return link
+        if path.name in OWN_PAGES: return OWN_PAGES[path.name]
         if path.suffix not in PICTURES: return f'{GIT}/blob/{BRANCH}/{path.relative_to(ROOT).as_posix()}'
         copy_to(path, out/'images'/path.name)
         return f'/images/{path.name}'

@@ -149,7 +149,8 @@ class Explorer:
 # %% ../../nbs/lab/04_explorers.ipynb #4f095056
 #: an explorer as HTML
 PAGE = '''<div class="bdense-explorer" role="group" aria-label="{title}" style="max-width: 44em">
-<div class="bdense-controls"><strong>Run the notebook up to here: then the controls appear.</strong></div>
+<div class="bdense-controls">
+<strong>Run the notebook up to here: then the controls appear.</strong></div>
 <img src="data:image/png;base64,{png}" alt="{text}"
 style="max-width: 100%; height: auto; background: white">
 <p aria-live="polite" style="margin: .3em 0; min-height: 3em">{text}</p>
