@@ -89,7 +89,7 @@ def parameter_table(obj, module: str) -> list[str]:
         anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno']).replace('typing.', '')
         if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
         cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
-                 '' if p['default'] is empty else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], module), module)]
+                 '' if p['default'] is empty else 'a function' if inspect.isfunction(p['default']) else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], module), module)]
         rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
     head = ['* - parameter', '  - type', '  - default', '  - meaning']
     return ['', '.. list-table::', '   :header-rows: 1', '   :widths: auto', '   :class: parameters', '', *indented(head + rows), ''] if rows else []
