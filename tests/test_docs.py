@@ -12,13 +12,19 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+import torch
 import yaml
 from nbformat.v4 import new_code_cell
 from sphinx.util.inventory import InventoryFile
 
 from bdense_nb._modidx import d as modidx
 from bdense_nb.app.course import relink
+from bdense_nb.core import sample_noise
+from bdense_nb.diffusion.denoisers import GaussianDenoiser
+from bdense_nb.diffusion.samplers import Sampler
+from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
+from docs_live import recipe
 from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, result_parts, symbols
 
 PAGES = {p.doc: p for p in pages()}
@@ -150,6 +156,7 @@ def test_colab_installs_first_and_has_addresses_for_links():
 def test_pages_describe_themselves(site, parsed):
     for name in ('index.html', 'course/1_first_distillation.html', 'api/core.html'):
         assert re.search('<meta name="description" content="[^"]{20,}"', parsed[name].text) and 'og:image' in parsed[name].text, name
+    assert '<title>Samplers' in parsed['diffusion/03_samplers.html'].text
     assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
 
 
@@ -199,6 +206,16 @@ def test_nbdev_can_process_the_notebooks(root, tmp_path):
     found = [p for p in tmp_path.rglob('*.yml') if '_proc' not in p.parts]
     assert {'_quarto.yml', 'nbdev.yml'} <= {p.name for p in found}
     for path in found: assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+@pytest.mark.parametrize('solver, afs', [('euler', True), ('heun', False), ('dpmpp3m', False), ('ipndm4', True)])
+def test_a_recipe_gives_the_sample(solver, afs):
+    "Of any solver: the network's inputs and the sample from unit noise and the answers so far."
+    sampler = Sampler(GaussianDenoiser(torch.tensor([.3, -.2]), .5), karras_sigmas(6, .01, 80.), afs, (2,), solver=solver)
+    how, parts = recipe(sampler), [sample_noise([7], (2,)).double()]
+    combined = lambda weights: sum(w*part for w, part in zip(weights, parts, strict=True))
+    for call in how['calls']: parts.append(sampler.denoiser(combined(call['input']), call['sigma']))
+    assert len(how['calls']) == sampler.nfe and torch.allclose(combined(how['sample']).float(), sampler.sample(1, 7), atol=1e-5)
 
 
 def test_workflows_and_citation_are_valid(root):

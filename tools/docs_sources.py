@@ -259,6 +259,7 @@ def notebook_page(page: Page, out: Path):
     "The notebook as MyST-NB shall render it."
     cells, section, prose = [], page.title, ''
     nb = nbformat.read(page.path, 4)
+    nb.cells[0].source = re.sub(r'\A# \w', lambda m: m[0].upper(), nb.cells[0].source)  # `# samplers` is for nbdev
     for cell in nb.cells:
         flags = directives(cell)
         if cell.cell_type == 'markdown':
