@@ -221,6 +221,7 @@ class NFECounter:
         self.nfe = 0
 
     def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
+        "Call the denoiser, and count the calls that a sample needed."
         rows = []
         def note(net, args, kwargs):
             batches = [a for a in (*args, *kwargs.values()) if getattr(a, 'ndim', 0) > 1]
@@ -266,10 +267,15 @@ def check_state(
     if bad: raise ValueError(f'{name} contains {bad} NaN or infinite values')
 
 # %% ../nbs/00_core.ipynb #55f708ec
+#: a whole number, at least 0
 AtLeast0 = Annotated[int, Within(at_least=0)]
+#: a whole number, at least 1
 AtLeast1 = Annotated[int, Within(at_least=1)]
+#: a number above 0
 Above0 = Annotated[float, Within(above=0)]
+#: a number above 0 and below 1
 Fraction = Annotated[float, Within(above=0, below=1)]
+#: a number from 0 to below 1
 Beta = Annotated[float, Within(at_least=0, below=1)]
 
 _WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name',

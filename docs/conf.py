@@ -1,15 +1,23 @@
 "Sphinx configuration. The pages themselves are written by tools/docs_sources.py."
+import ast
 import inspect
 import re
 import sys
+from dataclasses import is_dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
 
+import numpy as np
+from docutils import nodes
 from fastcore.docments import docments, empty
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
-from docs_sources import GIT, SETTINGS, indented, module_of, pages, rst  # noqa: E402
+from docs_sources import GIT, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
+
+ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
 version = release = SETTINGS['version']
@@ -43,21 +51,45 @@ html_theme_options = {'footer_icons': [{'name': 'Repository', 'url': GIT, 'html'
 
 
 def parameters(obj) -> dict:
-    "A callable's or class's fastcore docments; a named tuple's are the comments behind its fields."
-    if not (inspect.isclass(obj) and issubclass(obj, tuple)): return docments(obj, full=True)
-    comments = dict(re.findall(r'^\s+(\w+)\s*:.*?#\s*(.*)$', inspect.getsource(obj), flags=re.M))
-    row = lambda name, anno: {'anno': anno, 'docment': comments.get(name), 'default': obj._field_defaults.get(name, empty)}
-    return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
+    "A callable's or class's fastcore docments; a dataclass's are those of its base classes, too; a named tuple's are the comments behind its fields."
+    if inspect.isclass(obj) and issubclass(obj, tuple):
+        comments = dict(re.findall(r'^\s+(\w+)\s*:.*?#\s*(.*)$', inspect.getsource(obj), flags=re.M))
+        row = lambda name, anno: {'anno': anno, 'docment': comments.get(name), 'default': obj._field_defaults.get(name, empty)}
+        return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
+    found = docments(obj, full=True)
+    for cls in obj.__mro__[::-1] if is_dataclass(obj) else []:
+        own = docments(cls, full=True) if is_dataclass(cls) else {}
+        for name, anno in vars(cls).get('__annotations__', {}).items():
+            if name in found: found[name] |= {'docment': own[name]['docment']} | ({'anno': anno} if isinstance(anno, str) and 'Literal[*' not in anno else {})
+    return found
+
+
+def type_links(anno: str, module: str) -> str:
+    "An annotation in which the library's own types are links."
+    own = {word: full for word in re.findall(r'\b[A-Z]\w+', anno) if (full := find_symbol(word, module))}
+    parts = re.split(rf'\b({"|".join(own)})\b', anno) if own else [anno]
+    return '\\ '.join(f':py:obj:`{part} <{own[part]}>`' if part in own else f'``{part.strip()}``' for part in parts if part.strip())
+
+
+USUAL = {'sigma': 'noise level', 'sigmas': 'noise levels, descending', 'cond': 'classes or other conditions, one row a sample',
+         'teacher': 'the denoiser that is learned from', 'denoiser': 'D(x, sigma, cond) -> x0_hat', 'model': 'what is trained',
+         'shape': 'of one sample', 'device': 'where it is computed', 'seed': 'of the random draws', 'nfe': 'network calls a sample'}
+
+
+def meaning(name: str, anno: str, said: str | None, module: str) -> str:
+    "What is said of a parameter, or of its type, or of every parameter of this name."
+    own = find_symbol(anno.removesuffix(' | None'), module)
+    return ' '.join((said or own and doc_line(symbols()[own]) or USUAL.get(name, '')).split())
 
 
 def parameter_table(obj, module: str) -> list[str]:
     "The parameters as a table: name, type, default, meaning; the last row is what is returned."
     rows = []
     for name, p in parameters(obj).items():
-        anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno'])
+        anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno']).replace('typing.', '')
         if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
-        cells = ['**returns**' if name == 'return' else f'``{name}``', anno and f'``{anno}``',
-                 '' if p['default'] is empty else f'``{p["default"]!r}``', rst(' '.join((p['docment'] or '').split()), module)]
+        cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
+                 '' if p['default'] is empty else 'a function' if inspect.isfunction(p['default']) else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], module), module)]
         rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
     head = ['* - parameter', '  - type', '  - default', '  - meaning']
     return ['', '.. list-table::', '   :header-rows: 1', '   :widths: auto', '   :class: parameters', '', *indented(head + rows), ''] if rows else []
@@ -66,8 +98,39 @@ def parameter_table(obj, module: str) -> list[str]:
 def document(app, what, name, obj, options, lines) -> None:
     "Docstrings here are one line of text with `code` in it; the rest is in the docments."
     module = module_of(name)
+    if not any(lines) and name in symbols(): lines[:] = [doc_line(symbols()[name])]
     lines[:] = [rst(line, module) for line in lines]
     if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
+
+
+def is_drawing(picture: Path) -> bool:
+    "Coloured lines on white, and no photographs: it may be inverted."
+    pixels = np.asarray(Image.open(picture).convert('RGB').resize((200, 200), Image.Resampling.NEAREST))
+    return bool((pixels.min(2) >= 250).mean() > .6 and (np.ptp(pixels, 2) > 60).any())
+
+
+def mark_drawings(app, doctree) -> None:
+    "site.css inverts drawings in dark mode; other figures get a frame."
+    for image in doctree.findall(nodes.image):
+        path = Path(app.srcdir, image.get('candidates', {}).get('*', image['uri']))
+        if path.suffix in ('.png', '.gif') and is_drawing(path): image['classes'].append('drawing')
+
+
+def navigation(app, pagename, templatename, context, doctree) -> None:
+    "The tree of all pages is made once, as the front page has it; a page has its own links and its own place."
+    if 'toctree' not in context: return
+    pathto = context['pathto']
+
+    def entry(m):
+        here = m[2] == f'{pagename}.html'
+        inside = here or m[2] == 'api/index.html' and pagename.startswith('api/')
+        return f'<li class="{m[1]}{" current"*inside}"><a class="{"current "*here}reference internal" href="{pathto(m[2], 1)}">'
+
+    context['toctree'] = lambda **options: re.sub(r'<li class="(toctree-l\d)"><a class="reference internal" href="([^"]*)">', entry, whole_tree(app, **options))
+
+
+@cache
+def whole_tree(app, **options) -> str: return app.builder._get_local_toctree('index', **options)
 
 
 def level_captions(app, pagename, templatename, context, doctree) -> None:
@@ -85,6 +148,8 @@ def describe(app, pagename, templatename, context, doctree) -> None:
 
 
 def setup(app) -> None:
+    app.connect('doctree-read', mark_drawings)
+    app.connect('html-page-context', navigation, priority=100)
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)
     app.connect('html-page-context', describe)

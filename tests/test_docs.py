@@ -12,14 +12,20 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+import torch
 import yaml
 from nbformat.v4 import new_code_cell
 from sphinx.util.inventory import InventoryFile
 
 from bdense_nb._modidx import d as modidx
 from bdense_nb.app.course import relink
+from bdense_nb.core import sample_noise
+from bdense_nb.diffusion.denoisers import GaussianDenoiser
+from bdense_nb.diffusion.samplers import Sampler
+from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
-from docs_sources import BINDER, COLAB, SETTINGS, alt_text, find_symbol, link_names, pages, result_parts, symbols
+from docs_live import recipe
+from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, result_parts, symbols
 
 PAGES = {p.doc: p for p in pages()}
 
@@ -67,6 +73,23 @@ def test_every_exported_symbol_is_in_the_reference(site, parsed):
     for name, symbol in symbols().items():
         page = parsed[f'api/{symbol.page.module}.html']
         assert name in page.ids and f'{symbol.page.doc}.html#cell-{symbol.cell}' in page.text, f'{name}: the cell that builds it'
+
+
+def test_every_symbol_has_a_sentence():
+    silent = [name for name, symbol in symbols().items() if not doc_line(symbol)]
+    assert len(symbols()) > 500 and not silent, silent
+
+
+def test_reference_begins_with_what_people_use(parsed):
+    text = parsed['api/distillation.sfd.html'].text
+    order = [text.index(f'id="bdense_nb.distillation.sfd.{name}"') for name in ('SFDConfig', 'sfd_step', 'TEACHER_STATES')]
+    assert order == sorted(order)
+
+
+def test_own_types_are_links(parsed):
+    text = parsed['api/evaluation.pictures.html'].text
+    entry = text[text.index('id="bdense_nb.evaluation.pictures.displayable"'):]
+    assert 'href="core.html#bdense_nb.core.Trajectory"' in entry[:entry.index('</table>')]
 
 
 def test_reference_has_parameters_and_source(parsed):
@@ -133,12 +156,15 @@ def test_colab_installs_first_and_has_addresses_for_links():
 def test_pages_describe_themselves(site, parsed):
     for name in ('index.html', 'course/1_first_distillation.html', 'api/core.html'):
         assert re.search('<meta name="description" content="[^"]{20,}"', parsed[name].text) and 'og:image' in parsed[name].text, name
+    assert '<title>Samplers' in parsed['diffusion/03_samplers.html'].text
     assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
 
 
 def test_the_order_of_the_site(parsed):
     captions = re.findall('class="caption"[^>]*><span class="caption-text">([^<]*)', parsed['index.html'].text)
-    assert captions[:2] == ['Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
+    links = parsed['index.html'].links
+    assert {'live.html', 'glossary.html', 'citing.html'} <= set(links) and not [link for link in links if 'glossary.md' in link or 'CITATION' in link]
+    assert captions[:3] == ['Start', 'Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
     text = parsed['results.html'].text
     assert text.index('Do branches help?') < text.index('comparisons.png') < text.index('fashion_sfd.json')
 
@@ -180,6 +206,16 @@ def test_nbdev_can_process_the_notebooks(root, tmp_path):
     found = [p for p in tmp_path.rglob('*.yml') if '_proc' not in p.parts]
     assert {'_quarto.yml', 'nbdev.yml'} <= {p.name for p in found}
     for path in found: assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+@pytest.mark.parametrize('solver, afs', [('euler', True), ('heun', False), ('dpmpp3m', False), ('ipndm4', True)])
+def test_a_recipe_gives_the_sample(solver, afs):
+    "Of any solver: the network's inputs and the sample from unit noise and the answers so far."
+    sampler = Sampler(GaussianDenoiser(torch.tensor([.3, -.2]), .5), karras_sigmas(6, .01, 80.), afs, (2,), solver=solver)
+    how, parts = recipe(sampler), [sample_noise([7], (2,)).double()]
+    combined = lambda weights: sum(w*part for w, part in zip(weights, parts, strict=True))
+    for call in how['calls']: parts.append(sampler.denoiser(combined(call['input']), call['sigma']))
+    assert len(how['calls']) == sampler.nfe and torch.allclose(combined(how['sample']).float(), sampler.sample(1, 7), atol=1e-5)
 
 
 def test_workflows_and_citation_are_valid(root):

@@ -1,13 +1,19 @@
 "The documentation site in a real browser: every page at two widths, search, the explorers, dark mode, accessibility."
+import json
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+
+from bdense_nb.core import sample_noise
+from bdense_nb.diffusion.data import to_pixels
+from docs_live import samplers
 
 pytestmark = pytest.mark.browser
 PHONE, DESK = {'width': 390, 'height': 844}, {'width': 1280, 'height': 900}
-KINDS = {'home': 'index.html', 'lesson': 'distillation/02_branches.html', 'reference': 'api/distillation.losses.html'}  # one page of each kind is looked at more closely, in light and dark
+KINDS = {'home': 'index.html', 'live': 'live.html', 'lesson': 'distillation/02_branches.html', 'reference': 'api/distillation.losses.html'}  # one page of each kind is looked at more closely, in light and dark
 
 INSPECT = '''async () => {
     if (window.MathJax?.startup) await MathJax.startup.promise;
@@ -67,13 +73,30 @@ def test_every_page(visit, site):
     assert not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
 
 
-@pytest.mark.parametrize('query, page_found', [('NFECounter', 'api/core.html'), ('progressive_targets', 'api/distillation.segments.html'), ('pixel_shuffle', 'distillation/02_branches.html')])
-def test_search(visit, query, page_found):
+@pytest.mark.parametrize('query, page_found, kind', [('NFECounter', 'api/core.html', 'Reference'), ('halving', 'course/4_halving.html', 'Course'),
+                                                     ('progressive_targets', 'api/distillation.segments.html', 'Reference'),
+                                                     ('pixel_shuffle', 'distillation/02_branches.html', 'Library')])
+def test_search(visit, query, page_found, kind):
     page = visit('index.html')
     page.locator('.sidebar-search').fill(query)
     page.keyboard.press('Enter')
-    page.locator(f'#search-results a[href*="{page_found}"]').first.wait_for()
+    page.locator(f'#search-results li:has(.found-in:text("{kind}")) a[href*="{page_found}"]').first.wait_for()
     assert not page.problems
+
+
+def test_sidebar_shows_the_place(visit):
+    "Also far down the list."
+    here = visit('training/05_loop.html').locator('.sidebar-tree a.current')
+    box = here.bounding_box()
+    assert here.count() == 1 and 0 < box['y'] < DESK['height'] - box['height']
+
+
+def test_parameters_on_a_phone(visit):
+    "A type is not broken within a word, and stands in one line with its parameter."
+    visit.page.set_viewport_size(PHONE)
+    row = visit('api/diffusion.samplers.html').locator('table.parameters tr:has(:text-is("sigma_next"))').first
+    name, kind, meaning = (row.locator('td').nth(i).bounding_box() for i in (0, 1, 3))
+    assert abs(name['y'] - kind['y']) < 5 and kind['height'] < 30 and meaning['y'] > name['y'] + 10 and meaning['width'] > 250
 
 
 @pytest.mark.parametrize('path, at_least', [('lab/04_explorers.html', 5), ('diffusion/01_schedules.html', 1), ('distillation/02_branches.html', 1)])
@@ -94,11 +117,79 @@ def test_explorers_move(visit, path, at_least):
     assert not page.problems
 
 
+DRAW = '''async cases => {
+    const {load, noise} = await import('/_static/live.js');
+    const place = what => new URL(document.querySelector('#live').dataset[what], location.href);
+    const {draw} = await load(place('assets'), place('runtime'));
+    const drawn = [];
+    for (const [name, label, seed] of cases) drawn.push([[...noise(seed, 784)], [...(await draw(name, label, seed)).pixels]]);
+    return drawn;
+}'''
+
+
+@pytest.fixture(scope='module')
+def python():
+    "What Python draws: `python(name, label, seed)`, of shape [784]."
+    both = samplers()
+    return lambda name, label, seed: both[name].sample(1, seed, label).flatten()
+
+
+def test_live_pictures_are_those_of_python(visit, python):
+    cases = [(name, label, seed) for name in ('teacher', 'student') for label, seed in ((0, 0), (7, 123), (9, 999))]
+    page = visit('live.html')
+    for case, (noise, pixels) in zip(cases, page.evaluate(DRAW, cases)):
+        assert (torch.tensor(noise) - sample_noise([case[2]], (784,))[0]).abs().max() < 1e-5, case
+        assert (torch.tensor(pixels) - python(*case)).abs().max() < 1e-3, case
+    assert not page.problems
+
+
+def test_live_controls(visit, shots, python):
+    "On a phone: load, choose a class, move the slider by keyboard; the canvas holds what Python draws, and both times are shown."
+    visit.page.set_viewport_size(PHONE)
+    page = visit('live.html')
+    page.get_by_role('button', name='Run both').click()
+    page.locator('#live[data-state=done]').wait_for()
+    page.get_by_text('Sneaker').click()
+    page.get_by_role('slider').press('ArrowRight')
+    said = page.locator('#live [role=status]')
+    page.wait_for_function("document.querySelector('#live [role=status]').textContent.startsWith('Sneaker, seed 1: the student took')")
+    for name, calls in (('teacher', 24), ('student', 2)):
+        canvas = page.locator(f'#live-{name}')
+        grey = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)")
+        assert (torch.tensor(grey) - to_pixels(python(name, 7, 1)[None]).flatten().int()).abs().max() <= 1, name
+        caption = canvas.locator('..').inner_text()
+        assert f'{name}, {calls} calls' in caption and caption.split('\n')[-1] in said.inner_text(), caption
+    assert page.evaluate('document.documentElement.scrollWidth') <= PHONE['width'] and not page.problems
+    shots(page, 'live')
+
+
+def test_live_calls(site):
+    how = json.loads((site/'_static'/'live'/'live.json').read_text())
+    assert [len(how[name]['calls']) for name in ('teacher', 'student')] == [24, 2], 'docs/live.md says so'
+
+
+def test_live_without_webassembly(visit):
+    visit.page.add_init_script('delete window.WebAssembly')
+    page = visit('live.html')
+    assert page.get_by_text('This browser has no WebAssembly').is_visible()
+    assert page.get_by_role('button', name='Run both').is_disabled()
+    assert page.locator('#live img').evaluate('async image => (await image.decode(), image.naturalWidth)') > 300
+    assert not page.problems
+
+
 def test_dark_mode(visit):
+    "Drawings are inverted, photographs are dimmed."
     visit.page.emulate_media(color_scheme='dark')
     page = visit('diffusion/03_samplers.html')
-    colours = page.evaluate("""() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.cell_output img')).backgroundColor]""")
-    assert max(map(int, colours[0].strip('rgba()').split(',')[:3])) < 60 and colours[1] == 'rgb(255, 255, 255)'
+    background = page.evaluate('getComputedStyle(document.body).backgroundColor')
+    assert max(map(int, background.strip('rgba()').split(',')[:3])) < 60
+    filters = 'images => images.map(image => getComputedStyle(image).filter)'
+    drawings, others = '.cell_output img.drawing', '.cell_output img:not(.drawing)'
+    for place, wanted in ((drawings, 'invert'), (others, 'brightness')):
+        found = page.locator(place).evaluate_all(filters)
+        assert found and all(wanted in text for text in found), found
+    page.emulate_media(color_scheme='light')
+    assert set(page.locator(f'{drawings}, {others}').evaluate_all(filters)) == {'none'}
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

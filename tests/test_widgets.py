@@ -9,11 +9,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from bdense_nb.core import sample_noise
 from bdense_nb.diffusion.denoisers import MixtureDenoiser
+from bdense_nb.diffusion.samplers import sample
+from bdense_nb.diffusion.schedules import karras_sigmas
 from bdense_nb.distillation.students import Student
-from bdense_nb.lab.explorers import (Explorer, Frame, branch_viewer, loss_shares, paired_errors_of, png, quantile_flow,
-                                     race_teacher, sampler_race, schedule_explorer, schedule_frame, shipped_student,
-                                     student_picker, weight_playground)
+from bdense_nb.evaluation.metrics import paired_error
+from bdense_nb.lab.explorers import (Explorer, Frame, branch_viewer, png, quantile_flow, race_teacher, sampler_race,
+                                     schedule_explorer, schedule_frame, shipped_student, student_picker)
 from warm import python
 
 PICTURES = [np.full((4, 6), level, np.uint8) for level in (0, 60, 120, 180, 240, 255)]
@@ -110,8 +113,8 @@ def test_a_live_explorer_shows_what_users_named_as_text():
 
 def test_without_ipywidgets_pages_are_made_and_live_says_what_to_install():
     code = """import sys; sys.modules['ipywidgets'] = None
-from bdense_nb.lab.explorers import weight_playground
-explorer = weight_playground()
+from bdense_nb.lab.explorers import branch_viewer
+explorer = branch_viewer(1)
 assert 'bdense-explorer' in explorer.html()
 try: explorer.live()
 except ImportError as e: assert 'pip install "bdense-nb[widgets]"' in str(e), e
@@ -179,12 +182,19 @@ def test_figures_give_the_same_bytes_every_time():
 
 
 @pytest.mark.parametrize('make, limit', [(lambda: schedule_explorer(n_steps=(4, 8)), 350_000), (lambda: sampler_race((4, 8)), 180_000), (lambda: branch_viewer(1), 180_000),
-                                         (weight_playground, 260_000), (lambda: student_picker(seeds=(0,)), 60_000)])
+                                         (lambda: student_picker(seeds=(0,)), 60_000)])
 def test_explorers_are_small_and_say_what_they_show(make, limit):
     one = make()
     assert len(one.html()) < limit
     texts = [frame.text for frame in one.frames.values()]
     assert all(len(text) > 40 for text in texts) and len(set(texts)) == len(set(one.frames.values()))
+
+
+@pytest.mark.parametrize('rho, n_steps', [(1., 8), (7., 4), (7., 16)])
+def test_schedule_frames_say_the_error_of_their_grid(rho, n_steps):
+    x, levels = 80*sample_noise(range(64), (1,)).double(), karras_sigmas(n_steps, .002, 80., rho)
+    error = paired_error(sample(race_teacher(), x, levels), quantile_flow(race_teacher(), x, 80., .002))
+    assert f'an error of {error:.3f} against' in schedule_frame('karras', rho, n_steps, '0.002 to 80').text
 
 
 def test_schedule_frames_without_rho_are_shared():
@@ -213,24 +223,9 @@ def test_quantile_flow_keeps_quantiles(s):
     (lambda: sampler_race((4, 5)).html(), 'even'),
     (lambda: quantile_flow(MixtureDenoiser(torch.zeros(1, 2), torch.ones(1), torch.ones(1)), torch.zeros(3, 2), 1., .1), 'on a line'),
     (lambda: quantile_flow(race_teacher(), torch.zeros(3), 1., .1), 'on a line'),
-    (lambda: branch_viewer(0), 'n must be'), (lambda: branch_viewer(99), 'n must be'),
-    (lambda: loss_shares(torch.ones(3)/3, torch.ones(1, 4)), 'residuals must be'),
-    (lambda: loss_shares(torch.ones(4)/4, torch.zeros(1, 4)), 'above 0'),
-    (lambda: paired_errors_of('quadratic'), 'unknown branch weights')])
+    (lambda: branch_viewer(0), 'n must be'), (lambda: branch_viewer(99), 'n must be')])
 def test_bad_settings_are_refused(call, said):
     with pytest.raises(ValueError, match=said): call()
-
-
-def test_shares_of_endpoint_weights():
-    assert loss_shares(torch.tensor([0., 0, 1.]), torch.tensor([[3., 2, 1], [1, 1, 5]])).tolist() == [[0, 0, 1]]*2
-
-
-def test_free_weights_answer_and_refuse():
-    box = weight_playground(free=True).live()
-    out, sliders = box.children[-1], box.children[:-2]
-    assert 'Weights 0.10, 0.20, 0.30, 0.40.' in out.outputs[0]['data']['text/html']
-    for slider in sliders: slider.value = 0
-    assert 'not all zero' in out.outputs[0]['data']['text/html']
 
 
 def test_picker_samples_what_the_student_samples():

@@ -7,13 +7,15 @@ import shutil
 from collections import defaultdict
 from configparser import ConfigParser
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import takewhile
 from os.path import relpath
 from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_markdown_cell
 
+import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
 from bdense_nb.lab.experiments import EXPERIMENTS, difference_table
 from readme import PAPER
@@ -27,6 +29,7 @@ COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/git
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
+OWN_PAGES = {'glossary.md': '/glossary.md', 'CITATION.cff': '/citing.md', 'CHANGELOG.md': '/changelog.md'}  # of the site
 Assign = ast.Assign | ast.AnnAssign
 
 
@@ -37,10 +40,10 @@ class Page:
     "A notebook as it is stored."
     path: Path
 
-    @property
+    @cached_property
     def doc(self) -> str: return self.path.relative_to(NBS).with_suffix('').as_posix()
 
-    @property
+    @cached_property
     def title(self) -> str:
         "What the site calls it; a lesson has its number."
         if self.doc == 'index': return 'home'
@@ -52,12 +55,12 @@ class Page:
     @cache
     def cells(self) -> list: return nbformat.read(self.path, 4).cells
 
-    @property
+    @cached_property
     def module(self) -> str:
         "The module it exports, or ''."
         return next((d['default_exp'] for d in map(directives, self.cells()) if 'default_exp' in d), '')
 
-    @property
+    @cached_property
     def summary(self) -> str:
         "The `> summary` of the first cell."
         return ' '.join(line.lstrip('> ') for line in self.cells()[0].source.splitlines() if line.startswith('>'))
@@ -131,9 +134,10 @@ def patched_class(node: ast.stmt) -> str:
 
 
 def methods(node: ast.stmt) -> list[ast.FunctionDef]:
-    "The public methods of a class, and `__call__`."
-    body = node.body if isinstance(node, ast.ClassDef) else []
-    return [n for n in body if isinstance(n, ast.FunctionDef) and (not n.name.startswith('_') or n.name == '__call__')]
+    "The public methods of a class, and `__call__`; of a property its getter."
+    body = [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+    getters = [n for n in body if not any(ast.unparse(d).endswith('.setter') for d in n.decorator_list)]
+    return [n for n in getters if not n.name.startswith('_') or n.name == '__call__']
 
 
 @cache
@@ -146,6 +150,7 @@ def short_names() -> dict[str, list[str]]:
     return names
 
 
+@cache
 def module_of(full: str) -> str:
     "The module in which a symbol's full name lies, without the library's own name."
     return next((p.module for p in pages() if p.module and full.startswith(f'{LIB}.{p.module}.')), '')
@@ -191,6 +196,7 @@ def move_links(markdown: str, page: Page, out: Path) -> str:
     def target(link):
         path = (page.path.parent/link).resolve()
         if path.is_relative_to(NBS) or not path.exists(): return link
+        if path.name in OWN_PAGES: return OWN_PAGES[path.name]
         if path.suffix not in PICTURES: return f'{GIT}/blob/{BRANCH}/{path.relative_to(ROOT).as_posix()}'
         copy_to(path, out/'images'/path.name)
         return f'/images/{path.name}'
@@ -213,6 +219,7 @@ def page_links(page: Page) -> str:
     "The line below a notebook's title."
     where = f'{NBS.name}/{page.doc}.ipynb'
     links = [f'{{download}}`Notebook </notebooks/{page.doc}.ipynb>`', f'[Open in Colab]({COLAB}/{where})', f'[Open in Binder]({BINDER}/{where})']
+    if page.doc == 'index': links.insert(0, '[**Try it in this browser**](/live.md)')
     if page.module: links.append(f'[API of `{LIB}.{page.module}`](/api/{page.module}.rst)')
     return '{.page-links}\n' + ' · '.join(links)
 
@@ -252,6 +259,7 @@ def notebook_page(page: Page, out: Path):
     "The notebook as MyST-NB shall render it."
     cells, section, prose = [], page.title, ''
     nb = nbformat.read(page.path, 4)
+    nb.cells[0].source = re.sub(r'\A# \w', lambda m: m[0].upper(), nb.cells[0].source)  # `# samplers` is for nbdev
     for cell in nb.cells:
         flags = directives(cell)
         if cell.cell_type == 'markdown':
@@ -272,7 +280,7 @@ def notebook_page(page: Page, out: Path):
 def contents() -> str:
     "The site's table of contents, from the files."
     entries = lambda folder: [f'{p.title} </{p.doc}>' for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index']
-    parts = {'Course': entries('course'), 'How-to': [line for folder in HOW_TO for line in entries(folder)]}
+    parts = {'Start': ['Try it here </live>'], 'Course': entries('course'), 'How-to': [line for folder in HOW_TO for line in entries(folder)]}
     parts |= {f'Library: {FOLDERS.get(folder, "Core")}': entries(folder) for folder in ('', *FOLDERS) if folder not in (*HOW_TO, 'course')}
     parts |= {'Reference': ['API by module </api/index>'], 'Results': ['What was measured </results>'],
               'About': ['Glossary </glossary>', 'Changes </changelog>', 'How to cite </citing>']}
@@ -294,14 +302,22 @@ def rst(text: str, module: str = '') -> str:
 
 
 def doc_line(symbol: Symbol) -> str:
-    "A function's or class's docstring, or the comment behind or above a constant."
-    if not isinstance(symbol.node, Assign): return (ast.get_docstring(symbol.node) or '').split('\n')[0]
+    "What a docstring says first, perhaps that of the method it replaces; of a constant, the comment behind or above it."
+    if not isinstance(symbol.node, Assign):
+        return ' '.join((ast.get_docstring(symbol.node) or inherited(*symbol.name.rpartition('.')[::2])).split('\n\n')[0].split())
     lines = symbol.source.splitlines()
-    above = lines[:symbol.node.lineno - 1]
-    while above and above[0] != '' and not above[-1].startswith('#:'): above.pop()
-    comment = [line.removeprefix('#:').strip() for line in above if line.startswith('#:')]
+    above = takewhile(lambda line: re.match('#[^|]', line), reversed(lines[:symbol.node.lineno - 1]))
     behind = re.search(r'\s#\s+(.*)$', lines[symbol.node.end_lineno - 1])
-    return ' '.join(comment) or (behind[1] if behind else '')
+    return ' '.join(line.lstrip('#: ') for line in reversed(list(above))) or (behind[1] if behind else '')
+
+
+def inherited(cls: str, method: str) -> str:
+    "What the next class up says of a method."
+    if cls not in symbols(): return ''
+    for base in (find_symbol(ast.unparse(b), module_of(cls)) for b in getattr(symbols()[cls].node, 'bases', [])):
+        own = symbols().get(f'{base}.{method}')
+        if text := doc_line(own) if own else inherited(base, method): return text
+    return ''
 
 
 def indented(lines: list[str]) -> list[str]: return ['   ' + line if line else '' for line in lines]
@@ -317,7 +333,6 @@ def documented(symbol: Symbol) -> list[str]:
     if isinstance(symbol.node, ast.FunctionDef): return [f'.. {"automethod" if patched_class(symbol.node) else "autofunction"}:: {symbol.name}', '', *indented(kept)]
     for method in (s for s in symbols().values() if s.name.startswith(f'{symbol.name}.')):
         decorators = {ast.unparse(d) for d in method.node.decorator_list}
-        if any(d.endswith('.setter') for d in decorators): decorators = {'property'}
         kind = 'autoproperty' if decorators & {'property', 'cached_property', 'patch(as_prop=True)'} else 'automethod'
         where = [] if method.cell == symbol.cell else [f'Built in {built_in(method)}.']
         kept += [f'.. {kind}:: {method.name}', '', *indented(where), '']
@@ -327,10 +342,17 @@ def documented(symbol: Symbol) -> list[str]:
 def titled(text: str) -> list[str]: return [text, '='*len(text), '']
 
 
+def place(symbol: Symbol) -> int:
+    "What people start with comes first, constants last."
+    short = symbol.name.split('.')[-1]
+    return 2 if isinstance(symbol.node, Assign) else short not in bdense_nb.__all__
+
+
 def api_page(module: str) -> str:
     "A module's reference: a table of its symbols, then each of them."
     built = [p for p in pages() if p.module == module]
     own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and (s.name.rpartition('.')[0] == f'{LIB}.{module}' or s.name.rpartition('.')[0] not in symbols())] # also methods given to another module's class
+    own.sort(key=place)
     lines = [f'.. py:module:: {LIB}.{module}', '', *titled(f'{LIB}.{module}'), rst(built[0].summary, module), '']
     lines += ['Built in ' + ', '.join(f':doc:`/{p.doc}`' for p in built) + '.', '', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
     for s in own: lines += [f'   * - :py:obj:`{s.name.split(".")[-1]} <{s.name}>`', f'     - {rst(doc_line(s), module)}']
@@ -448,7 +470,7 @@ def write_sources(out: Path) -> None:
     modules = list(dict.fromkeys(p.module for p in pages() if p.module))
     texts = {f'api/{m}.rst': api_page(m) for m in modules} | {
         'api/index.rst': api_index(modules), 'results.md': results_page(out), 'citing.md': citing_page(),
-        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page()}
+        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'live.md': (ROOT/'docs'/'live.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page()}
     for page in pages():
         nb = notebook_page(page, out)
         if page.doc == 'index': nb.cells.append(new_markdown_cell(contents()))

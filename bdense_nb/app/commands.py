@@ -72,6 +72,7 @@ from ..training.config import Hardware, TrainConfig
 from ..training.hooks import Profiler, Trackers, progress
 
 # %% ../../nbs/app/03_commands.ipynb #e5109b2f
+#: a folder, named without its option
 Named = Annotated[str, tyro.conf.arg(metavar='FOLDER')]
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +126,12 @@ class Watched:
 
     @property
     def hooks(self) -> list: # of `loop.fit`
+        "The hooks that the options ask for."
         found = [Trackers(self.log_with)] if self.log_with else []
         return found + [Profiler()]*self.profile
 
 # %% ../../nbs/app/03_commands.ipynb #17fe921f
+#: file in which a run notes the options that it began with
 STARTED = 'command.json'
 
 def started_by(out: str) -> str: # '': none, or nobody knows
@@ -195,7 +198,9 @@ def with_fields(base, given: dict, where: str): # base: a configuration, or its 
                          f'not have; it has {", ".join(names)}')
     return base(**given) if isinstance(base, type) else replace(base, **given)
 
-def kind_of(config) -> type: return config if isinstance(config, type) else type(config)
+def kind_of(config) -> type:
+    "A configuration's class, or the class itself."
+    return config if isinstance(config, type) else type(config)
 
 # %% ../../nbs/app/03_commands.ipynb #37c5be64
 def duration(seconds: float) -> str:
@@ -399,6 +404,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     return {k: v for k, v in report.items() if k != 'command'} | dict(out=str(out))
 
 # %% ../../nbs/app/03_commands.ipynb #cd2e83f9
+#: data sets with a name
 DATA = ('fashion_mnist', 'cifar10', *TOY_SETS)
 
 def check_data(data: str) -> None:
@@ -1028,6 +1034,7 @@ class Reality:
 
     @property
     def line(self) -> str: # in words
+        "What the samples are compared with, in words."
         if self.images is not None: return data_line(self.images, None, self.data)
         if self.note: return self.note
         return ('the 60,000 training images of Fashion-MNIST' if self.features
@@ -1202,6 +1209,7 @@ def evaluate(options: Evaluate, line: Line) -> dict:
     return evaluate_student(replace(options, n=n))
 
 # %% ../../nbs/app/03_commands.ipynb #5a0c2aab
+#: format -> what is written
 EXPORTED = { # what each format writes
     'diffusers': ('unet/', 'scheduler/', 'sampling.json', 'README.md'),
     'onnx': ('step.onnx', 'sampling.json'),
@@ -1251,6 +1259,7 @@ def export(options: Export, line: Line) -> dict:
     return dict(out=out, format=to, files=files, nfe=arm.nfe)
 
 # %% ../../nbs/app/03_commands.ipynb #a45b8db2
+#: name -> command
 COMMANDS = {
     'bdense_demo': Command(demo, Demo, [
         ('', 'the demonstration of the README'),

@@ -134,6 +134,7 @@ def finish(found: Comparison, out: str) -> dict:
     else: print('no intervals yet: they need three seeds of an arm and of its host')
     return dict(out=out, rows=len(found.result['rows']), differences=told, speed=found.speed)
 
+#: name -> command
 COMMANDS = {'bdense_compare': Command(compare_run, Compare, [
     ('runs/compare --preset_name demo', 'plain SFD against 4 branches, the shipped teacher'),
     ('runs/compare --preset_name demo --dry_run', 'what that would take'),

@@ -126,6 +126,7 @@ def notebooks(options: Notebooks, line: Line) -> dict:
     print(f'open them: jupyter lab {Path(folder)/"index.ipynb"}')
     return dict(folder=folder, **done)
 
+#: name -> command
 COMMANDS = {'bdense_notebooks': Command(notebooks, Notebooks, [
     ('course', 'the course in a folder of that name; what you have changed there stays'),
     ('course --overwrite', 'all of it as it ships')])}

@@ -56,6 +56,7 @@ class Command:
 ALSO = {'branches': ['K'], 'preset': ['preset_name'], 'weights': ['branch_weights'],
         'weights_end': ['branch_weights_end'], 'steps': ['updates'], 'nfe': ['end_steps'],
         'license': ['licence'], 'root': ['path']}
+#: what the help of every command ends with
 EXITS = ('exit codes: 0 done, 1 something to mend (the last line says what), 2 wrong usage, '
          '130 interrupted')
 
@@ -193,11 +194,16 @@ def call(name: str, command: Command, args: Sequence[str]) -> dict | None: # its
     return command.run(options, line, *configs)
 
 # %% ../../nbs/app/02_shell.ipynb #c0c74d08
+#: errors that a user can do something about: they are told in one line
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
+#: modules whose own errors are about files
 LIBRARIES = ('safetensors', 'safetensors_rust', 'sqlalchemy', 'sqlite3', 'optuna', 'PIL', 'torch')
+#: messages of libraries that ran out of memory
 FULL_MEMORY = re.compile("can't allocate|cannot allocate|out of memory|not enough memory|bad_alloc",
                          re.I)
+#: messages of libraries that ran out of disk space
 FULL_DISK = re.compile('no space left|os error 28|disk is full|disk I/O error|quota exceeded', re.I)
+#: error numbers of what may not be read or written
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def explain(e: Exception) -> str | None: # None: a bug, which keeps its traceback
@@ -250,10 +256,13 @@ class Output:
     def __getattr__(self, name): return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
+        "Write, and remember the first error."
         self._try(self.stream.write, text)
         return len(text)
 
-    def flush(self) -> None: self._try(self.stream.flush)
+    def flush(self) -> None:
+        "Flush, and remember the first error."
+        self._try(self.stream.flush)
 
     def _try(self, does: Callable, *args) -> None:
         try:
@@ -261,6 +270,7 @@ class Output:
         except OSError as e: self.error = e
 
     def check(self) -> None:
+        "Raise that error."
         self.flush()
         if self.error: raise self.error
 
@@ -334,12 +344,21 @@ def program(name: str) -> Callable:
     run.__name__ = run.__qualname__ = name
     return run
 
+#: the program of this name
 bdense_demo = program('bdense_demo')
+#: the program of this name
 bdense_teach = program('bdense_teach')
+#: the program of this name
 bdense_distill = program('bdense_distill')
+#: the program of this name
 bdense_compare = program('bdense_compare')
+#: the program of this name
 bdense_search = program('bdense_search')
+#: the program of this name
 bdense_sample = program('bdense_sample')
+#: the program of this name
 bdense_evaluate = program('bdense_evaluate')
+#: the program of this name
 bdense_export = program('bdense_export')
+#: the program of this name
 bdense_notebooks = program('bdense_notebooks')

@@ -29,6 +29,7 @@ __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXE
            'to_pixels', 'cache_dir', 'fashion_mnist', 'cifar10', 'image_folder', 'toy_2d']
 
 # %% ../../nbs/diffusion/05_data.ipynb #079f95c2
+#: names of Fashion-MNIST's classes, in the order of their labels
 FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
                    'Sneaker', 'Bag', 'Ankle boot')
 
@@ -156,6 +157,7 @@ def cifar10(
     return to_images(ds.data.transpose(0, 3, 1, 2)), torch.tensor(ds.targets)
 
 # %% ../../nbs/diffusion/05_data.ipynb #2144acae
+#: files that a folder of images is made of
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 # Pillow's names for kinds of pixels, 8 bits or fewer each
 _GREY = ('1', 'L', 'LA')
@@ -312,6 +314,7 @@ def _checker(n: int, g: torch.Generator) -> Tensor:
     return torch.stack([x, y], 1)/2 - 1
 
 # %% ../../nbs/diffusion/05_data.ipynb #5ec00050
+#: sets of points in the plane: name -> (n, generator) -> points
 TOY_SETS = {'ring': _ring, 'moons': _moons, 'spiral': _spiral, 'checkerboard': _checker}
 
 def toy_2d(

@@ -71,6 +71,7 @@ class GaussianDenoiser:
         return torch.as_tensor(self.mean, dtype=x.dtype, device=x.device)
 
     def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
+        "The mean of all clean samples that could have become x."
         s = as_column(sigma, x)
         mean = self._mean(x)
         return mean + self.std**2/(self.std**2 + s**2)*(x - mean)
@@ -104,6 +105,7 @@ class MixtureDenoiser:
         self.weights = weights/weights.sum()
 
     def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
+        "The mean of all clean samples that could have become x."
         check_shape('x', x, 'B', *self.means.shape[1:])
         means = self.means.to(x).flatten(1)                                 # [M, d]
         stds = self.stds.to(x)
@@ -132,13 +134,18 @@ class NetDenoiser(nn.Module):
         self.net = net
 
     @property
-    def n_classes(self) -> int: return getattr(self.net, 'n_classes', 0) # 0: unconditional
+    def n_classes(self) -> int:
+        "How many classes the network knows; 0: it takes none."
+        return getattr(self.net, 'n_classes', 0) # 0: unconditional
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        "What the network itself answers, in its own coordinates."
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
+        "The clean estimate that a raw answer stands for."
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
     def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+        "The same for the answers of K branches, `[B, K, *D]`."
         return self.to_x0(raw, x[:, None], sigma)
 
     def forward(self,
@@ -148,6 +155,7 @@ class NetDenoiser(nn.Module):
         # or a dict of tensors, batch first; None: the null class
         cond: Tensor | dict | None = None,
     ) -> Tensor: # [B, *D], the clean estimate
+        "The clean estimate of noisy samples."
         return self.to_x0(self.raw(x, sigma, cond), x, sigma)
 
     def check(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> None:
@@ -223,7 +231,9 @@ class EDMDenoiser(NetDenoiser):
         self.sigma_data = sigma_data
 
     @property
-    def config(self) -> dict: return dict(sigma_data=self.sigma_data)
+    def config(self) -> dict:
+        "What makes the same denoiser around the same network."
+        return dict(sigma_data=self.sigma_data)
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor: # [B (or B*K), *D]
         s = as_column(sigma, x)
@@ -240,7 +250,9 @@ class EDMDenoiser(NetDenoiser):
 class ModuleDenoiser(NetDenoiser):
     "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
     @property
-    def config(self) -> dict: return {}
+    def config(self) -> dict:
+        "What makes the same denoiser around the same network: nothing."
+        return {}
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), cond)
@@ -284,7 +296,9 @@ class PreconditionedDenoiser(NetDenoiser):
     def n_classes(self) -> int: return self.one_hot or getattr(self.net, 'n_classes', 0)
 
     @property
-    def config(self) -> dict: return dict(inner=self.inner, takes=self.takes)
+    def config(self) -> dict:
+        "Where the network sits in the module, and what the module takes."
+        return dict(inner=self.inner, takes=self.takes)
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         socket = getattr(self.outer, self.inner)
@@ -310,6 +324,7 @@ class PreconditionedDenoiser(NetDenoiser):
         return x0s.unflatten(0, (-1, K))
 
     def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
+        "A copy of the whole module, the network in its place."
         whole = copy.deepcopy(self.outer)
         setattr(whole, self.inner, copy.deepcopy(self.net))
         return whole
@@ -335,6 +350,7 @@ class VPDenoiser(NetDenoiser):
 
     @property
     def config(self) -> dict:
+        "What makes the same denoiser around the same network."
         return dict(alpha_bar=self.alpha_bar.tolist(), prediction=self.prediction)
 
     def index(self, sigma: Tensor) -> Tensor: # [B] in 0..T-1, float
@@ -371,7 +387,9 @@ class FlowDenoiser(NetDenoiser):
         self.data_time = data_time
 
     @property
-    def config(self) -> dict: return dict(time_scale=self.time_scale, data_time=self.data_time)
+    def config(self) -> dict:
+        "What makes the same denoiser around the same network."
+        return dict(time_scale=self.time_scale, data_time=self.data_time)
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         s = as_column(sigma, x)
@@ -406,16 +424,21 @@ class GuidedDenoiser(nn.Module):
         self.interval = interval
 
     @property
-    def n_classes(self) -> int: return getattr(self.denoiser, 'n_classes', 0)
+    def n_classes(self) -> int:
+        "How many classes the guided denoiser knows."
+        return getattr(self.denoiser, 'n_classes', 0)
 
     @property
-    def conditions(self) -> Callable | None: return getattr(self.denoiser, 'conditions', None)
+    def conditions(self) -> Callable | None:
+        "Where the guided denoiser's conditions are drawn from."
+        return getattr(self.denoiser, 'conditions', None)
 
     @conditions.setter
     def conditions(self, draw: Callable | None) -> None: self.denoiser.conditions = draw
 
     @property
     def config(self) -> dict: # for a student's card
+        "The scale, and the interval if there is one."
         interval = {} if self.interval is None else dict(guidance_interval=list(self.interval))
         return dict(guidance_scale=self.scale, **interval)
 
@@ -424,6 +447,7 @@ class GuidedDenoiser(nn.Module):
         sigma: float | Tensor, # [] or [B], above 0
         cond: Tensor | dict | None = None, # with B rows
     ) -> Tensor: # [B, *D]
+        "The clean estimate with the condition, exaggerated; two network calls."
         if cond is None:
             raise ValueError('guidance exaggerates a condition, and cond is None: pass a condition '
                              'for each sample, or use the denoiser without guidance')
@@ -479,11 +503,14 @@ class TeacherCheck:
 
     @property
     def failed(self) -> tuple[float, ...]: # noise levels
+        "The noise levels at which the error is above its limit."
         rows = zip(self.sigmas, self.errors, self.limits)
         return tuple(s for s, error, limit in rows if not error <= limit)
 
     @property
-    def ok(self) -> bool: return not self.failed
+    def ok(self) -> bool:
+        "Does the denoiser answer with clean estimates at every level?"
+        return not self.failed
 
     def __str__(self) -> str:
         lines = [f'{"sigma":>10} {"error":>10} {"linear":>10} {"accepted":>10}']
@@ -723,9 +750,11 @@ def check_samples(
                          'estimates; check_teacher(teacher, data) says what it seems to predict')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
+#: every kind of denoiser that a folder can hold, by its name
 DENOISERS = {kind.__name__: kind
              for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser,
                           PreconditionedDenoiser)}
+#: file of a denoiser's weights
 WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
 

@@ -40,6 +40,7 @@ class NoiseEmbedding(nn.Module):
         self.classes = nn.Embedding(n_classes + 1, dim) if n_classes else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        "One vector a sample from its noise level and class."
         if c_noise.stride(0) == 0: c_noise = c_noise[:1] # one level for all: embed it once
         angle = self.time_scale*c_noise.reshape(-1, 1)*self.freqs
         h = self.lin1(torch.cat([angle.sin(), angle.cos()], 1))
@@ -69,6 +70,7 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        "Features of the same size, changed by the embedding."
         scale, shift = self.emb(emb)[:, :, None, None].chunk(2, 1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
@@ -86,6 +88,7 @@ class SelfAttention(nn.Module):
         self.proj = _zero(nn.Conv2d(c, c, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        "Every place looks at every other; the input is added."
         B, C, H, W = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(B, 3, C//32, 32, H*W).transpose(-1, -2).unbind(1)
         h = F.scaled_dot_product_attention(q, k, v)
@@ -138,6 +141,7 @@ class UNet(nn.Module):
 
     @property
     def sample_shape(self) -> tuple[int, int, int]: # [C, H, W], the next to smallest there is
+        "A small shape that the network takes."
         side = 2*self.divisor
         return self.config['channels'], side, side
 
@@ -146,6 +150,7 @@ class UNet(nn.Module):
         c_noise: Tensor, # [B] (or [1], for all), the noise input
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, C, H, W]
+        "An image for each image, level and class."
         C = self.config['channels']
         n = self.divisor
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n:
@@ -186,13 +191,16 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
 
     @property
-    def sample_shape(self) -> tuple[int]: return (self.config['dim'],)
+    def sample_shape(self) -> tuple[int]:
+        "The shape that the network takes."
+        return (self.config['dim'],)
 
     def forward(self,
         x: Tensor, # [B, dim]
         c_noise: Tensor, # [B] (or [1], for all)
         label: Tensor | None = None, # [B], int64; None: the null class
     ) -> Tensor: # [B, dim]
+        "A point for each point, level and class."
         if x.ndim != 2 or x.shape[1] != self.config['dim']:
             raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
         emb = self.embed(c_noise, label)

@@ -115,12 +115,15 @@ Solver = Callable[
     [Tensor, Tensor, Sequence[float], int, list, Callable[[Tensor, float], Tensor]], Tensor]
 
 def euler(x, x0_hat, sigmas, i, past, denoise):
+    "Euler's solver, one call a step."
     return euler_step(x, x0_hat, *sigmas[i:i+2])
 
 def heun(x, x0_hat, sigmas, i, past, denoise):
+    "Heun's solver, two calls a step."
     return heun_step(x, x0_hat, *sigmas[i:i+2], denoise)
 
 def dpm2(x, x0_hat, sigmas, i, past, denoise):
+    "DPM-Solver-2, two calls a step."
     return dpm2_step(x, x0_hat, *sigmas[i:i+2], denoise)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #394c7f9a
@@ -409,6 +412,7 @@ class ConditionTable:
     def __len__(self) -> int: return self.n
 
     def __call__(self, seeds: Sequence[int]) -> Tensor | dict: # B rows
+        "A row for each seed: it depends on the seed alone."
         index = sample_labels(seeds, self.n)
         return map_cond(lambda t: t[index], self.rows)
 
@@ -416,13 +420,16 @@ class ConditionTable:
 
     @property
     def tensors(self) -> dict[str, Tensor]: # by name
+        "The rows by name."
         return self.rows if isinstance(self.rows, dict) else {'rows': self.rows}
 
     def save(self, path: Path | str) -> None: # ends in .safetensors
+        "Write the rows as safetensors."
         save_tensors(path, self.tensors, dict(one=not isinstance(self.rows, dict)))
 
     @classmethod
     def load(cls, path: Path | str) -> ConditionTable: # written by `save`, or any safetensors
+        "Read such a file."
         tensors, meta = load_tensors(path)
         return cls(tensors['rows'] if meta.get('one') else tensors)
 

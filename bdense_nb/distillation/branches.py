@@ -82,6 +82,7 @@ class BranchesToBatch:
     ): self.K = K
 
     def __call__(self, layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
+        "Put a widened layer's K blocks of outputs on the batch axis."
         # linear: rows are the last axis, whatever lies between it and the batch
         if layer.weight.ndim == 2:
             return out.unflatten(-1, (self.K, -1)).movedim(-2, 1).flatten(0, 1)
@@ -102,16 +103,21 @@ class BranchedDenoiser(nn.Module):
         self.layer = layer
 
     @property
-    def n_classes(self) -> int: return self.denoiser.n_classes
+    def n_classes(self) -> int:
+        "How many classes the denoiser knows."
+        return self.denoiser.n_classes
 
     @property
-    def conditions(self) -> Callable | None: return self.denoiser.conditions
+    def conditions(self) -> Callable | None:
+        "Where the denoiser's conditions are drawn from."
+        return self.denoiser.conditions
 
     def forward(self,
         x: Tensor, # [B, *D]
         sigma: float | Tensor, # [] or [B], above 0
         cond: Tensor | dict | None = None, # with B rows; None: the null class
     ) -> Tensor: # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
+        "Clean estimates of K branches, `[B, K, *D]`, in one network call."
         raw = self.denoiser.raw(x, sigma, cond).unflatten(0, (-1, self.K))
         return self.denoiser.branches_to_x0(raw, x, sigma)
 

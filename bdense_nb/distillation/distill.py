@@ -29,6 +29,7 @@ _all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'l
          'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #4ac85c2f
+#: host -> its configuration
 HOSTS = {cfg.host: cfg for cfg in (SFDConfig, SFDVConfig, PDConfig)}
 
 def check_config(cfg) -> None:
@@ -94,6 +95,7 @@ def training_cost(
     return cfg.cost
 
 # %% ../../nbs/distillation/10_distill.ipynb #57bca18f
+#: configurations with a name: see `preset`
 PRESETS: dict[str, SFDConfig | PDConfig] = {
     # the budget of `make demo`
     'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'),

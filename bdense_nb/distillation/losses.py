@@ -15,6 +15,7 @@ from ..core import check_choice, check_int
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
 
 # %% ../../nbs/distillation/04_losses.ipynb #64684352
+#: weights with a name: growing with k, equal, all on the endpoint, most of it there
 BRANCH_WEIGHTS = ('linear', 'uniform', 'endpoint', 'endpoint-heavy')
 
 def branch_weights(
@@ -61,6 +62,7 @@ def scheduled_weights(
     return torch.lerp(start, end, done)
 
 # %% ../../nbs/distillation/04_losses.ipynb #2782b5e6
+#: distances between a prediction and its target, for each number
 NORMS = {'l1': lambda a, b: (a - b).abs(), 'l2': lambda a, b: (a - b).square(),
          'huber': lambda a, b: F.huber_loss(a, b, reduction='none')}
 
@@ -96,6 +98,7 @@ def dense_alignment_loss(
     return per_branch @ weights.to(per_branch)
 
 # %% ../../nbs/distillation/04_losses.ipynb #fd7e40a2
+#: weights of a noise level: truncated SNR, 1, SNR, SNR + 1 (Salimans and Ho 2022)
 SNR_WEIGHTS = ('trunc', 'const', 'snr', 'snr+1')
 
 def snr_weight(

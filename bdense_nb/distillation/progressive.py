@@ -38,6 +38,7 @@ __all__ = ['VP_TABLES', 'PD_SCHEDULES', 'PD_TARGETS', 'HEADS', 'progressive_sigm
            'check_data', 'check_tables', 'progressive_rounds', 'progressive']
 
 # %% ../../nbs/distillation/09_progressive.ipynb #2dcab2d0
+#: schedules that are tables of alpha_bar: name -> function of the number of levels
 VP_TABLES = {'vp_linear': linear_alpha_bar, 'vp_cosine': cosine_alpha_bar}
 
 def progressive_sigmas(
@@ -59,8 +60,12 @@ def progressive_sigmas(
     return sigmas
 
 # %% ../../nbs/distillation/09_progressive.ipynb #68e3c536
+#: every schedule of Progressive Distillation; teacher: that of the teacher's own table
 PD_SCHEDULES = (*SCHEDULES, *VP_TABLES, 'teacher')
+#: what a branch is compared in: the clean estimate that lands on the teacher's state, the state
+#: itself, the teacher's own clean estimate
 PD_TARGETS = ('x0', 'state', 'raw_x0')
+#: where the next round's branches come from: copies of the endpoint's, or this round's
 HEADS = ('tile', 'carry')
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ class PDConfig(Host):
 
     @property
     def sigmas(self) -> Tensor: # [start_steps+1], the first teacher's grid
+        "The noise levels of the first round's teacher."
         if self.teacher_sigmas is not None: return check_sigmas(self.teacher_sigmas)
         if self.schedule == 'teacher':
             raise ValueError("with schedule 'teacher' the levels are the network's: ask "
@@ -154,31 +160,40 @@ class PDConfig(Host):
 
     @property
     def rounds(self) -> list[int]: # steps of each round's student
+        "The student's steps in each round."
         counts = [self.start_steps//self.substeps]
         while counts[-1] > self.end_steps: counts.append(counts[-1]//self.substeps)
         return counts
 
     def grid(self, n_steps: int) -> Tensor: # [n_steps+1], a slice of `sigmas`
+        "The noise levels of a number of steps."
         return self.sigmas[::self.start_steps//n_steps]
 
     def weights(self, done: float) -> Tensor: # [K], when this share of a round is done
+        "The K branch weights when a part of a round is done."
         end = self.branch_weights_end
         end = None if end is None else branch_weights(self.K, end)
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     def train_config(self, n_steps: int) -> TrainConfig: # of the round whose student takes n_steps
+        "What one round optimises, and how."
         return train_config(self, self.updates, self.seed*64 + self.rounds.index(n_steps))
 
     # the first teacher's, in at most so many steps
     def plan(self, shape: tuple[int, ...], most: int = 2**20) -> TrajectoryPlan:
+        "The teacher's trajectories: levels, solver, shape."
         steps = next((n for n in [self.start_steps, *self.rounds] if n <= most), self.end_steps)
         return TrajectoryPlan(tuple(self.grid(steps).tolist()), 'euler', shape)
 
     @property
-    def nfe(self) -> int: return self.end_steps # network calls of the last student
+    def nfe(self) -> int:
+        "Network calls of the last round's student."
+        return self.end_steps # network calls of the last student
 
     @property
-    def loop(self) -> TrainConfig: return self.train_config(self.rounds[0]) # of the first round
+    def loop(self) -> TrainConfig:
+        "The first round's loop."
+        return self.train_config(self.rounds[0]) # of the first round
 
     def suited(self, *denoisers: Callable) -> PDConfig:
         cfg = self.on_table(*denoisers)
@@ -194,15 +209,20 @@ class PDConfig(Host):
 
     def step_function(self, teacher: Callable, bank: None, data: Tensor,
                       labels: Tensor | None) -> StepFunction: # of the first round
+        "The first round's step function."
         return pd_step(teacher, data, labels, self, self.rounds[0])
 
     def sampler(self, denoiser: Callable, shape: tuple[int, ...]) -> Sampler:
+        "The last round's student around a denoiser."
         return Sampler(denoiser, self.grid(self.end_steps), False, shape)
 
-    def reference(self, shape: tuple[int, ...]) -> TrajectoryPlan: return self.plan(shape)
+    def reference(self, shape: tuple[int, ...]) -> TrajectoryPlan:
+        "The teacher that the last student is compared with."
+        return self.plan(shape)
 
     @property
     def cost(self) -> dict[str, int]:
+        "Updates, and samples through the networks."
         updates = len(self.rounds)*self.updates
         return dict(updates=updates, teacher=self.substeps*updates*self.batch,
                     student=updates*self.batch)

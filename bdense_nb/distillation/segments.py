@@ -69,6 +69,7 @@ def check_substeps(n_fine: int, substeps: int, K: int) -> None:
         raise ValueError(f'{n_fine} teacher steps do not divide into student steps of {substeps}')
 
 # %% ../../nbs/distillation/03_segments.ipynb #de1d6e58
+#: where a branch steps to: its own teacher state's level, or the end of the step
 BRANCH_STEPS = ('own', 'end')
 
 def branch_states(

@@ -30,6 +30,7 @@ from ..training.devices import share
 from ..training.loop import StepFunction
 
 # %% ../../nbs/distillation/07_sfd.ipynb #235ae7b5
+#: one teacher path from the noise, or one restarted at each of the student's states
 TEACHER_STATES = ('global', 'local')
 
 @dataclass(frozen=True)
@@ -90,15 +91,20 @@ class SFDBase(Host):
         self.train_config
 
     def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
+        "The K branch weights when a part of the training is done."
         end = self.branch_weights_end
         end = None if end is None else branch_weights(self.K, end)
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     @property
-    def train_config(self) -> TrainConfig: return train_config(self, self.steps, self.seed)
+    def train_config(self) -> TrainConfig:
+        "What is optimised, and how."
+        return train_config(self, self.steps, self.seed)
 
     @property
-    def loop(self) -> TrainConfig: return self.train_config
+    def loop(self) -> TrainConfig:
+        "The training loop's configuration."
+        return self.train_config
 
     def suited(self, *denoisers: Callable) -> Host:
         check_top(self.sigma_max, *denoisers)
@@ -124,15 +130,18 @@ class SFDBase(Host):
 
     @property
     def all_seeds(self) -> range: # of the whole run
+        "The seeds of all trajectories."
         return range(self.seeds(0).start, self.seeds(0).start + self.n_trajectories)
 
     @property
     # may differ when a run goes on: more iterations, unless they move the weights
     def free(self) -> tuple[str, ...]:
+        "Fields that may differ when a run is resumed."
         return () if self.fixed else ('steps',)
 
     @property
     def fixed(self) -> dict[str, str]: # field -> why it may not differ
+        "Fields that may not, each with the reason."
         if self.branch_weights_end is None: return {}
         return dict(steps='with branch_weights_end the weights of every iteration depend on steps')
 
@@ -148,24 +157,30 @@ class SFDConfig(SFDBase):
         self.plan
 
     @property
-    def n_steps(self) -> int: return self.nfe + self.afs
+    def n_steps(self) -> int:
+        "The student's steps: its calls, and the analytic step."
+        return self.nfe + self.afs
 
     @property
     # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
     def grids(self) -> tuple[Tensor, Tensor]:
+        "Noise levels of the teacher's steps and of the student's."
         return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min,
                              self.sigma_max, self.shift)
 
     @property
     def plan(self) -> TrajectoryPlan: # what the teacher walks
+        "The teacher's trajectories: levels, solver, shape."
         levels = tuple(self.grids[0].tolist())
         return TrajectoryPlan(levels, self.solver, self.shape, self.teacher_afs)
 
     def step_function(self, teacher: Callable, bank: TrajectoryBank | None = None,
                       data: None = None, labels: None = None) -> StepFunction:
+        "The step function that trains the student."
         return sfd_step(teacher, self, bank)
 
     def sampler(self, denoiser: Callable, shape: tuple[int, ...] | None = None) -> Sampler:
+        "The student around a denoiser."
         return Sampler(denoiser, self.grids[1], self.afs, shape or self.shape)
 
     def reference(self, shape: tuple[int, ...] | None = None) -> TrajectoryPlan:

@@ -125,6 +125,7 @@ class Student(Sampler):
         _save(self, folder, dict(sigmas=self.sigmas.tolist()), {}, overwrite)
 
 # %% ../../nbs/distillation/06_students.ipynb #0072d5ec
+#: file of the biases of an SFD-v student
 BIASES = 'step_biases.safetensors'
 CONDITIONS = 'conditions.safetensors' # the table that conditions are drawn from, if there is one
 
@@ -389,10 +390,14 @@ class Host:
 
     @property
     # by network calls, if there are several
-    def each(self) -> dict[int, Host]: return {self.nfe: self}
+    def each(self) -> dict[int, Host]:
+        "Number of calls -> its configuration; most hosts have one."
+        return {self.nfe: self}
 
     @property
-    def n_trajectories(self) -> int | None: return self.all_seeds and len(self.all_seeds)
+    def n_trajectories(self) -> int | None:
+        "How many teacher trajectories the training uses; None: it uses data."
+        return self.all_seeds and len(self.all_seeds)
 
     def suited(self, *denoisers: Callable) -> Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
@@ -403,6 +408,7 @@ class Host:
         return self
 
     def small(self, n: int) -> Host: # whose first four iterations are timed
+        "The same with a few samples and iterations, to try it out."
         return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
 
     def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:

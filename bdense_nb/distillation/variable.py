@@ -42,7 +42,9 @@ class StepBias(nn.Module):
         self.biases = nn.Parameter(linear.bias.detach().repeat(n, 1))
         self.index = 0
 
-    def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.biases[self.index])
+    def forward(self, x: Tensor) -> Tensor:
+        "The layer with the bias of the current step."
+        return F.linear(x, self.weight, self.biases[self.index])
 
     def plain(self) -> nn.Linear: # shares no memory with this one
         "The ordinary layer of the step count in use."
@@ -139,6 +141,7 @@ class SFDVConfig(SFDBase):
         return {nfe: SFDConfig(**common | dict(nfe=nfe)) for nfe in self.nfe}
 
     def at(self, nfe: int) -> SFDConfig: # of one of its step counts
+        "The configuration of one number of calls."
         check_choice('nfe', nfe, self.nfe)
         return self.each[nfe]
 

@@ -66,6 +66,7 @@ class FeatureSpace:
         images: Tensor, # [N, C, H, W], nominally in [-1, 1]
         batch_size: int = 100, # images a call; changes no result
     ) -> Tensor: # [N, n_features], float32, on the CPU
+        "Features of images, `[B, n]`."
         return self.extract(images, batch_size)
 
 def _fashion_space(device, path) -> FeatureSpace:
@@ -85,6 +86,7 @@ def _inception_space(device, path) -> FeatureSpace:
         return torch.cat([net(x.to(device or 'cpu'))[0].cpu() for x in pixels])
     return FeatureSpace('inception', 2048, extract)
 
+#: name -> function that makes the space
 FEATURE_SPACES = {'fashion_mnist': _fashion_space, 'inception': _inception_space}
 
 def load_space(

@@ -53,6 +53,7 @@ def _check_scores(values, name: str) -> Tensor:
     return v
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #694a7893
+#: Student's t, or resampling
 INTERVAL_METHODS = ('t', 'bootstrap')
 
 def mean_interval(

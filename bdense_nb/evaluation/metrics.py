@@ -52,9 +52,11 @@ class FeatureNet(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(n_features, n_classes))
 
     def features(self, x: Tensor) -> Tensor: # [B, 1, 28, 28] -> [B, n_features]
+        "What the Fréchet distance compares, `[B, n]`."
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor: # [B, 1, 28, 28] -> [B, n_classes]
+        "Scores of the ten classes, `[B, 10]`."
         return self.head(self.features(x))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #85cdd250
@@ -224,6 +226,7 @@ def frechet_distance(
     return max(float(distance), 0.)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #28e8ec39
+#: parts of Fashion-MNIST whose features ship
 REFERENCES = ('train',)
 
 def load_reference(

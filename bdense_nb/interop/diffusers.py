@@ -30,6 +30,7 @@ __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_t
 
 # %% ../../nbs/interop/01_diffusers.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # their names, ours
+#: schedules of diffusers that can be read
 BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace')
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are not read
 _TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas',
@@ -216,10 +217,14 @@ class DiffusersNet(nn.Module):
         _check_supported(self, null_class, rows)
 
     @property
-    def model(self) -> nn.Module: return getattr(self, self.part)
+    def model(self) -> nn.Module:
+        "The network itself."
+        return getattr(self, self.part)
 
     @property
-    def family(self) -> Family: return family_of(self.model)
+    def family(self) -> Family:
+        "How networks of its class are called."
+        return family_of(self.model)
 
     @property
     def takes(self) -> dict[str, tuple]: # name -> shape of one sample's
@@ -270,6 +275,7 @@ class DiffusersNet(nn.Module):
         time: Tensor, # [1] or [B], the time step in 0..T-1, or the network's time of flow matching
         cond: Tensor | dict | None = None, # with B rows, see `named`
     ) -> Tensor: # [B, C, H, W], or [B*K, C, H, W] with branches
+        "The network's answer, with the conditions under the names that it takes."
         given = {}
         for name, value in self.named(cond, z).items():
             outer, _, inner = name.partition('.')
@@ -534,6 +540,7 @@ class EDMNet(nn.Module):
         self.n_classes = n_classes
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        "The network's answer, with classes as it takes them."
         rows = x.new_zeros(len(x), self.n_classes) if self.n_classes else None
         if self.n_classes and label is not None:
             rows = nn.functional.one_hot(label, self.n_classes).to(x)

@@ -457,6 +457,7 @@ class StudentStep(nn.Module):
         sigma_next: Tensor, # []
         label: Tensor | None = None, # [B], int64
     ) -> Tensor: # [B, *D]
+        "The state at the next noise level."
         x0_hat = self.denoiser(x, sigma, label)
         return x0_hat + sigma_next/sigma*(x - x0_hat)
 
@@ -504,6 +505,7 @@ def _onnx_folder(student: Student, folder: Path | str, **card) -> None:
     export_onnx(student, Path(folder)/'step.onnx')
     write_json(Path(folder)/'sampling.json', how)
 
+#: format -> function that writes a student
 EXPORTS = {'diffusers': Student.save_pretrained, 'onnx': _onnx_folder,
            'state_dict': export_state_dict}
 

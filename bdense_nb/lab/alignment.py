@@ -43,14 +43,19 @@ class Course:
 
     @property
     def grids(self) -> tuple[Tensor, Tensor]: # the teacher's levels, and the student's
+        "Noise levels of the teacher's steps and of the student's."
         fine = torch.tensor(self.plan.sigmas, dtype=torch.float64)
         return fine, fine[::self.substeps]
 
     @property
-    def solver(self) -> str: return self.plan.solver
+    def solver(self) -> str:
+        "The teacher's solver."
+        return self.plan.solver
 
     @property
-    def teacher_afs(self) -> bool: return self.plan.afs
+    def teacher_afs(self) -> bool:
+        "Is the teacher's first step analytic?"
+        return self.plan.afs
 
 # %% ../../nbs/lab/03_alignment.ipynb #0ad1e137
 def student_segment(
@@ -85,6 +90,7 @@ def rollout(
     return path
 
 # %% ../../nbs/lab/03_alignment.ipynb #31f04071
+#: on the student's own states or on the teacher's; the teacher from the noise or restarted there
 ERRORS = ('own_global', 'own_local', 'teacher_global', 'teacher_local')
 
 @dataclass(frozen=True)
@@ -100,10 +106,12 @@ class Alignment:
 
     @property
     def gap(self) -> Tensor: # [n_steps, K], how much worse it is on its own: the exposure gap
+        "How much worse the student is on its own states: the exposure gap."
         return self.own_global - self.teacher_global
 
     @property
     def local_gap(self) -> Tensor: # [n_steps, K], how much worse its step is from its own states
+        "How much worse one step is from its own states."
         return self.own_local - self.teacher_local
 
     def rows(self) -> list[dict]: # JSON-able; steps from 0, branches from 1

@@ -62,6 +62,7 @@ def teacher_world(
                  n=n)
 
 # %% ../../nbs/lab/05_compare.ipynb #9aa01f52
+#: what is compared where nothing else is asked for
 ARMS = {'host': dict(K=1), 'B-DENSE': {}}
 
 def _named(cfg: Host, choices: Sequence[str], what: str) -> str: # the one that this host has

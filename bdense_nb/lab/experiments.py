@@ -155,8 +155,10 @@ def plane_world(
                  ends=ends,
                  quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
+#: in the plane: students that begin as copies, as other networks, and those of an exact teacher
 PLANE = {'copies': {}, 'other networks': dict(copies=False),
          'exact': dict(exact=True, copies=False)}
+#: name -> function that makes a teacher with its measures of quality
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
           **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
              for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()},
@@ -291,11 +293,14 @@ class Experiment:
 
     @property
     def place(self) -> World: # made when it is asked for
+        "The world that it is done in."
         if isinstance(self.world, World): return self.world
         return WORLDS[self.world](*[self.device] if self.device else [])
 
     @property
-    def measures(self) -> list[str]: return ['paired_error', *self.place.quality]
+    def measures(self) -> list[str]:
+        "What is measured of each student."
+        return ['paired_error', *self.place.quality]
 
     @property
     def origin(self) -> dict: # as JSON has it
@@ -426,18 +431,25 @@ def _side_by_side(e: Experiment, todo: list, how: dict, jobs: int) -> Iterator[l
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/lab/01_experiments.ipynb #d14835c9
+#: short trainings on Fashion-MNIST
 FASHION_SFD = SFDConfig(steps=64, batch=32, pool=1024, lr=5e-4, lr_schedule='cosine')
+#: trainings on the ring
 RING_SFD = SFDConfig(K=4, substeps=8, solver='heun', steps=400, batch=256, lr=1e-3,
                      lr_schedule='cosine', shape=(2,))
+#: short rounds on Fashion-MNIST
 FASHION_PD = PDConfig(updates=100, batch=32)
+#: shorter trainings on the ring, to compare options
 RING_OPTIONS = dataclasses.replace(RING_SFD, steps=200, batch=128, lr=2e-3)
+#: rounds on the ring
 RING_PD = PDConfig(start_steps=32, updates=200, batch=256, lr=1e-3)
 
+#: arms that differ in their branch weights
 WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'),
            'uniform': dict(branch_weights='uniform'), 'linear': dict(branch_weights='linear'),
            'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
            'linear, then endpoint': dict(branch_weights='linear', branch_weights_end='endpoint')}
 
+#: arms that differ in one option of B-DENSE
 MORE_OPTIONS = {'K = 8': dict(K=8), "branch_weights='uniform'": dict(branch_weights='uniform'),
                 "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'),
                 "loss='l2'": dict(loss='l2'), "loss='huber'": dict(loss='huber')}
@@ -512,6 +524,7 @@ def _fashion(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experimen
 def _ring(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
     return Experiment(about, 'ring', tuple(arms), host, 10, **budgets)
 
+#: every experiment by name
 EXPERIMENTS = {
     'fashion_sfd': _fashion('Which branch weights help SFD, at how many calls, early and late?',
                             over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)'),
@@ -558,11 +571,16 @@ EXPERIMENTS = {
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #5b379d27
+#: trainings on points in the plane
 PLANE_SFD = SFDConfig(steps=1000, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,))
+#: longer trainings on Fashion-MNIST
 FASHION_LONG = SFDConfig(steps=256, batch=128, pool=16_384, lr=5e-4, lr_schedule='cosine')
+#: the longest, on a GPU
 FASHION_GPU = dataclasses.replace(FASHION_LONG, pool=65_536)
+#: arms of the experiments in the plane
 PLANE_WEIGHTS = {'K = 1': dict(K=1), 'K = 2, linear': dict(K=2), 'K = 4, linear': {},
                  'K = 4, endpoint-heavy': WEIGHTS['endpoint-heavy']}
+#: what else may move a student, with and without branches
 RECIPE = {'K = 1': dict(K=1), 'K = 4, endpoint-heavy': {},
           **{f'{name}{what}': dict(**more, **changes)
              for what, changes in ((', EMA .99', dict(ema=.99)), (", loss='l2'", dict(loss='l2')),
@@ -573,7 +591,9 @@ RECIPE = {'K = 1': dict(K=1), 'K = 4, endpoint-heavy': {},
              for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))},
           'K = 8, 8 teacher steps': dict(K=8, substeps=8), 'K = 4, linear':
           dict(branch_weights='linear'), 'K = 1, twice as long': dict(K=1, steps=2000)}
+#: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
+#: arms that are compared at growing budgets
 BEST = {name: WEIGHTS[name] for name in ('endpoint (SFD)', 'linear', 'endpoint-heavy')}
 
 def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple[Arm, ...]:
@@ -638,6 +658,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
+        "What the interval says: better, worse, or no significant difference."
         if self.interval.high < 0: return 'better'
         return 'worse' if self.interval.low > 0 else 'not told apart'
 

@@ -21,22 +21,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from ..core import (NFECounter, Trajectory, check_choice, check_int, data_dir, import_extra,
-                    load_tensors, patch, read_json, sample_noise)
+                    load_tensors, patch, sample_noise)
 from ..diffusion.data import FASHION_CLASSES, fashion_mnist
 from ..diffusion.denoisers import MixtureDenoiser
 from ..diffusion.samplers import trajectory
 from ..diffusion.schedules import SCHEDULES, karras_sigmas, logsnr_sigmas, make_sigmas
-from ..distillation.losses import BRANCH_WEIGHTS, branch_weights
 from ..distillation.students import Student, load_student
-from ..evaluation.intervals import mean_interval
 from ..evaluation.metrics import paired_error
 from ..evaluation.pictures import displayable, tile
 
 # %% auto #0
-__all__ = ['SCRIPT', 'MOST_FRAMES', 'PAGE', 'RANGES', 'RACERS', 'POWERS', 'Frame', 'png', 'spoken', 'Explorer', 'put_images',
-           'schedule_frame', 'schedule_explorer', 'quantile_flow', 'race_teacher', 'sampler_race', 'branch_record',
-           'branch_errors', 'branch_viewer', 'loss_shares', 'weight_record', 'paired_errors_of', 'weight_playground',
-           'shipped_student', 'student_picker']
+__all__ = ['SCRIPT', 'MOST_FRAMES', 'PAGE', 'RACERS', 'RANGES', 'Frame', 'png', 'spoken', 'Explorer', 'put_images',
+           'quantile_flow', 'race_teacher', 'sampler_race', 'schedule_frame', 'schedule_explorer', 'branch_record',
+           'branch_errors', 'branch_viewer', 'shipped_student', 'student_picker']
 
 # %% ../../nbs/lab/04_explorers.ipynb #946ba52f
 class Frame(NamedTuple):
@@ -64,12 +61,14 @@ def png(
     return out.getvalue()
 
 # %% ../../nbs/lab/04_explorers.ipynb #6f1c6eb8
+#: what moves an explorer on a page
 SCRIPT = '''
 for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])')) {
   root.dataset.ready = 'yes';
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
   const picture = root.querySelector('img'), text = root.querySelector('[aria-live]');
   const at = data.start;
+  root.querySelector('.bdense-controls').replaceChildren();
   const add = (parent, tag, style) => {
     const node = parent.appendChild(document.createElement(tag));
     node.style.cssText = style;
@@ -104,9 +103,11 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
 '''
 
 # %% ../../nbs/lab/04_explorers.ipynb #2f7846f9
+#: pictures that an explorer may hold
 MOST_FRAMES = 500
 
 def spoken(value: str | int | float) -> str: # as a control shows it
+    "A value as a control shows it."
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 class Explorer:
@@ -141,11 +142,15 @@ class Explorer:
                 for values in itertools.product(*self.controls.values())}
 
     @property
-    def first(self) -> Frame: return self.frames[tuple(self.start.values())]
+    def first(self) -> Frame:
+        "What is shown before a control is moved."
+        return self.frames[tuple(self.start.values())]
 
 # %% ../../nbs/lab/04_explorers.ipynb #4f095056
+#: an explorer as HTML
 PAGE = '''<div class="bdense-explorer" role="group" aria-label="{title}" style="max-width: 44em">
-<div class="bdense-controls"></div>
+<div class="bdense-controls">
+<strong>Run the notebook up to here: then the controls appear.</strong></div>
 <img src="data:image/png;base64,{png}" alt="{text}"
 style="max-width: 100%; height: auto; background: white">
 <p aria-live="polite" style="margin: .3em 0; min-height: 3em">{text}</p>
@@ -225,63 +230,6 @@ def put_images(
         y = (bottom - 4)/fig.bbox.height
         fig.text(x, y, title, ha='center', va='top', size=9)
 
-# %% ../../nbs/lab/04_explorers.ipynb #6ca81d1d
-RANGES = {'0.002 to 80': (.002, 80.), '0.02 to 20': (.02, 20.)}
-
-def schedule_frame(
-    grid: str, # a key of `SCHEDULES`
-    rho: float, # of the Karras grid; the others have none
-    n_steps: int, # steps
-    sigmas: str, # a key of `RANGES`
-) -> Frame:
-    "A grid on a logarithmic axis, and an image with the noise of its levels."
-    check_choice('grid', grid, SCHEDULES)
-    check_choice('range of noise levels', sigmas, RANGES)
-    return _grid_frame(grid, rho if grid == 'karras' else None, n_steps, *RANGES[sigmas])
-
-# %% ../../nbs/lab/04_explorers.ipynb #1f5333be
-@cache
-def _first_image() -> Tensor: # [1, 1, 28, 28]
-    return fashion_mnist('test')[0][:1]
-
-def _ticks(axis, places: Sequence[float]) -> None:
-    axis.set_ticks(places, [f'{t:g}' for t in places])
-    axis.set_ticks([], minor=True)
-
-@cache # a rho that changes nothing makes no frame of its own
-def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: float) -> Frame:
-    if rho is None: levels = make_sigmas(grid, n_steps, low, high)
-    else: levels = karras_sigmas(n_steps, low, high, rho)
-    name = f'{grid} (no rho)' if rho is None else f'{grid}, rho {spoken(rho)}'
-    fig = Figure(figsize=(4.6, 2.1), dpi=120)
-    ax = fig.add_axes((.03, .54, .94, .33))
-    ax.vlines(levels, 0, 1, 'C0')
-    ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
-    ax.set(xscale='log', xlim=(120, .0014), ylim=(0, 1), yticks=[],
-           title=f'{name}, {n_steps} steps: noise levels sigma')
-    _ticks(ax.xaxis, [.002, .01, .1, 1, 3, 20, 80])
-    shown = levels[np.linspace(0, n_steps, min(n_steps, 6) + 1).round()]
-    eps = sample_noise([0], (1, 28, 28))
-    noised = Trajectory(shown, torch.stack([_first_image() + s*eps for s in shown.float()]))
-    put_images(fig, displayable(noised)[None], 68, 26, titles=[f'{s:.2g}' for s in shown])
-    above = int((levels[1:] >= 3).sum())
-    inside = int(((levels > .1) & (levels < 3)).sum())
-    return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. '
-                 f'{above} of the steps end above 3, where there is little but noise to see; '
-                 f'{inside} of the {n_steps + 1} levels lie between 3 and 0.1, '
-                 f'where most of the image appears.')
-
-# %% ../../nbs/lab/04_explorers.ipynb #aded17d0
-def schedule_explorer(
-    rhos: Sequence[float] = (1., 3., 7., 15.), # offered for the Karras grid
-    n_steps: Sequence[int] = (4, 8, 16), # offered
-) -> Explorer:
-    "Grid, rho, number of steps and range of noise levels, and what the noised images look like."
-    controls = {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos,
-                'n_steps': n_steps, 'sigmas': tuple(RANGES)}
-    start = {'rho': rhos[len(rhos)//2], 'n_steps': n_steps[len(n_steps)//2]}
-    return Explorer('Schedule explorer', controls, schedule_frame, start)
-
 # %% ../../nbs/lab/04_explorers.ipynb #51282f5b
 def quantile_flow(
     teacher: MixtureDenoiser, # of data in one dimension, means [M, 1]
@@ -314,6 +262,10 @@ def race_teacher() -> MixtureDenoiser: # data on a line
     "Three clusters of different width and weight."
     return MixtureDenoiser(torch.tensor([[-1.], [.2], [1.]]), torch.tensor([.25, .15, .3]),
                            torch.tensor([.5, .2, .3]))
+
+def _ticks(axis, places: Sequence[float]) -> None:
+    axis.set_ticks(places, [f'{t:g}' for t in places])
+    axis.set_ticks([], minor=True)
 
 @cache
 def _race(nfes: tuple[int, ...]) -> dict: # (solver, NFE) -> paths of 64 points, error at their end
@@ -371,6 +323,79 @@ def sampler_race(
 
 def _scaled(traj: Trajectory) -> Tensor: # [n_steps+1, B], every level as wide as the data
     return traj.xs[..., 0]/(1 + traj.sigmas[:, None]**2).sqrt()
+
+# %% ../../nbs/lab/04_explorers.ipynb #6ca81d1d
+#: ranges of noise levels on offer
+RANGES = {'0.002 to 80': (.002, 80.), '0.02 to 20': (.02, 20.)}
+
+def schedule_frame(
+    grid: str, # a key of `SCHEDULES`
+    rho: float, # of the Karras grid; the others have none
+    n_steps: int, # steps
+    sigmas: str, # a key of `RANGES`
+) -> Frame:
+    "A grid on a logarithmic axis, Euler's error at its levels, and an image with their noise."
+    check_choice('grid', grid, SCHEDULES)
+    check_choice('range of noise levels', sigmas, RANGES)
+    return _grid_frame(grid, rho if grid == 'karras' else None, n_steps, *RANGES[sigmas])
+
+# %% ../../nbs/lab/04_explorers.ipynb #1f5333be
+@cache
+def _first_image() -> Tensor: # [1, 1, 28, 28]
+    return fashion_mnist('test')[0][:1]
+
+def _euler_errors(levels: Tensor) -> Tensor: # [n_steps+1], root-mean-square, in units of the data
+    "How far Euler's method is from the exact flow at each level."
+    start = float(levels[0])
+    traj = trajectory(race_teacher(), start*sample_noise(range(64), (1,)).double(), levels)
+    exact = [quantile_flow(race_teacher(), traj[0], start, float(s)) for s in levels]
+    gap = Trajectory(levels, traj.xs - torch.stack(exact))
+    return _scaled(gap).square().mean(1).sqrt()
+
+def _draw_grid(fig: Figure, levels: Tensor, errors: Tensor, title: str) -> None:
+    "The levels as lines, and below them the error on the way."
+    top, below = fig.add_axes((.1, .77, .88, .14)), fig.add_axes((.1, .35, .88, .32))
+    top.vlines(levels, 0, 1, 'C0')
+    top.set_title(title, size=10)
+    below.plot(levels[1:], errors[1:], 'C3.-')
+    below.set_title(f"Euler's error on the way; at the end {errors[-1]:.3f}", size=10)
+    for ax in (top, below):
+        ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
+        ax.set(xscale='log', xlim=(120, .0014))
+        _ticks(ax.xaxis, [.002, .01, .1, 1, 3, 20, 80])
+    top.set(xticks=[], yticks=[], ylim=(0, 1))
+    below.set(yscale='log', ylim=(2e-3, 2))
+    _ticks(below.yaxis, [.01, .1, 1])
+
+@cache # a rho that changes nothing makes no frame of its own
+def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: float) -> Frame:
+    if rho is None: levels = make_sigmas(grid, n_steps, low, high)
+    else: levels = karras_sigmas(n_steps, low, high, rho)
+    name = f'{grid} (no rho)' if rho is None else f'{grid}, rho {spoken(rho)}'
+    errors = _euler_errors(levels)
+    fig = Figure(figsize=(4.6, 3.2), dpi=120)
+    _draw_grid(fig, levels, errors, f'{name}, {n_steps} steps: noise levels sigma')
+    shown = levels[np.linspace(0, n_steps, min(n_steps, 6) + 1).round()]
+    eps = sample_noise([0], (1, 28, 28))
+    noised = Trajectory(shown, torch.stack([_first_image() + s*eps for s in shown.float()]))
+    put_images(fig, displayable(noised)[None], 68, 26, titles=[f'{s:.2g}' for s in shown])
+    above = int((levels[1:] >= 3).sum())
+    worst = int(errors.argmax())
+    return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. Euler ends with an '
+                 f'error of {errors[-1]:.3f} against the exact flow; on the way it is largest, '
+                 f'{errors[worst]:.3f}, at sigma {levels[worst]:.2g}. {above} of the steps end '
+                 f'above 3, where there is little but noise to see.')
+
+# %% ../../nbs/lab/04_explorers.ipynb #aded17d0
+def schedule_explorer(
+    rhos: Sequence[float] = (1., 3., 7., 15.), # offered for the Karras grid
+    n_steps: Sequence[int] = (4, 8, 16), # offered
+) -> Explorer:
+    "Grid, rho, number of steps and range of noise levels, and the error that they lead to."
+    controls = {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos,
+                'n_steps': n_steps, 'sigmas': tuple(RANGES)}
+    start = {'rho': rhos[len(rhos)//2], 'n_steps': n_steps[len(n_steps)//2]}
+    return Explorer('Schedule explorer', controls, schedule_frame, start)
 
 # %% ../../nbs/lab/04_explorers.ipynb #398852a2
 def _size(sigma: Tensor | float) -> Tensor: # what makes a state at this level as large as data
@@ -433,85 +458,6 @@ def branch_viewer(
     def frame(image, sigma): return _branch_frame(samples[image], levels[sigma])
     return Explorer('Branch viewer', {'image': tuple(samples), 'sigma': tuple(levels)}, frame,
                     {'sigma': list(levels)[6]})
-
-# %% ../../nbs/lab/04_explorers.ipynb #07bd68ba
-def loss_shares(
-    weights: Tensor, # [K], as `branch_weights` gives them
-    residuals: Tensor, # [S, K], mean distance of each branch to its state, for each student step
-) -> Tensor: # [S, K], each row sums to 1
-    "How much each branch contributes to the loss of its step."
-    if residuals.ndim != 2 or residuals.shape[1:] != weights.shape or not (residuals > 0).all():
-        raise ValueError(f'residuals must be [S, K], all above 0, for K={len(weights)} weights, '
-                         f'got {residuals.tolist()}')
-    parts = residuals*weights
-    return parts/parts.sum(1, keepdim=True)
-
-# %% ../../nbs/lab/04_explorers.ipynb #767ddb64
-#: weights with a name: proportional to k**power
-POWERS = {0.: 'uniform', 1.: 'linear', math.inf: 'endpoint'}
-
-@cache
-def weight_record() -> dict: # `untrained_residuals` [S, K]; `runs`, by kind of weights and seed
-    "What `tools/explorers.py` measured for branch weights."
-    return read_json(data_dir()/'results'/'branch_weights.json')
-
-def paired_errors_of(kind: str) -> list[float]: # one for each seed, in the order of the seeds
-    "Measured paired errors of the students trained with these weights."
-    check_choice('branch weights', kind, BRANCH_WEIGHTS)
-    runs = [run for run in weight_record()['runs'] if run['weights'] == kind]
-    return [run['paired_error'] for run in sorted(runs, key=lambda run: run['seed'])]
-
-def _residuals(student: str) -> Tensor: # [S, K]
-    record = weight_record()
-    if student == 'before training': return torch.tensor(record['untrained_residuals']).double()
-    of_student = [run['residuals'] for run in record['runs']
-                  if f'trained with {run["weights"]} weights' == student]
-    return torch.tensor(of_student).double().mean(0)
-
-def _measured(kind: str | None) -> str:
-    if kind is None: return 'No student was trained with these weights.'
-    found = mean_interval(paired_errors_of(kind))
-    return f'Paired error measured with these weights: {kind} {found}.'
-
-# %% ../../nbs/lab/04_explorers.ipynb #985eb488
-def _weights_frame(weights: Tensor, kind: str | None, student: str) -> Frame:
-    shares = loss_shares(weights, _residuals(student))
-    place = np.arange(1, len(weights) + 1)
-    fig = Figure(figsize=(4.8, 2.4), dpi=120)
-    left = fig.add_axes((.09, .16, .5, .7))
-    left.bar(place - .3, weights.tolist(), .25, color='0.7')
-    for i, row in enumerate(shares): left.bar(place + .27*i, row.tolist(), .25, color=f'C{i}')
-    left.set_ylim(0, 1.02)
-    left.set_title('weight (grey), share of the loss', size=10)
-    left.set_xticks(place, [f'k={k}' for k in place])
-    right = fig.add_axes((.72, .16, .26, .7))
-    for i, name in enumerate(POWERS.values()):
-        errors = paired_errors_of(name)
-        right.plot([i]*len(errors), errors, 'o', color='C1' if name == kind else '0.6', ms=5)
-    right.set_xticks(range(3), POWERS.values(), size=8)
-    right.set_xlim(-.5, 2.5)
-    right.set_title('paired error', size=10)
-    right.tick_params(axis='y', labelsize=8)
-    def text(values): return ', '.join(f'{v:.2f}' for v in values.tolist())
-    calls = '; '.join(f'network call {i + 1}: {text(row)}' for i, row in enumerate(shares))
-    return Frame(png(fig, 8), f'Weights {text(weights)}. Shares of the loss {student}, {calls}. '
-                 f'{_measured(kind)}')
-
-# %% ../../nbs/lab/04_explorers.ipynb #86d29701
-def weight_playground(
-    free: bool = False, # True: a slider for each weight, for `live` alone
-) -> Explorer:
-    "Branch weights, each branch's share of the loss, and what was measured with them."
-    K = len(weight_record()['untrained_residuals'][0])
-    ks = range(1, K + 1)
-    trained = [f'trained with {kind} weights' for kind in POWERS.values()]
-    students = {'student': ('before training', *trained)}
-    def frame(student, power=None, **w):
-        weights = list(w.values()) or [(k/K)**power for k in ks]
-        return _weights_frame(branch_weights(K, weights), POWERS.get(power), student)
-    controls = {f'w{k}': range(11) for k in ks} if free else {'power': (0., 1., 2., math.inf)}
-    start = {f'w{k}': k for k in ks} if free else {'power': 1.}
-    return Explorer('Weight playground', controls | students, frame, start)
 
 # %% ../../nbs/lab/04_explorers.ipynb #02f7928b
 @cache

@@ -110,7 +110,9 @@ class SearchResult:
     confirmed: dict[str, tuple[float, ...]] | None = None # 'best' and named weights -> their scores
 
     @property
-    def best(self) -> SearchTrial: return min(self.trials, key=lambda t: t.score)
+    def best(self) -> SearchTrial:
+        "The trial with the lowest score."
+        return min(self.trials, key=lambda t: t.score)
 
     def gap(self, reference: str = 'uniform') -> float: # on the seed of the search: optimistic
         "Score of the best trial minus that of a start trial."

@@ -38,6 +38,7 @@ def checksum(
 
 # %% ../../nbs/training/02_checkpoints.ipynb #71395841
 CHECKPOINTS = 'checkpoint-[0-9]*.safetensors' # the number is that of iterations done
+#: file of the best model of a run
 BEST = 'best.safetensors'
 
 def checkpoint_path(folder: Path | str, done: int) -> Path:

@@ -13,7 +13,9 @@ from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, validate
 __all__ = ['Schedule', 'LR_SCHEDULES', 'TrainConfig', 'Hardware']
 
 # %% ../../nbs/training/01_config.ipynb #eb79bfe6
+#: how a learning rate goes on after its warm-up
 Schedule = Literal['constant', 'cosine', 'linear', 'drop']
+#: the same names as a tuple
 LR_SCHEDULES = get_args(Schedule)
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ def shard_like(t: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
 
 # %% ../../nbs/training/03_devices.ipynb #7a843a35
+#: name -> type that a network computes in; None: that of its weights
 PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype,

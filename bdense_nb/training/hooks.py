@@ -31,6 +31,7 @@ class Checkpoints:
         self.newest = 0 # checkpoint: iterations done
 
     def start(self, state) -> None:
+        "Go on from the newest checkpoint, if there is one."
         found = newest_checkpoint(state.folder)
         if found: state.load(*found)
         self.newest = state.done
@@ -43,9 +44,11 @@ class Checkpoints:
             keep_as_best(checkpoint_path(state.folder, state.done))
 
     def after_iteration(self, state) -> None:
+        "Save when it is time."
         if state.saving: self.save(state)
 
     def end(self, state) -> None:
+        "Save what a stopped run has done."
         if state.stop and state.done > self.newest: self.save(state)
 
     def save(self, state) -> None:
@@ -57,6 +60,7 @@ class Checkpoints:
         state.tell('saved', checkpoint_path(state.folder, state.done))
 
 # %% ../../nbs/training/04_hooks.ipynb #41870b82
+#: file of a run's readings, one JSON object a line
 METRICS = 'metrics.jsonl'
 
 class MetricsFile:
@@ -78,6 +82,7 @@ class MetricsFile:
             tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
     def logged(self, state, row: dict) -> None:
+        "Append a reading to the file."
         if not is_main(): return
         with open(state.folder/METRICS, 'a') as f: f.write(json.dumps(row) + '\n')
 
@@ -120,11 +125,14 @@ class ProgressBar:
         self.bar = iter(())
 
     def start(self, state) -> None:
+        "Show the bar, at the iteration where the run begins."
         note = lambda: f'loss {state.history[-1]["loss"]:.4f}' if state.history else ''
         self.bar = progress(state.cfg.steps, self.label, state.done, note, is_main())
         next(self.bar, None)
 
-    def after_iteration(self, state) -> None: next(self.bar, None)
+    def after_iteration(self, state) -> None:
+        "Move the bar."
+        next(self.bar, None)
 
 # %% ../../nbs/training/04_hooks.ipynb #83ac57c3
 class LossGraph:
@@ -137,13 +145,16 @@ class LossGraph:
         self.last = 0.
 
     def start(self, state) -> None:
+        "Prepare the graph; outside a notebook there is none."
         self.bar = master_bar(range(1)) if IN_NOTEBOOK and is_main() else None
         self.last = time.monotonic()
 
     def logged(self, state, row: dict) -> None:
+        "Draw again, but not more often than asked."
         if time.monotonic() - self.last >= self.seconds: self.draw(state.history)
 
     def draw(self, history: list[dict]) -> None:
+        "Draw the loss of all readings."
         if self.bar is None or len(history) < 2: return
         self.bar.names = ['loss']
         self.last = time.monotonic()
@@ -151,6 +162,7 @@ class LossGraph:
         self.bar.update_graph([line], figsize=(5, 2.2))
 
     def end(self, state) -> None:
+        "Draw the last state."
         self.draw(state.history)
         if hasattr(self.bar, 'graph_fig'):
             import matplotlib.pyplot as plt
@@ -171,6 +183,7 @@ class Every:
         self.call = call
 
     def after_iteration(self, state) -> None:
+        "Evaluate the model when it is time."
         if state.done % self.every: return
         with state.evaluated() as model: # where weights are sharded, all processes gather them
             if is_main(): self.use(state, self.call(model, state.done))
@@ -188,9 +201,12 @@ class SampleSheets(Every):
         super().__init__(every, lambda model, done: sample(model))
         self.columns = columns
 
-    def start(self, state) -> None: _check_folder('SampleSheets', state)
+    def start(self, state) -> None:
+        "Refuse a run without a folder."
+        _check_folder('SampleSheets', state)
 
     def use(self, state, answer: Tensor) -> None:
+        "Write the samples as a picture."
         from torchvision.utils import save_image
         answer = answer.detach().float().cpu()
         with atomic_path(state.folder/'samples'/f'{state.done:08d}.png') as tmp:
@@ -198,6 +214,7 @@ class SampleSheets(Every):
             else: save_image((answer.clamp(-1, 1) + 1)/2, tmp, 'png', nrow=self.columns)
 
     def scatter(self, points: Tensor, path: Path) -> None:
+        "Draw points by their first two coordinates."
         from matplotlib.figure import Figure
         figure = Figure(figsize=(3, 3))
         figure.subplots().scatter(*points.flatten(1)[:, :2].T, s=2)
@@ -214,6 +231,7 @@ class PairedError(Every):
         self.name = name
 
     def use(self, state, answer: float) -> None:
+        "Note the error."
         state.tell('logged', {'step': state.done, self.name: answer})
 
 # %% ../../nbs/training/04_hooks.ipynb #87a5e1b5
@@ -238,6 +256,7 @@ class Trackers:
                 raise ImportError(f'log_with={library!r} needs a library: {command}')
 
     def start(self, state) -> None:
+        "Open each library's tracker."
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
         for library in self.log_with if is_main() else ():
             kind = LOGGER_TYPE_TO_CLASS[library]
@@ -250,10 +269,12 @@ class Trackers:
             self.trackers.append(tracker)
 
     def logged(self, state, row: dict) -> None:
+        "Send a reading to all of them."
         values = {k: v for k, v in row.items() if k != 'step' and v is not None}
         for tracker in self.trackers: tracker.log(values, step=row['step'])
 
     def end(self, state) -> None:
+        "Close them."
         for tracker in self.trackers: tracker.finish()
         self.trackers = []
 
@@ -269,6 +290,7 @@ class Profiler:
         self.profile = None
 
     def start(self, state) -> None:
+        "Begin to record; a run without a folder is refused."
         _check_folder('Profiler', state)
         if not is_main(): return
         def export(profile):
@@ -284,8 +306,10 @@ class Profiler:
         self.profile.start()
 
     def after_iteration(self, state) -> None:
+        "Count an iteration."
         if self.profile is not None: self.profile.step()
 
     def end(self, state) -> None:
+        "Stop, and let the file be written."
         if self.profile is not None: self.profile.stop()
         self.profile = None

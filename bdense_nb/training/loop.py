@@ -73,6 +73,7 @@ class Updates:
         self.norm = None # of the last gradient that was measured
 
     def backward(self, loss: Tensor) -> None:
+        "Gradients of a loss, scaled where the precision needs it."
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def update(self, loss: Tensor, i: int) -> None:
@@ -131,6 +132,7 @@ class Interrupts:
         return self
 
     def note(self, number: int, frame) -> None:
+        "The first signal asks for a stop; the second acts as it did before."
         if not self.asked: self.asked = number
         elif callable(self.before[number]): self.before[number](number, frame)
         else:
@@ -167,7 +169,9 @@ class Meter:
         self.waited = 0. # of these, before the step function first called the model
         self.since = None # when a step function was asked for a loss
 
-    def asked(self) -> None: self.since = time.perf_counter()
+    def asked(self) -> None:
+        "A step function was asked for a loss."
+        self.since = time.perf_counter()
 
     def called(self, module, args) -> None:
         "Hook of the model: the step function has its data."
@@ -176,6 +180,7 @@ class Meter:
 
     @contextlib.contextmanager
     def timing(self, iterations: int = 0) -> Iterator[None]:
+        "Add the time of what is done inside."
         begin = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - begin
@@ -188,6 +193,7 @@ class Meter:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
+        "Count the operations of what is done inside, once."
         if not self.counts:
             yield
             return
@@ -209,6 +215,7 @@ class Meter:
         return out
 
 # %% ../../nbs/training/05_loop.ipynb #2ae3fd58
+#: (model, iteration) -> losses, each followed by an update
 StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
 
 class MicroBatches:
@@ -230,6 +237,7 @@ class MicroBatches:
         self.wrap()
 
     def wrap(self) -> None:
+        "Make the model ready for several processes and for compilation."
         if self.averages:
             self.eager = Averaged(self.model, self.processes.device, bool(self.unused))
         self.ready = torch.compile(self.eager) if self.compile else self.eager
@@ -355,6 +363,7 @@ class State:
         self.tick()
 
     def tick(self) -> None:
+        "Add the time since the last call."
         now = time.perf_counter()
         self.seconds += now - self.since
         self.since = now
