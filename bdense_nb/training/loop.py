@@ -26,8 +26,8 @@ from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprin
                           newest_checkpoint, same_run)
 from .config import Hardware, TrainConfig
 from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor, left_as_found,
-                      recompute_blocks, send, set_memory_format, set_precision, shard_like,
-                      shard_model, share)
+                      numbers_as_tensors, recompute_blocks, send, set_memory_format,
+                      set_precision, shard_like, shard_model, share)
 from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
                     ProgressBar, SampleSheets, Trackers, progress)
 
@@ -233,6 +233,7 @@ class MicroBatches:
         if self.averages:
             self.eager = Averaged(self.model, self.processes.device, bool(self.unused))
         self.ready = torch.compile(self.eager) if self.compile else self.eager
+        if self.compile: self.ready.register_forward_pre_hook(numbers_as_tensors)
         if self.hook is not None: self.hook.remove()
         self.hook = self.ready.register_forward_pre_hook(self.meter.called)
 
@@ -349,7 +350,7 @@ class State:
         matmul = torch.get_float32_matmul_precision()
         gpus = [self.device] if self.device.type == 'cuda' else []
         with self.interrupts, torch.random.fork_rng(gpus):
-            if self.hardware.tf32: torch.set_float32_matmul_precision('high')
+            if self.hardware.tf32 and gpus: torch.set_float32_matmul_precision('high')
             try: yield
             finally: torch.set_float32_matmul_precision(matmul)
         self.tick()
@@ -534,7 +535,9 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
             stack.enter_context(left_as_found(teacher))
             if hardware.teacher_precision == 'same':
                 set_precision(teacher, hardware.precision, state.device)
-            if hardware.compile: teacher.forward = torch.compile(teacher.forward)
+            if hardware.compile:
+                teacher.forward = torch.compile(teacher.forward)
+                stack.callback(teacher.register_forward_pre_hook(numbers_as_tensors).remove)
         try:
             state.tell('start')
             yield state
