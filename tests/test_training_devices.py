@@ -12,7 +12,7 @@ from bdense_nb.core import load_tensors
 from bdense_nb.diffusion.nets import UNet
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
-from bdense_nb.training.devices import send, share
+from bdense_nb.training.devices import dtype_of, send, share
 from bdense_nb.training.loop import fit
 from test_training import loss_of, net
 from torch import nn
@@ -232,11 +232,12 @@ def test_compiled_is_the_same_up_to_rounding(tmp_path):
     assert type(fast.model) is two.Net and not any(k.startswith('model._orig') for k in newest_checkpoint(tmp_path)[0])
 
 
-def test_tf32_is_put_back():
+def test_on_a_cpu_the_default_is_float32_and_tf32_touches_nothing():
     seen, before = [], torch.get_float32_matmul_precision()
     def step(model, i): seen.append(torch.get_float32_matmul_precision()); yield loss_of(model, i)
     fit(net(), step, TrainConfig(steps=1), show=False, hardware=Hardware(tf32=True))
-    assert seen == ['high'] and torch.get_float32_matmul_precision() == before
+    assert seen == [before] and torch.get_float32_matmul_precision() == before
+    assert dtype_of('auto', torch.device('cpu')) is None and dtype_of('bf16', torch.device('cpu')) is torch.bfloat16
 
 
 # --- the teacher ---

@@ -20,7 +20,7 @@ from ..core import send
 # %% auto #0
 __all__ = ['PRECISIONS', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged', 'average_gradients',
            'shard_model', 'full_tensor', 'shard_like', 'dtype_of', 'set_precision', 'set_memory_format',
-           'left_as_found', 'numbers_as_tensors']
+           'left_as_found', 'numbers_as_tensors', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -184,6 +184,8 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         for m, forward in before:
             m.__dict__.pop('forward', None)
             if forward is not None: m.forward = forward
+
+_all_ = ['send'] # from core, for those who train
 
 def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
     "Hook before a compiled model's call: a Python number would be compiled for anew each time."
