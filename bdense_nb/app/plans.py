@@ -22,8 +22,8 @@ from ..training.devices import left_as_found, set_precision
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
-__all__ = ['time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes', 'estimate_training',
-           'estimate_run']
+__all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes',
+           'estimate_training', 'estimate_run']
 
 # %% ../../nbs/app/01_plans.ipynb #4307c099
 def time_iteration(
@@ -136,8 +136,10 @@ def _walk_seconds(teacher: nn.Module, cfg: Host, precision: str) -> float:
             cfg.plan.walk(teacher, cfg.all_seeds)[0].xs.cpu()
     return time.perf_counter() - begin
 
+Trial = tuple[nn.Module, StepFunction]
+
 def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
-                 walks: dict[int, float], hardware: Hardware) -> Callable[[int], tuple[nn.Module, StepFunction]]:
+                 walks: dict[int, float], hardware: Hardware) -> Callable[[int], Trial]:
     "Models and steps of a run by batch; into `walks` go the seconds of the teacher's trajectories."
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)

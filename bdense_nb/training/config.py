@@ -42,8 +42,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class Hardware:
     "How numbers are computed; all of it may differ when a run is resumed."
-    # of the student's arithmetic, not of weights; auto: bf16 on GPUs that have it, else no
-    precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto'
+    precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto' # auto: bf16 on GPUs that have it
     teacher_precision: Literal['same', 'no'] = 'same' # same: as the student; no: float32
     accumulate: AtLeast1 = 1 # micro-batches that a batch is cut into, to save memory
     shard: bool = False # FSDP: spread weights and moments over processes; without channels_last
