@@ -21,14 +21,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tyro.conf import Positional
+from .commands import Named, check_folder, find_device
 from .plans import kept_bytes, peak_bytes
-from ..core import (about_run, default_device, import_extra, read_json, sample_noise,
-                            write_json)
+from .shell import Command, Line, Options
+from ..core import (AtLeast1, about_run, check_choice, check_int, default_device,
+                            import_extra, read_json, sample_noise, write_json)
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.nets import UNet
 from ..diffusion.samplers import sample
 from ..diffusion.schedules import karras_sigmas
-from ..distillation.bank import frozen_copy
+from ..distillation.bank import TrajectoryBank, frozen_copy
 from ..distillation.branches import branch
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import Student
@@ -40,11 +43,12 @@ from ..training.config import Hardware, TrainConfig
 from ..training.loop import StepFunction, training
 
 # %% auto #0
-__all__ = ['EDM_SIZE', 'Arms', 'PARTS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared', 'loop_arm', 'bare_arm',
-           'accelerate_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'bench_loop', 'bench_sampler',
-           'bench_sfd', 'bench_branches', 'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'Graphed',
-           'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports', 'process_seconds', 'seconds_in_processes',
-           'bench_processes', 'run_part', 'run_parts', 'table', 'figure', 'write_report']
+__all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared',
+           'loop_arm', 'bare_arm', 'accelerate_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'bench_loop',
+           'bench_sampler', 'bench_sfd', 'bench_branches', 'switches', 'bench_hardware', 'without_tf32',
+           'bench_compile', 'Graphed', 'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports',
+           'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part', 'run_parts', 'table', 'figure',
+           'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #50d22eb9
 @dataclass(frozen=True)
@@ -123,11 +127,13 @@ def compared(
     return [dict(size=size, what=name, peer=peer, **ratio(t, times[peer]))
             for name, t in times.items() if name != peer]
 
-# %% ../../nbs/app/07_bench.ipynb #3932287e
+# %% ../../nbs/app/07_bench.ipynb #a72e19c8
+PLAIN = Hardware(precision='no', tf32=False) # as PyTorch computes unless it is told otherwise
+
 def loop_arm(
     model: nn.Module, # trained in place
     step: StepFunction,
-    hardware: Hardware = Hardware(precision='no'),
+    hardware: Hardware = PLAIN,
     teacher: nn.Module | None = None, # what `step` calls
     iterations: int = 1, # at each call
     **config, # of `TrainConfig`
@@ -192,12 +198,10 @@ def sfd_config(size: Size, **changes) -> SFDConfig:
     same = dict(K=4, solver='euler', batch=size.batch, shape=size.shape)
     return SFDConfig(**same | changes)
 
-def sfd_arm(teacher: EDMDenoiser, cfg: SFDConfig, hardware: Hardware = Hardware(precision='no'),
-            banked: bool = False) -> Callable[[], None]:
+def sfd_arm(teacher: EDMDenoiser, cfg: SFDConfig, hardware: Hardware = PLAIN,
+            bank: TrajectoryBank | None = None) -> Callable[[], None]:
     "Iterations of SFD in the real loop; each arm has networks of its own."
-    cfg = replace(cfg, pool=cfg.batch if banked else None)
     teacher = frozen_copy(teacher, cfg.shape)
-    bank = cfg.bank(teacher, show=False) if banked else None
     student = branch(teacher, cfg.K).train().requires_grad_(True)
     return loop_arm(student, cfg.step_function(teacher, bank), hardware, teacher)
 
@@ -278,10 +282,11 @@ def bench_sfd(bench: Bench) -> dict:
                 'SFD, 4 branches': sfd_arm(teacher, four),
                 'SFD, 4 branches, default hardware': sfd_arm(teacher, four, Hardware())}
         rows += compared(arms, 'plain loop', bench, name)
+        pooled = replace(four, pool=four.batch)
         seeds = iter(range(0, 10**9, size.batch))
         def walk(): cfg.plan.walk(teacher, range(s := next(seeds), s + size.batch))
         arms = {'fresh': arms['SFD, 4 branches'], 'teacher alone': walk,
-                'from a bank': sfd_arm(teacher, four, banked=True)}
+                'from a bank': sfd_arm(teacher, pooled, bank=pooled.bank(teacher, show=False))}
         rows += compared(arms, 'fresh', bench, name)
     return dict(rows=rows)
 
@@ -289,19 +294,20 @@ def bench_sfd(bench: Bench) -> dict:
 def bench_branches(bench: Bench) -> dict:
     "K branches over one, student alone: time, and memory at the peak or kept for the gradient."
     rows = []
-    for name, size in bench.sizes.items():
+    counts = (1, 2, 4) if bench.quick else (1, 2, 4, 8, 16)
+    for which, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
-        counts = (1, 2, 4) if bench.quick else (1, 2, 4, 8, 16)
+        each = {f'K = {K}': sfd_config(size, K=K, substeps=counts[-1], pool=size.batch)
+                for K in counts}
+        bank = each['K = 1'].bank(teacher, show=False) # the teacher knows nothing of K
         arms, memory = {}, {}
-        for K in counts:
-            cfg = sfd_config(size, K=K, substeps=counts[-1])
-            make = lambda: sfd_arm(teacher, cfg, banked=True)
-            arms[f'K = {K}'], memory[f'K = {K}'] = with_peak(make, bench.device)
-            if memory[f'K = {K}'] is None:
-                student = branch(teacher, K).requires_grad_(True)
-                bank = replace(cfg, pool=cfg.batch).bank(teacher, show=False)
-                memory[f'K = {K}'] = kept_bytes(student, cfg.step_function(teacher, bank))/1e6
-        for row in compared(arms, 'K = 1', bench, name):
+        for name, cfg in each.items():
+            make = lambda: sfd_arm(teacher, cfg, bank=bank)
+            arms[name], memory[name] = with_peak(make, bench.device)
+            if memory[name] is None:
+                student = branch(teacher, cfg.K).requires_grad_(True)
+                memory[name] = kept_bytes(student, cfg.step_function(teacher, bank))/1e6
+        for row in compared(arms, 'K = 1', bench, which):
             rows.append(row | dict(mb=memory[row['what']], peer_mb=memory['K = 1']))
     return dict(rows=rows, memory='peak of the device' if bench.device.type == 'cuda'
                 else 'kept for the gradient')
@@ -318,7 +324,7 @@ def switches(device: torch.device) -> dict[str, Hardware]:
                   'bf16, TF32': dict(precision='bf16', tf32=True),
                   'bf16, recompute': dict(precision='bf16', recompute=True),
                   'bf16, teacher in float32': dict(precision='bf16', teacher_precision='no')}
-    return {name: Hardware(**dict(precision='no') | given) for name, given in found.items()}
+    return {name: replace(PLAIN, **given) for name, given in found.items()}
 
 def bench_hardware(bench: Bench) -> dict:
     "Every switch over float32, on a whole SFD iteration of four branches."
@@ -326,7 +332,7 @@ def bench_hardware(bench: Bench) -> dict:
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
         arms, memory = {}, {}
-        given = {'float32': Hardware(precision='no')} | switches(bench.device)
+        given = {'float32': PLAIN} | switches(bench.device)
         for what, hardware in given.items():
             make = lambda: sfd_arm(teacher, sfd_config(size), hardware)
             arms[what], memory[what] = with_peak(make, bench.device)
@@ -350,8 +356,8 @@ def bench_compile(bench: Bench) -> dict:
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
         precision = 'bf16' if bench.device.type == 'cuda' else 'no'
-        arms = {'eager': sfd_arm(teacher, sfd_config(size), Hardware(precision=precision))}
-        fast = Hardware(precision=precision, compile=True)
+        arms = {'eager': sfd_arm(teacher, sfd_config(size), replace(PLAIN, precision=precision))}
+        fast = replace(PLAIN, precision=precision, compile=True)
         begin = time.perf_counter()
         arms['compiled'] = sfd_arm(teacher, sfd_config(size), fast)
         for _ in range(2): arms['compiled']()
@@ -527,7 +533,7 @@ def run_parts(
     bench: Bench,
     folder: Path, # gets NAME.json of each part; one that is found there is not run again
     minutes: float = math.inf, # no part begins after so long
-) -> dict[str, dict]: # all parts in the folder
+) -> None:
     "Measure what is not there yet; parts that failed before come last."
     begin = time.perf_counter()
     path = lambda name: folder/f'{name}.json'
@@ -543,7 +549,6 @@ def run_parts(
         done[name] = run_part(parts[name], bench)
         write_json(path(name), done[name])
         if 'error' in done[name]: print(f'          failed: {done[name]["error"][:200]}')
-    return {name: done[name] for name in parts if name in done}
 
 # %% ../../nbs/app/07_bench.ipynb #6301a3eb
 def table(found: dict[str, dict]) -> str:
@@ -583,8 +588,48 @@ def figure(found: dict[str, dict], path: Path) -> None:
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
-def write_report(found: dict[str, dict], folder: Path) -> None:
-    "All parts as one JSON, the table and the figure."
+def write_report(folder: Path, names: Sequence[str]) -> dict[str, dict]: # parts found there
+    "All parts in a folder as one JSON, a table and a figure."
+    files = {name: folder/f'{name}.json' for name in names}
+    found = {name: read_json(path) for name, path in files.items() if path.is_file()}
     write_json(folder/'bench.json', found)
     (folder/'bench.txt').write_text(table(found) + '\n', 'utf-8')
     if any(part.get('rows') for part in found.values()): figure(found, folder/'bench.png')
+    return found
+
+# %% ../../nbs/app/07_bench.ipynb #92eb9b81
+@dataclass(frozen=True, kw_only=True)
+class Measure(Options):
+    "What training and sampling cost on this machine, as ratios to peers; again: it goes on."
+    # folder for a JSON of each part, and bench.json, bench.txt and bench.png of all
+    out: Positional[Named]
+    parts: tuple[str, ...] | None = None # names with commas between; default: all of them
+    device: str | None = None # cpu, cuda, cuda:1, mps; default: the fastest there is
+    quick: bool = False # tiny networks: to see that everything runs, not how fast it is
+    repeats: AtLeast1 = 7 # rounds in which the arms of a part take turns
+    minutes: float | None = None # no part begins after so long; default: all are run
+    dry_run: bool = False # say what would be measured, and stop
+
+def measure(options: Measure, line: Line) -> dict:
+    "Check, measure what is missing, show."
+    names = options.parts or tuple(PARTS)
+    for name in names: check_choice('part', name, PARTS)
+    check_int('repeats', options.repeats, 1)
+    bench = Bench(find_device(options.device), options.quick, options.repeats)
+    check_folder(options.out, ('bench.json', *(f'{name}.json' for name in PARTS)), line)
+    if options.dry_run:
+        told = {name: PARTS[name].__doc__ for name in names}
+        print(f'on {bench.device}:', *(f'{n:10} {t}' for n, t in told.items()), sep='\n')
+        return dict(dry_run=True, parts=told)
+    out = Path(options.out)
+    parts = {name: PARTS[name] for name in names}
+    run_parts(parts, bench, out, math.inf if options.minutes is None else options.minutes)
+    found = write_report(out, list(PARTS))
+    print(table(found), f'{out}/ holds bench.json, bench.txt and bench.png', sep='\n')
+    failed = [name for name, part in found.items() if 'error' in part]
+    return dict(out=str(out), parts=list(found), failed=failed)
+
+COMMANDS = {'bdense_bench': Command(measure, Measure, [
+    ('runs/bench', 'everything; half an hour on two cores'),
+    ('runs/bench --quick', 'the same with tiny networks, in about two minutes'),
+    ('runs/gpu --parts loop,sfd,branches --minutes 5', 'three parts, and none begins later')])}

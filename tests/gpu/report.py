@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from bdense_nb.app.bench import PARTS, Bench, Size, run_parts, sfd_arm, sfd_config, wait, write_report  # noqa: E402
 from bdense_nb.app.plans import estimate_run, peak_bytes  # noqa: E402
-from bdense_nb.core import load_tensors, read_json, save_tensors  # noqa: E402
+from bdense_nb.core import load_tensors, save_tensors  # noqa: E402
 from bdense_nb.distillation.branches import branch  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, pd_step  # noqa: E402
 from bdense_nb.distillation.teaching import edm_loss  # noqa: E402
@@ -300,9 +300,8 @@ def main():
     known = PARTS | checks
     names = args.only.split(',') if args.only else order
     args.out.mkdir(parents=True, exist_ok=True)
-    found = run_parts({name: partial(limited, known[name]) for name in names}, bench, args.out, args.minutes)
-    every = {p.stem: read_json(p) for name in order if (p := args.out/f'{name}.json').is_file()}
-    write_report(every or found, args.out)
+    run_parts({name: partial(limited, known[name]) for name in names}, bench, args.out, args.minutes)
+    every = write_report(args.out, order)
     print((args.out/'bench.txt').read_text())
     for name in checks:
         if part := every.get(name): print(name, 'ok' if part.get('ok') else '', {k: v for k, v in part.items() if k in ('error', 'skipped', 'waits', 'estimates', 'said', 'twice_apart', 'resumed_apart', 'largest_relative_difference', 'gpu_busy')})
