@@ -79,9 +79,9 @@ class Bench:
     def sizes(self) -> dict[str, Size]:
         "The network that ships, and one of the size of EDM's for CIFAR-10."
         if self.quick: return {'small': Size(dict(widths=(8, 32), n_classes=10), (1, 8, 8), 4)}
-        batch = 128 if self.device.type == 'cuda' else 2
-        return {'small': Size(dict(n_classes=10), (1, 28, 28), 128 if batch > 2 else 64),
-                'EDM': Size(EDM_SIZE, (3, 32, 32), batch)}
+        small, large = (128, 128) if self.device.type == 'cuda' else (64, 1)
+        return {'small': Size(dict(n_classes=10), (1, 28, 28), small),
+                'EDM': Size(EDM_SIZE, (3, 32, 32), large)}
 
     def rounds(self, size: str) -> int: # a large network on a CPU takes seconds an iteration
         slow = self.device.type == 'cpu' and size == 'EDM'
