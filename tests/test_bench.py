@@ -1,7 +1,12 @@
 "`bdense_bench` measures what it says, and no iteration of a training waits for the device."
+import json
+
 import pytest
 import torch
-from bdense_nb.app.bench import Size, sfd_config
+from bdense_nb.app import bench as module
+from bdense_nb.app.bench import Bench, Size, interleaved, plain_sfd, ratio, run_parts, sfd_config, table
+from bdense_nb.app.shell import bdense_bench
+from bdense_nb.core import read_json
 from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.progressive import PDConfig, pd_step
 from bdense_nb.distillation.teaching import edm_loss
@@ -9,19 +14,20 @@ from bdense_nb.training.config import Hardware, TrainConfig
 from bdense_nb.training.loop import training
 
 SIZE = Size(dict(widths=(8, 32), n_classes=10), (1, 8, 8), 4)
-META = torch.device('meta')
+META, CPU = torch.device('meta'), torch.device('cpu')
+QUICK = Bench(CPU, quick=True)
 
 
 def on_meta(step, K: int | None, **config) -> None:
     "Two iterations with a student whose numbers are nowhere: what reads one of them raises."
-    student = SIZE.denoiser(torch.device('cpu'))
+    student = SIZE.denoiser(CPU)
     student = (student if K is None else branch(student, K)).to(META).train().requires_grad_(True)
     run = training(student, step, TrainConfig(10, log_every=10, checkpoint_every=10, **config), Hardware())
     for _ in range(2): next(run)
 
 
 @pytest.mark.parametrize('changes', [{}, dict(K=1), dict(teacher_states='local'), dict(branch_weights_end='endpoint'), dict(solver='dpmpp3m'),
-                                     dict(solver='heun'), dict(loss='huber'), dict(branch_step='end')], ids=str)
+                                     dict(loss='huber', branch_step='end')], ids=str)
 def test_no_iteration_of_sfd_reads_from_the_device(changes):
     cfg = sfd_config(SIZE, **changes)
     teacher = SIZE.denoiser(META)
@@ -47,3 +53,70 @@ def test_a_step_that_reads_from_the_device_is_seen():
         if loss > 0: loss = 2*loss
         yield loss
     with pytest.raises(RuntimeError, match='meta'): on_meta(step, None)
+
+
+# --- the measuring ---
+
+def test_a_ratio_is_that_of_the_arms_in_one_round(monkeypatch):
+    ticks = iter([0., 1., 1., 4., 4., 10., 10., 11., 11., 12., 12., 15.]) # seconds of a, b, then b, a, then a, b
+    monkeypatch.setattr(module.time, 'perf_counter', lambda: next(ticks))
+    called = []
+    times = interleaved({'a': lambda: called.append('a'), 'b': lambda: called.append('b')}, 3, CPU)
+    assert times == {'a': [1., 1., 1.], 'b': [3., 6., 3.]} and called == [*'ab', *'abbaab']
+    assert ratio(times['b'], times['a']) == dict(ratio=3., least=3., most=6., seconds=3., peer_seconds=1.)
+
+
+def test_the_plain_loop_is_sfd(monkeypatch):
+    "The peer does the same arithmetic: with our noise and labels its losses are ours."
+    cfg = sfd_config(SIZE, K=1, steps=1)
+    teacher = SIZE.denoiser(CPU)
+    traj, label = cfg.plan.walk(teacher, cfg.seeds(0))
+    student = branch(teacher, 1).train().requires_grad_(True)
+    opt, mine = torch.optim.Adam(student.parameters(), 1e-6), []
+    for loss in cfg.step_function(teacher)(student, 0):
+        opt.zero_grad(); loss.backward(); opt.step()
+        mine.append(loss.detach())
+    monkeypatch.setattr(torch, 'randn', lambda *_, **__: traj[0]/cfg.sigma_max)
+    monkeypatch.setattr(torch, 'randint', lambda *_, **__: label)
+    torch.testing.assert_close(plain_sfd(teacher, cfg)(), mine, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('name', ['loop', 'sampler', 'sfd', 'branches', 'hardware'])
+def test_every_part_says_what_was_divided_by_what(name):
+    found = module.run_part(module.PARTS[name], QUICK)
+    assert 'error' not in found, found.get('traceback')
+    for row in found['rows']:
+        assert row['least'] <= row['ratio'] <= row['most'] and row['what'] != row['peer'] and row['size'] in QUICK.sizes
+        assert row['seconds'] > 0 and row['peer_seconds'] > 0
+    assert len({(r['size'], r['what'], r['peer']) for r in found['rows']}) == len(found['rows'])
+
+
+def test_memory_grows_by_the_branches_alone():
+    "K branches keep K outputs and K states more; everything before the last layer is there once."
+    rows = module.bench_branches(QUICK)['rows']
+    more = {int(r['what'].split()[-1]): r['mb'] - r['peer_mb'] for r in rows}
+    assert more[4] == pytest.approx(3*more[2], rel=.05) and 0 < more[4] < .1*rows[0]['peer_mb']
+
+
+def test_a_failing_part_is_noted_and_tried_again_last(tmp_path, capsys):
+    tried = []
+    def good(bench): tried.append('good'); return dict(rows=[])
+    def bad(bench): tried.append('bad'); raise OSError('no space')
+    parts = {'bad': bad, 'good': good, 'more': good}
+    run_parts(parts, QUICK, tmp_path, minutes=-1.)
+    assert not tried and 'bad, good, more left' in capsys.readouterr().out
+    run_parts(parts, QUICK, tmp_path)
+    run_parts(parts, QUICK, tmp_path)
+    assert tried == ['bad', 'good', 'good', 'bad']
+    kept = read_json(tmp_path/'bad.json')
+    assert kept['error'] == 'OSError: no space' and 'def bad' not in kept['error'] and 'bad: OSError: no space' in table({'bad': kept})
+
+
+def test_the_command(tmp_path, capsys):
+    plan = bdense_bench(tmp_path/'new', parts='sampler,imports', dry_run=True)
+    assert set(plan['parts']) == {'sampler', 'imports'} and not (tmp_path/'new').exists()
+    with pytest.raises(ValueError, match="unknown part 'speed'; choose one of: loop, sampler"): bdense_bench(tmp_path/'new', parts='speed')
+    for _ in range(2): done = bdense_bench(tmp_path/'out', parts='sampler', quick=True, device='cpu')
+    assert done['failed'] == [] and {p.name for p in (tmp_path/'out').iterdir()} == {'sampler.json', 'bench.json', 'bench.txt', 'bench.png'}
+    whole = json.loads((tmp_path/'out'/'bench.json').read_text())
+    assert whole['sampler']['rows'][0]['what'] == 'sampler' and whole['sampler']['quick'] and 'sampler / bare calls' in capsys.readouterr().out

@@ -205,7 +205,10 @@ def sfd_arm(teacher: EDMDenoiser, cfg: SFDConfig, hardware: Hardware = PLAIN,
     student = branch(teacher, cfg.K).train().requires_grad_(True)
     return loop_arm(student, cfg.step_function(teacher, bank), hardware, teacher)
 
-def plain_sfd(teacher: EDMDenoiser, cfg: SFDConfig) -> Callable[[], None]:
+def plain_sfd(
+    teacher: EDMDenoiser,
+    cfg: SFDConfig, # K = 1, solver euler
+) -> Callable[[], list[Tensor]]: # an iteration, which gives its losses
     "The loop that SFD's authors publish, restated: one branch, no seeds, no checks, no precision."
     fine, coarse = (grid.tolist() for grid in cfg.grids)
     student = copy.deepcopy(teacher).train().requires_grad_(True)
@@ -224,6 +227,7 @@ def plain_sfd(teacher: EDMDenoiser, cfg: SFDConfig) -> Callable[[], None]:
     def iteration():
         with torch.no_grad(): found, label = states()
         x = found[0]
+        losses = []
         for n, (t, s) in enumerate(pairwise(coarse)):
             if n == 0 and cfg.afs:
                 x = x + (s - t)*x/math.sqrt(1 + t*t)
@@ -234,7 +238,9 @@ def plain_sfd(teacher: EDMDenoiser, cfg: SFDConfig) -> Callable[[], None]:
             opt.zero_grad()
             loss.backward()
             opt.step()
+            losses.append(loss.detach())
             x = x_s.detach()
+        return losses
     return iteration
 
 # %% ../../nbs/app/07_bench.ipynb #f360b770
