@@ -23,7 +23,7 @@ from ..training.loop import StepFunction, fit
 
 # %% auto #0
 __all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes',
-           'estimate_training', 'estimate_run']
+           'estimate_training', 'estimate_run', 'simulate']
 
 # %% ../../nbs/app/01_plans.ipynb #4307c099
 def time_iteration(
@@ -191,3 +191,34 @@ def estimate_run(
                 seconds=None if by_student is None else by_teacher + by_student,
                 memory_gb=one['memory_gb'], bank_gb=banked, device=str(device),
                 device_gb=(device_bytes(device) or 0)/1e9 or None)
+
+# %% ../../nbs/app/01_plans.ipynb #76aae673
+def simulate(
+    parameters: float, # of the teacher, and of the student
+    seconds: float, # of one iteration on one device, its arithmetic for the whole batch
+    activation_gb: float, # kept for the gradient of the whole batch
+    processes: int, # one device each
+    *,
+    updates: int = 2, # in an iteration
+    shard: bool = False, # FSDP; else every process has all weights
+    per_node: int = 8, # devices that are joined by links
+    link_gb: float = 300., # GB/s out of a device inside a node
+    network_gb: float = 40., # GB/s out of a device between nodes
+) -> dict[str, float]: # of one iteration, for each device
+    """A plan on paper for devices that are not here, from parts that were measured.
+
+    Weights, gradients, Adam's moments and the average are float32. An update sends every gradient
+    around a ring and back (2 (n-1)/n of its bytes); FSDP gathers the weights twice and scatters
+    the gradients (3 (n-1)/n). The slowest link decides. The truth lies between `seconds_least`,
+    where all of that happens during the arithmetic, and `seconds_most`, where none of it does.
+    The teacher is whole in every process; the blocks that FSDP gathers are left out."""
+    n = processes
+    weights = 4*parameters/1e9
+    moved = updates*(3 if shard else 2)*(n - 1)/n*weights
+    exchange = moved/(link_gb if n <= per_node else network_gb)
+    state = 5*weights/(n if shard else 1) # weights, gradients, two moments, average
+    most = seconds/n + exchange
+    return dict(processes=n, gb_moved=moved, seconds_arithmetic=seconds/n,
+                seconds_exchange=exchange, seconds_least=max(seconds/n, exchange),
+                seconds_most=most, efficiency=seconds/n/most,
+                memory_gb=weights + state + activation_gb/n)
