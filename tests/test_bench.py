@@ -57,11 +57,10 @@ def test_a_step_that_reads_from_the_device_is_seen():
 
 # --- the measuring ---
 
-def test_a_ratio_is_that_of_the_arms_in_one_round(monkeypatch):
+def test_a_ratio_is_that_of_the_arms_in_one_round():
     ticks = iter([0., 1., 1., 4., 4., 10., 10., 11., 11., 12., 12., 15.]) # seconds of a, b, then b, a, then a, b
-    monkeypatch.setattr(module.time, 'perf_counter', lambda: next(ticks))
     called = []
-    times = interleaved({'a': lambda: called.append('a'), 'b': lambda: called.append('b')}, 3, CPU)
+    times = interleaved({'a': lambda: called.append('a'), 'b': lambda: called.append('b')}, 3, CPU, lambda: next(ticks))
     assert times == {'a': [1., 1., 1.], 'b': [3., 6., 3.]} and called == [*'ab', *'abbaab']
     assert ratio(times['b'], times['a']) == dict(ratio=3., least=3., most=6., seconds=3., peer_seconds=1.)
 
@@ -116,6 +115,7 @@ def test_the_command(tmp_path, capsys):
     plan = bdense_bench(tmp_path/'new', parts='sampler,imports', dry_run=True)
     assert set(plan['parts']) == {'sampler', 'imports'} and not (tmp_path/'new').exists()
     with pytest.raises(ValueError, match="unknown part 'speed'; choose one of: loop, sampler"): bdense_bench(tmp_path/'new', parts='speed')
+    with pytest.raises(ValueError, match='repeats'): bdense_bench(tmp_path/'new', repeats=0)
     for _ in range(2): done = bdense_bench(tmp_path/'out', parts='sampler', quick=True, device='cpu')
     assert done['failed'] == [] and {p.name for p in (tmp_path/'out').iterdir()} == {'sampler.json', 'bench.json', 'bench.txt', 'bench.png'}
     whole = json.loads((tmp_path/'out'/'bench.json').read_text())

@@ -74,6 +74,11 @@ class Bench:
     device: torch.device
     quick: bool = False # tiny networks: to see that everything runs, not how fast
     repeats: int = 7 # rounds in which the arms take turns
+    busy: bool = False # count the CPU seconds of this process, not those of the clock
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return time.process_time if self.busy else time.perf_counter
 
     @property
     def sizes(self) -> dict[str, Size]:
@@ -98,6 +103,7 @@ def interleaved(
     arms: Arms, # functions of no argument
     repeats: int, # rounds
     device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]: # seconds of each arm in each round
     "Time arms that take turns, in both directions, so that a slow moment hits all alike."
     for f in arms.values(): f()
@@ -105,10 +111,10 @@ def interleaved(
     for k in range(repeats):
         for name in list(arms)[::-1 if k % 2 else 1]:
             wait(device)
-            begin = time.perf_counter()
+            begin = clock()
             arms[name]()
             wait(device)
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
     return times
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
@@ -123,7 +129,7 @@ def compared(
     bench: Bench,
     size: str,
 ) -> list[dict]: # `ratio` of every other arm, with `size`, `what` and `peer`
-    times = interleaved(arms, bench.rounds(size), bench.device)
+    times = interleaved(arms, bench.rounds(size), bench.device, bench.clock)
     return [dict(size=size, what=name, peer=peer, **ratio(t, times[peer]))
             for name, t in times.items() if name != peer]
 
@@ -482,14 +488,15 @@ def bench_imports(bench: Bench) -> dict:
     def run(code): return lambda: subprocess.run([sys.executable, '-c', code], check=True)
     arms = {'import torch': run('import torch'), 'import bdense_nb': run('import bdense_nb'),
             'all of a distillation': run('import bdense_nb.distillation.distill')}
-    return dict(rows=compared(arms, 'import torch', bench, 'interpreter'))
+    clock = replace(bench, busy=False) # other processes' seconds
+    return dict(rows=compared(arms, 'import torch', clock, 'interpreter'))
 
 def process_seconds(path: str, quick: str, repeats: int) -> None:
     "What each of several processes runs: the first one writes the seconds of its blocks."
     bench = Bench(default_device(), quick == 'quick')
     size = bench.sizes['small']
     arm = sfd_arm(size.denoiser(bench.device), sfd_config(size))
-    seconds = interleaved({'arm': arm}, repeats, bench.device)['arm']
+    seconds = interleaved({'arm': arm}, repeats, bench.device)['arm'] # of the clock: they wait
     if is_main(): write_json(path, dict(seconds=seconds))
 
 def seconds_in_processes(n: int, bench: Bench) -> list[float]:
@@ -532,7 +539,7 @@ def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict: # with `error
     gc.collect()
     if bench.device.type == 'cuda': torch.cuda.empty_cache()
     return found | dict(part_seconds=time.perf_counter() - begin, device=str(bench.device),
-                        quick=bench.quick, **about_run())
+                        quick=bench.quick, busy=bench.busy, **about_run())
 
 def run_parts(
     parts: dict[str, Callable[[Bench], dict]],
@@ -613,6 +620,8 @@ class Measure(Options):
     device: str | None = None # cpu, cuda, cuda:1, mps; default: the fastest there is
     quick: bool = False # tiny networks: to see that everything runs, not how fast it is
     repeats: AtLeast1 = 7 # rounds in which the arms of a part take turns
+    # on a busy CPU: count the seconds that this process computes, not those of the clock
+    busy: bool = False
     minutes: float | None = None # no part begins after so long; default: all are run
     dry_run: bool = False # say what would be measured, and stop
 
@@ -621,7 +630,10 @@ def measure(options: Measure, line: Line) -> dict:
     names = options.parts or tuple(PARTS)
     for name in names: check_choice('part', name, PARTS)
     check_int('repeats', options.repeats, 1)
-    bench = Bench(find_device(options.device), options.quick, options.repeats)
+    device = find_device(options.device)
+    if options.busy and device.type != 'cpu':
+        raise ValueError(f'busy counts what a CPU computes, and the device is {device}')
+    bench = Bench(device, options.quick, options.repeats, options.busy)
     check_folder(options.out, ('bench.json', *(f'{name}.json' for name in PARTS)), line)
     if options.dry_run:
         told = {name: PARTS[name].__doc__ for name in names}
