@@ -1,5 +1,6 @@
 "`bdense_bench` measures what it says, and no iteration of a training waits for the device."
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bdense_nb.distillation.progressive import PDConfig, pd_step
 from bdense_nb.distillation.teaching import edm_loss
 from bdense_nb.training.config import Hardware, TrainConfig
 from bdense_nb.training.loop import training
+from warm import python
 
 SIZE = Size(dict(widths=(8, 32), n_classes=10), (1, 8, 8), 4)
 META, CPU = torch.device('meta'), torch.device('cpu')
@@ -120,3 +122,16 @@ def test_the_command(tmp_path, capsys):
     assert done['failed'] == [] and {p.name for p in (tmp_path/'out').iterdir()} == {'sampler.json', 'bench.json', 'bench.txt', 'bench.png'}
     whole = json.loads((tmp_path/'out'/'bench.json').read_text())
     assert whole['sampler']['rows'][0]['what'] == 'sampler' and whole['sampler']['quick'] and 'sampler / bare calls' in capsys.readouterr().out
+
+
+def test_the_gpu_report_runs_on_a_cpu(tmp_path):
+    "In its tiny form: each part there, none failed, and what needs a GPU says so."
+    report = Path(__file__).resolve().parent/'gpu'/'report.py'
+    names = ['waits', 'sampler', 'precision', 'scaler', 'oom', 'graphs']
+    code = f'sys.argv = {[str(report), str(tmp_path/"out"), "--device", "cpu", "--only", ",".join(names)]}\nimport runpy; runpy.run_path({str(report)!r}, run_name="__main__")'
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {name: read_json(tmp_path/'out'/f'{name}.json') for name in names}
+    assert not {name: part['error'] for name, part in found.items() if 'error' in part}
+    assert {name for name, part in found.items() if 'GPU' in part.get('skipped', '')} == {'scaler', 'oom', 'graphs'}
+    assert found['precision']['largest_relative_difference']['bf16'] < .05
