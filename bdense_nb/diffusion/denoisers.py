@@ -810,7 +810,10 @@ def load_denoiser(
         denoiser.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
-    return to_channels_last(denoiser.requires_grad_(False).eval().to(device or default_device()))
+    device = torch.device(device or default_device())
+    denoiser = denoiser.requires_grad_(False).eval().to(device)
+    # group normalisation on CUDA would lay every answer out anew
+    return denoiser if device.type == 'cuda' else to_channels_last(denoiser)
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."

@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from ..core import send
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged', 'average_gradients',
-           'shard_model', 'full_tensor', 'shard_like', 'dtype_of', 'set_precision', 'set_memory_format',
-           'left_as_found', 'numbers_as_tensors', 'send']
+__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged',
+           'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'dtype_of', 'set_precision',
+           'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -143,11 +143,17 @@ def shard_like(t: Tensor, like: Tensor) -> Tensor:
 # %% ../../nbs/training/03_devices.ipynb #7a843a35
 PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
-def dtype_of(precision: str, device: torch.device) -> torch.dtype | None: # None: float32
-    "What a precision computes in; auto: bf16 on a GPU that has it, elsewhere float32."
+LARGE = 10_000_000 # weights; below, casting them to 16 bits takes longer than it saves
+
+def dtype_of(
+    precision: str, # auto or a key of `PRECISIONS`
+    model: nn.Module,
+    device: torch.device,
+) -> torch.dtype | None: # None: float32
+    "What a precision computes in; auto: bf16 for a large network on a GPU that has it."
     if precision != 'auto': return PRECISIONS[precision]
-    fast = device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else None
+    if device.type != 'cuda' or sum(p.numel() for p in model.parameters()) < LARGE: return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
 
 def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype,
                 *args, **kwargs):
@@ -159,7 +165,7 @@ def set_precision(
     device: torch.device,
 ) -> None:
     "Let a model compute in 16 bits: its weights and its answers stay in float32."
-    dtype = dtype_of(precision, device)
+    dtype = dtype_of(precision, model, device)
     if dtype is torch.float16 and device.type == 'cpu':
         raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
     if dtype is None: return
