@@ -27,7 +27,7 @@ from .plans import kept_bytes, peak_bytes
 from .shell import Command, Line, Options
 from ..core import (AtLeast1, about_run, check_choice, check_int, default_device,
                             import_extra, read_json, sample_noise, write_json)
-from ..diffusion.denoisers import EDMDenoiser
+from ..diffusion.denoisers import EDMDenoiser, to_channels_last
 from ..diffusion.nets import UNet
 from ..diffusion.samplers import sample
 from ..diffusion.schedules import karras_sigmas
@@ -64,7 +64,8 @@ class Size:
             found = EDMDenoiser(UNet(**self.net), .5)
             # the last layer starts at zero: a network that answers with 0 has no gradients
             nn.init.normal_(found.net.out.weight, std=.01)
-        return found.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        if device.type != 'cuda': to_channels_last(found) # as loading does
+        return found.to(device).requires_grad_(False)
 
 EDM_SIZE = dict(channels=3, widths=(256, 256, 256), blocks=6, patch=1) # as EDM's for CIFAR-10
 
@@ -327,11 +328,12 @@ def bench_branches(bench: Bench) -> dict:
 # %% ../../nbs/app/07_bench.ipynb #106d77e6
 def switches(device: torch.device) -> dict[str, Hardware]:
     "What can be chosen without changing the method."
-    found = {'bf16': dict(precision='bf16'), 'bf16, contiguous': dict(precision='bf16',
-                                                                    channels_last=False),
-             'contiguous': dict(channels_last=False), 'recompute': dict(recompute=True),
+    found = {'bf16': dict(precision='bf16'), 'recompute': dict(recompute=True),
              'accumulate=2': dict(accumulate=2)}
-    if device.type == 'cuda':
+    if device.type != 'cuda':
+        found |= {'contiguous': dict(channels_last=False),
+                  'bf16, contiguous': dict(precision='bf16', channels_last=False)}
+    else:
         found |= {'TF32': dict(tf32=True), 'fp16': dict(precision='fp16'),
                   'bf16, TF32': dict(precision='bf16', tf32=True),
                   'bf16, recompute': dict(precision='bf16', recompute=True),
@@ -350,6 +352,9 @@ def bench_hardware(bench: Bench) -> dict:
             arms[what], memory[what] = with_peak(make, bench.device)
         if bench.device.type == 'cuda':
             arms['float32, convolutions too'] = without_tf32(sfd_arm(teacher, sfd_config(size)))
+            last = to_channels_last(teacher) # what is copied from it lies so, too
+            for what in ('float32', 'bf16'):
+                arms[f'{what}, channels last'] = sfd_arm(last, sfd_config(size), given[what])
         for row in compared(arms, 'float32', bench, name):
             rows.append(row | dict(mb=memory.get(row['what']), peer_mb=memory['float32']))
     return dict(rows=rows)
@@ -368,6 +373,7 @@ def bench_compile(bench: Bench) -> dict:
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
         precision = 'bf16' if bench.device.type == 'cuda' else 'no'
+        torch._dynamo.reset() # another network's shapes are no reason to compile for all shapes
         arms = {'eager': sfd_arm(teacher, sfd_config(size), replace(PLAIN, precision=precision))}
         fast = replace(PLAIN, precision=precision, compile=True)
         begin = time.perf_counter()
@@ -420,9 +426,10 @@ def bench_graphs(bench: Bench) -> dict:
         def by_hand():
             with torch.autocast('cuda', torch.bfloat16, cache_enabled=False):
                 return Graphed(teacher.net, x, noise, cond)
-        makes = {'graph by hand': by_hand, 'compiled': lambda: torch.compile(teacher.net),
-                 'compiled, reduce-overhead': lambda: torch.compile(teacher.net,
-                                                                   mode='reduce-overhead')}
+        torch._dynamo.reset()
+        fast = lambda **mode: torch.compile(teacher.net, dynamic=False, **mode)
+        makes = {'graph by hand': by_hand, 'compiled': fast,
+                 'compiled, reduce-overhead': lambda: fast(mode='reduce-overhead')}
         arms = {'eager': walk(teacher.net)}
         for what, make in makes.items():
             try:
