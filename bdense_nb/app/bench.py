@@ -44,11 +44,10 @@ from ..training.loop import StepFunction, training
 
 # %% auto #0
 __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared',
-           'loop_arm', 'bare_arm', 'accelerate_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'bench_loop',
-           'bench_sampler', 'bench_sfd', 'bench_branches', 'switches', 'bench_hardware', 'without_tf32',
-           'bench_compile', 'Graphed', 'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports',
-           'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part', 'run_parts', 'table', 'figure',
-           'write_report', 'Measure', 'measure']
+           'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'bench_loop', 'bench_sampler',
+           'bench_sfd', 'bench_branches', 'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'Graphed',
+           'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports', 'process_seconds', 'seconds_in_processes',
+           'bench_processes', 'run_part', 'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -153,35 +152,25 @@ def loop_arm(
     return go_on
 
 def bare_arm(
-    model: nn.Module,
+    model: nn.Module, # trained in place
     step: StepFunction,
-    iterations: int = 1,
+    iterations: int = 1, # at each call
+    accelerate: bool = False, # as Accelerate's loop has it
 ) -> Callable[[], None]:
     "The same with nothing around it: forward, backward, Adam."
-    model.requires_grad_(True)
-    fused = next(model.parameters()).device.type == 'cuda'
-    opt = torch.optim.Adam(model.parameters(), 1e-6, fused=fused or None)
+    device = next(model.requires_grad_(True).parameters()).device
+    opt = torch.optim.Adam(model.parameters(), 1e-6, fused=device.type == 'cuda' or None)
+    backward = Tensor.backward
+    if accelerate:
+        from accelerate import Accelerator
+        accelerator = Accelerator(cpu=device.type == 'cpu')
+        model, opt = accelerator.prepare(model, opt)
+        backward = accelerator.backward
     def go_on():
         for i in range(iterations):
             for loss in step(model, i):
                 opt.zero_grad()
-                loss.backward()
-                opt.step()
-    return go_on
-
-def accelerate_arm(model: nn.Module, step: StepFunction, iterations: int = 1) -> Callable:
-    "Accelerate's own training loop."
-    from accelerate import Accelerator
-    model.requires_grad_(True)
-    device = next(model.parameters()).device
-    accelerator = Accelerator(cpu=device.type == 'cpu')
-    fused = True if device.type == 'cuda' else None
-    model, opt = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 1e-6, fused=fused))
-    def go_on():
-        for i in range(iterations):
-            for loss in step(model, i):
-                opt.zero_grad()
-                accelerator.backward(loss)
+                backward(loss)
                 opt.step()
     return go_on
 
@@ -264,7 +253,7 @@ def bench_loop(bench: Bench) -> dict:
                                                                            iterations=many),
                 'loop with clipping and average': loop_arm(make(), step, iterations=many,
                                                            clip_grad=1., ema=.999),
-                'accelerate': accelerate_arm(make(), step, many)}
+                'accelerate': bare_arm(make(), step, many, accelerate=True)}
         rows += compared(arms, 'bare loop', bench, name)
     return dict(rows=rows)
 
@@ -278,7 +267,7 @@ def bench_sampler(bench: Bench, n_steps: int = 12) -> dict:
         noise = [torch.full((size.batch,), s.log().item()/4, device=bench.device)
                  for s in sigmas[:-1]]
         @torch.no_grad()
-        def bare(): # noqa: B023
+        def bare():
             for c_noise in noise: denoiser.net(x, c_noise)
         arms = {'bare calls': bare, 'sampler': lambda: sample(denoiser, x, sigmas)}
         rows += compared(arms, 'bare calls', bench, name)
@@ -415,7 +404,7 @@ def bench_graphs(bench: Bench) -> dict:
         x = 80*sample_noise(range(size.batch), size.shape, bench.device)
         label = torch.zeros(size.batch, dtype=torch.long, device=bench.device)
         cond = label if teacher.n_classes else None
-        def walk(net): # noqa: B023
+        def walk(net):
             mine = copy.copy(teacher)
             mine._modules = dict(teacher._modules, net=net)
             def run():
@@ -457,7 +446,7 @@ def bench_diffusers(bench: Bench) -> dict:
         t = torch.randint(1000, (len(x0),), device=x0.device)
         answer = model(scheduler.add_noise(x0, eps, t), t, return_dict=False)[0]
         yield (answer - eps).square().mean()
-    rows = compared({'diffusers\' loop': accelerate_arm(copy.deepcopy(net), published),
+    rows = compared({'diffusers\' loop': bare_arm(copy.deepcopy(net), published, accelerate=True),
                      'loop': loop_arm(copy.deepcopy(net), published)},
                     'diffusers\' loop', bench, 'UNet2DModel')
     pipe = diffusers.DDIMPipeline(net.eval(), scheduler).to(bench.device)
