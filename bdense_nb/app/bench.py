@@ -314,11 +314,11 @@ def bench_branches(bench: Bench) -> dict:
     return dict(rows=rows, memory='peak of the device' if bench.device.type == 'cuda'
                 else 'kept for the gradient')
 
-# %% ../../nbs/app/07_bench.ipynb #106d77e6
-def switches(device: torch.device) -> dict[str, Hardware]:
+# %% ../../nbs/app/07_bench.ipynb #b74690d3
+def switches(device: torch.device, batch: int) -> dict[str, Hardware]:
     "What can be chosen without changing the method."
-    found = {'bf16': dict(precision='bf16'), 'recompute': dict(recompute=True),
-             'accumulate=2': dict(accumulate=2)}
+    found = {'bf16': dict(precision='bf16'), 'recompute': dict(recompute=True)}
+    if batch % 2 == 0: found |= {'accumulate=2': dict(accumulate=2)}
     if device.type != 'cuda':
         found |= {'contiguous': dict(channels_last=False),
                   'bf16, contiguous': dict(precision='bf16', channels_last=False)}
@@ -335,7 +335,7 @@ def bench_hardware(bench: Bench) -> dict:
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
         arms, memory = {}, {}
-        given = {'float32': PLAIN} | switches(bench.device)
+        given = {'float32': PLAIN} | switches(bench.device, size.batch)
         for what, hardware in given.items():
             make = lambda: sfd_arm(teacher, sfd_config(size), hardware)
             arms[what], memory[what] = with_peak(make, bench.device)
