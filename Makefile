@@ -5,7 +5,7 @@ READY := .venv/.ready
 # threads that wait without spinning: on a busy machine PyTorch is several times faster so
 export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs colab sync hooks clean
+.PHONY: help demo test bench lab docs colab sync hooks clean
 .DELETE_ON_ERROR:
 
 # An environment holds absolute paths, so one that came here with a moved or copied folder is made anew.
@@ -19,6 +19,9 @@ demo: $(READY) ## distil the shipped teacher into 2-NFE students, with and witho
 
 test: $(READY) ## run every notebook in a fresh kernel and all other tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+
+bench: $(READY) ## measure what training and sampling cost here, as ratios to peers, in runs/bench/; ARGS='--quick' takes tiny networks
+	$(BIN)/bdense_bench runs/bench $(ARGS)
 
 lab: $(READY) ## open the course in JupyterLab (notebooks are cleaned when saved); ARGS='--no-browser --port=9000' goes to JupyterLab
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)

@@ -32,10 +32,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'sample_noise', 'sample_labels',
-           'check_choice', 'Within', 'check_int', 'check_number', 'check_shape', 'check_file', 'Trajectory',
-           'NFECounter', 'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json',
-           'locked', 'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
+__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
+           'sample_labels', 'check_choice', 'Within', 'check_int', 'check_number', 'check_shape', 'check_file',
+           'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256',
+           'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch',
+           'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -65,6 +66,14 @@ def _seed32(seed: int) -> int:
     return s if s < 2**32 else int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:4], 'big')
 
 # %% ../nbs/00_core.ipynb #ee73f5c7
+def send(t: Tensor, device: torch.device | str | None) -> Tensor: # None: it stays
+    "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
+    if device is None: return t
+    device = torch.device(device)
+    if device.type == 'cuda' and t.device.type == 'cpu':
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
+
 def sample_noise(
     seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
     shape: Sequence[int], # shape of one sample, `D`
@@ -75,7 +84,7 @@ def sample_noise(
     noise = torch.empty(len(seeds), *shape)
     for row, seed in zip(noise, seeds):
         torch.randn(tuple(shape), generator=g.manual_seed(_seed32(seed)), out=row)
-    return noise.to(device)
+    return send(noise, device)
 
 # %% ../nbs/00_core.ipynb #4dfc157b
 def sample_labels(
@@ -90,7 +99,7 @@ def sample_labels(
     for i, seed in enumerate(seeds): # labels must not follow the noise, hence the odd multiplier
         g.manual_seed(_seed32(seed)*2654435761 + 1)
         labels[i] = torch.randint(n_classes, (), generator=g)
-    return labels.to(device)
+    return send(labels, device)
 
 # %% ../nbs/00_core.ipynb #93ce63e0
 def check_choice(name: str, value, allowed) -> None:
@@ -257,12 +266,14 @@ def check_state(
     x: Tensor, # [B, *D]
     name: str = 'x', # what to call it in the message
 ) -> None:
-    "Raise unless `x` is a finite floating-point tensor with a batch axis and at least one more."
+    """Raise unless `x` is a floating-point tensor with a batch axis and at least one more, and
+    finite, which is looked at on a CPU only."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f'{name} must be a floating-point tensor [B, *D], got {kind}')
     if x.ndim < 2:
         raise ValueError(f'{name} must have at least two axes, got shape {tuple(x.shape)}')
+    if x.device.type != 'cpu': return # it would have to be waited for
     bad = int((~torch.isfinite(x)).sum())
     if bad: raise ValueError(f'{name} contains {bad} NaN or infinite values')
 

@@ -190,7 +190,7 @@ def test_every_option_has_its_comment_as_help(shell):
         text = ' '.join(shell(f'{command} --help')[0].split())
         options = sum(len(dataclasses.fields(kind)) for kind in {COMMANDS[command].options, *COMMANDS[command].hosts} - {PDConfig, SFDVConfig})
         assert len(re.findall(r'\w[^-]{2,}? ?\((?:default: |required\))', text)) == options, command
-    assert 'micro-batches that a batch is cut into, to save memory (default: 1)' in text and 'peak learning rate of Adam' in text and '--precision {no,bf16,fp16}' in text
+    assert 'micro-batches that a batch is cut into, to save memory (default: 1)' in text and 'peak learning rate of Adam' in text and '--precision {auto,no,bf16,fp16}' in text
 
 
 def test_help_and_an_error_from_a_real_shell(tmp_path):

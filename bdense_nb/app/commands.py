@@ -251,9 +251,10 @@ def how_measured(estimate: dict) -> str:
     more = '' if measured == batch else f', and extrapolated to {batch}'
     return f'iterations of {measured} samples were timed on this device{more}'
 
-def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None = None) -> dict:
+def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None = None,
+             hardware: Hardware = Hardware()) -> dict:
     "What a distillation will take; of several step counts one is drawn for each iteration."
-    parts = [estimate_run(source, one, shape) for one in cfg.each.values()]
+    parts = [estimate_run(source, one, shape, hardware=hardware) for one in cfg.each.values()]
     one = parts[0]
     def mean(key):
         values = [p[key] for p in parts]
@@ -509,7 +510,7 @@ def teach_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
 
 def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | None, cfg: TrainConfig, batch: int,
-               data: str) -> dict:
+               data: str, hardware: Hardware = Hardware()) -> dict:
     "What a training would do and take."
     device = device_of(denoiser)
     def make(n):
@@ -518,7 +519,7 @@ def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | None, cfg: TrainCon
                            torch.Generator().manual_seed(i))
         return copy.deepcopy(denoiser).train(), step
     some = min(batch, len(x))
-    guess = dict(estimate_training(make, some, cfg), batch=batch)
+    guess = dict(estimate_training(make, some, cfg, hardware), batch=batch)
     each = guess['seconds']
     return dict(trains=f'an EDM denoiser, {type(denoiser.net).__name__}',
                 parameters=sum(p.numel() for p in denoiser.parameters()),
@@ -547,7 +548,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     torch.manual_seed(cfg.seed)
     made = new_denoiser(x, n_classes, data, find_net(options.net))
     denoiser = made.to(find_device(options.device))
-    if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data))
+    if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
     with alone(out):
         if options.overwrite and is_main(): forget_run(out, ['checkpoints', 'config.json'])
         result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints',
@@ -782,11 +783,11 @@ def is_banked(cfg, bank: str | None) -> bool:
     return bool(cfg.pool or bank)
 
 def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...], data: str,
-                 bank: str | None) -> dict:
+                 bank: str | None, hardware: Hardware = Hardware()) -> dict:
     "What a distillation would do and take."
     cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
-    found = estimate(source, cfg, shape, bank)
+    found = estimate(source, cfg, shape, bank, hardware)
     plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher,
                 shape=list(shape), data=data)
     if cfg.rounds:
@@ -850,7 +851,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     if pairs: check_with_data(source, pairs, options.trust_teacher)
     folder = Path(out)/'checkpoints'
     plan = partial(distill_plan, source, teacher, cfg, shape,
-                   data_line(*pairs, kind) if pairs else 'none needed', options.bank)
+                   data_line(*pairs, kind) if pairs else 'none needed', options.bank, hardware)
     if options.dry_run: return show_plan(plan())
     announce(plan, folder)
     with alone(out):

@@ -69,9 +69,9 @@ class Compare(Distilled):
     limit: int | None = None # stop after so many trainings
 
 def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], data: str,
-                 reality: Reality) -> dict:
+                 reality: Reality, hardware: Hardware) -> dict:
     "What a comparison would do and take."
-    plans = [distill_plan(source, options.teacher, arm.cfg, shape, data, options.out)
+    plans = [distill_plan(source, options.teacher, arm.cfg, shape, data, options.out, hardware)
              for arm in arms]
     seconds = [plan['seconds'] for plan in plans]
     runs = [f'{a.name} ({a.key["calls"]} calls, {a.key["iterations"]} iterations)'
@@ -108,7 +108,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     reality = find_reality(options.teacher, shape, options.data, options.features)
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     if options.dry_run:
-        return show_plan(compare_plan(source, options, made, shape, line_of, reality))
+        return show_plan(compare_plan(source, options, made, shape, line_of, reality, hardware))
     space = None
     if reality.images is not None:
         space = load_space(reality.features, find_device(options.device), options.features_path)

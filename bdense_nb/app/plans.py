@@ -18,11 +18,12 @@ from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import left_as_found, set_precision
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
-__all__ = ['time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes', 'estimate_training',
-           'estimate_run']
+__all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes',
+           'estimate_training', 'estimate_run', 'simulate']
 
 # %% ../../nbs/app/01_plans.ipynb #4307c099
 def time_iteration(
@@ -30,6 +31,7 @@ def time_iteration(
     step: StepFunction,
     cfg: TrainConfig, # of the run; its step count and folder do not matter
     hardware: Hardware = Hardware(), # of the run
+    teacher: nn.Module | None = None, # what `step` calls
 ) -> float: # seconds
     "What one iteration takes in the real training loop, once warm."
     marks = []
@@ -39,7 +41,7 @@ def time_iteration(
         marks.append(time.perf_counter())
         yield from step(model, i)
     short = dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0)
-    fit(model, marked, short, show=False, hardware=hardware)
+    fit(model, marked, short, show=False, hardware=hardware, teacher=teacher)
     return min(marks[2] - marks[1], marks[3] - marks[2])
 
 # %% ../../nbs/app/01_plans.ipynb #959952d3
@@ -103,6 +105,7 @@ def estimate_training(
     batch: int, # of the run
     cfg: TrainConfig, # of the run
     hardware: Hardware = Hardware(), # of the run
+    teacher: nn.Module | None = None, # what the steps call
 ) -> dict[str, float | None]: # seconds (an iteration's), memory_gb, measured_batch; None: none fits
     """Time and memory of one iteration, measured in the real loop, and prolonged to the run's own
     batch where that is slow."""
@@ -112,7 +115,7 @@ def estimate_training(
         device = device_of(model)
         if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
         else: kept[n] = kept_bytes(model, step)
-        return time_iteration(model, step, cfg, hardware), peak_bytes(device)
+        return time_iteration(model, step, cfg, hardware, teacher), peak_bytes(device)
     found = growing_trials(trial, batch)
     if not found: return dict(seconds=None, memory_gb=None, measured_batch=None)
     last = max(found)
@@ -124,8 +127,19 @@ def estimate_training(
     return dict(seconds=seconds, memory_gb=memory, measured_batch=last)
 
 # %% ../../nbs/app/01_plans.ipynb #877f0f24
+def _walk_seconds(teacher: nn.Module, cfg: Host, precision: str) -> float:
+    "What the teacher takes for a batch, once warm."
+    with left_as_found(teacher):
+        set_precision(teacher, precision, device_of(teacher))
+        for _ in range(2):
+            begin = time.perf_counter()
+            cfg.plan.walk(teacher, cfg.all_seeds)[0].xs.cpu()
+    return time.perf_counter() - begin
+
+Trial = tuple[nn.Module, StepFunction]
+
 def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
-                 walks: dict[int, float]) -> Callable[[int], tuple[nn.Module, StepFunction]]:
+                 walks: dict[int, float], hardware: Hardware) -> Callable[[int], Trial]:
     "Models and steps of a run by batch; into `walks` go the seconds of the teacher's trajectories."
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
@@ -133,6 +147,9 @@ def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: 
         begin = time.perf_counter()
         bank = small.bank(teacher, show=False)
         if bank is not None: walks[n] = time.perf_counter() - begin
+        if bank is not None and device_of(teacher).type != 'cpu':
+            same = not cfg.pool and hardware.teacher_precision == 'same' # a bank is float32
+            walks[n] = _walk_seconds(teacher, small, hardware.precision if same else 'no')
         return model, small.step_function(teacher, bank, sample_noise(range(n), shape),
                                           draw_conditions(model.denoiser, range(n)))
     return make
@@ -158,8 +175,10 @@ def estimate_run(
     cfg = cfg.suited(teacher, start)
     device = device_of(start)
     walks = {}
-    maker = _trial_maker(frozen_copy(teacher, shape), cfg, shape, student, walks)
-    one = estimate_training(maker, cfg.batch, cfg.loop, hardware)
+    teacher = frozen_copy(teacher, shape)
+    maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
+    called = teacher if isinstance(teacher, nn.Module) else None
+    one = estimate_training(maker, cfg.batch, cfg.loop, hardware, called)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
     by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
     iterations = len(cfg.rounds or [0])*cfg.loop.steps
@@ -172,3 +191,34 @@ def estimate_run(
                 seconds=None if by_student is None else by_teacher + by_student,
                 memory_gb=one['memory_gb'], bank_gb=banked, device=str(device),
                 device_gb=(device_bytes(device) or 0)/1e9 or None)
+
+# %% ../../nbs/app/01_plans.ipynb #76aae673
+def simulate(
+    parameters: float, # of the teacher, and of the student
+    seconds: float, # of one iteration on one device, its arithmetic for the whole batch
+    activation_gb: float, # kept for the gradient of the whole batch
+    processes: int, # one device each
+    *,
+    updates: int = 2, # in an iteration
+    shard: bool = False, # FSDP; else every process has all weights
+    per_node: int = 8, # devices that are joined by links
+    link_gb: float = 300., # GB/s out of a device inside a node
+    network_gb: float = 40., # GB/s out of a device between nodes
+) -> dict[str, float]: # of one iteration, for each device
+    """A plan on paper for devices that are not here, from parts that were measured.
+
+    Weights, gradients, Adam's moments and the average are float32. An update sends every gradient
+    around a ring and back (2 (n-1)/n of its bytes); FSDP gathers the weights twice and scatters
+    the gradients (3 (n-1)/n). The slowest link decides. The truth lies between `seconds_least`,
+    where all of that happens during the arithmetic, and `seconds_most`, where none of it does.
+    The teacher is whole in every process; the blocks that FSDP gathers are left out."""
+    n = processes
+    weights = 4*parameters/1e9
+    moved = updates*(3 if shard else 2)*(n - 1)/n*weights
+    exchange = moved/(link_gb if n <= per_node else network_gb)
+    state = 5*weights/(n if shard else 1) # weights, gradients, two moments, average
+    most = seconds/n + exchange
+    return dict(processes=n, gb_moved=moved, seconds_arithmetic=seconds/n,
+                seconds_exchange=exchange, seconds_least=max(seconds/n, exchange),
+                seconds_most=most, efficiency=seconds/n/most,
+                memory_gb=weights + state + activation_gb/n)

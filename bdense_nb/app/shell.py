@@ -24,10 +24,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 # %% auto #0
 __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FULL_DISK', 'NO_ACCESS', 'bdense_demo',
            'bdense_teach', 'bdense_distill', 'bdense_compare', 'bdense_search', 'bdense_sample', 'bdense_evaluate',
-           'bdense_export', 'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled', 'said',
-           'read_commas', 'commas_rule', 'Usage', 'check_values', 'parse', 'refused_by_config', 'usage_error', 'epilog',
-           'words', 'call', 'explain', 'in_shell', 'check_launch', 'Output', 'interrupts_later', 'find_command',
-           'from_shell', 'program']
+           'bdense_export', 'bdense_bench', 'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled',
+           'said', 'read_commas', 'commas_rule', 'Usage', 'check_values', 'parse', 'refused_by_config', 'usage_error',
+           'epilog', 'words', 'call', 'explain', 'in_shell', 'check_launch', 'Output', 'interrupts_later',
+           'find_command', 'from_shell', 'program']
 
 # %% ../../nbs/app/02_shell.ipynb #ae358c69
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +288,8 @@ def interrupts_later() -> Iterator[None]:
 
 def find_command(name: str) -> Command:
     "Import a command, which may take seconds."
-    module = dict(bdense_notebooks='course', bdense_compare='comparing').get(name, 'commands')
+    elsewhere = dict(bdense_notebooks='course', bdense_compare='comparing', bdense_bench='bench')
+    module = elsewhere.get(name, 'commands')
     return import_module(f'bdense_nb.app.{module}').COMMANDS[name]
 
 def from_shell(
@@ -360,5 +361,7 @@ bdense_sample = program('bdense_sample')
 bdense_evaluate = program('bdense_evaluate')
 #: the program of this name
 bdense_export = program('bdense_export')
+#: the program of this name
+bdense_bench = program('bdense_bench')
 #: the program of this name
 bdense_notebooks = program('bdense_notebooks')

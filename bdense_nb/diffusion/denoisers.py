@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
-                    data_dir, default_device, load_tensors, read_json, save_tensors, sha256,
-                    write_json)
+                    data_dir, default_device, load_tensors, read_json, save_tensors, send,
+                    sha256, write_json)
 from .nets import NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
 
@@ -36,7 +36,8 @@ def as_column(
 ) -> Tensor: # [1 or B, 1, ...], in the dtype and on the device of x
     "Shape a noise level so that it multiplies a batch."
     if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    if isinstance(sigma, (int, float)): sigma = x.new_full((), sigma) # nothing is copied to a GPU
+    else: sigma = send(torch.as_tensor(sigma).to(x.dtype), x.device)
     if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
         raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
@@ -54,7 +55,8 @@ def cond_like(
     x: Tensor, # the samples it belongs to
 ) -> Tensor | dict[str, Tensor] | None:
     "A condition on the device of its samples, and in their dtype if it is floating point."
-    return map_cond(lambda t: t.to(x if t.is_floating_point() else x.device), cond)
+    kind = lambda t: t.to(x.dtype) if t.is_floating_point() else t
+    return map_cond(lambda t: send(kind(t), x.device), cond)
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #634c7040
 class GaussianDenoiser:
@@ -837,7 +839,10 @@ def load_denoiser(
         denoiser.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
-    return to_channels_last(denoiser.requires_grad_(False).eval().to(device or default_device()))
+    device = torch.device(device or default_device())
+    denoiser = denoiser.requires_grad_(False).eval().to(device)
+    # group normalisation on CUDA would lay every answer out anew
+    return denoiser if device.type == 'cuda' else to_channels_last(denoiser)
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."

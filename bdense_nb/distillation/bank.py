@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
-                            save_tensors)
+                            save_tensors, send)
 from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser,
                                           check_precision, cond_like)
 from ..diffusion.nets import NETS
@@ -32,8 +32,8 @@ from ..training.devices import Processes
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'TrajectoryBank', 'bank_megabytes', 'make_bank', 'device_of',
-           'draw_start']
+__all__ = ['frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank', 'bank_megabytes', 'make_bank',
+           'device_of', 'draw_start']
 
 # %% ../../nbs/distillation/05_bank.ipynb #0cfb65e2
 _all_ = ['device_of', 'draw_start'] # of `samplers`: where a denoiser is, and the start from a seed
@@ -230,11 +230,14 @@ class TrajectoryPlan:
         "The teacher's trajectories from these seeds, computed now."
         x, cond = draw_start(teacher, self.shape, seeds, self.sigmas[0])
         traj = trajectory(teacher, x, self.sigmas, self.solver, self.afs, cond)
-        if not torch.isfinite(traj[-1]).all():
-            raise FloatingPointError('the teacher ends in NaN or infinity (among seeds '
-                                     f'{seeds.start}..{seeds.stop - 1}); a student would learn '
-                                     'just that')
+        if traj.xs.device.type == 'cpu': check_ends(traj[-1], seeds) # a GPU is not waited for
         return traj, cond
+
+def check_ends(x: Tensor, seeds: range) -> None: # x [B, *D], on the CPU
+    "Refuse trajectories that end in NaN or infinity."
+    if torch.isfinite(x).all(): return
+    raise FloatingPointError('the teacher ends in NaN or infinity (among seeds '
+                             f'{seeds.start}..{seeds.stop - 1}); a student would learn just that')
 
 # %% ../../nbs/distillation/05_bank.ipynb #e4b00fd6
 @contextlib.contextmanager
@@ -323,7 +326,7 @@ class TrajectoryBank:
                  for i in range(first//self.shard, -(-last//self.shard))]
         whole = parts[0]
         if len(parts) > 1: whole = {k: torch.cat([p[k] for p in parts]) for k in whole}
-        whole = {k: v.to(self.device) for k, v in whole.items()}
+        whole = {k: send(v, self.device) for k, v in whole.items()}
         sigmas = torch.tensor(self.plan.sigmas, dtype=torch.float64)
         cond = whole.get('labels')
         if self.conditions is not None: cond = cond_like(self.conditions(seeds), whole['xs'])
@@ -334,6 +337,7 @@ def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> 
     "One shard, in memory."
     parts = [plan.walk(teacher, seeds[i:i + batch]) for i in range(0, len(seeds), batch)]
     tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
+    check_ends(tensors['xs'][:, -1], seeds)
     if not _labelled(teacher): return tensors
     return dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import check_choice, check_int
+from ..core import check_choice, check_int, send
 
 # %% auto #0
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
@@ -93,9 +93,10 @@ def dense_alignment_loss(
         if sample_weights.shape != pred.shape[:1]:
             raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} '
                              f'samples, got shape {tuple(sample_weights.shape)}')
-        distance = distance*sample_weights.to(distance)[:, None]
+        sample_weights = send(sample_weights.to(distance.dtype), distance.device)
+        distance = distance*sample_weights[:, None]
     per_branch = distance.mean(0)
-    return per_branch @ weights.to(per_branch)
+    return per_branch @ send(weights.to(per_branch.dtype), per_branch.device)
 
 # %% ../../nbs/distillation/04_losses.ipynb #fd7e40a2
 #: weights of a noise level: truncated SNR, 1, SNR, SNR + 1 (Salimans and Ho 2022)

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
-                            check_int, check_sigmas, patch, validate)
+                            check_int, check_sigmas, patch, send, validate)
 from ..diffusion.denoisers import (NetDenoiser, VPDenoiser, check_cond, check_top, cond_like,
                                           map_cond, unguided)
 from ..diffusion.samplers import Sampler, device_of
@@ -271,7 +271,7 @@ def draw_noised(
     levels = rows[torch.randint(len(rows), (batch,), generator=generator)]
     noise = torch.randn(batch, *data.shape[1:], generator=generator)
     x_t = data[pick] + levels[:, 0].to(data.dtype).reshape(-1, *[1]*(data.ndim - 1))*noise
-    return pick, levels, x_t.to(device)
+    return pick, levels, send(x_t, device)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #50afccac
 def pd_step(

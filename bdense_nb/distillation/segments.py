@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_int
+from ..core import Trajectory, check_choice, check_int, send
 from ..diffusion.denoisers import as_column
 from ..diffusion.samplers import euler_step
 
@@ -98,7 +98,8 @@ def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor:
     if ratio.device.type == 'cpu' and not ((ratio >= 0) & (ratio < 1)).all():
         raise ValueError('the levels inside a step must lie below its start and not below 0: '
                          f'sigma={sigma}, sigmas_k={sigmas_k}')
-    return ratio.reshape(*ratio.shape, *[1]*(x_t.ndim - 1)).to(x_t.device, x_t.dtype)
+    ratio = ratio.reshape(*ratio.shape, *[1]*(x_t.ndim - 1))
+    return send(ratio.to(x_t.dtype), x_t.device)
 
 # %% ../../nbs/distillation/03_segments.ipynb #054acce2
 def progressive_targets(
@@ -149,7 +150,7 @@ def progressive_segment(
         if j + 1 < S: x = euler_step(x, said[-1], 1., as_column(levels[:, j + 1]/levels[:, j], x))
     weights = average_weights(levels)
     if raw: weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S)
-    rows = weights[:, S//K - 1::S//K].to(x)
+    rows = send(weights[:, S//K - 1::S//K].to(x.dtype), x.device)
     x0s = torch.einsum('bks,bs...->bk...', rows, torch.stack(said, 1))
     sigmas_k = levels[:, S//K::S//K]
     states = branch_states(x0s, x_t, levels[:, 0], sigmas_k)

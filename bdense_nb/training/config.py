@@ -44,14 +44,14 @@ class TrainConfig:
 @dataclass(frozen=True)
 class Hardware:
     "How numbers are computed; all of it may differ when a run is resumed."
-    precision: Literal['no', 'bf16', 'fp16'] = 'no' # of the student's arithmetic, not of weights
+    precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto' # auto: bf16 if large, on a GPU
     teacher_precision: Literal['same', 'no'] = 'same' # same: as the student; no: float32
     accumulate: AtLeast1 = 1 # micro-batches that a batch is cut into, to save memory
     shard: bool = False # FSDP: spread weights and moments over processes; without channels_last
     compile: bool = False # torch.compile, of student and teacher
     recompute: bool = False # activation checkpointing: saves memory, costs a second forward pass
-    tf32: bool = False # matrix products with 10-bit mantissas on GPUs that have them
-    channels_last: bool = True # store 4-D weights as convolutions prefer them
+    tf32: bool = True # matrix products with 10-bit mantissas on GPUs that have them
+    channels_last: bool = True # lay 4-D weights as convolutions prefer them; not on CUDA
     on_oom: Literal['stop', 'halve'] = 'stop' # out of memory: stop, or halve the batch
     peak_tflops: Above0 | None = None # of the device at best; given, its utilisation is logged
 

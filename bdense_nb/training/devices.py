@@ -15,10 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from ..core import send
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged', 'average_gradients',
-           'shard_model', 'full_tensor', 'shard_like', 'set_precision', 'set_memory_format', 'left_as_found', 'send']
+__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged',
+           'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'dtype_of', 'set_precision',
+           'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -142,17 +144,29 @@ def shard_like(t: Tensor, like: Tensor) -> Tensor:
 #: name -> type that a network computes in; None: that of its weights
 PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
+LARGE = 10_000_000 # weights; below, casting them to 16 bits takes longer than it saves
+
+def dtype_of(
+    precision: str, # auto or a key of `PRECISIONS`
+    model: nn.Module,
+    device: torch.device,
+) -> torch.dtype | None: # None: float32
+    "What a precision computes in; auto: bf16 for a large network on a GPU that has it."
+    if precision != 'auto': return PRECISIONS[precision]
+    if device.type != 'cuda' or sum(p.numel() for p in model.parameters()) < LARGE: return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+
 def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype,
                 *args, **kwargs):
     with torch.autocast(device, dtype): return to_float32(forward(*args, **kwargs))
 
 def set_precision(
     model: nn.Module, # changed in place, until `left_as_found` ends
-    precision: str, # a key of `PRECISIONS`
+    precision: str, # auto or a key of `PRECISIONS`
     device: torch.device,
 ) -> None:
     "Let a model compute in 16 bits: its weights and its answers stay in float32."
-    dtype = PRECISIONS[precision]
+    dtype = dtype_of(precision, model, device)
     if dtype is torch.float16 and device.type == 'cpu':
         raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
     if dtype is None: return
@@ -178,9 +192,8 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             m.__dict__.pop('forward', None)
             if forward is not None: m.forward = forward
 
-def send(t: Tensor, device: torch.device | str) -> Tensor:
-    "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
-    device = torch.device(device)
-    if device.type == 'cuda' and t.device.type == 'cpu':
-        return t.pin_memory().to(device, non_blocking=True)
-    return t.to(device)
+_all_ = ['send'] # from core, for those who train
+
+def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
+    "Hook before a compiled model's call: a Python number would be compiled for anew each time."
+    return tuple(args[0].new_full((), a) if isinstance(a, float) else a for a in args)

@@ -26,8 +26,8 @@ from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprin
                           newest_checkpoint, same_run)
 from .config import Hardware, TrainConfig
 from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor, left_as_found,
-                      recompute_blocks, send, set_memory_format, set_precision, shard_like,
-                      shard_model, share)
+                      numbers_as_tensors, recompute_blocks, send, set_memory_format,
+                      set_precision, shard_like, shard_model, share)
 from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
                     ProgressBar, SampleSheets, Trackers, progress)
 
@@ -111,8 +111,14 @@ class Updates:
         for key, value in tensors.items():
             name, _, k = key.rpartition('.')
             if name not in number: raise ValueError(f'the optimiser has no parameter {name}')
-            state['state'].setdefault(number[name], {})[k] = shard_like(value, params[number[name]])
+            value = _laid_out(shard_like(value, params[number[name]]), params[number[name]])
+            state['state'].setdefault(number[name], {})[k] = value
         self.adam.load_state_dict(state)
+
+def _laid_out(t: Tensor, like: Tensor) -> Tensor:
+    "A stored tensor as another one lies in memory: fused Adam wants its moments as its weights."
+    if t.shape != like.shape or hasattr(like, 'full_tensor'): return t
+    return torch.empty_like(like).copy_(t)
 
 # %% ../../nbs/training/05_loop.ipynb #311ad9da
 class Interrupts:
@@ -240,7 +246,8 @@ class MicroBatches:
         "Make the model ready for several processes and for compilation."
         if self.averages:
             self.eager = Averaged(self.model, self.processes.device, bool(self.unused))
-        self.ready = torch.compile(self.eager) if self.compile else self.eager
+        self.ready = torch.compile(self.eager, dynamic=False) if self.compile else self.eager
+        if self.compile: self.ready.register_forward_pre_hook(numbers_as_tensors)
         if self.hook is not None: self.hook.remove()
         self.hook = self.ready.register_forward_pre_hook(self.meter.called)
 
@@ -332,11 +339,11 @@ class State:
             raise ValueError('shard=True needs several processes, and this is the only one: start '
                              'it with accelerate launch')
         if self.processes.world > 1: self.model.to(self.device)
-        if hardware.shard or hardware.channels_last:
+        last = hardware.channels_last and self.device.type != 'cuda' # there it stays as it is
+        if hardware.shard or last:
             set_memory_format(self.model, channels_last=not hardware.shard)
         if self.cfg.ema:
-            average = get_ema_multi_avg_fn(self.cfg.ema)
-            self.ema = AveragedModel(self.model, multi_avg_fn=average)
+            self.ema = AveragedModel(self.model)
         if hardware.shard: self.plain = copy.deepcopy(self.model).cpu()
         if hardware.recompute: recompute_blocks(self.model)
         set_precision(self.model, hardware.precision, self.device)
@@ -357,7 +364,7 @@ class State:
         matmul = torch.get_float32_matmul_precision()
         gpus = [self.device] if self.device.type == 'cuda' else []
         with self.interrupts, torch.random.fork_rng(gpus):
-            if self.hardware.tf32: torch.set_float32_matmul_precision('high')
+            if self.hardware.tf32 and gpus: torch.set_float32_matmul_precision('high')
             try: yield
             finally: torch.set_float32_matmul_precision(matmul)
         self.tick()
@@ -383,9 +390,20 @@ class State:
             self.updates.adam.zero_grad(set_to_none=True)
             # only here, outside of `except`, is the memory free
             if torch.cuda.is_available(): torch.cuda.empty_cache()
-        if self.ema is not None: self.ema.update_parameters(self.model)
+        if self.ema is not None: self.average()
         self.done += 1
         self.agree()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        "What `AveragedModel.update_parameters` does, which would wait for a GPU."
+        average = list(self.ema.module.parameters())
+        weights = [p.detach() for p in self.model.parameters()]
+        if self.done: get_ema_multi_avg_fn(self.cfg.ema)(average, weights, None)
+        else:
+            for a, w in zip(average, weights): a.copy_(w)
+        for a, b in zip(self.ema.module.buffers(), self.model.buffers()): a.copy_(b)
+        self.ema.n_averaged += 1
 
     def out_of_memory(self, error: Exception) -> None:
         "Halve the micro-batch if that is wanted, or say what to do."
@@ -543,7 +561,9 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
             stack.enter_context(left_as_found(teacher))
             if hardware.teacher_precision == 'same':
                 set_precision(teacher, hardware.precision, state.device)
-            if hardware.compile: teacher.forward = torch.compile(teacher.forward)
+            if hardware.compile:
+                teacher.forward = torch.compile(teacher.forward, dynamic=False)
+                stack.callback(teacher.register_forward_pre_hook(numbers_as_tensors).remove)
         try:
             state.tell('start')
             yield state
