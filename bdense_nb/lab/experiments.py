@@ -6,6 +6,7 @@
 from __future__ import annotations
 import dataclasses
 import functools
+import importlib
 import json
 import re
 import time
@@ -38,11 +39,12 @@ from ..training.loop import fit
 
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'GAINS', 'HELD',
-           'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment',
-           'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
-           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
-           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
+           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'PLANE_WEIGHTS', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD',
+           'WEATHER_PD', 'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks',
+           'untold', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary',
+           'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms',
+           'budget_arms', 'Difference', 'measures_of', 'differences', 'difference_table', 'show_differences',
+           'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class World:
     ends: Callable[[Host, int], Tensor]
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
     n: int # samples that are measured
+    cond: dict[str, Tensor] | None = None # their conditions, n rows; None: drawn from the seeds
 
     def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
-        out = arm.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
+        batch = 250 if len(self.shape) > 1 else self.n
+        out = arm.sample(self.n, cond=self.cond, batch=batch)
         quality = {name: float(measure(out)) for name, measure in self.quality.items()}
         return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg, seed)), **quality)
 
@@ -147,7 +151,9 @@ def plane_world(
 
 PLANE = {'copies': {}, 'other networks': dict(copies=False),
          'exact': dict(exact=True, copies=False)}
+#: name -> what makes a world, or 'module:function' where it is imported to make one
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
+          'weather': 'bdense_nb.applications.forecasting:weather_world',
           **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
              for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()}}
 
@@ -276,7 +282,11 @@ class Experiment:
 
     @property
     def place(self) -> World: # made when it is asked for
-        return self.world if isinstance(self.world, World) else WORLDS[self.world]()
+        if isinstance(self.world, World): return self.world
+        make = WORLDS[self.world]
+        if not isinstance(make, str): return make()
+        module, function = make.split(':')
+        return getattr(importlib.import_module(module), function)()
 
     @property
     def measures(self) -> list[str]: return ['paired_error', *self.place.quality]
@@ -535,6 +545,19 @@ EXPERIMENTS |= {
     'fashion_longest': _fashion(
         'Do branches help SFD with 1,024 iterations of 128?',
         budget_arms(FASHION_LONG, BEST, (2,), (1024,)), 'endpoint (SFD)'),
+}
+
+# %% ../../nbs/lab/01_experiments.ipynb #fae70e46
+WEATHER_SFD = SFDConfig(steps=200, batch=64, pool=2048, lr=1e-3, lr_schedule='cosine', shape=(1, 7))
+WEATHER_PD = PDConfig(start_steps=32, updates=100, batch=64, lr=1e-3, sigma_min=.006)
+
+EXPERIMENTS |= {
+    'forecasting': Experiment(
+        'Seven days of temperature from 1, 2 and 4 network calls: do branches help SFD?', 'weather',
+        budget_arms(WEATHER_SFD, BEST, (1, 2, 4), (50, 200)), 'endpoint (SFD)', 5),
+    'forecasting_pd': Experiment(
+        'Seven days of temperature: do two branches help Progressive Distillation?', 'weather',
+        pd_arms(WEATHER_PD, (100,))[:3], 'K = 1 (PD)', 5),
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c
