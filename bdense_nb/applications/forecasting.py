@@ -27,10 +27,10 @@ __all__ = ['QUICK', 'MEMBERS', 'temporal_denoiser', 'train_forecaster', 'Forecas
            'teacher_sampler', 'show_forecast', 'forecast_scores', 'coverage', 'weather_task', 'truth_at', 'naive_error',
            'weather_teacher', 'weather_world']
 
-# %% ../../nbs/applications/01_forecasting.ipynb #807714b0
+# %% ../../nbs/applications/01_forecasting.ipynb #71f6e5a9
 #: a forecaster of a few years of days, in seconds on a CPU; more iterations learn them by heart:
 #: the number was chosen on 2014, after training on 2012 and 2013 (`tools/forecasting.py`)
-QUICK = TrainConfig(200, 3e-3, schedule='cosine', ema=.99, clip_grad=1.)
+QUICK = TrainConfig(400, 3e-3, schedule='cosine', ema=.99, clip_grad=1.)
 
 def temporal_denoiser(
     windows: Windows, # how the series is cut; the network remembers it
@@ -183,8 +183,8 @@ def coverage(
     low, high = futures.float().quantile(ends, dim=1)
     return float(((truth >= low) & (truth <= high)).float().mean())
 
-# %% ../../nbs/applications/01_forecasting.ipynb #ebe63ff1
-MEMBERS = 100 # futures of an origin
+# %% ../../nbs/applications/01_forecasting.ipynb #7f3820d5
+MEMBERS = 50 # futures of an origin
 
 def weather_task(
     year: int = 2015, # to test on; the years from 2012 to it are learned from
@@ -216,7 +216,7 @@ def weather_teacher(seed: int) -> EDMDenoiser:
 
 @functools.cache
 def weather_world() -> World:
-    "Seven days of temperature at 120 origins that training has not seen, 100 futures each."
+    "Seven days of temperature at 120 origins that training has not seen, 50 futures each."
     series, train, windows, starts = weather_task()
     shape = (1, windows.horizon)
     known = windows.conditions(series, starts)

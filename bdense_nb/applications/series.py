@@ -109,7 +109,7 @@ def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:
         raise ValueError(f'columns of {heads} are no numbers ({e}); drop them') from e
     return index.to_numpy().astype('datetime64[s]'), values.T, names
 
-# %% ../../nbs/applications/00_series.ipynb #b79100d3
+# %% ../../nbs/applications/00_series.ipynb #85d451f4
 GAPS = ('refuse', 'mask')
 
 def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
@@ -137,7 +137,8 @@ def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
 def read_series(
     source, # a CSV file with a header; or a pandas Series or DataFrame with a DatetimeIndex
     columns: str | Sequence[str] | None = None, # the channels; None: all but the time stamps
-    time: str | None = None, # a file's column of time stamps; None: 'date' or the like, or the first
+    # a file's column of time stamps; None: 'date' or the like, or the first
+    time: str | None = None,
     gaps: str = 'refuse', # or 'mask': missing and NaN values become unknown
 ) -> Series:
     "Read a time series; what would be silently wrong is refused by name."
@@ -181,7 +182,7 @@ def shipped_series(
                          f'{digest}; install the package again')
     return read_series(path, columns, 'date', gaps)
 
-# %% ../../nbs/applications/00_series.ipynb #099b31d9
+# %% ../../nbs/applications/00_series.ipynb #811aace3
 PERIODS = {'day': 86_400., 'week': 604_800., 'year': 31_556_952.} # seconds
 
 def _waves(times: np.ndarray, periods: Sequence[str]) -> Tensor: # [F, T]
@@ -236,8 +237,8 @@ class Windows:
         "What a network was trained on."
         said = getattr(getattr(denoiser, 'net', None), 'config', {}).get('series')
         if said is None:
-            raise ValueError('this denoiser does not say how its series was cut and scaled: it must '
-                             'be a TemporalNet with series=, as `temporal_denoiser` makes it')
+            raise ValueError('this denoiser does not say how its series was cut and scaled: it '
+                             'must be a TemporalNet with series=, as `temporal_denoiser` makes it')
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
         return cls(**dict(fields, season=tuple(map(tuple, fields['season']))))
 
@@ -272,7 +273,7 @@ class Windows:
     def conditions(self,
         series: Series,
         starts: Sequence[int], # positions in the series at which a window starts
-    ) -> dict[str, Tensor]: # context [N, C, context], mask like it, calendar [N, F, context+horizon]
+    ) -> dict[str, Tensor]: # context and mask [N, C, context], calendar [N, F, context+horizon]
         "What is known before each window; values from its start on are never looked at."
         starts = torch.as_tensor(starts)
         back = starts[:, None] + torch.arange(-self.context, 0)
