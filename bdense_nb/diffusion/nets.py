@@ -271,7 +271,8 @@ class TemporalNet(nn.Module):
             raise ValueError(f'this network takes [B, {", ".join(map(str, self.sample_shape))}], '
                              f'got {tuple(x.shape)}')
         context, known, calendar = self._beside(x, cond)
-        here = torch.cat([known.new_zeros(len(x), 1, context.shape[2]), torch.ones_like(x[:, :1])], 2)
+        before = known.new_zeros(len(x), 1, context.shape[2])
+        here = torch.cat([before, torch.ones_like(x[:, :1])], 2)
         values = torch.cat([context, x], 2)
         known = torch.cat([known, torch.zeros_like(x)], 2)
         h = self.stem(torch.cat([values, known, here, calendar], 1))
