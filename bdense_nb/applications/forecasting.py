@@ -152,7 +152,7 @@ def show_forecast(
         ax.plot(came.times, came.values[channel], 'k.', ms=4, label='what came')
     ax.tick_params(axis='x', labelsize=6, rotation=20)
 
-# %% ../../nbs/applications/01_forecasting.ipynb #8a1a22a4
+# %% ../../nbs/applications/01_forecasting.ipynb #3552c072
 def forecast_scores(
     futures: Tensor, # [N, n, horizon], of one channel, from N origins
     truth: Tensor, # [N, horizon], what came
@@ -166,8 +166,9 @@ def forecast_scores(
                          f'{tuple(futures.shape)} and {tuple(truth.shape)}')
     y, ensemble = truth.double().numpy(), futures.double().numpy()
     crps = rules.crps_ensemble(y, ensemble, m_axis=1, estimator='fair')
-    energy = rules.energy_score(y, ensemble, m_axis=1, v_axis=2)
-    error = (futures.median(1).values - truth).abs().mean()
+    energy = rules.es_ensemble(y, ensemble, m_axis=1, v_axis=2)
+    # torch's median of an expanded tensor is wrong
+    error = (futures.contiguous().median(1).values - truth).abs().mean()
     gaps = {f'coverage_gap_{level}': abs(coverage(futures, truth, level/100) - level/100)
             for level in (50, 90)}
     return dict(crps=float(crps.mean()), energy_score=float(energy.mean()),
