@@ -88,7 +88,7 @@ EXTRAS = {
              [('bdense_export', 'student', 'as_onnx', '--to', 'onnx'), ('python', '-c', ONNX_STEP)], '[3, 2]'),
     'fid': (('python', '-c', WITHOUT_INCEPTION), [('python', '-c', INCEPTION)], '[2, 2048]'),
     'widgets': (('python', '-c', EXPLORER), [('python', '-c', EXPLORER)], 'VBox'),
-    'timeseries': (('python', '-c', SCORES), [('python', '-c', SCORES)], 'coverage_gap_50'),
+    'timeseries': (('python', '-c', SCORES), [('python', '-c', SCORES)], 'crps'),
     'notebooks': (('bdense_notebooks', 'course'), [('jupyter-execute', 'course/00_core.ipynb')], ''),
 }
 PREPARED = [('python', '-c', A_UNET_ONLY_IN_NAME), ('bdense_teach', 'plane', '--data', 'moons', '--steps', '2', '--batch', '8'),

@@ -21,7 +21,7 @@ import torch
 from statsmodels.tsa.statespace.exponential_smoothing import ExponentialSmoothing
 from statsmodels.tsa.statespace.sarimax import SARIMAX
 
-from bdense_nb.applications.forecasting import (MEMBERS, QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, show_forecast,
+from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, show_forecast,
                                                 teacher_sampler, temporal_denoiser, train_forecaster, truth_at, weather_task, weather_teacher)
 from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.distillation.sfd import sfd
@@ -31,6 +31,7 @@ from bdense_nb.training.loop import fit
 
 ARMS = {'SFD (host)': 'endpoint (SFD)', 'B-DENSE': 'endpoint-heavy'}
 CALLS = (1, 2, 4)
+MEMBERS = 50  # futures of an origin
 LEVELS = np.arange(1, 20)/20  # of the quantile regression network
 PINBALL = (.1, .5, .9)
 TRIED = (50, 100, 200, 400, 700)  # iterations
@@ -52,8 +53,7 @@ def scored(task: Task, futures: torch.Tensor) -> dict:
     ensemble = futures.double().numpy()
     crps = rules.crps_ensemble(task.y, ensemble, m_axis=1, estimator='fair')
     pinball = [rules.quantile_score(task.y, np.quantile(ensemble, level, axis=1), level).mean() for level in PINBALL]
-    found = {k: v for k, v in forecast_scores(futures, task.truth, task.naive).items() if 'gap' not in k}
-    return dict(found, pinball=float(np.mean(pinball)), coverage_50=coverage(futures, task.truth, .5), coverage_90=coverage(futures, task.truth, .9),
+    return dict(forecast_scores(futures, task.truth, task.naive), pinball=float(np.mean(pinball)), coverage_50=coverage(futures, task.truth, .5), coverage_90=coverage(futures, task.truth, .9),
                 crps_by_day=crps.mean(0).round(4).tolist(), crps_by_origin=crps.mean(1).round(4).tolist())
 
 
