@@ -4,7 +4,7 @@ Two tests. The heart signal InternalBleeding16 of the UCR anomaly archive (Wu & 
 points, one labelled anomaly behind them. And the weather of Seattle (shipped; three channels): learned from 2012-2014, and five kinds of faults planted into
 2015, one at a time, six places each. Networks are trained with several seeds. Nothing was tuned on labels. A second start goes on with the next seed. Needs `pip install aeon pyod stumpy`.
 
-    OMP_NUM_THREADS=1 python tools/anomalies.py       # the JSON says how long it took
+    OMP_NUM_THREADS=1 python tools/anomalies.py       # about five minutes of one quiet core
 """
 import argparse
 import csv

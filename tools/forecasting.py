@@ -2,9 +2,9 @@
 
 Teacher and networks are trained with five seeds; ARIMA and exponential smoothing (statsmodels) are fitted once, and their simulated paths have five seeds.
 Everything is learned from 2012-2014 and tested on 2015. How long networks are trained is chosen before, for each kind, by learning from 2012-2013 and
-testing on 2014. Needs the extra `timeseries`.
+testing on 2014. A second start goes on where the first one stopped. Needs the extra `timeseries`.
 
-    OMP_NUM_THREADS=1 python tools/forecasting.py       # the JSON says how long it took
+    OMP_NUM_THREADS=1 python tools/forecasting.py       # about eight minutes of one quiet core
 """
 import argparse
 import shlex
@@ -23,7 +23,7 @@ from statsmodels.tsa.statespace.sarimax import SARIMAX
 
 from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, show_forecast,
                                                 teacher_sampler, temporal_denoiser, train_forecaster, truth_at, weather_task, weather_teacher)
-from bdense_nb.core import about_run, data_dir, write_json
+from bdense_nb.core import about_run, data_dir, read_json, write_json
 from bdense_nb.distillation.sfd import sfd
 from bdense_nb.lab.experiments import WEATHER_SFD, WEIGHTS
 from bdense_nb.training.config import TrainConfig
@@ -192,7 +192,7 @@ def baselines(task: Task, seeds: int, steps: int) -> list[dict]:
         add('quantile network', seed, ms, scored_quantiles(task, quantiles_of(task, net, task.starts)))
     return rows
 
-def diffusion(task: Task, seed: int, students: dict) -> list[dict]:
+def diffusion(task: Task, seed: int) -> list[dict]:
     rows, context = [], task.series[:task.starts[0]]
     def add(method, sampler):
         futures = rolling_forecasts(sampler, task.series, task.starts, MEMBERS)[:, :, 0]
@@ -203,8 +203,7 @@ def diffusion(task: Task, seed: int, students: dict) -> list[dict]:
     add('teacher', teacher_sampler(teacher))
     for calls in CALLS:
         for name, weights in ARMS.items():
-            students[name, calls] = sfd(teacher, replace(WEATHER_SFD, nfe=calls, seed=seed, **WEIGHTS[weights]), show=False)
-            add(name, students[name, calls])
+            add(name, sfd(teacher, replace(WEATHER_SFD, nfe=calls, seed=seed, **WEIGHTS[weights]), show=False))
     return rows
 
 def picture(task: Task, student, path: Path) -> None:
@@ -223,14 +222,17 @@ def main() -> None:
     p.add_argument('--out', type=Path, default=data_dir()/'results'/'forecasting_methods.json')
     args = p.parse_args()
     torch.set_num_threads(1)
-    begin, students, task = time.process_time(), {}, Task(2015)
-    chosen = choose()
-    rows = baselines(task, args.seeds, best(chosen, 'quantile_network'))
-    for seed in range(args.seeds): rows += diffusion(task, seed, students)
-    write_json(args.out, dict(command=shlex.join(['python', 'tools/forecasting.py', *sys.argv[1:]]), data='seattle_weather, temp_max: 2012-2014 to learn from, 2015 to test',
-                              origins=len(task.starts), horizon=task.windows.horizon, context=task.windows.context, members=MEMBERS, naive=task.naive, **about_run(),
-                              cpu_seconds=round(time.process_time() - begin), chosen=chosen, rows=rows))
-    picture(task, students['B-DENSE', 2], args.out.with_name('forecasting.png'))
+    task = Task(2015)
+    found = read_json(args.out, ('chosen', 'rows')) if args.out.is_file() else dict(chosen=choose(), rows=[])
+    about = dict(command=shlex.join(['python', 'tools/forecasting.py', *sys.argv[1:]]), data='seattle_weather, temp_max: 2012-2014 to learn from, 2015 to test',
+                 origins=len(task.starts), horizon=task.windows.horizon, context=task.windows.context, members=MEMBERS, naive=task.naive, **about_run())
+    def keep(rows): write_json(args.out, about | dict(chosen=found['chosen'], rows=rows))
+    if not found['rows']: keep(baselines(task, args.seeds, best(found['chosen'], 'quantile_network')))
+    for seed in range(args.seeds):
+        rows = read_json(args.out, ('rows',))['rows']
+        if not any((r['method'], r['seed']) == ('teacher', seed) for r in rows): keep(rows + diffusion(task, seed))
+    student = sfd(weather_teacher(0), replace(WEATHER_SFD, nfe=2, **WEIGHTS[ARMS['B-DENSE']]), show=False)
+    picture(task, student, args.out.with_name('forecasting.png'))
 
 
 if __name__ == '__main__': main()
