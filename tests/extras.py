@@ -69,6 +69,11 @@ teacher = from_diffusers(net, DDPMScheduler())
 teacher.conditions = ConditionTable(torch.zeros(1, 2, 4))
 print({n.split('.')[-2] for n, p in with_adapters(teacher, 2).named_parameters() if p.requires_grad and 'lora' not in n})
 '''
+SCORES = '''
+import torch
+from bdense_nb.applications.forecasting import forecast_scores
+print(sorted(forecast_scores(torch.zeros(2, 3, 4), torch.ones(2, 4), 1.))[0])
+'''
 # extra -> (a job that says what is missing, jobs that it makes possible, and what the last one prints)
 EXTRAS = {
     'tensorboard': (('python', '-c', TENSORBOARD), [('python', '-c', TENSORBOARD)], '1 file of events'),
@@ -83,6 +88,7 @@ EXTRAS = {
              [('bdense_export', 'student', 'as_onnx', '--to', 'onnx'), ('python', '-c', ONNX_STEP)], '[3, 2]'),
     'fid': (('python', '-c', WITHOUT_INCEPTION), [('python', '-c', INCEPTION)], '[2, 2048]'),
     'widgets': (('python', '-c', EXPLORER), [('python', '-c', EXPLORER)], 'VBox'),
+    'timeseries': (('python', '-c', SCORES), [('python', '-c', SCORES)], 'crps'),
     'notebooks': (('bdense_notebooks', 'course'), [('jupyter-execute', 'course/00_core.ipynb')], ''),
 }
 PREPARED = [('python', '-c', A_UNET_ONLY_IN_NAME), ('bdense_teach', 'plane', '--data', 'moons', '--steps', '2', '--batch', '8'),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-FLOORS = [{'app'}, {'lab', 'interop'}, {'distillation', 'evaluation'}, {'diffusion', 'training'}, {'core'}]  # rooms of one floor never meet
+FLOORS = [{'app'}, {'applications'}, {'lab', 'interop'}, {'distillation', 'evaluation'}, {'diffusion', 'training'}, {'core'}]  # rooms of one floor never meet
 LIB = Path(__file__).resolve().parent.parent/'bdense_nb'
 
 

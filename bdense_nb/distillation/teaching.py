@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from ..core import check_int, check_state
 from ..diffusion.denoisers import (EDMDenoiser, NetDenoiser, as_column, check_classes,
-                                           check_precision)
+                                           check_cond, check_precision, map_cond)
 from ..training.checkpoints import claim_folder, fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import send, share
@@ -24,7 +24,7 @@ __all__ = ['edm_loss', 'train_teacher']
 def edm_loss(
     denoiser: EDMDenoiser,
     x0: Tensor, # [B, *D], clean data: the whole batch, of which `share` takes this process's part
-    label: Tensor | None = None, # [B] class labels
+    label: Tensor | dict | None = None, # [B] class labels, or other conditions with B rows
     # on the CPU, so that a seed means the same on every device
     generator: torch.Generator | None = None,
     # probability of hiding all labels of the batch: this is how the null class is learned
@@ -38,7 +38,8 @@ def edm_loss(
         return share(noise.to(x0.dtype))
     sigma = (draw((len(x0),))*1.2 - 1.2).exp()
     if label is not None:
-        label = None if torch.rand((), generator=generator) < label_drop else share(label)
+        hidden = torch.rand((), generator=generator) < label_drop
+        label = None if hidden else map_cond(share, label)
     eps, x0 = draw(x0.shape), share(x0)
     s, d = as_column(sigma, x0), denoiser.sigma_data
     x0_hat = denoiser(x0 + s*eps, sigma, label)
@@ -48,7 +49,7 @@ def edm_loss(
 def train_teacher(
     denoiser: EDMDenoiser, # trained in place; its parameters' device is used
     images: Tensor, # [N, *D], float32
-    labels: Tensor | None, # [N], int64, or None
+    labels: Tensor | dict | None, # [N], int64; or other conditions with N rows; or None
     cfg: TrainConfig,
     batch: int = 128, # images an iteration
     folder: Path | str | None = None, # checkpoints; a run found there is resumed
@@ -66,20 +67,24 @@ def train_teacher(
     check_precision(denoiser)
     labels = _training_labels(denoiser, labels, len(images), null_class)
     if folder is not None:
-        data = fingerprint(images, *[] if labels is None else [labels])
+        given = labels.values() if isinstance(labels, dict) else [labels]
+        data = fingerprint(images, *[t for t in given if t is not None])
         claim_folder(folder, dict(batch=batch, data=data))
     device = next(denoiser.parameters()).device
     def step(model, i):
         g = torch.Generator().manual_seed(cfg.seed*1_000_003 + i)
         pick = torch.randint(len(images), (batch,), generator=g)
-        label = send(labels[pick], device) if labels is not None else None
+        label = map_cond(lambda t: send(t[pick], device), labels)
         yield edm_loss(model, send(images[pick], device), label, g)
     return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
 
-def _training_labels(denoiser: NetDenoiser, labels: Tensor | None, n: int,
-                     null_class: int | None) -> Tensor | None:
-    "Labels as the network counts them: its classes, then the null class."
+def _training_labels(denoiser: NetDenoiser, labels: Tensor | dict | None, n: int,
+                     null_class: int | None) -> Tensor | dict | None:
+    "Labels as the network counts them: its classes, then the null class; a dict as it is."
     if labels is None: return None
+    if isinstance(labels, dict):
+        check_cond(labels, torch.empty(n))
+        return labels
     if len(labels) != n: raise ValueError(f'{n} images need as many labels, got {len(labels)}')
     if null_class is None:
         check_classes(labels, n, denoiser.n_classes)

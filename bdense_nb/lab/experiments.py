@@ -6,6 +6,7 @@
 from __future__ import annotations
 import dataclasses
 import functools
+import importlib
 import json
 import multiprocessing
 import pickle
@@ -43,11 +44,11 @@ from ..training.loop import fit
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'RECIPE', 'LONG_WEIGHTS', 'BEST',
-           'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
-           'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms',
-           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference',
-           'measures_of', 'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains',
-           'show_gains']
+           'WEATHER_SFD', 'WEATHER_PD', 'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm',
+           'Banks', 'untold', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary',
+           'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms',
+           'budget_arms', 'Difference', 'measures_of', 'differences', 'difference_table', 'show_differences',
+           'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ class World:
     ends: Callable[[Host, int], Tensor]
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
     n: int # samples that are measured
+    cond: dict[str, Tensor] | None = None # their conditions, n rows; None: drawn from the seeds
 
     def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
-        out = arm.sample(self.n, batch=250 if len(self.shape) > 1 else self.n)
+        batch = 250 if len(self.shape) > 1 else self.n
+        out = arm.sample(self.n, cond=self.cond, batch=batch)
         quality = {name: float(measure(out)) for name, measure in self.quality.items()}
         return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg, seed)), **quality)
 
@@ -158,8 +161,9 @@ def plane_world(
 #: in the plane: students that begin as copies, as other networks, and those of an exact teacher
 PLANE = {'copies': {}, 'other networks': dict(copies=False),
          'exact': dict(exact=True, copies=False)}
-#: name -> function that makes a teacher with its measures of quality
+#: name -> what makes a world, or 'module:function' where it is imported to make one
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
+          'weather': 'bdense_nb.applications.forecasting:weather_world',
           **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
              for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()},
           'spiral, fine': functools.partial(plane_world, 'spiral', finer=48)}
@@ -295,7 +299,11 @@ class Experiment:
     def place(self) -> World: # made when it is asked for
         "The world that it is done in."
         if isinstance(self.world, World): return self.world
-        return WORLDS[self.world](*[self.device] if self.device else [])
+        make = WORLDS[self.world]
+        if isinstance(make, str):
+            module, function = make.split(':')
+            make = getattr(importlib.import_module(module), function)
+        return make(*[self.device] if self.device else [])
 
     @property
     def measures(self) -> list[str]:
@@ -636,6 +644,22 @@ EXPERIMENTS |= {
            ('fashion_4096', 2, 4096, BEST),
            ('fashion_16384', 2, 16_384, ('endpoint (SFD)', 'endpoint-heavy')),
            ('fashion_4096_calls', 4, 4096, ('endpoint (SFD)', 'endpoint-heavy')))},
+}
+
+# %% ../../nbs/lab/01_experiments.ipynb #fae70e46
+#: short trainings on a week of temperatures
+WEATHER_SFD = SFDConfig(steps=200, batch=64, pool=2048, lr=1e-3, lr_schedule='cosine', shape=(1, 7))
+#: short rounds on a week of temperatures
+WEATHER_PD = PDConfig(start_steps=32, updates=100, batch=64, lr=1e-3, sigma_min=.006)
+
+EXPERIMENTS |= {
+    'forecasting': Experiment(
+        'Seven days of temperature from 1, 2 and 4 network calls: do branches help SFD?', 'weather',
+        budget_arms(WEATHER_SFD, {k: BEST[k] for k in BEST if k != 'linear'}, (1, 2, 4), (50, 200)),
+        'endpoint (SFD)', 5),
+    'forecasting_pd': Experiment(
+        'Seven days of temperature: do two branches help Progressive Distillation?', 'weather',
+        pd_arms(WEATHER_PD, (100,))[:3], 'K = 1 (PD)', 5),
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c

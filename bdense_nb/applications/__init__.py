@@ -1,0 +1,1 @@
+"Time series: a forecaster and a detector made of few-call students."

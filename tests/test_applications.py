@@ -1,0 +1,281 @@
+"Time series: the door, windows without leaks, forecasts, detectors."
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bdense_nb.applications import series as S
+from bdense_nb.applications.anomalies import FAULTS, alarm_threshold, anomaly_scores, branched_student_of, by_point, train_normal, with_fault
+from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, rolling_forecasts, teacher_sampler, temporal_denoiser,
+                                                train_forecaster, weather_task)
+from bdense_nb.applications.series import Series, Windows, read_series, shipped_series
+from bdense_nb.core import data_dir, read_json
+from bdense_nb.diffusion.nets import TemporalNet
+from bdense_nb.distillation.progressive import PDConfig, progressive
+from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.teaching import train_teacher
+from bdense_nb.evaluation.intervals import paired_interval
+from bdense_nb.training.config import TrainConfig
+
+DAYS = [f'2020-01-{d:02d}' for d in range(1, 21)]
+TINY = SFDConfig(nfe=2, K=4, steps=2, batch=8, pool=8)
+
+
+def csv(tmp_path, *rows, head='time,a'):
+    (tmp_path/'mine.csv').write_text('\n'.join([head, *rows]) + '\n')
+    return tmp_path/'mine.csv'
+
+def made(n=120, channels=1, start='2020-01-01'):
+    "A wave a week long, every day."
+    t = torch.arange(n).float()
+    values = torch.stack([(2*np.pi*t/7 + c).sin() + .1*c*t for c in range(channels)])
+    times = np.datetime64(start, 's') + np.timedelta64(86400, 's')*np.arange(n)
+    return Series(values, torch.ones_like(values), times, tuple('ab'[:channels]))
+
+def days(change): return [change(i, d) for i, d in enumerate(DAYS)]
+
+
+@pytest.mark.parametrize('rows, how, said', [
+    (days(lambda i, d: f'{DAYS[-1 - i]},{i}'), {}, 'time stamps must ascend: 2020-01-19T00:00:00 follows 2020-01-20'),
+    (days(lambda i, d: f'{DAYS[max(i, 1)]},{i}'), {}, 'must ascend'),
+    (days(lambda i, d: f'{d},{"" if i == 3 else i}'), {}, r'a has 1 missing values \(NaN\), the first at 2020-01-04.*gaps=.mask'),
+    (days(lambda i, d: f'{d},{"inf" if i == 3 else i}'), {}, 'a is infinite at 2020-01-04'),
+    (days(lambda i, d: f'{d},5'), {}, 'a is constant'),
+    (days(lambda i, d: f'{d},'), dict(gaps='mask'), 'a is constant'),
+    (days(lambda i, d: f'{d},{i}')[:5] + days(lambda i, d: f'{d},{i}')[7:], {}, 'has gaps: most time stamps are 86400 s apart, but 2020-01-08'),
+    (days(lambda i, d: f'{d}T0{i % 3 if i == 9 else 0}:00:00,{i}')[:9] + ['2020-01-10T05:00:00,1'], dict(gaps='mask'), 'irregular.*resample'),
+    (days(lambda i, d: f'{d},much'), {}, "row 2: a is 'much', which is no number"),
+    (days(lambda i, d: f'someday,{i}'), {}, 'which is no time stamp'),
+    (days(lambda i, d: f'{d},{i}')[:2], {}, 'at least 3 time stamps, got 2'),
+    ([], {}, 'holds no rows'),
+    (days(lambda i, d: f'{d},{i}'), dict(columns='b'), "unknown column 'b'; choose one of: a"),
+    (days(lambda i, d: f'{d},{i}'), dict(time='when'), "unknown time column 'when'"),
+    (days(lambda i, d: f'{d},{i}'), dict(gaps='fill'), "unknown gaps 'fill'"),
+])
+def test_a_series_that_would_be_silently_wrong_is_refused(tmp_path, rows, how, said):
+    with pytest.raises(ValueError, match=said): read_series(csv(tmp_path, *rows), **how)
+
+def test_gaps_are_masked(tmp_path):
+    rows = days(lambda i, d: f'{d},{"" if i == 3 else i}')
+    got = read_series(csv(tmp_path, *rows[:6], *rows[8:]), gaps='mask')
+    assert len(got) == 20 and got.step == 86400
+    assert (got.known[0] == 0).nonzero()[:, 0].tolist() == [3, 6, 7] and (got.values[0][got.known[0] == 0] == 0).all()
+    assert got.values[0, 8] == 8
+
+def test_time_zones_numbers_and_slashes(tmp_path):
+    zone = read_series(csv(tmp_path, *[f'2020-01-01T0{h}:00:00+02:00,{h}' for h in range(5)]))
+    assert zone.times[0] == np.datetime64('2019-12-31T22:00:00') and zone.step == 3600
+    assert read_series(csv(tmp_path, *[f'{i},{i*i}' for i in range(5)])).step == 1
+    assert read_series(csv(tmp_path, *[f'2020/01/0{i},{i}' for i in range(1, 6)])).times[0] == np.datetime64('2020-01-01')
+
+def test_pandas_comes_by_the_same_door():
+    pd = pytest.importorskip('pandas', reason='pandas is not required')
+    frame = pd.DataFrame(dict(a=np.arange(6.), b=[0, 1, np.nan, 3, 4, 5]), index=pd.date_range('2020-01-01', periods=6, tz='Europe/Rome'))
+    assert read_series(frame, 'a').times[0] == np.datetime64('2019-12-31T23:00:00') and read_series(frame['a']).names == ('a',)
+    assert read_series(frame, gaps='mask').known[1].tolist() == [1, 1, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match='b has 1 missing'): read_series(frame)
+    with pytest.raises(TypeError, match='DatetimeIndex'): read_series(frame.reset_index())
+
+def test_a_shipped_series_that_was_changed_is_refused(tmp_path, monkeypatch):
+    assert len(shipped_series('seattle_weather', 'temp_max')) == 1461
+    shutil.copytree(data_dir()/'seattle_weather', tmp_path/'seattle_weather')
+    file = tmp_path/'seattle_weather'/'seattle-weather.csv'
+    file.write_bytes(file.read_bytes().replace(b'12.8', b'12.9', 1))
+    monkeypatch.setattr(S, 'data_dir', lambda: tmp_path)
+    with pytest.raises(ValueError, match='is not the file that was shipped'): shipped_series('seattle_weather', 'temp_max')
+
+
+# --- windows
+
+def test_scaling_is_undone():
+    series = made(channels=2)
+    windows = Windows.fit(series, 14, 7, ['week'])
+    x = windows.scaled(series)
+    assert torch.allclose(windows.unscaled(x, series.times), series.values, atol=1e-4)
+    assert (x.std(1) - windows.sigma_data).abs().max() < .01
+    assert Windows.of(temporal_denoiser(windows)) == windows
+
+def test_short_and_constant_training_parts_are_refused():
+    with pytest.raises(ValueError, match='too short: 120 steps, and windows of 60 . 30 need at least 180'): Windows.fit(made(), 60, 30)
+    flat = made()
+    with pytest.raises(ValueError, match='a is constant in the training part'): Windows.fit(replace(flat, values=torch.zeros_like(flat.values)), 14, 7)
+    with pytest.raises(ValueError, match="unknown period 'moon'"): Windows.fit(made(), 14, 7, ['moon'])
+
+def test_the_future_does_not_reach_a_condition():
+    series = made()
+    windows = Windows.fit(series.before('2020-03-20'), 14, 7, ['week'])
+    for start in (14, 50, 119):
+        changed = replace(series, values=series.values.clone())
+        changed.values[:, start:] = 99.
+        mine, theirs = windows.conditions(series, [start]), windows.conditions(changed, [start])
+        assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+        changed.values[:, start - 1] = 98.
+        assert not torch.equal(mine['context'], windows.conditions(changed, [start])['context'])
+
+def test_planted_leaks_are_refused():
+    series = made()
+    train = series.before('2020-03-20')
+    windows = Windows.fit(train, 14, 7, ['week'])
+    with pytest.raises(ValueError, match='no window of this series starts after 2020-04-29'): Windows.fit(series, 14, 7).origins(series)
+    with pytest.raises(ValueError, match='no window of this series starts after 2020-03-19'): windows.origins(train)
+    with pytest.raises(ValueError, match='the scale was taken from what was known until 2020-03-19'): train_forecaster(series, windows)
+    sampler = teacher_sampler(temporal_denoiser(windows), 2)
+    with pytest.raises(ValueError, match='it would know its own future; pass context.before'): forecast(sampler, series, origin='2020-04-01')
+    with pytest.raises(ValueError, match='its forecast starts at 2020-03-20'): forecast(sampler, train, origin='2020-04-01')
+    assert len(forecast(sampler, series.before('2020-04-01'), n=2, origin='2020-04-01').times) == 7
+    assert all(series.times[i] > np.datetime64('2020-03-19') for i in windows.origins(series))
+
+def test_windows_with_holes_are_no_targets():
+    series = made()
+    series.known[:, 60] = 0
+    x0, cond = Windows.fit(made(), 14, 7).cut(series)
+    assert len(x0) == 120 - 14 - 6 - 7 and (cond['mask'] == 0).sum() == 14
+
+
+# --- the network: trained, distilled, saved
+
+@pytest.fixture(scope='module')
+def forecaster():
+    series = made(channels=2)
+    windows = Windows.fit(series.before('2020-04-01'), 14, 7, ['week'])
+    return series, windows, train_forecaster(series.before('2020-04-01'), windows, TrainConfig(3, 1e-3), 8, show=False)
+
+def test_the_network_in_every_host_and_back_from_disk(forecaster, tmp_path):
+    series, windows, teacher = forecaster
+    student = sfd(teacher, replace(TINY, shape=(2, 7)), show=False)
+    x0, cond = windows.cut(series.before('2020-04-01'))
+    halved = progressive(teacher, x0, PDConfig(start_steps=4, end_steps=2, updates=1, batch=4), cond, show=False)
+    for arm in (student, halved if not isinstance(halved, list) else halved[-1]):
+        assert arm.nfe == 2
+    student.save(tmp_path/'student')
+    again = load_student(tmp_path/'student')
+    assert again.denoiser.net.config == teacher.net.config and Windows.of(again.denoiser) == windows
+    mine, theirs = (forecast(s, series, n=3, seed=5) for s in (student, again))
+    assert torch.equal(mine.samples, theirs.samples) and mine.names == ('a', 'b')
+
+def test_a_condition_changes_the_batches_of_training(forecaster, tmp_path):
+    series, windows, _ = forecaster
+    x0, cond = windows.cut(series)
+    cfg = TrainConfig(2, 1e-3, checkpoint_every=1)
+    train_teacher(temporal_denoiser(windows), x0, cond, cfg, 4, tmp_path, False)
+    other = dict(cond, context=cond['context'] + 1)
+    with pytest.raises(ValueError, match='data'): train_teacher(temporal_denoiser(windows), x0, other, cfg, 4, tmp_path, False)
+    with pytest.raises(ValueError, match='context must have a row for each'): train_teacher(temporal_denoiser(windows), x0, dict(cond, context=cond['context'][1:]), cfg, 4, show=False)
+
+def test_a_masked_value_is_not_looked_at():
+    torch.manual_seed(0)
+    net = TemporalNet(1, 7, 14, width=8, blocks=2)
+    for p in net.parameters(): torch.nn.init.normal_(p, std=.3)
+    x, cond = torch.randn(2, 1, 7), dict(context=torch.randn(2, 1, 14), mask=torch.ones(2, 1, 14))
+    cond['mask'][:, :, 4] = 0
+    other = dict(cond, context=cond['context'].clone())
+    other['context'][:, :, 4] = 50.
+    assert torch.equal(net(x, x[:, 0, 0], cond), net(x, x[:, 0, 0], other))
+    with pytest.raises(ValueError, match=r'this network takes \[B, 1, 7\], got \(2, 1, 8\)'): net(torch.randn(2, 1, 8), x[:, 0, 0])
+    with pytest.raises(ValueError, match='width must be a multiple of 8'): TemporalNet(width=12)
+
+
+# --- forecasts
+
+def test_forecasts_depend_on_seeds_and_context_alone(forecaster):
+    series, _, teacher = forecaster
+    sampler = teacher_sampler(teacher, 3)
+    many = rolling_forecasts(sampler, series, [60, 80], 4)
+    assert many.shape == (2, 4, 2, 7)
+    assert torch.allclose(many[0], forecast(sampler, series[:60], n=4).samples, atol=1e-4)
+    short = forecast(sampler, series[:60], horizon=3, n=4)
+    assert torch.allclose(short.samples, many[0, ..., :3], atol=1e-4) and short.times[0] == series.times[60]
+    assert short.quantile([.5]).shape == (1, 2, 3)
+    with pytest.raises(ValueError, match='horizon must be between 1 and 7, got 8'): forecast(sampler, series, 8)
+    with pytest.raises(ValueError, match='looks back 14 steps, and the context has 9'): forecast(sampler, series[:9])
+    with pytest.raises(ValueError, match='knows the channels a, b, got a'): forecast(sampler, made())
+    hourly = replace(series, times=series.times[0] + np.timedelta64(3600, 's')*np.arange(len(series)))
+    with pytest.raises(ValueError, match='steps of 86400 s, got 3600 s'): forecast(sampler, hourly)
+    with pytest.raises(ValueError, match='does not say how its series was cut'): forecast(replace(sampler, denoiser=torch.nn.Identity()), series)
+
+def test_coverage_counts():
+    futures = torch.arange(101.)[None, :, None].expand(1, 101, 2)
+    assert coverage(futures, torch.tensor([[50., 99.]]), .9) == .5
+
+def test_scores():
+    pytest.importorskip('scoringrules', reason='scores need the extra timeseries')
+    truth = torch.tensor([[1., 2.]])
+    exact = forecast_scores(truth[:, None].expand(1, 4, 2), truth, 1.)
+    assert exact['crps'] == exact['energy_score'] == exact['mase'] == 0
+    two = forecast_scores(torch.tensor([[[0., 0.], [4., 4.]]]), truth, 2.)  # fair: E|X - y| - |x1 - x2|/2
+    assert abs(two['crps'] - np.mean([(1 + 3)/2 - 2, (2 + 2)/2 - 2])) < 1e-9
+    with pytest.raises(ValueError, match='do not belong together'): forecast_scores(torch.zeros(1, 4, 3), truth, 1.)
+
+def test_scores_say_which_extra_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'scoringrules', None)
+    with pytest.raises(ImportError, match=r'pip install "bdense-nb\[timeseries\]"'): forecast_scores(torch.zeros(1, 4, 3), torch.zeros(1, 3), 1.)
+
+def test_the_task_tests_on_what_is_not_learned():
+    series, train, windows, starts = weather_task()
+    assert len(starts) >= 100 and train.times[-1] < np.datetime64('2015-01-01') <= series.times[starts[0]]
+    assert windows.until == str(train.times[-1])
+    assert len(weather_task(2014)[0]) < len(series)
+
+
+# --- detectors
+
+def test_points_get_the_mean_of_their_windows():
+    got = by_point(torch.tensor([[1., 1., 1.], [4., 4., 4.]]), torch.tensor([0, 2]), 6)
+    assert got.tolist() == [1, 1, 2.5, 4, 4, 0]
+
+@pytest.mark.parametrize('kind', FAULTS)
+def test_faults_are_where_the_labels_say(kind):
+    clean = shipped_series('seattle_weather', ['temp_max', 'temp_min', 'wind']).after('2015-01-01')
+    bad, labels = with_fault(clean, kind, 3)
+    changed = (bad.values != clean.values).any(0)
+    assert changed.any() and not (changed & (labels == 0)).any() and not torch.equal(bad.values, clean.values)
+    assert torch.equal(with_fault(clean, kind, 3)[0].values, bad.values) and not torch.equal(with_fault(clean, kind, 4)[1], labels)
+
+def test_a_spike_is_found_and_a_threshold_comes_from_training():
+    series = made(300)
+    windows = Windows.fit(series[:200], 0, 14)
+    teacher = train_normal(series[:200], windows, TrainConfig(120, 3e-3, schedule='cosine'), 32)
+    branched, student = branched_student_of(teacher, replace(TINY, steps=20))
+    test = replace(series[200:], values=series.values[:, 200:].clone())
+    test.values[0, 40] += 3.
+    found = anomaly_scores(student, test, branched, draws=2, every=2)
+    assert {k: len(v) for k, v in found.items()} == dict(reconstruction=100, spread=100, disagreement=100)
+    assert int(found['reconstruction'].argmax()) == 40
+    threshold = alarm_threshold(anomaly_scores(student, series[:200], draws=2, every=2)['reconstruction'], .01)
+    assert found['reconstruction'][40] > threshold
+    with pytest.raises(ValueError, match='too short: 9 steps, and a window has 14'): anomaly_scores(student, series[:9])
+    with pytest.raises(ValueError, match='rate must be'): alarm_threshold(found['spread'], 1.)
+
+
+# --- what is stored
+
+def stored(name):
+    path = data_dir()/'results'/f'{name}.json'
+    if not path.is_file(): pytest.skip(f'{path.name} is not there')
+    return read_json(path)
+
+def test_the_number_of_iterations_is_one_that_2014_chose():
+    rows = stored('forecasting_methods')['chosen']
+    mean = {n: np.mean([r['teacher'] for r in rows if r['iterations'] == n]) for n in {r['iterations'] for r in rows}}
+    assert mean[QUICK.steps] < min(mean.values()) + .01
+
+@pytest.mark.parametrize('name, key, alone', [('forecasting_methods', ('method', 'calls'), {'seasonal naive', 'climatology'}),
+                                              ('anomalies', ('data', 'anomaly', 'method'), {'matrix profile', 'matrix profile, not normalised'})])
+def test_every_method_of_the_tables_has_its_seeds(name, key, alone):
+    "Three or more, the same for all; what has nothing to draw has one."
+    seeds = {}
+    for r in stored(name)['rows']: seeds.setdefault(tuple(r.get(k) for k in key), []).append(r['seed'])
+    several = max(seeds.values(), key=len)
+    assert len(several) >= 3
+    for place, found in seeds.items(): assert sorted(found) == ([0] if alone & set(place) else several), place
+
+def test_branches_beside_the_host_as_the_lessons_say():
+    "No significant difference of CRPS at any number of calls, or one below one percent."
+    rows = stored('forecasting_methods')['rows']
+    for calls in (1, 2, 4):
+        mine, host = ([r['crps'] for r in rows if r['method'] == m and r.get('calls') == calls] for m in ('B-DENSE', 'SFD (host)'))
+        assert abs(paired_interval(mine, host).mean) < .01*np.mean(host)

@@ -1,0 +1,178 @@
+"""Find anomalies by what a few-call student reconstructs and by how much its branches disagree, beside isolation forest, matrix profile and autoencoder.
+
+Two tests. The heart signal InternalBleeding16 of the UCR anomaly archive (Wu & Keogh 2021), which the package aeon carries: learned from its first 1,200
+points, one labelled anomaly behind them. And the weather of Seattle (shipped; three channels): learned from 2012-2014, and five kinds of faults planted into
+2015, one at a time, six places each. Networks are trained with several seeds. Nothing was tuned on labels. A second start goes on with the next seed. Needs `pip install aeon pyod stumpy`.
+
+    OMP_NUM_THREADS=1 python tools/anomalies.py       # about five minutes of one quiet core
+"""
+import argparse
+import csv
+import shlex
+import sys
+import time
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import stumpy
+import torch
+from aeon.benchmarking.metrics.anomaly_detection import pr_auc_score, range_roc_vus_score, roc_auc_score
+from pyod.models.auto_encoder import AutoEncoder
+from pyod.models.iforest import IForest
+
+from bdense_nb.applications.anomalies import (DETECTOR_SFD, FAULTS, NORMAL, alarm_threshold, anomaly_scores, branched_student_of, by_point, train_normal,
+                                              with_fault)
+from bdense_nb.applications.forecasting import teacher_sampler
+from bdense_nb.applications.series import Series, Windows, read_series, shipped_series
+from bdense_nb.core import about_run, data_dir, read_json, write_json
+
+WEIGHTS = (.05, .1, .15, .7)
+PLACES = 6  # of each fault
+DRAWS = 4  # noises for each window
+STEPS = 100  # iterations of a distillation
+RATE = .005  # of the training steps may raise an alarm
+
+
+@dataclass(frozen=True)
+class Task:
+    "A signal to learn from, and signals with one anomaly each."
+    name: str
+    train: Series
+    clean: Series  # unseen
+    cases: dict[str, list[tuple[Series, torch.Tensor]]]  # kind -> (signal, labels [T])
+    windows: Windows
+    every: int  # steps from one window to the next
+
+
+def heart() -> Task:
+    folder = files('aeon')/'datasets'/'data'/'KDD-TSAD_135'
+    train, whole = (read_series(folder/f'135_UCR_Anomaly_InternalBleeding16_{part}.csv', 'value', 'timestamp') for part in ('TRAIN', 'TEST'))
+    with (folder/'135_UCR_Anomaly_InternalBleeding16_TEST.csv').open() as f: labels = torch.tensor([float(r['is_anomaly']) for r in csv.DictReader(f)])
+    test, labels = whole[len(train):], labels[len(train):]
+    return Task('InternalBleeding16', train, test[:int(labels.argmax()) - 64], {'internal bleeding': [(test, labels)]}, Windows.fit(train, 0, 64), 8)
+
+def weather() -> Task:
+    series = shipped_series('seattle_weather', ['temp_max', 'temp_min', 'wind'])
+    train, test = series.before('2015-01-01'), series.after('2015-01-01')
+    cases = {kind: [with_fault(test, kind, place) for place in range(PLACES)] for kind in FAULTS}
+    return Task('weather', train, test, cases, Windows.fit(train, 0, 16, ['year']), 4)
+
+
+# --- detectors: a series -> name -> scores, [T]
+
+def flat(task: Task, series: Series, every: int) -> tuple[np.ndarray, torch.Tensor]:
+    "Windows as rows, and where they start."
+    starts = torch.tensor(sorted({*range(0, len(series) - task.windows.horizon, every), len(series) - task.windows.horizon}))
+    return task.windows.cut(series, starts)[0].flatten(1).numpy(), starts
+
+def on_windows(task: Task, name: str, model):
+    "A detector of pyod, trained on all windows of the training part."
+    model.fit(flat(task, task.train, 1)[0])
+    def scores(series):
+        rows, starts = flat(task, series, task.every)
+        each = torch.from_numpy(np.asarray(model.decision_function(rows))).float()
+        return {name: by_point(each[:, None].expand(-1, task.windows.horizon), starts, len(series))}
+    return scores
+
+def matrix_profile(task: Task, name: str, normalize: bool):
+    "Distance of each stretch to the nearest one of the training part (of that itself: to the nearest other); the mean over channels."
+    L = task.windows.horizon
+    known = task.windows.scaled(task.train).double().numpy()
+    def profile(a, b, itself):
+        args = (a, L) if itself else (a, L, b)
+        return stumpy.stump(*args, ignore_trivial=itself, normalize=normalize)[:, 0].astype(float)
+    def scores(series):
+        rows = task.windows.scaled(series).double().numpy()
+        mean = np.mean([profile(a, b, series is task.train) for a, b in zip(rows, known)], axis=0)
+        return {name: by_point(torch.from_numpy(mean).float()[:, None].expand(-1, L), torch.arange(len(mean)), len(series))}
+    return scores
+
+def scored_by(name: str, sampler, task: Task, branched=None):
+    "A detector that reconstructs; with branches, two more scores from the same noises."
+    how = dict(every=task.every, draws=DRAWS)
+    return lambda series: {f'{name}, {kind}': s for kind, s in anomaly_scores(sampler, series, branched, **how).items() if branched is not None or kind == 'reconstruction'}
+
+def students(task: Task, seed: int) -> list:
+    "Teacher, host and B-DENSE of a seed."
+    teacher = train_normal(task.train, task.windows, replace(NORMAL, seed=seed))
+    _, host = branched_student_of(teacher, replace(DETECTOR_SFD, K=1, steps=STEPS, seed=seed))
+    branched, student = branched_student_of(teacher, replace(DETECTOR_SFD, branch_weights=WEIGHTS, steps=STEPS, seed=seed))
+    return [scored_by('teacher', teacher_sampler(teacher, 12), task), scored_by('SFD (host)', host, task), scored_by('B-DENSE', student, task, branched)]
+
+def detectors(task: Task, seed: int) -> list:
+    torch.manual_seed(seed)
+    found = [on_windows(task, 'isolation forest', IForest(random_state=seed)),
+             on_windows(task, 'autoencoder', AutoEncoder(random_state=seed, verbose=0, epoch_num=30, hidden_neuron_list=[64, 16]))]
+    if seed == 0: found += [matrix_profile(task, 'matrix profile', True), matrix_profile(task, 'matrix profile, not normalised', False)]
+    return [*found, *students(task, seed)]
+
+
+# --- measures
+
+def near(labels: torch.Tensor, margin: int) -> torch.Tensor: # [T], bool
+    places = labels.nonzero()[:, 0]
+    steps = torch.arange(len(labels))
+    return (steps >= places[0] - margin) & (steps <= places[-1] + margin)
+
+def measured(task: Task, scores, labels: torch.Tensor, threshold: float) -> dict:
+    y, s, margin = labels.numpy().astype(int), scores.double().numpy(), task.windows.horizon//2
+    around = near(labels, margin)
+    return dict(roc_auc=roc_auc_score(y, s), pr_auc=pr_auc_score(y, s), vus_roc=range_roc_vus_score(y, s, max_buffer_size=margin),
+                top_is_inside=float(around[scores.argmax()]), caught=float((scores[around] > threshold).any()))
+
+def run(task: Task, seed: int) -> list[dict]:
+    rows = []
+    for detect in detectors(task, seed):
+        thresholds = {name: alarm_threshold(s, RATE) for name, s in detect(task.train).items()}
+        seconds = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            clean = detect(task.clean)
+            seconds.append(time.perf_counter() - begin)
+        for kind, cases in task.cases.items():
+            each = [(detect(series), labels) for series, labels in cases]
+            for name, threshold in thresholds.items():
+                measures = [measured(task, found[name], labels, threshold) for found, labels in each]
+                rows.append(dict(data=task.name, method=name, seed=seed, anomaly=kind, cases=len(cases), ms_per_1000=round(1e6*median(seconds)/len(task.clean), 2),
+                                 false_alarms=round(float((clean[name] > threshold).float().mean()), 4),
+                                 **{k: round(float(np.mean([m[k] for m in measures])), 4) for k in measures[0]}))
+                print([rows[-1][k] for k in ('data', 'seed', 'method', 'anomaly', 'roc_auc', 'top_is_inside', 'false_alarms')], flush=True)
+    return rows
+
+def picture(task: Task, path: Path) -> None:
+    "The heart signal and what two scores say of it."
+    import matplotlib.pyplot as plt
+    (series, labels), = task.cases['internal bleeding']
+    detect = students(task, 0)[-1]
+    found, known = detect(series), detect(task.train)
+    fig, axes = plt.subplots(3, 1, figsize=(9, 4.2), sharex=True, layout='constrained')
+    axes[0].plot(series.values[0], lw=.8)
+    axes[0].set_title('heart signal InternalBleeding16 (UCR anomaly archive); shaded: the labelled anomaly', fontsize=9)
+    for ax, name in zip(axes[1:], ('B-DENSE, reconstruction', 'B-DENSE, disagreement')):
+        ax.plot(found[name], lw=.8, color='C1')
+        ax.axhline(alarm_threshold(known[name], RATE), color='gray', lw=.8, ls=':')
+        ax.set_title(f'{name} (dotted: threshold from training data)', fontsize=9)
+    inside = labels.nonzero()[:, 0]
+    for ax in axes: ax.axvspan(int(inside[0]) - 20, int(inside[-1]) + 20, color='C3', alpha=.25, lw=0)
+    fig.savefig(path, dpi=110)
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--out', type=Path, default=data_dir()/'results'/'anomalies.json')
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    tasks = (heart(), weather())
+    rows = read_json(args.out, ('rows',))['rows'] if args.out.is_file() else []
+    for seed in range(args.seeds):
+        for task in tasks:
+            if any((r['data'], r['seed']) == (task.name, seed) for r in rows): continue
+            rows += run(task, seed)
+            write_json(args.out, dict(command=shlex.join(['python', 'tools/anomalies.py', *sys.argv[1:]]), rate=RATE, **about_run(), rows=rows))
+    picture(tasks[0], args.out.with_name('anomalies.png'))
+
+
+if __name__ == '__main__': main()
