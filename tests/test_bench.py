@@ -121,6 +121,7 @@ def test_the_command(tmp_path, capsys):
     for _ in range(2): done = bdense_bench(tmp_path/'out', parts='sampler', quick=True, device='cpu')
     assert done['failed'] == [] and {p.name for p in (tmp_path/'out').iterdir()} == {'sampler.json', 'bench.json', 'bench.txt', 'bench.png'}
     whole = json.loads((tmp_path/'out'/'bench.json').read_text())
+    assert whole['command'] == f'bdense_bench {tmp_path/"out"} --parts=sampler --quick --device=cpu'
     assert whole['sampler']['rows'][0]['what'] == 'sampler' and whole['sampler']['quick'] and 'sampler / bare calls' in capsys.readouterr().out
 
 

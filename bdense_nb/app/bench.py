@@ -597,11 +597,15 @@ def figure(found: dict[str, dict], path: Path) -> None:
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
-def write_report(folder: Path, names: Sequence[str]) -> dict[str, dict]: # parts found there
+def write_report(
+    folder: Path,
+    names: Sequence[str], # of parts
+    command: str, # that made them
+) -> dict[str, dict]: # the parts that are there
     "All parts in a folder as one JSON, a table and a figure."
     files = {name: folder/f'{name}.json' for name in names}
     found = {name: read_json(path) for name, path in files.items() if path.is_file()}
-    write_json(folder/'bench.json', found)
+    write_json(folder/'bench.json', dict(command=command) | found)
     (folder/'bench.txt').write_text(table(found) + '\n', 'utf-8')
     if any(part.get('rows') for part in found.values()): figure(found, folder/'bench.png')
     return found
@@ -638,7 +642,7 @@ def measure(options: Measure, line: Line) -> dict:
     out = Path(options.out)
     parts = {name: PARTS[name] for name in names}
     run_parts(parts, bench, out, math.inf if options.minutes is None else options.minutes)
-    found = write_report(out, list(PARTS))
+    found = write_report(out, list(PARTS), line.text)
     print(table(found), f'{out}/ holds bench.json, bench.txt and bench.png', sep='\n')
     failed = [name for name, part in found.items() if 'error' in part]
     return dict(out=str(out), parts=list(found), failed=failed)
