@@ -139,6 +139,14 @@ def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]: # of one sam
                          f'of {tuple(shape)}: set its field shape')
     return tuple(shape)
 
+def _timed(samplers: dict[str, Sampler], path: Path) -> list[dict]:
+    "Their speed; what was timed before is read."
+    speed = read_json(path)['rows'] if path.is_file() else []
+    if [row['what'] for row in speed] != list(samplers):
+        speed = side_by_side(samplers)
+        write_json(path, dict(rows=speed))
+    return speed
+
 def compare(
     teacher: Callable, # a denoiser
     cfg: Host, # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
@@ -174,9 +182,4 @@ def compare(
     samplers = {'teacher': next(iter(cfgs.values())).reference(shape).sampler(world.teacher(0))}
     samplers |= {f'student, {calls} calls': one.sampler(world.teacher(0), shape)
                  for calls, one in cfgs.items()}
-    timed = folder/'speed.json'
-    speed = read_json(timed)['rows'] if timed.is_file() else []
-    if [row['what'] for row in speed] != list(samplers):
-        speed = side_by_side(samplers)
-        write_json(timed, dict(rows=speed))
-    return Comparison(result, speed)
+    return Comparison(result, _timed(samplers, folder/'speed.json'))
