@@ -75,8 +75,14 @@ class World:
         return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg, seed)), **quality)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
+def _finer(cfg: Host, substeps: int | None) -> Host: # judged by a walk of so many teacher steps
+    return cfg if substeps is None else dataclasses.replace(cfg, substeps=substeps//2)
+
 @functools.cache
-def fashion_world(device: str = 'cpu') -> World:
+def fashion_world(
+    device: str = 'cpu', # where the teacher is
+    finer: int | None = None, # see `plane_world`
+) -> World:
     "The shipped Fashion-MNIST teacher, on a device."
     teacher = load_teacher(device=device)
     shape = (1, 28, 28)
@@ -86,7 +92,7 @@ def fashion_world(device: str = 'cpu') -> World:
     return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
                  lambda seed: teacher, shape,
                  network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
-                 ends=lambda cfg, seed: walk(reference_plan(cfg, shape)),
+                 ends=lambda cfg, seed: walk(reference_plan(_finer(cfg, finer), shape)),
                  quality=dict(frechet_distance=fashion_fd), n=n)
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
@@ -147,9 +153,7 @@ def plane_world(
     def start(seed, width): return None if copies else learned(seed if exact else seed + 500, width)
     @functools.cache
     def walk(plan, seed): return plan.sampler(teacher(seed)).sample(n, batch=n)
-    def ends(cfg, seed):
-        if finer: cfg = dataclasses.replace(cfg, substeps=finer//2)
-        return walk(reference_plan(cfg, (2,)), seed)
+    def ends(cfg, seed): return walk(reference_plan(_finer(cfg, finer), (2,)), seed)
     fresh = mixture.sample(n, 10**6) if exact else toy_2d(name, n, 10**6)
     kind = 'an exact mixture as teacher' if exact else 'a network as teacher, one of each seed'
     begin = 'copies of it' if copies else 'networks trained with another seed'
@@ -166,7 +170,8 @@ WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
           'weather': 'bdense_nb.applications.forecasting:weather_world',
           **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
              for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()},
-          'spiral, fine': functools.partial(plane_world, 'spiral', finer=48)}
+          'spiral, fine': functools.partial(plane_world, 'spiral', finer=48),
+          'fashion_mnist, fine': functools.partial(fashion_world, finer=48)}
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -286,7 +291,7 @@ class Experiment:
 
     def __post_init__(self):
         if not isinstance(self.world, World): check_choice('world', self.world, WORLDS)
-        if self.device and self.world != 'fashion_mnist':
+        if self.device and not str(self.world).startswith('fashion_mnist'):
             raise ValueError(f'device={self.device!r} is for the world fashion_mnist; networks of '
                              f'the others are too small to gain by it')
         check_int('seeds', self.seeds, 3)
@@ -626,6 +631,13 @@ EXPERIMENTS |= {
         'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
         budget_arms(PLANE_SFD, {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k},
                     (2,), (3000,)), 'K = 1', 10),
+    'fashion_lesson': Experiment(
+        'How much does a finer teacher move a student, with and without branches?',
+        'fashion_mnist, fine', vary(
+            dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
+            {name: RECIPE[name] for name in (
+                'K = 1', 'K = 4, endpoint-heavy', 'K = 1, 8 teacher steps',
+                'K = 4, endpoint-heavy, 8 teacher steps')}), 'K = 1', 3),
     'fashion_long': _fashion(
         'Which branch weights help SFD with 256 iterations of 128?',
         budget_arms(FASHION_LONG, LONG_WEIGHTS, (2,), (256,)), 'endpoint (SFD)'),
