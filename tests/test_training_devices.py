@@ -296,6 +296,17 @@ def test_the_teacher_computes_in_the_students_precision(hardware, dtype):
     assert teacher(torch.zeros(1, 2)).dtype == torch.float32
 
 
+def test_a_new_noise_level_is_no_reason_to_compile_anew(monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+    counter, real = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, dynamic: real(f, backend=counter, dynamic=dynamic))
+    class Scaled(nn.Linear):
+        def forward(self, x, sigma): return super().forward(x)*sigma
+    def step(model, i): yield model(torch.ones(2, 2), 1. + i/7).square().mean()
+    fit(Scaled(2, 2), step, TrainConfig(5), show=False, hardware=Hardware(compile=True))
+    assert counter.frame_count == 1
+
+
 def test_the_teacher_is_compiled_too(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, 'compile', lambda f, dynamic: compiled.append(f) or f)
