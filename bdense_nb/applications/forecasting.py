@@ -124,7 +124,7 @@ def forecast(
     futures = rolling_forecasts(sampler, context, [end], n, seed)[0]
     return Forecast(futures[..., :horizon], times, context.names)
 
-# %% ../../nbs/applications/01_forecasting.ipynb #2c14c6c8
+# %% ../../nbs/applications/01_forecasting.ipynb #938619a3
 def teacher_sampler(
     teacher: EDMDenoiser,
     nfe: int = 24, # network calls
@@ -142,15 +142,19 @@ def show_forecast(
     back: int = 21, # steps of the context that are shown
 ) -> None:
     "A fan: the median, and the central 50 and 90 % of the futures."
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     quantiles = found.quantile([.05, .25, .5, .75, .95])[:, channel]
     ax.plot(context.times[-back:], context.values[channel, -back:], 'k', lw=1)
-    ax.fill_between(found.times, quantiles[0], quantiles[4], alpha=.2, lw=0, label='90 %')
-    ax.fill_between(found.times, quantiles[1], quantiles[3], alpha=.4, lw=0, label='50 %')
-    ax.plot(found.times, quantiles[2], lw=1.5, label='median')
+    ax.fill_between(found.times, quantiles[0], quantiles[4], color='C0', alpha=.2, lw=0, label='90 %')
+    ax.fill_between(found.times, quantiles[1], quantiles[3], color='C0', alpha=.35, lw=0, label='50 %')
+    ax.plot(found.times, quantiles[2], color='C0', lw=1.5, label='median')
     if truth is not None:
         came = truth.after(found.times[0])[:len(found.times)]
         ax.plot(came.times, came.values[channel], 'k.', ms=4, label='what came')
-    ax.tick_params(axis='x', labelsize=6, rotation=20)
+    locator = AutoDateLocator(maxticks=5)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.tick_params(axis='x', labelsize=7)
 
 # %% ../../nbs/applications/01_forecasting.ipynb #5ffe7f6e
 def forecast_scores(
