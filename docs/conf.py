@@ -50,15 +50,20 @@ html_copy_source = False
 html_theme_options = {'footer_icons': [{'name': 'Repository', 'url': GIT, 'html': 'Repository', 'class': ''}]}
 
 
+@cache
+def noted(cls: type) -> dict: return docments(cls, full=True)  # base classes are asked again and again
+
+
 def parameters(obj) -> dict:
     "A callable's or class's fastcore docments; a dataclass's are those of its base classes, too; a named tuple's are the comments behind its fields."
     if inspect.isclass(obj) and issubclass(obj, tuple):
         comments = dict(re.findall(r'^\s+(\w+)\s*:.*?#\s*(.*)$', inspect.getsource(obj), flags=re.M))
         row = lambda name, anno: {'anno': anno, 'docment': comments.get(name), 'default': obj._field_defaults.get(name, empty)}
         return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
-    found = docments(obj, full=True)
-    for cls in obj.__mro__[::-1] if is_dataclass(obj) else []:
-        own = docments(cls, full=True) if is_dataclass(cls) else {}
+    if not is_dataclass(obj): return docments(obj, full=True)
+    found = {name: dict(row) for name, row in noted(obj).items()}
+    for cls in obj.__mro__[::-1]:
+        own = noted(cls) if is_dataclass(cls) else {}
         for name, anno in vars(cls).get('__annotations__', {}).items():
             if name in found: found[name] |= {'docment': own[name]['docment']} | ({'anno': anno} if isinstance(anno, str) and 'Literal[*' not in anno else {})
     return found
