@@ -124,7 +124,7 @@ def forecast(
     futures = rolling_forecasts(sampler, context, [end], n, seed)[0]
     return Forecast(futures[..., :horizon], times, context.names)
 
-# %% ../../nbs/applications/01_forecasting.ipynb #938619a3
+# %% ../../nbs/applications/01_forecasting.ipynb #7d924629
 def teacher_sampler(
     teacher: EDMDenoiser,
     nfe: int = 24, # network calls
@@ -145,8 +145,9 @@ def show_forecast(
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     quantiles = found.quantile([.05, .25, .5, .75, .95])[:, channel]
     ax.plot(context.times[-back:], context.values[channel, -back:], 'k', lw=1)
-    ax.fill_between(found.times, quantiles[0], quantiles[4], color='C0', alpha=.2, lw=0, label='90 %')
-    ax.fill_between(found.times, quantiles[1], quantiles[3], color='C0', alpha=.35, lw=0, label='50 %')
+    band = dict(color='C0', lw=0)
+    ax.fill_between(found.times, quantiles[0], quantiles[4], alpha=.2, label='90 %', **band)
+    ax.fill_between(found.times, quantiles[1], quantiles[3], alpha=.35, label='50 %', **band)
     ax.plot(found.times, quantiles[2], color='C0', lw=1.5, label='median')
     if truth is not None:
         came = truth.after(found.times[0])[:len(found.times)]
