@@ -2,7 +2,7 @@
 
 Two tests. The heart signal InternalBleeding16 of the UCR anomaly archive (Wu & Keogh 2021), which the package aeon carries: learned from its first 1,200
 points, one labelled anomaly behind them. And the weather of Seattle (shipped; three channels): learned from 2012-2014, and five kinds of faults planted into
-2015, one at a time, six places each. Networks are trained with several seeds. Nothing was tuned on labels. A second start goes on with the next seed. Needs `pip install aeon pyod stumpy`.
+2015, one at a time, six places each. Networks are trained with several seeds. No setting was searched for on labels. A second start goes on with the next seed. Needs `pip install aeon pyod stumpy`.
 
     OMP_NUM_THREADS=1 python tools/anomalies.py       # about five minutes of one quiet core
 """
