@@ -626,7 +626,7 @@ EXPERIMENTS |= {
     'spiral_recipe': Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
-                             RECIPE), 'K = 1', 10, {2000: 1000}),
+                             RECIPE), 'K = 1', 6, {2000: 1000}),
     'spiral_longest': Experiment(
         'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
         budget_arms(PLANE_SFD, {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k},
