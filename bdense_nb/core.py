@@ -71,7 +71,7 @@ def send(t: Tensor, device: torch.device | str | None) -> Tensor: # None: it sta
     if device is None: return t
     device = torch.device(device)
     if device.type == 'cuda' and t.device.type == 'cpu':
-        return t.pin_memory().to(device, non_blocking=True)
+        return t.contiguous().pin_memory().to(device, non_blocking=True)
     return t.to(device)
 
 def sample_noise(

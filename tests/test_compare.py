@@ -10,7 +10,7 @@ from bdense_nb import load_student
 from bdense_nb.app.comparing import read_arms
 from bdense_nb.app.shell import bdense_compare, from_shell
 from bdense_nb.core import read_json
-from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser, save_denoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDenoiser, save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
@@ -172,3 +172,11 @@ def test_the_command_from_the_shell(teacher, tmp_path, capsys, monkeypatch):
     assert code == 1 and 'guidance exaggerates a condition' in said['error']
     code, said = run('plane')
     assert code == 1 and 'holds other things' in said['error']
+
+
+def test_a_guided_teacher_is_timed_with_its_two_calls_and_the_student_with_one(tmp_path):
+    torch.manual_seed(0)
+    guided = GuidedDenoiser(EDMDenoiser(MLP(width=8, depth=1, n_classes=2), .7), 2.)
+    found = compare(guided, SFDConfig(nfe=2, K=1, substeps=2, steps=1, batch=4, pool=4, shape=(2,)), dict(host={}, other=dict(lr=1e-3)), 3, tmp_path, n=8, limit=1, show=False, say=lambda s: None)
+    teacher, student = (r['nfe'] for r in found.speed)
+    assert student == 2 and teacher == 2*SFDConfig(nfe=2, substeps=2, K=1, shape=(2,)).reference().sampler(guided.denoiser).nfe and 'No intervals yet' in str(found)

@@ -34,6 +34,9 @@ def untrained(seed, width):
     return EDMDenoiser(MLP(width=8, depth=1), .7)
 def ends(cfg, seed): return exact().sample(20, 7)
 def spread(x): return float(x.std())
+def ends_not(cfg, seed):
+    if seed == 1: raise FloatingPointError('seed 1')
+    return ends(cfg, seed)
 
 
 def test_seeds_side_by_side_give_the_same_rows(tmp_path, cheap):
@@ -43,6 +46,9 @@ def test_seeds_side_by_side_give_the_same_rows(tmp_path, cheap):
     one, two = (X.run_experiment(e, tmp_path/f'{name}.json', say=lambda s: None, jobs=jobs) for name, jobs in (('a', 1), ('b', 2)))
     by = lambda r: (r['seed'], r['arm'])
     assert len(two['rows']) == 6 and figures(one) == figures(dict(rows=sorted(two['rows'], key=by)))
+    failing = dataclasses.replace(e, world=dataclasses.replace(world, ends=ends_not))
+    with pytest.raises(FloatingPointError, match='seed 1'): X.run_experiment(failing, tmp_path/'d.json', say=lambda s: None, jobs=2)
+    assert {r['seed'] for r in json.loads((tmp_path/'d.json').read_text())['rows']} == {0, 2}, 'the others are kept'
     with pytest.raises(ValueError, match='jobs=2 sends the experiment'): X.run_experiment(dataclasses.replace(e, world=cheap), tmp_path/'c.json', say=lambda s: None, jobs=2)
     with pytest.raises(ValueError, match="device='cuda' is for the world fashion_mnist"): X.run_experiment(e, tmp_path/'c.json', device='cuda')
 

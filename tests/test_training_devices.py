@@ -12,7 +12,7 @@ from bdense_nb.core import load_tensors
 from bdense_nb.diffusion.nets import UNet
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
-from bdense_nb.training.devices import dtype_of, send, share
+from bdense_nb.training.devices import chosen_precision, send, share
 from bdense_nb.training.loop import fit, training
 from test_training import loss_of, net
 from torch import nn
@@ -243,9 +243,9 @@ def test_bf16_is_the_default_of_large_networks_on_gpus_that_have_it(monkeypatch)
     large, cuda = nn.Linear(4000, 2500, device='meta'), torch.device('cuda')
     for has in (True, False):
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation, has=has: has)
-        assert dtype_of('auto', large, cuda) is (torch.bfloat16 if has else None)
-        assert dtype_of('auto', net(), cuda) is None and dtype_of('auto', large, torch.device('cpu')) is None
-        assert dtype_of('bf16', net(), torch.device('cpu')) is torch.bfloat16
+        assert chosen_precision('auto', large, cuda) == ('bf16' if has else 'no')
+        assert chosen_precision('auto', net(), cuda) == chosen_precision('auto', large, torch.device('cpu')) == 'no'
+        assert chosen_precision('bf16', net(), torch.device('cpu')) == 'bf16'
 
 
 def test_moments_lie_as_their_weights_when_a_run_goes_on(tmp_path):

@@ -25,8 +25,8 @@ from tyro.conf import Positional
 from .commands import Named, check_folder, find_device
 from .plans import kept_bytes, peak_bytes
 from .shell import Command, Line, Options
-from ..core import (AtLeast1, about_run, check_choice, check_int, default_device,
-                            import_extra, read_json, sample_noise, write_json)
+from ..core import (AtLeast1, about_run, check_choice, check_int,
+                    import_extra, read_json, sample_noise, write_json)
 from ..diffusion.denoisers import EDMDenoiser, to_channels_last
 from ..diffusion.nets import UNet
 from ..diffusion.samplers import sample
@@ -40,6 +40,7 @@ from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
 from ..training.checkpoints import is_main
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import set_memory_format
 from ..training.loop import StepFunction, training
 
 # %% auto #0
@@ -58,6 +59,7 @@ class Size:
     batch: int
 
     def denoiser(self, device: torch.device) -> EDMDenoiser:
+        "The network with weights that are the same each time."
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             found = EDMDenoiser(UNet(**self.net), .5)
@@ -78,6 +80,7 @@ class Bench:
 
     @property
     def clock(self) -> Callable[[], float]:
+        "Seconds that passed, or on a busy machine those that this process computed."
         return time.process_time if self.busy else time.perf_counter
 
     @property
@@ -88,7 +91,9 @@ class Bench:
         return {'small': Size(dict(n_classes=10), (1, 28, 28), small),
                 'EDM': Size(EDM_SIZE, (3, 32, 32), large)}
 
-    def rounds(self, size: str) -> int: # a large network on a CPU takes seconds an iteration
+    def rounds(self, size: str) -> int:
+        "How often the arms take turns."
+        # a large network on a CPU takes seconds an iteration
         slow = self.device.type == 'cpu' and size == 'EDM'
         return 2 if self.quick or slow else self.repeats
 
@@ -96,7 +101,9 @@ class Bench:
 def wait(device: torch.device) -> None:
     "Until the device has done what it was given."
     if device.type == 'cuda': torch.cuda.synchronize(device)
+    elif device.type == 'mps': torch.mps.synchronize()
 
+#: name -> function of no argument
 Arms = dict[str, Callable[[], object]]
 
 def interleaved(
@@ -129,6 +136,7 @@ def compared(
     bench: Bench,
     size: str,
 ) -> list[dict]: # `ratio` of every other arm, with `size`, `what` and `peer`
+    "Arms in turns, and each over the peer."
     times = interleaved(arms, bench.rounds(size), bench.device, bench.clock)
     return [dict(size=size, what=name, peer=peer, **ratio(t, times[peer]))
             for name, t in times.items() if name != peer]
@@ -178,6 +186,7 @@ def with_peak(
     make: Callable[[], Callable], # makes an arm
     device: torch.device,
 ) -> tuple[Callable, float | None]: # the arm, once run, and MB on top of what was there; CPU: None
+    "Make an arm, and see how much memory its first run takes."
     if device.type != 'cuda': return make(), None
     gc.collect()
     torch.cuda.empty_cache()
@@ -337,7 +346,11 @@ def bench_hardware(bench: Bench) -> dict:
         arms, memory = {}, {}
         given = {'float32': PLAIN} | switches(bench.device, size.batch)
         for what, hardware in given.items():
-            make = lambda: sfd_arm(teacher, sfd_config(size), hardware)
+            source = teacher
+            if not hardware.channels_last: # a copy of a network lies as the network does
+                source = copy.deepcopy(teacher)
+                set_memory_format(source, False)
+            make = lambda: sfd_arm(source, sfd_config(size), hardware)
             arms[what], memory[what] = with_peak(make, bench.device)
         if bench.device.type == 'cuda':
             arms['float32, convolutions too'] = without_tf32(sfd_arm(teacher, sfd_config(size)))
@@ -389,6 +402,7 @@ class Graphed:
         with torch.cuda.graph(self.graph), torch.no_grad(): self.out = net(*self.inputs)
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
+        "Replay the graph on other inputs."
         for mine, t in zip(self.inputs, inputs, strict=True):
             if mine is not None: mine.copy_(t)
         self.graph.replay()
@@ -487,9 +501,9 @@ def bench_imports(bench: Bench) -> dict:
     clock = replace(bench, busy=False) # other processes' seconds
     return dict(rows=compared(arms, 'import torch', clock, 'interpreter'))
 
-def process_seconds(path: str, quick: str, repeats: int) -> None:
+def process_seconds(path: str, device: str, quick: str, repeats: int) -> None:
     "What each of several processes runs: the first one writes the seconds of its blocks."
-    bench = Bench(default_device(), quick == 'quick')
+    bench = Bench(torch.device(device), quick == 'quick')
     size = bench.sizes['small']
     arm = sfd_arm(size.denoiser(bench.device), sfd_config(size))
     seconds = interleaved({'arm': arm}, repeats, bench.device)['arm'] # of the clock: they wait
@@ -500,7 +514,8 @@ def seconds_in_processes(n: int, bench: Bench) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         path = f'{folder}/seconds.json'
         code = f'from bdense_nb.app.bench import process_seconds; process_seconds({path!r}, '
-        code += f'{"quick" if bench.quick else ""!r}, {bench.rounds("small")})'
+        code += f'{bench.device.type!r}, {"quick" if bench.quick else ""!r}, '
+        code += f'{bench.rounds("small")})'
         done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
                                '--nproc_per_node', str(n), '--no-python', sys.executable, '-c',
                                code], capture_output=True, text=True)
@@ -509,7 +524,7 @@ def seconds_in_processes(n: int, bench: Bench) -> list[float]:
 
 def bench_processes(bench: Bench) -> dict:
     "Several processes over one, with the same batch: on GPUs one each, on a CPU they share it."
-    found = torch.cuda.device_count()
+    found = torch.cuda.device_count() if bench.device.type == 'cuda' else 0
     if bench.device.type == 'cuda' and found < 2:
         return dict(rows=[], skipped='several processes on CUDA need several GPUs')
     counts = [n for n in (1, 2, 4, 8) if n <= max(found, 2)]
@@ -535,7 +550,8 @@ def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict: # with `error
     gc.collect()
     if bench.device.type == 'cuda': torch.cuda.empty_cache()
     return found | dict(part_seconds=time.perf_counter() - begin, device=str(bench.device),
-                        quick=bench.quick, busy=bench.busy, **about_run())
+                        quick=bench.quick, busy=bench.busy,
+                        **about_run(str(bench.device)))
 
 def run_parts(
     parts: dict[str, Callable[[Bench], dict]],
@@ -547,6 +563,8 @@ def run_parts(
     begin = time.perf_counter()
     path = lambda name: folder/f'{name}.json'
     done = {name: read_json(path(name)) for name in parts if path(name).is_file()}
+    here = dict(quick=bench.quick, busy=bench.busy, device=str(bench.device))
+    done = {n: p for n, p in done.items() if all(p.get(k) == v for k, v in here.items())}
     failed = [name for name in parts if 'error' in done.get(name, {})]
     todo = [name for name in parts if name not in done] + failed
     for i, name in enumerate(todo):
@@ -647,6 +665,7 @@ def measure(options: Measure, line: Line) -> dict:
     failed = [name for name, part in found.items() if 'error' in part]
     return dict(out=str(out), parts=list(found), failed=failed)
 
+#: the command of this module
 COMMANDS = {'bdense_bench': Command(measure, Measure, [
     ('runs/bench', 'everything; half an hour on two cores'),
     ('runs/bench --quick', 'the same with tiny networks, in about two minutes'),

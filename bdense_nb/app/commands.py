@@ -1153,9 +1153,9 @@ def list_experiments() -> dict:
     return dict(experiments={name: dict(about=e.about, runs=runs[name])
                              for name, e in EXPERIMENTS.items()})
 
-def experiment_plan(name: str, file: str) -> dict:
+def experiment_plan(name: str, file: str, device: str | None = None) -> dict:
     "What an experiment would do, and from the runs that are there what it would take."
-    e = EXPERIMENTS[name]
+    e = replace(EXPERIMENTS[name], device=device)
     rows = stored_rows(e, Path(file))
     runs = len(e.arms)*e.seeds
     done = len({run_name(r) for r in rows})
@@ -1183,11 +1183,12 @@ def evaluate_experiment(options: Evaluate) -> dict:
     file = options.out or f'{name}.json'
     if name == 'list': return list_experiments()
     check_choice('experiment', name, [*EXPERIMENTS, 'list'])
-    if options.dry_run: return show_plan(experiment_plan(name, file))
-    if options.limit is not None: check_int('limit', options.limit, 1)
+    check_int('jobs', options.jobs, 1)
     device = options.device and str(find_device(options.device))
-    result = run_experiment(name, file, options.limit, jobs=options.jobs,
-                            device=None if device == 'cpu' else device)
+    if device == 'cpu': device = None
+    if options.dry_run: return show_plan(experiment_plan(name, file, device))
+    if options.limit is not None: check_int('limit', options.limit, 1)
+    result = run_experiment(name, file, options.limit, jobs=options.jobs, device=device)
     return dict(experiment=name, file=file, rows=len(result['rows']),
                 differences=show_differences(result))
 

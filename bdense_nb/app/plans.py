@@ -5,6 +5,7 @@
 # %% ../../nbs/app/01_plans.ipynb #fad0881d
 from __future__ import annotations
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import left_as_found, set_precision
+from ..training.devices import chosen_precision, left_as_found, set_precision
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
@@ -115,7 +116,9 @@ def estimate_training(
         device = device_of(model)
         if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
         else: kept[n] = kept_bytes(model, step)
-        return time_iteration(model, step, cfg, hardware, teacher), peak_bytes(device)
+        parts = math.gcd(n, hardware.accumulate) # a small batch may have no more
+        how = dataclasses.replace(hardware, accumulate=parts)
+        return time_iteration(model, step, cfg, how, teacher), peak_bytes(device)
     found = growing_trials(trial, batch)
     if not found: return dict(seconds=None, memory_gb=None, measured_batch=None)
     last = max(found)
@@ -136,6 +139,7 @@ def _walk_seconds(teacher: nn.Module, cfg: Host, precision: str) -> float:
             cfg.plan.walk(teacher, cfg.all_seeds)[0].xs.cpu()
     return time.perf_counter() - begin
 
+#: a model and the step function that trains it
 Trial = tuple[nn.Module, StepFunction]
 
 def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
@@ -149,7 +153,8 @@ def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: 
         if bank is not None: walks[n] = time.perf_counter() - begin
         if bank is not None and device_of(teacher).type != 'cpu':
             same = not cfg.pool and hardware.teacher_precision == 'same' # a bank is float32
-            walks[n] = _walk_seconds(teacher, small, hardware.precision if same else 'no')
+            walks[n] = _walk_seconds(teacher, small, chosen_precision(
+                hardware.precision, model, device_of(teacher)) if same else 'no')
         return model, small.step_function(teacher, bank, sample_noise(range(n), shape),
                                           draw_conditions(model.denoiser, range(n)))
     return make

@@ -26,7 +26,9 @@ __all__ = ['NORMAL', 'DETECTOR_SFD', 'FAULTS', 'train_normal', 'branched_student
            'branch_guesses', 'by_point', 'anomaly_scores', 'alarm_threshold', 'with_fault']
 
 # %% ../../nbs/applications/02_anomalies.ipynb #5193bc20
+#: how a teacher of what is normal is trained
 NORMAL = TrainConfig(300, 3e-3, schedule='cosine', ema=.99, clip_grad=1.)
+#: how its student is distilled
 DETECTOR_SFD = SFDConfig(nfe=2, K=4, steps=200, batch=64, pool=2048, lr=1e-3, lr_schedule='cosine')
 
 def train_normal(
@@ -125,10 +127,10 @@ def anomaly_scores(
     check_int('every', every, 1, windows.horizon)
     length = len(series)
     last = length - windows.horizon
-    if last < 0:
+    if last < windows.context:
         raise ValueError(f'the series is too short: {length} steps, and a window has '
-                         f'{windows.horizon}')
-    starts = torch.tensor(sorted({*range(0, last, every), last}))
+                         f'{windows.context + windows.horizon}')
+    starts = torch.tensor(sorted({*range(windows.context, last, every), last}))
     x0, cond = windows.cut(series, starts)
     known = series.known[:, starts[:, None] + torch.arange(windows.horizon)].transpose(0, 1)
     back = reconstructions(sampler, x0, cond, sigma, draws, seed)
@@ -178,7 +180,7 @@ def with_fault(
 ) -> tuple[Series, Tensor]: # a copy with a fault, and where it is: [T], 1 or 0
     "Plant one fault at a random place."
     check_choice('fault', kind, FAULTS)
-    check_int('number of steps', len(series), 60)
+    check_int('number of steps', len(series), 61)
     g = torch.Generator().manual_seed(seed)
     at = int(torch.randint(20, len(series) - 40, (), generator=g))
     values = series.values.clone()

@@ -110,6 +110,7 @@ def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return index.to_numpy().astype('datetime64[s]'), values.T, names
 
 # %% ../../nbs/applications/00_series.ipynb #85d451f4
+#: what becomes of steps that are missing
 GAPS = ('refuse', 'mask')
 
 def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
@@ -244,6 +245,7 @@ class Windows:
 
     @property
     def config(self) -> dict: # as JSON has it
+        "All that decides how a series is cut and scaled."
         return json.loads(json.dumps(asdict(self)))
 
     def check(self, series: Series) -> None:
@@ -268,6 +270,7 @@ class Windows:
         x: Tensor, # [..., C, T]
         times: np.ndarray, # [T]
     ) -> Tensor: # like x, in the units of the data
+        "Back from the network's scale."
         return x*torch.tensor(self.std)[:, None]/self.sigma_data + self._season(times)
 
     def conditions(self,

@@ -224,6 +224,7 @@ class DilatedBlock(nn.Module):
         self.proj = _zero(nn.Conv1d(c, c, 1))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        "States [B, c, L] and embeddings [B, e] to states."
         scale, shift = self.emb(emb)[:, :, None].chunk(2, 1)
         h = self.conv(torch.addcmul(shift, self.norm(x), 1 + scale))
         return x + self.proj(F.silu(h))
@@ -256,7 +257,9 @@ class TemporalNet(nn.Module):
         self.out = _zero(nn.Conv1d(width, channels, 1))
 
     @property
-    def sample_shape(self) -> tuple[int, int]: return self.config['channels'], self.config['length']
+    def sample_shape(self) -> tuple[int, int]:
+        "The shape that the network takes."
+        return self.config['channels'], self.config['length']
 
     def _beside(self, x: Tensor, cond: dict | None) -> tuple[Tensor, Tensor, Tensor]:
         "Context [B, C, N], its mask, and the calendar [B, F, N+L]; zeros where nothing is known."
@@ -275,6 +278,7 @@ class TemporalNet(nn.Module):
         # context [B, C, N], mask like it (1: known), calendar [B, F, N+L]; None: nothing is known
         cond: dict[str, Tensor] | None = None,
     ) -> Tensor: # [B, C, L]
+        "What the network answers for noised windows."
         if x.ndim != 3 or x.shape[1:] != self.sample_shape:
             raise ValueError(f'this network takes [B, {", ".join(map(str, self.sample_shape))}], '
                              f'got {tuple(x.shape)}')

@@ -113,7 +113,9 @@ class Comparison:
     @property
     def table(self) -> str: # markdown
         "Differences to the host in every measure, and what a sample costs."
-        tables = [difference_table(self.result, m) for m in measures_of(self.result)]
+        known = [m for m in measures_of(self.result) if self.differences(m)]
+        tables = [difference_table(self.result, m) for m in known]
+        tables = tables or ['No intervals yet: they need three seeds of an arm and of its host.']
         rows = ['| sampler | network calls | ms a sample |', '| --- | --- | --- |']
         rows += [f'| {r["what"]} | {r["nfe"]} | {1000*r["seconds_per_sample"]:.3g} |'
                  for r in self.speed]
@@ -142,7 +144,7 @@ def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]: # of one sam
 def _timed(samplers: dict[str, Sampler], path: Path) -> list[dict]:
     "Their speed; what was timed before is read."
     speed = read_json(path)['rows'] if path.is_file() else []
-    if [row['what'] for row in speed] != list(samplers):
+    if {row['what']: row['nfe'] for row in speed} != {k: s.nfe for k, s in samplers.items()}:
         speed = side_by_side(samplers)
         write_json(path, dict(rows=speed))
     return speed
@@ -180,6 +182,6 @@ def compare(
                             hardware=hardware)
     cfgs = {calls: one for arm in made for calls, one in arm.cfg.each.items()}
     samplers = {'teacher': next(iter(cfgs.values())).reference(shape).sampler(world.teacher(0))}
-    samplers |= {f'student, {calls} calls': one.sampler(world.teacher(0), shape)
+    samplers |= {f'student, {calls} calls': one.sampler(unguided(world.teacher(0)), shape)
                  for calls, one in cfgs.items()}
     return Comparison(result, _timed(samplers, folder/'speed.json'))

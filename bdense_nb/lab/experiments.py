@@ -433,15 +433,16 @@ def _side_by_side(e: Experiment, todo: list, how: dict, jobs: int) -> Iterator[l
     spawn = multiprocessing.get_context('spawn')
     with spawn.Manager() as manager, ProcessPoolExecutor(jobs, spawn) as pool:
         rows = manager.Queue()
-        left = [pool.submit(_job, e, mine, how, rows, threads) for mine in seeds.values()]
+        jobs = [pool.submit(_job, e, mine, how, rows, threads) for mine in seeds.values()]
         try:
-            while left or not rows.empty():
+            while not all(j.done() for j in jobs) or not rows.empty():
                 try: yield rows.get(timeout=.5)
                 except queue.Empty: pass
-                for job in [j for j in left if j.done()]:
-                    job.result() # raises what it raised
-                    left.remove(job)
-        finally: pool.shutdown(wait=False, cancel_futures=True)
+            for job in jobs: job.result() # raises what it raised, when the others' rows are kept
+        finally: # also where somebody interrupts: nobody reads what is still being made
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process.name.startswith('SpawnProcess'): process.terminate()
 
 # %% ../../nbs/lab/01_experiments.ipynb #d14835c9
 #: short trainings on Fashion-MNIST

@@ -19,7 +19,7 @@ from ..core import send
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged',
-           'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'dtype_of', 'set_precision',
+           'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'chosen_precision', 'set_precision',
            'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
@@ -144,17 +144,18 @@ def shard_like(t: Tensor, like: Tensor) -> Tensor:
 #: name -> type that a network computes in; None: that of its weights
 PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
+#: what auto calls a large network
 LARGE = 10_000_000 # weights; below, casting them to 16 bits takes longer than it saves
 
-def dtype_of(
+def chosen_precision(
     precision: str, # auto or a key of `PRECISIONS`
     model: nn.Module,
     device: torch.device,
-) -> torch.dtype | None: # None: float32
-    "What a precision computes in; auto: bf16 for a large network on a GPU that has it."
-    if precision != 'auto': return PRECISIONS[precision]
-    if device.type != 'cuda' or sum(p.numel() for p in model.parameters()) < LARGE: return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+) -> str: # a key of `PRECISIONS`
+    "What auto stands for: bf16 for a large network on a GPU that has it, else float32."
+    if precision != 'auto': return precision
+    if device.type != 'cuda' or sum(p.numel() for p in model.parameters()) < LARGE: return 'no'
+    return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
 
 def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype,
                 *args, **kwargs):
@@ -166,7 +167,7 @@ def set_precision(
     device: torch.device,
 ) -> None:
     "Let a model compute in 16 bits: its weights and its answers stay in float32."
-    dtype = dtype_of(precision, model, device)
+    dtype = PRECISIONS[chosen_precision(precision, model, device)]
     if dtype is torch.float16 and device.type == 'cpu':
         raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
     if dtype is None: return

@@ -25,8 +25,9 @@ from ..core import locked
 from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
                           newest_checkpoint, same_run)
 from .config import Hardware, TrainConfig
-from .devices import (Averaged, Processes, as_part, average_gradients, full_tensor, left_as_found,
-                      numbers_as_tensors, recompute_blocks, send, set_memory_format,
+from .devices import (Averaged, Processes, as_part, average_gradients, chosen_precision,
+                      full_tensor, left_as_found, numbers_as_tensors, recompute_blocks, send,
+                      set_memory_format,
                       set_precision, shard_like, shard_model, share)
 from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
                     ProgressBar, SampleSheets, Trackers, progress)
@@ -346,7 +347,8 @@ class State:
             self.ema = AveragedModel(self.model)
         if hardware.shard: self.plain = copy.deepcopy(self.model).cpu()
         if hardware.recompute: recompute_blocks(self.model)
-        set_precision(self.model, hardware.precision, self.device)
+        self.precision = chosen_precision(hardware.precision, self.model, self.device)
+        set_precision(self.model, self.precision, self.device)
         if not hardware.shard: return
         shard_model(self.model)
         if self.ema is not None: shard_model(self.ema.module)
@@ -560,7 +562,7 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
         if isinstance(teacher, nn.Module):
             stack.enter_context(left_as_found(teacher))
             if hardware.teacher_precision == 'same':
-                set_precision(teacher, hardware.precision, state.device)
+                set_precision(teacher, state.precision, state.device)
             if hardware.compile:
                 teacher.forward = torch.compile(teacher.forward, dynamic=False)
                 stack.callback(teacher.register_forward_pre_hook(numbers_as_tensors).remove)
