@@ -50,6 +50,7 @@ def days(change): return [change(i, d) for i, d in enumerate(DAYS)]
     (days(lambda i, d: f'{d}T0{i % 3 if i == 9 else 0}:00:00,{i}')[:9] + ['2020-01-10T05:00:00,1'], dict(gaps='mask'), 'irregular.*resample'),
     (days(lambda i, d: f'{d},much'), {}, "row 2: a is 'much', which is no number"),
     (days(lambda i, d: f'someday,{i}'), {}, 'which is no time stamp'),
+    ([f'202001{d:02d},{d % 7}' for d in range(1, 30)], {}, "'20200101'"),  # not seconds since 1970
     (days(lambda i, d: f'{d},{i}')[:2], {}, 'at least 3 time stamps, got 2'),
     ([], {}, 'holds no rows'),
     (days(lambda i, d: f'{d},{i}'), dict(columns='b'), "unknown column 'b'; choose one of: a"),

@@ -168,6 +168,8 @@ def test_the_command_from_the_shell(teacher, tmp_path, capsys, monkeypatch):
     assert 'did you mean branch_weights?' in run('found', '--arms', 'host: K=1; x: branch_weight=uniform')[1]['error']
     code, said = run('found', '--arms', 'host K=1')
     assert code == 1 and 'arms must look like' in said['error']
+    kept = (tmp_path/'found/command.json').read_bytes()
+    assert run('found', '--data', 'moons')[0] == 1 and (tmp_path/'found/command.json').read_bytes() == kept, 'a refused command leaves no note'
     code, said = run('guided', '--guidance_scale', '2')
     assert code == 1 and 'guidance exaggerates a condition' in said['error']
     code, said = run('plane')

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
-from .commands import (Distilled, Named, Reality, alone, check_folder, check_with_data,
+from .commands import (STARTED, Distilled, Named, Reality, alone, check_folder, check_with_data,
                                     conditioned, data_line, distances, distill_configs,
                                     distill_data, distill_plan, find_device, find_reality,
                                     find_teacher, note_start, shape_of, show_plan)
@@ -113,6 +113,8 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     if reality.images is not None:
         space = load_space(reality.features, find_device(options.device), options.features_path)
     with alone(options.out):
+        started = Path(options.out)/STARTED
+        before = started.read_bytes() if started.is_file() else None
         note_start(options.out, line, options, config=cfg, hardware=hardware)
         try:
             found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
@@ -120,6 +122,10 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
                             hardware=hardware, trust_teacher=True, limit=options.limit)
         except KeyboardInterrupt:
             raise KeyboardInterrupt('interrupted; the same command goes on') from None
+        except ValueError: # it was refused: what is there is another command's
+            if before is not None:
+                with atomic_path(started) as path: path.write_bytes(before)
+            raise
     return finish(found, options.out)
 
 def finish(found: Comparison, out: str) -> dict:

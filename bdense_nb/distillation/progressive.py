@@ -77,7 +77,8 @@ class PDConfig(Host):
     # teacher steps inside one student step: what the number of steps is divided by each round
     substeps: Annotated[int, Within(at_least=2)] = 2
     K: AtLeast1 = 2 # branches; divides substeps; 1 is the host itself
-    # of the branches: growing, equal, all on the endpoint, or K numbers
+    # of the branches: linear (growing), uniform, endpoint (all there), endpoint-heavy (.7 there),
+    # or K numbers
     branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
     # where the weights have moved to when a round ends; None: they stay
     branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None

@@ -39,7 +39,8 @@ class SFDBase(Host):
     nfe: AtLeast1 | tuple[AtLeast1, ...] = 2
     K: AtLeast1 = 4 # branches; divides substeps; 1 is the host itself
     substeps: AtLeast1 = 4 # teacher steps inside one student step
-    # of the branches: growing, equal, all on the endpoint, or K numbers
+    # of the branches: linear (growing), uniform, endpoint (all there), endpoint-heavy (.7 there),
+    # or K numbers
     branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
     # where the weights have moved to when training ends; None: they stay
     branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None
