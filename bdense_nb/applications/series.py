@@ -53,8 +53,8 @@ class Series:
 def _moment(text: str) -> datetime: # without a time zone
     "A time stamp in ISO format, with slashes if need be; a bare number counts seconds."
     text = text.strip().replace('/', '-')
-    if text.isdigit() and len(text) < 9: # a day or a year without dashes, or a counter
-        raise ValueError(f'{text!r} is no time: write a date as 2020-01-31, or seconds since 1970')
+    if text.isdigit() and len(text) in (4, 8) and text[:2] in ('19', '20'): # no seconds
+        raise ValueError(f'{text!r} is a year, or a day without dashes: write 2020-01-31')
     if text.isdigit(): return datetime.fromtimestamp(int(text), timezone.utc).replace(tzinfo=None)
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None: return moment
