@@ -254,10 +254,7 @@ def test_a_spike_is_found_and_a_threshold_comes_from_training():
 
 # --- what is stored
 
-def stored(name):
-    path = data_dir()/'results'/f'{name}.json'
-    if not path.is_file(): pytest.skip(f'{path.name} is not there')
-    return read_json(path)
+def stored(name): return read_json(data_dir()/'results'/f'{name}.json')
 
 def test_the_number_of_iterations_is_one_that_2014_chose():
     rows = stored('forecasting_methods')['chosen']
