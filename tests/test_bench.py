@@ -7,7 +7,7 @@ import torch
 from bdense_nb.app import bench as module
 from bdense_nb.app.bench import Bench, Size, interleaved, plain_sfd, ratio, run_parts, sfd_config, table
 from bdense_nb.app.shell import bdense_bench
-from bdense_nb.core import read_json
+from bdense_nb.core import read_json, write_json
 from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.progressive import PDConfig, pd_step
 from bdense_nb.distillation.teaching import edm_loss
@@ -123,6 +123,11 @@ def test_the_command(tmp_path, capsys):
     whole = json.loads((tmp_path/'out'/'bench.json').read_text())
     assert whole['command'] == f'bdense_bench {tmp_path/"out"} --parts=sampler --quick --device=cpu'
     assert whole['sampler']['rows'][0]['what'] == 'sampler' and whole['sampler']['quick'] and 'sampler / bare calls' in capsys.readouterr().out
+    assert '--quick' in (tmp_path/'out/bench.txt').read_text().splitlines()[0]
+    larger = {**read_json(tmp_path/'out/sampler.json'), 'quick': False}
+    write_json(tmp_path/'out/loop.json', larger) # of another kind: not of this report
+    bdense_bench(tmp_path/'out', parts='sampler', quick=True, device='cpu')
+    assert 'loop' not in read_json(tmp_path/'out/bench.json')
 
 
 def test_the_gpu_report_runs_on_a_cpu(tmp_path):

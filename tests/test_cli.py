@@ -511,6 +511,14 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(command, holds, at):
     assert {p: p.stat().st_mtime_ns for p in at.folder.rglob('*')} | {p: p.stat().st_mtime_ns for p in Path('.').rglob('*')} == before
 
 
+def test_processes_share_what_is_left_of_an_experiment(at, tmp_path):
+    stored = json.loads((data_dir()/'results'/'ring_pd.json').read_text())
+    (tmp_path/'part.json').write_text(json.dumps(stored | dict(rows=stored['rows'][:97])))
+    alone, three = (at.json(f'bdense_evaluate --experiment ring_pd --out {tmp_path}/part.json --jobs {n} --dry_run') for n in (1, 3))
+    left = alone['runs'] - alone['runs_done']
+    assert left == 100 and three['seconds'] == pytest.approx(alone['seconds']*34/100)
+
+
 def test_the_plan_of_a_distillation_is_the_estimate_of_the_library(at):
     answer = at.json('bdense_distill new --teacher plane --preset demo --batch 8 --pool 8 --steps 5 --dry-run')
     cfg = preset('demo', batch=8, pool=8, steps=5, shape=(2,))

@@ -47,7 +47,7 @@ def test_a_comparison_is_paired_and_counts_calls(teacher, points, tmp_path):
         assert d.interval.mean == pytest.approx(sum(a - b for a, b in pairs)/3)
         assert d.interval.low < d.interval.mean < d.interval.high and all(a != b for a, b in pairs)
     assert [r['nfe'] for r in found.speed][1:] == [2, 3] and found.speed[0]['nfe'] > 3
-    assert all(w in found.table for w in ('sliced Wasserstein', 'paired error'))
+    assert all(w in found.table for w in ('sliced Wasserstein', 'paired error', 'host: K=1; ', f'B-DENSE: K={SHORT.K}, branch_weights="linear"'))
     found.figure(tmp_path/'x.png')
     assert (tmp_path/'x.png').stat().st_size > 5000
 

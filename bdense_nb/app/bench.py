@@ -48,7 +48,8 @@ __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'w
            'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'bench_loop', 'bench_sampler',
            'bench_sfd', 'bench_branches', 'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'Graphed',
            'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports', 'process_seconds', 'seconds_in_processes',
-           'bench_processes', 'run_part', 'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
+           'bench_processes', 'run_part', 'stored_parts', 'run_parts', 'table', 'figure', 'write_report', 'Measure',
+           'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Bench:
     quick: bool = False # tiny networks: to see that everything runs, not how fast
     repeats: int = 7 # rounds in which the arms take turns
     busy: bool = False # count the CPU seconds of this process, not those of the clock
+
+    @property
+    def kind(self) -> dict: # JSON-able
+        "What is the same for all figures of a report."
+        return dict(quick=self.quick, busy=self.busy, device=str(self.device))
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -549,9 +555,14 @@ def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict: # with `error
     torch.set_float32_matmul_precision(matmul)
     gc.collect()
     if bench.device.type == 'cuda': torch.cuda.empty_cache()
-    return found | dict(part_seconds=time.perf_counter() - begin, device=str(bench.device),
-                        quick=bench.quick, busy=bench.busy,
-                        **about_run(str(bench.device)))
+    return found | bench.kind | dict(part_seconds=time.perf_counter() - begin,
+                                     **about_run(str(bench.device)))
+
+def stored_parts(folder: Path, names: Sequence[str], bench: Bench) -> dict[str, dict]:
+    "The parts in a folder that were measured in this way."
+    files = {name: folder/f'{name}.json' for name in names}
+    found = {name: read_json(path) for name, path in files.items() if path.is_file()}
+    return {name: part for name, part in found.items() if bench.kind.items() <= part.items()}
 
 def run_parts(
     parts: dict[str, Callable[[Bench], dict]],
@@ -561,10 +572,7 @@ def run_parts(
 ) -> None:
     "Measure what is not there yet; parts that failed before come last."
     begin = time.perf_counter()
-    path = lambda name: folder/f'{name}.json'
-    done = {name: read_json(path(name)) for name in parts if path(name).is_file()}
-    here = dict(quick=bench.quick, busy=bench.busy, device=str(bench.device))
-    done = {n: p for n, p in done.items() if all(p.get(k) == v for k, v in here.items())}
+    done = stored_parts(folder, list(parts), bench)
     failed = [name for name in parts if 'error' in done.get(name, {})]
     todo = [name for name in parts if name not in done] + failed
     for i, name in enumerate(todo):
@@ -574,13 +582,17 @@ def run_parts(
             break
         print(f'[{spent:5.0f} s] {i + 1}/{len(todo)} {name}', flush=True)
         done[name] = run_part(parts[name], bench)
-        write_json(path(name), done[name])
+        write_json(folder/f'{name}.json', done[name])
         if 'error' in done[name]: print(f'          failed: {done[name]["error"][:200]}')
 
 # %% ../../nbs/app/07_bench.ipynb #fc3ce95c
 def table(found: dict[str, dict]) -> str:
     "Every ratio as a line of text."
-    lines = [f'{"time of / time of":68}{"ratio":>8}{"least":>8}{"most":>8}{"memory":>8}']
+    if not found: return 'nothing is measured yet'
+    about = next(iter(found.values()))
+    lines = [f'{about["hardware"]}, torch {about["torch"]}'
+             + ', tiny networks (--quick): not how fast it is'*about['quick'],
+             f'{"time of / time of":68}{"ratio":>8}{"least":>8}{"most":>8}{"memory":>8}']
     for name, part in found.items():
         for row in part.get('rows', []):
             text = f'{name}: {row["what"]} / {row["peer"]} ({row["size"]})'
@@ -618,11 +630,11 @@ def figure(found: dict[str, dict], path: Path) -> None:
 def write_report(
     folder: Path,
     names: Sequence[str], # of parts
+    bench: Bench, # in whose way they were measured
     command: str, # that made them
 ) -> dict[str, dict]: # the parts that are there
-    "All parts in a folder as one JSON, a table and a figure."
-    files = {name: folder/f'{name}.json' for name in names}
-    found = {name: read_json(path) for name, path in files.items() if path.is_file()}
+    "All parts in a folder that were measured alike as one JSON, a table and a figure."
+    found = stored_parts(folder, names, bench)
     write_json(folder/'bench.json', dict(command=command) | found)
     (folder/'bench.txt').write_text(table(found) + '\n', 'utf-8')
     if any(part.get('rows') for part in found.values()): figure(found, folder/'bench.png')
@@ -660,7 +672,7 @@ def measure(options: Measure, line: Line) -> dict:
     out = Path(options.out)
     parts = {name: PARTS[name] for name in names}
     run_parts(parts, bench, out, math.inf if options.minutes is None else options.minutes)
-    found = write_report(out, list(PARTS), line.text)
+    found = write_report(out, list(PARTS), bench, line.text)
     print(table(found), f'{out}/ holds bench.json, bench.txt and bench.png', sep='\n')
     failed = [name for name, part in found.items() if 'error' in part]
     return dict(out=str(out), parts=list(found), failed=failed)

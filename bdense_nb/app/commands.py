@@ -8,6 +8,7 @@ import contextlib
 import copy
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -1153,7 +1154,7 @@ def list_experiments() -> dict:
     return dict(experiments={name: dict(about=e.about, runs=runs[name])
                              for name, e in EXPERIMENTS.items()})
 
-def experiment_plan(name: str, file: str, device: str | None = None) -> dict:
+def experiment_plan(name: str, file: str, device: str | None = None, jobs: int = 1) -> dict:
     "What an experiment would do, and from the runs that are there what it would take."
     e = replace(EXPERIMENTS[name], device=device)
     rows = stored_rows(e, Path(file))
@@ -1162,7 +1163,7 @@ def experiment_plan(name: str, file: str, device: str | None = None) -> dict:
     each = sum(r['cpu_seconds'] for r in rows)/done if done else None
     return dict(experiment=name, asks=e.about, world=e.world, arms=len(e.arms), seeds=e.seeds,
                 runs=runs, runs_done=done, file=file,
-                seconds=None if each is None else each*max(runs - done, 0),
+                seconds=None if each is None else each*math.ceil(max(runs - done, 0)/jobs),
                 estimated_from='the CPU time of the runs that are there' if done
                 else 'nothing yet: after a first run (--limit 1) there is an estimate')
 
@@ -1186,7 +1187,7 @@ def evaluate_experiment(options: Evaluate) -> dict:
     check_int('jobs', options.jobs, 1)
     device = options.device and str(find_device(options.device))
     if device == 'cpu': device = None
-    if options.dry_run: return show_plan(experiment_plan(name, file, device))
+    if options.dry_run: return show_plan(experiment_plan(name, file, device, options.jobs))
     if options.limit is not None: check_int('limit', options.limit, 1)
     result = run_experiment(name, file, options.limit, jobs=options.jobs, device=device)
     return dict(experiment=name, file=file, rows=len(result['rows']),

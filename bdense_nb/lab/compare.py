@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from ..training.checkpoints import tensor_bytes
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['ARMS', 'teacher_world', 'make_arms', 'side_by_side', 'Comparison', 'check_shape', 'compare']
+__all__ = ['ARMS', 'teacher_world', 'make_arms', 'side_by_side', 'told_apart', 'Comparison', 'check_shape', 'compare']
 
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
 def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]: # name -> measure
@@ -100,6 +101,19 @@ def side_by_side(samplers: dict[str, Sampler], repeats: int = 3) -> list[dict]: 
     return [dict(what=name, nfe=one.nfe, seconds_per_sample=statistics.median(seconds[name]))
             for name, one in samplers.items()]
 
+def told_apart(result: dict) -> dict[str, str]: # arm -> its fields, as text
+    "In which fields of their configurations arms differ, and how their branches are weighted."
+    cfgs = {c['arm']: c['config']['cfg'] for c in reversed(result['configs'])}
+    words = {arm: {k: json.dumps(v) for k, v in cfg.items()} for arm, cfg in cfgs.items()}
+    names = dict.fromkeys(k for cfg in words.values() for k in cfg)
+    differ = [k for k in names if len({cfg.get(k) for cfg in words.values()}) > 1]
+    def fields(cfg):
+        shown = dict.fromkeys(['K', 'branch_weights', *differ])
+        alone = cfg.get('K') == '1' # no other branch to weigh
+        return ', '.join(f'{k}={cfg[k]}' for k in shown
+                         if k in cfg and not (alone and k.startswith('branch_')))
+    return {arm: fields(words[arm]) for arm in reversed(words)}
+
 @dataclass
 class Comparison:
     "What came out."
@@ -113,6 +127,7 @@ class Comparison:
     @property
     def table(self) -> str: # markdown
         "Differences to the host in every measure, and what a sample costs."
+        arms = '; '.join(f'{name}: {changes}' for name, changes in told_apart(self.result).items())
         known = [m for m in measures_of(self.result) if self.differences(m)]
         tables = [difference_table(self.result, m) for m in known]
         tables = tables or ['No intervals yet: they need three seeds of an arm and of its host.']
@@ -121,7 +136,7 @@ class Comparison:
                  for r in self.speed]
         reads = ('Below zero an arm is better than the host; bold: the interval excludes zero. '
                  'What holds at one budget need not hold at another.')
-        return '\n\n'.join([reads, *tables, '\n'.join(rows)])
+        return '\n\n'.join([f'Arms: {arms}.', reads, *tables, '\n'.join(rows)])
 
     def __str__(self) -> str: return self.table
 

@@ -304,7 +304,7 @@ def main():
     names = args.only.split(',') if args.only else order
     args.out.mkdir(parents=True, exist_ok=True)
     run_parts({name: partial(limited, known[name]) for name in names}, bench, args.out, args.minutes)
-    every = write_report(args.out, order, shlex.join(['python', 'tests/gpu/report.py', *sys.argv[1:]]))
+    every = write_report(args.out, order, bench, shlex.join(['python', 'tests/gpu/report.py', *sys.argv[1:]]))
     print((args.out/'bench.txt').read_text())
     for name in checks:
         if part := every.get(name): print(name, 'ok' if part.get('ok') else '', {k: v for k, v in part.items() if k in ('error', 'skipped', 'waits', 'estimates', 'said', 'twice_apart', 'resumed_apart', 'largest_relative_difference', 'gpu_busy')})
