@@ -1,7 +1,8 @@
 "Networks: shapes, the null class, zero starts, and bad input."
 import pytest
 import torch
-from bdense_nb.diffusion.nets import MLP, NETS, NoiseEmbedding, ResBlock, SelfAttention, UNet, build_net
+from bdense_nb.diffusion.nets import (MLP, NETS, GroupNorm, NoiseEmbedding, ResBlock, SelfAttention, UNet, attend,
+                                      build_net)
 
 SMALL = dict(widths=(8, 32))
 
@@ -144,3 +145,19 @@ def test_build_net_refuses():
     with pytest.raises(ValueError, match='UNet, MLP'): build_net('Transformer', {})
     for name in NETS:
         with pytest.raises(TypeError, match='layers'): build_net(name, {'layers': 3})
+
+
+def test_norms_and_a_cpus_attention_are_computed_in_float32_under_bf16():
+    x = torch.randn(2, 32, 4, 4, requires_grad=True)
+    attention, norm = SelfAttention(32), GroupNorm(8, 32)
+    torch.nn.init.normal_(attention.proj.weight)
+    with torch.autocast('cpu', torch.bfloat16):
+        low = attention.qkv(x)
+        assert low.dtype == torch.bfloat16 and norm(low[:, :32]).dtype == torch.float32
+        assert torch.equal(norm(low[:, :32]), torch.nn.functional.group_norm(low[:, :32].float(), 8, norm.weight, norm.bias))
+        q, k, v = torch.randn(3, 2, 1, 16, 32).bfloat16()
+        answer = attend(q, k, v)
+        rough = attention(x)
+    assert torch.equal(answer, torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float()))
+    assert 0 < (rough - attention(x)).abs().max() < .02*attention(x).abs().max()
+    assert attend(*torch.randn(3, 2, 1, 4, 8).double()).dtype == torch.float64

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional
 from .commands import Named, check_folder, find_device
 from .plans import kept_bytes, peak_bytes
@@ -46,10 +48,10 @@ from ..training.loop import StepFunction, training
 # %% auto #0
 __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared',
            'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'bench_loop', 'bench_sampler',
-           'bench_sfd', 'bench_branches', 'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'Graphed',
-           'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports', 'process_seconds', 'seconds_in_processes',
-           'bench_processes', 'run_part', 'stored_parts', 'run_parts', 'table', 'figure', 'write_report', 'Measure',
-           'measure']
+           'bench_sfd', 'bench_branches', 'operator_shares', 'bench_roofline', 'switches', 'bench_hardware',
+           'without_tf32', 'bench_compile', 'Graphed', 'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports',
+           'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part', 'stored_parts', 'run_parts',
+           'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -329,6 +331,44 @@ def bench_branches(bench: Bench) -> dict:
     return dict(rows=rows, memory='peak of the device' if bench.device.type == 'cuda'
                 else 'kept for the gradient')
 
+# %% ../../nbs/app/07_bench.ipynb #b84c973c
+def operator_shares(
+    arm: Callable[[], object],
+    device: torch.device,
+    n: int = 8,
+) -> dict[str, float]: # operator -> its part of the time, the n largest
+    "Where the time of an arm goes, by PyTorch's profiler."
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*(device.type == 'cuda')
+    with profile(activities=kinds) as found:
+        arm()
+        wait(device)
+    by = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
+    times = {e.key: getattr(e, by) for e in found.key_averages()}
+    largest = sorted(times, key=times.get, reverse=True)[:n]
+    return {name: times[name]/sum(times.values()) for name in largest}
+
+def bench_roofline(bench: Bench) -> dict:
+    "A training step over a matrix product of as many operations, and which operators take time."
+    rows = []
+    for name, size in bench.sizes.items():
+        x = torch.randn(size.batch, *size.shape, device=bench.device)
+        g = torch.Generator()
+        def step(model, i): yield edm_loss(model, x, generator=g.manual_seed(i))
+        for precision, dtype in dict(no=torch.float32, bf16=torch.bfloat16).items():
+            model = size.denoiser(bench.device).requires_grad_(True)
+            with FlopCounterMode(display=False) as counter: next(step(model, 0)).backward()
+            a = torch.randn(2*[256 if bench.quick else 2048], dtype=dtype, device=bench.device)
+            times = counter.get_total_flops()/(2*len(a)**3) # products
+            arm = loop_arm(model, step, replace(PLAIN, precision=precision))
+            what = f'training step, {str(dtype)[6:]}'
+            arms = {'matrix product': lambda: a@a, what: arm}
+            for row in compared(arms, 'matrix product', bench, name):
+                scaled = {k: row[k]/times for k in ('ratio', 'least', 'most')}
+                rows.append(row | scaled | dict(peer_seconds=row['peer_seconds']*times,
+                                                gflop=counter.get_total_flops()/1e9,
+                                                operators=operator_shares(arm, bench.device)))
+    return dict(rows=rows)
+
 # %% ../../nbs/app/07_bench.ipynb #b74690d3
 def switches(device: torch.device, batch: int) -> dict[str, Hardware]:
     "What can be chosen without changing the method."
@@ -542,8 +582,8 @@ def bench_processes(bench: Bench) -> dict:
 #: what is measured, by name, the most useful first
 PARTS = {'loop': bench_loop, 'sampler': bench_sampler, 'sfd': bench_sfd,
          'branches': bench_branches, 'hardware': bench_hardware, 'compile': bench_compile,
-         'graphs': bench_graphs, 'diffusers': bench_diffusers, 'processes': bench_processes,
-         'onnx': bench_onnx, 'imports': bench_imports}
+         'graphs': bench_graphs, 'roofline': bench_roofline, 'diffusers': bench_diffusers,
+         'processes': bench_processes, 'onnx': bench_onnx, 'imports': bench_imports}
 
 def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict: # with `error` if it failed
     "Measure one part; what goes wrong is its result, and the next one can run."

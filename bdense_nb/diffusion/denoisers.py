@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
                     data_dir, default_device, load_tensors, read_json, save_tensors, send,
                     sha256, write_json)
-from .nets import NETS, build_net
+from .nets import HALF, NETS, build_net
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
 
 # %% auto #0
@@ -216,7 +216,7 @@ def check_classes(
 def check_precision(denoiser: Callable) -> None:
     "Refuse a network whose weights are kept in half precision."
     for name, p in denoiser.named_parameters() if isinstance(denoiser, nn.Module) else ():
-        if p.dtype in (torch.bfloat16, torch.float16):
+        if p.dtype in HALF:
             raise TypeError(f'{name} of this denoiser is {p.dtype}: noise levels and small updates '
                             'need weights in float32; convert it with .float() (its arithmetic can '
                             'still be bf16 or fp16, with hardware=Hardware(precision=...))')

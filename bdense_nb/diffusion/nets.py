@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..core import check_choice, check_int
 
 # %% auto #0
-__all__ = ['NETS', 'NoiseEmbedding', 'ResBlock', 'SelfAttention', 'UNet', 'MLP', 'DilatedBlock', 'TemporalNet', 'check_sizes',
-           'build_net']
+__all__ = ['HALF', 'NETS', 'NoiseEmbedding', 'GroupNorm', 'ResBlock', 'attend', 'SelfAttention', 'UNet', 'MLP', 'DilatedBlock',
+           'TemporalNet', 'check_sizes', 'build_net']
 
 # %% ../../nbs/diffusion/04_nets.ipynb #8976b0b6
 def _zero(layer: nn.Module) -> nn.Module:
@@ -53,6 +53,15 @@ class NoiseEmbedding(nn.Module):
         return F.silu(self.lin2(F.silu(h)))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #857e0ca1
+#: dtypes that norms and a CPU's attention are not computed in
+HALF = (torch.bfloat16, torch.float16)
+
+class GroupNorm(nn.GroupNorm):
+    "Group normalisation in float32 under any autocast, as CUDA's does it and a CPU's does not."
+    def forward(self, x: Tensor) -> Tensor:
+        "Normalised features; of half precision in float32."
+        return super().forward(x.float() if x.dtype in HALF else x)
+
 class ResBlock(nn.Module):
     "Two 3x3 convolutions and a residual connection; the embedding scales and shifts between them."
     def __init__(self,
@@ -62,10 +71,10 @@ class ResBlock(nn.Module):
         dropout: float = 0., # probability, in training
     ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, c_in)
+        self.norm1 = GroupNorm(8, c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb = nn.Linear(emb, 2*c_out)
-        self.norm2 = nn.GroupNorm(8, c_out)
+        self.norm2 = GroupNorm(8, c_out)
         self.conv2 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -78,13 +87,20 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(h))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #9ced4ac7
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor: # [..., L, d] each
+    """Attention; on a CPU that of half precision is computed in float32, whose backward pass is
+    several times faster there."""
+    if q.device.type != 'cpu' or q.dtype not in HALF: return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast('cpu', enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+
 class SelfAttention(nn.Module):
     "Every position of a small feature map looks at every other one."
     def __init__(self,
         c: int, # channels, a multiple of 32 (the size of a head)
     ):
         super().__init__()
-        self.norm = nn.GroupNorm(8, c)
+        self.norm = GroupNorm(8, c)
         self.qkv = nn.Conv2d(c, 3*c, 1)
         self.proj = _zero(nn.Conv2d(c, c, 1))
 
@@ -92,7 +108,7 @@ class SelfAttention(nn.Module):
         "Every place looks at every other; the input is added."
         B, C, H, W = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(B, 3, C//32, 32, H*W).transpose(-1, -2).unbind(1)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         return x + self.proj(h.transpose(-1, -2).reshape(B, C, H, W))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #407d86e8
@@ -137,7 +153,7 @@ class UNet(nn.Module):
             self.up.insert(0, nn.ModuleList(grow))
         self.middle = nn.ModuleList([*[res(last, last) for _ in range(blocks)],
                                      SelfAttention(last), res(last, last)])
-        self.norm = nn.GroupNorm(8, first)
+        self.norm = GroupNorm(8, first)
         self.out = _zero(nn.Conv2d(first, channels*patch**2, 3, padding=1))
 
     @property
@@ -218,7 +234,7 @@ class DilatedBlock(nn.Module):
         dilation: int, # time steps between the values that are looked at
     ):
         super().__init__()
-        self.norm = nn.GroupNorm(8, c)
+        self.norm = GroupNorm(8, c)
         self.conv = nn.Conv1d(c, c, 3, padding=dilation, dilation=dilation)
         self.emb = nn.Linear(emb, 2*c)
         self.proj = _zero(nn.Conv1d(c, c, 1))
@@ -253,7 +269,7 @@ class TemporalNet(nn.Module):
         self.stem = nn.Conv1d(2*channels + 1 + calendar, width, 3, padding=1)
         self.blocks = nn.ModuleList([DilatedBlock(width, 2*width, min(2**i, 32))
                                      for i in range(blocks)])
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = GroupNorm(8, width)
         self.out = _zero(nn.Conv1d(width, channels, 1))
 
     @property
