@@ -16,7 +16,7 @@ from bdense_nb.lab.experiments import differences
 from run_notebooks import NBS, notebooks
 
 GIVEN = {  # notebook -> number -> where it comes from
-    'diffusion/05_data': {'41.9999': 'an example of rounding', '2.9': '60,000 images of 3 x 64 x 64 float32 values, in GB'},
+    'diffusion/05_data': {'41.9999': 'an example of rounding', '2.9': '50,000 images of 3 x 64 x 64, five bytes a value, in GB of 2**30 bytes'},
     'diffusion/01_schedules': {'4.4': 'the last level but one of the uniform grid from 80, drawn in the figure'},
     'distillation/01_teaching': {'1.1': 'the first reading of the drum whose sketch is described'},
     'diffusion/02_denoisers': {},
