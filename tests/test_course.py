@@ -12,6 +12,7 @@ from torch import nn
 
 from bdense_nb.app.exercises import CAPSTONE, EXERCISES, check
 from bdense_nb.core import check_answer, data_dir, sample_noise
+from bdense_nb.diffusion.data import toy_2d
 from bdense_nb.diffusion.denoisers import load_teacher
 from bdense_nb.diffusion.samplers import Sampler, afs_x0, euler_step, sample
 from bdense_nb.diffusion.schedules import karras_sigmas
@@ -91,6 +92,11 @@ def landing(D, x, t, mid, end):  # the teacher's two steps: both guesses, and wh
     return first, second, euler_step(half, second, mid, end)
 
 
+def pd_target(first, second, x, t, mid, end):
+    y = euler_step(euler_step(x, first, t, mid), second, mid, end)
+    return (y - end/t*x)/(1 - end/t)
+
+
 def rollout(student, y, fine, coarse, update, start=lambda x, y, n: x, target=4, scale=1., detach=True):
     x, losses = euler_step(y[0], afs_x0(y[0], coarse[0]), coarse[0], coarse[1]), []
     for n in (1, 2):
@@ -118,18 +124,20 @@ def spread(a, b, factor):  # an interval with a given half-width
 
 T = student_t(.95, 4)
 TEACHER = load_teacher('spiral', 'cpu')
+BOARD = toy_2d('checkerboard', 4000)
 MISTAKES = [
     ('1.1', lambda x, g, t, s: x - (s - t)*(x - g)/t, 's - t, which is negative'),
     ('1.1', lambda x, g, t, s: g, 'jumps all the way'),
     ('1.1', lambda x, g, t, s: x + (s - t)*(x - g), 'division is missing'),
     ('1.1', lambda x, g, t, s: x + (s - t)*(x - g)/s, 'not by s'),
     ('1.1', lambda x, g, t, s: (s - t)*(x - g)/t, 'add it to x'),
+    ('1.1', lambda x, g, t, s: x + (s - t)*(g - x)/t, 'walks away'),
     ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: s), 'is told s'),
     ('1.2', lambda D, x, grid: walk(D, x, grid, divide=lambda t, s: s), 'divide by s'),
     ('1.2', lambda D, x, grid: x + sum((s - t)*(x - D(x, t))/t for t, s in zip(grid[:-1], grid[1:])), 'same noise'),
     ('1.2', lambda D, x, grid: D(x, grid[0]), 'has not begun'),
     ('1.2', lambda D, x, grid: x, 'nothing has moved'),
-    ('2.1', .2413, 'variance'), ('2.1', 1.0425, 'largest'), ('2.1', (.4, .5), 'one number'), ('2.1', 3., 'all coordinates together'),
+    ('2.1', BOARD.var(), 'variance'), ('2.1', BOARD.abs().max(), 'largest'), ('2.1', (.4, .5), 'one number'), ('2.1', 3., 'all coordinates together'),
     ('2.2', lambda *a: gap(*a, first=500).square().mean().sqrt(), 'different noise'),
     ('2.2', lambda *a: gap(*a, scale=1.).square().mean().sqrt(), 'multiplied'),
     ('2.2', lambda *a: gap(*a).square().mean(), 'take its root'),
@@ -140,6 +148,10 @@ MISTAKES = [
     ('3.1', lambda D, x, t, s: heun(D, x, t, s) + euler_step(x, D(x, t), t, s) - x, 'walk from the start'),
     ('3.1', lambda D, x, t, s: heun(D, x, t, s, asked=t), 'it was asked at'),
     ('3.1', lambda D, x, t, s: 2*x - heun(D, x, t, s), 'away from the guess'),
+    ('3.1', lambda D, x, t, s: x + (s - t)*((x - D(x, t))/t + (euler_step(x, D(x, t), t, s) - D(euler_step(x, D(x, t), t, s), t))/s)/2, 'ask there with s'),
+    ('3.1', lambda D, x, t, s: x + (s - t)*((x - D(x, t))/t + (x - D(euler_step(x, D(x, t), t, s), s))/s)/2, 'begins where the first'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, -std**2/(std**2 + sigma**2)), 'the other way round'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, sigma**2/(std**2 + sigma**2)), 'little where the noise'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, sigma**2, 0.), 'points without width'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, 0.), 'moves towards x'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, sigma**2, std**2/(std**2 + sigma**2)), 'take the blobs for points'),
@@ -147,6 +159,9 @@ MISTAKES = [
     ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, std**2/(std**2 + sigma**2), 0), 'softmax over blobs'),
     ('4.1', lambda *a: landing(*a)[1], 'tempting'), ('4.1', lambda *a: sum(landing(*a)[:2])/2, 'equal weights'),
     ('4.1', lambda *a: landing(*a)[2], 'what must it predict'), ('4.1', lambda *a: landing(*a)[0], 'not for two'),
+    ('4.1', lambda D, x, t, m, s: D(x, t)*(1 - s/m)/(1 - s/t) + landing(D, x, t, m, s)[1]*(s/m - s/t)/(1 - s/t), 'wrong way round'),
+    ('4.1', lambda D, x, t, m, s: pd_target(D(x, t), D(x, m), x, t, m, s), 'not at x'),
+    ('4.1', lambda D, x, t, m, s: pd_target(D(x, t), D(euler_step(x, D(x, t), t, m), t), x, t, m, s), 'not at t'),
     ('4.2', lambda grid: grid.unfold(0, 3, 1), 'where the last one ends'), ('4.2', lambda grid: grid[::2].unfold(0, 2, 1), 'in the middle'),
     ('4.2', lambda grid: grid.reshape(3, 3), 'share a level'), ('4.2', lambda grid: grid.unfold(0, 3, 2).flip(1), 'levels fall'),
     ('4.2', lambda grid: grid.unfold(0, 3, 4), 'is missing'),
@@ -154,6 +169,9 @@ MISTAKES = [
     ('5.1', lambda p, a, f: a*(p - 1 - f), 'not the whole step'), ('5.1', lambda p, a, f: p - 1 - f, 'asks twice'),
     ('5.1', lambda p, a, f: a*(p - 1) + f, 'not more'),
     ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[4*n]), "the teacher's state, where"),
+    ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[4] if n == 1 else x), 'the teacher stands at y[4]'),
+    ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[0] if n == 1 else x), 'analytic step is missing'),
+    ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: euler_step(y[0], afs_x0(y[0], a[2][0]), a[2][0], a[2][1]) if n == 1 else x), 'not at fine[1]'),
     ('5.2', lambda *a: rollout(*a[:4], lambda loss: None), 'call update'),
     ('5.2', lambda *a: rollout(*a, target=0), 'y[4*n + 4]'), ('5.2', lambda *a: rollout(*a, scale=.5), 'average over both'),
     ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[0]), 'only the first step'), ('5.2', lambda *a: rollout(*a)[:1], 'one loss for each'),
@@ -175,7 +193,7 @@ MISTAKES = [
     ('7.2', lambda run, seeds: [run(1, s) - run(4, s) for s in seeds], 'minus the host'),
     ('7.2', lambda run, seeds: [a - b for a, b in zip(sorted(run(4, s) for s in seeds), sorted(run(1, s) for s in seeds))], 'breaks the pairs'),
     ('7.2', lambda run, seeds: [run(4, s)/run(1, s) - 1 for s in seeds], 'relative'),
-    ('8.1', 16, 'two micro-batches'), ('8.1', 64, 'share the batch'), ('8.1', 128, 'the whole batch'), ('8.1', 256, 'does not multiply'), ('8.1', 1024, 'not one for each GPU'),
+    ('8.1', 16, 'two micro-batches'), ('8.1', 64, 'share the batch'), ('8.1', 128, 'the whole batch'), ('8.1', 32, 'does not double'), ('8.1', 256, 'does not multiply'), ('8.1', 1024, 'not one for each GPU'),
     ('8.2', lambda a: (1 - a).sqrt(), 'still the same'), ('8.2', lambda a: (1 - a)/a, 'its root'), ('8.2', lambda a: (a/(1 - a)).sqrt(), 'upside down'),
     ('8.2', lambda a: 1 - a, 'noise in z'), ('8.2', lambda a: a.sqrt(), 'scale of the signal'),
     ('capstone', TEACHER, 'not EDMDenoiser'), ('capstone', branch(TEACHER, 2), 'not BranchedDenoiser'),
@@ -211,6 +229,35 @@ def test_answers_of_another_kind_get_a_hint(number, answer): assert heard(number
 def test_no_answer_is_no_mistake(number):
     assert heard(number, None) == 'not answered yet\n'
     if EXERCISES[number][0]: assert heard(number, lambda *args: None) == 'not answered yet\n'
+
+
+def test_a_forgotten_return_is_no_missing_answer():
+    def forgotten(x, x0_hat, t, s): x + (s - t)*(x - x0_hat)/t
+    assert heard('1.1', forgotten) == 'hint: your function gives None: is its return missing?\n'
+    assert 'return missing' in heard('7.1', lambda a, b: (sum(a), None, None))
+
+
+def in_place(x, x0_hat, t, s):
+    x += (s - t)*(x - x0_hat)/t
+    return x
+
+
+def walk_in_place(D, x, grid):
+    for t, s in zip(grid[:-1].tolist(), grid[1:].tolist()): x += (s - t)*(x - D(x, t))/t
+    return x
+
+
+def cut_in_place(wide, K):
+    wide.weight.data, wide.bias.data = wide.weight.data[-3:], wide.bias.data[-3:]
+    return wide
+
+
+@pytest.mark.parametrize('number, answer', [
+    ('1.1', in_place), ('1.2', walk_in_place), ('6.1', cut_in_place),
+    ('2.2', lambda student, D, sigmas: (student.sample(500, seed=500) - sample(D, sigmas[0]*sample_noise(range(500, 1000), (2,)), sigmas)).square().mean().sqrt()),
+    ('7.2', lambda run, seeds: [run(4, seed + 100) - run(1, seed + 100) for seed in seeds])])
+def test_other_right_answers_are_right_each_time(number, answer):
+    assert [heard(number, answer) for _ in range(2)] == 2*['correct\n']
 
 
 @pytest.mark.parametrize('name', NUMBERED)

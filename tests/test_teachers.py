@@ -503,3 +503,14 @@ def test_shipped_teacher(name, noise):
     x = 2*noise(3, *shape)
     assert D(x, 2.).isfinite().all() and D(x, 2., torch.tensor([0, 5, 9]) if classes else None).shape == x.shape
     assert sum(p.stat().st_size for p in (data_dir()/TEACHERS[name]).iterdir()) < 10e6
+
+
+@pytest.mark.parametrize('size', [50., .01])
+def test_data_of_another_size_than_told_are_noticed(size):
+    data = size*torch.randn(64, 2)
+    with pytest.warns(UserWarning, match='sigma_data=1: subtract the mean'): train_teacher(EDMDenoiser(MLP(width=8, depth=1), 1.), data, None, TrainConfig(1), 8, show=False)
+    with pytest.warns(UserWarning, match='root mean square of 5'): train_teacher(EDMDenoiser(MLP(width=8, depth=1), 1.), torch.randn(64, 2) + 5, None, TrainConfig(1), 8, show=False)
+
+
+def test_data_of_another_dtype_are_refused():
+    with pytest.raises(TypeError, match='data are torch.float64, the network is torch.float32'): train_teacher(EDMDenoiser(MLP(width=8, depth=1), 1.), torch.randn(64, 2).double(), None, TrainConfig(1), 8, show=False)

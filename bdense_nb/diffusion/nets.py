@@ -172,7 +172,7 @@ class UNet(nn.Module):
         n = self.divisor
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n:
             raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got '
-                             f'{tuple(x.shape)}')
+                             f'{tuple(x.shape)}; its arguments channels, widths and patch decide')
         emb = self.embed(c_noise, label)
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = []
@@ -219,7 +219,8 @@ class MLP(nn.Module):
     ) -> Tensor: # [B, dim]
         "A point for each point, level and class."
         if x.ndim != 2 or x.shape[1] != self.config['dim']:
-            raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}')
+            raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}; its '
+                             f'argument dim decides')
         emb = self.embed(c_noise, label)
         h = self.stem(x)
         for layer in self.layers: h = h + layer(F.silu(h + emb))

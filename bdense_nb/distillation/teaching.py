@@ -4,6 +4,7 @@
 
 # %% ../../nbs/distillation/01_teaching.ipynb #728b67a4
 from __future__ import annotations
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def train_teacher(
     check_int('batch', batch, 1)
     check_state(images, 'images')
     check_precision(denoiser)
+    _check_scale(denoiser, images)
     labels = _training_labels(denoiser, labels, len(images), null_class)
     if folder is not None:
         given = labels.values() if isinstance(labels, dict) else [labels]
@@ -77,6 +79,17 @@ def train_teacher(
         label = map_cond(lambda t: send(t[pick], device), labels)
         yield edm_loss(model, send(images[pick], device), label, g)
     return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
+
+def _check_scale(denoiser: NetDenoiser, images: Tensor) -> None:
+    "Refuse data of another dtype than the weights, and warn of another size than was told."
+    if images.dtype != (dtype := next(denoiser.parameters()).dtype):
+        raise TypeError(f'the data are {images.dtype}, the network is {dtype}: convert one of them '
+                        f'with .to()')
+    size = images.square().mean().sqrt().item()
+    if not 1/3 <= size/denoiser.sigma_data <= 3:
+        warnings.warn(f'the data have a root mean square of {size:.3g}, but this denoiser is made '
+                      f'for sigma_data={denoiser.sigma_data:.3g}: subtract the mean of the data '
+                      f'and scale them, or make the denoiser with their size', stacklevel=3)
 
 def _training_labels(denoiser: NetDenoiser, labels: Tensor | dict | None, n: int,
                      null_class: int | None) -> Tensor | dict | None:
