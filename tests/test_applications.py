@@ -10,7 +10,7 @@ import torch
 from bdense_nb.applications import series as S
 from bdense_nb.applications.anomalies import FAULTS, alarm_threshold, anomaly_scores, branched_student_of, by_point, train_normal, with_fault
 from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, rolling_forecasts, teacher_sampler, temporal_denoiser,
-                                                train_forecaster, weather_task)
+                                                show_forecast, train_forecaster, weather_task)
 from bdense_nb.applications.series import Series, Windows, read_series, shipped_series
 from bdense_nb.core import data_dir, read_json
 from bdense_nb.diffusion.nets import TemporalNet
@@ -55,6 +55,9 @@ def days(change): return [change(i, d) for i, d in enumerate(DAYS)]
     ([], {}, 'holds no rows'),
     (days(lambda i, d: f'{d},{i}'), dict(columns='b'), "unknown column 'b'; choose one of: a"),
     (days(lambda i, d: f'{d},{i}'), dict(time='when'), "unknown time column 'when'"),
+    (days(lambda i, d: f'{d},{i}'), dict(columns=['a', 'a']), 'more than one column is named a; rename'),
+    (days(lambda i, d: f'{d},{i},5'), {}, 'row 2 has more cells than the header'),  # such as decimal commas
+    (days(lambda i, d: f'{d},{"n/a" if i == 3 else i}'), {}, 'a has 1 missing values'),
     (days(lambda i, d: f'{d},{i}'), dict(gaps='fill'), "unknown gaps 'fill'"),
 ])
 def test_a_series_that_would_be_silently_wrong_is_refused(tmp_path, rows, how, said):
@@ -73,12 +76,19 @@ def test_time_zones_numbers_and_slashes(tmp_path):
     assert read_series(csv(tmp_path, *[f'{i},{i*i}' for i in range(5)])).step == 1
     assert read_series(csv(tmp_path, *[f'2020/01/0{i},{i}' for i in range(1, 6)])).times[0] == np.datetime64('2020-01-01')
 
+@pytest.mark.parametrize('mark', [';', '\t'])
+def test_other_separators_and_repeated_heads(tmp_path, mark):
+    rows = days(lambda i, d: f'{d}{mark}{i}{mark}1')
+    assert read_series(csv(tmp_path, *rows, head=f'\ufefftime{mark}a{mark}b'), 'a').values[0, 3] == 3
+    with pytest.raises(ValueError, match='more than one column is named a'): read_series(csv(tmp_path, *rows, head=f'time{mark}a{mark}a'))
+
 def test_pandas_comes_by_the_same_door():
     pd = pytest.importorskip('pandas', reason='pandas is not required')
     frame = pd.DataFrame(dict(a=np.arange(6.), b=[0, 1, np.nan, 3, 4, 5]), index=pd.date_range('2020-01-01', periods=6, tz='Europe/Rome'))
     assert read_series(frame, 'a').times[0] == np.datetime64('2019-12-31T23:00:00') and read_series(frame['a']).names == ('a',)
     assert read_series(frame, gaps='mask').known[1].tolist() == [1, 1, 0, 1, 1, 1]
     with pytest.raises(ValueError, match='b has 1 missing'): read_series(frame)
+    with pytest.raises(ValueError, match='more than one column is named a'): read_series(frame.rename(columns=dict(b='a')), 'a')
     with pytest.raises(TypeError, match='DatetimeIndex'): read_series(frame.reset_index())
 
 def test_a_shipped_series_that_was_changed_is_refused(tmp_path, monkeypatch):
@@ -105,6 +115,8 @@ def test_short_and_constant_training_parts_are_refused():
     flat = made()
     with pytest.raises(ValueError, match='a is constant in the training part'): Windows.fit(replace(flat, values=torch.zeros_like(flat.values)), 14, 7)
     with pytest.raises(ValueError, match="unknown period 'moon'"): Windows.fit(made(), 14, 7, ['moon'])
+    for period in ('day', 'year'):  # of a step, and of more than the training part
+        with pytest.raises(ValueError, match=f'.{period}. cannot be a period here'): Windows.fit(made(), 14, 7, [period])
 
 def test_the_future_does_not_reach_a_condition():
     series = made()
@@ -135,6 +147,15 @@ def test_windows_with_holes_are_no_targets():
     series.known[:, 60] = 0
     x0, cond = Windows.fit(made(), 14, 7).cut(series)
     assert len(x0) == 120 - 14 - 6 - 7 and (cond['mask'] == 0).sum() == 14
+
+@pytest.mark.parametrize('starts, said', [([], 'no start'), ([9], 'no window starts at 9'), ([30, 121], 'no window starts at 121'), ([-1], 'at -1')])
+def test_starts_outside_a_series_are_refused(starts, said):
+    windows = Windows.fit(made(), 14, 7)
+    sampler = teacher_sampler(temporal_denoiser(windows), 2)
+    for what in (lambda: windows.conditions(made(), starts), lambda: windows.cut(made(), starts), lambda: rolling_forecasts(sampler, made(), starts, 2)):
+        with pytest.raises(ValueError, match=said): what()
+    with pytest.raises(ValueError, match='at least 2 steps, this has 0'): forecast(sampler, made()[0:0])
+    with pytest.raises(ValueError, match='channel must be 0, got 5|channel must be between 0 and 0, got 5'): show_forecast(None, made(), forecast(sampler, made(), n=2), channel=5)
 
 
 # --- the network: trained, distilled, saved
@@ -192,7 +213,7 @@ def test_forecasts_depend_on_seeds_and_context_alone(forecaster):
     assert torch.allclose(short.samples, many[0, ..., :3], atol=1e-4) and short.times[0] == series.times[60]
     assert short.quantile([.5]).shape == (1, 2, 3)
     with pytest.raises(ValueError, match='horizon must be between 1 and 7, got 8'): forecast(sampler, series, 8)
-    with pytest.raises(ValueError, match='looks back 14 steps, and the context has 9'): forecast(sampler, series[:9])
+    with pytest.raises(ValueError, match='looks back 14 steps and ahead 0, and the series has 9: no window starts at 9'): forecast(sampler, series[:9])
     with pytest.raises(ValueError, match='knows the channels a, b, got a'): forecast(sampler, made())
     hourly = replace(series, times=series.times[0] + np.timedelta64(3600, 's')*np.arange(len(series)))
     with pytest.raises(ValueError, match='steps of 86400 s, got 3600 s'): forecast(sampler, hourly)
@@ -226,7 +247,21 @@ def test_the_task_tests_on_what_is_not_learned():
 
 def test_points_get_the_mean_of_their_windows():
     got = by_point(torch.tensor([[1., 1., 1.], [4., 4., 4.]]), torch.tensor([0, 2]), 6)
-    assert got.tolist() == [1, 1, 2.5, 4, 4, 0]
+    assert got[:5].tolist() == [1, 1, 2.5, 4, 4] and got[5].isnan()
+
+def test_what_is_not_known_has_no_score():
+    "A gap of one channel is no sign of health, and the first steps are not scored where a window needs a context."
+    series = made(60, channels=2)
+    sampler = teacher_sampler(temporal_denoiser(Windows.fit(series, 7, 7)), 2)
+    series.known[0, 30] = 0
+    series.known[:, 40] = 0
+    scores = anomaly_scores(sampler, series, draws=2)['reconstruction']
+    assert scores.isnan().nonzero()[:, 0].tolist() == [*range(7), 40]
+    alone = replace(series, values=series.values.clone())
+    alone.values[0, 30] = 1e6  # not known, so not looked at
+    assert torch.equal(anomaly_scores(sampler, alone, draws=2)['reconstruction'].nan_to_num(), scores.nan_to_num())
+    assert alarm_threshold(scores) > scores[30] > .2*scores.nanmedian()
+    with pytest.raises(ValueError, match='no step of the training part has a score'): alarm_threshold(scores[:7])
 
 @pytest.mark.parametrize('kind', FAULTS)
 def test_faults_are_where_the_labels_say(kind):
@@ -248,7 +283,7 @@ def test_a_spike_is_found_and_a_threshold_comes_from_training():
     assert int(found['reconstruction'].argmax()) == 40
     threshold = alarm_threshold(anomaly_scores(student, series[:200], draws=2, every=2)['reconstruction'], .01)
     assert found['reconstruction'][40] > threshold
-    with pytest.raises(ValueError, match='too short: 9 steps, and a window has 14'): anomaly_scores(student, series[:9])
+    with pytest.raises(ValueError, match='ahead 14, and the series has 9: no window starts at -5'): anomaly_scores(student, series[:9])
     with pytest.raises(ValueError, match='rate must be'): alarm_threshold(found['spread'], 1.)
 
 

@@ -54,6 +54,7 @@ def train_forecaster(
     **how, # folder=, show=, hardware=, hooks=: see `train_teacher`
 ) -> EDMDenoiser: # frozen; it draws its conditions from the training windows
     "Train a teacher that samples windows of a series, given what is known before them."
+    windows.check(series)
     if series.times[-1] > np.datetime64(windows.until):
         raise ValueError(f'the series reaches to {series.times[-1]}, but the scale was taken from '
                          f'what was known until {windows.until}: pass the same training part')
@@ -86,7 +87,6 @@ def rolling_forecasts(
 ) -> Tensor: # [N, n, C, horizon], in the units of the data
     "Futures from many origins; a start sees what lies before it, and nothing else."
     windows = Windows.of(sampler.denoiser)
-    windows.check(series)
     check_int('n', n, 1)
     cond = {k: v.repeat_interleave(n, 0) for k, v in windows.conditions(series, starts).items()}
     x = sampler.sample(len(starts)*n, seed, cond, batch).unflatten(0, (-1, n))
@@ -108,6 +108,7 @@ def forecast(
 ) -> Forecast:
     "Draw futures of a series from what is known."
     windows = Windows.of(sampler.denoiser)
+    windows.check(context)
     horizon = windows.horizon if horizon is None else horizon
     check_int('horizon', horizon, 1, windows.horizon)
     end = len(context)
@@ -118,9 +119,6 @@ def forecast(
     if origin is not None and np.datetime64(origin, 's') != times[0]:
         raise ValueError(f'the context ends at {context.times[-1]}, so its forecast starts at '
                          f'{times[0]}, not at {origin}')
-    if end < windows.context:
-        raise ValueError(f'this network looks back {windows.context} steps, and the context has '
-                         f'{end}')
     futures = rolling_forecasts(sampler, context, [end], n, seed)[0]
     return Forecast(futures[..., :horizon], times, context.names)
 
@@ -143,6 +141,7 @@ def show_forecast(
 ) -> None:
     "A fan: the median, and the central 50 and 90 % of the futures."
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    check_int('channel', channel, 0, len(found.names) - 1)
     quantiles = found.quantile([.05, .25, .5, .75, .95])[:, channel]
     ax.plot(context.times[-back:], context.values[channel, -back:], 'k', lw=1)
     band = dict(color='C0', lw=0)

@@ -35,6 +35,7 @@ class Series:
     @property
     def step(self) -> float: # seconds
         "From one value to the next."
+        if len(self) < 2: raise ValueError(f'a series needs at least 2 steps, this has {len(self)}')
         return float((self.times[1] - self.times[0])/np.timedelta64(1, 's'))
 
     def __getitem__(self, part: slice) -> Series:
@@ -60,8 +61,9 @@ def _moment(text: str) -> datetime: # without a time zone
     if moment.tzinfo is None: return moment
     return moment.astimezone(timezone.utc).replace(tzinfo=None)
 
-def _number(text: str) -> float: # NaN where nothing is written
-    return float(text) if text.strip() else math.nan
+def _number(text: str) -> float: # NaN where nothing is written, or that nothing is known
+    text = text.strip()
+    return math.nan if text.lower() in ('', 'na', 'n/a', '#n/a', 'null', 'none') else float(text)
 
 def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
     "A column of a file; a cell that does not parse is refused by row and name."
@@ -74,12 +76,16 @@ def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
     return found
 
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    "Times [T], values [C, T] and names from a CSV file with a header."
-    with path.open(newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
+    "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
+    with path.open(newline='', encoding='utf-8-sig') as file:
+        head = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=max(',;\t', key=head.count))
         rows = list(reader)
-        heads = [h for h in reader.fieldnames or () if h is not None]
     if not rows: raise ValueError(f'{path} holds no rows below its header')
+    for i, row in enumerate(rows):
+        if None in row: raise ValueError(f'{path}, row {i + 2} has more cells than the header')
+    heads = list(reader.fieldnames)
     if time is None:
         usual = ('date', 'time', 'timestamp', 'datetime')
         time = next((h for h in heads if h.strip().lower() in usual), heads[0])
@@ -93,6 +99,8 @@ def _listed(columns, heads: list[str]) -> list[str]:
     "The channels that are asked for; all there are if none are named."
     names = heads if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in names: check_choice('column', name, heads)
+    if twice := {n for n in names if heads.count(n) > 1 or names.count(n) > 1}:
+        raise ValueError(f'more than one column is named {", ".join(sorted(twice))}; rename them')
     if not names: raise ValueError('a series needs a column of values besides its time stamps')
     return names
 
@@ -219,7 +227,13 @@ class Windows:
         "Season, scale and end of a training part."
         check_int('context', context, 0)
         check_int('horizon', horizon, 1)
-        for period in periods: check_choice('period', period, PERIODS)
+        length = len(series)*series.step
+        for period in periods:
+            check_choice('period', period, PERIODS)
+            if not 2*series.step < PERIODS[period] < 1.01*length:
+                raise ValueError(f'{period!r} cannot be a period here: it must be longer than two '
+                                 f'steps of {series.step:g} s, and the training part, {length:g} '
+                                 's, must hold one')
         if len(series) < 2*(context + horizon):
             raise ValueError(f'the series is too short: {len(series)} steps, and windows of '
                              f'{context} + {horizon} need at least {2*(context + horizon)}')
@@ -277,18 +291,27 @@ class Windows:
 
     def conditions(self,
         series: Series,
-        starts: Sequence[int], # positions in the series at which a window starts
+        # positions in the series at which a window starts, `context` steps or more from its start
+        starts: Sequence[int],
     ) -> dict[str, Tensor]: # context and mask [N, C, context], calendar [N, F, context+horizon]
         "What is known before each window; values from its start on are never looked at."
-        starts = torch.as_tensor(starts)
+        starts = self._checked(series, starts, 0)
         back = starts[:, None] + torch.arange(-self.context, 0)
-        inside = (back >= 0).float()[:, None]
-        back = back.clamp(min=0)
-        known = series.known[:, back].transpose(0, 1)*inside
-        values = self.scaled(series)[:, back].transpose(0, 1)*inside
+        known = series.known[:, back].transpose(0, 1)
+        values = self.scaled(series)[:, back].transpose(0, 1)
         times = self.span(series, range(-self.context, len(series) + self.horizon))
         calendar = _waves(times, self.periods).unfold(1, self.context + self.horizon, 1)
         return dict(context=values, mask=known, calendar=calendar[:, starts].transpose(0, 1))
+
+    def _checked(self, series: Series, starts: Sequence[int], ahead: int) -> Tensor: # [N]
+        "Starts of windows that lie in a series, with so many steps from each on."
+        self.check(series)
+        starts = torch.as_tensor(starts).long()
+        if not len(starts): raise ValueError('no start of a window is named')
+        bad = starts[(starts < self.context) | (starts > len(series) - ahead)]
+        if not len(bad): return starts
+        raise ValueError(f'this network looks back {self.context} steps and ahead {ahead}, and the '
+                         f'series has {len(series)}: no window starts at {bad[0]}')
 
     def span(self, series: Series, places: range) -> np.ndarray: # datetime64[s]
         "Moments at these places of a series, before its start and after its end too."
@@ -300,16 +323,20 @@ class Windows:
         starts: Sequence[int] | None = None, # None: all windows that are known as a whole
     ) -> tuple[Tensor, dict[str, Tensor]]: # scaled windows [N, C, horizon], their conditions
         "Windows of a series with what is known before each."
-        self.check(series)
-        known = series.known.amin(0).unfold(0, self.horizon, 1).amin(1)
-        if starts is None: starts = known.nonzero()[:, 0]
-        starts = torch.as_tensor(starts)
-        starts = starts[starts >= self.context]
-        if not len(starts):
-            raise ValueError(f'the series is too short: {len(series)} steps hold no window of '
-                             f'{self.context} + {self.horizon} without gaps')
+        if starts is None: starts = self._whole(series)
+        starts = self._checked(series, starts, self.horizon)
         ahead = starts[:, None] + torch.arange(self.horizon)
         return self.scaled(series)[:, ahead].transpose(0, 1), self.conditions(series, starts)
+
+    def _whole(self, series: Series) -> list[int]:
+        "Starts of the windows that are known as a whole."
+        count = torch.cat([torch.zeros(1), series.known.amin(0).cumsum(0)])
+        whole = count[self.horizon:] - count[:-self.horizon] == self.horizon
+        starts = whole.nonzero()[:, 0]
+        starts = starts[starts >= self.context].tolist()
+        if starts: return starts
+        raise ValueError(f'the series is too short: {len(series)} steps hold no window of '
+                         f'{self.context} + {self.horizon} without gaps')
 
     def origins(self,
         series: Series,
@@ -318,9 +345,8 @@ class Windows:
         "Rolling origins: forecasts start here, after the end of the training part."
         self.check(series)
         check_int('every', every, 1)
-        starts = range(self.context, len(series) - self.horizon + 1, every)
-        unseen = [i for i in starts if series.times[i] > np.datetime64(self.until)
-                  and series.known[:, i:i + self.horizon].all()]
+        unseen = [i for i in self._whole(series) if (i - self.context) % every == 0
+                  and series.times[i] > np.datetime64(self.until)]
         if not unseen:
             raise ValueError(f'no window of this series starts after {self.until}, where training '
                              'ended: what training has seen measures nothing')
