@@ -1,4 +1,5 @@
 "Time series: the door, windows without leaks, forecasts, detectors."
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bdense_nb.app import shell as cli
 from bdense_nb.applications import series as S
 from bdense_nb.applications.anomalies import FAULTS, alarm_threshold, anomaly_scores, branched_student_of, by_point, train_normal, with_fault
 from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, rolling_forecasts, teacher_sampler, temporal_denoiser,
@@ -199,6 +201,24 @@ def test_a_masked_value_is_not_looked_at():
     assert torch.equal(net(x, x[:, 0, 0], cond), net(x, x[:, 0, 0], other))
     with pytest.raises(ValueError, match=r'this network takes \[B, 1, 7\], got \(2, 1, 8\)'): net(torch.randn(2, 1, 8), x[:, 0, 0])
     with pytest.raises(ValueError, match='width must be a multiple of 8'): TemporalNet(width=12)
+
+def test_a_csv_file_is_taught_and_distilled_by_the_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    csv(tmp_path, *[f'{t.astype("datetime64[D]")},{v:.4f}' for t, v in zip(made().times, made().values[0]) if str(t) < '2020-03-01' or str(t) > '2020-03-04'])
+    def shell(command, args):
+        monkeypatch.setattr(sys, 'argv', [command, *args.split()])
+        with pytest.raises(SystemExit) as end: getattr(cli, command)()
+        return end.value.code, ''.join(capsys.readouterr())
+    cut = '--horizon 7 --context 14 --periods week --until 2020-04-01 --gaps mask'
+    for args, said in (('', 'say how many steps a window has with --horizon'), ('--horizon 7', 'has gaps.*--gaps mask'), (f'{cut} --size 8', 'size does not belong to mine.csv')):
+        code, out = shell('bdense_teach', f'out --data mine.csv {args}')
+        assert code and re.search(said, out, re.S), out
+    assert shell('bdense_teach', f'out --data ring {cut}')[0]
+    tiny = '--steps 2 --batch 8'
+    assert shell('bdense_teach', f'out --data mine.csv {cut} {tiny}')[0] == shell('bdense_distill', f'few --teacher out --preset_name demo --pool 8 {tiny}')[0] == 0
+    student, series = load_student('few'), read_series('mine.csv', gaps='mask')
+    assert Windows.of(student.denoiser) == Windows.fit(series.before('2020-04-01'), 14, 7, ['week'])
+    assert forecast(student, series, n=3).samples.shape == (3, 1, 7)
 
 
 # --- forecasts
