@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from applications import Results, cpu_times
 
 from bdense_nb.app import shell as cli
 from bdense_nb.applications import series as S
 from bdense_nb.applications.anomalies import FAULTS, alarm_threshold, anomaly_scores, branched_student_of, by_point, train_normal, with_fault
-from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, rolling_forecasts, teacher_sampler, temporal_denoiser,
-                                                show_forecast, train_forecaster, weather_task)
+from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, teacher_sampler, temporal_denoiser,
+                                                show_forecast, train_forecaster, truth_at, weather_task)
 from bdense_nb.applications.series import Series, Windows, read_series, shipped_series
 from bdense_nb.core import data_dir, read_json
 from bdense_nb.diffusion.nets import TemporalNet
@@ -21,6 +22,7 @@ from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.distillation.students import load_student
 from bdense_nb.distillation.teaching import train_teacher
 from bdense_nb.evaluation.intervals import paired_interval
+from bdense_nb.lab.experiments import differences
 from bdense_nb.training.config import TrainConfig
 
 DAYS = [f'2020-01-{d:02d}' for d in range(1, 21)]
@@ -75,7 +77,7 @@ def test_gaps_are_masked(tmp_path):
 def test_time_zones_numbers_and_slashes(tmp_path):
     zone = read_series(csv(tmp_path, *[f'2020-01-01T0{h}:00:00+02:00,{h}' for h in range(5)]))
     assert zone.times[0] == np.datetime64('2019-12-31T22:00:00') and zone.step == 3600
-    assert read_series(csv(tmp_path, *[f'{i},{i*i}' for i in range(5)])).step == 1
+    assert read_series(csv(tmp_path, *[f'{i},{i*i}' for i in range(1890, 1910)])).step == 1  # a counter: neither years nor days
     assert read_series(csv(tmp_path, *[f'2020/01/0{i},{i}' for i in range(1, 6)])).times[0] == np.datetime64('2020-01-01')
 
 @pytest.mark.parametrize('mark', [';', '\t'])
@@ -157,6 +159,8 @@ def test_starts_outside_a_series_are_refused(starts, said):
     for what in (lambda: windows.conditions(made(), starts), lambda: windows.cut(made(), starts), lambda: rolling_forecasts(sampler, made(), starts, 2)):
         with pytest.raises(ValueError, match=said): what()
     with pytest.raises(ValueError, match='at least 2 steps, this has 0'): forecast(sampler, made()[0:0])
+    with pytest.raises(TypeError, match='got EDMDenoiser'): forecast(sampler.denoiser, made())
+    with pytest.raises(TypeError, match=r'a part is series\[a:b\], got \[5\]'): made()[5]
     with pytest.raises(ValueError, match='channel must be 0, got 5|channel must be between 0 and 0, got 5'): show_forecast(None, made(), forecast(sampler, made(), n=2), channel=5)
 
 
@@ -252,6 +256,15 @@ def test_scores():
     assert abs(two['crps'] - np.mean([(1 + 3)/2 - 2, (2 + 2)/2 - 2])) < 1e-9
     with pytest.raises(ValueError, match='do not belong together'): forecast_scores(torch.zeros(1, 4, 3), truth, 1.)
 
+def test_gaps_are_neither_truth_nor_errors():
+    series = made(40)
+    whole = naive_error(series)
+    series.values[0, 20] = series.known[0, 20] = 0
+    assert abs(naive_error(series) - whole) < .1 and series.shown[0].isnan().sum() == 1
+    assert torch.equal(truth_at(series, [5, 33], 7), torch.stack([series.values[0, 5:12], series.values[0, 33:40]]))
+    for start in (15, 34, -1):
+        with pytest.raises(ValueError, match=f'the 7 steps from {start} on are not all known'): truth_at(series, [5, start], 7)
+
 def test_scores_say_which_extra_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, 'scoringrules', None)
     with pytest.raises(ImportError, match=r'pip install "bdense-nb\[timeseries\]"'): forecast_scores(torch.zeros(1, 4, 3), torch.zeros(1, 3), 1.)
@@ -325,9 +338,26 @@ def test_every_method_of_the_tables_has_its_seeds(name, key, alone):
     for place, found in seeds.items():
         assert len(set(found)) == len(found) and (found == [0] if alone & set(place) else len(found) >= 3), place
 
+def test_the_tools_go_on_and_measure_times_once(tmp_path, monkeypatch):
+    def started(*more):
+        monkeypatch.setattr(sys, 'argv', ['tools/x.py', '--out', str(tmp_path/'x.json'), *more])
+        return Results('what it does', 'x.json', 2)
+    first = started()
+    assert list(first.seeds) == [0, 1] and first.rows == []
+    first.keep(rows=[dict(seed=0)])
+    first.keep_times('ms', lambda: cpu_times({'slow': lambda: sum(range(300_000)), 'fast': lambda: None}, repeats=3))
+    ms = read_json(tmp_path/'x.json')['times']['ms']
+    assert ms['slow'] > 10*ms['fast'] >= 0
+    again = started()
+    again.keep_times('ms', lambda: pytest.fail('measured twice'))
+    assert again.rows == [dict(seed=0)] and list(started('--time').seeds) == []
+    started('--time').keep_times('other', lambda: dict(ms={}))
+    assert read_json(tmp_path/'x.json')['times']['unit'] == 'other' and started().rows == again.rows
+
 def test_branches_beside_the_host_as_the_lessons_say():
-    "No significant difference of CRPS at any number of calls, or one below one percent."
+    "No significant difference of CRPS at any number of calls, or one below one percent; in Progressive Distillation none."
     rows = stored('forecasting_methods')['rows']
     for calls in (1, 2, 4):
         mine, host = ([r['crps'] for r in rows if r['method'] == m and r.get('calls') == calls] for m in ('B-DENSE', 'SFD (host)'))
         assert abs(paired_interval(mine, host).mean) < .01*np.mean(host)
+    assert all(d.interval.low <= 0 <= d.interval.high for d in differences(stored('forecasting_pd'), 'crps'))

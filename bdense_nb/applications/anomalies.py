@@ -124,7 +124,7 @@ def anomaly_scores(
     """How far each time step is from its reconstruction; how much reconstructions from several
     noises differ; and, with branches, how much these disagree. A mean over the channels that are
     known; the first steps of a network that looks back have no score."""
-    windows = Windows.of(sampler.denoiser)
+    windows = Windows.of_sampler(sampler)
     check_int('every', every, 1, windows.horizon)
     check_int('draws', draws, 2)
     last = len(series) - windows.horizon

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,7 +41,13 @@ class Series:
 
     def __getitem__(self, part: slice) -> Series:
         "A part of it, by position."
+        if not isinstance(part, slice): raise TypeError(f'a part is series[a:b], got [{part!r}]')
         return Series(self.values[:, part], self.known[:, part], self.times[part], self.names)
+
+    @property
+    def shown(self) -> Tensor: # [C, T]; NaN where it is not known
+        "The values, as a plot or a mean should take them."
+        return torch.where(self.known == 1, self.values, math.nan)
 
     def before(self, time: str | np.datetime64) -> Series:
         "What is known before a moment, such as '2015-01-01'."
@@ -54,8 +61,6 @@ class Series:
 def _moment(text: str) -> datetime: # without a time zone
     "A time stamp in ISO format, with slashes if need be; a bare number counts seconds."
     text = text.strip().replace('/', '-')
-    if text.isdigit() and len(text) in (4, 8) and text[:2] in ('19', '20'): # no seconds
-        raise ValueError(f'{text!r} is a year, or a day without dashes: write 2020-01-31')
     if text.isdigit(): return datetime.fromtimestamp(int(text), timezone.utc).replace(tzinfo=None)
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None: return moment
@@ -90,6 +95,9 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
         usual = ('date', 'time', 'timestamp', 'datetime')
         time = next((h for h in heads if h.strip().lower() in usual), heads[0])
     check_choice('time column', time, heads)
+    if all(re.fullmatch(r'(19|20)(\d\d|\d{6})', row[time] or '') for row in rows): # no seconds
+        raise ValueError(f'{path}: {time} has years, or days without dashes, such as '
+                         f'{rows[0][time]!r}: write 2020-01-31')
     names = _listed(columns, [h for h in heads if h != time])
     times = _column(rows, time, path, _moment, 'time stamp')
     values = [_column(rows, name, path, _number, 'number') for name in names]
@@ -258,6 +266,13 @@ class Windows:
                              'must be a TemporalNet with series=, as `temporal_denoiser` makes it')
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
         return cls(**dict(fields, season=tuple(map(tuple, fields['season']))))
+
+    @classmethod
+    def of_sampler(cls, sampler) -> Windows: # a student, or a teacher at many steps
+        "What its network was trained on."
+        if hasattr(sampler, 'denoiser'): return cls.of(sampler.denoiser)
+        raise TypeError('this takes a sampler, a student or teacher_sampler(teacher), and got '
+                        f'{type(sampler).__name__}')
 
     @property
     def config(self) -> dict: # as JSON has it
