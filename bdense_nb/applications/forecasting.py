@@ -151,7 +151,7 @@ def show_forecast(
     if truth is not None:
         came = truth.after(found.times[0])[:len(found.times)]
         ax.plot(came.times, came.shown[channel], 'k.', ms=4, label='what came')
-    locator = AutoDateLocator(maxticks=5)
+    locator = AutoDateLocator(minticks=2, maxticks=5)
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     ax.tick_params(axis='x', labelsize=7)
