@@ -59,7 +59,7 @@ def days(change): return [change(i, d) for i, d in enumerate(DAYS)]
     ([], {}, 'holds no rows'),
     (days(lambda i, d: f'{d},{i}'), dict(columns='b'), "unknown column 'b'; choose one of: a"),
     (days(lambda i, d: f'{d},{i}'), dict(time='when'), "unknown time column 'when'"),
-    (days(lambda i, d: f'{d},{i}'), dict(columns=['a', 'a']), 'more than one column is named a; rename'),
+    (days(lambda i, d: f'{d},{i}'), dict(columns=['a', 'a']), 'a: more than one column has this name'),
     (days(lambda i, d: f'{d},{i},5'), {}, 'row 2 has more cells than the header'),  # such as decimal commas
     (days(lambda i, d: f'{d},{"n/a" if i == 3 else i}'), {}, 'a has 1 missing values'),
     (days(lambda i, d: f'{d},{i}'), dict(gaps='fill'), "unknown gaps 'fill'"),
@@ -74,6 +74,10 @@ def test_gaps_are_masked(tmp_path):
     assert (got.known[0] == 0).nonzero()[:, 0].tolist() == [3, 6, 7] and (got.values[0][got.known[0] == 0] == 0).all()
     assert got.values[0, 8] == 8
 
+def test_what_is_no_text_is_refused(tmp_path):
+    (tmp_path/'mine.csv').write_bytes(b'PK\x03\xff')
+    with pytest.raises(ValueError, match='mine.csv is no text in UTF-8'): read_series(tmp_path/'mine.csv')
+
 def test_time_zones_numbers_and_slashes(tmp_path):
     zone = read_series(csv(tmp_path, *[f'2020-01-01T0{h}:00:00+02:00,{h}' for h in range(5)]))
     assert zone.times[0] == np.datetime64('2019-12-31T22:00:00') and zone.step == 3600
@@ -84,7 +88,7 @@ def test_time_zones_numbers_and_slashes(tmp_path):
 def test_other_separators_and_repeated_heads(tmp_path, mark):
     rows = days(lambda i, d: f'{d}{mark}{i}{mark}1')
     assert read_series(csv(tmp_path, *rows, head=f'\ufefftime{mark}a{mark}b'), 'a').values[0, 3] == 3
-    with pytest.raises(ValueError, match='more than one column is named a'): read_series(csv(tmp_path, *rows, head=f'time{mark}a{mark}a'))
+    with pytest.raises(ValueError, match='a: more than one column has'): read_series(csv(tmp_path, *rows, head=f'time{mark}a{mark}a'))
 
 def test_pandas_comes_by_the_same_door():
     pd = pytest.importorskip('pandas', reason='pandas is not required')
@@ -92,7 +96,7 @@ def test_pandas_comes_by_the_same_door():
     assert read_series(frame, 'a').times[0] == np.datetime64('2019-12-31T23:00:00') and read_series(frame['a']).names == ('a',)
     assert read_series(frame, gaps='mask').known[1].tolist() == [1, 1, 0, 1, 1, 1]
     with pytest.raises(ValueError, match='b has 1 missing'): read_series(frame)
-    with pytest.raises(ValueError, match='more than one column is named a'): read_series(frame.rename(columns=dict(b='a')), 'a')
+    with pytest.raises(ValueError, match='a: more than one column has'): read_series(frame.rename(columns=dict(b='a')), 'a')
     with pytest.raises(TypeError, match='DatetimeIndex'): read_series(frame.reset_index())
 
 def test_a_shipped_series_that_was_changed_is_refused(tmp_path, monkeypatch):
@@ -214,7 +218,8 @@ def test_a_csv_file_is_taught_and_distilled_by_the_commands(tmp_path, monkeypatc
         with pytest.raises(SystemExit) as end: getattr(cli, command)()
         return end.value.code, ''.join(capsys.readouterr())
     cut = '--horizon 7 --context 14 --periods week --until 2020-04-01 --gaps mask'
-    for args, said in (('', 'say how many steps a window has with --horizon'), ('--horizon 7', 'has gaps.*--gaps mask'), (f'{cut} --size 8', 'size does not belong to mine.csv')):
+    for args, said in (('', 'say how many steps a window has with --horizon'), ('--horizon 7', 'has gaps.*--gaps mask'), (f'{cut} --size 8', 'size does not belong to mine.csv'), ('--horizon 7 --gaps mask --until never', "'never' is no moment"),
+                       ('--horizon 7 --gaps mask --until 1990-01-01', 'until must be after 2020-01-01'), ('--horizon 7 --time when', "unknown time column 'when'")):
         code, out = shell('bdense_teach', f'out --data mine.csv {args}')
         assert code and re.search(said, out, re.S), out
     assert shell('bdense_teach', f'out --data ring {cut}')[0]

@@ -474,6 +474,7 @@ class Windowed:
     context: int = 0 # of a CSV file: time steps before a window that the network is shown
     periods: tuple[str, ...] = () # of a CSV file, those of its season: day, week, year
     columns: tuple[str, ...] | None = None # of a CSV file; default: all but the time stamps
+    time: str | None = None # of a CSV file, its column of time stamps; default: the first, or date
     until: str | None = None # learn what a CSV file has before this moment; default: all of it
     gaps: Literal['refuse', 'mask'] = 'refuse' # of a CSV file: may values be missing?
 
@@ -482,8 +483,11 @@ class Windowed:
         if self.horizon is None:
             raise ValueError(f'{file} is a time series: say how many steps a window has with '
                              '--horizon, and how many before it are known with --context')
-        series = read_series(file, self.columns, gaps=self.gaps)
-        if self.until is not None: series = series.before(self.until)
+        series = read_series(file, self.columns, self.time, self.gaps)
+        if self.until is not None:
+            begin = series.times[0]
+            series = series.before(self.until)
+            if not len(series): raise ValueError(f'until must be after {begin}, got {self.until}')
         return series, Windows.fit(series, self.context, self.horizon, self.periods)
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,11 +51,15 @@ class Series:
 
     def before(self, time: str | np.datetime64) -> Series:
         "What is known before a moment, such as '2015-01-01'."
-        return self[:int(np.searchsorted(self.times, np.datetime64(time, 's')))]
+        return self[:self._place(time)]
 
     def after(self, time: str | np.datetime64) -> Series:
         "The rest: from that moment on."
-        return self[int(np.searchsorted(self.times, np.datetime64(time, 's'))):]
+        return self[self._place(time):]
+
+    def _place(self, time: str | np.datetime64) -> int:
+        try: return int(np.searchsorted(self.times, np.datetime64(time, 's')))
+        except ValueError: raise ValueError(f'{time!r} is no moment such as 2015-01-31') from None
 
 # %% ../../nbs/applications/00_series.ipynb #5db8afda
 def _moment(text: str) -> datetime: # without a time zone
@@ -82,11 +86,11 @@ def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
 
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
-    with path.open(newline='', encoding='utf-8-sig') as file:
-        head = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(',;\t', key=head.count))
-        rows = list(reader)
+    try: text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8: {e}') from None
+    lines = text.splitlines(keepends=True)
+    reader = csv.DictReader(lines, delimiter=max(',;\t', key=(lines or [''])[0].count))
+    rows = list(reader)
     if not rows: raise ValueError(f'{path} holds no rows below its header')
     for i, row in enumerate(rows):
         if None in row: raise ValueError(f'{path}, row {i + 2} has more cells than the header')
@@ -108,7 +112,7 @@ def _listed(columns, heads: list[str]) -> list[str]:
     names = heads if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in names: check_choice('column', name, heads)
     if twice := {n for n in names if heads.count(n) > 1 or names.count(n) > 1}:
-        raise ValueError(f'more than one column is named {", ".join(sorted(twice))}; rename them')
+        raise ValueError(f'{", ".join(sorted(twice))}: more than one column has this name')
     if not names: raise ValueError('a series needs a column of values besides its time stamps')
     return names
 
