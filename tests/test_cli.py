@@ -122,7 +122,7 @@ OTHER_VALUES = {  # of fields that are bound to others
     'branch_weights': ('uniform', 'uniform'), 'branch_weights_end': ('uniform', 'uniform'), 'betas': ('.5,.6', (.5, .6)), 'shape': ('3,8,8', (3, 8, 8)),
     'size': ('8,4', (8, 4)), 'K': ('1', 1), 'start_steps': ('1024', 1024), 'end_steps': ('2', 2),
     'log_with': ('tensorboard', ('tensorboard',)), 'substeps': ('8', 8), 'pool': ('9000', 9000), 'warmup': ('1', 1),
-    'guidance_interval': ('.5,2.', (.5, 2.))}
+    'guidance_interval': ('.5,2.', (.5, 2.)), 'periods': ('day,week', ('day', 'week')), 'columns': ('a,b', ('a', 'b'))}
 
 
 def another(kind, name, value):

@@ -2,18 +2,15 @@
 
 Teacher and networks are trained with five seeds; ARIMA and exponential smoothing (statsmodels) are fitted once, and their simulated paths have five seeds.
 Everything is learned from 2012-2014 and tested on 2015. How long networks are trained is chosen before, for each kind, by learning from 2012-2013 and
-testing on 2014. A second start goes on where the first one stopped. Needs the extra `timeseries`.
+testing on 2014. A second start goes on where the first one stopped. At the end the CPU time of 100 futures is measured, once for each method; `--time` measures it
+again. Needs the extra `timeseries`.
 
     OMP_NUM_THREADS=1 python tools/forecasting.py       # about eight minutes of one quiet core
 """
-import argparse
-import shlex
-import sys
-import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import scoringrules as rules
@@ -21,9 +18,9 @@ import torch
 from statsmodels.tsa.statespace.exponential_smoothing import ExponentialSmoothing
 from statsmodels.tsa.statespace.sarimax import SARIMAX
 
+from applications import Results, cpu_times
 from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, show_forecast,
                                                 teacher_sampler, temporal_denoiser, train_forecaster, truth_at, weather_task, weather_teacher)
-from bdense_nb.core import about_run, data_dir, read_json, write_json
 from bdense_nb.distillation.sfd import sfd
 from bdense_nb.lab.experiments import WEATHER_SFD, WEIGHTS
 from bdense_nb.training.config import TrainConfig
@@ -66,17 +63,6 @@ def scored_quantiles(task: Task, quantiles: np.ndarray) -> dict:
                 coverage_50=inside(.25, .75), coverage_90=inside(.05, .95), crps_by_day=crps.mean(0).round(4).tolist(), crps_by_origin=crps.mean(1).round(4).tolist())
 
 
-def milliseconds(work, repeats: int = 7) -> float:
-    "Median time of a call, one thread."
-    work()
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begin)
-    return round(1000*median(seconds), 2)
-
-
 # --- what practitioners use
 
 def day_of_year(times: np.ndarray) -> np.ndarray:
@@ -93,9 +79,9 @@ def climatology(task: Task, start: int) -> torch.Tensor: # [about 93, horizon]
     near = np.flatnonzero(np.minimum(gap, 365 - gap) <= 15)
     return task.train.values[0].unfold(0, task.windows.horizon, 1)[torch.from_numpy(near)]
 
-def persistence(task: Task, start: int, seed: int = 0) -> torch.Tensor: # [100, horizon]
-    "The last day, and the changes that followed 100 days of training."
-    pick = torch.randint(len(task.train) - task.windows.horizon, (MEMBERS,), generator=torch.Generator().manual_seed(1000*seed + start))
+def persistence(task: Task, start: int, seed: int = 0, n: int = MEMBERS) -> torch.Tensor: # [n, horizon]
+    "The last day, and the changes that followed n days of training."
+    pick = torch.randint(len(task.train) - task.windows.horizon, (n,), generator=torch.Generator().manual_seed(1000*seed + start))
     paths = task.train.values[0].unfold(0, task.windows.horizon + 1, 1)[pick]
     return task.series.values[0, start - 1] + paths[:, 1:] - paths[:, :1]
 
@@ -110,11 +96,11 @@ class Arima:
         self.y, self.waves = task.series.values[0].double().numpy(), fourier(task)
         self.fitted = SARIMAX(self.y[:len(task.train)], exog=self.waves[:len(task.train)], order=(2, 0, 1), trend='c').fit(disp=0)
 
-    def __call__(self, start: int, seed: int = 0) -> torch.Tensor:
+    def __call__(self, start: int, seed: int = 0, n: int = MEMBERS) -> torch.Tensor: # [n, horizon]
         task = self.task
         known = self.fitted.apply(self.y[:start], exog=self.waves[:start])
-        paths = known.simulate(task.windows.horizon, anchor='end', repetitions=MEMBERS, exog=self.waves[start:start + task.windows.horizon], rng=1000*seed + start)
-        return torch.from_numpy(paths.reshape(task.windows.horizon, MEMBERS).T.copy())
+        paths = known.simulate(task.windows.horizon, anchor='end', repetitions=n, exog=self.waves[start:start + task.windows.horizon], rng=1000*seed + start)
+        return torch.from_numpy(paths.reshape(task.windows.horizon, n).T.copy())
 
 class Smoothing:
     "Simple exponential smoothing of what differs from the season, fitted once on the training years."
@@ -123,10 +109,10 @@ class Smoothing:
         self.y = task.windows.scaled(task.series)[0].double().numpy()
         self.fitted = ExponentialSmoothing(self.y[:len(task.train)]).fit(disp=0)
 
-    def __call__(self, start: int, seed: int = 0) -> torch.Tensor:
+    def __call__(self, start: int, seed: int = 0, n: int = MEMBERS) -> torch.Tensor: # [n, horizon]
         task = self.task
-        paths = self.fitted.apply(self.y[:start]).simulate(task.windows.horizon, anchor='end', repetitions=MEMBERS, rng=1000*seed + start)
-        paths = torch.from_numpy(paths.reshape(task.windows.horizon, MEMBERS).T.copy()).float()
+        paths = self.fitted.apply(self.y[:start]).simulate(task.windows.horizon, anchor='end', repetitions=n, rng=1000*seed + start)
+        paths = torch.from_numpy(paths.reshape(task.windows.horizon, n).T.copy()).float()
         return task.windows.unscaled(paths[:, None], task.ahead(start))[:, 0]
 
 def quantile_network(task: Task, cfg: TrainConfig):
@@ -168,36 +154,32 @@ def best(rows: list[dict], kind: str) -> int: # iterations
     return min(TRIED, key=lambda steps: sum(r[kind] for r in rows if r['iterations'] == steps))
 
 def baselines(task: Task, seeds: int, steps: int) -> list[dict]:
-    rows, first = [], task.starts[0]
-    def add(method, seed, ms, scores):
-        rows.append(dict(method=method, seed=seed, ms=ms, **scores))
+    rows = []
+    def add(method, seed, scores):
+        rows.append(dict(method=method, seed=seed, **scores))
         print(method, 'seed', seed, f'CRPS {scores["crps"]:.3f}', flush=True)
     error = (torch.stack([last_year(task, s)[0] for s in task.starts]) - task.truth).abs().mean(1)
-    add('seasonal naive', 0, milliseconds(lambda: last_year(task, first)),
-        dict(crps=float(error.mean()), mase=float(error.mean())/task.naive, crps_by_origin=error.tolist()))
+    add('seasonal naive', 0, dict(crps=float(error.mean()), mase=float(error.mean())/task.naive, crps_by_origin=error.tolist()))
     makers = {'climatology': lambda s, seed: climatology(task, s), 'persistence': lambda s, seed: persistence(task, s, seed)}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # statsmodels warns of a series without an index
         makers |= {'exponential smoothing': Smoothing(task), 'ARIMA': Arima(task)}
         for name, make in makers.items():
-            ms = milliseconds(lambda: make(first, 0))
             for seed in range(1 if name == 'climatology' else seeds):
                 members = [make(s, seed) for s in task.starts]
                 n = min(map(len, members))
                 futures = torch.stack([m[torch.linspace(0, len(m) - 1, n).long()] for m in members])
-                add(name, seed, ms, scored(task, futures))
+                add(name, seed, scored(task, futures))
     for seed in range(seeds):
         net = quantile_network(task, replace(QUICK, steps=steps, seed=seed))
-        ms = milliseconds(lambda: quantiles_of(task, net, task.starts[:1]))
-        add('quantile network', seed, ms, scored_quantiles(task, quantiles_of(task, net, task.starts)))
+        add('quantile network', seed, scored_quantiles(task, quantiles_of(task, net, task.starts)))
     return rows
 
 def diffusion(task: Task, seed: int) -> list[dict]:
-    rows, context = [], task.series[:task.starts[0]]
+    rows = []
     def add(method, sampler):
         futures = rolling_forecasts(sampler, task.series, task.starts, MEMBERS)[:, :, 0]
-        ms = milliseconds(lambda: forecast(sampler, context, n=100))
-        rows.append(dict(method=method, calls=sampler.nfe, seed=seed, ms=ms, **scored(task, futures)))
+        rows.append(dict(method=method, calls=sampler.nfe, seed=seed, **scored(task, futures)))
         print(method, sampler.nfe, 'calls, seed', seed, f'CRPS {rows[-1]["crps"]:.3f}', flush=True)
     teacher = weather_teacher(seed)
     add('teacher', teacher_sampler(teacher))
@@ -205,6 +187,20 @@ def diffusion(task: Task, seed: int) -> list[dict]:
         for name, weights in ARMS.items():
             add(name, sfd(teacher, replace(WEATHER_SFD, nfe=calls, seed=seed, **WEIGHTS[weights]), show=False))
     return rows
+
+def times(task: Task) -> dict:
+    "CPU milliseconds of 100 futures from one origin; how long a network was trained does not matter."
+    start, teacher = task.starts[0], weather_teacher(0)
+    samplers = {'teacher, 24 calls': teacher_sampler(teacher)}
+    for calls in CALLS:
+        for name, weights in ARMS.items():
+            samplers[f'{name}, {calls} calls'] = sfd(teacher, replace(WEATHER_SFD, nfe=calls, steps=1, **WEIGHTS[weights]), show=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        net, arima, smoothing = quantile_network(task, replace(QUICK, steps=1)), Arima(task), Smoothing(task)
+        works = {'seasonal naive': lambda: last_year(task, start), 'climatology': lambda: climatology(task, start), 'persistence': lambda: persistence(task, start, n=100),
+                 'exponential smoothing': lambda: smoothing(start, n=100), 'ARIMA': lambda: arima(start, n=100), 'quantile network': lambda: quantiles_of(task, net, [start])}
+        return cpu_times(works | {name: partial(forecast, sampler, task.series[:start], n=100) for name, sampler in samplers.items()})
 
 def picture(task: Task, student, path: Path) -> None:
     import matplotlib.pyplot as plt
@@ -217,22 +213,18 @@ def picture(task: Task, student, path: Path) -> None:
     fig.savefig(path, dpi=110)
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--seeds', type=int, default=5)
-    p.add_argument('--out', type=Path, default=data_dir()/'results'/'forecasting_methods.json')
-    args = p.parse_args()
-    torch.set_num_threads(1)
+    results = Results(__doc__, 'forecasting_methods.json', 5)
     task = Task(2015)
-    found = read_json(args.out, ('chosen', 'rows')) if args.out.is_file() else dict(chosen=choose(), rows=[])
-    about = dict(command=shlex.join(['python', 'tools/forecasting.py', *sys.argv[1:]]), data='seattle_weather, temp_max: 2012-2014 to learn from, 2015 to test',
-                 origins=len(task.starts), horizon=task.windows.horizon, context=task.windows.context, members=MEMBERS, naive=task.naive, **about_run())
-    def keep(rows): write_json(args.out, about | dict(chosen=found['chosen'], rows=rows))
-    if not found['rows']: keep(baselines(task, args.seeds, best(found['chosen'], 'quantile_network')))
-    for seed in range(args.seeds):
-        rows = read_json(args.out, ('rows',))['rows']
-        if not any((r['method'], r['seed']) == ('teacher', seed) for r in rows): keep(rows + diffusion(task, seed))
+    about = dict(data='seattle_weather, temp_max: 2012-2014 to learn from, 2015 to test', origins=len(task.starts), horizon=task.windows.horizon, context=task.windows.context,
+                 members=MEMBERS, naive=task.naive)
+    if not results.rows:
+        chosen = choose()
+        results.keep(**about, chosen=chosen, rows=baselines(task, len(results.seeds), best(chosen, 'quantile_network')))
+    for seed in results.seeds:
+        if not any((r['method'], r['seed']) == ('teacher', seed) for r in results.rows): results.keep(rows=results.rows + diffusion(task, seed))
+    results.keep_times('CPU milliseconds for 100 futures of one origin, one thread', lambda: times(task))
     student = sfd(weather_teacher(0), replace(WEATHER_SFD, nfe=2, **WEIGHTS[ARMS['B-DENSE']]), show=False)
-    picture(task, student, args.out.with_name('forecasting.png'))
+    picture(task, student, results.out.with_name('forecasting.png'))
 
 
 if __name__ == '__main__': main()

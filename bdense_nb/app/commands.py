@@ -31,32 +31,35 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'check_file', 'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable', 'print_plan',
            'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
            'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms', 'draw_arms', 'demo',
-           'check_data', 'read_data', 'data_line', 'new_denoiser', 'Teach', 'teach_configs', 'teach_data', 'teach_plan',
-           'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
-           'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of', 'data_of', 'find_data', 'find_student',
-           'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked',
-           'distill_plan', 'make_banks', 'check_with_data', 'distill_data', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'sample_student',
-           'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'quality_of', 'check_pair',
-           'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
+           'check_data', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data',
+           'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code',
+           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of',
+           'data_of', 'find_data', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
+           'five_calls', 'is_banked', 'distill_plan', 'make_banks', 'check_with_data', 'distill_data', 'distill_run',
+           'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples',
+           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'quality_of',
+           'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
            'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import (device_bytes, estimate_run, estimate_training, peak_bytes)
 from .shell import Command, Line, Options
+from ..applications.forecasting import temporal_denoiser
+from ..applications.series import Series, Windows, read_series
 from ..core import (about_run, check_choice, check_int, data_dir, default_device, load_tensors,
                     locked, read_json, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_teacher, load_denoiser,
-                                           load_teacher, read_about, save_denoiser, unguided)
-from ..diffusion.nets import MLP, UNet
+                                           load_teacher, map_cond, read_about, save_denoiser,
+                                           unguided)
+from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset, reference_plan
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import Student, VariableStudent, load_student
+from ..distillation.students import CONDITIONS, Student, VariableStudent, load_student
 from ..distillation.teaching import edm_loss, train_teacher
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.features import FEATURE_SPACES, load_space
@@ -433,9 +436,9 @@ def read_data(
         raise ValueError(f'{data} holds images, but a sample is of shape {shape}')
     return image_folder(data, shape[1:], shape[0])
 
-def data_line(x: Tensor, y: Tensor | None, data: str) -> str:
+def data_line(x: Tensor, y: Tensor | dict | None, data: str) -> str:
     "A data set in words."
-    classes = '' if y is None else f', {int(y.max()) + 1} classes'
+    classes = f', {int(y.max()) + 1} classes' if isinstance(y, Tensor) else ''
     return f'{data}: {len(x):,} of shape {tuple(x.shape[1:])}{classes}'
 
 def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = None) -> EDMDenoiser:
@@ -466,10 +469,33 @@ TEACH_PRESETS = {
 }
 
 @dataclass(frozen=True, kw_only=True)
-class Teach(Watched, Networks):
+class Windowed:
+    "How a CSV file of a time series is cut into windows."
+    horizon: int | None = None # of a CSV file: time steps of a window
+    context: int = 0 # of a CSV file: time steps before a window that the network is shown
+    periods: tuple[str, ...] = () # of a CSV file, those of its season: day, week, year
+    columns: tuple[str, ...] | None = None # of a CSV file; default: all but the time stamps
+    time: str | None = None # of a CSV file, its column of time stamps; default: the first, or date
+    until: str | None = None # learn what a CSV file has before this moment; default: all of it
+    gaps: Literal['refuse', 'mask'] = 'refuse' # of a CSV file: may values be missing?
+
+    def series(self, file: str) -> tuple[Series, Windows]:
+        "The training part of a CSV file, and how it is cut."
+        if self.horizon is None:
+            raise ValueError(f'{file} is a time series: say how many steps a window has with '
+                             '--horizon, and how many before it are known with --context')
+        series = read_series(file, self.columns, self.time, self.gaps)
+        if self.until is not None:
+            begin = series.times[0]
+            series = series.before(self.until)
+            if not len(series): raise ValueError(f'until must be after {begin}, got {self.until}')
+        return series, Windows.fit(series, self.context, self.horizon, self.periods)
+
+@dataclass(frozen=True, kw_only=True)
+class Teach(Windowed, Watched, Networks):
     "Train a teacher with EDM preconditioning; run the same command again to resume."
     out: Positional[Named] # folder for checkpoints and the finished teacher; a run there is resumed
-    # fashion_mnist, cifar10, ring, moons, spiral, checkerboard or a folder of images
+    # fashion_mnist, cifar10, ring, moons, spiral, checkerboard, a folder of images or a CSV file
     data: str = 'fashion_mnist'
     # a folder's images are cropped and resized to SIZE or HEIGHT,WIDTH; default: their own
     size: tuple[int, ...] | None = None
@@ -497,9 +523,27 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
     return (with_fields(TrainConfig, chosen, said.get('config', '')),
             with_fields(Hardware, hardware, said.get('config', '')))
 
-def teach_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
-    "What a teacher is trained on."
+def teach_data(
+    options: Teach,
+    seed: int,
+) -> tuple[Tensor, Tensor | dict | None, Callable | None]: # data, conditions, `new_denoiser`'s make
+    "What a teacher is trained on, and what makes its network."
+    make = find_net(options.net)
+    if not options.data.lower().endswith('.csv'): return *image_data(options, seed), make
+    refuse_options(options, ('size', 'path', 'download', 'null_class'), options.data)
+    series, windows = options.series(options.data)
+    return *windows.cut(series), make or (lambda: temporal_denoiser(windows, seed=seed).net)
+
+def refuse_options(options: Options, names: Sequence[str], data: str) -> None:
+    "Refuse options that belong to data of another kind."
+    for f in fields(options):
+        if f.name in names and getattr(options, f.name) != f.default:
+            raise ValueError(f'{f.name} does not belong to {data}: leave it out')
+
+def image_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
+    "Images or points by name or by folder, and labels."
     data, size = options.data, options.size
+    refuse_options(options, [f.name for f in fields(Windowed)], data)
     if size and (len(size) > 2 or min(size) < 1):
         raise ValueError(f'size must be one number, or height and width, got {size}')
     named = data in ('fashion_mnist', 'cifar10')
@@ -510,13 +554,13 @@ def teach_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
         return read_data(data, 'train', options.path, options.download, seed=seed)
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
 
-def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | None, cfg: TrainConfig, batch: int,
-               data: str, hardware: Hardware = Hardware()) -> dict:
+def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None, cfg: TrainConfig,
+               batch: int, data: str, hardware: Hardware = Hardware()) -> dict:
     "What a training would do and take."
     device = device_of(denoiser)
     def make(n):
         def step(model, i):
-            yield edm_loss(model, x[:n].to(device), None if y is None else y[:n].to(device),
+            yield edm_loss(model, x[:n].to(device), map_cond(lambda t: t[:n].to(device), y),
                            torch.Generator().manual_seed(i))
         return copy.deepcopy(denoiser).train(), step
     some = min(batch, len(x))
@@ -544,10 +588,11 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     check_folder(out, ('checkpoints',), line)
     batch = TEACH_PRESETS[options.preset_name]['batch'] if options.batch is None else options.batch
     check_int('batch', batch, 1)
-    x, y = teach_data(options, cfg.seed)
-    n_classes = 0 if y is None else int(y.max()) + 1 - (options.null_class is not None)
+    x, y, make = teach_data(options, cfg.seed)
+    labelled = isinstance(y, Tensor)
+    n_classes = int(y.max()) + 1 - (options.null_class is not None) if labelled else 0
     torch.manual_seed(cfg.seed)
-    made = new_denoiser(x, n_classes, data, find_net(options.net))
+    made = new_denoiser(x, n_classes, data, make)
     denoiser = made.to(find_device(options.device))
     if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
     with alone(out):
@@ -559,6 +604,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
                      null_class=options.null_class, images_seen=cfg.steps*batch,
                      seconds=round(result.seconds), **about_run())
         if is_main():
+            if isinstance(y, dict): ConditionTable(y).save(Path(out)/CONDITIONS)
             save_denoiser(result.ema or result.model, out,
                           dict(command=line.text, **about, config=asdict(cfg),
                                computed_with=asdict(hardware), history=result.history))
@@ -633,12 +679,15 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
                          f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
     if (Path(name)/'sampling.json').is_file(): return load_pretrained(name, device).denoiser
     if is_diffusers(name): return read_diffusers(name, options).to(device)
-    try: return load_denoiser(name, device, find_net(options.net))
+    try: teacher = load_denoiser(name, device, find_net(options.net))
     except FileNotFoundError as e: raise ValueError(f'{e}{pickle_note(name)}') from e
+    table = Path(name)/CONDITIONS # what a teacher of a time series was shown before its windows
+    if table.is_file(): teacher.conditions = ConditionTable.load(table)
+    return teacher
 
 def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:
     "The shape of a teacher's samples; size: for a network that takes any, where nothing says it."
-    if isinstance(teacher.net, MLP): return (teacher.net.config['dim'],)
+    if isinstance(teacher.net, (MLP, TemporalNet)): return teacher.net.sample_shape
     about = about_teacher(name)
     stored = about.get('shape') or about.get('student', {}).get('shape')
     if stored is None and about.get('data') == 'fashion_mnist': stored = (1, 28, 28)
@@ -1274,6 +1323,8 @@ COMMANDS = {
         ('runs/photos --data ~/photos --size 32',
          'one for a folder of images, cropped and resized; sub-folders are classes'),
         ('runs/photos --data ~/photos --size 32 --dry_run', 'what that would take'),
+        ('runs/weather --data weather.csv --horizon 7 --context 14 --periods year '
+         '--preset_name quick', 'one for a time series; learn it shortly, or it knows it by heart'),
         ('runs/photos --data ~/photos --size 32 --precision bf16 --compile', 'faster on a GPU')],
         teach_configs, [TrainConfig, Hardware]),
     'bdense_distill': Command(distill_run, Distill, [

@@ -105,40 +105,39 @@ def by_point(
     scores: Tensor, # [N, L], of the steps of each window
     starts: Tensor, # [N], where the windows start
     length: int, # of the series
-) -> Tensor: # [length]; 0 where no window lies
+) -> Tensor: # [length]; NaN where no window lies
     "The mean over all windows that a time step lies in."
     places = (starts[:, None] + torch.arange(scores.shape[1])).flatten()
     total = torch.zeros(length).index_add(0, places, scores.flatten().float())
     count = torch.zeros(length).index_add(0, places, torch.ones(len(places)))
-    return total/count.clamp(min=1)
+    return total/count
 
 def anomaly_scores(
     sampler: Sampler, # a teacher at many steps, or a student
     series: Series,
     branched: BranchedDenoiser | None = None, # the student with its branches
     sigma: float = .5, # see `middle_level`
-    draws: int = 8, # noises for each window
+    draws: int = 8, # noises for each window, at least 2
     every: int = 4, # steps from one window to the next
     seed: int = 0,
-) -> dict[str, Tensor]: # name -> [T], higher is stranger
+) -> dict[str, Tensor]: # name -> [T], higher is stranger; NaN where nothing is known
     """How far each time step is from its reconstruction; how much reconstructions from several
-    noises differ; and, with branches, how much these disagree."""
-    windows = Windows.of(sampler.denoiser)
+    noises differ; and, with branches, how much these disagree. A mean over the channels that are
+    known; the first steps of a network that looks back have no score."""
+    windows = Windows.of_sampler(sampler)
     check_int('every', every, 1, windows.horizon)
-    length = len(series)
-    last = length - windows.horizon
-    if last < windows.context:
-        raise ValueError(f'the series is too short: {length} steps, and a window has '
-                         f'{windows.context + windows.horizon}')
+    check_int('draws', draws, 2)
+    last = len(series) - windows.horizon
     starts = torch.tensor(sorted({*range(windows.context, last, every), last}))
     x0, cond = windows.cut(series, starts)
     known = series.known[:, starts[:, None] + torch.arange(windows.horizon)].transpose(0, 1)
     back = reconstructions(sampler, x0, cond, sigma, draws, seed)
-    found = dict(reconstruction=(back - x0).abs().mean(0)*known, spread=back.std(0)*known)
+    found = dict(reconstruction=(back - x0).abs().mean(0), spread=back.std(0))
     if branched is not None:
         guesses = branch_guesses(branched, sampler, x0, cond, sigma, draws, seed)
-        found['disagreement'] = guesses.std(2).mean(0)*known
-    return {name: by_point(s.mean(1), starts, length) for name, s in found.items()}
+        found['disagreement'] = guesses.std(2).mean(0)
+    each = {name: (s*known).sum(1)/known.sum(1) for name, s in found.items()} # 0/0 in a gap: NaN
+    return {name: by_point(s, starts, len(series)) for name, s in each.items()}
 
 def alarm_threshold(
     scores: Tensor, # [T], of the training part
@@ -146,7 +145,8 @@ def alarm_threshold(
 ) -> float:
     "A threshold from training data alone."
     check_number('rate', rate, Within(above=0, below=1))
-    return float(scores.quantile(1 - rate))
+    if scores.isnan().all(): raise ValueError('no step of the training part has a score')
+    return float(scores.nanquantile(1 - rate))
 
 # %% ../../nbs/applications/02_anomalies.ipynb #d87d82b9
 def _spiked(x: Tensor, at: int) -> int:
@@ -181,6 +181,7 @@ def with_fault(
     "Plant one fault at a random place."
     check_choice('fault', kind, FAULTS)
     check_int('number of steps', len(series), 61)
+    check_int('number of channels', len(series.names), 2)
     g = torch.Generator().manual_seed(seed)
     at = int(torch.randint(20, len(series) - 40, (), generator=g))
     values = series.values.clone()

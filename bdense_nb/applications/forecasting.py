@@ -54,6 +54,7 @@ def train_forecaster(
     **how, # folder=, show=, hardware=, hooks=: see `train_teacher`
 ) -> EDMDenoiser: # frozen; it draws its conditions from the training windows
     "Train a teacher that samples windows of a series, given what is known before them."
+    windows.check(series)
     if series.times[-1] > np.datetime64(windows.until):
         raise ValueError(f'the series reaches to {series.times[-1]}, but the scale was taken from '
                          f'what was known until {windows.until}: pass the same training part')
@@ -85,8 +86,7 @@ def rolling_forecasts(
     batch: int = 2048, # futures at a time
 ) -> Tensor: # [N, n, C, horizon], in the units of the data
     "Futures from many origins; a start sees what lies before it, and nothing else."
-    windows = Windows.of(sampler.denoiser)
-    windows.check(series)
+    windows = Windows.of_sampler(sampler)
     check_int('n', n, 1)
     cond = {k: v.repeat_interleave(n, 0) for k, v in windows.conditions(series, starts).items()}
     x = sampler.sample(len(starts)*n, seed, cond, batch).unflatten(0, (-1, n))
@@ -107,7 +107,8 @@ def forecast(
     origin: str | np.datetime64 | None = None,
 ) -> Forecast:
     "Draw futures of a series from what is known."
-    windows = Windows.of(sampler.denoiser)
+    windows = Windows.of_sampler(sampler)
+    windows.check(context)
     horizon = windows.horizon if horizon is None else horizon
     check_int('horizon', horizon, 1, windows.horizon)
     end = len(context)
@@ -118,9 +119,6 @@ def forecast(
     if origin is not None and np.datetime64(origin, 's') != times[0]:
         raise ValueError(f'the context ends at {context.times[-1]}, so its forecast starts at '
                          f'{times[0]}, not at {origin}')
-    if end < windows.context:
-        raise ValueError(f'this network looks back {windows.context} steps, and the context has '
-                         f'{end}')
     futures = rolling_forecasts(sampler, context, [end], n, seed)[0]
     return Forecast(futures[..., :horizon], times, context.names)
 
@@ -143,16 +141,17 @@ def show_forecast(
 ) -> None:
     "A fan: the median, and the central 50 and 90 % of the futures."
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    check_int('channel', channel, 0, len(found.names) - 1)
     quantiles = found.quantile([.05, .25, .5, .75, .95])[:, channel]
-    ax.plot(context.times[-back:], context.values[channel, -back:], 'k', lw=1)
+    ax.plot(context.times[-back:], context.shown[channel, -back:], 'k', lw=1)
     band = dict(color='C0', lw=0)
     ax.fill_between(found.times, quantiles[0], quantiles[4], alpha=.2, label='90 %', **band)
     ax.fill_between(found.times, quantiles[1], quantiles[3], alpha=.35, label='50 %', **band)
     ax.plot(found.times, quantiles[2], color='C0', lw=1.5, label='median')
     if truth is not None:
         came = truth.after(found.times[0])[:len(found.times)]
-        ax.plot(came.times, came.values[channel], 'k.', ms=4, label='what came')
-    locator = AutoDateLocator(maxticks=5)
+        ax.plot(came.times, came.shown[channel], 'k.', ms=4, label='what came')
+    locator = AutoDateLocator(minticks=2, maxticks=5)
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     ax.tick_params(axis='x', labelsize=7)
@@ -205,12 +204,15 @@ def truth_at(
     starts: Sequence[int],
     horizon: int,
 ) -> Tensor: # [N, horizon], of the first channel
-    "What came after each origin."
+    "What came after each origin; where that is not known, it is refused."
+    known = series.known[0].unfold(0, horizon, 1).amin(1)
+    if bad := [s for s in starts if not 0 <= s < len(known) or not known[s]]:
+        raise ValueError(f'the {horizon} steps from {bad[0]} on are not all known')
     return torch.stack([series.values[0, s:s + horizon] for s in starts])
 
 def naive_error(series: Series) -> float: # of the first channel
     "Mean absolute error of forecasting each value by the one before it."
-    return float(series.values[0].diff().abs().mean())
+    return float(series.shown[0].diff().abs().nanmean())
 
 @functools.cache
 def weather_teacher(seed: int) -> EDMDenoiser:

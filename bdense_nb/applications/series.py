@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,33 +36,43 @@ class Series:
     @property
     def step(self) -> float: # seconds
         "From one value to the next."
+        if len(self) < 2: raise ValueError(f'a series needs at least 2 steps, this has {len(self)}')
         return float((self.times[1] - self.times[0])/np.timedelta64(1, 's'))
 
     def __getitem__(self, part: slice) -> Series:
         "A part of it, by position."
+        if not isinstance(part, slice): raise TypeError(f'a part is series[a:b], got [{part!r}]')
         return Series(self.values[:, part], self.known[:, part], self.times[part], self.names)
+
+    @property
+    def shown(self) -> Tensor: # [C, T]; NaN where it is not known
+        "The values, as a plot or a mean should take them."
+        return torch.where(self.known == 1, self.values, math.nan)
 
     def before(self, time: str | np.datetime64) -> Series:
         "What is known before a moment, such as '2015-01-01'."
-        return self[:int(np.searchsorted(self.times, np.datetime64(time, 's')))]
+        return self[:self._place(time)]
 
     def after(self, time: str | np.datetime64) -> Series:
         "The rest: from that moment on."
-        return self[int(np.searchsorted(self.times, np.datetime64(time, 's'))):]
+        return self[self._place(time):]
+
+    def _place(self, time: str | np.datetime64) -> int:
+        try: return int(np.searchsorted(self.times, np.datetime64(time, 's')))
+        except ValueError: raise ValueError(f'{time!r} is no moment such as 2015-01-31') from None
 
 # %% ../../nbs/applications/00_series.ipynb #5db8afda
 def _moment(text: str) -> datetime: # without a time zone
     "A time stamp in ISO format, with slashes if need be; a bare number counts seconds."
     text = text.strip().replace('/', '-')
-    if text.isdigit() and len(text) in (4, 8) and text[:2] in ('19', '20'): # no seconds
-        raise ValueError(f'{text!r} is a year, or a day without dashes: write 2020-01-31')
     if text.isdigit(): return datetime.fromtimestamp(int(text), timezone.utc).replace(tzinfo=None)
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None: return moment
     return moment.astimezone(timezone.utc).replace(tzinfo=None)
 
-def _number(text: str) -> float: # NaN where nothing is written
-    return float(text) if text.strip() else math.nan
+def _number(text: str) -> float: # NaN where nothing is written, or that nothing is known
+    text = text.strip()
+    return math.nan if text.lower() in ('', 'na', 'n/a', '#n/a', 'null', 'none') else float(text)
 
 def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
     "A column of a file; a cell that does not parse is refused by row and name."
@@ -74,16 +85,23 @@ def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
     return found
 
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    "Times [T], values [C, T] and names from a CSV file with a header."
-    with path.open(newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        heads = [h for h in reader.fieldnames or () if h is not None]
+    "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
+    try: text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8: {e}') from None
+    lines = text.splitlines(keepends=True)
+    reader = csv.DictReader(lines, delimiter=max(',;\t', key=(lines or [''])[0].count))
+    rows = list(reader)
     if not rows: raise ValueError(f'{path} holds no rows below its header')
+    for i, row in enumerate(rows):
+        if None in row: raise ValueError(f'{path}, row {i + 2} has more cells than the header')
+    heads = list(reader.fieldnames)
     if time is None:
         usual = ('date', 'time', 'timestamp', 'datetime')
         time = next((h for h in heads if h.strip().lower() in usual), heads[0])
     check_choice('time column', time, heads)
+    if all(re.fullmatch(r'(19|20)(\d\d|\d{6})', row[time] or '') for row in rows): # no seconds
+        raise ValueError(f'{path}: {time} has years, or days without dashes, such as '
+                         f'{rows[0][time]!r}: write 2020-01-31')
     names = _listed(columns, [h for h in heads if h != time])
     times = _column(rows, time, path, _moment, 'time stamp')
     values = [_column(rows, name, path, _number, 'number') for name in names]
@@ -93,6 +111,8 @@ def _listed(columns, heads: list[str]) -> list[str]:
     "The channels that are asked for; all there are if none are named."
     names = heads if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in names: check_choice('column', name, heads)
+    if twice := {n for n in names if heads.count(n) > 1 or names.count(n) > 1}:
+        raise ValueError(f'{", ".join(sorted(twice))}: more than one column has this name')
     if not names: raise ValueError('a series needs a column of values besides its time stamps')
     return names
 
@@ -219,7 +239,13 @@ class Windows:
         "Season, scale and end of a training part."
         check_int('context', context, 0)
         check_int('horizon', horizon, 1)
-        for period in periods: check_choice('period', period, PERIODS)
+        length = len(series)*series.step
+        for period in periods:
+            check_choice('period', period, PERIODS)
+            if not 2*series.step < PERIODS[period] < 1.01*length:
+                raise ValueError(f'{period!r} cannot be a period here: it must be longer than two '
+                                 f'steps of {series.step:g} s, and the training part, {length:g} '
+                                 's, must hold one')
         if len(series) < 2*(context + horizon):
             raise ValueError(f'the series is too short: {len(series)} steps, and windows of '
                              f'{context} + {horizon} need at least {2*(context + horizon)}')
@@ -244,6 +270,13 @@ class Windows:
                              'must be a TemporalNet with series=, as `temporal_denoiser` makes it')
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
         return cls(**dict(fields, season=tuple(map(tuple, fields['season']))))
+
+    @classmethod
+    def of_sampler(cls, sampler) -> Windows: # a student, or a teacher at many steps
+        "What its network was trained on."
+        if hasattr(sampler, 'denoiser'): return cls.of(sampler.denoiser)
+        raise TypeError('this takes a sampler, a student or teacher_sampler(teacher), and got '
+                        f'{type(sampler).__name__}')
 
     @property
     def config(self) -> dict: # as JSON has it
@@ -277,18 +310,27 @@ class Windows:
 
     def conditions(self,
         series: Series,
-        starts: Sequence[int], # positions in the series at which a window starts
+        # positions in the series at which a window starts, `context` steps or more from its start
+        starts: Sequence[int],
     ) -> dict[str, Tensor]: # context and mask [N, C, context], calendar [N, F, context+horizon]
         "What is known before each window; values from its start on are never looked at."
-        starts = torch.as_tensor(starts)
+        starts = self._checked(series, starts, 0)
         back = starts[:, None] + torch.arange(-self.context, 0)
-        inside = (back >= 0).float()[:, None]
-        back = back.clamp(min=0)
-        known = series.known[:, back].transpose(0, 1)*inside
-        values = self.scaled(series)[:, back].transpose(0, 1)*inside
+        known = series.known[:, back].transpose(0, 1)
+        values = self.scaled(series)[:, back].transpose(0, 1)
         times = self.span(series, range(-self.context, len(series) + self.horizon))
         calendar = _waves(times, self.periods).unfold(1, self.context + self.horizon, 1)
         return dict(context=values, mask=known, calendar=calendar[:, starts].transpose(0, 1))
+
+    def _checked(self, series: Series, starts: Sequence[int], ahead: int) -> Tensor: # [N]
+        "Starts of windows that lie in a series, with so many steps from each on."
+        self.check(series)
+        starts = torch.as_tensor(starts).long()
+        if not len(starts): raise ValueError('no start of a window is named')
+        bad = starts[(starts < self.context) | (starts > len(series) - ahead)]
+        if not len(bad): return starts
+        raise ValueError(f'this network looks back {self.context} steps and ahead {ahead}, and the '
+                         f'series has {len(series)}: no window starts at {bad[0]}')
 
     def span(self, series: Series, places: range) -> np.ndarray: # datetime64[s]
         "Moments at these places of a series, before its start and after its end too."
@@ -300,16 +342,20 @@ class Windows:
         starts: Sequence[int] | None = None, # None: all windows that are known as a whole
     ) -> tuple[Tensor, dict[str, Tensor]]: # scaled windows [N, C, horizon], their conditions
         "Windows of a series with what is known before each."
-        self.check(series)
-        known = series.known.amin(0).unfold(0, self.horizon, 1).amin(1)
-        if starts is None: starts = known.nonzero()[:, 0]
-        starts = torch.as_tensor(starts)
-        starts = starts[starts >= self.context]
-        if not len(starts):
-            raise ValueError(f'the series is too short: {len(series)} steps hold no window of '
-                             f'{self.context} + {self.horizon} without gaps')
+        if starts is None: starts = self._whole(series)
+        starts = self._checked(series, starts, self.horizon)
         ahead = starts[:, None] + torch.arange(self.horizon)
         return self.scaled(series)[:, ahead].transpose(0, 1), self.conditions(series, starts)
+
+    def _whole(self, series: Series) -> list[int]:
+        "Starts of the windows that are known as a whole."
+        count = torch.cat([torch.zeros(1), series.known.amin(0).cumsum(0)])
+        whole = count[self.horizon:] - count[:-self.horizon] == self.horizon
+        starts = whole.nonzero()[:, 0]
+        starts = starts[starts >= self.context].tolist()
+        if starts: return starts
+        raise ValueError(f'the series is too short: {len(series)} steps hold no window of '
+                         f'{self.context} + {self.horizon} without gaps')
 
     def origins(self,
         series: Series,
@@ -318,9 +364,8 @@ class Windows:
         "Rolling origins: forecasts start here, after the end of the training part."
         self.check(series)
         check_int('every', every, 1)
-        starts = range(self.context, len(series) - self.horizon + 1, every)
-        unseen = [i for i in starts if series.times[i] > np.datetime64(self.until)
-                  and series.known[:, i:i + self.horizon].all()]
+        unseen = [i for i in self._whole(series) if (i - self.context) % every == 0
+                  and series.times[i] > np.datetime64(self.until)]
         if not unseen:
             raise ValueError(f'no window of this series starts after {self.until}, where training '
                              'ended: what training has seen measures nothing')
