@@ -1,5 +1,7 @@
 "Each family of diffusers networks: in, distilled, out, and sampled the same where this package does not exist."
+import copy
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -20,9 +22,10 @@ from bdense_nb.diffusion.samplers import ConditionTable  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
-from bdense_nb.distillation.students import load_student  # noqa: E402
+from bdense_nb.distillation.students import load_student, starting_run  # noqa: E402
 from bdense_nb.interop.diffusers import from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
+from bdense_nb.training.devices import lean_copy  # noqa: E402
 
 SHAPE = (4, 8, 8)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -371,13 +374,58 @@ def test_pipelines_of_text(tmp_path):
 def test_what_is_frozen_stays_frozen_from_the_first_step_to_the_student():
     "Without peft: whichever parameters of student= are trainable, those and no others change."
     teacher = teacher_of('DiT')
-    start = teacher_of('DiT').requires_grad_(False)
-    for name, p in start.named_parameters(): p.requires_grad_('to_q' in name or 'proj_out_2' in name)
+    start = partly_trained(teacher)
     for how in ('SFD', 'PD'):
         if how == 'SFD': student = sfd(teacher, SFD, show=False, student=start)
         else: student = progressive(teacher, sample_noise(range(4), SHAPE), PDConfig(**{**PD.__dict__, 'start_steps': 8}), torch.arange(4), show=False, student=start)
         moved = {name for (name, p), q in zip(student.denoiser.named_parameters(), teacher.parameters(), strict=True) if not torch.equal(p, q)}
         assert moved and all('to_q' in name or 'proj_out_2' in name for name in moved) and any('to_q' in name for name in moved), how
+
+
+def partly_trained(teacher):
+    start = lean_copy(teacher)
+    for name, p in start.named_parameters(): p.requires_grad_('to_q' in name or 'proj_out_2' in name)
+    return start
+
+
+def places(*modules): return [{p.data_ptr() for p in m.parameters() if not p.requires_grad} for m in modules]
+
+
+class Seen:
+    "Where the frozen weights of a run lie, and a stop after an iteration."
+    def __init__(self, stop_at=None): self.stop_at = stop_at
+    def start(self, state): self.frozen = places(state.model, *[state.ema.module] if state.ema else [])
+    def after_iteration(self, state): state.stop = state.done == self.stop_at
+
+
+def distilled(how, teacher, start, folder=None, hooks=()):
+    if how == 'SFD': return sfd(teacher, dataclasses.replace(SFD, steps=4, ema=.5, afs=True), student=start, folder=folder, hooks=hooks, show=False)
+    cfg = dataclasses.replace(PD, start_steps=8, updates=2)
+    return progressive(teacher, sample_noise(range(4), SHAPE), cfg, torch.arange(4), student=start, folder=folder, hooks=hooks, show=False)
+
+
+@pytest.mark.parametrize('how', ['SFD', 'PD'])
+def test_frozen_weights_are_held_once_and_change_no_result(how, tmp_path, monkeypatch):
+    "The teacher, its frozen copy, the student and its average share them; a finished student shares nothing."
+    teacher, seen = teacher_of('DiT'), Seen()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    start = partly_trained(teacher)
+    _, frozen, model = starting_run(PD if how == 'PD' else SFD, teacher, start, SHAPE, lambda cfg: SFD.plan)
+    mine, theirs, trained = (*places(teacher, frozen), {p.data_ptr() for p in model.parameters() if p.requires_grad})
+    assert theirs == mine and places(model)[0] < mine and not trained & mine and trained
+    student = distilled(how, teacher, start, hooks=[seen])
+    if how == 'SFD': assert len(seen.frozen) == 2 and all(found < mine for found in seen.frozen)   # of PD the last round's teacher is a student
+    assert not places(student.denoiser)[0] & mine and all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    if how == 'SFD':
+        distilled(how, teacher, start, tmp_path, [Seen(2)])
+        resumed = distilled(how, teacher, start, tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(resumed.denoiser.parameters(), student.denoiser.parameters(), strict=True))
+    for name in ('bank', 'students', 'branches', 'progressive'):
+        module = importlib.import_module(f'bdense_nb.distillation.{name}')
+        for kind in ('lean_copy', 'trainable_copy'):
+            if hasattr(module, kind): monkeypatch.setattr(module, kind, copy.deepcopy)
+    apart = distilled(how, teacher, copy.deepcopy(start))
+    assert all(torch.equal(a, b) for a, b in zip(apart.denoiser.parameters(), student.denoiser.parameters(), strict=True))
 
 
 @pytest.mark.parametrize('name', ['SD', 'SD3', 'Flux'])
@@ -390,6 +438,7 @@ def test_adapters(name, tmp_path):
     same(start(sample_noise(range(3), SHAPE), 2., cond), teacher(sample_noise(range(3), SHAPE), 2., cond), 1e-6)
     trained = {n for n, p in start.named_parameters() if p.requires_grad}
     assert sum('lora_' not in n for n in trained) == 2 and any('lora_' in n for n in trained)   # the weight and the bias of the head
+    assert places(start)[0] < places(teacher)[0] and not {p.data_ptr() for p in start.parameters() if p.requires_grad} & places(teacher)[0]
     student = ends_at_zero(sfd(teacher, SFD, show=False, student=start))
     ours = student.sample(3, cond=cond)
     assert ((ours - ends_at_zero(sfd(teacher, SFD, show=False, student=teacher)).sample(3, cond=cond)).abs().max() > 0)

@@ -5,7 +5,6 @@
 # %% ../../nbs/distillation/05_bank.ipynb #a1142cc3
 from __future__ import annotations
 import contextlib
-import copy
 import hashlib
 import inspect
 import json
@@ -28,7 +27,7 @@ from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from ..training.checkpoints import checksum, claim_folder, is_main, tensor_bytes
-from ..training.devices import Processes
+from ..training.devices import Processes, lean_copy
 from ..training.hooks import progress
 
 # %% auto #0
@@ -43,14 +42,14 @@ def frozen_copy(
     denoiser: Callable, # a network or a closed form
     shape: tuple[int, ...], # of one sample; must fit
 ) -> Callable: # a network: in evaluation mode, without gradients
-    """A copy that training cannot change; refused unless it answers samples of this shape with
-    the same shape."""
+    """A copy that training cannot change, which shares the memory of weights that are frozen
+    already; refused unless it answers samples of this shape with the same shape."""
     if not callable(denoiser):
         raise TypeError('the teacher must be a denoiser D(x, sigma, cond), got '
                         f'{type(denoiser).__name__}')
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
-        denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        denoiser = lean_copy(denoiser).requires_grad_(False).eval()
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     try: out = denoiser(x, 1., cond)
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the '

@@ -29,6 +29,7 @@ from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
 from .branches import BranchedDenoiser, branch, fold
 from ..training.checkpoints import FREE, checksum, claim_folder
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import lean_copy
 from ..training.loop import Fit, fit
 
 # %% auto #0
@@ -64,7 +65,7 @@ def branched_student(
     "The network that is trained: a copy of the teacher, or of another network, with K branches."
     start = starting_network(teacher, student)
     if (drawn := getattr(teacher, 'conditions', None)) is not start.conditions:
-        start = copy.deepcopy(start)
+        start = lean_copy(start)
         start.conditions = drawn
     return branch(start, K, layer, shape).train()
 

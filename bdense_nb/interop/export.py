@@ -21,6 +21,7 @@ from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
 from ..distillation.branches import output_layer
 from ..distillation.students import Student
+from ..training.devices import lean_copy
 from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
                                          _read_network, add_adapters)
 
@@ -168,13 +169,14 @@ def with_adapters(
     targets: Sequence[str] = ('to_q', 'to_k', 'to_v', 'to_out.0'),
     seed: int = 0, # of their random halves
 ) -> NetDenoiser: # answers as it did; pass it as student= to a distillation
-    "A copy of which LoRA adapters and the output layer alone are trained."
+    """A copy of which LoRA adapters and the output layer alone are trained; all other weights are
+    held in memory once, with the original."""
     if not isinstance(getattr(denoiser, 'net', None), DiffusersNet):
         raise TypeError('adapters are for a denoiser from from_diffusers, got '
                         f'{type(denoiser).__name__}; of another network freeze what shall stay, '
                         'and pass it as student=')
     check_int('rank', rank, 1)
-    student = copy.deepcopy(denoiser)
+    student = lean_copy(denoiser)
     head = output_layer(student, student.net.sample_shape)
     add_adapters(student.net, rank, targets, head, seed)
     return student

@@ -5,6 +5,7 @@
 # %% ../../nbs/training/03_devices.ipynb #71d0f990
 from __future__ import annotations
 import contextlib
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from ..core import send
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged',
-           'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'chosen_precision', 'set_precision',
-           'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
+__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
+           'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'chosen_precision',
+           'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -67,6 +68,17 @@ def recompute_blocks(model: nn.Module) -> None:
                          f'{type(model).__name__} has no nn.ModuleList')
     for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+def lean_copy(model: nn.Module) -> nn.Module: # a parameter that is not trained shares its memory
+    "A copy that holds what is trained anew, and what is frozen together with the original."
+    frozen = [p for p in model.parameters() if type(p) is nn.Parameter and not p.requires_grad]
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in frozen}
+    return copy.deepcopy(model, memo)
+
+def trainable_copy(model: nn.Module) -> nn.Module: # where nothing is trainable, all of it is
+    "A copy to be trained, as far as the original says it."
+    if any(p.requires_grad for p in model.parameters()): return lean_copy(model)
+    return copy.deepcopy(model).requires_grad_(True)
 
 # %% ../../nbs/training/03_devices.ipynb #eeb29eaf
 class Processes:
@@ -176,12 +188,12 @@ def set_precision(
 
 def set_memory_format(
     model: nn.Module, # changed in place
-    channels_last: bool, # True: 4-D weights lie in memory as [out, height, width, in]
+    channels_last: bool, # True: 4-D weights in training lie as [out, height, width, in]
 ) -> None:
     "Channels last, which convolutions prefer; or contiguous, as FSDP wants it."
     for t in (*model.parameters(), *model.buffers()):
         if not channels_last: t.data = t.data.contiguous()
-        elif t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
+        elif t.ndim == 4 and t.requires_grad: t.data = t.data.to(memory_format=torch.channels_last)
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
