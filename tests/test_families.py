@@ -16,16 +16,19 @@ from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel,  # n
                        FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel,
                        UNet2DConditionModel, UNet2DModel)
 
+from bdense_nb.app.plans import kept_bytes, memory_on_paper  # noqa: E402
 from bdense_nb.core import sample_noise  # noqa: E402
 from bdense_nb.diffusion.denoisers import FlowDenoiser, GuidedDenoiser, VPDenoiser  # noqa: E402
 from bdense_nb.diffusion.samplers import ConditionTable  # noqa: E402
+from bdense_nb.distillation.bank import frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
-from bdense_nb.distillation.students import load_student, starting_run  # noqa: E402
+from bdense_nb.distillation.students import branched_student, load_student, starting_run  # noqa: E402
 from bdense_nb.interop.diffusers import from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
-from bdense_nb.training.devices import lean_copy  # noqa: E402
+from bdense_nb.training.config import Hardware  # noqa: E402
+from bdense_nb.training.devices import lean_copy, set_precision  # noqa: E402
 
 SHAPE = (4, 8, 8)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -256,6 +259,39 @@ def test_a_student_is_saved_and_read(tmp_path):
     student = sfd(teacher_of('Flux'), SFD, show=False)
     student.save(tmp_path)
     same(load_student(tmp_path, 'cpu').sample(3), student.sample(3), 1e-6)
+
+
+# --- what it takes ---
+
+def kept_for_real(teacher, cfg, hardware):
+    "Of one update on this CPU."
+    model, frozen = branched_student(teacher, None, cfg.K, None, SHAPE), frozen_copy(teacher, SHAPE)
+    set_precision(model, hardware.precision, torch.device('cpu'))
+    return kept_bytes(model, cfg.step_function(frozen, None, sample_noise(range(cfg.batch), SHAPE), rows_of(teacher, cfg.batch)))
+
+
+@pytest.mark.parametrize('name', ['SD', 'DiT', 'SD3', 'Flux'])
+def test_memory_on_paper_is_what_autograd_keeps(name):
+    "A network without numbers says to 5 % what a real one keeps in float32, and to a quarter what it keeps in 16 bits."
+    teacher = teacher_of(name)
+    cfg = dataclasses.replace(SFD, batch=8, ema=.9)
+    with torch.device('meta'): nowhere = MADE[name]()
+    empty = from_diffusers(nowhere, scheduler_of(name), shape=SHAPE)
+    empty.conditions = teacher.conditions
+    for precision, limit in (('no', .05), ('bf16', .25)):
+        hardware = Hardware(precision=precision)
+        paper = memory_on_paper(empty, cfg, hardware=hardware)
+        assert paper == memory_on_paper(teacher, cfg, hardware=hardware)
+        real = kept_for_real(teacher, cfg, hardware)/1e9
+        assert paper['activations_gb'] == pytest.approx(real, rel=limit), precision
+    size = sum(p.numel() for p in teacher.parameters())
+    head = (paper['trained'] - size)/3  # three more heads
+    assert paper['parameters'] == size and head == int(head) and 0 < head < size
+    assert 4e-9*size <= paper['weights_gb'] < 6e-9*size and paper['training_gb'] == pytest.approx(5*4e-9*paper['trained'])
+    less = memory_on_paper(empty, cfg, hardware=Hardware(precision='no', accumulate=2))
+    assert less['at_once'] == 4 and less['activations_gb'] < .55*memory_on_paper(empty, cfg, hardware=Hardware(precision='no'))['activations_gb']
+    part = memory_on_paper(teacher, cfg, student=partly_trained(teacher)) if name == 'DiT' else None
+    if part: assert part['trained'] < size/2 and part['weights_gb'] < 1.5*paper['weights_gb']
 
 
 # --- pipelines, with their VAE, tokenizers and text encoders ---

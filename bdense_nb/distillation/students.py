@@ -412,6 +412,16 @@ class Host:
         "The same with a few samples and iterations, to try it out."
         return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
 
+    def cost_with(self, teacher: Callable) -> dict[str, int]:
+        "`cost`, where a guided teacher calls its network twice; of a later round it is a student."
+        cost = dict(self.cost)
+        if not isinstance(teacher, GuidedDenoiser): return cost
+        plan = self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
+        levels = torch.tensor(plan.sigmas[:-1])
+        acts = float((teacher._scale(levels[:, None], levels) != 1).float().mean())
+        cost['teacher'] += round(acts*cost['teacher']/len(self.rounds or [0]))
+        return cost
+
     def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:
         "The trajectories that the runs share; None: each walks by itself."
 
