@@ -28,7 +28,7 @@ from bdense_nb.distillation.students import branched_student, load_student, star
 from bdense_nb.interop.diffusers import from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
 from bdense_nb.training.config import Hardware  # noqa: E402
-from bdense_nb.training.devices import lean_copy, set_precision  # noqa: E402
+from bdense_nb.training.devices import blocks, lean_copy, recompute_blocks, set_precision  # noqa: E402
 
 SHAPE = (4, 8, 8)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -292,6 +292,21 @@ def test_memory_on_paper_is_what_autograd_keeps(name):
     assert less['at_once'] == 4 and less['activations_gb'] < .55*memory_on_paper(empty, cfg, hardware=Hardware(precision='no'))['activations_gb']
     part = memory_on_paper(teacher, cfg, student=partly_trained(teacher)) if name == 'DiT' else None
     if part: assert part['trained'] < size/2 and part['weights_gb'] < 1.5*paper['weights_gb']
+
+
+@pytest.mark.parametrize('name', ['SD', 'SDXL', 'DiT', 'PixArt', 'SD3', 'Flux'])
+def test_recomputation_forgets_the_blocks_of_every_family(name):
+    teacher = teacher_of(name)
+    kinds = {type(m).__name__ for m in blocks(teacher)}
+    assert kinds <= {'ResnetBlock2D', 'BasicTransformerBlock', 'Downsample2D', 'Upsample2D', 'JointTransformerBlock', 'FluxTransformerBlock', 'FluxSingleTransformerBlock'} and kinds
+    x, cond, ends = sample_noise(range(2), SHAPE), rows_of(teacher, 2), []
+    def step(model, i): yield model(x, 2., cond).square().mean()
+    for again in (False, True):
+        model = branch(teacher, 4)
+        if again: recompute_blocks(model)
+        ends.append((torch.autograd.grad(next(step(model, 0)), list(model.parameters()), allow_unused=True), kept_bytes(model, step)))
+    (plain, most), (recomputed, least) = ends
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(plain, recomputed)) and least < .75*most
 
 
 # --- pipelines, with their VAE, tokenizers and text encoders ---

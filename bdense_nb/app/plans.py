@@ -224,13 +224,14 @@ def _bytes(*models: nn.Module) -> int: # what several hold together is counted o
 
 def _activations(model: nn.Module, step: StepFunction, hardware: Hardware, half: bool) -> float:
     "What the backward pass of a student without numbers needs, in bytes."
+    inputs = 0
     with mock.patch.object(F, 'scaled_dot_product_attention', _fused):
         size = kept_bytes(model, step)
         if hardware.recompute: # the inputs of all blocks, and what one of them keeps
             recompute_blocks(model)
             inputs = kept_bytes(model, step)
-            size = inputs + (size - inputs)/len(blocks(model))
-    return size/2 + 2*sum(p.numel() for p in model.parameters()) if half else size
+            size = (size - inputs)/len(blocks(model))
+    return inputs + (size/2 + 2*sum(p.numel() for p in model.parameters()) if half else size)
 
 def memory_on_paper(
     teacher: NetDenoiser | GuidedDenoiser, # its network may be on the `meta` device

@@ -56,10 +56,12 @@ def share(
 
 # %% ../../nbs/training/03_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:
-    "The repeated parts of a network: what stands in its innermost lists of modules."
+    """The repeated parts of a network: what stands in its innermost lists of modules that have
+    parts themselves (of single layers, where there are no others)."""
     groups = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return [m for group in groups for m in group
-            if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
+    groups = [g for g in groups if all(list(m.children()) for m in g)] or groups
+    inner = set(groups)
+    return [m for group in groups for m in group if inner.isdisjoint(m.modules())]
 
 def recompute_blocks(model: nn.Module) -> None:
     "Let each block forget what it computed, and compute it again when the gradient asks."
