@@ -210,5 +210,11 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 _all_ = ['send'] # from core, for those who train
 
 def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
-    "Hook before a compiled model's call: a Python number would be compiled for anew each time."
-    return tuple(args[0].new_full((), a) if isinstance(a, float) else a for a in args)
+    """Hook before a compiled model's call: a Python number would be compiled for anew each time,
+    and a noise level from the CPU would be copied inside the graph."""
+    x = args[0]
+    def put(a):
+        if isinstance(a, float): return x.new_full((), a)
+        if not isinstance(a, Tensor) or a.device == x.device: return a
+        return send(a.to(x.dtype) if a.is_floating_point() else a, x.device)
+    return tuple(map(put, args))
