@@ -25,7 +25,7 @@ from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
 from bdense_nb.distillation.students import branched_student, load_student, starting_run  # noqa: E402
-from bdense_nb.interop.diffusers import from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
+from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
 from bdense_nb.training.config import Hardware  # noqa: E402
 from bdense_nb.training.devices import blocks, lean_copy, recompute_blocks, set_precision  # noqa: E402
@@ -106,6 +106,14 @@ def packed(x):
     "Latents as FluxPipeline packs them."
     b, c, h, w = x.shape
     return x.view(b, c, h//2, 2, w//2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h//2*w//2, c*4)
+
+
+def test_the_tables_name_every_class_and_what_is_installed(root):
+    "README's and the how-to's: no class is missing, none is made up, and the version is the one that these tests ran with."
+    readme, page = (root/'README.md').read_text(), (root/'nbs/interop/03_families.ipynb').read_text()
+    for text in (readme.split('| family |')[1].split('\n\n')[0], page.split('| family |')[1].split('*In* means')[0]):
+        assert set(re.findall(r'`(\w+Model)`', text)) == set(FAMILIES)
+    assert set(re.findall(r'diffusers ([\d.]+)', page)) == {diffusers.__version__}
 
 
 # --- in ---
