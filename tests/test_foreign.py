@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bdense_nb.core import NFECounter
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser, as_column)
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser, as_column, load_denoiser,
+                                           save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
@@ -162,6 +163,18 @@ def test_edm_classes_are_distilled_and_given_back(kind, K, tmp_path):
 def test_both_hosts_take_them(kind):
     module = made(kind)
     both_hosts(as_denoiser(module))
+
+
+@pytest.mark.parametrize('kind', PRECONDS)
+def test_a_stored_teacher_takes_the_module_as_it_is(kind, tmp_path):
+    "What `--net` names for a teacher that was saved from a pickle: a module, or what makes it, with other weights."
+    module, (x, sigma) = made(kind), x_sigma()
+    save_denoiser(D := as_denoiser(module), tmp_path)
+    other = made(kind)
+    for p in other.parameters(): p.data += 1.
+    for net in (other, lambda: other, lambda: as_denoiser(other)):
+        assert torch.equal(load_denoiser(tmp_path, 'cpu', net)(x, sigma), D(x, sigma))
+    assert not any(torch.equal(p, q) for p, q in zip(other.parameters(), module.parameters()))
 
 
 def both_hosts(D, labels=None):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib
 import copy
+import importlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -852,7 +853,7 @@ def load_denoiser(
         raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is '
                          f'{got}, expected {about["sha256"]}')
     tensors, _ = load_tensors(path)
-    if net is not None and not isinstance(net, nn.Module): net = net()
+    if net is not None: net = _given(net, about['net'])
     if not isinstance(net, (nn.Module, type(None))):
         raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
     try:
@@ -866,6 +867,15 @@ def load_denoiser(
     denoiser = denoiser.requires_grad_(False).eval().to(device)
     # group normalisation on CUDA would lay every answer out anew
     return denoiser if device.type == 'cuda' else to_channels_last(denoiser)
+
+def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
+    """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
+    takes."""
+    made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
+        made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
+    if isinstance(made, PreconditionedDenoiser): return made.module()
+    return made.net if isinstance(made, NetDenoiser) else made
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import importlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
                             save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
-                                           NetDenoiser, PreconditionedDenoiser, check_samples,
+                                           NetDenoiser, check_samples,
                                            load_denoiser, read_about, read_run, save_denoiser,
                                            unguided)
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -305,11 +304,9 @@ def load_student(
         if (folder/WEIGHTS).is_file():
             half = ': its weights are there, but saving was cut off; save it again'
         raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
-    said = read_about(folder)
-    about = dict(said.get('about', {}))
+    about = dict(read_about(folder).get('about', {}))
     how = _sampling(folder/CONFIG, about)
-    given = None if net is None else lambda: _given(net, said['net'])
-    denoiser = load_denoiser(folder, device, given)
+    denoiser = load_denoiser(folder, device, net)
     if how.conditions_sha256 is not None:
         denoiser.conditions = _load_table(folder, how.conditions_sha256)
     common = (how.afs, how.shape, about)
@@ -320,15 +317,6 @@ def load_student(
         return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
     except (TypeError, ValueError) as e:
         raise ValueError(f'{folder/CONFIG} does not say how to sample: {e}') from e
-
-def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
-    """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
-    takes."""
-    made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
-    if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
-        made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
-    if isinstance(made, PreconditionedDenoiser): return made.module()
-    return made.net if isinstance(made, NetDenoiser) else made
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db
 # 64 hex digits
