@@ -193,7 +193,8 @@ def estimate_run(
     iterations = len(cfg.rounds or [0])*cfg.loop.steps
     by_student = None if one['seconds'] is None else one['seconds']*iterations
     banked = cfg.n_trajectories and bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3
-    return dict(cfg.cost_with(teacher), nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe, rounds=cfg.rounds,
+    return dict(cfg.cost_with(teacher), nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe,
+                rounds=cfg.rounds,
                 parameters=sum(p.numel() for p in start.parameters()), batch=cfg.batch,
                 measured_batch=one['measured_batch'], seconds_teacher=by_teacher,
                 seconds_student=by_student,
@@ -241,7 +242,7 @@ def memory_on_paper(
     *,
     hardware: Hardware = Hardware(),
     device_gb: float = 80., # of one GPU
-) -> dict: # parameters, trained, weights_gb, training_gb, activations_gb, memory_gb, batch_fits, ...
+) -> dict: # parameters, trained, memory_gb and its three parts, batch_fits, ...
     """What a distillation needs on one GPU that is not here: nothing is computed or allocated.
 
     Weights that teacher and student share are counted once, and all are float32. Training holds

@@ -738,7 +738,8 @@ def check_teacher(
         found = TeacherCheck(tuple(noised.sigmas), *rms)
         errors, name = _noise_in_flow(noised, answers)
         if found.ok and not name: return found
-        limits = tuple(min(a, e**.5) for a, e in zip(found.limits, errors)) if name else found.limits
+        limits = found.limits
+        if name: limits = tuple(min(a, e**.5) for a, e in zip(limits, errors))
         found = replace(found, limits=limits, predicts=name or _guess(noised, answers))
     if refuse: raise ValueError(found.message())
     return found
