@@ -428,6 +428,22 @@ def test_pipelines_of_text(tmp_path):
         torch.testing.assert_close(images.permute(0, 3, 1, 2), ours, rtol=0, atol=1e-4, msg=lambda m: f'{folder.name}: {m}')
 
 
+def test_a_pipeline_without_its_text_encoders_names_the_package(tmp_path, monkeypatch):
+    "As diffusers stands in for a pipeline whose packages are missing; the network alone needs none of them."
+    monkeypatch.setattr(diffusers, 'StableDiffusionPipeline', type('StableDiffusionPipeline', (), dict(_backends=['torch', 'transformers_of_nobody'])))
+    net = net_of('SD')
+    net.save_pretrained(tmp_path/'unet')
+    scheduler_of('SD').save_pretrained(tmp_path/'scheduler')
+    (tmp_path/'model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionPipeline', unet=['diffusers', 'UNet2DConditionModel'])))
+    teacher = from_diffusers(tmp_path)
+    teacher.conditions = ConditionTable(teacher.net.example_cond(4))
+    student = sfd(teacher, SFD, show=False)
+    with pytest.raises(ImportError, match='StableDiffusionPipeline needs what is not here: pip install transformers_of_nobody; or leave pipeline= out'):
+        student.save_pretrained(tmp_path/'few', pipeline=tmp_path)
+    assert not (tmp_path/'few').exists()
+    student.save_pretrained(tmp_path/'few')
+
+
 # --- adapters ---
 
 def test_what_is_frozen_stays_frozen_from_the_first_step_to_the_student():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
@@ -350,8 +351,9 @@ def _pipeline_class(pipeline) -> type:
         raise ValueError(f'{pipeline} holds a {name}, which this diffusers does not have: leave '
                          'pipeline= out to write the network and its scheduler alone')
     if hasattr(kind, '_backends'): # a stand-in for what cannot be imported
-        raise ImportError(f'{name} needs {", ".join(kind._backends)}, which are not all here; '
-                          'install them (pip install transformers)')
+        missing = ' '.join(p for p in kind._backends if importlib.util.find_spec(p) is None)
+        raise ImportError(f'{name} needs what is not here: pip install {missing}; or leave '
+                          'pipeline= out to write the network and its scheduler alone')
     return kind
 
 def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> None:
