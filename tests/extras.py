@@ -56,6 +56,24 @@ step = onnxruntime.InferenceSession('as_onnx/step.onnx')
 x = dict(x=numpy.ones((3, 2), 'float32'), sigma=numpy.array(2, 'float32'), sigma_next=numpy.array(1, 'float32'))
 print(list(step.run(None, x)[0].shape))
 '''
+TEXT = '''
+import json, pathlib, torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from bdense_nb import SFDConfig, sfd
+from bdense_nb.diffusion.samplers import ConditionTable
+from bdense_nb.interop.diffusers import from_diffusers
+net = UNet2DConditionModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+                           down_block_types=('CrossAttnDownBlock2D',)*2, up_block_types=('CrossAttnUpBlock2D',)*2, cross_attention_dim=4, attention_head_dim=4)
+net.save_pretrained('text/unet')
+DDPMScheduler(prediction_type='v_prediction').save_pretrained('text/scheduler')
+pathlib.Path('text/model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionPipeline')))
+teacher = from_diffusers('text')  # no text encoder is needed to distil, given embeddings
+teacher.conditions = ConditionTable(torch.zeros(1, 2, 4))
+student = sfd(teacher, SFDConfig(shape=(1, 8, 8), steps=1, batch=2, sigma_max=14., afs=False), show=False)
+try: student.save_pretrained('few text', pipeline='text')
+except ImportError as e: print(e)
+student.save_pretrained('few text')
+'''
 WITHOUT_PEFT = 'from bdense_nb.interop.diffusers import add_adapters; add_adapters(None, 1, [], "")'
 ADAPTERS = '''
 import torch
@@ -81,7 +99,7 @@ EXTRAS = {
                [('bdense_search', 'found', '--teacher', 'plane', '--trials', '3', '--K', '2', '--n', '4', *TINY)],
                'found'),
     'diffusers': (('bdense_distill', 'few', '--teacher', 'named', *TINY),
-                  [('python', '-c', A_UNET), ('bdense_distill', 'few', '--teacher', 'unet', *TINY),
+                  [('python', '-c', TEXT), ('python', '-c', A_UNET), ('bdense_distill', 'few', '--teacher', 'unet', *TINY),
                    ('bdense_export', 'few', 'as_diffusers', '--to', 'diffusers')], 'as_diffusers'),
     'lora': (('python', '-c', WITHOUT_PEFT), [('python', '-c', ADAPTERS)], "{'conv_out'}"),
     'onnx': (('bdense_export', 'student', 'as_onnx', '--to', 'onnx'),

@@ -43,6 +43,22 @@ def test_no_iteration_of_pd_reads_from_the_device(target):
     on_meta(pd_step(SIZE.denoiser(META), data, labels, cfg, 4), 2, clip_grad=1., ema=.9)
 
 
+@pytest.mark.parametrize('host', ['sfd', 'pd'])
+def test_all_that_enters_a_compiled_network_is_on_its_device(host, monkeypatch):
+    "A noise level on the CPU would be copied inside the graph, by pinned memory, which no graph can hold."
+    seen, real = [], torch.compile
+    def backend(graph, inputs):
+        seen.append({t.device.type for t in inputs if isinstance(t, torch.Tensor)})
+        return graph.forward
+    monkeypatch.setattr(torch, 'compile', lambda f, dynamic: real(f, backend=backend, dynamic=dynamic))
+    teacher, data, labels = SIZE.denoiser(META), torch.randn(8, *SIZE.shape), torch.arange(8)
+    if host == 'sfd': step = (cfg := sfd_config(SIZE)).step_function(teacher)
+    else: step = pd_step(teacher, data, labels, cfg := PDConfig(start_steps=8, end_steps=4, K=2, updates=4, batch=4), 4)
+    student = branch(SIZE.denoiser(CPU), cfg.K).to(META).train().requires_grad_(True)
+    next(training(student, step, TrainConfig(10, log_every=10), Hardware(compile=True), teacher=teacher))
+    assert len(seen) > 1 and all(devices == {'meta'} for devices in seen)
+
+
 def test_no_iteration_of_teaching_reads_from_the_device():
     x = torch.randn(4, *SIZE.shape, device=META)
     def step(model, i): yield edm_loss(model, x, torch.zeros(4, dtype=torch.long, device=META), torch.Generator().manual_seed(i))

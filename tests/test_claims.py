@@ -21,7 +21,9 @@ GIVEN = {  # notebook -> number -> where it comes from
     'distillation/01_teaching': {'1.1': 'the first reading of the drum whose sketch is described'},
     'diffusion/02_denoisers': {},
     'course/2_your_own_data': {'0.05': '88 % of the log-normal law in the next cell lie between 0.05 and 2'},
-    'interop/03_families': {'35.6': 'million weights of the network that was measured', '0.14': 'million weights of its adapters and output layer'},
+    'interop/03_families': {'54.6': 'million weights of the network that was measured', '0.20': 'million weights of its adapters and output layer'},
+    'interop/04_beside_others': {'1.5': 'a version of Stable Diffusion'},
+    'distillation/05_bank': dict.fromkeys(('0.06', '0.29', '0.09', '0.08', '0.27', '0.0006', '0.0012', '0.001'), 'students of float32 and float16 banks, five seeds, measured apart'),
     'interop/02_export': {'14.6': 'the last noise level of the scaled-linear table of latent diffusion models'},
     'lab/01_experiments': {'0.73': 'millions of parameters: the model card of the shipped teacher'},
     'gpu/published_settings': {

@@ -30,7 +30,7 @@ NUMBERED = COURSE[:8]
 def cells(name): return nbformat.read(NBS/f'{name}.ipynb', 4).cells
 
 
-def words(name): return sum(len(c.source.split()) for c in cells(name) if c.cell_type == 'markdown')
+def words(name): return sum(any(ch.isalnum() for ch in word) for c in cells(name) if c.cell_type == 'markdown' for word in c.source.split())
 
 
 def code(name): return [line for c in cells(name) if c.cell_type == 'code' for line in c.source.splitlines() if line.strip()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bdense_nb.app.plans import estimate_run, growing_trials, prolong, time_iteration
 from bdense_nb.core import NFECounter, sample_noise
-from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDenoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import SOLVERS, trajectory
 from bdense_nb.diffusion.schedules import karras_sigmas
@@ -19,6 +19,7 @@ from bdense_nb.distillation.sfd import SFDConfig, sfd_step, teacher_bank
 from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.distillation.variable import sfd_variable
 from bdense_nb.training.config import TrainConfig
+from torch import nn
 
 BLOBS = MixtureDenoiser(torch.tensor([[-1., 0.], [1., .5]]), torch.tensor([.2, .3]), torch.ones(2))
 SFD, PD = SFDConfig(steps=2, batch=4, lr=1e-3, shape=(2,)), PDConfig(8, 2, updates=2, batch=4, lr=1e-3)
@@ -78,6 +79,27 @@ def test_the_cost_of_sfd_is_what_the_run_asks_for(teacher, solver):
 def test_the_cost_of_progressive_distillation():
     assert training_cost(PD) == dict(updates=4, teacher=2*4*4, student=4*4)
     assert training_cost(replace(PD, start_steps=32, substeps=4, K=4)) == dict(updates=4, teacher=4*16, student=16)
+
+
+class Counted(nn.Module):
+    "Counts the samples that its denoiser is asked for."
+    n_classes = 3
+    def __init__(self): super().__init__(); self.asked = 0
+    def forward(self, x, sigma, cond=None): self.asked += len(x); return x/2
+
+
+@pytest.mark.parametrize('scale, interval', [(3., None), (1., None), (3., (1., 10.)), (3., (100., 200.))])
+@pytest.mark.parametrize('cfg', [replace(SFD, steps=2, solver='euler'), PD, replace(PD, start_steps=16)], ids=['sfd', 'pd', 'pd, 2 rounds'])
+def test_the_cost_of_a_guided_teacher_is_counted(cfg, scale, interval):
+    "Two calls where guidance acts; the teachers of later rounds are students, which have it in their weights."
+    plan = cfg.plan if isinstance(cfg, SFDConfig) else cfg.plan((2,))
+    inner = Counted()
+    plan.walk(GuidedDenoiser(inner, scale, interval=interval), range(16))
+    steps, plain = len(plan.sigmas) - 1, training_cost(cfg)
+    first = plain['teacher']/len(cfg.rounds or [0])
+    want = plain['teacher'] - first + first*inner.asked/(16*steps)
+    assert training_cost(cfg, GuidedDenoiser(inner, scale, interval=interval)) == plain | dict(teacher=round(want))
+    assert plain == training_cost(cfg, inner) and (want > plain['teacher']) == (scale == 3. and interval != (100., 200.))
 
 
 def test_bad_calls_are_refused_before_work(teacher):

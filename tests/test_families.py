@@ -1,5 +1,7 @@
 "Each family of diffusers networks: in, distilled, out, and sampled the same where this package does not exist."
+import copy
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -14,15 +16,19 @@ from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel,  # n
                        FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel,
                        UNet2DConditionModel, UNet2DModel)
 
+from bdense_nb.app.plans import kept_bytes, memory_on_paper  # noqa: E402
 from bdense_nb.core import sample_noise  # noqa: E402
 from bdense_nb.diffusion.denoisers import FlowDenoiser, GuidedDenoiser, VPDenoiser  # noqa: E402
 from bdense_nb.diffusion.samplers import ConditionTable  # noqa: E402
+from bdense_nb.distillation.bank import frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
-from bdense_nb.distillation.students import load_student  # noqa: E402
-from bdense_nb.interop.diffusers import from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
+from bdense_nb.distillation.students import branched_student, load_student, starting_run  # noqa: E402
+from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
+from bdense_nb.training.config import Hardware  # noqa: E402
+from bdense_nb.training.devices import blocks, lean_copy, recompute_blocks, set_precision  # noqa: E402
 
 SHAPE = (4, 8, 8)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -100,6 +106,14 @@ def packed(x):
     "Latents as FluxPipeline packs them."
     b, c, h, w = x.shape
     return x.view(b, c, h//2, 2, w//2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h//2*w//2, c*4)
+
+
+def test_the_tables_name_every_class_and_what_is_installed(root):
+    "README's and the how-to's: no class is missing, none is made up, and the version is the one that these tests ran with."
+    readme, page = (root/'README.md').read_text(), (root/'nbs/interop/03_families.ipynb').read_text()
+    for text in (readme.split('| family |')[1].split('\n\n')[0], page.split('| family |')[1].split('*In* means')[0]):
+        assert set(re.findall(r'`(\w+Model)`', text)) == set(FAMILIES)
+    assert set(re.findall(r'diffusers ([\d.]+)', page)) == {diffusers.__version__}
 
 
 # --- in ---
@@ -255,6 +269,54 @@ def test_a_student_is_saved_and_read(tmp_path):
     same(load_student(tmp_path, 'cpu').sample(3), student.sample(3), 1e-6)
 
 
+# --- what it takes ---
+
+def kept_for_real(teacher, cfg, hardware):
+    "Of one update on this CPU."
+    model, frozen = branched_student(teacher, None, cfg.K, None, SHAPE), frozen_copy(teacher, SHAPE)
+    set_precision(model, hardware.precision, torch.device('cpu'))
+    return kept_bytes(model, cfg.step_function(frozen, None, sample_noise(range(cfg.batch), SHAPE), rows_of(teacher, cfg.batch)))
+
+
+@pytest.mark.parametrize('name', ['SD', 'DiT', 'SD3', 'Flux'])
+def test_memory_on_paper_is_what_autograd_keeps(name):
+    "A network without numbers says to 5 % what a real one keeps in float32, and to a quarter what it keeps in 16 bits."
+    teacher = teacher_of(name)
+    cfg = dataclasses.replace(SFD, batch=8, ema=.9)
+    with torch.device('meta'): nowhere = MADE[name]()
+    empty = from_diffusers(nowhere, scheduler_of(name), shape=SHAPE)
+    empty.conditions = teacher.conditions
+    for precision, limit in (('no', .05), ('bf16', .25)):
+        hardware = Hardware(precision=precision)
+        paper = memory_on_paper(empty, cfg, hardware=hardware)
+        assert paper == memory_on_paper(teacher, cfg, hardware=hardware)
+        real = kept_for_real(teacher, cfg, hardware)/1e9
+        assert paper['activations_gb'] == pytest.approx(real, rel=limit), precision
+    size = sum(p.numel() for p in teacher.parameters())
+    head = (paper['trained'] - size)/3  # three more heads
+    assert paper['parameters'] == size and head == int(head) and 0 < head < size
+    assert 4e-9*size <= paper['weights_gb'] < 6e-9*size and paper['training_gb'] == pytest.approx(5*4e-9*paper['trained'])
+    less = memory_on_paper(empty, cfg, hardware=Hardware(precision='no', accumulate=2))
+    assert less['at_once'] == 4 and less['activations_gb'] < .55*memory_on_paper(empty, cfg, hardware=Hardware(precision='no'))['activations_gb']
+    part = memory_on_paper(teacher, cfg, student=partly_trained(teacher)) if name == 'DiT' else None
+    if part: assert part['trained'] < size/2 and part['weights_gb'] < 1.5*paper['weights_gb']
+
+
+@pytest.mark.parametrize('name', ['SD', 'SDXL', 'DiT', 'PixArt', 'SD3', 'Flux'])
+def test_recomputation_forgets_the_blocks_of_every_family(name):
+    teacher = teacher_of(name)
+    kinds = {type(m).__name__ for m in blocks(teacher)}
+    assert kinds <= {'ResnetBlock2D', 'BasicTransformerBlock', 'Downsample2D', 'Upsample2D', 'JointTransformerBlock', 'FluxTransformerBlock', 'FluxSingleTransformerBlock'} and kinds
+    x, cond, ends = sample_noise(range(2), SHAPE), rows_of(teacher, 2), []
+    def step(model, i): yield model(x, 2., cond).square().mean()
+    for again in (False, True):
+        model = branch(teacher, 4)
+        if again: recompute_blocks(model)
+        ends.append((torch.autograd.grad(next(step(model, 0)), list(model.parameters()), allow_unused=True), kept_bytes(model, step)))
+    (plain, most), (recomputed, least) = ends
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(plain, recomputed)) and least < .75*most
+
+
 # --- pipelines, with their VAE, tokenizers and text encoders ---
 
 VAE = dict(block_out_channels=(4, 8), norm_num_groups=2, down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2, sample_size=16, latent_channels=4, shift_factor=.1)
@@ -366,18 +428,79 @@ def test_pipelines_of_text(tmp_path):
         torch.testing.assert_close(images.permute(0, 3, 1, 2), ours, rtol=0, atol=1e-4, msg=lambda m: f'{folder.name}: {m}')
 
 
+def test_a_pipeline_without_its_text_encoders_names_the_package(tmp_path, monkeypatch):
+    "As diffusers stands in for a pipeline whose packages are missing; the network alone needs none of them."
+    monkeypatch.setattr(diffusers, 'StableDiffusionPipeline', type('StableDiffusionPipeline', (), dict(_backends=['torch', 'transformers_of_nobody'])))
+    net = net_of('SD')
+    net.save_pretrained(tmp_path/'unet')
+    scheduler_of('SD').save_pretrained(tmp_path/'scheduler')
+    (tmp_path/'model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionPipeline', unet=['diffusers', 'UNet2DConditionModel'])))
+    teacher = from_diffusers(tmp_path)
+    teacher.conditions = ConditionTable(teacher.net.example_cond(4))
+    student = sfd(teacher, SFD, show=False)
+    with pytest.raises(ImportError, match='StableDiffusionPipeline needs what is not here: pip install transformers_of_nobody; or leave pipeline= out'):
+        student.save_pretrained(tmp_path/'few', pipeline=tmp_path)
+    assert not (tmp_path/'few').exists()
+    student.save_pretrained(tmp_path/'few')
+
+
 # --- adapters ---
 
 def test_what_is_frozen_stays_frozen_from_the_first_step_to_the_student():
     "Without peft: whichever parameters of student= are trainable, those and no others change."
     teacher = teacher_of('DiT')
-    start = teacher_of('DiT').requires_grad_(False)
-    for name, p in start.named_parameters(): p.requires_grad_('to_q' in name or 'proj_out_2' in name)
+    start = partly_trained(teacher)
     for how in ('SFD', 'PD'):
         if how == 'SFD': student = sfd(teacher, SFD, show=False, student=start)
         else: student = progressive(teacher, sample_noise(range(4), SHAPE), PDConfig(**{**PD.__dict__, 'start_steps': 8}), torch.arange(4), show=False, student=start)
         moved = {name for (name, p), q in zip(student.denoiser.named_parameters(), teacher.parameters(), strict=True) if not torch.equal(p, q)}
         assert moved and all('to_q' in name or 'proj_out_2' in name for name in moved) and any('to_q' in name for name in moved), how
+
+
+def partly_trained(teacher):
+    start = lean_copy(teacher)
+    for name, p in start.named_parameters(): p.requires_grad_('to_q' in name or 'proj_out_2' in name)
+    return start
+
+
+def places(*modules): return [{p.data_ptr() for p in m.parameters() if not p.requires_grad} for m in modules]
+
+
+class Seen:
+    "Where the frozen weights of a run lie, and a stop after an iteration."
+    def __init__(self, stop_at=None): self.stop_at = stop_at
+    def start(self, state): self.frozen = places(state.model, *[state.ema.module] if state.ema else [])
+    def after_iteration(self, state): state.stop = state.done == self.stop_at
+
+
+def distilled(how, teacher, start, folder=None, hooks=()):
+    if how == 'SFD': return sfd(teacher, dataclasses.replace(SFD, steps=4, ema=.5, afs=True), student=start, folder=folder, hooks=hooks, show=False)
+    cfg = dataclasses.replace(PD, start_steps=8, updates=2)
+    return progressive(teacher, sample_noise(range(4), SHAPE), cfg, torch.arange(4), student=start, folder=folder, hooks=hooks, show=False)
+
+
+@pytest.mark.parametrize('how', ['SFD', 'PD'])
+def test_frozen_weights_are_held_once_and_change_no_result(how, tmp_path, monkeypatch):
+    "The teacher, its frozen copy, the student and its average share them; a finished student shares nothing."
+    teacher, seen = teacher_of('DiT'), Seen()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    start = partly_trained(teacher)
+    _, frozen, model = starting_run(PD if how == 'PD' else SFD, teacher, start, SHAPE, lambda cfg: SFD.plan)
+    mine, theirs, trained = (*places(teacher, frozen), {p.data_ptr() for p in model.parameters() if p.requires_grad})
+    assert theirs == mine and places(model)[0] < mine and not trained & mine and trained
+    student = distilled(how, teacher, start, hooks=[seen])
+    if how == 'SFD': assert len(seen.frozen) == 2 and all(found < mine for found in seen.frozen)   # of PD the last round's teacher is a student
+    assert not places(student.denoiser)[0] & mine and all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    if how == 'SFD':
+        distilled(how, teacher, start, tmp_path, [Seen(2)])
+        resumed = distilled(how, teacher, start, tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(resumed.denoiser.parameters(), student.denoiser.parameters(), strict=True))
+    for name in ('bank', 'students', 'branches', 'progressive'):
+        module = importlib.import_module(f'bdense_nb.distillation.{name}')
+        for kind in ('lean_copy', 'trainable_copy'):
+            if hasattr(module, kind): monkeypatch.setattr(module, kind, copy.deepcopy)
+    apart = distilled(how, teacher, copy.deepcopy(start))
+    assert all(torch.equal(a, b) for a, b in zip(apart.denoiser.parameters(), student.denoiser.parameters(), strict=True))
 
 
 @pytest.mark.parametrize('name', ['SD', 'SD3', 'Flux'])
@@ -390,6 +513,7 @@ def test_adapters(name, tmp_path):
     same(start(sample_noise(range(3), SHAPE), 2., cond), teacher(sample_noise(range(3), SHAPE), 2., cond), 1e-6)
     trained = {n for n, p in start.named_parameters() if p.requires_grad}
     assert sum('lora_' not in n for n in trained) == 2 and any('lora_' in n for n in trained)   # the weight and the bias of the head
+    assert places(start)[0] < places(teacher)[0] and not {p.data_ptr() for p in start.parameters() if p.requires_grad} & places(teacher)[0]
     student = ends_at_zero(sfd(teacher, SFD, show=False, student=start))
     ours = student.sample(3, cond=cond)
     assert ((ours - ends_at_zero(sfd(teacher, SFD, show=False, student=teacher)).sample(3, cond=cond)).abs().max() > 0)

@@ -101,6 +101,40 @@ def test_a_misread_flow_is_named(is_, said):
     with pytest.raises(ValueError, match=rf'which FlowDenoiser\(net{how}\) takes'): check_teacher(D, RING.sample(2000))
 
 
+class Noise(ExactFlow):
+    "Predicts the noise of a flow, not its velocity."
+    def forward(self, x_t, time, cond=None):
+        velocity = super().forward(x_t, time, cond)
+        t = as_column(time/self.scale, x_t)
+        return x_t - t*velocity if self.data_time else x_t + (1 - t)*velocity
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('size', [.3, 1., 4.])
+def test_a_network_of_the_noise_is_no_flow_at_any_size_of_the_data(way, size):
+    "Where data are small, every level is within what is accepted: that another reading is better betrays it."
+    of = MixtureDenoiser(size*RING.means, size*RING.stds, RING.weights)
+    data = of.sample(2000)
+    assert check_teacher(FlowDenoiser(ExactFlow(*way, of), *way), data).ok
+    answers = r'\(x_t - eps\)/t' if way[1] else r'\(eps - x_t\)/\(1 - t\)'
+    D = FlowDenoiser(Noise(*way, of), *way)
+    with pytest.raises(ValueError, match=f'predict the noise eps; a network that answers {answers} predicts the velocity'): check_teacher(D, data)
+
+
+@pytest.mark.parametrize('steps', [0, 3, 30, 300])
+def test_a_flow_that_has_hardly_learnt_is_not_taken_for_another(steps):
+    torch.manual_seed(0)
+    D = FlowDenoiser(MLP(2, 32, 2))
+    adam = torch.optim.Adam(D.parameters(), 3e-3)
+    data = .3*RING.sample(4000)
+    for i in range(steps):
+        x0, eps, t = data[torch.randint(4000, (128,))], torch.randn(128, 2), torch.rand(128)
+        loss = (D.net((1 - t[:, None])*x0 + t[:, None]*eps, t, None) - (eps - x0)).square().mean()
+        adam.zero_grad(), loss.backward(), adam.step()
+    found = check_teacher(D, data, refuse=False)
+    assert 'the noise eps;' not in found.predicts and (found.ok or steps < 300)
+
+
 @pytest.mark.parametrize('data_time', [0, 1])
 def test_flow_denoisers_on_disk(data_time, tmp_path):
     D = FlowDenoiser(MLP(width=8, depth=1, n_classes=2), 1000., data_time)

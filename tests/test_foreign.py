@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bdense_nb.core import NFECounter
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser, as_column)
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser, as_column, load_denoiser,
+                                           save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
@@ -73,7 +74,37 @@ class EDM(Precond):
         v = sigma**2 + .25
         return .25/v*x + sigma*.5/v.sqrt()*self.model(x/v.sqrt(), (sigma.log()/4).flatten(), labels, **kw)
 
-PRECONDS = dict(vp=VP, ve=VE, iddpm=IDDPM, edm=EDM)
+class MPConv(nn.Module):
+    "EDM2's kind of layer: no bias, and its weight is normalised in every call, in training in place."
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.out_channels, self.weight = c_out, nn.Parameter(torch.randn(c_out, c_in, 3, 3))
+    def forward(self, x, gain=1.):
+        w = self.weight.float()
+        if self.training:
+            with torch.no_grad(): self.weight.copy_(self.normalised(w))
+        return nn.functional.conv2d(x, self.normalised(w)*gain/w[0].numel()**.5, padding=1)
+    def normalised(self, w): return w/(1e-4 + w.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)/w[0].numel()**.5)
+
+class Inner2(Inner):
+    def __init__(self, out=3, label_dim=0):
+        super().__init__(out, label_dim)
+        self.last, self.gain = MPConv(8, out), nn.Parameter(torch.tensor(.7))
+    def forward(self, x, noise, class_labels=None):
+        h = self.map_noise(noise.reshape(-1, 1).float().tanh()) + (0 if self.map_label is None else self.map_label(class_labels))
+        return self.last((self.first(x) + h[:, :, None, None]).tanh(), gain=self.gain)
+
+class EDM2(Precond):
+    sigma_data = .5
+    def __init__(self, label_dim=0):
+        super().__init__(label_dim)
+        del self.model
+        self.unet = Inner2(3, label_dim)
+    def combine(self, x, sigma, labels, kw):
+        v = sigma**2 + .25
+        return .25/v*x + sigma*.5/v.sqrt()*self.unet(x/v.sqrt(), (sigma.log()/4).flatten(), labels)
+
+PRECONDS = dict(vp=VP, ve=VE, iddpm=IDDPM, edm=EDM, edm2=EDM2)
 
 
 def made(kind, label_dim=0):
@@ -114,7 +145,7 @@ def test_branches_of_what_is_combined_inside(kind):
 @pytest.mark.parametrize('kind', PRECONDS)
 def test_edm_classes_are_distilled_and_given_back(kind, K, tmp_path):
     module = made(kind, 3)
-    for p in module.model.last.parameters(): p.data *= .1
+    for p in getattr(module, 'unet' if kind == 'edm2' else 'model').last.parameters(): p.data *= .1
     cfg = SFDConfig(shape=SHAPE, nfe=2, K=K, substeps=4, steps=1, batch=2, pool=2, sigma_max=2.5, sigma_min=.1, lr=1e-3)
     student = sfd(as_denoiser(module), cfg, show=False)
     student.save(tmp_path/'s')
@@ -128,10 +159,30 @@ def test_edm_classes_are_distilled_and_given_back(kind, K, tmp_path):
         torch.testing.assert_close(own(x, sigma, rows), student.denoiser(x, sigma, torch.tensor([0, 2, 1, 0])))
 
 
-def test_pd_of_what_is_combined_inside():
-    module = made('iddpm')
-    student = progressive(as_denoiser(module), torch.randn(6, *SHAPE), PDConfig(start_steps=4, end_steps=2, updates=1, batch=2, K=2, schedule='karras', sigma_max=2.5), show=False)
-    assert student.sample(2).isfinite().all()
+@pytest.mark.parametrize('kind', PRECONDS)
+def test_both_hosts_take_them(kind):
+    module = made(kind)
+    both_hosts(as_denoiser(module))
+
+
+@pytest.mark.parametrize('kind', PRECONDS)
+def test_a_stored_teacher_takes_the_module_as_it_is(kind, tmp_path):
+    "What `--net` names for a teacher that was saved from a pickle: a module, or what makes it, with other weights."
+    module, (x, sigma) = made(kind), x_sigma()
+    save_denoiser(D := as_denoiser(module), tmp_path)
+    other = made(kind)
+    for p in other.parameters(): p.data += 1.
+    for net in (other, lambda: other, lambda: as_denoiser(other)):
+        assert torch.equal(load_denoiser(tmp_path, 'cpu', net)(x, sigma), D(x, sigma))
+    assert not any(torch.equal(p, q) for p, q in zip(other.parameters(), module.parameters()))
+
+
+def both_hosts(D, labels=None):
+    "A student of each, that draws something."
+    small = dict(batch=2, sigma_min=.1, sigma_max=2.5, K=2)
+    few = sfd(D, SFDConfig(shape=SHAPE, nfe=2, steps=1, **small), show=False)
+    half = progressive(D, torch.randn(6, *SHAPE), PDConfig(start_steps=4, end_steps=2, updates=1, schedule='karras', **small), labels, show=False)
+    for student in (few, half): assert student.nfe == 2 and student.sample(2).isfinite().all() and type(student.denoiser) is type(D)
 
 
 class KDenoiser(nn.Module):
@@ -162,6 +213,7 @@ def test_k_diffusion_in_one_line():
     torch.testing.assert_close(D(x, sigma, label), theirs(x, sigma, class_cond=label))
     torch.testing.assert_close(D(x, sigma, dict(class_cond=label)), theirs(x, sigma, class_cond=label))
     assert D.n_classes == 5 and branch(D, 2, shape=SHAPE)(x, sigma, label).shape == (4, 2, *SHAPE)
+    both_hosts(D, torch.arange(6) % 5)
     with pytest.raises(ValueError, match='has no network .model.*inner_model'): as_denoiser(theirs, inner='model')
 
 
@@ -193,6 +245,7 @@ def test_lucidrains_in_one_line(objective):
     want = {'pred_x0': out, 'pred_noise': (z - (1 - a).sqrt()*out)/a.sqrt(), 'pred_v': a.sqrt()*z - (1 - a).sqrt()*out}[objective]
     torch.testing.assert_close(D(x, sigma), want.float(), atol=1e-4, rtol=1e-4)
     assert branch(D, 2, shape=SHAPE)(x, sigma).shape == (4, 2, *SHAPE)
+    both_hosts(D)
 
 
 # layouts

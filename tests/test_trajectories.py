@@ -521,3 +521,26 @@ def test_disk_too_small(tmp_path, monkeypatch):
 def test_bank_in_memory_lies_on_the_cpu():
     bank = make_bank(BLOBS, PLAN, range(8), 8, show=False)
     assert isinstance(bank, TrajectoryBank) and all(t.device.type == 'cpu' for shard in bank.shards for t in shard.values())
+
+
+# --- half the space ---
+
+@pytest.mark.parametrize('on_disk', [False, True])
+def test_a_bank_in_float16_takes_half_and_rounds_a_state_by_1_in_2048(on_disk, tmp_path):
+    whole = make_bank(BLOBS, PLAN, SEEDS, 64, tmp_path/'float32' if on_disk else None, show=False)
+    half_plan = replace(PLAN, bank_dtype='float16')
+    for _ in range(2): half = make_bank(BLOBS, half_plan, SEEDS, 64, tmp_path/'float16' if on_disk else None, show=False)  # found again
+    (a, _), (b, _) = (bank.batch(SEEDS[:64]) for bank in (whole, half))
+    assert b.xs.dtype == torch.float32 and 0 < ((b.xs - a.xs).abs()/a.xs.abs().clamp(min=2**-14)).max() <= 2**-11
+    assert 2*bank_megabytes(half_plan, 64) == bank_megabytes(PLAN, 64)
+    if on_disk:
+        size = {kind: sum(f.stat().st_size for f in shards(tmp_path/kind)) for kind in ('float32', 'float16')}
+        assert size['float16'] < .55*size['float32']
+        with pytest.raises(ValueError, match='bank_dtype'): make_bank(BLOBS, PLAN, SEEDS, 64, tmp_path/'float16', show=False)
+    with pytest.raises(ValueError, match="another bank_dtype: float16 there, float32"): half.check(BLOBS, PLAN, SEEDS)
+
+
+def test_states_beyond_float16_are_refused():
+    plan = replace(PLAN, sigmas=(1e5, 10., .1), bank_dtype='float16')
+    with pytest.raises(ValueError, match=r"states reach [\d.e+]+, and float16 ends at 65504: take bank_dtype='float32'"): make_bank(BLOBS, plan, range(64), 64, show=False)
+    with pytest.raises(ValueError, match='bank_dtype'): replace(PLAN, bank_dtype='bfloat16')

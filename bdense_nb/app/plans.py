@@ -4,27 +4,31 @@
 
 # %% ../../nbs/app/01_plans.ipynb #fad0881d
 from __future__ import annotations
+import copy
 import dataclasses
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import sample_noise
-from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser
+from ..diffusion.denoisers import GaussianDenoiser, GuidedDenoiser, NetDenoiser, unguided
 from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import chosen_precision, left_as_found, set_precision
+from ..training.devices import (LARGE, blocks, chosen_precision, left_as_found,
+                                        recompute_blocks, set_precision)
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
 __all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes',
-           'estimate_training', 'estimate_run', 'simulate']
+           'estimate_training', 'estimate_run', 'memory_on_paper', 'simulate']
 
 # %% ../../nbs/app/01_plans.ipynb #4307c099
 def time_iteration(
@@ -80,10 +84,10 @@ def kept_bytes(
     "What autograd keeps for the backward pass of one update."
     kept = {}
     def keep(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t
+        kept[t.untyped_storage()._cdata] = t
         return t
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): next(step(model, 0))
-    for p in model.parameters(): kept.pop(p.untyped_storage().data_ptr(), None)
+    for p in model.parameters(): kept.pop(p.untyped_storage()._cdata, None)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 def peak_bytes(device: torch.device) -> int | None: # None where the system does not say
@@ -189,13 +193,84 @@ def estimate_run(
     iterations = len(cfg.rounds or [0])*cfg.loop.steps
     by_student = None if one['seconds'] is None else one['seconds']*iterations
     banked = cfg.n_trajectories and bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3
-    return dict(cfg.cost, nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe, rounds=cfg.rounds,
+    return dict(cfg.cost_with(teacher), nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe,
+                rounds=cfg.rounds,
                 parameters=sum(p.numel() for p in start.parameters()), batch=cfg.batch,
                 measured_batch=one['measured_batch'], seconds_teacher=by_teacher,
                 seconds_student=by_student,
                 seconds=None if by_student is None else by_teacher + by_student,
                 memory_gb=one['memory_gb'], bank_gb=banked, device=str(device),
                 device_gb=(device_bytes(device) or 0)/1e9 or None)
+
+# %% ../../nbs/app/01_plans.ipynb #74475bae
+class _Fused(torch.autograd.Function):
+    "What fused attention keeps: its inputs and its answer, and no matrix of weights."
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+def _fused(query, key, value, *args, **kwargs): return _Fused.apply(query, key, value)
+
+def _nowhere(model: nn.Module) -> nn.Module: # a copy without numbers
+    place = lambda t: torch.empty_like(t, device='meta')
+    memo = {id(p): nn.Parameter(place(p), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo | {id(b): place(b) for b in model.buffers()})
+
+def _bytes(*models: nn.Module) -> int: # what several hold together is counted once
+    tensors = [t for m in models for t in (*m.parameters(), *m.buffers())]
+    held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(held.values())
+
+def _activations(model: nn.Module, step: StepFunction, hardware: Hardware, half: bool) -> float:
+    "What the backward pass of a student without numbers needs, in bytes."
+    inputs = 0
+    with mock.patch.object(F, 'scaled_dot_product_attention', _fused):
+        size = kept_bytes(model, step)
+        if hardware.recompute: # the inputs of all blocks, and what one of them keeps
+            recompute_blocks(model)
+            inputs = kept_bytes(model, step)
+            size = (size - inputs)/len(blocks(model))
+    return inputs + (size/2 + 2*sum(p.numel() for p in model.parameters()) if half else size)
+
+def memory_on_paper(
+    teacher: NetDenoiser | GuidedDenoiser, # its network may be on the `meta` device
+    cfg: Host, # of SFD-v: `cfg.at(nfe)`
+    shape: tuple[int, ...] | None = None, # of one sample; SFD's configuration says it
+    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
+    *,
+    hardware: Hardware = Hardware(),
+    device_gb: float = 80., # of one GPU
+) -> dict: # parameters, trained, memory_gb and its three parts, batch_fits, ...
+    """What a distillation needs on one GPU that is not here: nothing is computed or allocated.
+
+    Weights that teacher and student share are counted once, and all are float32. Training holds
+    a copy of what is trained, its gradient, two moments, and the average. Activations are those
+    that autograd keeps for one update, attention being fused; in 16 bits they count half, and
+    every weight has a copy of 2 bytes. What kernels borrow and what the allocator wastes is not
+    in it, so `batch_fits`, the most samples at a time, leaves a tenth free."""
+    start = student or unguided(teacher)
+    cfg = cfg.suited(teacher, start)
+    shape = tuple(cfg.shape or shape)
+    half = hardware.precision in ('bf16', 'fp16') or (
+        hardware.precision == 'auto' and sum(p.numel() for p in start.parameters()) >= LARGE)
+    n = cfg.batch//hardware.accumulate
+    source = _nowhere(teacher)
+    model = branched_student(source, student and _nowhere(student), cfg.K, cfg.layer, shape)
+    step = cfg.small(n).step_function(source, None, sample_noise(range(n), shape),
+                                      draw_conditions(start, range(n)))
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = _bytes(teacher, start)/1e9
+    training = (4 + bool(cfg.loop.ema))*trained/1e9
+    activations = _activations(model, step, hardware, half)/1e9
+    copies = 2e-9*sum(p.numel() for p in model.parameters())*half
+    per_sample = (activations - copies)/n
+    fixed = weights + training + copies
+    return dict(parameters=sum(p.numel() for p in start.parameters()), trained=trained//4,
+                batch=cfg.batch, at_once=n, weights_gb=weights, training_gb=training,
+                activations_gb=activations, memory_gb=weights + training + activations,
+                device_gb=device_gb, batch_fits=max(int((.9*device_gb - fixed)/per_sample), 0))
 
 # %% ../../nbs/app/01_plans.ipynb #76aae673
 def simulate(

@@ -5,7 +5,6 @@
 # %% ../../nbs/distillation/05_bank.ipynb #a1142cc3
 from __future__ import annotations
 import contextlib
-import copy
 import hashlib
 import inspect
 import json
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,12 +28,12 @@ from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from ..training.checkpoints import checksum, claim_folder, is_main, tensor_bytes
-from ..training.devices import Processes
+from ..training.devices import Processes, lean_copy
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank', 'bank_megabytes', 'make_bank',
-           'device_of', 'draw_start']
+__all__ = ['BANK_DTYPES', 'frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank', 'bank_megabytes',
+           'make_bank', 'device_of', 'draw_start']
 
 # %% ../../nbs/distillation/05_bank.ipynb #0cfb65e2
 _all_ = ['device_of', 'draw_start'] # of `samplers`: where a denoiser is, and the start from a seed
@@ -43,14 +43,14 @@ def frozen_copy(
     denoiser: Callable, # a network or a closed form
     shape: tuple[int, ...], # of one sample; must fit
 ) -> Callable: # a network: in evaluation mode, without gradients
-    """A copy that training cannot change; refused unless it answers samples of this shape with
-    the same shape."""
+    """A copy that training cannot change, which shares the memory of weights that are frozen
+    already; refused unless it answers samples of this shape with the same shape."""
     if not callable(denoiser):
         raise TypeError('the teacher must be a denoiser D(x, sigma, cond), got '
                         f'{type(denoiser).__name__}')
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
-        denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        denoiser = lean_copy(denoiser).requires_grad_(False).eval()
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     try: out = denoiser(x, 1., cond)
     except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the '
@@ -206,6 +206,9 @@ def _described_function(f: Callable, path: str, above: dict[int, str]):
     return [name, code.co_code, repr(constants), said]
 
 # %% ../../nbs/distillation/05_bank.ipynb #7b5e1d94
+#: what a bank's numbers can be kept in; float16 halves it, and rounds a state by up to 1/2048
+BANK_DTYPES = ('float32', 'float16')
+
 @dataclass(frozen=True)
 class TrajectoryPlan:
     "What fixes a teacher's trajectory besides the teacher and the seed."
@@ -213,9 +216,11 @@ class TrajectoryPlan:
     solver: str # a key of `SOLVERS`
     shape: tuple[int, ...] # of one sample
     afs: bool = False # is the teacher's first step analytic?
+    bank_dtype: Literal[*BANK_DTYPES] = 'float32' # what a bank keeps its states in
 
     def __post_init__(self):
         check_choice('solver', self.solver, SOLVERS)
+        check_choice('bank_dtype', self.bank_dtype, BANK_DTYPES)
         object.__setattr__(self, 'sigmas', tuple(check_sigmas(self.sigmas).tolist()))
         object.__setattr__(self, 'shape', tuple(self.shape))
 
@@ -294,7 +299,7 @@ class TrajectoryBank:
         "Refuse a bank that is not of this run, and say what differs."
         mine_of = dict(vars(self.plan), teacher=self.teacher)
         asked_of = dict(vars(plan), teacher=denoiser_hash(teacher))
-        for name in ('teacher', 'solver', 'afs', 'shape', 'sigmas'):
+        for name in ('teacher', 'solver', 'afs', 'shape', 'sigmas', 'bank_dtype'):
             mine = mine_of[name]
             asked = asked_of[name]
             if mine != asked:
@@ -327,6 +332,7 @@ class TrajectoryBank:
         whole = parts[0]
         if len(parts) > 1: whole = {k: torch.cat([p[k] for p in parts]) for k in whole}
         whole = {k: send(v, self.device) for k, v in whole.items()}
+        if whole['xs'].dtype == torch.float16: whole['xs'] = whole['xs'].float()
         sigmas = torch.tensor(self.plan.sigmas, dtype=torch.float64)
         cond = whole.get('labels')
         if self.conditions is not None: cond = cond_like(self.conditions(seeds), whole['xs'])
@@ -338,8 +344,15 @@ def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> 
     parts = [plan.walk(teacher, seeds[i:i + batch]) for i in range(0, len(seeds), batch)]
     tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
     check_ends(tensors['xs'][:, -1], seeds)
+    if plan.bank_dtype == 'float16': tensors['xs'] = _halved(tensors['xs'])
     if not _labelled(teacher): return tensors
     return dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
+
+def _halved(xs: Tensor) -> Tensor: # the same in float16
+    most = torch.finfo(torch.float16).max
+    if (largest := float(xs.abs().max())) <= most: return xs.half()
+    raise ValueError(f'states reach {largest:.4g}, and float16 ends at {most:g}: take '
+                     "bank_dtype='float32', or start at a lower sigma_max")
 
 def _labelled(teacher: Callable) -> bool: # are classes stored with its trajectories?
     return bool(getattr(teacher, 'n_classes', 0)) and getattr(teacher, 'conditions', None) is None
@@ -352,7 +365,8 @@ def bank_megabytes(
     n: int, # trajectories
 ) -> float: # 10**6 bytes, in memory or on disk
     "What a bank takes."
-    return 4e-6*n*len(plan.sigmas)*torch.Size(plan.shape).numel()
+    size = getattr(torch, plan.bank_dtype).itemsize
+    return 1e-6*size*n*len(plan.sigmas)*torch.Size(plan.shape).numel()
 
 # %% ../../nbs/distillation/05_bank.ipynb #8ad9f69a
 def make_bank(
@@ -431,6 +445,7 @@ class _Files:
         self.note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver,
                          afs=plan.afs, shape=list(plan.shape), batch=batch,
                          seeds=[bank.seeds.start, bank.seeds.stop])
+        if plan.bank_dtype != 'float32': self.note['bank_dtype'] = plan.bank_dtype
 
     def path(self, i: int) -> Path: return _path(self.folder, i)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from ..core import check_int, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
+from ..training.devices import trainable_copy
 
 # %% auto #0
 __all__ = ['has_rows', 'widen', 'narrow', 'BranchesToBatch', 'BranchedDenoiser', 'branch', 'output_layer', 'sample_shape', 'fold']
@@ -132,14 +133,13 @@ def branch(
     shape: tuple[int, ...] | None = None,
 ) -> BranchedDenoiser: # on the teacher's device; every branch starts as the teacher
     """Copy a network and widen its output layer K-fold; what was trainable stays so, and if
-    nothing was, all is."""
+    nothing was, all is. What stays frozen is held in memory once, with the original."""
     if not isinstance(denoiser, NetDenoiser):
         raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got '
                         f'{type(denoiser).__name__}')
     check_int('K', K, 1)
     check_precision(denoiser)
-    student = copy.deepcopy(denoiser)
-    if not any(p.requires_grad for p in student.parameters()): student.requires_grad_(True)
+    student = trainable_copy(denoiser)
     if layer is not None: _layer(student.net, layer)
     if K == 1: return BranchedDenoiser(student, 1, layer)
     layer = layer or output_layer(student, shape)
@@ -151,7 +151,8 @@ def branch(
                       'equal: make it trainable, or take K=1', stacklevel=2)
     _replace(student.net, layer, wide)
     branched = BranchedDenoiser(student, K, layer)
-    _check_branches(branched, _known_shape(student, shape))
+    if not wide.weight.is_meta: # there are no numbers to compare
+        _check_branches(branched, _known_shape(student, shape))
     return branched
 
 def _layer(net: nn.Module, name: str) -> nn.Module:

@@ -90,9 +90,10 @@ def reference_plan(
 # %% ../../nbs/distillation/10_distill.ipynb #5192b1b2
 def training_cost(
     cfg: Host,
+    teacher: Callable | None = None, # a guided one calls its network twice; None: one that does not
 ) -> dict[str, int]: # updates; samples through the teacher; through the student, both ways
     "What a run costs, in optimiser updates and in samples sent through the networks."
-    return cfg.cost
+    return cfg.cost_with(teacher)
 
 # %% ../../nbs/distillation/10_distill.ipynb #57bca18f
 #: configurations with a name: see `preset`

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/distillation/09_progressive.ipynb #a82129a9
 from __future__ import annotations
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from .students import (Host, Student, about_teacher, starting_run, branched_stud
                                              claim_run, kept, starting_network, train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import share
+from ..training.devices import lean_copy, share
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
@@ -401,7 +400,7 @@ def _check_first_loss(model: BranchedDenoiser, step: StepFunction) -> None:
 
 def _tiled(plain: NetDenoiser, model: BranchedDenoiser, shape: tuple[int, ...]) -> BranchedDenoiser:
     "The next round's student: branches anew, and trainable where the last one was."
-    start = copy.deepcopy(plain)
+    start = lean_copy(plain)
     for mine, theirs in zip(start.parameters(), model.denoiser.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
     return branched_student(plain, start, model.K, model.layer, shape)

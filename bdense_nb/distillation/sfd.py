@@ -18,7 +18,7 @@ from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top, ungu
 from ..diffusion.samplers import (SOLVERS, Sampler, afs_x0, draw_start, euler_step,
                                           trajectory)
 from ..diffusion.schedules import SCHEDULES, nested_sigmas
-from .bank import (TrajectoryBank, TrajectoryPlan, frozen_copy,
+from .bank import (BANK_DTYPES, TrajectoryBank, TrajectoryPlan, frozen_copy,
                                          make_bank)
 from .losses import (BRANCH_WEIGHTS, NORMS, branch_weights,
                                            dense_alignment_loss, scheduled_weights)
@@ -61,6 +61,8 @@ class SFDBase(Host):
     batch: AtLeast1 = 128 # trajectories an iteration
     # distinct trajectories, gone through again and again; None: all fresh
     pool: AtLeast1 | None = None
+    # what a bank keeps the teacher's states in: float16 takes half the space, and rounds them
+    bank_dtype: Literal[*BANK_DTYPES] = 'float32'
     lr: Above0 = 5e-5 # peak learning rate of Adam
     # of the learning rate after the warm-up; drop: x0.1 at half-time
     lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop'
@@ -173,7 +175,7 @@ class SFDConfig(SFDBase):
     def plan(self) -> TrajectoryPlan: # what the teacher walks
         "The teacher's trajectories: levels, solver, shape."
         levels = tuple(self.grids[0].tolist())
-        return TrajectoryPlan(levels, self.solver, self.shape, self.teacher_afs)
+        return TrajectoryPlan(levels, self.solver, self.shape, self.teacher_afs, self.bank_dtype)
 
     def step_function(self, teacher: Callable, bank: TrajectoryBank | None = None,
                       data: None = None, labels: None = None) -> StepFunction:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import importlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
                             save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
-                                           NetDenoiser, PreconditionedDenoiser, check_samples,
+                                           NetDenoiser, check_samples,
                                            load_denoiser, read_about, read_run, save_denoiser,
                                            unguided)
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -29,6 +28,7 @@ from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
 from .branches import BranchedDenoiser, branch, fold
 from ..training.checkpoints import FREE, checksum, claim_folder
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import lean_copy
 from ..training.loop import Fit, fit
 
 # %% auto #0
@@ -64,7 +64,7 @@ def branched_student(
     "The network that is trained: a copy of the teacher, or of another network, with K branches."
     start = starting_network(teacher, student)
     if (drawn := getattr(teacher, 'conditions', None)) is not start.conditions:
-        start = copy.deepcopy(start)
+        start = lean_copy(start)
         start.conditions = drawn
     return branch(start, K, layer, shape).train()
 
@@ -304,11 +304,9 @@ def load_student(
         if (folder/WEIGHTS).is_file():
             half = ': its weights are there, but saving was cut off; save it again'
         raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
-    said = read_about(folder)
-    about = dict(said.get('about', {}))
+    about = dict(read_about(folder).get('about', {}))
     how = _sampling(folder/CONFIG, about)
-    given = None if net is None else lambda: _given(net, said['net'])
-    denoiser = load_denoiser(folder, device, given)
+    denoiser = load_denoiser(folder, device, net)
     if how.conditions_sha256 is not None:
         denoiser.conditions = _load_table(folder, how.conditions_sha256)
     common = (how.afs, how.shape, about)
@@ -319,15 +317,6 @@ def load_student(
         return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
     except (TypeError, ValueError) as e:
         raise ValueError(f'{folder/CONFIG} does not say how to sample: {e}') from e
-
-def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
-    """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
-    takes."""
-    made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
-    if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
-        made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
-    if isinstance(made, PreconditionedDenoiser): return made.module()
-    return made.net if isinstance(made, NetDenoiser) else made
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db
 # 64 hex digits
@@ -410,6 +399,16 @@ class Host:
     def small(self, n: int) -> Host: # whose first four iterations are timed
         "The same with a few samples and iterations, to try it out."
         return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
+
+    def cost_with(self, teacher: Callable) -> dict[str, int]:
+        "`cost`, where a guided teacher calls its network twice; of a later round it is a student."
+        cost = dict(self.cost)
+        if not isinstance(teacher, GuidedDenoiser): return cost
+        plan = self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
+        levels = torch.tensor(plan.sigmas[:-1])
+        acts = float((teacher._scale(levels[:, None], levels) != 1).float().mean())
+        cost['teacher'] += round(acts*cost['teacher']/len(self.rounds or [0]))
+        return cost
 
     def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:
         "The trajectories that the runs share; None: each walks by itself."

@@ -21,6 +21,7 @@ from .branches import _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
 from .students import (Student, VariableStudent, about_teacher, starting_run, claim_run,
                                              kept)
+from ..training.devices import trainable_copy
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
 
@@ -84,8 +85,7 @@ def condition(
 ) -> NetDenoiser: # the same function; trainable, or as far as the given one is
     "Give one layer a bias of its own for each step count."
     find_step_layer(denoiser, layer)
-    conditioned = copy.deepcopy(denoiser)
-    if not any(p.requires_grad for p in conditioned.parameters()): conditioned.requires_grad_(True)
+    conditioned = trainable_copy(denoiser)
     _replace(conditioned.net, layer, StepBias(conditioned.net.get_submodule(layer), n))
     return conditioned
 

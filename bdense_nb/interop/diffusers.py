@@ -357,7 +357,9 @@ def add_adapters(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net.model.add_adapter(config)
-    net.get_submodule(head).requires_grad_(True)
+    for p in net.get_submodule(head).parameters(): # its memory may be another network's
+        p.data = p.detach().clone()
+        p.requires_grad_(True)
     net.adapters = dict(rank=rank, targets=list(targets), head=head, seed=seed)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
@@ -21,6 +22,7 @@ from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
 from ..distillation.branches import output_layer
 from ..distillation.students import Student
+from ..training.devices import lean_copy
 from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
                                          _read_network, add_adapters)
 
@@ -168,13 +170,14 @@ def with_adapters(
     targets: Sequence[str] = ('to_q', 'to_k', 'to_v', 'to_out.0'),
     seed: int = 0, # of their random halves
 ) -> NetDenoiser: # answers as it did; pass it as student= to a distillation
-    "A copy of which LoRA adapters and the output layer alone are trained."
+    """A copy of which LoRA adapters and the output layer alone are trained; all other weights are
+    held in memory once, with the original."""
     if not isinstance(getattr(denoiser, 'net', None), DiffusersNet):
         raise TypeError('adapters are for a denoiser from from_diffusers, got '
                         f'{type(denoiser).__name__}; of another network freeze what shall stay, '
                         'and pass it as student=')
     check_int('rank', rank, 1)
-    student = copy.deepcopy(denoiser)
+    student = lean_copy(denoiser)
     head = output_layer(student, student.net.sample_shape)
     add_adapters(student.net, rank, targets, head, seed)
     return student
@@ -348,8 +351,9 @@ def _pipeline_class(pipeline) -> type:
         raise ValueError(f'{pipeline} holds a {name}, which this diffusers does not have: leave '
                          'pipeline= out to write the network and its scheduler alone')
     if hasattr(kind, '_backends'): # a stand-in for what cannot be imported
-        raise ImportError(f'{name} needs {", ".join(kind._backends)}, which are not all here; '
-                          'install them (pip install transformers)')
+        missing = ' '.join(p for p in kind._backends if importlib.util.find_spec(p) is None)
+        raise ImportError(f'{name} needs what is not here: pip install {missing}; or leave '
+                          'pipeline= out to write the network and its scheduler alone')
     return kind
 
 def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> None:

@@ -5,6 +5,7 @@
 # %% ../../nbs/training/03_devices.ipynb #71d0f990
 from __future__ import annotations
 import contextlib
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from ..core import send
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'Processes', 'Averaged',
-           'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'chosen_precision', 'set_precision',
-           'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
+__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
+           'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'chosen_precision',
+           'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -55,10 +56,12 @@ def share(
 
 # %% ../../nbs/training/03_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:
-    "The repeated parts of a network: what stands in its innermost lists of modules."
+    """The repeated parts of a network: what stands in its innermost lists of modules that have
+    parts themselves (of single layers, where there are no others)."""
     groups = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return [m for group in groups for m in group
-            if not any(isinstance(c, nn.ModuleList) for c in m.modules())]
+    groups = [g for g in groups if all(list(m.children()) for m in g)] or groups
+    inner = set(groups)
+    return [m for group in groups for m in group if inner.isdisjoint(m.modules())]
 
 def recompute_blocks(model: nn.Module) -> None:
     "Let each block forget what it computed, and compute it again when the gradient asks."
@@ -67,6 +70,17 @@ def recompute_blocks(model: nn.Module) -> None:
                          f'{type(model).__name__} has no nn.ModuleList')
     for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+def lean_copy(model: nn.Module) -> nn.Module: # a parameter that is not trained shares its memory
+    "A copy that holds what is trained anew, and what is frozen together with the original."
+    frozen = [p for p in model.parameters() if type(p) is nn.Parameter and not p.requires_grad]
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in frozen}
+    return copy.deepcopy(model, memo)
+
+def trainable_copy(model: nn.Module) -> nn.Module: # where nothing is trainable, all of it is
+    "A copy to be trained, as far as the original says it."
+    if any(p.requires_grad for p in model.parameters()): return lean_copy(model)
+    return copy.deepcopy(model).requires_grad_(True)
 
 # %% ../../nbs/training/03_devices.ipynb #eeb29eaf
 class Processes:
@@ -176,12 +190,12 @@ def set_precision(
 
 def set_memory_format(
     model: nn.Module, # changed in place
-    channels_last: bool, # True: 4-D weights lie in memory as [out, height, width, in]
+    channels_last: bool, # True: 4-D weights in training lie as [out, height, width, in]
 ) -> None:
     "Channels last, which convolutions prefer; or contiguous, as FSDP wants it."
     for t in (*model.parameters(), *model.buffers()):
         if not channels_last: t.data = t.data.contiguous()
-        elif t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
+        elif t.ndim == 4 and t.requires_grad: t.data = t.data.to(memory_format=torch.channels_last)
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
@@ -196,5 +210,11 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 _all_ = ['send'] # from core, for those who train
 
 def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
-    "Hook before a compiled model's call: a Python number would be compiled for anew each time."
-    return tuple(args[0].new_full((), a) if isinstance(a, float) else a for a in args)
+    """Hook before a compiled model's call: a Python number would be compiled for anew each time,
+    and a noise level from the CPU would be copied inside the graph."""
+    x = args[0]
+    def put(a):
+        if isinstance(a, float): return x.new_full((), a)
+        if not isinstance(a, Tensor) or a.device == x.device: return a
+        return send(a.to(x.dtype) if a.is_floating_point() else a, x.device)
+    return tuple(map(put, args))

@@ -345,6 +345,8 @@ class State:
             set_memory_format(self.model, channels_last=not hardware.shard)
         if self.cfg.ema:
             self.ema = AveragedModel(self.model)
+            for a, p in zip(self.ema.module.parameters(), self.model.parameters()):
+                if not p.requires_grad: a.data = p.data # its average is itself
         if hardware.shard: self.plain = copy.deepcopy(self.model).cpu()
         if hardware.recompute: recompute_blocks(self.model)
         self.precision = chosen_precision(hardware.precision, self.model, self.device)
