@@ -528,7 +528,12 @@ class TeacherCheck:
         levels = ', '.join(f'{s:.3g}' for s in self.failed)
         guess = ('its wrapper may have another parameterisation, noise schedule or scale of the '
                  'data than the network was trained with')
+        good = self.sigmas[:len(self.sigmas) - len(self.failed)]
         if self.predicts: guess = f'it seems to predict {self.predicts}'
+        elif len(self.failed) <= len(self.sigmas)//4 and self.failed[0] > good[-1]:
+            guess = (f'up to {good[-1]:.3g} it does, as a misread network rarely does, so it may '
+                     f'know the noisiest levels too little, as networks that predict noise do for '
+                     f'long: train it longer, or start lower, with sigma_max={good[-1]:.3g}')
         return (f'this denoiser does not give clean estimates at {len(self.failed)} of '
                 f'{len(self.sigmas)} noise levels ({levels}): at {self.sigmas[i]:.3g} its root '
                 f'mean square error is {self.errors[i]:.3g}, where {self.limits[i]:.3g} would be '
