@@ -10,11 +10,11 @@ from conftest import shaken
 from bdense_nb.distillation import sfd as sfd_module
 from bdense_nb.distillation import students as students_module
 from bdense_nb.core import sample_noise
-from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, NetDenoiser, VPDenoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import SOLVERS, afs_x0, euler_step, trajectory
 from bdense_nb.diffusion.schedules import linear_alpha_bar
-from bdense_nb.distillation.bank import TrajectoryBank, frozen_copy
+from bdense_nb.distillation.bank import TrajectoryBank, denoiser_hash, frozen_copy
 from bdense_nb.distillation.branches import branch, fold
 from bdense_nb.distillation.losses import NORMS, branch_weights
 from bdense_nb.distillation.segments import BRANCH_STEPS
@@ -635,3 +635,45 @@ def test_weights_in_half_precision_are_refused_for_what_they_are(teacher, dtype)
     half = copy.deepcopy(teacher).to(dtype)
     for call in (lambda: sfd(half, TINY, show=False), lambda: sfd(teacher, TINY, show=False, student=half)):
         with pytest.raises((TypeError, ValueError), match=f'{str(dtype).removeprefix("torch.")}.*float'): call()
+
+
+def half_frozen(seed=0):
+    torch.manual_seed(seed)
+    teacher = EDMDenoiser(MLP(2, 16, 1), .5)
+    torch.nn.init.normal_(teacher.net.out.weight, 0, .1)
+    teacher.net.stem.weight.data[0, 0] = -0.
+    teacher.net.stem.requires_grad_(False)
+    return teacher
+
+
+def test_frozen_weights_that_are_shared_are_never_written(tmp_path):
+    class Stop:
+        def after_iteration(self, state): state.stop = state.done == 4
+    cfg = SFDConfig(nfe=1, shape=(2,), steps=8, batch=4, lr=.1, ema=.9)
+    teacher, all_trained = half_frozen(), half_frozen().requires_grad_(True)
+    before = denoiser_hash(teacher)
+    sfd(teacher, cfg, show=False)
+    assert denoiser_hash(teacher) == before  # -0. stays, too
+    sfd(all_trained, cfg, folder=tmp_path/'all', show=False, hooks=[Stop()])
+    with pytest.raises(ValueError, match='net.stem.weight is frozen here and has other numbers there'): sfd(teacher, cfg, folder=tmp_path/'all', show=False)
+    assert denoiser_hash(teacher) == before
+    whole = sfd(teacher, cfg, show=False)
+    sfd(teacher, cfg, folder=tmp_path/'half', show=False, hooks=[Stop()])
+    again = sfd(teacher, cfg, folder=tmp_path/'half', show=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.denoiser.parameters(), again.denoiser.parameters()))
+
+
+def test_a_float16_bank_is_what_would_be_walked():
+    cfg = replace(TINY, bank_dtype='float16', pool=None)
+    teacher = half_frozen()
+    walked, banked = sfd(teacher, cfg, show=False), sfd(teacher, cfg, teacher_bank(teacher, cfg, show=False), show=False)
+    assert all(torch.equal(a, b) for a, b in zip(walked.denoiser.parameters(), banked.denoiser.parameters()))
+    with pytest.raises(ValueError, match="no bank keeps what restarts"): replace(cfg, teacher_states='local')
+
+
+def test_the_norm_in_float32_has_the_hash_of_the_plain_one():
+    guided = GuidedDenoiser(EDMDenoiser(UNet(1, (8, 32), n_classes=2), .5), 2.)
+    ours = denoiser_hash(guided)
+    for m in guided.modules():
+        if isinstance(m, torch.nn.GroupNorm): m.__class__ = torch.nn.GroupNorm
+    assert denoiser_hash(guided) == ours

@@ -9,10 +9,10 @@ import pytest
 import torch
 import two_processes as two
 from bdense_nb.core import load_tensors
-from bdense_nb.diffusion.nets import UNet
+from bdense_nb.diffusion.nets import MLP, TemporalNet, UNet
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
-from bdense_nb.training.devices import chosen_precision, send, share
+from bdense_nb.training.devices import blocks, chosen_precision, send, share
 from bdense_nb.training.loop import fit, training
 from test_training import loss_of, net
 from torch import nn
@@ -329,3 +329,15 @@ def test_accelerate_launch_on_cpus_says_what_to_run(monkeypatch):
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'True')
     monkeypatch.setenv('MASTER_PORT', '29500')
     with pytest.warns(UserWarning, match='one process only.*torchrun --nproc_per_node N'): fit(net(), taught(Teacher()), TrainConfig(1), show=False)
+
+
+def test_blocks_are_the_innermost_parts_that_repeat():
+    kinds = lambda net: [type(m).__name__ for m in blocks(net)]
+    assert set(kinds(UNet(1, (8, 32), blocks=2))) == {'ResBlock', 'SelfAttention'} and len(blocks(UNet(1, (8, 32)))) == 5
+    assert kinds(MLP(depth=3)) == 3*['Linear'] and set(kinds(TemporalNet())) == {'DilatedBlock'}
+    class Ragged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.some = nn.ModuleList([nn.Linear(2, 2), None])
+            self.none = nn.ModuleList()
+    assert kinds(Ragged()) == ['Linear']

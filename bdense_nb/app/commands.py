@@ -60,7 +60,7 @@ from ..distillation.distill import config_of, distill, preset, reference_plan
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..distillation.students import CONDITIONS, Student, VariableStudent, load_student
-from ..distillation.teaching import edm_loss, train_teacher
+from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.features import FEATURE_SPACES, load_space
 from ..evaluation.metrics import (fashion_fd, frechet_distance, paired_error,
@@ -444,8 +444,11 @@ def data_line(x: Tensor, y: Tensor | dict | None, data: str) -> str:
 def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = None) -> EDMDenoiser:
     """An untrained teacher: what `make` makes, or an MLP for points, a U-Net for images, deeper
     for larger ones."""
-    sigma_data = .7 if data in ('fashion_mnist', *TOY_SETS) else round(x.std().item(), 2)
-    if not sigma_data:
+    spread = x.std().item()
+    size = root_mean_square(x) # of drawings with little ink it is far above their spread
+    sigma_data = round(spread if size <= 3*spread else size, 2)
+    if data in ('fashion_mnist', *TOY_SETS): sigma_data = .7
+    if not round(spread, 2):
         raise ValueError(f'{data}: all images are the same single colour, so there is nothing to '
                          f'learn')
     if make is not None:
@@ -596,7 +599,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     denoiser = made.to(find_device(options.device))
     if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
     with alone(out):
-        if options.overwrite and is_main(): forget_run(out, ['checkpoints', 'config.json'])
+        if options.overwrite and is_main():
+            forget_run(out, ['checkpoints', 'config.json', CONDITIONS])
         result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints',
                                hardware=hardware, null_class=options.null_class, hooks=hooks)
         note_start(out, line, options, config=cfg, hardware=hardware)
@@ -906,7 +910,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     announce(plan, folder)
     with alone(out):
         if options.overwrite and is_main():
-            forget_run(out, ['checkpoints', 'config.json', 'model.safetensors'])
+            forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
         data, labels = pairs or (None, None)
         banks = make_banks(source, cfg, options.bank, folder)
         student = distill(source, cfg, data, labels, banks, folder, hardware=hardware,

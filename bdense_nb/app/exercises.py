@@ -41,7 +41,8 @@ def check(
     check_choice('exercise', number, EXERCISES)
     run, judge, hint = EXERCISES[number]
     if not (run and callable(answer)): return check_answer(lambda: answer, judge, hint)
-    begun = getattr(answer, '__code__', run.__code__).co_code != (lambda: None).__code__.co_code
+    code = getattr(answer, '__code__', run.__code__).co_code
+    begun = len(code) > len((lambda: None).__code__.co_code)
     def given():
         got = run(answer)
         parts = got if isinstance(got, (list, tuple)) else [got]

@@ -349,7 +349,8 @@ class Windows:
 
     def _whole(self, series: Series) -> list[int]:
         "Starts of the windows that are known as a whole."
-        count = torch.cat([torch.zeros(1), series.known.amin(0).cumsum(0)])
+        count = torch.cat([torch.zeros(1, dtype=torch.int64),
+                           series.known.amin(0).cumsum(0, dtype=torch.int64)])
         whole = count[self.horizon:] - count[:-self.horizon] == self.horizon
         starts = whole.nonzero()[:, 0]
         starts = starts[starts >= self.context].tolist()

@@ -58,6 +58,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 class GroupNorm(nn.GroupNorm):
     "Group normalisation in float32 under any autocast, as CUDA's does it and a CPU's does not."
+    hash_ignores = ('num_channels',) # the weights say it, as those of torch's own do
+
     def forward(self, x: Tensor) -> Tensor:
         "Normalised features; of half precision in float32."
         return super().forward(x.float() if x.dtype in HALF else x)

@@ -43,8 +43,8 @@ def frozen_copy(
     denoiser: Callable, # a network or a closed form
     shape: tuple[int, ...], # of one sample; must fit
 ) -> Callable: # a network: in evaluation mode, without gradients
-    """A copy that training cannot change, which shares the memory of weights that are frozen
-    already; refused unless it answers samples of this shape with the same shape."""
+    """A copy that training cannot change; weights that are frozen already are shared, so leave
+    them frozen. Refused unless it answers samples of this shape with the same shape."""
     if not callable(denoiser):
         raise TypeError('the teacher must be a denoiser D(x, sigma, cond), got '
                         f'{type(denoiser).__name__}')
@@ -236,6 +236,8 @@ class TrajectoryPlan:
         x, cond = draw_start(teacher, self.shape, seeds, self.sigmas[0])
         traj = trajectory(teacher, x, self.sigmas, self.solver, self.afs, cond)
         if traj.xs.device.type == 'cpu': check_ends(traj[-1], seeds) # a GPU is not waited for
+        if self.bank_dtype == 'float16': # whether they are kept or not
+            traj = Trajectory(traj.sigmas, _halved(traj.xs).to(traj.xs.dtype))
         return traj, cond
 
 def check_ends(x: Tensor, seeds: range) -> None: # x [B, *D], on the CPU
@@ -350,6 +352,7 @@ def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> 
 
 def _halved(xs: Tensor) -> Tensor: # the same in float16
     most = torch.finfo(torch.float16).max
+    if xs.device.type != 'cpu': return xs.half() # it would have to be waited for
     if (largest := float(xs.abs().max())) <= most: return xs.half()
     raise ValueError(f'states reach {largest:.4g}, and float16 ends at {most:g}: take '
                      "bank_dtype='float32', or start at a lower sigma_max")

@@ -89,6 +89,9 @@ class SFDBase(Host):
         if not self.shape:
             raise ValueError('shape must be the shape of one sample, such as (1, 28, 28), got ()')
         if self.pool is not None: check_int('pool', self.pool, self.batch)
+        if self.bank_dtype != 'float32' and self.teacher_states == 'local':
+            raise ValueError("bank_dtype='float16' is for teacher_states='global': no bank keeps "
+                             'what restarts at the student')
         check_substeps(self.substeps, self.substeps, self.K)
         self.weights(0.)
         self.train_config

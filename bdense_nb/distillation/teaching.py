@@ -19,7 +19,7 @@ from ..training.devices import send, share
 from ..training.loop import Fit, fit
 
 # %% auto #0
-__all__ = ['edm_loss', 'train_teacher']
+__all__ = ['edm_loss', 'train_teacher', 'root_mean_square']
 
 # %% ../../nbs/distillation/01_teaching.ipynb #d39ee93c
 def edm_loss(
@@ -80,12 +80,16 @@ def train_teacher(
         yield edm_loss(model, send(images[pick], device), label, g)
     return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
 
+def root_mean_square(t: Tensor) -> float:
+    "The size of numbers, about zero; nothing is copied."
+    return (torch.linalg.vector_norm(t)/t.numel()**.5).item()
+
 def _check_scale(denoiser: NetDenoiser, images: Tensor) -> None:
     "Refuse data of another dtype than the weights, and warn of another size than was told."
     if images.dtype != (dtype := next(denoiser.parameters()).dtype):
         raise TypeError(f'the data are {images.dtype}, the network is {dtype}: convert one of them '
                         f'with .to()')
-    size = images.square().mean().sqrt().item()
+    size = root_mean_square(images)
     if not 1/3 <= size/denoiser.sigma_data <= 3:
         warnings.warn(f'the data have a root mean square of {size:.3g}, but this denoiser is made '
                       f'for sigma_data={denoiser.sigma_data:.3g}: subtract the mean of the data '

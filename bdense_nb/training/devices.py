@@ -20,8 +20,8 @@ from ..core import send
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
-           'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'shard_like', 'chosen_precision',
-           'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
+           'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_whole', 'shard_like',
+           'chosen_precision', 'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -56,12 +56,15 @@ def share(
 
 # %% ../../nbs/training/03_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: what stands in its innermost lists of modules that have
-    parts themselves (of single layers, where there are no others)."""
-    groups = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    groups = [g for g in groups if all(list(m.children()) for m in g)] or groups
-    inner = set(groups)
-    return [m for group in groups for m in group if inner.isdisjoint(m.modules())]
+    """The repeated parts of a network: what stands in its lists of modules and has two parts with
+    weights, the innermost of these (single layers, where there are no others)."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    every = [m for group in lists for m in group if m is not None]
+    members = [m for m in every if not isinstance(m, nn.ModuleList)]
+    def parts(m): return sum(any(True for _ in part.parameters()) for part in m.children())
+    chosen = [m for m in members if parts(m) > 1] or [m for m in members if list(m.parameters())]
+    known = set(chosen)
+    return [m for m in chosen if known.isdisjoint(set(m.modules()) - {m})]
 
 def recompute_blocks(model: nn.Module) -> None:
     "Let each block forget what it computed, and compute it again when the gradient asks."
@@ -148,9 +151,13 @@ def full_tensor(t: Tensor) -> Tensor: # the same numbers in one place
     "Gather a tensor that is sharded over processes; any other is returned as it is."
     return t.full_tensor() if hasattr(t, 'full_tensor') else t
 
+def is_whole(t: Tensor) -> bool:
+    "Is it in one place, not sharded?"
+    return not hasattr(t, 'full_tensor')
+
 def shard_like(t: Tensor, like: Tensor) -> Tensor:
     "Shard a tensor as another one is; if that one is not, it stays in one place."
-    if not hasattr(like, 'full_tensor') or t.shape != like.shape: return t
+    if is_whole(like) or t.shape != like.shape: return t
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
 

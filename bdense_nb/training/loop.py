@@ -26,9 +26,9 @@ from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprin
                           newest_checkpoint, same_run)
 from .config import Hardware, TrainConfig
 from .devices import (Averaged, Processes, as_part, average_gradients, chosen_precision,
-                      full_tensor, left_as_found, numbers_as_tensors, recompute_blocks, send,
-                      set_memory_format,
-                      set_precision, shard_like, shard_model, share)
+                      full_tensor, is_whole, lean_copy, left_as_found, numbers_as_tensors,
+                      recompute_blocks, send, set_memory_format, set_precision, shard_like,
+                      shard_model, share)
 from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
                     ProgressBar, SampleSheets, Trackers, progress)
 
@@ -344,9 +344,8 @@ class State:
         if hardware.shard or last:
             set_memory_format(self.model, channels_last=not hardware.shard)
         if self.cfg.ema:
-            self.ema = AveragedModel(self.model)
-            for a, p in zip(self.ema.module.parameters(), self.model.parameters()):
-                if not p.requires_grad: a.data = p.data # its average is itself
+            self.ema = AveragedModel(nn.Identity())
+            self.ema.module = lean_copy(self.model) # what is frozen is its own average
         if hardware.shard: self.plain = copy.deepcopy(self.model).cpu()
         if hardware.recompute: recompute_blocks(self.model)
         self.precision = chosen_precision(hardware.precision, self.model, self.device)
@@ -401,9 +400,9 @@ class State:
     @torch.no_grad()
     def average(self) -> None:
         "What `AveragedModel.update_parameters` does, which would wait for a GPU."
-        average = list(self.ema.module.parameters())
-        weights = [p.detach() for p in self.model.parameters()]
-        if self.done: get_ema_multi_avg_fn(self.cfg.ema)(average, weights, None)
+        pairs = zip(self.ema.module.parameters(), self.model.parameters())
+        average, weights = zip(*((a, p.detach()) for a, p in pairs if p.requires_grad))
+        if self.done: get_ema_multi_avg_fn(self.cfg.ema)(list(average), list(weights), None)
         else:
             for a, w in zip(average, weights): a.copy_(w)
         for a, b in zip(self.ema.module.buffers(), self.model.buffers()): a.copy_(b)
@@ -546,10 +545,16 @@ def _load_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
     differ += [f'{k} is only there' for k in tensors if k not in mine]
     differ += [f'{k} is {kind(tensors[k])} there and {kind(t)} here' for k, t in mine.items()
                if k in tensors and kind(tensors[k]) != kind(t)]
+    # what is frozen may be shared with the caller's networks: it is compared, not written
+    frozen = {k for k, p in model.named_parameters() if not p.requires_grad and is_whole(p)}
+    if not differ:
+        differ = [f'{k} is frozen here and has other numbers there' for k in frozen
+                  if not torch.equal(tensors[k].to(mine[k].device), mine[k])]
     if differ:
         more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
         raise ValueError('; '.join(differ[:3]) + more)
-    model.load_state_dict({k: shard_like(tensors[k], t) for k, t in mine.items()})
+    model.load_state_dict({k: shard_like(tensors[k], t) for k, t in mine.items()
+                           if k not in frozen}, strict=False)
 
 # %% ../../nbs/training/05_loop.ipynb #45eca1ba
 @contextlib.contextmanager
