@@ -529,7 +529,7 @@ def _(student):
     print(f'{error:.4f} away from the teacher')
     if error < CAPSTONE: return True
     if error > .1:
-        return ('train longer, or with a higher rate; the teacher itself is about 0.25 away in '
-                'two calls')
+        return (f'below {CAPSTONE:.2f} is asked for: train longer, or with a higher rate (the '
+                f'teacher itself is about 0.25 away in two calls)')
     return (f'below {CAPSTONE:.2f} is asked for; look at the lesson: how far from forty steps does '
             f'the teacher end in cfg.grids[0]? No training comes closer')
