@@ -17,7 +17,7 @@ from bdense_nb.diffusion.denoisers import load_teacher
 from bdense_nb.diffusion.samplers import Sampler, afs_x0, euler_step, sample
 from bdense_nb.diffusion.schedules import karras_sigmas
 from bdense_nb.distillation.branches import branch
-from bdense_nb.distillation.sfd import SFDConfig
+from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.evaluation.intervals import student_t
 from pictures import method
 from run_notebooks import NBS
@@ -80,6 +80,11 @@ def gap(student, teacher, sigmas, first=0, scale=20.):
     return student.sample(500) - sample(teacher, scale*sample_noise(range(first, first + 500), (2,)), sigmas)
 
 
+def midpoint(D, x, t, s, m):
+    half = euler_step(x, D(x, t), t, m)
+    return x + (s - t)*(half - D(half, m))/m
+
+
 def mixture(x, means, spread, shrink, dim=1):
     apart = x[:, None] - means
     return ((-apart.square().sum(-1)/(2*spread)).softmax(dim)[..., None]*(means + shrink*apart)).sum(1)
@@ -92,17 +97,20 @@ def landing(D, x, t, mid, end):  # the teacher's two steps: both guesses, and wh
     return first, second, euler_step(half, second, mid, end)
 
 
+def blend(landed, w): return (1 - w)*landed[0] + w*landed[1]
+
+
 def pd_target(first, second, x, t, mid, end):
     y = euler_step(euler_step(x, first, t, mid), second, mid, end)
     return (y - end/t*x)/(1 - end/t)
 
 
-def rollout(student, y, fine, coarse, update, start=lambda x, y, n: x, target=4, scale=1., detach=True):
+def rollout(student, y, fine, coarse, update, start=lambda x, y, n: x, target=4, size=lambda gap: gap.abs().sum(1).mean(), detach=True):
     x, losses = euler_step(y[0], afs_x0(y[0], coarse[0]), coarse[0], coarse[1]), []
     for n in (1, 2):
         x = start(x, y, n)
         x = euler_step(x, student(x, coarse[n]), coarse[n], coarse[n + 1])
-        loss = scale*(x - y[4*n + target]).abs().sum(1).mean()
+        loss = size(x - y[4*n + target])
         update(loss)
         losses.append(loss.item())
         if detach: x = x.detach()
@@ -117,9 +125,19 @@ def layer(weight, bias):
     return new
 
 
+def neighbours(y, x, levels):  # ratios of neighbouring levels
+    ratio = (levels[1:]/levels[:-1])[:, None]
+    return (y - ratio*x[:, None])/(1 - ratio)
+
+
 def spread(a, b, factor):  # an interval with a given half-width
     d = torch.tensor(a) - torch.tensor(b)
     return d.mean(), d.mean() - factor(d), d.mean() + factor(d)
+
+
+def with_half(a, b):
+    mean, _, high = spread(a, b, lambda d: T*d.std()/5**.5)
+    return mean, mean - high, high - mean
 
 
 T = student_t(.95, 4)
@@ -133,16 +151,24 @@ MISTAKES = [
     ('1.1', lambda x, g, t, s: (s - t)*(x - g)/t, 'add it to x'),
     ('1.1', lambda x, g, t, s: x + (s - t)*(g - x)/t, 'walks away'),
     ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: s), 'is told s'),
+    ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: s, divide=lambda t, s: s), 'is told s'),
     ('1.2', lambda D, x, grid: walk(D, x, grid, divide=lambda t, s: s), 'divide by s'),
     ('1.2', lambda D, x, grid: x + sum((s - t)*(x - D(x, t))/t for t, s in zip(grid[:-1], grid[1:])), 'same noise'),
     ('1.2', lambda D, x, grid: D(x, grid[0]), 'has not begun'),
     ('1.2', lambda D, x, grid: x, 'nothing has moved'),
+    ('1.2', lambda D, x, grid: walk(D, x, grid, divide=lambda t, s: -t), 'walks away'),
+    ('1.2', lambda D, x, grid: walk(D, x, grid[:2]), 'inside the loop'),
+    ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: grid[0]), 'not always at sigmas[0]'),
+    ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: grid[0], divide=lambda t, s: grid[0]), 'not always at sigmas[0]'),
     ('2.1', BOARD.var(), 'variance'), ('2.1', BOARD.abs().max(), 'largest'), ('2.1', (.4, .5), 'one number'), ('2.1', 3., 'all coordinates together'),
     ('2.2', lambda *a: gap(*a, first=500).square().mean().sqrt(), 'different noise'),
     ('2.2', lambda *a: gap(*a, scale=1.).square().mean().sqrt(), 'multiplied'),
     ('2.2', lambda *a: gap(*a).square().mean(), 'take its root'),
     ('2.2', lambda *a: gap(*a).abs().mean(), 'absolute differences'),
     ('2.2', lambda *a: gap(*a).square().sum(1).mean().sqrt(), 'mean over coordinates'),
+    ('2.2', lambda *a: gap(*a, scale=80.).square().mean().sqrt(), 'need not be 80'),
+    ('2.2', lambda *a: gap(*a, first=1500).square().mean().sqrt(), 'two strangers'),
+    ('2.2', lambda student, D, sigmas: (student.sample(500) - sample(D, sigmas[0]*torch.randn(500, 2, generator=torch.Generator().manual_seed(3)), sigmas)).square().mean().sqrt(), 'two strangers'),
     ('3.1', lambda D, x, t, s: euler_step(x, D(x, t), t, s), 'once more'),
     ('3.1', lambda D, x, t, s: heun(D, x, t, s, first=0.), 'second slope alone'),
     ('3.1', lambda D, x, t, s: heun(D, x, t, s) + euler_step(x, D(x, t), t, s) - x, 'walk from the start'),
@@ -150,6 +176,11 @@ MISTAKES = [
     ('3.1', lambda D, x, t, s: 2*x - heun(D, x, t, s), 'away from the guess'),
     ('3.1', lambda D, x, t, s: x + (s - t)*((x - D(x, t))/t + (euler_step(x, D(x, t), t, s) - D(euler_step(x, D(x, t), t, s), t))/s)/2, 'ask there with s'),
     ('3.1', lambda D, x, t, s: x + (s - t)*((x - D(x, t))/t + (x - D(euler_step(x, D(x, t), t, s), s))/s)/2, 'begins where the first'),
+    ('3.1', lambda D, x, t, s: x + (s - t)*((x - D(x, t))/t + (x - D(x, s))/s)/2, 'not at (x, s)'),
+    ('3.1', lambda D, x, t, s: x + (s - t)*((x - D(x, t))/t + (euler_step(x, D(x, t), t, s) - D(x, s))/s)/2, 'not at (x, s)'),
+    ('3.1', lambda D, x, t, s: midpoint(D, x, t, s, (t + s)/2), 'midpoint rule'), ('3.1', lambda D, x, t, s: midpoint(D, x, t, s, (t*s)**.5), 'midpoint rule'),
+    ('3.1', lambda D, x, t, s: euler_step(x, (D(x, t) + D(euler_step(x, D(x, t), t, s), s))/2, t, s), 'not of the two guesses'),
+    ('3.1', lambda D, x, t, s: 2*heun(D, x, t, s) - x, 'the sum of the two'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, -std**2/(std**2 + sigma**2)), 'the other way round'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, sigma**2/(std**2 + sigma**2)), 'little where the noise'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, sigma**2, 0.), 'points without width'),
@@ -157,25 +188,35 @@ MISTAKES = [
     ('3.2', lambda x, sigma, m, std: mixture(x, m, sigma**2, std**2/(std**2 + sigma**2)), 'take the blobs for points'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, (std + sigma)**2, std**2/(std + sigma)**2), 'variances add'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, std**2/(std**2 + sigma**2), 0), 'softmax over blobs'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, (std + sigma)**2, std**2/(std**2 + sigma**2)), 'variances add'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, (std**2 + sigma**2)/2, std**2/(std**2 + sigma**2)), 'by 2 times the variance'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, std/(std**2 + sigma**2)**.5), 'not of standard deviations'),
     ('4.1', lambda *a: landing(*a)[1], 'tempting'), ('4.1', lambda *a: sum(landing(*a)[:2])/2, 'equal weights'),
     ('4.1', lambda *a: landing(*a)[2], 'what must it predict'), ('4.1', lambda *a: landing(*a)[0], 'not for two'),
     ('4.1', lambda D, x, t, m, s: D(x, t)*(1 - s/m)/(1 - s/t) + landing(D, x, t, m, s)[1]*(s/m - s/t)/(1 - s/t), 'wrong way round'),
     ('4.1', lambda D, x, t, m, s: pd_target(D(x, t), D(x, m), x, t, m, s), 'not at x'),
     ('4.1', lambda D, x, t, m, s: pd_target(D(x, t), D(euler_step(x, D(x, t), t, m), t), x, t, m, s), 'not at t'),
+    ('4.1', lambda D, x, t, m, s: blend(landing(D, x, t, m, s), (1 - m/t)/(1 - s/t)), 'omega has the ratio of the second step'),
+    ('4.1', lambda D, x, t, m, s: landing(D, x, t, m, s)[2] - s/t*x, 'is missing'), ('4.1', lambda D, x, t, m, s: blend(landing(D, x, t, m, s), 1 - s/m), 'is missing'),
+    ('4.1', lambda D, x, t, m, s: (landing(D, x, t, m, s)[2] - s/m*x)/(1 - s/m), 'end/t, not end/mid'),
     ('4.2', lambda grid: grid.unfold(0, 3, 1), 'where the last one ends'), ('4.2', lambda grid: grid[::2].unfold(0, 2, 1), 'in the middle'),
     ('4.2', lambda grid: grid.reshape(3, 3), 'share a level'), ('4.2', lambda grid: grid.unfold(0, 3, 2).flip(1), 'levels fall'),
     ('4.2', lambda grid: grid.unfold(0, 3, 4), 'is missing'),
     ('5.1', lambda p, a, f: p*a - f, 'n - 1 steps'), ('5.1', lambda p, a, f: a*(p - 1), 'one call is free'),
     ('5.1', lambda p, a, f: a*(p - 1 - f), 'not the whole step'), ('5.1', lambda p, a, f: p - 1 - f, 'asks twice'),
     ('5.1', lambda p, a, f: a*(p - 1) + f, 'not more'),
+    ('5.1', lambda p, a, f: a*(p - 1) - 1, 'only with afs'),
     ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[4*n]), "the teacher's state, where"),
     ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[4] if n == 1 else x), 'the teacher stands at y[4]'),
     ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[0] if n == 1 else x), 'analytic step is missing'),
     ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: euler_step(y[0], afs_x0(y[0], a[2][0]), a[2][0], a[2][1]) if n == 1 else x), 'not at fine[1]'),
     ('5.2', lambda *a: rollout(*a[:4], lambda loss: None), 'call update'),
-    ('5.2', lambda *a: rollout(*a, target=0), 'y[4*n + 4]'), ('5.2', lambda *a: rollout(*a, scale=.5), 'average over both'),
+    ('5.2', lambda *a: rollout(*a, target=0), 'y[4*n + 4]'), ('5.2', lambda *a: rollout(*a, size=lambda gap: gap.abs().mean()), 'average over both'),
     ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: y[0]), 'only the first step'), ('5.2', lambda *a: rollout(*a)[:1], 'one loss for each'),
-    ('5.2', lambda *a: rollout(*a, detach=False), 'stopped with RuntimeError'),
+    ('5.2', lambda *a: rollout(*a, detach=False), 'detach the state'),
+    ('5.2', lambda *a: rollout(*a, size=lambda gap: gap.square().sum(1).mean()), 'not its square'), ('5.2', lambda *a: rollout(*a, size=lambda gap: gap.square().mean()), 'not its square'),
+    ('5.2', lambda *a: rollout(*a, start=lambda x, y, n: a[3][1]/a[3][0]*y[0] if n == 1 else x), 'sqrt(1 + t**2), not by t'),
+    ('5.2', lambda *a: rollout(*a, target=3), 'compare with the iteration above'),
     ('6.1', lambda wide, K: layer(wide.weight[:3], wide.bias[:3]), 'first branch'), ('6.1', lambda wide, K: layer(wide.weight[1::2], wide.bias[1::2]), 'alternate'),
     ('6.1', lambda wide, K: layer(wide.weight[3:], wide.bias[:3]), 'the bias has rows'), ('6.1', lambda wide, K: wide.weight[3:], 'a layer is asked for'),
     ('6.1', lambda wide, K: wide, 'three outputs'),
@@ -183,22 +224,29 @@ MISTAKES = [
     ('6.2', lambda y, x, t, s: (y - s[-1]/t*x[:, None])/(1 - s[-1]/t), 'still the same'), ('6.2', lambda y, x, t, s: y, 'shall land'),
     ('6.2', lambda y, x, t, s: y - (s/t)[:, None]*x[:, None], 'still multiplied'), ('6.2', lambda y, x, t, s: y[:, -1], 'shape of the states'),
     ('6.2', lambda y, x, t, s: (y - s[0]/t*x[:, None])/(1 - s[0]/t), 'first level'), ('6.2', lambda y, x, t, s: 0*y, 'off their states'),
+    ('6.2', lambda y, x, t, s: (y - (t/s)[:, None]*x[:, None])/(1 - (t/s)[:, None]), 'upside down'),
+    ('6.2', lambda y, x, t, s: neighbours(y, x, torch.cat([s.new_tensor([t]), s])), 'the branch before it'),
     ('7.1', lambda a, b: spread(b, a, lambda d: T*d.std()/5**.5), 'the mean of a - b'), ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std()), 'divide by sqrt(n)'),
     ('7.1', lambda a, b: spread(a, b, lambda d: 1.96*d.std()/5**.5), '1.96 is for many'),
     ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std(correction=0)/5**.5), 'divides by n - 1'),
     ('7.1', lambda a, b: spread(a, b, lambda d: student_t(.95, 5)*d.std()/5**.5), 'degrees of freedom'),
     ('7.1', lambda a, b: spread(a, b, lambda d: T*((torch.tensor(a).var() + torch.tensor(b).var())/5).sqrt()), 'not of the two arms'),
+    ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std()/5**.5)[0::2], 'not the half-width'), ('7.1', lambda a, b: with_half(a, b)[:2], 'not the half-width'),
+    ('7.1', lambda a, b: with_half(a, b), 'not the half-width'), ('7.1', lambda a, b: (a - b).mean(), 'a and b are lists'),
+    ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std()/5), 'falls with sqrt(n)'), ('7.1', lambda a, b: spread(a, b, lambda d: T*d.var()/5**.5), 'that is the variance'),
     ('7.2', lambda run, seeds: [run(4, s) - run(1, s + 100) for s in seeds], 'different seeds'),
     ('7.2', lambda run, seeds: sum(run(4, s) - run(1, s) for s in seeds)/6, 'one difference for each seed'),
     ('7.2', lambda run, seeds: [run(1, s) - run(4, s) for s in seeds], 'minus the host'),
     ('7.2', lambda run, seeds: [a - b for a, b in zip(sorted(run(4, s) for s in seeds), sorted(run(1, s) for s in seeds))], 'breaks the pairs'),
+    ('7.2', lambda run, seeds: [abs(run(4, s) - run(1, s)) for s in seeds], 'the sign counts'),
     ('7.2', lambda run, seeds: [run(4, s)/run(1, s) - 1 for s in seeds], 'relative'),
     ('8.1', 16, 'two micro-batches'), ('8.1', 64, 'share the batch'), ('8.1', 128, 'the whole batch'), ('8.1', 32, 'does not double'), ('8.1', 256, 'does not multiply'), ('8.1', 1024, 'not one for each GPU'),
     ('8.2', lambda a: (1 - a).sqrt(), 'still the same'), ('8.2', lambda a: (1 - a)/a, 'its root'), ('8.2', lambda a: (a/(1 - a)).sqrt(), 'upside down'),
-    ('8.2', lambda a: 1 - a, 'noise in z'), ('8.2', lambda a: a.sqrt(), 'scale of the signal'),
+    ('8.2', lambda a: 1 - a, 'noise in z'), ('8.2', lambda a: (1 - a).sqrt()/a, 'not by alpha_bar'), ('8.2', lambda a: a.sqrt(), 'scale of the signal'),
     ('capstone', TEACHER, 'not EDMDenoiser'), ('capstone', branch(TEACHER, 2), 'not BranchedDenoiser'),
     ('capstone', Sampler(TEACHER, karras_sigmas(4, .006, 80.), False, (2,)), 'takes 4'),
-    ('capstone', Sampler(TEACHER, SFDConfig(nfe=2).grids[1], True, (2,)), 'has it been trained'),
+    ('capstone', Sampler(TEACHER, SFDConfig(nfe=2).grids[1], True, (2,)), 'with a higher rate'),
+    ('capstone', sfd(TEACHER, SFDConfig(nfe=2, K=1, steps=60, batch=128, lr=2e-3, lr_schedule='cosine', shape=(2,)), show=False), 'cfg.grids[0]'),
 ]
 
 

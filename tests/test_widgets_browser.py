@@ -169,6 +169,10 @@ def use_page(page):
     drag(page, slider, .99)
     seen.append((picture.get_attribute('src'), text.inner_text()))
     assert 'rho 1:' in seen[1][1] and 'rho 15:' in seen[2][1] and len({src for src, _ in seen}) == 3
+    last = int(slider.input_value())
+    for key, value in ('ArrowLeft', last - 1), ('ArrowRight', last), ('ArrowDown', last - 1):  # after a mouse click JupyterLab would take them
+        page.keyboard.press(key)
+        assert int(slider.input_value()) == value and slider.evaluate('slider => slider === document.activeElement'), key
     assert picture.evaluate('image => image.complete && image.naturalWidth') > 0
 
 

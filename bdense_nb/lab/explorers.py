@@ -96,6 +96,7 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
     if (control.slider) Object.assign(input, range);
     else control.values.forEach((v, i) => input.add(new Option(v, i)));
     input.value = at[n];
+    input.setAttribute('data-lm-suppress-shortcuts', 'true'); // else JupyterLab takes the keys
     say();
     input.addEventListener('input', () => { at[n] = Number(input.value); say(); show(); });
   });
