@@ -20,6 +20,7 @@ from docs_sources import GIT, SETTINGS, doc_line, find_symbol, indented, module_
 ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
+smartquotes = False  # a command in prose keeps its dashes and quotes
 version = release = SETTINGS['version']
 html_baseurl = SETTINGS['doc_host'] + SETTINGS['doc_baseurl'] + '/'
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode', 'sphinx_copybutton']

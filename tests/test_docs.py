@@ -135,6 +135,8 @@ def test_names_in_prose_become_links():
     linked = '{py:obj}`branch_weights <bdense_nb.distillation.losses.branch_weights>`'
     assert link_names('`branch_weights` and [`fold`](x)', page) == f'{linked} and [`fold`](x)'
     assert link_names('# `fold`\n```\n`fold`\n```\n``fold``', page) == '# `fold`\n```\n`fold`\n```\n``fold``'
+    assert link_names('`search`, `notebooks` and `share`', page) == '`search`, `notebooks` and `share`', 'extras, an option'
+    assert link_names('`sfd`, `devices.share`', page).count('{py:obj}') == 2
     assert link_names('as in lesson 2', page) == 'as in [lesson 2](../course/2_your_own_data.ipynb)'
     assert link_names('Lesson 7', page) == '[Lesson 7](../course/7_when_does_it_help.ipynb)' and link_names('lesson 17', page) == 'lesson 17'
     assert find_symbol('samplers.sample') == 'bdense_nb.diffusion.samplers.sample' and find_symbol('no_such_name') is None
@@ -151,6 +153,14 @@ def test_colab_installs_first_and_has_addresses_for_links():
         for cell in copy.cells:
             if cell.cell_type == 'markdown': relink(cell.source, lambda link: links.append(f'{page.doc}: {link}') or link)
     assert not links, 'these would lead nowhere'
+
+
+def test_commands_can_be_copied(parsed):
+    "No `--option` became a dash."
+    for name, page in parsed.items():
+        found = re.findall(r'(?<![\w\s])[–—][a-z][\w-]*|\s[–—][a-z][\w-]*', page.text)
+        assert not found, f'{name}: {found}'
+    assert '--experiment fashion_sfd' in parsed['results.html'].text
 
 
 def test_pages_describe_themselves(site, parsed):

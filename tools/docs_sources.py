@@ -160,7 +160,9 @@ def find_symbol(text: str, module: str = '') -> str | None:
     "The full name of what the code `text` (a name, or a call) stands for, seen from a module; None: nothing, or more than one thing."
     match = re.fullmatch(r'([A-Za-z_][\w.]*)(\([^`<>]*\))?', text)
     found = short_names().get(match[1], []) if match else []
-    here = [name for name in found if name.startswith(f'{LIB}.{module}.')] or found
+    here = [name for name in found if name.startswith(f'{LIB}.{module}.')]
+    if not here and re.fullmatch('[a-z]+', text) and text not in bdense_nb.__all__: return None  # an option, an extra, a folder
+    here = here or found
     return here[0] if len(here) == 1 else None
 
 
@@ -259,7 +261,7 @@ def notebook_page(page: Page, out: Path):
     "The notebook as MyST-NB shall render it."
     cells, section, prose = [], page.title, ''
     nb = nbformat.read(page.path, 4)
-    nb.cells[0].source = re.sub(r'\A# \w', lambda m: m[0].upper(), nb.cells[0].source)  # `# samplers` is for nbdev
+    if page.doc != 'index': nb.cells[0].source = re.sub(r'\A# \w', lambda m: m[0].upper(), nb.cells[0].source)  # `# samplers` is for nbdev
     for cell in nb.cells:
         flags = directives(cell)
         if cell.cell_type == 'markdown':
