@@ -12,6 +12,7 @@ import numpy as np
 from docutils import nodes
 from fastcore.docments import docments, empty
 from PIL import Image
+from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
@@ -122,6 +123,17 @@ def mark_drawings(app, doctree) -> None:
         if path.suffix in ('.png', '.gif') and is_drawing(path): image['classes'].append('drawing')
 
 
+def open_in_full(app, doctree, docname) -> None:
+    "A wide picture links to its file, which a phone can enlarge."
+    for image in list(doctree.findall(nodes.image)):
+        file = app.env.images.get(image['uri'])
+        if not file or file[1].endswith('.svg') or isinstance(image.parent, nodes.reference): continue
+        if Image.open(Path(app.srcdir, image['uri'])).width < 600: continue
+        link = nodes.reference('', '', refuri=relative_uri(app.builder.get_target_uri(docname), f'_images/{file[1]}'), classes=['full'])
+        image.replace_self(link)
+        link += image
+
+
 def navigation(app, pagename, templatename, context, doctree) -> None:
     "The tree of all pages is made once, as the front page has it; a page has its own links and its own place."
     if 'toctree' not in context: return
@@ -155,6 +167,7 @@ def describe(app, pagename, templatename, context, doctree) -> None:
 
 def setup(app) -> None:
     app.connect('doctree-read', mark_drawings)
+    app.connect('doctree-resolved', open_in_full)
     app.connect('html-page-context', navigation, priority=100)
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)

@@ -130,6 +130,11 @@ def test_pictures_say_what_they_show(parsed):
         assert not silent, f'{name}: {silent}'
 
 
+def test_wide_pictures_open_in_full(site, parsed):
+    links = [link for link in parsed['course/6_branches.html'].links if '_images/' in link]
+    assert links and all((site/'course'/link).resolve().is_file() for link in links)
+
+
 def test_names_in_prose_become_links():
     page = PAGES['distillation/04_losses']
     linked = '{py:obj}`branch_weights <bdense_nb.distillation.losses.branch_weights>`'
@@ -166,6 +171,7 @@ def test_commands_can_be_copied(parsed):
 def test_pages_describe_themselves(site, parsed):
     for name in ('index.html', 'course/1_first_distillation.html', 'api/core.html'):
         assert re.search('<meta name="description" content="[^"]{20,}"', parsed[name].text) and 'og:image' in parsed[name].text, name
+    assert '<h1>bdense-nb<' in parsed['index.html'].text and '<title>bdense-nb' in parsed['index.html'].text
     assert '<title>Samplers' in parsed['diffusion/03_samplers.html'].text
     assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
 

@@ -99,6 +99,21 @@ def test_parameters_on_a_phone(visit):
     assert abs(name['y'] - kind['y']) < 5 and kind['height'] < 30 and meaning['y'] > name['y'] + 10 and meaning['width'] > 250
 
 
+@pytest.mark.parametrize('path', ['course/1_first_distillation.html', 'course/6_branches.html', 'distillation/07_sfd.html', 'results.html'])
+def test_what_is_wide_scrolls_on_a_phone(visit, path):
+    "Formulas, code, outputs and tables keep their lines, fade at the end that hides something, and lose the fade there."
+    visit.page.set_viewport_size(PHONE)
+    page = visit(path)
+    page.locator('article .scrolls.more').first.wait_for()
+    page.wait_for_timeout(300)
+    cut = """boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))"""
+    assert not page.locator('article pre, article .table-wrapper, article mjx-container').evaluate_all(cut)
+    box = page.locator('article .scrolls.more').first
+    box.evaluate('e => { e.scrollLeft = e.scrollWidth; }')
+    page.wait_for_function("e => !e.classList.contains('more')", arg=box.element_handle())
+    assert page.evaluate('document.documentElement.scrollWidth') <= PHONE['width']
+
+
 @pytest.mark.parametrize('path, at_least', [('lab/04_explorers.html', 5), ('diffusion/01_schedules.html', 1), ('distillation/02_branches.html', 1)])
 def test_explorers_move(visit, path, at_least):
     "Every slider, without a kernel, by keyboard and by mouse."
