@@ -25,7 +25,8 @@ from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
 from docs_live import recipe
-from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, result_parts, symbols
+from docs_results import QUESTIONS, headings, result_parts
+from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, symbols
 
 PAGES = {p.doc: p for p in pages()}
 
@@ -102,6 +103,17 @@ def test_results_are_there(root, parsed):
     text = parsed['results.html'].text
     for path in (root/'data'/'results').glob('*.json'):
         assert path.name in text and json.loads(path.read_text()).get('command', '').split('--')[0] in text
+
+
+def test_results_have_their_questions(root, parsed):
+    "Each is a heading of its own, and long tables are closed."
+    files = {p.stem: json.loads(p.read_text()) for p in (root/'data'/'results').glob('*.json')}
+    heads = headings(files)
+    assert len(set(heads.values())) == len(files) and {n for n, d in files.items() if 'experiment' not in d} <= QUESTIONS.keys()
+    text = parsed['results.html'].text
+    closed = re.sub(r'<details>.*?</details>', '', text, flags=re.S)
+    assert all(f'id="result-{name.replace("_", "-")}"' in text for name in files)
+    assert closed.count('<table') < len(files) < text.count('<table') and closed.count('<tr') < 200
 
 
 def test_no_link_is_broken(site, parsed):
@@ -193,8 +205,8 @@ def test_alternative_text():
 
 
 def test_results_of_any_shape():
-    parts = '\n'.join(result_parts({'command': 'x', 'seeds': [0, 1], 'rows': [{'a': 1, 'b': None}], 'config': {'K': 4}, 'long': [{'a': i} for i in range(99)]}))
-    assert '| seeds | 0, 1 |' in parts and '| a | b |' in parts and '| 1 | – |' in parts and '| K | 4 |' in parts and '99 entries' in parts
+    parts = '\n'.join(result_parts({'command': 'x', 'budgets': [], 'seeds': [0, 1], 'rows': [{'a': 1, 'b': None}], 'config': {'K': 4}, 'long': [{'a': i} for i in range(99)]}))
+    assert '| seeds | 0, 1 |' in parts and 'budgets' not in parts and '| a | b |' in parts and '| 1 | – |' in parts and '| K | 4 |' in parts and '99 entries' in parts
 
 
 def test_readme_lists_every_notebook(root):
