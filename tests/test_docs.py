@@ -99,6 +99,14 @@ def test_reference_has_parameters_and_source(parsed):
     for wanted in ('sigma_next', 'Tensor', 'next noise level, &gt;= 0', 'returns', '_modules/bdense_nb/diffusion/samplers.html#euler_step'): assert wanted in entry, wanted
 
 
+def test_limits_of_numbers_are_words(parsed):
+    for name, page in parsed.items():
+        if name.startswith('api/'): assert not re.search(r'Within\(|\bAnnotated\[', re.sub('<[^>]*>', '', page.text).replace('Annotated[int, Within(at_least=1)]', '')), name
+    text = re.sub('<[^>]*>', '', parsed['api/distillation.sfd.html'].text)
+    assert 'int, at least 1' in text and '(int, at least 1) | tuple[(int, at least 1), ...]' in text
+    assert '<h1>bdense_nb.<wbr>distillation.<wbr>sfd<' in parsed['api/distillation.sfd.html'].text
+
+
 def test_results_are_there(root, parsed):
     text = parsed['results.html'].text
     for path in (root/'data'/'results').glob('*.json'):

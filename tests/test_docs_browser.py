@@ -199,12 +199,31 @@ def test_dark_mode(visit):
     background = page.evaluate('getComputedStyle(document.body).backgroundColor')
     assert max(map(int, background.strip('rgba()').split(',')[:3])) < 60
     filters = 'images => images.map(image => getComputedStyle(image).filter)'
-    drawings, others = '.cell_output img.drawing', '.cell_output img:not(.drawing)'
+    drawings, others = '.cell_output img.drawing', '.cell_output img:not(.drawing, .only-dark)'
     for place, wanted in ((drawings, 'invert'), (others, 'brightness')):
         found = page.locator(place).evaluate_all(filters)
         assert found and all(wanted in text for text in found), found
     page.emulate_media(color_scheme='light')
     assert set(page.locator(f'{drawings}, {others}').evaluate_all(filters)) == {'none'}
+
+
+def test_grey_pictures_in_dark_mode(visit):
+    "Their page is dark, and they are not negatives: the first piece of clothing stays bright on black."
+    visit.page.emulate_media(color_scheme='dark')
+    page = visit('course/1_first_distillation.html')
+    assert page.locator('.cell_output img.only-dark').count() >= 4 and not page.locator('.cell_output img.only-light:visible').count()
+    dark, light, same = page.evaluate("""async () => {
+        const draw = async image => {
+            await image.decode();
+            const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight), context = canvas.getContext('2d');
+            context.drawImage(image, 0, 0);
+            return [...context.getImageData(0, 0, canvas.width, canvas.height).data].filter((_, i) => i % 4 === 0);
+        };
+        const [light, dark] = await Promise.all(['light', 'dark'].map(kind => draw(document.querySelector(`.cell_output img.only-${kind}`))));
+        const same = light.filter((value, i) => value === dark[i]).length/light.length;
+        return [dark[0], light[0], same];
+    }""")
+    assert dark < 40 and light > 250 and same > .5
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
