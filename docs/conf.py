@@ -15,7 +15,7 @@ import numpy as np
 from docutils import nodes
 from fastcore.docments import docments, empty
 from PIL import Image
-from scipy.ndimage import binary_closing, binary_opening
+from scipy.ndimage import binary_opening
 from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,8 +147,10 @@ def on_dark(picture: Path) -> Path | None:
     pixels = np.asarray(Image.open(picture).convert('RGB'))
     if (np.ptp(pixels, 2) > 8).any() or pixels[[0, -1]].min() < 250: return None
     grey = pixels[..., 0]
-    joined = binary_closing(np.pad(grey < 250, 9), np.ones((9, 9)))
-    panels = binary_opening(joined, np.ones((25, 25)))[9:-9, 9:-9]  # what is left out is thin: labels
+    wide = lambda share: binary_opening(share > .2, np.ones(20))  # what is thinner is a label or a gap
+    rows = wide((grey < 250).mean(1))
+    if not rows.any(): return None
+    panels = rows[:, None] & wide((grey[rows] < 250).mean(0))
     if panels.mean() < .2: return None
     page = (20 + (255 - grey.astype(float))*.85).astype(np.uint8)
     out = picture.with_name(f'{picture.stem}.dark.png')
