@@ -223,6 +223,14 @@ def test_readme_lists_every_notebook(root):
     assert not missing, f'the map of nbs/index.ipynb lacks {missing}'
 
 
+def test_solutions_stand_in_the_order_of_the_map(root):
+    readme = (root/'README.md').read_text(encoding='utf-8')
+    docs = re.findall(r'^### \[([\w/]+)\]', '\n'.join(c.source for c in PAGES['course/10_solutions'].cells()), flags=re.M)
+    library = [doc for doc in docs if not doc.startswith('course/')]
+    placed = [readme.rindex(f'(nbs/{doc}.ipynb)') for doc in library]
+    assert len(library) > 15 and placed == sorted(placed), library
+
+
 def test_nbdev_can_process_the_notebooks(root, tmp_path):
     "One of each folder: nbdev does the same with all."
     chosen = [docs[0] for _, docs in groupby(PAGES, lambda doc: doc.rpartition('/')[0]) for docs in [list(docs)]]
