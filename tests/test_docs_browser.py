@@ -104,13 +104,13 @@ def test_what_is_wide_scrolls_on_a_phone(visit, path):
     "Formulas, code, outputs and tables keep their lines, fade at the end that hides something, and lose the fade there."
     visit.page.set_viewport_size(PHONE)
     page = visit(path)
-    page.locator('article .scrolls.more').first.wait_for()
+    page.locator('article .scrolls.more:visible').first.wait_for()
     page.wait_for_timeout(300)
     cut = """boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))"""
     assert not page.locator('article pre, article .table-wrapper, article mjx-container').evaluate_all(cut)
-    box = page.locator('article .scrolls.more').first
+    box = page.locator('article .scrolls.more:visible').first.element_handle()
     box.evaluate('e => { e.scrollLeft = e.scrollWidth; }')
-    page.wait_for_function("e => !e.classList.contains('more')", arg=box.element_handle())
+    page.wait_for_function("e => !e.classList.contains('more')", arg=box)
     assert page.evaluate('document.documentElement.scrollWidth') <= PHONE['width']
 
 
