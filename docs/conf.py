@@ -6,20 +6,29 @@ import sys
 from dataclasses import is_dataclass
 from functools import cache
 from html import escape
+from importlib import import_module
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Union, get_args, get_origin
 
 import numpy as np
 from docutils import nodes
 from fastcore.docments import docments, empty
 from PIL import Image
+from scipy.ndimage import binary_opening
+from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
-from docs_sources import GIT, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
+from bdense_nb import core  # noqa: E402
+from bdense_nb.core import Within  # noqa: E402
+from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
 
+LIMITED = [name for name, kind in vars(core).items() if get_origin(kind) is Annotated]  # AtLeast1 ...
 ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
+smartquotes = False  # a command in prose keeps its dashes and quotes
 version = release = SETTINGS['version']
 html_baseurl = SETTINGS['doc_host'] + SETTINGS['doc_baseurl'] + '/'
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode', 'sphinx_copybutton']
@@ -76,6 +85,25 @@ def type_links(anno: str, module: str) -> str:
     return '\\ '.join(f':py:obj:`{part} <{own[part]}>`' if part in own else f'``{part.strip()}``' for part in parts if part.strip())
 
 
+def type_text(anno, inner: bool = False) -> str:
+    "A type; limits of numbers are in words: `int, at least 1`."
+    origin, args = get_origin(anno), get_args(anno)
+    if 'Within(' not in repr(anno): return inspect.formatannotation(anno).replace('typing.', '')
+    if origin is Annotated:
+        text = ', '.join([type_text(args[0]), *(str(a) for a in args[1:] if isinstance(a, Within))])
+        return f'({text})' if inner else text
+    parts = [('...' if a is ... else 'None' if a is NoneType else type_text(a, True)) for a in args]
+    return ' | '.join(parts) if origin in (Union, UnionType) else f'{origin.__name__}[{", ".join(parts)}]'
+
+
+def annotation(anno, module: str) -> str:
+    "What a parameter's annotation says; names of limited numbers are looked up in their module."
+    if anno in (empty, None): return ''
+    if not isinstance(anno, str): return type_text(anno)
+    limited = re.search(rf'\b(Annotated|{"|".join(LIMITED)})\b', anno)
+    return type_text(eval(anno, vars(import_module(f'{LIB}.{module}')))) if limited else anno
+
+
 USUAL = {'sigma': 'noise level', 'sigmas': 'noise levels, descending', 'cond': 'classes or other conditions, one row a sample',
          'teacher': 'the denoiser that is learned from', 'denoiser': 'D(x, sigma, cond) -> x0_hat', 'model': 'what is trained',
          'shape': 'of one sample', 'device': 'where it is computed', 'seed': 'of the random draws', 'nfe': 'network calls a sample'}
@@ -91,7 +119,7 @@ def parameter_table(obj, module: str) -> list[str]:
     "The parameters as a table: name, type, default, meaning; the last row is what is returned."
     rows = []
     for name, p in parameters(obj).items():
-        anno = '' if p['anno'] in (empty, None) else p['anno'] if isinstance(p['anno'], str) else inspect.formatannotation(p['anno']).replace('typing.', '')
+        anno = annotation(p['anno'], module)
         if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
         cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
                  '' if p['default'] is empty else 'a function' if inspect.isfunction(p['default']) else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], module), module)]
@@ -114,11 +142,49 @@ def is_drawing(picture: Path) -> bool:
     return bool((pixels.min(2) >= 250).mean() > .6 and (np.ptp(pixels, 2) > 60).any())
 
 
+def on_dark(picture: Path) -> Path | None:
+    "Grey pictures on a white page: the same on a dark page, in a file beside it; None: it is something else."
+    pixels = np.asarray(Image.open(picture).convert('RGB'))
+    if (np.ptp(pixels, 2) > 8).any() or pixels[[0, -1]].min() < 250: return None
+    grey = pixels[..., 0]
+    wide = lambda share: binary_opening(share > .2, np.ones(20))  # what is thinner is a label or a gap
+    rows = wide((grey < 250).mean(1))
+    if not rows.any(): return None
+    panels = rows[:, None] & wide((grey[rows] < 250).mean(0))
+    if panels.mean() < .2: return None
+    page = (20 + (255 - grey.astype(float))*.85).astype(np.uint8)
+    out = picture.with_name(f'{picture.stem}.dark.png')
+    Image.fromarray(np.where(panels, grey, page)).save(out, optimize=True)
+    return out
+
+
 def mark_drawings(app, doctree) -> None:
-    "site.css inverts drawings in dark mode; other figures get a frame."
-    for image in doctree.findall(nodes.image):
-        path = Path(app.srcdir, image.get('candidates', {}).get('*', image['uri']))
-        if path.suffix in ('.png', '.gif') and is_drawing(path): image['classes'].append('drawing')
+    "site.css inverts drawings in dark mode; grey pictures have a second file for it; other figures are dimmed."
+    for image in list(doctree.findall(nodes.image)):
+        uri = image.get('candidates', {}).get('*', image['uri'])
+        path = Path(app.srcdir, uri)
+        if path.suffix not in ('.png', '.gif'): continue
+        if is_drawing(path): image['classes'].append('drawing')
+        elif path.suffix == '.png' and (dark := on_dark(path)):
+            twin = image.deepcopy()
+            twin['uri'] = str(Path(uri).with_name(dark.name))
+            twin['candidates'] = {'*': twin['uri']}
+            app.env.images.add_file(app.env.current_document.docname, twin['uri'])
+            image['classes'].append('only-light')
+            twin['classes'].append('only-dark')
+            image.parent.insert(image.parent.index(image) + 1, twin)
+
+
+def open_in_full(app, doctree, docname) -> None:
+    "A wide picture links to its file, which a phone can enlarge."
+    for image in list(doctree.findall(nodes.image)):
+        file = app.env.images.get(image['uri'])
+        if not file or file[1].endswith('.svg') or isinstance(image.parent, nodes.reference): continue
+        if Image.open(Path(app.srcdir, image['uri'])).width < 600: continue
+        link = nodes.reference('', '', refuri=relative_uri(app.builder.get_target_uri(docname), f'_images/{file[1]}'),
+                               classes=['full', *(c for c in image['classes'] if c.startswith('only-'))])
+        image.replace_self(link)
+        link += image
 
 
 def navigation(app, pagename, templatename, context, doctree) -> None:
@@ -143,6 +209,12 @@ def level_captions(app, pagename, templatename, context, doctree) -> None:
     context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
 
 
+def break_titles(app, pagename, templatename, context, doctree) -> None:
+    "A module's name as a title may be broken at its dots."
+    broken = lambda m: m[0].replace('.', '.<wbr>')
+    if 'body' in context: context['body'] = re.sub(r'<h1>[\w.]+<', broken, context['body'], count=1)
+
+
 def describe(app, pagename, templatename, context, doctree) -> None:
     "What search engines and messengers show of a page."
     text = escape(next((p.summary for p in pages() if p.doc == pagename), '') or SETTINGS['description'])
@@ -154,7 +226,9 @@ def describe(app, pagename, templatename, context, doctree) -> None:
 
 def setup(app) -> None:
     app.connect('doctree-read', mark_drawings)
+    app.connect('doctree-resolved', open_in_full)
     app.connect('html-page-context', navigation, priority=100)
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)
+    app.connect('html-page-context', break_titles)
     app.connect('html-page-context', describe)

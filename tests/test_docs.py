@@ -25,7 +25,8 @@ from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
 from docs_live import recipe
-from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, result_parts, symbols
+from docs_results import QUESTIONS, headings, result_parts
+from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, symbols
 
 PAGES = {p.doc: p for p in pages()}
 
@@ -98,10 +99,29 @@ def test_reference_has_parameters_and_source(parsed):
     for wanted in ('sigma_next', 'Tensor', 'next noise level, &gt;= 0', 'returns', '_modules/bdense_nb/diffusion/samplers.html#euler_step'): assert wanted in entry, wanted
 
 
+def test_limits_of_numbers_are_words(parsed):
+    shown = {name: re.sub('<[^>]*>', '', page.text) for name, page in parsed.items() if name.startswith('api/')}
+    assert not [name for name, text in shown.items() if name != 'api/core.html' and re.search(r'Within\([^)]*-inf', text)]
+    text = shown['api/distillation.sfd.html']
+    assert 'int, at least 1' in text and '(int, at least 1) | tuple[(int, at least 1), ...]' in text
+    assert '<h1>bdense_nb.<wbr>distillation.<wbr>sfd<' in parsed['api/distillation.sfd.html'].text
+
+
 def test_results_are_there(root, parsed):
-    text = parsed['results.html'].text
+    text = re.sub('<[^>]*>', '', parsed['results.html'].text)
     for path in (root/'data'/'results').glob('*.json'):
         assert path.name in text and json.loads(path.read_text()).get('command', '').split('--')[0] in text
+
+
+def test_results_have_their_questions(root, parsed):
+    "Each is a heading of its own, and long tables are closed."
+    files = {p.stem: json.loads(p.read_text()) for p in (root/'data'/'results').glob('*.json')}
+    heads = headings(files)
+    assert len(set(heads.values())) == len(files) and {n for n, d in files.items() if 'experiment' not in d} <= QUESTIONS.keys()
+    text = parsed['results.html'].text
+    closed = re.sub(r'<details>.*?</details>', '', text, flags=re.S)
+    assert all(f'id="result-{name.replace("_", "-")}"' in text for name in files)
+    assert closed.count('<table') < len(files) < text.count('<table') and closed.count('<tr') < 200
 
 
 def test_no_link_is_broken(site, parsed):
@@ -130,11 +150,18 @@ def test_pictures_say_what_they_show(parsed):
         assert not silent, f'{name}: {silent}'
 
 
+def test_wide_pictures_open_in_full(site, parsed):
+    links = [link for link in parsed['course/6_branches.html'].links if '_images/' in link]
+    assert links and all((site/'course'/link).resolve().is_file() for link in links)
+
+
 def test_names_in_prose_become_links():
     page = PAGES['distillation/04_losses']
     linked = '{py:obj}`branch_weights <bdense_nb.distillation.losses.branch_weights>`'
     assert link_names('`branch_weights` and [`fold`](x)', page) == f'{linked} and [`fold`](x)'
     assert link_names('# `fold`\n```\n`fold`\n```\n``fold``', page) == '# `fold`\n```\n`fold`\n```\n``fold``'
+    assert link_names('`search`, `notebooks` and `share`', page) == '`search`, `notebooks` and `share`', 'extras, an option'
+    assert link_names('`sfd`, `devices.share`', page).count('{py:obj}') == 2
     assert link_names('as in lesson 2', page) == 'as in [lesson 2](../course/2_your_own_data.ipynb)'
     assert link_names('Lesson 7', page) == '[Lesson 7](../course/7_when_does_it_help.ipynb)' and link_names('lesson 17', page) == 'lesson 17'
     assert find_symbol('samplers.sample') == 'bdense_nb.diffusion.samplers.sample' and find_symbol('no_such_name') is None
@@ -153,9 +180,18 @@ def test_colab_installs_first_and_has_addresses_for_links():
     assert not links, 'these would lead nowhere'
 
 
+def test_commands_can_be_copied(parsed):
+    "No `--option` became a dash."
+    for name, page in parsed.items():
+        found = re.findall(r'(?<![\w\s])[–—][a-z][\w-]*|\s[–—][a-z][\w-]*', page.text)
+        assert not found, f'{name}: {found}'
+    assert '<span class="pre">--experiment</span>' in parsed['results.html'].text
+
+
 def test_pages_describe_themselves(site, parsed):
     for name in ('index.html', 'course/1_first_distillation.html', 'api/core.html'):
         assert re.search('<meta name="description" content="[^"]{20,}"', parsed[name].text) and 'og:image' in parsed[name].text, name
+    assert '<h1>bdense-nb<' in parsed['index.html'].text and '<title>bdense-nb' in parsed['index.html'].text
     assert '<title>Samplers' in parsed['diffusion/03_samplers.html'].text
     assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
 
@@ -177,14 +213,22 @@ def test_alternative_text():
 
 
 def test_results_of_any_shape():
-    parts = '\n'.join(result_parts({'command': 'x', 'seeds': [0, 1], 'rows': [{'a': 1, 'b': None}], 'config': {'K': 4}, 'long': [{'a': i} for i in range(99)]}))
-    assert '| seeds | 0, 1 |' in parts and '| a | b |' in parts and '| 1 | – |' in parts and '| K | 4 |' in parts and '99 entries' in parts
+    parts = '\n'.join(result_parts({'command': 'x', 'budgets': [], 'seeds': [0, 1], 'rows': [{'a': 1, 'b': None}], 'config': {'K': 4}, 'long': [{'a': i} for i in range(99)]}))
+    assert '| seeds | 0, 1 |' in parts and 'budgets' not in parts and '| a | b |' in parts and '| 1 | – |' in parts and '| K | 4 |' in parts and '99 entries' in parts
 
 
 def test_readme_lists_every_notebook(root):
     text = (root/'README.md').read_text(encoding='utf-8')
     missing = [doc for doc in PAGES if doc != 'index' and f'(nbs/{doc}.ipynb)' not in text]
     assert not missing, f'the map of nbs/index.ipynb lacks {missing}'
+
+
+def test_solutions_stand_in_the_order_of_the_map(root):
+    readme = (root/'README.md').read_text(encoding='utf-8')
+    docs = re.findall(r'^### \[([\w/]+)\]', '\n'.join(c.source for c in PAGES['course/10_solutions'].cells()), flags=re.M)
+    library = [doc for doc in docs if not doc.startswith('course/')]
+    placed = [readme.rindex(f'(nbs/{doc}.ipynb)') for doc in library]
+    assert len(library) > 15 and placed == sorted(placed), library
 
 
 def test_nbdev_can_process_the_notebooks(root, tmp_path):

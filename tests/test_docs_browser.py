@@ -99,6 +99,21 @@ def test_parameters_on_a_phone(visit):
     assert abs(name['y'] - kind['y']) < 5 and kind['height'] < 30 and meaning['y'] > name['y'] + 10 and meaning['width'] > 250
 
 
+@pytest.mark.parametrize('path', ['course/1_first_distillation.html', 'course/6_branches.html', 'distillation/07_sfd.html', 'results.html'])
+def test_what_is_wide_scrolls_on_a_phone(visit, path):
+    "Formulas, code, outputs and tables keep their lines, fade at the end that hides something, and lose the fade there."
+    visit.page.set_viewport_size(PHONE)
+    page = visit(path)
+    page.locator('article .scrolls.more:visible').first.wait_for()
+    page.wait_for_timeout(300)
+    cut = """boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))"""
+    assert not page.locator('article pre, article .table-wrapper, article mjx-container').evaluate_all(cut)
+    box = page.locator('article .scrolls.more:visible').first.element_handle()
+    box.evaluate('e => { e.scrollLeft = e.scrollWidth; }')
+    page.wait_for_function("e => !e.classList.contains('more')", arg=box)
+    assert page.evaluate('document.documentElement.scrollWidth') <= PHONE['width']
+
+
 @pytest.mark.parametrize('path, at_least', [('lab/04_explorers.html', 5), ('diffusion/01_schedules.html', 1), ('distillation/02_branches.html', 1)])
 def test_explorers_move(visit, path, at_least):
     "Every slider, without a kernel, by keyboard and by mouse."
@@ -184,12 +199,31 @@ def test_dark_mode(visit):
     background = page.evaluate('getComputedStyle(document.body).backgroundColor')
     assert max(map(int, background.strip('rgba()').split(',')[:3])) < 60
     filters = 'images => images.map(image => getComputedStyle(image).filter)'
-    drawings, others = '.cell_output img.drawing', '.cell_output img:not(.drawing)'
+    drawings, others = '.cell_output img.drawing', '.cell_output img:not(.drawing, .only-dark)'
     for place, wanted in ((drawings, 'invert'), (others, 'brightness')):
         found = page.locator(place).evaluate_all(filters)
         assert found and all(wanted in text for text in found), found
     page.emulate_media(color_scheme='light')
     assert set(page.locator(f'{drawings}, {others}').evaluate_all(filters)) == {'none'}
+
+
+def test_grey_pictures_in_dark_mode(visit):
+    "Their page is dark, and they are not negatives: the first piece of clothing stays bright on black."
+    visit.page.emulate_media(color_scheme='dark')
+    page = visit('course/1_first_distillation.html')
+    assert page.locator('.cell_output img.only-dark').count() >= 4 and not page.locator('.cell_output img.only-light:visible').count()
+    dark, light, same = page.evaluate("""async () => {
+        const draw = async image => {
+            await image.decode();
+            const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight), context = canvas.getContext('2d');
+            context.drawImage(image, 0, 0);
+            return [...context.getImageData(0, 0, canvas.width, canvas.height).data].filter((_, i) => i % 4 === 0);
+        };
+        const [light, dark] = await Promise.all(['light', 'dark'].map(kind => draw(document.querySelector(`.cell_output img.only-${kind}`))));
+        const same = light.filter((value, i) => value === dark[i]).length/light.length;
+        return [dark[0], light[0], same];
+    }""")
+    assert dark < 40 and light > 250 and same > .5
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

@@ -17,7 +17,6 @@ from nbformat.v4 import new_markdown_cell
 
 import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
-from bdense_nb.lab.experiments import EXPERIMENTS, difference_table
 from readme import PAPER
 from run_notebooks import FOLDERS, NBS, ROOT, notebooks
 
@@ -160,7 +159,9 @@ def find_symbol(text: str, module: str = '') -> str | None:
     "The full name of what the code `text` (a name, or a call) stands for, seen from a module; None: nothing, or more than one thing."
     match = re.fullmatch(r'([A-Za-z_][\w.]*)(\([^`<>]*\))?', text)
     found = short_names().get(match[1], []) if match else []
-    here = [name for name in found if name.startswith(f'{LIB}.{module}.')] or found
+    here = [name for name in found if name.startswith(f'{LIB}.{module}.')]
+    if not here and re.fullmatch('[a-z]+', text) and text not in bdense_nb.__all__: return None  # an option, an extra, a folder
+    here = here or found
     return here[0] if len(here) == 1 else None
 
 
@@ -259,7 +260,7 @@ def notebook_page(page: Page, out: Path):
     "The notebook as MyST-NB shall render it."
     cells, section, prose = [], page.title, ''
     nb = nbformat.read(page.path, 4)
-    nb.cells[0].source = re.sub(r'\A# \w', lambda m: m[0].upper(), nb.cells[0].source)  # `# samplers` is for nbdev
+    if page.doc != 'index': nb.cells[0].source = re.sub(r'\A# \w', lambda m: m[0].upper(), nb.cells[0].source)  # `# samplers` is for nbdev
     for cell in nb.cells:
         flags = directives(cell)
         if cell.cell_type == 'markdown':
@@ -369,77 +370,7 @@ def api_index(modules: list[str]) -> str:
     return '\n'.join([*lines, '', '.. toctree::', '   :hidden:', '', *(f'   {m} <{m}>' for m in modules)]) + '\n'
 
 
-# --- results
-
-def shown(value) -> str:
-    "A value of a results file in a table."
-    if value is None: return '–'
-    if isinstance(value, bool): return 'yes' if value else 'no'
-    if isinstance(value, float): return f'{value:.4g}'
-    if isinstance(value, list): return ', '.join(map(shown, value))
-    return str(value)
-
-
-def is_flat(value) -> bool: return not isinstance(value, dict | list) or isinstance(value, list) and len(value) <= 12 and not any(isinstance(v, dict) for v in value)
-
-
-def over_seeds(rows: list[dict]) -> list[dict]:
-    "Rows that differ in their seed alone become one: how many seeds, and the mean of each measured number."
-    groups = defaultdict(list)
-    for row in rows: groups[tuple((k, str(v)) for k, v in row.items() if k != 'seed' and not isinstance(v, float))].append(row)
-    mean = lambda group, k: sum(r[k] for r in group)/len(group) if isinstance(group[0][k], float) else group[0][k]
-    return [{'seeds': len(g)} | {k: mean(g, k) for k in g[0] if k != 'seed'} for g in groups.values()]
-
-
-def result_parts(value: dict, name: str = '', level: int = 3) -> list[str]:
-    "A results file, or a part of it, as markdown: plain values in one table, lists of rows in theirs; long lists stay in the file."
-    words = lambda key: str(key).replace('_', ' ')
-    flat, parts = [[words(k), shown(v)] for k, v in value.items() if is_flat(v)], []
-    for key, inner in value.items():
-        if is_flat(inner): continue
-        rows = [{'': k} | v if isinstance(v, dict) else v for k, v in inner.items()] if isinstance(inner, dict) else inner
-        is_table = bool(rows) and all(isinstance(r, dict) and all(map(is_flat, r.values())) for r in rows)
-        averaged = is_table and len(rows) > 24 and all('seed' in r and set(r) == set(rows[0]) for r in rows)
-        if averaged: rows = over_seeds(rows)
-        if is_table and len(rows) <= 40:
-            columns = list(dict.fromkeys(k for r in rows for k in r))
-            parts += ['#'*level + ' ' + words(key).capitalize() + (', mean over seeds' if averaged else ''),
-                      table([words(c) for c in columns], [[shown(r.get(c)) for c in columns] for r in rows])]
-        elif isinstance(inner, dict) and not is_table: parts += result_parts(inner, key, level)
-        else: flat.append([words(key), f'{len(inner)} entries, in the file'])
-    head = ['#'*level + ' ' + words(name).capitalize()] if name else []
-    return head + ([table(['what', 'value'], flat)] if flat else []) + parts
-
-
-def summary(out: Path) -> list[str]:
-    "What lesson 7 says of the stored comparisons, and its figure."
-    page = next(p for p in pages() if p.doc.startswith('course/7_'))
-    cells = page.cells()
-    i = next(i for i, c in enumerate(cells) if any('image/png' in o.get('data', {}) for o in c.get('outputs', [])))
-    picture = next(o.data['image/png'] for o in cells[i].outputs if 'image/png' in o.get('data', {}))
-    (out/'images').mkdir(parents=True, exist_ok=True)
-    (out/'images'/'comparisons.png').write_bytes(base64.b64decode(picture))
-    said = cells[i + 1].source.split('\n## ')[0]
-    return ['## Do branches help?', f'The short answer of [{page.title}](/{page.doc}.ipynb):',
-            '![With branches minus without, in percent of the host, with 95 % intervals: distance to the teacher and to the data](images/comparisons.png)', said]
-
-
-def results_page(out: Path) -> str:
-    "Every data/results/*.json with the pictures that belong to it."
-    texts = ['# Results', 'What the commands and scripts of this repository measured. Each file says how it was made, so that the run can be repeated; '
-             'figures that rest on one training seed are illustrations, not evidence.', *summary(out)]
-    alts = dict(m for p in pages() for c in p.cells() for m in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', c.source) for m in [m[::-1]])
-    files = {path: json.loads(path.read_text(encoding='utf-8')) for path in sorted((ROOT/'data'/'results').glob('*.json'))}
-    for path, data in sorted(files.items(), key=lambda item: 'experiment' not in item[1]):  # comparisons first
-        copy_to(path, out/'results'/path.name)
-        texts += [f'## {data.get("about") if "experiment" in data else path.stem.replace("_", " ").capitalize()}', f'{{download}}`{path.name} <results/{path.name}>`']
-        if 'experiment' in data: texts += [*(difference_table(data, m) for m in EXPERIMENTS[data['experiment']].measures)]
-        texts += result_parts(data)
-        for picture in sorted(path.parent.glob(f'{path.stem}_*.png')):
-            copy_to(picture, out/'images'/picture.name)
-            texts.append(f'![{alts.get(picture.name, "Figure: " + picture.stem.replace("_", " "))}](images/{picture.name})')
-    return '\n\n'.join(texts) + '\n'
-
+# --- other pages
 
 def citing_page() -> str:
     "CITATION.cff, and the same for BibTeX."
@@ -467,6 +398,7 @@ def glossary_page() -> str:
 
 def write_sources(out: Path) -> None:
     "Write everything Sphinx needs into the folder `out`."
+    from docs_results import results_page  # it needs this module
     modules = list(dict.fromkeys(p.module for p in pages() if p.module))
     texts = {f'api/{m}.rst': api_page(m) for m in modules} | {
         'api/index.rst': api_index(modules), 'results.md': results_page(out), 'citing.md': citing_page(),

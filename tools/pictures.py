@@ -11,6 +11,7 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.colors import LinearSegmentedColormap
 
 from bdense_nb import SFDConfig, load_teacher, sfd, trajectory
 from bdense_nb.core import data_dir
@@ -23,6 +24,8 @@ STYLE = """text{font:15px sans-serif;fill:var(--ink)} .small{font-size:13px} .i{
 --a:#6ab0e3;--b:#ffb060;--c:#7fd07f;--d:#ff8080}}
 .line{stroke:var(--line);stroke-width:2;fill:none} .box{fill:var(--box);stroke:var(--line);stroke-width:1.5}"""
 COLOURS = 'abcd'
+# of the points; neither pale nor dark, so that they are seen on white and on black
+HUES = ('#d62728', '#c07000', '#2c9a2c', '#1f8fb4', '#8a5fd0', '#d62728')
 
 
 def arrow(x1, y1, x2, y2, colour='line', dash='') -> str:
@@ -81,22 +84,24 @@ def walks() -> dict[str, tuple[list[float], torch.Tensor]]:
     return {name: (t.sigmas.tolist(), (t.xs/(1 + t.sigmas[:, None, None]**2).sqrt()).float()) for name, t in found.items()}
 
 
-def animation(frames: int = 41) -> FuncAnimation:
-    "All three walk at the same noise level at the same time; a walk of few steps jumps."
+def animation(frames: int = 41, first: int = 12) -> FuncAnimation:
+    """All three walk at the same noise level at the same time; a walk of few steps jumps.
+    It opens on the ends, which a still picture shows."""
     matplotlib.rcParams['animation.embed_limit'] = 1
     fig, axs = plt.subplots(1, 3, figsize=(7.2, 2.7), dpi=90, layout='constrained')
     paths = walks()
     clock = next(iter(paths.values()))[0]
     dots = []
+    hues = LinearSegmentedColormap.from_list('hues', HUES)
     for ax, (name, (_, xs)) in zip(axs, paths.items()):
         ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.4, 1.6), aspect='equal', xticks=[], yticks=[])
-        dots.append(ax.scatter(*xs[0].T, s=4, c=torch.atan2(*xs[0].T), cmap='twilight', linewidths=0))
+        dots.append(ax.scatter(*xs[0].T, s=5, c=torch.atan2(*xs[0].T), cmap=hues, linewidths=0))
 
     def draw(i):
-        level = clock[min(i, frames - 1)]
+        level = clock[-1 if i < first else min(i - first, frames - 1)]
         for dot, (levels, xs) in zip(dots, paths.values()): dot.set_offsets(xs[sum(s >= level*.999 for s in levels) - 1])
         return dots
-    return FuncAnimation(fig, draw, frames + 14, interval=110)
+    return FuncAnimation(fig, draw, first + frames + 10, interval=110)
 
 
 def main() -> None:

@@ -1,5 +1,18 @@
-// Code that is wider than the page scrolls; a keyboard can scroll only what it can reach.
-addEventListener('load', () => document.querySelectorAll('pre').forEach(pre => { if (pre.scrollWidth > pre.clientWidth || pre.scrollHeight > pre.clientHeight) pre.tabIndex = 0; }));
+// What is wider than its box scrolls there: a keyboard can reach it, and it fades at the end that hides something.
+const BOXES = 'article pre, article .table-wrapper, article mjx-container';
+function scrolls(box) {
+  if (box.matches('mjx-container:not([display])')) box.classList.toggle('wide', box.classList.contains('wide') || box.offsetWidth > box.parentElement.closest('p, td, dd, div').clientWidth);
+  const wide = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX === 'auto';
+  const ends = () => box.classList.toggle('more', wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  box.classList.toggle('scrolls', wide);
+  if (wide || box.scrollHeight > box.clientHeight + 1 && box.matches('pre')) box.tabIndex = 0;
+  box.onscroll = ends;
+  ends();
+}
+const allScroll = () => document.querySelectorAll(BOXES).forEach(scrolls);
+addEventListener('load', async () => { await window.MathJax?.startup?.promise; allScroll(); });
+addEventListener('resize', allScroll);
+addEventListener('toggle', event => event.target.querySelectorAll?.(BOXES).forEach(scrolls), true);
 
 // The list of pages shows where the reader is.
 addEventListener('DOMContentLoaded', () => {
