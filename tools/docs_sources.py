@@ -1,7 +1,5 @@
 """The sources of the documentation site: a page for each notebook, the API reference, the results. Sphinx makes HTML of them (docs/conf.py)."""
 import ast
-import base64
-import json
 import re
 import shutil
 from collections import defaultdict
