@@ -188,11 +188,11 @@ def results_page(out: Path) -> str:
     alts = {name: alt for source in sources
             for alt, name in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', source)}
     texts = ['# Results', 'What the commands and scripts of this repository measured. Each file '
-             'says how it was made, so that the run can be repeated; figures that rest on one training '
-             'seed are illustrations, not evidence.', *summary(out),
+             'says how it was made, so that the run can be repeated; figures that rest on one '
+             'training seed are illustrations, not evidence.', *summary(out),
              '## All comparisons', 'How often the paired error was better or worse than that of '
-             'the arm it is compared with. A difference is significant where its 95 % interval over '
-             'seeds excludes zero; about one in twenty does so by chance. Other measures can say '
+             'the arm it is compared with. A difference is significant where its 95 % interval '
+             'over seeds excludes zero; about one in twenty does so by chance. Other measures can say '
              'otherwise; they are in the sections below.', overview(files, heads),
              'In the tables below the arm compared with has its mean; every other arm has its '
              'difference to it in percent, with that interval, bold where it is significant. '
