@@ -38,8 +38,8 @@ def words(key) -> str: return str(key).replace('_', ' ')
 
 def is_flat(value) -> bool:
     "It has room in one cell."
-    short = isinstance(value, list) and len(value) <= 12
-    return not isinstance(value, dict | list) or short and not any(isinstance(v, dict) for v in value)
+    if not isinstance(value, list): return not isinstance(value, dict)
+    return len(value) <= 12 and not any(isinstance(v, dict) for v in value)
 
 
 def over_seeds(rows: list[dict]) -> list[dict]:
@@ -128,7 +128,7 @@ def overview(files: dict[str, dict], heads: dict[str, str]) -> str:
 
 def headings(files: dict[str, dict]) -> dict[str, str]:
     "The question of each file; equal ones say where they were asked."
-    asked = {name: d['about'] if 'experiment' in d else QUESTIONS.get(name, words(name).capitalize())
+    asked = {name: d['about'] if 'experiment' in d else QUESTIONS.get(name) or words(name)
              for name, d in files.items()}
     often = Counter(asked.values())
     where = {name: f' ({d["world"].partition(", ")[2]})' for name, d in files.items()
@@ -187,12 +187,12 @@ def results_page(out: Path) -> str:
     sources = (c.source for p in pages() for c in p.cells())
     alts = {name: alt for source in sources
             for alt, name in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', source)}
-    texts = ['# Results', 'What the commands and scripts of this repository measured. Each file says '
-             'how it was made, so that the run can be repeated; figures that rest on one training '
-             'seed are illustrations, not evidence.', *summary(out),
-             '## All comparisons', 'How often the paired error was better or worse than that of the '
-             'arm it is compared with. A difference is significant where its 95 % interval over '
-             'seeds excludes zero; about one in twenty does so by chance. Other measures can say '
+    texts = ['# Results', 'What the commands and scripts of this repository measured. Each file '
+             'says how it was made, so that the run can be repeated; figures that rest on one '
+             'training seed are illustrations, not evidence.', *summary(out),
+             '## All comparisons', 'How often the paired error was better or worse than that of '
+             'the arm it is compared with. A difference is significant where its 95 % interval '
+             'over seeds excludes zero; about one in twenty does so by chance. Other measures can say '
              'otherwise; they are in the sections below.', overview(files, heads),
              'In the tables below the arm compared with has its mean; every other arm has its '
              'difference to it in percent, with that interval, bold where it is significant. '
