@@ -156,7 +156,7 @@ def summary(out: Path) -> list[str]:
     i = next(i for i, c in enumerate(cells) if pictures(c))
     (out/'images').mkdir(parents=True, exist_ok=True)
     (out/'images'/'comparisons.png').write_bytes(base64.b64decode(pictures(cells[i])[0]))
-    said = cells[i + 1].source.split('\n## ')[0]
+    said = cells[i + 1].source.split('\n## ')[0].replace('](../', '](/')
     return ['## Do branches help?', f'The short answer of [{page.title}](/{page.doc}.ipynb):',
             '![With branches minus without, in percent of the host, with 95 % intervals: '
             'distance to the teacher and to the data](images/comparisons.png)', said]
