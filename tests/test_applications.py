@@ -373,3 +373,7 @@ def test_branches_beside_the_host_as_the_lessons_say():
             return [np.mean([r[key] for r in rows if r['seed'] == seed]) for seed in range(5)]
         found = {key: paired_interval(of('B-DENSE', key), of('SFD (host)', key)) for key in ('roc_auc', 'pr_auc', 'vus_roc', 'top_is_inside', 'caught')}
         assert abs(found['roc_auc'].mean + lower) < .0005 and all(d.low <= 0 <= d.high for key, d in found.items() if key != 'roc_auc' or not lower)
+
+
+def test_numbers_without_times_are_no_series():
+    with pytest.raises(TypeError, match='needs time stamps: give the path of a CSV file, .* got ndarray'): read_series(np.zeros((10, 2)))

@@ -697,6 +697,8 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
     if stored is None and about.get('data') == 'fashion_mnist': stored = (1, 28, 28)
     unet = getattr(teacher.net, 'unet', None)
     if unet is not None: side, channels = unet.config.sample_size, unet.config.in_channels
+    elif isinstance(teacher.net, DiffusersNet) and all(teacher.net.sample_shape):
+        return teacher.net.sample_shape
     elif stored and 'channels' not in getattr(teacher.net, 'config', {}): return tuple(stored)
     elif channels := getattr(teacher.net, 'config', {}).get('channels'):
         side = stored and tuple(stored[1:])

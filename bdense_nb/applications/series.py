@@ -168,7 +168,11 @@ def read_series(
     check_choice('gaps', gaps, GAPS)
     if hasattr(source, 'index') and hasattr(source, 'to_numpy'):
         times, values, names = _read_pandas(source, columns)
-    else: times, values, names = _read_csv(check_file(source, 'CSV file'), columns, time)
+    elif isinstance(source, (str, Path)):
+        times, values, names = _read_csv(check_file(source, 'CSV file'), columns, time)
+    else:
+        raise TypeError(f'a series needs time stamps: give the path of a CSV file, or a pandas '
+                        f'Series or DataFrame, got {type(source).__name__}')
     if len(times) < 3: raise ValueError(f'a series needs at least 3 time stamps, got {len(times)}')
     if np.isnat(times).any(): raise ValueError('a time stamp is missing (NaT); drop its row')
     times, values = _on_even_steps(times, values, gaps)
