@@ -533,7 +533,8 @@ class TeacherCheck:
         elif len(self.failed) <= len(self.sigmas)//4 and self.failed[0] > good[-1]:
             guess = (f'up to {good[-1]:.3g} it does, as a misread network rarely does, so it may '
                      f'know the noisiest levels too little, as networks that predict noise do for '
-                     f'long: train it longer, or start lower, with sigma_max={good[-1]:.3g}')
+                     f'long: train it longer, or start lower, with sigma_max={good[-1]:.3g} in a '
+                     f'configuration whose schedule takes it (karras), and check those levels only')
         return (f'this denoiser does not give clean estimates at {len(self.failed)} of '
                 f'{len(self.sigmas)} noise levels ({levels}): at {self.sigmas[i]:.3g} its root '
                 f'mean square error is {self.errors[i]:.3g}, where {self.limits[i]:.3g} would be '
