@@ -47,11 +47,11 @@ from ..training.loop import StepFunction, training
 
 # %% auto #0
 __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared',
-           'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'bench_loop', 'bench_sampler',
-           'bench_sfd', 'bench_branches', 'operator_shares', 'bench_roofline', 'switches', 'bench_hardware',
-           'without_tf32', 'bench_compile', 'Graphed', 'bench_graphs', 'bench_diffusers', 'bench_onnx', 'bench_imports',
-           'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part', 'stored_parts', 'run_parts',
-           'table', 'figure', 'write_report', 'Measure', 'measure']
+           'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
+           'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'bench_roofline', 'switches',
+           'bench_hardware', 'without_tf32', 'bench_compile', 'Graphed', 'bench_graphs', 'bench_diffusers',
+           'bench_onnx', 'bench_imports', 'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part',
+           'stored_parts', 'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -257,13 +257,18 @@ def plain_sfd(
     return iteration
 
 # %% ../../nbs/app/07_bench.ipynb #2eb1d8db
+def teaching_step(size: Size, device: torch.device) -> StepFunction:
+    "A teacher's update on one batch of noise, which stands for data."
+    x = torch.randn(size.batch, *size.shape, device=device)
+    g = torch.Generator()
+    def step(model, i): yield edm_loss(model, x, generator=g.manual_seed(i))
+    return step
+
 def bench_loop(bench: Bench) -> dict:
     "The training loop over forward, backward and step alone; Accelerate's loop over the same."
     rows = []
     for name, size in bench.sizes.items():
-        x = torch.randn(size.batch, *size.shape, device=bench.device)
-        g = torch.Generator()
-        def step(model, i): yield edm_loss(model, x, generator=g.manual_seed(i))
+        step = teaching_step(size, bench.device)
         many = 4 if name == 'small' else 1
         make = lambda: size.denoiser(bench.device).requires_grad_(True)
         arms = {'bare loop': bare_arm(make(), step, many), 'loop': loop_arm(make(), step,
@@ -351,9 +356,7 @@ def bench_roofline(bench: Bench) -> dict:
     "A training step over a matrix product of as many operations, and which operators take time."
     rows = []
     for name, size in bench.sizes.items():
-        x = torch.randn(size.batch, *size.shape, device=bench.device)
-        g = torch.Generator()
-        def step(model, i): yield edm_loss(model, x, generator=g.manual_seed(i))
+        step = teaching_step(size, bench.device)
         for precision, dtype in dict(no=torch.float32, bf16=torch.bfloat16).items():
             model = size.denoiser(bench.device).requires_grad_(True)
             with FlopCounterMode(display=False) as counter: next(step(model, 0)).backward()
