@@ -10,7 +10,7 @@ ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib, assets, notebooks = (cfg['lib_path'] + part for part in ('', '.assets', '.nbs'))
 optional = cfg['extras'].split()
-extras = {name: cfg[f'{name}_requirements'].split() for name in (*optional, 'notebooks', 'dev', 'docs')}
+extras = {name: cfg[f'{name}_requirements'].split() for name in (*optional, 'anomalies', 'notebooks', 'dev', 'docs')}
 for name in ('notebooks', 'dev'):
     extras[name] += [need for one in optional for need in extras[one]]
 

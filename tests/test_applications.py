@@ -11,7 +11,7 @@ from applications import Results, cpu_times
 
 from bdense_nb.app import shell as cli
 from bdense_nb.applications import series as S
-from bdense_nb.applications.anomalies import FAULTS, alarm_threshold, anomaly_scores, branched_student_of, by_point, train_normal, with_fault
+from bdense_nb.applications.anomalies import FAULTS, alarm_threshold, anomaly_scores, branched_student_of, by_point, roc_auc, train_normal, with_fault
 from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, teacher_sampler, temporal_denoiser,
                                                 show_forecast, train_forecaster, truth_at, weather_task)
 from bdense_nb.applications.series import Series, Windows, read_series, shipped_series
@@ -325,6 +325,16 @@ def test_a_spike_is_found_and_a_threshold_comes_from_training():
     with pytest.raises(ValueError, match='rate must be'): alarm_threshold(found['spread'], 1.)
 
 
+def test_the_area_is_the_chance_that_a_strange_step_scores_higher():
+    g = torch.Generator().manual_seed(0)
+    labels, scores = (torch.rand(40, generator=g) < .3).float(), torch.randint(6, (40,), generator=g).float()
+    pairs = scores[labels == 1][:, None] - scores[labels == 0]
+    assert roc_auc(labels, scores) == pytest.approx(float(((pairs > 0).float() + .5*(pairs == 0)).mean()))
+    assert roc_auc(labels, labels) == 1 and roc_auc(labels, 0*labels) == .5
+    for all_alike in (0*labels, 0*labels + 1):
+        with pytest.raises(ValueError, match='mark some steps, and not all'): roc_auc(all_alike, scores)
+
+
 # --- what is stored
 
 def stored(name): return read_json(data_dir()/'results'/f'{name}.json')
@@ -335,7 +345,7 @@ def test_the_number_of_iterations_is_one_that_2014_chose():
     assert mean[QUICK.steps] < min(mean.values()) + .01
 
 @pytest.mark.parametrize('name, key, alone', [('forecasting_methods', ('method', 'calls'), {'seasonal naive', 'climatology'}),
-                                              ('anomalies', ('data', 'anomaly', 'method'), {'matrix profile', 'matrix profile, not normalised'})])
+                                              ('anomalies_methods', ('data', 'anomaly', 'method'), {'matrix profile', 'matrix profile, not normalised'})])
 def test_every_method_of_the_tables_has_its_seeds(name, key, alone):
     "Three or more, each once; what has nothing to draw has one."
     seeds = {}
@@ -367,9 +377,11 @@ def test_branches_beside_the_host_as_the_lessons_say():
         assert abs(paired_interval(mine, host).mean) < .01*np.mean(host)
     assert all(d.interval.low <= 0 <= d.interval.high for d in differences(stored('forecasting_pd'), 'crps'))
     assert all(d.interval.high < 0 if d.nfe == 1 else d.interval.low <= 0 <= d.interval.high for d in differences(stored('forecasting'), 'crps'))
+    found = [d.interval for d in differences(stored('anomalies'), 'missed_auc')]
+    assert len(found) == 8 and not any(i.high < 0 for i in found) and sum(i.low > 0 for i in found) == 1
     for data, lower in (('weather', 0), ('InternalBleeding16', .002)):
         def of(arm, key):
-            rows = [r for r in stored('anomalies')['rows'] if (r['data'], r['method']) == (data, f'{arm}, reconstruction')]
+            rows = [r for r in stored('anomalies_methods')['rows'] if (r['data'], r['method']) == (data, f'{arm}, reconstruction')]
             return [np.mean([r[key] for r in rows if r['seed'] == seed]) for seed in range(5)]
         found = {key: paired_interval(of('B-DENSE', key), of('SFD (host)', key)) for key in ('roc_auc', 'pr_auc', 'vus_roc', 'top_is_inside', 'caught')}
         assert abs(found['roc_auc'].mean + lower) < .0005 and all(d.low <= 0 <= d.high for key, d in found.items() if key != 'roc_auc' or not lower)

@@ -25,7 +25,7 @@ def cheap():
     def network(seed, width):
         torch.manual_seed(seed)
         return EDMDenoiser(MLP(width=width or 8, depth=1), .7)
-    return dataclasses.replace(ring, network=network, data=lambda seed: (ring.teacher(0).sample(64, seed), None), ends=lambda cfg, seed: ring.teacher(0).sample(50, 7), quality={'mean': lambda x: float(x.mean().abs())}, n=50)
+    return dataclasses.replace(ring, network=network, data=lambda seed: (ring.teacher(0).sample(64, seed), None), ends=lambda cfg, seed: ring.teacher(0).sample(50, 7), quality={'mean': lambda x: float(x.mean().abs())}, n=50, work={'twice': lambda sampler: 2.*sampler.nfe})
 
 
 def exact(seed=0): return MixtureDenoiser(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
@@ -71,6 +71,7 @@ def test_every_kind_of_arm(experiment, tmp_path):
     result = X.run_experiment('try', tmp_path/'a.json', say=said.append)
     rows = result['rows']
     assert {r['arm'] for r in rows} == {a.name for a in experiment} and {r['seed'] for r in rows} == {0, 1, 2}
+    assert all(r['twice'] == 2*r['nfe'] for r in rows) and X.EXPERIMENTS['try'].measures == ['paired_error', 'mean', 'twice'], 'a measure of the sampler at work'
     assert [r['nfe'] for r in rows if r['arm'] == 'pd' and r['seed'] == 0] == [2, 1], 'a row for every round'
     for arm in ('several', 'not told'): assert [r['nfe'] for r in rows if r['arm'] == arm and r['seed'] == 0] == [2, 3], 'a row for every step count'
     assert {r['nfe'] for r in rows if r['arm'] in ('stages', 'several, stages')} == {1}
@@ -127,8 +128,8 @@ def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
     with pytest.raises(ValueError, match='pass out='): X.run_experiment(mine)
     result = X.run_experiment(mine, tmp_path/'mine.json', say=lambda s: None)
     assert len(result['rows']) == 6 and (result['experiment'], result['world']) == ('mine', cheap.about)
-    assert X.measures_of(result) == mine.measures == ['paired_error', 'mean']
-    assert [(d.arm, d.host_iterations) for d in X.differences(result)] == [('linear', 2)] and X.show_differences(result).keys() == {'paired_error', 'mean'}
+    assert X.measures_of(result) == mine.measures == ['paired_error', 'mean', 'twice']
+    assert [(d.arm, d.host_iterations) for d in X.differences(result)] == [('linear', 2)] and X.show_differences(result).keys() == {'paired_error', 'mean', 'twice'}
     exact = cheap.teacher(0)
     moved = type(exact)(exact.means + .1, exact.stds, exact.weights)
     other = dataclasses.replace(cheap, teacher=lambda seed: moved)

@@ -3,7 +3,7 @@
 Two tests. The heart signal InternalBleeding16 of the UCR anomaly archive (Wu & Keogh 2021), which the package aeon carries: learned from its first 1,200
 points, one labelled anomaly behind them. And the weather of Seattle (shipped; three channels): learned from 2012-2014, and five kinds of faults planted into
 2015, one at a time, six places each. Networks are trained with several seeds. No setting was searched for on labels. A second start goes on with the next seed. At the end the CPU time of 1,000 points is measured, once for each detector; `--time` measures it
-again. Needs `pip install aeon pyod stumpy`.
+again. Needs the extra `anomalies`.
 
     OMP_NUM_THREADS=1 python tools/anomalies.py       # about five minutes of one quiet core
 """
@@ -168,7 +168,7 @@ def picture(task: Task, path: Path) -> None:
 
 def main() -> None:
     numba.set_num_threads(1)  # what stumpy computes with
-    results = Results(__doc__, 'anomalies.json', 3)
+    results = Results(__doc__, 'anomalies_methods.json', 5)
     tasks = (heart(), weather())
     for seed in results.seeds:
         for task in tasks:

@@ -16,7 +16,7 @@ QUESTIONS = {  # of files that are no experiment; the others ask their own
     'branch_weights': "How far from the teacher's state does each branch end?",
     'branch_weight_search': 'Does a search find better branch weights?',
     'forecasting_methods': 'How good are forecasts in few calls, beside other methods?',
-    'anomalies': 'How well do student and branches find anomalies, beside other detectors?',
+    'anomalies_methods': 'How well do student and branches find anomalies, beside other detectors?',
     'bench_cpu': 'What does the package cost on a CPU, beside plain PyTorch?',
     'bench_gpu': 'What does the package cost on a GPU, beside plain PyTorch?',
     'paper': 'What does the paper report?'}

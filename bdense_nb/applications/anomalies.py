@@ -4,26 +4,30 @@
 
 # %% ../../nbs/applications/02_anomalies.ipynb #9d2e6393
 from __future__ import annotations
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 from .forecasting import temporal_denoiser
-from .series import Series, Windows
+from .series import Series, Windows, shipped_series
 from ..core import Within, check_choice, check_int, check_number, sample_noise
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.samplers import ConditionTable, Sampler, sample
 from ..distillation.branches import BranchedDenoiser, fold
+from ..distillation.distill import reference_plan
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import kept, starting_run
 from ..distillation.teaching import train_teacher
+from ..lab.experiments import World
 from ..training.config import TrainConfig
 from ..training.loop import fit
 
 # %% auto #0
 __all__ = ['NORMAL', 'DETECTOR_SFD', 'FAULTS', 'train_normal', 'branched_student_of', 'middle_level', 'reconstructions',
-           'branch_guesses', 'by_point', 'anomaly_scores', 'alarm_threshold', 'with_fault']
+           'branch_guesses', 'by_point', 'anomaly_scores', 'roc_auc', 'alarm_threshold', 'with_fault', 'faults_world']
 
 # %% ../../nbs/applications/02_anomalies.ipynb #5193bc20
 #: how a teacher of what is normal is trained
@@ -139,6 +143,17 @@ def anomaly_scores(
     each = {name: (s*known).sum(1)/known.sum(1) for name, s in found.items()} # 0/0 in a gap: NaN
     return {name: by_point(s, starts, len(series)) for name, s in each.items()}
 
+def roc_auc(
+    labels: Tensor, # [T], 1 in an anomaly and 0 elsewhere
+    scores: Tensor, # [T], higher is stranger
+) -> float: # 1: every step of it scores above all others; .5: chance
+    "Area under the receiver operating characteristic, by the rank test of scipy."
+    inside = labels == 1
+    if not 0 < inside.sum() < len(labels):
+        raise ValueError('labels have to mark some steps, and not all')
+    n = int(inside.sum())*int((~inside).sum())
+    return float(mannwhitneyu(scores[inside], scores[~inside]).statistic)/n
+
 def alarm_threshold(
     scores: Tensor, # [T], of the training part
     rate: float = .005, # of its steps that may raise an alarm
@@ -188,3 +203,25 @@ def with_fault(
     labels = torch.zeros(len(series))
     labels[at:at + FAULTS[kind](values, at)] = 1
     return replace(series, values=values), labels
+
+@functools.cache
+def faults_world() -> World:
+    "Thirty faults of a weather station, to be found by what a student reconstructs."
+    series = shipped_series('seattle_weather', ['temp_max', 'temp_min', 'wind'])
+    train, unseen = series.before('2015-01-01'), series.after('2015-01-01')
+    windows = Windows.fit(train, 0, 16, ['year'])
+    cases = [with_fault(unseen, kind, place) for kind in FAULTS for place in range(6)]
+    shape, n = (3, 16), 1000
+    @functools.cache
+    def teacher(seed): return train_normal(train, windows, replace(NORMAL, seed=seed))
+    @functools.lru_cache(maxsize=8)
+    def walk(plan, seed): return plan.sampler(teacher(seed)).sample(n, batch=250)
+    def missed(sampler):
+        aucs = [roc_auc(labels, anomaly_scores(sampler, s, draws=4)['reconstruction'])
+                for s, labels in cases]
+        return 1 - sum(aucs)/len(aucs)
+    return World('a weather station, a teacher for each seed; students start as copies of it',
+                 teacher, shape, network=lambda seed, width: None,
+                 data=lambda seed: windows.cut(train),
+                 ends=lambda cfg, seed: walk(reference_plan(cfg, shape), seed),
+                 quality={}, n=n, work=dict(missed_auc=missed))

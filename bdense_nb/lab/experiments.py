@@ -44,11 +44,11 @@ from ..training.loop import fit
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'RECIPE', 'LONG_WEIGHTS', 'BEST',
-           'WEATHER_SFD', 'WEATHER_PD', 'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world', 'plane_world', 'Arm',
-           'Banks', 'untold', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary',
-           'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms',
-           'budget_arms', 'Difference', 'measures_of', 'differences', 'difference_table', 'show_differences',
-           'trajectories_of', 'stored_gains', 'show_gains']
+           'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world',
+           'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows',
+           'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms',
+           'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of', 'differences',
+           'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -66,13 +66,17 @@ class World:
     quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
     n: int # samples that are measured
     cond: dict[str, Tensor] | None = None # their conditions, n rows; None: drawn from the seeds
+    # measures of a sampler at the work it is for, lower is better
+    work: dict[str, Callable[[Sampler], float]] = field(default_factory=dict)
 
     def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
         batch = 250 if len(self.shape) > 1 else self.n
         out = arm.sample(self.n, cond=self.cond, batch=batch)
         quality = {name: float(measure(out)) for name, measure in self.quality.items()}
-        return dict(nfe=arm.nfe, paired_error=paired_error(out, self.ends(cfg, seed)), **quality)
+        work = {name: measure(arm) for name, measure in self.work.items()}
+        error = paired_error(out, self.ends(cfg, seed))
+        return dict(nfe=arm.nfe, paired_error=error, **quality, **work)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
 def _finer(cfg: Host, substeps: int | None) -> Host: # judged by a walk of so many teacher steps
@@ -168,6 +172,7 @@ PLANE = {'copies': {}, 'other networks': dict(copies=False),
 #: name -> what makes a world, or 'module:function' where it is imported to make one
 WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
           'weather': 'bdense_nb.applications.forecasting:weather_world',
+          'weather faults': 'bdense_nb.applications.anomalies:faults_world',
           **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
              for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()},
           'spiral, fine': functools.partial(plane_world, 'spiral', finer=48),
@@ -313,7 +318,7 @@ class Experiment:
     @property
     def measures(self) -> list[str]:
         "What is measured of each student."
-        return ['paired_error', *self.place.quality]
+        return ['paired_error', *self.place.quality, *self.place.work]
 
     @property
     def origin(self) -> dict: # as JSON has it
@@ -664,6 +669,8 @@ EXPERIMENTS |= {
 WEATHER_SFD = SFDConfig(steps=200, batch=64, pool=2048, lr=1e-3, lr_schedule='cosine', shape=(1, 7))
 #: short rounds on a week of temperatures
 WEATHER_PD = PDConfig(start_steps=32, updates=100, batch=64, lr=1e-3, sigma_min=.006)
+#: short trainings on two weeks of a weather station
+STATION_SFD = dataclasses.replace(WEATHER_SFD, shape=(3, 16))
 
 EXPERIMENTS |= {
     'forecasting': Experiment(
@@ -673,6 +680,9 @@ EXPERIMENTS |= {
     'forecasting_pd': Experiment(
         'Seven days of temperature: do two branches help Progressive Distillation?', 'weather',
         pd_arms(WEATHER_PD, (100,))[:3], 'K = 1 (PD)', 5),
+    'anomalies': Experiment(
+        'Faults of a weather station, found by reconstruction: do branches help?', 'weather faults',
+        budget_arms(STATION_SFD, BEST, (2, 4), (50, 200)), 'endpoint (SFD)', 5),
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c
