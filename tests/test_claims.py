@@ -118,12 +118,11 @@ def test_claim(name, sentence, values):
 
 
 def test_stored_experiments_are_whole():
-    "Every arm has every seed, five or more of most."
+    "Every arm has every seed, five or more."
     for path in (data_dir()/'results').glob('*.json'):
         result = stored(path.stem)
         if 'experiment' not in result: continue
         runs = {}
         for r in result['rows']: runs.setdefault((r['arm'], r['calls'], r['iterations'], r.get('width')), set()).add(r['seed'])
         seeds = set.union(*runs.values())
-        least = 3 if path.stem == 'fashion_lesson' else 5  # three minutes and a bank for each of its runs
-        assert len(seeds) >= least and all(s == seeds for s in runs.values()) and len(runs) == len(result['configs']), f'{path.stem} is not complete'
+        assert len(seeds) >= 5 and all(s == seeds for s in runs.values()) and len(runs) == len(result['configs']), f'{path.stem} is not complete'

@@ -643,7 +643,7 @@ EXPERIMENTS |= {
             dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
             {name: RECIPE[name] for name in (
                 'K = 1', 'K = 4, endpoint-heavy', 'K = 1, 8 teacher steps',
-                'K = 4, endpoint-heavy, 8 teacher steps')}), 'K = 1', 3),
+                'K = 4, endpoint-heavy, 8 teacher steps')}), 'K = 1', 5),
     'fashion_long': _fashion(
         'Which branch weights help SFD with 256 iterations of 128?',
         budget_arms(FASHION_LONG, LONG_WEIGHTS, (2,), (256,)), 'endpoint (SFD)'),
