@@ -88,13 +88,13 @@ def animation(frames: int = 41, first: int = 12) -> FuncAnimation:
     """All three walk at the same noise level at the same time; a walk of few steps jumps.
     It opens on the ends, which a still picture shows."""
     matplotlib.rcParams['animation.embed_limit'] = 1
-    fig, axs = plt.subplots(1, 3, figsize=(7.2, 2.7), dpi=90, layout='constrained')
+    fig, axs = plt.subplots(1, 3, figsize=(7.2, 2.1), dpi=90, layout='constrained')
     paths = walks()
     clock = next(iter(paths.values()))[0]
     dots = []
     hues = LinearSegmentedColormap.from_list('hues', HUES)
     for ax, (name, (_, xs)) in zip(axs, paths.items()):
-        ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.4, 1.6), aspect='equal', xticks=[], yticks=[])
+        ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.15, 1.05), aspect='equal', xticks=[], yticks=[])
         dots.append(ax.scatter(*xs[0].T, s=5, c=torch.atan2(*xs[0].T), cmap=hues, linewidths=0))
 
     def draw(i):
