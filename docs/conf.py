@@ -153,10 +153,10 @@ def mark_drawings(app, doctree) -> None:
 
 
 def open_in_full(app, doctree, docname) -> None:
-    "A wide picture links to its file, which a phone can enlarge."
+    "A wide picture links to its file, and scrolls on a phone; an animation is seen whole."
     for image in list(doctree.findall(nodes.image)):
         file = app.env.images.get(image['uri'])
-        if not file or file[1].endswith('.svg') or isinstance(image.parent, nodes.reference): continue
+        if not file or file[1].endswith(('.svg', '.gif')) or isinstance(image.parent, nodes.reference): continue
         if Image.open(Path(app.srcdir, image['uri'])).width < 600: continue
         link = nodes.reference('', '', refuri=relative_uri(app.builder.get_target_uri(docname), f'_images/{file[1]}'),
                                classes=['full', *(c for c in image['classes'] if c.startswith('only-'))])
