@@ -11,17 +11,16 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Union, get_args, get_origin
 
-import numpy as np
 from docutils import nodes
 from fastcore.docments import docments, empty
 from PIL import Image
-from scipy.ndimage import binary_opening
 from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
 from bdense_nb import core  # noqa: E402
 from bdense_nb.core import Within  # noqa: E402
+from docs_pictures import is_drawing, on_dark  # noqa: E402
 from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
 
 LIMITED = [name for name, kind in vars(core).items() if get_origin(kind) is Annotated]  # AtLeast1 ...
@@ -136,28 +135,6 @@ def document(app, what, name, obj, options, lines) -> None:
     if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
 
 
-def is_drawing(picture: Path) -> bool:
-    "Coloured lines on white, and no photographs: it may be inverted."
-    pixels = np.asarray(Image.open(picture).convert('RGB').resize((200, 200), Image.Resampling.NEAREST))
-    return bool((pixels.min(2) >= 250).mean() > .6 and (np.ptp(pixels, 2) > 60).any())
-
-
-def on_dark(picture: Path) -> Path | None:
-    "Grey pictures on a white page: the same on a dark page, in a file beside it; None: it is something else."
-    pixels = np.asarray(Image.open(picture).convert('RGB'))
-    if (np.ptp(pixels, 2) > 8).any() or pixels[[0, -1]].min() < 250: return None
-    grey = pixels[..., 0]
-    wide = lambda share: binary_opening(share > .2, np.ones(20))  # what is thinner is a label or a gap
-    rows = wide((grey < 250).mean(1))
-    if not rows.any(): return None
-    panels = rows[:, None] & wide((grey[rows] < 250).mean(0))
-    if panels.mean() < .2: return None
-    page = (20 + (255 - grey.astype(float))*.85).astype(np.uint8)
-    out = picture.with_name(f'{picture.stem}.dark.png')
-    Image.fromarray(np.where(panels, grey, page)).save(out, optimize=True)
-    return out
-
-
 def mark_drawings(app, doctree) -> None:
     "site.css inverts drawings in dark mode; grey pictures have a second file for it; other figures are dimmed."
     for image in list(doctree.findall(nodes.image)):
@@ -176,10 +153,10 @@ def mark_drawings(app, doctree) -> None:
 
 
 def open_in_full(app, doctree, docname) -> None:
-    "A wide picture links to its file, which a phone can enlarge."
+    "A wide picture links to its file, and scrolls on a phone; an animation is seen whole."
     for image in list(doctree.findall(nodes.image)):
         file = app.env.images.get(image['uri'])
-        if not file or file[1].endswith('.svg') or isinstance(image.parent, nodes.reference): continue
+        if not file or file[1].endswith(('.svg', '.gif')) or isinstance(image.parent, nodes.reference): continue
         if Image.open(Path(app.srcdir, image['uri'])).width < 600: continue
         link = nodes.reference('', '', refuri=relative_uri(app.builder.get_target_uri(docname), f'_images/{file[1]}'),
                                classes=['full', *(c for c in image['classes'] if c.startswith('only-'))])
@@ -209,15 +186,12 @@ def level_captions(app, pagename, templatename, context, doctree) -> None:
     context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
 
 
-def break_titles(app, pagename, templatename, context, doctree) -> None:
-    "A module's name as a title may be broken at its dots."
-    broken = lambda m: m[0].replace('.', '.<wbr>')
-    if 'body' in context: context['body'] = re.sub(r'<h1>[\w.]+<', broken, context['body'], count=1)
-
-
 def describe(app, pagename, templatename, context, doctree) -> None:
     "What search engines and messengers show of a page."
-    text = escape(next((p.summary for p in pages() if p.doc == pagename), '') or SETTINGS['description'])
+    page = next((p for p in pages() if pagename in (p.doc, f'api/{p.module}')), None)
+    first = re.search('<p>(.{20,}?)</p>', context.get('body', ''), flags=re.S)
+    text = page.summary if page else re.sub('<[^>]*>', '', first[1]) if first and pagename[0] != '_' else ''
+    text = escape(' '.join(text.replace('`', '').split()) or SETTINGS['description'])
     title = escape(re.sub('<[^>]*>', '', context.get('title', project)))
     context['metatags'] = context.get('metatags', '') + (
         f'<meta name="description" content="{text}"><meta property="og:title" content="{title}"><meta property="og:type" content="article">'
@@ -230,5 +204,4 @@ def setup(app) -> None:
     app.connect('html-page-context', navigation, priority=100)
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)
-    app.connect('html-page-context', break_titles)
     app.connect('html-page-context', describe)

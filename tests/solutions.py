@@ -51,6 +51,11 @@ def wrong_answers(stub):
     return [f'def {stub.name}(*args, **kwargs): {does}' for does in ('return -12345.', "raise RuntimeError('no idea')")]
 
 
+# what the ten lines of the front page must have done to the reader's points
+LEARNED = """near = torch.allclose(samples.mean(0), data.mean(0), atol=.06)
+print('correct' if near and .85 < samples.std()/data.std() < 1.15 else samples.std(0))"""
+
+
 def execute_solved(path, **how):
     "A notebook after a run in a fresh kernel, and what its exercises print there: when they are answered, and when they are answered wrongly."
     name, right, wrong = name_of(path), [], []
@@ -58,6 +63,7 @@ def execute_solved(path, **how):
         for solution, (stub, rest) in zip(lesson_solutions().get(name, ()), exercises(name)):
             right.append(f'{solution}\n{rest}')
             wrong += [f'{answer}\n{rest}' for answer in wrong_answers(stub)]
+    if name == 'index': right.append(LEARNED)
     nb = execute(path, extra=right + wrong, **how)
     n_own = len(nb.cells) - len(right + wrong)
     said = [''.join(o.get('text', '') for o in c.outputs) for c in nb.cells[n_own:]]

@@ -358,7 +358,12 @@ def test_solutions_quote_the_questions():
 
 def test_the_front_page_is_short():
     text = '\n'.join(c.source for c in cells('index'))
-    assert words('index') <= 900 and '#|' not in text and 'Start with [lesson 1]' in text
+    words = sum(len(c.source.split()) for c in cells('index') if c.cell_type == 'markdown')
+    assert words <= 900 and '#|' not in text and 'Start with [lesson 1]' in text
+    readme = (NBS.parent/'README.md').read_text(encoding='utf-8')
+    code = [line for line in re.search('```python\n(.*?)```', readme, flags=re.S)[1].splitlines() if line]
+    assert len(code) <= 11 and max(map(len, code)) <= 96, 'ten lines and yours, none cut off on GitHub'
+    assert readme.index('```python') < readme.index('make lab') < readme.index('\n## ')
 
 
 def test_the_pictures_of_the_front_page():

@@ -84,6 +84,29 @@ def test_search(visit, query, page_found, kind):
     assert not page.problems
 
 
+def test_figures_on_a_phone(visit):
+    "A wide one keeps its size and scrolls; the animation, the diagram and the gains are seen whole, at more than half their size."
+    visit.page.set_viewport_size(PHONE)
+    page = visit('index.html')
+    shown = page.locator('article img').evaluate_all('images => images.map(i => [i.src.split("/").pop(), i.clientWidth/i.naturalWidth, i.clientWidth])')
+    shown = {name: rest for name, *rest in shown}
+    assert all(shown[name] == [1, 990] for name in ('forecasting.png', 'anomalies.png')), shown
+    assert all(shown[name][0] > .5 and shown[name][1] <= PHONE['width'] for name in ('spiral.gif', 'method.svg', 'gains.png')), shown
+    box = page.locator('a.full:has(img[src*=forecasting])')
+    box.focus()
+    page.keyboard.press('ArrowRight')
+    page.wait_for_function('e => e.scrollLeft > 0', arg=box.element_handle())
+
+
+def test_a_formula_fits_a_phone(visit):
+    visit.page.set_viewport_size(PHONE)
+    page = visit('course/1_first_distillation.html')
+    page.wait_for_function('window.MathJax?.startup?.promise')
+    formulas = page.locator('article mjx-container[display=true]')
+    formulas.first.wait_for()
+    assert formulas.count() and not formulas.evaluate_all('all => all.filter(e => e.scrollWidth > e.clientWidth).length')
+
+
 def test_sidebar_shows_the_place(visit):
     "Also far down the list."
     here = visit('training/05_loop.html').locator('.sidebar-tree a.current')
@@ -107,7 +130,7 @@ def test_what_is_wide_scrolls_on_a_phone(visit, path):
     page.locator('article .scrolls.more:visible').first.wait_for()
     page.wait_for_timeout(300)
     cut = """boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))"""
-    assert not page.locator('article pre, article .table-wrapper, article mjx-container').evaluate_all(cut)
+    assert not page.locator('article pre, article .table-wrapper, article mjx-container, article a.full').evaluate_all(cut)
     box = page.locator('article .scrolls.more:visible').first.element_handle()
     box.evaluate('e => { e.scrollLeft = e.scrollWidth; }')
     page.wait_for_function("e => !e.classList.contains('more')", arg=box)
@@ -188,7 +211,7 @@ def test_live_without_webassembly(visit):
     page = visit('live.html')
     assert page.get_by_text('This browser has no WebAssembly').is_visible()
     assert page.get_by_role('button', name='Run both').is_disabled()
-    assert page.locator('#live img').evaluate('async image => (await image.decode(), image.naturalWidth)') > 300
+    assert page.locator('#live img:visible').evaluate('async image => (await image.decode(), image.naturalWidth)') > 300
     assert not page.problems
 
 
@@ -224,6 +247,8 @@ def test_grey_pictures_in_dark_mode(visit):
         return [dark[0], light[0], same];
     }""")
     assert dark < 40 and light > 250 and same > .5
+    still = visit('live.html').locator('#live img')
+    assert [image.is_visible() for image in still.all()] == [False, True] and 'dark' in still.last.get_attribute('src')
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

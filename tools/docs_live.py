@@ -18,6 +18,7 @@ from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.evaluation.pictures import show_rows
 from bdense_nb.interop.export import export_onnx
+from docs_pictures import on_dark
 
 
 def samplers() -> dict[str, Sampler]:
@@ -41,7 +42,7 @@ def recipe(sampler: Sampler) -> dict:
 
 
 def write_live(folder: Path) -> None:
-    "teacher.onnx.gz, student.onnx.gz, live.json and still.png in the folder."
+    "teacher.onnx.gz, student.onnx.gz, live.json, still.png and still.dark.png in the folder."
     folder.mkdir(parents=True, exist_ok=True)
     both = samplers()
     for name, sampler in both.items():
@@ -54,6 +55,7 @@ def write_live(folder: Path) -> None:
     classes = range(len(FASHION_CLASSES))
     rows = {f'{name}\n{s.nfe} calls': s.sample(len(classes), 0, classes) for name, s in both.items()}
     show_rows(rows, titles=[name.replace('/', '/\n').replace(' ', '\n') for name in FASHION_CLASSES], save=folder/'still.png')
+    on_dark(folder/'still.png')
 
 
 if __name__ == '__main__':

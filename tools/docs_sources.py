@@ -42,12 +42,10 @@ class Page:
 
     @cached_property
     def title(self) -> str:
-        "What the site calls it; a lesson has its number."
-        if self.doc == 'index': return 'home'
-        number, _, words = self.path.stem.partition('_')
+        "Its heading, which the site uses everywhere; a lesson has its number."
         heading = self.cells()[0].source.splitlines()[0].lstrip('# ')
-        if self.doc.startswith('course/'): return heading if heading == 'Solutions' else f'{number} {heading}'
-        return (words or self.path.stem).replace('_', ' ').capitalize()
+        numbered = self.doc.startswith('course/') and heading != 'Solutions'
+        return f'{self.path.stem.partition("_")[0]} {heading}' if numbered else heading
 
     @cache
     def cells(self) -> list: return nbformat.read(self.path, 4).cells
@@ -258,7 +256,6 @@ def notebook_page(page: Page, out: Path):
     "The notebook as MyST-NB shall render it."
     cells, section, prose = [], page.title, ''
     nb = nbformat.read(page.path, 4)
-    if page.doc != 'index': nb.cells[0].source = re.sub(r'\A# \w', lambda m: m[0].upper(), nb.cells[0].source)  # `# samplers` is for nbdev
     for cell in nb.cells:
         flags = directives(cell)
         if cell.cell_type == 'markdown':
@@ -352,8 +349,8 @@ def api_page(module: str) -> str:
     built = [p for p in pages() if p.module == module]
     own = [s for s in symbols().values() if s.name.startswith(f'{LIB}.{module}.') and (s.name.rpartition('.')[0] == f'{LIB}.{module}' or s.name.rpartition('.')[0] not in symbols())] # also methods given to another module's class
     own.sort(key=place)
-    lines = [f'.. py:module:: {LIB}.{module}', '', *titled(f'{LIB}.{module}'), rst(built[0].summary, module), '']
-    lines += ['Built in ' + ', '.join(f':doc:`/{p.doc}`' for p in built) + '.', '', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
+    lines = [f'.. py:module:: {LIB}.{module}', '', *titled(f'{built[0].title}: reference'), rst(built[0].summary, module), '']
+    lines += [f'``{LIB}.{module}``, built in ' + ', '.join(f':doc:`/{p.doc}`' for p in built) + '.', '', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
     for s in own: lines += [f'   * - :py:obj:`{s.name.split(".")[-1]} <{s.name}>`', f'     - {rst(doc_line(s), module)}']
     for s in own: lines += ['', *documented(s)]
     return '\n'.join(lines) + '\n'
@@ -364,8 +361,9 @@ def api_index(modules: list[str]) -> str:
     lines = [*titled('API reference'), f'Everything that the notebooks export, as it is imported: ``from {LIB}.core import sample_noise``.', '',
              'Each entry gives the signature, the parameters with their shapes and units, the source, and the place in the course where it is built.', '',
              '.. list-table::', '   :widths: auto', '']
-    for m in modules: lines += [f'   * - :doc:`{m} <{m}>`', f'     - {rst(next(p.summary for p in pages() if p.module == m), m)}']
-    return '\n'.join([*lines, '', '.. toctree::', '   :hidden:', '', *(f'   {m} <{m}>' for m in modules)]) + '\n'
+    built = {m: next(p for p in pages() if p.module == m) for m in modules}
+    for m, page in built.items(): lines += [f'   * - :doc:`{page.title} <{m}>`', f'     - ``{m}``', f'     - {rst(page.summary, m)}']
+    return '\n'.join([*lines, '', '.. toctree::', '   :hidden:', '', *(f'   {page.title} <{m}>' for m, page in built.items())]) + '\n'
 
 
 # --- other pages

@@ -44,9 +44,9 @@ def method() -> str:
     heads = ''.join(f'<marker id="to-{c}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="6" markerHeight="6" orient="auto">'
                     f'<path d="M0 0L10 5L0 10z" fill="var(--{c})"/></marker>' for c in ('line', *COLOURS))
     parts = [f'<style>{STYLE}</style><defs>{heads}</defs>',
-             '<rect width="820" height="360" rx="8" fill="var(--page)"/>', text(20, 34, 'teacher: four calls', anchor='start'),
+             '<rect width="560" height="360" rx="8" fill="var(--page)"/>', text(20, 34, 'teacher: four calls', anchor='start'),
              text(20, 196, 'student: one call', anchor='start')]
-    states = [(200, 86), (330, 70), (460, 78), (590, 100), (720, 84)]
+    states = [(130, 86), (230, 70), (330, 78), (430, 100), (530, 84)]
     names = ['x', 'y₁', 'y₂', 'y₃', 'y₄']
     levels = ['t', 's₁', 's₂', 's₃', 's₄']
     for (x1, y1), (x2, y2) in zip(states, states[1:]): parts.append(arrow(x1 + 12, y1, x2 - 13, y2))
@@ -54,20 +54,20 @@ def method() -> str:
         colour = COLOURS[k - 1] if k else 'ink'
         parts += [f'<circle cx="{x}" cy="{y}" r="9" fill="var(--{colour})"/>', text(x, y - 18, name, 'i'),
                   text(x, 134, level, 'small i')]
-    parts.append(text(120, 134, 'noise level', 'small'))
-    parts += ['<line x1="20" y1="156" x2="800" y2="156" stroke="var(--soft)"/>',
-              f'<circle cx="60" cy="280" r="9" fill="var(--ink)"/>{text(60, 258, "x", "i")}', arrow(74, 280, 106, 280),
-              '<rect class="box" x="112" y="216" width="170" height="128" rx="10"/>', text(197, 275, 'trunk'),
-              text(197, 296, 'the teacher’s layers', 'small')]
+    parts.append(text(20, 134, 'noise level', 'small', 'start'))
+    parts += ['<line x1="20" y1="156" x2="540" y2="156" stroke="var(--soft)"/>',
+              f'<circle cx="26" cy="280" r="9" fill="var(--ink)"/>{text(26, 258, "x", "i")}', arrow(39, 280, 62, 280),
+              '<rect class="box" x="66" y="216" width="104" height="128" rx="10"/>', text(118, 270, 'trunk'),
+              text(118, 292, 'the teacher’s', 'small'), text(118, 309, 'layers', 'small')]
     for k, colour in enumerate(COLOURS):
         y = 216 + 33*k
-        parts += [f'<rect x="296" y="{y}" width="96" height="28" rx="6" fill="none" stroke="var(--{colour})" stroke-width="2"/>',
-                  text(344, y + 19, f'head {k + 1}', 'small'), arrow(396, y + 14, 440, y + 14, colour),
-                  text(462, y + 19, f'D{"₁₂₃₄"[k]}', 'i'), arrow(484, y + 14, 566, y + 14, colour),
-                  text(600, y + 19, f'≈ y{"₁₂₃₄"[k]}', 'i'),
-                  text(690, y + 19, ('cut off', 'cut off', 'cut off', 'stays')[k] + ' after training', 'small')]
-    parts += [text(505, 208, 'Euler’s step to sₖ', 'small'), text(690, 208, 'the head', 'small'), text(600, 208, 'loss', 'small')]
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 360" role="img"><title>The method</title>{"".join(parts)}</svg>\n'
+        parts += [f'<rect x="180" y="{y}" width="66" height="28" rx="6" fill="none" stroke="var(--{colour})" stroke-width="2"/>',
+                  text(213, y + 19, f'head {k + 1}', 'small'), arrow(250, y + 14, 276, y + 14, colour),
+                  text(292, y + 19, f'D{"₁₂₃₄"[k]}', 'i'), arrow(308, y + 14, 366, y + 14, colour),
+                  text(394, y + 19, f'≈ y{"₁₂₃₄"[k]}', 'i'),
+                  text(484, y + 19, ('cut off', 'cut off', 'cut off', 'stays')[k] + ' after training', 'small')]
+    parts += [text(316, 208, 'Euler’s step to sₖ', 'small'), text(484, 208, 'the head', 'small'), text(394, 208, 'loss', 'small')]
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="560" height="360" viewBox="0 0 560 360" role="img"><title>The method</title>{"".join(parts)}</svg>\n'
 
 
 def walks() -> dict[str, tuple[list[float], torch.Tensor]]:
@@ -88,13 +88,13 @@ def animation(frames: int = 41, first: int = 12) -> FuncAnimation:
     """All three walk at the same noise level at the same time; a walk of few steps jumps.
     It opens on the ends, which a still picture shows."""
     matplotlib.rcParams['animation.embed_limit'] = 1
-    fig, axs = plt.subplots(1, 3, figsize=(7.2, 2.7), dpi=90, layout='constrained')
+    fig, axs = plt.subplots(1, 3, figsize=(7.2, 2.1), dpi=90, layout='constrained')
     paths = walks()
     clock = next(iter(paths.values()))[0]
     dots = []
     hues = LinearSegmentedColormap.from_list('hues', HUES)
     for ax, (name, (_, xs)) in zip(axs, paths.items()):
-        ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.4, 1.6), aspect='equal', xticks=[], yticks=[])
+        ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.15, 1.05), aspect='equal', xticks=[], yticks=[])
         dots.append(ax.scatter(*xs[0].T, s=5, c=torch.atan2(*xs[0].T), cmap=hues, linewidths=0))
 
     def draw(i):

@@ -852,7 +852,7 @@ def _gain_panel(ax, places: list[tuple[int, Difference]]) -> None: # (trajectori
     ax.set_xscale('log')
     ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])
     ax.minorticks_off()
-    ax.tick_params(labelsize=7)
+    ax.tick_params(labelsize=8)
 
 def show_gains(
     settings: dict[str, Sequence[dict]], # title -> results of one world, early and late
@@ -860,7 +860,7 @@ def show_gains(
     nfe: int = 2, # network calls of the students
     save: Path | str | None = None, # picture to write
 ) -> dict[str, dict[str, list[tuple[int, Difference]]]]: # by title, then measure
-    "Arm minus host in percent against the budget: a row for each measure, a column for each world."
+    "Arm minus host in percent against the budget: a row for each world, a column for each measure."
     import matplotlib.pyplot as plt
     found = {}
     for title, results in settings.items():
@@ -871,14 +871,14 @@ def show_gains(
                 places += [(seen[d.arm, d.nfe, d.iterations], d)
                            for d in differences(result, measure)
                            if d.nfe == nfe and (arms is None or d.arm in arms)]
-    fig, axes = plt.subplots(2, len(found), figsize=(3.6*len(found), 5), squeeze=False,
+    fig, axes = plt.subplots(len(found), 2, figsize=(5.4, 2*len(found)), squeeze=False,
                              layout='constrained')
-    for column, (title, measures) in zip(axes.T, found.items()):
-        for ax, (measure, places) in zip(column, measures.items()):
+    for row, (title, measures) in zip(axes, found.items()):
+        for ax, (measure, places) in zip(row, measures.items()):
             _gain_panel(ax, places)
-            ax.set_title(f'{title}: {_words(measure)}', fontsize=9)
-        column[0].legend(fontsize=7)
-        column[-1].set_xlabel('trajectories seen in training', fontsize=8)
-    for ax in axes[:, 0]: ax.set_ylabel('with branches minus host, %', fontsize=8)
+            ax.set_title(f'{title}: {_words(measure)}', fontsize=10)
+        row[0].legend(fontsize=8)
+    for ax in axes[-1]: ax.set_xlabel('trajectories seen in training', fontsize=9)
+    fig.supylabel('with branches minus host, %', fontsize=9)
     if save: fig.savefig(save, dpi=110)
     return found

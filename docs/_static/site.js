@@ -1,5 +1,5 @@
 // What is wider than its box scrolls there: a keyboard can reach it, and it fades at the end that hides something.
-const BOXES = 'article pre, article .table-wrapper, article mjx-container';
+const BOXES = 'article pre, article .table-wrapper, article mjx-container, article a.full';
 function scrolls(box) {
   if (box.matches('mjx-container:not([display])')) box.classList.toggle('wide', box.classList.contains('wide') || box.offsetWidth > box.parentElement.closest('p, td, dd, div').clientWidth);
   const wide = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX === 'auto';
