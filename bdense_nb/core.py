@@ -143,7 +143,7 @@ def check_number(
     raise ValueError(f'{name} must be a finite number {within}, got {value!r}')
 
 def check_type(
-    value,
+    value, # what was given
     kinds, # classes, as for `isinstance`
     must: str, # what it must be, the beginning of the message
 ) -> None:

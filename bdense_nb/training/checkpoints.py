@@ -147,8 +147,8 @@ def refuse_other(
 ) -> None:
     "Raise if the run in a folder is another one."
     if differ:
-        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)}){why}; '
-                         'use that one, or another folder')
+        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)})'
+                         f'{why}; use that one, or another folder')
 
 def claim_folder(
     folder: Path | str, # for checkpoints
