@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
-           'sample_labels', 'check_choice', 'Within', 'check_int', 'check_number', 'check_shape', 'check_file',
-           'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256',
-           'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch',
-           'import_extra']
+           'sample_labels', 'check_choice', 'Within', 'check_int', 'check_number', 'check_type', 'check_shape',
+           'check_file', 'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'validate', 'atomic_path',
+           'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors', 'data_dir',
+           'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -142,6 +142,14 @@ def check_number(
         if value in within: return
     raise ValueError(f'{name} must be a finite number {within}, got {value!r}')
 
+def check_type(
+    value, # what was given
+    kinds, # classes, as for `isinstance`
+    must: str, # what it must be, the beginning of the message
+) -> None:
+    "Raise a `TypeError` that says what kind of thing was given, unless it is of these classes."
+    if not isinstance(value, kinds): raise TypeError(f'{must}, got {type(value).__name__}')
+
 def check_shape(
     name: str, # what to call it in the message
     t: Tensor,
@@ -171,8 +179,7 @@ class Trajectory:
 
     def __post_init__(self):
         for name, t in vars(self).items():
-            if not isinstance(t, Tensor):
-                raise TypeError(f'{name} must be a torch.Tensor, got {type(t).__name__}')
+            check_type(t, Tensor, f'{name} must be a torch.Tensor')
         n = self.xs.shape[:1].numel()
         if self.sigmas.ndim != 1 or self.xs.ndim < 2 or n != len(self.sigmas):
             raise ValueError('a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got '
@@ -224,8 +231,7 @@ class NFECounter:
     def __init__(self,
         denoiser: Callable, # `D(x, sigma, cond=None)`; without a network its own calls count
     ):
-        if not callable(denoiser):
-            raise TypeError(f'a denoiser must be callable, got {type(denoiser).__name__}')
+        check_type(denoiser, Callable, 'a denoiser must be callable')
         self.denoiser = denoiser
         self.nfe = 0
 

@@ -129,6 +129,11 @@ def test_arms_in_a_line():
         'host': {'K': 1}, 'B': {}, 'c': {'betas': (.9, .99), 'ema': None, 'afs': False}}
 
 
+@pytest.mark.parametrize('text, says', [('host K=1', 'must look like'), ('host: K=1', 'two arms')])
+def test_arms_that_cannot_be_read(text, says):
+    with pytest.raises(ValueError, match=says): read_arms(text)
+
+
 def stand_in():
     "The size of the published settings, with a network that costs nothing."
     torch.manual_seed(0)

@@ -320,3 +320,16 @@ def test_a_number_outside_of_its_limits_is_refused(bad):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f'no such data file: {tmp_path}'): check_file(tmp_path, 'data file')
     assert check_file(__file__) == Path(__file__)
+
+
+@pytest.mark.parametrize('content, says', [
+    (b'{"score": 0.2', 'bad.json is not valid JSON'), (b'\xff', 'not valid JSON'), (b'['*100_000, 'not valid JSON'),
+    (b'[1]', 'holds a list, not a dict'), (b'{}', 'bad.json is of another kind: it lacks score')],
+    ids=['cut', 'no text', 'deep', 'a list', 'no score'])
+def test_damaged_and_foreign_json_is_refused_by_name(tmp_path, content, says):
+    (tmp_path/'bad.json').write_bytes(content)
+    with pytest.raises(ValueError, match=says): core.read_json(tmp_path/'bad.json', ['score'])
+
+
+def test_a_missing_extra_is_named_with_its_command():
+    with pytest.raises(ImportError, match=r'this needs no_such_library.*pip install "bdense-nb\[search\]"'): core.import_extra('no_such_library', 'search')

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from bdense_nb.evaluation import metrics as m
-from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
+from bdense_nb.evaluation import pictures
+from bdense_nb.core import Trajectory, data_dir, load_tensors, save_tensors, sha256
 from bdense_nb.diffusion.data import fashion_mnist
 
 
@@ -96,7 +97,7 @@ def test_feature_stats_are_unbiased():
     (torch.zeros(5, 4, dtype=torch.int64), TypeError, 'int64'), (torch.zeros(5, 4, dtype=torch.complex64), TypeError, 'complex64'),
     (np.zeros((5, 4), np.int32), TypeError, 'int32'), ([[0., 1.], [1., 0.]], TypeError, 'list'), (None, TypeError, 'NoneType'), ('x', TypeError, 'str'),
     (torch.randn(9, 3), ValueError, '3 and 4'),
-    ((torch.zeros(4), torch.eye(3)), ValueError, 'shapes'), ((torch.zeros(4), -torch.eye(4)), ValueError, 'negative eigenvalue'),
+    ((torch.zeros(4), torch.eye(3)), ValueError, 'must have shape'), ((torch.zeros(4), -torch.eye(4)), ValueError, 'negative eigenvalue'),
     ((torch.zeros(4), torch.triu(torch.ones(4, 4))), ValueError, 'symmetric'), ((torch.full((4,), math.nan), torch.eye(4)), ValueError, 'mean contains NaN'),
     ((torch.zeros(4), torch.eye(4)*math.inf), ValueError, 'covariance contains'),
 ])
@@ -203,6 +204,10 @@ def test_set_distances_refuse(function):
         with pytest.raises(ValueError): function(draw(10, 2), bad)
     for bad in (torch.zeros(10, 2, dtype=torch.int32), [[1., 2.]]):
         with pytest.raises(TypeError): function(draw(10, 2), bad)
+
+
+def test_slices_need_as_many_points(): # sorted, and compared one by one
+    with pytest.raises(ValueError, match=r'must have shape \[10, 2\], got \(9, 2\)'): m.sliced_wasserstein(draw(10, 2), draw(9, 2))
 
 
 @pytest.mark.parametrize('function', [m.energy_distance, m.sliced_wasserstein])
@@ -378,3 +383,17 @@ def test_method_and_dof_are_checked():
     with pytest.raises(ValueError, match='jackknife.*t, bootstrap'): m.mean_interval([1, 2, 3], method='jackknife')
     for dof in (0, 2.5, -1):
         with pytest.raises(ValueError, match='dof'): m.student_t(.95, dof)
+
+
+# --- pictures and tables ---
+
+@pytest.mark.parametrize('call, says', [
+    (lambda: pictures.tile({}), r'rows must be tensors \[n, C, H, W\] of one image size, got {}'),
+    (lambda: pictures.tile({'a': torch.zeros(1, 4, 4)}), r'of one image size.*1, 4, 4'),
+    (lambda: pictures.tile({'a': torch.zeros(2, 1, 4, 4), 'b': torch.zeros(2, 3, 8, 8)}), r'of one image size.*3, 8, 8'),
+    (lambda: pictures.show_trajectories({name: Trajectory(torch.tensor(levels), torch.zeros(len(levels), 1, 1, 4, 4)) for name, levels in
+                                         (('few', [2., 1.]), ('many', [2., 1.5, 1.]))}), "the grid of 'many' is not part of the first one"),
+    (lambda: pictures.paper_table('mnist'), "unknown table 'mnist'; choose one of: cifar10_pd"),
+    (lambda: pictures.paper_table('cifar10_pd', {'SFD': {}}), "unknown row of cifar10_pd 'SFD'; choose one of: PD, B-DENSE")])
+def test_pictures_and_tables_refuse(call, says):
+    with pytest.raises(ValueError, match=says): call()

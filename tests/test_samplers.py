@@ -185,6 +185,7 @@ def test_bad_vp_arguments():
     with pytest.raises(ValueError, match='unknown variance'): sm.ddpm_step(z, z, 0.5, 0.9, z, 'medium')
     with pytest.raises(ValueError, match='needs noise'): sm.ddim_step(z, z, 0.5, 0.9, 1.)
     with pytest.raises(ValueError, match='eta'): sm.sample_vp(D, z, [0.5, 1.], 'ddpm', eta=0.5)
+    with pytest.raises(ValueError, match='quantile must be a finite number above 0 and at most 1, got 99.5'): sm.thresholded(D, 99.5)
 
 
 @pytest.mark.parametrize('label, message', [(torch.tensor([0, 3]), r'label must be in 0\.\.2, got values from 0 to 3'), (torch.tensor([-1, 0]), 'from -1 to 0'), (torch.zeros(3, dtype=torch.long), r'int64 tensor of shape \(2,\)'), (torch.zeros(2), r'int64 tensor of shape \(2,\)'), (torch.zeros(2, dtype=torch.int32), 'int64')])

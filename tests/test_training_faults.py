@@ -374,7 +374,7 @@ def test_a_step_without_a_loss_is_refused():
     def nothing(model, i):
         if i > 99: yield
     with pytest.raises(ValueError, match='yielded no loss in iteration 0'): fit(net(), nothing, CFG, show=False)
-    with pytest.raises(TypeError, match='must yield its losses, got a Tensor'): fit(net(), loss_of, CFG, show=False)
+    with pytest.raises(TypeError, match='must yield its losses, got Tensor'): fit(net(), loss_of, CFG, show=False)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():

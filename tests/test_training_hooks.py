@@ -145,7 +145,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(hooks, 'find_spec', lambda name: None if name in ('tensorboard', 'wandb') else importlib.util.find_spec(name))
     with pytest.raises(ImportError, match=r'tensorboard.* pip install "bdense-nb\[tensorboard\]"'): Trackers('tensorboard')
     with pytest.raises(ImportError, match='wandb.* pip install wandb'): Trackers('wandb')
-    with pytest.raises(ValueError, match="unknown log_with 'notepad'; choose from: .*tensorboard"): Trackers('notepad')
+    with pytest.raises(ValueError, match="unknown log_with 'notepad'; choose one of: .*tensorboard"): Trackers('notepad')
 
 
 def test_the_profiler_traces_the_iterations_it_was_asked_for(tmp_path):

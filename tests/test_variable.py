@@ -263,7 +263,7 @@ def test_damaged_biases_are_refused_by_name(tmp_path, student, damage, error):
 
 
 @pytest.mark.parametrize('change, match', [(lambda how: how.pop('biases_sha256'), 'biases_sha256'), (lambda how: how.pop('step_layer'), 'step_layer'), (lambda how: how.update(step_layer='embed.lin7'), 'embed.lin7'),
-                                           (lambda how: how['grids'].pop('2'), 'biases must have a row')], ids=['no checksum', 'no layer', 'another layer', 'a grid too few'])
+                                           (lambda how: how['grids'].pop('2'), 'biases, a row for each step count, must have')], ids=['no checksum', 'no layer', 'another layer', 'a grid too few'])
 def test_a_description_that_does_not_fit_is_refused(tmp_path, student, change, match):
     student.save(tmp_path)
     about = json.loads((tmp_path/'config.json').read_text())

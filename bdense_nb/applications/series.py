@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import check_choice, check_file, check_int, data_dir, sha256
+from ..core import check_choice, check_file, check_int, check_type, data_dir, sha256
 
 # %% auto #0
 __all__ = ['GAPS', 'SHIPPED', 'PERIODS', 'Series', 'read_series', 'shipped_series', 'Windows']
@@ -168,11 +168,10 @@ def read_series(
     check_choice('gaps', gaps, GAPS)
     if hasattr(source, 'index') and hasattr(source, 'to_numpy'):
         times, values, names = _read_pandas(source, columns)
-    elif isinstance(source, (str, Path)):
-        times, values, names = _read_csv(check_file(source, 'CSV file'), columns, time)
     else:
-        raise TypeError(f'a series needs time stamps: give the path of a CSV file, or a pandas '
-                        f'Series or DataFrame, got {type(source).__name__}')
+        check_type(source, str | Path, 'a series needs time stamps: give the path of a CSV file, '
+                                       'or a pandas Series or DataFrame')
+        times, values, names = _read_csv(check_file(source, 'CSV file'), columns, time)
     if len(times) < 3: raise ValueError(f'a series needs at least 3 time stamps, got {len(times)}')
     if np.isnat(times).any(): raise ValueError('a time stamp is missing (NaT); drop its row')
     times, values = _on_even_steps(times, values, gaps)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, Within, check_choice, check_int, check_number,
                             check_sigmas, check_state, load_tensors, sample_labels, sample_noise,
                             save_tensors)
-from .denoisers import check_cond, cond_like, map_cond
+from .denoisers import check_classes, check_cond, cond_like, map_cond
 
 # %% auto #0
 __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'heun_step', 'dpm2_step', 'ipndm_step', 'dpmpp_step',
@@ -382,16 +382,13 @@ def asked_conditions(
     return _asked_classes(asked, n, n_classes)
 
 def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
-    if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
     try: given = torch.as_tensor(label).cpu()
     except (TypeError, ValueError, RuntimeError): given = None
     if given is not None and given.ndim == 0: given = given.expand(n)
-    if given is None or given.dtype != torch.long or given.shape != (n,):
+    if n_classes and (given is None or given.dtype != torch.long or given.shape != (n,)):
         what = f'{label!r}' if given is None else f'{given.dtype} of shape {tuple(given.shape)}'
         raise ValueError(f'label must be one class or {n} of them, whole numbers, got {what}')
-    if not 0 <= int(given.min()) <= int(given.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from '
-                         f'{int(given.min())} to {int(given.max())}')
+    check_classes(label if given is None else given, n, n_classes)
     return given
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #8dff2cbc

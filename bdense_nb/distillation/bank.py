@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas, locked,
-                            save_tensors, send)
+from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas,
+                            check_type, locked, save_tensors, send)
 from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser,
                                           check_precision, cond_like)
 from ..diffusion.nets import NETS
@@ -45,9 +45,7 @@ def frozen_copy(
 ) -> Callable: # a network: in evaluation mode, without gradients
     """A copy that training cannot change; weights that are frozen already are shared, so leave
     them frozen. Refused unless it answers samples of this shape with the same shape."""
-    if not callable(denoiser):
-        raise TypeError('the teacher must be a denoiser D(x, sigma, cond), got '
-                        f'{type(denoiser).__name__}')
+    check_type(denoiser, Callable, 'the teacher must be a denoiser D(x, sigma, cond)')
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
         denoiser = lean_copy(denoiser).requires_grad_(False).eval()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from ..core import check_int, sample_noise
+from ..core import check_int, check_type, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
 from ..training.devices import trainable_copy
 
@@ -134,9 +134,8 @@ def branch(
 ) -> BranchedDenoiser: # on the teacher's device; every branch starts as the teacher
     """Copy a network and widen its output layer K-fold; what was trainable stays so, and if
     nothing was, all is. What stays frozen is held in memory once, with the original."""
-    if not isinstance(denoiser, NetDenoiser):
-        raise TypeError(f'branch needs a network denoiser such as EDMDenoiser or VPDenoiser, got '
-                        f'{type(denoiser).__name__}')
+    check_type(denoiser, NetDenoiser,
+               'branch needs a network denoiser such as EDMDenoiser or VPDenoiser')
     check_int('K', K, 1)
     check_precision(denoiser)
     student = trainable_copy(denoiser)
@@ -280,8 +279,7 @@ def fold(
     student: BranchedDenoiser, # as `branch` made it, trained or not
 ) -> NetDenoiser: # the teacher's own classes, keys and shapes; frozen, in evaluation mode
     "Keep the endpoint branch: the student costs what the teacher costs."
-    if not isinstance(student, BranchedDenoiser):
-        raise TypeError(f'fold needs a branched student, got {type(student).__name__}')
+    check_type(student, BranchedDenoiser, 'fold needs a branched student')
     plain = copy.deepcopy(student.denoiser)
     if student.K > 1:
         wide = plain.net.get_submodule(student.layer)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import check_choice, check_int, send
+from ..core import check_choice, check_int, check_type, send
 
 # %% auto #0
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
@@ -67,6 +67,12 @@ NORMS = {'l1': lambda a, b: (a - b).abs(), 'l2': lambda a, b: (a - b).square(),
          'huber': lambda a, b: F.huber_loss(a, b, reduction='none')}
 
 # %% ../../nbs/distillation/04_losses.ipynb #07fe22f2
+def _check_factors(name: str, given: Tensor, n: int, what: str, maker: str) -> None:
+    check_type(given, Tensor, f'{name} must be a tensor, as `{maker}` gives it')
+    if given.shape != (n,):
+        raise ValueError(f'{name} must have one entry for each of the {n} {what}, got shape '
+                         f'{tuple(given.shape)}')
+
 def dense_alignment_loss(
     pred: Tensor, # [B, K, *D], where the branches land (or what they predict)
     target: Tensor, # [B, K, *D], the teacher's states (or the targets made from them)
@@ -79,20 +85,10 @@ def dense_alignment_loss(
     if pred.shape != target.shape or pred.ndim < 3:
         raise ValueError('pred and target must have the same shape [B, K, *D], got '
                          f'{tuple(pred.shape)} and {tuple(target.shape)}')
-    if not isinstance(weights, Tensor):
-        raise TypeError('weights must be a tensor, as `branch_weights` gives it, got '
-                        f'{type(weights).__name__}')
-    if weights.shape != pred.shape[1:2]:
-        raise ValueError(f'weights must have one entry for each of the {pred.shape[1]} branches, '
-                         f'got shape {tuple(weights.shape)}')
+    _check_factors('weights', weights, pred.shape[1], 'branches', 'branch_weights')
     distance = NORMS[norm](pred, target).flatten(2).sum(2)
     if sample_weights is not None:
-        if not isinstance(sample_weights, Tensor):
-            raise TypeError(f'sample_weights must be a tensor, as `snr_weight` gives it, got '
-                            f'{type(sample_weights).__name__}')
-        if sample_weights.shape != pred.shape[:1]:
-            raise ValueError(f'sample_weights must have one entry for each of the {len(pred)} '
-                             f'samples, got shape {tuple(sample_weights.shape)}')
+        _check_factors('sample_weights', sample_weights, len(pred), 'samples', 'snr_weight')
         sample_weights = send(sample_weights.to(distance.dtype), distance.device)
         distance = distance*sample_weights[:, None]
     per_branch = distance.mean(0)

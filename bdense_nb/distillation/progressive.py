@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
-                            check_int, check_sigmas, patch, send, validate)
+                            check_int, check_sigmas, check_state, check_type, patch, send, validate)
 from ..diffusion.denoisers import (NetDenoiser, VPDenoiser, check_cond, check_top, cond_like,
                                           map_cond, unguided)
 from ..diffusion.samplers import Sampler, device_of
@@ -315,23 +315,14 @@ def check_data(
         raise ValueError('data must be a float32 tensor [N, *D] with N of at least 1, got '
                          f'{getattr(data, "dtype", type(data).__name__)} '
                          f'{tuple(getattr(data, "shape", ()))}')
-    if not torch.isfinite(data).all(): raise ValueError('data contains NaN or infinite values')
+    check_state(data, 'data')
     if labels is None and n_classes:
         raise ValueError(f'this network has {n_classes} classes: pass labels=, one for each of the '
                          f'{len(data)} samples')
     if labels is None and conditioned:
         raise ValueError('this network takes conditions: pass labels=, a tensor or a dict of '
                          f'tensors with a row for each of the {len(data)} samples')
-    if isinstance(labels, dict) or not n_classes and getattr(labels, 'ndim', 1) > 1:
-        return check_cond(labels, data)
-    if labels is None: return
-    if not n_classes: raise ValueError('this network has no classes, so labels must be None')
-    whole = isinstance(labels, Tensor) and labels.dtype == torch.long
-    fits = whole and labels.shape == data.shape[:1]
-    if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
-        raise ValueError(f'{len(data)} samples need as many labels, int64 in 0..{n_classes - 1}, '
-                         f'got {getattr(labels, "dtype", type(labels).__name__)} '
-                         f'{tuple(getattr(labels, "shape", ()))}')
+    check_cond(labels, data, n_classes)
 
 def check_tables(
     cfg: PDConfig,
@@ -365,7 +356,7 @@ def progressive_rounds(
     hooks: Sequence = (), # see `loop.fit`; they see each round
 ) -> Iterator[Student]: # one after each round; with `ema`, the average of the weights
     "Distil round after round; each student is the next round's teacher."
-    if not isinstance(cfg, PDConfig): raise TypeError(f'cfg must be a PDConfig, got {cfg!r}')
+    check_type(cfg, PDConfig, 'cfg must be a PDConfig')
     start = starting_network(teacher, student)
     check_data(data, labels, start.n_classes, getattr(teacher, 'conditions', None) is not None)
     shape = tuple(data.shape[1:])

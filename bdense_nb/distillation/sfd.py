@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, NFECounter, check_int,
-                            validate)
+                            check_type, validate)
 from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top, unguided
 from ..diffusion.samplers import (SOLVERS, Sampler, afs_x0, draw_start, euler_step,
                                           trajectory)
@@ -280,7 +280,6 @@ def sfd(
     hooks: Sequence = (), # see `loop.fit`
 ) -> Student: # with `ema`, the average of the weights
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
-    if not isinstance(cfg, SFDConfig):
-        raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
+    check_type(cfg, SFDConfig, "cfg must be an SFDConfig, such as preset('demo')")
     return cfg.run(teacher, bank=bank, folder=folder, show=show, student=student,
                    hardware=hardware, hooks=hooks)

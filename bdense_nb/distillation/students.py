@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (AtLeast1, check_choice, check_sigmas, load_tensors, locked,
-                            save_tensors, validate)
+from ..core import (AtLeast1, check_choice, check_shape, check_sigmas, check_state,
+                            check_type, load_tensors, locked, save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_samples,
                                            load_denoiser, read_about, read_run, save_denoiser,
@@ -45,10 +45,9 @@ def starting_network(
     unless it is one, with the teacher's classes."""
     start = unguided(teacher) if student is None else student
     if not isinstance(start, NetDenoiser):
+        how = ': pass a network as student=' if student is None else ' as student='
         raise TypeError('the student must start from an EDMDenoiser, VPDenoiser or the like, got '
-                        f'{type(start).__name__}' + (': pass a network as '
-                                                     'student=' if student is None
-                                                     else ' as student='))
+                        f'{type(start).__name__}{how}')
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError('teacher and student must know the same classes: the teacher has '
                          f'{taught}, the student {start.n_classes}')
@@ -226,11 +225,9 @@ class VariableStudent:
         if bias is None:
             raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} '
                              'with a bias')
-        if self.biases.shape != (want := (len(self.grids), len(bias))):
-            raise ValueError(f'biases must have a row for each step count, {list(want)}, got '
-                             f'{list(self.biases.shape)}')
-        if not self.biases.isfinite().all():
-            raise ValueError('biases contain NaN or infinite values')
+        check_shape('biases, a row for each step count,', self.biases, len(self.grids),
+                    len(bias))
+        check_state(self.biases, 'biases')
         self.grids = {nfe: check_sigmas(sigmas) for nfe, sigmas in self.grids.items()}
 
     def at(self,
@@ -426,9 +423,8 @@ class Host:
         hooks: Sequence = (), # see `loop.fit`
     ) -> Student:
         "Distil in one training."
-        if not isinstance(bank, TrajectoryBank | None):
-            raise TypeError(f'bank must come from teacher_bank(teacher, cfg, folder=...), got '
-                            f'{type(bank).__name__}')
+        check_type(bank, TrajectoryBank | None,
+                   'bank must come from teacher_bank(teacher, cfg, folder=...)')
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
         origin = about_teacher(teacher)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import AtLeast1, check_choice, check_int
+from ..core import AtLeast1, check_choice, check_int, check_type
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
@@ -64,9 +64,8 @@ def find_step_layer(
     name: str | None = None, # the one that was asked for; None: it is looked for
 ) -> str: # inside `denoiser.net`: 'embed.lin1', or the first layer of a time embedding
     "The layer through which the noise level enters a network, where its name is one of the usual."
-    if not isinstance(denoiser, NetDenoiser):
-        raise TypeError('only a network can be conditioned on its step count (EDMDenoiser, '
-                        f'VPDenoiser), got {type(denoiser).__name__}')
+    check_type(denoiser, NetDenoiser,
+               'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser)')
     names = list(_step_layers(denoiser.net))
     if name in names: return name
     if name is not None:
@@ -160,9 +159,7 @@ def several(
     **changes, # other fields
 ) -> SFDVConfig:
     "A configuration of SFD made one of SFD-v."
-    if not isinstance(cfg, SFDBase):
-        raise TypeError('cfg must be an SFDVConfig, or an SFDConfig whose nfe is replaced, got '
-                        f'{cfg!r}')
+    check_type(cfg, SFDBase, 'cfg must be an SFDVConfig, or an SFDConfig whose nfe is replaced')
     if isinstance(cfg, SFDConfig):
         cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
     return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))

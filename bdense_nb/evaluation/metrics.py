@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
-from ..core import check_choice, check_int, check_shape, check_state, data_dir, load_tensors
+from ..core import (check_choice, check_int, check_shape, check_state, check_type,
+                            data_dir, load_tensors)
 from ..diffusion.data import to_pixels
 from .intervals import INTERVAL_METHODS, Interval, mean_interval, paired_interval, student_t
 
@@ -156,9 +157,8 @@ class GaussianStats:
     n: int | None = None # number of vectors they come from, if known
 
     def __post_init__(self):
-        if self.mean.ndim != 1 or self.cov.shape != (len(self.mean),)*2:
-            raise ValueError('mean and covariance must have shapes [d] and [d, d], got '
-                             f'{tuple(self.mean.shape)} and {tuple(self.cov.shape)}')
+        check_shape('mean', self.mean, 'd')
+        check_shape('covariance', self.cov, len(self.mean), len(self.mean))
         for name, t in (('mean', self.mean), ('covariance', self.cov)):
             if not torch.isfinite(t).all():
                 raise ValueError(f'the {name} contains NaN or infinite values')
@@ -203,9 +203,9 @@ def _as_stats(x, name: str) -> GaussianStats:
     if isinstance(x, GaussianStats): return x
     if isinstance(x, tuple) and len(x) == 2:
         return GaussianStats(*(torch.as_tensor(t).detach().cpu().double() for t in x))
-    if isinstance(x, (Tensor, np.ndarray)): return feature_stats(x)
-    raise TypeError(f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats, '
-                    f'got {type(x).__name__}')
+    check_type(x, Tensor | np.ndarray,
+               f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats')
+    return feature_stats(x)
 
 def _psd_root(c: Tensor) -> Tensor:
     "The symmetric square root of a symmetric matrix without negative eigenvalues."

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_int
+from ..core import Trajectory, check_choice, check_int, check_type
 from ..diffusion.samplers import afs_x0
 from ..distillation.bank import TrajectoryPlan
 from ..distillation.branches import BranchedDenoiser
@@ -131,8 +131,7 @@ def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
                              f'{[round(s, 4) for s in mine.tolist()]} with afs={student.afs}, not '
                              f'{[round(s, 4) for s in nodes.tolist()]} with afs={course.afs}')
         student = student.denoiser
-    if not callable(student):
-        raise TypeError(f'expected a student, branched or folded, got {type(student).__name__}')
+    check_type(student, Callable, 'expected a student, branched or folded')
     if (K := getattr(student, 'K', 1)) not in (1, course.K):
         raise ValueError(f'a student with K={K} branches does not fit the K={course.K} of it')
     if getattr(student, 'training', False):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import (atomic_path, check_choice, check_int, import_extra, locked, read_json,
-                    write_json)
+from ..core import (atomic_path, check_choice, check_int, check_type, import_extra, locked,
+                            read_json, write_json)
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
@@ -218,8 +218,7 @@ def _next_point(trials: list[SearchTrial], K: int, seed: int) -> tuple[str, tupl
 # %% ../../nbs/lab/02_search.ipynb #7a114a3c
 def _run_note(teacher: Callable, cfg: SFDConfig, student, n_samples: int, seed: int = 0) -> dict:
     "What defines a search; what cannot be searched is refused, before any work."
-    if not isinstance(cfg, SFDConfig):
-        raise TypeError(f'cfg must be an SFDConfig, such as preset(\'demo\'), got {cfg!r}')
+    check_type(cfg, SFDConfig, "cfg must be an SFDConfig, such as preset('demo')")
     if cfg.K == 1 or cfg.branch_weights_end is not None:
         raise ValueError(f'there is nothing to search with K={cfg.K}, branch_weights_end='
                          f'{cfg.branch_weights_end!r}; use K of at least 2, and weights that stay')

@@ -18,7 +18,7 @@ from ..core import atomic_path, load_tensors, read_json, save_tensors, write_jso
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'tensor_bytes', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
-           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'same_run', 'claim_folder']
+           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'same_run', 'refuse_other', 'claim_folder']
 
 # %% ../../nbs/training/02_checkpoints.ipynb #90800adb
 def tensor_bytes(t: Tensor): # uint8 array
@@ -140,6 +140,16 @@ def same_run(
             differ.append(f'{name}: {there} there, {mine[name]!r} now')
     return differ
 
+def refuse_other(
+    folder: Path | str, # of a run
+    differ: Sequence[str], # what `same_run` found
+    why: str = '', # they may not differ
+) -> None:
+    "Raise if the run in a folder is another one."
+    if differ:
+        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)})'
+                         f'{why}; use that one, or another folder')
+
 def claim_folder(
     folder: Path | str, # for checkpoints
     run: dict, # what defines the run, JSON-able
@@ -152,8 +162,6 @@ def claim_folder(
     if not note.exists():
         if is_main(): write_json(note, run)
         return
-    if differ := same_run(read_json(note), run, defaults, free):
-        reasons = ''.join(f'; {text}' for name, text in why.items()
-                          if any(d.startswith(f'{name}:') for d in differ))
-        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)})'
-                         f'{reasons}; use that one, or another folder')
+    differ = same_run(read_json(note), run, defaults, free)
+    refuse_other(folder, differ, ''.join(f'; {text}' for name, text in why.items()
+                                         if any(d.startswith(f'{name}:') for d in differ)))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
 from torch import Tensor, nn
-from ..core import atomic_path, check_int
+from ..core import atomic_path, check_choice, check_int
 from .checkpoints import (CHECKPOINTS, checkpoint_path, is_main, keep_as_best, newest_checkpoint,
                           write_checkpoint)
 
@@ -248,9 +248,7 @@ class Trackers:
         self.name = name
         self.trackers = []
         for library in self.log_with:
-            if library not in LOGGER_TYPE_TO_CLASS:
-                raise ValueError(f'unknown log_with {library!r}; choose from: '
-                                 f'{", ".join(LOGGER_TYPE_TO_CLASS)}')
+            check_choice('log_with', library, LOGGER_TYPE_TO_CLASS)
             if find_spec(library) is None:
                 command = INSTALL.get(library, f'pip install {library}')
                 raise ImportError(f'log_with={library!r} needs a library: {command}')

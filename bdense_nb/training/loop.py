@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..core import locked
+from ..core import check_type, locked
 from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
-                          newest_checkpoint, same_run)
+                          newest_checkpoint, refuse_other, same_run)
 from .config import Hardware, TrainConfig
 from .devices import (Averaged, Processes, as_part, average_gradients, chosen_precision,
                       full_tensor, is_whole, lean_copy, left_as_found, numbers_as_tensors,
@@ -255,9 +255,7 @@ class MicroBatches:
     def iterate(self, step: StepFunction, model: nn.Module, i: int) -> None:
         "Iteration i: losses and updates until the step function ends."
         generators = [step(model, i) for _ in range(self.accumulate)]
-        if not hasattr(generators[0], '__next__'):
-            raise TypeError(f'the step function must yield its losses, got a '
-                            f'{type(generators[0]).__name__}')
+        check_type(generators[0], Iterator, 'the step function must yield its losses')
         updates = 0
         while (loss := self.backward(generators)) is not None:
             self.updates.update(loss, i)
@@ -529,13 +527,11 @@ def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
     defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
     longer = cfg.steps > theirs['steps']
     free = ('on_nan', *MOVED, *(('steps',) if longer and cfg.schedule == 'constant' else ()))
-    if differ := same_run(theirs, asdict(cfg), defaults, free):
-        why = ''
-        if longer and cfg.schedule != 'constant':
-            why = (f"; with schedule={cfg.schedule!r} every learning rate depends on steps, so "
-                   f"only a run with schedule='constant' can be lengthened")
-        raise ValueError(f'{path.parent} was made with another configuration ({"; ".join(differ)})'
-                         f'{why}; use that one, or another folder')
+    why = ''
+    if longer and cfg.schedule != 'constant':
+        why = (f"; with schedule={cfg.schedule!r} every learning rate depends on steps, so only a "
+               "run with schedule='constant' can be lengthened")
+    refuse_other(path.parent, same_run(theirs, asdict(cfg), defaults, free), why)
 
 def _load_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
     "Put stored numbers into a model; other names, shapes or types are those of another one."
