@@ -315,6 +315,8 @@ def check_data(
         raise ValueError('data must be a float32 tensor [N, *D] with N of at least 1, got '
                          f'{getattr(data, "dtype", type(data).__name__)} '
                          f'{tuple(getattr(data, "shape", ()))}')
+    def here(t): return t.cpu() if isinstance(t, Tensor) else t
+    data = here(data) # where values may be looked at
     check_state(data, 'data')
     if labels is None and n_classes:
         raise ValueError(f'this network has {n_classes} classes: pass labels=, one for each of the '
@@ -322,7 +324,7 @@ def check_data(
     if labels is None and conditioned:
         raise ValueError('this network takes conditions: pass labels=, a tensor or a dict of '
                          f'tensors with a row for each of the {len(data)} samples')
-    check_cond(labels, data, n_classes)
+    check_cond(map_cond(here, labels), data, n_classes)
 
 def check_tables(
     cfg: PDConfig,
