@@ -52,7 +52,8 @@ def about_run(
 ) -> dict:
     "Versions and hardware, kept beside every figure."
     device = torch.device(device or default_device()).type
-    hardware = f'{device}, {torch.get_num_threads()} threads, {platform.machine()}'
+    n = torch.get_num_threads()
+    hardware = f'{device}, {n} thread{"s"*(n > 1)}, {platform.machine()}'
     if device == 'cuda': hardware = torch.cuda.get_device_name()
     return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__,
                 python=platform.python_version(), hardware=hardware)
