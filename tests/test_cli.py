@@ -246,7 +246,7 @@ MISTAKES = [
     ('bdense_distill out --config=', '--config is empty'),
     ('bdense_distill out --split train', 'split belongs to fashion_mnist and cifar10, not to no data'),
     ('bdense_distill out --branches 99999999999999999999999999999', '--branches must be a number of at most 18 digits'),
-    ('bdense_distill out --log_with nothing', "unknown log_with 'nothing'; choose from: "),
+    ('bdense_distill out --log_with nothing', "unknown log_with 'nothing'; choose one of: "),
     ('bdense_distill out --nfe 2,3 --step_layer nothing', "UNet has no linear layer 'nothing' with a bias; the step count can enter at one of: embed.lin1"),
     ('bdense_sample 99999999999999999999', '99999999999999999999 holds no'),
     ('bdense_sample nowhere --n 99999999999999999999999999999', '--n must be a number of at most 18 digits'),

@@ -4,7 +4,6 @@
     python tools/docs.py FOLDER
 """
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from sphinx.cmd.build import main as sphinx_build
 
+from docs_live import write_live
 from docs_sources import ROOT, SETTINGS, write_sources
 
 
@@ -27,10 +27,10 @@ def main() -> None:
     start, out = time.perf_counter(), Path(sys.argv[1] if sys.argv[1:] else ROOT/'_docs')
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        live = subprocess.Popen([sys.executable, ROOT/'tools'/'docs_live.py', work/'live'])  # beside Sphinx
+        write_live(work/'live')  # before Sphinx lets every library's log through
         write_sources(work/'sources')
         failed = sphinx_build(['-q', '-W', '--keep-going', '-c', f'{ROOT/"docs"}', '-d', f'{work/"doctrees"}', f'{work/"sources"}', f'{work/"html"}'])
-        if failed := live.wait() or failed: sys.exit(failed)
+        if failed: sys.exit(failed)
         shutil.move(work/'live', work/'html'/'_static'/'live')
         (work/'html'/'404.html').write_text(LOST, encoding='utf-8')
         shutil.rmtree(out, ignore_errors=True)

@@ -47,7 +47,9 @@ def write_live(folder: Path) -> None:
     both = samplers()
     for name, sampler in both.items():
         path = folder/f'{name}.onnx'
-        export_onnx(Student(sampler.denoiser, sampler.sigmas, sampler.afs, sampler.shape), path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', category=UserWarning, module='torch')  # of names that torch gives to axes
+            export_onnx(Student(sampler.denoiser, sampler.sigmas, sampler.afs, sampler.shape), path)
         (folder/f'{path.name}.gz').write_bytes(gzip.compress(path.read_bytes(), 6, mtime=0))
         path.unlink()
     how = {name: recipe(sampler) for name, sampler in both.items()}
@@ -60,5 +62,4 @@ def write_live(folder: Path) -> None:
 
 if __name__ == '__main__':
     if len(sys.argv) != 2: sys.exit(__doc__)
-    warnings.filterwarnings('ignore', category=UserWarning, module='torch')  # of names that torch gives to axes
     write_live(Path(sys.argv[1]))

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from bdense_nb.lab.experiments import EXPERIMENTS, difference_table, differences
+from bdense_nb.lab.experiments import difference_table, differences, measures_of
 from docs_sources import ROOT, copy_to, pages, table
 
 QUESTIONS = {  # of files that are no experiment; the others ask their own
@@ -94,7 +94,7 @@ def details(summary: str, *parts: str) -> str:
 def comparison(data: dict) -> list[str]:
     "What came out for each measure: a sentence, and a table."
     parts = []
-    for i, measure in enumerate(EXPERIMENTS[data['experiment']].measures):
+    for i, measure in enumerate(measures_of(data)):
         grid = difference_table(data, measure).partition('\n\n')[2]
         n = grid.count('\n') - 1
         said = f'**{words(measure).capitalize()}**: {counted(data, measure)}.'

@@ -1,5 +1,6 @@
 """The sources of the documentation site: a page for each notebook, the API reference, the results. Sphinx makes HTML of them (docs/conf.py)."""
 import ast
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -9,9 +10,9 @@ from functools import cache, cached_property
 from itertools import takewhile
 from os.path import relpath
 from pathlib import Path
+from uuid import uuid4
 
 import nbformat
-from nbformat.v4 import new_markdown_cell
 
 import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
@@ -79,9 +80,15 @@ def directives(cell) -> dict[str, str]:
     return {m[1]: m[2].strip() for m in re.finditer(r'^#\|\s*([\w-]+):?(.*)$', cell.source, flags=re.M)}
 
 
+@cache
 def tree(source: str) -> ast.Module:
     "The source's syntax tree; notebook magics are left out."
     return ast.parse(re.sub(r'^\s*[%!].*$', '', source, flags=re.M))
+
+
+def markdown_cell(text: str):
+    "A cell; `nbformat.v4` would check each of them against its schema."
+    return nbformat.from_dict({'id': uuid4().hex[:8], 'cell_type': 'markdown', 'metadata': {}, 'source': text})
 
 
 def defined(node: ast.stmt) -> list[str]:
@@ -223,7 +230,7 @@ def page_links(page: Page) -> str:
 
 def export_note(cell, page: Page) -> str:
     "The line above an exported cell, which is also its anchor."
-    names = [s for s in symbols().values() if s.page == page and s.cell == cell.id and s.name.rpartition('.')[0] == f'{LIB}.{page.module}']
+    names = [s for s in symbols().values() if s.cell == cell.id and s.page is page and s.name.rpartition('.')[0] == f'{LIB}.{page.module}']
     links = ', '.join(f'{{py:obj}}`{s.name.split(".")[-1]} <{s.name}>`' for s in names)
     return f'(cell-{cell.id})=\n{{.exports}}\n' + (f'Exported: {links}' if names else 'Part of the library')
 
@@ -261,10 +268,10 @@ def notebook_page(page: Page, out: Path):
         if cell.cell_type == 'markdown':
             section = (re.findall(r'^#+ (.*)$', cell.source, flags=re.M) or [section])[-1]
             prose = cell.source
-            cells.append(new_markdown_cell(link_names(move_links(cell.source, page, out), page)))
-            if len(cells) == 1: cells.append(new_markdown_cell(page_links(page)))
+            cells.append(markdown_cell(link_names(move_links(cell.source, page, out), page)))
+            if len(cells) == 1: cells.append(markdown_cell(page_links(page)))
         elif not {'hide', 'default_exp'} & set(flags) and flags.get('include') != 'false':
-            if 'export' in flags: cells.append(new_markdown_cell(export_note(cell, page)))
+            if 'export' in flags: cells.append(markdown_cell(export_note(cell, page)))
             for output in cell.outputs:
                 if 'text/markdown' in output.get('data', {}): output.data = {'text/markdown': link_names(output.data['text/markdown'], page)}
             cells.append(code_cell(cell, alt_text(cell, section, prose)))
@@ -401,9 +408,9 @@ def write_sources(out: Path) -> None:
         'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'live.md': (ROOT/'docs'/'live.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page()}
     for page in pages():
         nb = notebook_page(page, out)
-        if page.doc == 'index': nb.cells.append(new_markdown_cell(contents()))
+        if page.doc == 'index': nb.cells.append(markdown_cell(contents()))
         copy_to(page.path, out/'notebooks'/f'{page.doc}.ipynb')
-        texts[f'{page.doc}.ipynb'] = nbformat.writes(nb)
+        texts[f'{page.doc}.ipynb'] = json.dumps(nb)
     for name, text in texts.items():
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         (out/name).write_text(text, encoding='utf-8')
