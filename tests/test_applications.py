@@ -63,9 +63,18 @@ def days(change): return [change(i, d) for i, d in enumerate(DAYS)]
     (days(lambda i, d: f'{d},{i},5'), {}, 'row 2 has more cells than the header'),  # such as decimal commas
     (days(lambda i, d: f'{d},{"n/a" if i == 3 else i}'), {}, 'a has 1 missing values'),
     (days(lambda i, d: f'{d},{i}'), dict(gaps='fill'), "unknown gaps 'fill'"),
+    (days(lambda i, d: f'{d},{i}'), dict(head='2019-12-31,3'), 'has no header: its first row is .*2019-12-31'),
+    ([f'{45292 + i},{i}' for i in range(9)], {}, "spreadsheet's numbers of days, such as '45292'"),
+    ([f'{200001 + i},{i}' for i in range(9)], {}, "months .* such as '200001'"),
+    ([f'{10**9*(10**9 + i)},{i}' for i in range(9)], {}, 'row 2: time is .* no time stamp such as 2020-01-31'),  # nanoseconds
+    ([f'2020-01-01T00:00:0{i//2}.{i%2*5},{i}' for i in range(9)], {}, 'steps of whole seconds, and .*00.5'),
+    (days(lambda i, d: f'{d},{i*1e38}'), {}, 'a is infinite at 2020-01-05'),
+    (days(lambda i, d: f'{d},{1e9 + i}'), {}, 'a is constant to seven digits'),
+    (days(lambda i, d: f'{d if i < 19 else "2080-01-01"},{i}'), dict(gaps='mask'), r'of 21,\d+ steps only 20 would be known'),
 ])
 def test_a_series_that_would_be_silently_wrong_is_refused(tmp_path, rows, how, said):
-    with pytest.raises(ValueError, match=said): read_series(csv(tmp_path, *rows), **how)
+    file = csv(tmp_path, *rows, **{k: how.pop(k) for k in ['head'] if k in how})
+    with pytest.raises(ValueError, match=said): read_series(file, **how)
 
 def test_gaps_are_masked(tmp_path):
     rows = days(lambda i, d: f'{d},{"" if i == 3 else i}')
@@ -98,6 +107,10 @@ def test_pandas_comes_by_the_same_door():
     with pytest.raises(ValueError, match='b has 1 missing'): read_series(frame)
     with pytest.raises(ValueError, match='a: more than one column has'): read_series(frame.rename(columns=dict(b='a')), 'a')
     with pytest.raises(TypeError, match='DatetimeIndex'): read_series(frame.reset_index())
+    assert read_series(frame.assign(b='dry'), 'a').names == ('a',), 'a column of words that nobody asked for'
+    with pytest.raises(ValueError, match=r"not all of \['a', 'b'\] are numbers .*columns="): read_series(frame.assign(b='dry'))
+    halves = frame.set_index(pd.date_range('2020-01-01', periods=6, freq='1500ms'))
+    with pytest.raises(ValueError, match='steps of whole seconds, and 2020-01-01T00:00:01.5'): read_series(halves, 'a')
 
 def test_a_shipped_series_that_was_changed_is_refused(tmp_path, monkeypatch):
     assert len(shipped_series('seattle_weather', 'temp_max')) == 1461
@@ -144,6 +157,7 @@ def test_planted_leaks_are_refused():
     with pytest.raises(ValueError, match='no window of this series starts after 2020-04-29'): Windows.fit(series, 14, 7).origins(series)
     with pytest.raises(ValueError, match='no window of this series starts after 2020-03-19'): windows.origins(train)
     with pytest.raises(ValueError, match='the scale was taken from what was known until 2020-03-19'): train_forecaster(series, windows)
+    with pytest.raises(ValueError, match='the series reaches to 2020-03-19.*known until 2020-04-29'): train_forecaster(train, Windows.fit(series, 14, 7))
     sampler = teacher_sampler(temporal_denoiser(windows), 2)
     with pytest.raises(ValueError, match='it would know its own future; pass context.before'): forecast(sampler, series, origin='2020-04-01')
     with pytest.raises(ValueError, match='its forecast starts at 2020-03-20'): forecast(sampler, train, origin='2020-04-01')
@@ -235,7 +249,7 @@ def test_a_csv_file_is_taught_and_distilled_by_the_commands(tmp_path, monkeypatc
 def test_forecasts_depend_on_seeds_and_context_alone(forecaster):
     series, _, teacher = forecaster
     sampler = teacher_sampler(teacher, 3)
-    many = rolling_forecasts(sampler, series, [60, 80], 4)
+    with pytest.warns(UserWarning, match='is of a time that training has seen'): many = rolling_forecasts(sampler, series, [60, 80], 4)
     assert many.shape == (2, 4, 2, 7)
     assert torch.allclose(many[0], forecast(sampler, series[:60], n=4).samples, atol=1e-4)
     short = forecast(sampler, series[:60], horizon=3, n=4)
@@ -246,6 +260,10 @@ def test_forecasts_depend_on_seeds_and_context_alone(forecaster):
     with pytest.raises(ValueError, match='knows the channels a, b, got a'): forecast(sampler, made())
     hourly = replace(series, times=series.times[0] + np.timedelta64(3600, 's')*np.arange(len(series)))
     with pytest.raises(ValueError, match='steps of 86400 s, got 3600 s'): forecast(sampler, hourly)
+    for bad, said in ((replace(series, known=0*series.known), 'nothing is known in the 14 steps'), (replace(series, values=series.values/0), 'NaN or infinite')):
+        with pytest.raises(ValueError, match=said): forecast(sampler, bad)
+    with pytest.raises(TypeError, match='as `read_series` gives it, got str'): forecast(sampler, 'mine.csv')
+    with pytest.raises(ValueError, match="'soon' is no moment"): forecast(sampler, series, origin='soon')
     with pytest.raises(ValueError, match='does not say how its series was cut'): forecast(replace(sampler, denoiser=torch.nn.Identity()), series)
 
 def test_coverage_counts():
@@ -331,6 +349,7 @@ def test_the_area_is_the_chance_that_a_strange_step_scores_higher():
     pairs = scores[labels == 1][:, None] - scores[labels == 0]
     assert roc_auc(labels, scores) == pytest.approx(float(((pairs > 0).float() + .5*(pairs == 0)).mean()))
     assert roc_auc(labels, labels) == 1 and roc_auc(labels, 0*labels) == .5
+    with pytest.raises(ValueError, match='scores hold NaN'): roc_auc(labels, scores/0)
     for all_alike in (0*labels, 0*labels + 1):
         with pytest.raises(ValueError, match='mark some steps, and not all'): roc_auc(all_alike, scores)
 

@@ -13,7 +13,7 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 from .forecasting import temporal_denoiser
 from .series import Series, Windows, shipped_series
-from ..core import Within, check_choice, check_int, check_number, sample_noise
+from ..core import Within, check_choice, check_int, check_number, check_type, sample_noise
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.samplers import ConditionTable, Sampler, sample
 from ..distillation.branches import BranchedDenoiser, fold
@@ -43,6 +43,7 @@ def train_normal(
     **how, # width=, blocks=: of the network
 ) -> EDMDenoiser: # frozen
     "Train a teacher that knows what windows of a normal signal look like."
+    windows.check_training(series)
     x0, cond = windows.cut(series)
     teacher = temporal_denoiser(windows, seed=cfg.seed, **how)
     done = train_teacher(teacher, x0, cond, cfg, batch, show=False)
@@ -138,6 +139,9 @@ def anomaly_scores(
     back = reconstructions(sampler, x0, cond, sigma, draws, seed)
     found = dict(reconstruction=(back - x0).abs().mean(0), spread=back.std(0))
     if branched is not None:
+        check_type(branched, BranchedDenoiser, 'branched must be the student with its branches, as '
+                                               '`branched_student_of` gives it')
+        check_int('K of the branches that could disagree', branched.K, 2)
         guesses = branch_guesses(branched, sampler, x0, cond, sigma, draws, seed)
         found['disagreement'] = guesses.std(2).mean(0)
     each = {name: (s*known).sum(1)/known.sum(1) for name, s in found.items()} # 0/0 in a gap: NaN
@@ -151,6 +155,7 @@ def roc_auc(
     inside = labels == 1
     if not 0 < inside.sum() < len(labels):
         raise ValueError('labels have to mark some steps, and not all')
+    if scores.isnan().any(): raise ValueError('scores hold NaN: leave out steps without a score')
     n = int(inside.sum())*int((~inside).sum())
     return float(mannwhitneyu(scores[inside], scores[~inside]).statistic)/n
 

@@ -5,13 +5,14 @@
 # %% ../../nbs/applications/01_forecasting.ipynb #5a3c59da
 from __future__ import annotations
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from .series import Series, Windows, shipped_series
+from .series import Series, Windows, moment_of, shipped_series
 from ..core import check_int, import_extra
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.nets import TemporalNet
@@ -54,10 +55,7 @@ def train_forecaster(
     **how, # folder=, show=, hardware=, hooks=: see `train_teacher`
 ) -> EDMDenoiser: # frozen; it draws its conditions from the training windows
     "Train a teacher that samples windows of a series, given what is known before them."
-    windows.check(series)
-    if series.times[-1] > np.datetime64(windows.until):
-        raise ValueError(f'the series reaches to {series.times[-1]}, but the scale was taken from '
-                         f'what was known until {windows.until}: pass the same training part')
+    windows.check_training(series)
     x0, cond = windows.cut(series)
     denoiser = temporal_denoiser(windows, width, blocks, cfg.seed)
     done = train_teacher(denoiser, x0, cond, cfg, batch, **how)
@@ -88,7 +86,14 @@ def rolling_forecasts(
     "Futures from many origins; a start sees what lies before it, and nothing else."
     windows = Windows.of_sampler(sampler)
     check_int('n', n, 1)
-    cond = {k: v.repeat_interleave(n, 0) for k, v in windows.conditions(series, starts).items()}
+    known = windows.conditions(series, starts)
+    if windows.context and not known['mask'].flatten(1).any(1).all():
+        raise ValueError(f'nothing is known in the {windows.context} steps before a start')
+    at, = windows.span(series, range(int(min(starts)), int(min(starts)) + 1))
+    if at <= moment_of(windows.until):
+        warnings.warn(f'the forecast of {at} is of a time that training has seen (until '
+                      f'{windows.until}): it says nothing about how good forecasts are', stacklevel=2)
+    cond = {k: v.repeat_interleave(n, 0) for k, v in known.items()}
     x = sampler.sample(len(starts)*n, seed, cond, batch).unflatten(0, (-1, n))
     return _unscaled(windows, x, series, starts)
 
@@ -113,10 +118,11 @@ def forecast(
     check_int('horizon', horizon, 1, windows.horizon)
     end = len(context)
     times = windows.span(context, range(end, end + horizon))
-    if origin is not None and context.times[-1] >= np.datetime64(origin, 's'):
+    origin = None if origin is None else moment_of(origin)
+    if origin is not None and context.times[-1] >= origin:
         raise ValueError(f'the context reaches to {context.times[-1]}, and the forecast is made at '
-                         f'{origin}: it would know its own future; pass context.before({origin!r})')
-    if origin is not None and np.datetime64(origin, 's') != times[0]:
+                         f'{origin}: it would know its own future; pass context.before(\'{origin}\')')
+    if origin is not None and times[0] != origin:
         raise ValueError(f'the context ends at {context.times[-1]}, so its forecast starts at '
                          f'{times[0]}, not at {origin}')
     futures = rolling_forecasts(sampler, context, [end], n, seed)[0]

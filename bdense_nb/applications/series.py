@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core import check_choice, check_file, check_int, check_type, data_dir, sha256
 
 # %% auto #0
-__all__ = ['GAPS', 'SHIPPED', 'PERIODS', 'Series', 'read_series', 'shipped_series', 'Windows']
+__all__ = ['NO_SECONDS', 'GAPS', 'SHIPPED', 'PERIODS', 'Series', 'moment_of', 'read_series', 'shipped_series', 'Windows']
 
 # %% ../../nbs/applications/00_series.ipynb #d5544687
 @dataclass(frozen=True)
@@ -58,10 +58,17 @@ class Series:
         return self[self._place(time):]
 
     def _place(self, time: str | np.datetime64) -> int:
-        try: return int(np.searchsorted(self.times, np.datetime64(time, 's')))
-        except ValueError: raise ValueError(f'{time!r} is no moment such as 2015-01-31') from None
+        return int(np.searchsorted(self.times, moment_of(time)))
+
+def moment_of(time: str | np.datetime64) -> np.datetime64:
+    "A moment as a series has it, without a time zone."
+    try: return np.datetime64(time, 's')
+    except ValueError: raise ValueError(f'{time!r} is no moment such as 2015-01-31') from None
 
 # %% ../../nbs/applications/00_series.ipynb #5db8afda
+#: years, months and days without dashes; days as spreadsheets count them, from 1982 to 2064
+NO_SECONDS = r'(19|20)(\d\d|\d{4}|\d{6})|[3-5]\d{4}'
+
 def _moment(text: str) -> datetime: # without a time zone
     "A time stamp in ISO format, with slashes if need be; a bare number counts seconds."
     text = text.strip().replace('/', '-')
@@ -74,15 +81,18 @@ def _number(text: str) -> float: # NaN where nothing is written, or that nothing
     text = text.strip()
     return math.nan if text.lower() in ('', 'na', 'n/a', '#n/a', 'null', 'none') else float(text)
 
+def _parses(text: str | None, parse) -> bool:
+    try: parse(text)
+    except (ValueError, AttributeError, TypeError, OverflowError, OSError): return False
+    return True
+
 def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
     "A column of a file; a cell that does not parse is refused by row and name."
-    found = []
     for i, row in enumerate(rows):
-        try: found.append(parse(row[name]))
-        except (ValueError, AttributeError, TypeError):
+        if not _parses(row[name], parse):
             raise ValueError(f'{path}, row {i + 2}: {name} is {row[name]!r}, which is no {what}; '
-                             'name the columns with columns= and time=') from None
-    return found
+                             'name the columns with columns= and time=')
+    return [parse(row[name]) for row in rows]
 
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
@@ -99,13 +109,17 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
         usual = ('date', 'time', 'timestamp', 'datetime')
         time = next((h for h in heads if h.strip().lower() in usual), heads[0])
     check_choice('time column', time, heads)
-    if all(re.fullmatch(r'(19|20)(\d\d|\d{6})', row[time] or '') for row in rows): # no seconds
-        raise ValueError(f'{path}: {time} has years, or days without dashes, such as '
-                         f'{rows[0][time]!r}: write 2020-01-31')
+    if _parses(time, _moment):
+        raise ValueError(f'{path} has no header: its first row is {heads}; name the columns there')
+    if all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows):
+        raise ValueError(f'{path}: {time} has years, months or days without dashes, or a '
+                         f"spreadsheet's numbers of days, such as {rows[0][time]!r}: write "
+                         '2020-01-31')
     names = _listed(columns, [h for h in heads if h != time])
-    times = _column(rows, time, path, _moment, 'time stamp')
+    times = _column(rows, time, path, _moment, 'time stamp such as '
+                    '2020-01-31 or 2020-01-31T14:00, or a count of seconds')
     values = [_column(rows, name, path, _number, 'number') for name in names]
-    return np.array(times, 'datetime64[s]'), np.array(values), names
+    return np.array(times, 'datetime64[us]'), np.array(values), names
 
 def _listed(columns, heads: list[str]) -> list[str]:
     "The channels that are asked for; all there are if none are named."
@@ -126,10 +140,12 @@ def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if not hasattr(frame, 'columns'): frame = frame.to_frame(frame.name or 'value')
     heads = [str(c) for c in frame.columns]
     names = _listed(columns, heads)
-    try: values = frame.to_numpy(dtype=float, na_value=math.nan)[:, [heads.index(n) for n in names]]
+    chosen = frame.iloc[:, [heads.index(n) for n in names]]
+    try: values = chosen.to_numpy(dtype=float, na_value=math.nan)
     except (ValueError, TypeError) as e:
-        raise ValueError(f'columns of {heads} are no numbers ({e}); drop them') from e
-    return index.to_numpy().astype('datetime64[s]'), values.T, names
+        raise ValueError(f'not all of {names} are numbers ({e}); name those that are with '
+                         'columns=') from e
+    return index.to_numpy(), values.T, names
 
 # %% ../../nbs/applications/00_series.ipynb #85d451f4
 #: what becomes of steps that are missing
@@ -148,11 +164,14 @@ def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
     where = f'{times[at + 1]} follows {times[at]}'
     if (ahead % step).any():
         raise ValueError(f'time stamps are irregular: most are {step} s apart, but {where}; '
-                         'resample the series, with pandas .resample(...).mean() for example')
+                         'resample it to steps of one length, such as days or weeks')
     if gaps == 'refuse':
         raise ValueError(f'the series has gaps: most time stamps are {step} s apart, but {where}; '
                          "pass gaps='mask' to mark what is missing, or resample")
     place = np.concatenate([[0], np.cumsum(ahead//step)])
+    if place[-1] >= 100*len(times):
+        raise ValueError(f'most time stamps are {step} s apart, but {where}: of {place[-1] + 1:,} '
+                         f'steps only {len(times)} would be known; leave out what lies apart')
     full = np.full((len(values), place[-1] + 1), math.nan)
     full[:, place] = values
     return times[0] + step*np.arange(place[-1] + 1).astype('timedelta64[s]'), full
@@ -172,19 +191,25 @@ def read_series(
         check_type(source, str | Path, 'a series needs time stamps: give the path of a CSV file, '
                                        'or a pandas Series or DataFrame')
         times, values, names = _read_csv(check_file(source, 'CSV file'), columns, time)
+    times, fine = times.astype('datetime64[s]'), times
+    if (split := (fine != times) & ~np.isnat(fine)).any():
+        raise ValueError(f'a series has steps of whole seconds, and {fine[split][0]} lies between '
+                         'two: give the times another unit')
     if len(times) < 3: raise ValueError(f'a series needs at least 3 time stamps, got {len(times)}')
     if np.isnat(times).any(): raise ValueError('a time stamp is missing (NaT); drop its row')
     times, values = _on_even_steps(times, values, gaps)
+    with np.errstate(over='ignore'): values = values.astype(np.float32) # what a network takes
     missing = np.isnan(values)
     for name, row, holes in zip(names, values, missing):
-        if np.isinf(row).any(): raise ValueError(f'{name} is infinite at {times[np.isinf(row)][0]}')
+        if np.isinf(row).any():
+            raise ValueError(f'{name} is infinite at {times[np.isinf(row)][0]} (above 3.4e38)')
         if holes.any() and gaps == 'refuse':
             raise ValueError(f'{name} has {holes.sum()} missing values (NaN), the first at '
                              f"{times[holes][0]}; pass gaps='mask' to mark them, or fill them in")
         if holes.all() or np.ptp(row[~holes]) == 0:
-            raise ValueError(f'{name} is constant, so there is nothing to learn; leave it out with '
-                             'columns=')
-    return Series(torch.from_numpy(np.where(missing, 0., values)).float(),
+            raise ValueError(f'{name} is constant to seven digits, so there is nothing to learn; '
+                             'leave it out with columns=')
+    return Series(torch.from_numpy(np.where(missing, np.float32(0), values)),
                   torch.from_numpy(~missing).float(), times, tuple(names))
 
 # %% ../../nbs/applications/00_series.ipynb #b330f807
@@ -287,13 +312,24 @@ class Windows:
         return json.loads(json.dumps(asdict(self)))
 
     def check(self, series: Series) -> None:
-        "Refuse a series that has other channels, or another step."
+        "Refuse what is no series, or has other channels, another step or values that are none."
+        check_type(series, Series, 'this takes a Series, as `read_series` gives it')
         if tuple(series.names) != self.names:
             raise ValueError(f'this network knows the channels {", ".join(self.names)}, got '
                              f'{", ".join(series.names)}')
         if series.step != self.step:
             raise ValueError(f'this network knows steps of {self.step:g} s, got {series.step:g} s; '
                              'resample the series')
+        if not series.values.isfinite().all():
+            raise ValueError('the values hold NaN or infinite ones: where nothing is known, known '
+                             'is 0 and the value a number')
+
+    def check_training(self, series: Series) -> None:
+        "Refuse a series that is not the one whose scale these windows have."
+        self.check(series)
+        if (last := str(series.times[-1])) != self.until:
+            raise ValueError(f'the series reaches to {last}, but the scale was taken from what was '
+                             f'known until {self.until}: pass the same training part to both')
 
     def _season(self, times: np.ndarray) -> Tensor: # [C, T]
         waves = _waves(times, self.periods)
