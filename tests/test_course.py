@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bdense_nb.app.exercises import CAPSTONE, EXERCISES, check
-from bdense_nb.core import check_answer, data_dir, sample_noise
+from bdense_nb.core import check_answer, data_dir, read_json, sample_noise
 from bdense_nb.diffusion.data import toy_2d
 from bdense_nb.diffusion.denoisers import load_teacher
 from bdense_nb.diffusion.samplers import Sampler, afs_x0, euler_step, sample
@@ -30,7 +30,7 @@ NUMBERED = COURSE[:8]
 def cells(name): return nbformat.read(NBS/f'{name}.ipynb', 4).cells
 
 
-def words(name): return sum(any(ch.isalnum() for ch in word) for c in cells(name) if c.cell_type == 'markdown' for word in c.source.split())
+def words(name): return sum(len(c.source.split()) for c in cells(name) if c.cell_type == 'markdown')
 
 
 def code(name): return [line for c in cells(name) if c.cell_type == 'code' for line in c.source.splitlines() if line.strip()]
@@ -58,11 +58,18 @@ def test_a_lesson_has_its_parts(name):
     assert asked == [1, 2] and len(exercises(name)) == 2
 
 
-@pytest.mark.parametrize('name', NUMBERED)
+@pytest.mark.parametrize('name', [*NUMBERED, 'applications/01_forecasting', 'applications/02_anomalies'])
 def test_the_answer_of_a_prediction_is_not_stored_below_it(name):
     after = cells(name)
     after = after[next(i for i, c in enumerate(after) if '**Prediction.**' in c.source):]
     assert next(c for c in after if c.cell_type == 'code').outputs == []
+
+
+ARIMA = torch.tensor([r['crps_by_day'] for r in read_json(data_dir()/'results'/'forecasting_methods.json')['rows'] if r['method'] == 'ARIMA'])
+
+
+def rolling(x, days, reduce=torch.std, fill=99.):
+    return torch.stack([reduce(x[t - days + 1:t + 1]) if t >= days - 1 else torch.tensor(fill) for t in range(len(x))])
 
 
 def heun(D, x, t, s, first=.5, asked=None):  # with the first slope's share, and the level that divides the second
@@ -243,6 +250,13 @@ MISTAKES = [
     ('8.1', 16, 'two micro-batches'), ('8.1', 64, 'share the batch'), ('8.1', 128, 'the whole batch'), ('8.1', 32, 'does not double'), ('8.1', 256, 'does not multiply'), ('8.1', 1024, 'not one for each GPU'),
     ('8.2', lambda a: (1 - a).sqrt(), 'still the same'), ('8.2', lambda a: (1 - a)/a, 'its root'), ('8.2', lambda a: (a/(1 - a)).sqrt(), 'upside down'),
     ('8.2', lambda a: 1 - a, 'noise in z'), ('8.2', lambda a: (1 - a).sqrt()/a, 'not by alpha_bar'), ('8.2', lambda a: a.sqrt(), 'scale of the signal'),
+    *[('forecasting.1', found, said) for found, said in (
+        (ARIMA[:, -1].mean(), 'the last day'), (ARIMA[:, 1].mean(), 'counts from 0'), (ARIMA.mean(), 'over the week'), (ARIMA[0, 0], 'one seed'), (ARIMA[:, 0].sum(), 'their sum'))],
+    ('forecasting.2', 'the calendar', 'known in advance'), ('forecasting.2', 'context', 'looks back on'), ('forecasting.2', 'the future', 'seven days of every window'), ('forecasting.2', 'x0', 'are their values divided'),
+    *[('anomalies.1', steadiness, said) for steadiness, said in (
+        (lambda v: rolling(v[0], 6), 'six days'), (lambda v: rolling(v[0], 8), 'eight days'), (lambda v: rolling(v[0], 7, fill=0.), '99 is asked for'), (lambda v: rolling(v[1], 7), 'second channel'),
+        (lambda v: rolling(v[0], 7, torch.var), 'the variance'), (lambda v: rolling(v[0], 7, torch.mean), 'that is the mean'), (lambda v: torch.cat([torch.tensor([99.]), rolling(v[0], 7)[:-1]]), 'its own counts'))],
+    *[('anomalies.2', n, said) for n, said in ((7501, 'with the anomaly in it'), (6301, 'the test part'), (12, 'are labelled'), (7489, 'know where it is'), (0, 'comes from scores'))],
     ('capstone', TEACHER, 'not EDMDenoiser'), ('capstone', branch(TEACHER, 2), 'not BranchedDenoiser'),
     ('capstone', Sampler(TEACHER, karras_sigmas(4, .006, 80.), False, (2,)), 'takes 4'),
     ('capstone', Sampler(TEACHER, SFDConfig(nfe=2).grids[1], True, (2,)), 'with a higher rate'),
@@ -358,8 +372,7 @@ def test_solutions_quote_the_questions():
 
 def test_the_front_page_is_short():
     text = '\n'.join(c.source for c in cells('index'))
-    words = sum(len(c.source.split()) for c in cells('index') if c.cell_type == 'markdown')
-    assert words <= 900 and '#|' not in text and 'Start with [lesson 1]' in text
+    assert words('index') <= 900 and '#|' not in text and 'Start with [lesson 1]' in text
     readme = (NBS.parent/'README.md').read_text(encoding='utf-8')
     code = [line for line in re.search('```python\n(.*?)```', readme, flags=re.S)[1].splitlines() if line]
     assert len(code) <= 11 and max(map(len, code)) <= 96, 'ten lines and yours, none cut off on GitHub'

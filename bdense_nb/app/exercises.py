@@ -9,7 +9,8 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from ..core import NFECounter, check_answer, check_choice, sample_noise
+from ..core import (NFECounter, check_answer, check_choice, data_dir, read_json,
+                            sample_noise)
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, load_teacher
 from ..diffusion.data import toy_2d
 from ..diffusion.nets import MLP
@@ -512,6 +513,71 @@ def _(got):
         'that is the variance of the noise in z': 1 - a,
         'x is z divided by sqrt(alpha_bar), not by alpha_bar': (1 - a).sqrt()/a,
         'that is the scale of the signal': a.sqrt()})
+
+# %% ../../nbs/app/05_exercises.ipynb #e7a10002
+@_exercise('forecasting.1', 'average the first entry of crps_by_day over the seeds of ARIMA')
+def _(got):
+    rows = read_json(data_dir()/'results'/'forecasting_methods.json')['rows']
+    def days(method): return torch.tensor([r['crps_by_day'] for r in rows if r['method'] == method])
+    first = days('ARIMA')
+    return _close(got, first[:, 0].mean(), 1e-4) or _named(got, {
+        'that is the last day; the first is entry 0': first[:, -1].mean(),
+        'that is the second day: Python counts from 0': first[:, 1].mean(),
+        'that is the mean over the week; one day is asked for': first.mean(),
+        'that is one seed; average over all': first[0, 0],
+        'that is their sum; divide by the number of seeds': first[:, 0].sum(),
+        'that is the diffusion teacher, not ARIMA': days('teacher')[:, 0].mean()}, 1e-4)
+
+@_exercise('forecasting.2', 'the windows are those of training; what does Windows.fit measure?')
+def _(got):
+    text = str(got).lower()
+    measured = ('scal', 'season', 'std', 'mean', 'spread', 'normali', 'deviation', 'standardi')
+    if any(word in text for word in measured): return True
+    named = {'calendar': 'dates are known in advance: nobody has to wait for them',
+             'date': 'dates are known in advance: nobody has to wait for them',
+             'context': 'what a window looks back on ends before 2015, as the window does',
+             'horizon': 'the seven days of every window here lie before 2015',
+             'future': 'the seven days of every window here lie before 2015',
+             'window': 'they are cut from the days before 2015; by what are their values divided?',
+             'x0': 'they are cut from the days before 2015; by what are their values divided?'}
+    return next((hint for word, hint in named.items() if word in text), None)
+
+def _deviation(values: Tensor, days: int, first: int, reduce: Callable = torch.std) -> Tensor:
+    scores = torch.full(values.shape[1:], 99.)
+    for t in range(days - 1, values.shape[1]): scores[t] = reduce(values[first, t - days + 1:t + 1])
+    return scores
+
+def _station() -> Tensor: # three channels of forty days
+    return torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).cumsum(1)
+
+@_exercise('anomalies.1', 'compare values[0, t - 6:t + 1] among themselves',
+           lambda f: f(_station().clone()))
+def _(got):
+    x = _station()
+    biased = _deviation(x, 7, 0, lambda v: v.std(correction=0))
+    if any(_close(got, want) for want in (_deviation(x, 7, 0), biased)): return True
+    whole = _deviation(x, 7, 0)
+    return _named(got, {
+        'six days: the slice leaves out its end, so it is t - 6 to t + 1':
+            (_deviation(x, 6, 0), torch.cat([whole[:6], _deviation(x, 6, 0)[6:]])),
+        'eight days: t - 6 to t + 1 are seven':
+            (_deviation(x, 8, 0), torch.cat([whole[:6], _deviation(x, 8, 0)[6:]])),
+        'where there are no seven days yet, 99 is asked for': whole*(whole != 99.),
+        'that is the second channel; the first has index 0': _deviation(x, 7, 1),
+        'all channels; the first alone is asked for': _deviation(x, 7, slice(None)),
+        'that is the variance, its square': whole.where(whole == 99., whole**2),
+        'that is the mean, not how much the days differ': _deviation(x, 7, 0, torch.mean),
+        'these are the days before t; its own counts too':
+            torch.cat([torch.full((1,), 99.), whole[:-1]])})
+
+@_exercise('anomalies.2', 'how long is the training part?')
+def _(got):
+    return float(got) == 1200 or {
+        7501.: 'that is the whole signal, with the anomaly in it',
+        6301.: 'that is the test part: its scores are what the threshold shall judge',
+        12.: 'that is how many points are labelled; the threshold may not know',
+        7489.: 'to leave out the anomaly alone, one must know where it is',
+        0.: 'a threshold comes from scores; of which part are they allowed?'}.get(float(got))
 
 # %% ../../nbs/app/05_exercises.ipynb #2e0c0d79
 CAPSTONE = .04 # the largest paired error that passes, in two calls on the spiral

@@ -159,7 +159,10 @@ def show_forecast(
         ax.plot(came.times, came.shown[channel], 'k.', ms=4, label='what came')
     locator = AutoDateLocator(minticks=2, maxticks=5)
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    days = ('%d %b', '%d %b', '%H:%M', '%H:%M')
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(
+        locator, formats=('%Y', '%b', days[0], *days[2:], '%S.%f'),
+        zero_formats=('', '%b %Y', *days), show_offset=False))
     ax.tick_params(axis='x', labelsize=7)
 
 # %% ../../nbs/applications/01_forecasting.ipynb #5ffe7f6e
