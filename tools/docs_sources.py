@@ -367,9 +367,9 @@ def api_index(modules: list[str]) -> str:
     "The list of modules."
     lines = [*titled('API reference'), f'Everything that the notebooks export, as it is imported: ``from {LIB}.core import sample_noise``.', '',
              'Each entry gives the signature, the parameters with their shapes and units, the source, and the place in the course where it is built.', '',
-             '.. list-table::', '   :widths: auto', '']
+             '.. list-table::', '   :widths: auto', '   :class: symbols', '']
     built = {m: next(p for p in pages() if p.module == m) for m in modules}
-    for m, page in built.items(): lines += [f'   * - :doc:`{page.title} <{m}>`', f'     - ``{m}``', f'     - {rst(page.summary, m)}']
+    for m, page in built.items(): lines += [f'   * - :doc:`{page.title} <{m}>`', '', f'       ``{m}``', f'     - {rst(page.summary, m)}']
     return '\n'.join([*lines, '', '.. toctree::', '   :hidden:', '', *(f'   {page.title} <{m}>' for m, page in built.items())]) + '\n'
 
 

@@ -134,7 +134,7 @@ function start(root) {
       box.firstChild.addEventListener('change', () => { label = i; both(); });
     });
     root.querySelectorAll('[hidden]').forEach(part => { part.hidden = false; });
-    root.querySelector('img').parentElement.hidden = button.parentElement.hidden = true;
+    root.querySelector('img').closest('p').hidden = button.parentElement.hidden = true;
     both();
   });
 }
