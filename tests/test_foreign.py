@@ -1,4 +1,5 @@
 """Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
+import functools
 
 import pytest
 import torch
