@@ -23,7 +23,7 @@ from bdense_nb.app.course import COMMANDS as COURSE
 from bdense_nb.app.plans import estimate_run
 from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said,
                                  spelled, words)
-from bdense_nb.core import data_dir, load_tensors, sample_noise
+from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
 from bdense_nb.diffusion.data import fashion_mnist, to_pixels
 from bdense_nb.diffusion.denoisers import EDMDenoiser, load_denoiser, save_denoiser
 from bdense_nb.diffusion.nets import UNet
@@ -122,7 +122,7 @@ OTHER_VALUES = {  # of fields that are bound to others
     'branch_weights': ('uniform', 'uniform'), 'branch_weights_end': ('uniform', 'uniform'), 'betas': ('.5,.6', (.5, .6)), 'shape': ('3,8,8', (3, 8, 8)),
     'size': ('8,4', (8, 4)), 'K': ('1', 1), 'start_steps': ('512', 512), 'end_steps': ('2', 2),
     'log_with': ('tensorboard', ('tensorboard',)), 'substeps': ('16', 16), 'pool': ('9000', 9000), 'warmup': ('1', 1),
-    'guidance_interval': ('.5,2.', (.5, 2.)), 'periods': ('day,week', ('day', 'week')), 'columns': ('a,b', ('a', 'b'))}
+    'guidance_interval': ('.5,2.', (.5, 2.)), 'periods': ('day,week', ('day', 'week')), 'columns': ('a,b', ('a', 'b')), 'rows': ('0,2', (0, 2))}
 
 
 def another(kind, name, value):
@@ -684,11 +684,13 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=100)).save_pretrained('mine')
     for i, x in enumerate(sample_noise(range(6), (8, 8))): Path('photos').mkdir(exist_ok=True); Image.fromarray((x*40 + 128).clamp(0, 255).byte().numpy()).save(f'photos/{i}.png')
     shell('bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher')
-    shell('bdense_distill sfd --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --licence mit --teacher_data birds')
+    sfd = 'bdense_distill sfd --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --licence mit --teacher_data birds'
+    assert 'does not give clean estimates at' in shell(sfd, 1)[1] and not Path('sfd').exists(), 'an untrained network of the noise'
+    assert 'the teacher is trusted, although' in shell(sfd + ' --trust_teacher')[0]
     assert 'license: "mit"' in Path('sfd/README.md').read_text() and '| Teacher trained on | birds |' in Path('sfd/README.md').read_text()
     assert 'pass --data' in shell('bdense_distill x --teacher mine --preset fashion_mnist_pd', 1)[1]
     for name in ('pd', 'sfd'):
-        assert shell.json(f'bdense_evaluate {name} --teacher mine --n 2')['rows'][0]['nfe'] == 2
+        assert shell.json(f'bdense_evaluate {name} --teacher mine --n 2 --trust_teacher')['rows'][0]['nfe'] == 2
         shell(f'bdense_export {name} out-{name} --to diffusers')
         shell(f'bdense_sample out-{name} --n 2 --out {name}.png')
     assert diffusers.DDIMPipeline.from_pretrained('pd').unet.config.sample_size == 8 and (shell.folder/'out-sfd'/'unet').is_dir()
@@ -700,16 +702,56 @@ def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell
     diffusers = pytest.importorskip('diffusers')
     unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',), num_class_embeds=3)
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=100)).save_pretrained('mine')
-    budget = '--teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2'
+    budget = '--teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --trust_teacher'
     assert 'pass --null_class 2' in shell(f'bdense_distill plain {budget} --dry_run')[1]
     shell(f'bdense_distill s {budget} --null_class 2')
     assert find_student('s', None, Networks()).denoiser.n_classes == 2
-    assert shell.json('bdense_evaluate s --teacher mine --null_class 2 --n 2')['rows'][0]['nfe'] == 2
+    assert shell.json('bdense_evaluate s --teacher mine --null_class 2 --n 2 --trust_teacher')['rows'][0]['nfe'] == 2
     assert 'was not distilled from mine' in shell('bdense_evaluate s --teacher mine --n 2', 1)[1]
     assert 'pass --null_class' not in shell(f'bdense_search new {budget} --null_class 2 --n 2 --dry_run')[1]
     shell('bdense_export s out --to diffusers')
     for name in ('s', 'out'): assert 'label must be in 0..1' in shell(f'bdense_sample {name} --n 2 --label 2', 1)[1]
     assert '--null_class' in shell('bdense_sample s --null_class 2', 2)[1], 'a student knows its own'
+
+
+def text_pipeline(folder, **more): # what bdense_distill reads of Stable Diffusion
+    diffusers = pytest.importorskip('diffusers')
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4, cross_attention_dim=12,
+                                          down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
+    unet.save_pretrained(folder/'unet')
+    diffusers.DDPMScheduler(prediction_type='v_prediction').save_pretrained(folder/'scheduler')
+    return unet
+
+
+def test_a_network_told_a_text_from_the_shell(shell):
+    "Its conditions are asked for, kept with the student, chosen by row, and read where bdense_nb is not."
+    text_pipeline(shell.folder/'mine')
+    table = {'encoder_hidden_states': torch.randn(5, 4, 12)}
+    for name, rows in (('text', table), ('null', {k: v[:1] for k, v in table.items()}), ('wide', {k: v[..., :3] for k, v in table.items()})): save_tensors(Path(f'{name}.safetensors'), rows)
+    run = 'bdense_distill s --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --trust_teacher'
+    assert 'must be told encoder_hidden_states: pass --conditions' in shell(run, 1)[1]
+    assert 'pass --null_condition' in shell(run + ' --conditions text.safetensors --guidance_scale 3', 1)[1]
+    plan = shell.json(run + ' --conditions text.safetensors --dry_run')
+    assert 0 < plan['gpu_memory_gb'] < .1
+    shell(run + ' --conditions text.safetensors --guidance_scale 3 --null_condition null.safetensors')
+    student = find_student('s', None, Networks())
+    assert torch.equal(student.denoiser.conditions.rows['encoder_hidden_states'], table['encoder_hidden_states'])
+    card = Path('s/README.md').read_text()
+    assert '(guidance_scale) | 3.0 |' in card and '`guidance_scale=1.0`' in card
+    shell('bdense_sample s --n 3 --rows 4,0')
+    mine = load_tensors('samples.safetensors')[0]['samples']
+    torch.testing.assert_close(mine, student.sample(3, cond={k: v[[4, 0, 4]] for k, v in table.items()}))
+    assert 'each of the rows must be between 0 and 4' in shell('bdense_sample s --n 3 --rows 5', 1)[1]
+    assert 'must have shape [B, L, 12]' in shell('bdense_sample s --n 3 --conditions wide.safetensors', 1)[1]
+    found = shell.json('bdense_evaluate s --teacher mine --n 2 --trust_teacher --null_condition null.safetensors')
+    assert found['rows'][0]['nfe'] == 2
+    assert 'conditions.safetensors' in shell.json('bdense_export s out --to diffusers')['files']
+    assert 'no folder of a diffusers pipeline' in shell('bdense_export s piped --to diffusers --pipeline mine', 1)[1]
+    assert 'leave merge out' in shell('bdense_export s piped --to diffusers --merge', 1)[1]
+    assert 'belong to --to diffusers' in shell('bdense_export s piped --merge', 1)[1]
+    Path('s/conditions.safetensors').write_bytes(Path('null.safetensors').read_bytes())
+    assert 'is damaged or not the one' in shell('bdense_sample s --n 3', 1)[1]
 
 
 # --- interrupted ---

@@ -1,4 +1,5 @@
 """Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
+import functools
 
 import pytest
 import torch
@@ -287,3 +288,36 @@ def test_layouts(net, wrap):
     assert student.sample(3).shape == (3, *net.shape)
     student = progressive(D, torch.randn(5, *net.shape), PDConfig(start_steps=4, end_steps=2, updates=1, batch=2, schedule='karras', sigma_max=9., **common), show=False)
     assert student.sample(3).shape == (3, *net.shape)
+
+
+# --- networks that take fewer or more arguments ---
+
+class Gained(nn.Module):
+    "Takes an argument of its own by name."
+    def __init__(self): super().__init__(); self.body, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+    def forward(self, x, noise, cond=None, *, gain): return gain*self.out(torch.tanh(self.body(torch.cat([x, noise.reshape(-1, 1).expand(len(x), 1)], 1))))
+
+
+class Unconditional(Gained):
+    def forward(self, x, noise): return super().forward(x, noise, gain=1.)
+
+
+@pytest.mark.parametrize('wrap', [EDMDenoiser, lambda net: VPDenoiser(net, linear_alpha_bar(100), 'v'), FlowDenoiser, as_denoiser], ids=['edm', 'vp', 'flow', 'as_denoiser'])
+@pytest.mark.parametrize('net', [lambda: functools.partial(Gained(), gain=2.), lambda: functools.partial(Gained(), gain=torch.tensor(2.)), Unconditional], ids=['number', 'tensor', 'no condition'])
+def test_a_partial_network_is_distilled_saved_and_read(wrap, net, tmp_path):
+    torch.manual_seed(0)
+    student = sfd(wrap(net()), SFDConfig(shape=(2,), K=2, steps=1, batch=4, sigma_max=5., afs=False), show=False)
+    student.save(tmp_path)
+    again = load_student(tmp_path, 'cpu', net() if isinstance(net(), functools.partial) else net)
+    assert torch.equal(again.sample(3), student.sample(3)) and again.denoiser.net.net.out.weight.shape == (2, 8)
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: EDMDenoiser(Gained()), 'Gained needs gain too: give it by functools.partial'),
+    (lambda: EDMDenoiser(functools.partial(torch.relu)), 'a functools.partial of one, got partial of'),
+    (lambda: EDMDenoiser(lambda x, noise, cond: x), 'a network is a torch.nn.Module, .*got function'),
+    (lambda: EDMDenoiser(functools.partial(Gained(), torch.zeros(2), gain=1.)), 'must give its arguments by name'),
+    (lambda: as_denoiser(functools.partial(Gained(), gain=1.), inner='body'), 'is taken apart, so functools.partial cannot'),
+    (lambda: EDMDenoiser(Unconditional())(torch.zeros(2, 2), 1., torch.zeros(2, 3)), 'Unconditional takes no condition')], ids=range(6))
+def test_what_cannot_be_called_is_refused_in_our_words(make, says):
+    with pytest.raises((TypeError, ValueError), match=says): make()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
 from bdense_nb.diffusion.data import fashion_mnist
-from bdense_nb.diffusion.denoisers import (TEACHERS, EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser,
-                                           NetDenoiser, VPDenoiser, as_column, check_samples, check_teacher, is_whole,
+from bdense_nb.diffusion.denoisers import (TEACHERS, EDMDenoiser, FlowDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser,
+                                           NetDenoiser, VPDenoiser, as_column, check_itself, check_samples, check_teacher, is_whole,
                                            load_denoiser, load_teacher, read_about, read_run, save_denoiser,
                                            to_channels_last)
 from bdense_nb.diffusion.nets import MLP, UNet
@@ -259,6 +259,75 @@ def test_a_velocity_network_taken_for_a_denoiser():
     ends = {name: sample(d, x, karras_sigmas(20), 'heun') for name, d in (('wrong', D), ('exact', RING))}
     check_samples(ends['exact'], 80.)
     with pytest.raises(ValueError, match=r'root mean square of [\d.e+]+, more than 40.*check_teacher'): check_samples(ends['wrong'], 80.)
+
+
+# --- without data: is it right about its own samples? ---
+
+TABLES = {'linear': linear_alpha_bar(1000), 'cosine': cosine_alpha_bar(1000)}
+SPOTS = MixtureDenoiser(torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.full((6,), .1), torch.ones(6))
+READ = [(kind, table) for kind in PREDICTIONS for table in TABLES] + [('flow', scale, end) for scale in (1., 1000.) for end in (0, 1)]
+#: what passes although it is misread: x0 on another table, and noise levels that are nearly the same
+ALIKE = {(('x0', 'cosine'), ('x0', 'linear')), (('x0', 'linear'), ('x0', 'cosine')), (('eps', 'cosine'), ('flow', 1000., 0))}
+
+
+class Closed(nn.Module):
+    "The exact network of a mixture: eps, v or x0 on a table, or a velocity."
+    def __init__(self, of, how): super().__init__(); self.of, self.how = of, how
+    def forward(self, z, time, cond=None):
+        if self.how[0] == 'flow':
+            t = (time/self.how[1]).clamp(1e-5, 1 - 1e-5)
+            t = as_column(1 - t if self.how[2] else t, z)
+            x0 = self.of(z/(1 - t), (t/(1 - t)).flatten())
+            return (x0 - z)/t if self.how[2] else (z - x0)/t
+        levels = sigma_from_alpha_bar(TABLES[self.how[1]]).float().log()
+        i = time.clamp(0, 999)
+        low = i.floor().long()
+        s = as_column(torch.lerp(levels[low], levels[(low + 1).clamp(max=999)], i - low).exp(), z)
+        x = z*(1 + s**2).sqrt()
+        x0 = self.of(x, s.flatten())
+        return dict(x0=x0, eps=(x - x0)/s, v=((x - x0)/s - s*x0)/(1 + s**2).sqrt())[self.how[0]]
+
+
+def read_as(net, how): return FlowDenoiser(net, *how[1:]) if how[0] == 'flow' else VPDenoiser(net, TABLES[how[1]], how[0])
+def of_noise(world, n=512): return torch.randn(n, *world.means.shape[1:], generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize('said', READ, ids=str)
+@pytest.mark.parametrize('world', [RING, SPOTS], ids=['ring', 'spots'])
+def test_a_network_that_is_misread_contradicts_its_own_samples(world, said):
+    "All that is right passes; of 90 misreadings all are found but those that are much alike."
+    noise = of_noise(world, 512 if world is RING else 32)
+    passed = {is_ for is_ in READ if check_itself(read_as(Closed(world, is_), said), noise, refuse=False).ok}
+    assert said in passed and {(is_, said) for is_ in passed - {said}} <= ALIKE
+
+
+@pytest.mark.parametrize('is_, said, names', [
+    (('eps', 'linear'), ('v', 'linear'), r"follows it by 1, where 0 is expected: it predicts the noise eps or .*; it seems to predict what VPDenoiser\(net, alpha_bar, 'eps'\) takes"),
+    (('eps', 'linear'), ('eps', 'cosine'), r"seems to predict what VPDenoiser\(net, linear_alpha_bar\(1000\), 'eps'\) takes"),
+    (('flow', 1000., 0), ('v', 'linear'), r'seems to predict what FlowDenoiser\(net, 1000, 0\) takes')], ids=str)
+def test_what_it_is_instead_is_named(is_, said, names):
+    with pytest.raises(ValueError, match=names): check_itself(read_as(Closed(SPOTS, is_), said), of_noise(SPOTS, 32))
+
+
+@pytest.mark.parametrize('is_, said', [(('eps', 'linear'), ('eps', 'cosine')), (('eps', 'cosine'), ('eps', 'linear')), (('eps', 'linear'), ('flow', 1000., 0))], ids=str)
+def test_on_data_another_table_is_named(is_, said):
+    assert check_teacher(read_as(Closed(SPOTS, is_), is_), SPOTS.sample(200)).ok
+    with pytest.raises(ValueError, match=rf"what VPDenoiser\(net, {is_[1]}_alpha_bar\(1000\), 'eps'\)"): check_teacher(read_as(Closed(SPOTS, is_), said), SPOTS.sample(200))
+
+
+def test_good_teachers_of_other_kinds_pass_by_themselves():
+    for name, shape, n in (('fashion_mnist', (1, 28, 28), 4), ('spiral', (2,), 256)):
+        assert check_itself(load_teacher(name, 'cpu'), torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)), torch.arange(n) if n == 4 else None).ok
+    assert check_itself(RING, of_noise(RING)).ok and check_itself(SPOTS, of_noise(SPOTS, 32)).ok
+
+
+def test_an_untrained_network_of_the_noise_is_told_so():
+    "And not that it should be what it is."
+    torch.manual_seed(0)
+    D = VPDenoiser(MLP(width=16), TABLES['linear'], 'eps')
+    for check in (lambda: check_teacher(D, POINTS), lambda: check_itself(D, of_noise(RING))):
+        with pytest.raises(ValueError, match='where 1 is expected: it predicts x0 or v, or has not learned yet') as e: check()
+        assert "alpha_bar, 'eps')" not in str(e.value)
 
 
 def test_good_and_badly_trained_teachers_pass():

@@ -27,22 +27,24 @@ from tyro.conf import Positional
 
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
-           'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside',
-           'check_file', 'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable', 'print_plan',
-           'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
-           'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms', 'draw_arms', 'demo',
-           'check_data', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data',
-           'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code',
-           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'find_teacher', 'shape_of',
-           'data_of', 'find_data', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
-           'five_calls', 'is_banked', 'distill_plan', 'make_banks', 'check_with_data', 'distill_data', 'distill_run',
-           'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples',
+           'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder',
+           'inside', 'check_file', 'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable',
+           'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo',
+           'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms',
+           'draw_arms', 'demo', 'check_data', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach',
+           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach',
+           'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
+           'find_teacher', 'shape_of', 'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled',
+           'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'gpu_memory',
+           'distill_plan', 'make_banks', 'is_known', 'check_source', 'distill_data', 'distill_run', 'finish', 'Search',
+           'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
            'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'quality_of',
-           'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
-           'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+           'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
+           'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
-from .plans import (device_bytes, estimate_run, estimate_training, peak_bytes)
+from .plans import (device_bytes, estimate_run, estimate_training, memory_on_paper,
+                            peak_bytes)
 from .shell import Command, Line, Options
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
@@ -50,11 +52,11 @@ from ..core import (about_run, check_choice, check_int, data_dir, default_device
                     locked, read_json, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
-                                           NetDenoiser, check_teacher, load_denoiser,
+                                           NetDenoiser, check_itself, check_teacher, load_denoiser,
                                            load_teacher, map_cond, read_about, save_denoiser,
                                            unguided)
 from ..diffusion.nets import MLP, TemporalNet, UNet
-from ..diffusion.samplers import ConditionTable, Sampler
+from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset, reference_plan
 from ..distillation.progressive import PDConfig
@@ -67,7 +69,8 @@ from ..evaluation.metrics import (fashion_fd, frechet_distance, paired_error,
                                           sliced_wasserstein)
 from ..evaluation.pictures import show_rows, show_trajectories
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
-from ..interop.export import EXPORTS, export_student, load_pretrained, sampling_json
+from ..interop.export import (EXPORTS, export_student, load_pretrained, sampling_json,
+                                      with_adapters)
 from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
                                        run_name, stored_rows)
 from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
@@ -92,9 +95,18 @@ class Networks(Common):
     net: str | None = None
 
 @dataclass(frozen=True, kw_only=True)
+class Students(Networks):
+    "What is needed to read a student."
+    nfe: int | None = None # of a student for several step counts: which one
+    # safetensors whose rows are conditions, such as embeddings of prompts; default: the student's
+    # own
+    conditions: str | None = None
+
+@dataclass(frozen=True, kw_only=True)
 class Teachers(Networks):
     "What is needed to read a teacher."
     null_class: int | None = None # the class of a diffusers network that stands for "no class"
+    trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
 
 def find_device(name: str | None) -> torch.device:
     "A device by name; one that is not here is refused."
@@ -256,9 +268,10 @@ def how_measured(estimate: dict) -> str:
     return f'iterations of {measured} samples were timed on this device{more}'
 
 def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None = None,
-             hardware: Hardware = Hardware()) -> dict:
+             hardware: Hardware = Hardware(), student: NetDenoiser | None = None) -> dict:
     "What a distillation will take; of several step counts one is drawn for each iteration."
-    parts = [estimate_run(source, one, shape, hardware=hardware) for one in cfg.each.values()]
+    parts = [estimate_run(source, one, shape, student, hardware=hardware)
+             for one in cfg.each.values()]
     one = parts[0]
     def mean(key):
         values = [p[key] for p in parts]
@@ -734,11 +747,23 @@ def find_data(
                          f'images into one sub-folder for each class')
     return x, y if teacher.n_classes else None
 
+def check_conditions(denoiser: NetDenoiser, name: str) -> None:
+    "Refuse a network that must be told more than a class, and has nothing to be told."
+    net = denoiser.net
+    if denoiser.conditions is None and isinstance(net, DiffusersNet) and net.takes \
+            and not net.n_classes:
+        raise ValueError(f'{name} must be told {", ".join(net.takes)}: pass --conditions, a '
+                         'safetensors file with rows of these names, such as prompt_conditions '
+                         'makes of prompts')
+
 def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     "A student by folder; of one for several step counts the one asked for."
     device = find_device(options.device)
     if (Path(folder)/'sampling.json').is_file(): student = load_pretrained(folder, device)
     else: student = load_student(folder, device, find_net(options.net))
+    if table := getattr(options, 'conditions', None):
+        student.denoiser.conditions = ConditionTable.load(table)
+    check_conditions(student.denoiser, folder)
     if isinstance(student, VariableStudent):
         if nfe is None:
             counts = ', '.join(map(str, student.nfe))
@@ -767,7 +792,6 @@ class Distilled(Teachers):
     # of images, a number or HEIGHT,WIDTH, for a teacher that takes any; default: the teacher's
     size: tuple[int, ...] | None = None
     split: Literal['test', 'train'] = 'test' # of fashion_mnist (10,000 images, shipped) or cifar10
-    trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
     # distil the teacher as classifier-free guidance of this scale makes it: the student needs one
     # call where the guided teacher needs two
     guidance_scale: float | None = None
@@ -785,6 +809,8 @@ class Distill(Watched, Distilled):
     out: Positional[Named]
     # SFD: a folder that keeps the teacher's trajectories for this run and the next
     bank: str | None = None
+    # train LoRA adapters of this rank and the output layer alone, of a diffusers network; needs peft
+    lora: int | None = None
     # for the model card: licence of the teacher's weights, such as apache-2.0; default: as it says
     licence: str | None = None
     # for the model card: what the teacher was trained on; default: as it says, or else --data
@@ -794,13 +820,19 @@ class Distill(Watched, Distilled):
 def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | GuidedDenoiser:
     "A teacher with the conditions and the guidance that were asked for."
     if options.conditions: teacher.conditions = ConditionTable.load(options.conditions)
+    check_conditions(teacher, options.teacher)
     if options.guidance_scale is None:
         if extra := [k for k in ('guidance_interval', 'null_condition') if getattr(options, k)]:
             raise ValueError(f'{extra[0]} belongs to guidance: pass --guidance_scale too')
         return teacher
-    null = options.null_condition and ConditionTable.load(options.null_condition)
+    null = ConditionTable.load(options.null_condition) if options.null_condition else None
     if null and len(null) != 1:
         raise ValueError(f'{options.null_condition} must hold one row, it holds {len(null)}')
+    if null is None and isinstance(net := teacher.net, DiffusersNet) and net.null_class is None:
+        how = '--null_class, its last class' if net.n_classes else (
+            '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, [""]))')
+        raise ValueError('guidance compares with the condition of "nothing", and '
+                         f'{options.teacher} does not say it: pass {how}')
     return GuidedDenoiser(teacher, options.guidance_scale, null.rows if null else None,
                           options.guidance_interval)
 
@@ -838,12 +870,22 @@ def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
     return bool(cfg.pool or bank)
 
+def gpu_memory(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
+               student: NetDenoiser | None = None) -> float | None: # GB; None: nobody knows
+    "What a run needs on one GPU, on paper."
+    try: return max(memory_on_paper(source, one, shape, student, hardware=hardware)['memory_gb']
+                    for one in cfg.each.values())
+    # whatever a foreign network raises where there are no numbers
+    except Exception: return None
+
 def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...], data: str,
-                 bank: str | None, hardware: Hardware = Hardware()) -> dict:
+                 bank: str | None, hardware: Hardware = Hardware(),
+                 student: NetDenoiser | None = None) -> dict:
     "What a distillation would do and take."
     cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
-    found = estimate(source, cfg, shape, bank, hardware)
+    found = estimate(source, cfg, shape, bank, hardware, student)
+    found['gpu_memory_gb'] = gpu_memory(source, cfg, shape, hardware, student)
     plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher,
                 shape=list(shape), data=data)
     if cfg.rounds:
@@ -863,14 +905,28 @@ def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
         claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free, cfg.fixed)
     return cfg.bank(source, bank)
 
-def check_with_data(source: NetDenoiser, pairs, trust: bool) -> None:
-    "Say whether a teacher answers with clean estimates, and refuse one that does not."
-    found = check_teacher(unguided(source), *pairs, refuse=False) # guidance exaggerates
-    if found.ok:
-        return print(f'the teacher answers with clean estimates at all {len(found.sigmas)} noise '
-                     f'levels that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
-    if not trust: raise ValueError(f'{found.message()}; --trust_teacher goes on all the same')
-    print(f'the teacher is trusted, although {found.message()}')
+def is_known(name: str) -> bool:
+    "Is this a shipped teacher, a student, or one that `bdense_teach` made?"
+    if name in TEACHERS or is_student(name): return True
+    return str(about_teacher(name).get('command', '')).startswith('bdense_teach')
+
+def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=None,
+                 trust: bool = False) -> None: # pairs: clean data and labels, if there are any
+    "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
+    if pairs is None and is_known(name): return
+    plain = unguided(source) # guidance exaggerates
+    also = '' if pairs else ', or it has learned too little'
+    try:
+        if pairs: found = check_teacher(plain, *pairs, refuse=not trust)
+        else:
+            seeds = range(min(max(2048//math.prod(shape), 4), 512))
+            found = check_itself(plain, *draw_start(plain, shape, seeds, 1.), refuse=not trust)
+    except ValueError as e:
+        raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
+    if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
+    print(f'the teacher answers with clean estimates{"" if pairs else " of its own samples"} at all '
+          f'{len(found.sigmas)} noise levels that were tried, {found.sigmas[0]:.3g} to '
+          f'{found.sigmas[-1]:.3g}')
 
 def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
                  shape: tuple[int, ...]):
@@ -902,12 +958,14 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     cfg = cfg.fitted(source, shape, line.given)
     if cfg.needs_data and options.bank:
         raise ValueError('a bank belongs to SFD; choose another preset')
+    start = options.lora and with_adapters(unguided(source), options.lora)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
-    if pairs: check_with_data(source, pairs, options.trust_teacher)
+    check_source(source, teacher, shape, pairs, options.trust_teacher)
     folder = Path(out)/'checkpoints'
     plan = partial(distill_plan, source, teacher, cfg, shape,
-                   data_line(*pairs, kind) if pairs else 'none needed', options.bank, hardware)
+                   data_line(*pairs, kind) if pairs else 'none needed', options.bank, hardware,
+                   start)
     if options.dry_run: return show_plan(plan())
     announce(plan, folder)
     with alone(out):
@@ -915,8 +973,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
         data, labels = pairs or (None, None)
         banks = make_banks(source, cfg, options.bank, folder)
-        student = distill(source, cfg, data, labels, banks, folder, hardware=hardware,
-                          hooks=hooks)
+        student = distill(source, cfg, data, labels, banks, folder, student=start,
+                          hardware=hardware, hooks=hooks)
         note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
 
@@ -928,7 +986,7 @@ def finish(student, options: Distill, line: Line, data: str | None, hardware: Ha
     about |= {k: v for k in ('licence', 'teacher_data') if (v := getattr(options, k))}
     if is_main(): # several processes, one folder
         unet = isinstance(student, Student) and isinstance(student.denoiser.net, DiffusersNet)
-        if unet: student.save_pretrained(options.out)
+        if unet and not student.denoiser.net.adapters: student.save_pretrained(options.out)
         else: student.save(options.out, overwrite=options.overwrite)
     print(f'the student is in {options.out}: {student.nfe} NFE, {about["seconds"]:.0f} s')
     history = about['rounds'][-1]['history'] if 'rounds' in about else about['history']
@@ -988,6 +1046,7 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     source = find_teacher(options.teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
+    check_source(source, options.teacher, shape, trust=options.trust_teacher)
     if options.dry_run: return show_plan(search_plan(source, options, cfg))
     with alone(out):
         result = search_weights(source, cfg, options.trials, out/'search.db', n_samples=options.n,
@@ -1005,14 +1064,16 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
 
 # %% ../../nbs/app/03_commands.ipynb #598d70ce
 @dataclass(frozen=True, kw_only=True)
-class Sample(Networks):
+class Sample(Students):
     "Sample a student."
     student: Positional[Named] # a folder that bdense_distill or bdense_demo wrote
     out: str = 'samples.png' # a picture; the samples themselves go beside it as .safetensors
     n: int = 64 # how many
     seed: int = 0 # sample i depends on seed + i alone
     label: int | None = None # one class for all; default: drawn from the seeds
-    nfe: int | None = None # of a student for several step counts: which one
+    # rows of the conditions, numbered from 0: sample i gets the i-th of them, and again from the
+    # first; default: drawn from the seeds
+    rows: tuple[int, ...] | None = None
 
 def sampling_plan(arm: Student, n: int, **what) -> dict:
     "What sampling would do and take."
@@ -1027,6 +1088,17 @@ def are_samples(path: Path) -> bool:
     "Was this file, or the one beside it, written by `bdense_sample`?"
     return {'student', 'seed'} <= load_tensors(path.with_suffix('.safetensors'))[1].keys()
 
+def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
+    "The conditions that samples are asked for, a class or rows of the table; None: none."
+    if options.rows is None: return options.label
+    table = arm.denoiser.conditions
+    if not isinstance(table, ConditionTable):
+        raise ValueError('rows are of a table of conditions, and this student has none'
+                         + '; a class is --label'*bool(arm.denoiser.n_classes))
+    for row in options.rows: check_int('each of the rows', row, 0, len(table) - 1)
+    index = torch.tensor([options.rows[i % len(options.rows)] for i in range(options.n)])
+    return map_cond(lambda t: t[index], table.rows)
+
 def sample_student(options: Sample, line: Line) -> dict:
     "Draw samples, and a picture of them."
     out, n, seed = Path(options.out), options.n, options.seed
@@ -1037,11 +1109,13 @@ def sample_student(options: Sample, line: Line) -> dict:
     tensors = out.with_suffix('.safetensors')
     for file in (out, tensors): check_file(str(file), are_samples)
     arm = find_student(options.student, options.nfe, options)
+    asked = asked_rows(arm, options)
     if options.dry_run: return show_plan(sampling_plan(arm, n, student=options.student))
     for file in (out, tensors): sweep(file.parent, file.name)
-    samples = arm.sample(n, seed, options.label)
+    samples = arm.sample(n, seed, asked)
     save_tensors(tensors, {'samples': samples},
-                 dict(student=options.student, seed=seed, label=options.label, nfe=options.nfe))
+                 dict(student=options.student, seed=seed, label=options.label, nfe=options.nfe,
+                      conditions=options.conditions, rows=options.rows))
     if picture := samples.ndim == 4:
         rows = {str(seed + i): samples[i:i + 8] for i in range(0, min(n, 512), 8)}
         show_rows(rows, 8, save=out)
@@ -1076,6 +1150,8 @@ class Evaluate(Teachers):
     # repeated
     out: str | None = None
     nfe: int | None = None # of a student for several step counts: which one
+    conditions: str | None = None # see bdense_sample
+    null_condition: str | None = None # of a guided teacher: see bdense_distill
     host: str | None = None # module:class of your own host, if it made the student
     experiment: str | None = None # run this experiment instead; list: name them all
     limit: int | None = None # of an experiment: stop after so many runs
@@ -1151,6 +1227,15 @@ def quality_of(images: Tensor, reality: Reality, space: Callable[[Tensor], Tenso
     found = {name: float(measure(images)) for name, measure in distances(reality, space).items()}
     return dict(frechet_distance=None) | found
 
+def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
+    "The teacher with the conditions of its student, and the guidance that its card names."
+    source = find_teacher(options.teacher, options)
+    if arm.denoiser.conditions is not None: source.conditions = arm.denoiser.conditions
+    scale, interval = (arm.about.get(f'guidance_{k}') for k in ('scale', 'interval'))
+    given = dict(teacher=options.teacher, conditions=None, null_condition=options.null_condition)
+    return conditioned(source, Distilled(**given, guidance_scale=scale,
+                                         guidance_interval=interval and tuple(interval)))
+
 def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) -> None:
     "Refuse to measure a student against a teacher that it does not come from."
     try: theirs = denoiser_hash(frozen_copy(source, arm.shape))
@@ -1184,8 +1269,9 @@ def evaluate_student(options: Evaluate) -> dict:
     "Plan or make a measurement, write it down, and show it."
     find_net(options.host, 'host') # known once it is imported
     arm = find_student(options.student, options.nfe, options)
-    source = find_teacher(options.teacher, options)
+    source = taught_by(arm, options)
     check_pair(arm, source, options.student, options.teacher)
+    check_source(source, options.teacher, arm.shape, trust=options.trust_teacher)
     reality = find_reality(options.teacher, arm.shape, options.data, options.features)
     if options.dry_run: return show_plan(evaluate_plan(arm, source, options, reality))
     row = measure_student(arm, source, options, reality)
@@ -1274,12 +1360,15 @@ EXPORTED = { # what each format writes
     'state_dict': ('model.safetensors', 'sampling.json')}
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Networks):
+class Export(Students):
     "Write a student for use without this package."
     student: Positional[Named] # a folder that bdense_distill or bdense_demo wrote
     out: Positional[Named] # folder to write
     to: str = 'state_dict' # diffusers, onnx or state_dict
-    nfe: int | None = None # of a student for several step counts: which one
+    # of diffusers: a folder with the pipeline that was distilled; its other parts come along, and
+    # the folder written is what the stock pipeline loads
+    pipeline: str | None = None
+    merge: bool = False # of diffusers: add LoRA adapters to the weights
     licence: str | None = None # of the weights, for the model card: apache-2.0 for instance
     data: str | None = None # what the teacher was trained on, for the model card
 
@@ -1303,6 +1392,9 @@ def export(options: Export, line: Line) -> dict:
     check_choice('format', to, EXPORTS)
     arm = find_student(options.student, options.nfe, options)
     check_export(arm, to, out, line)
+    more = dict(pipeline=options.pipeline, merge=options.merge) if to == 'diffusers' else {}
+    if not more and (options.pipeline or options.merge):
+        raise ValueError('pipeline and merge belong to --to diffusers')
     if options.dry_run:
         weights = sum(v.numel()*v.element_size() for v in arm.denoiser.net.state_dict().values())
         return show_plan(dict(student=options.student, format=to, folder=out,
@@ -1310,7 +1402,7 @@ def export(options: Export, line: Line) -> dict:
                               grid=arm.sigmas.tolist(), shape=list(arm.shape)))
     with alone(out):
         note_start(out, line, options)
-        export_student(arm, to, out, licence=options.licence, data=options.data)
+        export_student(arm, to, out, licence=options.licence, data=options.data, **more)
         (Path(out)/STARTED).unlink(missing_ok=True) # all is there
     files = sorted(p.name for p in Path(out).iterdir() if not p.name.startswith('.'))
     print(f'{to}: {", ".join(files)} in {out}')

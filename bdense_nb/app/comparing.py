@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
-from .commands import (STARTED, Distilled, Named, Reality, alone, check_folder, check_with_data,
+from .commands import (STARTED, Distilled, Named, Reality, alone, check_folder, check_source,
                                     conditioned, data_line, distances, distill_configs,
                                     distill_data, distill_plan, find_device, find_reality,
                                     find_teacher, note_start, shape_of, show_plan)
@@ -104,7 +104,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     made = make_arms(cfg, arms, **which)
     pairs = distill_data(options, line, cfg, source, shape)
     data, labels = pairs or (None, None)
-    if pairs: check_with_data(source, pairs, options.trust_teacher)
+    check_source(source, options.teacher, shape, pairs, options.trust_teacher)
     reality = find_reality(options.teacher, shape, options.data, options.features)
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     if options.dry_run:

@@ -7,10 +7,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,14 +23,16 @@ from ..core import (Within, check_choice, check_int, check_number, check_shape, 
                     data_dir, default_device, load_tensors, read_json, save_tensors, send,
                     sha256, write_json)
 from .nets import HALF, NETS, build_net
-from .schedules import PREDICTIONS, sigma_from_alpha_bar
+from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
+                        sigma_from_alpha_bar)
 
 # %% auto #0
-__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
-           'MixtureDenoiser', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision', 'EDMDenoiser',
-           'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows',
-           'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'check_samples', 'save_denoiser',
-           'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+__all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
+           'MixtureDenoiser', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision',
+           'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser',
+           'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples',
+           'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser',
+           'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -126,15 +130,68 @@ class MixtureDenoiser:
         return (self.means[i] + as_column(self.stds[i], eps)*eps).float()
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
+class CalledNet(nn.Module):
+    "A network that takes no condition, or more than one: `functools.partial(net, name=value)`."
+    def __init__(self,
+        net: nn.Module,
+        more: dict, # its further arguments by name; tensors move with it
+        takes_cond: bool,
+    ):
+        super().__init__()
+        self.net = net
+        self.takes_cond = takes_cond
+        self.more = {k: v for k, v in more.items() if not isinstance(v, Tensor)}
+        self.tensors = tuple(more.keys() - self.more.keys())
+        for name in self.tensors: self.register_buffer(f'more_{name}', more[name], persistent=False)
+
+    @property
+    def n_classes(self) -> int:
+        "How many classes the network knows."
+        return getattr(self.net, 'n_classes', 0)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
+        "The network's answer."
+        more = self.more | {name: getattr(self, f'more_{name}') for name in self.tensors}
+        if self.takes_cond: return self.net(x, noise, cond, **more)
+        if cond is not None:
+            raise ValueError(f'{type(self.net).__name__} takes no condition, so cond must be None')
+        return self.net(x, noise, **more)
+
+def as_net(
+    net: nn.Module | partial, # `net(x, noise)`, `net(x, noise, cond)`, or that by functools.partial
+) -> nn.Module: # that is called with three arguments
+    "A network as denoisers call one; what cannot be called so is refused."
+    call, more = net, {}
+    if isinstance(net, partial): call, more = net.func, net.keywords
+    if not isinstance(call, nn.Module):
+        raise TypeError(f'a network is a torch.nn.Module, or a functools.partial of one, got '
+                        f'{type(net).__name__}' + f' of {call!r:.60}'*(call is not net))
+    name = type(call).__name__
+    if getattr(net, 'args', ()):
+        raise ValueError(f'functools.partial({name}) must give its arguments by name: the first '
+                         'three are x, noise and the condition')
+    try: known = inspect.signature(partial(call.forward, **more)).parameters.values()
+    except (TypeError, ValueError): return call # it does not say what it takes
+    free = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes = 3 if any(p.kind is p.VAR_POSITIONAL for p in known) else len(free)
+    missing = [p.name for p in [*free[3:], *(p for p in known if p.kind is p.KEYWORD_ONLY)]
+               if p.default is p.empty]
+    if takes < 2 or missing:
+        why = f'needs {", ".join(missing)} too: give it by functools.partial' if missing else (
+            f'takes {takes} of them')
+        raise TypeError(f'a network is called with three arguments, (x [B, *D], noise [B], cond), '
+                        f'and {name} {why}')
+    return CalledNet(call, more, takes > 2) if more or takes == 2 else call
+
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
     conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
 
     def __init__(self,
-        net: nn.Module, # `net(x_in, noise, cond)`, noise [B]
+        net: nn.Module | partial, # `net(x_in, noise, cond)`, noise [B]: see `as_net`
     ):
         super().__init__()
-        self.net = net
+        self.net = as_net(net)
 
     @property
     def n_classes(self) -> int:
@@ -288,7 +345,8 @@ class PreconditionedDenoiser(NetDenoiser):
             names = ', '.join(name for name, _ in module.named_children())
             raise ValueError(f'{type(module).__name__} has no network {inner!r}; pass inner= the '
                              f'name of the one it calls, of: {names}')
-        super().__init__(net)
+        super().__init__(_Socket())
+        self.net = net # called as the module calls it
         setattr(module, inner, _Socket())
         self.outer = module
         self.inner = inner
@@ -503,6 +561,7 @@ class TeacherCheck:
     linear: tuple[float, ...] # that of the best linear estimate
     limits: tuple[float, ...] # the most that is accepted
     predicts: str = '' # what the network seems to predict instead
+    reason: str = '' # why it is refused, whatever the levels say
 
     @property
     def failed(self) -> tuple[float, ...]: # noise levels
@@ -513,7 +572,7 @@ class TeacherCheck:
     @property
     def ok(self) -> bool:
         "Does the denoiser answer with clean estimates at every level?"
-        return not self.failed
+        return not self.failed and not self.reason
 
     def __str__(self) -> str:
         lines = [f'{"sigma":>10} {"error":>10} {"linear":>10} {"accepted":>10}']
@@ -524,6 +583,9 @@ class TeacherCheck:
 
     def message(self) -> str:
         "One sentence for those who cannot go on."
+        if self.reason:
+            also = f'; it seems to predict {self.predicts}' if self.predicts else ''
+            return f'this denoiser does not give clean estimates: {self.reason}{also}'
         i = self.sigmas.index(self.failed[0])
         levels = ', '.join(f'{s:.3g}' for s in self.failed)
         guess = ('its wrapper may have another parameterisation, noise schedule or scale of the '
@@ -700,6 +762,61 @@ def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
     mean = lambda pairs: sum(ratio for ratio, _ in pairs)/len(pairs)
     return max(mean(half), -1.) + .01*mean(rows)
 
+_NOISIEST = 80. # where walks begin, if no table ends before
+
+def _top(denoiser: Callable) -> float:
+    if not isinstance(denoiser, VPDenoiser): return _NOISIEST
+    return min(_NOISIEST, denoiser.log_sigmas[-1].exp().item())
+
+def _follows(denoiser: Callable, noise: Tensor, cond) -> str: # '' if it is what it is said to be
+    """Does a network answer to pure noise as its prediction does? The noise and a velocity follow
+    it by 1, x0 and v by 0; a network learns this first."""
+    top = _top(denoiser)
+    if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)) or top < 5: return ''
+    if isinstance(denoiser, FlowDenoiser): want = 1. - 2*denoiser.data_time
+    else: want = float(denoiser.prediction == 'eps')
+    raw = denoiser.raw(top*noise, top, cond).double()
+    got = float((raw*noise).mean()/noise.double().square().mean())
+    if abs(got - want) < .5: return ''
+    kinds = {1: 'the noise eps or the velocity eps - x0', 0: 'x0 or v, or has not learned yet',
+             -1: 'the velocity x0 - eps'}
+    named = kinds.get(round(got), 'neither noise, velocity, x0 nor v')
+    return (f'shown noise alone, its network follows it by {got:.2g}, where {want:g} is expected: '
+            f'it predicts {named}')
+
+def _readings(denoiser: Callable) -> dict[str, Callable]: # name -> the same network, read otherwise
+    "What else the network of a VP or flow denoiser could be."
+    if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)): return {}
+    T = len(denoiser.alpha_bar) if isinstance(denoiser, VPDenoiser) else 1000
+    place = next(denoiser.parameters(), torch.empty(0)).device
+    scaled = 1 - torch.linspace(.00085**.5, .012**.5, T, dtype=torch.float64)**2
+    tables = {f'linear_alpha_bar({T})': linear_alpha_bar(T),
+              f'cosine_alpha_bar({T})': cosine_alpha_bar(T), 'Stable Diffusion\'s alpha_bar':
+              scaled.cumprod(0)}
+    if isinstance(denoiser, VPDenoiser): tables = {'alpha_bar': denoiser.alpha_bar, **tables}
+    found = {f"VPDenoiser(net, {name}, '{kind}')": VPDenoiser(denoiser.net, table.to(place), kind)
+             for name, table in tables.items() for kind in PREDICTIONS}
+    found |= {f'FlowDenoiser(net, {scale:g}, {end})': FlowDenoiser(denoiser.net, scale, end)
+              for end, scale in _FLOWS}
+    return {name: d for name, d in found.items()
+            if (type(d), d.config) != (type(denoiser), denoiser.config)}
+
+def _better_reading(noised: _Noised) -> str: # '' if there is none
+    "Is the network of a VP or flow denoiser better, on this data, as something else?"
+    few = copy.copy(noised)
+    few.x0 = noised.x0[:max(16, 4096//noised.x0[0].numel())]
+    few.eps = noised.eps[:len(few.x0)]
+    few.cond = map_cond(lambda t: t[:len(few.x0)], noised.cond)
+    few.sigmas = noised.sigmas[1:6:2] or noised.sigmas
+    own = few.errors(few.ask())
+    found = {}
+    for name, other in _readings(noised.denoiser).items():
+        few.denoiser = other
+        ratios = [math.log((a + 1e-12)/(b + 1e-12)) for a, b in zip(few.errors(few.ask()), own)]
+        found[name] = sum(ratios)/len(ratios)
+    best = min(found, key=found.get, default='')
+    return best if best and found[best] < -.05 else ''
+
 def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is not that
     "Is the answer a*x0 + b where there is little noise?"
     calm = [i for i, s in enumerate(noised.sigmas) if s**2 < .1*noised.variance]
@@ -715,7 +832,7 @@ def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is n
 # %% ../../nbs/diffusion/02_denoisers.ipynb #a7268516
 def check_teacher(
     denoiser: Callable, # D(x, sigma, cond)
-    data: Tensor, # [N, *D], clean, some of what it was trained on
+    data: Tensor, # [N, *D], clean, some of what it was trained on; without any: `check_itself`
     cond: Tensor | dict | None = None, # [N] classes, or whatever the denoiser takes with its x
     sigmas: tuple[float, ...] | None = None, # noise levels; None: 8, .05 to 20 times the data
     n: int | None = None, # samples to use; None: enough
@@ -741,12 +858,17 @@ def check_teacher(
         check_shape('the denoiser\'s answer', answers[0], *chosen.shape)
         squares = (noised.errors(answers), noised.linear_errors(), noised.limits())
         rms = (tuple(v**.5 for v in values) for values in squares)
-        found = TeacherCheck(tuple(noised.sigmas), *rms)
+        found = TeacherCheck(tuple(noised.sigmas), *rms, reason=_follows(denoiser, noised.eps, cond))
         errors, name = _noise_in_flow(noised, answers)
+        better = '' if name or found.reason else _better_reading(noised)
+        if found.ok and better:
+            found = replace(found, reason='another reading of its network is closer to the data')
         if found.ok and not name: return found
-        limits = found.limits
-        if name: limits = tuple(min(a, e**.5) for a, e in zip(limits, errors))
-        found = replace(found, limits=limits, predicts=name or _guess(noised, answers))
+        limits = tuple(min(a, e**.5) for a, e in zip(found.limits, errors)) if name else found.limits
+        if '_alpha_bar(' in better or 'Stable' in better: name = f'what {better} takes'
+        name = name or _guess(noised, answers)
+        what_it_is = f"alpha_bar, '{getattr(denoiser, 'prediction', None)}')" in name
+        found = replace(found, limits=limits, predicts='' if what_it_is else name)
     if refuse: raise ValueError(found.message())
     return found
 
@@ -763,6 +885,65 @@ def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
     return sorted({min(max(s, low), high) for s in levels})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8bf313aa
+def own_samples(
+    denoiser: Callable, # D(x, sigma, cond)
+    noise: Tensor, # [N, *D], standard normal
+    cond: Tensor | dict | None = None, # with N rows
+    n_steps: int = 24,
+) -> Tensor: # [N, *D]
+    "Where Euler steps lead a denoiser from noise: to clean samples, if it is one."
+    sigmas = [*karras_sigmas(n_steps - 1, .02, _top(denoiser)).tolist(), 0.]
+    x = sigmas[0]*noise
+    with undisturbed(denoiser):
+        for t, s in zip(sigmas[:-1], sigmas[1:]): x = torch.lerp(denoiser(x, t, cond), x, s/t)
+    return x
+
+#: noise levels of the check without data, times the root mean square of the denoiser's samples
+OWN_LEVELS = (.12, .28, .65, 1.53)
+
+def check_itself(
+    denoiser: Callable, # D(x, sigma, cond)
+    noise: Tensor, # [N, *D], standard normal
+    cond: Tensor | dict | None = None, # with N rows
+    refuse: bool = True, # raise a ValueError if it does not fit, and say what does
+) -> TeacherCheck:
+    """Is a denoiser right about its own samples? It makes some, noise is put on them, and it must
+    remove that at least as well as the best linear estimate, as a right one does of what it makes.
+    Nothing else is needed; a table much like the right one, or x0 taken for v where data are
+    small, can pass, and a network that has learned little can fail."""
+    with undisturbed(denoiser):
+        found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
+        if refuse and not found.ok:
+            n = max(8, 1024//noise[0].numel()) # it is a guess
+            few = (noise[:n], map_cond(lambda t: t[:n], cond))
+            scores = {name: _fit(_by_itself(d, *few, _follows(d, *few)))
+                      for name, d in _readings(denoiser).items()}
+            best = min(scores, key=scores.get, default='')
+            if best and scores[best] < 0: found = replace(found, predicts=f'what {best} takes')
+    if refuse and not found.ok: raise ValueError(found.message())
+    return found
+
+def _fit(found: TeacherCheck) -> float: # below 0: better than linear
+    pairs = zip(found.errors, found.linear)
+    return sum(math.log(e/g) for e, g in pairs) if found.ok else math.inf
+
+def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str) -> TeacherCheck:
+    x0 = own_samples(denoiser, noise, cond)
+    size = float(x0.double().square().mean().sqrt())
+    if not 0 < size < _NOISIEST/2: # NaN neither
+        why = f'its own samples have a root mean square of {size:.3g}'
+        return TeacherCheck((), (), (), (), reason=reason or why)
+    sigmas = [size*level for level in OWN_LEVELS]
+    if isinstance(denoiser, VPDenoiser):
+        low, high = denoiser.log_sigmas[[0, -1]].exp().tolist()
+        sigmas = sorted({min(max(s, low), high) for s in sigmas})
+    noised = _Noised(denoiser, x0, cond, sigmas, 0)
+    errors = [e**.5 for e in noised.errors(noised.ask())]
+    variance = float(x0.double().var(correction=0))
+    linear = [(variance*s**2/(variance + s**2))**.5 for s in sigmas]
+    return TeacherCheck(tuple(sigmas), tuple(errors), tuple(linear),
+                        tuple(1.1**.5*g for g in linear), reason=reason)
+
 def check_samples(
     x_end: Tensor, # [B, *D], where a teacher's trajectories end
     sigma_max: float, # the noise level where they began
@@ -802,11 +983,12 @@ def save_denoiser(
     folder = Path(folder)
     net = type(denoiser.net)
     found = NETS.get(net.__name__)
+    inner = type(denoiser.net.net) if net is CalledNet else net
     known = found is net or str(found).startswith(f'{net.__module__}:')
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
     write_json(folder/CONFIG, dict(
         denoiser=type(denoiser).__name__, config=denoiser.config,
-        net=net.__name__ if known else f'{net.__module__}:{net.__qualname__}',
+        net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
         sha256=sha256(folder/WEIGHTS), about=about or {}))
 
@@ -861,7 +1043,7 @@ def load_denoiser(
                          f'{got}, expected {about["sha256"]}')
     tensors, _ = load_tensors(path)
     if net is not None: net = _given(net, about['net'])
-    if not isinstance(net, (nn.Module, type(None))):
+    if not isinstance(net, (nn.Module, partial, type(None))):
         raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
     try:
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
@@ -878,7 +1060,8 @@ def load_denoiser(
 def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
     takes."""
-    made = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    ready = isinstance(net, nn.Module) or isinstance(getattr(net, 'func', None), nn.Module)
+    made = copy.deepcopy(net) if ready else net()
     if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
     if isinstance(made, PreconditionedDenoiser): return made.module()

@@ -33,8 +33,8 @@ from ..training.loop import Fit, fit
 
 # %% auto #0
 __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'about_teacher', 'train_config', 'claim_run',
-           'check_own_samples', 'kept', 'Student', 'VariableStudent', 'load_student', 'starting_run', 'in_flow_time',
-           'Host']
+           'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent', 'load_student', 'load_table',
+           'starting_run', 'in_flow_time', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -135,7 +135,7 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
     folder = Path(folder)
     how = dict(how, afs=student.afs, shape=list(student.shape))
     check_choice('denoiser', type(student.denoiser).__name__, DENOISERS)
-    table = _table_of(student.denoiser)
+    table = table_of(student.denoiser)
     if table is not None: how['conditions_sha256'] = checksum(table.tensors, {})
     run = _run_of(student.about, how)
     if not overwrite: _check_replaceable(student, folder, run)
@@ -145,7 +145,8 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
         if table is not None: table.save(folder/CONDITIONS)
         save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
 
-def _table_of(denoiser: NetDenoiser) -> ConditionTable | None:
+def table_of(denoiser: NetDenoiser) -> ConditionTable | None: # None: it has none
+    "The table that a student's conditions are drawn from; other ways to draw are not kept."
     draw = denoiser.conditions
     if isinstance(draw, ConditionTable | None): return draw
     warnings.warn(f'the conditions of this student are drawn by a {type(draw).__name__}, which is '
@@ -305,7 +306,7 @@ def load_student(
     how = _sampling(folder/CONFIG, about)
     denoiser = load_denoiser(folder, device, net)
     if how.conditions_sha256 is not None:
-        denoiser.conditions = _load_table(folder, how.conditions_sha256)
+        denoiser.conditions = load_table(folder, how.conditions_sha256)
     common = (how.afs, how.shape, about)
     biases = None if how.grids is None else _load_biases(folder, how.biases_sha256)
     try:
@@ -327,7 +328,7 @@ def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
         raise ValueError(f'{path} is damaged or not the one its config.json describes')
     return biases
 
-def _load_table(folder: Path, digest: str) -> ConditionTable:
+def load_table(folder: Path, digest: str) -> ConditionTable:
     "The table of conditions; a missing, damaged or foreign one is refused by name."
     table = ConditionTable.load(path := folder/CONDITIONS)
     if checksum(table.tensors, {}) != digest:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -562,6 +563,12 @@ def as_denoiser(
     "Anyone's denoiser as one of ours."
     if not callable(model):
         raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {type(model).__name__}')
+    if isinstance(model, partial) and isinstance(model.func, nn.Module):
+        if inner is not None or hasattr(model.func, 'label_dim'):
+            raise ValueError(f'{type(model.func).__name__} is taken apart, so functools.partial '
+                             'cannot add arguments to its call: set them in the module')
+        call = partial(copy.deepcopy(_single(model.func)), *model.args, **model.keywords)
+        return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     if inner is None and hasattr(model, 'model') and hasattr(model, 'sigma_data'):

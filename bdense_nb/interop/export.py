@@ -21,15 +21,17 @@ from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_
                             import_extra, patch, read_json, save_tensors, write_json)
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
 from ..distillation.branches import output_layer
-from ..distillation.students import Student
+from ..distillation.students import CONDITIONS, Student, load_table, table_of
+from ..training.checkpoints import checksum
 from ..training.devices import lean_copy
 from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
                                          _read_network, add_adapters)
 
 # %% auto #0
 __all__ = ['EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts', 'sampling_json',
-           'stock_steps', 'with_adapters', 'merged', 'sampling_code', 'pipeline_code', 'model_card', 'load_pretrained',
-           'StudentStep', 'export_onnx', 'export_state_dict', 'export_student']
+           'write_sampling', 'stock_steps', 'with_adapters', 'merged', 'sampling_code', 'stock_guidance',
+           'pipeline_code', 'model_card', 'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict',
+           'export_student']
 
 # %% ../../nbs/interop/02_export.ipynb #30f55f1c
 def euler_grid(student: Student) -> tuple[list[float], float]: # noise levels, factor on unit noise
@@ -89,10 +91,18 @@ def sampling_json(
         raise TypeError(f'a Student is exported, got {type(student).__name__}{instead}')
     sigmas, start = euler_grid(student)
     net = student.denoiser.net
+    table = table_of(student.denoiser)
+    told = {} if table is None else dict(conditions_sha256=checksum(table.tensors, {}))
     return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape),
                 n_classes=student.denoiser.n_classes, null_class=getattr(net, 'null_class', None),
                 source=getattr(net, 'source', ''), grid=student.sigmas.tolist(), afs=student.afs,
-                about=student.about, **card_facts(student, licence, data))
+                about=student.about, **told, **card_facts(student, licence, data))
+
+def write_sampling(student: Student, folder: Path | str, how: dict) -> None:
+    "The table of conditions, if there is one, and sampling.json, the last file of an export."
+    if 'conditions_sha256' in how: student.denoiser.conditions.save(Path(folder)/CONDITIONS)
+    else: (Path(folder)/CONDITIONS).unlink(missing_ok=True)
+    write_json(Path(folder)/'sampling.json', how)
 
 # %% ../../nbs/interop/02_export.ipynb #89b829e8
 _LOOP = """{also}import torch
@@ -223,6 +233,12 @@ pipe = {pipeline}.from_pretrained(".")  # this folder
 images = pipe({call}).images  # the student's own steps{excess}
 """
 
+def stock_guidance(student: Student) -> float:
+    "What a stock pipeline is given as `guidance_scale`: 1, or the scale that Flux is told."
+    rows = getattr(student.denoiser.conditions, 'rows', None)
+    told = isinstance(rows, dict) and 'guidance' in rows
+    return round(float(rows['guidance'][0]), 4) if told else 1.
+
 def pipeline_code(
     student: Student,
     pipeline: type, # a pipeline class of diffusers
@@ -237,9 +253,7 @@ def pipeline_code(
                          'number of steps that divides the levels of the table')
     given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
     call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
-    rows = getattr(student.denoiser.conditions, 'rows', None) # Flux is told the scale it acts by
-    scale = float(rows['guidance'][0]) if isinstance(rows, dict) and 'guidance' in rows else 1.
-    if 'guidance_scale' in takes: call.append(f'guidance_scale={scale}')
+    if 'guidance_scale' in takes: call.append(f'guidance_scale={stock_guidance(student)}')
     call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
                 else f'sigmas={stock_steps(student)[0]}')
     excess = unit_noise_excess(student)
@@ -269,6 +283,7 @@ def _card_table(student: Student, data: str) -> str: # Markdown
             'Branch weights': _numbers(weights) if isinstance(weights, (list, tuple)) else weights,
             'Network calls a sample (NFE)': student.nfe,
             'Noise levels': _numbers(student.sigmas.tolist()),
+            'Guidance in the weights (guidance_scale)': about.get('guidance_scale', 'none'),
             'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config)}
     rows = {k: 'not stated' if v in (None, '') else v for k, v in rows.items()}
     rows |= about.get('figures', {})
@@ -288,6 +303,9 @@ def model_card(
     if licence == 'unknown':
         terms = 'to be filled in; the terms of the teacher and of its data apply'
     blocks = '\n'.join(f'```python\n{code}```' for code in codes)
+    if student.denoiser.net.takes:
+        blocks += (f'\n\nGive a stock pipeline `guidance_scale={stock_guidance(student)}`: guidance '
+                   'from outside would come on top of what the weights know.')
     return f"""---
 license: {json.dumps(licence, ensure_ascii=False)}
 library_name: diffusers
@@ -356,6 +374,19 @@ def _pipeline_class(pipeline) -> type:
                           'pipeline= out to write the network and its scheduler alone')
     return kind
 
+def _check_pipeline(pipeline, net: DiffusersNet) -> None:
+    "Refuse a pipeline whose network is of another class than the student's."
+    if not isinstance(pipeline, _diffusers().DiffusionPipeline):
+        if not (Path(pipeline)/'model_index.json').is_file():
+            raise ValueError(f'{pipeline} is no folder of a diffusers pipeline: it has no '
+                             'model_index.json')
+        known = read_json(Path(pipeline)/'model_index.json').get(net.part) or [None, 'none']
+        name = known[1]
+    else: name = type(getattr(pipeline, net.part, None)).__name__
+    if name != (mine := type(net.model).__name__):
+        raise ValueError(f'the network {net.part!r} of this pipeline is a {name}, the student\'s a '
+                         f'{mine}: name the pipeline that was distilled')
+
 def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> None:
     "The other parts of a pipeline, as they are, and the model_index.json that names all."
     source = None if isinstance(pipeline, _diffusers().DiffusionPipeline) else Path(pipeline)
@@ -390,6 +421,9 @@ def save_pretrained(self: Student,
         raise TypeError(f'only students of a diffusers network can be written for diffusers, this '
                         f'one is a {type(net).__name__}; Student.save, export_onnx and '
                         f'export_state_dict take others')
+    if merge and not net.adapters:
+        raise ValueError('this student has no adapters, its weights are whole: leave merge out')
+    if pipeline is not None: _check_pipeline(pipeline, net)
     if net.adapters and not merge and pipeline is not None:
         raise ValueError('a pipeline needs a whole network, and this one is an adapter to its '
                          'teacher: pass merge=True, or leave pipeline= out')
@@ -407,7 +441,7 @@ def save_pretrained(self: Student,
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(card, encoding='utf-8')
     (folder/'model_index.json').unlink(missing_ok=True)
     if pipeline is not None: _write_pipeline(pipeline, folder, net, _scheduler(student))
-    write_json(folder/'sampling.json', how) # the last: once it is there, all is there
+    write_sampling(student, folder, how)
 
 # %% ../../nbs/interop/02_export.ipynb #c4125466
 @patch
@@ -444,6 +478,7 @@ def load_pretrained(
         raise ValueError(f'{folder}/sampling.json does not describe a student: {e}') from e
     denoiser = _denoiser_of(_read_network(folder), _levels_of(folder), how['null_class'],
                             how.get('source', ''), sampling[2])
+    if digest := how.get('conditions_sha256'): denoiser.conditions = load_table(folder, digest)
     return Student(denoiser.to(device or default_device()), *sampling)
 
 # %% ../../nbs/interop/02_export.ipynb #b54990b6
@@ -501,13 +536,13 @@ def export_state_dict(
     how = dict(sampling_json(student, **card), network=type(student.denoiser.net).__name__,
                denoiser=type(student.denoiser).__name__)
     save_tensors(Path(folder)/'model.safetensors', student.denoiser.net.state_dict())
-    write_json(Path(folder)/'sampling.json', how)
+    write_sampling(student, folder, how)
 
 # %% ../../nbs/interop/02_export.ipynb #474f84bc
 def _onnx_folder(student: Student, folder: Path | str, **card) -> None:
     how = sampling_json(student, **card)
     export_onnx(student, Path(folder)/'step.onnx')
-    write_json(Path(folder)/'sampling.json', how)
+    write_sampling(student, folder, how)
 
 #: format -> function that writes a student
 EXPORTS = {'diffusers': Student.save_pretrained, 'onnx': _onnx_folder,
@@ -519,7 +554,8 @@ def export_student(
     folder: Path | str, # gets sampling.json, and step.onnx, model.safetensors or unet/
     licence: str | None = None, # for sampling.json and the model card, see `card_facts`
     data: str | None = None, # likewise: what the teacher was trained on
+    **more, # of diffusers, pipeline and merge: see `Student.save_pretrained`
 ) -> None:
     "Write a student for use without this package; once sampling.json is there, all is there."
     check_choice('format', to, EXPORTS)
-    EXPORTS[to](student, folder, licence=licence, data=data)
+    EXPORTS[to](student, folder, licence=licence, data=data, **more)
