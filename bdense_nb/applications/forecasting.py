@@ -89,10 +89,11 @@ def rolling_forecasts(
     known = windows.conditions(series, starts)
     if windows.context and not known['mask'].flatten(1).any(1).all():
         raise ValueError(f'nothing is known in the {windows.context} steps before a start')
-    at, = windows.span(series, range(int(min(starts)), int(min(starts)) + 1))
-    if at <= moment_of(windows.until):
-        warnings.warn(f'the forecast of {at} is of a time that training has seen (until '
-                      f'{windows.until}): it says nothing about how good forecasts are', stacklevel=2)
+    first, = windows.span(series, range(int(min(starts)), int(min(starts)) + 1))
+    if first <= moment_of(windows.until):
+        warnings.warn(f'the forecast of {first} is of a time that training has seen (until '
+                      f'{windows.until}): it says nothing about how good forecasts are',
+                      stacklevel=2)
     cond = {k: v.repeat_interleave(n, 0) for k, v in known.items()}
     x = sampler.sample(len(starts)*n, seed, cond, batch).unflatten(0, (-1, n))
     return _unscaled(windows, x, series, starts)
@@ -121,7 +122,8 @@ def forecast(
     origin = None if origin is None else moment_of(origin)
     if origin is not None and context.times[-1] >= origin:
         raise ValueError(f'the context reaches to {context.times[-1]}, and the forecast is made at '
-                         f'{origin}: it would know its own future; pass context.before(\'{origin}\')')
+                         f'{origin}: it would know its own future; pass its part context.before('
+                         f'{str(origin)!r})')
     if origin is not None and times[0] != origin:
         raise ValueError(f'the context ends at {context.times[-1]}, so its forecast starts at '
                          f'{times[0]}, not at {origin}')
