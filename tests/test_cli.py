@@ -27,6 +27,7 @@ from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
 from bdense_nb.diffusion.data import fashion_mnist, to_pixels
 from bdense_nb.diffusion.denoisers import EDMDenoiser, load_denoiser, save_denoiser
 from bdense_nb.diffusion.nets import UNet
+from bdense_nb.diffusion.samplers import ConditionTable
 from bdense_nb.distillation.distill import PRESETS, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
@@ -35,6 +36,7 @@ from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance
 from bdense_nb.lab.experiments import EXPERIMENTS
+from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
 from warm import WARM, held, python
 
@@ -918,3 +920,25 @@ def test_an_interrupted_demonstration_goes_on(shell, monkeypatch):
     monkeypatch.setattr(commands, 'print_table', lambda rows: sys.exit(0))
     shell('bdense_demo --n 4')
     assert {p.name for p in Path('demo_out').iterdir() if p.name != '.lock'} == {'command.json', 'report.json'}
+
+
+def test_a_teachers_table_of_conditions_has_a_checksum(tmp_path):
+    table, other = (ConditionTable(torch.full((3, 2), v)) for v in (1., 2.))
+    save_denoiser(EDMDenoiser(commands.MLP(width=8, depth=1), .7), tmp_path, dict(conditions_sha256=checksum(table.tensors, {})))
+    table.save(tmp_path/'conditions.safetensors')
+    assert torch.equal(commands.find_teacher(str(tmp_path), commands.Teachers(device='cpu')).conditions.rows, table.rows)
+    other.save(tmp_path/'conditions.safetensors')
+    with pytest.raises(ValueError, match='conditions.safetensors is damaged or not the one'): commands.find_teacher(str(tmp_path), commands.Teachers(device='cpu'))
+
+
+def test_adapters_from_the_shell(shell):
+    pytest.importorskip('peft', reason='LoRA needs peft (pip install peft)')
+    text_pipeline(shell.folder/'mine')
+    save_tensors(Path('text.safetensors'), {'encoder_hidden_states': torch.randn(5, 4, 12)})
+    shell('bdense_distill s --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --trust_teacher --conditions text.safetensors --lora 2')
+    shell('bdense_export s light --to diffusers')
+    shell('bdense_export s whole --to diffusers --merge')
+    assert Path('light/unet/head.safetensors').is_file() and Path('whole/unet/diffusion_pytorch_model.safetensors').is_file()
+    shell('bdense_sample s --n 2 --rows 0,1 --out a.png'), shell('bdense_sample whole --n 2 --rows 0,1 --out b.png')
+    a, b = (load_tensors(f'{n}.safetensors')[0]['samples'] for n in 'ab')
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

@@ -16,6 +16,7 @@ from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.lab.compare import compare, make_arms, teacher_world
+from bdense_nb.lab.experiments import Banks
 
 SHORT = SFDConfig(K=2, substeps=2, steps=4, batch=16, shape=(2,))
 
@@ -187,3 +188,13 @@ def test_a_guided_teacher_is_timed_with_its_two_calls_and_the_student_with_one(t
     found = compare(guided, SFDConfig(nfe=2, K=1, substeps=2, steps=1, batch=4, pool=4, shape=(2,)), dict(host={}, other=dict(lr=1e-3)), 3, tmp_path, n=8, limit=1, show=False, say=lambda s: None)
     teacher, student = (r['nfe'] for r in found.speed)
     assert student == 2 and teacher == 2*SFDConfig(nfe=2, substeps=2, K=1, shape=(2,)).reference().sampler(guided.denoiser).nfe and 'No intervals yet' in str(found)
+
+
+def test_arms_that_walk_differently_keep_their_trajectories_apart(tmp_path):
+    "Another solver or dtype is another folder, and the same walk is the same bank."
+    cfg = SFDConfig(shape=(2,), steps=1, batch=4, pool=4)
+    arms = make_arms(cfg, {'host': dict(K=1), 'heun': dict(solver='heun'), 'half': dict(bank_dtype='float16')})
+    ring = MixtureDenoiser(torch.eye(2), torch.full((2,), .1), torch.ones(2))
+    banks = Banks(lambda seed: ring, arms, tmp_path)
+    made = [banks(arm.cfg) for arm in arms]
+    assert len(list(tmp_path.iterdir())) == 3 and banks(dataclasses.replace(cfg, K=2)) is made[0]

@@ -298,6 +298,8 @@ def test_memory_on_paper_is_what_autograd_keeps(name):
     assert 4e-9*size <= paper['weights_gb'] < 6e-9*size and paper['training_gb'] == pytest.approx(5*4e-9*paper['trained'])
     less = memory_on_paper(empty, cfg, hardware=Hardware(precision='no', accumulate=2))
     assert less['at_once'] == 4 and less['activations_gb'] < .55*memory_on_paper(empty, cfg, hardware=Hardware(precision='no'))['activations_gb']
+    anew = memory_on_paper(copy.deepcopy(teacher).requires_grad_(True), cfg)['weights_gb'] - paper['weights_gb']
+    assert anew == pytest.approx(4e-9*size), 'a teacher that is not frozen is copied'
     part = memory_on_paper(teacher, cfg, student=partly_trained(teacher)) if name == 'DiT' else None
     if part: assert part['trained'] < size/2 and part['weights_gb'] < 1.5*paper['weights_gb']
 

@@ -321,3 +321,19 @@ def test_a_partial_network_is_distilled_saved_and_read(wrap, net, tmp_path):
     (lambda: EDMDenoiser(Unconditional())(torch.zeros(2, 2), 1., torch.zeros(2, 3)), 'Unconditional takes no condition')], ids=range(6))
 def test_what_cannot_be_called_is_refused_in_our_words(make, says):
     with pytest.raises((TypeError, ValueError), match=says): make()
+
+
+def test_samples_of_a_wrong_height_are_refused_in_our_words():
+    "And not in torch's."
+    class Halved(nn.Module):
+        def __init__(self): super().__init__(); self.out = nn.Conv2d(3, 3, 1)
+        def forward(self, x, noise, cond=None): return self.out(x + nn.functional.interpolate(nn.functional.avg_pool2d(x, 2), scale_factor=2))
+    D = EDMDenoiser(Halved())
+    for shape in ((3, 7, 8), (4, 8, 8)):
+        with pytest.raises(ValueError, match=r'does not fit the teacher: its network stops at such samples; sides that can be halved') as e: sfd(D, SFDConfig(shape=shape, K=2, steps=1, batch=2), show=False)
+        assert 'tensor a' not in str(e.value)
+
+
+@pytest.mark.parametrize('how', [dict(schedule='teacher', sigma_max=10.), dict(schedule='vp_linear', sigma_max=10.), dict(schedule='teacher', sigma_min=.1)], ids=str)
+def test_a_level_that_a_table_decides_is_refused(how):
+    with pytest.raises(ValueError, match='takes its levels from a table, so it has no sigma_m'): PDConfig(**how)

@@ -61,7 +61,8 @@ from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset, reference_plan
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import CONDITIONS, Student, VariableStudent, load_student
+from ..distillation.students import (CONDITIONS, Student, VariableStudent, load_student,
+                                     load_table)
 from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.features import FEATURE_SPACES, load_space
@@ -74,7 +75,7 @@ from ..interop.export import (EXPORTS, export_student, load_pretrained, sampling
 from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
                                        run_name, stored_rows)
 from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
-from ..training.checkpoints import claim_folder, is_main, same_run
+from ..training.checkpoints import checksum, claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.hooks import Profiler, Trackers, progress
 
@@ -621,7 +622,9 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
                      null_class=options.null_class, images_seen=cfg.steps*batch,
                      seconds=round(result.seconds), **about_run())
         if is_main():
-            if isinstance(y, dict): ConditionTable(y).save(Path(out)/CONDITIONS)
+            if isinstance(y, dict):
+                (table := ConditionTable(y)).save(Path(out)/CONDITIONS)
+                about['conditions_sha256'] = checksum(table.tensors, {})
             save_denoiser(result.ema or result.model, out,
                           dict(command=line.text, **about, config=asdict(cfg),
                                computed_with=asdict(hardware), history=result.history))
@@ -699,7 +702,9 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     try: teacher = load_denoiser(name, device, find_net(options.net))
     except FileNotFoundError as e: raise ValueError(f'{e}{pickle_note(name)}') from e
     table = Path(name)/CONDITIONS # what a teacher of a time series was shown before its windows
-    if table.is_file(): teacher.conditions = ConditionTable.load(table)
+    if digest := about_teacher(name).get('conditions_sha256'):
+        teacher.conditions = load_table(Path(name), digest)
+    elif table.is_file(): teacher.conditions = ConditionTable.load(table) # written without one
     return teacher
 
 def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:

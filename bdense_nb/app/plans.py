@@ -245,7 +245,8 @@ def memory_on_paper(
 ) -> dict: # parameters, trained, memory_gb and its three parts, batch_fits, ...
     """What a distillation needs on one GPU that is not here: nothing is computed or allocated.
 
-    Weights that teacher and student share are counted once, and all are float32. Training holds
+    Weights that teacher and student share are counted once, those of a teacher that is not frozen
+    twice, since a run copies them; all are float32. Training holds
     a copy of what is trained, its gradient, two moments, and the average. Activations are those
     that autograd keeps for one update, attention being fused; in 16 bits they count half, and
     every weight has a copy of 2 bytes. What kernels borrow and what the allocator wastes is not
@@ -261,7 +262,8 @@ def memory_on_paper(
     step = cfg.small(n).step_function(source, None, sample_noise(range(n), shape),
                                       draw_conditions(start, range(n)))
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    weights = _bytes(teacher, start)/1e9
+    anew = sum(p.nbytes for p in teacher.parameters() if p.requires_grad) # its frozen copy
+    weights = (_bytes(teacher, start) + anew)/1e9
     training = (4 + bool(cfg.loop.ema))*trained/1e9
     activations = _activations(model, step, hardware, half)/1e9
     copies = 2e-9*sum(p.numel() for p in model.parameters())*half

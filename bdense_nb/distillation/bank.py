@@ -27,6 +27,7 @@ from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser,
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
+from .branches import misfit
 from ..training.checkpoints import checksum, claim_folder, is_main, tensor_bytes
 from ..training.devices import Processes, lean_copy
 from ..training.hooks import progress
@@ -51,8 +52,8 @@ def frozen_copy(
         denoiser = lean_copy(denoiser).requires_grad_(False).eval()
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     try: out = denoiser(x, 1., cond)
-    except (ValueError, RuntimeError) as e: raise ValueError(f'shape={shape} does not fit the '
-                                                             f'teacher: {e}') from e
+    except ValueError as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
+    except RuntimeError as e: raise ValueError(misfit(denoiser, shape)) from e
     except (AttributeError, TypeError) as e:
         draw = ("if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
                 'samplers.ConditionTable')

@@ -15,7 +15,8 @@ from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undis
 from ..training.devices import trainable_copy
 
 # %% auto #0
-__all__ = ['has_rows', 'widen', 'narrow', 'BranchesToBatch', 'BranchedDenoiser', 'branch', 'output_layer', 'sample_shape', 'fold']
+__all__ = ['has_rows', 'widen', 'narrow', 'BranchesToBatch', 'BranchedDenoiser', 'branch', 'output_layer', 'sample_shape',
+           'misfit', 'fold']
 
 # %% ../../nbs/distillation/02_branches.ipynb #e8501634
 def _resized(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -203,6 +204,14 @@ def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it do
         if channels and size: return (channels, *((size, size) if isinstance(size, int) else size))
     return None
 
+def misfit(denoiser: Callable, shape: tuple[int, ...]) -> str:
+    "What to say where a network stops at samples of a shape."
+    known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
+    own = f'; it says that they are {known}' if known and known != tuple(shape) else (
+        '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
+        'pictures')*(len(shape) > 1)
+    return f'shape={shape} does not fit the teacher: its network stops at such samples{own}'
+
 def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     known = tuple(shape or sample_shape(denoiser) or ())
     if known: return known
@@ -271,8 +280,9 @@ def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there i
 def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     "The same; where it fails, the shape is to blame."
     try: return _call(denoiser, shape)
-    except (ValueError, TypeError, RuntimeError) as e:
+    except (ValueError, TypeError) as e:
         raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
+    except RuntimeError as e: raise ValueError(misfit(denoiser, shape)) from e
 
 # %% ../../nbs/distillation/02_branches.ipynb #beda7f42
 def fold(

@@ -138,6 +138,11 @@ class PDConfig(Host):
         self.train_config(self.end_steps)
         if self.teacher_sigmas is not None: self._check_teacher_sigmas()
         elif self.schedule != 'teacher': self.sigmas
+        tabled = self.schedule == 'teacher' or self.schedule in VP_TABLES
+        for name, usual in (('sigma_min', .002), ('sigma_max', 80.)):
+            if tabled and (value := getattr(self, name)) != usual:
+                raise ValueError(f'schedule {self.schedule!r} takes its levels from a table, so it '
+                                 f'has no {name}, got {value:g}; schedule karras takes one')
 
     def _check_teacher_sigmas(self) -> None:
         if self.schedule != 'teacher':

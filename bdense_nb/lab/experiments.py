@@ -6,6 +6,7 @@
 from __future__ import annotations
 import dataclasses
 import functools
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -234,7 +235,9 @@ class Banks:
         self.seed = cfg.seed
         if cfg.plan not in self.made:
             longest = dataclasses.replace(self.need[cfg.plan], seed=cfg.seed)
-            many = f'bank-{cfg.seed}-{longest.n_trajectories}' # another budget may need more
+            walk = hashlib.sha256(repr(cfg.plan).encode()).hexdigest()[:8] # solver, dtype, ...
+            # another budget may need more
+            many = f'bank-{cfg.seed}-{longest.n_trajectories}-{walk}'
             place = self.folder and self.folder/many
             self.made[cfg.plan] = longest.bank(self.teacher(cfg.seed), place, show=False)
         return self.made[cfg.plan]
