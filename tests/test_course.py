@@ -36,6 +36,9 @@ def words(name): return sum(len(c.source.split()) for c in cells(name) if c.cell
 def code(name): return [line for c in cells(name) if c.cell_type == 'code' for line in c.source.splitlines() if line.strip()]
 
 
+def test_all_notebooks_together_are_45_000_words_at_most(): assert sum(map(words, (*LESSONS, SOLUTIONS, 'index'))) <= 45_000
+
+
 def test_the_course_is_eight_lessons_and_a_capstone():
     assert [re.match(r'course/(\d)', name)[1] for name in COURSE] == list('123456789') and COURSE[8] == 'course/9_capstone'
 
@@ -249,13 +252,14 @@ MISTAKES = [
     ('7.2', lambda run, seeds: [run(4, s)/run(1, s) - 1 for s in seeds], 'relative'),
     ('8.1', 16, 'two micro-batches'), ('8.1', 64, 'share the batch'), ('8.1', 128, 'the whole batch'), ('8.1', 32, 'does not double'), ('8.1', 256, 'does not multiply'), ('8.1', 1024, 'not one for each GPU'),
     ('8.2', lambda a: (1 - a).sqrt(), 'still the same'), ('8.2', lambda a: (1 - a)/a, 'its root'), ('8.2', lambda a: (a/(1 - a)).sqrt(), 'upside down'),
-    ('8.2', lambda a: 1 - a, 'noise in z'), ('8.2', lambda a: (1 - a).sqrt()/a, 'not by alpha_bar'), ('8.2', lambda a: a.sqrt(), 'scale of the signal'),
+    ('8.2', lambda a: 1 - a, 'noise in z'), ('8.2', lambda a: (1/a).sqrt(), 'the noise is missing'), ('8.2', lambda a: (1 - a).sqrt()/a, 'not by alpha_bar'), ('8.2', lambda a: a.sqrt(), 'scale of the signal'),
     *[('forecasting.1', found, said) for found, said in (
         (ARIMA[:, -1].mean(), 'the last day'), (ARIMA[:, 1].mean(), 'counts from 0'), (ARIMA.mean(), 'over the week'), (ARIMA[0, 0], 'one seed'), (ARIMA[:, 0].sum(), 'their sum'))],
     ('forecasting.2', 'the calendar', 'known in advance'), ('forecasting.2', 'context', 'looks back on'), ('forecasting.2', 'the future', 'seven days of every window'), ('forecasting.2', 'x0', 'are their values divided'),
     *[('anomalies.1', steadiness, said) for steadiness, said in (
         (lambda v: rolling(v[0], 6), 'six days'), (lambda v: rolling(v[0], 8), 'eight days'), (lambda v: rolling(v[0], 7, fill=0.), '99 is asked for'), (lambda v: rolling(v[1], 7), 'second channel'),
         (lambda v: rolling(v[0], 7, torch.var), 'the variance'), (lambda v: rolling(v[0], 7, torch.mean), 'that is the mean'), (lambda v: torch.cat([torch.tensor([99.]), rolling(v[0], 7)[:-1]]), 'its own counts'))],
+    ('1.1', lambda x, x0_hat, t, s: x0_hat + t/s*(x - x0_hat), 'upside down'), ('1.1', lambda x, x0_hat, t, s: x0_hat + s*(x - x0_hat), 't is missing'),
     *[('anomalies.2', n, said) for n, said in ((7501, 'with the anomaly in it'), (6301, 'the test part'), (12, 'are labelled'), (7489, 'know where it is'), (0, 'comes from scores'))],
     ('capstone', TEACHER, 'not EDMDenoiser'), ('capstone', branch(TEACHER, 2), 'not BranchedDenoiser'),
     ('capstone', Sampler(TEACHER, karras_sigmas(4, .006, 80.), False, (2,)), 'takes 4'),

@@ -88,6 +88,8 @@ def _(got):
         'that jumps all the way to the guess; go only from level t to level s': guess,
         'the slope is (x - x0_hat)/t; the division is missing': x - 1.5*(x - guess),
         'divide by t, the level at which the guess was made, not by s': x - 3*(x - guess),
+        'upside down: the part of x - x0_hat that is left is s/t, not t/s': guess + 4*(x - guess),
+        'what is left of x - x0_hat is s/t of it; t is missing': guess + .5*(x - guess),
         'that is the step alone; add it to x': want - x})
 
 def _walk(x, ask: Callable, slope: Callable) -> Tensor:
@@ -131,7 +133,8 @@ def _(got):
     near = lambda value: abs(float(got) - value) < .012
     if near(want): return True
     if near(want**2): return 'that is the variance; the standard deviation is its root'
-    if near(points.abs().max().item()): return 'that is the largest coordinate, not the spread'
+    if near(points.abs().max().item()): return (
+        'that is the largest coordinate, and the spread of points that were scaled; these were not')
     if near((points.max() - points.min()).item()): return 'that is the range, not the spread'
     if near(points.norm(dim=1).mean().item()):
         return 'that is the mean distance from the origin; take the spread of the coordinates'
@@ -144,11 +147,13 @@ def _student() -> Sampler: return Sampler(_blobs(), karras_sigmas(2, .1, 20.), F
            lambda f: f(_student(), _blobs(), karras_sigmas(16, .1, 20.)))
 def _(got):
     out = _student().sample(500)
-    end = lambda first, scale: sample(_blobs(), scale*sample_noise(range(first, first + 500), (2,)),
-                                      karras_sigmas(16, .1, 20.))
+    end = lambda first, scale, n=500: sample(
+        _blobs(), scale*sample_noise(range(first, first + n), (2,)), karras_sigmas(16, .1, 20.))
     want = end(0, 20.)
-    later = _student().sample(500, seed=500), end(500, 20.) # the other way to make pairs
-    if any(_close(got, paired_error(*pair), 1e-4) for pair in ((out, want), later)): return True
+    later = _student().sample(500, seed=500), end(500, 20.) # the other ways to make pairs
+    more = _student().sample(1000), end(0, 20., 1000)
+    pairs = (out, want), later, more
+    if any(_close(got, paired_error(*pair), 1e-4) for pair in pairs): return True
     gap = (out - want).double()
     strangers = paired_error(out, end(500, 20.))
     named = _named(got, {
@@ -512,7 +517,8 @@ def _(got):
         'upside down: more signal must mean less noise': 1/want,
         'that is the variance of the noise in z': 1 - a,
         'x is z divided by sqrt(alpha_bar), not by alpha_bar': (1 - a).sqrt()/a,
-        'that is the scale of the signal': a.sqrt()})
+        'that is the scale of the signal': a.sqrt(),
+        'that is one over the scale of the signal; the noise is missing': (1/a).sqrt()})
 
 # %% ../../nbs/app/05_exercises.ipynb #e7a10002
 @_exercise('forecasting.1', 'average the first entry of crps_by_day over the seeds of ARIMA')

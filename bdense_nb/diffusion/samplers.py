@@ -431,7 +431,7 @@ class ConditionTable:
         return cls(tensors['rows'] if meta.get('one') else tensors)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #8db30989
-@dataclass
+@dataclass(repr=False)
 class Sampler:
     "A denoiser with all that sampling needs: a teacher at many steps, or at few, or a student."
     denoiser: Callable # D(x, sigma, cond) -> x0_hat; it says what conditions it takes
@@ -442,6 +442,12 @@ class Sampler:
 
     def __post_init__(self):
         self.sigmas = check_sigmas(self.sigmas)
+
+    def __repr__(self) -> str: # in a line: a network's or a history's own would fill pages
+        kind = type(self.denoiser).__name__
+        steps = self.solver if isinstance(self.solver, str) else 'own'
+        return (f'{type(self).__name__}({kind}, samples {list(self.shape)}, {self.nfe} network '
+                f'calls, {len(self.sigmas) - 1} {steps} steps from {self.sigmas[0]:g})')
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | dict | None]: # see `draw_start`
         "Scaled noise and conditions of some seeds: the same for all that start at one noise level."

@@ -110,7 +110,7 @@ def kept(done: Fit) -> nn.Module: # the average, if there is one
     return done.model if done.ema is None else done.ema
 
 # %% ../../nbs/distillation/06_students.ipynb #875cd5ef
-@dataclass
+@dataclass(repr=False)
 class Student(Sampler):
     "A sampler that was distilled, and knows how; it takes Euler steps."
     about: dict = field(default_factory=dict) # host, configuration, loss curve
