@@ -6,8 +6,8 @@ import pytest
 import torch
 from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
 from bdense_nb.diffusion.data import fashion_mnist
-from bdense_nb.diffusion.denoisers import (TEACHERS, EDMDenoiser, FlowDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser,
-                                           NetDenoiser, VPDenoiser, as_column, check_itself, check_samples, check_teacher, is_whole,
+from bdense_nb.diffusion.denoisers import (TEACHERS, EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, ModuleDenoiser,
+                                           NetDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, check_itself, check_samples, check_teacher, is_whole,
                                            load_denoiser, load_teacher, read_about, read_run, save_denoiser,
                                            to_channels_last)
 from bdense_nb.diffusion.nets import MLP, UNet
@@ -194,6 +194,12 @@ def test_the_base_class_is_no_denoiser(noise):
 def test_as_column():
     x = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
     assert as_column(1, x).shape == (1, 1, 1, 1) and as_column(torch.ones(3), x).shape == (3, 1, 1, 1) and as_column(1, x).dtype == torch.float64
+
+
+@pytest.mark.parametrize('call', [lambda: as_column(torch.ones(3), torch.zeros(4, 2)), lambda: as_column(1., torch.ones(4, 2, dtype=torch.long)), lambda: GuidedDenoiser(RING, -1.),
+                                  lambda: PreconditionedDenoiser(nn.Sequential(nn.Linear(2, 2)), 'unet'), lambda: save_denoiser(RING, 'nowhere')], ids=range(5))
+def test_what_else_is_refused(call):
+    with pytest.raises((ValueError, TypeError)): call()
 
 
 # --- is it a denoiser at all? ---

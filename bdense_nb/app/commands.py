@@ -814,7 +814,7 @@ class Distill(Watched, Distilled):
     out: Positional[Named]
     # SFD: a folder that keeps the teacher's trajectories for this run and the next
     bank: str | None = None
-    # train LoRA adapters of this rank and the output layer alone, of a diffusers network; needs peft
+    # train LoRA adapters of this rank and the output layer alone, of a diffusers network (peft)
     lora: int | None = None
     # for the model card: licence of the teacher's weights, such as apache-2.0; default: as it says
     licence: str | None = None
@@ -929,9 +929,9 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
     except ValueError as e:
         raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
     if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
-    print(f'the teacher answers with clean estimates{"" if pairs else " of its own samples"} at all '
-          f'{len(found.sigmas)} noise levels that were tried, {found.sigmas[0]:.3g} to '
-          f'{found.sigmas[-1]:.3g}')
+    on = '' if pairs else ' of its own samples'
+    print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
+          f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
 
 def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
                  shape: tuple[int, ...]):

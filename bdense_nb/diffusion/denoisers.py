@@ -858,19 +858,25 @@ def check_teacher(
         check_shape('the denoiser\'s answer', answers[0], *chosen.shape)
         squares = (noised.errors(answers), noised.linear_errors(), noised.limits())
         rms = (tuple(v**.5 for v in values) for values in squares)
-        found = TeacherCheck(tuple(noised.sigmas), *rms, reason=_follows(denoiser, noised.eps, cond))
-        errors, name = _noise_in_flow(noised, answers)
-        better = '' if name or found.reason else _better_reading(noised)
-        if found.ok and better:
-            found = replace(found, reason='another reading of its network is closer to the data')
-        if found.ok and not name: return found
-        limits = tuple(min(a, e**.5) for a, e in zip(found.limits, errors)) if name else found.limits
-        if '_alpha_bar(' in better or 'Stable' in better: name = f'what {better} takes'
-        name = name or _guess(noised, answers)
-        what_it_is = f"alpha_bar, '{getattr(denoiser, 'prediction', None)}')" in name
-        found = replace(found, limits=limits, predicts='' if what_it_is else name)
-    if refuse: raise ValueError(found.message())
+        found = TeacherCheck(tuple(noised.sigmas), *rms,
+                             reason=_follows(denoiser, noised.eps, cond))
+        found = _judged(noised, answers, found)
+    if refuse and not found.ok: raise ValueError(found.message())
     return found
+
+def _judged(noised: _Noised, answers: list[Tensor], found: TeacherCheck) -> TeacherCheck:
+    "With what the network seems to predict, if that is something else."
+    errors, name = _noise_in_flow(noised, answers)
+    better = '' if name or found.reason else _better_reading(noised)
+    if found.ok and better:
+        found = replace(found, reason='another reading of its network is closer to the data')
+    if found.ok and not name: return found
+    limits = found.limits
+    if name: limits = tuple(min(a, e**.5) for a, e in zip(limits, errors))
+    if '_alpha_bar(' in better or 'Stable' in better: name = f'what {better} takes'
+    name = name or _guess(noised, answers)
+    itself = f"alpha_bar, '{getattr(noised.denoiser, 'prediction', None)}')" in name
+    return replace(found, limits=limits, predicts='' if itself else name)
 
 def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
     if sigmas is not None:

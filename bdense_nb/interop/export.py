@@ -257,8 +257,10 @@ def pipeline_code(
     call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
                 else f'sigmas={stock_steps(student)[0]}')
     excess = unit_noise_excess(student)
+    how = 'stronger' if excess > 0 else 'weaker'
     return _PIPELINE.format(pipeline=name, call=', '.join(call),
-                            excess=f', from noise that is {excess:.2%} stronger'*(excess > 3e-5))
+                            excess=f', from noise that is {abs(excess):.2%} {how}'*(
+                                abs(excess) > 3e-5))
 
 # %% ../../nbs/interop/02_export.ipynb #8ecdebbf
 def _plain(value) -> str: # Markdown that shows these characters: no HTML, link or column
@@ -304,8 +306,9 @@ def model_card(
         terms = 'to be filled in; the terms of the teacher and of its data apply'
     blocks = '\n'.join(f'```python\n{code}```' for code in codes)
     if student.denoiser.net.takes:
-        blocks += (f'\n\nGive a stock pipeline `guidance_scale={stock_guidance(student)}`: guidance '
-                   'from outside would come on top of what the weights know.')
+        scale = stock_guidance(student)
+        blocks += (f'\n\nGive a stock pipeline `guidance_scale={scale}`: guidance from outside '
+                   'would come on top of what the weights know.')
     return f"""---
 license: {json.dumps(licence, ensure_ascii=False)}
 library_name: diffusers
