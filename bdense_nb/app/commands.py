@@ -1125,7 +1125,9 @@ def sample_student(options: Sample, line: Line) -> dict:
         rows = {str(seed + i): samples[i:i + 8] for i in range(0, min(n, 512), 8)}
         show_rows(rows, 8, save=out)
     shown = f', a picture of {"them" if n <= 512 else "the first 512"} in {out}' if picture else ''
-    print(f'{n} samples are in {tensors}{shown}')
+    config = getattr(getattr(arm.denoiser, 'net', None), 'config', {})
+    scale = ', scaled and without season (`forecast` has the units of the data)'
+    print(f'{n} samples are in {tensors}{scale if "series" in config else ""}{shown}')
     return dict(samples=str(tensors), picture=str(out) if picture else None, n=n,
                 shape=list(arm.shape), nfe=arm.nfe, seeds=[seed, seed + n - 1])
 
