@@ -176,11 +176,9 @@ def as_net(
     takes = 3 if any(p.kind is p.VAR_POSITIONAL for p in known) else len(free)
     missing = [p.name for p in [*free[3:], *(p for p in known if p.kind is p.KEYWORD_ONLY)]
                if p.default is p.empty]
-    if takes < 2 or missing:
-        why = f'needs {", ".join(missing)} too: give it by functools.partial' if missing else (
-            f'takes {takes} of them')
+    if missing:
         raise TypeError(f'a network is called with three arguments, (x [B, *D], noise [B], cond), '
-                        f'and {name} {why}')
+                        f'and {name} needs {", ".join(missing)} too: give it by functools.partial')
     return CalledNet(call, more, takes > 2) if more or takes == 2 else call
 
 class NetDenoiser(nn.Module):
