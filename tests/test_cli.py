@@ -244,6 +244,8 @@ MISTAKES = [
     ('bdense_distill out --preset_name fashion_mnist_pd --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_distill out --nfe 2,2', 'different numbers'),
     ('bdense_distill out --size 27', 'multiples of 4'),
+    ('bdense_distill out --lora 2', 'lora is for networks of diffusers, and fashion_mnist is none'),
+    ('bdense_distill out --lora 0', 'lora must be a whole number, at least 1, got 0'),
     ('bdense_distill out --bank /dev/null', 'cannot be a folder'),
     ('bdense_distill out --config=', '--config is empty'),
     ('bdense_distill out --split train', 'split belongs to fashion_mnist and cifar10, not to no data'),
@@ -936,6 +938,10 @@ def test_adapters_from_the_shell(shell):
     text_pipeline(shell.folder/'mine')
     save_tensors(Path('text.safetensors'), {'encoder_hidden_states': torch.randn(5, 4, 12)})
     shell('bdense_distill s --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --trust_teacher --conditions text.safetensors --lora 2')
+    Path('bare').mkdir()
+    Path('mine/unet').rename('bare/transformer')
+    assert commands.is_diffusers('bare')
+    Path('bare/transformer').rename('mine/unet')
     shell('bdense_export s light --to diffusers')
     shell('bdense_export s whole --to diffusers --merge')
     assert Path('light/unet/head.safetensors').is_file() and Path('whole/unet/diffusion_pytorch_model.safetensors').is_file()

@@ -335,7 +335,7 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop('textnets', None)
 
 
-COMMAND = dict(teacher='textnets:flow', conditions='prompts.safetensors', preset_name='demo', shape='2', steps=2, batch=4, pool=4, layer='out', device='cpu')
+COMMAND = dict(teacher='textnets:flow', conditions='prompts.safetensors', preset_name='demo', shape='2', steps=2, batch=4, pool=4, layer='out', device='cpu', trust_teacher=True)
 
 
 def test_the_command_distils_a_guided_text_flow(folder):

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from PIL import Image
 from torch import nn
 
@@ -208,6 +209,17 @@ def test_weights_in_several_files(unet, tmp_path):
     assert torch.equal(from_diffusers(tmp_path, DDIMScheduler())(x, 2.), from_diffusers(unet, DDIMScheduler())(x, 2.))
 
 
+def test_weights_that_lack_are_named_and_half_ones_are_read(unet, tmp_path):
+    unet.half().save_pretrained(tmp_path, variant='fp16')
+    unet.float()
+    file = tmp_path/'diffusion_pytorch_model.fp16.safetensors'
+    assert from_diffusers(tmp_path, DDPMScheduler()).net.unet.conv_out.weight.dtype == torch.float32
+    weights = load_file(file)
+    del weights['conv_out.weight']
+    save_file(weights, file, dict(format='pt'))
+    with pytest.raises(ValueError, match='lacks 1 of the weights of a UNet2DModel, such as conv_out.weight'): from_diffusers(tmp_path, DDPMScheduler())
+
+
 class Other(nn.Module):
     def forward(self, x): return x
 
@@ -219,6 +231,7 @@ class Other(nn.Module):
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, 1., .5])), 'without signal before its last'),
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), 'invert_sigmas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
+    (lambda: noise_table(dict(beta_start=1e-4, prediction_type='flow_prediction')), 'FlowMatchEulerDiscreteScheduler'), (lambda: noise_table(dict(diffusers.CogVideoXDDIMScheduler().config)), 'snr_shift_scale=3.0, which is not read'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable')])
 def test_what_is_not_supported_is_named(make, match):
     with pytest.raises((ValueError, TypeError), match=match): make()

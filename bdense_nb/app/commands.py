@@ -36,8 +36,8 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
            'find_teacher', 'shape_of', 'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled',
            'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'gpu_memory',
-           'distill_plan', 'make_banks', 'is_known', 'check_source', 'distill_data', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
+           'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted', 'distill_data', 'distill_run', 'finish',
+           'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
            'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'quality_of',
            'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
            'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
@@ -637,7 +637,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
 def is_diffusers(name: str) -> bool:
     "Does this folder hold a diffusers pipeline or U-Net?"
     folder = Path(name)
-    if (folder/'model_index.json').exists() or (folder/'unet').exists(): return True
+    if any((folder/part).exists() for part in ('model_index.json', 'unet', 'transformer')):
+        return True
     config = folder/'config.json'
     return config.is_file() and '_diffusers_version' in read_json(config)
 
@@ -716,6 +717,9 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
     unet = getattr(teacher.net, 'unet', None)
     if unet is not None: side, channels = unet.config.sample_size, unet.config.in_channels
     elif isinstance(teacher.net, DiffusersNet) and all(teacher.net.sample_shape):
+        if size:
+            raise ValueError(f'size is for U-Nets; {name} says {list(teacher.net.sample_shape)}: '
+                             'pass --shape with a preset of SFD for another')
         return teacher.net.sample_shape
     elif stored and 'channels' not in getattr(teacher.net, 'config', {}): return tuple(stored)
     elif channels := getattr(teacher.net, 'config', {}).get('channels'):
@@ -921,17 +925,29 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
     if pairs is None and is_known(name): return
     plain = unguided(source) # guidance exaggerates
     also = '' if pairs else ', or it has learned too little'
+    if not pairs:
+        seeds = range(min(max(2048//math.prod(shape), 4), 512))
+        start = draw_start(plain, shape, seeds, 1.)
+        with torch.no_grad(): # what does not fit says so
+            plain(start[0][:1], 1., map_cond(lambda t: t[:1], start[1]))
     try:
         if pairs: found = check_teacher(plain, *pairs, refuse=not trust)
-        else:
-            seeds = range(min(max(2048//math.prod(shape), 4), 512))
-            found = check_itself(plain, *draw_start(plain, shape, seeds, 1.), refuse=not trust)
+        else: found = check_itself(plain, *start, refuse=not trust)
     except ValueError as e:
         raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
     if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
     on = '' if pairs else ' of its own samples'
     print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
           f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
+
+def adapted(source: NetDenoiser, options: Distill) -> NetDenoiser | None: # None: all is trained
+    "A student of which adapters alone are trained, where they are asked for."
+    if options.lora is None: return None
+    check_int('lora', options.lora, 1)
+    if isinstance(unguided(source).net, DiffusersNet):
+        return with_adapters(unguided(source), options.lora)
+    raise ValueError(f'lora is for networks of diffusers, and {options.teacher} is none; leave it '
+                     'out, or freeze weights in Python and pass student=')
 
 def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
                  shape: tuple[int, ...]):
@@ -963,7 +979,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     cfg = cfg.fitted(source, shape, line.given)
     if cfg.needs_data and options.bank:
         raise ValueError('a bank belongs to SFD; choose another preset')
-    start = options.lora and with_adapters(unguided(source), options.lora)
+    start = adapted(source, options)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
     check_source(source, teacher, shape, pairs, options.trust_teacher)

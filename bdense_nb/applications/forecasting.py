@@ -122,7 +122,7 @@ def forecast(
     origin = None if origin is None else moment_of(origin)
     if origin is not None and context.times[-1] >= origin:
         raise ValueError(f'the context reaches to {context.times[-1]}, and the forecast is made at '
-                         f'{origin}: it would know its own future; pass its part context.before('
+                         f'{origin}: it would know its own future; pass context.before('
                          f'{str(origin)!r})')
     if origin is not None and times[0] != origin:
         raise ValueError(f'the context ends at {context.times[-1]}, so its forecast starts at '

@@ -70,6 +70,12 @@ def noise_table(
         'has no betas, so it does not say which noise level a time step is; only schedulers with '
         'betas (DDPM, DDIM and their kind) are supported':
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
+        f'moves its levels by snr_shift_scale={config.get("snr_shift_scale")}, which is not read; '
+        'compute alpha_bar and use VPDenoiser(net, alpha_bar, ...)':
+            config.get('snr_shift_scale', 1.) != 1.,
+        'is of flow matching (prediction_type flow_prediction) but has betas: give the folder a '
+        'FlowMatchEulerDiscreteScheduler with its shift':
+            config.get('prediction_type') == 'flow_prediction',
         f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
             config.get('timestep_type', 'discrete') != 'discrete'})
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
@@ -410,10 +416,16 @@ def _read_network(folder: Path) -> nn.Module:
     _check_sizes(config)
     _check_weights(inside)
     kind = getattr(_diffusers(), name)
-    try: return kind.from_pretrained(inside, local_files_only=True, use_safetensors=True)
+    half = all('.fp16.' in file.name for file in inside.glob('*.safetensors'))
+    how = dict(local_files_only=True, use_safetensors=True, variant='fp16' if half else None)
+    try: model, found = kind.from_pretrained(inside, output_loading_info=True, **how)
     except (SafetensorError, RuntimeError, TypeError, OSError) as e:
         raise ValueError(f'{inside} cannot be read as a {name}: its weights are truncated, '
                          f'damaged or of another network ({e})') from e
+    if lacking := sorted(found['missing_keys']):
+        raise ValueError(f'{inside} lacks {len(lacking)} of the weights of a {name}, such as '
+                         f'{lacking[0]}: save the whole network')
+    return model
 
 # %% ../../nbs/interop/01_diffusers.ipynb #34b5ab4d
 def _single(model: nn.Module) -> nn.Module:

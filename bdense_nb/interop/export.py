@@ -426,10 +426,10 @@ def save_pretrained(self: Student,
                         f'export_state_dict take others')
     if merge and not net.adapters:
         raise ValueError('this student has no adapters, its weights are whole: leave merge out')
-    if pipeline is not None: _check_pipeline(pipeline, net)
     if net.adapters and not merge and pipeline is not None:
         raise ValueError('a pipeline needs a whole network, and this one is an adapter to its '
                          'teacher: pass merge=True, or leave pipeline= out')
+    if pipeline is not None: _check_pipeline(pipeline, net)
     folder = Path(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
     if merge: student = dataclasses.replace(student, denoiser=merged(student.denoiser))
