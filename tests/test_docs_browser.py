@@ -61,6 +61,9 @@ PUT = '''async path => {
 }'''
 
 
+CUT = '''[...document.querySelectorAll('article pre')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).length'''
+
+
 def test_every_page(visit, site):
     """No failed or foreign request, no script error, nothing raw, and a phone never scrolls sideways. The pages of the reference have
     one template: the first is opened, and what the others say is put into it. Of the listings of source some are."""
@@ -79,6 +82,7 @@ def test_every_page(visit, site):
             if page.viewport_size != size: page.set_viewport_size(size)
             width = page.evaluate('document.documentElement.scrollWidth')
             if width > size['width']: found.append(f'{width} pixels wide on a screen of {size["width"]}')
+            if size == DESK and (cut := page.evaluate(CUT)): found.append(f'{cut} listings are cut off on a desk')
         if found: problems[path] = found
     assert not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
 
