@@ -105,7 +105,11 @@ def annotation(anno, module: str) -> str:
 
 USUAL = {'sigma': 'noise level', 'sigmas': 'noise levels, descending', 'cond': 'classes or other conditions, one row a sample',
          'teacher': 'the denoiser that is learned from', 'denoiser': 'D(x, sigma, cond) -> x0_hat', 'model': 'what is trained',
-         'shape': 'of one sample', 'device': 'where it is computed', 'seed': 'of the random draws', 'nfe': 'network calls a sample'}
+         'shape': 'of one sample', 'device': 'where it is computed', 'seed': 'of the random draws', 'nfe': 'network calls a sample',
+         'x': 'states, samples or inputs, one a row', 'n': 'how many', 'labels': 'classes, one a sample', 'seeds': 'one a sample',
+         'folder': 'where it lies, or is written', 'path': 'of the file', 'batch': 'samples at a time', 'bank': 'stored trajectories',
+         'arms': 'ways to train that are compared', 'result': 'of an experiment', 'show': 'a progress bar?',
+         'tensors': 'by name', 'denoisers': 'D(x, sigma, cond) -> x0_hat each', 'n_steps': 'how many steps'}
 
 
 def meaning(name: str, anno: str, said: str | None, module: str) -> str:
@@ -119,6 +123,7 @@ def parameter_table(obj, module: str) -> list[str]:
     rows = []
     for name, p in parameters(obj).items():
         anno = annotation(p['anno'], module)
+        if name == 'return' and anno == 'None' and not p['docment']: continue
         if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
         cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
                  '' if p['default'] is empty else 'a function' if inspect.isfunction(p['default']) else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], module), module)]
