@@ -139,6 +139,7 @@ def branch(
                'branch needs a network denoiser such as EDMDenoiser or VPDenoiser')
     check_int('K', K, 1)
     check_precision(denoiser)
+    _check_adapters(denoiser.net)
     student = trainable_copy(denoiser)
     if layer is not None: _layer(student.net, layer)
     if K == 1: return BranchedDenoiser(student, 1, layer)
@@ -154,6 +155,15 @@ def branch(
     if not wide.weight.is_meta: # there are no numbers to compare
         _check_branches(branched, _known_shape(student, shape))
     return branched
+
+def _check_adapters(net: nn.Module) -> None:
+    "Refuse adapters (of peft) that a network of diffusers does not know of: none could be saved."
+    known = getattr(net, 'adapters', {}) is not None
+    if known or not any(hasattr(m, 'base_layer') for m in net.modules()): return
+    raise ValueError('this network has adapters that with_adapters did not add, so neither they '
+                     'nor a student with them can be saved: pass student=with_adapters(teacher, '
+                     'rank, targets), or, if they belong to the teacher, merge them before '
+                     'from_diffusers: model.fuse_lora() and model.unload_lora()')
 
 def _layer(net: nn.Module, name: str) -> nn.Module:
     try: return net.get_submodule(name)

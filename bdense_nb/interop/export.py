@@ -189,8 +189,26 @@ def with_adapters(
     check_int('rank', rank, 1)
     student = lean_copy(denoiser)
     head = output_layer(student, student.net.sample_shape)
+    if hasattr(student.net.model, 'add_adapter'): _check_targets(student.net, targets, head)
     add_adapters(student.net, rank, targets, head, seed)
     return student
+
+def _check_targets(net: DiffusersNet, targets: Sequence[str], head: str) -> None:
+    "Refuse names of layers that do not get an adapter: unknown ones, and the output layer's."
+    if isinstance(targets, str) or not targets:
+        raise TypeError(f"targets must be names of layers, such as ('to_q', 'to_v'), got "
+                        f'{targets!r}')
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    names = [name for name, m in net.model.named_modules() if isinstance(m, kinds)]
+    for target in targets:
+        found = [name for name in names if f'.{name}'.endswith(f'.{target}')]
+        if head.partition('.')[2] in found:
+            raise ValueError(f'targets: {target!r} is the output layer, which is trained as a '
+                             'whole and gets no adapter: leave it out')
+        if not found:
+            ends = sorted({re.sub(r'.*\.(?=\D)', '', name) for name in names})
+            raise ValueError(f'targets: {target!r} ends no name of a linear layer or convolution '
+                             f'of this {type(net.model).__name__}; such as: {", ".join(ends)}')
 
 def merged(
     denoiser: NetDenoiser, # of a diffusers network
@@ -426,10 +444,10 @@ def save_pretrained(self: Student,
                         f'export_state_dict take others')
     if merge and not net.adapters:
         raise ValueError('this student has no adapters, its weights are whole: leave merge out')
-    if pipeline is not None: _check_pipeline(pipeline, net)
     if net.adapters and not merge and pipeline is not None:
         raise ValueError('a pipeline needs a whole network, and this one is an adapter to its '
                          'teacher: pass merge=True, or leave pipeline= out')
+    if pipeline is not None: _check_pipeline(pipeline, net)
     folder = Path(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
     if merge: student = dataclasses.replace(student, denoiser=merged(student.denoiser))
