@@ -370,6 +370,12 @@ def test_a_card_says_what_users_named_and_does_nothing_else(unet, tmp_path):
     assert ' '.join(EVIL.split()) in table                                       # a reader sees what was named
 
 
+def test_a_card_names_the_guidance_and_where_it_acts(unet, tmp_path):
+    for about, says in ((dict(guidance_scale=3.), '3.0'), (dict(guidance_scale=3., guidance_interval=[.5, 2]), '3.0; guidance_interval: noise levels 0.5, 2'), ({}, 'none')):
+        Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8), about).save_pretrained(tmp_path)
+        assert f'| Guidance in the weights (guidance_scale) | {says} |' in (tmp_path/'README.md').read_text()
+
+
 @pytest.mark.parametrize('to', ['diffusers', 'state_dict'])
 def test_licence_and_data_are_given_or_known(unet, tmp_path, to):
     student = Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8))

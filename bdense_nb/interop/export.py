@@ -297,13 +297,16 @@ def _card_table(student: Student, data: str) -> str: # Markdown
     made = f'hash {about["teacher"]}' if 'teacher' in about else ''
     teacher = ', '.join(filter(None, [getattr(student.denoiser.net, 'source', ''), made]))
     weights = 'none' if config.get('K') == 1 else config.get('branch_weights')
+    guided = str(about.get('guidance_scale', 'none'))
+    if interval := about.get('guidance_interval'):
+        guided += f'; guidance_interval: noise levels {_numbers(interval)}'
     rows = {'Teacher': teacher, 'Teacher trained on': data,
             'Host method': hosts.get(about.get('host')),
             'Branches in training (K)': config.get('K'),
             'Branch weights': _numbers(weights) if isinstance(weights, (list, tuple)) else weights,
             'Network calls a sample (NFE)': student.nfe,
             'Noise levels': _numbers(student.sigmas.tolist()),
-            'Guidance in the weights (guidance_scale)': about.get('guidance_scale', 'none'),
+            'Guidance in the weights (guidance_scale)': guided,
             'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config)}
     rows = {k: 'not stated' if v in (None, '') else v for k, v in rows.items()}
     rows |= about.get('figures', {})
