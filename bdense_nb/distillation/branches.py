@@ -265,12 +265,35 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
         except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}'
     finally: _replace(denoiser.net, layer, wide)
     if reason:
+        _replace(denoiser.net, layer, _rows(wide, K, 0))
+        if plain := _plain_head(denoiser, shape): raise ValueError(plain)
         raise ValueError(f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer '
                          f'{layer!r}: {reason}. Behind this layer the branches of a sample are '
                          'samples of their own, so each sample must be treated alone and without '
                          'other tensors of the batch (a skip connection, a scale from the noise '
                          'level); pass layer= another layer, name the network inside '
                          '(PreconditionedDenoiser), or take K=1')
+
+def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str: # '' if it is not that
+    "Why a network cannot have branches whose last layer cannot be widened."
+    called = []
+    layers = {name: m for name, m in denoiser.net.named_modules()
+              if isinstance(getattr(m, 'weight', None), Tensor) and m.weight.ndim > 1}
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name))
+             for name, m in layers.items()]
+    try: _call(denoiser, shape)
+    finally:
+        for hook in hooks: hook.remove()
+    if not called or has_rows(head := layers[called[-1]]): return ''
+    why = f'groups={getattr(head, "groups", 1)}, so an output is not made from all its inputs'
+    if isinstance(head, _NO_ROWS): why = 'a weight with one row for each input, not each output'
+    way = ''
+    if 'weight' not in head._parameters:
+        why = 'a weight that is computed from others (as by weight norm)'
+        way = ('make it a plain one with torch.nn.utils.parametrize.remove_parametrizations(layer, '
+               "'weight'), or ")
+    return (f'{type(denoiser.net).__name__} cannot be given branches: its output layer '
+            f'{called[-1]!r} has {why}; {way}take K=1')
 
 def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."
