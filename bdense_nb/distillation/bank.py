@@ -53,7 +53,7 @@ def frozen_copy(
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     try: out = denoiser(x, 1., cond)
     except ValueError as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
-    except RuntimeError as e: raise ValueError(misfit(denoiser, shape)) from e
+    except RuntimeError as e: raise ValueError(misfit(denoiser, shape, e)) from e
     except (AttributeError, TypeError) as e:
         draw = ("if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
                 'samplers.ConditionTable')

@@ -5,6 +5,7 @@
 # %% ../../nbs/distillation/02_branches.ipynb #2b8717c5
 from __future__ import annotations
 import copy
+import re
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from ..core import check_int, check_type, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
+from ..diffusion.samplers import draw_conditions
 from ..training.devices import trainable_copy
 
 # %% auto #0
@@ -214,8 +216,15 @@ def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it do
         if channels and size: return (channels, *((size, size) if isinstance(size, int) else size))
     return None
 
-def misfit(denoiser: Callable, shape: tuple[int, ...]) -> str:
-    "What to say where a network stops at samples of a shape."
+def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
+    "What to say where a network stops at samples of a shape with an error."
+    if isinstance(denoiser, nn.Module):
+        if torch.float64 in {p.dtype for p in denoiser.parameters()}:
+            return ('the weights of this network are torch.float64, and samples are in float32: '
+                    'convert it with .float()')
+    if not re.search('size|shape|dimension|channels|must match|at least', str(error)):
+        return (f'the network stops with {type(error).__name__}: {error}, at samples of '
+                f'shape={shape}')
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
     own = f'; it says that they are {known}' if known and known != tuple(shape) else (
         '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
@@ -237,7 +246,7 @@ def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     x = 1.5*sample_noise([0, 1], shape).to(first)
     n = denoiser.n_classes
     cond = torch.tensor([0, n - 1]) if n else None
-    if denoiser.conditions is not None: cond = denoiser.conditions([0, 1])
+    if denoiser.conditions is not None: cond = draw_conditions(denoiser, [0, 1])
     with undisturbed(denoiser):
         return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), cond_like(cond, x))
 
@@ -315,7 +324,7 @@ def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     try: return _call(denoiser, shape)
     except (ValueError, TypeError) as e:
         raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
-    except RuntimeError as e: raise ValueError(misfit(denoiser, shape)) from e
+    except RuntimeError as e: raise ValueError(misfit(denoiser, shape, e)) from e
 
 # %% ../../nbs/distillation/02_branches.ipynb #beda7f42
 def fold(
