@@ -321,6 +321,7 @@ def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there i
 
 def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     "The same; where it fails, the shape is to blame."
+    draw_conditions(denoiser, [0, 1]) # what cannot draw any is no matter of the shape
     try: return _call(denoiser, shape)
     except (ValueError, TypeError) as e:
         raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
