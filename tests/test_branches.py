@@ -318,7 +318,17 @@ def test_heads_of_other_networks(name, wrap, named):
 def test_a_head_that_cannot_be_widened_leaves_the_layer_before():
     teacher, shape, layer = foreign('the last that can be widened')
     scaled = lambda net: EDMDenoiser(net)
-    with pytest.raises(ValueError, match="Images cannot be given 2 branches at its layer 'body'.*scale from the noise level"): branch(scaled(teacher.net), 2, shape=shape)
+    with pytest.raises(ValueError, match="Images cannot be given branches: its output layer 'head' has groups=2.*take K=1"): branch(scaled(teacher.net), 2, shape=shape)
+
+
+@pytest.mark.parametrize('head, says', [
+    (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 3, 1)), 'computed from others.*remove_parametrizations'),
+    (nn.Conv2d(4, 4, 1, groups=2), 'groups=2'), (nn.ConvTranspose2d(4, 3, 1), 'one row for each input')], ids=['weight norm', 'groups', 'transposed'])
+def test_an_output_layer_that_cannot_be_widened_is_named(head, says):
+    net = Images(head)
+    net.body = nn.Conv2d(len(head.bias), 4, 3, padding=1)
+    with pytest.raises(ValueError, match=f"Images cannot be given branches: its output layer 'head' has .*{says}.*take K=1"): branch(EDMDenoiser(net), 2, shape=(len(head.bias), 8, 8))
+    assert branch(EDMDenoiser(net), 1).K == 1
 
 
 REFUSED = {

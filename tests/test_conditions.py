@@ -18,6 +18,7 @@ from bdense_nb.diffusion.nets import MLP
 from bdense_nb.diffusion.samplers import ConditionTable, Sampler, draw_conditions, draw_start, sample
 from bdense_nb.diffusion.schedules import linear_alpha_bar
 from bdense_nb.distillation.bank import TrajectoryPlan, denoiser_hash, frozen_copy, make_bank
+from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
@@ -198,6 +199,21 @@ def test_the_null_condition_of_classes(null):
     D, x, label = classy(), torch.randn(4, 2), torch.tensor([0, 1, 2, 0])
     none = D(x, 1., None if null is None else torch.full((4,), 1))
     torch.testing.assert_close(GuidedDenoiser(D, 2., null)(x, 1., label), 2*D(x, 1., label) - none)
+
+
+@pytest.mark.parametrize('make, says', [
+    *[(dict(interval=bad), r'interval must be two noise levels \(low, high\).*got') for bad in (5., 'ab', '12', (1., 'x'), (2., 1.), (1., 2., 3.))],
+    (dict(null=torch.zeros(2, 4)), r'null must be .*one row.*got shape \[2, 4\]'), (dict(null=dict(a=torch.zeros(5, 3))), r"null\['a'\] must be .*\[5, 3\]"), (dict(null='no'), "null must be a class.*got 'no'")], ids=str)
+def test_guidance_that_cannot_be_is_refused_in_our_words(make, says):
+    with pytest.raises((ValueError, TypeError), match=says): GuidedDenoiser(EDMDenoiser(MLP(2)), 2., **make)
+
+
+def test_what_draws_no_conditions_is_refused_where_it_is_used():
+    D = EDMDenoiser(MLP(2))
+    D.conditions = [1, 2]
+    for use in (lambda: sfd(D, SFDConfig(**SFD, layer='out'), show=False), lambda: branch(D, 2, shape=(2,)), lambda: Sampler(D, [2., 1.], False, (2,)).sample(2)):
+        with pytest.raises(TypeError, match=r'`conditions` must draw.*ConditionTable\(rows\).*got list'): use()
+    with pytest.raises(TypeError, match='alpha_bar must be .*got None'): VPDenoiser(MLP(2), None)
 
 
 def test_the_null_condition_of_a_dict():

@@ -535,6 +535,32 @@ def test_adapters(name, tmp_path):
     with pytest.raises(ValueError, match='merge=True'): student.save_pretrained(tmp_path/'no', pipeline=tmp_path)
 
 
+def test_adapters_that_with_adapters_did_not_add_are_refused_before_work():
+    student = copy.deepcopy(teacher_of('SD'))
+    student.net.model.conv_in.base_layer = torch.nn.Identity()   # as peft's layers have one
+    for K in (1, 2):
+        with pytest.raises(ValueError, match=r'neither they.*can be saved.*with_adapters\(teacher, rank, targets\)'): branch(student, K)
+
+
+def test_adapters_of_peft_are_refused_and_merged_ones_are_not():
+    peft = pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
+    teacher = teacher_of('SD')
+    student = copy.deepcopy(teacher)
+    student.net.model.add_adapter(peft.LoraConfig(r=2, target_modules=['to_q', 'to_v']))
+    student.net.model.conv_out.requires_grad_(True)
+    with pytest.raises(ValueError, match='student=with_adapters'): sfd(teacher, SFD, show=False, student=student)
+    with pytest.raises(ValueError, match='student=with_adapters'): progressive(teacher, sample_noise(range(4), SHAPE), PD, teacher.conditions([0, 1, 2, 3]), student=student, show=False)
+    student.net.model.fuse_lora()
+    student.net.model.unload_lora()
+    branch(student, 2)
+
+
+@pytest.mark.parametrize('targets, says', [(('conv_out', 'to_q'), "'conv_out' is the output layer.*leave it out"), (('to_q', 'nonsense'), "'nonsense' ends no name.*UNet2DConditionModel.*to_q"),
+                                           ('to_q', "names of layers.*got 'to_q'"), ((), r'names of layers.*got \(\)')])
+def test_layers_that_get_no_adapter_are_refused(targets, says):
+    with pytest.raises((ValueError, TypeError), match=says): with_adapters(teacher_of('SD'), 2, targets)
+
+
 def test_a_class_without_adapters_is_refused():
     pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
     with pytest.raises(ValueError, match='DiTTransformer2DModel no adapters; train chosen layers instead.*requires_grad.*student='): with_adapters(teacher_of('DiT'))

@@ -249,6 +249,18 @@ def test_lucidrains_in_one_line(objective):
     both_hosts(D)
 
 
+def test_what_trains_a_network_is_told_from_it():
+    with pytest.raises(TypeError, match=r'GaussianDiffusion trains its network.*VPDenoiser\(x.model, x.alphas_cumprod'): as_denoiser(GaussianDiffusion(Unet(), 'pred_v'))
+
+
+def test_a_network_that_stops_is_not_always_of_another_shape():
+    class Broken(Series):
+        def forward(self, x, noise, cond=None): raise RuntimeError('no weights were loaded')
+    for net, says in ((Series().double(), 'torch.float64.*float32.*with .float'), (Broken(), 'stops with RuntimeError: no weights were loaded')):
+        with pytest.raises(ValueError, match=says) as e: sfd(EDMDenoiser(net), SFDConfig(shape=Series.shape, K=2, steps=1, batch=2), show=False)
+        assert 'halved' not in str(e.value)
+
+
 # layouts
 class Series(nn.Module):  # [B, C, L]
     shape = (2, 12)

@@ -232,7 +232,8 @@ class Other(nn.Module):
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), 'invert_sigmas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
     (lambda: noise_table(dict(beta_start=1e-4, prediction_type='flow_prediction')), 'FlowMatchEulerDiscreteScheduler'), (lambda: noise_table(dict(diffusers.CogVideoXDDIMScheduler().config)), 'snr_shift_scale=3.0, which is not read'),
-    (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable')])
+    (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable'),
+    (lambda: from_diffusers(unet_of(), DDPMScheduler), r'scheduler must be .*DDPMScheduler\(\).*got <class'), (lambda: from_diffusers(unet_of(), 3), 'scheduler must be .*got 3')])
 def test_what_is_not_supported_is_named(make, match):
     with pytest.raises((ValueError, TypeError), match=match): make()
 
@@ -381,6 +382,12 @@ def test_a_card_says_what_users_named_and_does_nothing_else(unet, tmp_path):
     assert [line for line in body.splitlines() if line.startswith('#')] == ['# A student of 1 network calls', '## How to sample']
     table = html.unescape('\n'.join(rows))
     assert ' '.join(EVIL.split()) in table                                       # a reader sees what was named
+
+
+def test_a_card_names_the_guidance_and_where_it_acts(unet, tmp_path):
+    for about, says in ((dict(guidance_scale=3.), '3.0'), (dict(guidance_scale=3., guidance_interval=[.5, 2]), '3.0; guidance_interval: noise levels 0.5, 2'), ({}, 'none')):
+        Student(from_diffusers(unet, DDPMScheduler()), torch.tensor([80., 1., .1], dtype=torch.float64), True, (1, 8, 8), about).save_pretrained(tmp_path)
+        assert f'| Guidance in the weights (guidance_scale) | {says} |' in (tmp_path/'README.md').read_text()
 
 
 @pytest.mark.parametrize('to', ['diffusers', 'state_dict'])

@@ -310,7 +310,7 @@ def test_a_damaged_run_note_is_named(tmp_path, content):
 def test_same_run_says_what_differs():
     assert same_run(dict(a=1, log_every=5, keep=1), dict(a=1, log_every=6, keep=2)) == []
     assert same_run(dict(a=(1, 2)), dict(a=[1, 2], new=3), dict(new=3)) == [] == same_run(dict(a=1, b=2), dict(a=1, b=3), free=['b'])
-    assert same_run(dict(a=1, gone=2), dict(a=2, new=3)) == ['a: 1 there, 2 now', 'new: not there, 3 now', 'gone: 2 there, which this version does not know']
+    assert same_run(dict(a=1, gone=2), dict(a=2, new=3)) == ['a: 1 there, 2 now', 'new: not there, 3 now', 'gone: 2 there, not now']
 
 
 # --- one folder, one run ---

@@ -536,7 +536,8 @@ def test_a_bank_in_float16_takes_half_and_rounds_a_state_by_1_in_2048(on_disk, t
     if on_disk:
         size = {kind: sum(f.stat().st_size for f in shards(tmp_path/kind)) for kind in ('float32', 'float16')}
         assert size['float16'] < .55*size['float32']
-        with pytest.raises(ValueError, match='bank_dtype'): make_bank(BLOBS, PLAN, SEEDS, 64, tmp_path/'float16', show=False)
+        with pytest.raises(ValueError, match="bank_dtype: 'float16' there, 'float32' now"): make_bank(BLOBS, PLAN, SEEDS, 64, tmp_path/'float16', show=False)
+        with pytest.raises(ValueError, match="bank_dtype: 'float32' there, 'float16' now"): make_bank(BLOBS, half_plan, SEEDS, 64, tmp_path/'float32', show=False)
     with pytest.raises(ValueError, match="another bank_dtype: float16 there, float32"): half.check(BLOBS, PLAN, SEEDS)
 
 

@@ -399,7 +399,10 @@ class VPDenoiser(NetDenoiser):
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
-        a = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        try: a = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), got '
+                            f'{alpha_bar!r:.60}') from None
         if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
@@ -474,9 +477,8 @@ class GuidedDenoiser(nn.Module):
     ):
         super().__init__()
         check_number('scale', scale, Within(at_least=0))
-        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
-            raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
-                             f'got {interval!r}')
+        _check_interval(interval)
+        _check_null('null', null)
         self.denoiser = denoiser
         self.scale = scale
         self.null = null
@@ -520,6 +522,30 @@ class GuidedDenoiser(nn.Module):
         s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, *[1]*(x.ndim - 1))
         low, high = self.interval or (0., math.inf)
         return torch.where((s >= low) & (s <= high), self.scale, torch.ones_like(s))
+
+def _check_interval(interval) -> None:
+    "Refuse what are no two noise levels; None: guidance acts everywhere."
+    if interval is None: return
+    try:
+        low, high = map(float, interval)
+        good = 0 <= low < high and not isinstance(interval, str)
+    except (TypeError, ValueError): good = False
+    if not good:
+        raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
+                         f'got {interval!r}')
+
+def _check_null(name: str, null) -> None:
+    "Refuse what is no condition of \"nothing\": it is a class or one row, with the batch axis."
+    if isinstance(null, dict):
+        for key, row in null.items(): _check_null(f'null[{key!r}]', row)
+    elif isinstance(null, Tensor) and null.ndim:
+        if len(null) != 1:
+            raise ValueError(f'{name} must be a class or one row [1, ...], batch axis first, got '
+                             f'shape {list(null.shape)}; take one row with [i:i+1], or add the '
+                             'axis with [None]')
+    elif not (null is None or isinstance(null, (int, Tensor)) and not isinstance(null, bool)):
+        raise TypeError(f'{name} must be a class, a tensor of one row, a dict of such tensors, or '
+                        f'None, got {null!r:.60}')
 
 def null_rows(
     null: int | Tensor | dict | None, # a class, or single rows: see `GuidedDenoiser`

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, Within, check_choice, check_int, check_number,
-                            check_sigmas, check_state, load_tensors, sample_labels, sample_noise,
-                            save_tensors)
+                            check_sigmas, check_state, check_type, load_tensors, sample_labels,
+                            sample_noise, save_tensors)
 from .denoisers import check_classes, check_cond, cond_like, map_cond
 
 # %% auto #0
@@ -363,7 +363,10 @@ def draw_conditions(
     seeds: Sequence[int], # one per sample
 ) -> Tensor | dict | None: # on the CPU; None: it takes none
     "A denoiser's conditions from seeds: by its own `conditions`, or uniform over its classes."
-    if (draw := getattr(denoiser, 'conditions', None)) is not None: return draw(seeds)
+    if (draw := getattr(denoiser, 'conditions', None)) is not None:
+        check_type(draw, Callable, "a denoiser's `conditions` must draw them from seeds, as a "
+                                   'ConditionTable(rows) does')
+        return draw(seeds)
     n_classes = getattr(denoiser, 'n_classes', 0)
     return sample_labels(seeds, n_classes) if n_classes else None
 

@@ -53,7 +53,7 @@ def frozen_copy(
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     try: out = denoiser(x, 1., cond)
     except ValueError as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
-    except RuntimeError as e: raise ValueError(misfit(denoiser, shape)) from e
+    except RuntimeError as e: raise ValueError(misfit(denoiser, shape, e)) from e
     except (AttributeError, TypeError) as e:
         draw = ("if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
                 'samplers.ConditionTable')
@@ -465,15 +465,18 @@ class _Files:
         if is_main():
             if self.missing(): held.enter_context(locked(self.folder))
             self.check_disk()
-            claim_folder(self.folder, self.note)
+            self.claim()
         if peers is not None: peers.wait()
-        if not is_main(): claim_folder(self.folder, self.note)
+        if not is_main(): self.claim()
         missing = self.missing()
         if peers is not None: peers.wait() # all have looked before the first one writes
         for i in range(len(self.bank.shards)):
             if i in missing: continue
             self.check_shard(i)
             self.bank.shards[i] = self.path(i)
+
+    def claim(self) -> None: # a note without bank_dtype is of float32
+        claim_folder(self.folder, self.note, dict(bank_dtype='float32'))
 
     def check_disk(self) -> None:
         need = sum(bank_megabytes(self.bank.plan, len(self.bank.span(i))) for i in self.missing())

@@ -5,6 +5,7 @@
 # %% ../../nbs/distillation/02_branches.ipynb #2b8717c5
 from __future__ import annotations
 import copy
+import re
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from ..core import check_int, check_type, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
+from ..diffusion.samplers import draw_conditions
 from ..training.devices import trainable_copy
 
 # %% auto #0
@@ -139,6 +141,7 @@ def branch(
                'branch needs a network denoiser such as EDMDenoiser or VPDenoiser')
     check_int('K', K, 1)
     check_precision(denoiser)
+    _check_adapters(denoiser.net)
     student = trainable_copy(denoiser)
     if layer is not None: _layer(student.net, layer)
     if K == 1: return BranchedDenoiser(student, 1, layer)
@@ -154,6 +157,15 @@ def branch(
     if not wide.weight.is_meta: # there are no numbers to compare
         _check_branches(branched, _known_shape(student, shape))
     return branched
+
+def _check_adapters(net: nn.Module) -> None:
+    "Refuse adapters (of peft) that a network of diffusers does not know of: none could be saved."
+    known = getattr(net, 'adapters', {}) is not None
+    if known or not any(hasattr(m, 'base_layer') for m in net.modules()): return
+    raise ValueError('this network has adapters that with_adapters did not add, so neither they '
+                     'nor a student with them can be saved: pass student=with_adapters(teacher, '
+                     'rank, targets), or, if they belong to the teacher, merge them before '
+                     'from_diffusers: model.fuse_lora() and model.unload_lora()')
 
 def _layer(net: nn.Module, name: str) -> nn.Module:
     try: return net.get_submodule(name)
@@ -204,8 +216,15 @@ def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it do
         if channels and size: return (channels, *((size, size) if isinstance(size, int) else size))
     return None
 
-def misfit(denoiser: Callable, shape: tuple[int, ...]) -> str:
-    "What to say where a network stops at samples of a shape."
+def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
+    "What to say where a network stops at samples of a shape with an error."
+    if isinstance(denoiser, nn.Module):
+        if torch.float64 in {p.dtype for p in denoiser.parameters()}:
+            return ('the weights of this network are torch.float64, and samples are in float32: '
+                    'convert it with .float()')
+    if not re.search('size|shape|dimension|channels|must match|at least', str(error)):
+        return (f'the network stops with {type(error).__name__}: {error}, at samples of '
+                f'shape={shape}')
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
     own = f'; it says that they are {known}' if known and known != tuple(shape) else (
         '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
@@ -227,7 +246,7 @@ def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     x = 1.5*sample_noise([0, 1], shape).to(first)
     n = denoiser.n_classes
     cond = torch.tensor([0, n - 1]) if n else None
-    if denoiser.conditions is not None: cond = denoiser.conditions([0, 1])
+    if denoiser.conditions is not None: cond = draw_conditions(denoiser, [0, 1])
     with undisturbed(denoiser):
         return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), cond_like(cond, x))
 
@@ -255,12 +274,35 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
         except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}'
     finally: _replace(denoiser.net, layer, wide)
     if reason:
+        _replace(denoiser.net, layer, _rows(wide, K, 0))
+        if plain := _plain_head(denoiser, shape): raise ValueError(plain)
         raise ValueError(f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer '
                          f'{layer!r}: {reason}. Behind this layer the branches of a sample are '
                          'samples of their own, so each sample must be treated alone and without '
                          'other tensors of the batch (a skip connection, a scale from the noise '
                          'level); pass layer= another layer, name the network inside '
                          '(PreconditionedDenoiser), or take K=1')
+
+def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str: # '' if it is not that
+    "Why a network cannot have branches whose last layer cannot be widened."
+    called = []
+    layers = {name: m for name, m in denoiser.net.named_modules()
+              if isinstance(getattr(m, 'weight', None), Tensor) and m.weight.ndim > 1}
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name))
+             for name, m in layers.items()]
+    try: _call(denoiser, shape)
+    finally:
+        for hook in hooks: hook.remove()
+    if not called or has_rows(head := layers[called[-1]]): return ''
+    why = f'groups={getattr(head, "groups", 1)}, so an output is not made from all its inputs'
+    if isinstance(head, _NO_ROWS): why = 'a weight with one row for each input, not each output'
+    way = ''
+    if 'weight' not in head._parameters:
+        why = 'a weight that is computed from others (as by weight norm)'
+        way = ('make it a plain one with torch.nn.utils.parametrize.remove_parametrizations(layer, '
+               "'weight'), or ")
+    return (f'{type(denoiser.net).__name__} cannot be given branches: its output layer '
+            f'{called[-1]!r} has {why}; {way}take K=1')
 
 def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."
@@ -279,10 +321,11 @@ def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there i
 
 def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     "The same; where it fails, the shape is to blame."
+    draw_conditions(denoiser, [0, 1]) # what cannot draw any is no matter of the shape
     try: return _call(denoiser, shape)
     except (ValueError, TypeError) as e:
         raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
-    except RuntimeError as e: raise ValueError(misfit(denoiser, shape)) from e
+    except RuntimeError as e: raise ValueError(misfit(denoiser, shape, e)) from e
 
 # %% ../../nbs/distillation/02_branches.ipynb #beda7f42
 def fold(

@@ -436,7 +436,11 @@ def _single(model: nn.Module) -> nn.Module:
 def _levels_of(scheduler) -> tuple[dict, Tensor | None]: # see `noise_table`; None: flow matching
     "The noise levels of a scheduler: an object, its configuration, or its folder."
     if not isinstance(scheduler, (str, Path)):
-        config = dict(getattr(scheduler, 'config', scheduler))
+        config = getattr(scheduler, 'config', scheduler)
+        if not isinstance(config, dict):
+            raise TypeError('scheduler must be one of diffusers, made, such as DDPMScheduler(), '
+                            f'or its configuration or folder, got {scheduler!r:.80}')
+        config = dict(config)
         if not isinstance(scheduler, dict): config['_class_name'] = type(scheduler).__name__
         return flow_times(config) or noise_table(config)
     file = 'scheduler_config.json'
@@ -582,6 +586,10 @@ def as_denoiser(
         call = partial(copy.deepcopy(_single(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
+    table = hasattr(model, 'alphas_cumprod') and not hasattr(model, 'sigma_data')
+    if inner is None and table and isinstance(getattr(model, 'model', None), nn.Module):
+        raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
+                        'wrap that as VPDenoiser(x.model, x.alphas_cumprod, prediction)')
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     if inner is None and hasattr(model, 'model') and hasattr(model, 'sigma_data'):
         net = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))

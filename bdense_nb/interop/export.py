@@ -189,8 +189,26 @@ def with_adapters(
     check_int('rank', rank, 1)
     student = lean_copy(denoiser)
     head = output_layer(student, student.net.sample_shape)
+    if hasattr(student.net.model, 'add_adapter'): _check_targets(student.net, targets, head)
     add_adapters(student.net, rank, targets, head, seed)
     return student
+
+def _check_targets(net: DiffusersNet, targets: Sequence[str], head: str) -> None:
+    "Refuse names of layers that do not get an adapter: unknown ones, and the output layer's."
+    if isinstance(targets, str) or not targets:
+        raise TypeError(f"targets must be names of layers, such as ('to_q', 'to_v'), got "
+                        f'{targets!r}')
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    names = [name for name, m in net.model.named_modules() if isinstance(m, kinds)]
+    for target in targets:
+        found = [name for name in names if f'.{name}'.endswith(f'.{target}')]
+        if head.partition('.')[2] in found:
+            raise ValueError(f'targets: {target!r} is the output layer, which is trained as a '
+                             'whole and gets no adapter: leave it out')
+        if not found:
+            ends = sorted({re.sub(r'.*\.(?=\D)', '', name) for name in names})
+            raise ValueError(f'targets: {target!r} ends no name of a linear layer or convolution '
+                             f'of this {type(net.model).__name__}; such as: {", ".join(ends)}')
 
 def merged(
     denoiser: NetDenoiser, # of a diffusers network
@@ -279,13 +297,16 @@ def _card_table(student: Student, data: str) -> str: # Markdown
     made = f'hash {about["teacher"]}' if 'teacher' in about else ''
     teacher = ', '.join(filter(None, [getattr(student.denoiser.net, 'source', ''), made]))
     weights = 'none' if config.get('K') == 1 else config.get('branch_weights')
+    guided = str(about.get('guidance_scale', 'none'))
+    if interval := about.get('guidance_interval'):
+        guided += f'; guidance_interval: noise levels {_numbers(interval)}'
     rows = {'Teacher': teacher, 'Teacher trained on': data,
             'Host method': hosts.get(about.get('host')),
             'Branches in training (K)': config.get('K'),
             'Branch weights': _numbers(weights) if isinstance(weights, (list, tuple)) else weights,
             'Network calls a sample (NFE)': student.nfe,
             'Noise levels': _numbers(student.sigmas.tolist()),
-            'Guidance in the weights (guidance_scale)': about.get('guidance_scale', 'none'),
+            'Guidance in the weights (guidance_scale)': guided,
             'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config)}
     rows = {k: 'not stated' if v in (None, '') else v for k, v in rows.items()}
     rows |= about.get('figures', {})

@@ -135,7 +135,7 @@ def same_run(
     for name in [k for k in {**mine, **theirs} if k not in FREE and k not in free]:
         there = repr(theirs[name]) if name in theirs else 'not'
         if name not in mine:
-            differ.append(f'{name}: {there} there, which this version does not know')
+            differ.append(f'{name}: {there} there, not now')
         elif name not in theirs or theirs[name] != mine[name]:
             differ.append(f'{name}: {there} there, {mine[name]!r} now')
     return differ
