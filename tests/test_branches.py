@@ -331,6 +331,14 @@ def test_an_output_layer_that_cannot_be_widened_is_named(head, says):
     assert branch(EDMDenoiser(net), 1).K == 1
 
 
+@pytest.mark.filterwarnings('ignore')
+def test_the_old_weight_norm_is_refused_in_our_words():
+    net = Images(nn.utils.weight_norm(nn.Conv2d(4, 3, 1)))
+    with pytest.raises(ValueError, match=r'remove_weight_norm\(layer\), or use'): branch(EDMDenoiser(net), 2, shape=(3, 8, 8))
+    nn.utils.remove_weight_norm(net.head)
+    assert branch(EDMDenoiser(Images(net.head)), 2, shape=(3, 8, 8)).K == 2
+
+
 REFUSED = {
     'a skip connection behind the head': (Head(nn.Linear(8, 8), lambda out, x, noise: out + x), (5, 8), 'head', 'stops with RuntimeError'),
     'a scale from the noise level': (Head(nn.Linear(8, 8), lambda out, x, noise: out*noise[:, None, None]), (5, 8), 'head', 'stops with RuntimeError'),
