@@ -20,13 +20,15 @@ from statsmodels.tsa.statespace.sarimax import SARIMAX
 
 from applications import Results, cpu_times
 from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, show_forecast,
-                                                teacher_sampler, temporal_denoiser, train_forecaster, truth_at, weather_task, weather_teacher)
+                                                teacher_sampler, temporal_denoiser, train_forecaster, truth_at, weather_task, weather_teacher,
+                                                weather_world)
 from bdense_nb.distillation.sfd import sfd
-from bdense_nb.lab.experiments import WEATHER_SFD, WEIGHTS
+from bdense_nb.lab.experiments import EXPERIMENTS, WEATHER_SFD, WEIGHTS, students
 from bdense_nb.training.config import TrainConfig
 from bdense_nb.training.loop import fit
 
 ARMS = {'SFD (host)': 'endpoint (SFD)', 'B-DENSE': 'endpoint-heavy'}
+PD_ARMS = {'PD (host)': 'K = 1 (PD)', 'PD, B-DENSE': 'K = 2, endpoint-heavy'}
 CALLS = (1, 2, 4)
 MEMBERS = 50  # futures of an origin
 LEVELS = np.arange(1, 100)/100  # of the quantile regression network
@@ -174,17 +176,30 @@ def baselines(task: Task, seeds: int, steps: int) -> list[dict]:
         add('quantile network', seed, scored_quantiles(task, quantiles_of(task, net, task.starts), seed))
     return rows
 
+def drawn(task: Task, seed: int, method: str, sampler) -> dict:
+    "A row of a sampler."
+    futures = rolling_forecasts(sampler, task.series, task.starts, MEMBERS)[:, :, 0]
+    row = dict(method=method, calls=sampler.nfe, seed=seed, **scored(task, futures))
+    print(method, sampler.nfe, 'calls, seed', seed, f'CRPS {row["crps"]:.3f}', flush=True)
+    return row
+
+def halved(name: str, seed: int, **changes) -> list:
+    "Progressive Distillation's students of one, two and four calls."
+    arm = next(a for a in EXPERIMENTS['forecasting_pd'].arms if a.name == PD_ARMS[name])
+    arm = replace(arm, cfg=replace(arm.cfg, **changes))
+    made = [student for student, _ in students(weather_world(), arm, seed, None, show=False)]
+    return sorted((s for s in made if s.nfe in CALLS), key=lambda s: s.nfe)
+
+def halving(task: Task, seed: int) -> list[dict]:
+    return [drawn(task, seed, name, student) for name in PD_ARMS for student in halved(name, seed)]
+
 def diffusion(task: Task, seed: int) -> list[dict]:
-    rows = []
-    def add(method, sampler):
-        futures = rolling_forecasts(sampler, task.series, task.starts, MEMBERS)[:, :, 0]
-        rows.append(dict(method=method, calls=sampler.nfe, seed=seed, **scored(task, futures)))
-        print(method, sampler.nfe, 'calls, seed', seed, f'CRPS {rows[-1]["crps"]:.3f}', flush=True)
     teacher = weather_teacher(seed)
-    add('teacher', teacher_sampler(teacher))
+    rows = [drawn(task, seed, 'teacher', teacher_sampler(teacher))]
     for calls in CALLS:
         for name, weights in ARMS.items():
-            add(name, sfd(teacher, replace(WEATHER_SFD, nfe=calls, seed=seed, **WEIGHTS[weights]), show=False))
+            student = sfd(teacher, replace(WEATHER_SFD, nfe=calls, seed=seed, **WEIGHTS[weights]), show=False)
+            rows.append(drawn(task, seed, name, student))
     return rows
 
 def times(task: Task) -> dict:
@@ -194,6 +209,7 @@ def times(task: Task) -> dict:
     for calls in CALLS:
         for name, weights in ARMS.items():
             samplers[f'{name}, {calls} calls'] = sfd(teacher, replace(WEATHER_SFD, nfe=calls, steps=1, **WEIGHTS[weights]), show=False)
+    for name in PD_ARMS: samplers |= {f'{name}, {s.nfe} calls': s for s in halved(name, 0, updates=1)}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         net, arima, smoothing = quantile_network(task, replace(QUICK, steps=1)), Arima(task), Smoothing(task)
@@ -221,6 +237,7 @@ def main() -> None:
         results.keep(**about, chosen=chosen, rows=baselines(task, len(results.seeds), best(chosen, 'quantile_network')))
     for seed in results.seeds:
         if not any((r['method'], r['seed']) == ('teacher', seed) for r in results.rows): results.keep(rows=results.rows + diffusion(task, seed))
+        if not any((r['method'], r['seed']) == ('PD (host)', seed) for r in results.rows): results.keep(rows=results.rows + halving(task, seed))
     results.keep_times('CPU milliseconds for 100 futures of one origin, one thread', lambda: times(task))
     student = sfd(weather_teacher(0), replace(WEATHER_SFD, nfe=2, **WEIGHTS[ARMS['B-DENSE']]), show=False)
     picture(task, student, results.out.with_name('forecasting.png'))
