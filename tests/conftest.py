@@ -1,4 +1,6 @@
 "What all tests share. One thread each: small tensors gain nothing from more, and results stay comparable."
+import functools
+import inspect
 import os
 import shutil
 import subprocess
@@ -11,6 +13,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['IPYTHONDIR'] = tempfile.mkdtemp(prefix='bdense-nb-ipython-')  # kernels write their history here, not into the home folder
 
 import pytest  # noqa: E402
+
+# Help is made from the comments of classes; to find a class Python 3.11 parses its whole module, each time anew.
+read_source, class_source = inspect.getsource, functools.cache(inspect.getsource)
+inspect.getsource = lambda thing: class_source(thing) if isinstance(thing, type) else read_source(thing)
 
 
 @pytest.fixture(scope='session')
