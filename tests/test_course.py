@@ -51,6 +51,17 @@ def test_a_lesson_keeps_to_its_size(name):
 
 
 @pytest.mark.parametrize('name', NUMBERED)
+def test_an_answer_is_closed(name):
+    "JupyterLab opens it when the cell is run, the site on a click: at least one picture or print after the prediction, and nothing open before it."
+    own = cells(name)
+    asked = next(i for i, c in enumerate(own) if '**Prediction.**' in c.source)
+    closed = [c.metadata.get('jupyter', {}).get('outputs_hidden', False) for c in own]
+    answer = closed.index(True)
+    open_before = [c for c in own[asked:answer] if any('image/png' in o.get('data', {}) for o in c.get('outputs', []))]
+    assert answer > asked and own[answer].outputs and not open_before
+
+
+@pytest.mark.parametrize('name', NUMBERED)
 def test_a_lesson_has_its_parts(name):
     text = '\n'.join(c.source for c in cells(name) if c.cell_type == 'markdown')
     number = re.match(r'course/(\d)', name)[1]

@@ -83,6 +83,20 @@ def test_every_symbol_has_a_sentence():
     assert len(symbols()) > 500 and not silent, silent
 
 
+def test_every_parameter_has_a_sentence(parsed):
+    "Each name in a signature has a row in the table below it, and each row a meaning."
+    seen, silent = 0, []
+    for name, page in parsed.items():
+        for entry in page.text.split('<dt class="sig ')[1:] if name.startswith('api/') else ():
+            symbol, signature = re.search('id="([^"]*)"', entry)[1], entry.split('</dt>')[0]
+            wanted = set(re.findall('<em class="sig-param">(?:<span class="o">[^<]*</span>)?<span class="n"><span class="pre">([^<]*)', signature)) - {'self'}
+            rows = [re.findall('<td>(.*?)</td>', row, flags=re.S) for row in re.findall('<tr.*?</tr>', entry.partition('<table class="parameters')[2].split('</table>')[0], flags=re.S)]
+            text = {plain[0]: plain[3] for row in rows if row for plain in [[re.sub('<[^>]*>', '', cell).strip() for cell in row]]}
+            seen += len(wanted)
+            silent += [f'{symbol}: {p}' for p in wanted if not text.get(p)]
+    assert seen > 2000 and not silent, silent
+
+
 def test_reference_begins_with_what_people_use(parsed):
     text = parsed['api/distillation.sfd.html'].text
     order = [text.index(f'id="bdense_nb.distillation.sfd.{name}"') for name in ('SFDConfig', 'sfd_step', 'TEACHER_STATES')]

@@ -253,8 +253,11 @@ def code_cell(cell, alt: str):
     flags = directives(cell)
     body = tree(cell.source).body
     tags = {'remove-input'} if flags.get('echo') == 'false' else set()
+    answer = cell.metadata.get('jupyter', {}).get('outputs_hidden', False)  # of a prediction
+    if answer: tags.add('hide-output')
     if body and all(isinstance(n, ast.Import | ast.ImportFrom) for n in body): tags |= {'hide-input'}
-    cell.metadata = {'tags': sorted(tags), 'mystnb': {'image': {'alt': alt}, 'code_prompt_show': 'Imports', 'code_prompt_hide': 'Imports'}}
+    prompt = 'The answer: what did you predict?' if answer else 'Imports'
+    cell.metadata = {'tags': sorted(tags), 'mystnb': {'image': {'alt': alt}, 'code_prompt_show': prompt, 'code_prompt_hide': prompt}}
     cell.source = '\n'.join(line for line in cell.source.splitlines() if not line.startswith('#|')).strip()
     return cell
 
