@@ -195,6 +195,12 @@ def level_captions(app, pagename, templatename, context, doctree) -> None:
     context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
 
 
+def break_code(app, pagename, templatename, context, doctree) -> None:
+    "In tables code may break after a dot, a bracket, a comma or an underscore, and nowhere else."
+    def in_table(table): return re.sub(r'(?<=<span class="pre">)[^<]+', lambda m: re.sub(r'(?<=[.\[(,_])(?=\w)', '<wbr>', m[0]), table[0])
+    context['body'] = re.sub('<table.*?</table>', in_table, context.get('body', ''), flags=re.S)
+
+
 def describe(app, pagename, templatename, context, doctree) -> None:
     "What search engines and messengers show of a page."
     page = next((p for p in pages() if pagename in (p.doc, f'api/{p.module}')), None)
@@ -214,3 +220,4 @@ def setup(app) -> None:
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)
     app.connect('html-page-context', describe)
+    app.connect('html-page-context', break_code)

@@ -221,6 +221,18 @@ def test_pages_describe_themselves(site, parsed):
     assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
 
 
+def test_a_missing_page_links_from_the_address_of_the_site(parsed):
+    "Whatever folder it was looked for in."
+    lost, base = parsed['404.html'], SETTINGS['doc_baseurl'] + '/'
+    assert f'<base href="{base}">' in lost.text and lost.text.index('<base') < lost.text.index('<link')
+    assert SETTINGS['doc_host'] + base in lost.links and 'course/1_first_distillation.html' in lost.links
+
+
+def test_help_builds_nothing(root, tmp_path):
+    done = subprocess.run([sys.executable, root/'tools'/'docs.py', '--help'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and 'usage: docs.py' in done.stdout and not list(tmp_path.iterdir())
+
+
 def test_the_order_of_the_site(parsed):
     captions = re.findall('class="caption"[^>]*><span class="caption-text">([^<]*)', parsed['index.html'].text)
     links = parsed['index.html'].links
