@@ -182,6 +182,13 @@ def test_names_in_prose_become_links():
     assert find_symbol('samplers.sample') == 'bdense_nb.diffusion.samplers.sample' and find_symbol('no_such_name') is None
 
 
+def test_a_displayed_formula_is_a_paragraph():
+    "Inside one, the site takes its dollars for those of other formulas."
+    parts = [(page.doc, cell.source[:m.start()], cell.source[m.end():]) for page in pages() for cell in page.cells() if cell.cell_type == 'markdown'
+             for m in re.finditer(r'\$\$.*?\$\$', cell.source, flags=re.S)]
+    assert len(parts) > 20 and not [doc for doc, before, after in parts if before and not before.endswith('\n\n') or after and not after.startswith('\n\n')]
+
+
 def test_colab_installs_first_and_has_addresses_for_links():
     links = []
     for page in pages():
