@@ -64,12 +64,13 @@ def noted(cls: type) -> dict: return docments(cls, full=True)  # base classes ar
 
 
 def starred(obj) -> dict:
-    "Docments, and the comments behind `*args` and `**how`, which they leave out."
+    "Docments, and the comments behind `*args` and `**how`, which they take for that of the returned value."
     found = docments(obj, full=True)
     made = obj.__init__ if inspect.isclass(obj) else obj
     said = re.findall(r'^ *\*+(\w+)[^#\n]*# *(.*)$', inspect.getsource(made), flags=re.M) if inspect.isfunction(made) else []
     for name, text in said:
-        if name in found: found[name]['docment'] = found[name]['docment'] or text
+        if name in found: found[name]['docment'] = text
+        if found.get('return', {}).get('docment') == text: found['return']['docment'] = None
     return found
 
 

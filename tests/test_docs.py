@@ -97,6 +97,11 @@ def test_every_parameter_has_a_sentence(parsed):
     assert seen > 2000 and not silent, silent
 
 
+def test_what_stands_behind_stars_is_no_returned_value(parsed):
+    text = re.sub('<[^>]*>', '', parsed['api/distillation.students.html'].text)
+    assert text.count('what else defines the run: hashes of teacher, student and data') == 1
+
+
 def test_reference_begins_with_what_people_use(parsed):
     text = parsed['api/distillation.sfd.html'].text
     order = [text.index(f'id="bdense_nb.distillation.sfd.{name}"') for name in ('SFDConfig', 'sfd_step', 'TEACHER_STATES')]
