@@ -197,9 +197,12 @@ def level_captions(app, pagename, templatename, context, doctree) -> None:
 
 
 def break_code(app, pagename, templatename, context, doctree) -> None:
-    "In tables code may break after a dot, a bracket, a comma or an underscore, and nowhere else."
-    def in_table(table): return re.sub(r'(?<=<span class="pre">)[^<]+', lambda m: re.sub(r'(?<=[.\[(,_])(?=\w)', '<wbr>', m[0]), table[0])
-    context['body'] = re.sub('<table.*?</table>', in_table, context.get('body', ''), flags=re.S)
+    "In tables code may break after a dot, a bracket, a comma or an underscore, and nowhere else; a parameter's name stays whole."
+    def breaks(text): return re.sub(r'(?<=<span class="pre">)[^<]+', lambda m: re.sub(r'(?<=[.\[(,_])(?=\w)', '<wbr>', m[0]), text)
+    def in_table(m):
+        if 'class="parameters' not in m[1]: return breaks(m[0])
+        return re.sub(r'(<tr[^>]*><td>.*?</td>)(.*?</tr>)', lambda row: row[1] + breaks(row[2]), m[0], flags=re.S)
+    context['body'] = re.sub('(<table[^>]*>).*?</table>', in_table, context.get('body', ''), flags=re.S)
 
 
 def describe(app, pagename, templatename, context, doctree) -> None:
