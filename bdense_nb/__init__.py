@@ -2,14 +2,15 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ['ConditionTable', 'EDMDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'Hardware', 'MixtureDenoiser',
-           'PDConfig', 'SFDConfig', 'SFDVConfig', 'Sampler', 'Student', 'TrainConfig', 'VPDenoiser',
+__all__ = ['ConditionTable', 'EDMDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'Hardware', 'MLP', 'MixtureDenoiser',
+           'PDConfig', 'SFDConfig', 'SFDVConfig', 'Sampler', 'Student', 'TrainConfig', 'UNet', 'VPDenoiser',
            'as_denoiser', 'branch', 'check_teacher', 'compare', 'distill', 'fold', 'frechet_distance',
            'from_diffusers', 'load_student', 'load_teacher', 'paired_error', 'preset', 'progressive',
            'sample', 'sfd', 'train_teacher', 'trajectory']
 _HOMES = {
     'diffusion.denoisers': 'EDMDenoiser FlowDenoiser GuidedDenoiser MixtureDenoiser VPDenoiser '
                            'check_teacher load_teacher',
+    'diffusion.nets': 'MLP UNet',
     'diffusion.samplers': 'ConditionTable Sampler sample trajectory',
     'distillation.branches': 'branch fold',
     'distillation.distill': 'distill preset',
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser
     from .diffusion.denoisers import MixtureDenoiser, VPDenoiser
     from .diffusion.denoisers import check_teacher, load_teacher
+    from .diffusion.nets import MLP, UNet
     from .diffusion.samplers import ConditionTable, Sampler, sample, trajectory
     from .distillation.branches import branch, fold
     from .distillation.distill import distill, preset

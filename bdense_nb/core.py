@@ -114,10 +114,10 @@ def check_choice(name: str, value, allowed) -> None:
 @dataclass(frozen=True)
 class Within:
     "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
-    at_least: float = -math.inf
-    above: float = -math.inf
-    at_most: float = math.inf
-    below: float = math.inf
+    at_least: float = -math.inf # the smallest value that is allowed
+    above: float = -math.inf # a bound that it must exceed
+    at_most: float = math.inf # the largest value that is allowed
+    below: float = math.inf # a bound that it must stay below
 
     def __contains__(self, value) -> bool: # infinity is not, nor NaN
         return self.at_least <= value <= self.at_most and self.above < value < self.below
@@ -135,7 +135,7 @@ def check_int(name: str, value, low: int, high: int | None = None) -> None:
 
 def check_number(
     name: str, # what to call it in the message
-    value: float,
+    value: float, # what was given
     within: Within, # its limits
 ) -> None:
     "Raise a `ValueError` unless `value` is a finite number within limits."
@@ -153,7 +153,7 @@ def check_type(
 
 def check_shape(
     name: str, # what to call it in the message
-    t: Tensor,
+    t: Tensor, # the tensor that is checked
     *axes: int | str, # sizes; a name stands for any size
 ) -> None:
     "Raise a `ValueError` unless a tensor has this shape."

@@ -22,6 +22,7 @@ from bdense_nb import core  # noqa: E402
 from bdense_nb.core import Within  # noqa: E402
 from docs_pictures import is_drawing, on_dark  # noqa: E402
 from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
+from docs_words import usual  # noqa: E402
 
 LIMITED = [name for name, kind in vars(core).items() if get_origin(kind) is Annotated]  # AtLeast1 ...
 ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
@@ -62,13 +63,25 @@ html_theme_options = {'footer_icons': [{'name': 'Repository', 'url': GIT, 'html'
 def noted(cls: type) -> dict: return docments(cls, full=True)  # base classes are asked again and again
 
 
+def starred(obj) -> dict:
+    "Docments, and the comments behind `*args` and `**how`, which they take for that of the returned value."
+    found = docments(obj, full=True)
+    made = obj.__init__ if inspect.isclass(obj) else obj
+    said = re.findall(r'^ *\*+(\w+)[^#\n]*# *(.*)$', inspect.getsource(made), flags=re.M) if inspect.isfunction(made) else []
+    for name, text in said:
+        if name in found: found[name]['docment'] = text
+        if found.get('return', {}).get('docment') == text: found['return']['docment'] = None
+    return found
+
+
 def parameters(obj) -> dict:
     "A callable's or class's fastcore docments; a dataclass's are those of its base classes, too; a named tuple's are the comments behind its fields."
     if inspect.isclass(obj) and issubclass(obj, tuple):
         comments = dict(re.findall(r'^\s+(\w+)\s*:.*?#\s*(.*)$', inspect.getsource(obj), flags=re.M))
         row = lambda name, anno: {'anno': anno, 'docment': comments.get(name), 'default': obj._field_defaults.get(name, empty)}
         return {name: row(name, anno) for name, anno in obj.__annotations__.items()}
-    if not is_dataclass(obj): return docments(obj, full=True)
+    if inspect.isclass(obj) and obj.__init__ in (object.__init__, Exception.__init__): return {}
+    if not is_dataclass(obj): return starred(inspect.unwrap(obj))
     found = {name: dict(row) for name, row in noted(obj).items()}
     for cls in obj.__mro__[::-1]:
         own = noted(cls) if is_dataclass(cls) else {}
@@ -103,30 +116,22 @@ def annotation(anno, module: str) -> str:
     return type_text(eval(anno, vars(import_module(f'{LIB}.{module}')))) if limited else anno
 
 
-USUAL = {'sigma': 'noise level', 'sigmas': 'noise levels, descending', 'cond': 'classes or other conditions, one row a sample',
-         'teacher': 'the denoiser that is learned from', 'denoiser': 'D(x, sigma, cond) -> x0_hat', 'model': 'what is trained',
-         'shape': 'of one sample', 'device': 'where it is computed', 'seed': 'of the random draws', 'nfe': 'network calls a sample',
-         'x': 'states, samples or inputs, one a row', 'n': 'how many', 'labels': 'classes, one a sample', 'seeds': 'one a sample',
-         'folder': 'where it lies, or is written', 'path': 'of the file', 'batch': 'samples at a time', 'bank': 'stored trajectories',
-         'arms': 'ways to train that are compared', 'result': 'of an experiment', 'show': 'a progress bar?',
-         'tensors': 'by name', 'denoisers': 'D(x, sigma, cond) -> x0_hat each', 'n_steps': 'how many steps'}
-
-
-def meaning(name: str, anno: str, said: str | None, module: str) -> str:
+def meaning(name: str, anno: str, said: str | None, symbol: str) -> str:
     "What is said of a parameter, or of its type, or of every parameter of this name."
-    own = find_symbol(anno.removesuffix(' | None'), module)
-    return ' '.join((said or own and doc_line(symbols()[own]) or USUAL.get(name, '')).split())
+    own = find_symbol(anno.removesuffix(' | None'), module_of(symbol))
+    return ' '.join((said or own and doc_line(symbols()[own]) or usual(name, symbol.removeprefix(f'{LIB}.'))).split())
 
 
-def parameter_table(obj, module: str) -> list[str]:
+def parameter_table(obj, symbol: str) -> list[str]:
     "The parameters as a table: name, type, default, meaning; the last row is what is returned."
     rows = []
+    module = module_of(symbol)
     for name, p in parameters(obj).items():
         anno = annotation(p['anno'], module)
         if name == 'return' and anno == 'None' and not p['docment']: continue
-        if name == 'self' or not anno and not p['docment'] and (name == 'return' or p['default'] is empty): continue
+        if name == 'self' or name == 'return' and not anno and not p['docment']: continue
         cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
-                 '' if p['default'] is empty else 'a function' if inspect.isfunction(p['default']) else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], module), module)]
+                 '' if p['default'] is empty else 'a function' if inspect.isfunction(p['default']) else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], symbol), module)]
         rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
     head = ['* - parameter', '  - type', '  - default', '  - meaning']
     return ['', '.. list-table::', '   :header-rows: 1', '   :widths: auto', '   :class: parameters', '', *indented(head + rows), ''] if rows else []
@@ -137,7 +142,7 @@ def document(app, what, name, obj, options, lines) -> None:
     module = module_of(name)
     if not any(lines) and name in symbols(): lines[:] = [doc_line(symbols()[name])]
     lines[:] = [rst(line, module) for line in lines]
-    if what in ('function', 'method', 'class'): lines += parameter_table(obj, module)
+    if what in ('function', 'method', 'class'): lines += parameter_table(obj, name)
 
 
 def mark_drawings(app, doctree) -> None:
@@ -191,6 +196,15 @@ def level_captions(app, pagename, templatename, context, doctree) -> None:
     context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
 
 
+def break_code(app, pagename, templatename, context, doctree) -> None:
+    "In tables code may break after a dot, a bracket, a comma or an underscore, and nowhere else; a parameter's name stays whole."
+    def breaks(text): return re.sub(r'(?<=<span class="pre">)[^<]+', lambda m: re.sub(r'(?<=[.\[(,_])(?=\w)', '<wbr>', m[0]), text)
+    def in_table(m):
+        if 'class="parameters' not in m[1]: return breaks(m[0])
+        return re.sub(r'(<tr[^>]*><td>.*?</td>)(.*?</tr>)', lambda row: row[1] + breaks(row[2]), m[0], flags=re.S)
+    context['body'] = re.sub('(<table[^>]*>).*?</table>', in_table, context.get('body', ''), flags=re.S)
+
+
 def describe(app, pagename, templatename, context, doctree) -> None:
     "What search engines and messengers show of a page."
     page = next((p for p in pages() if pagename in (p.doc, f'api/{p.module}')), None)
@@ -210,3 +224,4 @@ def setup(app) -> None:
     app.connect('autodoc-process-docstring', document)
     app.connect('html-page-context', level_captions, priority=900)
     app.connect('html-page-context', describe)
+    app.connect('html-page-context', break_code)

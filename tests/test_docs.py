@@ -83,6 +83,25 @@ def test_every_symbol_has_a_sentence():
     assert len(symbols()) > 500 and not silent, silent
 
 
+def test_every_parameter_has_a_sentence(parsed):
+    "Each name in a signature has a row in the table below it, and each row a meaning."
+    seen, silent = 0, []
+    for name, page in parsed.items():
+        for entry in page.text.split('<dt class="sig ')[1:] if name.startswith('api/') else ():
+            symbol, signature = re.search('id="([^"]*)"', entry)[1], entry.split('</dt>')[0]
+            wanted = set(re.findall('<em class="sig-param">(?:<span class="o">[^<]*</span>)?<span class="n"><span class="pre">([^<]*)', signature)) - {'self'}
+            rows = [re.findall('<td>(.*?)</td>', row, flags=re.S) for row in re.findall('<tr.*?</tr>', entry.partition('<table class="parameters')[2].split('</table>')[0], flags=re.S)]
+            text = {plain[0]: plain[3] for row in rows if row for plain in [[re.sub('<[^>]*>', '', cell).strip() for cell in row]]}
+            seen += len(wanted)
+            silent += [f'{symbol}: {p}' for p in wanted if not text.get(p)]
+    assert seen > 2000 and not silent, silent
+
+
+def test_what_stands_behind_stars_is_no_returned_value(parsed):
+    text = re.sub('<[^>]*>', '', parsed['api/distillation.students.html'].text)
+    assert text.count('what else defines the run: hashes of teacher, student and data') == 1
+
+
 def test_reference_begins_with_what_people_use(parsed):
     text = parsed['api/distillation.sfd.html'].text
     order = [text.index(f'id="bdense_nb.distillation.sfd.{name}"') for name in ('SFDConfig', 'sfd_step', 'TEACHER_STATES')]
@@ -168,6 +187,13 @@ def test_names_in_prose_become_links():
     assert find_symbol('samplers.sample') == 'bdense_nb.diffusion.samplers.sample' and find_symbol('no_such_name') is None
 
 
+def test_a_displayed_formula_is_a_paragraph():
+    "Inside one, the site takes its dollars for those of other formulas."
+    parts = [(page.doc, cell.source[:m.start()], cell.source[m.end():]) for page in pages() for cell in page.cells() if cell.cell_type == 'markdown'
+             for m in re.finditer(r'\$\$.*?\$\$', cell.source, flags=re.S)]
+    assert len(parts) > 20 and not [doc for doc, before, after in parts if before and not before.endswith('\n\n') or after and not after.startswith('\n\n')]
+
+
 def test_colab_installs_first_and_has_addresses_for_links():
     links = []
     for page in pages():
@@ -205,6 +231,18 @@ def test_pages_describe_themselves(site, parsed):
     assert '<h1>bdense-nb<' in parsed['index.html'].text and '<title>bdense-nb' in parsed['index.html'].text
     assert '<title>Samplers' in parsed['diffusion/03_samplers.html'].text
     assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
+
+
+def test_a_missing_page_links_from_the_address_of_the_site(parsed):
+    "Whatever folder it was looked for in."
+    lost, base = parsed['404.html'], SETTINGS['doc_baseurl'] + '/'
+    assert f'<base href="{base}">' in lost.text and lost.text.index('<base') < lost.text.index('<link')
+    assert SETTINGS['doc_host'] + base in lost.links and 'course/1_first_distillation.html' in lost.links
+
+
+def test_help_builds_nothing(root, tmp_path):
+    done = subprocess.run([sys.executable, root/'tools'/'docs.py', '--help'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and 'usage: docs.py' in done.stdout and not list(tmp_path.iterdir())
 
 
 def test_the_order_of_the_site(parsed):

@@ -3,6 +3,7 @@
     python tools/docs.py           # in _docs/
     python tools/docs.py FOLDER
 """
+import argparse
 import gc
 import shutil
 import sys
@@ -16,17 +17,16 @@ from docs_live import write_live
 from docs_sources import ROOT, SETTINGS, write_sources
 
 
-HOME = SETTINGS['doc_host'] + SETTINGS['doc_baseurl'] + '/'
-LOST = f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>Not found</title>
-<style>:root{{color-scheme:light dark}} body{{font:1.1rem sans-serif;max-width:36rem;margin:20vh auto;padding:1rem}} a{{color:LinkText}}</style>
-<main><article><h1>There is no such page</h1><p>Pages have moved since. The <a href="{HOME}">front page</a> has the course,
-and its search finds the rest.</p></article></main></html>
-'''
+BASE = SETTINGS['doc_baseurl'] + '/'
+# a page that is missing can lie in any folder: where the site has its address, all of its links start from there
+FROM_BASE = f'<head><script>if (location.pathname.startsWith("{BASE}")) document.write(`<base href="{BASE}">`)</script>'
 
 
 def main() -> None:
     gc.disable()  # a seventh of the time would go into looking for garbage, of which there is little
-    start, out = time.perf_counter(), Path(sys.argv[1] if sys.argv[1:] else ROOT/'_docs')
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('folder', type=Path, nargs='?', default=ROOT/'_docs')
+    out, start = p.parse_args().folder, time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         write_live(work/'live')  # before Sphinx lets every library's log through
@@ -34,7 +34,8 @@ def main() -> None:
         failed = sphinx_build(['-q', '-W', '--keep-going', '-c', f'{ROOT/"docs"}', '-d', f'{work/"doctrees"}', f'{work/"sources"}', f'{work/"html"}'])
         if failed: sys.exit(failed)
         shutil.move(work/'live', work/'html'/'_static'/'live')
-        (work/'html'/'404.html').write_text(LOST, encoding='utf-8')
+        lost = work/'html'/'404.html'
+        lost.write_text(lost.read_text(encoding='utf-8').replace('<head>', FROM_BASE, 1), encoding='utf-8')
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(work/'html', out)
     print(f'{len(list(out.rglob("*.html")))} pages in {time.perf_counter() - start:.0f} s; open {out/"index.html"}')

@@ -33,7 +33,16 @@ def shown(value) -> str:
     return str(value)
 
 
-def words(key) -> str: return str(key).replace('_', ' ')
+PROPER = {'frechet': 'Fréchet', 'wasserstein': 'Wasserstein', 'crps': 'CRPS', 'mase': 'MASE', 'auc': 'AUC'}
+
+
+def words(key) -> str: return ' '.join(PROPER.get(word, word) for word in str(key).split('_'))
+
+
+def sentence(key) -> str:
+    "Words with a capital, as a heading begins."
+    text = words(key)
+    return text[:1].upper() + text[1:]
 
 
 def is_flat(value) -> bool:
@@ -77,10 +86,10 @@ def result_parts(value: dict, name: str = '') -> list[str]:
         found = rows_table(inner)
         if found and found[1] <= 40:
             mean = ', mean over seeds' if found[2] else ''
-            parts += [f'**{words(key).capitalize()}{mean}**', found[0]]
+            parts += [f'**{sentence(key)}{mean}**', found[0]]
         elif isinstance(inner, dict) and not found: parts += result_parts(inner, key)
         else: flat.append([words(key), f'{len(inner)} entries, in the file'])
-    head = [f'**{words(name).capitalize()}**'] if name else []
+    head = [f'**{sentence(name)}**'] if name else []
     return head + ([table(['what', 'value'], flat)] if flat else []) + parts
 
 
@@ -97,7 +106,7 @@ def comparison(data: dict) -> list[str]:
     for i, measure in enumerate(measures_of(data)):
         grid = difference_table(data, measure).partition('\n\n')[2]
         n = grid.count('\n') - 1
-        said = f'**{words(measure).capitalize()}**: {counted(data, measure)}.'
+        said = f'**{sentence(measure)}**: {counted(data, measure)}.'
         parts += [said, grid] if i == 0 and n <= AT_ONCE else [
             said, details(f'Table: {words(measure)}, {n} rows', grid)]
     return parts

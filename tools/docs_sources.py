@@ -253,8 +253,11 @@ def code_cell(cell, alt: str):
     flags = directives(cell)
     body = tree(cell.source).body
     tags = {'remove-input'} if flags.get('echo') == 'false' else set()
+    answer = cell.metadata.get('jupyter', {}).get('outputs_hidden', False)  # of a prediction
+    if answer: tags.add('hide-output')
     if body and all(isinstance(n, ast.Import | ast.ImportFrom) for n in body): tags |= {'hide-input'}
-    cell.metadata = {'tags': sorted(tags), 'mystnb': {'image': {'alt': alt}, 'code_prompt_show': 'Imports', 'code_prompt_hide': 'Imports'}}
+    prompt = 'The answer: what did you predict?' if answer else 'Imports'
+    cell.metadata = {'tags': sorted(tags), 'mystnb': {'image': {'alt': alt}, 'code_prompt_show': prompt, 'code_prompt_hide': prompt}}
     cell.source = '\n'.join(line for line in cell.source.splitlines() if not line.startswith('#|')).strip()
     return cell
 
@@ -386,6 +389,21 @@ def citing_page() -> str:
                         'The same for GitHub and reference managers, `CITATION.cff`:', f'```yaml\n{(ROOT/"CITATION.cff").read_text(encoding="utf-8").strip()}\n```']) + '\n'
 
 
+LOST = f'''---
+orphan: true
+nosearch: true
+---
+# There is no such page
+
+Pages have moved since. The [front page]({SETTINGS["doc_host"]}{SETTINGS["doc_baseurl"]}/) has the course, and the search finds the rest.
+
+- [Start with lesson 1](/course/1_first_distillation.ipynb)
+- [The reference, module by module](/api/index.rst)
+- [Results](/results.md)
+- [Glossary](/glossary.md)
+'''
+
+
 def glossary_page() -> str:
     "`docs/glossary.md`, whose terms are headings so that it can be read anywhere, as the directive that search and other pages find them by."
     head, *entries = re.split(r'^### ', (ROOT/'docs'/'glossary.md').read_text(encoding='utf-8').replace('](../nbs/', ']('), flags=re.M)
@@ -405,7 +423,7 @@ def write_sources(out: Path) -> None:
     modules = list(dict.fromkeys(p.module for p in pages() if p.module))
     texts = {f'api/{m}.rst': api_page(m) for m in modules} | {
         'api/index.rst': api_index(modules), 'results.md': results_page(out), 'citing.md': citing_page(),
-        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'live.md': (ROOT/'docs'/'live.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page()}
+        'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'live.md': (ROOT/'docs'/'live.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page(), '404.md': LOST}
     for page in pages():
         nb = notebook_page(page, out)
         if page.doc == 'index': nb.cells.append(markdown_cell(contents()))

@@ -118,7 +118,7 @@ def interleaved(
     arms: Arms, # functions of no argument
     repeats: int, # rounds
     device: torch.device,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter, # gives seconds
 ) -> dict[str, list[float]]: # seconds of each arm in each round
     "Time arms that take turns, in both directions, so that a slow moment hits all alike."
     for f in arms.values(): f()
@@ -142,7 +142,7 @@ def compared(
     arms: Arms,
     peer: str, # the arm that the others are divided by
     bench: Bench,
-    size: str,
+    size: str, # a key of `Bench.sizes`
 ) -> list[dict]: # `ratio` of every other arm, with `size`, `what` and `peer`
     "Arms in turns, and each over the peer."
     times = interleaved(arms, bench.rounds(size), bench.device, bench.clock)
@@ -338,7 +338,7 @@ def bench_branches(bench: Bench) -> dict:
 
 # %% ../../nbs/app/07_bench.ipynb #b84c973c
 def operator_shares(
-    arm: Callable[[], object],
+    arm: Callable[[], object], # a function of no argument
     device: torch.device,
     n: int = 8,
 ) -> dict[str, float]: # operator -> its part of the time, the n largest
@@ -608,7 +608,7 @@ def stored_parts(folder: Path, names: Sequence[str], bench: Bench) -> dict[str, 
     return {name: part for name, part in found.items() if bench.kind.items() <= part.items()}
 
 def run_parts(
-    parts: dict[str, Callable[[Bench], dict]],
+    parts: dict[str, Callable[[Bench], dict]], # name -> what measures it
     bench: Bench,
     folder: Path, # gets NAME.json of each part; one that is found there is not run again
     minutes: float = math.inf, # no part begins after so long

@@ -38,7 +38,7 @@ def notebooks_dir() -> Path: # the folder of `index.ipynb`
 
 # %% ../../nbs/app/04_course.ipynb #ab3e3d5b
 def relink(
-    markdown: str,
+    markdown: str, # the text of a cell or file
     to: Callable[[str], str], # a link's target -> another
 ) -> str:
     "Change the targets of links to files; addresses, anchors and absolute paths stay."

@@ -77,25 +77,41 @@ def _grid() -> Tensor: return karras_sigmas(8, .1, 2.)
 
 # %% ../../nbs/app/05_exercises.ipynb #05e03242
 @_exercise('1.1', 'x + (s - t) times the slope (x - x0_hat)/t',
-           lambda f: f(_noised(), _blobs()(_noised(), 2.), 2., .5))
+           lambda f: f(_noised(), _blobs()(_noised(), 2.), 2., .6))
 def _(got):
     x = _noised()
     guess = _blobs()(x, 2.)
-    want = euler_step(x, guess, 2., .5)
+    want = euler_step(x, guess, 2., .6)
     return _close(got, want) or _named(got, {
         'that walks away from the guess: (x - x0_hat)/t times s - t, which is negative':
             2*x - want,
         'that jumps all the way to the guess; go only from level t to level s': guess,
-        'the slope is (x - x0_hat)/t; the division is missing': x - 1.5*(x - guess),
-        'divide by t, the level at which the guess was made, not by s': x - 3*(x - guess),
-        'upside down: the part of x - x0_hat that is left is s/t, not t/s': guess + 4*(x - guess),
-        'what is left of x - x0_hat is s/t of it; t is missing': guess + .5*(x - guess),
+        'the slope is (x - x0_hat)/t; the division is missing': x - 1.4*(x - guess),
+        'divide by t, the level at which the guess was made, not by s': x - 1.4/.6*(x - guess),
+        'upside down: the part of x - x0_hat that is left is s/t, not t/s':
+            guess + 2/.6*(x - guess),
+        'what is left of x - x0_hat is s/t of it; t is missing': guess + .6*(x - guess),
+        'that is the slope for a level that falls by one; multiply it by s - t':
+            (x - (x - guess)/2, x + (x - guess)/2),
+        'the slope is (x - x0_hat)/t; x is missing': x - 1.4*guess/2,
+        'that is the noise that is left; the guess is missing': .3*(x - guess),
+        'nothing has moved: that is x': x,
         'that is the step alone; add it to x': want - x})
 
 def _walk(x, ask: Callable, slope: Callable) -> Tensor:
     for t, s in zip(_grid()[:-1].tolist(), _grid()[1:].tolist()):
         x = x + (s - t)*slope(x, ask(x, t, s), t, s)
     return x
+
+def _last_guesses(D: Callable, x: Tensor):
+    "What the walk, or the one with the bug, asks last; and what it would ask at its end."
+    for told in (lambda t, s: t, lambda t, s: s):
+        asked = []
+        def ask(x, t, s):
+            asked.append(D(x, told(t, s)))
+            return asked[-1]
+        end = _walk(x, ask, lambda x, guess, t, s: (x - guess)/t)
+        yield from (asked[-1], D(end, _grid()[-1].item()))
 
 @_exercise('1.2', 'in every step: guess at (x, t), slope (x - guess)/t, move by s - t',
            lambda f: f(_blobs(), _noised(), _grid()))
@@ -121,6 +137,12 @@ def _(got):
         'the level falls from step to step: ask at t, not always at sigmas[0]':
             tuple(_walk(x, lambda x, t, s: D(x, 2.), slope)
                   for slope in (divided, lambda x, guess, t, s: (x - guess)/2)),
+        'the division by t is missing':
+            _walk(x, at_t, lambda x, guess, t, s: x - guess),
+        'x becomes the guess itself; it moves towards it, by s - t times the slope':
+            tuple(_walk(x, ask, lambda x, guess, t, s: (x - guess)/(t - s))
+                  for ask in (at_t, lambda x, t, s: D(x, s))),
+        'that is the last guess; return x, where the walk has come to': tuple(_last_guesses(D, x)),
         'that is the guess for pure noise; the walk has not begun': D(x, 2.),
         'that is where the walk starts; nothing has moved': x})
 
@@ -138,6 +160,10 @@ def _(got):
     if near((points.max() - points.min()).item()): return 'that is the range, not the spread'
     if near(points.norm(dim=1).mean().item()):
         return 'that is the mean distance from the origin; take the spread of the coordinates'
+    if near(80.): return 'that is the noisiest level; the spread of the clean points is asked for'
+    if near(points.mean().item()): return 'that is the mean; take the standard deviation'
+    if near(points.square().sum(1).mean().sqrt().item()):
+        return 'that is the size of a point in the plane; take the spread of the coordinates'
     if near(points.abs().mean().item()):
         return 'that is the mean size of a coordinate; take the standard deviation'
 
@@ -166,7 +192,13 @@ def _(got):
         'that is the mean of the absolute differences; take the root of the mean square':
             gap.abs().mean(),
         'that is the distance in the plane; take the mean over coordinates, too':
-            gap.square().sum(1).mean().sqrt()}, 1e-4)
+            (gap.square().sum(1).mean().sqrt(), gap.norm(dim=1).mean()),
+        'take the mean of the squares before the root, not their sum': gap.norm(),
+        'that is one guess of the teacher; it must walk: sample(teacher, noise, sigmas)':
+            paired_error(out, _blobs()(20.*sample_noise(range(500), (2,)), 20.)),
+        'that compares with the noise itself; let the teacher walk from it':
+            paired_error(out, 20.*sample_noise(range(500), (2,)))}, 1e-4)
+    if torch.as_tensor(got).numel() > 1: return 'one number is asked for'
     if named is None and abs(float(got)/float(strangers) - 1) < .1:
         return ('that is as far apart as two strangers: the student starts from '
                 'sample_noise(range(500), (2,)), and so must the teacher')
@@ -206,6 +238,13 @@ def _(got):
             (middle(1.25), middle(1.)),
         'take the mean of the two slopes, not of the two guesses':
             euler_step(x, (D(x, 2.) + second)/2, 2., .5),
+        'that is two Euler steps of half the length; Heun takes one step with a mean slope':
+            tuple(euler_step(half, D(half, m), m, .5) for m in (1.25, 1.)
+                  for half in [euler_step(x, D(x, 2.), 2., m)]),
+        'each slope is divided by its level: (x - D(x, t))/t and (y - D(y, s))/s':
+            x - .75*(x - D(x, 2.) + euler - second),
+        'that is the step alone; add it to x': want - x,
+        'nothing has moved: that is x': x,
         'that is the sum of the two slopes; take their mean': x - 1.5*(first_slope + slope),
         'you walk away from the guess: the level changes by s - t, which is negative': 2*x - want})
 
@@ -231,6 +270,12 @@ def _(got):
             _mixture(x, var, -.01/var),
         'the pull towards x is std**2 of the whole variance: little where the noise is large':
             _mixture(x, var, .25/var),
+        'the weights need sigma**2, too: how wide is a blob with noise?':
+            (_mixture(x, .01, 0.), _mixture(x, .01, .01/var)),
+        'the pull towards x is std**2 over the whole variance, not over sigma**2':
+            (_mixture(x, var, .04), _mixture(x, .25, .04)),
+        'the exponent divides by twice the variance, not by twice its root':
+            (_mixture(x, var**.5, 0.), _mixture(x, var**.5, .01/var)),
         'variances add: std**2 + sigma**2, not (std + sigma)**2':
             (_mixture(x, .36, .01/.36), _mixture(x, .36, .01/var)),
         'the exponent of a normal distribution divides by 2 times the variance':
@@ -265,6 +310,10 @@ def _(got):
             first + (1 - 1/2)/.8*(second - first),
         'the division by 1 - end/t is missing': (y - .2*x, .4*first + .6*second),
         'the student steps from t to end: its ratio is end/t, not end/mid': (y - .4*x)/.6,
+        'subtract end/t*x from the state before you divide': y/.8,
+        'omega is upside down: (1 - end/mid)/(1 - end/t)': first + .8/.6*(second - first),
+        'the student steps from t to end: its ratio is end/t, not mid/t': (y - .5*x)/.5,
+        'that is where the first step of the teacher landed; it takes a second one': half,
         'the second guess is asked where the first step landed, not at x':
             target(_blobs()(x, 1.)),
         'the second guess is asked at level mid, not at t': target(_blobs()(half, 2.)),
@@ -277,6 +326,7 @@ def _(got):
     grid = _grid()
     got = torch.stack([torch.as_tensor(row) for row in got])
     if _close(got, grid.unfold(0, 3, 2)): return True
+    shape = None if got.shape[1:] == (3,) else 'each row has three levels: t, m and s'
     return _named(got, {
         'still the same: the next student step must start where the last one ends':
             grid.unfold(0, 3, 1),
@@ -284,7 +334,12 @@ def _(got):
         'cut like this, no step leads from one piece to the next; neighbours share a level':
             grid.reshape(3, 3),
         'levels fall: the noisiest first': grid.unfold(0, 3, 2).flip(1),
-        'every second student step is missing': grid.unfold(0, 3, 4)})
+        'every second student step is missing': grid.unfold(0, 3, 4),
+        'the last student step is missing; rows must reach the last level':
+            (grid[:-1].unfold(0, 3, 2), grid.unfold(0, 3, 1)[:4], grid.unfold(0, 3, 1)[:3]),
+        'the first row must begin at the first level': grid.unfold(0, 3, 1)[1::2],
+        'a row is a student step; you have rows and columns exchanged':
+            grid.unfold(0, 3, 2).T}) or shape
 
 # %% ../../nbs/app/05_exercises.ipynb #5ab0ff74
 _PLANS = [(points, asks, afs) for points in (3, 4, 9) for asks in (1, 2) for afs in (False, True)]
@@ -307,6 +362,14 @@ def _(got):
         'that saves one call, not the whole step: Heun still asks a second time':
             [a*(p - 1 - f) for p, a, f in _PLANS],
         'Heun asks twice in every step': [p - 1 - f for p, _, f in _PLANS],
+        'Heun asks twice in every step, and with afs one call is free':
+            [p - 1 for p, _, _ in _PLANS],
+        'one call is free in the first step alone, not in every step':
+            [(p - 1)*(a - f) for p, a, f in _PLANS],
+        'a grid of n levels has n - 1 steps, and with afs one call is free':
+            [p*a for p, a, _ in _PLANS],
+        'that is one call too few without afs':
+            [(p - 1)*a - 1 + f for p, a, f in _PLANS],
         'the free step makes it fewer calls, not more': [(p - 1)*a + f for p, a, f in _PLANS]})
 
 def _paths() -> tuple[Tensor, Tensor, Tensor]: # states [13, 64, 2], their levels, the student's
@@ -323,12 +386,15 @@ def _losses(iteration: Callable) -> list[float]:
         opt.zero_grad()
         loss.backward()
         opt.step()
-    try: found = iteration(student, *_paths(), update)
+    counter = NFECounter(student)
+    try: found = iteration(counter, *_paths(), update)
     except RuntimeError as e:
         if 'backward through the graph' in str(e) or 'inplace' in str(e): return _ATTACHED
         raise
+    if counter.nfe == 3: return _CALLED
     return None if found is None else [float(loss) for loss in found]
 
+_CALLED = 'the first step is analytic: it asks the student nothing, and yours asks three times'
 _ATTACHED = 'the next step must start without gradient: detach the state that the last one ended in'
 
 def _by_level(x: Tensor) -> Tensor: # the first step with the slope x/t
@@ -359,7 +425,7 @@ def _rollout(start: Callable, target: int = 4, size: Callable = _size, train: bo
 @_exercise('5.2', 'compare with the iteration above: where each step starts, its target, its loss, '
            'and when update is called', _losses)
 def _(got):
-    if got is _ATTACHED: return got
+    if got in (_ATTACHED, _CALLED): return got
     own = lambda x, y, n: x
     if len(got) != 2: return f'one loss for each of the two calls, please; yours are {len(got)}'
     return _close(got, _losses(_rollout(own)), 1e-4) or _named(got, {
@@ -407,11 +473,15 @@ def _(new):
     if _close(got, out[:, 3:]): return True
     if _close(x@new.weight.T, x@_wide().weight[3:].T):
         return 'the weight is right; the bias has rows, too'
+    if new.bias is not None and _close(new.bias.detach(), _wide().bias.detach()[3:]):
+        return 'the bias is right; the weight must be that of the same branch'
     return _named(got, {
         'that is the first branch; the endpoint is the last': out[:, :3],
         'branches do not alternate: the first three rows are branch 1, the next three branch 2':
-            out[:, 1::2],
-        'one branch is kept, not their mean': (out[:, :3] + out[:, 3:])/2})
+            (out[:, 1::2], out[:, ::2]),
+        'one branch is kept, not their mean': (out[:, :3] + out[:, 3:])/2,
+        'one branch is kept, not their sum': out[:, :3] + out[:, 3:],
+        'the endpoint is rows 4 to 6: layer.weight[3:]': out[:, 2:5]})
 
 def _segment() -> tuple[Tensor, Tensor]: # four states [64, 4, 2] and their levels
     fine = karras_sigmas(16, .1, 2.)
@@ -433,6 +503,12 @@ def _(got):
     return _named(got, {
         'still the same: which level does branch k step to, and which one is used?':
             (states - own[-1]*x)/(1 - own[-1]),
+        'the level of its own belongs into both: you have it above, and the last one below':
+            (states - own*x)/(1 - own[-1]),
+        'the level of its own belongs into both: you have it below, and the last one above':
+            (states - own[-1]*x)/(1 - own),
+        'the ratio is levels/t; the division by t is missing': (states - 2*own*x)/(1 - 2*own),
+        'subtract ratio*x_t from the state before you divide': states/(1 - own),
         'the state is where the branch shall land, not what it must predict': states,
         'the step takes 1 - s_k/t of the prediction; what you have is still multiplied by that':
             states - own*x,
@@ -455,7 +531,10 @@ def _(got):
     got = torch.tensor([float(v) for v in got])
     want = paired_interval(_WITH, _WITHOUT)
     if _close(got, [want.mean, want.low, want.high], 1e-7): return True
+    if len(got) == 2 and _close(got, [want.low, want.high], 1e-7):
+        return 'three numbers, please: the mean first'
     if not _close(got[0], want.mean, 1e-7): return 'the mean of a - b, seed by seed'
+    if len(got) == 3 and got[1] > got[2]: return 'the lower end comes before the upper one'
     if len(got) < 3 or _close(got[1:].abs(), 2*[want.high - want.mean], 1e-7):
         return 'return the ends, mean - half and mean + half, not the half-width'
     mine = (got[2] - got[1]).item()/(want.high - want.low)
@@ -469,7 +548,13 @@ def _(got):
         'the factor 1.96 is for many seeds; with five it is student_t(.95, 4)': 1.96/t,
         'the standard deviation of a sample divides by n - 1': (4/5)**.5,
         'n differences leave n - 1 degrees of freedom': student_t(.95, 5)/t,
+        'the root of n is asked for; n - 1 is for student_t': (5/4)**.5,
+        'the factor 2 is for many seeds; with five it is student_t(.95, 4)': 2/t,
+        'the factor t is missing: student_t(.95, 4)': 1/t,
+        'student_t(.95, 4) has both sides in it already; .975 is too wide': student_t(.975, 4)/t,
         'take the spread of the differences, not of the two arms': apart,
+        'take the spread of the differences, not of one arm':
+            (torch.tensor(_WITH).std()/d.std()).item(),
         }.items() if abs(mine/ratio - 1) < .004), None)
 
 def _score(K: int, seed: int) -> float: # seeds differ more than the arms do
@@ -484,7 +569,7 @@ def _(got):
     if any(_close(got, difference(*pair), 1e-9) for pair in (arm, later)): return True
     return _named(got, {
         'still the same: the two arms of a pair were trained with different seeds':
-            [_score(4, seed) - _score(1, seed + 100) for seed in range(6)],
+            (difference(arm[0], later[1]), difference(later[0], arm[1])),
         'one difference for each seed; the interval needs their spread':
             sum(difference(*arm))/6,
         'the new arm minus the host: below zero shall mean that branches help':
@@ -493,12 +578,20 @@ def _(got):
             [abs(gap) for gap in difference(*arm)],
         'sorting each list breaks the pairs': difference(sorted(arm[0]), sorted(arm[1])),
         'that is relative; take the plain difference':
-            [v/u - 1 for u, v in zip(*arm)]}, 1e-9)
+            tuple([scale*(v/u - one) for u, v in zip(*arm)]
+                  for scale in (1, 100) for one in (1, 0)),
+        'that is the new arm alone; subtract run(1, seed)': arm[1],
+        'that is one seed; all of them are asked for': difference(*arm)[:1],
+        'each run against the host of the same seed, not against all of them':
+            [v - u for v in arm[1] for u in arm[0]]}, 1e-9)
 
 # %% ../../nbs/app/05_exercises.ipynb #a7152d80
 @_exercise('8.1', 'the batch is the whole batch: processes and micro-batches both divide it')
 def _(got):
     return float(got) == 8 or {
+        1.: 'a GPU takes a micro-batch at once, not one image after another',
+        2.: 'that is into how many micro-batches a GPU cuts its part; how many images has one?',
+        4.: 'that is GPUs over micro-batches; where is the batch of 128?',
         16.: 'each GPU also cuts its part into two micro-batches',
         64.: 'eight GPUs share the batch',
         128.: 'that is the whole batch, of all GPUs together',
@@ -517,6 +610,12 @@ def _(got):
         'upside down: more signal must mean less noise': 1/want,
         'that is the variance of the noise in z': 1 - a,
         'x is z divided by sqrt(alpha_bar), not by alpha_bar': (1 - a).sqrt()/a,
+        'divide by sqrt(alpha_bar), do not multiply': ((1 - a)*a).sqrt(),
+        'alpha_bar is the square of the signal already: no further square':
+            ((1 - a**2).sqrt()/a, (1 - a**2).sqrt()),
+        'the noise has the scale sqrt(1 - alpha_bar), not 1 - sqrt(alpha_bar)':
+            (1/a.sqrt() - 1, 1 - a.sqrt()),
+        'that is the signal-to-noise ratio; noise over signal is asked for': a/(1 - a),
         'that is the scale of the signal': a.sqrt(),
         'that is one over the scale of the signal; the noise is missing': (1/a).sqrt()})
 

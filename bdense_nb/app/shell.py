@@ -85,7 +85,7 @@ def said(args: Sequence[str]) -> dict[str, str]: # after `spelled`
 
 # %% ../../nbs/app/02_shell.ipynb #17d0875d
 def read_commas(
-    text: str,
+    text: str, # one word of the command line
     kind: Any, # a type that allows a tuple of numbers, and perhaps names or None
 ):
     "'.1,.9' as a tuple, 'linear' as it is."
@@ -293,9 +293,9 @@ def find_command(name: str) -> Command:
     return import_module(f'bdense_nb.app.{module}').COMMANDS[name]
 
 def from_shell(
-    name: str,
+    name: str, # of the command
     args: Sequence[str], # what was typed
-    find: Callable[[str], Command] = find_command,
+    find: Callable[[str], Command] = find_command, # name -> command
 ) -> int: # exit code
     "Run a command as a shell asks for it."
     answer = Output(sys.stdout)

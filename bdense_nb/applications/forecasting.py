@@ -36,7 +36,7 @@ QUICK = TrainConfig(400, 3e-3, schedule='cosine', ema=.99, clip_grad=1.)
 def temporal_denoiser(
     windows: Windows, # how the series is cut; the network remembers it
     width: int = 16, # see `TemporalNet`
-    blocks: int = 4,
+    blocks: int = 4, # see `TemporalNet`
     seed: int = 0, # of the weights
 ) -> EDMDenoiser: # untrained
     "A denoiser of windows of a series, given what is known before them."
@@ -51,7 +51,7 @@ def train_forecaster(
     cfg: TrainConfig = QUICK,
     batch: int = 64, # windows an iteration
     width: int = 16, # see `TemporalNet`
-    blocks: int = 4,
+    blocks: int = 4, # see `TemporalNet`
     **how, # folder=, show=, hardware=, hooks=: see `train_teacher`
 ) -> EDMDenoiser: # frozen; it draws its conditions from the training windows
     "Train a teacher that samples windows of a series, given what is known before them."
@@ -144,7 +144,7 @@ def show_forecast(
     context: Series, # what was known
     found: Forecast,
     truth: Series | None = None, # what came, if it is known
-    channel: int = 0,
+    channel: int = 0, # which series of those side by side
     back: int = 21, # steps of the context that are shown
 ) -> None:
     "A fan: the median, and the central 50 and 90 % of the futures."
@@ -212,8 +212,8 @@ def weather_task(
 
 def truth_at(
     series: Series,
-    starts: Sequence[int],
-    horizon: int,
+    starts: Sequence[int], # origins, as numbers of time steps
+    horizon: int, # time steps after each
 ) -> Tensor: # [N, horizon], of the first channel
     "What came after each origin; where that is not known, it is refused."
     known = series.known[0].unfold(0, horizon, 1).amin(1)

@@ -260,8 +260,8 @@ class Windows:
     @classmethod
     def fit(cls,
         series: Series, # the training part
-        context: int,
-        horizon: int,
+        context: int, # time steps before a window that are known
+        horizon: int, # time steps of a window
         periods: Sequence[str] = (), # keys of `PERIODS` that the network is told
     ) -> Windows:
         "Season, scale and end of a training part."

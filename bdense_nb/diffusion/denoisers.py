@@ -48,7 +48,7 @@ def as_column(
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
 
 def map_cond(
-    f: Callable[[Tensor], Tensor],
+    f: Callable[[Tensor], Tensor], # what is done to each tensor
     cond: Tensor | dict[str, Tensor] | None, # a condition
 ) -> Tensor | dict[str, Tensor] | None: # of the same kind
     "Apply a function to a condition: to the tensor, or to each tensor of the dict."
@@ -133,9 +133,9 @@ class MixtureDenoiser:
 class CalledNet(nn.Module):
     "A network that takes no condition, or more than one: `functools.partial(net, name=value)`."
     def __init__(self,
-        net: nn.Module,
+        net: nn.Module, # called with x, noise and `more`
         more: dict, # its further arguments by name; tensors move with it
-        takes_cond: bool,
+        takes_cond: bool, # is it also given the condition?
     ):
         super().__init__()
         self.net = net

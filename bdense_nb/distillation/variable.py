@@ -153,7 +153,7 @@ class SFDVConfig(SFDBase):
         return sfd_variable(teacher, self, None, bank, *run, **how)
 
 def several(
-    cfg: SFDConfig | SFDVConfig,
+    cfg: SFDConfig | SFDVConfig, # of one step count, or of several
     # network calls, all different; None: the configuration's, or 2, 3, 4 and 5
     nfes: Sequence[int] | None = None,
     **changes, # other fields
@@ -165,7 +165,7 @@ def several(
     return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))
 
 def variable_configs(
-    cfg: SFDConfig | SFDVConfig,
+    cfg: SFDConfig | SFDVConfig, # of one step count, or of several
     nfes: Sequence[int] | None = None, # see `several`
 ) -> dict[int, SFDConfig]: # one for each, in this order
     "The configuration of every step count."
@@ -197,7 +197,7 @@ def variable_step(
 # %% ../../nbs/distillation/08_variable.ipynb #57524b3f
 def sfd_variable(
     teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: SFDVConfig | SFDConfig = SFDVConfig(),
+    cfg: SFDVConfig | SFDConfig = SFDVConfig(), # of several step counts; of one: with `nfes`
     # network calls that can be chosen afterwards; None: the configuration's
     nfes: Sequence[int] | None = None,
     # for each of them, `teacher_bank` of its configuration

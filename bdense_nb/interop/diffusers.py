@@ -348,7 +348,7 @@ def net_from_config(
 
 def add_adapters(
     net: DiffusersNet, # changed in place; nothing but the adapters and `head` is trainable then
-    rank: int,
+    rank: int, # of the two factors of each adapter
     targets: Sequence[str], # names, or ends of names, of the layers that get one
     head: str, # name of the output layer inside `net`
     seed: int = 0, # of their random halves; the other halves are 0, so that nothing changes yet

@@ -60,7 +60,7 @@ class Course:
 # %% ../../nbs/lab/03_alignment.ipynb #0ad1e137
 def student_segment(
     model: Callable, # D(x, sigma, label): branched, or plain (then K = 1)
-    course: SFDConfig | Course,
+    course: SFDConfig | Course, # grids of teacher and student
     n: int, # which student step, 0 begins with noise
     x: Tensor, # [B, *D], where it begins; any state at that step's level
     label: Tensor | None = None, # [B], int64
@@ -78,7 +78,7 @@ def student_segment(
 @torch.no_grad()
 def rollout(
     model: Callable, # D(x, sigma, label): branched, or plain (then K = 1)
-    course: SFDConfig | Course,
+    course: SFDConfig | Course, # grids of teacher and student
     x: Tensor, # [B, *D], scaled noise
     label: Tensor | None = None, # [B], int64
 ) -> list[Segment]: # one for each student step, as `student_segment` makes them

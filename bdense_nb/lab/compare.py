@@ -175,8 +175,8 @@ def compare(
     budgets: Sequence[int] = (), # iterations (or updates a round) to compare at
     data: Tensor | None = None, # see `teacher_world`, as the next four
     labels: Tensor | None = None,
-    features: Callable | None = None,
-    quality: dict[str, Callable] | None = None,
+    features: Callable | None = None, # images [N, *D] -> vectors [N, F]
+    quality: dict[str, Callable] | None = None, # name -> samples to a number
     n: int = 1000,
     hardware: Hardware = Hardware(),
     trust_teacher: bool = False, # with data: go on with a teacher that gives no clean estimates

@@ -692,13 +692,13 @@ EXPERIMENTS |= {
 @dataclass(frozen=True)
 class Difference:
     "An arm against the host, at one number of calls and one budget."
-    arm: str
+    arm: str # its name
     nfe: int # network calls of the student
     iterations: int # of the arm; of Progressive Distillation updates a round
     width: int | None # of the networks, where the experiment varies it
     host: float # the host's mean
     interval: Interval # of arm - host
-    host_iterations: int
+    host_iterations: int # of the host
 
     @property
     def name(self) -> str:

@@ -215,7 +215,7 @@ style="max-width: 100%; height: auto; background: white">
 
 # %% ../../nbs/lab/04_explorers.ipynb #d2f38c6f
 def put_images(
-    fig: Figure,
+    fig: Figure, # drawn on
     rows: Tensor, # [R, n, 1, H, W], nominally in [-1, 1]
     left: int, # where the first column begins, in pixels
     bottom: int, # where the last row begins, in pixels

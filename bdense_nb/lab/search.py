@@ -198,7 +198,7 @@ def _from_optuna(trial, K: int) -> SearchTrial:
                        **trial.user_attrs)
 
 def search_study(
-    trials: Sequence[SearchTrial],
+    trials: Sequence[SearchTrial], # weights that were tried, with their scores
     sampler=None, # one of Optuna's
 ): # an `optuna.Study`, in memory
     "Trials as Optuna has them, for its plots, such as `plot_slice(search_study(result.trials))`."

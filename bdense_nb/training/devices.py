@@ -27,8 +27,8 @@ __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompu
 @dataclass
 class Part:
     "Which part of every batch is being looked at."
-    index: int = 0
-    parts: int = 1
+    index: int = 0 # which one, from 0
+    parts: int = 1 # into how many a batch is cut
     asked: bool = False # was `share` called?
 
 _PART = ContextVar('part', default=Part())
