@@ -23,6 +23,7 @@ from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, Ne
                                    PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
 from ..diffusion.samplers import ddim_step
+from ..distillation.branches import adapters
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_times', 'Family', 'family_of',
@@ -217,7 +218,7 @@ class DiffusersNet(nn.Module):
         rows = family.classes(model.config)
         self.null_class = rows - 1 if family.null and rows else null_class
         self.source = source
-        self.adapters = None # of LoRA, if `with_adapters` added some: what it was told
+        self.trained = () # names of the model's weights that were trained beside its adapters
         self.sample_shape = tuple(shape or family.shape(model.config))
         only_classes = self.takes.keys() == {'class_labels'}
         self.n_classes = rows - (self.null_class is not None) if only_classes else 0
@@ -242,6 +243,21 @@ class DiffusersNet(nn.Module):
     def config(self) -> dict: # JSON-able
         "What rebuilds this network, but for its weights."
         return net_config_of(self)
+
+    @property
+    def adapters(self) -> dict | None: # JSON-able; None: it has none
+        "What rebuilds its LoRA adapters (of peft), but for their weights."
+        if not adapters(self.model): return None
+        name, config = next(iter(self.model.peft_config.items()))
+        usual = _told(type(config)())
+        told = {k: v for k, v in _told(config).items() if v != usual[k] and k not in _OF_FILES}
+        return dict(config=told, name=name, trained=list(self.trained))
+
+    def keep_adapters(self) -> None:
+        "Note what is trained beside the adapters; those that could not be saved are refused."
+        _check_adapters(self)
+        beside = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self.trained = tuple(name for name in beside if '.lora_' not in name)
 
     def train(self, mode: bool = True) -> DiffusersNet:
         "As any module, but classes are never dropped at random: a student must know its own."
@@ -343,31 +359,67 @@ def net_from_config(
     model = getattr(_diffusers(), config['unet_class']).from_config(config['unet'])
     net = DiffusersNet(model, config['scheduler'], config['null_class'], config['source'],
                        config.get('shape'))
-    if config.get('adapters'): add_adapters(net, **config['adapters'])
+    if told := config.get('adapters'):
+        if 'rank' in told: # as it was once written
+            told = dict(trained=[f'{told["head"].partition(".")[2]}.{k}' for k in ('weight', 'bias')],
+                        config=dict(r=told['rank'], lora_alpha=told['rank'],
+                                    target_modules=told['targets']))
+        add_adapters(net, **told)
     return net
 
+#: what a configuration of peft says of files and of the first numbers, which are stored anyway
+_OF_FILES = ('peft_type', 'task_type', 'auto_mapping', 'base_model_name_or_path', 'revision',
+             'inference_mode', 'init_lora_weights', 'peft_version')
+
+def _told(config) -> dict: # of peft
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+
+def _check_adapters(net: DiffusersNet) -> None:
+    "Refuse adapters that could not be rebuilt, so that neither they nor a student can be saved."
+    configs = getattr(net.model, 'peft_config', {})
+    first = next(iter(configs.values()), None)
+    kind = getattr(getattr(first, 'peft_type', None), 'value', None)
+    start = getattr(first, 'init_lora_weights', True)
+    kept = getattr(first, 'modules_to_save', None)
+    _refuse('the adapters of this network cannot be saved:', {
+        f'it has {len(configs)} of them ({", ".join(configs)}), and one is saved: merge the others '
+        '(fuse_lora) or delete them': len(configs) != 1,
+        f'they are {kind}, and only LORA is supported: merge them first': kind != 'LORA',
+        f'init_lora_weights={start!r} changes the weights that they are added to':
+            isinstance(start, str) and start not in ('gaussian', 'orthogonal'),
+        f'modules_to_save={kept!r} puts copies beside layers: leave it out (the output layer is '
+        'trained as a whole by itself), and set requires_grad of others': bool(kept)})
+    try:
+        with torch.device('meta'): again = net_from_config(net_config_of(net))
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'the adapters of this network cannot be saved: {e}') from e
+    mine, theirs = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, again))
+    differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+    if not differ: differ = _other_state(adapters(net), adapters(again))
+    if differ:
+        raise ValueError('the adapters of this network cannot be saved, since what rebuilds them '
+                         f'makes another network; it differs in {differ[0]}')
+
+def _other_state(mine: dict[str, nn.Module], theirs: dict[str, nn.Module]) -> list[str]:
+    "Which layers' adapters act otherwise: in another scale, merged, switched off."
+    return [f'{key} of {name} ({getattr(m, key)})' for name, m in mine.items()
+            for key in ('scaling', 'merged_adapters', 'disable_adapters', 'active_adapters')
+            if getattr(m, key) != getattr(theirs[name], key)]
+
 def add_adapters(
-    net: DiffusersNet, # changed in place; nothing but the adapters and `head` is trainable then
-    rank: int,
-    targets: Sequence[str], # names, or ends of names, of the layers that get one
-    head: str, # name of the output layer inside `net`
+    net: DiffusersNet, # changed in place; nothing but the adapters is trainable then
+    config: dict, # of a `peft.LoraConfig`
+    name: str = 'default', # of the adapters
+    trained: Sequence[str] = (), # names of the model's weights that are trained beside them
     seed: int = 0, # of their random halves; the other halves are 0, so that nothing changes yet
 ) -> None:
     "LoRA (Hu et al. 2022), by peft."
     peft = import_extra('peft', 'lora')
-    if not hasattr(net.model, 'add_adapter'):
-        raise ValueError(f'diffusers gives a {type(net.model).__name__} no adapters; train chosen '
-                         'layers instead: copy the teacher, set requires_grad of its parameters, '
-                         'those of the output layer among them, and pass it as student=')
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
-    net.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net.model.add_adapter(config)
-    for p in net.get_submodule(head).parameters(): # its memory may be another network's
-        p.data = p.detach().clone()
-        p.requires_grad_(True)
-    net.adapters = dict(rank=rank, targets=list(targets), head=head, seed=seed)
+        peft.inject_adapter_in_model(peft.LoraConfig(**config), net.model, name)
+    if hasattr(net.model, 'save_lora_adapter'): net.model._hf_peft_config_loaded = True
+    net.trained = tuple(trained)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872
 _HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json',
@@ -409,6 +461,10 @@ def _check_weights(folder: Path) -> None:
 
 def _read_network(folder: Path) -> nn.Module:
     "A network of a class in `FAMILIES`, from safetensors."
+    if any(folder.glob('*/head.safetensors')):
+        raise ValueError(f'{folder} holds an adapter and an output layer, and no whole network: '
+                         'its README.md samples it with the network that was distilled; exported '
+                         'again with merge=True it is whole')
     inside = _part(folder, ('unet', 'transformer'), 'config.json')
     config = read_json(inside/'config.json')
     name = config.get('_class_name')
@@ -463,7 +519,8 @@ def network_of(
 ) -> nn.Module:
     "The network of a pipeline that denoises."
     found = (getattr(pipeline, part, None) for part in ('unet', 'transformer'))
-    return next((m for m in found if m is not None), pipeline)
+    network = next((m for m in found if m is not None), pipeline)
+    return network.get_base_model() if hasattr(network, 'get_base_model') else network # of peft
 
 def from_diffusers(
     model, # a network of a class in `FAMILIES`, a pipeline with one, their folder or Hub name
@@ -476,9 +533,8 @@ def from_diffusers(
     it predicts."""
     diffusers = _diffusers()
     source, levels = '', None
-    if isinstance(model, diffusers.DiffusionPipeline):
-        scheduler = scheduler or model.scheduler
-        model = network_of(model)
+    if isinstance(model, diffusers.DiffusionPipeline): scheduler = scheduler or model.scheduler
+    if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)): model = network_of(model)
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
