@@ -664,7 +664,7 @@ def test_labels_go_where_there_are_classes(made, tmp_path):
     with pytest.raises(ValueError, match='one sub-folder for each class'): find_data('x', classes, (1, 8, 8), str(made/'zoo'/'bag'))
     with pytest.raises(ValueError, match='pass --data'): find_data(str(tmp_path/'plain'), plain, (1, 8, 8))
     with pytest.raises(ValueError, match='pass --size'): shape_of(str(tmp_path/'plain'), plain)
-    assert shape_of(str(tmp_path/'plain'), plain, 16) == (1, 16, 16) and shape_of(str(tmp_path/'plain'), plain, (16, 8)) == (1, 16, 8)
+    assert shape_of(str(tmp_path/'plain'), plain, (16,)) == (1, 16, 16) and shape_of(str(tmp_path/'plain'), plain, (16, 8)) == (1, 16, 8)
     assert shape_of('fashion_mnist', EDMDenoiser(UNet(n_classes=10))) == (1, 28, 28)
 
 
@@ -931,6 +931,46 @@ def test_a_teachers_table_of_conditions_has_a_checksum(tmp_path):
     assert torch.equal(commands.find_teacher(str(tmp_path), commands.Teachers(device='cpu')).conditions.rows, table.rows)
     other.save(tmp_path/'conditions.safetensors')
     with pytest.raises(ValueError, match='conditions.safetensors is damaged or not the one'): commands.find_teacher(str(tmp_path), commands.Teachers(device='cpu'))
+
+
+def families_of_text():
+    "Folders of a pipeline each, their latents and what they are told; beside each, the shape of its latents."
+    diffusers = pytest.importorskip('diffusers')
+    flow, g = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.), torch.Generator().manual_seed(0)
+    text_pipeline(Path('sd'))
+    dit = dict(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8, in_channels=4)
+    nets = dict(pixart=diffusers.PixArtTransformer2DModel(**dit, out_channels=8, cross_attention_dim=16, caption_channels=12, norm_num_groups=4),
+                sd3=diffusers.SD3Transformer2DModel(**dit, out_channels=4, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=10, pos_embed_max_size=8),
+                flux=diffusers.FluxTransformer2DModel(in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12,
+                                                      pooled_projection_dim=10, axes_dims_rope=(2, 2, 4)))
+    for name, net in nets.items():
+        net.save_pretrained(f'{name}/transformer')
+        (flow if name != 'pixart' else diffusers.DDPMScheduler(prediction_type='v_prediction')).save_pretrained(f'{name}/scheduler')
+    shapes = dict(sd=(4, 16, 16), pixart=(4, 8, 8), sd3=(4, 8, 8), flux=(4, 4, 6))
+    for name, shape in shapes.items():
+        rows = {'encoder_hidden_states': torch.randn(5, 4, 12, generator=g)} | ({'pooled_projections': torch.randn(5, 10, generator=g)} if name in ('sd3', 'flux') else {})
+        save_tensors(Path(f'{name}-text.safetensors'), rows)
+        save_tensors(Path(f'{name}.safetensors'), {'samples': torch.randn(5, *shape, generator=g)})
+    return shapes
+
+
+def test_progressive_distillation_of_what_is_told_a_text(shell):
+    "Each family, from a file of latents and the condition of each; the shape is that of the latents, or as it is said."
+    for name, shape in families_of_text().items():
+        run = f'bdense_distill {name}-pd --teacher {name} --preset fashion_mnist_pd --K 2 --start_steps 4 --nfe 2 --steps 1 --batch 2 --trust_teacher --conditions {name}-text.safetensors'
+        if name in ('sd', 'flux'): assert 'pass --data FILE.safetensors with samples' in shell(run, 1)[1]
+        if name == 'sd': assert 'needs the condition of every sample' in shell(run + ' --data moons', 1)[1]
+        shell(run + f' --data {name}.safetensors' + (' --shape 4,4,6' if name == 'flux' else ''))
+        student = find_student(f'{name}-pd', None, Networks())
+        assert student.about['host'] == 'pd' and student.shape == shape and len(student.denoiser.conditions) == 5
+        assert shell.json(f'bdense_sample {name}-pd --n 3 --rows 4,0')['shape'] == list(shape)
+    for more, says in ((' --shape 4,4,4', 'has samples of shape (4, 4, 6), and (4, 4, 4) was asked for'), (' --shape 3,4,6', 'the samples of flux are of shape (4, 128, 128), not (3, 4, 6)')):
+        assert says in shell(run.replace('flux-pd', 'x') + f' --data flux.safetensors{more}', 1)[1]
+    save_tensors(Path('one.safetensors'), {k: v[:1] for k, v in load_tensors('flux-text.safetensors')[0].items()})
+    assert 'flux.safetensors holds 5 samples and the conditions have 1 rows' in shell(run.replace('flux-text', 'one') + ' --data flux.safetensors', 1)[1]
+    assert 'must hold a tensor named samples, [N, *D]' in shell(run + ' --data flux-text.safetensors', 1)[1]
+    plan = shell.json('bdense_distill y --teacher flux --preset demo --K 2 --steps 1 --batch 2 --pool 2 --size 4,6 --trust_teacher --conditions flux-text.safetensors --data flux.safetensors --dry_run')
+    assert plan['shape'] == [4, 4, 6] and plan['data'] == 'flux.safetensors: 5 of shape (4, 4, 6)'
 
 
 def test_adapters_from_the_shell(shell):

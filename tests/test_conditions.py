@@ -377,4 +377,4 @@ def test_what_the_command_refuses(folder, more, message, capsys):
 
 def test_the_command_says_where_conditions_of_data_come_from(folder, capsys):
     options = commands.Distill(out='s', teacher='textnets:flow', data='moons', conditions='prompts.safetensors')
-    with pytest.raises(ValueError, match='condition of every image.*from Python'): commands.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))
+    with pytest.raises(ValueError, match='condition of every sample.*preset of SFD'): commands.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))
