@@ -737,7 +737,7 @@ def test_a_network_told_a_text_from_the_shell(shell):
     assert 'must be told encoder_hidden_states: pass --conditions' in shell(run, 1)[1]
     assert 'pass --null_condition' in shell(run + ' --conditions text.safetensors --guidance_scale 3', 1)[1]
     plan = shell.json(run + ' --conditions text.safetensors --dry_run')
-    assert 0 < plan['gpu_memory_gb'] < .1
+    assert 0 < plan['gpu_memory_gb'] < .1 and re.fullmatch(r'of 80 GB: fits, with up to [\d,]+ samples at a time', plan['on_one_gpu'])
     shell(run + ' --conditions text.safetensors --guidance_scale 3 --null_condition null.safetensors')
     student = find_student('s', None, Networks())
     assert torch.equal(student.denoiser.conditions.rows['encoder_hidden_states'], table['encoder_hidden_states'])
@@ -971,6 +971,34 @@ def test_progressive_distillation_of_what_is_told_a_text(shell):
     assert 'must hold a tensor named samples, [N, *D]' in shell(run + ' --data flux-text.safetensors', 1)[1]
     plan = shell.json('bdense_distill y --teacher flux --preset demo --K 2 --steps 1 --batch 2 --pool 2 --size 4,6 --trust_teacher --conditions flux-text.safetensors --data flux.safetensors --dry_run')
     assert plan['shape'] == [4, 4, 6] and plan['data'] == 'flux.safetensors: 5 of shape (4, 4, 6)'
+
+
+@pytest.mark.parametrize('width, layers, more, says', [
+    (24, 12, {}, 'fits, with up to'), (24, 12, dict(batch=512), r'512 samples .* do not fit; --accumulate \d+ makes it fit'),
+    (48, 12, {}, '--lora 8 .*makes it fit')])
+def test_a_dry_run_says_whether_one_gpu_is_enough(width, layers, more, says):
+    "A billion parameters and more, on paper: the answer holds for the options that it names."
+    diffusers = pytest.importorskip('diffusers')
+    with torch.device('meta'):
+        net = diffusers.SD3Transformer2DModel(sample_size=64, in_channels=16, out_channels=16, num_layers=layers, num_attention_heads=width, caption_projection_dim=64*width, pos_embed_max_size=96)
+    teacher = commands.from_diffusers(net, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.))
+    teacher.conditions = commands.ConditionTable(dict(encoder_hidden_states=torch.zeros(1, 154, 4096), pooled_projections=torch.zeros(1, 2048)))
+    cfg = SFDConfig(**dict(nfe=2, K=4, afs=False, sigma_max=1000., shape=(16, 64, 64), batch=8, ema=.999) | more)
+    assert sum(p.numel() for p in net.parameters()) > 1e9
+    if width == 48: pytest.importorskip('peft')
+    found = commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware())['on_one_gpu']
+    assert re.match('of 80 GB: ', found) and re.search(says, found), found
+    if parts := re.search(r'--accumulate (\d+)', found):
+        for many, fits in ((int(parts[1]), True), (int(parts[1])//2, False)):
+            if '--lora' not in found: assert ('fits, with' in commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware(accumulate=many))['on_one_gpu']) is fits
+
+
+def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
+    tried = []
+    monkeypatch.setattr(commands, 'on_paper', lambda *how: tried.append(how) or dict(memory_gb=900., batch_fits=0, device_gb=80., weights_gb=400., training_gb=480.))
+    found = commands.on_one_gpu(EDMDenoiser(UNet(channels=1)), SFDConfig(batch=8, shape=(1, 8, 8)), (1, 8, 8), Hardware())
+    assert found == dict(gpu_memory_gb=900., on_one_gpu='of 80 GB: 8 samples at a time do not fit; not even one does, weights and training alone take 880 GB: take several GPUs with --shard')
+    assert [how[3].recompute for how in tried] == [False, False, True]
 
 
 def test_adapters_from_the_shell(shell):

@@ -908,13 +908,46 @@ def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
     return bool(cfg.pool or bank)
 
-def gpu_memory(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
-               student: NetDenoiser | None = None) -> float | None: # GB; None: nobody knows
-    "What a run needs on one GPU, on paper."
-    try: return max(memory_on_paper(source, one, shape, student, hardware=hardware)['memory_gb']
-                    for one in cfg.each.values())
+def on_paper(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
+             student: NetDenoiser | None = None) -> dict: # of the step count that needs most
+    "What a run needs on one GPU that is not here, see `memory_on_paper`."
+    return max((memory_on_paper(source, one, shape, student, hardware=hardware)
+                for one in cfg.each.values()), key=lambda plan: plan['memory_gb'])
+
+def on_one_gpu(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
+               student: NetDenoiser | None = None) -> dict: # gpu_memory_gb, on_one_gpu
+    "Does a run fit on one GPU of 80 GB, and what makes it fit? None: nobody knows."
+    try: plan = on_paper(source, cfg, shape, hardware, student)
     # whatever a foreign network raises where there are no numbers
-    except Exception: return None
+    except Exception: return dict(gpu_memory_gb=None, on_one_gpu=None)
+    asked, gb = cfg.batch//hardware.accumulate, plan['memory_gb']
+    said = f'of {plan["device_gb"]:.0f} GB: '
+    if plan['batch_fits'] >= asked:
+        return dict(gpu_memory_gb=gb, on_one_gpu=f'{said}fits, with up to {plan["batch_fits"]:,} '
+                                                 'samples at a time')
+    said += f'{asked} samples at a time do not fit; '
+    return dict(gpu_memory_gb=gb, on_one_gpu=said + _what_fits(source, cfg, shape, hardware,
+                                                               student, plan))
+
+def _what_fits(source, cfg, shape, hardware: Hardware, student, plan: dict) -> str:
+    "Which options let a run fit that does not: the first that do."
+    tries = {'': (hardware, student)}
+    lean = replace(hardware, recompute=True)
+    if not hardware.recompute: tries['--recompute '] = (lean, student)
+    if student is None and isinstance(unguided(source).net, DiffusersNet):
+        with contextlib.suppress(ImportError, ValueError):
+            light = with_adapters(unguided(source), 8)
+            tries |= {'--lora 8 ': (hardware, light), '--lora 8 --recompute ': (lean, light)}
+    for options, how in tries.items():
+        try: fits = on_paper(source, cfg, shape, *how)['batch_fits']
+        except ValueError: continue # no blocks to compute again
+        if not fits: continue
+        parts = next(d for d in range(1, cfg.batch + 1) if not cfg.batch % d
+                     and cfg.batch//d <= fits)
+        more = f'--accumulate {parts} '*(parts != hardware.accumulate)
+        return f'{options}{more}makes it fit, with up to {fits:,} samples at a time'
+    return (f'not even one does, weights and training alone take '
+            f'{plan["weights_gb"] + plan["training_gb"]:.0f} GB: take several GPUs with --shard')
 
 def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...], data: str,
                  bank: str | None, hardware: Hardware = Hardware(),
@@ -923,7 +956,7 @@ def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...],
     cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank, hardware, student)
-    found['gpu_memory_gb'] = gpu_memory(source, cfg, shape, hardware, student)
+    found |= on_one_gpu(source, cfg, shape, hardware, student)
     plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher,
                 shape=list(shape), data=data)
     if cfg.rounds:
