@@ -114,7 +114,7 @@ def test_the_table_names_every_class_and_what_is_installed(root):
     table = (root/'README.md').read_text().split('| family |')[1].split('\n\n')[0]
     assert set(re.findall(r'`(\w+Model)`', table)) == set(FAMILIES)
     assert set(re.findall(r'diffusers ([\d.]+\d)', table)) == {diffusers.__version__}
-    rows = [line.strip('|').split('|') for line in table.splitlines()[1:]]
+    rows = [line[1:-1].split('|') for line in table.splitlines()[1:]]
     assert len(rows) == 9 and {len(row) for row in rows} == {7}
 
 
@@ -189,6 +189,23 @@ def test_a_description_rebuilds_the_network(name):
     again.load_state_dict(net.state_dict())
     x, cond = sample_noise(range(2), SHAPE), rows_of(teacher_of(name), 2)
     assert torch.equal(again.eval()(x, torch.tensor([.5]).expand(2), cond), net(x, torch.tensor([.5]).expand(2), cond))
+
+
+TEXT = dict(encoder_hidden_states=torch.zeros(3, 4, 12), encoder_attention_mask=torch.ones(3, 4))
+
+@pytest.mark.parametrize('cond, match', [(dict(TEXT, encoder_attention_mask=torch.ones(3, 7)), 'as long as each other: encoder_hidden_states has 4 tokens, encoder_attention_mask has 7'),
+                                         (dict(encoder_hidden_states=torch.zeros(2, 4, 12)), r"condition 'encoder_hidden_states' must have a row for each of the 3 samples, got shape \(2, 4, 12\)"),
+                                         (torch.zeros(1, 4, 12), 'a row for each of the 3')])
+def test_conditions_that_cannot_belong_to_their_samples_are_refused(cond, match):
+    "In words also where the network is called directly, and compiling stays whole."
+    teacher, x = teacher_of('SD'), sample_noise(range(3), SHAPE)
+    with pytest.raises(ValueError, match=match): teacher(x, 2., cond)
+    compiled = torch.compile(teacher, fullgraph=True, backend='eager')
+    with torch.no_grad(): torch.testing.assert_close(compiled(x, torch.tensor(2.), TEXT), teacher(x, 2., TEXT))
+
+
+def test_a_scheduler_without_a_table_is_named():
+    with pytest.raises(ValueError, match='DDPMWuerstchenScheduler has no betas'): from_diffusers(net_of('SD'), diffusers.DDPMWuerstchenScheduler())
 
 
 def refused_unet(**more): return UNet2DConditionModel(**TEXT_UNET | more)

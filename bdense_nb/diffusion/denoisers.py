@@ -20,19 +20,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
-                    data_dir, default_device, load_tensors, read_json, save_tensors, send,
-                    sha256, write_json)
+                    check_type, data_dir, default_device, load_tensors, read_json, save_tensors,
+                    send, sha256, write_json)
 from .nets import HALF, NETS, build_net
 from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
                         sigma_from_alpha_bar)
 
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
-           'MixtureDenoiser', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision',
-           'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser',
-           'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples',
-           'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser',
-           'to_channels_last', 'load_teacher']
+           'MixtureDenoiser', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond', 'check_rows', 'check_classes',
+           'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser',
+           'GuidedDenoiser', 'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher',
+           'own_samples', 'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about',
+           'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -242,14 +242,21 @@ def check_cond(
     labels = isinstance(cond, Tensor) and cond.dtype == torch.long and cond.ndim == 1
     if n_classes and not isinstance(cond, dict) or n_classes == 0 and labels:
         check_classes(cond, len(x), n_classes)
+    check_rows(cond, len(x))
     for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
-        if not isinstance(t, Tensor):
-            raise TypeError(f'{name} must be a tensor, got {type(t).__name__}; a condition is a '
-                            'tensor or a dict of tensors, batch first')
-        if t.shape[:1] != x.shape[:1]:
-            raise ValueError(f'{name} must have a row for each of the {len(x)} samples, got shape '
-                             f'{tuple(t.shape)}')
         if t.device != x.device: raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
+
+def check_rows(
+    cond: Tensor | dict | None, # a condition
+    n: int | None = None, # samples; None: any number
+) -> None:
+    "Refuse what is no tensor or dict of tensors with a row for each sample."
+    for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
+        check_type(t, Tensor, f'{name} must be a tensor (a condition is a tensor or a dict of '
+                              'tensors, batch first)')
+        if not t.ndim or n not in (None, len(t)):
+            raise ValueError(f'{name} must have a row for each of the {n or ""} samples, got shape '
+                             f'{tuple(t.shape)}'.replace('the  ', 'the '))
 
 def check_classes(
     label: Tensor | None, # [B]

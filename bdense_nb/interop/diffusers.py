@@ -282,6 +282,7 @@ class DiffusersNet(nn.Module):
         for name, value in given.items():
             check_choice('condition', name, shapes)
             check_shape(f'condition {name!r}', value, 'B', *shapes[name])
+        _check_sides(given, shapes, z)
         return given
 
     def example_cond(self, n: int, device: torch.device | str = 'cpu') -> dict[str, Tensor] | None:
@@ -306,6 +307,18 @@ class DiffusersNet(nn.Module):
             else: given[outer] = value
         if self.family.packed: return _packed_call(self.model, z, time, given)
         return self.model(z, timestep=time, **given).sample[:, :z.shape[1]]
+
+def _check_sides(given: dict[str, Tensor], shapes: dict[str, tuple], z: Tensor) -> None:
+    "Refuse conditions with another number of rows than samples, or texts of several lengths."
+    for name, value in given.items():
+        if value.shape[0] != z.shape[0]:
+            raise ValueError(f'condition {name!r} must have a row for each of the {z.shape[0]} '
+                             f'samples, got shape {tuple(value.shape)}')
+    long = [(name, value.shape[1]) for name, value in given.items() if shapes[name][:1] == ('L',)]
+    for name, length in long[1:]:
+        if length != long[0][1]:
+            raise ValueError(f'conditions of a text must be as long as each other: {long[0][0]} '
+                             f'has {long[0][1]} tokens, {name} has {length}')
 
 def _what_to_pass(net: DiffusersNet) -> str:
     "Why conditions are refused, and which are wanted."
@@ -533,15 +546,17 @@ def from_diffusers(
     it predicts."""
     diffusers = _diffusers()
     source, levels = '', None
-    if isinstance(model, diffusers.DiffusionPipeline): scheduler = scheduler or model.scheduler
+    if isinstance(model, diffusers.DiffusionPipeline) and scheduler is None:
+        scheduler = model.scheduler
     if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)): model = network_of(model)
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
-        levels = _levels_of(scheduler or folder) # before weights, which may be large
+        # before weights, which may be large
+        levels = _levels_of(folder if scheduler is None else scheduler)
         model = _read_network(folder)
     rows = family_of(model).classes(model.config)
-    if not (levels or scheduler):
+    if levels is None and scheduler is None:
         raise ValueError('a network does not know its noise levels: pass scheduler=')
     if rows and null_class is None and not family_of(model).null:
         warnings.warn(f'this network has {rows} class embeddings and does not say whether the last '
