@@ -1016,3 +1016,4 @@ def test_adapters_from_the_shell(shell):
     shell('bdense_sample s --n 2 --rows 0,1 --out a.png'), shell('bdense_sample whole --n 2 --rows 0,1 --out b.png')
     a, b = (load_tensors(f'{n}.safetensors')[0]['samples'] for n in 'ab')
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert 'light holds an adapter and an output layer, and no whole network' in shell('bdense_sample light --n 2', 1)[1]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib
 import copy
+import hashlib
 import importlib
 import inspect
 import json
@@ -148,6 +149,17 @@ class CalledNet(nn.Module):
     def n_classes(self) -> int:
         "How many classes the network knows."
         return getattr(self.net, 'n_classes', 0)
+
+    @property
+    def given(self) -> dict[str, str]: # JSON-able
+        "Its further arguments in words that tell one value from another."
+        told = {k: repr(v) if v is None or isinstance(v, (bool, int, float, str, tuple, list))
+                else f'a {type(v).__name__}' for k, v in self.more.items()}
+        for name in self.tensors:
+            t = getattr(self, f'more_{name}').detach().cpu().double().contiguous()
+            digest = hashlib.sha256(t.numpy()).hexdigest()[:8]
+            told[name] = f'a tensor {list(t.shape)} ({digest})'
+        return told
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
         "The network's answer."
@@ -1027,6 +1039,7 @@ def save_denoiser(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
+        given=denoiser.net.given if net is CalledNet else {},
         sha256=sha256(folder/WEIGHTS), about=about or {}))
 
 def is_whole(
@@ -1085,6 +1098,7 @@ def load_denoiser(
     try:
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
+        _check_given(about, denoiser.net)
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e:
@@ -1103,6 +1117,15 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
     if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
+
+def _check_given(about: dict, net: nn.Module) -> None:
+    "Refuse other constants, given by functools.partial, than a network was stored with."
+    mine, theirs = about.get('given') or {}, getattr(net, 'given', {})
+    differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
+              for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+    if differ and 'given' in about:
+        raise ValueError(f'this network was stored with other arguments of functools.partial: '
+                         f'{"; ".join(differ)}; pass net= a partial with the stored ones')
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."
