@@ -998,7 +998,7 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
     except ValueError as e:
         raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
     if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
-    on = '' if pairs else ' of its own samples'
+    on = '' if pairs else ' of its own samples (a wrong table may still pass: --data checks more)'
     print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
           f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
 

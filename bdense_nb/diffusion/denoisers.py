@@ -958,8 +958,10 @@ def check_itself(
 ) -> TeacherCheck:
     """Is a denoiser right about its own samples? It makes some, noise is put on them, and it must
     remove that at least as well as the best linear estimate, as a right one does of what it makes.
-    Nothing else is needed; a table much like the right one, or x0 taken for v where data are
-    small, can pass, and a network that has learned little can fail."""
+    Nothing else is needed, and it cannot see a misread network that is a right denoiser of other
+    data: another table, x0 taken for v, or noise taken for a velocity may pass, most of all where
+    data are nearly Gaussian; `check_teacher`, on data, sees it. A network that has learned little
+    can fail."""
     with undisturbed(denoiser):
         found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
         if refuse and not found.ok:
@@ -976,6 +978,8 @@ def _fit(found: TeacherCheck) -> float: # below 0: better than linear
     pairs = zip(found.errors, found.linear)
     return sum(math.log(e/g) for e, g in pairs) if found.ok else math.inf
 
+_OTHER_SEED = 714_025_366 # noise other than that which the samples are made of
+
 def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str) -> TeacherCheck:
     x0 = own_samples(denoiser, noise, cond)
     size = float(x0.double().square().mean().sqrt())
@@ -986,7 +990,7 @@ def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str) -> TeacherC
     if isinstance(denoiser, VPDenoiser):
         low, high = denoiser.log_sigmas[[0, -1]].exp().tolist()
         sigmas = sorted({min(max(s, low), high) for s in sigmas})
-    noised = _Noised(denoiser, x0, cond, sigmas, 0)
+    noised = _Noised(denoiser, x0, cond, sigmas, _OTHER_SEED)
     errors = [e**.5 for e in noised.errors(noised.ask())]
     variance = float(x0.double().var(correction=0))
     linear = [(variance*s**2/(variance + s**2))**.5 for s in sigmas]
