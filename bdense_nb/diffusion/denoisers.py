@@ -230,9 +230,7 @@ class NetDenoiser(nn.Module):
 
     def check(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> None:
         "For callers from outside (`forward` trusts): refuse what would give NaN or a late error."
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = getattr(x, 'dtype', type(x).__name__)
-            raise TypeError(f'x must be a floating-point tensor, got {kind}')
+        check_state(x)
         mine = next(self.parameters(), x)
         if x.device != mine.device:
             raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}')
@@ -886,8 +884,7 @@ def check_teacher(
     (A guided one exaggerates: check what it guides.) Errors up to what is accepted pass: a time
     of flow matching in another scale may, and, where data are far smaller than 1, noise that is
     taken for a velocity."""
-    if not callable(denoiser):
-        raise TypeError(f'a denoiser is a callable, got {type(denoiser).__name__}')
+    check_type(denoiser, Callable, 'a denoiser is a callable')
     check_state(data, 'data')
     n = max(64, 4096//data[0].numel()) if n is None else n
     check_int('n', n, 1)
@@ -1097,8 +1094,7 @@ def load_denoiser(
                          f'{got}, expected {about["sha256"]}')
     tensors, _ = load_tensors(path)
     if net is not None: net = _given(net, about['net'])
-    if not isinstance(net, (nn.Module, partial, type(None))):
-        raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
+    check_type(net, nn.Module | partial | None, 'net must be a network or make one')
     try:
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])

@@ -374,7 +374,8 @@ def net_from_config(
                        config.get('shape'))
     if told := config.get('adapters'):
         if 'rank' in told: # as it was once written
-            told = dict(trained=[f'{told["head"].partition(".")[2]}.{k}' for k in ('weight', 'bias')],
+            head = told['head'].partition('.')[2]
+            told = dict(trained=[f'{head}.weight', f'{head}.bias'],
                         config=dict(r=told['rank'], lora_alpha=told['rank'],
                                     target_modules=told['targets']))
         add_adapters(net, **told)
