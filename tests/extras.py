@@ -74,7 +74,7 @@ try: student.save_pretrained('few text', pipeline='text')
 except ImportError as e: print(e)
 student.save_pretrained('few text')
 '''
-WITHOUT_PEFT = 'from bdense_nb.interop.diffusers import add_adapters; add_adapters(None, 1, [], "")'
+WITHOUT_PEFT = 'from bdense_nb.interop.diffusers import add_adapters; add_adapters(None, {})'
 ADAPTERS = '''
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel

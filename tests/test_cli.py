@@ -664,7 +664,7 @@ def test_labels_go_where_there_are_classes(made, tmp_path):
     with pytest.raises(ValueError, match='one sub-folder for each class'): find_data('x', classes, (1, 8, 8), str(made/'zoo'/'bag'))
     with pytest.raises(ValueError, match='pass --data'): find_data(str(tmp_path/'plain'), plain, (1, 8, 8))
     with pytest.raises(ValueError, match='pass --size'): shape_of(str(tmp_path/'plain'), plain)
-    assert shape_of(str(tmp_path/'plain'), plain, 16) == (1, 16, 16) and shape_of(str(tmp_path/'plain'), plain, (16, 8)) == (1, 16, 8)
+    assert shape_of(str(tmp_path/'plain'), plain, (16,)) == (1, 16, 16) and shape_of(str(tmp_path/'plain'), plain, (16, 8)) == (1, 16, 8)
     assert shape_of('fashion_mnist', EDMDenoiser(UNet(n_classes=10))) == (1, 28, 28)
 
 
@@ -737,7 +737,7 @@ def test_a_network_told_a_text_from_the_shell(shell):
     assert 'must be told encoder_hidden_states: pass --conditions' in shell(run, 1)[1]
     assert 'pass --null_condition' in shell(run + ' --conditions text.safetensors --guidance_scale 3', 1)[1]
     plan = shell.json(run + ' --conditions text.safetensors --dry_run')
-    assert 0 < plan['gpu_memory_gb'] < .1
+    assert 0 < plan['gpu_memory_gb'] < .1 and re.fullmatch(r'of 80 GB: fits, with up to [\d,]+ samples at a time', plan['on_one_gpu'])
     shell(run + ' --conditions text.safetensors --guidance_scale 3 --null_condition null.safetensors')
     student = find_student('s', None, Networks())
     assert torch.equal(student.denoiser.conditions.rows['encoder_hidden_states'], table['encoder_hidden_states'])
@@ -933,6 +933,74 @@ def test_a_teachers_table_of_conditions_has_a_checksum(tmp_path):
     with pytest.raises(ValueError, match='conditions.safetensors is damaged or not the one'): commands.find_teacher(str(tmp_path), commands.Teachers(device='cpu'))
 
 
+def families_of_text():
+    "Folders of a pipeline each, their latents and what they are told; beside each, the shape of its latents."
+    diffusers = pytest.importorskip('diffusers')
+    flow, g = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.), torch.Generator().manual_seed(0)
+    text_pipeline(Path('sd'))
+    dit = dict(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8, in_channels=4)
+    nets = dict(pixart=diffusers.PixArtTransformer2DModel(**dit, out_channels=8, cross_attention_dim=16, caption_channels=12, norm_num_groups=4),
+                sd3=diffusers.SD3Transformer2DModel(**dit, out_channels=4, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=10, pos_embed_max_size=8),
+                flux=diffusers.FluxTransformer2DModel(in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12,
+                                                      pooled_projection_dim=10, axes_dims_rope=(2, 2, 4)))
+    for name, net in nets.items():
+        net.save_pretrained(f'{name}/transformer')
+        (flow if name != 'pixart' else diffusers.DDPMScheduler(prediction_type='v_prediction')).save_pretrained(f'{name}/scheduler')
+    shapes = dict(sd=(4, 16, 16), pixart=(4, 8, 8), sd3=(4, 8, 8), flux=(4, 4, 6))
+    for name, shape in shapes.items():
+        rows = {'encoder_hidden_states': torch.randn(5, 4, 12, generator=g)} | ({'pooled_projections': torch.randn(5, 10, generator=g)} if name in ('sd3', 'flux') else {})
+        save_tensors(Path(f'{name}-text.safetensors'), rows)
+        save_tensors(Path(f'{name}.safetensors'), {'samples': torch.randn(5, *shape, generator=g)})
+    return shapes
+
+
+def test_progressive_distillation_of_what_is_told_a_text(shell):
+    "Each family, from a file of latents and the condition of each; the shape is that of the latents, or as it is said."
+    for name, shape in families_of_text().items():
+        run = f'bdense_distill {name}-pd --teacher {name} --preset fashion_mnist_pd --K 2 --start_steps 4 --nfe 2 --steps 1 --batch 2 --trust_teacher --conditions {name}-text.safetensors'
+        if name in ('sd', 'flux'): assert 'pass --data FILE.safetensors with samples' in shell(run, 1)[1]
+        if name == 'sd': assert 'needs the condition of every sample' in shell(run + ' --data moons', 1)[1]
+        shell(run + f' --data {name}.safetensors' + (' --shape 4,4,6' if name == 'flux' else ''))
+        student = find_student(f'{name}-pd', None, Networks())
+        assert student.about['host'] == 'pd' and student.shape == shape and len(student.denoiser.conditions) == 5
+        assert shell.json(f'bdense_sample {name}-pd --n 3 --rows 4,0')['shape'] == list(shape)
+    for more, says in ((' --shape 4,4,4', 'has samples of shape (4, 4, 6), and (4, 4, 4) was asked for'), (' --shape 3,4,6', 'the samples of flux are of shape (4, 128, 128), not (3, 4, 6)')):
+        assert says in shell(run.replace('flux-pd', 'x') + f' --data flux.safetensors{more}', 1)[1]
+    save_tensors(Path('one.safetensors'), {k: v[:1] for k, v in load_tensors('flux-text.safetensors')[0].items()})
+    assert 'flux.safetensors holds 5 samples and the conditions have 1 rows' in shell(run.replace('flux-text', 'one') + ' --data flux.safetensors', 1)[1]
+    assert 'must hold a tensor named samples, [N, *D]' in shell(run + ' --data flux-text.safetensors', 1)[1]
+    plan = shell.json('bdense_distill y --teacher flux --preset demo --K 2 --steps 1 --batch 2 --pool 2 --size 4,6 --trust_teacher --conditions flux-text.safetensors --data flux.safetensors --dry_run')
+    assert plan['shape'] == [4, 4, 6] and plan['data'] == 'flux.safetensors: 5 of shape (4, 4, 6)'
+
+
+@pytest.mark.parametrize('width, layers, more, says', [
+    (24, 12, {}, 'fits, with up to'), (24, 12, dict(batch=512), r'512 samples .* do not fit; --accumulate \d+ makes it fit'),
+    (48, 12, {}, '--lora 8 .*makes it fit')])
+def test_a_dry_run_says_whether_one_gpu_is_enough(width, layers, more, says):
+    "A billion parameters and more, on paper: the answer holds for the options that it names."
+    diffusers = pytest.importorskip('diffusers')
+    with torch.device('meta'):
+        net = diffusers.SD3Transformer2DModel(sample_size=64, in_channels=16, out_channels=16, num_layers=layers, num_attention_heads=width, caption_projection_dim=64*width, pos_embed_max_size=96)
+    teacher = commands.from_diffusers(net, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.))
+    teacher.conditions = commands.ConditionTable(dict(encoder_hidden_states=torch.zeros(1, 154, 4096), pooled_projections=torch.zeros(1, 2048)))
+    cfg = SFDConfig(**dict(nfe=2, K=4, afs=False, sigma_max=1000., shape=(16, 64, 64), batch=8, ema=.999) | more)
+    assert sum(p.numel() for p in net.parameters()) > 1e9
+    if width == 48: pytest.importorskip('peft')
+    found = commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware())['on_one_gpu']
+    assert re.match('of 80 GB: ', found) and re.search(says, found), found
+    if parts := re.search(r'--accumulate (\d+)', found):
+        for many, fits in ((int(parts[1]), True), (int(parts[1])//2, False)):
+            if '--lora' not in found: assert ('fits, with' in commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware(accumulate=many))['on_one_gpu']) is fits
+
+
+def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
+    tried = []
+    monkeypatch.setattr(commands, 'on_paper', lambda *how: tried.append(how) or dict(memory_gb=900., batch_fits=0, device_gb=80., weights_gb=400., training_gb=480.))
+    found = commands.on_one_gpu(EDMDenoiser(UNet(channels=1)), SFDConfig(batch=8, shape=(1, 8, 8)), (1, 8, 8), Hardware())
+    assert found == dict(gpu_memory_gb=900., on_one_gpu='of 80 GB: 8 samples at a time do not fit; not even one does, weights and training alone take 880 GB: take several GPUs with --shard')
+    assert [how[3].recompute for how in tried] == [False, False, True]
+
+
 def test_adapters_from_the_shell(shell):
     pytest.importorskip('peft', reason='LoRA needs peft (pip install peft)')
     text_pipeline(shell.folder/'mine')
@@ -948,3 +1016,4 @@ def test_adapters_from_the_shell(shell):
     shell('bdense_sample s --n 2 --rows 0,1 --out a.png'), shell('bdense_sample whole --n 2 --rows 0,1 --out b.png')
     a, b = (load_tensors(f'{n}.safetensors')[0]['samples'] for n in 'ab')
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert 'light holds an adapter and an output layer, and no whole network' in shell('bdense_sample light --n 2', 1)[1]

@@ -299,6 +299,21 @@ def test_a_guided_teacher_is_what_the_student_learns():
     assert to[4.] < .5*to[1.] and apart > .1, (to, apart)
 
 
+@pytest.mark.parametrize('make, says', [
+    (lambda: ConditionTable([1, 2]), 'cond must be a tensor .*got list'), (lambda: ConditionTable(dict(a='text')), 'a must be a tensor .*got str'),
+    (lambda: ConditionTable(None), 'got NoneType'), (lambda: ConditionTable(torch.tensor(3.)), r'cond must have a row for each of the samples, got shape \(\)'),
+    (lambda: ConditionTable({}), 'at least 1')])
+def test_what_is_no_table_is_refused(make, says):
+    with pytest.raises((TypeError, ValueError), match=says): make()
+
+
+@pytest.mark.parametrize('drawn, says', [([1, 2], 'cond must be a tensor .*got list'), (torch.ones(1, 3), r'a row for each of the 2 samples, got shape \(1, 3\)'), (None, 'got NoneType')])
+def test_what_draws_too_few_is_refused(drawn, says):
+    D = text()
+    D.conditions = lambda seeds: drawn
+    with pytest.raises((TypeError, ValueError), match=says): draw_conditions(D, [0, 1])
+
+
 def test_the_student_takes_the_conditions_of_a_teacher_that_is_another_network():
     exact = Two()
     exact.conditions = ConditionTable(torch.tensor([1]))
@@ -377,4 +392,4 @@ def test_what_the_command_refuses(folder, more, message, capsys):
 
 def test_the_command_says_where_conditions_of_data_come_from(folder, capsys):
     options = commands.Distill(out='s', teacher='textnets:flow', data='moons', conditions='prompts.safetensors')
-    with pytest.raises(ValueError, match='condition of every image.*from Python'): commands.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))
+    with pytest.raises(ValueError, match='condition of every sample.*preset of SFD'): commands.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))

@@ -18,7 +18,8 @@ from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel,  # n
 
 from bdense_nb.app.plans import kept_bytes, memory_on_paper  # noqa: E402
 from bdense_nb.core import sample_noise  # noqa: E402
-from bdense_nb.diffusion.denoisers import FlowDenoiser, GuidedDenoiser, VPDenoiser  # noqa: E402
+from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser, VPDenoiser  # noqa: E402
+from bdense_nb.diffusion.nets import MLP  # noqa: E402
 from bdense_nb.diffusion.samplers import ConditionTable  # noqa: E402
 from bdense_nb.distillation.bank import frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold  # noqa: E402
@@ -108,12 +109,13 @@ def packed(x):
     return x.view(b, c, h//2, 2, w//2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h//2*w//2, c*4)
 
 
-def test_the_tables_name_every_class_and_what_is_installed(root):
-    "README's and the how-to's: no class is missing, none is made up, and the version is the one that these tests ran with."
-    readme, page = (root/'README.md').read_text(), (root/'nbs/interop/03_families.ipynb').read_text()
-    for text in (readme.split('| family |')[1].split('\n\n')[0], page.split('| family |')[1].split('*In* means')[0]):
-        assert set(re.findall(r'`(\w+Model)`', text)) == set(FAMILIES)
-    assert set(re.findall(r'diffusers ([\d.]+)', page)) == {diffusers.__version__}
+def test_the_table_names_every_class_and_what_is_installed(root):
+    "README's: no class is missing, none is made up, and the version is the one that these tests ran with."
+    table = (root/'README.md').read_text().split('| family |')[1].split('\n\n')[0]
+    assert set(re.findall(r'`(\w+Model)`', table)) == set(FAMILIES)
+    assert set(re.findall(r'diffusers ([\d.]+\d)', table)) == {diffusers.__version__}
+    rows = [line[1:-1].split('|') for line in table.splitlines()[1:]]
+    assert len(rows) == 9 and {len(row) for row in rows} == {7}
 
 
 # --- in ---
@@ -187,6 +189,23 @@ def test_a_description_rebuilds_the_network(name):
     again.load_state_dict(net.state_dict())
     x, cond = sample_noise(range(2), SHAPE), rows_of(teacher_of(name), 2)
     assert torch.equal(again.eval()(x, torch.tensor([.5]).expand(2), cond), net(x, torch.tensor([.5]).expand(2), cond))
+
+
+TEXT = dict(encoder_hidden_states=torch.zeros(3, 4, 12), encoder_attention_mask=torch.ones(3, 4))
+
+@pytest.mark.parametrize('cond, match', [(dict(TEXT, encoder_attention_mask=torch.ones(3, 7)), 'as long as each other: encoder_hidden_states has 4 tokens, encoder_attention_mask has 7'),
+                                         (dict(encoder_hidden_states=torch.zeros(2, 4, 12)), r"condition 'encoder_hidden_states' must have a row for each of the 3 samples, got shape \(2, 4, 12\)"),
+                                         (torch.zeros(1, 4, 12), 'a row for each of the 3')])
+def test_conditions_that_cannot_belong_to_their_samples_are_refused(cond, match):
+    "In words also where the network is called directly, and compiling stays whole."
+    teacher, x = teacher_of('SD'), sample_noise(range(3), SHAPE)
+    with pytest.raises(ValueError, match=match): teacher(x, 2., cond)
+    compiled = torch.compile(teacher, fullgraph=True, backend='eager')
+    with torch.no_grad(): torch.testing.assert_close(compiled(x, torch.tensor(2.), TEXT), teacher(x, 2., TEXT))
+
+
+def test_a_scheduler_without_a_table_is_named():
+    with pytest.raises(ValueError, match='DDPMWuerstchenScheduler has no betas'): from_diffusers(net_of('SD'), diffusers.DDPMWuerstchenScheduler())
 
 
 def refused_unet(**more): return UNet2DConditionModel(**TEXT_UNET | more)
@@ -505,65 +524,140 @@ def test_frozen_weights_are_held_once_and_change_no_result(how, tmp_path, monkey
     assert all(torch.equal(a, b) for a, b in zip(apart.denoiser.parameters(), student.denoiser.parameters(), strict=True))
 
 
-@pytest.mark.parametrize('name', ['SD', 'SD3', 'Flux'])
-def test_adapters(name, tmp_path):
-    "Trained, exported as adapter plus head, and merged: three ways to the same samples."
+def lora(**more):
+    peft = pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')
+    return peft.LoraConfig(**dict(r=2, lora_alpha=6, target_modules=['to_q', 'to_v']) | more)
+
+
+def by_peft(name, how, **more):
+    "A denoiser whose network a user has given adapters, in one of peft's ways."
+    import peft
+    net = net_of(name)
+    if how == 'add_adapter': net.add_adapter(lora(**more))
+    elif how == 'inject': peft.inject_adapter_in_model(lora(**more), net, 'mine')
+    else: net = peft.get_peft_model(net, lora(**more))
+    teacher = from_diffusers(net, scheduler_of(name), shape=SHAPE)
+    if not teacher.n_classes: teacher.conditions = teacher_of(name).conditions
+    return teacher
+
+
+ADAPTED = {
+    'SD, with_adapters': lambda: with_adapters(teacher_of('SD'), rank=2),
+    'DiT, with_adapters': lambda: with_adapters(teacher_of('DiT'), rank=2),
+    'Flux, add_adapter': lambda: by_peft('Flux', 'add_adapter', init_lora_weights='gaussian', use_rslora=True),
+    'SD3, get_peft_model': lambda: by_peft('SD3', 'get_peft_model', target_modules=r'.*to_(q|k)', rank_pattern={'to_q': 4}),
+    'PixArt, inject': lambda: by_peft('PixArt', 'inject', use_dora=True)}
+
+
+def test_adapters(tmp_path):
+    "Trained, saved, exported as adapter plus head, and merged: the same samples each time, also where this package does not exist."
     pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')
-    teacher = teacher_of(name)
-    start = with_adapters(teacher, rank=2)
-    cond = rows_of(teacher, 3)
-    same(start(sample_noise(range(3), SHAPE), 2., cond), teacher(sample_noise(range(3), SHAPE), 2., cond), 1e-6)
-    trained = {n for n, p in start.named_parameters() if p.requires_grad}
-    assert sum('lora_' not in n for n in trained) == 2 and any('lora_' in n for n in trained)   # the weight and the bias of the head
-    assert places(start)[0] < places(teacher)[0] and not {p.data_ptr() for p in start.parameters() if p.requires_grad} & places(teacher)[0]
-    student = ends_at_zero(sfd(teacher, SFD, show=False, student=start))
-    ours = student.sample(3, cond=cond)
-    assert ((ours - ends_at_zero(sfd(teacher, SFD, show=False, student=teacher)).sample(3, cond=cond)).abs().max() > 0)
-    same(dataclasses.replace(student, denoiser=merged(student.denoiser)).sample(3, cond=cond), ours)
-    student.save(tmp_path/'own')
-    same(load_student(tmp_path/'own', 'cpu').sample(3, cond=cond), ours, 1e-6)
-    whole, light = tmp_path/'whole', tmp_path/'light'
-    student.denoiser.net.source = '../teacher'
-    teacher.net.model.save_pretrained(tmp_path/'teacher'/teacher.net.part)
-    student.save_pretrained(whole, merge=True)
-    student.save_pretrained(light)
-    size = {folder: sum(p.stat().st_size for p in (folder/teacher.net.part).rglob('*.safetensors')) for folder in (whole, light)}
-    assert size[light] < size[whole] and not (light/teacher.net.part/'config.json').exists()
-    assert load_pretrained(whole, 'cpu').denoiser.net.adapters is None
-    for folder in (whole, light): torch.save({'class_labels': cond} if isinstance(cond, torch.Tensor) else nested(cond), folder/'cond.pt')
-    for stock in by_stock(STOCK, whole, light): same(stock, ours)
-    with pytest.raises(ValueError, match='merge=True'): student.save_pretrained(tmp_path/'no', pipeline=tmp_path)
+    folders, want = [], []
+    for case, make in ADAPTED.items():
+        name, here = case.partition(',')[0], tmp_path/case
+        teacher, start = teacher_of(name), make()
+        x, cond = sample_noise(range(3), SHAPE), rows_of(teacher, 3)
+        same(start(x, 2., cond), teacher(x, 2., cond), 1e-6)
+        model = branch(start, 2)
+        trained = {n for n, p in model.denoiser.named_parameters() if p.requires_grad}
+        assert sum('lora_' not in n for n in trained) == 2 and sum('lora_' in n for n in trained) == sum('lora_' in n for n, _ in model.named_parameters()) > 0
+        assert places(model)[0] <= places(start)[0] and not {p.data_ptr() for p in model.parameters() if p.requires_grad} & {p.data_ptr() for p in start.parameters()}
+        student = ends_at_zero(sfd(teacher if 'with' in case else start, SFD, show=False, student=start))
+        ours = student.sample(3, cond=cond)
+        moved = {n for (n, p), q in zip(student.denoiser.named_parameters(), start.parameters(), strict=True) if not torch.equal(p, q)}
+        assert moved <= trained and any('lora_' in n for n in moved)
+        plain = merged(student.denoiser)
+        assert plain.state_dict().keys() == teacher.state_dict().keys()
+        same(dataclasses.replace(student, denoiser=plain).sample(3, cond=cond), ours)
+        student.save(here/'own')
+        same(load_student(here/'own', 'cpu').sample(3, cond=cond), ours, 1e-6)
+        student.denoiser.net.source = '../teacher'
+        teacher.net.model.save_pretrained(here/'teacher'/teacher.net.part)
+        whole, light = here/'whole', here/'light'
+        student.save_pretrained(whole, merge=True)
+        student.save_pretrained(light)
+        size = {folder: sum(p.stat().st_size for p in (folder/teacher.net.part).rglob('*.safetensors')) for folder in (whole, light)}
+        assert size[light] < size[whole] and not (light/teacher.net.part/'config.json').exists()
+        assert load_pretrained(whole, 'cpu').denoiser.net.adapters is None
+        for folder in (whole, light):
+            torch.save({'class_labels': cond} if isinstance(cond, torch.Tensor) else nested(cond), folder/'cond.pt')
+            folders.append(folder)
+            want.append(ours)
+        with pytest.raises(ValueError, match='merge=True'): student.save_pretrained(tmp_path/'no', pipeline=tmp_path)
+    for stock, ours in zip(by_stock(STOCK, *folders), want, strict=True): same(stock, ours)
 
 
-def test_adapters_that_with_adapters_did_not_add_are_refused_before_work():
+def test_adapters_go_from_round_to_round():
+    "Of Progressive Distillation: each round trains them and the output layer, and nothing else."
+    start = by_peft('DiT', 'inject')
+    student = progressive(start, sample_noise(range(4), SHAPE), dataclasses.replace(PD, start_steps=8), torch.arange(4), show=False)
+    moved = {n for (n, p), q in zip(student.denoiser.named_parameters(), start.parameters(), strict=True) if not torch.equal(p, q)}
+    assert moved and all('lora_' in n or 'proj_out_2' in n for n in moved) and student.denoiser.net.adapters == by_peft('DiT', 'inject').net.adapters | dict(trained=['proj_out_2.weight', 'proj_out_2.bias'])
+
+
+def test_what_a_user_trains_beside_adapters_is_exported_too(tmp_path):
+    start = by_peft('SD', 'add_adapter')
+    for n, p in start.named_parameters(): p.requires_grad_('lora_B' in n or 'conv_in' in n)
+    model = branch(start, 1)
+    assert {n.split('.')[-3 if 'lora' in n else -2] for n, p in model.named_parameters() if p.requires_grad} == {'lora_B', 'conv_in', 'conv_out'}
+    sfd(start, SFD, show=False).save_pretrained(tmp_path)
+    from safetensors.torch import load_file
+    assert set(load_file(tmp_path/'unet'/'head.safetensors')) == {f'{layer}.{kind}' for layer in ('conv_in', 'conv_out') for kind in ('weight', 'bias')}
+
+
+def test_adapters_of_ones_own_network():
+    "Any network with adapters: they and its output layer are trained; merged, it is the network it was."
+    peft = pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
+    plain = MLP(dim=2, width=8, depth=1)
+    torch.nn.init.normal_(plain.out.weight)
+    start = EDMDenoiser(peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(r=2, target_modules='all-linear', exclude_modules=['out']))).eval()
+    student = sfd(start, SFDConfig(nfe=2, K=2, steps=2, batch=4, shape=(2,), lr=1e-2), show=False)
+    moved = {n for (n, p), q in zip(student.denoiser.named_parameters(), start.parameters(), strict=True) if not torch.equal(p, q)}
+    assert moved and all('lora_' in n or '.out.' in n for n in moved)
+    whole = merged(student.denoiser)
+    assert type(whole.net) is MLP and whole.state_dict().keys() == EDMDenoiser(plain).state_dict().keys()
+    same(dataclasses.replace(student, denoiser=whole).sample(5), student.sample(5))
+
+
+def adapted_unet(change=lambda net: None, **more):
+    denoiser = by_peft('SD', 'add_adapter', **more)
+    change(denoiser.net.model)
+    return denoiser
+
+
+@pytest.mark.parametrize('change, more, says', [
+    (lambda net: net.add_adapter(lora(), 'second'), {}, r'it has 2 of them \(default, second\).*merge the others'),
+    (lambda net: net.fuse_lora(), {}, 'differs in merged_adapters of .*to_q'),
+    (lambda net: net.set_adapters(['default'], [.5]), {}, 'differs in scaling of .*to_q'),
+    (lambda net: net.disable_lora(), {}, 'differs in disable_adapters'),
+    (lambda net: None, dict(init_lora_weights='pissa'), "init_lora_weights='pissa' changes the weights"),
+    (lambda net: None, dict(modules_to_save=['conv_in']), 'modules_to_save=.*leave it out'),
+    (lambda net: None, dict(target_modules=['to_q', 'conv_out']), "output layer, 'unet.conv_out', has an adapter.*leave it out of target_modules")],
+    ids=['two', 'merged', 'scaled', 'off', 'pissa', 'modules_to_save', 'head'])
+def test_adapters_that_cannot_be_saved_are_refused_before_work(change, more, says):
+    lora()
+    start = adapted_unet(change, **more)
+    for K in (1, 2):
+        with pytest.raises(ValueError, match=says): branch(start, K)
+
+
+def test_layers_like_those_of_peft_without_a_configuration_are_refused():
     student = copy.deepcopy(teacher_of('SD'))
     student.net.model.conv_in.base_layer = torch.nn.Identity()   # as peft's layers have one
     for K in (1, 2):
-        with pytest.raises(ValueError, match=r'neither they.*can be saved.*with_adapters\(teacher, rank, targets\)'): branch(student, K)
+        with pytest.raises(ValueError, match='adapters of this network cannot be saved: it has 0 of them'): branch(student, K)
 
 
-def test_adapters_of_peft_are_refused_and_merged_ones_are_not():
-    peft = pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
-    teacher = teacher_of('SD')
-    student = copy.deepcopy(teacher)
-    student.net.model.add_adapter(peft.LoraConfig(r=2, target_modules=['to_q', 'to_v']))
-    student.net.model.conv_out.requires_grad_(True)
-    with pytest.raises(ValueError, match='student=with_adapters'): sfd(teacher, SFD, show=False, student=student)
-    with pytest.raises(ValueError, match='student=with_adapters'): progressive(teacher, sample_noise(range(4), SHAPE), PD, teacher.conditions([0, 1, 2, 3]), student=student, show=False)
-    student.net.model.fuse_lora()
-    student.net.model.unload_lora()
-    branch(student, 2)
+def test_adapters_are_not_added_twice():
+    lora()
+    with pytest.raises(ValueError, match='has adapters, which are trained as they are: pass it as student='): with_adapters(adapted_unet())
+    branch(merged(adapted_unet()), 2)
 
 
 @pytest.mark.parametrize('targets, says', [(('conv_out', 'to_q'), "'conv_out' is the output layer.*leave it out"), (('to_q', 'nonsense'), "'nonsense' ends no name.*UNet2DConditionModel.*to_q"),
                                            ('to_q', "names of layers.*got 'to_q'"), ((), r'names of layers.*got \(\)')])
 def test_layers_that_get_no_adapter_are_refused(targets, says):
     with pytest.raises((ValueError, TypeError), match=says): with_adapters(teacher_of('SD'), 2, targets)
-
-
-def test_a_class_without_adapters_is_refused():
-    pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
-    with pytest.raises(ValueError, match='DiTTransformer2DModel no adapters; train chosen layers instead.*requires_grad.*student='): with_adapters(teacher_of('DiT'))
 
 
 def test_adapters_say_what_they_need(monkeypatch):

@@ -322,6 +322,10 @@ def test_a_partial_network_is_distilled_saved_and_read(wrap, net, tmp_path):
     student.save(tmp_path)
     again = load_student(tmp_path, 'cpu', net() if isinstance(net(), functools.partial) else net)
     assert torch.equal(again.sample(3), student.sample(3)) and again.denoiser.net.net.out.weight.shape == (2, 8)
+    if net is Unconditional: return
+    for other in (3., torch.tensor(3.)):
+        with pytest.raises(ValueError, match=r'other arguments of functools.partial: gain=(2.0|a tensor \[\] \(\w+\)) there, (3.0|a tensor \[\] \(\w+\)) here'):
+            load_student(tmp_path, 'cpu', functools.partial(Gained(), gain=other))
 
 
 @pytest.mark.parametrize('make, says', [

@@ -31,13 +31,14 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'inside', 'check_file', 'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable',
            'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo',
            'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms',
-           'draw_arms', 'demo', 'check_data', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach',
-           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach',
-           'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
-           'find_teacher', 'shape_of', 'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled',
-           'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'gpu_memory',
-           'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted', 'distill_data', 'distill_run', 'finish',
-           'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
+           'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line',
+           'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data', 'refuse_options', 'image_data',
+           'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts',
+           'is_student', 'pickle_note', 'read_diffusers', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape',
+           'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of',
+           'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks',
+           'is_known', 'check_source', 'adapted', 'distill_data', 'conditioned_data', 'distill_run', 'finish', 'Search',
+           'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
            'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'quality_of',
            'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
            'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
@@ -426,14 +427,30 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
 #: data sets with a name
 DATA = ('fashion_mnist', 'cifar10', *TOY_SETS)
 
+def is_stored(data: str | None) -> bool:
+    "Is this a file of samples, such as latents?"
+    return str(data).endswith('.safetensors') and Path(data).is_file()
+
+def is_here(data: str | None) -> bool:
+    "Is this a data set with a name, or a folder or a file that is there?"
+    return data in DATA or is_stored(data) or data is not None and Path(data).is_dir()
+
 def check_data(data: str) -> None:
-    "Refuse what is neither the name of a data set nor a folder."
-    if data not in DATA and not Path(data).is_dir():
+    "Refuse what is neither the name of a data set nor a folder nor a file of samples."
+    if not is_here(data):
         raise ValueError(f'unknown data {data!r}; choose one of: {", ".join(DATA)}, or a folder of '
-                         f'images')
+                         'images, or a safetensors file of samples')
+
+def read_samples(path: str) -> tuple[Tensor, Tensor | None]: # [N, *D], classes [N] or None
+    "Samples, such as latents, and perhaps their labels, from a file as `bdense_sample` writes it."
+    tensors, _ = load_tensors(path)
+    if 'samples' not in tensors:
+        raise ValueError(f'{path} must hold a tensor named samples, [N, *D], and may hold labels, '
+                         f'[N]; it holds {", ".join(tensors)}')
+    return tensors['samples'].float(), tensors.get('labels')
 
 def read_data(
-    data: str, # one of `DATA`, or a folder of images
+    data: str, # one of `DATA`, a folder of images, or a file of samples
     split: str = 'train', # of Fashion-MNIST and CIFAR-10
     path: str | None = None, # folder with their files, if they are not where they are looked for
     download: bool = False, # may torchvision download them?
@@ -442,6 +459,7 @@ def read_data(
 ) -> tuple[Tensor, Tensor | None]: # [N, *D], labels [N] or None
     "A data set by name or by folder."
     check_data(data)
+    if is_stored(data): return read_samples(data)
     if data in TOY_SETS: return toy_2d(data, 50_000, seed), None
     if data == 'fashion_mnist': return fashion_mnist(split, path, download)
     if data == 'cifar10': return cifar10(split, path, download)
@@ -708,27 +726,36 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     elif table.is_file(): teacher.conditions = ConditionTable.load(table) # written without one
     return teacher
 
-def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:
-    "The shape of a teacher's samples; size: for a network that takes any, where nothing says it."
-    if isinstance(teacher.net, (MLP, TemporalNet)): return teacher.net.sample_shape
+def known_shape(name: str, net: torch.nn.Module) -> tuple[int, ...]: # (C,): the size is not said
+    "What a teacher says of the shape of its samples; (): nothing."
+    if isinstance(net, (MLP, TemporalNet, DiffusersNet)): return net.sample_shape
     about = about_teacher(name)
-    stored = about.get('shape') or about.get('student', {}).get('shape')
-    if stored is None and about.get('data') == 'fashion_mnist': stored = (1, 28, 28)
-    unet = getattr(teacher.net, 'unet', None)
-    if unet is not None: side, channels = unet.config.sample_size, unet.config.in_channels
-    elif isinstance(teacher.net, DiffusersNet) and all(teacher.net.sample_shape):
-        if size:
-            raise ValueError(f'size is for U-Nets; {name} says {list(teacher.net.sample_shape)}: '
-                             'pass --shape with a preset of SFD for another')
-        return teacher.net.sample_shape
-    elif stored and 'channels' not in getattr(teacher.net, 'config', {}): return tuple(stored)
-    elif channels := getattr(teacher.net, 'config', {}).get('channels'):
-        side = stored and tuple(stored[1:])
-    else: raise ValueError(f'{name} does not say the shape of its samples: pass --shape')
-    side = size or side
-    if side is None: raise ValueError(f'{name} does not say the size of its images: pass --size')
-    side = (side, side) if isinstance(side, int) else tuple(side)
-    return (channels, *(side*2 if len(side) == 1 else side))
+    stored = about.get('shape') or about.get('student', {}).get('shape') or ()
+    if not stored and about.get('data') == 'fashion_mnist': stored = (1, 28, 28)
+    channels = getattr(net, 'config', {}).get('channels')
+    return (channels, *stored[1:]) if channels else tuple(stored)
+
+def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:
+    "The shape of a teacher's samples; size: of images, or the whole shape."
+    net, size, known = teacher.net, tuple(size or ()), known_shape(name, teacher.net)
+    fixed = isinstance(net, (MLP, TemporalNet))
+    images = not fixed and known[1:2] != (None,) and len(known) in (1, 3)
+    if images and size and len(size) < 3: size = (known[0], *size*(3 - len(size)))
+    if size and (size != known if fixed else images and size[0] != known[0]):
+        raise ValueError(f'the samples of {name} are of shape {known}, not {size}: leave --size '
+                         'and --shape out, or pass the height and width of images')
+    if images and not size and len(known) == 1:
+        raise ValueError(f'{name} does not say the size of its images: pass --size')
+    if not (size or known):
+        raise ValueError(f'{name} does not say the shape of its samples: pass --shape')
+    return size or known
+
+def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tuple[int, ...]:
+    "The shape of the samples of a run: as it is said, that of a file of samples, or the teacher's."
+    if 'shape' in line.given: return tuple(cfg.shape)
+    if is_stored(options.data) and not options.size:
+        return tuple(read_samples(options.data)[0].shape[1:])
+    return shape_of(options.teacher, source, options.size)
 
 def data_of(name: str) -> str | None: # None: nobody knows
     "The data that a teacher was trained on, as `read_data` takes it."
@@ -743,7 +770,7 @@ def find_data(
 ) -> tuple[Tensor, Tensor | None]: # clean data [N, *D], labels [N] or None
     "Data for a teacher, in its own shape; labels only if it has classes."
     kind = data or data_of(name)
-    if kind is None or kind not in DATA and not Path(kind).is_dir() and data is None:
+    if data is None and not is_here(kind):
         why = 'does not say which' if kind is None else f'was trained on {kind}, which is not here,'
         raise ValueError(f'Progressive Distillation noises real data, and {name} {why}: pass '
                          f'--data, a folder of images for instance')
@@ -795,10 +822,11 @@ class Distilled(Teachers):
     # JSON file with a configuration: command.json or run.json of a run, config.json of a student,
     # or your own; options change it
     config: str | None = None
-    # fashion_mnist, cifar10, a 2-D set or a folder of images: for Progressive Distillation, to
-    # check the teacher with, and to compare samples with; default: what it was trained on
+    # fashion_mnist, cifar10, a 2-D set, a folder of images, or a safetensors file with samples
+    # (latents, say) and perhaps labels: for Progressive Distillation, to check the teacher with,
+    # and to compare samples with; default: what it was trained on
     data: str | None = None
-    # of images, a number or HEIGHT,WIDTH, for a teacher that takes any; default: the teacher's
+    # of images, a number or HEIGHT,WIDTH, or of a sample, its shape; default: the teacher's
     size: tuple[int, ...] | None = None
     split: Literal['test', 'train'] = 'test' # of fashion_mnist (10,000 images, shipped) or cifar10
     # distil the teacher as classifier-free guidance of this scale makes it: the student needs one
@@ -806,7 +834,8 @@ class Distilled(Teachers):
     guidance_scale: float | None = None
     guidance_interval: tuple[float, float] | None = None # noise levels between which it acts
     # safetensors whose rows are the teacher's conditions, such as embeddings of prompts, each
-    # sample gets one by its seed; default: the teacher's own, or random classes
+    # sample gets one by its seed, and sample i of --data row i; default: the teacher's own, or
+    # random classes
     conditions: str | None = None
     null_condition: str | None = None # safetensors of one row: the condition of "nothing", to guide
 
@@ -879,13 +908,46 @@ def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
     return bool(cfg.pool or bank)
 
-def gpu_memory(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
-               student: NetDenoiser | None = None) -> float | None: # GB; None: nobody knows
-    "What a run needs on one GPU, on paper."
-    try: return max(memory_on_paper(source, one, shape, student, hardware=hardware)['memory_gb']
-                    for one in cfg.each.values())
+def on_paper(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
+             student: NetDenoiser | None = None) -> dict: # of the step count that needs most
+    "What a run needs on one GPU that is not here, see `memory_on_paper`."
+    return max((memory_on_paper(source, one, shape, student, hardware=hardware)
+                for one in cfg.each.values()), key=lambda plan: plan['memory_gb'])
+
+def on_one_gpu(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
+               student: NetDenoiser | None = None) -> dict: # gpu_memory_gb, on_one_gpu
+    "Does a run fit on one GPU of 80 GB, and what makes it fit? None: nobody knows."
+    try: plan = on_paper(source, cfg, shape, hardware, student)
     # whatever a foreign network raises where there are no numbers
-    except Exception: return None
+    except Exception: return dict(gpu_memory_gb=None, on_one_gpu=None)
+    asked, gb = cfg.batch//hardware.accumulate, plan['memory_gb']
+    said = f'of {plan["device_gb"]:.0f} GB: '
+    if plan['batch_fits'] >= asked:
+        return dict(gpu_memory_gb=gb, on_one_gpu=f'{said}fits, with up to {plan["batch_fits"]:,} '
+                                                 'samples at a time')
+    said += f'{asked} samples at a time do not fit; '
+    return dict(gpu_memory_gb=gb, on_one_gpu=said + _what_fits(source, cfg, shape, hardware,
+                                                               student, plan))
+
+def _what_fits(source, cfg, shape, hardware: Hardware, student, plan: dict) -> str:
+    "Which options let a run fit that does not: the first that do."
+    tries = {'': (hardware, student)}
+    lean = replace(hardware, recompute=True)
+    if not hardware.recompute: tries['--recompute '] = (lean, student)
+    if student is None and isinstance(unguided(source).net, DiffusersNet):
+        with contextlib.suppress(ImportError, ValueError):
+            light = with_adapters(unguided(source), 8)
+            tries |= {'--lora 8 ': (hardware, light), '--lora 8 --recompute ': (lean, light)}
+    for options, how in tries.items():
+        try: fits = on_paper(source, cfg, shape, *how)['batch_fits']
+        except ValueError: continue # no blocks to compute again
+        if not fits: continue
+        parts = next(d for d in range(1, cfg.batch + 1) if not cfg.batch % d
+                     and cfg.batch//d <= fits)
+        more = f'--accumulate {parts} '*(parts != hardware.accumulate)
+        return f'{options}{more}makes it fit, with up to {fits:,} samples at a time'
+    return (f'not even one does, weights and training alone take '
+            f'{plan["weights_gb"] + plan["training_gb"]:.0f} GB: take several GPUs with --shard')
 
 def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...], data: str,
                  bank: str | None, hardware: Hardware = Hardware(),
@@ -894,7 +956,7 @@ def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...],
     cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank, hardware, student)
-    found['gpu_memory_gb'] = gpu_memory(source, cfg, shape, hardware, student)
+    found |= on_one_gpu(source, cfg, shape, hardware, student)
     plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher,
                 shape=list(shape), data=data)
     if cfg.rounds:
@@ -936,7 +998,7 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
     except ValueError as e:
         raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
     if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
-    on = '' if pairs else ' of its own samples'
+    on = '' if pairs else ' of its own samples (a wrong table may still pass: --data checks more)'
     print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
           f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
 
@@ -953,10 +1015,9 @@ def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
                  shape: tuple[int, ...]):
     "Clean data and labels: what was asked for, or what Progressive Distillation needs; else None."
     needed = cfg.needs_data
-    if needed and getattr(source, 'conditions', None) is not None:
-        raise ValueError('Progressive Distillation needs the condition of every image of its data, '
-                         'and a folder has none: choose a preset of SFD, or call '
-                         'bdense_nb.progressive(teacher, data, cfg, labels) from Python')
+    table = getattr(source, 'conditions', None)
+    if table is not None and (needed or is_stored(options.data)):
+        return conditioned_data(options, table, shape)
     kind = options.data or data_of(options.teacher) if options.data or needed else None
     if 'split' in line.given and kind not in ('fashion_mnist', 'cifar10'):
         raise ValueError(f'split belongs to fashion_mnist and cifar10, not to {kind or "no data"}')
@@ -966,6 +1027,22 @@ def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
     if y is None or null_class is None: return x, y
     return x[y != null_class], y[y != null_class]
 
+def conditioned_data(options: Distilled, table: Callable, shape: tuple[int, ...]):
+    "Samples from a file, and the condition of each: the row of the table with its number."
+    if not is_stored(options.data) or not isinstance(table, ConditionTable):
+        raise ValueError('Progressive Distillation needs the condition of every sample of its '
+                         'data: pass --data FILE.safetensors with samples [N, *D], such as the '
+                         'latents of N images, and --conditions with N rows; or choose a preset '
+                         'of SFD, which needs no data')
+    x, _ = read_samples(options.data)
+    if len(x) != len(table):
+        raise ValueError(f'{options.data} holds {len(x)} samples and the conditions have '
+                         f'{len(table)} rows: row i must belong to sample i')
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(f'{options.data} has samples of shape {tuple(x.shape[1:])}, and {shape} '
+                         'was asked for')
+    return x, table.rows
+
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
@@ -973,8 +1050,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank: check_folder(options.bank, ('nfe-*',))
     source = find_teacher(teacher, options)
-    if 'shape' in line.given: shape = tuple(cfg.shape)
-    else: shape = shape_of(teacher, unguided(source), options.size)
+    shape = asked_shape(options, line, cfg, unguided(source))
     source = conditioned(source, options)
     cfg = cfg.fitted(source, shape, line.given)
     if cfg.needs_data and options.bank:
@@ -1217,7 +1293,7 @@ def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
         if kind in TOY_SETS and shape == (2,): return Reality(kind)
         return Reality(kind, note=f'no distance to data: a sample is of shape {shape}; --data '
                                   f'knows points of {", ".join(TOY_SETS)}')
-    if kind is None or data is None and kind not in DATA and not Path(kind).is_dir():
+    if not is_here(kind) and (kind is None or data is None):
         why = ('does not say what it was trained on' if kind is None
                else f'was trained on {kind}, which is not here')
         return Reality(kind, note=f'no Fréchet distance: {teacher} {why}; pass --data, a folder '
@@ -1457,6 +1533,8 @@ COMMANDS = {
         ('runs/pd --preset_name fashion_mnist_pd --nfe 4', 'Progressive Distillation to 4 steps'),
         ('runs/mine --teacher my_unet --preset_name fashion_mnist_pd --data ~/photos',
          'a diffusers U-Net, with a folder of images'),
+        ('runs/text --teacher my_sd3 --preset_name fashion_mnist_pd --data latents.safetensors '
+         '--conditions prompts.safetensors', 'a model of text: latents, and the prompt of each'),
         ('runs/again --config runs/student/command.json --lr 1e-4', 'a run again, with a change')],
         distill_configs, [SFDConfig, SFDVConfig, PDConfig, Hardware]),
     'bdense_search': Command(search, Search, [

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
-from .commands import (STARTED, Distilled, Named, Reality, alone, check_folder, check_source,
-                                    conditioned, data_line, distances, distill_configs,
-                                    distill_data, distill_plan, find_device, find_reality,
-                                    find_teacher, note_start, shape_of, show_plan)
+from .commands import (STARTED, Distilled, Named, Reality, alone, asked_shape,
+                                    check_folder, check_source, conditioned, data_line, distances,
+                                    distill_configs, distill_data, distill_plan, find_device,
+                                    find_reality, find_teacher, note_start, show_plan)
 from .shell import Command, Line
 from ..core import atomic_path, check_int, read_json
 from ..diffusion.denoisers import unguided
@@ -95,8 +95,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     for name, low in (('seeds', 3), ('n', 2)): check_int(name, getattr(options, name), low)
     if options.limit is not None: check_int('limit', options.limit, 1)
     source = find_teacher(options.teacher, options)
-    if 'shape' in line.given: shape = tuple(cfg.shape)
-    else: shape = shape_of(options.teacher, unguided(source), options.size)
+    shape = asked_shape(options, line, cfg, unguided(source))
     source = conditioned(source, options)
     cfg = cfg.fitted(source, shape, line.given)
     which = dict(calls=options.calls or (), budgets=options.budgets or ())

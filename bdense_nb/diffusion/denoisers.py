@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib
 import copy
+import hashlib
 import importlib
 import inspect
 import json
@@ -20,19 +21,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
-                    data_dir, default_device, load_tensors, read_json, save_tensors, send,
-                    sha256, write_json)
+                    check_type, data_dir, default_device, load_tensors, read_json, save_tensors,
+                    send, sha256, write_json)
 from .nets import HALF, NETS, build_net
 from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
                         sigma_from_alpha_bar)
 
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
-           'MixtureDenoiser', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond', 'check_classes', 'check_precision',
-           'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser',
-           'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples',
-           'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser',
-           'to_channels_last', 'load_teacher']
+           'MixtureDenoiser', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond', 'check_rows', 'check_classes',
+           'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser',
+           'GuidedDenoiser', 'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher',
+           'own_samples', 'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about',
+           'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -149,6 +150,17 @@ class CalledNet(nn.Module):
         "How many classes the network knows."
         return getattr(self.net, 'n_classes', 0)
 
+    @property
+    def given(self) -> dict[str, str]: # JSON-able
+        "Its further arguments in words that tell one value from another."
+        told = {k: repr(v) if v is None or isinstance(v, (bool, int, float, str, tuple, list))
+                else f'a {type(v).__name__}' for k, v in self.more.items()}
+        for name in self.tensors:
+            t = getattr(self, f'more_{name}').detach().cpu().double().contiguous()
+            digest = hashlib.sha256(t.numpy()).hexdigest()[:8]
+            told[name] = f'a tensor {list(t.shape)} ({digest})'
+        return told
+
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
         "The network's answer."
         more = self.more | {name: getattr(self, f'more_{name}') for name in self.tensors}
@@ -218,9 +230,7 @@ class NetDenoiser(nn.Module):
 
     def check(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> None:
         "For callers from outside (`forward` trusts): refuse what would give NaN or a late error."
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = getattr(x, 'dtype', type(x).__name__)
-            raise TypeError(f'x must be a floating-point tensor, got {kind}')
+        check_state(x)
         mine = next(self.parameters(), x)
         if x.device != mine.device:
             raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}')
@@ -242,14 +252,21 @@ def check_cond(
     labels = isinstance(cond, Tensor) and cond.dtype == torch.long and cond.ndim == 1
     if n_classes and not isinstance(cond, dict) or n_classes == 0 and labels:
         check_classes(cond, len(x), n_classes)
+    check_rows(cond, len(x))
     for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
-        if not isinstance(t, Tensor):
-            raise TypeError(f'{name} must be a tensor, got {type(t).__name__}; a condition is a '
-                            'tensor or a dict of tensors, batch first')
-        if t.shape[:1] != x.shape[:1]:
-            raise ValueError(f'{name} must have a row for each of the {len(x)} samples, got shape '
-                             f'{tuple(t.shape)}')
         if t.device != x.device: raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
+
+def check_rows(
+    cond: Tensor | dict | None, # a condition
+    n: int | None = None, # samples; None: any number
+) -> None:
+    "Refuse what is no tensor or dict of tensors with a row for each sample."
+    for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
+        check_type(t, Tensor, f'{name} must be a tensor (a condition is a tensor or a dict of '
+                              'tensors, batch first)')
+        if not t.ndim or n not in (None, len(t)):
+            raise ValueError(f'{name} must have a row for each of the {n or ""} samples, got shape '
+                             f'{tuple(t.shape)}'.replace('the  ', 'the '))
 
 def check_classes(
     label: Tensor | None, # [B]
@@ -867,8 +884,7 @@ def check_teacher(
     (A guided one exaggerates: check what it guides.) Errors up to what is accepted pass: a time
     of flow matching in another scale may, and, where data are far smaller than 1, noise that is
     taken for a velocity."""
-    if not callable(denoiser):
-        raise TypeError(f'a denoiser is a callable, got {type(denoiser).__name__}')
+    check_type(denoiser, Callable, 'a denoiser is a callable')
     check_state(data, 'data')
     n = max(64, 4096//data[0].numel()) if n is None else n
     check_int('n', n, 1)
@@ -939,8 +955,10 @@ def check_itself(
 ) -> TeacherCheck:
     """Is a denoiser right about its own samples? It makes some, noise is put on them, and it must
     remove that at least as well as the best linear estimate, as a right one does of what it makes.
-    Nothing else is needed; a table much like the right one, or x0 taken for v where data are
-    small, can pass, and a network that has learned little can fail."""
+    Nothing else is needed, and it cannot see a misread network that is a right denoiser of other
+    data: another table, x0 taken for v, or noise taken for a velocity may pass, most of all where
+    data are nearly Gaussian; `check_teacher`, on data, sees it. A network that has learned little
+    can fail."""
     with undisturbed(denoiser):
         found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
         if refuse and not found.ok:
@@ -957,6 +975,8 @@ def _fit(found: TeacherCheck) -> float: # below 0: better than linear
     pairs = zip(found.errors, found.linear)
     return sum(math.log(e/g) for e, g in pairs) if found.ok else math.inf
 
+_OTHER_SEED = 714_025_366 # noise other than that which the samples are made of
+
 def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str) -> TeacherCheck:
     x0 = own_samples(denoiser, noise, cond)
     size = float(x0.double().square().mean().sqrt())
@@ -967,7 +987,7 @@ def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str) -> TeacherC
     if isinstance(denoiser, VPDenoiser):
         low, high = denoiser.log_sigmas[[0, -1]].exp().tolist()
         sigmas = sorted({min(max(s, low), high) for s in sigmas})
-    noised = _Noised(denoiser, x0, cond, sigmas, 0)
+    noised = _Noised(denoiser, x0, cond, sigmas, _OTHER_SEED)
     errors = [e**.5 for e in noised.errors(noised.ask())]
     variance = float(x0.double().var(correction=0))
     linear = [(variance*s**2/(variance + s**2))**.5 for s in sigmas]
@@ -1020,6 +1040,7 @@ def save_denoiser(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
+        given=denoiser.net.given if net is CalledNet else {},
         sha256=sha256(folder/WEIGHTS), about=about or {}))
 
 def is_whole(
@@ -1073,11 +1094,11 @@ def load_denoiser(
                          f'{got}, expected {about["sha256"]}')
     tensors, _ = load_tensors(path)
     if net is not None: net = _given(net, about['net'])
-    if not isinstance(net, (nn.Module, partial, type(None))):
-        raise TypeError(f'net must be a network or make one, got a {type(net).__name__}')
+    check_type(net, nn.Module | partial | None, 'net must be a network or make one')
     try:
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
+        _check_given(about, denoiser.net)
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e:
@@ -1096,6 +1117,15 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
     if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
+
+def _check_given(about: dict, net: nn.Module) -> None:
+    "Refuse other constants, given by functools.partial, than a network was stored with."
+    mine, theirs = about.get('given') or {}, getattr(net, 'given', {})
+    differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
+              for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+    if differ and 'given' in about:
+        raise ValueError(f'this network was stored with other arguments of functools.partial: '
+                         f'{"; ".join(differ)}; pass net= a partial with the stored ones')
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, Within, check_choice, check_int, check_number,
                             check_sigmas, check_state, check_type, load_tensors, sample_labels,
                             sample_noise, save_tensors)
-from .denoisers import check_classes, check_cond, cond_like, map_cond
+from .denoisers import check_classes, check_cond, check_rows, cond_like, map_cond
 
 # %% auto #0
 __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'heun_step', 'dpm2_step', 'ipndm_step', 'dpmpp_step',
@@ -366,7 +366,8 @@ def draw_conditions(
     if (draw := getattr(denoiser, 'conditions', None)) is not None:
         check_type(draw, Callable, "a denoiser's `conditions` must draw them from seeds, as a "
                                    'ConditionTable(rows) does')
-        return draw(seeds)
+        check_rows(drawn := draw(seeds), len(seeds))
+        return drawn
     n_classes = getattr(denoiser, 'n_classes', 0)
     return sample_labels(seeds, n_classes) if n_classes else None
 
@@ -401,6 +402,7 @@ class ConditionTable:
     def __init__(self,
         rows: Tensor | dict[str, Tensor], # [N, ...], or several of as many rows
     ):
+        check_rows(rows)
         sizes = {len(t) for t in (rows.values() if isinstance(rows, dict) else [rows])}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError('a table of conditions needs one number of rows, at least 1, got '

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..core import check_int, check_type, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
 from ..diffusion.samplers import draw_conditions
-from ..training.devices import trainable_copy
+from ..training.devices import lean_copy, trainable_copy
 
 # %% auto #0
-__all__ = ['has_rows', 'widen', 'narrow', 'BranchesToBatch', 'BranchedDenoiser', 'branch', 'output_layer', 'sample_shape',
-           'misfit', 'fold']
+__all__ = ['has_rows', 'widen', 'narrow', 'BranchesToBatch', 'BranchedDenoiser', 'branch', 'adapters', 'output_layer',
+           'sample_shape', 'misfit', 'fold']
 
 # %% ../../nbs/distillation/02_branches.ipynb #e8501634
 def _resized(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -136,14 +136,15 @@ def branch(
     shape: tuple[int, ...] | None = None,
 ) -> BranchedDenoiser: # on the teacher's device; every branch starts as the teacher
     """Copy a network and widen its output layer K-fold; what was trainable stays so, and if
-    nothing was, all is. What stays frozen is held in memory once, with the original."""
+    nothing was, all is; where there are adapters of peft, these and the output layer. What stays
+    frozen is held in memory once, with the original."""
     check_type(denoiser, NetDenoiser,
                'branch needs a network denoiser such as EDMDenoiser or VPDenoiser')
     check_int('K', K, 1)
     check_precision(denoiser)
-    _check_adapters(denoiser.net)
-    student = trainable_copy(denoiser)
-    if layer is not None: _layer(student.net, layer)
+    if layer is not None: _layer(denoiser.net, layer)
+    if adapters(denoiser.net): student, layer = _with_adapters(denoiser, layer, shape)
+    else: student = trainable_copy(denoiser)
     if K == 1: return BranchedDenoiser(student, 1, layer)
     layer = layer or output_layer(student, shape)
     old = _layer(student.net, layer)
@@ -158,14 +159,27 @@ def branch(
         _check_branches(branched, _known_shape(student, shape))
     return branched
 
-def _check_adapters(net: nn.Module) -> None:
-    "Refuse adapters (of peft) that a network of diffusers does not know of: none could be saved."
-    known = getattr(net, 'adapters', {}) is not None
-    if known or not any(hasattr(m, 'base_layer') for m in net.modules()): return
-    raise ValueError('this network has adapters that with_adapters did not add, so neither they '
-                     'nor a student with them can be saved: pass student=with_adapters(teacher, '
-                     'rank, targets), or, if they belong to the teacher, merge them before '
-                     'from_diffusers: model.fuse_lora() and model.unload_lora()')
+def adapters(net: nn.Module) -> dict[str, nn.Module]: # name of a layer -> what peft made of it
+    "The layers that have adapters (LoRA, by peft) beside their own weights."
+    return {name: m for name, m in net.named_modules() if hasattr(m, 'base_layer')}
+
+def _with_adapters(denoiser: NetDenoiser, layer: str | None,
+                   shape: tuple[int, ...] | None) -> tuple[NetDenoiser, str]: # output layer's name
+    "A copy of which adapters are trained, those that are trainable or else all, and the head."
+    student = lean_copy(denoiser)
+    found = adapters(student.net)
+    layer = layer or output_layer(student, shape)
+    if any(f'{layer}.'.startswith(f'{name}.') for name in found):
+        raise ValueError(f'the output layer, {layer.split(".lora_")[0]!r}, has an adapter, and is '
+                         'trained as a whole: leave it out of target_modules')
+    parts = [part for m in found.values() for part in getattr(m, 'adapter_layer_names', ())]
+    mine = [p for name, p in student.net.named_parameters() if {*parts} & {*name.split('.')}]
+    if any(p.requires_grad for p in mine): mine = []
+    for p in [*mine, *_layer(student.net, layer).parameters()]:
+        if not p.requires_grad: p.data = p.detach().clone() # it shares the original's memory
+        p.requires_grad_(True)
+    if hasattr(student.net, 'keep_adapters'): student.net.keep_adapters()
+    return student, layer
 
 def _layer(net: nn.Module, name: str) -> nn.Module:
     try: return net.get_submodule(name)

@@ -23,6 +23,7 @@ from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, Ne
                                    PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
 from ..diffusion.samplers import ddim_step
+from ..distillation.branches import adapters
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_times', 'Family', 'family_of',
@@ -217,7 +218,7 @@ class DiffusersNet(nn.Module):
         rows = family.classes(model.config)
         self.null_class = rows - 1 if family.null and rows else null_class
         self.source = source
-        self.adapters = None # of LoRA, if `with_adapters` added some: what it was told
+        self.trained = () # names of the model's weights that were trained beside its adapters
         self.sample_shape = tuple(shape or family.shape(model.config))
         only_classes = self.takes.keys() == {'class_labels'}
         self.n_classes = rows - (self.null_class is not None) if only_classes else 0
@@ -243,6 +244,21 @@ class DiffusersNet(nn.Module):
         "What rebuilds this network, but for its weights."
         return net_config_of(self)
 
+    @property
+    def adapters(self) -> dict | None: # JSON-able; None: it has none
+        "What rebuilds its LoRA adapters (of peft), but for their weights."
+        if not adapters(self.model): return None
+        name, config = next(iter(self.model.peft_config.items()))
+        usual = _told(type(config)())
+        told = {k: v for k, v in _told(config).items() if v != usual[k] and k not in _OF_FILES}
+        return dict(config=told, name=name, trained=list(self.trained))
+
+    def keep_adapters(self) -> None:
+        "Note what is trained beside the adapters; those that could not be saved are refused."
+        _check_adapters(self)
+        beside = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self.trained = tuple(name for name in beside if '.lora_' not in name)
+
     def train(self, mode: bool = True) -> DiffusersNet:
         "As any module, but classes are never dropped at random: a student must know its own."
         super().train(mode)
@@ -266,6 +282,7 @@ class DiffusersNet(nn.Module):
         for name, value in given.items():
             check_choice('condition', name, shapes)
             check_shape(f'condition {name!r}', value, 'B', *shapes[name])
+        _check_sides(given, shapes, z)
         return given
 
     def example_cond(self, n: int, device: torch.device | str = 'cpu') -> dict[str, Tensor] | None:
@@ -290,6 +307,18 @@ class DiffusersNet(nn.Module):
             else: given[outer] = value
         if self.family.packed: return _packed_call(self.model, z, time, given)
         return self.model(z, timestep=time, **given).sample[:, :z.shape[1]]
+
+def _check_sides(given: dict[str, Tensor], shapes: dict[str, tuple], z: Tensor) -> None:
+    "Refuse conditions with another number of rows than samples, or texts of several lengths."
+    for name, value in given.items():
+        if value.shape[0] != z.shape[0]:
+            raise ValueError(f'condition {name!r} must have a row for each of the {z.shape[0]} '
+                             f'samples, got shape {tuple(value.shape)}')
+    long = [(name, value.shape[1]) for name, value in given.items() if shapes[name][:1] == ('L',)]
+    for name, length in long[1:]:
+        if length != long[0][1]:
+            raise ValueError(f'conditions of a text must be as long as each other: {long[0][0]} '
+                             f'has {long[0][1]} tokens, {name} has {length}')
 
 def _what_to_pass(net: DiffusersNet) -> str:
     "Why conditions are refused, and which are wanted."
@@ -343,31 +372,68 @@ def net_from_config(
     model = getattr(_diffusers(), config['unet_class']).from_config(config['unet'])
     net = DiffusersNet(model, config['scheduler'], config['null_class'], config['source'],
                        config.get('shape'))
-    if config.get('adapters'): add_adapters(net, **config['adapters'])
+    if told := config.get('adapters'):
+        if 'rank' in told: # as it was once written
+            head = told['head'].partition('.')[2]
+            told = dict(trained=[f'{head}.weight', f'{head}.bias'],
+                        config=dict(r=told['rank'], lora_alpha=told['rank'],
+                                    target_modules=told['targets']))
+        add_adapters(net, **told)
     return net
 
+#: what a configuration of peft says of files and of the first numbers, which are stored anyway
+_OF_FILES = ('peft_type', 'task_type', 'auto_mapping', 'base_model_name_or_path', 'revision',
+             'inference_mode', 'init_lora_weights', 'peft_version')
+
+def _told(config) -> dict: # of peft
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+
+def _check_adapters(net: DiffusersNet) -> None:
+    "Refuse adapters that could not be rebuilt, so that neither they nor a student can be saved."
+    configs = getattr(net.model, 'peft_config', {})
+    first = next(iter(configs.values()), None)
+    kind = getattr(getattr(first, 'peft_type', None), 'value', None)
+    start = getattr(first, 'init_lora_weights', True)
+    kept = getattr(first, 'modules_to_save', None)
+    _refuse('the adapters of this network cannot be saved:', {
+        f'it has {len(configs)} of them ({", ".join(configs)}), and one is saved: merge the others '
+        '(fuse_lora) or delete them': len(configs) != 1,
+        f'they are {kind}, and only LORA is supported: merge them first': kind != 'LORA',
+        f'init_lora_weights={start!r} changes the weights that they are added to':
+            isinstance(start, str) and start not in ('gaussian', 'orthogonal'),
+        f'modules_to_save={kept!r} puts copies beside layers: leave it out (the output layer is '
+        'trained as a whole by itself), and set requires_grad of others': bool(kept)})
+    try:
+        with torch.device('meta'): again = net_from_config(net_config_of(net))
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'the adapters of this network cannot be saved: {e}') from e
+    mine, theirs = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, again))
+    differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+    if not differ: differ = _other_state(adapters(net), adapters(again))
+    if differ:
+        raise ValueError('the adapters of this network cannot be saved, since what rebuilds them '
+                         f'makes another network; it differs in {differ[0]}')
+
+def _other_state(mine: dict[str, nn.Module], theirs: dict[str, nn.Module]) -> list[str]:
+    "Which layers' adapters act otherwise: in another scale, merged, switched off."
+    return [f'{key} of {name} ({getattr(m, key)})' for name, m in mine.items()
+            for key in ('scaling', 'merged_adapters', 'disable_adapters', 'active_adapters')
+            if getattr(m, key) != getattr(theirs[name], key)]
+
 def add_adapters(
-    net: DiffusersNet, # changed in place; nothing but the adapters and `head` is trainable then
-    rank: int, # of the two factors of each adapter
-    targets: Sequence[str], # names, or ends of names, of the layers that get one
-    head: str, # name of the output layer inside `net`
+    net: DiffusersNet, # changed in place; nothing but the adapters is trainable then
+    config: dict, # of a `peft.LoraConfig`
+    name: str = 'default', # of the adapters
+    trained: Sequence[str] = (), # names of the model's weights that are trained beside them
     seed: int = 0, # of their random halves; the other halves are 0, so that nothing changes yet
 ) -> None:
     "LoRA (Hu et al. 2022), by peft."
     peft = import_extra('peft', 'lora')
-    if not hasattr(net.model, 'add_adapter'):
-        raise ValueError(f'diffusers gives a {type(net.model).__name__} no adapters; train chosen '
-                         'layers instead: copy the teacher, set requires_grad of its parameters, '
-                         'those of the output layer among them, and pass it as student=')
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
-    net.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net.model.add_adapter(config)
-    for p in net.get_submodule(head).parameters(): # its memory may be another network's
-        p.data = p.detach().clone()
-        p.requires_grad_(True)
-    net.adapters = dict(rank=rank, targets=list(targets), head=head, seed=seed)
+        peft.inject_adapter_in_model(peft.LoraConfig(**config), net.model, name)
+    if hasattr(net.model, 'save_lora_adapter'): net.model._hf_peft_config_loaded = True
+    net.trained = tuple(trained)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872
 _HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json',
@@ -409,6 +475,10 @@ def _check_weights(folder: Path) -> None:
 
 def _read_network(folder: Path) -> nn.Module:
     "A network of a class in `FAMILIES`, from safetensors."
+    if any(folder.glob('*/head.safetensors')):
+        raise ValueError(f'{folder} holds an adapter and an output layer, and no whole network: '
+                         'its README.md samples it with the network that was distilled; exported '
+                         'again with merge=True it is whole')
     inside = _part(folder, ('unet', 'transformer'), 'config.json')
     config = read_json(inside/'config.json')
     name = config.get('_class_name')
@@ -463,7 +533,8 @@ def network_of(
 ) -> nn.Module:
     "The network of a pipeline that denoises."
     found = (getattr(pipeline, part, None) for part in ('unet', 'transformer'))
-    return next((m for m in found if m is not None), pipeline)
+    network = next((m for m in found if m is not None), pipeline)
+    return network.get_base_model() if hasattr(network, 'get_base_model') else network # of peft
 
 def from_diffusers(
     model, # a network of a class in `FAMILIES`, a pipeline with one, their folder or Hub name
@@ -476,16 +547,17 @@ def from_diffusers(
     it predicts."""
     diffusers = _diffusers()
     source, levels = '', None
-    if isinstance(model, diffusers.DiffusionPipeline):
-        scheduler = scheduler or model.scheduler
-        model = network_of(model)
+    if isinstance(model, diffusers.DiffusionPipeline) and scheduler is None:
+        scheduler = model.scheduler
+    if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)): model = network_of(model)
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
-        levels = _levels_of(scheduler or folder) # before weights, which may be large
+        # before weights, which may be large
+        levels = _levels_of(folder if scheduler is None else scheduler)
         model = _read_network(folder)
     rows = family_of(model).classes(model.config)
-    if not (levels or scheduler):
+    if levels is None and scheduler is None:
         raise ValueError('a network does not know its noise levels: pass scheduler=')
     if rows and null_class is None and not family_of(model).null:
         warnings.warn(f'this network has {rows} class embeddings and does not say whether the last '

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_device,
                             import_extra, patch, read_json, save_tensors, write_json)
-from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
-from ..distillation.branches import output_layer
+from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net
+from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
 from ..training.checkpoints import checksum
 from ..training.devices import lean_copy
@@ -147,7 +147,7 @@ def _loop_code(student: Student) -> str:
     label = f', class_labels=torch.arange(4) % {net.n_classes}' if net.n_classes else ''
     named = f'; cond: {told}, batch first'*bool(told)
     return _LOOP.format(
-        also='import safetensors.torch\n'*bool(net.adapters), net=_network_code(net),
+        also=_imports(net), net=_network_code(net),
         scheduler=('FlowMatchEuler' if flow else 'Euler') + 'DiscreteScheduler',
         model=type(net.model).__name__, told=named, sigmas=sigmas, start=start,
         shape=', '.join(map(str, student.shape)), answer=_ANSWERS[how] + more,
@@ -155,8 +155,19 @@ def _loop_code(student: Student) -> str:
 
 _ADAPTED = """# the network of the pipeline that was distilled: its folder, or its name on the Hub
 net = {model}.from_pretrained({teacher}, subfolder="{part}"{revision})
-net.load_lora_adapter("{part}", weight_name="pytorch_lora_weights.safetensors", prefix=None)
+{adapt}
 net.load_state_dict(safetensors.torch.load_file("{part}/head.safetensors"), strict=False)"""
+
+# with classes that diffusers adds adapters to, and with others
+_ADAPT = {True: 'net.load_lora_adapter("{part}", weight_name="pytorch_lora_weights.safetensors", '
+                'prefix=None)',
+          False: 'net = PeftModel.from_pretrained(net, "{part}").get_base_model().eval()'}
+
+def _by_diffusers(net: DiffusersNet) -> bool: return hasattr(net.model, 'save_lora_adapter')
+
+def _imports(net: DiffusersNet) -> str:
+    if not net.adapters: return ''
+    return 'import safetensors.torch\n' + 'from peft import PeftModel\n'*(not _by_diffusers(net))
 
 def _network_code(net: DiffusersNet) -> str:
     "How a student's network is read: whole, or as the teacher's with adapters."
@@ -164,6 +175,7 @@ def _network_code(net: DiffusersNet) -> str:
     if not net.adapters: return f'net = {model}.from_pretrained(here, subfolder="{net.part}")'
     teacher, _, commit = net.source.partition(' at ')
     return _ADAPTED.format(model=model, part=net.part, teacher=json.dumps(teacher or 'teacher'),
+                           adapt=_ADAPT[_by_diffusers(net)].format(part=net.part),
                            revision=f', revision="{commit}"'*bool(commit))
 
 def stock_steps(student: Student) -> tuple[list[float], float]: # levels, factor on unit noise
@@ -181,16 +193,24 @@ def with_adapters(
     seed: int = 0, # of their random halves
 ) -> NetDenoiser: # answers as it did; pass it as student= to a distillation
     """A copy of which LoRA adapters and the output layer alone are trained; all other weights are
-    held in memory once, with the original."""
+    held in memory once, with the original. Adapters that peft has added are trained as they are,
+    without this."""
     if not isinstance(getattr(denoiser, 'net', None), DiffusersNet):
         raise TypeError('adapters are for a denoiser from from_diffusers, got '
                         f'{type(denoiser).__name__}; of another network freeze what shall stay, '
                         'and pass it as student=')
     check_int('rank', rank, 1)
-    student = lean_copy(denoiser)
+    if denoiser.net.adapters:
+        raise ValueError('this denoiser has adapters, which are trained as they are: pass it as '
+                         'student=, or merged(denoiser) here')
+    student = lean_copy(denoiser).requires_grad_(False)
     head = output_layer(student, student.net.sample_shape)
-    if hasattr(student.net.model, 'add_adapter'): _check_targets(student.net, targets, head)
-    add_adapters(student.net, rank, targets, head, seed)
+    _check_targets(student.net, targets, head)
+    config = dict(r=rank, lora_alpha=rank, target_modules=list(targets))
+    add_adapters(student.net, config, seed=seed)
+    for p in student.net.get_submodule(head).parameters(): # its memory is the original's
+        p.data = p.detach().clone()
+        p.requires_grad_(True)
     return student
 
 def _check_targets(net: DiffusersNet, targets: Sequence[str], head: str) -> None:
@@ -211,14 +231,18 @@ def _check_targets(net: DiffusersNet, targets: Sequence[str], head: str) -> None
                              f'of this {type(net.model).__name__}; such as: {", ".join(ends)}')
 
 def merged(
-    denoiser: NetDenoiser, # of a diffusers network
-) -> NetDenoiser: # a copy that answers the same, of the teacher's own layers alone
+    denoiser: NetDenoiser, # of any network with adapters of peft, or without
+) -> NetDenoiser: # a copy that answers the same, of the network's own layers alone
     "LoRA adapters added to the weights."
     plain = copy.deepcopy(denoiser)
-    if plain.net.adapters:
-        plain.net.model.fuse_lora()
-        plain.net.model.unload_lora()
-    plain.net.adapters = None
+    for name, layer in adapters(plain.net).items():
+        layer.merge()
+        parent, _, last = name.rpartition('.')
+        setattr(plain.net.get_submodule(parent), last, layer.base_layer)
+    if hasattr(plain.net, 'get_base_model'): plain.net = as_net(plain.net.get_base_model())
+    model = getattr(plain.net, 'model', plain.net)
+    if hasattr(model, 'peft_config'): del model.peft_config
+    if hasattr(model, '_hf_peft_config_loaded'): model._hf_peft_config_loaded = False
     return plain
 
 # %% ../../nbs/interop/02_export.ipynb #8f902ba5
@@ -370,15 +394,25 @@ def _scheduler(student: Student):
     more = dict(clip_sample=False) if name == 'DDIMScheduler' else {}
     return getattr(_diffusers(), name)(**config, timestep_spacing='trailing', **more)
 
+def _write_adapters(net: DiffusersNet, folder: Path) -> None:
+    "As diffusers writes and loads them, or, of classes that it adds none to, as peft does."
+    name = net.adapters['name']
+    if _by_diffusers(net): return net.model.save_lora_adapter(folder, name)
+    from peft import get_peft_model_state_dict
+    net.model.peft_config[name].save_pretrained(folder)
+    weights = get_peft_model_state_dict(net.model, adapter_name=name)
+    save_tensors(folder/'adapter_model.safetensors',
+                 {f'base_model.model.{k}': v for k, v in weights.items()})
+
 def _write_network(net: DiffusersNet, scheduler, folder: Path) -> None:
     """unet/ or transformer/, and scheduler/, as diffusers writes them; of a network with adapters
     these and its output layer alone."""
     scheduler.save_pretrained(folder/'scheduler')
     if net.adapters:
-        net.model.save_lora_adapter(folder/net.part)
-        head = net.adapters['head'].partition('.')[2]
-        weights = {f'{head}.{k}': v for k, v in net.model.get_submodule(head).state_dict().items()}
-        return save_tensors(folder/net.part/'head.safetensors', weights)
+        _write_adapters(net, folder/net.part)
+        weights = net.model.state_dict()
+        return save_tensors(folder/net.part/'head.safetensors',
+                            {name: weights[name] for name in net.trained})
     net.model.save_pretrained(folder/net.part, safe_serialization=True)
     config = read_json(folder/net.part/'config.json')
     config.pop('_name_or_path', None) # a path of the machine that it was made on
