@@ -524,15 +524,16 @@ def test_frozen_weights_are_held_once_and_change_no_result(how, tmp_path, monkey
     assert all(torch.equal(a, b) for a, b in zip(apart.denoiser.parameters(), student.denoiser.parameters(), strict=True))
 
 
+def the_peft(): return pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')
+
+
 def lora(**more):
-    peft = pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')
-    return peft.LoraConfig(**dict(r=2, lora_alpha=6, target_modules=['to_q', 'to_v']) | more)
+    return the_peft().LoraConfig(**dict(r=2, lora_alpha=6, target_modules=['to_q', 'to_v']) | more)
 
 
 def by_peft(name, how, **more):
     "A denoiser whose network a user has given adapters, in one of peft's ways."
-    import peft
-    net = net_of(name)
+    peft, net = the_peft(), net_of(name)
     if how == 'add_adapter': net.add_adapter(lora(**more))
     elif how == 'inject': peft.inject_adapter_in_model(lora(**more), net, 'mine')
     else: net = peft.get_peft_model(net, lora(**more))
@@ -551,7 +552,7 @@ ADAPTED = {
 
 def test_adapters(tmp_path):
     "Trained, saved, exported as adapter plus head, and merged: the same samples each time, also where this package does not exist."
-    pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')
+    the_peft()
     folders, want = [], []
     for case, make in ADAPTED.items():
         name, here = case.partition(',')[0], tmp_path/case
@@ -607,7 +608,7 @@ def test_what_a_user_trains_beside_adapters_is_exported_too(tmp_path):
 
 def test_adapters_of_ones_own_network():
     "Any network with adapters: they and its output layer are trained; merged, it is the network it was."
-    peft = pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]")')
+    peft = the_peft()
     plain = MLP(dim=2, width=8, depth=1)
     torch.nn.init.normal_(plain.out.weight)
     start = EDMDenoiser(peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(r=2, target_modules='all-linear', exclude_modules=['out']))).eval()

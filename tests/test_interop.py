@@ -577,7 +577,7 @@ def test_a_model_of_diffusers_from_training_to_samples(tmp_path, monkeypatch):
     scheduler = DDPMScheduler(500, beta_schedule='scaled_linear')
     diffusers.DDPMPipeline(trained_by_diffusers(data, scheduler), scheduler).save_pretrained(tmp_path/'teacher')
     shell('bdense_distill pd --teacher teacher --preset fashion_mnist_pd --data clothes --start-steps 8 --nfe 2 --K 2 --steps 2 --batch 4 --trust_teacher')
-    shell('bdense_distill sfd --teacher teacher --preset demo --nfe 2 --K 4 --steps 2 --batch 4 --pool 8')
+    shell('bdense_distill sfd --teacher teacher --preset demo --nfe 2 --K 4 --steps 2 --batch 4 --pool 8 --trust_teacher') # it has learned for seconds
     for name in ('pd', 'sfd'): shell(f'bdense_export {name} out/{name} --to diffusers')
     stock = dict(zip(('pd', 'sfd'), sampled_by_stock(tmp_path/'out'/'pd', tmp_path/'out'/'sfd')))
     teacher = from_diffusers(tmp_path/'teacher')

@@ -1,12 +1,15 @@
-"""Measure the shipped teacher and write its model card: data/fashion_mnist_teacher/README.md, samples.png and data/results/fashion_mnist_teacher.json.
+"""Measure a shipped teacher of pictures and write its model card: README.md and samples.png beside its weights, data/results/fashion_mnist_teacher.json.
 
-    python tools/teacher_card.py       # about ten minutes on two CPU cores
+    python tools/teacher_card.py                       # about ten minutes on two CPU cores
+    python tools/teacher_card.py fashion_mnist_wide    # fifteen
 """
+import sys
+
 import torch
 from bdense_nb.app.commands import draw_samples
 from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
-from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.diffusion.denoisers import TEACHERS, load_teacher, read_about
 from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas
 from bdense_nb.evaluation.intervals import mean_interval
@@ -19,7 +22,7 @@ CARD = '''# The Fashion-MNIST teacher
 
 A class-conditional denoiser of 28x28 images: a U-Net of {parameters:,} parameters (widths {widths}, self-attention at 7x7, pixels folded 2x2 into
 channels) under EDM preconditioning with sigma_data = {sigma_data}. Ten classes and a null class (`label=None`). Load it with
-`bdense_nb.diffusion.denoisers.load_teacher()`.
+`bdense_nb.diffusion.denoisers.load_teacher({name!r})`.
 
 ![Ten classes, four seeds each](samples.png)
 
@@ -39,7 +42,7 @@ Fréchet distance to the 60,000 training images in the feature space of the ship
 | this teacher, {steps} steps of {solver} from sigma 80 to 0.006, {nfe} network calls | {teacher} |
 | real test images (three disjoint sets of {n:,}): the floor | {real} |
 
-Measured by `python tools/teacher_card.py`; the figures are in `data/results/fashion_mnist_teacher.json`. The distance depends on the number of
+Measured by `{measured}`; the figures are in `data/results/{folder}.json`. The distance depends on the number of
 images and on the feature space: compare it only with figures made the same way.
 
 ## What it is for, and what not
@@ -49,11 +52,12 @@ smudged, as the picture shows. Licence of the weights: Apache-2.0, as the packag
 
 
 def main():
-    teacher, about = load_teacher(), read_about(data_dir()/'fashion_mnist_teacher')
+    name = (sys.argv[1:] or ['fashion_mnist'])[0]
+    folder, measured = data_dir()/TEACHERS[name], ' '.join(['python tools/teacher_card.py', *sys.argv[1:]])
+    teacher, about = load_teacher(name), read_about(folder)
     made, test = about['about'], fashion_mnist('test')[0]
     arm = Sampler(teacher, karras_sigmas(STEPS, .006), False, (1, 28, 28), solver=SOLVER)
     grid = arm.sample(40, label=torch.arange(10).repeat(4))
-    folder = data_dir()/'fashion_mnist_teacher'
     show_rows({f'seeds {10*i}..{10*i + 9}': grid[10*i:10*i + 10] for i in range(4)}, 10, [c.split('/')[0].replace('Ankle boot', 'Boot') for c in FASHION_CLASSES], folder/'samples.png')
     distances = []
     for seed in SEEDS:
@@ -62,11 +66,11 @@ def main():
         print(f'seed {seed}: {distances[-1]:.3f}', flush=True)
     real = [fashion_fd(test[i*N:(i + 1)*N]) for i in range(3)]
     teacher_fd, real_fd = mean_interval(distances), mean_interval(real)
-    write_json(data_dir()/'results'/'fashion_mnist_teacher.json', dict(command='python tools/teacher_card.py', n=N, sampling_seeds=[[s*N, (s + 1)*N - 1] for s in SEEDS], steps=STEPS,
+    write_json(data_dir()/'results'/f'{folder.name}.json', dict(command=measured, n=N, sampling_seeds=[[s*N, (s + 1)*N - 1] for s in SEEDS], steps=STEPS,
                solver=SOLVER, nfe=arm.nfe, teacher=distances, real=real, teacher_sha256=about['sha256'], **about_run()))
     loss = [h['loss'] for h in made['history']]
     say = lambda i: f'{i.mean:.2f} ({i.low:.2f} to {i.high:.2f})'
-    (folder/'README.md').write_text(CARD.format(parameters=sum(p.numel() for p in teacher.parameters()), widths=', '.join(map(str, about['net_config']['widths'])),
+    (folder/'README.md').write_text(CARD.format(name=name, measured=measured, folder=folder.name, parameters=sum(p.numel() for p in teacher.parameters()), widths=', '.join(map(str, about['net_config']['widths'])),
         sigma_data=about['config']['sigma_data'], images_seen=made['images_seen'], epochs=made['images_seen']/60000, seed=made['seed'], command=made['command'],
         hours=made['seconds']/3600, hardware=made['hardware'], torch=made['torch'], first_loss=sum(loss[:10])/10, last_loss=sum(loss[-10:])/10,
         megabytes=(folder/'model.safetensors').stat().st_size/1e6, sha256=about['sha256'], n=N, n_seeds='three sampling seeds', steps=STEPS, solver=SOLVER, nfe=arm.nfe,
