@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -585,6 +586,21 @@ def test_networks_grow_with_the_images(size, widths, divisor):
 def test_images_that_do_not_fit_are_told_the_size():
     with pytest.raises(ValueError, match='pass --size 32,20'): new_denoiser(torch.randn(2, 1, 31, 19), 0, 'photos')
     with pytest.raises(ValueError, match='single colour'): new_denoiser(torch.ones(2, 1, 8, 8), 0, 'photos')
+
+
+def test_points_in_a_numpy_file_by_both_hosts(shell, tmp_path):
+    g = np.random.default_rng(0)
+    np.save('points.npy', g.random((60, 3)) - .5)
+    shell('bdense_teach points --data points.npy --steps 2 --batch 8')
+    shell('bdense_distill sfd --teacher points --preset_name demo --steps 1 --batch 4 --pool 4 --trust_teacher')
+    shell('bdense_distill pd --teacher points --preset_name fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 4 --trust_teacher')
+    for name in ('sfd', 'pd'):
+        shell(f'bdense_sample {name} --n 5')
+        assert load_tensors('samples.safetensors')[0]['samples'].shape == (5, 3)
+    for name, what, why in (('words', np.array(['a', 'b']), 'an array of numbers'), ('objects', np.array([{}], dtype=object), 'an array of numbers'),
+                            ('holes', np.array([[np.nan, 1.]]), 'finite numbers'), ('rows', g.random((5, 4, 16)), 'pass --net')):
+        np.save(f'{name}.npy', what)
+        assert why in shell(f'bdense_teach x --data {name}.npy', 1)[1] and not Path('x').exists()
 
 
 def test_a_folder_of_images_from_teacher_to_export(at, tmp_path):

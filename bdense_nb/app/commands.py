@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -428,8 +429,8 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
 DATA = ('fashion_mnist', 'cifar10', *TOY_SETS)
 
 def is_stored(data: str | None) -> bool:
-    "Is this a file of samples, such as latents?"
-    return str(data).endswith('.safetensors') and Path(data).is_file()
+    "Is this a file of samples, such as points or latents?"
+    return str(data).endswith(('.safetensors', '.npy')) and Path(data).is_file()
 
 def is_here(data: str | None) -> bool:
     "Is this a data set with a name, or a folder or a file that is there?"
@@ -439,15 +440,23 @@ def check_data(data: str) -> None:
     "Refuse what is neither the name of a data set nor a folder nor a file of samples."
     if not is_here(data):
         raise ValueError(f'unknown data {data!r}; choose one of: {", ".join(DATA)}, or a folder of '
-                         'images, or a safetensors file of samples')
+                         'images, or a file of samples (.npy or .safetensors)')
 
 def read_samples(path: str) -> tuple[Tensor, Tensor | None]: # [N, *D], classes [N] or None
-    "Samples, such as latents, and perhaps their labels, from a file as `bdense_sample` writes it."
-    tensors, _ = load_tensors(path)
+    "Samples from a NumPy file, or with labels from one such as `bdense_sample` writes."
+    if path.endswith('.npy'):
+        try: tensors = dict(samples=torch.as_tensor(np.load(path, allow_pickle=False)))
+        except (ValueError, TypeError, EOFError) as e:
+            raise ValueError(f'{path} must hold an array of numbers, [N, *D]: {e}') from e
+    else: tensors, _ = load_tensors(path)
     if 'samples' not in tensors:
         raise ValueError(f'{path} must hold a tensor named samples, [N, *D], and may hold labels, '
                          f'[N]; it holds {", ".join(tensors)}')
-    return tensors['samples'].float(), tensors.get('labels')
+    x = tensors['samples'].float()
+    if x.ndim < 2 or not x.isfinite().all():
+        raise ValueError(f'{path} must hold finite numbers, one row or more for each sample, got '
+                         f'shape {tuple(x.shape)}')
+    return x, tensors.get('labels')
 
 def read_data(
     data: str, # one of `DATA`, a folder of images, or a file of samples
@@ -486,7 +495,10 @@ def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = N
     if make is not None:
         if isinstance(net := make(), torch.nn.Module): return EDMDenoiser(net, sigma_data)
         raise ValueError(f'net must make a torch.nn.Module, and it made a {type(net).__name__}')
-    if x.ndim == 2: return EDMDenoiser(MLP(), sigma_data)
+    if x.ndim == 2: return EDMDenoiser(MLP(dim=x.shape[1]), sigma_data)
+    if x.ndim != 4:
+        raise ValueError(f'{data} has samples of shape {tuple(x.shape[1:])}, and only points, [D], '
+                         'and images, [C, H, W], have a network here: pass --net')
     widths = (48, *[96]*max((max(x.shape[2:]) - 1).bit_length() - 4, 1))
     net = UNet(x.shape[1], widths, n_classes=n_classes)
     if bad := [side for side in x.shape[2:] if side % net.divisor]:
@@ -530,7 +542,8 @@ class Windowed:
 class Teach(Windowed, Watched, Networks):
     "Train a teacher with EDM preconditioning; run the same command again to resume."
     out: Positional[Named] # folder for checkpoints and the finished teacher; a run there is resumed
-    # fashion_mnist, cifar10, ring, moons, spiral, checkerboard, a folder of images or a CSV file
+    # fashion_mnist, cifar10, ring, moons, spiral, checkerboard, a folder of images, a CSV file of
+    # a series, or a file of samples: an array [N, *D] in .npy, or `samples` in .safetensors
     data: str = 'fashion_mnist'
     # a folder's images are cropped and resized to SIZE or HEIGHT,WIDTH; default: their own
     size: tuple[int, ...] | None = None
@@ -1517,6 +1530,7 @@ COMMANDS = {
         lambda said: (Hardware(),), [Hardware]),
     'bdense_teach': Command(teach, Teach, [
         ('runs/ring --data ring --preset_name quick', 'a teacher for points, in seconds'),
+        ('runs/mine --data points.npy --preset_name quick', 'one for your own: an array [N, D]'),
         ('runs/photos --data ~/photos --size 32',
          'one for a folder of images, cropped and resized; sub-folders are classes'),
         ('runs/photos --data ~/photos --size 32 --dry_run', 'what that would take'),
