@@ -334,7 +334,7 @@ def test_on_data_another_table_is_named(is_, said):
 
 
 def test_good_teachers_of_other_kinds_pass_by_themselves():
-    for name, shape, n in (('fashion_mnist', (1, 28, 28), 4), ('spiral', (2,), 256)):
+    for name, shape, n in (('fashion_mnist', (1, 28, 28), 4), ('fashion_mnist_wide', (1, 28, 28), 4), ('spiral', (2,), 256)):
         assert check_itself(load_teacher(name, 'cpu'), torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)), torch.arange(n) if n == 4 else None).ok
     assert check_itself(RING, of_noise(RING)).ok and check_itself(SPOTS, of_noise(SPOTS, 32)).ok
 
@@ -585,7 +585,7 @@ def test_unknown_teacher():
 @pytest.mark.parametrize('name', TEACHERS)
 def test_shipped_teacher(name, noise):
     D = load_teacher(name, 'cpu')
-    classes, shape = {'fashion_mnist': (10, (1, 28, 28)), 'spiral': (0, (2,))}[name]
+    classes, shape = {'fashion_mnist': (10, (1, 28, 28)), 'fashion_mnist_wide': (10, (1, 28, 28)), 'spiral': (0, (2,))}[name]
     assert D.n_classes == classes and not D.training and not any(p.requires_grad for p in D.parameters())
     x = 2*noise(3, *shape)
     assert D(x, 2.).isfinite().all() and D(x, 2., torch.tensor([0, 5, 9]) if classes else None).shape == x.shape

@@ -1154,12 +1154,13 @@ def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
     return model
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #48bb5e0a
-TEACHERS = {name: f'{name}_teacher' for name in ('fashion_mnist', 'spiral')} # -> folder in data/
+#: -> folder in data/; the wide one draws better and costs more: see the model cards there
+TEACHERS = {name: f'{name}_teacher' for name in ('fashion_mnist', 'fashion_mnist_wide', 'spiral')}
 
 def load_teacher(
     name: str = 'fashion_mnist', # a key of `TEACHERS`
     device: torch.device | str | None = None, # default: `default_device()`
 ) -> NetDenoiser: # frozen, in evaluation mode; label=None is the null class
-    "A teacher that ships with the package; see `data/fashion_mnist_teacher/README.md`."
+    "A teacher that ships with the package; its folder has a model card, README.md."
     check_choice('teacher', name, TEACHERS)
     return load_denoiser(data_dir()/TEACHERS[name], device)
