@@ -261,7 +261,7 @@ def test_a_velocity_network_taken_for_a_denoiser():
     class Velocity(nn.Module):
         def forward(self, z, t, label=None): s = as_column(t/(1 - t).clamp(min=.01), z); x = z*(1 + s); x0 = RING(x, s.flatten()); return (x - x0)/s - x0
     D = ModuleDenoiser(Velocity())
-    with pytest.raises(ValueError, match='the velocity eps - x0 of flow matching, which FlowDenoiser\(net\) takes'): check_teacher(D, POINTS)
+    with pytest.raises(ValueError, match=r'the velocity eps - x0 of flow matching, which FlowDenoiser\(net\) takes'): check_teacher(D, POINTS)
     x = 80*torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     ends = {name: sample(d, x, karras_sigmas(20), 'heun') for name, d in (('wrong', D), ('exact', RING))}
     check_samples(ends['exact'], 80.)
@@ -356,6 +356,17 @@ def test_good_and_badly_trained_teachers_pass():
         check_teacher(D, POINTS)
         assert check_teacher(train_teacher(D, POINTS, None, TrainConfig(steps=steps, lr=4e-3), 64, show=False).model, POINTS).ok
     assert D.training
+
+
+def test_a_network_with_a_table_of_its_steps_is_read_as_no_other():
+    "Another reading asks it for a step that it does not have."
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Embedding.from_pretrained((1 - TABLES['linear'][::2])[:, None].sqrt()) # exact for data of size 1: eps is sqrt(1 - alpha_bar) z
+        def forward(self, z, index): return self.scale(index.round().long()).reshape(-1, 1)*z
+    D = VPDenoiser(Table(), TABLES['linear'][::2].clone(), 'eps')
+    assert check_teacher(D, torch.randn(500, 2, generator=torch.Generator().manual_seed(0)), sigmas=(.1, .5, 2., 7.)).ok
 
 
 def test_shipped_teacher_passes_with_and_without_labels():

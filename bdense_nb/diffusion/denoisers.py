@@ -853,7 +853,9 @@ def _better_reading(noised: _Noised) -> str: # '' if there is none
     found = {}
     for name, other in _readings(noised.denoiser).items():
         few.denoiser = other
-        ratios = [math.log((a + 1e-12)/(b + 1e-12)) for a, b in zip(few.errors(few.ask()), own)]
+        try: errors = few.errors(few.ask())
+        except (IndexError, RuntimeError, TypeError, ValueError): continue # it cannot be this one
+        ratios = [math.log((a + 1e-12)/(b + 1e-12)) for a, b in zip(errors, own)]
         found[name] = sum(ratios)/len(ratios)
     best = min(found, key=found.get, default='')
     return best if best and found[best] < -.05 else ''
