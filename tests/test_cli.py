@@ -547,7 +547,7 @@ def test_answers_for_programs(at, tmp_path):
     answer = at.json(f'bdense_distill {tmp_path}/s --teacher plane --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 2 --batch 4')
     assert (answer['nfe'], answer['host'], answer['config']['updates']) == (2, 'pd', 2) and answer['loss'] > 0
     answer = at.json(f'bdense_sample several --nfe 5 --n 3 --out {tmp_path}/x.png')
-    assert (answer['nfe'], answer['picture'], answer['seeds'], answer['shape']) == (5, None, [0, 2], [2])
+    assert (answer['nfe'], answer['picture'], answer['seeds'], answer['shape']) == (5, f'{tmp_path}/x.png', [0, 2], [2])
     answer = at.json(f'bdense_evaluate student --teacher plane --n 20 --out {tmp_path}/figures.json')
     assert answer['rows'] == json.loads((tmp_path/'figures.json').read_text())['rows'] and answer['rows'][0]['frechet_distance'] is None and answer['rows'][0]['sliced_wasserstein'] > 0
     assert at.json(f'bdense_export student {tmp_path}/e')['files'] == ['model.safetensors', 'sampling.json']

@@ -70,7 +70,7 @@ from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.features import FEATURE_SPACES, load_space
 from ..evaluation.metrics import (fashion_fd, frechet_distance, paired_error,
                                           sliced_wasserstein)
-from ..evaluation.pictures import show_rows, show_trajectories
+from ..evaluation.pictures import show_points, show_rows, show_trajectories
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import (EXPORTS, export_student, load_pretrained, sampling_json,
                                       with_adapters)
@@ -439,8 +439,8 @@ def is_here(data: str | None) -> bool:
 def check_data(data: str) -> None:
     "Refuse what is neither the name of a data set nor a folder nor a file of samples."
     if not is_here(data):
-        raise ValueError(f'unknown data {data!r}; choose one of: {", ".join(DATA)}, or a folder of '
-                         'images, or a file of samples (.npy or .safetensors)')
+        files = 'a folder of images', 'a file of samples (.npy, .safetensors)'
+        check_choice('data', data, (*DATA, *files))
 
 def read_samples(path: str) -> tuple[Tensor, Tensor | None]: # [N, *D], classes [N] or None
     "Samples from a NumPy file, or with labels from one such as `bdense_sample` writes."
@@ -1177,7 +1177,8 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
 class Sample(Students):
     "Sample a student."
     student: Positional[Named] # a folder that bdense_distill or bdense_demo wrote
-    out: str = 'samples.png' # a picture; the samples themselves go beside it as .safetensors
+    # a picture of images or points; the samples themselves go beside it as .safetensors
+    out: str = 'samples.png'
     n: int = 64 # how many
     seed: int = 0 # sample i depends on seed + i alone
     label: int | None = None # one class for all; default: drawn from the seeds
@@ -1226,10 +1227,14 @@ def sample_student(options: Sample, line: Line) -> dict:
     save_tensors(tensors, {'samples': samples},
                  dict(student=options.student, seed=seed, label=options.label, nfe=options.nfe,
                       conditions=options.conditions, rows=options.rows))
-    if picture := samples.ndim == 4:
+    images = samples.ndim == 4
+    picture = images or samples.shape[1:] == (2,)
+    if images:
         rows = {str(seed + i): samples[i:i + 8] for i in range(0, min(n, 512), 8)}
         show_rows(rows, 8, save=out)
-    shown = f', a picture of {"them" if n <= 512 else "the first 512"} in {out}' if picture else ''
+    elif picture: show_points(samples, out)
+    whole = n <= 512 or not images
+    shown = f', a picture of {"them" if whole else "the first 512"} in {out}' if picture else ''
     config = getattr(getattr(arm.denoiser, 'net', None), 'config', {})
     scale = ', scaled and without season (`forecast` has the units of the data)'
     print(f'{n} samples are in {tensors}{scale if "series" in config else ""}{shown}')

@@ -533,6 +533,8 @@ def _(got):
     if _close(got, [want.mean, want.low, want.high], 1e-7): return True
     if _close(got.sort().values, sorted([want.mean, want.low, want.high]), 1e-7):
         return 'the numbers are right, and their order is not: the mean, the lower end, the upper one'
+    if _close(got.sort().values, sorted([-want.mean, -want.low, -want.high]), 1e-7):
+        return 'the sign: a - b is asked for, and that is b - a'
     if len(got) == 2 and _close(got, [want.low, want.high], 1e-7):
         return 'three numbers, please: the mean first'
     if not _close(got[0], want.mean, 1e-7): return 'the mean of a - b, seed by seed'

@@ -13,7 +13,7 @@ from ..core import Trajectory, atomic_path, check_choice, check_int, data_dir, r
 from ..diffusion.data import to_pixels
 
 # %% auto #0
-__all__ = ['tile', 'show_rows', 'displayable', 'show_trajectories', 'paper_table']
+__all__ = ['tile', 'show_rows', 'show_points', 'displayable', 'show_trajectories', 'paper_table']
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #6bad0c05
 def tile(
@@ -62,6 +62,20 @@ def show_rows(
     if save is not None:
         with atomic_path(save) as tmp:
             fig.savefig(tmp, format='png', bbox_inches='tight', pad_inches=.05)
+    return fig
+
+def show_points(
+    points: Tensor, # [n, 2]
+    save: Path | str | None = None, # a PNG
+): # a matplotlib `Figure`
+    "Points of the plane, in one scale for both axes."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(4, 4), dpi=100, layout='constrained')
+    ax = fig.subplots()
+    ax.plot(*points.cpu().T.numpy(), '.', ms=4)
+    ax.set_aspect('equal')
+    if save is not None:
+        with atomic_path(save) as tmp: fig.savefig(tmp, format='png')
     return fig
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #4a305d52
