@@ -1,4 +1,4 @@
-"The exercises at the end of the lessons, and their solutions, which stand as text in the notebook of solutions."
+"The exercises of the course and of the applications, and their solutions, which stand as text in the notebook of solutions."
 import ast
 import re
 
@@ -24,7 +24,7 @@ def questions(name):
     "What the exercises of a lesson ask, the first paragraph of each, without links."
     texts = [c.source for c in nbformat.read(NBS/f'{name}.ipynb', 4).cells if c.cell_type == 'markdown']
     text = '\n'.join(texts[next(i for i, t in enumerate(texts) if re.search('^## Exercises', t, flags=re.M)):])
-    return [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', q) for q in re.findall(r'^(?:\*\*)?\d\.(?:\*\*)? (.*)$', text[text.index('## Exercises'):], flags=re.M)]
+    return [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', q) for q in re.findall(r'^\*\*\d\.\*\* (.*)$', text[text.index('## Exercises'):], flags=re.M)]
 
 
 def quoted_questions():
@@ -41,7 +41,7 @@ def is_stub(node):
 def exercises(name):
     "The exercises of a lesson, as pairs: the stub, and the rest of its cell."
     code = [re.sub(r'^%.*$', '', c.source, flags=re.M) for c in nbformat.read(NBS/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
-    parsed = [ast.parse(s).body for s in code if re.search(r'\bcheck(_answer)?\(', s)]
+    parsed = [ast.parse(s).body for s in code if re.search(r'\bcheck\(', s)]
     return [(next(filter(is_stub, body)), ast.unparse([n for n in body if not is_stub(n)])) for body in parsed if any(map(is_stub, body))]
 
 

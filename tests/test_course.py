@@ -423,6 +423,11 @@ def test_every_exercise_has_a_solution():  # tests/test_notebooks.py runs them
     assert found.keys() <= set(LESSONS)
 
 
+def test_exercises_stand_in_the_course_and_the_applications_alone():
+    asking = {name for name in LESSONS if exercises(name) or any('## Exercises' in c.source for c in cells(name))}
+    assert {name.split('/')[0] for name in asking} == {'course', 'applications'}
+
+
 def test_solutions_quote_the_questions():
     asked = {name: questions(name) for name in LESSONS if exercises(name) and name != 'course/9_capstone'}
     assert {name: said for name, said in quoted_questions().items() if name != 'course/9_capstone'} == asked

@@ -342,6 +342,10 @@ TABLE = {.9: {1: 6.313752, 2: 2.919986, 5: 2.015048, 30: 1.697261}, .95: {1: 12.
 def test_student_t_table(level, dof, t): assert m.student_t(level, dof) == pytest.approx(t, abs=2e-6)
 
 
+@pytest.mark.parametrize('half, n', [(1, 7), (.5, 18)])
+def test_seeds_that_an_interval_needs(half, n): assert m.student_t(.95, n - 1)/n**.5 <= half < m.student_t(.95, n - 2)/(n - 1)**.5  # nbs/evaluation/01_intervals says so
+
+
 @pytest.mark.parametrize('n', [3, 4, 11])
 @pytest.mark.parametrize('level', [.5, .95, .999])
 @pytest.mark.parametrize('method', m.INTERVAL_METHODS)

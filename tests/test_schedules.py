@@ -38,6 +38,8 @@ def test_bad_n_steps_and_range(name):
 def test_bad_rho(make, rho):
     with pytest.raises(ValueError, match='rho'): make(4, rho=rho)
 
+def test_karras_ends_in_logsnr(): assert torch.allclose(sc.karras_sigmas(10, rho=1e6), sc.make_sigmas('logsnr', 10), rtol=1e-3)
+
 def test_unknown_names():
     with pytest.raises(ValueError, match='unknown schedule .*karras'): sc.make_sigmas('poly7', 4)
     with pytest.raises(ValueError, match='unknown schedule'): sc.nested_sigmas(2, 2, 'poly7')

@@ -76,6 +76,12 @@ def test_gaussian_flow(mean, std, legs, noise):
     torch.testing.assert_close(slope, (middle - D(middle, s + h))/(s + h), rtol=1e-5, atol=1e-7)
 
 
+def test_of_two_points_it_is_a_tanh():
+    x = torch.linspace(-3, 3, 25, dtype=torch.float64)[:, None]
+    D = MixtureDenoiser(torch.tensor([[-1.], [1.]]), torch.full((2,), 1e-6), torch.ones(2))
+    torch.testing.assert_close(D(x, .7), torch.tanh(x/.7**2), atol=1e-6, rtol=0)
+
+
 def test_far_away_and_tiny_noise_stay_finite():
     D = MixtureDenoiser(torch.tensor([[-1.], [1.]]), torch.tensor([1e-4, 1e-4]), torch.tensor([1., 0.]))
     out = D(torch.tensor([[-1e4], [0.], [1e4]]), 1e-3)
