@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
 from bdense_nb import core  # noqa: E402
 from bdense_nb.core import Within  # noqa: E402
-from docs_pictures import is_drawing, on_dark  # noqa: E402
+from docs_pictures import is_drawing, twins  # noqa: E402
 from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
 from docs_words import usual  # noqa: E402
 
@@ -146,20 +146,22 @@ def document(app, what, name, obj, options, lines) -> None:
 
 
 def mark_drawings(app, doctree) -> None:
-    "site.css inverts drawings in dark mode; grey pictures have a second file for it; other figures are dimmed."
+    "site.css inverts drawings in dark mode; what else has panels, or follows the system, is there twice; other figures are dimmed."
+    docname = app.env.current_document.docname
+
+    def moved(image, path, kind):
+        image['uri'] = str(Path(image['uri']).with_name(path.name))
+        image['candidates'] = {'*': image['uri']}
+        app.env.images.add_file(docname, image['uri'])
+        image['classes'].append(kind)
     for image in list(doctree.findall(nodes.image)):
-        uri = image.get('candidates', {}).get('*', image['uri'])
-        path = Path(app.srcdir, uri)
-        if path.suffix not in ('.png', '.gif'): continue
-        if is_drawing(path): image['classes'].append('drawing')
-        elif path.suffix == '.png' and (dark := on_dark(path)):
+        path = Path(app.srcdir, image.get('candidates', {}).get('*', image['uri']))
+        if path.suffix not in ('.png', '.gif', '.svg'): continue
+        if path.suffix != '.svg' and is_drawing(path): image['classes'].append('drawing')
+        elif both := twins(path):
             twin = image.deepcopy()
-            twin['uri'] = str(Path(uri).with_name(dark.name))
-            twin['candidates'] = {'*': twin['uri']}
-            app.env.images.add_file(app.env.current_document.docname, twin['uri'])
-            image['classes'].append('only-light')
-            twin['classes'].append('only-dark')
             image.parent.insert(image.parent.index(image) + 1, twin)
+            for node, file, kind in zip((image, twin), both, ('only-light', 'only-dark')): moved(node, file, kind)
 
 
 def open_in_full(app, doctree, docname) -> None:

@@ -16,6 +16,7 @@ import nbformat
 
 import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
+from docs_pictures import explorer_on_dark
 from readme import PAPER
 from run_notebooks import FOLDERS, NBS, ROOT, notebooks
 
@@ -277,6 +278,7 @@ def notebook_page(page: Page, out: Path):
             if 'export' in flags: cells.append(markdown_cell(export_note(cell, page)))
             for output in cell.outputs:
                 if 'text/markdown' in output.get('data', {}): output.data = {'text/markdown': link_names(output.data['text/markdown'], page)}
+                if 'bdense-explorer' in output.get('data', {}).get('text/html', ''): output.data = {'text/html': explorer_on_dark(output.data['text/html'])}
             cells.append(code_cell(cell, alt_text(cell, section, prose)))
     nb.cells = cells
     nb.metadata = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}, 'language_info': {'name': 'python'}}
