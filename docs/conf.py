@@ -9,18 +9,19 @@ from html import escape
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, ForwardRef, Union, get_args, get_origin
 
 from docutils import nodes
 from fastcore.docments import docments, empty
 from PIL import Image
+from sphinx.ext.autodoc._dynamic._preserve_defaults import DefaultValue
 from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
 from bdense_nb import core  # noqa: E402
 from bdense_nb.core import Within  # noqa: E402
-from docs_pictures import is_drawing, on_dark  # noqa: E402
+from docs_pictures import is_drawing, twins  # noqa: E402
 from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
 from docs_words import usual  # noqa: E402
 
@@ -100,7 +101,8 @@ def type_links(anno: str, module: str) -> str:
 def type_text(anno, inner: bool = False) -> str:
     "A type; limits of numbers are in words: `int, at least 1`."
     origin, args = get_origin(anno), get_args(anno)
-    if 'Within(' not in repr(anno): return inspect.formatannotation(anno).replace('typing.', '')
+    if isinstance(anno, ForwardRef): return anno.__forward_arg__
+    if 'Within(' not in repr(anno): return re.sub(r'\b(typing|collections\.abc|torch(?=\.Tensor)|torch\.nn\.modules\.\w+)\.', '', inspect.formatannotation(anno))
     if origin is Annotated:
         text = ', '.join([type_text(args[0]), *(str(a) for a in args[1:] if isinstance(a, Within))])
         return f'({text})' if inner else text
@@ -110,7 +112,7 @@ def type_text(anno, inner: bool = False) -> str:
 
 def annotation(anno, module: str) -> str:
     "What a parameter's annotation says; names of limited numbers are looked up in their module."
-    if anno in (empty, None): return ''
+    if anno in (empty, None, DefaultValue): return ''  # the last is what a default without a type seems to be
     if not isinstance(anno, str): return type_text(anno)
     limited = re.search(rf'\b(Annotated|{"|".join(LIMITED)})\b', anno)
     return type_text(eval(anno, vars(import_module(f'{LIB}.{module}')))) if limited else anno
@@ -128,13 +130,20 @@ def parameter_table(obj, symbol: str) -> list[str]:
     module = module_of(symbol)
     for name, p in parameters(obj).items():
         anno = annotation(p['anno'], module)
-        if name == 'return' and anno == 'None' and not p['docment']: continue
-        if name == 'self' or name == 'return' and not anno and not p['docment']: continue
+        if name == 'self' or name == 'return' and not p['docment']: continue
         cells = ['**returns**' if name == 'return' else f'``{name}``', type_links(anno, module),
                  '' if p['default'] is empty else 'a function' if inspect.isfunction(p['default']) else f'``{p["default"]!r}``', rst(meaning(name, anno, p['docment'], symbol), module)]
         rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
     head = ['* - parameter', '  - type', '  - default', '  - meaning']
     return ['', '.. list-table::', '   :header-rows: 1', '   :widths: auto', '   :class: parameters', '', *indented(head + rows), ''] if rows else []
+
+
+def returned(app, what, name, obj, options, signature, returns) -> tuple | None:
+    "A signature says of what type the answer is; that has a row in the table if a comment says more."
+    if what not in ('function', 'method') or not signature: return None
+    found = parameters(obj).get('return', {})
+    anno = annotation(found.get('anno'), module_of(name))
+    return None if found.get('docment') or anno in ('', 'None') else (signature, anno)
 
 
 def document(app, what, name, obj, options, lines) -> None:
@@ -146,20 +155,22 @@ def document(app, what, name, obj, options, lines) -> None:
 
 
 def mark_drawings(app, doctree) -> None:
-    "site.css inverts drawings in dark mode; grey pictures have a second file for it; other figures are dimmed."
+    "site.css inverts drawings in dark mode; what else has panels, or follows the system, is there twice; other figures are dimmed."
+    docname = app.env.current_document.docname
+
+    def moved(image, path, kind):
+        image['uri'] = str(Path(image['uri']).with_name(path.name))
+        image['candidates'] = {'*': image['uri']}
+        app.env.images.add_file(docname, image['uri'])
+        image['classes'].append(kind)
     for image in list(doctree.findall(nodes.image)):
-        uri = image.get('candidates', {}).get('*', image['uri'])
-        path = Path(app.srcdir, uri)
-        if path.suffix not in ('.png', '.gif'): continue
-        if is_drawing(path): image['classes'].append('drawing')
-        elif path.suffix == '.png' and (dark := on_dark(path)):
+        path = Path(app.srcdir, image.get('candidates', {}).get('*', image['uri']))
+        if path.suffix not in ('.png', '.gif', '.svg'): continue
+        if path.suffix != '.svg' and is_drawing(path): image['classes'].append('drawing')
+        elif both := twins(path):
             twin = image.deepcopy()
-            twin['uri'] = str(Path(uri).with_name(dark.name))
-            twin['candidates'] = {'*': twin['uri']}
-            app.env.images.add_file(app.env.current_document.docname, twin['uri'])
-            image['classes'].append('only-light')
-            twin['classes'].append('only-dark')
             image.parent.insert(image.parent.index(image) + 1, twin)
+            for node, file, kind in zip((image, twin), both, ('only-light', 'only-dark')): moved(node, file, kind)
 
 
 def open_in_full(app, doctree, docname) -> None:
@@ -181,7 +192,8 @@ def navigation(app, pagename, templatename, context, doctree) -> None:
 
     def entry(m):
         here = m[2] == f'{pagename}.html'
-        inside = here or m[2] == 'api/index.html' and pagename.startswith('api/')
+        below = m[2].removesuffix('index.html' if m[2] == 'api/index.html' else 'html')  # 'api/', 'api/diffusion.'
+        inside = here or below.startswith('api/') and pagename.startswith(below)
         return f'<li class="{m[1]}{" current"*inside}"><a class="{"current "*here}reference internal" href="{pathto(m[2], 1)}">'
 
     context['toctree'] = lambda **options: re.sub(r'<li class="(toctree-l\d)"><a class="reference internal" href="([^"]*)">', entry, whole_tree(app, **options))
@@ -207,9 +219,10 @@ def break_code(app, pagename, templatename, context, doctree) -> None:
 
 def describe(app, pagename, templatename, context, doctree) -> None:
     "What search engines and messengers show of a page."
-    page = next((p for p in pages() if pagename in (p.doc, f'api/{p.module}')), None)
+    listing = pagename.partition(f'_modules/{LIB}/')[2].replace('/', '.')
+    page = next((p for p in pages() if pagename in (p.doc, f'api/{p.module}') or listing and p.module == listing), None)
     first = re.search('<p>(.{20,}?)</p>', context.get('body', ''), flags=re.S)
-    text = page.summary if page else re.sub('<[^>]*>', '', first[1]) if first and pagename[0] != '_' else ''
+    text = f'Source of {LIB}.{listing}: '*bool(listing) + page.summary if page else re.sub('<[^>]*>', '', first[1]) if first and pagename[0] != '_' else ''
     text = escape(' '.join(text.replace('`', '').split()) or SETTINGS['description'])
     title = escape(re.sub('<[^>]*>', '', context.get('title', project)))
     context['metatags'] = context.get('metatags', '') + (
@@ -222,6 +235,7 @@ def setup(app) -> None:
     app.connect('doctree-resolved', open_in_full)
     app.connect('html-page-context', navigation, priority=100)
     app.connect('autodoc-process-docstring', document)
+    app.connect('autodoc-process-signature', returned)
     app.connect('html-page-context', level_captions, priority=900)
     app.connect('html-page-context', describe)
     app.connect('html-page-context', break_code)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +28,7 @@ from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
 from docs_live import recipe
 from docs_results import QUESTIONS, headings, result_parts
-from docs_sources import BINDER, COLAB, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, symbols
+from docs_sources import BINDER, COLAB, LIB, MAIN, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, symbols
 
 PAGES = {p.doc: p for p in pages()}
 
@@ -83,18 +84,39 @@ def test_every_symbol_has_a_sentence():
     assert len(symbols()) > 500 and not silent, silent
 
 
-def test_every_parameter_has_a_sentence(parsed):
-    "Each name in a signature has a row in the table below it, and each row a meaning."
-    seen, silent = 0, []
+def entries(parsed):
+    "Each entry of the reference: its name, its signature, and the rows of its table as (parameter, type, default, meaning)."
     for name, page in parsed.items():
         for entry in page.text.split('<dt class="sig ')[1:] if name.startswith('api/') else ():
-            symbol, signature = re.search('id="([^"]*)"', entry)[1], entry.split('</dt>')[0]
-            wanted = set(re.findall('<em class="sig-param">(?:<span class="o">[^<]*</span>)?<span class="n"><span class="pre">([^<]*)', signature)) - {'self'}
             rows = [re.findall('<td>(.*?)</td>', row, flags=re.S) for row in re.findall('<tr.*?</tr>', entry.partition('<table class="parameters')[2].split('</table>')[0], flags=re.S)]
-            text = {plain[0]: plain[3] for row in rows if row for plain in [[re.sub('<[^>]*>', '', cell).strip() for cell in row]]}
-            seen += len(wanted)
-            silent += [f'{symbol}: {p}' for p in wanted if not text.get(p)]
+            yield re.search('id="([^"]*)"', entry)[1], entry.split('</dt>')[0], [[unescape(re.sub('<[^>]*>', '', cell)).strip() for cell in row] for row in rows if row]
+
+
+def test_every_parameter_has_a_sentence(parsed):
+    "Each name in a signature has a row in the table below it, and each row a meaning, of more than a word."
+    seen, silent = 0, []
+    for symbol, signature, rows in entries(parsed):
+        wanted = set(re.findall('<em class="sig-param">(?:<span class="o">[^<]*</span>)?<span class="n"><span class="pre">([^<]*)', signature)) - {'self'}
+        said = {row[0]: row[3] for row in rows}
+        seen += len(said)
+        silent += [f'{symbol}: {p}: {said.get(p)}' for p in wanted | said.keys() if not said.get(p) or p != 'returns' and len(said[p].split()) < 2]
     assert seen > 2000 and not silent, silent
+
+
+def test_types_are_those_of_the_source(parsed):
+    "Nothing of the machinery that reads them."
+    machinery = re.compile(r'sphinx|ForwardRef|collections\.abc|torch\.nn\.modules|typing\.|DefaultValue|<class|<function|object at 0x')
+    found = [(symbol, text) for symbol, signature, rows in entries(parsed) for text in (re.sub('<[^>]*>', '', signature), *(cell for row in rows for cell in row[:3])) if machinery.search(text)]
+    assert not found, found
+    signatures = {symbol: re.sub('<[^>]*>', '', signature) for symbol, signature, _ in entries(parsed)}
+    assert '→ nn.Module' in unescape(signatures['bdense_nb.diffusion.nets.build_net'])
+
+
+def test_a_module_begins_with_its_main_entries(parsed):
+    for module, names in MAIN.items():
+        text = parsed[f'api/{module}.html'].text
+        found = [symbol for symbol in re.findall(f'<dt class="sig [^>]*id="{LIB}.{module}.([^".]*)"', text)]
+        assert found[:len(names.split())] == names.split(), module
 
 
 def test_what_stands_behind_stars_is_no_returned_value(parsed):
@@ -218,8 +240,9 @@ def test_commands_can_be_copied(parsed):
 def test_pages_describe_themselves(site, parsed):
     said = {}
     for name, page in parsed.items():
-        if name.startswith(('_modules', 'genindex', 'py-modindex', 'search', '404')): continue
+        if name.startswith(('_modules/index', 'genindex', 'py-modindex', 'search', '404')): continue
         said.setdefault(re.search('<meta name="description" content="([^"]{20,})"', page.text)[1], []).append(name)
+        if name[0] == '_': continue  # a listing is called like its module
         title = re.search('<title>([^<]+)', page.text)[1]
         assert 'og:image' in page.text and 'bdense_nb.' not in title and not re.match(r'\d\d', title), name
         if name != 'index.html': assert 'prev-page' in page.text, f'{name}: the page before it'
@@ -250,6 +273,9 @@ def test_the_order_of_the_site(parsed):
     links = parsed['index.html'].links
     assert {'live.html', 'glossary.html', 'citing.html'} <= set(links) and not [link for link in links if 'glossary.md' in link or 'CITATION' in link]
     assert captions[:3] == ['Start', 'Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
+    packages = re.findall('<li class="toctree-l2[^"]*"><a [^>]*href="api/([^"]*).html">([^<]*)', parsed['index.html'].text)
+    assert packages[:3] == [('core', packages[0][1]), ('diffusion', 'Diffusion'), ('training', 'Training')] and len(packages) == 9, 'the reference, by package'
+    assert '<li class="toctree-l3' in parsed['index.html'].text and re.findall('<h2>([^<]*)', parsed['api/index.html'].text)[:2] == ['Core', 'Diffusion']
     text = parsed['results.html'].text
     assert text.index('Do branches help?') < text.index('comparisons.png') < text.index('fashion_sfd.json')
 

@@ -104,7 +104,7 @@ def test_figures_on_a_phone(visit):
     page = visit('index.html')
     shown = page.locator('article img').evaluate_all('images => images.map(i => [i.src.split("/").pop(), i.clientWidth/i.naturalWidth, i.clientWidth])')
     shown = {name: rest for name, *rest in shown}
-    assert all(shown[name][0] > .5 and shown[name][1] <= PHONE['width'] for name in ('spiral.gif', 'method.svg', 'gains.png', 'forecasting.png', 'anomalies.png')), shown
+    assert all(shown[name][0] > .5 and shown[name][1] <= PHONE['width'] for name in ('spiral.gif', 'method.light.svg', 'gains.png', 'forecasting.png', 'anomalies.png')), shown
     page = visit('course/3_why_walks_bend.html')
     page.locator('details summary').last.click()
     box = page.locator('a.full:visible').first
@@ -183,7 +183,7 @@ def test_what_is_wide_scrolls_on_a_phone(visit, path):
 def test_explorers_move(visit, path, at_least):
     "Every slider, without a kernel, by keyboard and by mouse."
     page = visit(path)
-    explorers = page.locator('.bdense-explorer:has(input[type=range])')
+    explorers = page.locator('.bdense-explorer:visible:has(input[type=range])')
     assert explorers.count() >= at_least
     for e in explorers.all():
         slider, picture = e.locator('input[type=range]').first, e.locator('img')
@@ -257,19 +257,41 @@ def test_live_without_webassembly(visit):
     assert not page.problems
 
 
-def test_dark_mode(visit):
-    "Drawings are inverted, photographs are dimmed."
-    visit.page.emulate_media(color_scheme='dark')
-    page = visit('diffusion/03_samplers.html')
-    background = page.evaluate('getComputedStyle(document.body).backgroundColor')
-    assert max(map(int, background.strip('rgba()').split(',')[:3])) < 60
-    filters = 'images => images.map(image => getComputedStyle(image).filter)'
-    drawings, others = '.cell_output img.drawing', '.cell_output img:not(.drawing, .only-dark)'
-    for place, wanted in ((drawings, 'invert'), (others, 'brightness')):
-        found = page.locator(place).evaluate_all(filters)
-        assert found and all(wanted in text for text in found), found
-    page.emulate_media(color_scheme='light')
-    assert set(page.locator(f'{drawings}, {others}').evaluate_all(filters)) == {'none'}
+# of every picture that is seen: its name, how bright it is with its filter, and how much of its edge is
+SHADES = """async () => {
+    document.querySelectorAll('article details').forEach(d => d.open = true);
+    const found = [];
+    for (const image of document.querySelectorAll('article img')) {
+        if (!image.clientWidth) continue;
+        await image.decode();
+        const canvas = new OffscreenCanvas(60, 60), context = canvas.getContext('2d');
+        context.filter = getComputedStyle(image).filter;
+        context.drawImage(image, 0, 0, 60, 60);
+        const {data} = context.getImageData(0, 0, 60, 60);
+        const light = Array.from({length: 3600}, (_, i) => (data[4*i] + data[4*i + 1] + data[4*i + 2])/3);
+        const edge = light.filter((_, i) => i < 60 || i >= 3540), mean = a => a.reduce((x, y) => x + y)/a.length;
+        found.push([image.src.startsWith('data:') ? 'explorer' : image.src.split('/').pop(), mean(light), mean(edge)]);
+    }
+    return found;
+}"""
+
+
+def test_dark_mode(visit, site):
+    "Every picture on a dark page is dark, and light on a light one: what the switch says counts, whatever the system has."
+    page, wrong, seen = visit.page, [], 0
+    for file in site.rglob('*.html'):
+        path = file.relative_to(site).as_posix()
+        if file.read_text(encoding='utf-8').count('<img') < 2: continue  # one is the logo
+        visit(path)
+        for system, switch in (('dark', 'auto'), ('light', 'dark'), ('dark', 'light')):
+            if switch == 'light' and path not in KINDS.values(): continue
+            page.emulate_media(color_scheme=system)
+            page.evaluate('theme => { document.body.dataset.theme = theme; }', switch)
+            for name, mean, edge in page.evaluate(SHADES):
+                seen += 1
+                bright = edge > 130 if switch == 'light' else mean > 140 or edge > 60
+                if bright != (switch == 'light'): wrong.append(f'{path}, system {system}, switch {switch}: {name} {mean:.0f}, its edge {edge:.0f}')
+    assert seen > 300 and not wrong, '\n'.join(wrong)
 
 
 def test_grey_pictures_in_dark_mode(visit):
@@ -317,8 +339,8 @@ def test_looks(visit, shots):
             page.emulate_media(color_scheme=scheme)
             shots(page, f'{kind} {scheme}')
     page = visit(KINDS['lesson'])
-    page.locator('.bdense-explorer').scroll_into_view_if_needed()
-    page.locator('.bdense-explorer input[type=range]').press('ArrowRight')
+    page.locator('.bdense-explorer:visible').scroll_into_view_if_needed()
+    page.locator('.bdense-explorer:visible input[type=range]').press('ArrowRight')
     shots(page, 'viewer')
     page.set_viewport_size(PHONE)
     shots(page, 'phone')

@@ -18,7 +18,7 @@ from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.evaluation.pictures import show_rows
 from bdense_nb.interop.export import export_onnx
-from docs_pictures import on_dark
+from docs_pictures import twins
 
 
 def samplers() -> dict[str, Sampler]:
@@ -57,7 +57,7 @@ def write_live(folder: Path) -> None:
     classes = range(len(FASHION_CLASSES))
     rows = {f'{name}\n{s.nfe} calls': s.sample(len(classes), 0, classes) for name, s in both.items()}
     show_rows(rows, titles=[name.replace('/', '/\n').replace(' ', '\n') for name in FASHION_CLASSES], save=folder/'still.png')
-    on_dark(folder/'still.png')
+    twins(folder/'still.png')
 
 
 if __name__ == '__main__':

@@ -1,31 +1,95 @@
 "What the site does with pictures in dark mode."
+import base64
+import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_opening
 
-
-def is_drawing(picture: Path) -> bool:
-    "Coloured lines on white, and no photographs: it may be inverted."
-    small = Image.open(picture).convert('RGB').resize((200, 200), Image.Resampling.NEAREST)
-    pixels = np.asarray(small)
-    return bool((pixels.min(2) >= 250).mean() > .6 and (np.ptp(pixels, 2) > 60).any())
+FRAME = re.compile(r'iVBORw0KGgo[A-Za-z0-9+/=]+')  # a PNG in base64
+IMAGE = re.compile(r'<img(?= src="data:image/png)')
 
 
-def on_dark(picture: Path) -> Path | None:
-    """Grey pictures on a white page: the same on a dark page, in a file beside it; None: it is
-    something else."""
-    pixels = np.asarray(Image.open(picture).convert('RGB'))
-    if (np.ptp(pixels, 2) > 8).any() or pixels[[0, -1]].min() < 250: return None
-    grey = pixels[..., 0]
-    # what is thinner is a label or a gap
-    wide = lambda share: binary_opening(share > .2, np.ones(20))
-    rows = wide((grey < 250).mean(1))
-    if not rows.any(): return None
-    panels = rows[:, None] & wide((grey[rows] < 250).mean(0))
-    if panels.mean() < .2: return None
-    page = (20 + (255 - grey.astype(float))*.85).astype(np.uint8)
-    out = picture.with_name(f'{picture.stem}.dark.png')
-    Image.fromarray(np.where(panels, grey, page)).save(out, optimize=True)
-    return out
+def pixels_of(picture) -> np.ndarray: return np.asarray(Image.open(picture).convert('RGB'))
+
+
+def is_drawing(picture) -> bool:
+    "Lines on a pale page, and no photographs: it may be inverted."
+    pixels = pixels_of(picture)
+    return is_pale(pixels) and find_panels(pixels) is None
+
+
+def is_pale(pixels: np.ndarray) -> bool: return bool((pixels.min(2) >= 215).mean() > .6)
+
+
+def runs(share: np.ndarray, least: float) -> list[tuple[int, int]]:
+    "Where that much is not white; what is thinner than 20 pixels is a label or a gap."
+    found = binary_opening(share > least, np.ones(20))
+    return np.flatnonzero(np.diff(np.r_[0, found, 0].astype(int))).reshape(-1, 2).tolist()
+
+
+def is_photograph(box: np.ndarray) -> bool:
+    "It is grey, neither flat nor dark lines on white."
+    return bool((np.ptp(box, 2) <= 8).all() and box.std() > 30 and box.mean() < 180)
+
+
+def find_panels(pixels: np.ndarray) -> np.ndarray | None:
+    """Where photographs lie on a white page, or heat maps, if they fill most of it; None: there
+    are none."""
+    filled = pixels.min(2) < 250
+    panels = np.zeros_like(filled)
+    if pixels[[0, -1]].min() < 250: return None
+    pale = is_pale(pixels)
+    for top, end in runs(filled.mean(1), .1):
+        for left, right in runs(filled[top:end].mean(0), .2):
+            box = slice(top, end), slice(left, right)
+            panels[box] = not pale or is_photograph(pixels[box])
+    return panels if panels.mean() > .02 else None
+
+
+def darkened(pixels: np.ndarray, panels: np.ndarray) -> Image.Image:
+    "The same panels on a dark page."
+    values = pixels.astype(float)
+    turned = 255 - values.max(2, keepdims=True) - values.min(2, keepdims=True) + values  # hues stay
+    page = (20 + turned*.85).astype(np.uint8)
+    return Image.fromarray(np.where(panels[..., None], pixels, page))
+
+
+def themes(svg: str) -> tuple[str, str]:
+    "A drawing that follows the system, for a light page and for a dark one."
+    media = re.compile(r'@media \(prefers-color-scheme:dark\)\{(.*?\})\}', re.S)
+    return media.sub('', svg), media.sub(r'\1', svg)
+
+
+def twins(picture: Path) -> tuple[Path, Path] | None:
+    """The files that a light and a dark page show of a picture with panels, or of an SVG that
+    follows the system; None: it is something else."""
+    out = picture.with_stem(f'{picture.stem}.dark')
+    if picture.suffix == '.svg':
+        light = picture.with_stem(f'{picture.stem}.light')
+        texts = themes(picture.read_text(encoding='utf-8'))
+        for path, text in zip((light, out), texts): path.write_text(text, encoding='utf-8')
+        return light, out
+    pixels = pixels_of(picture)
+    panels = find_panels(pixels)
+    if panels is None: return None
+    darkened(pixels, panels).save(out, optimize=True)
+    return picture, out
+
+
+def explorer_on_dark(html: str) -> str:
+    "An explorer of drawings says that it may be inverted; one with photographs has a twin."
+    first = BytesIO(base64.b64decode(FRAME.search(html)[0]))
+    if is_drawing(first): return IMAGE.sub('<img class="drawing"', html)
+
+    def dark(m):
+        out = BytesIO()
+        pixels = pixels_of(BytesIO(base64.b64decode(m[0])))
+        panels = find_panels(pixels)
+        if panels is None: panels = np.zeros(pixels.shape[:2], bool)
+        darkened(pixels, panels).quantize(64).save(out, 'PNG', optimize=True)
+        return base64.b64encode(out.getvalue()).decode()
+    twin = IMAGE.sub('<img class="only-dark"', FRAME.sub(dark, html))
+    return f'<div class="only-light">{html}</div><div class="only-dark">{twin}</div>'

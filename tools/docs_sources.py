@@ -16,6 +16,7 @@ import nbformat
 
 import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
+from docs_pictures import explorer_on_dark
 from readme import PAPER
 from run_notebooks import FOLDERS, NBS, ROOT, notebooks
 
@@ -277,6 +278,7 @@ def notebook_page(page: Page, out: Path):
             if 'export' in flags: cells.append(markdown_cell(export_note(cell, page)))
             for output in cell.outputs:
                 if 'text/markdown' in output.get('data', {}): output.data = {'text/markdown': link_names(output.data['text/markdown'], page)}
+                if 'bdense-explorer' in output.get('data', {}).get('text/html', ''): output.data = {'text/html': explorer_on_dark(output.data['text/html'])}
             cells.append(code_cell(cell, alt_text(cell, section, prose)))
     nb.cells = cells
     nb.metadata = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}, 'language_info': {'name': 'python'}}
@@ -348,10 +350,29 @@ def documented(symbol: Symbol) -> list[str]:
 def titled(text: str) -> list[str]: return [text, '='*len(text), '']
 
 
+MAIN = {  # module -> what its page begins with; elsewhere that is what `import bdense_nb` gives
+    'core': 'sample_noise Trajectory NFECounter data_dir', 'diffusion.schedules': 'make_sigmas karras_sigmas',
+    'diffusion.denoisers': 'load_teacher EDMDenoiser VPDenoiser FlowDenoiser', 'diffusion.data': 'fashion_mnist image_folder toy_2d',
+    'training.checkpoints': 'write_checkpoint read_checkpoint newest_checkpoint', 'training.devices': 'share Processes set_precision',
+    'training.hooks': 'ProgressBar SampleSheets PairedError Trackers', 'training.loop': 'fit training State',
+    'distillation.segments': 'segments branch_targets progressive_targets', 'distillation.losses': 'dense_alignment_loss branch_weights',
+    'distillation.bank': 'make_bank TrajectoryBank TrajectoryPlan', 'distillation.sfd': 'sfd SFDConfig', 'distillation.variable': 'sfd_variable SFDVConfig',
+    'distillation.progressive': 'progressive PDConfig', 'evaluation.intervals': 'mean_interval paired_interval', 'evaluation.metrics': 'paired_error frechet_distance',
+    'evaluation.features': 'load_space set_scores FeatureSpace', 'evaluation.pictures': 'show_rows show_trajectories',
+    'interop.export': 'export_student load_pretrained export_onnx', 'lab.experiments': 'run_experiment Experiment difference_table',
+    'lab.search': 'search_weights confirm_weights show_search', 'lab.alignment': 'alignment_errors straightness',
+    'lab.explorers': 'Explorer sampler_race schedule_explorer branch_viewer student_picker', 'applications.series': 'read_series Series Windows',
+    'applications.forecasting': 'forecast train_forecaster Forecast', 'applications.anomalies': 'anomaly_scores train_normal',
+    'app.plans': 'estimate_run estimate_training', 'app.shell': 'Command program call', 'app.commands': 'Demo Teach Distill Sample Evaluate Search Export',
+    'app.course': 'Notebooks notebooks', 'app.comparing': 'Compare compare_run', 'app.bench': 'Bench measure run_parts'}
+
+
 def place(symbol: Symbol) -> int:
     "What people start with comes first, constants last."
     short = symbol.name.split('.')[-1]
-    return 2 if isinstance(symbol.node, Assign) else short not in bdense_nb.__all__
+    main = MAIN.get(symbol.page.module, '').split()
+    if isinstance(symbol.node, Assign): return 99
+    return main.index(short) if short in main else 97 if short in bdense_nb.__all__ else 98
 
 
 def api_page(module: str) -> str:
@@ -366,14 +387,34 @@ def api_page(module: str) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def api_index(modules: list[str]) -> str:
-    "The list of modules."
+def api_table(modules: list[str]) -> list[str]:
+    "What each module is for."
+    lines = ['', '.. list-table::', '   :widths: auto', '   :class: symbols', '']
+    for m in modules:
+        page = next(p for p in pages() if p.module == m)
+        lines += [f'   * - :doc:`{page.title} </api/{m}>`', '', f'       ``{m}``', f'     - {rst(page.summary, m)}']
+    return [*lines, '']
+
+
+def api_tree(docs: list[str]) -> list[str]: return ['.. toctree::', '   :hidden:', '', *(f'   {doc}' for doc in docs)]
+
+
+def api_indices() -> dict[str, str]:
+    "The list of modules, and that of each package, as pages."
+    packages = defaultdict(list)
+    for m in dict.fromkeys(p.module for p in pages() if p.module): packages[m.rpartition('.')[0]].append(m)
+    named = lambda m: f'{next(p for p in pages() if p.module == m).title} </api/{m}>'
     lines = [*titled('API reference'), f'Everything that the notebooks export, as it is imported: ``from {LIB}.core import sample_noise``.', '',
-             'Each entry gives the signature, the parameters with their shapes and units, the source, and the place in the course where it is built.', '',
-             '.. list-table::', '   :widths: auto', '   :class: symbols', '']
-    built = {m: next(p for p in pages() if p.module == m) for m in modules}
-    for m, page in built.items(): lines += [f'   * - :doc:`{page.title} <{m}>`', '', f'       ``{m}``', f'     - {rst(page.summary, m)}']
-    return '\n'.join([*lines, '', '.. toctree::', '   :hidden:', '', *(f'   {page.title} <{m}>' for m, page in built.items())]) + '\n'
+             'Each entry gives the signature, the parameters with their shapes and units, the source, and the place in the course where it is built.', '']
+    texts, tree = {}, []
+    for package, modules in packages.items():
+        name = FOLDERS.get(package, 'Core')
+        lines += [name, '-'*len(name), *api_table(modules)]
+        tree += [f'{name} </api/{package}>'] if package else map(named, modules)
+        if package: texts[f'api/{package}.rst'] = [
+            *titled(f'{name}: reference'), f'``{LIB}.{package}`` has {len(modules)} modules.', '', *api_table(modules), *api_tree(map(named, modules))]
+    texts['api/index.rst'] = [*lines, *api_tree(tree)]
+    return {path: '\n'.join(text) + '\n' for path, text in texts.items()}
 
 
 # --- other pages
@@ -421,8 +462,8 @@ def write_sources(out: Path) -> None:
     "Write everything Sphinx needs into the folder `out`."
     from docs_results import results_page  # it needs this module
     modules = list(dict.fromkeys(p.module for p in pages() if p.module))
-    texts = {f'api/{m}.rst': api_page(m) for m in modules} | {
-        'api/index.rst': api_index(modules), 'results.md': results_page(out), 'citing.md': citing_page(),
+    texts = {f'api/{m}.rst': api_page(m) for m in modules} | api_indices() | {
+        'results.md': results_page(out), 'citing.md': citing_page(),
         'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'live.md': (ROOT/'docs'/'live.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page(), '404.md': LOST}
     for page in pages():
         nb = notebook_page(page, out)

@@ -116,7 +116,7 @@ Arms = dict[str, Callable[[], object]]
 
 def interleaved(
     arms: Arms, # functions of no argument
-    repeats: int, # rounds
+    repeats: int, # rounds, in each of which every arm runs once
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter, # gives seconds
 ) -> dict[str, list[float]]: # seconds of each arm in each round

@@ -297,7 +297,7 @@ def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None 
 # %% ../../nbs/app/03_commands.ipynb #e2bf4245
 def draw_samples(
     arm: Sampler, # a student, or a teacher at as many or as few steps
-    n: int, # samples
+    n: int, # how many samples are drawn
     title: str = '', # shown before the progress bar
     first: int = 0, # seed of the first sample; the others follow
 ) -> Tensor: # [n, *D], on the CPU

@@ -107,7 +107,7 @@ def forecast(
     sampler: Sampler, # a teacher at many steps, or a student, whose network is a `TemporalNet`
     context: Series, # what is known; the forecast begins where it ends
     horizon: int | None = None, # steps; None: as many as the network was trained for
-    n: int = 100, # futures
+    n: int = 100, # how many futures are drawn
     seed: int = 0, # future i depends on seed + i alone
     # the moment of the forecast: a context that reaches it is refused; None: where the context ends
     origin: str | np.datetime64 | None = None,

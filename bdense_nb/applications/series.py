@@ -248,7 +248,7 @@ class Windows:
     "How a series is cut into windows, scaled and dated; fixed by its training part alone."
     context: int # steps before a window that may be known; 0: none
     horizon: int # steps of a window
-    step: float # seconds
+    step: float # seconds from one time to the next
     names: tuple[str, ...] # of the channels
     # of each channel in training: its mean, then what multiplies each wave of the calendar
     season: tuple[tuple[float, ...], ...]
@@ -342,7 +342,7 @@ class Windows:
 
     def unscaled(self,
         x: Tensor, # [..., C, T]
-        times: np.ndarray, # [T]
+        times: np.ndarray, # [T], when each value was measured
     ) -> Tensor: # like x, in the units of the data
         "Back from the network's scale."
         return x*torch.tensor(self.std)[:, None]/self.sigma_data + self._season(times)

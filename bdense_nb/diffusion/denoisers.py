@@ -269,7 +269,7 @@ def check_rows(
                              f'{tuple(t.shape)}'.replace('the  ', 'the '))
 
 def check_classes(
-    label: Tensor | None, # [B]
+    label: Tensor | None, # [B], class of each sample; None: none is given
     n: int, # how many samples there are
     n_classes: int, # that the network knows; 0: none
 ) -> None:
@@ -566,7 +566,7 @@ def _check_null(name: str, null) -> None:
 
 def null_rows(
     null: int | Tensor | dict | None, # a class, or single rows: see `GuidedDenoiser`
-    n: int, # samples
+    n: int, # how many samples are drawn
     device: torch.device,
 ) -> Tensor | dict | None: # n rows
     "The condition of \"nothing\" for a batch."

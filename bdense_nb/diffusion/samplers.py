@@ -152,7 +152,7 @@ def dpmpp_order(
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #c9759686
 def dpmpp(
-    order: int, # 1..3
+    order: int, # order of the step, 1 to 3
     predict: str = 'x0', # 'x0' or 'eps'
     lower_order_final: bool = True, # come down to order 1 at the end?
 ) -> Solver:
@@ -373,7 +373,7 @@ def draw_conditions(
 
 def asked_conditions(
     asked: int | Sequence[int] | Tensor | dict | None, # see `Sampler.sample`
-    n: int, # samples
+    n: int, # how many samples are drawn
     n_classes: int, # that the denoiser knows; 0: none
 ) -> Tensor | dict | None: # n rows, on the CPU; None: none were asked for
     "The conditions that a caller asks for, checked before any work."

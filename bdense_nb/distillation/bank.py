@@ -228,7 +228,7 @@ class TrajectoryPlan:
         return Sampler(teacher, self.sigmas, self.afs, self.shape, solver=self.solver)
 
     def walk(self,
-        teacher: Callable, # frozen
+        teacher: Callable, # a denoiser, which stays frozen
         seeds: range,
     ) -> tuple[Trajectory, Tensor | dict | None]: # xs [n_steps+1, B, *D], conditions of B rows
         "The teacher's trajectories from these seeds, computed now."
@@ -364,7 +364,7 @@ def _path(folder: Path | str, i: int) -> Path:
 
 def bank_megabytes(
     plan: TrajectoryPlan,
-    n: int, # trajectories
+    n: int, # how many trajectories are stored
 ) -> float: # 10**6 bytes, in memory or on disk
     "What a bank takes."
     size = getattr(torch, plan.bank_dtype).itemsize
@@ -372,7 +372,7 @@ def bank_megabytes(
 
 # %% ../../nbs/distillation/05_bank.ipynb #8ad9f69a
 def make_bank(
-    teacher: Callable, # frozen
+    teacher: Callable, # a denoiser, which stays frozen
     plan: TrajectoryPlan,
     seeds: range, # one per trajectory, consecutive; a multiple of `batch`
     # trajectories at a time: use the batch of the runs to come, then they round alike

@@ -82,7 +82,7 @@ class BranchesToBatch:
     """A hook for a widened layer: its K blocks of rows become K samples, [B, K*R, ...] -> [B*K,
     R, ...]."""
     def __init__(self,
-        K: int, # branches
+        K: int, # how many branches the student has
     ): self.K = K
 
     def __call__(self, layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class PDConfig(Host):
     # of the learning rate in each round, after the warm-up; linear: falls to 0
     lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'linear'
     warmup: AtLeast0 = 0 # updates of linear warm-up in each round
-    betas: tuple[Beta, Beta] = (.9, .999) # Adam's
+    betas: tuple[Beta, Beta] = (.9, .999) # decay rates of Adam's two averages
     # updates between readings of the loss; None: a hundredth of a round
     log_every: AtLeast1 | None = None
     # updates between checkpoints; 0: only at the end of a round; None: a tenth of it
@@ -280,7 +280,7 @@ def draw_noised(
 
 # %% ../../nbs/distillation/09_progressive.ipynb #50afccac
 def pd_step(
-    teacher: Callable, # frozen
+    teacher: Callable, # a denoiser, which stays frozen
     data: Tensor, # [N, *D], clean
     labels: Tensor | dict | None, # [N], int64, or other conditions with N rows
     cfg: PDConfig,

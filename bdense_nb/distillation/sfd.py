@@ -70,7 +70,7 @@ class SFDBase(Host):
     shape: tuple[AtLeast1, ...] = (1, 28, 28) # of one sample
     layer: str | None = None # name of the network's output layer; None: it is looked for
     warmup: AtLeast0 = 0 # iterations of linear warm-up
-    betas: tuple[Beta, Beta] = (.9, .999) # Adam's
+    betas: tuple[Beta, Beta] = (.9, .999) # decay rates of Adam's two averages
     clip_grad: Above0 | None = None # largest gradient norm; None: no clipping
     # decay of the weight average per iteration; the finished student is the average; None: no
     # average
@@ -214,7 +214,7 @@ class SFDConfig(SFDBase):
 
 # %% ../../nbs/distillation/07_sfd.ipynb #d9a2bfcb
 def sfd_step(
-    teacher: Callable, # frozen
+    teacher: Callable, # a denoiser, which stays frozen
     cfg: SFDConfig,
     # teacher trajectories made beforehand; None: made on the fly
     bank: TrajectoryBank | None = None,

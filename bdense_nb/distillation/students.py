@@ -56,7 +56,7 @@ def starting_network(
 def branched_student(
     teacher: Callable, # what is distilled
     student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
-    K: int, # branches
+    K: int, # how many branches the student has
     layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
     shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
 ) -> BranchedDenoiser: # trainable, in training mode
@@ -75,7 +75,7 @@ def about_teacher(teacher: Callable) -> dict: # JSON-able
 # %% ../../nbs/distillation/06_students.ipynb #7ed581e1
 def train_config(
     cfg, # a host's configuration
-    steps: int, # iterations
+    steps: int, # how many iterations the run has
     seed: int,
 ) -> TrainConfig:
     """A host's fields for the training loop; read a hundred times and saved ten times, unless it
@@ -98,7 +98,7 @@ def claim_run(
                      cfg.fixed)
 
 def check_own_samples(
-    teacher: Callable, # frozen
+    teacher: Callable, # a denoiser, which stays frozen
     plan: TrajectoryPlan, # how it samples
 ) -> None:
     "Refuse a teacher whose own samples are not finite, or as large as the noise."

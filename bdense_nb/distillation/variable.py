@@ -178,7 +178,7 @@ def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
 
 # %% ../../nbs/distillation/08_variable.ipynb #c8bf2874
 def variable_step(
-    teacher: Callable, # frozen
+    teacher: Callable, # a denoiser, which stays frozen
     cfgs: dict[int, SFDConfig], # from `variable_configs`
     # one for each; None: trajectories are made on the fly
     banks: dict[int, TrajectoryBank] | None = None,

@@ -551,7 +551,7 @@ class StudentStep(nn.Module):
     def forward(self,
         x: Tensor, # [B, *D]
         sigma: Tensor, # [], above 0
-        sigma_next: Tensor, # []
+        sigma_next: Tensor, # [], noise level after the step
         label: Tensor | None = None, # [B], int64
     ) -> Tensor: # [B, *D]
         "The state at the next noise level."

@@ -842,7 +842,16 @@ def stored_gains() -> dict[str, list[dict]]: # as `show_gains` takes it
     return {title: [read_json(data_dir()/'results'/f'{name}.json') for name in names]
             for title, names in GAINS.items()}
 
-def _gain_panel(ax, places: list[tuple[int, Difference]]) -> None: # (trajectories, difference)
+def _named(result: dict) -> dict[str, str]: # arm -> its name, which says K
+    "The same arm has the same name, whether its experiment varies K or not."
+    ks = {c['arm']: c['config'].get('cfg', {}).get('K') for c in result['configs']}
+    return {arm: arm if K is None or 'K = ' in arm else f'K = {K}, {arm}' for arm, K in ks.items()}
+
+def _gain_panel(
+    ax, # drawn on
+    places: list[tuple[int, Difference]], # trajectories, difference
+    names: dict[str, str], # arm -> its name
+) -> None:
     "A line for each arm over the budget, with intervals."
     for j, arm in enumerate(dict.fromkeys(d.arm for _, d in places)):
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
@@ -850,7 +859,7 @@ def _gain_panel(ax, places: list[tuple[int, Difference]]) -> None: # (trajectori
         means = [d.interval.mean*s for (_, d), s in zip(mine, scale)]
         whiskers = [(d.interval.high - d.interval.mean)*s for (_, d), s in zip(mine, scale)]
         ax.errorbar([n*1.08**j for n, _ in mine], means, whiskers, fmt='o-', ms=4, lw=1, capsize=2,
-                    label=arm)
+                    label=names[arm])
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
     ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])
@@ -866,8 +875,10 @@ def show_gains(
     "Arm minus host in percent against the budget: a row for each world, a column for each measure."
     import matplotlib.pyplot as plt
     found = {}
+    names = {}
     for title, results in settings.items():
         for result in results:
+            names |= _named(result)
             seen = trajectories_of(result)
             for measure in measures_of(result):
                 places = found.setdefault(title, {}).setdefault(measure, [])
@@ -878,7 +889,7 @@ def show_gains(
                              layout='constrained')
     for row, (title, measures) in zip(axes, found.items()):
         for ax, (measure, places) in zip(row, measures.items()):
-            _gain_panel(ax, places)
+            _gain_panel(ax, places, names)
             ax.set_title(f'{title}: {_words(measure)}', fontsize=10)
         row[0].legend(fontsize=8)
     for ax in axes[-1]: ax.set_xlabel('trajectories seen in training', fontsize=9)

@@ -332,7 +332,7 @@ RANGES = {'0.002 to 80': (.002, 80.), '0.02 to 20': (.02, 20.)}
 def schedule_frame(
     grid: str, # a key of `SCHEDULES`
     rho: float, # of the Karras grid; the others have none
-    n_steps: int, # steps
+    n_steps: int, # how many steps the grid has
     sigmas: str, # a key of `RANGES`
 ) -> Frame:
     "A grid on a logarithmic axis, Euler's error at its levels, and an image with their noise."
@@ -390,7 +390,7 @@ def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: fl
 # %% ../../nbs/lab/04_explorers.ipynb #aded17d0
 def schedule_explorer(
     rhos: Sequence[float] = (1., 3., 7., 15.), # offered for the Karras grid
-    n_steps: Sequence[int] = (4, 8, 16), # offered
+    n_steps: Sequence[int] = (4, 8, 16), # step counts that are offered
 ) -> Explorer:
     "Grid, rho, number of steps and range of noise levels, and the error that they lead to."
     controls = {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos,

@@ -54,14 +54,14 @@ def weights_to_ratios(
 
 # %% ../../nbs/lab/02_search.ipynb #1311717e
 def start_trials(
-    K: int, # branches
+    K: int, # how many branches the student has
 ) -> dict[str, tuple[float, ...]]: # name -> log-ratios [K-1]
     "The named weights, or the nearest in the range: a search begins there, and ends no worse."
     return {kind: weights_to_ratios(branch_weights(K, kind)) for kind in STARTS}
 
 # %% ../../nbs/lab/02_search.ipynb #53bd1102
 def many_step_sample(
-    teacher: Callable, # frozen
+    teacher: Callable, # a denoiser, which stays frozen
     cfg: SFDConfig,
     seeds: range, # of the noise and the labels
     batch: int = 256, # at a time
@@ -73,9 +73,9 @@ def many_step_sample(
     return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
 
 def score_weights(
-    teacher: Callable, # frozen
+    teacher: Callable, # a denoiser, which stays frozen
     cfg: SFDConfig,
-    weights: Sequence[float], # [K]
+    weights: Sequence[float], # [K], weight of each branch
     bank: TrajectoryBank | None, # from `teacher_bank`
     target: Tensor, # [n, *D], from `many_step_sample`
     first: int = 0, # seed of the first sample
@@ -95,7 +95,7 @@ def _bank(teacher: Callable, cfg: SFDConfig, show: bool) -> TrajectoryBank | Non
 class SearchTrial:
     "One point of a search."
     name: str # of the start trial; '' if the sampler chose it
-    log_ratios: tuple[float, ...] # [K-1]
+    log_ratios: tuple[float, ...] # [K-1], ln(w_k/w_K) of each branch but the last
     weights: tuple[float, ...] # [K], sums to 1
     score: float # paired error; infinite if the training diverged
     seconds: float # it took

@@ -27,7 +27,7 @@ def tensor_bytes(t: Tensor): # uint8 array
 
 def checksum(
     tensors: dict[str, Tensor],
-    meta: dict, # JSON-able
+    meta: dict, # what else is stored: anything that JSON can hold
 ) -> str: # 64 hex digits
     "SHA-256 of all that a checkpoint says: names, types, shapes, numbers and description."
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())

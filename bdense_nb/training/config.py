@@ -25,7 +25,7 @@ class TrainConfig:
     lr: Above0 = 1e-3 # peak learning rate of Adam
     warmup: AtLeast0 = 0 # iterations of linear warm-up
     schedule: Schedule = 'constant' # of the rate after the warm-up; drop: SFD's x0.1 at half-time
-    betas: tuple[Beta, Beta] = (.9, .999) # Adam's
+    betas: tuple[Beta, Beta] = (.9, .999) # decay rates of Adam's two averages
     clip_grad: Above0 | None = None # largest global gradient norm; None: no clipping
     ema: Fraction | None = None # decay of the weights' moving average; None: no average
     seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0 # of all that is random
