@@ -36,7 +36,7 @@ def words(name): return sum(len(c.source.split()) for c in cells(name) if c.cell
 def code(name): return [line for c in cells(name) if c.cell_type == 'code' for line in c.source.splitlines() if line.strip()]
 
 
-def test_all_notebooks_together_are_45_000_words_at_most(): assert sum(map(words, (*LESSONS, SOLUTIONS, 'index'))) <= 45_000
+def test_all_notebooks_together_are_43_500_words_at_most(): assert sum(map(words, (*LESSONS, SOLUTIONS, 'index'))) <= 43_500
 
 
 def test_the_course_is_eight_lessons_and_a_capstone():
