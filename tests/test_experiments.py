@@ -215,5 +215,7 @@ def _gains():
     "As the figure shows them, without drawing."
     import matplotlib.pyplot as plt
     found = X.show_gains(X.stored_gains(), X.HELD)
+    legends = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in plt.gcf().axes if ax.get_legend()]
     plt.close('all')
+    assert legends == [['K = 4, linear', 'K = 4, endpoint-heavy']]*3, 'an arm is called the same in every row'
     return found

@@ -80,7 +80,8 @@ def twins(picture: Path) -> tuple[Path, Path] | None:
 
 
 def explorer_on_dark(html: str) -> str:
-    "An explorer of drawings says that it may be inverted; one with photographs has a twin."
+    """An explorer, or the picture of a control: drawings say that they may be inverted;
+    photographs have a twin."""
     first = BytesIO(base64.b64decode(FRAME.search(html)[0]))
     if is_drawing(first): return IMAGE.sub('<img class="drawing"', html)
 

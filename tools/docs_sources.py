@@ -16,7 +16,7 @@ import nbformat
 
 import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
-from docs_pictures import explorer_on_dark
+from docs_pictures import IMAGE, explorer_on_dark
 from readme import PAPER
 from run_notebooks import FOLDERS, NBS, ROOT, notebooks
 
@@ -278,7 +278,7 @@ def notebook_page(page: Page, out: Path):
             if 'export' in flags: cells.append(markdown_cell(export_note(cell, page)))
             for output in cell.outputs:
                 if 'text/markdown' in output.get('data', {}): output.data = {'text/markdown': link_names(output.data['text/markdown'], page)}
-                if 'bdense-explorer' in output.get('data', {}).get('text/html', ''): output.data = {'text/html': explorer_on_dark(output.data['text/html'])}
+                if IMAGE.search(html := output.get('data', {}).get('text/html', '')): output.data = {'text/html': explorer_on_dark(html)}
             cells.append(code_cell(cell, alt_text(cell, section, prose)))
     nb.cells = cells
     nb.metadata = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}, 'language_info': {'name': 'python'}}
@@ -290,7 +290,7 @@ def contents() -> str:
     entries = lambda folder: [f'{p.title} </{p.doc}>' for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index']
     parts = {'Start': ['Try it here </live>'], 'Course': entries('course'), 'How-to': [line for folder in HOW_TO for line in entries(folder)]}
     parts |= {f'Library: {FOLDERS.get(folder, "Core")}': entries(folder) for folder in ('', *FOLDERS) if folder not in (*HOW_TO, 'course')}
-    parts |= {'Reference': ['API by module </api/index>'], 'Results': ['What was measured </results>'],
+    parts |= {'Reference': ['API by package </api/index>'], 'Results': ['What was measured </results>'],
               'About': ['Glossary </glossary>', 'Changes </changelog>', 'How to cite </citing>']}
     return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```' for caption, docs in parts.items() if docs)
 
@@ -439,7 +439,7 @@ nosearch: true
 Pages have moved since. The [front page]({SETTINGS["doc_host"]}{SETTINGS["doc_baseurl"]}/) has the course, and the search finds the rest.
 
 - [Start with lesson 1](/course/1_first_distillation.ipynb)
-- [The reference, module by module](/api/index.rst)
+- [The reference, by package](/api/index.rst)
 - [Results](/results.md)
 - [Glossary](/glossary.md)
 '''
