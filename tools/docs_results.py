@@ -12,6 +12,7 @@ from docs_sources import ROOT, copy_to, pages, table
 QUESTIONS = {  # of files that are no experiment; the others ask their own
     'demo': 'What does the demonstration draw in two calls, with branches and without?',
     'fashion_mnist_teacher': 'How good is the teacher of Fashion-MNIST that ships?',
+    'fashion_mnist_wide_teacher': 'How good is the wider teacher of Fashion-MNIST?',
     'fashion_mnist_pd': 'What is lost from 64 steps to 1, with branches and without?',
     'branch_weights': "How far from the teacher's state does each branch end?",
     'branch_weight_search': 'Does a search find better branch weights?',
