@@ -912,9 +912,10 @@ def check_teacher(
     refuse: bool = True, # raise a ValueError if a level fails
 ) -> TeacherCheck:
     """Put noise on data and let a denoiser remove it: are its answers clean estimates?
-    (A guided one exaggerates: check what it guides.) Errors up to what is accepted pass: a time
-    of flow matching in another scale may, and, where data are far smaller than 1, noise that is
-    taken for a velocity."""
+    (A guided one exaggerates: check what it guides.) Errors up to what is accepted pass. These
+    may: a time of flow matching in another scale; noise taken for a velocity, where data are far
+    smaller than 1; and on data near a Gaussian or of few modes another table, noise or v read by
+    an `EDMDenoiser`, a flow with the wrong `data_time`."""
     check_type(denoiser, Callable, 'a denoiser is a callable')
     check_state(data, 'data')
     n = max(64, 4096//data[0].numel()) if n is None else n
@@ -987,9 +988,10 @@ def check_itself(
     """Is a denoiser right about its own samples? It makes some, noise is put on them, and it must
     remove that at least as well as the best linear estimate, as a right one does of what it makes.
     Nothing else is needed, and it cannot see a misread network that is a right denoiser of other
-    data: another table, x0 taken for v, or noise taken for a velocity may pass, most of all where
-    data are nearly Gaussian; `check_teacher`, on data, sees it. A network that has learned little
-    can fail."""
+    data. These may pass, most of all where data are nearly Gaussian: another table, v or noise
+    taken for a velocity, x0 taken for v and v for x0, noise or v read by an `EDMDenoiser`, a flow
+    whose time runs backwards. `check_teacher`, on data, sees most of them. A network that has
+    learned little can fail."""
     with undisturbed(denoiser):
         found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
         if refuse and not found.ok:
