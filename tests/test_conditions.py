@@ -11,7 +11,7 @@ from torch import nn
 
 from bdense_nb.app import shell as cli
 from bdense_nb.app import commands
-from bdense_nb.core import NFECounter, load_tensors, sample_labels
+from bdense_nb.core import NFECounter, load_tensors, sample_labels, save_tensors
 from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, VPDenoiser, check_teacher, null_rows,
                                            unguided)
 from bdense_nb.diffusion.nets import MLP
@@ -393,3 +393,25 @@ def test_what_the_command_refuses(folder, more, message, capsys):
 def test_the_command_says_where_conditions_of_data_come_from(folder, capsys):
     options = commands.Distill(out='s', teacher='textnets:flow', data='moons', conditions='prompts.safetensors')
     with pytest.raises(ValueError, match='condition of every sample.*preset of SFD'): commands.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))
+
+
+@pytest.mark.parametrize('make, says', [(lambda: MLP(dim=2), r'makes a MLP, and a teacher is a denoiser: of a network EDMDenoiser\(net\)'), (lambda: with_conditions(torch.zeros(3, 2)), r'must be a ConditionTable\(rows\), got a Tensor')], ids=['network', 'tensor'])
+def test_what_code_makes_and_no_command_can_use_is_refused(make, says, monkeypatch):
+    monkeypatch.setattr(commands, 'find_net', lambda name: make)
+    with pytest.raises(ValueError, match=says): commands.teacher_of_code('mine:make')
+
+
+def with_conditions(conditions):
+    teacher = EDMDenoiser(MLP(dim=2))
+    teacher.conditions = conditions
+    return teacher
+
+
+@pytest.mark.parametrize('null_class, labels, says', [(None, [0, 1, 2, 3], r'label must be in 0..2, got values from 0 to 3'), (3, [0, 1, 2, 3], None), (3, [0, 1, 2, 4], 'from 0 to 4'), (None, None, r'3 classes, and .*x.safetensors has none: write labels, int64 \[N\]')], ids=range(4))
+def test_labels_of_a_file_beyond_the_classes_are_refused(null_class, labels, says, tmp_path):
+    save_tensors(tmp_path/'x.safetensors', dict(samples=torch.zeros(4, 2)) | ({} if labels is None else dict(labels=torch.tensor(labels))))
+    options = commands.Distill(teacher='mine:net', out=str(tmp_path/'out'), data=str(tmp_path/'x.safetensors'), null_class=null_class)
+    ask = lambda: commands.distill_data(options, commands.Line(), preset('fashion_mnist_pd'), EDMDenoiser(MLP(dim=2, n_classes=3)), (2,))
+    if says is None: assert ask()[1].tolist() == [0, 1, 2]
+    else:
+        with pytest.raises(ValueError, match=says): ask()

@@ -27,7 +27,7 @@ from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E4
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
 from bdense_nb.distillation.students import branched_student, load_student, starting_run  # noqa: E402
 from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
-from bdense_nb.interop.export import load_pretrained, merged, with_adapters  # noqa: E402
+from bdense_nb.interop.export import export_onnx, load_pretrained, merged, with_adapters  # noqa: E402
 from bdense_nb.training.config import Hardware  # noqa: E402
 from bdense_nb.training.devices import blocks, lean_copy, recompute_blocks, set_precision  # noqa: E402
 
@@ -631,10 +631,11 @@ def adapted_unet(change=lambda net: None, **more):
     (lambda net: net.fuse_lora(), {}, 'differs in merged_adapters of .*to_q'),
     (lambda net: net.set_adapters(['default'], [.5]), {}, 'differs in scaling of .*to_q'),
     (lambda net: net.disable_lora(), {}, 'differs in disable_adapters'),
+    (lambda net: None, dict(lora_bias=True), 'lora_bias=True is not supported'),
     (lambda net: None, dict(init_lora_weights='pissa'), "init_lora_weights='pissa' changes the weights"),
     (lambda net: None, dict(modules_to_save=['conv_in']), 'modules_to_save=.*leave it out'),
     (lambda net: None, dict(target_modules=['to_q', 'conv_out']), "output layer, 'unet.conv_out', has an adapter.*leave it out of target_modules")],
-    ids=['two', 'merged', 'scaled', 'off', 'pissa', 'modules_to_save', 'head'])
+    ids=['two', 'merged', 'scaled', 'off', 'lora_bias', 'pissa', 'modules_to_save', 'head'])
 def test_adapters_that_cannot_be_saved_are_refused_before_work(change, more, says):
     lora()
     start = adapted_unet(change, **more)
@@ -646,7 +647,38 @@ def test_layers_like_those_of_peft_without_a_configuration_are_refused():
     student = copy.deepcopy(teacher_of('SD'))
     student.net.model.conv_in.base_layer = torch.nn.Identity()   # as peft's layers have one
     for K in (1, 2):
-        with pytest.raises(ValueError, match='adapters of this network cannot be saved: it has 0 of them'): branch(student, K)
+        with pytest.raises(ValueError, match='adapters of this network cannot be saved: peft has noted none of them in its UNet2DConditionModel: add them to that'): branch(student, K)
+
+
+def test_adapters_of_convolutions_and_dropout_are_exported_and_sampled_without_it(tmp_path, monkeypatch):
+    "By get_peft_model after from_diffusers; training leaves their weights in another layout. An export in another form takes the place of the first."
+    peft, teacher = the_peft(), teacher_of('SD')
+    teacher.net.unet = peft.get_peft_model(teacher.net.unet, lora(target_modules=['conv1', 'to_q'], lora_dropout=.5))
+    student = sfd(teacher, SFD, show=False)
+    student.denoiser.net.source = '../teacher'
+    net_of('SD').save_pretrained(tmp_path/'teacher'/'unet')
+    student.save_pretrained(tmp_path/'light')
+    monkeypatch.chdir(tmp_path/'light')
+    made = {}
+    exec(re.search('```python\n(.*?)```', open('README.md').read(), re.S)[1], made)
+    cond = rows_of(teacher, 3)
+    same(made['sample'](range(3), **cond), student.sample(3, cond=cond))
+    files = lambda: {p.name for p in (tmp_path/'light'/'unet').iterdir()}
+    light = files()
+    student.save_pretrained(tmp_path/'light', merge=True)
+    same(load_pretrained(tmp_path/'light', 'cpu').sample(3, cond=cond), student.sample(3, cond=cond))
+    student.save_pretrained(tmp_path/'light')
+    assert files() == light
+    with pytest.raises(ValueError, match='must be told encoder_hidden_states: write its weights'): export_onnx(student, tmp_path/'step.onnx')
+
+
+def test_a_pipeline_whose_network_peft_has_wrapped_takes_the_merged_one(tmp_path):
+    pipe = pipeline_of('SD')
+    pipe.unet = the_peft().get_peft_model(pipe.unet, lora())
+    start = from_diffusers(pipe)
+    start.conditions = teacher_of('SD').conditions
+    sfd(start, SFD, show=False).save_pretrained(tmp_path, pipeline=pipe, merge=True)
+    assert type(diffusers.StableDiffusionPipeline.from_pretrained(tmp_path).unet) is UNet2DConditionModel
 
 
 def test_adapters_are_not_added_twice():
@@ -684,3 +716,15 @@ def test_conditions_of_prompts_are_caught_at_the_networks_door():
     assert list(cond) == ['encoder_hidden_states', 'added_cond_kwargs.text_embeds', 'added_cond_kwargs.time_ids'] and {len(v) for v in cond.values()} == {3}
     assert cond['encoder_hidden_states'][:, 0, 0].tolist() == [1., 3., 2.] and cond['encoder_hidden_states'].dtype == torch.float32
     assert [how['guidance_scale'] for how in pipe.asked] == [3.5, 3.5] and not pipe.unet._forward_pre_hooks
+
+
+def test_no_prompts_are_refused_and_one_is_one():
+    assert len(prompt_conditions(Piped(net_of('SDXL')), 'a red cat')['encoder_hidden_states']) == 1
+    with pytest.raises(ValueError, match='at least one prompt, got none'): prompt_conditions(Piped(net_of('SDXL')), [])
+
+
+def test_a_table_of_conditions_with_nan_is_refused():
+    rows = torch.zeros(3, 2)
+    rows[1, 0] = torch.nan
+    with pytest.raises(ValueError, match='text: row 1 has numbers that are NaN'): ConditionTable(dict(text=rows))
+    ConditionTable(torch.arange(4))

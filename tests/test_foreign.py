@@ -1,6 +1,8 @@
 """Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
+import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -334,9 +336,35 @@ def test_a_partial_network_is_distilled_saved_and_read(wrap, net, tmp_path):
     (lambda: EDMDenoiser(lambda x, noise, cond: x), 'a network is a torch.nn.Module, .*got function'),
     (lambda: EDMDenoiser(functools.partial(Gained(), torch.zeros(2), gain=1.)), 'must give its arguments by name'),
     (lambda: as_denoiser(functools.partial(Gained(), gain=1.), inner='body'), 'is taken apart, so functools.partial cannot'),
-    (lambda: EDMDenoiser(Unconditional())(torch.zeros(2, 2), 1., torch.zeros(2, 3)), 'Unconditional takes no condition')], ids=range(6))
+    (lambda: EDMDenoiser(functools.partial(Gained(), gain=1., gian=2.)), "gives Gained an argument 'gian', which it does not take; it takes: x, noise, cond, gain"),
+    (lambda: as_denoiser(functools.partial(Gained(), gian=2.)), "argument 'gian'"),
+    (lambda: EDMDenoiser(Unconditional())(torch.zeros(2, 2), 1., torch.zeros(2, 3)), 'Unconditional takes no condition')], ids=range(8))
 def test_what_cannot_be_called_is_refused_in_our_words(make, says):
     with pytest.raises((TypeError, ValueError), match=says): make()
+
+
+class Opaque:
+    "Of no kind that can be compared."
+
+
+class Told(Gained):
+    def forward(self, x, noise, cond=None, *, told): return super().forward(x, noise, gain=1.)
+
+
+@pytest.mark.parametrize('mine, other', [({'k': 1.}, {'k': 5.}), (np.float32(1), np.float32(2)), ([torch.ones(9)], [torch.zeros(9)]), ({'k': (np.ones(2), 'a')}, {'k': (np.zeros(2), 'a')}),
+                                         ([torch.zeros(5000)], [torch.eye(5000)[2500]])], ids=range(5))
+def test_other_constants_inside_of_others_are_refused(mine, other, tmp_path):
+    save_denoiser(EDMDenoiser(functools.partial(Told(), told=mine)), tmp_path)
+    load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told=copy.deepcopy(mine)))
+    with pytest.raises(ValueError, match='other arguments of functools.partial: told=.* there, .* here'): load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told=other))
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    save_denoiser(EDMDenoiser(functools.partial(Told(), told={'k': Opaque()})), tmp_path)
+    with pytest.warns(UserWarning, match='told, given by functools.partial, cannot be compared'): load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told={'k': Opaque()}))
+    about = tmp_path/'config.json'   # as it was once written
+    about.write_text(about.read_text().replace("{'k': a Opaque, not compared}", 'a dict'))
+    with pytest.warns(UserWarning, match='told, given by functools.partial, cannot be compared'): load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told={'k': 1.}))
 
 
 def test_samples_of_a_wrong_height_are_refused_in_our_words():

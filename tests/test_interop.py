@@ -231,7 +231,7 @@ class Other(nn.Module):
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, 1., .5])), 'without signal before its last'),
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), 'invert_sigmas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
-    (lambda: noise_table(dict(beta_start=1e-4, prediction_type='flow_prediction')), 'FlowMatchEulerDiscreteScheduler'), (lambda: noise_table(dict(diffusers.CogVideoXDDIMScheduler().config)), 'snr_shift_scale=3.0, which is not read'),
+    (lambda: noise_table(dict(beta_start=1e-4, prediction_type='flow_prediction')), 'FlowMatchEulerDiscreteScheduler'), (lambda: noise_table(dict(beta_start=1e-4, use_flow_sigmas=True)), 'use_flow_sigmas'), (lambda: noise_table(dict(diffusers.CogVideoXDDIMScheduler().config)), 'snr_shift_scale=3.0, which is not read'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable'),
     (lambda: from_diffusers(unet_of(), DDPMScheduler), r'scheduler must be .*DDPMScheduler\(\).*got <class'), (lambda: from_diffusers(unet_of(), 3), 'scheduler must be .*got 3')])
 def test_what_is_not_supported_is_named(make, match):

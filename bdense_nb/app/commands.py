@@ -35,14 +35,15 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line',
            'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data', 'refuse_options', 'image_data',
            'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts',
-           'is_student', 'pickle_note', 'read_diffusers', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape',
-           'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of',
-           'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks',
-           'is_known', 'check_source', 'adapted', 'distill_data', 'conditioned_data', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
-           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'quality_of',
-           'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
-           'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+           'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of',
+           'asked_shape', 'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill',
+           'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu',
+           'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted', 'distill_data', 'conditioned_data',
+           'distill_run', 'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan',
+           'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
+           'distances', 'quality_of', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student',
+           'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export',
+           'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import (device_bytes, estimate_run, estimate_training, memory_on_paper,
@@ -54,7 +55,8 @@ from ..core import (about_run, check_choice, check_int, data_dir, default_device
                     locked, read_json, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
-                                           NetDenoiser, check_itself, check_teacher, load_denoiser,
+                                           NetDenoiser, check_classes, check_itself, check_teacher,
+                                           load_denoiser,
                                            load_teacher, map_cond, read_about, save_denoiser,
                                            unguided)
 from ..diffusion.nets import MLP, TemporalNet, UNet
@@ -721,11 +723,22 @@ def read_diffusers(name: str, options: Teachers) -> NetDenoiser:
     try: return from_diffusers(name, null_class=options.null_class)
     except TypeError as e: raise ValueError(str(e)) from e # a model of another kind
 
+def teacher_of_code(name: str) -> NetDenoiser:
+    "What the callable of `module:callable` makes; what is no denoiser of a network is refused."
+    made = find_net(name)()
+    if not isinstance(made, NetDenoiser):
+        raise ValueError(f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a '
+                         'network EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one')
+    if made.conditions is not None and not callable(made.conditions):
+        raise ValueError(f'the conditions of {name} must be a ConditionTable(rows), got a '
+                         f'{type(made.conditions).__name__}')
+    return made
+
 def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
     if name in TEACHERS: return load_teacher(name, device)
-    if is_code(name): return find_net(name)().to(device)
+    if is_code(name): return teacher_of_code(name).to(device)
     if not Path(name).is_dir():
         raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a '
                          f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
@@ -792,8 +805,9 @@ def find_data(
         raise ValueError(f'{kind} has samples of shape {tuple(x.shape[1:])}, the teacher of '
                          f'{shape}: choose other data')
     if y is None and teacher.n_classes:
-        raise ValueError(f'{name} has {teacher.n_classes} classes, and {kind} has none: sort the '
-                         f'images into one sub-folder for each class')
+        how = 'sort the images into one sub-folder for each class'
+        if is_stored(kind): how = 'write labels, int64 [N], beside the samples in a .safetensors'
+        raise ValueError(f'{name} has {teacher.n_classes} classes, and {kind} has none: {how}')
     return x, y if teacher.n_classes else None
 
 def check_conditions(denoiser: NetDenoiser, name: str) -> None:
@@ -1011,7 +1025,8 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
     except ValueError as e:
         raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
     if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
-    on = '' if pairs else ' of its own samples (a wrong table may still pass: --data checks more)'
+    on = '' if pairs else (' of its own samples (a wrong table or prediction type may still pass: '
+                               '--data checks more)')
     print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
           f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
 
@@ -1037,8 +1052,12 @@ def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
     if options.data is None and not needed: return None
     x, y = find_data(options.teacher, source, shape, options.data, split=options.split)
     null_class = about_teacher(options.teacher).get('null_class', options.null_class)
-    if y is None or null_class is None: return x, y
-    return x[y != null_class], y[y != null_class]
+    if y is not None:
+        known = slice(None) if null_class is None else y != null_class
+        x = x[known]
+        y = y[known]
+        check_classes(y, len(x), source.n_classes)
+    return x, y
 
 def conditioned_data(options: Distilled, table: Callable, shape: tuple[int, ...]):
     "Samples from a file, and the condition of each: the row of the table with its number."

@@ -407,6 +407,10 @@ class ConditionTable:
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError('a table of conditions needs one number of rows, at least 1, got '
                              f'{sorted(sizes)}')
+        for name, t in rows.items() if isinstance(rows, dict) else [('rows', rows)]:
+            bad = (~t.isfinite()).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
+            if bad: raise ValueError(f'{name}: row {bad[0]} has numbers that are NaN or infinite '
+                                     f'({len(bad)} of {len(t)} rows have)')
         if isinstance(rows, dict): rows = dict(sorted(rows.items()))
         self.rows = map_cond(lambda t: t.detach().cpu(), rows)
         self.n = sizes.pop()

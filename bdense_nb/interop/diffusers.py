@@ -77,6 +77,9 @@ def noise_table(
         'is of flow matching (prediction_type flow_prediction) but has betas: give the folder a '
         'FlowMatchEulerDiscreteScheduler with its shift':
             config.get('prediction_type') == 'flow_prediction',
+        'takes levels of flow matching (use_flow_sigmas), which its betas do not say: pass '
+        'scheduler= a FlowMatchEulerDiscreteScheduler for a network that predicts a velocity, else '
+        'the scheduler that the network was trained with': bool(config.get('use_flow_sigmas')),
         f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
             config.get('timestep_type', 'discrete') != 'discrete'})
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
@@ -223,6 +226,10 @@ class DiffusersNet(nn.Module):
         only_classes = self.takes.keys() == {'class_labels'}
         self.n_classes = rows - (self.null_class is not None) if only_classes else 0
         _check_supported(self, null_class, rows)
+
+    def __setattr__(self, name: str, value) -> None:
+        # what peft has wrapped (get_peft_model) keeps its adapters without the wrapper
+        super().__setattr__(name, network_of(value) if isinstance(value, nn.Module) else value)
 
     @property
     def model(self) -> nn.Module:
@@ -396,11 +403,14 @@ def _check_adapters(net: DiffusersNet) -> None:
     start = getattr(first, 'init_lora_weights', True)
     kept = getattr(first, 'modules_to_save', None)
     _refuse('the adapters of this network cannot be saved:', {
+        f'peft has noted none of them in its {type(net.model).__name__}: add them to that, as in '
+        'inject_adapter_in_model(config, denoiser.net.model)': not configs,
         f'it has {len(configs)} of them ({", ".join(configs)}), and one is saved: merge the others '
         '(fuse_lora) or delete them': len(configs) != 1,
         f'they are {kind}, and only LORA is supported: merge them first': kind != 'LORA',
         f'init_lora_weights={start!r} changes the weights that they are added to':
             isinstance(start, str) and start not in ('gaussian', 'orthogonal'),
+        'lora_bias=True is not supported: leave it out': bool(getattr(first, 'lora_bias', False)),
         f'modules_to_save={kept!r} puts copies beside layers: leave it out (the output layer is '
         'trained as a whole by itself), and set requires_grad of others': bool(kept)})
     try:
@@ -478,7 +488,7 @@ def _read_network(folder: Path) -> nn.Module:
     if any(folder.glob('*/head.safetensors')):
         raise ValueError(f'{folder} holds an adapter and an output layer, and no whole network: '
                          'its README.md samples it with the network that was distilled; exported '
-                         'again with merge=True it is whole')
+                         'again with merge=True (bdense_export --merge) it is whole')
     inside = _part(folder, ('unet', 'transformer'), 'config.json')
     config = read_json(inside/'config.json')
     name = config.get('_class_name')
@@ -570,12 +580,14 @@ class _Caught(Exception): pass
 
 def prompt_conditions(
     pipeline, # a diffusers pipeline with its text encoders
-    prompts: Sequence[str],
+    prompts: Sequence[str] | str, # at least one
     batch: int = 8, # prompts at a time
     **call, # what else the pipeline is called with: height, width, guidance_scale
 ) -> dict[str, Tensor]: # float32, on the CPU; rows for a `ConditionTable`, or `cond` for samples
     """What a pipeline tells its network of some prompts: caught at the door of the network, which
     is not called."""
+    if isinstance(prompts, str): prompts = [prompts]
+    if not prompts: raise ValueError('prompts must be a list of at least one prompt, got none')
     network = network_of(pipeline)
     known = family_of(network).conditions(network.config) | family_of(network).optional
     def catch(module, args, told):

@@ -25,7 +25,7 @@ from ..distillation.students import CONDITIONS, Student, load_table, table_of
 from ..training.checkpoints import checksum
 from ..training.devices import lean_copy
 from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
-                                         _read_network, add_adapters)
+                                         _read_network, add_adapters, network_of)
 
 # %% auto #0
 __all__ = ['EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts', 'sampling_json',
@@ -156,12 +156,13 @@ def _loop_code(student: Student) -> str:
 _ADAPTED = """# the network of the pipeline that was distilled: its folder, or its name on the Hub
 net = {model}.from_pretrained({teacher}, subfolder="{part}"{revision})
 {adapt}
-net.load_state_dict(safetensors.torch.load_file("{part}/head.safetensors"), strict=False)"""
+net.load_state_dict(safetensors.torch.load_file("{part}/head.safetensors"), strict=False)
+net.eval()  # no dropout"""
 
 # with classes that diffusers adds adapters to, and with others
 _ADAPT = {True: 'net.load_lora_adapter("{part}", weight_name="pytorch_lora_weights.safetensors", '
                 'prefix=None)',
-          False: 'net = PeftModel.from_pretrained(net, "{part}").get_base_model().eval()'}
+          False: 'net = PeftModel.from_pretrained(net, "{part}").get_base_model()'}
 
 def _by_diffusers(net: DiffusersNet) -> bool: return hasattr(net.model, 'save_lora_adapter')
 
@@ -397,12 +398,31 @@ def _scheduler(student: Student):
 def _write_adapters(net: DiffusersNet, folder: Path) -> None:
     "As diffusers writes and loads them, or, of classes that it adds none to, as peft does."
     name = net.adapters['name']
+    for key, p in net.model.named_parameters(): # safetensors wants no other layout in memory
+        if '.lora_' in key: p.data = p.data.contiguous()
     if _by_diffusers(net): return net.model.save_lora_adapter(folder, name)
     from peft import get_peft_model_state_dict
     net.model.peft_config[name].save_pretrained(folder)
     weights = get_peft_model_state_dict(net.model, adapter_name=name)
     save_tensors(folder/'adapter_model.safetensors',
                  {f'base_model.model.{k}': v for k, v in weights.items()})
+
+# files of a network: those of one with adapters, those of a whole one
+_LIGHT = ('head.safetensors', 'pytorch_lora_weights.safetensors', 'adapter_model.safetensors',
+          'adapter_config.json')
+_WHOLE = ('config.json', 'diffusion_pytorch_model*')
+
+def _remove_other_form(folder: Path, net: DiffusersNet) -> None:
+    "Remove the network of an earlier export that had adapters where this has none, or the reverse."
+    part = folder/net.part
+    card = folder/'README.md'
+    was_light = (part/'head.safetensors').is_file()
+    ours = was_light or (folder/'sampling.json').is_file() and card.is_file() \
+        and 'Distilled with bdense-nb' in card.read_text(encoding='utf-8', errors='replace')
+    (folder/'sampling.json').unlink(missing_ok=True) # it says that all is there
+    if not ours or was_light == bool(net.adapters): return
+    for pattern in _LIGHT if was_light else _WHOLE:
+        for left in part.glob(pattern): left.unlink()
 
 def _write_network(net: DiffusersNet, scheduler, folder: Path) -> None:
     """unet/ or transformer/, and scheduler/, as diffusers writes them; of a network with adapters
@@ -440,7 +460,7 @@ def _check_pipeline(pipeline, net: DiffusersNet) -> None:
                              'model_index.json')
         known = read_json(Path(pipeline)/'model_index.json').get(net.part) or [None, 'none']
         name = known[1]
-    else: name = type(getattr(pipeline, net.part, None)).__name__
+    else: name = type(network_of(getattr(pipeline, net.part, None))).__name__
     if name != (mine := type(net.model).__name__):
         raise ValueError(f'the network {net.part!r} of this pipeline is a {name}, the student\'s a '
                          f'{mine}: name the pipeline that was distilled')
@@ -495,6 +515,7 @@ def save_pretrained(self: Student,
     if pipeline is not None: codes.append(pipeline_code(student, _pipeline_class(pipeline)))
     if alone: pipeline = _diffusers().DDIMPipeline(net.model, _scheduler(student))
     card = model_card(student, codes, licence, data)
+    _remove_other_form(folder, net)
     _write_network(net, _scheduler(student), folder)
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(card, encoding='utf-8')
     (folder/'model_index.json').unlink(missing_ok=True)
@@ -571,11 +592,18 @@ def export_onnx(
     path: Path | str, # an .onnx file
 ) -> None:
     "One student step as ONNX, for any batch size: x, sigma, sigma_next (label) -> x_next."
+    table = table_of(student.denoiser)
+    classes = student.denoiser.n_classes
+    told = getattr(student.denoiser.net, 'takes', None) or (table.tensors if table else ())
+    if told and not classes:
+        raise ValueError('an ONNX step takes x, noise levels and classes, and this student must be '
+                         f'told {", ".join(told)}: write its weights (state_dict), or, of a '
+                         'network of diffusers, that (diffusers)')
     op = import_extra('onnxscript', 'onnx').opset18
     batch = {0: torch.export.Dim('batch')}
     inputs = dict(x=(torch.zeros(2, *student.shape), batch), sigma=(torch.tensor(2.), {}),
                   sigma_next=(torch.tensor(1.), {}))
-    if student.denoiser.n_classes: inputs['label'] = (torch.zeros(2, dtype=torch.long), batch)
+    if classes: inputs['label'] = (torch.zeros(2, dtype=torch.long), batch)
     values, shapes = zip(*inputs.values())
     known = {torch.ops.aten.searchsorted.Tensor: _count_below(op)}
     with atomic_path(path) as tmp:
