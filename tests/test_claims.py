@@ -19,7 +19,7 @@ GIVEN = {  # notebook -> number -> where it comes from
     'diffusion/05_data': {'41.9999': 'an example of rounding', '2.9': '50,000 images of 3 x 64 x 64, five bytes a value, in GB of 2**30 bytes'},
     'diffusion/01_schedules': {'4.4': 'the last level but one of the uniform grid from 80, drawn in the figure'},
     'distillation/01_teaching': {'1.1': 'the first reading of the drum whose sketch is described'},
-    'diffusion/02_denoisers': {},
+    'diffusion/02_denoisers': dict.fromkeys(('1.17', '0.57'), 'the model cards of the two teachers'),
     'course/2_your_own_data': {'0.05': '88 % of the log-normal law in the next cell lie between 0.05 and 2'},
     'interop/03_families': {'54.6': 'million weights of the network that was measured', '0.20': 'million weights of its adapters and output layer'},
     'interop/04_beside_others': {'1.5': 'a version of Stable Diffusion'},

@@ -260,7 +260,7 @@ MISTAKES = [
     ('6.2', lambda y, x, t, s: (y - s[0]/t*x[:, None])/(1 - s[0]/t), 'first level'), ('6.2', lambda y, x, t, s: 0*y, 'off their states'),
     ('6.2', lambda y, x, t, s: (y - (t/s)[:, None]*x[:, None])/(1 - (t/s)[:, None]), 'upside down'),
     ('6.2', lambda y, x, t, s: neighbours(y, x, torch.cat([s.new_tensor([t]), s])), 'the branch before it'),
-    ('7.1', lambda a, b: [spread(a, b, lambda d: T*d.std()/5**.5)[i] for i in (1, 0, 2)], 'their order is not'),
+    ('7.1', lambda a, b: [spread(a, b, lambda d: T*d.std()/5**.5)[i] for i in (1, 0, 2)], 'order is not'),
     ('7.1', lambda a, b: spread(b, a, lambda d: T*d.std()/5**.5), 'the sign'), ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std()), 'divide by sqrt(n)'),
     ('7.1', lambda a, b: spread(a, b, lambda d: 1.96*d.std()/5**.5), '1.96 is for many'),
     ('7.1', lambda a, b: spread(a, b, lambda d: T*d.std(correction=0)/5**.5), 'divides by n - 1'),

@@ -532,7 +532,7 @@ def _(got):
     want = paired_interval(_WITH, _WITHOUT)
     if _close(got, [want.mean, want.low, want.high], 1e-7): return True
     if _close(got.sort().values, sorted([want.mean, want.low, want.high]), 1e-7):
-        return 'the numbers are right, and their order is not: the mean, the lower end, the upper one'
+        return 'the numbers are right, their order is not: the mean, the lower end, the upper one'
     if _close(got.sort().values, sorted([-want.mean, -want.low, -want.high]), 1e-7):
         return 'the sign: a - b is asked for, and that is b - a'
     if len(got) == 2 and _close(got, [want.low, want.high], 1e-7):
@@ -704,7 +704,8 @@ def _(student):
                   karras_sigmas(40, .006, 80.), 'dpmpp3m')
     error = paired_error(student.sample(2000, seed=seeds.start, batch=2000), goal)
     seconds = getattr(student, 'about', {}).get('seconds', 0) # 0: a loop of one's own
-    print(f'{error:.4f} away from the teacher' + (f', trained in {seconds:.0f} s' if seconds else ''))
+    took = f', trained in {seconds:.0f} s' if seconds else ''
+    print(f'{error:.4f} away from the teacher{took}')
     if error < CAPSTONE:
         if seconds > 60: print('(a minute is the rule; on a slow machine, be your own judge)')
         return True
