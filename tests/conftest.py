@@ -35,12 +35,6 @@ def site(root, tmp_path_factory) -> Path:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config) -> int:
-    "One more than there are cores: browsers, other processes and disks are waited for."
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, 'sched_getaffinity') else (os.cpu_count() or 1) + 1
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     "The tests of a file run in one process, so that what they share is made once; notebooks go wherever there is room."
     from xdist.scheduler import LoadScopeScheduling

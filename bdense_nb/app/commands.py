@@ -765,7 +765,8 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
     "The shape of a teacher's samples; size: of images, or the whole shape."
     net, size, known = teacher.net, tuple(size or ()), known_shape(name, teacher.net)
     fixed = isinstance(net, (MLP, TemporalNet))
-    images = not fixed and known[1:2] != (None,) and len(known) in (1, 3)
+    sized = len(known) == 3 or len(known) == 1 and 'channels' in getattr(net, 'config', {})
+    images = not fixed and known[1:2] != (None,) and sized
     if images and size and len(size) < 3: size = (known[0], *size*(3 - len(size)))
     if size and (size != known if fixed else images and size[0] != known[0]):
         raise ValueError(f'the samples of {name} are of shape {known}, not {size}: leave --size '

@@ -128,9 +128,9 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own opti
     "Read a command line; help is printed, and a mistake is a `Usage`."
     import tyro
     check_values(args)
-    args = spelled(args, options_of(command.options))
+    own = spelled(args, options_of(command.options))
     asked = bool({'-h', '--help'} & set(args))
-    configs = command.configs({} if asked else said(args))
+    configs = command.configs({} if asked else said(own))
     parts = [(type(c).__name__, tyro.conf.OmitArgPrefixes[type(c)], field(default=c))
              for c in configs]
     kind = make_dataclass(name, [(name, tyro.conf.OmitArgPrefixes[command.options]), *parts])
