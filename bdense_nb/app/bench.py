@@ -420,21 +420,25 @@ def without_tf32(arm: Callable) -> Callable:
 
 def bench_compile(bench: Bench) -> dict:
     "`Hardware(compile=True)` over the same without it, and what the first two iterations took."
-    rows = []
+    rows, failed = [], {}
+    precision = 'bf16' if bench.device.type == 'cuda' else 'no'
+    eager = replace(PLAIN, precision=precision)
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
-        precision = 'bf16' if bench.device.type == 'cuda' else 'no'
         torch._dynamo.reset() # another network's shapes are no reason to compile for all shapes
-        arms = {'eager': sfd_arm(teacher, sfd_config(size), replace(PLAIN, precision=precision))}
-        fast = replace(PLAIN, precision=precision, compile=True)
         begin = time.perf_counter()
-        arms['compiled'] = sfd_arm(teacher, sfd_config(size), fast)
-        for _ in range(2): arms['compiled']()
-        wait(bench.device)
+        try:
+            arm = sfd_arm(teacher, sfd_config(size), replace(eager, compile=True))
+            for _ in range(2): arm()
+            wait(bench.device)
+        except Exception as e:
+            failed[name] = f'{type(e).__name__}: {e}'[:500]
+            continue
         first = time.perf_counter() - begin
+        arms = {'eager': sfd_arm(teacher, sfd_config(size), eager), 'compiled': arm}
         for row in compared(arms, 'eager', bench, name):
             rows.append(row | dict(seconds_until_warm=first, precision=precision))
-    return dict(rows=rows)
+    return dict(rows=rows, failed=failed)
 
 # %% ../../nbs/app/07_bench.ipynb #fafc6550
 class Graphed:

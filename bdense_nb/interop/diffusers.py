@@ -618,14 +618,14 @@ def sample_ddim_like_diffusers(
     check_int('n_steps', n_steps, 1)
     scheduler.set_timesteps(n_steps)
     config = scheduler.config
-    table = scheduler.alphas_cumprod.double()
+    table = scheduler.alphas_cumprod.tolist() # once: reading one number waits for a GPU
     largest = config.clip_sample_range if config.clip_sample else torch.inf
     if config.thresholding:
         raise ValueError('dynamic thresholding is not supported; set thresholding=False')
     for t in scheduler.timesteps.tolist():
         before = t - config.num_train_timesteps//n_steps # not always the next one of its time steps
-        a = table[t].item()
-        b = (table[before] if before >= 0 else scheduler.final_alpha_cumprod).item()
+        a = table[t]
+        b = table[before] if before >= 0 else float(scheduler.final_alpha_cumprod)
         x0_hat = denoiser(z/a**.5, ((1 - a)/a)**.5, cond)
         clipped = x0_hat.clamp(-largest, largest)
         z = ddim_step(z, x0_hat, a, b) + b**.5*(clipped - x0_hat) # eps_hat is of the unclipped one
