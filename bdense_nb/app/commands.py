@@ -662,7 +662,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
                           dict(command=line.text, **about, config=asdict(cfg),
                                computed_with=asdict(hardware), history=result.history))
     print(f'the teacher is in {out}: {result.seconds:.0f} s, '
-          f'{cfg.steps*batch/result.seconds:.0f} images a second')
+          f'{cfg.steps*batch/result.seconds:.0f} samples a second')
     return dict(out=out, updates=cfg.steps, loss=result.history[-1]['loss'],
                 parameters=sum(p.numel() for p in denoiser.parameters()), **about)
 
@@ -944,10 +944,11 @@ def on_paper(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardwar
 
 def on_one_gpu(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
                student: NetDenoiser | None = None) -> dict: # gpu_memory_gb, on_one_gpu
-    "Does a run fit on one GPU of 80 GB, and what makes it fit? None: nobody knows."
+    "Does a run fit on one GPU of 80 GB, and what makes it fit, or why nobody knows."
     try: plan = on_paper(source, cfg, shape, hardware, student)
-    # whatever a foreign network raises where there are no numbers
-    except Exception: return dict(gpu_memory_gb=None, on_one_gpu=None)
+    except Exception as e: # whatever a foreign network raises where there are no numbers
+        why = f'unknown ({type(e).__name__}: {e})'[:200]
+        return dict(gpu_memory_gb=None, on_one_gpu=why)
     asked, gb = cfg.batch//hardware.accumulate, plan['memory_gb']
     said = f'of {plan["device_gb"]:.0f} GB: '
     if plan['batch_fits'] >= asked:

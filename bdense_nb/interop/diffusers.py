@@ -379,13 +379,7 @@ def net_from_config(
     model = getattr(_diffusers(), config['unet_class']).from_config(config['unet'])
     net = DiffusersNet(model, config['scheduler'], config['null_class'], config['source'],
                        config.get('shape'))
-    if told := config.get('adapters'):
-        if 'rank' in told: # as it was once written
-            head = told['head'].partition('.')[2]
-            told = dict(trained=[f'{head}.weight', f'{head}.bias'],
-                        config=dict(r=told['rank'], lora_alpha=told['rank'],
-                                    target_modules=told['targets']))
-        add_adapters(net, **told)
+    if told := config.get('adapters'): add_adapters(net, **told)
     return net
 
 #: what a configuration of peft says of files and of the first numbers, which are stored anyway
