@@ -319,7 +319,7 @@ def search_words(page: Page) -> str:
     "What a search finds a lesson by, beside its title."
     number = page.title.split()[0]
     words = [f'lesson {number}', *TOPICS.get(number, '').split(', ')] if page.doc.startswith('course/') and number.isdigit() else []
-    return '\n'.join(f'```{{index}} single: ! {word}\n```' for word in filter(None, words))
+    return '\n'.join(f'```{{index}} ! {word}\n```' for word in filter(None, words))
 
 
 # --- the API reference
