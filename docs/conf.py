@@ -16,6 +16,7 @@ from fastcore.docments import docments, empty
 from furo.navigation import get_navigation_tree
 from PIL import Image
 from sphinx.ext.autodoc._dynamic._preserve_defaults import DefaultValue
+from sphinx.search.en import SearchEnglish
 from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,7 @@ from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, mo
 from docs_words import usual  # noqa: E402
 
 LIMITED = [name for name, kind in vars(core).items() if get_origin(kind) is Annotated]  # AtLeast1 ...
+SearchEnglish.stem = cache(SearchEnglish.stem)  # of sixty thousand words most come again
 ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
@@ -77,6 +79,7 @@ def starred(obj) -> dict:
     return found
 
 
+@cache
 def parameters(obj) -> dict:
     "A callable's or class's fastcore docments; a dataclass's are those of its base classes, too; a named tuple's are the comments behind its fields."
     if inspect.isclass(obj) and issubclass(obj, tuple):
