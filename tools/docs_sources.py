@@ -28,7 +28,7 @@ COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/git
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
-TOPICS = {'1': 'distillation', '2': 'own data', '4': 'Progressive Distillation, PD', '5': 'SFD', '6': 'branch, B-DENSE, dense alignment', '7': 'comparison', '8': 'diffusers'}  # of lessons, which are found by them
+TOPICS = {'4': 'Progressive Distillation, PD', '5': 'SFD', '6': 'B-DENSE, dense alignment', '7': 'comparison'}  # of lessons, which are found by them, by their number and by their title
 OWN_PAGES = {'glossary.md': '/glossary.md', 'CITATION.cff': '/citing.md', 'CHANGELOG.md': '/changelog.md'}  # of the site
 Assign = ast.Assign | ast.AnnAssign
 
