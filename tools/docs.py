@@ -28,10 +28,10 @@ def told(out: Path, seconds: float) -> str:
 
 
 def main() -> None:
-    gc.disable()  # a seventh of the time would go into looking for garbage, of which there is little
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('folder', type=Path, nargs='?', default=ROOT/'_docs')
     out, start = p.parse_args().folder, time.perf_counter()
+    gc.disable()  # a seventh of the time would go into looking for garbage, of which there is little
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         write_live(work/'live')  # before Sphinx lets every library's log through
