@@ -13,8 +13,10 @@ from typing import Annotated, ForwardRef, Union, get_args, get_origin
 
 from docutils import nodes
 from fastcore.docments import docments, empty
+from furo.navigation import get_navigation_tree
 from PIL import Image
 from sphinx.ext.autodoc._dynamic._preserve_defaults import DefaultValue
+from sphinx.search.en import SearchEnglish
 from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,10 +24,11 @@ sys.path[:0] = [str(ROOT/'tools'), str(ROOT)]
 from bdense_nb import core  # noqa: E402
 from bdense_nb.core import Within  # noqa: E402
 from docs_pictures import is_drawing, twins  # noqa: E402
-from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, symbols  # noqa: E402
+from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, module_of, pages, rst, sections, symbols  # noqa: E402
 from docs_words import usual  # noqa: E402
 
 LIMITED = [name for name, kind in vars(core).items() if get_origin(kind) is Annotated]  # AtLeast1 ...
+SearchEnglish.stem = cache(SearchEnglish.stem)  # of sixty thousand words most come again
 ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
@@ -53,6 +56,7 @@ add_module_names = False
 html_theme = 'furo'
 html_title = SETTINGS['title']
 html_static_path = ['_static']
+html_search_scorer = str(ROOT/'docs'/'scorer.js')
 html_css_files, html_js_files = ['site.css'], ['site.js']
 html_favicon = html_logo = '_static/logo.svg'
 html_show_sourcelink = False
@@ -75,6 +79,7 @@ def starred(obj) -> dict:
     return found
 
 
+@cache
 def parameters(obj) -> dict:
     "A callable's or class's fastcore docments; a dataclass's are those of its base classes, too; a named tuple's are the comments behind its fields."
     if inspect.isclass(obj) and issubclass(obj, tuple):
@@ -185,27 +190,50 @@ def open_in_full(app, doctree, docname) -> None:
         link += image
 
 
-def navigation(app, pagename, templatename, context, doctree) -> None:
-    "The tree of all pages is made once, as the front page has it; a page has its own links and its own place."
-    if 'toctree' not in context: return
-    pathto = context['pathto']
+def above(app, doc: str) -> list[str]:
+    "A page and what it lies below in the navigation, up to the front page."
+    found = []
+    while doc in app.builder.relations:
+        found.append(doc)
+        doc = app.builder.relations[doc][0]
+    return found
 
-    def entry(m):
-        here = m[2] == f'{pagename}.html'
-        below = m[2].removesuffix('index.html' if m[2] == 'api/index.html' else 'html')  # 'api/', 'api/diffusion.'
-        inside = here or below.startswith('api/') and pagename.startswith(below)
-        return f'<li class="{m[1]}{" current"*inside}"><a class="{"current "*here}reference internal" href="{pathto(m[2], 1)}">'
 
-    context['toctree'] = lambda **options: re.sub(r'<li class="(toctree-l\d)"><a class="reference internal" href="([^"]*)">', entry, whole_tree(app, **options))
+def section(app, doc: str) -> str:
+    "The section of the navigation in which a page lies, or ''."
+    return next((name for name, docs in sections().items() if docs.keys() & set(above(app, doc))), '')
+
+
+def neighbours(app, pagename, templatename, context, doctree) -> None:
+    "Previous and next stay in a section, but the start leads on to the course. The tree of all pages is not made here."
+    context['toctree'] = lambda **options: ''
+    own, (_, before, after) = section(app, pagename), app.builder.relations.get(pagename, [None]*3)
+    if before and section(app, before) != own: context['prev'] = {'link': context['pathto']('index'), 'title': project}
+    if after and own not in ('', 'Start', section(app, after)): context['next'] = None
 
 
 @cache
-def whole_tree(app, **options) -> str: return app.builder._get_local_toctree('index', **options)
+def whole_tree(app) -> str:
+    "All pages, as the front page has them, by section; a section opens and closes. Captions are headings, and a heading needs its level."
+    tree = get_navigation_tree(app.builder._get_local_toctree('index', collapse=False, titles_only=True, maxdepth=-1, includehidden=True))
+    parts = r'<p class="caption" role="heading">(.*?)</p>(.*?)(?=<p class="caption"|\Z)'
+    return re.sub(parts, r'<details><summary><span class="caption" role="heading" aria-level="2">\1</span></summary>\2</details>', tree, flags=re.S)
 
 
-def level_captions(app, pagename, templatename, context, doctree) -> None:
-    "Captions of the navigation are headings, and a heading needs its level."
-    context['furo_navigation_tree'] = context.get('furo_navigation_tree', '').replace('role="heading"', 'role="heading" aria-level="2"')
+def navigation(app, pagename, templatename, context, doctree) -> None:
+    "A page has its own links and its own place; the section that is open is its own, at the start and where there is none the course."
+    if 'furo_navigation_tree' not in context: return
+    pathto, lineage, own = context['pathto'], above(app, pagename), section(app, pagename)
+    shown = (own, 'Course') if own in ('', 'Start') else (own,)
+
+    def entry(m):
+        doc = m[2].removesuffix('.html')
+        here, inside = doc == pagename, doc in lineage
+        kinds = m[1] + ' current'*inside + ' current-page'*here
+        return f'<li class="{kinds}"><a class="{"current "*here}reference internal" href="{pathto(m[2], 1)}">{m[3]}</a>' + ('<input checked="" ' if inside else '<input ')*bool(m[4])
+    tree = re.sub(r'<li class="([^"]*)"><a class="reference internal" href="([^"]*)">(.*?)</a>(<input )?', entry, whole_tree(app))
+    for name in shown: tree = re.sub(f'<details>(?=<summary><span [^>]*><span class="caption-text">{name}<)', '<details open>', tree)
+    context['furo_navigation_tree'] = tree
 
 
 def break_code(app, pagename, templatename, context, doctree) -> None:
@@ -233,9 +261,9 @@ def describe(app, pagename, templatename, context, doctree) -> None:
 def setup(app) -> None:
     app.connect('doctree-read', mark_drawings)
     app.connect('doctree-resolved', open_in_full)
-    app.connect('html-page-context', navigation, priority=100)
+    app.connect('html-page-context', neighbours, priority=100)  # before furo's
     app.connect('autodoc-process-docstring', document)
     app.connect('autodoc-process-signature', returned)
-    app.connect('html-page-context', level_captions, priority=900)
+    app.connect('html-page-context', navigation, priority=900)
     app.connect('html-page-context', describe)
     app.connect('html-page-context', break_code)

@@ -1,4 +1,5 @@
 "The documentation site, as files: it builds without a warning, holds every notebook and every exported symbol, and no link is broken."
+import ast
 import json
 import os
 import posixpath
@@ -26,8 +27,9 @@ from bdense_nb.diffusion.denoisers import GaussianDenoiser
 from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
+from docs import main, told
 from docs_live import recipe
-from docs_results import QUESTIONS, headings, result_parts
+from docs_results import QUESTIONS, grouped, headings, result_parts
 from docs_sources import BINDER, COLAB, LIB, MAIN, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, symbols
 
 PAGES = {p.doc: p for p in pages()}
@@ -250,7 +252,7 @@ def test_pages_describe_themselves(site, parsed):
     assert len(said) > 60 and not shared, shared
     assert '<h1>Noise schedules and time grids' in parsed['diffusion/01_schedules.html'].text
     assert '<h1>Noise schedules and time grids: reference' in parsed['api/diffusion.schedules.html'].text
-    assert re.search('<a class="reference internal" href="api/diffusion.schedules.html">Noise schedules and time grids<', parsed['index.html'].text)
+    assert re.search('<a class="reference internal" href="api/diffusion.schedules.html">API of schedules<', parsed['index.html'].text)
     assert '<h1>bdense-nb<' in parsed['index.html'].text and '<title>bdense-nb' in parsed['index.html'].text
     assert '<title>Samplers' in parsed['diffusion/03_samplers.html'].text
     assert (site/'_images'/'demo_samples.png').is_file() and (site/'404.html').is_file()
@@ -263,21 +265,51 @@ def test_a_missing_page_links_from_the_address_of_the_site(parsed):
     assert SETTINGS['doc_host'] + base in lost.links and 'course/1_first_distillation.html' in lost.links
 
 
-def test_help_builds_nothing(root, tmp_path):
-    done = subprocess.run([sys.executable, root/'tools'/'docs.py', '--help'], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and 'usage: docs.py' in done.stdout and not list(tmp_path.iterdir())
+def test_help_builds_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['docs.py', '--help'])
+    with pytest.raises(SystemExit, match='^0$'): main()
+    assert 'usage: docs.py' in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-def test_the_order_of_the_site(parsed):
+def test_the_order_of_the_site(root, parsed):
     captions = re.findall('class="caption"[^>]*><span class="caption-text">([^<]*)', parsed['index.html'].text)
     links = parsed['index.html'].links
     assert {'live.html', 'glossary.html', 'citing.html'} <= set(links) and not [link for link in links if 'glossary.md' in link or 'CITATION' in link]
-    assert captions[:3] == ['Start', 'Course', 'How-to'] and captions[-3:] == ['Reference', 'Results', 'About']
-    packages = re.findall('<li class="toctree-l2[^"]*"><a [^>]*href="api/([^"]*).html">([^<]*)', parsed['index.html'].text)
-    assert packages[:3] == [('core', packages[0][1]), ('diffusion', 'Diffusion'), ('training', 'Training')] and len(packages) == 9, 'the reference, by package'
-    assert '<li class="toctree-l3' in parsed['index.html'].text and re.findall('<h2>([^<]*)', parsed['api/index.html'].text)[:2] == ['Core', 'Diffusion']
-    text = parsed['results.html'].text
-    assert text.index('Do branches help?') < text.index('comparisons.png') < text.index('fashion_sfd.json')
+    assert captions == ['Start', 'Course', 'How-to', 'Reference by package', 'Results', 'About']
+    named = re.findall(r'^- \*\*(\w+)\*\*', (root/'README.md').read_text(encoding='utf-8'), flags=re.M)
+    packages = re.findall('<li class="toctree-l1[^"]*"><a [^>]*href="api/([^"]*).html">', parsed['index.html'].text)
+    assert ['core', *packages[1:]] == [name for name in named if name != 'gpu'], "the packages, in the README's order"
+    reference = re.search('>Reference by package<.*?</details>', parsed['index.html'].text, flags=re.S)[0]
+    places = [reference.index(f'href="{page}.html"') for page in ('api/distillation', 'distillation/04_losses', 'api/distillation.losses', 'distillation/05_bank', 'api/training')]
+    assert places == sorted(places), 'a package has its notebooks, and a notebook its module'
+
+
+def test_previous_and_next_stay_in_the_section(parsed):
+    around = lambda page: re.findall('<a class="(next|prev)-page" href="([^"]*)"', parsed[page].text)
+    assert around('course/10_solutions.html') == [('prev', '9_capstone.html')] and around('interop/01_diffusers.html') == [('next', '02_export.html'), ('prev', '../index.html')]
+    assert around('live.html')[0] == ('next', 'course/1_first_distillation.html') and around('index.html') == [('next', 'live.html')]
+
+
+def test_results_begin_with_the_answer(root, parsed):
+    "Then the figure, then the comparisons it is made of, then the rest under few headings; what is long is closed."
+    text = parsed['results.html'].text.partition('<h1>')[2]
+    places = [text.index(part) for part in ('Do branches help?', 'A little', 'gains.png', 'result-fashion-4096', 'result-spiral-longest', 'result-ring-sfd', 'result-paper')]
+    assert places == sorted(places) and '<details' not in text[places[0]:places[2]] and len(re.findall('<h2>', text)) < 12
+    files = {p.stem for p in (root/'data'/'results').glob('*.json')}
+    assert sorted(name for names in grouped(sorted(files)).values() for name in names) == sorted(files), 'each under one heading'
+
+
+def test_the_build_says_how_to_serve(tmp_path):
+    said = told(tmp_path, 1.)
+    assert f'python -m http.server -d {tmp_path}' in said and '/live.html' in said
+
+
+def test_printed_code_can_be_copied():
+    "The READMEs of students that the page of model families prints."
+    codes = [o.text for cell in PAGES['interop/03_families'].cells() for o in cell.get('outputs', []) if 'import torch' in o.get('text', '')]
+    for code in codes: assert {node.module for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)} == {'diffusers'} and not code.startswith('python')
+    assert len(codes) == 3
 
 
 def test_alternative_text():

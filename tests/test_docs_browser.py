@@ -3,6 +3,7 @@ import json
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch
 from bdense_nb.core import sample_noise
 from bdense_nb.diffusion.data import to_pixels
 from docs_live import samplers
+from docs_sources import SETTINGS
 
 pytestmark = pytest.mark.browser
+BASE = SETTINGS['doc_baseurl'] + '/'
 PHONE, DESK = {'width': 390, 'height': 844}, {'width': 1280, 'height': 900}
 KINDS = {'home': 'index.html', 'live': 'live.html', 'lesson': 'distillation/02_branches.html', 'reference': 'api/distillation.losses.html'}  # one page of each kind is looked at more closely, in light and dark
 
@@ -31,7 +34,15 @@ INSPECT = '''async () => {
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    "The site, also below the address that settings.ini gives it; a missing page is answered as GitHub Pages does."
     def log_message(self, *args): pass
+
+    def translate_path(self, path): return super().translate_path(f'/{path.removeprefix(BASE)}')
+
+    def send_error(self, code, *args):
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(Path(self.directory, '404.html').read_bytes())
 
 
 @pytest.fixture(scope='module')
@@ -133,8 +144,52 @@ def test_no_word_of_a_type_is_broken_on_a_phone(visit, path):
     assert codes.locator('wbr').count()
 
 
+def test_lessons_come_first(visit):
+    "In a search for their title, number or topic; a result says of what kind it is."
+    page = visit('search.html?q=lesson+3')
+    page.locator('#search-results li:has(a[href^="00_core"]) .found-in:text("Library")').wait_for()
+    assert page.locator('#search-results li a').first.get_attribute('href').startswith('course/3_')
+    first = '''query => {
+        history.replaceState(null, '', `?q=${query}`);
+        return Search._performSearch(...Search._parseQuery(query)).at(-1)[0];
+    }'''
+    for query, lesson in (('Progressive Distillation', 4), ('branch', 6), ('branches', 6), ('capstone', 9), ('Lesson 5', 5), ('why walks bend', 3), ('SFD', 5)):
+        assert page.evaluate(first, query).startswith(f'course/{lesson}_'), query
+    assert page.evaluate(first, 'NFECounter') == 'api/core' and not page.problems
+
+
+def test_sections_of_the_sidebar(visit):
+    "All headings are on the screen; the page's section is open, others open by keyboard."
+    visit.page.set_viewport_size(DESK)
+    page = visit('course/10_solutions.html')
+    heads = page.locator('.sidebar-tree summary')
+    assert heads.count() == 6 and all(box.bounding_box()['y'] + 20 < DESK['height'] for box in heads.all())
+    assert page.locator('.sidebar-tree details[open] .caption-text').all_inner_texts() == ['COURSE']
+    heads.nth(3).press('Enter')
+    assert page.locator('.sidebar-tree a', has_text='Diffusion').first.is_visible()
+
+
+BOXES = 'article pre, article .table-wrapper, article mjx-container, article a.full'
+CUT_OFF = '''boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))'''
+
+
+def test_results_on_a_phone(visit):
+    "The overview fits, and what is wider scrolls."
+    visit.page.set_viewport_size(PHONE)
+    page = visit('results.html')
+    assert page.evaluate('document.documentElement.scrollHeight') < 14_000
+    page.evaluate("document.querySelectorAll('article details').forEach(d => { d.open = true; })")
+    page.locator('article .scrolls.more:visible').first.wait_for()
+    table = page.locator('article .table-wrapper').first
+    assert table.locator('th').all_inner_texts()[:3] == ['better', 'worse', 'neither'] and table.evaluate('e => e.scrollWidth <= e.clientWidth + 1')
+    assert not page.locator(BOXES).evaluate_all(CUT_OFF)
+
+
 def test_a_missing_page_has_the_site_around_it(visit):
-    page = visit('404.html')
+    "However deep it was looked for, and without a wrong request."
+    page = visit(f'{BASE[1:]}tutorials/deep/none.html')
+    assert len(page.problems) == 2 and page.problems[0].endswith('none.html'), page.problems  # the status of the page itself, said twice
+    page.problems.clear()
     assert page.locator('.sidebar-tree a', has_text='A first distillation').count() and page.locator('.sidebar-search').is_visible()
     page.locator('article a', has_text='Start with lesson 1').click()
     assert page.url.endswith('/course/1_first_distillation.html') and not page.problems
@@ -164,15 +219,14 @@ def test_parameters_on_a_phone(visit):
     assert abs(name['y'] - kind['y']) < 5 and kind['height'] < 30 and meaning['y'] > name['y'] + 10 and meaning['width'] > 250
 
 
-@pytest.mark.parametrize('path', ['course/1_first_distillation.html', 'course/6_branches.html', 'distillation/07_sfd.html', 'results.html'])
+@pytest.mark.parametrize('path', ['course/1_first_distillation.html', 'course/6_branches.html', 'distillation/07_sfd.html'])
 def test_what_is_wide_scrolls_on_a_phone(visit, path):
     "Formulas, code, outputs and tables keep their lines, fade at the end that hides something, and lose the fade there."
     visit.page.set_viewport_size(PHONE)
     page = visit(path)
     page.locator('article .scrolls.more:visible').first.wait_for()
     page.wait_for_timeout(300)
-    cut = """boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))"""
-    assert not page.locator('article pre, article .table-wrapper, article mjx-container, article a.full').evaluate_all(cut)
+    assert not page.locator(BOXES).evaluate_all(CUT_OFF)
     box = page.locator('article .scrolls.more:visible').first.element_handle()
     box.evaluate('e => { e.scrollLeft = e.scrollWidth; }')
     page.wait_for_function("e => !e.classList.contains('more')", arg=box)
@@ -224,11 +278,19 @@ def test_live_pictures_are_those_of_python(visit, python):
 
 
 def test_live_controls(visit, shots, python):
-    "On a phone: load, choose a class, move the slider by keyboard; the canvas holds what Python draws, and both times are shown."
+    "On a phone: load at the second attempt, choose a class, move the slider by keyboard; the canvas holds what Python draws, and both times are shown."
     visit.page.set_viewport_size(PHONE)
     page = visit('live.html')
-    page.get_by_role('button', name='Run both').click()
+    for file in ('ort.wasm.bundle.min.mjs', 'teacher.onnx.gz'): page.route(f'**/{file}', lambda route: route.abort(), times=1)
+    page.evaluate("window.said = []; new MutationObserver(() => said.push(document.querySelector('#live [role=status]').textContent)).observe(document.querySelector('#live [role=status]'), {childList: true})")
+    button = page.get_by_role('button', name='Run both')
+    button.press('Enter')
+    page.get_by_text('The button tries again').wait_for()
+    assert button.evaluate('e => e === document.activeElement') and len(page.problems) > 1
+    page.problems.clear()
+    page.keyboard.press('Enter')
     page.locator('#live[data-state=done]').wait_for()
+    assert page.evaluate("document.activeElement.type === 'radio'") and any(text.startswith('Drawing T-shirt') for text in page.evaluate('said'))
     page.get_by_text('Sneaker').click()
     page.get_by_role('slider').press('ArrowRight')
     said = page.locator('#live [role=status]')
@@ -246,6 +308,11 @@ def test_live_controls(visit, shots, python):
 def test_live_calls(site):
     how = json.loads((site/'_static'/'live'/'live.json').read_text())
     assert [len(how[name]['calls']) for name in ('teacher', 'student')] == [24, 2], 'docs/live.md says so'
+
+
+def test_live_from_a_file_says_what_to_do(page, site):
+    page.goto((site/'live.html').as_uri())
+    assert 'python -m http.server' in page.locator('#live [role=status]').inner_text() and page.get_by_role('button', name='Run both').is_disabled()
 
 
 def test_live_without_webassembly(visit):

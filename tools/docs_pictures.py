@@ -15,13 +15,21 @@ IMAGE = re.compile(r'<img(?= src="data:image/png)')
 def pixels_of(picture) -> np.ndarray: return np.asarray(Image.open(picture).convert('RGB'))
 
 
+def lowest(pixels: np.ndarray) -> np.ndarray:
+    "Of red, green and blue; `pixels.min(2)` takes ten times as long."
+    return np.minimum.reduce([*np.moveaxis(pixels, 2, 0)])
+
+
+def highest(pixels: np.ndarray) -> np.ndarray: return np.maximum.reduce([*np.moveaxis(pixels, 2, 0)])
+
+
 def is_drawing(picture) -> bool:
     "Lines on a pale page, and no photographs: it may be inverted."
     pixels = pixels_of(picture)
     return is_pale(pixels) and find_panels(pixels) is None
 
 
-def is_pale(pixels: np.ndarray) -> bool: return bool((pixels.min(2) >= 215).mean() > .6)
+def is_pale(pixels: np.ndarray) -> bool: return bool((lowest(pixels) >= 215).mean() > .6)
 
 
 def runs(share: np.ndarray, least: float) -> list[tuple[int, int]]:
@@ -32,13 +40,13 @@ def runs(share: np.ndarray, least: float) -> list[tuple[int, int]]:
 
 def is_photograph(box: np.ndarray) -> bool:
     "It is grey, neither flat nor dark lines on white."
-    return bool((np.ptp(box, 2) <= 8).all() and box.std() > 30 and box.mean() < 180)
+    return bool((highest(box) - lowest(box) <= 8).all() and box.std() > 30 and box.mean() < 180)
 
 
 def find_panels(pixels: np.ndarray) -> np.ndarray | None:
     """Where photographs lie on a white page, or heat maps, if they fill most of it; None: there
     are none."""
-    filled = pixels.min(2) < 250
+    filled = lowest(pixels) < 250
     panels = np.zeros_like(filled)
     if pixels[[0, -1]].min() < 250: return None
     pale = is_pale(pixels)
@@ -52,7 +60,7 @@ def find_panels(pixels: np.ndarray) -> np.ndarray | None:
 def darkened(pixels: np.ndarray, panels: np.ndarray) -> Image.Image:
     "The same panels on a dark page."
     values = pixels.astype(float)
-    turned = 255 - values.max(2, keepdims=True) - values.min(2, keepdims=True) + values  # hues stay
+    turned = (255 - highest(values) - lowest(values))[..., None] + values  # hues stay
     page = (20 + turned*.85).astype(np.uint8)
     return Image.fromarray(np.where(panels[..., None], pixels, page))
 

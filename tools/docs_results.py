@@ -1,15 +1,34 @@
-"""The page of results: a figure and a table on top, then each file of data/results with its
-question, what came out, and a link to it."""
-import base64
+"""The page of results: the answer and a figure on top, then each file of data/results, the most
+important first, with its question, what came out, and a link to it."""
 import json
 import re
 from collections import Counter, defaultdict
+from fnmatch import fnmatch
 from pathlib import Path
 
 from bdense_nb.lab.experiments import difference_table, differences, measures_of
 from docs_sources import ROOT, copy_to, pages, table
 
-QUESTIONS = {  # of files that are no experiment; the others ask their own
+GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
+    'Branches at growing budgets':
+        'fashion_4096 fashion_long fashion_sfd spiral_longest spiral_copies moons_copies',
+    'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
+    'Other choices, on points': 'spiral_* ring_*',
+    'Series': 'forecasting* anomalies*',
+    'Branch weights': 'branch_*',
+    'Teachers and the demonstration': 'demo *_teacher',
+    'Cost': 'bench_*',
+    'The paper': 'paper'}
+QUESTIONS = {  # of files that are no experiment, or whose own question is another file's, too
+    'fashion_4096': 'Fashion-MNIST, half a million trajectories: do branches help?',
+    'fashion_long': 'Fashion-MNIST, 33,000 trajectories: which branch weights help?',
+    'fashion_sfd': 'Fashion-MNIST, short trainings: which branch weights help, at how many calls?',
+    'spiral_copies': 'Spiral, students that start as a copy of their teacher: do branches help?',
+    'spiral_exact': 'Spiral, a teacher known in closed form: do branches help?',
+    'spiral_other_networks': 'Spiral, students that start as another network: do branches help?',
+    'moons_copies': 'Two moons: do branches help?',
+    'spiral_longest': 'Spiral, 3,000 iterations: do branches help?',
+    'spiral_recipe': 'Spiral: what else moves a student of two calls?',
     'demo': 'What does the demonstration draw in two calls, with branches and without?',
     'fashion_mnist_teacher': 'How good is the teacher of Fashion-MNIST that ships?',
     'fashion_mnist_wide_teacher': 'How good is the wider teacher of Fashion-MNIST?',
@@ -22,7 +41,7 @@ QUESTIONS = {  # of files that are no experiment; the others ask their own
     'bench_gpu': 'What does the package cost on a GPU, beside plain PyTorch?',
     'paper': 'What does the paper report?'}
 VERDICTS = ('better', 'worse', 'not told apart')  # as `Difference.verdict` says
-AT_ONCE = 6  # rows of a table that is shown at once; longer ones are opened
+AT_ONCE = 6  # rows of a measurement that is shown at once; other tables are opened
 
 
 def shown(value) -> str:
@@ -101,53 +120,59 @@ def details(summary: str, *parts: str) -> str:
 
 # --- comparisons
 
-def comparison(data: dict) -> list[str]:
+def comparison(data: dict) -> tuple[list[str], list[str]]:
     "What came out for each measure: a sentence, and a table."
-    parts = []
-    for i, measure in enumerate(measures_of(data)):
-        grid = difference_table(data, measure).partition('\n\n')[2]
-        n = grid.count('\n') - 1
-        said = f'**{sentence(measure)}**: {counted(data, measure)}.'
-        parts += [said, grid] if i == 0 and n <= AT_ONCE else [
-            said, details(f'Table: {words(measure)}, {n} rows', grid)]
-    return parts
+    names = measures_of(data)
+    said = [f'- **{sentence(m)}**: {counted(data, m)}.' for m in names]
+    tables = [f'**{sentence(m)}**\n\n' + difference_table(data, m).partition('\n\n')[2]
+              for m in names]
+    return ['\n'.join(said)], tables
 
 
-def verdicts(data: dict, measure: str) -> Counter:
-    "How many differences to the host have which verdict."
-    return Counter(d.verdict for d in differences(data, measure))
+def verdicts(data: dict, measure: str) -> list[int]:
+    "How many differences to the host have which verdict, as `VERDICTS` has them."
+    found = Counter(d.verdict for d in differences(data, measure))
+    return [found[v] for v in VERDICTS]
 
 
 def counted(data: dict, measure: str) -> str:
     "The verdicts in words."
-    found = verdicts(data, measure)
-    better, worse, neither = (found[v] for v in VERDICTS)
-    return (f'of {found.total()} differences to "{data["host"]}" {better} better, {worse} worse, '
-            f'{neither} not significant')
+    better, worse, neither = verdicts(data, measure)
+    return (f'{better} better, {worse} worse, {neither} not significant, of '
+            f'{better + worse + neither} differences to "{data["host"]}"')
 
 
 def overview(files: dict[str, dict], heads: dict[str, str]) -> str:
     "A row for each comparison: how often the paired error was better or worse than the host's."
-    rows = [[f'[{heads[name]}](#result-{name.replace("_", "-")})', d['host'],
-             *(str(verdicts(d, 'paired_error')[v]) for v in VERDICTS)]
+    rows = [[*map(str, verdicts(d, 'paired_error')), f'[{heads[name]}](#{anchor(name)})']
             for name, d in files.items() if 'experiment' in d]
-    return table(['question', 'compared with', 'better', 'worse', 'not significant'], rows)
+    return table(['better', 'worse', 'neither', 'question'], rows)
 
 
 # --- the page
 
+def anchor(name: str) -> str: return f'result-{name.replace("_", "-")}'
+
+
+def grouped(names: list[str]) -> dict[str, list[str]]:
+    "The files under the headings of the page, in its order."
+    left, found = sorted(names), {}
+    for head, patterns in GROUPS.items():
+        found[head] = [n for p in patterns.split() for n in left if fnmatch(n, p)]
+        found[head] = [*dict.fromkeys(found[head])]
+        left = [n for n in left if n not in found[head]]
+    return {head: names for head, names in found.items() if names}
+
+
 def headings(files: dict[str, dict]) -> dict[str, str]:
-    "The question of each file; equal ones say where they were asked."
-    asked = {name: d['about'] if 'experiment' in d else QUESTIONS.get(name) or words(name)
-             for name, d in files.items()}
-    often = Counter(asked.values())
-    where = {name: f' ({d["world"].partition(", ")[2]})' for name, d in files.items()
-             if often[asked[name]] > 1}
-    return {name: text[0].upper() + text[1:] + where.get(name, '') for name, text in asked.items()}
+    "The question of each file."
+    asked = {name: QUESTIONS.get(name) or data.get('about') or words(name)
+             for name, data in files.items()}
+    return {name: text[0].upper() + text[1:] for name, text in asked.items()}
 
 
 def made(name: str, data: dict) -> str:
-    "The line under a heading: the file, and how it was made."
+    "The file, and how it was made."
     seeds = {r['seed'] for r in data['rows']} if 'experiment' in data else ()
     parts = [f'{{download}}`{name}.json <results/{name}.json>`',
              f'`{data["command"]}`' if 'command' in data else '',
@@ -157,58 +182,56 @@ def made(name: str, data: dict) -> str:
 
 
 def summary(out: Path) -> list[str]:
-    "What lesson 7 says of the stored comparisons, and its figure."
-    page = next(p for p in pages() if p.doc.startswith('course/7_'))
-    cells = page.cells()
-    def pictures(cell):
-        found = [o.get('data', {}).get('image/png') for o in cell.get('outputs', [])]
-        return [*filter(None, found)]
-    i = next(i for i, c in enumerate(cells) if pictures(c))
-    (out/'images').mkdir(parents=True, exist_ok=True)
-    (out/'images'/'comparisons.png').write_bytes(base64.b64decode(pictures(cells[i])[0]))
-    said = cells[i + 1].source.split('\n## ')[0].replace('](../', '](/')
-    return ['## Do branches help?', f'The short answer of [{page.title}](/{page.doc}.ipynb):',
-            '![With branches minus without, in percent of the host, with 95 % intervals: '
-            'distance to the teacher and to the data](images/comparisons.png)', said]
+    "What the front page says of branches, and its figure."
+    index = next(p for p in pages() if p.doc == 'index')
+    front = '\n\n'.join(c.source for c in index.cells())
+    answer = re.search(r'\*\*Does it help\?\*\* (.*?\.)\s', front)[1]
+    figure, said = re.search(r'(!\[[^]]*)\]\([^)]*gains\.png\)\s*(\*.*?\*)(?:\n|$)', front).groups()
+    copy_to(ROOT/'data'/'results'/'gains.png', out/'images'/'gains.png')
+    answer = answer.replace('such a student', 'a student with branches')
+    return ['## Do branches help?', f'**{answer}** The shortest trainings on pictures lose by them, '
+            'and a finer teacher brings a student nearer to it than they do.',
+            f'{figure}](images/gains.png)', said,
+            '[Lesson 7](/course/7_when_does_it_help.ipynb) reads the figure step by step.']
 
 
 def result(name: str, data: dict, out: Path, alts: dict[str, str]) -> list[str]:
     "What came out, without its heading."
-    texts = [made(name, data)]
-    if 'experiment' in data: texts += comparison(data)
+    if 'experiment' in data: shown_at_once, tables = comparison(data)
     else:
         found = rows_table(data['rows']) if 'rows' in data else None
-        if found and found[1] <= AT_ONCE: texts.append(found[0])
-        texts.append(details('The file as tables', *result_parts(data)))
-    pictures = []
+        shown_at_once = [found[0]] if found and found[1] <= AT_ONCE else []
+        tables = result_parts(data)
     for path in sorted((ROOT/'data'/'results').glob(f'{name}_*.png')):
         copy_to(path, out/'images'/path.name)
         alt = alts.get(path.name, f'Figure: {words(path.stem)}')
-        pictures.append(f'![{alt}](images/{path.name})')
-    return texts + ([details('Pictures', *pictures)] if pictures else [])
+        tables.append(f'![{alt}](images/{path.name})')
+    return [*shown_at_once, details('Tables, file and command', made(name, data), *tables)]
+
+
+READING = ('Each entry counts the differences to the arm without the change that it asks about. One '
+           'is significant where its 95 % interval over seeds excludes zero; about one in twenty '
+           'does so by chance. In the tables that arm has its mean, and every other its difference '
+           'to it in percent with that interval, bold where it is significant. Lower is better. '
+           'Figures that rest on one training seed are illustrations, not evidence.')
 
 
 def results_page(out: Path) -> str:
-    "Every data/results/*.json, comparisons first."
-    paths = sorted((ROOT/'data'/'results').glob('*.json'))
+    "Every data/results/*.json, the most important first."
+    paths = (ROOT/'data'/'results').glob('*.json')
     files = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in paths}
-    files = dict(sorted(files.items(), key=lambda item: 'experiment' not in item[1]))
-    heads = headings(files)
+    heads, groups = headings(files), grouped([*files])
     sources = (c.source for p in pages() for c in p.cells())
     alts = {name: alt for source in sources
             for alt, name in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', source)}
-    texts = ['# Results', 'What the commands and scripts of this repository measured. Each file '
-             'says how it was made, so that the run can be repeated; figures that rest on one '
-             'training seed are illustrations, not evidence.', *summary(out),
-             '## All comparisons', 'How often the paired error was better or worse than that of '
-             'the arm it is compared with. A difference is significant where its 95 % interval '
-             'over seeds excludes zero; about one in twenty does so by chance. Other measures can say '
-             'otherwise; they are in the sections below.', overview(files, heads),
-             'In the tables below the arm compared with has its mean; every other arm has its '
-             'difference to it in percent, with that interval, bold where it is significant. '
-             'Lower is better.']
-    for name, data in files.items():
-        copy_to(ROOT/'data'/'results'/f'{name}.json', out/'results'/f'{name}.json')
-        texts += [f'(result-{name.replace("_", "-")})=\n## {heads[name]}',
-                  *result(name, data, out, alts)]
+    ordered = {n: files[n] for names in groups.values() for n in names}
+    texts = ['# Results', *summary(out), '## All comparisons', READING,
+             details('How often the distance to the teacher was better or worse, in one table',
+                     overview(ordered, heads))]
+    for head, names in groups.items():
+        texts.append(f'## {head}')
+        for name in names:
+            copy_to(ROOT/'data'/'results'/f'{name}.json', out/'results'/f'{name}.json')
+            texts += [f'({anchor(name)})=\n### {heads[name]}',
+                      *result(name, files[name], out, alts)]
     return '\n\n'.join(texts) + '\n'

@@ -28,6 +28,7 @@ COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/git
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
+TOPICS = {'4': 'Progressive Distillation, PD', '5': 'SFD', '6': 'B-DENSE, dense alignment', '7': 'comparison'}  # of lessons, which are found by them, by their number and by their title
 OWN_PAGES = {'glossary.md': '/glossary.md', 'CITATION.cff': '/citing.md', 'CHANGELOG.md': '/changelog.md'}  # of the site
 Assign = ast.Assign | ast.AnnAssign
 
@@ -273,7 +274,7 @@ def notebook_page(page: Page, out: Path):
             section = (re.findall(r'^#+ (.*)$', cell.source, flags=re.M) or [section])[-1]
             prose = cell.source
             cells.append(markdown_cell(link_names(move_links(cell.source, page, out), page)))
-            if len(cells) == 1: cells.append(markdown_cell(page_links(page)))
+            if len(cells) == 1: cells.append(markdown_cell('\n\n'.join(filter(None, [page_links(page), search_words(page), below(page)]))))
         elif not {'hide', 'default_exp'} & set(flags) and flags.get('include') != 'false':
             if 'export' in flags: cells.append(markdown_cell(export_note(cell, page)))
             for output in cell.outputs:
@@ -285,14 +286,40 @@ def notebook_page(page: Page, out: Path):
     return nb
 
 
-def contents() -> str:
-    "The site's table of contents, from the files."
-    entries = lambda folder: [f'{p.title} </{p.doc}>' for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index']
-    parts = {'Start': ['Try it here </live>'], 'Course': entries('course'), 'How-to': [line for folder in HOW_TO for line in entries(folder)]}
-    parts |= {f'Library: {FOLDERS.get(folder, "Core")}': entries(folder) for folder in ('', *FOLDERS) if folder not in (*HOW_TO, 'course')}
-    parts |= {'Reference': ['API by package </api/index>'], 'Results': ['What was measured </results>'],
-              'About': ['Glossary </glossary>', 'Changes </changelog>', 'How to cite </citing>']}
-    return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```' for caption, docs in parts.items() if docs)
+def entries(folder: str) -> dict[str, str]:
+    "The notebooks of a folder: page -> title."
+    return {p.doc: p.title for p in pages() if p.doc.rpartition('/')[0] == folder and p.doc != 'index'}
+
+
+@cache
+def sections() -> dict[str, dict[str, str]]:
+    "The site's table of contents, from the files: section -> its first pages and their titles."
+    packages = {f'api/{folder}': name for folder, name in FOLDERS.items() if any(p.module.startswith(f'{folder}.') for p in pages())}
+    return {'Start': {'live': 'Try it here'}, 'Course': entries('course'), 'How-to': {k: v for folder in HOW_TO for k, v in entries(folder).items()},
+            'Reference by package': {'api/index': 'All packages', '00_core': 'Core'} | packages, 'Results': {'results': 'What was measured'},
+            'About': {'glossary': 'Glossary', 'changelog': 'Changes', 'citing': 'How to cite'}}
+
+
+def toctree(docs: dict[str, str], caption: str = '') -> str:
+    "Pages and their titles as part of the navigation, in MyST."
+    return '```{toctree}\n:hidden:\n' + f':caption: {caption}\n'*bool(caption) + '\n' + '\n'.join(f'{title} </{doc}>' for doc, title in docs.items()) + '\n```'
+
+
+def below(page: Page) -> str:
+    "What the navigation has below a notebook: on the front page all sections, elsewhere the module that is built there first."
+    if page.doc == 'index': return '\n\n'.join(toctree(docs, caption) for caption, docs in sections().items())
+    first = page.module and next(p for p in pages() if p.module == page.module) is page
+    return toctree(api_title(page.module)) if first and page.doc.split('/')[0] not in HOW_TO else ''
+
+
+def api_title(module: str) -> dict[str, str]: return {f'api/{module}': f'API of {module.rpartition(".")[2]}'}
+
+
+def search_words(page: Page) -> str:
+    "What a search finds a lesson by, beside its title."
+    number = page.title.split()[0]
+    words = [f'lesson {number}', *TOPICS.get(number, '').split(', ')] if page.doc.startswith('course/') and number.isdigit() else []
+    return '\n'.join(f'```{{index}} ! {word}\n```' for word in filter(None, words))
 
 
 # --- the API reference
@@ -396,24 +423,23 @@ def api_table(modules: list[str]) -> list[str]:
     return [*lines, '']
 
 
-def api_tree(docs: list[str]) -> list[str]: return ['.. toctree::', '   :hidden:', '', *(f'   {doc}' for doc in docs)]
+def api_tree(docs: dict[str, str]) -> list[str]: return ['.. toctree::', '   :hidden:', '', *(f'   {title} </{doc}>' for doc, title in docs.items())]
 
 
 def api_indices() -> dict[str, str]:
     "The list of modules, and that of each package, as pages."
     packages = defaultdict(list)
     for m in dict.fromkeys(p.module for p in pages() if p.module): packages[m.rpartition('.')[0]].append(m)
-    named = lambda m: f'{next(p for p in pages() if p.module == m).title} </api/{m}>'
     lines = [*titled('API reference'), f'Everything that the notebooks export, as it is imported: ``from {LIB}.core import sample_noise``.', '',
              'Each entry gives the signature, the parameters with their shapes and units, the source, and the place in the course where it is built.', '']
-    texts, tree = {}, []
+    texts = {}
     for package, modules in packages.items():
         name = FOLDERS.get(package, 'Core')
         lines += [name, '-'*len(name), *api_table(modules)]
-        tree += [f'{name} </api/{package}>'] if package else map(named, modules)
+        inside = {k: v for m in modules for k, v in api_title(m).items()} if package in HOW_TO else entries(package)
         if package: texts[f'api/{package}.rst'] = [
-            *titled(f'{name}: reference'), f'``{LIB}.{package}`` has {len(modules)} modules.', '', *api_table(modules), *api_tree(map(named, modules))]
-    texts['api/index.rst'] = [*lines, *api_tree(tree)]
+            *titled(f'{name}: reference'), f'``{LIB}.{package}`` has {len(modules)} modules.', '', *api_table(modules), *api_tree(inside)]
+    texts['api/index.rst'] = lines
     return {path: '\n'.join(text) + '\n' for path, text in texts.items()}
 
 
@@ -467,7 +493,6 @@ def write_sources(out: Path) -> None:
         'changelog.md': (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), 'live.md': (ROOT/'docs'/'live.md').read_text(encoding='utf-8'), 'glossary.md': glossary_page(), '404.md': LOST}
     for page in pages():
         nb = notebook_page(page, out)
-        if page.doc == 'index': nb.cells.append(markdown_cell(contents()))
         copy_to(page.path, out/'notebooks'/f'{page.doc}.ipynb')
         texts[f'{page.doc}.ipynb'] = json.dumps(nb)
     for name, text in texts.items():

@@ -24,8 +24,8 @@ from forks import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-FOLDERS = {'course': 'Course', 'diffusion': 'Diffusion', 'training': 'Training', 'distillation': 'Distillation', 'evaluation': 'Evaluation', 'interop': 'Other libraries', 'lab': 'The lab', 'applications': 'Applications',
-           'app': 'Commands', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
+FOLDERS = {'course': 'Course', 'diffusion': 'Diffusion', 'distillation': 'Distillation', 'training': 'Training', 'evaluation': 'Evaluation', 'interop': 'Other libraries', 'lab': 'The lab', 'app': 'Commands',
+           'applications': 'Applications', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
 WIDGET, WIDGET_STATE = 'application/vnd.jupyter.widget-view+json', 'application/vnd.jupyter.widget-state+json'
 NOTE = 'A live control in JupyterLab; stored here is the picture it starts with.\n'
 

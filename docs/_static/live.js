@@ -39,11 +39,11 @@ async function unpacked(address) {
   return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer());
 }
 
-// Both networks, ready: the names of the classes, and a function that draws.
-export async function load(assets, runtime) {
+// Both networks, ready: the names of the classes, and a function that draws. A browser remembers that an import failed, so each attempt has its own address.
+export async function load(assets, runtime, attempt = 1) {
   const [ort, wasm, recipes, ...networks] = await Promise.all([
-    import(new URL('ort.wasm.bundle.min.mjs', runtime)), unpacked(new URL('ort-wasm-simd-threaded.wasm.gz', runtime)),
-    fetch(new URL('live.json', assets)).then(answer => answer.json()),
+    import(new URL(`ort.wasm.bundle.min.mjs${attempt > 1 ? `?${attempt}` : ''}`, runtime)), unpacked(new URL('ort-wasm-simd-threaded.wasm.gz', runtime)),
+    unpacked(new URL('live.json', assets)).then(bytes => JSON.parse(new TextDecoder().decode(bytes))),
     ...['teacher', 'student'].map(name => unpacked(new URL(`${name}.onnx.gz`, assets)))]);
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmBinary = wasm;
@@ -87,7 +87,7 @@ function start(root) {
   const [slider, shown] = ['input', 'output'].map(what => root.querySelector(`label ${what}`));
   const canvas = name => root.querySelector(`#live-${name}`);
   const said = (name, what) => { canvas(name).parentElement.querySelector(name === 'noise' ? 'span' : 'b').textContent = what; };
-  let draw, classes, label = 0, round = 0;
+  let draw, classes, label = 0, round = 0, attempt = 0, loading = false;
 
   async function one(name, mine) {
     const done = await draw(name, label, Number(slider.value), async (x, sigma, milliseconds) => {
@@ -106,6 +106,7 @@ function start(root) {
     const mine = ++round;
     shown.value = slider.value;
     root.dataset.state = 'drawing';
+    status.textContent = `Drawing ${classes[label]}, seed ${slider.value} …`;
     paint(canvas('noise'), noise(Number(slider.value), SIDE*SIDE).map(v => v*DATA));
     said('noise', slider.value);
     const student = await one('student', mine);
@@ -119,15 +120,18 @@ function start(root) {
   button.disabled = false;
   status.textContent = '';
   button.addEventListener('click', async () => {
-    button.disabled = true;
+    if (loading) return;
+    loading = true;
+    button.setAttribute('aria-disabled', true);  // it stays in focus
     status.textContent = 'Loading 9 MB …';
     try {
-      ({draw, classes} = await load(...['assets', 'runtime'].map(name => new URL(root.dataset[name], location.href))));
+      ({draw, classes} = await load(...['assets', 'runtime'].map(name => new URL(root.dataset[name], location.href)), ++attempt));
     } catch (error) {
-      status.textContent = location.protocol === 'file:' ? 'A page opened as a file cannot load it: serve the folder, for example with python -m http.server.'
-        : `It could not be loaded (${error.message}); the picture shows what the page draws.`;
+      status.textContent = `It could not be loaded (${error.message}). The button tries again; the picture shows what the page draws.`;
+      button.setAttribute('aria-disabled', loading = false);
       return;
     }
+    const focused = document.activeElement === button;
     classes.forEach((name, i) => {
       const box = root.querySelector('fieldset').appendChild(document.createElement('label'));
       box.innerHTML = `<input type="radio" name="class" value="${i}"${i ? '' : ' checked'}><span>${name}</span>`;
@@ -135,6 +139,7 @@ function start(root) {
     });
     root.querySelectorAll('[hidden]').forEach(part => { part.hidden = false; });
     root.querySelector('img').closest('p').hidden = button.parentElement.hidden = true;
+    if (focused) root.querySelector('input').focus();
     both();
   });
 }

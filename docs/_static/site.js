@@ -21,7 +21,7 @@ addEventListener('DOMContentLoaded', () => {
 });
 
 // A search result says what kind of page it leads to.
-const KINDS = {course: 'Course', api: 'Reference', interop: 'How-to', gpu: 'How-to', _modules: 'Source', results: 'Results', glossary: 'Glossary'};
+const KINDS = {course: 'Course', api: 'Reference', interop: 'How-to', gpu: 'How-to', _modules: 'Source', results: 'Results', glossary: 'Glossary', '00_core': 'Library'};
 addEventListener('DOMContentLoaded', () => {
   const results = document.getElementById('search-results');
   if (results) new MutationObserver(() => results.querySelectorAll('li:not(:has(.found-in))').forEach(entry => {
