@@ -15,6 +15,7 @@ from docutils import nodes
 from fastcore.docments import docments, empty
 from PIL import Image
 from sphinx.ext.autodoc._dynamic._preserve_defaults import DefaultValue
+from sphinx.search.en import SearchEnglish
 from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,10 @@ from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, mo
 from docs_words import usual  # noqa: E402
 
 LIMITED = [name for name, kind in vars(core).items() if get_origin(kind) is Annotated]  # AtLeast1 ...
-ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
+# the same is parsed, read and stemmed again and again
+ast.parse = cache(ast.parse)
+inspect.getsourcelines = cache(inspect.getsourcelines)
+SearchEnglish.stem = cache(SearchEnglish.stem)
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
 smartquotes = False  # a command in prose keeps its dashes and quotes

@@ -138,7 +138,7 @@ def test_arms_that_cannot_be_read(text, says):
 def stand_in():
     "The size of the published settings, with a network that costs nothing."
     torch.manual_seed(0)
-    return EDMDenoiser(UNet(channels=3, widths=(8, 32)), .5)
+    return EDMDenoiser(UNet(3, (8, 32), patch=4), .5)
 
 
 @pytest.mark.parametrize('preset', ['cifar10-sfd', 'imagenet64-sfd', 'cifar10-pd'])
