@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--sample', action='store_true')
     args = parser.parse_args()
-    if args.sample: args.kills, args.inputs = 1, .02
+    if args.sample: args.kills, args.inputs = 1, .01
     memory = Path('/dev/shm')  # no waiting for a disk
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         campaign = Campaign(kills.Lab(Path(folder)), args.seed, args.only)
