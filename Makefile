@@ -17,6 +17,8 @@ help:
 demo: $(READY) ## distil the shipped teacher into 2-NFE students, with and without branches, and show the result in demo_out/
 	$(BIN)/bdense_demo
 
+# hundreds of processes read the same sources: they are compiled once, also where the environment says not to
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## run every notebook in a fresh kernel and all other tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 

@@ -28,8 +28,10 @@ from docs_sources import GIT, LIB, SETTINGS, doc_line, find_symbol, indented, mo
 from docs_words import usual  # noqa: E402
 
 LIMITED = [name for name, kind in vars(core).items() if get_origin(kind) is Annotated]  # AtLeast1 ...
-SearchEnglish.stem = cache(SearchEnglish.stem)  # of sixty thousand words most come again
-ast.parse = cache(ast.parse)  # `inspect` parses a module again for each of its classes
+# the same is parsed, read and stemmed again and again
+ast.parse = cache(ast.parse)
+inspect.getsourcelines = cache(inspect.getsourcelines)
+SearchEnglish.stem = cache(SearchEnglish.stem)
 
 project, author, copyright = SETTINGS['title'], SETTINGS['author'], SETTINGS['copyright']
 smartquotes = False  # a command in prose keeps its dashes and quotes

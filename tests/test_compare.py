@@ -138,22 +138,22 @@ def test_arms_that_cannot_be_read(text, says):
 def stand_in():
     "The size of the published settings, with a network that costs nothing."
     torch.manual_seed(0)
-    return EDMDenoiser(UNet(channels=3, widths=(8, 32)), .5)
+    return EDMDenoiser(UNet(3, (8, 32), patch=4), .5)
 
 
-@pytest.mark.parametrize('preset', ['cifar10-sfd', 'imagenet64-sfd', 'cifar10-pd'])
+@pytest.mark.parametrize('preset', ['cifar10-sfd', 'cifar10-pd'])
 def test_the_papers_settings_plan(preset, tmp_path, monkeypatch):
+    "Of each host; that of ImageNet-64 is planned as a command in test_presets.py, and runs in the notebook on a GPU."
     monkeypatch.setitem(sys.modules, 'standing', type(sys)('standing'))
     sys.modules['standing'].make = stand_in
-    side = 64 if '64' in preset else 32
     data = {}
     if preset.endswith('pd'):
         from PIL import Image
         for i in range(3): Image.new('RGB', (32, 32), (i*40, 0, 0)).save(tmp_path/f'{i}.png')
         data = dict(data=tmp_path)
-    plan = bdense_compare(tmp_path/'new', teacher='standing:make', preset_name=preset, size=side, trust_teacher=True,
+    plan = bdense_compare(tmp_path/'new', teacher='standing:make', preset_name=preset, size=32, trust_teacher=True,
                           dry_run=True, **data)
-    assert plan['trains'] == '2 arms, 5 seeds of each' and plan['shape'] == [3, side, side] and not (tmp_path/'new').exists()
+    assert plan['trains'] == '2 arms, 5 seeds of each' and plan['shape'] == [3, 32, 32] and not (tmp_path/'new').exists()
     assert plan['seconds'] > 3600
 
 

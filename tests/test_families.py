@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -30,6 +29,7 @@ from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of,
 from bdense_nb.interop.export import export_onnx, load_pretrained, merged, with_adapters  # noqa: E402
 from bdense_nb.training.config import Hardware  # noqa: E402
 from bdense_nb.training.devices import blocks, lean_copy, recompute_blocks, set_precision  # noqa: E402
+from warm import python  # noqa: E402
 
 SHAPE = (4, 8, 8)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -249,8 +249,7 @@ for folder in sys.argv[1:]:
 
 def by_stock(script, *folders):
     "Run a script over folders in a process where bdense_nb cannot be imported."
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, *map(str, folders)], stderr=subprocess.PIPE, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    assert python(script, *folders).returncode == 0
     return [torch.load(folder/'out.pt') for folder in folders]
 
 

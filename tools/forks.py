@@ -6,6 +6,7 @@
 """
 import atexit
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -167,8 +168,11 @@ class Begun:
 def main() -> None:
     commands = programs()
     sys.path.pop(0)  # this folder is no part of what runs here
+    gc.disable()  # what is imported stays
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError): importlib.import_module(name)  # the jobs show it
+    gc.freeze()  # a fork that looks for garbage would copy every page of it
+    gc.enable()
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever a library prints here is no answer
     print(json.dumps(sorted(commands)), file=replies, flush=True)
