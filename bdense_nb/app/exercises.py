@@ -801,13 +801,12 @@ def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
     cfg = config_of(about)
     lesson = paired_error(sample(load_teacher('spiral', 'cpu'), cfg.grids[0][0]*noise, cfg.grids[0],
                                  cfg.solver, afs=cfg.teacher_afs), goal)
-    said = f'in cfg.grids[0] the teacher itself ends {lesson:.3f} from forty steps'
-    if lesson >= CAPSTONE:
-        said += ', and no training comes closer: give it a finer grid'
-        if error < 2*lesson: return said
-    said += '; the rest is training: '
-    if cfg.lr >= .01: return f'{said}a rate of {cfg.lr:g} is too high, lower it'
-    return said + 'train longer, with a larger batch' + ' or a higher rate'*(cfg.lr < .002)
+    if lesson >= CAPSTONE and error < 2*lesson:
+        return (f'in cfg.grids[0] the teacher itself ends {lesson:.3f} from forty steps, and no '
+                f'training comes closer: give it a finer grid')
+    if cfg.lr >= .01: return f'most of it is training: a rate of {cfg.lr:g} is too high, lower it'
+    return ('most of it is training: train longer, with a larger batch'
+            + ' or a higher rate'*(cfg.lr < .002))
 
 @_exercise('capstone', 'give the student that sfd or progressive returned')
 def _(student):
