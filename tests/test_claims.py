@@ -13,7 +13,7 @@ import pytest
 from bdense_nb.core import data_dir
 from bdense_nb.evaluation.intervals import paired_interval
 from bdense_nb.lab.experiments import differences
-from run_notebooks import NBS, notebooks
+from run_notebooks import NBS, notebooks, stored as stored_notebook
 
 GIVEN = {  # notebook -> number -> where it comes from
     'diffusion/05_data': {'41.9999': 'an example of rounding', '2.9': '50,000 images of 3 x 64 x 64, five bytes a value, in GB of 2**30 bytes'},
@@ -68,7 +68,7 @@ def unsupported(nb: nbformat.NotebookNode) -> list[str]:
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(NBS).as_posix())
 def test_numbers_in_prose_have_a_source(path):
     name = path.relative_to(NBS).with_suffix('').as_posix()
-    nb = nbformat.read(path, 4)
+    nb = stored_notebook(path)
     assert set(unsupported(nb)) - GIVEN.get(name, {}).keys() == set(), 'no cell prints these, and no code or formula holds them'
     text = '\n'.join(prose(c.source) for c in nb.cells if c.cell_type == 'markdown')
     # not "needed": a time that a cell prints may happen to be the same number

@@ -5,7 +5,7 @@ import nbformat
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
-from run_notebooks import NBS, differences, execute, freeze_widgets, notebooks, printed, widget_errors
+from run_notebooks import NBS, differences, execute, freeze_widgets, notebooks, printed, stored, widget_errors
 from solutions import execute_solved
 
 TWICE = 'training/05_loop.ipynb'  # draws random numbers, trains, resumes; the others' second run is compared with their stored outputs
@@ -18,7 +18,7 @@ def test_notebook_runs(path, tmp_path):
     assert all('hint: ' in s for s in wrong), f'wrong answers to the exercises: {wrong}'
     assert not widget_errors(nb), 'a widget callback raised'
     freeze_widgets(nb)
-    if found := differences(nbformat.read(path, 4), nb):
+    if found := differences(stored(path), nb):
         warnings.warn(f'{path.name}: not what is stored (another machine may round differently; tools/run_notebooks.py stores anew): {found}')
     if path.relative_to(NBS).as_posix() == TWICE:
         again = execute(path, timeout=240, manager=AsyncKernelManager)

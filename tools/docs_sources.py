@@ -18,7 +18,7 @@ import bdense_nb
 from bdense_nb.app.course import PICTURES, relink
 from docs_pictures import IMAGE, explorer_on_dark
 from readme import PAPER
-from run_notebooks import FOLDERS, NBS, ROOT, notebooks
+from run_notebooks import ANSWER, FOLDERS, NBS, ROOT, notebooks, stored
 
 ini = ConfigParser(delimiters=['='])
 ini.read(ROOT/'settings.ini', encoding='utf-8')
@@ -51,7 +51,7 @@ class Page:
         return f'{self.path.stem.partition("_")[0]} {heading}' if numbered else heading
 
     @cache
-    def cells(self) -> list: return nbformat.read(self.path, 4).cells
+    def cells(self) -> list: return stored(self.path).cells
 
     @cached_property
     def module(self) -> str:
@@ -200,8 +200,9 @@ def link_names(markdown: str, page: Page) -> str:
 def move_links(markdown: str, page: Page, out: Path) -> str:
     "Pictures are copied beside the pages; links to other files of the repository lead to its address."
     def target(link):
-        path = (page.path.parent/link).resolve()
-        if path.is_relative_to(NBS) or not path.exists(): return link
+        file, mark, heading = link.partition('#')
+        path = (page.path.parent/file).resolve()
+        if path.is_relative_to(NBS) or not path.exists(): return file + mark + heading.lower()  # JupyterLab keeps capitals
         if path.name in OWN_PAGES: return OWN_PAGES[path.name]
         if path.suffix not in PICTURES: return f'{GIT}/blob/{BRANCH}/{path.relative_to(ROOT).as_posix()}'
         copy_to(path, out/'images'/path.name)
@@ -255,7 +256,7 @@ def code_cell(cell, alt: str):
     flags = directives(cell)
     body = tree(cell.source).body
     tags = {'remove-input'} if flags.get('echo') == 'false' else set()
-    answer = cell.metadata.get('jupyter', {}).get('outputs_hidden', False)  # of a prediction
+    answer = ANSWER in cell.metadata  # of a prediction
     if answer: tags.add('hide-output')
     if body and all(isinstance(n, ast.Import | ast.ImportFrom) for n in body): tags |= {'hide-input'}
     prompt = 'The answer: what did you predict?' if answer else 'Imports'
@@ -267,7 +268,7 @@ def code_cell(cell, alt: str):
 def notebook_page(page: Page, out: Path):
     "The notebook as MyST-NB shall render it."
     cells, section, prose = [], page.title, ''
-    nb = nbformat.read(page.path, 4)
+    nb = stored(page.path)
     for cell in nb.cells:
         flags = directives(cell)
         if cell.cell_type == 'markdown':

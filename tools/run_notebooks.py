@@ -28,6 +28,7 @@ FOLDERS = {'course': 'Course', 'diffusion': 'Diffusion', 'distillation': 'Distil
            'applications': 'Applications', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
 WIDGET, WIDGET_STATE = 'application/vnd.jupyter.widget-view+json', 'application/vnd.jupyter.widget-state+json'
 NOTE = 'A live control in JupyterLab; stored here is the picture it starts with.\n'
+ANSWER = 'answer'  # in the metadata of a cell that answers a prediction: its outputs. No viewer shows them before the reader has run the cell
 
 
 def notebooks() -> list[Path]:
@@ -122,6 +123,20 @@ def freeze_widgets(nb) -> None:
     nb.metadata.pop('widgets', None)
 
 
+def hide_answers(nb) -> None:
+    "Move what an answering cell has given to where no viewer looks."
+    for cell in nb.cells:
+        if ANSWER in cell.metadata: cell.metadata[ANSWER], cell.outputs = cell.outputs, []
+
+
+def stored(path: Path):
+    "A notebook as it was stored, with the outputs of its answers in their cells."
+    nb = nbformat.read(path, 4)
+    for cell in nb.cells:
+        if ANSWER in cell.metadata: cell.outputs = cell.metadata[ANSWER]
+    return nb
+
+
 TIMED = re.compile(r'perf_counter|process_time|peak_memory|_per_second|METRICS')  # in the code of cells whose numbers are the machine's
 UNLIKE = re.compile(r'<[\w.]+ object( at \w+)?>|[\w./-]*/tmp\w*/[\w./-]*|\d[\d.,]* ?(µs|ms|s|seconds?|min|minutes?|[kMG]B)\b(?!\^)|\d[\d.,]* \w+ a second|\d+:\d\d')
 
@@ -168,10 +183,11 @@ def main() -> None:
         freeze_widgets(nb)
         print(f'{time.perf_counter() - start:6.1f} s, {WARM.cpu - cpu:6.1f} s of CPU  {os.path.relpath(path)}', flush=True)
         if args.check:
-            found = differences(nbformat.read(path, 4), nb)
+            found = differences(stored(path), nb)
             changed += bool(found)
             print(*(f'    {line}' for line in found), sep='\n', end='\n' if found else '')
         else:
+            hide_answers(nb)
             nbformat.write(nb, path)
             subprocess.run([Path(sys.executable).with_name('nbdev_clean'), '--fname', path], cwd=ROOT, check=True)
     if changed: sys.exit(f'{changed} of {len(paths)} notebooks printed something else than what is stored')
