@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 diffusers = pytest.importorskip('diffusers')
 
@@ -16,7 +17,7 @@ from diffusers import (AutoencoderKL, DDPMScheduler, DiTTransformer2DModel,  # n
                        UNet2DConditionModel, UNet2DModel)
 
 from bdense_nb.app.plans import kept_bytes, memory_on_paper  # noqa: E402
-from bdense_nb.core import sample_noise  # noqa: E402
+from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
 from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser, VPDenoiser  # noqa: E402
 from bdense_nb.diffusion.nets import MLP  # noqa: E402
 from bdense_nb.diffusion.samplers import ConditionTable  # noqa: E402
@@ -27,8 +28,9 @@ from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
 from bdense_nb.distillation.students import branched_student, load_student, starting_run  # noqa: E402
 from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import export_onnx, load_pretrained, merged, with_adapters  # noqa: E402
-from bdense_nb.training.config import Hardware  # noqa: E402
+from bdense_nb.training.config import Hardware, TrainConfig  # noqa: E402
 from bdense_nb.training.devices import blocks, lean_copy, recompute_blocks, set_precision  # noqa: E402
+from bdense_nb.training.loop import fit  # noqa: E402
 from warm import python  # noqa: E402
 
 SHAPE = (4, 8, 8)
@@ -464,6 +466,18 @@ def test_a_pipeline_without_its_text_encoders_names_the_package(tmp_path, monkey
     student.save_pretrained(tmp_path/'few')
 
 
+@pytest.mark.parametrize('null, says', [(None, '^null=None, .*does not fit the teacher: a UNet2DConditionModel is told more'), (torch.zeros(1, 4, 7), r'^null=\[1, 4, 7\].* must be of the shape of the others'),
+                                        ({'encoder_hidden_states': torch.zeros(1, 7, 12)}, r'^null=.*\[1, 7, 12\].* must be of the shape of the others')], ids=['none', 'width', 'length'])
+def test_a_null_that_does_not_fit_is_named(null, says):
+    with pytest.raises(ValueError, match=says): frozen_copy(GuidedDenoiser(teacher_of('SD'), 3., null), SHAPE)
+
+
+def test_missing_conditions_are_named():
+    teacher = teacher_of('SD')
+    teacher.conditions = None
+    with pytest.raises(ValueError, match='with cond=None does not fit the teacher: .* or let conditions= draw them'): frozen_copy(teacher, SHAPE)
+
+
 # --- adapters ---
 
 def test_what_is_frozen_stays_frozen_from_the_first_step_to_the_student():
@@ -513,6 +527,12 @@ def test_frozen_weights_are_held_once_and_change_no_result(how, tmp_path, monkey
     assert not places(student.denoiser)[0] & mine and all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     if how == 'SFD':
         distilled(how, teacher, start, tmp_path, [Seen(2)])
+        stored = {k for k in load_tensors(next(tmp_path.glob('checkpoint-*')))[0] if not k.startswith('optim')}
+        learned = {k for k, p in model.named_parameters() if p.requires_grad}
+        assert {k.removeprefix('model.').removeprefix('ema.module.') for k in stored} - {'ema.n_averaged'} == learned, 'the teacher is at hand'
+        moved = copy.deepcopy(teacher)
+        next(p for n, p in moved.named_parameters() if 'to_k' in n).data += .1
+        with pytest.raises(ValueError, match='another configuration'): distilled(how, moved, partly_trained(moved), tmp_path)
         resumed = distilled(how, teacher, start, tmp_path)
         assert all(torch.equal(a, b) for a, b in zip(resumed.denoiser.parameters(), student.denoiser.parameters(), strict=True))
     for name in ('bank', 'students', 'branches', 'progressive'):
@@ -521,6 +541,20 @@ def test_frozen_weights_are_held_once_and_change_no_result(how, tmp_path, monkey
             if hasattr(module, kind): monkeypatch.setattr(module, kind, copy.deepcopy)
     apart = distilled(how, teacher, copy.deepcopy(start))
     assert all(torch.equal(a, b) for a, b in zip(apart.denoiser.parameters(), student.denoiser.parameters(), strict=True))
+
+
+@pytest.mark.parametrize('change', ['numbers', 'trained'])
+def test_weights_that_a_checkpoint_leaves_out_must_be_the_same(change, tmp_path):
+    def run(net, steps):
+        step = lambda model, i: iter([model(torch.ones(2, 3)).square().mean()])
+        return fit(net, step, TrainConfig(steps, 1e-2, schedule='constant'), tmp_path, show=False)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 1))
+    run(copy.deepcopy(net), 1)
+    again = run(copy.deepcopy(net), 2).model
+    assert torch.equal(again[0].weight, net[0].weight)
+    net[0].weight.requires_grad_(change == 'trained').data.add_(change == 'numbers')
+    with pytest.raises(ValueError, match='1 weights that were frozen, .* are others here or trained, such as 0.weight'): run(net, 3)
 
 
 def the_peft(): return pytest.importorskip('peft', reason='LoRA needs peft (pip install "bdense-nb[lora]"); what is frozen is tested without it')

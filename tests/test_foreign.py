@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from bdense_nb.core import NFECounter
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser, as_column, load_denoiser,
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
+from bdense_nb.diffusion.samplers import ConditionTable
+from bdense_nb.distillation.bank import frozen_copy
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
@@ -381,3 +383,63 @@ def test_samples_of_a_wrong_height_are_refused_in_our_words():
 @pytest.mark.parametrize('how', [dict(schedule='teacher', sigma_max=10.), dict(schedule='vp_linear', sigma_max=10.), dict(schedule='teacher', sigma_min=.1)], ids=str)
 def test_a_level_that_a_table_decides_is_refused(how):
     with pytest.raises(ValueError, match='takes its levels from a table, so it has no sigma_m'): PDConfig(**how)
+
+
+class OwnSkip(EDM):
+    "As consistency models' code has it."
+    def combine(self, x, sigma, labels, kw):
+        v = (sigma - .002)**2 + .25
+        return .25/v*x + (sigma - .002)*.5/v.sqrt()*self.model(x/v.sqrt(), 250*sigma.log().flatten(), labels)
+
+
+@pytest.mark.parametrize('zeros', [False, True], ids=['random', 'zeros'])
+@pytest.mark.parametrize('kind', [EDM, OwnSkip])
+def test_a_modules_own_formulas_are_kept(kind, zeros):
+    "Where the network says nothing yet, too."
+    torch.manual_seed(0)
+    module = kind()
+    if zeros: torch.nn.init.zeros_(module.model.last.weight)
+    D, (x, sigma) = as_denoiser(module), x_sigma()
+    for net in (D.net.model if kind is EDM else D.net, module.model): net.last.weight.data.add_(.1)
+    torch.testing.assert_close(D(x, sigma), module(x, sigma), atol=1e-5, rtol=1e-5)
+    assert type(D) is (EDMDenoiser if kind is EDM else PreconditionedDenoiser)
+
+
+class Karras(nn.Module):
+    "k-diffusion's layout."
+    sigma_data = .5
+    def __init__(self, inner): super().__init__(); self.inner_model = inner
+    def ask(self, x, sigma, **more): return self.inner_model(x, sigma, **more)
+    def forward(self, input, sigma, **more): return input - sigma[:, None, None, None]*self.ask(input, sigma, **more)
+class CompVis(Karras):
+    def ask(self, x, sigma, **more): return self.inner_model.apply_model(x, sigma, **more)
+class Deaf(Karras):
+    def ask(self, x, sigma, **more): return x
+class Lossy(Karras):
+    def forward(self, images): return images.mean()
+class ByClass(nn.Module):
+    def __init__(self): super().__init__(); self.rows, self.last = nn.Embedding(4, 3), Conv(3, 3)
+    def forward(self, x, sigma, class_cond=None): return self.last(x + (0 if class_cond is None else self.rows(class_cond)[:, :, None, None]))
+class Answers(nn.Module):
+    def __init__(self, kind): super().__init__(); self.out, self.kind = nn.Conv2d(3, 3, 1), kind
+    def forward(self, x, noise, cond=None): return self.kind({'sample': self.out(x)})
+class Indexes(Answers):
+    def forward(self, x, noise, cond=None): return self.out(x)[:, [7]]
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: as_denoiser(CompVis(Inner()), 'inner_model'), "CompVis cannot be taken apart at its 'inner_model', since it uses apply_model of the network"),
+    (lambda: as_denoiser(Deaf(Inner()), 'inner_model'), 'since it does not call it'),
+    (lambda: as_denoiser(Lossy(Inner())), r'a Lossy is not called with \(x, sigma\).*one of inner_model'),
+    (lambda: EDMDenoiser(Answers(tuple)), 'it answers with a tuple$'), (lambda: ModuleDenoiser(Answers(dict)), 'it answers with a dict$'),
+    (lambda: EDMDenoiser(Indexes(tuple)), 'Indexes is called with three arguments.*out of bounds')], ids=range(6))
+def test_a_first_call_says_what_stopped_it(make, says):
+    with pytest.raises((TypeError, ValueError), match=says): frozen_copy(make(), SHAPE)
+
+
+def test_classes_by_name_are_distilled():
+    D = as_denoiser(Karras(ByClass()), 'inner_model', takes='class_cond')
+    D.conditions = ConditionTable(torch.arange(4))
+    D.net.last.weight.data.mul_(.1)
+    student = sfd(D, SFDConfig(shape=SHAPE, K=2, steps=1, batch=2, sigma_max=2., layer='last'), show=False)
+    torch.testing.assert_close(student.sample(4, cond=torch.arange(4)), torch.cat([student.sample(1, seed=i, cond=torch.tensor([i])) for i in range(4)]))

@@ -231,6 +231,7 @@ class Other(nn.Module):
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, 1., .5])), 'without signal before its last'),
     (lambda: from_diffusers(unet_of(), DDPMScheduler(trained_betas=[.1, float('nan'), .3])), 'NaN'), (lambda: from_diffusers(unet_of(), diffusers.EDMEulerScheduler()), 'no betas'), (lambda: from_diffusers(unet_of(), diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), 'invert_sigmas'),
     (lambda: from_diffusers(unet_of(), EulerDiscreteScheduler(timestep_type='continuous')), 'discrete'), (lambda: noise_table(dict(beta_schedule='cubic')), 'cubic'), (lambda: noise_table(dict(beta_start=1e-4, prediction_type='score')), 'score'),
+    (lambda: from_diffusers(unet_of(), diffusers.LCMScheduler()), 'LCMScheduler is of a consistency model'),
     (lambda: noise_table(dict(beta_start=1e-4, prediction_type='flow_prediction')), 'FlowMatchEulerDiscreteScheduler'), (lambda: noise_table(dict(beta_start=1e-4, use_flow_sigmas=True)), 'use_flow_sigmas'), (lambda: noise_table(dict(diffusers.CogVideoXDDIMScheduler().config)), 'snr_shift_scale=3.0, which is not read'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable'),
     (lambda: from_diffusers(unet_of(), DDPMScheduler), r'scheduler must be .*DDPMScheduler\(\).*got <class'), (lambda: from_diffusers(unet_of(), 3), 'scheduler must be .*got 3')])
@@ -592,3 +593,17 @@ def test_a_model_of_diffusers_from_training_to_samples(tmp_path, monkeypatch):
         assert {k: v for k, v in mine.config.items() if k != '_name_or_path'} == {k: v for k, v in theirs.config.items() if k != '_name_or_path'}
         assert any(not torch.equal(p, q) for p, q in zip(student.denoiser.parameters(), teacher.parameters(), strict=True)) # it did learn something
     assert load_pretrained(tmp_path/'pd', 'cpu').about['config']['schedule'] == 'teacher' and (tmp_path/'out'/'pd'/'model_index.json').exists()
+
+
+@pytest.mark.parametrize('name', ['HeunDiscreteScheduler', 'PNDMScheduler'])
+def test_what_a_schedulers_file_leaves_out_is_as_its_class_has_it(name):
+    "And not as DDPM's."
+    kind = getattr(diffusers, name)
+    torch.testing.assert_close(noise_table(dict(_class_name=name, beta_schedule='linear'))[1].float(), kind(beta_schedule='linear').alphas_cumprod)
+
+
+def test_weights_of_another_width_are_refused_in_our_words(unet, tmp_path):
+    for name, net in (('a', unet), ('b', unet_of(block_out_channels=(16, 16)))): net.save_pretrained(tmp_path/name)
+    (tmp_path/'b'/'diffusion_pytorch_model.safetensors').replace(tmp_path/'a'/'diffusion_pytorch_model.safetensors')
+    with pytest.raises(ValueError, match='a cannot be read as a UNet2DModel: its weights are .*another network') as e: from_diffusers(tmp_path/'a', DDPMScheduler())
+    assert 'ignore_mismatched' not in str(e.value)

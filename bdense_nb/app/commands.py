@@ -727,8 +727,9 @@ def teacher_of_code(name: str) -> NetDenoiser:
     "What the callable of `module:callable` makes; what is no denoiser of a network is refused."
     made = find_net(name)()
     if not isinstance(made, NetDenoiser):
-        raise ValueError(f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a '
-                         'network EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one')
+        raise ValueError(f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: '
+                         'as_denoiser(module) makes one of a module that says D(x, sigma), such as '
+                         'EDM\'s; EDMDenoiser(net), VPDenoiser or FlowDenoiser of a raw network')
     if made.conditions is not None and not callable(made.conditions):
         raise ValueError(f'the conditions of {name} must be a ConditionTable(rows), got a '
                          f'{type(made.conditions).__name__}')
@@ -1013,14 +1014,13 @@ def is_known(name: str) -> bool:
 def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=None,
                  trust: bool = False) -> None: # pairs: clean data and labels, if there are any
     "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
+    with torch.no_grad(): frozen_copy(source, shape) # what does not fit says so
     if pairs is None and is_known(name): return
     plain = unguided(source) # guidance exaggerates
     also = '' if pairs else ', or it has learned too little'
     if not pairs:
         seeds = range(min(max(2048//math.prod(shape), 4), 512))
         start = draw_start(plain, shape, seeds, 1.)
-        with torch.no_grad(): # what does not fit says so
-            plain(start[0][:1], 1., map_cond(lambda t: t[:1], start[1]))
     try:
         if pairs: found = check_teacher(plain, *pairs, refuse=not trust)
         else: found = check_itself(plain, *start, refuse=not trust)
@@ -1063,6 +1063,7 @@ def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
 
 def conditioned_data(options: Distilled, table: Callable, shape: tuple[int, ...]):
     "Samples from a file, and the condition of each: the row of the table with its number."
+    if options.data: check_data(options.data)
     if not is_stored(options.data) or not isinstance(table, ConditionTable):
         raise ValueError('Progressive Distillation needs the condition of every sample of its '
                          'data: pass --data FILE.safetensors with samples [N, *D], such as the '
@@ -1514,7 +1515,7 @@ def check_export(arm: Student, to: str, out: str, line: Line = Line()) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
     net = arm.denoiser.net
     if to == 'diffusers' and not isinstance(net, DiffusersNet):
-        raise ValueError(f'only students of a diffusers U-Net can be written for diffusers, this '
+        raise ValueError(f'only students of a diffusers network can be written for diffusers, this '
                          f'one has a network {type(net).__name__}: choose --to onnx or state_dict')
     check_folder(out, ('sampling.json',), line)
     if not (file := Path(out)/'sampling.json').is_file(): return

@@ -378,6 +378,10 @@ class _Socket(nn.Module):
         self.asked = (args, kwargs)
         return torch.zeros_like(args[0])
 
+    def __getattr__(self, name: str): # what else of the network is used
+        try: return super().__getattr__(name)
+        except AttributeError: raise AttributeError(f'{name} of the network', obj=self) from None
+
 class PreconditionedDenoiser(NetDenoiser):
     """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
     says with x itself; its branches are combined in the same way."""
@@ -400,7 +404,8 @@ class PreconditionedDenoiser(NetDenoiser):
         self.one_hot = int(getattr(module, 'label_dim', 0) or 0) # EDM's classes are such rows
 
     @property
-    def n_classes(self) -> int: return self.one_hot or getattr(self.net, 'n_classes', 0)
+    def n_classes(self) -> int | None: # None: it takes a condition, and does not say which
+        return self.one_hot or getattr(self.net, 'n_classes', None if self.takes else 0)
 
     @property
     def config(self) -> dict:
@@ -413,7 +418,15 @@ class PreconditionedDenoiser(NetDenoiser):
         if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
-        self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+        why = 'does not call it'
+        try: self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+        except AttributeError as e:
+            if e.obj is not socket: raise
+            why = f'uses {e} instead of calling it'
+        if socket.asked is None:
+            raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
+                             f'{self.inner!r}, since it {why}: wrap that network, with a forward, '
+                             'in VPDenoiser, FlowDenoiser or EDMDenoiser')
         args, kwargs = socket.asked
         socket.asked = None
         return self.net(*args, **kwargs)

@@ -378,7 +378,8 @@ def asked_conditions(
 ) -> Tensor | dict | None: # n rows, on the CPU; None: none were asked for
     "The conditions that a caller asks for, checked before any work."
     if asked is None: return None
-    if isinstance(asked, dict) or isinstance(asked, Tensor) and asked.is_floating_point():
+    free = n_classes is None or isinstance(asked, Tensor) and asked.is_floating_point()
+    if isinstance(asked, dict) or isinstance(asked, Tensor) and free:
         each = lambda t: t.cpu().expand(n, *t.shape[1:]) if len(t) == 1 else t.cpu()
         given = map_cond(each, asked)
         check_cond(given, torch.empty(n), n_classes)

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas,
                             check_type, locked, save_tensors, send)
-from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, VPDenoiser,
-                                          check_precision, cond_like)
+from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GuidedDenoiser, VPDenoiser,
+                                          check_precision, cond_like, map_cond, null_rows, unguided)
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
@@ -51,23 +51,60 @@ def frozen_copy(
     if isinstance(denoiser, nn.Module):
         denoiser = lean_copy(denoiser).requires_grad_(False).eval()
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
-    try: out = denoiser(x, 1., cond)
-    except ValueError as e: raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
-    except RuntimeError as e: raise ValueError(misfit(denoiser, shape, e)) from e
-    except (AttributeError, TypeError) as e:
-        draw = ("if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
-                'samplers.ConditionTable')
-        if net := getattr(denoiser, 'net', None):
-            raise TypeError(f'{type(net).__name__} is called with three arguments, (x [B, *D], '
-                            f'noise [B], cond), cond None where there is none, and must answer '
-                            f'with a tensor like x: {e}; {draw}') from e
-        raise TypeError(f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({e}); wrap '
-                        'a network in EDMDenoiser, VPDenoiser or FlowDenoiser, and '
-                        f'{draw}') from e
+    plain = unguided(denoiser)
+    out = _first_answer(plain, x, cond, f'shape={shape} with cond={_sizes(cond)}')
+    if plain is not denoiser: _check_nothing(denoiser, x, cond)
     if out.shape != x.shape:
         raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
                          f'{tuple(out.shape[1:])}')
     return denoiser
+
+def _sizes(cond: Tensor | dict | None): # the shapes in it
+    return map_cond(lambda t: list(t.shape), cond)
+
+def _check_nothing(guided: GuidedDenoiser, x: Tensor, cond) -> None:
+    "Refuse a condition of \"nothing\" that cannot stand where the others do."
+    if cond is None: guided(x, 1., cond) # which says so
+    null = null_rows(guided.null, 1, x.device)
+    mine, theirs = ({'': c} if isinstance(c, Tensor) else c or {} for c in (null, cond))
+    if len(mine) == len(theirs) == 1: mine = dict(zip(theirs, mine.values()))
+    said = f'null={_sizes(null)}, the condition of "nothing" that guidance compares with,'
+    if any(k in theirs and row.shape[1:] != theirs[k].shape[1:] for k, row in mine.items()):
+        raise ValueError(f'{said} must be of the shape of the others, {_sizes(cond)}')
+    _first_answer(guided.denoiser, x, null_rows(guided.null, len(x), x.device), said)
+
+def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
+    "What a denoiser says; where it stops, what it was given, and what may be missing."
+    net = getattr(denoiser, 'net', None)
+    answers = []
+    watch = lambda module, told, answer: answers.append(type(answer))
+    hook = net.register_forward_hook(watch) if isinstance(net, nn.Module) else None
+    try:
+        out = denoiser(x, 1., cond)
+        out.shape # of a tensor
+        return out
+    except ValueError as e: raise ValueError(f'{given} does not fit the teacher: {e}') from e
+    except RuntimeError as e:
+        classes = getattr(cond, 'dtype', None) is torch.long # their number is known
+        raise ValueError(misfit(denoiser, tuple(x.shape[1:]), e) if cond is None or classes else
+                         f'{given} does not fit the teacher: {e}') from e
+    except (AttributeError, TypeError, LookupError, AssertionError) as e:
+        raise TypeError(_not_called(denoiser, net, answers, cond, e)) from e
+    finally:
+        if hook: hook.remove()
+
+def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Exception) -> str:
+    "Why something is no denoiser, or its network no network."
+    draw = ("; if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
+            'samplers.ConditionTable')*(cond is None)
+    if net is None:
+        return (f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({error}); wrap a '
+                f'network in EDMDenoiser, VPDenoiser or FlowDenoiser{draw}')
+    if answers and not issubclass(answers[-1], Tensor):
+        error = f'it answers with a {answers[-1].__name__}'
+        draw = ''
+    return (f'{type(net).__name__} is called with three arguments, (x [B, *D], noise [B], cond), '
+            f'cond None where there is none, and must answer with a tensor like x: {error}{draw}')
 
 # %% ../../nbs/distillation/05_bank.ipynb #b34019b7
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits

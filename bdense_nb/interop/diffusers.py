@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib
 import copy
+import inspect
 import json
 import re
 import warnings
@@ -66,8 +67,13 @@ def noise_table(
     terminal SNR the last alpha_bar is 0: sampling starts from the level before it, the last that
     is finite."""
     name = config.get('_class_name', 'this scheduler')
+    kind = getattr(_diffusers(), name, None) # what its file does not say is as its class has it
+    usual = inspect.signature(kind).parameters if kind else {}
     config = {k: v for k, v in config.items() if v is not None}
     _refuse(name, {
+        'is of a consistency model or one distilled already, whose network is no denoiser at every '
+        'level: pass the scheduler that its teacher was trained with, if it can be called so':
+            name in ('LCMScheduler', 'TCDScheduler'),
         'has no betas, so it does not say which noise level a time step is; only schedulers with '
         'betas (DDPM, DDIM and their kind) are supported':
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
@@ -82,6 +88,8 @@ def noise_table(
         'the scheduler that the network was trained with': bool(config.get('use_flow_sigmas')),
         f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
             config.get('timestep_type', 'discrete') != 'discrete'})
+    config = {k: usual[k].default for k in _TABLE if k in usual
+              and usual[k].default is not None} | config
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
     check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
     _check_sizes(config)
@@ -337,7 +345,8 @@ def _what_to_pass(net: DiffusersNet) -> str:
                        for name, shape in net.takes.items())
     also = ', '.join(net.family.optional)
     return (f'a {type(net.model).__name__} is told more than noise and time: pass cond= a dict '
-            f'with {wanted}' + f' (and, if you like, {also})'*bool(also))
+            f'with {wanted}' + f' (and, if you like, {also})'*bool(also) +
+            ', or let conditions= draw them (the denoiser\'s attribute, a ConditionTable)')
 
 def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> None:
     "Refuse what the family of a network allows, and this package does not."
@@ -493,9 +502,10 @@ def _read_network(folder: Path) -> nn.Module:
     half = all('.fp16.' in file.name for file in inside.glob('*.safetensors'))
     how = dict(local_files_only=True, use_safetensors=True, variant='fp16' if half else None)
     try: model, found = kind.from_pretrained(inside, output_loading_info=True, **how)
-    except (SafetensorError, RuntimeError, TypeError, OSError) as e:
+    except (SafetensorError, RuntimeError, TypeError, OSError, ValueError) as e:
+        why = re.sub(r'^Cannot load *because |\. If you want to .*', '', str(e), flags=re.S)
         raise ValueError(f'{inside} cannot be read as a {name}: its weights are truncated, '
-                         f'damaged or of another network ({e})') from e
+                         f'damaged or of another network ({why})') from e
     if lacking := sorted(found['missing_keys']):
         raise ValueError(f'{inside} lacks {len(lacking)} of the weights of a {name}, such as '
                          f'{lacking[0]}: save the whole network')
@@ -647,6 +657,23 @@ class EDMNet(nn.Module):
 _all_ = ['ModuleDenoiser'] # from the notebook on denoisers: a module that is a denoiser already
 
 # %% ../../nbs/interop/01_diffusers.ipynb #885fb064
+class _Asked(nn.Module):
+    "Answers with what it is asked, the sample and the noise level, in one tensor."
+    def forward(self, x: Tensor, noise: Tensor, *rest, **more) -> Tensor:
+        return x + 3*noise.reshape(-1, 1, 1, 1)
+
+def _is_edm(module: nn.Module) -> bool: # with `.model`
+    "Does a module scale, and tell the noise, as EDM's table 1 has it? Its network is not asked."
+    network = module.model
+    try:
+        module.model = _Asked()
+        mine = EDMDenoiser(_Asked(), float(module.sigma_data))
+        x = torch.linspace(-2, 2, 192).reshape(1, 3, 8, 8)
+        return all(torch.allclose(module(x, s), mine(x, s), rtol=1e-4, atol=1e-4)
+                   for s in torch.tensor([[.3], [20.]]))
+    except Exception: return False # whatever a foreign module raises
+    finally: module.model = network
+
 def as_denoiser(
     model: Callable, # `D(x, sigma, cond)`, or an EDM-style module (`.model`, `.sigma_data`)
     # name of the network inside, where the module combines what that says with x, as k-diffusion's
@@ -668,11 +695,18 @@ def as_denoiser(
     if inner is None and table and isinstance(getattr(model, 'model', None), nn.Module):
         raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
                         'wrap that as VPDenoiser(x.model, x.alphas_cumprod, prediction)')
+    try: inspect.signature(model.forward).bind_partial(None, None)
+    except TypeError as e:
+        parts = ', '.join(part for part, _ in model.named_children())
+        raise TypeError(f'a {type(model).__name__} is not called with (x, sigma), so it is no '
+                        f'denoiser ({e}): wrap the network in it, one of {parts or "nothing"}, as '
+                        'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser') from e
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
-    if inner is None and hasattr(model, 'model') and hasattr(model, 'sigma_data'):
-        net = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
-        return EDMDenoiser(net, float(model.sigma_data)).eval()
-    if inner is None and hasattr(model, 'label_dim'): # EDM's VP, VE and iDDPM; EDM2's
+    layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
+    if inner is None and layout: # EDM's classes, and EDM2's
         inner = next((name for name in ('model', 'unet') if hasattr(model, name)), None)
+        if inner == 'model' and _is_edm(model):
+            net = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
+            return EDMDenoiser(net, float(model.sigma_data)).eval()
     if inner is not None: return PreconditionedDenoiser(model, inner, takes).eval()
     return ModuleDenoiser(model).eval()

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -480,13 +481,21 @@ class State:
         copied.load_state_dict({k: full_tensor(v) for k, v in model.state_dict().items()})
         return copied.to(self.device)
 
+    @cached_property
+    def frozen(self) -> dict[str, str]: # name -> digest
+        "What is not trained, so that checkpoints leave it out: a run that goes on must have it."
+        return {k: fingerprint(full_tensor(p)) for k, p in self.model.named_parameters()
+                if not p.requires_grad}
+
     def contents(self) -> tuple[dict[str, Tensor], dict]: # tensors, and what describes them
         "A checkpoint: weights, their average, Adam's moments, and all that is needed to go on."
         if self.updates.losses or self.updates.skipped: self.report()
         tensors = {}
+        left = {f'{part}.{k}' for k in self.frozen for part in ('model', 'ema.module')}
         for name, part in (('model', self.model), ('optim', self.updates), ('ema', self.ema)):
             if part is None: continue
-            tensors |= {f'{name}.{k}': full_tensor(v) for k, v in part.state_dict().items()}
+            tensors |= {f'{name}.{k}': full_tensor(v) for k, v in part.state_dict().items()
+                        if f'{name}.{k}' not in left}
         for name, t in tensors.items(): # a finite loss can still have had an infinite gradient
             if t.is_floating_point() and not t.isfinite().all():
                 self.refuse(f'{name} is no longer finite at iteration {self.done}')
@@ -495,15 +504,19 @@ class State:
         self.tick()
         scaler = None if self.updates.scaler is None else self.updates.scaler.state_dict()
         return tensors, dict(done=self.done, history=self.history, seconds=self.seconds,
-                             best=self.best, config=asdict(self.cfg), scaler=scaler)
+                             best=self.best, config=asdict(self.cfg), scaler=scaler,
+                             frozen=self.frozen)
 
     def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
         "Go back to a checkpoint, if it is one of this run."
         _check_same(checkpoint_path(self.folder, meta['done']), meta['config'], self.cfg)
         part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+        left = meta.get('frozen', {}) # of older checkpoints nothing
         try:
-            _load_weights(part('model.'), self.model)
-            if self.ema is not None: _load_weights(part('ema.'), self.ema)
+            _check_frozen(left, self.frozen if left else {})
+            _load_weights(part('model.'), self.model, left)
+            if self.ema is not None:
+                _load_weights(part('ema.'), self.ema, [f'module.{k}' for k in left])
             self.updates.load_state_dict(part('optim.'))
         except ValueError as e:
             raise ValueError(f'{self.folder} holds a run of another model: {e}') from None
@@ -533,16 +546,26 @@ def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
                "run with schedule='constant' can be lengthened")
     refuse_other(path.parent, same_run(theirs, asdict(cfg), defaults, free), why)
 
-def _load_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    "Put stored numbers into a model; other names, shapes or types are those of another one."
-    mine = model.state_dict()
+def _check_frozen(theirs: dict[str, str], mine: dict[str, str]) -> None: # digests by name
+    "Refuse weights that are not those that a checkpoint was written beside."
+    differ = [k for k, digest in theirs.items() if mine.get(k) != digest]
+    if differ:
+        raise ValueError(f'{len(differ)} weights that were frozen, and so are not stored there, are '
+                         f'others here or trained, such as {differ[0]}: start from the same '
+                         'network, with the same weights frozen')
+
+def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[str] = ()) -> None:
+    """Put stored numbers into a model; other names, shapes or types are those of another one.
+    `left`: names that were not stored."""
+    mine = {k: t for k, t in model.state_dict().items() if k not in left}
     kind = lambda t: f'{str(t.dtype).removeprefix("torch.")} {list(t.shape)}'
     differ = [f'{k} is missing there' for k in mine if k not in tensors]
     differ += [f'{k} is only there' for k in tensors if k not in mine]
     differ += [f'{k} is {kind(tensors[k])} there and {kind(t)} here' for k, t in mine.items()
                if k in tensors and kind(tensors[k]) != kind(t)]
     # what is frozen may be shared with the caller's networks: it is compared, not written
-    frozen = {k for k, p in model.named_parameters() if not p.requires_grad and is_whole(p)}
+    frozen = {k for k, p in model.named_parameters()
+              if not p.requires_grad and is_whole(p) and k in mine}
     if not differ:
         differ = [f'{k} is frozen here and has other numbers there' for k in frozen
                   if not torch.equal(tensors[k].to(mine[k].device), mine[k])]
