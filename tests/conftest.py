@@ -49,6 +49,18 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+def in_pairs(*axes):
+    "Of the product of three axes, cases in which every value of one meets every value of another: all of the longer two, the shortest in turn."
+    axes = [list(axis) for axis in axes]
+    *longer, short = sorted(range(3), key=lambda i: -len(axes[i]))
+    cases = []
+    for i, one in enumerate(axes[longer[0]]):
+        for j, other in enumerate(axes[longer[1]]):
+            found = {longer[0]: one, longer[1]: other, short: axes[short][(i + j) % len(axes[short])]}
+            cases.append(tuple(found[k] for k in range(3)))
+    return cases
+
+
 def shaken(denoiser, seed=0):
     "Random instead of zero output weights, so that something depends on everything."
     import torch  # not before the number of threads is set
