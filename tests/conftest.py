@@ -1,6 +1,5 @@
 "What all tests share. One thread each: small tensors gain nothing from more, and results stay comparable."
 import functools
-import gc
 import inspect
 import os
 import shutil
@@ -33,9 +32,6 @@ def site(root, tmp_path_factory) -> Path:
     done = subprocess.run([sys.executable, root/'tools'/'docs.py', folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
-
-
-def pytest_collection_finish() -> None: gc.freeze()  # what was imported stays: looking for garbage in it again and again takes long
 
 
 @pytest.hookimpl(optionalhook=True)
