@@ -1,6 +1,5 @@
 "What all tests share. One thread each: small tensors gain nothing from more, and results stay comparable."
 import functools
-import gc
 import inspect
 import os
 import shutil
@@ -35,9 +34,6 @@ def site(root, tmp_path_factory) -> Path:
     return folder
 
 
-def pytest_collection_finish() -> None: gc.freeze()  # what was imported stays: looking for garbage in it again and again takes long
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     "The tests of a file run in one process, so that what they share is made once; notebooks go wherever there is room."
@@ -47,6 +43,18 @@ def pytest_xdist_make_scheduler(config, log):
             file = Path(nodeid.split('::')[0]).name
             return nodeid if file == 'test_notebooks.py' else {'test_docs_browser.py': 'test_docs.py'}.get(file, file)
     return ByFile(config, log)
+
+
+def in_pairs(*axes):
+    "Of the product of three axes, cases in which every value of one meets every value of another: all of the longer two, the shortest in turn."
+    axes = [list(axis) for axis in axes]
+    *longer, short = sorted(range(3), key=lambda i: -len(axes[i]))
+    cases = []
+    for i, one in enumerate(axes[longer[0]]):
+        for j, other in enumerate(axes[longer[1]]):
+            found = {longer[0]: one, longer[1]: other, short: axes[short][(i + j) % len(axes[short])]}
+            cases.append(tuple(found[k] for k in range(3)))
+    return cases
 
 
 def shaken(denoiser, seed=0):

@@ -32,6 +32,7 @@ from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank  # noqa: E40
 from bdense_nb.distillation.students import Student  # noqa: E402
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser  # noqa: E402
 from bdense_nb.distillation.variable import sfd_variable  # noqa: E402
+from conftest import in_pairs
 from warm import python
 
 
@@ -78,9 +79,7 @@ def relative(a, b): return ((a - b).abs().max()/b.abs().max()).item()
 
 # --- in: the prediction ---
 
-@pytest.mark.parametrize('prediction', PREDICTION_TYPES)
-@pytest.mark.parametrize('betas', [*BETA_SCHEDULES, 'trained'])
-@pytest.mark.parametrize('T', [1000, 37])
+@pytest.mark.parametrize('betas, prediction, T', in_pairs([*BETA_SCHEDULES, 'trained'], PREDICTION_TYPES, [1000, 37]))
 def test_the_prediction_is_that_of_diffusers(unet, betas, prediction, T):
     "The network's own answer at its own levels; in float64 to rounding, in float32 to 1e-5."
     more = dict(trained_betas=torch.linspace(1e-3, .1, T).tolist()) if betas == 'trained' else dict(beta_schedule=betas)
@@ -111,9 +110,10 @@ def test_at_very_high_noise_float32_rounds_on_both_sides():
     assert gaps[torch.float64] < 1e-6 and gaps[torch.float32] < 1e-2
 
 
-@pytest.mark.parametrize('more', [dict(), dict(timestep_spacing='linspace', clip_sample=False), dict(timestep_spacing='trailing', set_alpha_to_one=False), dict(steps_offset=1), dict(clip_sample_range=.5)], ids=str)
-@pytest.mark.parametrize('betas', ['linear', 'scaled_linear', 'squaredcos_cap_v2'])
-@pytest.mark.parametrize('prediction', PREDICTION_TYPES)
+OPTIONS = [dict(), dict(timestep_spacing='linspace', clip_sample=False), dict(timestep_spacing='trailing', set_alpha_to_one=False), dict(steps_offset=1), dict(clip_sample_range=.5)]
+
+
+@pytest.mark.parametrize('betas, prediction, more', in_pairs(['linear', 'scaled_linear', 'squaredcos_cap_v2'], PREDICTION_TYPES, OPTIONS), ids=str)
 def test_ddim_pipeline_is_reproduced(unet, betas, prediction, more):
     pipe = DDIMPipeline(unet, DDIMScheduler(100, beta_schedule=betas, prediction_type=prediction, **more))
     pipe.set_progress_bar_config(disable=True)

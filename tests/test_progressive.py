@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import shaken
+from conftest import in_pairs, shaken
 from bdense_nb.distillation import progressive as module
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser
 from bdense_nb.diffusion.nets import MLP, UNet
@@ -165,9 +165,7 @@ def leaning(denoiser):
     return denoiser
 
 
-@pytest.mark.parametrize('weight', SNR_WEIGHTS)
-@pytest.mark.parametrize('schedule', ['vp_linear', 'vp_cosine', 'pd_cosine'])
-@pytest.mark.parametrize('kind', NETWORKS)
+@pytest.mark.parametrize('kind, schedule, weight', in_pairs(NETWORKS, ['vp_linear', 'vp_cosine', 'pd_cosine'], SNR_WEIGHTS))
 def test_every_network_on_every_grid(kind, schedule, weight):
     "Targets land on the teacher's states, every loss and gradient is finite, and training moves towards the teacher."
     table = cosine_alpha_bar(64) if schedule == 'vp_cosine' else linear_alpha_bar(64)

@@ -300,9 +300,11 @@ def test_a_search_that_goes_on_confirms_its_new_best(teacher, whole, tmp_path, c
     assert confirm_weights(teacher, early, (1, 2, 5), tmp_path/'s.db', show=False) == first and count.done == 27
 
 
-def test_a_storage_that_cannot_be_written_is_named(teacher, tmp_path, count):
+def test_a_storage_that_cannot_be_written_is_named(teacher, tmp_path, count, monkeypatch):
     path = tmp_path/'s.db'
     run(teacher, 1, path)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, 'connect', lambda *a, **k: connect(*a, **k | dict(timeout=.2)))  # instead of five seconds
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute('BEGIN EXCLUSIVE')                                            # another program holds it
         with pytest.raises(OSError, match='s.db cannot be used .*locked.*no other program'): run(teacher, 2, path)
