@@ -883,7 +883,7 @@ def test_any_network_from_the_shell(shell):
     shell('bdense_distill s --teacher mynets:teacher --preset demo --shape 2 --steps 1 --batch 4 --pool 4 --layer out --K 2')
     assert 'pass --net, a network of that kind' in shell('bdense_sample s --n 3', 1)[1]
     assert 'bdense_distill: shape=(5,) does not fit the teacher' in shell('bdense_distill x --teacher mynets:teacher --preset demo --shape 5 --dry_run', 1)[1]
-    assert 'as_denoiser(module) makes one of a module' in shell('bdense_distill x --teacher mynets:Other --preset demo --shape 2 --dry_run', 1)[1]
+    assert 'of a module that says D(x, sigma) itself, as EDM\'s do, as_denoiser(module)' in shell('bdense_distill x --teacher mynets:Other --preset demo --shape 2 --dry_run', 1)[1]
     several = 'bdense_distill several --teacher mynets:teacher --preset demo --shape 2 --steps 1 --batch 4 --pool 4 --layer out --K 1 --nfe 2,3 --bank bank'
     assert 'pass --step_layer its name, one of: body, out' in shell(several, 1)[1] and not Path('bank').exists()
     shell(several + ' --step_layer body')

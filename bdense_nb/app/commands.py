@@ -727,9 +727,9 @@ def teacher_of_code(name: str) -> NetDenoiser:
     "What the callable of `module:callable` makes; what is no denoiser of a network is refused."
     made = find_net(name)()
     if not isinstance(made, NetDenoiser):
-        raise ValueError(f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: '
-                         'as_denoiser(module) makes one of a module that says D(x, sigma), such as '
-                         'EDM\'s; EDMDenoiser(net), VPDenoiser or FlowDenoiser of a raw network')
+        raise ValueError(f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a '
+                         'network EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one, of a '
+                         'module that says D(x, sigma) itself, as EDM\'s do, as_denoiser(module)')
     if made.conditions is not None and not callable(made.conditions):
         raise ValueError(f'the conditions of {name} must be a ConditionTable(rows), got a '
                          f'{type(made.conditions).__name__}')

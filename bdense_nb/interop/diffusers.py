@@ -665,11 +665,15 @@ class _Asked(nn.Module):
 def _is_edm(module: nn.Module) -> bool: # with `.model`
     "Does a module scale, and tell the noise, as EDM's table 1 has it? Its network is not asked."
     network = module.model
+    n = int(getattr(module, 'label_dim', 0) or 0)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    takes = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
+    classes = [torch.zeros(1, n) if n else None]*(len(takes) > 2)
     try:
         module.model = _Asked()
         mine = EDMDenoiser(_Asked(), float(module.sigma_data))
         x = torch.linspace(-2, 2, 192).reshape(1, 3, 8, 8)
-        return all(torch.allclose(module(x, s), mine(x, s), rtol=1e-4, atol=1e-4)
+        return all(torch.allclose(module(x, s, *classes), mine(x, s), rtol=1e-4, atol=1e-4)
                    for s in torch.tensor([[.3], [20.]]))
     except Exception: return False # whatever a foreign module raises
     finally: module.model = network

@@ -550,8 +550,8 @@ def _check_frozen(theirs: dict[str, str], mine: dict[str, str]) -> None: # diges
     "Refuse weights that are not those that a checkpoint was written beside."
     differ = [k for k, digest in theirs.items() if mine.get(k) != digest]
     if differ:
-        raise ValueError(f'{len(differ)} weights that were frozen, and so are not stored there, are '
-                         f'others here or trained, such as {differ[0]}: start from the same '
+        raise ValueError(f'{len(differ)} weights that were frozen, and so are not stored there, '
+                         f'are others here or trained, such as {differ[0]}: start from the same '
                          'network, with the same weights frozen')
 
 def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[str] = ()) -> None:
