@@ -1022,15 +1022,20 @@ def _against_others(denoiser: Callable, noise: Tensor, cond, found: TeacherCheck
         with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError): # not this one
             if _follows(other, noise, cond): continue
             its = _by_itself(other, noise, cond, '')
-            if _spread(its) > _spread(found)/4: fits[name] = _fit(its)
+            if its.ok and _vary(its, found): fits[name] = _fit(its)
     best = min(fits, key=fits.get, default='')
     if not best or fits[best] > _fit(found) - _CLOSER: return found
     return replace(found, predicts=f'what {best} takes', reason='read as another prediction, '
                    'its network is far closer to the samples that it makes as such')
 
-def _spread(found: TeacherCheck) -> float: # of the samples; NaN: they are of no size
-    s, g = found.sigmas[-1:], found.linear[-1:]
-    return s[0]*g[0]/(s[0]**2 - g[0]**2)**.5 if s else math.nan
+def _vary(its: TeacherCheck, found: TeacherCheck) -> bool:
+    "Are the samples of another reading more than one sample and some noise?"
+    size = its.sigmas[-1]/OWN_LEVELS[-1]
+    return _spread(its) > max(size/4, _spread(found)/10)
+
+def _spread(found: TeacherCheck) -> float: # standard deviation of the samples
+    s, g = found.sigmas[-1], found.linear[-1]
+    return s*g/(s**2 - g**2)**.5
 
 def _fit(found: TeacherCheck) -> float: # below 0: better than linear
     pairs = zip(found.errors, found.linear)
