@@ -1020,22 +1020,12 @@ def _against_others(denoiser: Callable, noise: Tensor, cond, found: TeacherCheck
         table = isinstance(denoiser, VPDenoiser) and isinstance(other, VPDenoiser)
         if table and ', alpha_bar, ' not in name: continue # a right table may fit worse
         with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError): # not this one
-            if _follows(other, noise, cond): continue
-            its = _by_itself(other, noise, cond, '')
-            if its.ok and _vary(its, found): fits[name] = _fit(its)
+            if not _follows(other, noise, cond):
+                fits[name] = _fit(_by_itself(other, noise, cond, '', varied=True))
     best = min(fits, key=fits.get, default='')
     if not best or fits[best] > _fit(found) - _CLOSER: return found
     return replace(found, predicts=f'what {best} takes', reason='read as another prediction, '
                    'its network is far closer to the samples that it makes as such')
-
-def _vary(its: TeacherCheck, found: TeacherCheck) -> bool:
-    "Are the samples of another reading more than one sample and some noise?"
-    size = its.sigmas[-1]/OWN_LEVELS[-1]
-    return _spread(its) > max(size/4, _spread(found)/10)
-
-def _spread(found: TeacherCheck) -> float: # standard deviation of the samples
-    s, g = found.sigmas[-1], found.linear[-1]
-    return s*g/(s**2 - g**2)**.5
 
 def _fit(found: TeacherCheck) -> float: # below 0: better than linear
     pairs = zip(found.errors, found.linear)
@@ -1043,10 +1033,12 @@ def _fit(found: TeacherCheck) -> float: # below 0: better than linear
 
 _OTHER_SEED = 714_025_366 # noise other than that which the samples are made of
 
-def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str) -> TeacherCheck:
+def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str,
+               varied: bool = False) -> TeacherCheck: # refuse samples that are nearly one?
     x0 = own_samples(denoiser, noise, cond)
     size = float(x0.double().square().mean().sqrt())
-    if not 0 < size < _NOISIEST/2: # NaN neither
+    alike = varied and _square(x0 - x0.mean(0)) < size**2/16
+    if alike or not 0 < size < _NOISIEST/2: # NaN neither
         why = f'its own samples have a root mean square of {size:.3g}'
         return TeacherCheck((), (), (), (), reason=reason or why)
     sigmas = [size*level for level in OWN_LEVELS]
