@@ -25,9 +25,9 @@ from bdense_nb.distillation.bank import frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
-from bdense_nb.distillation.students import branched_student, load_student, starting_run  # noqa: E402
+from bdense_nb.distillation.students import Student, branched_student, load_student, starting_run  # noqa: E402
 from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
-from bdense_nb.interop.export import export_onnx, load_pretrained, merged, with_adapters  # noqa: E402
+from bdense_nb.interop.export import export_onnx, load_pretrained, merged, pipeline_code, with_adapters  # noqa: E402
 from bdense_nb.training.config import Hardware, TrainConfig  # noqa: E402
 from bdense_nb.training.devices import blocks, lean_copy, recompute_blocks, set_precision  # noqa: E402
 from bdense_nb.training.loop import fit  # noqa: E402
@@ -416,6 +416,12 @@ def test_pipelines_of_classes(tmp_path):
     torch.testing.assert_close(images.permute(0, 3, 1, 2), (ours/2 + .5).clamp(0, 1), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match='DiTPipeline cannot be told noise levels.*leave pipeline= out'): sfd(teacher, SFD, show=False).save_pretrained(tmp_path/'no', pipeline=pipe)
     assert not (tmp_path/'no').exists()
+    early = Student(teacher_of('SD3'), [1000., 2., .5, 0.], True, SHAPE)
+    class Piped:
+        def __call__(self, prompt, sigmas): pass
+    with pytest.raises(ValueError, match=r'Piped would start this student from noise that is 49\...% stronger.*leave pipeline= out .* afs=False'): pipeline_code(early, Piped)
+    for levels, off in (([1000., 2., 0.], '0.10% stronger'), ([120., 2., 0.], '0.83% stronger')): assert off in pipeline_code(dataclasses.replace(early, sigmas=levels, afs=False), Piped)
+    with pytest.raises(ValueError, match=r'1\.25% stronger than its own, and up to 1% is accepted'): pipeline_code(dataclasses.replace(early, sigmas=[80., 2., 0.], afs=False), Piped)
     plain = sfd(teacher_of('U-Net'), SFD, show=False)
     ddim = diffusers.DDIMPipeline(plain.denoiser.net.model, diffusers.DDIMScheduler())
     with pytest.raises(ValueError, match='DDIMPipeline cannot be told noise levels'): plain.save_pretrained(tmp_path/'no', pipeline=ddim)

@@ -1,19 +1,20 @@
 """Flow matching is a change of coordinates: same steps, same students."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from bdense_nb.diffusion.denoisers import (FlowDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser, as_column, check_teacher, check_top, load_denoiser,
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, MixtureDenoiser, VPDenoiser, as_column, check_teacher, check_top, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.diffusion.samplers import Sampler, trajectory
-from bdense_nb.diffusion.schedules import (cosine_alpha_bar, make_sigmas, sigma_from_alpha_bar)
+from bdense_nb.diffusion.schedules import SCHEDULES, SHIFTED, cosine_alpha_bar, make_sigmas, sigma_from_alpha_bar
 from bdense_nb.distillation.progressive import PDConfig, progressive
-from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.students import load_student
-from bdense_nb.distillation.variable import second_stage
+from bdense_nb.distillation.variable import SFDVConfig, second_stage
 
 ANGLES = torch.arange(5)*2*math.pi/5
 RING = MixtureDenoiser(torch.stack([ANGLES.cos(), ANGLES.sin()], 1), torch.full((5,), .15), torch.ones(5))
@@ -164,8 +165,8 @@ def near_exact(way=(1., 0)):
 def test_a_flow_teacher_is_distilled_by_both_hosts(way, tmp_path):
     teacher = near_exact(way)
     for K in (1, 4):
-        cfg = SFDConfig(shape=(2,), nfe=2, K=K, substeps=4, steps=60, batch=64, pool=64, lr=2e-3, schedule='flow', shift=2., sigma_max=1000., sigma_min=.02)
-        untrained = Sampler(teacher, cfg.grids[1], True, (2,))
+        cfg = SFDConfig(shape=(2,), nfe=2, K=K, substeps=4, steps=60, batch=64, pool=64, lr=2e-3, schedule='flow', shift=2., sigma_max=1000., sigma_min=.02, afs=False)
+        untrained = Sampler(teacher, cfg.grids[1], False, (2,))
         student = sfd(teacher, cfg, show=False)
         want = cfg.plan.sampler(teacher).sample(200)
         error = lambda s: (s.sample(200) - want).square().mean().sqrt().item()
@@ -179,9 +180,42 @@ def test_a_flow_teacher_is_distilled_by_both_hosts(way, tmp_path):
 
 
 def test_the_second_stage_keeps_the_shift():
-    cfg = SFDConfig(shape=(2,), nfe=3, K=1, substeps=2, steps=1, batch=4, pool=4, schedule='flow', shift=3., sigma_max=200.)
+    cfg = SFDConfig(shape=(2,), nfe=4, K=1, substeps=2, steps=1, batch=4, pool=4, schedule='flow', shift=3., sigma_max=200., afs=False)
     student = sfd(near_exact(), cfg, show=False)
     assert second_stage(student).shift == 3. and torch.allclose(second_stage(student).grids[0], student.sigmas)
+
+
+FLOW_GRID = dict(schedule='flow', sigma_max=1000., shift=3., afs=False)
+
+
+@pytest.mark.parametrize('cfg', [SFDConfig(), SFDVConfig(), PDConfig()], ids=lambda cfg: cfg.host)
+def test_a_configuration_is_fitted_to_a_flow(cfg):
+    "Its own time, its scheduler's shift, no analytic step; what is given stays, and a stored grid does."
+    D = FlowDenoiser(MLP(width=8))
+    D.net.scheduler_config = dict(shift=3.)
+    wanted = {k: v for k, v in FLOW_GRID.items() if hasattr(cfg, k)}
+    grid = lambda *given, **own: {k: getattr(replace(cfg, **own).fitted(D, (2,), frozenset(given)), k) for k in wanted}
+    assert grid() == wanted and grid('shift', shift=5.) == wanted | dict(shift=5.)
+    assert grid('schedule', schedule='karras') == wanted | dict(schedule='karras', shift=1.)
+    assert grid('config') == {k: getattr(cfg, k) for k in wanted}
+
+
+@pytest.mark.parametrize('schedule', SCHEDULES)
+def test_a_shift_that_moves_nothing_is_refused(schedule):
+    moved = not torch.allclose(make_sigmas(schedule, 4, .01, 80., 3.), make_sigmas(schedule, 4, .01, 80.))
+    cfg = SFDConfig(shape=(2,), schedule=schedule, sigma_min=.01, shift=3., batch=4, pool=4)
+    assert moved == (schedule in SHIFTED)
+    D = EDMDenoiser(MLP(width=8))
+    if moved: assert cfg.suited(D) is cfg; return
+    for ask in (cfg.suited, lambda D: sfd(D, cfg, show=False), lambda D: teacher_bank(D, cfg, show=False)):
+        with pytest.raises(ValueError, match=f"shift=3 moves no level of schedule '{schedule}'"): ask(D)
+    with pytest.raises(ValueError, match='shift=3 moves no level'): PDConfig(schedule=schedule, shift=3.).suited(D)
+
+
+def test_an_analytic_step_of_a_flow_is_refused():
+    "Python's own defaults have one, so they say what to pass."
+    for ask in (sfd, teacher_bank):
+        with pytest.raises(ValueError, match=r"afs=True.*afs=False with schedule='flow', sigma_max=1000.*cfg.fitted\(teacher, shape\) has"): ask(FlowDenoiser(MLP(width=8)), SFDConfig(shape=(2,)), show=False)
 
 
 # tables whose last level has no signal

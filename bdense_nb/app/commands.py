@@ -1027,10 +1027,13 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
     except ValueError as e:
         raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
     if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
-    on = '' if pairs else (' of its own samples (a wrong table or prediction type may still pass: '
-                               '--data checks more)')
+    on = '' if pairs else ' of its own samples'
     print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
           f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
+    if not pairs:
+        print('NOT CHECKED ON DATA: a wrong table of noise levels, and on nearly Gaussian data a '
+              'wrong prediction type, may still pass; --data with some of what the teacher was '
+              'trained on checks both')
 
 def adapted(source: NetDenoiser, options: Distill) -> NetDenoiser | None: # None: all is trained
     "A student of which adapters alone are trained, where they are asked for."
@@ -1087,7 +1090,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     source = find_teacher(teacher, options)
     shape = asked_shape(options, line, cfg, unguided(source))
     source = conditioned(source, options)
-    cfg = cfg.fitted(source, shape, line.given)
+    second = isinstance(cfg, SFDConfig) and is_student(teacher) # its grid is the student's own
+    cfg = cfg.fitted(source, shape, line.given | ({'config'} if second else set()))
     if cfg.needs_data and options.bank:
         raise ValueError('a bank belongs to SFD; choose another preset')
     start = adapted(source, options)

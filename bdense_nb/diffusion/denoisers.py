@@ -1002,14 +1002,15 @@ def check_itself(
 ) -> TeacherCheck:
     """Is a denoiser right about its own samples? It makes some, noise is put on them, and it must
     remove that at least as well as the best linear estimate, as a right one does of what it makes.
-    Nothing else is needed, and it cannot see a misread network that is a right denoiser of other
-    data. These may pass, most of all where data are nearly Gaussian: another table, v or noise
-    taken for a velocity, x0 taken for v and v for x0, noise or v read by an `EDMDenoiser`, a flow
-    whose time runs backwards. `check_teacher`, on data, sees most of them. A network that has
-    learned little can fail."""
+    And no other prediction of the same network may fit its own samples far better. Nothing else is
+    needed, and it cannot see a misread network that is a right denoiser of other data. These may
+    pass: another table, noise or v read by an `EDMDenoiser`, and, where data are nearly Gaussian,
+    any prediction taken for another and a flow whose time runs backwards. `check_teacher`, on data,
+    sees most of them. A network that has learned little can fail."""
     with undisturbed(denoiser):
         found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
-        if refuse and not found.ok:
+        if found.ok: found = _against_others(denoiser, noise, cond, found)
+        elif refuse:
             n = max(8, 1024//noise[0].numel()) # it is a guess
             few = (noise[:n], map_cond(lambda t: t[:n], cond))
             scores = {name: _fit(_by_itself(d, *few, _follows(d, *few)))
@@ -1019,16 +1020,38 @@ def check_itself(
     if refuse and not found.ok: raise ValueError(found.message())
     return found
 
+#: by how much another reading must be closer to its own samples, in the sum over the levels of the
+#: logarithms of the errors
+_CLOSER = .5
+
+def _against_others(denoiser: Callable, noise: Tensor, cond, found: TeacherCheck) -> TeacherCheck:
+    """Is the network, read as another prediction, far closer to the samples that it makes as such?
+    A reading that makes nearly one sample only does not count: networks that have learned little
+    have such."""
+    fits = {}
+    for name, other in _readings(denoiser).items():
+        table = isinstance(denoiser, VPDenoiser) and isinstance(other, VPDenoiser)
+        if table and ', alpha_bar, ' not in name: continue # a right table may fit worse
+        with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError): # not this one
+            if not _follows(other, noise, cond):
+                fits[name] = _fit(_by_itself(other, noise, cond, '', varied=True))
+    best = min(fits, key=fits.get, default='')
+    if not best or fits[best] > _fit(found) - _CLOSER: return found
+    return replace(found, predicts=f'what {best} takes', reason='read as another prediction, '
+                   'its network is far closer to the samples that it makes as such')
+
 def _fit(found: TeacherCheck) -> float: # below 0: better than linear
     pairs = zip(found.errors, found.linear)
     return sum(math.log(e/g) for e, g in pairs) if found.ok else math.inf
 
 _OTHER_SEED = 714_025_366 # noise other than that which the samples are made of
 
-def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str) -> TeacherCheck:
+def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str,
+               varied: bool = False) -> TeacherCheck: # refuse samples that are nearly one?
     x0 = own_samples(denoiser, noise, cond)
     size = float(x0.double().square().mean().sqrt())
-    if not 0 < size < _NOISIEST/2: # NaN neither
+    alike = varied and _square(x0 - x0.mean(0)) < size**2/16
+    if alike or not 0 < size < _NOISIEST/2: # NaN neither
         why = f'its own samples have a root mean square of {size:.3g}'
         return TeacherCheck((), (), (), (), reason=reason or why)
     sigmas = [size*level for level in OWN_LEVELS]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import Within, check_choice, check_int, check_number
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'PREDICTIONS', 'karras_sigmas', 'logsnr_sigmas', 'vp_betas', 'time_uniform_sigmas',
+__all__ = ['SCHEDULES', 'SHIFTED', 'PREDICTIONS', 'karras_sigmas', 'logsnr_sigmas', 'vp_betas', 'time_uniform_sigmas',
            'sigma_from_alpha_bar', 'alpha_bar_from_sigma', 'linear_alpha_bar', 'cosine_alpha_bar', 'strided_nodes',
            'discrete_sigmas', 'logsnr_from_sigma', 'sigma_from_logsnr', 'half_logsnr_from_sigma',
            'sigma_from_half_logsnr', 'pd_cosine_logsnr', 'pd_time_input', 'pd_cosine_sigmas', 'flow_sigmas',
@@ -216,6 +216,9 @@ def flow_sigmas(
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
     'karras': karras_sigmas, 'logsnr': logsnr_sigmas, 'time_uniform': time_uniform_sigmas,
     'discrete': discrete_sigmas, 'pd_cosine': pd_cosine_sigmas, 'flow': flow_sigmas}
+
+#: those that a shift changes; the steps of the others depend on their two ends alone
+SHIFTED = ('flow', 'discrete', 'time_uniform', 'pd_cosine')
 
 def make_sigmas(
     schedule: str, # a key of `SCHEDULES`

@@ -25,8 +25,8 @@ from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
                                            dense_alignment_loss, scheduled_weights, snr_weight)
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
-from .students import (Host, Student, about_teacher, starting_run, branched_student, in_flow_time,
-                                             claim_run, kept, starting_network, train_config)
+from .students import (Host, Student, about_teacher, starting_run, branched_student, check_grid,
+                                             claim_run, fitting, in_flow_time, kept, starting_network, train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy, share
@@ -203,12 +203,14 @@ class PDConfig(Host):
     def suited(self, *denoisers: Callable) -> PDConfig:
         cfg = self.on_table(*denoisers)
         check_tables(cfg, *denoisers)
+        check_grid(cfg, *denoisers)
         return cfg
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
-        fit = in_flow_time(teacher, given)
+    def fitted(self, teacher: Callable, shape: tuple[int, ...],
+               given: frozenset[str] = frozenset()) -> Host:
+        fit = in_flow_time(self, teacher, given)
         if isinstance(unguided(teacher), VPDenoiser): fit = dict(schedule='teacher')
-        return replace(self, **{name: value for name, value in fit.items() if name not in given})
+        return fitting(self, fit, given)
 
     def small(self, n: int) -> PDConfig: return replace(self, batch=n, updates=4, warmup=0)
 

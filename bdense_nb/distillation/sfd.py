@@ -24,7 +24,7 @@ from .losses import (BRANCH_WEIGHTS, NORMS, branch_weights,
                                            dense_alignment_loss, scheduled_weights)
 from .segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
                                              segments)
-from .students import Host, Student, in_flow_time, train_config
+from .students import Host, Student, check_grid, fitting, in_flow_time, train_config
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import share
 from ..training.loop import StepFunction
@@ -114,13 +114,15 @@ class SFDBase(Host):
 
     def suited(self, *denoisers: Callable) -> Host:
         check_top(self.sigma_max, *denoisers)
+        check_grid(self, *denoisers)
         return self
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+    def fitted(self, teacher: Callable, shape: tuple[int, ...],
+               given: frozenset[str] = frozenset()) -> Host:
         levels = getattr(unguided(teacher), 'log_sigmas', None)
         top = self.sigma_max if levels is None else levels[-1].exp().item()
-        fit = dict(shape=shape, sigma_max=min(self.sigma_max, top)) | in_flow_time(teacher, given)
-        return replace(self, **{name: value for name, value in fit.items() if name not in given})
+        fit = dict(shape=shape, sigma_max=min(self.sigma_max, top))
+        return fitting(self, fit | in_flow_time(self, teacher, given), given)
 
     def small(self, n: int) -> Host:
         return replace(self, batch=n, pool=n, steps=4, warmup=0)
@@ -260,7 +262,7 @@ def teacher_bank(
 ) -> TrajectoryBank:
     "The teacher trajectories of a run, for every run with the same teacher, plan and seeds."
     if n is not None: check_int('n', n, cfg.batch)
-    check_top(cfg.sigma_max, teacher)
+    cfg = cfg.suited(teacher)
     first = cfg.seeds(0).start
     seeds = cfg.all_seeds if n is None else range(first, first + n//cfg.batch*cfg.batch)
     return make_bank(frozen_copy(teacher, cfg.shape), cfg.plan, seeds, cfg.batch, folder, show)

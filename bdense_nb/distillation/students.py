@@ -23,6 +23,7 @@ from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, Gui
                                            load_denoiser, read_about, read_run, save_denoiser,
                                            unguided)
 from ..diffusion.samplers import ConditionTable, Sampler
+from ..diffusion.schedules import SHIFTED
 from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
                                          frozen_copy)
 from .branches import BranchedDenoiser, branch, fold
@@ -34,7 +35,7 @@ from ..training.loop import Fit, fit
 # %% auto #0
 __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'about_teacher', 'train_config', 'claim_run',
            'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent', 'load_student', 'load_table',
-           'starting_run', 'in_flow_time', 'Host']
+           'starting_run', 'in_flow_time', 'fitting', 'check_grid', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -350,10 +351,32 @@ def starting_run(
     check_own_samples(teacher, walk(cfg))
     return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
 
-def in_flow_time(teacher: Callable, given: frozenset[str]) -> dict: # fields, {} for other teachers
-    "The grid of a flow-matching teacher, unless a stored configuration names one."
-    flows = isinstance(unguided(teacher), FlowDenoiser) and 'config' not in given
-    return dict(schedule='flow', sigma_max=1000.) if flows else {}
+def in_flow_time(cfg: Host, teacher: Callable, given: frozenset[str]) -> dict: # fields
+    """Of a flow-matching teacher the grid of its own time, with its scheduler's shift, and no
+    analytic first step; {} for other teachers, and if a stored configuration has a grid."""
+    flow = unguided(teacher)
+    if not isinstance(flow, FlowDenoiser) or 'config' in given: return {}
+    fit = dict(schedule='flow', sigma_max=1000., afs=False)
+    if 'schedule' in given and cfg.schedule != 'flow': return fit
+    return fit | dict(shift=getattr(flow.net, 'scheduler_config', {}).get('shift', 1.))
+
+def fitting(cfg: Host, fields: dict, given: frozenset[str]) -> Host:
+    "A configuration with those of these fields that it has, but for the given ones."
+    return dataclasses.replace(cfg, **{name: value for name, value in fields.items()
+                                       if name not in given and hasattr(cfg, name)})
+
+def check_grid(cfg: Host, *denoisers: Callable) -> None:
+    "Refuse a shift that changes nothing, and an analytic first step of flow matching."
+    if cfg.shift != 1 and cfg.schedule not in SHIFTED:
+        raise ValueError(f'shift={cfg.shift:g} moves no level of schedule {cfg.schedule!r}: its '
+                         f'steps depend on their two ends alone, or on a table; it acts in '
+                         f'{", ".join(SHIFTED)}')
+    flows = any(isinstance(unguided(d), FlowDenoiser) for d in denoisers)
+    if flows and getattr(cfg, 'afs', False):
+        raise ValueError('afs=True, an analytic first step, leads a flow-matching teacher away '
+                         'from its path, and no stock pipeline takes it: pass afs=False with '
+                         "schedule='flow', sigma_max=1000. and the scheduler's shift, which "
+                         'cfg.fitted(teacher, shape) has')
 
 class Host:
     """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
@@ -390,7 +413,8 @@ class Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
         return self
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]) -> Host:
+    def fitted(self, teacher: Callable, shape: tuple[int, ...],
+               given: frozenset[str] = frozenset()) -> Host:
         "The same as a teacher of samples of this shape needs it; `given`: fields that stay."
         return self
 

@@ -129,7 +129,7 @@ class SFDVConfig(SFDBase):
         self.each
 
     def fitted(self, teacher: Callable, shape: tuple[int, ...],
-               given: frozenset[str]) -> SFDVConfig:
+               given: frozenset[str] = frozenset()) -> SFDVConfig:
         found = find_step_layer(unguided(teacher), self.step_layer)
         return replace(super().fitted(teacher, shape, given), step_layer=found)
 
@@ -258,7 +258,7 @@ def second_stage(
         raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of '
                         'a VariableStudent take .at(nfe)')
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
-    goal = SFDConfig(**dict(nfe=1) | asked)
+    goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)
     steps, ends = len(student.sigmas) - 1, (student.sigmas[-1].item(), student.sigmas[0].item())
     if steps % goal.n_steps:
         raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} '
@@ -272,9 +272,9 @@ def second_stage(
         raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: '
                          f'{", ".join(SCHEDULES)}')
     substeps = steps//goal.n_steps
-    own = dict(nfe=1, K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
-               schedule=schedule, sigma_min=ends[0], sigma_max=ends[1], steps=15_625, lr=5e-4,
-               shape=student.shape, shift=shift)
+    own = dict(nfe=1, afs=goal.afs, K=substeps, substeps=substeps, solver='euler',
+               teacher_afs=student.afs, schedule=schedule, sigma_min=ends[0], sigma_max=ends[1],
+               steps=15_625, lr=5e-4, shape=student.shape, shift=shift)
     cfg = SFDConfig(**own | changes)
     if not fits(cfg.grids[0]):
         raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these '

@@ -28,10 +28,10 @@ from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _loc
                                          _read_network, add_adapters, network_of)
 
 # %% auto #0
-__all__ = ['EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts', 'sampling_json',
-           'write_sampling', 'stock_steps', 'with_adapters', 'merged', 'sampling_code', 'stock_guidance',
-           'pipeline_code', 'model_card', 'load_pretrained', 'StudentStep', 'export_onnx', 'export_state_dict',
-           'export_student']
+__all__ = ['NOISE_OFF', 'EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts',
+           'sampling_json', 'write_sampling', 'stock_steps', 'with_adapters', 'merged', 'sampling_code',
+           'stock_guidance', 'pipeline_code', 'model_card', 'load_pretrained', 'StudentStep', 'export_onnx',
+           'export_state_dict', 'export_student']
 
 # %% ../../nbs/interop/02_export.ipynb #30f55f1c
 def euler_grid(student: Student) -> tuple[list[float], float]: # noise levels, factor on unit noise
@@ -62,6 +62,9 @@ def unit_noise_excess(student: Student) -> float: # 0: none
     if isinstance(student.denoiser, FlowDenoiser): return (1 + levels[0])/start - 1
     if ddim_steps(student): return (1 + levels[0]**-2)**.5 - 1
     return levels[0]/start - 1
+
+#: the most by which a stock pipeline's noise may be off: its steps are those of other noise then
+NOISE_OFF = .01
 
 def ending_at_zero(student: Student) -> Student:
     "The same steps, but the last one goes to noise level 0, where it returns the clean estimate."
@@ -294,16 +297,21 @@ def pipeline_code(
                          'this student: leave pipeline= out and sample as the README says, or '
                          'distil by Progressive Distillation with schedule=\'teacher\' to a '
                          'number of steps that divides the levels of the table')
+    excess = unit_noise_excess(student)
+    how = f'{abs(excess):.2%} {"stronger" if excess > 0 else "weaker"}'
+    if abs(excess) > NOISE_OFF:
+        raise ValueError(f'{name} would start this student from noise that is {how} than its own, '
+                         f'and up to {NOISE_OFF:.0%} is accepted: leave pipeline= out and sample '
+                         'as the README says, which scales the noise, or distil again with '
+                         'afs=False and the sigma_max that the pipeline starts at (1000 for flow '
+                         'matching)')
     given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
     call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
     if 'guidance_scale' in takes: call.append(f'guidance_scale={stock_guidance(student)}')
     call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
                 else f'sigmas={stock_steps(student)[0]}')
-    excess = unit_noise_excess(student)
-    how = 'stronger' if excess > 0 else 'weaker'
     return _PIPELINE.format(pipeline=name, call=', '.join(call),
-                            excess=f', from noise that is {abs(excess):.2%} {how}'*(
-                                abs(excess) > 3e-5))
+                            excess=f', from noise that is {how}'*(abs(excess) > 3e-5))
 
 # %% ../../nbs/interop/02_export.ipynb #8ecdebbf
 def _plain(value) -> str: # Markdown that shows these characters: no HTML, link or column
@@ -316,8 +324,8 @@ def _card_table(student: Student, data: str) -> str: # Markdown
     "What is known of how a student was made."
     about = student.about
     config = about.get('config', {})
-    kept = ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'updates', 'steps', 'batch',
-            'lr', 'seed')
+    kept = ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'shift', 'updates', 'steps',
+            'batch', 'lr', 'seed')
     hosts = {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}
     made = f'hash {about["teacher"]}' if 'teacher' in about else ''
     teacher = ', '.join(filter(None, [getattr(student.denoiser.net, 'source', ''), made]))
@@ -381,8 +389,8 @@ def _pipeline_samples_it(student: Student) -> bool:
     "Is `DDIMPipeline` enough?"
     net = student.denoiser.net
     alone = type(net.model).__name__ == 'UNet2DModel' and not net.takes
-    alone = alone and not net.adapters
-    return alone and net.sample_shape == student.shape and ddim_steps(student) is not None
+    alone = alone and not net.adapters and net.sample_shape == student.shape
+    return alone and ddim_steps(student) is not None and unit_noise_excess(student) <= NOISE_OFF
 
 # %% ../../nbs/interop/02_export.ipynb #39642ce5
 def _scheduler(student: Student):
