@@ -26,7 +26,8 @@ from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
 from .students import (Host, Student, about_teacher, starting_run, branched_student, check_grid,
-                                             claim_run, fitting, in_flow_time, kept, starting_network, train_config)
+                                             claim_run, fitting, in_flow_time, kept,
+                                             starting_network, train_config)
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy, share
