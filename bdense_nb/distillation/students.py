@@ -360,7 +360,11 @@ def in_flow_time(cfg: Host, teacher: Callable, given: frozenset[str]) -> dict: #
     if 'schedule' in given and cfg.schedule != 'flow': return fit
     return fit | dict(shift=getattr(flow.net, 'scheduler_config', {}).get('shift', 1.))
 
-def fitting(cfg: Host, fields: dict, given: frozenset[str]) -> Host:
+def fitting(
+    cfg: Host,
+    fields: dict, # name -> value, perhaps of fields that this host has not
+    given: frozenset[str], # names of the fields that were asked for, which stay
+) -> Host:
     "A configuration with those of these fields that it has, but for the given ones."
     return dataclasses.replace(cfg, **{name: value for name, value in fields.items()
                                        if name not in given and hasattr(cfg, name)})
