@@ -353,6 +353,11 @@ MISTAKES = [
     ('5.1', lambda p, a, f: (p - 2)*a - f, 'not n - 2'), ('5.1', lambda p, a, f: p*a - 1, 'only with afs'),
     ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: s, divide=lambda t, s: -t), 'not t - s'), ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: s, divide=lambda t, s: -s), 'not t - s'),
     ('6.2', lambda y, x, t, s: (y - (s/t)[:, None]*x[:, None])/(1 - s[:, None]), 'division by t'),
+    ('6.2', lambda y, x, t, s: (y - s/t*x)/(1 - s/t), 'a row for each branch'), ('forecasting.2', 'what does this mean?', 'what does Windows.fit measure'), ('forecasting.2', 'no variation', 'what does Windows.fit measure'),
+    ('4.1', lambda D, x, t, m, s: (landing(D, x, t, m, s)[2] + s/t*x)/(1 - s/t), 'the signs'), ('4.1', lambda D, x, t, m, s: landing(D, x, t, m, s)[2] - s/t*x/(1 - s/t), 'parentheses'),
+    ('4.1', lambda D, x, t, m, s: (landing(D, x, t, m, s)[2] - x)/(1 - s/t), 'not the whole of x'), ('1.1', lambda x, g, t, s: x + s - t*(x - g)/t, 'parentheses'),
+    ('5.1', lambda p, a, f: a*p - a*f, 'not the whole step'), ('4.2', lambda grid: grid[::2].unfold(0, 3, 1), 'leaves the middles out'), ('5.2', lambda *a: rollout(*a, target=lambda n: 12), 'y[4*n + 4]'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, std + sigma**2, std/(std + sigma**2)), 'its square is the variance'),
     ('capstone', TEACHER, 'not EDMDenoiser'), ('capstone', branch(TEACHER, 2), 'not BranchedDenoiser'),
     ('capstone', Sampler(TEACHER, karras_sigmas(4, .006, 80.), False, (2,)), 'takes 4'),
     ('capstone', Sampler(TEACHER, SFDConfig(nfe=2).grids[1], True, (2,)), 'does the loss still fall'),
@@ -416,6 +421,8 @@ def cut_in_place(wide, K):
 @pytest.mark.parametrize('number, answer', [
     ('1.1', in_place), ('1.2', walk_in_place), ('6.1', cut_in_place),
     ('2.2', lambda student, D, sigmas: (student.sample(500, seed=500) - sample(D, sigmas[0]*sample_noise(range(500, 1000), (2,)), sigmas)).square().mean().sqrt()),
+    ('2.2', lambda student, D, sigmas: (student.sample(128) - sample(D, sigmas[0]*sample_noise(range(128), (2,)), sigmas)).square().mean().sqrt()),
+    ('7.2', lambda run, seeds: torch.tensor([run(4, seed) for seed in seeds]) - torch.tensor([run(1, seed) for seed in seeds])), ('7.2', lambda run, seeds: (run(4, seed) - run(1, seed) for seed in seeds)),
     ('7.2', lambda run, seeds: [run(4, seed + 100) - run(1, seed + 100) for seed in seeds])])
 def test_other_right_answers_are_right_each_time(number, answer):
     assert [heard(number, answer) for _ in range(2)] == 2*['correct\n']
