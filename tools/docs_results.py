@@ -11,7 +11,7 @@ from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
     'Branches at growing budgets':
-        'fashion_4096 fashion_long fashion_sfd spiral_longest spiral_copies moons_copies',
+        'fashion_4096 fashion_long fashion_wide fashion_sfd spiral_longest spiral_copies moons_copies',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
@@ -22,6 +22,7 @@ GROUPS = {  # heading -> its files, in order; a file belongs to the first that n
 QUESTIONS = {  # of files that are no experiment, or whose own question is another file's, too
     'fashion_4096': 'Fashion-MNIST, half a million trajectories: do branches help?',
     'fashion_long': 'Fashion-MNIST, 33,000 trajectories: which branch weights help?',
+    'fashion_wide': 'Fashion-MNIST, a teacher twice as good: do branches help, and beside finer trajectories?',
     'fashion_sfd': 'Fashion-MNIST, short trainings: which branch weights help, at how many calls?',
     'spiral_copies': 'Spiral, students that start as a copy of their teacher: do branches help?',
     'spiral_exact': 'Spiral, a teacher known in closed form: do branches help?',
