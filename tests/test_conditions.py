@@ -249,10 +249,10 @@ def pd_conditions(teacher, n):
 @pytest.mark.parametrize('name', teachers())
 def test_sfd_of_conditional_teachers(name, K, tmp_path):
     teacher = teachers()[name]
-    cfg = SFDConfig(**SFD, K=K, layer='out')
+    cfg = SFDConfig(**SFD, K=K, layer='out', afs='flow' not in name)
     student = sfd(teacher, cfg, show=False)
     assert type(student.denoiser) is type(unguided(teacher)) and student.nfe == 2  # guidance costs the student nothing
-    assert Sampler(teacher, student.sigmas, True, (2,)).nfe == (4 if 'guided' in name else 2)
+    assert Sampler(teacher, student.sigmas, cfg.afs, (2,)).nfe == (4 if 'guided' in name else 2)
     assert student.about.get('guidance_scale') == getattr(teacher, 'scale', None)
     student.save(tmp_path/'s')
     make = None if 'class' in name or name == 'guided' else TextNet
@@ -274,7 +274,7 @@ def test_pd_of_conditional_teachers(name, K):
 
 @pytest.mark.parametrize('name', ['guided', 'text', 'guided_flow'])
 def test_banks_micro_batches_and_a_run_by_itself_agree(name):
-    teacher, cfg = teachers()[name], SFDConfig(**SFD, K=2, layer='out')
+    teacher, cfg = teachers()[name], SFDConfig(**SFD, K=2, layer='out', afs='flow' not in name)
     alone = sfd(teacher, cfg, show=False)
     banked = sfd(teacher, cfg, bank=teacher_bank(teacher, cfg, show=False), show=False)
     parts = sfd(teacher, cfg, show=False, hardware=Hardware(accumulate=2))

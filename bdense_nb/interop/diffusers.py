@@ -709,7 +709,8 @@ def as_denoiser(
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
     if inner is None and layout: # EDM's classes, and EDM2's
         inner = next((name for name in ('model', 'unet') if hasattr(model, name)), None)
-        if inner == 'model' and _is_edm(model):
+        formulas = type(model).forward is not nn.Module.forward # a stand-in may have none
+        if inner == 'model' and (not formulas or _is_edm(model)):
             net = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
             return EDMDenoiser(net, float(model.sigma_data)).eval()
     if inner is not None: return PreconditionedDenoiser(model, inner, takes).eval()
