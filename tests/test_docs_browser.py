@@ -153,7 +153,7 @@ def test_lessons_come_first(visit):
         history.replaceState(null, '', `?q=${query}`);
         return Search._performSearch(...Search._parseQuery(query)).at(-1)[0];
     }'''
-    for query, lesson in (('Progressive Distillation', 4), ('branch', 6), ('branches', 6), ('capstone', 9), ('Lesson 5', 5), ('why walks bend', 3), ('SFD', 5)):
+    for query, lesson in (('Progressive Distillation', 4), ('branch', 6), ('branches', 6), ('capstone', 9), ('Lesson 5', 5), ('why walks bend', 3), ('SFD', 5), ('spiral', 2), ('diffusers', 8)):
         assert page.evaluate(first, query).startswith(f'course/{lesson}_'), query
     assert page.evaluate(first, 'NFECounter') == 'api/core' and not page.problems
 

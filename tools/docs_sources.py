@@ -28,7 +28,7 @@ COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/git
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
-TOPICS = {'4': 'Progressive Distillation, PD', '5': 'SFD', '6': 'B-DENSE, dense alignment', '7': 'comparison'}  # of lessons, which are found by them, by their number and by their title
+TOPICS = {'2': 'spiral, own data', '3': 'Euler, Heun', '4': 'Progressive Distillation, PD', '5': 'SFD', '6': 'B-DENSE, dense alignment', '7': 'comparison', '8': 'diffusers, GPU'}  # of lessons, which are found by them, by their number and by their title
 OWN_PAGES = {'glossary.md': '/glossary.md', 'CITATION.cff': '/citing.md', 'CHANGELOG.md': '/changelog.md'}  # of the site
 Assign = ast.Assign | ast.AnnAssign
 
@@ -320,7 +320,8 @@ def search_words(page: Page) -> str:
     "What a search finds a lesson by, beside its title."
     number = page.title.split()[0]
     words = [f'lesson {number}', *TOPICS.get(number, '').split(', ')] if page.doc.startswith('course/') and number.isdigit() else []
-    return '\n'.join(f'```{{index}} ! {word}\n```' for word in filter(None, words))
+    entries = ', '.join(f'! {word}' for word in filter(None, words))  # one target: a result shows the text below it
+    return entries and f'```{{index}} {entries}\n```'
 
 
 # --- the API reference
