@@ -60,16 +60,8 @@ def _refuse(what: str, problems: dict[str, bool]) -> None:
 def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
 # %% ../../nbs/interop/01_diffusers.ipynb #58b71bbd
-def noise_table(
-    config: dict, # of a diffusers scheduler
-) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
-    """The noise levels of a network, from the configuration of its scheduler; in float64. With zero
-    terminal SNR the last alpha_bar is 0: sampling starts from the level before it, the last that
-    is finite."""
-    name = config.get('_class_name', 'this scheduler')
-    kind = getattr(_diffusers(), name, None) # what its file does not say is as its class has it
-    usual = inspect.signature(kind).parameters if kind else {}
-    config = {k: v for k, v in config.items() if v is not None}
+def _refuse_table(name: str, config: dict) -> None:
+    "Refuse a scheduler whose betas do not say which noise level a time step is."
     _refuse(name, {
         'is of a consistency model or one distilled already, whose network is no denoiser at every '
         'level: pass the scheduler that its teacher was trained with, if it can be called so':
@@ -88,6 +80,18 @@ def noise_table(
         'the scheduler that the network was trained with': bool(config.get('use_flow_sigmas')),
         f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
             config.get('timestep_type', 'discrete') != 'discrete'})
+
+def noise_table(
+    config: dict, # of a diffusers scheduler
+) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
+    """The noise levels of a network, from the configuration of its scheduler; in float64. With zero
+    terminal SNR the last alpha_bar is 0: sampling starts from the level before it, the last that
+    is finite."""
+    name = config.get('_class_name', 'this scheduler')
+    kind = getattr(_diffusers(), name, None) # what its file does not say is as its class has it
+    usual = inspect.signature(kind).parameters if kind else {}
+    config = {k: v for k, v in config.items() if v is not None}
+    _refuse_table(name, config)
     config = {k: usual[k].default for k in _TABLE if k in usual
               and usual[k].default is not None} | config
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
