@@ -1,5 +1,6 @@
 """Flow matching is a change of coordinates: same steps, same students."""
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -198,6 +199,11 @@ def test_a_configuration_is_fitted_to_a_flow(cfg):
     assert grid() == wanted and grid('shift', shift=5.) == wanted | dict(shift=5.)
     assert grid('schedule', schedule='karras') == wanted | dict(schedule='karras', shift=1.)
     assert grid('config') == {k: getattr(cfg, k) for k in wanted}
+    D.net.scheduler_config['use_dynamic_shifting'] = True
+    with pytest.warns(UserWarning, match='by the size of its samples .* fixed shift=3 is taken'): assert grid() == wanted
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert grid('shift', shift=5.) == wanted | dict(shift=5.)
 
 
 @pytest.mark.parametrize('schedule', SCHEDULES)

@@ -358,7 +358,14 @@ def in_flow_time(cfg: Host, teacher: Callable, given: frozenset[str]) -> dict: #
     if not isinstance(flow, FlowDenoiser) or 'config' in given: return {}
     fit = dict(schedule='flow', sigma_max=1000., afs=False)
     if 'schedule' in given and cfg.schedule != 'flow': return fit
-    return fit | dict(shift=getattr(flow.net, 'scheduler_config', {}).get('shift', 1.))
+    told = getattr(flow.net, 'scheduler_config', {})
+    shift = told.get('shift', 1.)
+    if told.get('use_dynamic_shifting') and 'shift' not in given:
+        warnings.warn(f'the scheduler of this teacher shifts by the size of its samples '
+                      f'(use_dynamic_shifting), which is not read: its fixed shift={shift:g} is '
+                      f'taken; pass the right one (for Flux at 1024x1024 exp(1.15) = 3.16)',
+                      stacklevel=3)
+    return fit | dict(shift=shift)
 
 def fitting(
     cfg: Host,

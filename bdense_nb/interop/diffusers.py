@@ -350,7 +350,8 @@ def _what_to_pass(net: DiffusersNet) -> str:
     also = ', '.join(net.family.optional)
     return (f'a {type(net.model).__name__} is told more than noise and time: pass cond= a dict '
             f'with {wanted}' + f' (and, if you like, {also})'*bool(also) +
-            ', or let conditions= draw them (the denoiser\'s attribute, a ConditionTable)')
+            ', or let conditions= draw them (the denoiser\'s attribute, a ConditionTable); a '
+            'GuidedDenoiser also needs null=, such a dict for no text')
 
 def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> None:
     "Refuse what the family of a network allows, and this package does not."
