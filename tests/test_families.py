@@ -210,6 +210,21 @@ def test_a_scheduler_without_a_table_is_named():
     with pytest.raises(ValueError, match='DDPMWuerstchenScheduler has no betas'): from_diffusers(net_of('SD'), diffusers.DDPMWuerstchenScheduler())
 
 
+@pytest.mark.parametrize('kind', ['exponential', 'linear'])
+@pytest.mark.parametrize('name, side', [('Flux', 32), ('SD3', 128), ('U-Net, flow matching', 32)])
+def test_a_scheduler_that_shifts_by_the_number_of_tokens(name, side, kind):
+    "The teacher's grid is that of the stock pipeline at this size; a fixed shift is as it was."
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=2., time_shift_type=kind)
+    tokens = side**2//(1 if 'U-Net' in name else 4)
+    scheduler.set_timesteps(8, mu=calculate_shift(tokens, max_shift=2.))
+    teacher = from_diffusers(net_of(name), scheduler)
+    cfg = SFDConfig(nfe=8).fitted(teacher, (4, side, side))
+    t = torch.linspace(1, 1/1000, 8) # stock times before their shift
+    torch.testing.assert_close(cfg.shift*t/(1 + (cfg.shift - 1)*t), scheduler.sigmas[:8])
+    assert SFDConfig(nfe=8).fitted(from_diffusers(net_of(name), FlowMatchEulerDiscreteScheduler(shift=3.)), (4, side, side)).shift == 3
+
+
 def refused_unet(**more): return UNet2DConditionModel(**TEXT_UNET | more)
 
 

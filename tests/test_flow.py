@@ -1,6 +1,5 @@
 """Flow matching is a change of coordinates: same steps, same students."""
 import math
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -193,17 +192,12 @@ FLOW_GRID = dict(schedule='flow', sigma_max=1000., shift=3., afs=False)
 def test_a_configuration_is_fitted_to_a_flow(cfg):
     "Its own time, its scheduler's shift, no analytic step; what is given stays, and a stored grid does."
     D = FlowDenoiser(MLP(width=8))
-    D.net.scheduler_config = dict(shift=3.)
+    D.net.shift_for = lambda shape: 3.
     wanted = {k: v for k, v in FLOW_GRID.items() if hasattr(cfg, k)}
     grid = lambda *given, **own: {k: getattr(replace(cfg, **own).fitted(D, (2,), frozenset(given)), k) for k in wanted}
     assert grid() == wanted and grid('shift', shift=5.) == wanted | dict(shift=5.)
     assert grid('schedule', schedule='karras') == wanted | dict(schedule='karras', shift=1.)
     assert grid('config') == {k: getattr(cfg, k) for k in wanted}
-    D.net.scheduler_config['use_dynamic_shifting'] = True
-    with pytest.warns(UserWarning, match='by the size of its samples .* fixed shift=3 is taken'): assert grid() == wanted
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        assert grid('shift', shift=5.) == wanted | dict(shift=5.)
 
 
 @pytest.mark.parametrize('schedule', SCHEDULES)

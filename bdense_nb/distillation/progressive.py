@@ -209,7 +209,7 @@ class PDConfig(Host):
 
     def fitted(self, teacher: Callable, shape: tuple[int, ...],
                given: frozenset[str] = frozenset()) -> Host:
-        fit = in_flow_time(self, teacher, given)
+        fit = in_flow_time(self, teacher, shape, given)
         if isinstance(unguided(teacher), VPDenoiser): fit = dict(schedule='teacher')
         return fitting(self, fit, given)
 

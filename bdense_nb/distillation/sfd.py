@@ -122,7 +122,7 @@ class SFDBase(Host):
         levels = getattr(unguided(teacher), 'log_sigmas', None)
         top = self.sigma_max if levels is None else levels[-1].exp().item()
         fit = dict(shape=shape, sigma_max=min(self.sigma_max, top))
-        return fitting(self, fit | in_flow_time(self, teacher, given), given)
+        return fitting(self, fit | in_flow_time(self, teacher, shape, given), given)
 
     def small(self, n: int) -> Host:
         return replace(self, batch=n, pool=n, steps=4, warmup=0)

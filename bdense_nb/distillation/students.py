@@ -351,21 +351,15 @@ def starting_run(
     check_own_samples(teacher, walk(cfg))
     return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
 
-def in_flow_time(cfg: Host, teacher: Callable, given: frozenset[str]) -> dict: # fields
+def in_flow_time(cfg: Host, teacher: Callable, shape: tuple[int, ...],
+                 given: frozenset[str]) -> dict: # fields
     """Of a flow-matching teacher the grid of its own time, with its scheduler's shift, and no
     analytic first step; {} for other teachers, and if a stored configuration has a grid."""
     flow = unguided(teacher)
     if not isinstance(flow, FlowDenoiser) or 'config' in given: return {}
     fit = dict(schedule='flow', sigma_max=1000., afs=False)
     if 'schedule' in given and cfg.schedule != 'flow': return fit
-    told = getattr(flow.net, 'scheduler_config', {})
-    shift = told.get('shift', 1.)
-    if told.get('use_dynamic_shifting') and 'shift' not in given:
-        warnings.warn(f'the scheduler of this teacher shifts by the size of its samples '
-                      f'(use_dynamic_shifting), which is not read: its fixed shift={shift:g} is '
-                      f'taken; pass the right one (for Flux at 1024x1024 exp(1.15) = 3.16)',
-                      stacklevel=3)
-    return fit | dict(shift=shift)
+    return fit | dict(shift=flow.net.shift_for(shape) if hasattr(flow.net, 'shift_for') else 1.)
 
 def fitting(
     cfg: Host,

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import inspect
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,9 +28,10 @@ from ..diffusion.samplers import ddim_step
 from ..distillation.branches import adapters
 
 # %% auto #0
-__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_times', 'Family', 'family_of',
-           'DiffusersNet', 'net_config_of', 'net_from_config', 'add_adapters', 'network_of', 'from_diffusers',
-           'prompt_conditions', 'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser', 'ModuleDenoiser']
+__all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_shift', 'flow_times', 'Family',
+           'family_of', 'DiffusersNet', 'net_config_of', 'net_from_config', 'add_adapters', 'network_of',
+           'from_diffusers', 'prompt_conditions', 'sample_ddim_like_diffusers', 'EDMNet', 'as_denoiser',
+           'ModuleDenoiser']
 
 # %% ../../nbs/interop/01_diffusers.ipynb #1b28f874
 PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # their names, ours
@@ -112,6 +114,20 @@ def noise_table(
 
 # %% ../../nbs/interop/01_diffusers.ipynb #d085a8a8
 _FLOW = dict(num_train_timesteps=1000, shift=1., use_dynamic_shifting=False)
+# beside these, where the shift depends on the number of tokens
+_DYNAMIC = dict(base_image_seq_len=256, max_image_seq_len=4096, base_shift=.5, max_shift=1.15,
+                time_shift_type='exponential')
+
+def flow_shift(
+    config: dict, # of `flow_times`
+    tokens: float, # of one sample
+) -> float: # as `make_sigmas` takes it
+    "The shift of a flow-matching scheduler, as the pipelines of diffusers compute it."
+    if not config['use_dynamic_shifting']: return config['shift']
+    c = _DYNAMIC | config
+    slope = (c['max_shift'] - c['base_shift'])/(c['max_image_seq_len'] - c['base_image_seq_len'])
+    mu = c['base_shift'] + slope*(tokens - c['base_image_seq_len'])
+    return math.exp(mu) if c['time_shift_type'] == 'exponential' else mu
 
 def flow_times(
     config: dict, # of a diffusers scheduler
@@ -122,7 +138,8 @@ def flow_times(
     _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
                    'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
     _check_sizes(config)
-    return {k: config.get(k, v) for k, v in _FLOW.items()}, None
+    fields = _FLOW | (_DYNAMIC if config.get('use_dynamic_shifting') else {})
+    return {k: config.get(k, v) for k, v in fields.items()}, None
 
 # %% ../../nbs/interop/01_diffusers.ipynb #cf2edae9
 @dataclass(frozen=True)
@@ -257,6 +274,11 @@ class DiffusersNet(nn.Module):
     def takes(self) -> dict[str, tuple]: # name -> shape of one sample's
         "What it must be told beside noise and time; a name in a shape stands for any size."
         return self.family.conditions(self.model.config)
+
+    def shift_for(self, shape: tuple[int, ...]) -> float:
+        "The shift of its scheduler's grid for samples of this shape; of flow matching alone."
+        patch = 2 if self.family.packed else getattr(self.model.config, 'patch_size', 1)
+        return flow_shift(self.scheduler_config, math.prod(shape[-2:])/patch**2)
 
     @property
     def config(self) -> dict: # JSON-able
