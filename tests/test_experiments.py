@@ -204,12 +204,12 @@ def test_the_verdict_of_the_front_page():
     gains = {key: places[-1][1] for key, places in heavy.items()}
     assert all(d.verdict == 'better' for d in gains.values()) and {d.interval.n for d in gains.values()} == {8, 10}
     text = (data_dir().parent/'README.md').read_text(encoding='utf-8')
-    def said(i): return ' % and '.join(f'{-100*d.interval.mean/d.host:.1f}' for d in (heavy['Fashion-MNIST', m][i][1] for m in ('paired_error', 'frechet_distance')))
+    def said(i): return ' and '.join(f'{-100*d.interval.mean/d.host:.1f}' for d in (heavy['Fashion-MNIST', m][i][1] for m in ('paired_error', 'frechet_distance')))
     stored = json.loads((data_dir()/'results'/'fashion_wide.json').read_text())
     wide = {m: d for m in ('paired_error', 'frechet_distance') for d in X.differences(stored, m) if d.arm == 'heavy'}
     assert {d.verdict for d in wide.values()} == {'better'} and {d.interval.n for d in wide.values()} == {5}
-    better = ' % and '.join(f'{-100*wide[m].interval.mean/wide[m].host:.1f}' for m in ('paired_error', 'frechet_distance'))
-    assert f'by {said(-1)} % on Fashion-MNIST after half a million trajectories ({said(-2)} % after 33,000; there {better} % with a better teacher)' in text
+    better = ' and '.join(f'{-100*wide[m].interval.mean/wide[m].host:.1f}' for m in ('paired_error', 'frechet_distance'))
+    assert f'by {said(-1)} % on Fashion-MNIST after half a million trajectories ({said(-2)} % after 33,000; {better} % with a better teacher)' in text
     assert 'ends about two percent nearer to its teacher and to the data on small pictures, less than one on points' in text
     assert {round(-100*gains['Fashion-MNIST', m].interval.mean/gains['Fashion-MNIST', m].host) for m in ('paired_error', 'frechet_distance')} == {2}
     assert [n for n, _ in heavy['Fashion-MNIST', 'paired_error']][-2:] == [32_768, 524_288]
