@@ -137,10 +137,13 @@ def verdicts(data: dict, measure: str) -> list[int]:
 
 
 def counted(data: dict, measure: str) -> str:
-    "The verdicts in words."
+    "The verdicts in words, and the two ends of what was found."
     better, worse, neither = verdicts(data, measure)
-    return (f'{better} better, {worse} worse, {neither} not significant, of '
-            f'{better + worse + neither} differences to "{data["host"]}"')
+    found = sorted(differences(data, measure), key=lambda d: d.interval.mean/d.host)
+    ends = [f'{d.percent} % ({d.name}, {d.nfe} {"call" if d.nfe == 1 else "calls"}, {d.iterations:,} iterations'
+            f'{f", width {d.width}" if d.width else ""})' for d in (found[0], found[-1])]
+    return (f'against "{data["host"]}" {better} better, {worse} worse, {neither} neither: '
+            + ' to '.join(dict.fromkeys(ends)))
 
 
 def overview(files: dict[str, dict], heads: dict[str, str]) -> str:
@@ -186,7 +189,7 @@ def summary(out: Path) -> list[str]:
     "What the front page says of branches, and its figure."
     index = next(p for p in pages() if p.doc == 'index')
     front = '\n\n'.join(c.source for c in index.cells())
-    answer = re.search(r'\*\*Does it help\?\*\* (.*?\.)\s', front)[1]
+    answer = re.search(r'\*\*Does it help\?\*\* (.*?) `bdense_compare`', front, re.S)[1]
     figure, said = re.search(r'(!\[[^]]*)\]\([^)]*gains\.png\)\s*(\*.*?\*)(?:\n|$)', front).groups()
     copy_to(ROOT/'data'/'results'/'gains.png', out/'images'/'gains.png')
     answer = answer.replace('such a student', 'a student with branches')
@@ -210,8 +213,9 @@ def result(name: str, data: dict, out: Path, alts: dict[str, str]) -> list[str]:
     return [*shown_at_once, details('Tables, file and command', made(name, data), *tables)]
 
 
-READING = ('Each entry counts the differences to the arm without the change that it asks about. One '
-           'is significant where its 95 % interval over seeds excludes zero; about one in twenty '
+READING = ('Each entry counts the differences to the arm without the change that it asks about '
+           '(of branches: "endpoint (SFD)", "K = 1"), with the least and the largest. One '
+           'is significant, and bold, where its 95 % interval over seeds excludes zero; about one in twenty '
            'does so by chance. In the tables that arm has its mean, and every other its difference '
            'to it in percent with that interval, bold where it is significant. Lower is better. '
            'Figures that rest on one training seed are illustrations, not evidence.')
