@@ -1,9 +1,11 @@
-// How a search result is ranked: first the lesson whose title has all that is looked for, or whose topic it is (docs_sources.py), then what Sphinx thinks.
+// How a search result is ranked: first the page whose topic it is (docs_sources.py) or the lesson whose title has all that is looked for, then a word of the glossary, then what Sphinx thinks.
 var Scorer = {
   score: ([page, title, anchor, , score, , kind]) => {
-    const wanted = (new URLSearchParams(location.search).get('q') ?? '').toLowerCase().split(/\s+/);
-    const titled = !anchor && wanted.every(word => title.toLowerCase().includes(word));
-    return page.startsWith('course/') && (titled || kind === 'index') ? score + 1000 : score;
+    const asked = (new URLSearchParams(location.search).get('q') ?? '').toLowerCase().split(/\s+/);
+    const wanted = asked.filter(word => !['what', 'is', 'a', 'an', 'the', 'how', 'to', 'do', 'does', 'i'].includes(word));
+    const titled = wanted.length && wanted.every(word => title.toLowerCase().includes(word));
+    if (page === 'glossary') return titled ? score + 500 : score;
+    return kind === 'index' || page.startsWith('course/') && titled && !anchor ? score + 1000 : score;
   },
   objNameMatch: 11, objPartialMatch: 6, objPrio: {0: 15, 1: 5, 2: -5}, objPrioDefault: 0, title: 15, partialTitle: 7, term: 5, partialTerm: 2,
 };

@@ -153,9 +153,12 @@ def test_lessons_come_first(visit):
         history.replaceState(null, '', `?q=${query}`);
         return Search._performSearch(...Search._parseQuery(query)).at(-1)[0];
     }'''
-    for query, lesson in (('Progressive Distillation', 4), ('branch', 6), ('branches', 6), ('capstone', 9), ('Lesson 5', 5), ('why walks bend', 3), ('SFD', 5), ('spiral', 2), ('diffusers', 8)):
+    for query, lesson in (('Progressive Distillation', 4), ('branch', 6), ('branches', 6), ('capstone', 9), ('Lesson 5', 5), ('why walks bend', 3), ('SFD', 5), ('spiral', 2), ('diffusers', 8),
+                          ('my own data', 2), ('what is a branch', 6), ('GPU memory', 8), ('analytic first step', 2)):
         assert page.evaluate(first, query).startswith(f'course/{lesson}_'), query
-    assert page.evaluate(first, 'NFECounter') == 'api/core' and not page.problems
+    for query, found in (('NFECounter', 'api/core'), ('how to install', 'index'), ('multi gpu', 'training/03_devices'), ('hugging face hub', 'interop/01_diffusers'), ('endpoint', 'glossary')):
+        assert page.evaluate(first, query) == found, query
+    assert not page.problems
 
 
 def test_sections_of_the_sidebar(visit):
@@ -167,6 +170,12 @@ def test_sections_of_the_sidebar(visit):
     assert page.locator('.sidebar-tree details[open] .caption-text').all_inner_texts() == ['COURSE']
     heads.nth(3).press('Enter')
     assert page.locator('.sidebar-tree a', has_text='Diffusion').first.is_visible()
+    visit.page.set_viewport_size(PHONE)
+    drawer = page.locator('.sidebar-search')
+    drawer.wait_for(state='hidden') # out of the keyboard's way, until it is opened by it
+    page.locator('label.nav-overlay-icon').press('Enter')
+    drawer.wait_for(state='visible')
+    assert page.locator('label.nav-overlay-icon').get_attribute('aria-label') == 'Toggle site navigation sidebar'
 
 
 BOXES = 'article pre, article .table-wrapper, article mjx-container, article a.full'

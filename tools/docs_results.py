@@ -130,6 +130,10 @@ def comparison(data: dict) -> tuple[list[str], list[str]]:
     return ['\n'.join(said)], tables
 
 
+# where a difference was found -> its name there
+PLACES = {'nfe': 'calls', 'iterations': 'iterations', 'width': 'width'}
+
+
 def verdicts(data: dict, measure: str) -> list[int]:
     "How many differences to the host have which verdict, as `VERDICTS` has them."
     found = Counter(d.verdict for d in differences(data, measure))
@@ -140,8 +144,9 @@ def counted(data: dict, measure: str) -> str:
     "The verdicts in words, and the two ends of what was found."
     better, worse, neither = verdicts(data, measure)
     found = sorted(differences(data, measure), key=lambda d: d.interval.mean/d.host)
-    ends = [f'{d.percent} % ({d.name}, {d.nfe} {"call" if d.nfe == 1 else "calls"}, {d.iterations:,} iterations'
-            f'{f", width {d.width}" if d.width else ""})' for d in (found[0], found[-1])]
+    varied = {key: label for key, label in PLACES.items() if len({getattr(d, key) for d in found}) > 1}
+    ends = [f'{d.percent} % ({", ".join([d.name, *(f"{label} {getattr(d, key):,}" for key, label in varied.items())])})'
+            for d in (found[0], found[-1])]
     return (f'against "{data["host"]}" {better} better, {worse} worse, {neither} neither: '
             + ' to '.join(dict.fromkeys(ends)))
 

@@ -28,7 +28,9 @@ COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/git
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
-TOPICS = {'2': 'spiral, own data', '3': 'Euler, Heun', '4': 'Progressive Distillation, PD', '5': 'SFD', '6': 'B-DENSE, dense alignment', '7': 'comparison', '8': 'diffusers, GPU'}  # of lessons, which are found by them, by their number and by their title
+TOPICS = {'index': 'how to install, installation, pip install', 'course/2': 'spiral, my own data, analytic first step', 'course/3': 'Euler, Heun',  # of pages, which are found by them, and lessons by their number
+          'course/4': 'Progressive Distillation, PD', 'course/5': 'SFD', 'course/6': 'B-DENSE, dense alignment', 'course/7': 'comparison', 'course/8': 'diffusers, GPU, GPU memory',
+          'training/03_devices': 'multi gpu, several gpus', 'interop/01_diffusers': 'hugging face hub'}
 OWN_PAGES = {'glossary.md': '/glossary.md', 'CITATION.cff': '/citing.md', 'CHANGELOG.md': '/changelog.md'}  # of the site
 Assign = ast.Assign | ast.AnnAssign
 
@@ -317,9 +319,9 @@ def api_title(module: str) -> dict[str, str]: return {f'api/{module}': f'API of 
 
 
 def search_words(page: Page) -> str:
-    "What a search finds a lesson by, beside its title."
-    number = page.title.split()[0]
-    words = [f'lesson {number}', *TOPICS.get(number, '').split(', ')] if page.doc.startswith('course/') and number.isdigit() else []
+    "What a search finds a page by, beside its title."
+    lesson = re.match(r'course/(\d)_', page.doc)
+    words = TOPICS.get(lesson[0][:-1] if lesson else page.doc, '').split(', ') + ([f'lesson {lesson[1]}'] if lesson else [])
     entries = ', '.join(f'! {word}' for word in filter(None, words))  # one target: a result shows the text below it
     return entries and f'```{{index}} {entries}\n```'
 

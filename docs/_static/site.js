@@ -32,3 +32,11 @@ addEventListener('DOMContentLoaded', () => {
     entry.prepend(kind);
   })).observe(results, {childList: true, subtree: true});
 });
+
+// The labels that open the two drawers are buttons, also for a keyboard.
+addEventListener('DOMContentLoaded', () => document.querySelectorAll('label.nav-overlay-icon, label.toc-overlay-icon').forEach(label => {
+  label.tabIndex = 0;
+  label.role = 'button';
+  label.ariaLabel = label.control.ariaLabel;
+  label.onkeydown = event => { if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); label.click(); } };
+}));
