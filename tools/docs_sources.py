@@ -466,7 +466,7 @@ nosearch: true
 ---
 # There is no such page
 
-Pages have moved since. The [front page]({SETTINGS["doc_host"]}{SETTINGS["doc_baseurl"]}/) has the course, and the search finds the rest.
+It may have moved. The [front page]({SETTINGS["doc_host"]}{SETTINGS["doc_baseurl"]}/) has the course, and the search finds the rest.
 
 - [Start with lesson 1](/course/1_first_distillation.ipynb)
 - [The reference, by package](/api/index.rst)

@@ -385,7 +385,9 @@ def check_grid(cfg: Host, *denoisers: Callable) -> None:
 
 class Host:
     """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
-    frozen dataclass with K, batch and shape among its fields. It answers four questions:
+    frozen dataclass with K, batch and shape among its fields.
+
+    It answers four questions:
 
     - `step_function(teacher, bank, data, labels)`: one iteration, as `loop.fit` takes it;
     - `sampler(denoiser, shape)`: the `Sampler` that the student ends as;
