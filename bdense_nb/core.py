@@ -478,7 +478,8 @@ def check_answer(
         right = not isinstance(said, str) and bool(said)
     except Exception as e:
         right = False
-        said = f'{hint} (stopped with {textwrap.shorten(f"{type(e).__name__}: {e}", 120)})'
+        stopped = textwrap.shorten(f'stopped with {type(e).__name__}: {e}', 175)
+        said = f'your answer {stopped}' if isinstance(e, NameError) else f'{hint} ({stopped})'
     print('correct' if right else f'hint: {said if isinstance(said, str) else hint}')
     return right
 

@@ -358,6 +358,9 @@ MISTAKES = [
     ('4.1', lambda D, x, t, m, s: (landing(D, x, t, m, s)[2] - x)/(1 - s/t), 'not the whole of x'), ('1.1', lambda x, g, t, s: x + s - t*(x - g)/t, 'parentheses'),
     ('5.1', lambda p, a, f: a*p - a*f, 'not the whole step'), ('4.2', lambda grid: grid[::2].unfold(0, 3, 1), 'leaves the middles out'), ('5.2', lambda *a: rollout(*a, target=lambda n: 12), 'y[4*n + 4]'),
     ('3.2', lambda x, sigma, m, std: mixture(x, m, std + sigma**2, std/(std + sigma**2)), 'its square is the variance'),
+    ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, std/(std + sigma)), 'the weights are right'), ('3.2', lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, 1.), 'the weights are right'),
+    ('7.1', lambda a, b: (d := torch.tensor(a) - torch.tensor(b)) is None or (d.mean(), d.mean() - d.std(), d.mean() + d.std()), 'the spread of one difference'), ('5.1', 23, 'give the function'),
+    ('7.2', lambda run, seeds: [run(4, seed) - run(1, seeds[0]) for seed in seeds], 'not always with the first'), ('7.2', lambda run, seeds: run(4, 0) - run(1, 0), 'that is one seed'),
     ('capstone', TEACHER, 'not EDMDenoiser'), ('capstone', branch(TEACHER, 2), 'not BranchedDenoiser'),
     ('capstone', Sampler(TEACHER, karras_sigmas(4, .006, 80.), False, (2,)), 'takes 4'),
     ('capstone', Sampler(TEACHER, SFDConfig(nfe=2).grids[1], True, (2,)), 'does the loss still fall'),
@@ -450,7 +453,7 @@ def test_an_unknown_exercise():
     (None, bool, 'not answered yet'), (lambda: None, bool, 'not answered yet'), ([1, None], bool, 'not answered yet'),
     (3, lambda a: a == 3, 'correct'), (lambda: torch.ones(2), lambda a: (a == 1).all(), 'correct'), ((1, 2), lambda a: True, 'correct'),
     (3, lambda a: None, 'hint: think'), (3, lambda a: '', 'hint: '), (3, lambda a: 'look', 'hint: look'), (0, bool, 'hint: think'), ('', lambda a: a > 2, 'hint: think (stopped with TypeError'),
-    (torch.ones(2), lambda a: a == 1, 'hint: think (stopped with RuntimeError'), (lambda: [][1], bool, 'hint: think (stopped with IndexError: list index out of range)'),
+    (torch.ones(2), lambda a: a == 1, 'hint: think (stopped with RuntimeError'), (lambda: [][1], bool, 'hint: think (stopped with IndexError: list index out of range)'), (lambda: pionts, bool, "hint: your answer stopped with NameError: name 'pionts' is not defined\n"),  # noqa: F821
 ])
 def test_check_answer(capsys, answer, ok, said):
     assert check_answer(answer, ok, 'think') == (said == 'correct')

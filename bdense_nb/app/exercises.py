@@ -44,6 +44,8 @@ def check(
     "Print 'not answered yet', 'correct', or a hint that names the mistake."
     check_choice('exercise', number, EXERCISES)
     run, judge, hint = EXERCISES[number]
+    if run and not callable(answer) and answer is not None:
+        return check_answer(lambda: answer, lambda got: 'give the function, without calling it', hint)
     if not (run and callable(answer)): return check_answer(lambda: answer, judge, hint)
     code = getattr(answer, '__code__', run.__code__).co_code
     begun = len(code) > len((lambda: None).__code__.co_code)
@@ -215,7 +217,7 @@ def _(got):
             paired_error(out, end(0, 80.)),
         'the teacher starts at noise level sigmas[0], so its noise must be multiplied by it':
             paired_error(out, end(0, 1.)),
-        'that is the mean of the squares; take its root': gap.square().mean(),
+        'that is the mean of the squares; take its root': (gap.square().mean(), strangers**2),
         'that is the mean of the absolute differences; take the root of the mean square':
             gap.abs().mean(),
         'that is the distance in the plane; take the mean over coordinates, too':
@@ -326,6 +328,8 @@ _formula('3.2', 'both the weights and the guess inside a blob need std**2 + sigm
         _mixture(pull=lambda sigma, std: sigma**2/_var(sigma, std)),
     'the weights need sigma**2, too: how wide is a blob with noise?':
         (_mixture(lambda sigma, std: std**2, _none), _mixture(lambda sigma, std: std**2)),
+    'the weights are right; the pull towards x is std**2/(std**2 + sigma**2)': (
+        _mixture(pull=lambda sigma, std: std/(std + sigma)), _mixture(pull=lambda sigma, std: 1.)),
     'the pull towards x is std**2 over the whole variance, not over sigma**2':
         tuple(_mixture(spread, lambda sigma, std: std**2/sigma**2) for spread in (_var, _noise)),
     'the pull towards x is std**2/(std**2 + sigma**2), not std alone':
@@ -679,6 +683,7 @@ def _(got):
     apart = ((torch.tensor(_WITH).var() + torch.tensor(_WITHOUT).var())**.5/d.std()).item()
     return next((hint for hint, ratio in {
         'the error of a mean is smaller than the spread of one value: divide by sqrt(n)': 5**.5,
+        'that is the spread of one difference: t times it over sqrt(n)': 5**.5/t,
         'the standard deviation of a mean falls with sqrt(n), not with n': 5**-.5,
         'that is the variance; take the standard deviation of a - b': d.std().item(),
         'the factor 1.96 is for many seeds; with five it is student_t(.95, 4)': 1.96/t,
@@ -718,7 +723,10 @@ def _(got):
             tuple([scale*(v/u - one) for u, v in zip(*arm)]
                   for scale in (1, 100) for one in (1, 0)),
         'that is the new arm alone; subtract run(1, seed)': arm[1],
-        'that is one seed; all of them are asked for': difference(*arm)[:1],
+        'that is one seed; all of them are asked for':
+            (difference(*arm)[:1], difference(*arm)[0], 6*difference(*arm)[:1]),
+        'the host is run with the same seed as the new arm, not always with the first':
+            [v - arm[0][0] for v in arm[1]],
         'each run against the host of the same seed, not against all of them':
             [v - u for v in arm[1] for u in arm[0]]}, 1e-7)
 
@@ -840,7 +848,8 @@ def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
     return ('most of it is training: train longer, with a larger batch'
             + ' or a higher rate'*(cfg.lr < .002))
 
-@_exercise('capstone', 'give the student that sfd or progressive returned')
+@_exercise('capstone', 'give the student that sfd or progressive returned, or that of your own loop: '
+           'cfg.sampler(fold(net)), since fold leaves the last branch')
 def _(student):
     if not isinstance(student, Sampler):
         return f'give the student that sfd returned, not {type(student).__name__}'
@@ -857,6 +866,7 @@ def _(student):
     print(f'{error:.4f} away from the teacher{took}')
     if seconds > 60:
         return (f'a minute is allowed, and its iterations took {seconds:.0f} s: student.about has '
-                f'the seconds that count, of earlier parts of a resumed run too')
+                f'the seconds that count, of earlier parts of a resumed run too; if the machine was '
+                f'busy, train again when it is quiet')
     if error < CAPSTONE: return True
     return f'below {CAPSTONE:.2f} is asked for; {_why(about, error, noise, goal)}'
