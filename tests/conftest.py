@@ -3,8 +3,6 @@ import functools
 import inspect
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlparse
@@ -28,8 +26,9 @@ def root() -> Path:
 @pytest.fixture(scope='session')
 def site(root, tmp_path_factory) -> Path:
     "The documentation site, built once for all tests that look at it; a warning is an error."
+    from warm import python  # not before the number of threads is set
     folder = tmp_path_factory.mktemp('docs')/'site'
-    done = subprocess.run([sys.executable, root/'tools'/'docs.py', folder], capture_output=True, text=True)
+    done = python('import docs; sys.argv[0] = docs.__file__; docs.main()', folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -993,8 +993,8 @@ def test_progressive_distillation_of_what_is_told_a_text(shell):
 
 
 @pytest.mark.parametrize('width, layers, more, says', [
-    (24, 12, {}, 'fits, with up to'), (24, 12, dict(batch=512), r'512 samples .* do not fit; --accumulate \d+ makes it fit'),
-    (48, 12, {}, '--lora 8 .*makes it fit')])
+    (48, 5, {}, 'fits, with up to'), (48, 5, dict(batch=512), r'512 samples .* do not fit; --accumulate \d+ makes it fit'),
+    (96, 3, {}, '--lora 8 .*makes it fit')])
 def test_a_dry_run_says_whether_one_gpu_is_enough(width, layers, more, says):
     "A billion parameters and more, on paper: the answer holds for the options that it names."
     diffusers = pytest.importorskip('diffusers')
@@ -1004,7 +1004,7 @@ def test_a_dry_run_says_whether_one_gpu_is_enough(width, layers, more, says):
     teacher.conditions = commands.ConditionTable(dict(encoder_hidden_states=torch.zeros(1, 154, 4096), pooled_projections=torch.zeros(1, 2048)))
     cfg = SFDConfig(**dict(nfe=2, K=4, afs=False, sigma_max=1000., shape=(16, 64, 64), batch=8, ema=.999) | more)
     assert sum(p.numel() for p in net.parameters()) > 1e9
-    if width == 48: pytest.importorskip('peft')
+    if width == 96: pytest.importorskip('peft')
     found = commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware())['on_one_gpu']
     assert re.match('of 80 GB: ', found) and re.search(says, found), found
     if parts := re.search(r'--accumulate (\d+)', found):

@@ -75,10 +75,45 @@ PUT = '''async path => {
 CUT = '''[...document.querySelectorAll('article pre')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).length'''
 
 
+# of every picture that is seen: its name, how bright it is with its filter, and how much of its edge is
+SHADES = """async () => {
+    document.querySelectorAll('article details').forEach(d => d.open = true);
+    const found = [];
+    for (const image of document.querySelectorAll('article img')) {
+        if (!image.clientWidth) continue;
+        await image.decode();
+        const canvas = new OffscreenCanvas(60, 60), context = canvas.getContext('2d');
+        context.filter = getComputedStyle(image).filter;
+        context.drawImage(image, 0, 0, 60, 60);
+        const {data} = context.getImageData(0, 0, 60, 60);
+        const light = Array.from({length: 3600}, (_, i) => (data[4*i] + data[4*i + 1] + data[4*i + 2])/3);
+        const edge = light.filter((_, i) => i < 60 || i >= 3540), mean = a => a.reduce((x, y) => x + y)/a.length;
+        found.push([image.src.startsWith('data:') ? 'explorer' : image.src.split('/').pop(), mean(light), mean(edge)]);
+    }
+    return found;
+}"""
+
+
+def pictures(page, path):
+    "How many were looked at, and which are not as dark as their page: what the switch says counts, whatever the system has."
+    seen, wrong = 0, []
+    for system, switch in (('dark', 'auto'), ('light', 'dark'), ('dark', 'light'))[:3 if path in KINDS.values() else 1]:
+        page.emulate_media(color_scheme=system)
+        page.evaluate('theme => { document.body.dataset.theme = theme; }', switch)
+        for name, mean, edge in page.evaluate(SHADES):
+            seen += 1
+            bright = edge > 130 if switch == 'light' else mean > 140 or edge > 60
+            if bright != (switch == 'light'): wrong.append(f'system {system}, switch {switch}: {name} {mean:.0f}, its edge {edge:.0f}')
+    page.emulate_media(color_scheme='light')
+    page.evaluate("document.body.dataset.theme = 'auto'")
+    return seen, wrong
+
+
 def test_every_page(visit, site):
-    """No failed or foreign request, no script error, nothing raw, and a phone never scrolls sideways. The pages of the reference have
-    one template: the first is opened, and what the others say is put into it. Of the listings of source some are."""
-    problems, opened, page = {}, '', visit.page
+    """No failed or foreign request, no script error, nothing raw, a phone never scrolls sideways, and every picture is dark on a dark
+    page. The pages of the reference have one template: the first is opened, and what the others say is put into it. Of the listings of
+    source some are."""
+    problems, opened, page, seen = {}, '', visit.page, 0
     page.set_viewport_size(PHONE)
     paths = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
     listings = [path for path in paths if path.startswith('_modules')]
@@ -94,8 +129,11 @@ def test_every_page(visit, site):
             width = page.evaluate('document.documentElement.scrollWidth')
             if width > size['width']: found.append(f'{width} pixels wide on a screen of {size["width"]}')
             if size == DESK and (cut := page.evaluate(CUT)): found.append(f'{cut} listings are cut off on a desk')
+        if path != 'py-modindex.html' and (site/path).read_text(encoding='utf-8').count('<img') > 1: # Sphinx's own icons; the logo
+            more, wrong = pictures(page, path)
+            seen, found = seen + more, found + wrong
         if found: problems[path] = found
-    assert not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
+    assert seen > 160 and not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
 
 
 @pytest.mark.parametrize('query, page_found, kind', [('NFECounter', 'api/core.html', 'Reference'), ('halving', 'course/4_halving.html', 'Course'),
@@ -331,43 +369,6 @@ def test_live_without_webassembly(visit):
     assert page.get_by_role('button', name='Run both').is_disabled()
     assert page.locator('#live img:visible').evaluate('async image => (await image.decode(), image.naturalWidth)') > 300
     assert not page.problems
-
-
-# of every picture that is seen: its name, how bright it is with its filter, and how much of its edge is
-SHADES = """async () => {
-    document.querySelectorAll('article details').forEach(d => d.open = true);
-    const found = [];
-    for (const image of document.querySelectorAll('article img')) {
-        if (!image.clientWidth) continue;
-        await image.decode();
-        const canvas = new OffscreenCanvas(60, 60), context = canvas.getContext('2d');
-        context.filter = getComputedStyle(image).filter;
-        context.drawImage(image, 0, 0, 60, 60);
-        const {data} = context.getImageData(0, 0, 60, 60);
-        const light = Array.from({length: 3600}, (_, i) => (data[4*i] + data[4*i + 1] + data[4*i + 2])/3);
-        const edge = light.filter((_, i) => i < 60 || i >= 3540), mean = a => a.reduce((x, y) => x + y)/a.length;
-        found.push([image.src.startsWith('data:') ? 'explorer' : image.src.split('/').pop(), mean(light), mean(edge)]);
-    }
-    return found;
-}"""
-
-
-def test_dark_mode(visit, site):
-    "Every picture on a dark page is dark, and light on a light one: what the switch says counts, whatever the system has."
-    page, wrong, seen = visit.page, [], 0
-    for file in site.rglob('*.html'):
-        path = file.relative_to(site).as_posix()
-        if path == 'py-modindex.html' or file.read_text(encoding='utf-8').count('<img') < 2: continue  # Sphinx's own icons; the logo
-        visit(path)
-        for system, switch in (('dark', 'auto'), ('light', 'dark'), ('dark', 'light')):
-            if switch != 'auto' and path not in KINDS.values(): continue
-            page.emulate_media(color_scheme=system)
-            page.evaluate('theme => { document.body.dataset.theme = theme; }', switch)
-            for name, mean, edge in page.evaluate(SHADES):
-                seen += 1
-                bright = edge > 130 if switch == 'light' else mean > 140 or edge > 60
-                if bright != (switch == 'light'): wrong.append(f'{path}, system {system}, switch {switch}: {name} {mean:.0f}, its edge {edge:.0f}')
-    assert seen > 160 and not wrong, '\n'.join(wrong)
 
 
 def test_grey_pictures_in_dark_mode(visit):

@@ -2,14 +2,14 @@
 import ast
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from environments import ROOT, Environment, build, needs
+from environments import ROOT, UV, Environment, build, needs
 from extras import EXTRAS, try_extra
 from packaging.requirements import Requirement
 
@@ -32,12 +32,7 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def user(wheel, tmp_path_factory):
     "`user(program, *args)` runs a program where the wheel is installed with the oldest of what it requires."
-    with environment(wheel, tmp_path_factory, oldest=True) as made: yield made
-
-
-@contextmanager
-def environment(wheel, tmp_path_factory, oldest):
-    made = Environment(tmp_path_factory.mktemp('user'), wheel, oldest)
+    made = Environment(tmp_path_factory.mktemp('user'), wheel, oldest=True)
     yield made
     made.close()
     shutil.rmtree(made.folder)  # several GB where hard links cannot be made
@@ -59,9 +54,12 @@ def test_description_for_pypi_has_absolute_links(wheel):
     assert any(t.endswith('.png') for t in targets) and all(t.startswith(('https://', '#')) for t in targets)
 
 
-def test_the_newest_of_what_it_requires_fits_together(wheel, tmp_path_factory):
-    "What it does there is what all other tests see: theirs are the newest, too; `python tests/extras.py newest` runs it."
-    with environment(wheel, tmp_path_factory, oldest=False) as newest: newest.check()
+def test_the_newest_of_what_it_requires_fits_together(wheel, tmp_path):
+    "What it does there is what all other tests see: theirs are the newest, too; `python tests/extras.py newest` installs and runs it."
+    for how in (('venv', '--python', sys.executable, tmp_path), ('pip', 'install', '--dry-run', '--python', tmp_path, wheel)):
+        done = subprocess.run([*UV, *how], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert {f' + {need.name}==' for need in REQUIRED} <= set(re.findall(r'^ \+ [\w-]+==', done.stderr, flags=re.M))
 
 
 def test_all_that_the_library_imports_is_required():

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import sample_noise
-from ..diffusion.denoisers import GaussianDenoiser, GuidedDenoiser, NetDenoiser, unguided
+from ..diffusion.denoisers import (GaussianDenoiser, GuidedDenoiser, NetDenoiser, map_cond,
+                                   unguided)
 from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
@@ -218,6 +219,15 @@ def _nowhere(model: nn.Module) -> nn.Module: # a copy without numbers
     memo = {id(p): nn.Parameter(place(p), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo | {id(b): place(b) for b in model.buffers()})
 
+def _silent(teacher: nn.Module) -> nn.Module: # asks no network; one condition shows all shapes
+    mute, draw = copy.copy(teacher), getattr(teacher, 'conditions', None)
+    mute.forward = lambda x, sigma, cond=None: torch.empty_like(x)
+    if draw is None: return mute
+    row = draw(range(1))
+    mute.conditions = lambda seeds: map_cond(
+        lambda t: t.new_empty(len(seeds), *t.shape[1:], device='meta'), row)
+    return mute
+
 def _bytes(*models: nn.Module) -> int: # what several hold together is counted once
     tensors = [t for m in models for t in (*m.parameters(), *m.buffers())]
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
@@ -259,8 +269,8 @@ def memory_on_paper(
     n = cfg.batch//hardware.accumulate
     source = _nowhere(teacher)
     model = branched_student(source, student and _nowhere(student), cfg.K, cfg.layer, shape)
-    step = cfg.small(n).step_function(source, None, sample_noise(range(n), shape),
-                                      draw_conditions(start, range(n)))
+    step = cfg.small(n).step_function(_silent(source), None, sample_noise(range(n), shape),
+                                      draw_conditions(_silent(start), range(n)))
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     anew = sum(p.nbytes for p in teacher.parameters() if p.requires_grad) # its frozen copy
     weights = (_bytes(teacher, start) + anew)/1e9

@@ -505,16 +505,17 @@ class Sampler:
 
     @cached_property
     def seconds_per_sample(self) -> float: # infinite where not even two fit into the memory
-        "Measured here: batches grow up to 256 samples, until one takes half a second."
-        found = math.inf
+        "Measured here: batches grow up to 256 samples, while half a second should do for one."
+        took, last, seconds, more = math.inf, 0, 0., 0. # more: what one more sample took
         for n in (2, 8, 32, 128, 256):
+            if seconds + more*(n - last) > .5: break
             begin = time.perf_counter()
             try: self.sample(n)
             except torch.cuda.OutOfMemoryError: break
-            seconds = time.perf_counter() - begin
-            found = seconds/n
-            if seconds > .5: break
-        return found
+            before, seconds = seconds, time.perf_counter() - begin
+            took, more = seconds/n, last and max(seconds - before, 0.)/(n - last) # 2 warms up
+            last = n
+        return took
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #3c83d5b5
 def clipped(
