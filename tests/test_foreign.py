@@ -443,3 +443,44 @@ def test_classes_by_name_are_distilled():
     D.net.last.weight.data.mul_(.1)
     student = sfd(D, SFDConfig(shape=SHAPE, K=2, steps=1, batch=2, sigma_max=2., layer='last'), show=False)
     torch.testing.assert_close(student.sample(4, cond=torch.arange(4)), torch.cat([student.sample(1, seed=i, cond=torch.tensor([i])) for i in range(4)]))
+
+
+class Twice(EDM):
+    "Guidance inside: two calls."
+    def combine(self, x, sigma, labels, kw):
+        given, none = super().combine(x, sigma, labels, kw), super().combine(x, sigma, labels*0, kw)
+        return none + 3*(given - none)
+class Biased(EDM):
+    "The condition is used outside of the network too."
+    def combine(self, x, sigma, labels, kw): return super().combine(x, sigma, labels, kw) + labels[:, :, None, None]
+class Reads(EDM):
+    "And so is an attribute of the network, if it is there."
+    def combine(self, x, sigma, labels, kw): return super().combine(x, sigma, labels, kw)*getattr(self.model, 'gain', 1.)
+class Learned(KDenoiser):
+    "k-diffusion's OpenAIDenoiser: the network predicts a variance too."
+    def __init__(self): super().__init__(Inner(6))
+    def forward(self, x, sigma): return x - as_column(sigma, x)*self.inner_model(x, sigma).chunk(2, 1)[0]
+class Numbers(EDM):
+    "Its network takes classes by number."
+    def forward(self, x, sigma, class_labels=None): return self.combine(x, as_column(sigma, x), class_labels, {})
+    def __init__(self, label_dim):
+        super().__init__(label_dim)
+        self.model = ByNumber()
+class ByNumber(Inner):
+    def __init__(self): super().__init__(); self.rows = nn.Embedding(3, 1)
+    def forward(self, x, noise, label=None): return super().forward(x, noise + self.rows(label)[:, 0])
+
+
+def test_a_module_that_is_taken_apart_answers_as_itself():
+    torch.manual_seed(0)
+    x, sigma = x_sigma()
+    for module, cond in ((Biased(3), torch.tensor([0, 2, 1, 0])), (Learned(), None)):
+        D = as_denoiser(module.eval(), None if module.__class__ is Biased else 'inner_model')
+        own = module(x, sigma) if cond is None else module(x, sigma, torch.eye(3)[cond])
+        torch.testing.assert_close(D(x, sigma, cond), own)
+        torch.testing.assert_close(branch(D, 2, shape=SHAPE)(x, sigma, cond)[:, 1], own)
+    reads = Reads(3)
+    reads.model.gain = 2.
+    for module, says in ((Twice(3), 'calls it 2 times for an answer.*GuidedDenoiser'), (reads, 'uses gain of it')):
+        with pytest.raises(ValueError, match=f"cannot be taken apart at its 'model', since it {says}"): as_denoiser(module)(x, sigma, torch.tensor([0, 2, 1, 0]))
+    with pytest.raises(ValueError, match=r'classes by number.*net.n_classes = 3; EDMDenoiser\(net, 0.5\)'): as_denoiser(Numbers(3))

@@ -245,7 +245,7 @@ class NetDenoiser(nn.Module):
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
         "The clean estimate that a raw answer stands for."
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
-    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor: # raw [B, K, *D]
         "The same for the answers of K branches, `[B, K, *D]`."
         return self.to_x0(raw, x[:, None], sigma)
 
@@ -367,20 +367,23 @@ class ModuleDenoiser(NetDenoiser):
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #66cc43ed
 class _Socket(nn.Module):
-    "Stands where a network was: notes what it is asked, or answers with what was put into it."
+    "Stands where a network was: answers as it is told to, and notes how it was used."
     def __init__(self):
         super().__init__()
-        self.asked = None
+        self.asked = None # during a call: names that were used of it, '' for a call of it
         self.answer = None
 
     def forward(self, *args, **kwargs):
-        if self.answer is not None: return self.answer
-        self.asked = (args, kwargs)
-        return torch.zeros_like(args[0])
+        self.asked.append('')
+        return self.answer(*args, **kwargs)
 
     def __getattr__(self, name: str): # what else of the network is used
         try: return super().__getattr__(name)
-        except AttributeError: raise AttributeError(f'{name} of the network', obj=self) from None
+        except AttributeError:
+            if self.asked is not None: self.asked.append(name)
+            raise AttributeError(f'{name} of the network', obj=self) from None
+
+class _Told(Exception): pass
 
 class PreconditionedDenoiser(NetDenoiser):
     """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
@@ -412,36 +415,50 @@ class PreconditionedDenoiser(NetDenoiser):
         "Where the network sits in the module, and what the module takes."
         return dict(inner=self.inner, takes=self.takes)
 
-    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+    def _combined(self, answer: Callable, x: Tensor, sigma, cond=None) -> Tensor:
+        "What the module says where its network answers so; it must ask once."
         socket = getattr(self.outer, self.inner)
         if self.one_hot and isinstance(cond, Tensor): cond = F.one_hot(cond, self.one_hot).to(x)
         if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
-        why = 'does not call it'
-        try: self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+        socket.asked, socket.answer = [], answer
+        try:
+            out = self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+            n = socket.asked.count('')
+            why = f'calls it {n} times for an answer' if n else 'does not call it'
+            for name in filter(None, socket.asked):
+                if hasattr(self.net, name): n, why = 0, f'uses {name} of it'
+            if n == 1: return out
         except AttributeError as e:
             if e.obj is not socket: raise
             why = f'uses {e} instead of calling it'
-        if socket.asked is None:
-            raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
-                             f'{self.inner!r}, since it {why}: wrap that network, with a forward, '
-                             'in VPDenoiser, FlowDenoiser or EDMDenoiser')
-        args, kwargs = socket.asked
-        socket.asked = None
-        return self.net(*args, **kwargs)
+        finally: socket.asked = socket.answer = None
+        raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
+                         f'{self.inner!r}, since it {why}: wrap that network, with a forward, in '
+                         'VPDenoiser, FlowDenoiser or EDMDenoiser, and that in GuidedDenoiser if '
+                         'the module guides; or keep it whole, with ModuleDenoiser(module)')
 
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
-        socket = getattr(self.outer, self.inner)
-        socket.answer = raw
-        try: return self.outer(x, as_column(sigma, x).flatten().expand(len(x)))
-        finally: socket.answer = None
+    def forward(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        return self._combined(lambda *args, **more: self.net(*args, **more), x, sigma, cond)
 
-    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
-        K = raw.shape[1]
-        s = as_column(sigma, x).flatten().expand(len(x))
-        x0s = self.to_x0(raw.flatten(0, 1), x.repeat_interleave(K, 0), s.repeat_interleave(K, 0))
-        return x0s.unflatten(0, (-1, K))
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        told = []
+        def stop(*args, **more):
+            told.append((args, more))
+            raise _Told
+        with contextlib.suppress(_Told): self._combined(stop, x, sigma, cond)
+        args, more = told[0]
+        return self.net(*args, **more)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor:
+        return self._combined(lambda *args, **more: raw, x, sigma, cond)
+
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor: # as in the base
+        each = lambda t: t.repeat_interleave(raw.shape[1], 0)
+        s = each(as_column(sigma, x).flatten().expand(len(x)))
+        x0s = self.to_x0(raw.flatten(0, 1), each(x), s, map_cond(each, cond))
+        return x0s.unflatten(0, (-1, raw.shape[1]))
 
     def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
         "A copy of the whole module, the network in its place."

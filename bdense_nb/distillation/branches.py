@@ -123,7 +123,7 @@ class BranchedDenoiser(nn.Module):
     ) -> Tensor: # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
         "Clean estimates of K branches, `[B, K, *D]`, in one network call."
         raw = self.denoiser.raw(x, sigma, cond).unflatten(0, (-1, self.K))
-        return self.denoiser.branches_to_x0(raw, x, sigma)
+        return self.denoiser.branches_to_x0(raw, x, sigma, cond)
 
 # %% ../../nbs/distillation/02_branches.ipynb #ac1fcb09
 def branch(
