@@ -1128,8 +1128,23 @@ def save_denoiser(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
-        given=denoiser.net.given if net is CalledNet else {},
+        given=denoiser.net.given if net is CalledNet else {}, constants=_constants(denoiser),
         sha256=sha256(folder/WEIGHTS), about=about or {}))
+
+def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
+    "What a module with formulas of its own keeps as plain attributes, outside of its network."
+    found, parts = {}, {}
+    if isinstance(denoiser, PreconditionedDenoiser): parts = dict(denoiser.outer.named_modules())
+    net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
+    if isinstance(denoiser, ModuleDenoiser): parts = {'': net}
+    for part, m in parts.items():
+        skip = {'training', *getattr(type(m), 'hash_ignores', ())}
+        for name, value in vars(m).items():
+            said = repr(_told(value))
+            silent = name.startswith('_') or name in skip or isinstance(m, _Socket)
+            if silent or isinstance(value, torch.device) or _UNTOLD in said: continue
+            found[f'{part}.{name}'.lstrip('.')] = said
+    return found
 
 def is_whole(
     folder: Path | str,
@@ -1186,7 +1201,7 @@ def load_denoiser(
     try:
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
-        _check_given(about, denoiser.net)
+        _check_given(about, denoiser)
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e:
@@ -1206,19 +1221,27 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
 
-def _check_given(about: dict, net: nn.Module) -> None:
-    "Refuse other constants, given by functools.partial, than a network was stored with."
-    mine, theirs = about.get('given') or {}, getattr(net, 'given', {})
+def _check_given(about: dict, denoiser: NetDenoiser) -> None:
+    """Refuse other constants, given by functools.partial or plain attributes of a module, than a
+    network was stored with."""
+    mine, theirs = about.get('given') or {}, getattr(denoiser.net, 'given', {})
     untold = [k for k, v in mine.items() if _UNTOLD in v or re.fullmatch(r'a \w+', v)]
-    differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
-              for k in sorted(mine.keys() | theirs.keys())
-              if mine.get(k) != theirs.get(k) and not (k in untold and k in theirs)]
     if untold:
         warnings.warn(f'{", ".join(untold)}, given by functools.partial, cannot be compared with '
                       'what the network was stored with: see that it is the same', stacklevel=3)
-    if differ and 'given' in about:
-        raise ValueError(f'this network was stored with other arguments of functools.partial: '
-                         f'{"; ".join(differ)}; pass net= a partial with the stored ones')
+    rows = []
+    if 'given' in about:
+        known = mine | {k: theirs[k] for k in untold if k in theirs}
+        rows.append(('other arguments of functools.partial', 'a partial', known, theirs))
+    if 'constants' in about:
+        constants = _constants(denoiser)
+        rows.append(('other constants of its module', 'a module', about['constants'], constants))
+    for what, wanted, mine, theirs in rows:
+        differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
+                  for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+        if differ:
+            raise ValueError(f'this network was stored with {what}: {"; ".join(differ)}; pass net= '
+                             f'{wanted} with the stored ones')
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."
