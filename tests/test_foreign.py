@@ -484,3 +484,25 @@ def test_a_module_that_is_taken_apart_answers_as_itself():
     for module, says in ((Twice(3), 'calls it 2 times for an answer.*GuidedDenoiser'), (reads, 'uses gain of it')):
         with pytest.raises(ValueError, match=f"cannot be taken apart at its 'model', since it {says}"): as_denoiser(module)(x, sigma, torch.tensor([0, 2, 1, 0]))
     with pytest.raises(ValueError, match=r'classes by number.*net.n_classes = 3; EDMDenoiser\(net, 0.5\)'): as_denoiser(Numbers(3))
+
+
+@pytest.mark.parametrize('wrap', [lambda m: as_denoiser(m, 'inner_model'), as_denoiser], ids=['inner', 'whole'])
+def test_another_constant_of_the_module_is_refused(wrap, tmp_path):
+    D = wrap(KDenoiser(Inner(), .5))
+    save_denoiser(D, tmp_path)
+    x, sigma = x_sigma()
+    assert torch.equal(load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), .5))(x, sigma), D(x, sigma))
+    with pytest.raises(ValueError, match='other constants of its module: sigma_data=0.5 there, 1.0 here'): load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), 1.))
+
+
+def test_frozen_weights_that_training_changes_are_not_the_teachers():
+    "EDM2's layers normalise their weights in place in training mode; what is frozen is shared else."
+    D = as_denoiser(made('edm2'))
+    D.net.gain.requires_grad_(True)
+    model = branch(D, 1, shape=SHAPE)
+    own, mine = model.denoiser.net, D.net
+    before = mine.last.weight.clone()
+    assert own.first.weight.data_ptr() == mine.first.weight.data_ptr() and not own.training
+    torch.testing.assert_close(model(*x_sigma())[:, -1], D(*x_sigma()))
+    model.train()(*x_sigma())
+    assert torch.equal(mine.last.weight, before) and not torch.equal(own.last.weight, before)

@@ -4,13 +4,15 @@
 
 # %% ../../nbs/distillation/02_branches.ipynb #2b8717c5
 from __future__ import annotations
+import contextlib
 import copy
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import check_int, check_type, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
 from ..diffusion.samplers import draw_conditions
@@ -145,6 +147,7 @@ def branch(
     if layer is not None: _layer(denoiser.net, layer)
     if adapters(denoiser.net): student, layer = _with_adapters(denoiser, layer, shape)
     else: student = trainable_copy(denoiser)
+    _own_what_changes(student, shape or sample_shape(student))
     if K == 1: return BranchedDenoiser(student, 1, layer)
     layer = layer or output_layer(student, shape)
     old = _layer(student.net, layer)
@@ -254,15 +257,52 @@ def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[
 
 # %% ../../nbs/distillation/02_branches.ipynb #30417b4a
 # [2, *D], or [2*K, *D] with branches
-def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
+def _call(denoiser: NetDenoiser, shape: tuple[int, ...], mode=undisturbed) -> Tensor:
     "What the network says of two different samples, with different noise levels and conditions."
     first = next(denoiser.parameters())
     x = 1.5*sample_noise([0, 1], shape).to(first)
     n = denoiser.n_classes
     cond = torch.tensor([0, n - 1]) if n else None
     if denoiser.conditions is not None: cond = draw_conditions(denoiser, [0, 1])
-    with undisturbed(denoiser):
+    with mode(denoiser):
         return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), cond_like(cond, x))
+
+class _LeftAlone(TorchDispatchMode):
+    "What would be written into some tensors is not, but noted."
+    def __init__(self, tensors: list[Tensor]):
+        super().__init__()
+        self.kept = {t.untyped_storage().data_ptr(): t for t in tensors}
+        self.changed = []
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        for given, a in zip(f._schema.arguments, args):
+            if not (given.alias_info and given.alias_info.is_write): continue
+            kept = self.kept.get(a.untyped_storage().data_ptr()) if isinstance(a, Tensor) else None
+            if kept is not None:
+                self.changed.append(kept)
+                return a
+        return f(*args, **kwargs or {})
+
+@contextlib.contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    "In training mode; afterwards all of it, and the random numbers, are as before."
+    modes = {m: m.training for m in model.modules()}
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(): yield model.train()
+    finally:
+        for m, mode in modes.items(): m.training = mode
+        for b, before in buffers: b.copy_(before)
+
+def _own_what_changes(student: NetDenoiser, shape: tuple[int, ...] | None) -> None:
+    """Frozen weights that a call in training mode writes into, as EDM2's layers do, are not shared
+    with the original."""
+    frozen = [p for p in student.parameters() if not p.requires_grad and not p.is_meta]
+    if not frozen or shape is None: return
+    alone = _LeftAlone(frozen)
+    # what stops here stops later, where it is said
+    with contextlib.suppress(Exception), alone: _call(student, shape, _in_training)
+    for p in alone.changed: p.data = p.detach().clone()
 
 def _moved_apart(wide: nn.Module) -> nn.Module:
     "A copy of a widened layer whose branches differ."

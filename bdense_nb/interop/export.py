@@ -634,10 +634,11 @@ def export_onnx(
     values, shapes = zip(*inputs.values())
     known = {torch.ops.aten.searchsorted.Tensor: _count_below(op)}
     with atomic_path(path) as tmp:
-        with _OnePerAxis(): torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, dynamo=True,
-                          external_data=False, verbose=False, input_names=list(inputs),
-                          output_names=['x_next'], dynamic_shapes=shapes,
-                          custom_translation_table=known)
+        with _OnePerAxis():
+            torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, dynamo=True,
+                              external_data=False, verbose=False, input_names=list(inputs),
+                              output_names=['x_next'], dynamic_shapes=shapes,
+                              custom_translation_table=known)
         _check_opens(tmp)
 
 # %% ../../nbs/interop/02_export.ipynb #2dbad1be
