@@ -505,4 +505,6 @@ def test_frozen_weights_that_training_changes_are_not_the_teachers():
     assert own.first.weight.data_ptr() == mine.first.weight.data_ptr() and not own.training
     torch.testing.assert_close(model(*x_sigma())[:, -1], D(*x_sigma()))
     model.train()(*x_sigma())
+    assert torch.equal(mine.last.weight, before) and torch.equal(own.last.weight, before) and own.training
+    own.train()(torch.zeros(1, *SHAPE), torch.ones(1)) # of its own
     assert torch.equal(mine.last.weight, before) and not torch.equal(own.last.weight, before)

@@ -102,11 +102,20 @@ class BranchedDenoiser(nn.Module):
         K: int, # number of branches
         # name of the output layer inside `denoiser.net`; None: there is one branch
         layer: str | None = 'out',
+        # names of modules inside `denoiser` that stay in evaluation mode
+        still: tuple[str, ...] = (),
     ):
         super().__init__()
         self.denoiser = denoiser
         self.K = K
         self.layer = layer
+        self.still = still
+
+    def train(self, mode: bool = True) -> BranchedDenoiser:
+        "Training mode, but for what stays as it is."
+        super().train(mode)
+        for name in self.still: self.denoiser.get_submodule(name).eval()
+        return self
 
     @property
     def n_classes(self) -> int:
@@ -147,8 +156,8 @@ def branch(
     if layer is not None: _layer(denoiser.net, layer)
     if adapters(denoiser.net): student, layer = _with_adapters(denoiser, layer, shape)
     else: student = trainable_copy(denoiser)
-    _own_what_changes(student, shape or sample_shape(student))
-    if K == 1: return BranchedDenoiser(student, 1, layer)
+    still = _kept_still(student, shape or sample_shape(student))
+    if K == 1: return BranchedDenoiser(student, 1, layer, still)
     layer = layer or output_layer(student, shape)
     old = _layer(student.net, layer)
     wide = widen(old, K)
@@ -157,7 +166,7 @@ def branch(
         warnings.warn(f'the output layer {layer!r} is frozen, so all K={K} branches will stay '
                       'equal: make it trainable, or take K=1', stacklevel=2)
     _replace(student.net, layer, wide)
-    branched = BranchedDenoiser(student, K, layer)
+    branched = BranchedDenoiser(student, K, layer, still)
     if not wide.weight.is_meta: # there are no numbers to compare
         _check_branches(branched, _known_shape(student, shape))
     return branched
@@ -294,15 +303,18 @@ def _in_training(model: nn.Module) -> Iterator[None]:
         for m, mode in modes.items(): m.training = mode
         for b, before in buffers: b.copy_(before)
 
-def _own_what_changes(student: NetDenoiser, shape: tuple[int, ...] | None) -> None:
-    """Frozen weights that a call in training mode writes into, as EDM2's layers do, are not shared
-    with the original."""
+def _kept_still(student: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[str, ...]: # names
+    """Which modules write into their frozen weights in training mode, as EDM2's layers do: they stay
+    in evaluation mode. Those weights are not shared with the original."""
     frozen = [p for p in student.parameters() if not p.requires_grad and not p.is_meta]
-    if not frozen or shape is None: return
+    if not frozen or shape is None: return ()
     alone = _LeftAlone(frozen)
     # what stops here stops later, where it is said
     with contextlib.suppress(Exception), alone: _call(student, shape, _in_training)
     for p in alone.changed: p.data = p.detach().clone()
+    changed = {id(p) for p in alone.changed}
+    return tuple(name for name, m in student.named_modules()
+                 if changed & {id(p) for p in m.parameters(recurse=False)})
 
 def _moved_apart(wide: nn.Module) -> nn.Module:
     "A copy of a widened layer whose branches differ."
