@@ -1,6 +1,7 @@
 """Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
 import copy
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -508,3 +509,17 @@ def test_frozen_weights_that_training_changes_are_not_the_teachers():
     assert torch.equal(mine.last.weight, before) and torch.equal(own.last.weight, before) and own.training
     own.train()(torch.zeros(1, *SHAPE), torch.ones(1)) # of its own
     assert torch.equal(mine.last.weight, before) and not torch.equal(own.last.weight, before)
+
+
+class Drops(Unet):
+    "As lucidrains' of classes: some are dropped, in evaluation mode too."
+    def forward(self, x, time, classes=None, cond_drop_prob=None):
+        return super().forward(x, time)*(1. if cond_drop_prob == 0 else (torch.rand(len(x)) > .5).float()[:, None, None, None])
+
+
+def test_a_network_that_answers_by_chance_is_named():
+    with pytest.warns(UserWarning, match=r'Drops draws random numbers in evaluation mode.*functools.partial\(net, cond_drop_prob=0.\)'): frozen_copy(EDMDenoiser(Drops()), SHAPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        frozen_copy(EDMDenoiser(functools.partial(Drops(), cond_drop_prob=0.)), SHAPE)
+    with pytest.raises(ValueError, match='no classes.*before it is wrapped, as with net.n_classes = 10'): EDMDenoiser(Drops()).check(torch.zeros(1, *SHAPE), 1., torch.tensor([0]))

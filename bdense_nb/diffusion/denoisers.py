@@ -306,7 +306,10 @@ def check_classes(
 ) -> None:
     "Refuse labels that a network does not know."
     if label is None: return
-    if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
+    if not n_classes:
+        raise ValueError('this denoiser has no classes, so label must be None; if its network '
+                         'takes classes by number, say how many before it is wrapped, as with '
+                         'net.n_classes = 10')
     kind = getattr(label, 'dtype', type(label).__name__)
     shape = tuple(getattr(label, 'shape', ()))
     if kind != torch.long or shape != (n,):
@@ -1201,9 +1204,12 @@ def load_denoiser(
     try:
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
-        _check_given(about, denoiser)
+        _check_given(about, denoiser.net)
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
+        if 'constants' in about:
+            _check_same('constants of its module', 'a module', about['constants'],
+                        _constants(denoiser))
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
     device = torch.device(device or default_device())
@@ -1221,27 +1227,24 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
 
-def _check_given(about: dict, denoiser: NetDenoiser) -> None:
-    """Refuse other constants, given by functools.partial or plain attributes of a module, than a
-    network was stored with."""
-    mine, theirs = about.get('given') or {}, getattr(denoiser.net, 'given', {})
+def _check_given(about: dict, net: nn.Module) -> None:
+    "Refuse other constants, given by functools.partial, than a network was stored with."
+    if 'given' not in about: return
+    mine, theirs = about['given'] or {}, getattr(net, 'given', {})
     untold = [k for k, v in mine.items() if _UNTOLD in v or re.fullmatch(r'a \w+', v)]
     if untold:
         warnings.warn(f'{", ".join(untold)}, given by functools.partial, cannot be compared with '
                       'what the network was stored with: see that it is the same', stacklevel=3)
-    rows = []
-    if 'given' in about:
-        known = mine | {k: theirs[k] for k in untold if k in theirs}
-        rows.append(('other arguments of functools.partial', 'a partial', known, theirs))
-    if 'constants' in about:
-        constants = _constants(denoiser)
-        rows.append(('other constants of its module', 'a module', about['constants'], constants))
-    for what, wanted, mine, theirs in rows:
-        differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
-                  for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
-        if differ:
-            raise ValueError(f'this network was stored with {what}: {"; ".join(differ)}; pass net= '
-                             f'{wanted} with the stored ones')
+    mine = mine | {k: theirs[k] for k in untold if k in theirs}
+    _check_same('arguments of functools.partial', 'a partial', mine, theirs)
+
+def _check_same(what: str, where: str, mine: dict[str, str], theirs: dict[str, str]) -> None:
+    "Refuse other constants than a network was stored with."
+    differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
+              for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+    if differ:
+        raise ValueError(f'this network was stored with other {what}: {"; ".join(differ)}; pass '
+                         f'net= {where} with the stored ones')
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."

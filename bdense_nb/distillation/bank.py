@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas,
                             check_type, locked, save_tensors, send)
-from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GuidedDenoiser, VPDenoiser,
-                                          check_precision, cond_like, map_cond, null_rows, unguided)
+from ..diffusion.denoisers import (CalledNet, EDMDenoiser, FlowDenoiser, GuidedDenoiser,
+                                          VPDenoiser, check_precision, cond_like, map_cond, null_rows,
+                                          unguided)
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
@@ -79,9 +81,12 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     answers = []
     watch = lambda module, told, answer: answers.append(type(answer))
     hook = net.register_forward_hook(watch) if isinstance(net, nn.Module) else None
+    drawn = lambda: torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+    before = drawn()
     try:
         out = denoiser(x, 1., cond)
         out.shape # of a tensor
+        if not torch.equal(before, drawn()): _warn_of_chance(net or denoiser)
         return out
     except ValueError as e: raise ValueError(f'{given} does not fit the teacher: {e}') from e
     except RuntimeError as e:
@@ -92,6 +97,12 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
         raise TypeError(_not_called(denoiser, net, answers, cond, e)) from e
     finally:
         if hook: hook.remove()
+
+def _warn_of_chance(net: Callable) -> None:
+    name = type(net.net if isinstance(net, CalledNet) else net).__name__
+    warnings.warn(f'{name} draws random numbers in evaluation mode too, so it may answer the same '
+                  'question in two ways; where it drops conditions at random, turn that off, as '
+                  'with functools.partial(net, cond_drop_prob=0.)', stacklevel=4)
 
 def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Exception) -> str:
     "Why something is no denoiser, or its network no network."

@@ -297,15 +297,16 @@ def _in_training(model: nn.Module) -> Iterator[None]:
     "In training mode; afterwards all of it, and the random numbers, are as before."
     modes = {m: m.training for m in model.modules()}
     buffers = [(b, b.clone()) for b in model.buffers()]
+    gpus = {p.device for p in model.parameters() if p.device.type == 'cuda'}
     try:
-        with torch.no_grad(), torch.random.fork_rng(): yield model.train()
+        with torch.no_grad(), torch.random.fork_rng(gpus): yield model.train()
     finally:
         for m, mode in modes.items(): m.training = mode
         for b, before in buffers: b.copy_(before)
 
 def _kept_still(student: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[str, ...]: # names
-    """Which modules write into their frozen weights in training mode, as EDM2's layers do: they stay
-    in evaluation mode. Those weights are not shared with the original."""
+    """Which modules write into their frozen weights in training mode, as EDM2's layers do: they
+    stay in evaluation mode. Those weights are not shared with the original."""
     frozen = [p for p in student.parameters() if not p.requires_grad and not p.is_meta]
     if not frozen or shape is None: return ()
     alone = _LeftAlone(frozen)
