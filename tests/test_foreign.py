@@ -19,6 +19,7 @@ from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.distillation.students import load_student
 from bdense_nb.interop.diffusers import as_denoiser
+from bdense_nb.training.devices import blocks, recompute_blocks
 
 SHAPE = (3, 8, 8)
 
@@ -523,3 +524,50 @@ def test_a_network_that_answers_by_chance_is_named():
         warnings.simplefilter('error')
         frozen_copy(EDMDenoiser(functools.partial(Drops(), cond_drop_prob=0.)), SHAPE)
     with pytest.raises(ValueError, match='no classes.*before it is wrapped, as with net.n_classes = 10'): EDMDenoiser(Drops()).check(torch.zeros(1, *SHAPE), 1., torch.tensor([0]))
+
+
+class Elucidated(Karras):
+    "lucidrains': its forward is the loss."
+    def __init__(self, net): nn.Module.__init__(self); self.net = net
+    def forward(self, images, *args, **more): return images.mean()
+    def sample(self, n): ...
+class Loss(nn.Module):
+    def forward(self, x, sigma): return x.mean()
+class Frames(nn.Module):
+    "[B, T, C, H, W]."
+    def __init__(self): super().__init__(); self.out = nn.Conv2d(3, 3, 1)
+    def forward(self, x, noise, cond=None): return self.out(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: as_denoiser(Elucidated(Inner())), r'a Elucidated trains its network.*wrap that as EDMDenoiser\(x.net, x.sigma_data\)'),
+    (lambda: frozen_copy(as_denoiser(Loss()), SHAPE), 'Loss answers with one number, as a loss does'),
+    (lambda: as_denoiser(EDM), 'got the class EDM: make one of it'), (lambda: EDMDenoiser(EDM), 'got the class EDM'),
+    (lambda: as_denoiser(dict(step=1, ema=EDM())), r"got a dict: pass the module in it, as \['ema'\]"),
+    (lambda: as_denoiser('edm.pkl'), "'edm.pkl': read it, a pickle in the checkout of its authors .*04_beside_others"),
+    (lambda: frozen_copy(EDMDenoiser(Frames()), (3, 4, 8, 8)), r'a video network may take other axes first, as \(T, C, H, W\)')], ids=range(7))
+def test_what_is_no_denoiser_is_told_what_is(make, says):
+    with pytest.raises((TypeError, ValueError), match=says): make()
+
+
+def test_what_is_scaled_twice_is_named():
+    for wrap in (EDMDenoiser, FlowDenoiser):
+        with pytest.warns(UserWarning, match='EDM seems to be a denoiser already, since it has sigma_data, and .* as_denoiser takes it as it is'): wrap(EDM())
+    with pytest.warns(UserWarning, match='FlowDenoiser seems to be a denoiser already, and'): EDMDenoiser(FlowDenoiser(Inner()))
+
+
+class Blocks(Inner):
+    "EDM's U-Nets keep their blocks in dictionaries."
+    def __init__(self):
+        super().__init__()
+        self.enc = nn.ModuleDict(dict(aux=Conv(8, 8), block=nn.Sequential(Conv(3, 8), Conv(8, 3))))
+    def forward(self, x, noise, cond=None): return super().forward(self.enc['block'](x), noise)
+
+
+def test_blocks_in_a_dictionary_are_computed_again():
+    net = Blocks()
+    assert blocks(net) == [net.enc['block']]
+    x, sigma = x_sigma()
+    out = net(x, sigma)
+    recompute_blocks(net)
+    assert torch.equal(net(x, sigma), out)

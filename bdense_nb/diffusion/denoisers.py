@@ -194,8 +194,9 @@ def as_net(
     call, more = net, {}
     if isinstance(net, partial): call, more = net.func, net.keywords
     if not isinstance(call, nn.Module):
+        got = f'the class {net.__name__}' if isinstance(net, type) else type(net).__name__
         raise TypeError(f'a network is a torch.nn.Module, or a functools.partial of one, got '
-                        f'{type(net).__name__}' + f' of {call!r:.60}'*(call is not net))
+                        f'{got}' + f' of {call!r:.60}'*(call is not net))
     name = type(call).__name__
     if getattr(net, 'args', ()):
         raise ValueError(f'functools.partial({name}) must give its arguments by name: the first '
@@ -227,12 +228,19 @@ def _check_names(name: str, more: dict, known: dict[str, inspect.Parameter]) -> 
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
     conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
+    scales = True # does it scale what its network sees and says?
 
     def __init__(self,
         net: nn.Module | partial, # `net(x_in, noise, cond)`, noise [B]: see `as_net`
     ):
         super().__init__()
         self.net = as_net(net)
+        known = [name for name in ('sigma_data', 'round_sigma') if hasattr(net, name)]
+        if self.scales and (known or isinstance(net, NetDenoiser)):
+            warnings.warn(f'{type(net).__name__} seems to be a denoiser already'
+                          f'{", since it has " + known[0] if known else ""}, and '
+                          f'{type(self).__name__} scales its samples and answers once more: '
+                          'as_denoiser takes it as it is', stacklevel=3)
 
     @property
     def n_classes(self) -> int:
@@ -358,6 +366,8 @@ class EDMDenoiser(NetDenoiser):
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
 class ModuleDenoiser(NetDenoiser):
     "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
+    scales = False
+
     @property
     def config(self) -> dict:
         "What makes the same denoiser around the same network: nothing."
@@ -391,6 +401,8 @@ class _Told(Exception): pass
 class PreconditionedDenoiser(NetDenoiser):
     """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
     says with x itself; its branches are combined in the same way."""
+    scales = False
+
     def __init__(self,
         module: nn.Module, # it is copied; sigma reaches it as [B], a dict `cond` by its names
         inner: str = 'model', # name of the network in it, which it calls once

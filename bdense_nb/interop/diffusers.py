@@ -714,6 +714,35 @@ def _takes_classes(module: nn.Module) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in kinds for p in inspect.signature(module.forward).parameters.values()) > 2
 
+def _not_one(thing) -> str:
+    "What was given instead of a denoiser, and where one is."
+    if isinstance(thing, type):
+        return f'the class {thing.__name__}: make one of it, and load its weights'
+    if isinstance(thing, dict):
+        at = next((k for k, v in thing.items() if isinstance(v, nn.Module)), 'ema')
+        return f'a dict: pass the module in it, as [{at!r}], if it holds one'
+    if isinstance(thing, (str, Path)):
+        return (f'{str(thing)!r}: read it, a pickle in the checkout of its authors (a script of '
+                'the notebook interop/04_beside_others does), a folder with from_diffusers or '
+                'load_denoiser')
+    return type(thing).__name__
+
+def _refuse_no_denoiser(model: nn.Module, inner: str | None) -> None:
+    "Refuse a module that trains its network, or is called with something else."
+    table = hasattr(model, 'alphas_cumprod') and not hasattr(model, 'sigma_data')
+    part, way = 'model', 'VPDenoiser(x.model, x.alphas_cumprod, prediction)'
+    if not table: part, way = 'net', 'EDMDenoiser(x.net, x.sigma_data)'
+    samples = hasattr(model, 'sigma_data') and hasattr(model, 'sample') # as lucidrains' do
+    if inner is None and (table or samples) and isinstance(getattr(model, part, None), nn.Module):
+        raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
+                        f'wrap that as {way}')
+    try: inspect.signature(model.forward).bind_partial(None, None)
+    except TypeError as e:
+        parts = ', '.join(part for part, _ in model.named_children())
+        raise TypeError(f'a {type(model).__name__} is not called with (x, sigma), so it is no '
+                        f'denoiser ({e}): wrap the network in it, one of {parts or "nothing"}, as '
+                        'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser') from e
+
 def as_denoiser(
     model: Callable, # `D(x, sigma, cond)`, or an EDM-style module (`.model`, `.sigma_data`)
     # name of the network inside, where the module combines what that says with x, as k-diffusion's
@@ -722,8 +751,8 @@ def as_denoiser(
     takes: str | None = None, # the module's name for a condition; None: it is the third argument
 ) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
-    if not callable(model):
-        raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {type(model).__name__}')
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {_not_one(model)}')
     if isinstance(model, partial) and isinstance(model.func, nn.Module):
         if inner is not None or hasattr(model.func, 'label_dim'):
             raise ValueError(f'{type(model.func).__name__} is taken apart, so functools.partial '
@@ -731,16 +760,7 @@ def as_denoiser(
         call = partial(copy.deepcopy(_single(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
-    table = hasattr(model, 'alphas_cumprod') and not hasattr(model, 'sigma_data')
-    if inner is None and table and isinstance(getattr(model, 'model', None), nn.Module):
-        raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
-                        'wrap that as VPDenoiser(x.model, x.alphas_cumprod, prediction)')
-    try: inspect.signature(model.forward).bind_partial(None, None)
-    except TypeError as e:
-        parts = ', '.join(part for part, _ in model.named_children())
-        raise TypeError(f'a {type(model).__name__} is not called with (x, sigma), so it is no '
-                        f'denoiser ({e}): wrap the network in it, one of {parts or "nothing"}, as '
-                        'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser') from e
+    _refuse_no_denoiser(model, inner)
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
     if inner is None and layout: # EDM's classes, and EDM2's
