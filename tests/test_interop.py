@@ -559,7 +559,7 @@ def test_an_onnx_file_that_no_runtime_opens_is_refused_and_removed(tmp_path, mon
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'onnxruntime' != there else find(name, *rest))
     monkeypatch.setattr(torch.onnx, 'export', lambda model, values, path, **more: path.write_bytes(b'no graph'))
     student = Student(EDMDenoiser(UNet(widths=(8, 32))).eval(), torch.tensor([80., .1], dtype=torch.float64), False, (1, 8, 8))
-    with pytest.raises(ValueError, match='cannot be opened, so it is removed'): export_onnx(student, tmp_path/'step.onnx')
+    with pytest.raises(ValueError, match='cannot be used, so it is removed'): export_onnx(student, tmp_path/'step.onnx')
     assert not list(tmp_path.iterdir())
 
 

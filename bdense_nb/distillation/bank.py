@@ -106,9 +106,9 @@ def _name(denoiser: Callable) -> str: # of what it was made of
     return type(net.net if isinstance(net, CalledNet) else net).__name__
 
 def _warn_of_chance(denoiser: Callable) -> None:
-    warnings.warn(f'{_name(denoiser)} draws random numbers in evaluation mode too, so it may answer '
-                  'the same question in two ways; where it drops conditions at random, turn that '
-                  'off, as with functools.partial(net, cond_drop_prob=0.)', stacklevel=4)
+    warnings.warn(f'{_name(denoiser)} draws random numbers in evaluation mode too, so it may '
+                  'answer the same question in two ways; where it drops conditions at random, turn '
+                  'that off, as with functools.partial(net, cond_drop_prob=0.)', stacklevel=4)
 
 def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Exception) -> str:
     "Why something is no denoiser, or its network no network."

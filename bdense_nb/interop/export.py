@@ -609,10 +609,13 @@ def _check_opens(path: Path) -> None:
         if importlib.util.find_spec('onnxruntime') is None:
             return import_extra('onnx', 'onnx').checker.check_model(path, full_check=True)
         kind = import_extra('onnxruntime', 'onnx')
-        kind.InferenceSession(path, providers=['CPUExecutionProvider'])
+        found = kind.InferenceSession(path, providers=['CPUExecutionProvider']).get_inputs()
+        if isinstance(n := found[0].shape[0], int):
+            raise ValueError(f'it takes batches of {n} alone, since the network makes a Python '
+                             'number of its batch size, as numpy does')
     except Exception as e: # whatever they raise
-        raise ValueError('this network was written as an ONNX file that cannot be opened, so it is '
-                         f'removed: {e}; write its weights (state_dict)') from e
+        raise ValueError('the ONNX file of this network cannot be used, so it is removed: '
+                         f'{e}; write its weights (state_dict)') from e
 
 def export_onnx(
     student: Student,
