@@ -571,3 +571,11 @@ def test_blocks_in_a_dictionary_are_computed_again():
     out = net(x, sigma)
     recompute_blocks(net)
     assert torch.equal(net(x, sigma), out)
+
+
+def test_a_module_that_names_its_range_of_levels_keeps_to_it():
+    module = made('ve')
+    module.sigma_min, module.sigma_max = .02, torch.tensor(50.)
+    fit = lambda D, *given: (cfg := SFDConfig().fitted(D, SHAPE, frozenset(given))) and (cfg.sigma_min, cfg.sigma_max)
+    assert fit(as_denoiser(module)) == (.02, 50.) and fit(as_denoiser(module), 'sigma_min') == (.006, 50.)
+    assert fit(as_denoiser(made('edm'))) == (.006, 80.)
