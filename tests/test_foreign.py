@@ -1,6 +1,7 @@
 """Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
 import copy
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.distillation.students import load_student
 from bdense_nb.interop.diffusers import as_denoiser
+from bdense_nb.training.devices import blocks, recompute_blocks
 
 SHAPE = (3, 8, 8)
 
@@ -443,3 +445,137 @@ def test_classes_by_name_are_distilled():
     D.net.last.weight.data.mul_(.1)
     student = sfd(D, SFDConfig(shape=SHAPE, K=2, steps=1, batch=2, sigma_max=2., layer='last'), show=False)
     torch.testing.assert_close(student.sample(4, cond=torch.arange(4)), torch.cat([student.sample(1, seed=i, cond=torch.tensor([i])) for i in range(4)]))
+
+
+class Twice(EDM):
+    "Guidance inside: two calls."
+    def combine(self, x, sigma, labels, kw):
+        given, none = super().combine(x, sigma, labels, kw), super().combine(x, sigma, labels*0, kw)
+        return none + 3*(given - none)
+class Biased(EDM):
+    "The condition is used outside of the network too."
+    def combine(self, x, sigma, labels, kw): return super().combine(x, sigma, labels, kw) + labels[:, :, None, None]
+class Reads(EDM):
+    "And so is an attribute of the network, if it is there."
+    def combine(self, x, sigma, labels, kw): return super().combine(x, sigma, labels, kw)*getattr(self.model, 'gain', 1.)
+class Learned(KDenoiser):
+    "k-diffusion's OpenAIDenoiser: the network predicts a variance too."
+    def __init__(self): super().__init__(Inner(6))
+    def forward(self, x, sigma): return x - as_column(sigma, x)*self.inner_model(x, sigma).chunk(2, 1)[0]
+class Numbers(EDM):
+    "Its network takes classes by number."
+    def forward(self, x, sigma, class_labels=None): return self.combine(x, as_column(sigma, x), class_labels, {})
+    def __init__(self, label_dim):
+        super().__init__(label_dim)
+        self.model = ByNumber()
+class ByNumber(Inner):
+    def __init__(self): super().__init__(); self.rows = nn.Embedding(3, 1)
+    def forward(self, x, noise, label=None): return super().forward(x, noise + self.rows(label)[:, 0])
+
+
+def test_a_module_that_is_taken_apart_answers_as_itself():
+    torch.manual_seed(0)
+    x, sigma = x_sigma()
+    for module, cond in ((Biased(3), torch.tensor([0, 2, 1, 0])), (Learned(), None)):
+        D = as_denoiser(module.eval(), None if module.__class__ is Biased else 'inner_model')
+        own = module(x, sigma) if cond is None else module(x, sigma, torch.eye(3)[cond])
+        torch.testing.assert_close(D(x, sigma, cond), own)
+        torch.testing.assert_close(branch(D, 2, shape=SHAPE)(x, sigma, cond)[:, 1], own)
+    reads = Reads(3)
+    reads.model.gain = 2.
+    for module, says in ((Twice(3), 'calls it 2 times for an answer.*GuidedDenoiser'), (reads, 'uses gain of it')):
+        with pytest.raises(ValueError, match=f"cannot be taken apart at its 'model', since it {says}"): as_denoiser(module)(x, sigma, torch.tensor([0, 2, 1, 0]))
+    with pytest.raises(ValueError, match=r'classes by number.*net.n_classes = 3; EDMDenoiser\(net, 0.5\)'): as_denoiser(Numbers(3))
+
+
+@pytest.mark.parametrize('wrap', [lambda m: as_denoiser(m, 'inner_model'), as_denoiser], ids=['inner', 'whole'])
+def test_another_constant_of_the_module_is_refused(wrap, tmp_path):
+    D = wrap(KDenoiser(Inner(), .5))
+    save_denoiser(D, tmp_path)
+    x, sigma = x_sigma()
+    assert torch.equal(load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), .5))(x, sigma), D(x, sigma))
+    with pytest.raises(ValueError, match='other constants of its module: sigma_data=0.5 there, 1.0 here'): load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), 1.))
+
+
+def test_frozen_weights_that_training_changes_are_not_the_teachers():
+    "EDM2's layers normalise their weights in place in training mode; what is frozen is shared else."
+    D = as_denoiser(made('edm2'))
+    D.net.gain.requires_grad_(True)
+    model = branch(D, 1, shape=SHAPE)
+    own, mine = model.denoiser.net, D.net
+    before = mine.last.weight.clone()
+    assert own.first.weight.data_ptr() == mine.first.weight.data_ptr() and not own.training
+    torch.testing.assert_close(model(*x_sigma())[:, -1], D(*x_sigma()))
+    model.train()(*x_sigma())
+    assert torch.equal(mine.last.weight, before) and torch.equal(own.last.weight, before) and own.training
+    own.train()(torch.zeros(1, *SHAPE), torch.ones(1)) # of its own
+    assert torch.equal(mine.last.weight, before) and not torch.equal(own.last.weight, before)
+
+
+class Drops(Unet):
+    "As lucidrains' of classes: some are dropped, in evaluation mode too."
+    def forward(self, x, time, classes=None, cond_drop_prob=None):
+        return super().forward(x, time)*(1. if cond_drop_prob == 0 else (torch.rand(len(x)) > .5).float()[:, None, None, None])
+
+
+def test_a_network_that_answers_by_chance_is_named():
+    with pytest.warns(UserWarning, match=r'Drops draws random numbers in evaluation mode.*functools.partial\(net, cond_drop_prob=0.\)'): frozen_copy(EDMDenoiser(Drops()), SHAPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        frozen_copy(EDMDenoiser(functools.partial(Drops(), cond_drop_prob=0.)), SHAPE)
+    with pytest.raises(ValueError, match='no classes.*before it is wrapped, as with net.n_classes = 10'): EDMDenoiser(Drops()).check(torch.zeros(1, *SHAPE), 1., torch.tensor([0]))
+
+
+class Elucidated(Karras):
+    "lucidrains': its forward is the loss."
+    def __init__(self, net): nn.Module.__init__(self); self.net = net
+    def forward(self, images, *args, **more): return images.mean()
+    def sample(self, n): ...
+class Loss(nn.Module):
+    def forward(self, x, sigma): return x.mean()
+class Frames(nn.Module):
+    "[B, T, C, H, W]."
+    def __init__(self): super().__init__(); self.out = nn.Conv2d(3, 3, 1)
+    def forward(self, x, noise, cond=None): return self.out(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: as_denoiser(Elucidated(Inner())), r'a Elucidated trains its network.*wrap that as EDMDenoiser\(x.net, x.sigma_data\)'),
+    (lambda: frozen_copy(as_denoiser(Loss()), SHAPE), 'Loss answers with one number, as a loss does'),
+    (lambda: as_denoiser(EDM), 'got the class EDM: make one of it'), (lambda: EDMDenoiser(EDM), 'got the class EDM'),
+    (lambda: as_denoiser(dict(step=1, ema=EDM())), r"got a dict: pass the module in it, as \['ema'\]"),
+    (lambda: as_denoiser('edm.pkl'), "'edm.pkl': read it, a pickle in the checkout of its authors .*04_beside_others"),
+    (lambda: frozen_copy(EDMDenoiser(Frames()), (3, 4, 8, 8)), r'a video network may take other axes first, as \(T, C, H, W\)')], ids=range(7))
+def test_what_is_no_denoiser_is_told_what_is(make, says):
+    with pytest.raises((TypeError, ValueError), match=says): make()
+
+
+def test_what_is_scaled_twice_is_named():
+    for wrap in (EDMDenoiser, FlowDenoiser):
+        with pytest.warns(UserWarning, match='EDM seems to be a denoiser already, since it has sigma_data, and .* as_denoiser takes it as it is'): wrap(EDM())
+    with pytest.warns(UserWarning, match='FlowDenoiser seems to be a denoiser already, and'): EDMDenoiser(FlowDenoiser(Inner()))
+
+
+class Blocks(Inner):
+    "EDM's U-Nets keep their blocks in dictionaries."
+    def __init__(self):
+        super().__init__()
+        self.enc = nn.ModuleDict(dict(aux=Conv(8, 8), block=nn.Sequential(Conv(3, 8), Conv(8, 3))))
+    def forward(self, x, noise, cond=None): return super().forward(self.enc['block'](x), noise)
+
+
+def test_blocks_in_a_dictionary_are_computed_again():
+    net = Blocks()
+    assert blocks(net) == [net.enc['block']]
+    x, sigma = x_sigma()
+    out = net(x, sigma)
+    recompute_blocks(net)
+    assert torch.equal(net(x, sigma), out)
+
+
+def test_a_module_that_names_its_range_of_levels_keeps_to_it():
+    module = made('ve')
+    module.sigma_min, module.sigma_max = .02, torch.tensor(50.)
+    fit = lambda D, *given: (cfg := SFDConfig().fitted(D, SHAPE, frozenset(given))) and (cfg.sigma_min, cfg.sigma_max)
+    assert fit(as_denoiser(module)) == (.02, 50.) and fit(as_denoiser(module), 'sigma_min') == (.006, 50.)
+    assert fit(as_denoiser(made('edm'))) == (.006, 80.)

@@ -1,5 +1,6 @@
 "Models of diffusers in and out: the same predictions, the same samples, nothing of ours where the student is used."
 import copy
+import importlib.util
 import html
 import json
 import pickle
@@ -537,6 +538,7 @@ def test_onnx(classy, tmp_path, kind):
     onnxruntime = pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
     ours = EDMDenoiser(UNet(widths=(8, 32)))
     nn.init.normal_(ours.net.out.weight, std=.1)
+    ours.net.out.padding = (1,)  # one for both axes, as EDM2's layers have it
     denoiser = ours.eval() if kind == 'our U-Net' else from_diffusers(classy, DDPMScheduler(), null_class=3)
     student = Student(denoiser, torch.tensor([80., 10., 1., .1], dtype=torch.float64), True, (1, 8, 8))
     export_onnx(student, tmp_path/'step.onnx')
@@ -548,6 +550,17 @@ def test_onnx(classy, tmp_path, kind):
             given = dict(x=x.numpy(), sigma=torch.tensor(t).numpy(), sigma_next=torch.tensor(s).numpy()) | (dict(label=label.numpy()) if denoiser.n_classes else {})
             with torch.no_grad(): x0_hat = denoiser(x, t, label)
             assert relative(torch.from_numpy(run(None, given)[0]), x0_hat + s/t*(x - x0_hat)) < 1e-4
+
+
+@pytest.mark.parametrize('there', ['onnxruntime', 'onnx'])
+def test_an_onnx_file_that_no_runtime_opens_is_refused_and_removed(tmp_path, monkeypatch, there):
+    pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'onnxruntime' != there else find(name, *rest))
+    monkeypatch.setattr(torch.onnx, 'export', lambda model, values, path, **more: path.write_bytes(b'no graph'))
+    student = Student(EDMDenoiser(UNet(widths=(8, 32))).eval(), torch.tensor([80., .1], dtype=torch.float64), False, (1, 8, 8))
+    with pytest.raises(ValueError, match='cannot be used, so it is removed'): export_onnx(student, tmp_path/'step.onnx')
+    assert not list(tmp_path.iterdir())
 
 
 # --- end to end ---

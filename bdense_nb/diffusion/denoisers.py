@@ -194,8 +194,9 @@ def as_net(
     call, more = net, {}
     if isinstance(net, partial): call, more = net.func, net.keywords
     if not isinstance(call, nn.Module):
+        got = f'the class {net.__name__}' if isinstance(net, type) else type(net).__name__
         raise TypeError(f'a network is a torch.nn.Module, or a functools.partial of one, got '
-                        f'{type(net).__name__}' + f' of {call!r:.60}'*(call is not net))
+                        f'{got}' + f' of {call!r:.60}'*(call is not net))
     name = type(call).__name__
     if getattr(net, 'args', ()):
         raise ValueError(f'functools.partial({name}) must give its arguments by name: the first '
@@ -227,12 +228,19 @@ def _check_names(name: str, more: dict, known: dict[str, inspect.Parameter]) -> 
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
     conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
+    scales = True # does it scale what its network sees and says?
 
     def __init__(self,
         net: nn.Module | partial, # `net(x_in, noise, cond)`, noise [B]: see `as_net`
     ):
         super().__init__()
         self.net = as_net(net)
+        known = [name for name in ('sigma_data', 'round_sigma') if hasattr(net, name)]
+        if self.scales and (known or isinstance(net, NetDenoiser)):
+            warnings.warn(f'{type(net).__name__} seems to be a denoiser already'
+                          f'{", since it has " + known[0] if known else ""}, and '
+                          f'{type(self).__name__} scales its samples and answers once more: '
+                          'as_denoiser takes it as it is', stacklevel=3)
 
     @property
     def n_classes(self) -> int:
@@ -245,7 +253,7 @@ class NetDenoiser(nn.Module):
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
         "The clean estimate that a raw answer stands for."
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
-    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor: # raw [B, K, *D]
         "The same for the answers of K branches, `[B, K, *D]`."
         return self.to_x0(raw, x[:, None], sigma)
 
@@ -306,7 +314,10 @@ def check_classes(
 ) -> None:
     "Refuse labels that a network does not know."
     if label is None: return
-    if not n_classes: raise ValueError('this denoiser has no classes, so label must be None')
+    if not n_classes:
+        raise ValueError('this denoiser has no classes, so label must be None; if its network '
+                         'takes classes by number, say how many before it is wrapped, as with '
+                         'net.n_classes = 10')
     kind = getattr(label, 'dtype', type(label).__name__)
     shape = tuple(getattr(label, 'shape', ()))
     if kind != torch.long or shape != (n,):
@@ -355,6 +366,8 @@ class EDMDenoiser(NetDenoiser):
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
 class ModuleDenoiser(NetDenoiser):
     "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
+    scales = False
+
     @property
     def config(self) -> dict:
         "What makes the same denoiser around the same network: nothing."
@@ -367,24 +380,29 @@ class ModuleDenoiser(NetDenoiser):
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #66cc43ed
 class _Socket(nn.Module):
-    "Stands where a network was: notes what it is asked, or answers with what was put into it."
+    "Stands where a network was: answers as it is told to, and notes how it was used."
     def __init__(self):
         super().__init__()
-        self.asked = None
+        self.asked = None # during a call: names that were used of it, '' for a call of it
         self.answer = None
 
     def forward(self, *args, **kwargs):
-        if self.answer is not None: return self.answer
-        self.asked = (args, kwargs)
-        return torch.zeros_like(args[0])
+        self.asked.append('')
+        return self.answer(*args, **kwargs)
 
     def __getattr__(self, name: str): # what else of the network is used
         try: return super().__getattr__(name)
-        except AttributeError: raise AttributeError(f'{name} of the network', obj=self) from None
+        except AttributeError:
+            if self.asked is not None: self.asked.append(name)
+            raise AttributeError(f'{name} of the network', obj=self) from None
+
+class _Told(Exception): pass
 
 class PreconditionedDenoiser(NetDenoiser):
     """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
     says with x itself; its branches are combined in the same way."""
+    scales = False
+
     def __init__(self,
         module: nn.Module, # it is copied; sigma reaches it as [B], a dict `cond` by its names
         inner: str = 'model', # name of the network in it, which it calls once
@@ -412,36 +430,50 @@ class PreconditionedDenoiser(NetDenoiser):
         "Where the network sits in the module, and what the module takes."
         return dict(inner=self.inner, takes=self.takes)
 
-    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+    def _combined(self, answer: Callable, x: Tensor, sigma, cond=None) -> Tensor:
+        "What the module says where its network answers so; it must ask once."
         socket = getattr(self.outer, self.inner)
         if self.one_hot and isinstance(cond, Tensor): cond = F.one_hot(cond, self.one_hot).to(x)
         if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
-        why = 'does not call it'
-        try: self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+        socket.asked, socket.answer = [], answer
+        try:
+            out = self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+            n = socket.asked.count('')
+            why = f'calls it {n} times for an answer' if n else 'does not call it'
+            for name in filter(None, socket.asked):
+                if hasattr(self.net, name): n, why = 0, f'uses {name} of it'
+            if n == 1: return out
         except AttributeError as e:
             if e.obj is not socket: raise
             why = f'uses {e} instead of calling it'
-        if socket.asked is None:
-            raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
-                             f'{self.inner!r}, since it {why}: wrap that network, with a forward, '
-                             'in VPDenoiser, FlowDenoiser or EDMDenoiser')
-        args, kwargs = socket.asked
-        socket.asked = None
-        return self.net(*args, **kwargs)
+        finally: socket.asked = socket.answer = None
+        raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
+                         f'{self.inner!r}, since it {why}: wrap that network, with a forward, in '
+                         'VPDenoiser, FlowDenoiser or EDMDenoiser, and that in GuidedDenoiser if '
+                         'the module guides; or keep it whole, with ModuleDenoiser(module)')
 
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
-        socket = getattr(self.outer, self.inner)
-        socket.answer = raw
-        try: return self.outer(x, as_column(sigma, x).flatten().expand(len(x)))
-        finally: socket.answer = None
+    def forward(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        return self._combined(lambda *args, **more: self.net(*args, **more), x, sigma, cond)
 
-    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # raw [B, K, *D]
-        K = raw.shape[1]
-        s = as_column(sigma, x).flatten().expand(len(x))
-        x0s = self.to_x0(raw.flatten(0, 1), x.repeat_interleave(K, 0), s.repeat_interleave(K, 0))
-        return x0s.unflatten(0, (-1, K))
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
+        told = []
+        def stop(*args, **more):
+            told.append((args, more))
+            raise _Told
+        with contextlib.suppress(_Told): self._combined(stop, x, sigma, cond)
+        args, more = told[0]
+        return self.net(*args, **more)
+
+    def to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor:
+        return self._combined(lambda *args, **more: raw, x, sigma, cond)
+
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor: # as in the base
+        each = lambda t: t.repeat_interleave(raw.shape[1], 0)
+        s = each(as_column(sigma, x).flatten().expand(len(x)))
+        x0s = self.to_x0(raw.flatten(0, 1), each(x), s, map_cond(each, cond))
+        return x0s.unflatten(0, (-1, raw.shape[1]))
 
     def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
         "A copy of the whole module, the network in its place."
@@ -1111,8 +1143,23 @@ def save_denoiser(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
-        given=denoiser.net.given if net is CalledNet else {},
+        given=denoiser.net.given if net is CalledNet else {}, constants=_constants(denoiser),
         sha256=sha256(folder/WEIGHTS), about=about or {}))
+
+def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
+    "What a module with formulas of its own keeps as plain attributes, outside of its network."
+    found, parts = {}, {}
+    if isinstance(denoiser, PreconditionedDenoiser): parts = dict(denoiser.outer.named_modules())
+    net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
+    if isinstance(denoiser, ModuleDenoiser): parts = {'': net}
+    for part, m in parts.items():
+        skip = {'training', *getattr(type(m), 'hash_ignores', ())}
+        for name, value in vars(m).items():
+            said = repr(_told(value))
+            silent = name.startswith('_') or name in skip or isinstance(m, _Socket)
+            if silent or isinstance(value, torch.device) or _UNTOLD in said: continue
+            found[f'{part}.{name}'.lstrip('.')] = said
+    return found
 
 def is_whole(
     folder: Path | str,
@@ -1172,6 +1219,9 @@ def load_denoiser(
         _check_given(about, denoiser.net)
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
+        if 'constants' in about:
+            _check_same('constants of its module', 'a module', about['constants'],
+                        _constants(denoiser))
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
     device = torch.device(device or default_device())
@@ -1191,17 +1241,22 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
 
 def _check_given(about: dict, net: nn.Module) -> None:
     "Refuse other constants, given by functools.partial, than a network was stored with."
-    mine, theirs = about.get('given') or {}, getattr(net, 'given', {})
+    if 'given' not in about: return
+    mine, theirs = about['given'] or {}, getattr(net, 'given', {})
     untold = [k for k, v in mine.items() if _UNTOLD in v or re.fullmatch(r'a \w+', v)]
-    differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
-              for k in sorted(mine.keys() | theirs.keys())
-              if mine.get(k) != theirs.get(k) and not (k in untold and k in theirs)]
     if untold:
         warnings.warn(f'{", ".join(untold)}, given by functools.partial, cannot be compared with '
                       'what the network was stored with: see that it is the same', stacklevel=3)
-    if differ and 'given' in about:
-        raise ValueError(f'this network was stored with other arguments of functools.partial: '
-                         f'{"; ".join(differ)}; pass net= a partial with the stored ones')
+    mine = mine | {k: theirs[k] for k in untold if k in theirs}
+    _check_same('arguments of functools.partial', 'a partial', mine, theirs)
+
+def _check_same(what: str, where: str, mine: dict[str, str], theirs: dict[str, str]) -> None:
+    "Refuse other constants than a network was stored with."
+    differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
+              for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+    if differ:
+        raise ValueError(f'this network was stored with other {what}: {"; ".join(differ)}; pass '
+                         f'net= {where} with the stored ones')
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."

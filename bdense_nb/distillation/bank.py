@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas,
                             check_type, locked, save_tensors, send)
-from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GuidedDenoiser, VPDenoiser,
-                                          check_precision, cond_like, map_cond, null_rows, unguided)
+from ..diffusion.denoisers import (CalledNet, EDMDenoiser, FlowDenoiser, GuidedDenoiser,
+                                  VPDenoiser, check_precision, cond_like, map_cond,
+                                  null_rows, unguided)
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
@@ -55,6 +57,9 @@ def frozen_copy(
     out = _first_answer(plain, x, cond, f'shape={shape} with cond={_sizes(cond)}')
     if plain is not denoiser: _check_nothing(denoiser, x, cond)
     if out.shape != x.shape:
+        if not out.ndim:
+            raise TypeError(f'{_name(denoiser)} answers with one number, as a loss does: wrap the '
+                            'network that it trains')
         raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
                          f'{tuple(out.shape[1:])}')
     return denoiser
@@ -79,9 +84,12 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     answers = []
     watch = lambda module, told, answer: answers.append(type(answer))
     hook = net.register_forward_hook(watch) if isinstance(net, nn.Module) else None
+    drawn = lambda: torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+    before = drawn()
     try:
         out = denoiser(x, 1., cond)
         out.shape # of a tensor
+        if not torch.equal(before, drawn()): _warn_of_chance(denoiser)
         return out
     except ValueError as e: raise ValueError(f'{given} does not fit the teacher: {e}') from e
     except RuntimeError as e:
@@ -93,6 +101,15 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     finally:
         if hook: hook.remove()
 
+def _name(denoiser: Callable) -> str: # of what it was made of
+    net = getattr(denoiser, 'net', denoiser)
+    return type(net.net if isinstance(net, CalledNet) else net).__name__
+
+def _warn_of_chance(denoiser: Callable) -> None:
+    warnings.warn(f'{_name(denoiser)} draws random numbers in evaluation mode too, so it may '
+                  'answer the same question in two ways; where it drops conditions at random, turn '
+                  'that off, as with functools.partial(net, cond_drop_prob=0.)', stacklevel=4)
+
 def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Exception) -> str:
     "Why something is no denoiser, or its network no network."
     draw = ("; if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
@@ -103,7 +120,7 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
     if answers and not issubclass(answers[-1], Tensor):
         error = f'it answers with a {answers[-1].__name__}'
         draw = ''
-    return (f'{type(net).__name__} is called with three arguments, (x [B, *D], noise [B], cond), '
+    return (f'{_name(denoiser)} is called with three arguments, (x [B, *D], noise [B], cond), '
             f'cond None where there is none, and must answer with a tensor like x: {error}{draw}')
 
 # %% ../../nbs/distillation/05_bank.ipynb #b34019b7

@@ -4,13 +4,15 @@
 
 # %% ../../nbs/distillation/02_branches.ipynb #2b8717c5
 from __future__ import annotations
+import contextlib
 import copy
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import check_int, check_type, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
 from ..diffusion.samplers import draw_conditions
@@ -100,11 +102,20 @@ class BranchedDenoiser(nn.Module):
         K: int, # number of branches
         # name of the output layer inside `denoiser.net`; None: there is one branch
         layer: str | None = 'out',
+        # names of modules inside `denoiser` that stay in evaluation mode
+        still: tuple[str, ...] = (),
     ):
         super().__init__()
         self.denoiser = denoiser
         self.K = K
         self.layer = layer
+        self.still = still
+
+    def train(self, mode: bool = True) -> BranchedDenoiser:
+        "Training mode, but for what stays as it is."
+        super().train(mode)
+        for name in self.still: self.denoiser.get_submodule(name).eval()
+        return self
 
     @property
     def n_classes(self) -> int:
@@ -123,7 +134,7 @@ class BranchedDenoiser(nn.Module):
     ) -> Tensor: # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
         "Clean estimates of K branches, `[B, K, *D]`, in one network call."
         raw = self.denoiser.raw(x, sigma, cond).unflatten(0, (-1, self.K))
-        return self.denoiser.branches_to_x0(raw, x, sigma)
+        return self.denoiser.branches_to_x0(raw, x, sigma, cond)
 
 # %% ../../nbs/distillation/02_branches.ipynb #ac1fcb09
 def branch(
@@ -145,7 +156,8 @@ def branch(
     if layer is not None: _layer(denoiser.net, layer)
     if adapters(denoiser.net): student, layer = _with_adapters(denoiser, layer, shape)
     else: student = trainable_copy(denoiser)
-    if K == 1: return BranchedDenoiser(student, 1, layer)
+    still = _kept_still(student, shape or sample_shape(student))
+    if K == 1: return BranchedDenoiser(student, 1, layer, still)
     layer = layer or output_layer(student, shape)
     old = _layer(student.net, layer)
     wide = widen(old, K)
@@ -154,7 +166,7 @@ def branch(
         warnings.warn(f'the output layer {layer!r} is frozen, so all K={K} branches will stay '
                       'equal: make it trainable, or take K=1', stacklevel=2)
     _replace(student.net, layer, wide)
-    branched = BranchedDenoiser(student, K, layer)
+    branched = BranchedDenoiser(student, K, layer, still)
     if not wide.weight.is_meta: # there are no numbers to compare
         _check_branches(branched, _known_shape(student, shape))
     return branched
@@ -242,7 +254,8 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
     own = f'; it says that they are {known}' if known and known != tuple(shape) else (
         '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
-        'pictures')*(len(shape) > 1)
+        'pictures')*(len(shape) > 1) + (
+        '; a video network may take other axes first, as (T, C, H, W)')*(len(shape) == 4)
     return f'shape={shape} does not fit the teacher: its network stops at such samples{own}'
 
 def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -254,15 +267,56 @@ def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[
 
 # %% ../../nbs/distillation/02_branches.ipynb #30417b4a
 # [2, *D], or [2*K, *D] with branches
-def _call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
+def _call(denoiser: NetDenoiser, shape: tuple[int, ...], mode=undisturbed) -> Tensor:
     "What the network says of two different samples, with different noise levels and conditions."
     first = next(denoiser.parameters())
     x = 1.5*sample_noise([0, 1], shape).to(first)
     n = denoiser.n_classes
     cond = torch.tensor([0, n - 1]) if n else None
     if denoiser.conditions is not None: cond = draw_conditions(denoiser, [0, 1])
-    with undisturbed(denoiser):
+    with mode(denoiser):
         return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), cond_like(cond, x))
+
+class _LeftAlone(TorchDispatchMode):
+    "What would be written into some tensors is not, but noted."
+    def __init__(self, tensors: list[Tensor]):
+        super().__init__()
+        self.kept = {t.untyped_storage().data_ptr(): t for t in tensors}
+        self.changed = []
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        for given, a in zip(f._schema.arguments, args):
+            if not (given.alias_info and given.alias_info.is_write): continue
+            kept = self.kept.get(a.untyped_storage().data_ptr()) if isinstance(a, Tensor) else None
+            if kept is not None:
+                self.changed.append(kept)
+                return a
+        return f(*args, **kwargs or {})
+
+@contextlib.contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    "In training mode; afterwards all of it, and the random numbers, are as before."
+    modes = {m: m.training for m in model.modules()}
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    gpus = {p.device for p in model.parameters() if p.device.type == 'cuda'}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(gpus): yield model.train()
+    finally:
+        for m, mode in modes.items(): m.training = mode
+        for b, before in buffers: b.copy_(before)
+
+def _kept_still(student: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[str, ...]: # names
+    """Which modules write into their frozen weights in training mode, as EDM2's layers do: they
+    stay in evaluation mode. Those weights are not shared with the original."""
+    frozen = [p for p in student.parameters() if not p.requires_grad and not p.is_meta]
+    if not frozen or shape is None: return ()
+    alone = _LeftAlone(frozen)
+    # what stops here stops later, where it is said
+    with contextlib.suppress(Exception), alone: _call(student, shape, _in_training)
+    for p in alone.changed: p.data = p.detach().clone()
+    changed = {id(p) for p in alone.changed}
+    return tuple(name for name, m in student.named_modules()
+                 if changed & {id(p) for p in m.parameters(recurse=False)})
 
 def _moved_apart(wide: nn.Module) -> nn.Module:
     "A copy of a widened layer whose branches differ."

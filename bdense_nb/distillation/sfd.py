@@ -120,8 +120,12 @@ class SFDBase(Host):
     def fitted(self, teacher: Callable, shape: tuple[int, ...],
                given: frozenset[str] = frozenset()) -> Host:
         levels = getattr(unguided(teacher), 'log_sigmas', None)
-        top = self.sigma_max if levels is None else levels[-1].exp().item()
-        fit = dict(shape=shape, sigma_max=min(self.sigma_max, top))
+        own = getattr(unguided(teacher), 'outer', None) # a module that may name its range
+        low, top = (float(getattr(own, name, getattr(self, name)))
+                    for name in ('sigma_min', 'sigma_max'))
+        if levels is not None: top = levels[-1].exp().item()
+        fit = dict(shape=shape, sigma_min=max(self.sigma_min, low),
+                   sigma_max=min(self.sigma_max, top))
         return fitting(self, fit | in_flow_time(self, teacher, shape, given), given)
 
     def small(self, n: int) -> Host:

@@ -25,7 +25,7 @@ from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, Ne
                                    PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
 from ..diffusion.samplers import ddim_step
-from ..distillation.branches import adapters
+from ..distillation.branches import adapters, sample_shape
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_table', 'flow_shift', 'flow_times', 'Family',
@@ -685,25 +685,84 @@ _all_ = ['ModuleDenoiser'] # from the notebook on denoisers: a module that is a 
 
 # %% ../../nbs/interop/01_diffusers.ipynb #885fb064
 class _Asked(nn.Module):
-    "Answers with what it is asked, the sample and the noise level, in one tensor."
+    "Answers with what it is asked: the sample, the noise level and the classes, in one tensor."
+    calls = 0
     def forward(self, x: Tensor, noise: Tensor, *rest, **more) -> Tensor:
-        return x + 3*noise.reshape(-1, 1, 1, 1)
+        self.calls += 1
+        told = [t for t in (*rest, *more.values()) if t is not None]
+        rows = [t.float() @ torch.arange(1., t.shape[-1] + 1) for t in told]
+        both = sum(rows, 3*noise) if len(told) < 2 else torch.nan
+        return x + torch.as_tensor(both).reshape(-1, 1, 1, 1)
 
-def _is_edm(module: nn.Module) -> bool: # with `.model`
-    "Does a module scale, and tell the noise, as EDM's table 1 has it? Its network is not asked."
-    network = module.model
-    n = int(getattr(module, 'label_dim', 0) or 0)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    takes = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
-    classes = [torch.zeros(1, n) if n else None]*(len(takes) > 2)
+def _is_edm(module: nn.Module, mine: EDMDenoiser) -> bool: # without its `.model`, and with it
+    "Does a module scale, and tell noise and classes, as EDM's table 1 has it?"
+    network, n = module.model, mine.n_classes
     try:
-        module.model = _Asked()
-        mine = EDMDenoiser(_Asked(), float(module.sigma_data))
-        x = torch.linspace(-2, 2, 192).reshape(1, 3, 8, 8)
-        return all(torch.allclose(module(x, s, *classes), mine(x, s), rtol=1e-4, atol=1e-4)
-                   for s in torch.tensor([[.3], [20.]]))
+        module.model = asked = _Asked()
+        same = _answer_alike(EDMDenoiser(EDMNet(_Asked(), n), mine.sigma_data), module, (3, 8, 8))
     except Exception: return False # whatever a foreign module raises
     finally: module.model = network
+    if not same or asked.calls != 1 + bool(n): return False
+    shape = sample_shape(nn.ModuleList([module])) or (3, 8, 8)
+    try: return _answer_alike(mine, module, shape)
+    except Exception: return not _wants_numbers(module, shape, n) # it may take other samples
+
+def _wants_numbers(module: nn.Module, shape: tuple[int, ...], n: int) -> bool: # always False
+    "Refuse a module whose network takes classes by their numbers."
+    like = next(module.parameters())
+    x = like.new_zeros(2, *shape)
+    try: module(x, x.new_ones(2), torch.tensor([0, n - 1], device=x.device))
+    except Exception: return False # neither
+    raise ValueError(f'the network in this {type(module).__name__} takes classes by number, not '
+                     "as EDM's one-hot rows: give it n_classes, and wrap it itself: "
+                     f'net = module.model; net.n_classes = {n}; '
+                     f'EDMDenoiser(net, {float(module.sigma_data)})')
+
+@torch.no_grad()
+def _answer_alike(mine: NetDenoiser, module: nn.Module, shape: tuple[int, ...]) -> bool:
+    "Two samples, two noise levels; without classes, and with two."
+    like = next(module.parameters(), torch.zeros(()))
+    x = torch.linspace(-9, 9, 2*math.prod(shape)).reshape(2, *shape).to(like)
+    sigma, n = torch.tensor([.3, 20.]).to(x), mine.n_classes
+    labels = [None, torch.tensor([0, n - 1], device=x.device)][:1 + bool(n)]
+    def own(label):
+        rows = x.new_zeros(1, n) if label is None else nn.functional.one_hot(label, n).to(x)
+        return module(x, sigma, *[rows if n else None]*_takes_classes(module))
+    return all(torch.allclose(own(label), mine(x, sigma, label), rtol=1e-3, atol=1e-3)
+               for label in labels)
+
+def _takes_classes(module: nn.Module) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds for p in inspect.signature(module.forward).parameters.values()) > 2
+
+def _not_one(thing) -> str:
+    "What was given instead of a denoiser, and where one is."
+    if isinstance(thing, type):
+        return f'the class {thing.__name__}: make one of it, and load its weights'
+    if isinstance(thing, dict):
+        at = next((k for k, v in thing.items() if isinstance(v, nn.Module)), 'ema')
+        return f'a dict: pass the module in it, as [{at!r}], if it holds one'
+    if isinstance(thing, (str, Path)):
+        return (f'{str(thing)!r}: read it, a pickle in the checkout of its authors (a script of '
+                'the notebook interop/04_beside_others does), a folder with from_diffusers or '
+                'load_denoiser')
+    return type(thing).__name__
+
+def _refuse_no_denoiser(model: nn.Module, inner: str | None) -> None:
+    "Refuse a module that trains its network, or is called with something else."
+    table = hasattr(model, 'alphas_cumprod') and not hasattr(model, 'sigma_data')
+    part, way = 'model', 'VPDenoiser(x.model, x.alphas_cumprod, prediction)'
+    if not table: part, way = 'net', 'EDMDenoiser(x.net, x.sigma_data)'
+    samples = hasattr(model, 'sigma_data') and hasattr(model, 'sample') # as lucidrains' do
+    if inner is None and (table or samples) and isinstance(getattr(model, part, None), nn.Module):
+        raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
+                        f'wrap that as {way}')
+    try: inspect.signature(model.forward).bind_partial(None, None)
+    except TypeError as e:
+        parts = ', '.join(part for part, _ in model.named_children())
+        raise TypeError(f'a {type(model).__name__} is not called with (x, sigma), so it is no '
+                        f'denoiser ({e}): wrap the network in it, one of {parts or "nothing"}, as '
+                        'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser') from e
 
 def as_denoiser(
     model: Callable, # `D(x, sigma, cond)`, or an EDM-style module (`.model`, `.sigma_data`)
@@ -713,8 +772,8 @@ def as_denoiser(
     takes: str | None = None, # the module's name for a condition; None: it is the third argument
 ) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
-    if not callable(model):
-        raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {type(model).__name__}')
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {_not_one(model)}')
     if isinstance(model, partial) and isinstance(model.func, nn.Module):
         if inner is not None or hasattr(model.func, 'label_dim'):
             raise ValueError(f'{type(model.func).__name__} is taken apart, so functools.partial '
@@ -722,23 +781,15 @@ def as_denoiser(
         call = partial(copy.deepcopy(_single(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
-    table = hasattr(model, 'alphas_cumprod') and not hasattr(model, 'sigma_data')
-    if inner is None and table and isinstance(getattr(model, 'model', None), nn.Module):
-        raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
-                        'wrap that as VPDenoiser(x.model, x.alphas_cumprod, prediction)')
-    try: inspect.signature(model.forward).bind_partial(None, None)
-    except TypeError as e:
-        parts = ', '.join(part for part, _ in model.named_children())
-        raise TypeError(f'a {type(model).__name__} is not called with (x, sigma), so it is no '
-                        f'denoiser ({e}): wrap the network in it, one of {parts or "nothing"}, as '
-                        'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser') from e
+    _refuse_no_denoiser(model, inner)
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
     if inner is None and layout: # EDM's classes, and EDM2's
         inner = next((name for name in ('model', 'unet') if hasattr(model, name)), None)
         formulas = type(model).forward is not nn.Module.forward # a stand-in may have none
-        if inner == 'model' and (not formulas or _is_edm(model)):
+        if inner == 'model' and hasattr(model, 'sigma_data'):
             net = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
-            return EDMDenoiser(net, float(model.sigma_data)).eval()
+            mine = EDMDenoiser(net, float(model.sigma_data)).eval()
+            if not formulas or _is_edm(model, mine): return mine
     if inner is not None: return PreconditionedDenoiser(model, inner, takes).eval()
     return ModuleDenoiser(model).eval()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_device,
                             import_extra, patch, read_json, save_tensors, write_json)
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net
@@ -595,6 +596,27 @@ def _count_below(op) -> Callable: # a level's place in an ascending table: the n
         return op.ReduceSum(op.Cast(below, to=7), last, keepdims=0)
     return searchsorted
 
+class _OnePerAxis(TorchFunctionMode):
+    "Where a convolution has one number for all axes, as padding=(1,), it gets one for each."
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        axes = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}.get(f, 1)
+        each = lambda v: [*v]*axes if isinstance(v, (tuple, list)) and len(v) == 1 else v
+        return f(*map(each, args), **{k: each(v) for k, v in (kwargs or {}).items()})
+
+def _check_opens(path: Path) -> None:
+    "Refuse a file that no runtime would open."
+    try:
+        if importlib.util.find_spec('onnxruntime') is None:
+            return import_extra('onnx', 'onnx').checker.check_model(path, full_check=True)
+        kind = import_extra('onnxruntime', 'onnx')
+        found = kind.InferenceSession(path, providers=['CPUExecutionProvider']).get_inputs()
+        if isinstance(n := found[0].shape[0], int):
+            raise ValueError(f'it takes batches of {n} alone, since the network makes a Python '
+                             'number of its batch size, as numpy does')
+    except Exception as e: # whatever they raise
+        raise ValueError('the ONNX file of this network cannot be used, so it is removed: '
+                         f'{e}; write its weights (state_dict)') from e
+
 def export_onnx(
     student: Student,
     path: Path | str, # an .onnx file
@@ -615,10 +637,12 @@ def export_onnx(
     values, shapes = zip(*inputs.values())
     known = {torch.ops.aten.searchsorted.Tensor: _count_below(op)}
     with atomic_path(path) as tmp:
-        torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, dynamo=True,
-                          external_data=False, verbose=False, input_names=list(inputs),
-                          output_names=['x_next'], dynamic_shapes=shapes,
-                          custom_translation_table=known)
+        with _OnePerAxis():
+            torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, dynamo=True,
+                              external_data=False, verbose=False, input_names=list(inputs),
+                              output_names=['x_next'], dynamic_shapes=shapes,
+                              custom_translation_table=known)
+        _check_opens(tmp)
 
 # %% ../../nbs/interop/02_export.ipynb #2dbad1be
 def export_state_dict(

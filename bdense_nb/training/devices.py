@@ -56,12 +56,15 @@ def share(
 
 # %% ../../nbs/training/03_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: what stands in its lists of modules and has two parts with
-    weights, the innermost of these (single layers, where there are no others)."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    every = [m for group in lists for m in group if m is not None]
-    members = [m for m in every if not isinstance(m, nn.ModuleList)]
+    """The repeated parts of a network: what stands in its lists or dictionaries of modules and has
+    two parts with weights, the innermost of these (single layers of lists, where there are no
+    others)."""
     def parts(m): return sum(any(True for _ in part.parameters()) for part in m.children())
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    named = [m for m in model.modules() if isinstance(m, nn.ModuleDict)]
+    every = [m for group in lists for m in group if m is not None]
+    every += [m for group in named for m in group.values() if parts(m) > 1]
+    members = [m for m in every if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
     chosen = [m for m in members if parts(m) > 1] or [m for m in members if list(m.parameters())]
     known = set(chosen)
     return [m for m in chosen if known.isdisjoint(set(m.modules()) - {m})]
@@ -69,8 +72,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def recompute_blocks(model: nn.Module) -> None:
     "Let each block forget what it computed, and compute it again when the gradient asks."
     if not (found := blocks(model)):
-        raise ValueError(f'recompute=True computes the blocks in an nn.ModuleList again, and '
-                         f'{type(model).__name__} has no nn.ModuleList')
+        raise ValueError(f'recompute=True computes the blocks in an nn.ModuleList or nn.ModuleDict '
+                         f'again, and {type(model).__name__} has neither')
     for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
