@@ -20,7 +20,7 @@ from bdense_nb.app.plans import kept_bytes, memory_on_paper  # noqa: E402
 from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
 from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser, VPDenoiser  # noqa: E402
 from bdense_nb.diffusion.nets import MLP  # noqa: E402
-from bdense_nb.diffusion.samplers import ConditionTable  # noqa: E402
+from bdense_nb.diffusion.samplers import ConditionTable, sample  # noqa: E402
 from bdense_nb.distillation.bank import frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
@@ -771,6 +771,28 @@ def test_conditions_of_prompts_are_caught_at_the_networks_door():
     assert list(cond) == ['encoder_hidden_states', 'added_cond_kwargs.text_embeds', 'added_cond_kwargs.time_ids'] and {len(v) for v in cond.values()} == {3}
     assert cond['encoder_hidden_states'][:, 0, 0].tolist() == [1., 3., 2.] and cond['encoder_hidden_states'].dtype == torch.float32
     assert [how['guidance_scale'] for how in pipe.asked] == [3.5, 3.5] and not pipe.unet._forward_pre_hooks
+
+
+def test_the_empty_prompt_is_what_the_pipelines_guidance_compares_with():
+    "Stock SDXL compares with zeros, and its guided samples are those of our guided teacher."
+    pytest.importorskip('transformers')
+    pipe = pipeline_of('SDXL')
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(dict(pipe.scheduler.config) | dict(timestep_spacing='trailing'))
+    rows = prompt_conditions(pipe, ['a red cat', '', 'a green cat'], **SIZE)
+    cond, null = ({k: v[i] for k, v in rows.items()} for i in ([0, 2], [1]))
+    noise, levels = sample_noise(range(2), SHAPE), [14., 3., .5, 0.]
+    stock = pipe(PROMPTS, latents=noise, guidance_scale=4., sigmas=levels, output_type='latent', **SIZE).images
+    ours = sample(GuidedDenoiser(from_diffusers(pipe), 4., null), 14*noise, levels, cond=cond)
+    assert pipe.config.force_zeros_for_empty_prompt and ((stock - ours).abs().max()/stock.abs().max()) < 1e-5
+    alone = prompt_conditions(pipe, '', **SIZE)
+    assert all(torch.equal(null[k], alone[k]) for k in null)
+
+
+@pytest.mark.parametrize('source', ['network', 'DiT', 'DDPM'])
+def test_prompts_are_of_pipelines_that_take_them(source):
+    pipe = net_of('SD') if source == 'network' else pipeline_of('DiT') if source == 'DiT' else diffusers.DDPMPipeline(net_of('U-Net'), DDPMScheduler())
+    with pytest.raises(TypeError, match='is no pipeline that takes prompts: pass one'): prompt_conditions(pipe, ['a'])
 
 
 def test_no_prompts_are_refused_and_one_is_one():

@@ -616,25 +616,36 @@ def prompt_conditions(
     **call, # what else the pipeline is called with: height, width, guidance_scale
 ) -> dict[str, Tensor]: # float32, on the CPU; rows for a `ConditionTable`, or `cond` for samples
     """What a pipeline tells its network of some prompts: caught at the door of the network, which
-    is not called."""
+    is not called. Of the empty prompt '' it is what the pipeline's guidance compares with."""
     if isinstance(prompts, str): prompts = [prompts]
     if not prompts: raise ValueError('prompts must be a list of at least one prompt, got none')
+    takes = inspect.signature(pipeline.__call__).parameters
+    if not any(name.startswith('prompt') for name in takes):
+        raise TypeError(f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
+                        'such as StableDiffusionPipeline; classes are conditions as they are')
     network = network_of(pipeline)
     known = family_of(network).conditions(network.config) | family_of(network).optional
     def catch(module, args, told):
         flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
                 for name, v in inner.items()}
-        rows.append({k: v.float().cpu() for k, v in (told | flat).items()
+        rows.append({k: _of_each(part, v.float().cpu()) for k, v in (told | flat).items()
                      if k in known and v is not None})
         raise _Caught
-    rows = []
+    rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
     how = dict(guidance_scale=1., num_inference_steps=2, output_type='latent') | call
     try:
         for i in range(0, len(prompts), batch):
-            with contextlib.suppress(_Caught): pipeline(list(prompts[i:i + batch]), **how)
+            part = list(prompts[i:i + batch])
+            guide = {} if all(part) or embedded else dict(guidance_scale=2.)
+            with contextlib.suppress(_Caught): pipeline(part, **how | guide)
     finally: hook.remove()
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
+
+def _of_each(prompts: list[str], rows: Tensor) -> Tensor:
+    "A row for each prompt: where a pipeline guides, what it compares with comes first."
+    return rows[[i if not prompt else len(rows) - len(prompts) + i
+                 for i, prompt in enumerate(prompts)]]
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
 @torch.no_grad()
