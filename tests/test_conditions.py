@@ -23,6 +23,7 @@ from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.training.config import Hardware
 
 SFD = dict(shape=(2,), nfe=2, substeps=4, steps=2, batch=4, pool=8, lr=1e-3, sigma_max=20.)
@@ -228,6 +229,14 @@ def test_the_null_condition_of_a_dict():
                                           (dict(scale=2., interval=(-1., 1.)), 'interval')])
 def test_bad_guidance(how, message):
     with pytest.raises(ValueError, match=message): GuidedDenoiser(classy(), **how)
+
+
+def test_guidance_that_acts_at_no_step_of_a_run_is_refused():
+    guided = lambda *interval: GuidedDenoiser(classy(), 3., interval=interval)
+    pd = PDConfig(**PD, schedule='karras')
+    for cfg in (SFDConfig(**SFD), SFDVConfig(**SFD | dict(nfe=(1, 2))), pd):
+        with pytest.raises(ValueError, match=r'in the interval \(250, 750\) acts at no step .* noise levels \(sigma, no time steps\) from [28]0 to 0\.\d+,'): cfg.suited(guided(250, 750))
+        assert cfg.suited(guided(.1, 5.)) == cfg and cfg.suited(classy()) == cfg
 
 
 def test_guidance_without_a_condition_is_refused():
