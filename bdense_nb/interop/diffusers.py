@@ -87,8 +87,8 @@ def noise_table(
     config: dict, # of a diffusers scheduler
 ) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
     """The noise levels of a network, from the configuration of its scheduler; in float64. With zero
-    terminal SNR the last alpha_bar is 0: sampling starts from the level before it, the last that
-    is finite."""
+    terminal SNR the last is infinite: sampling starts from the last that a stock scheduler tells
+    from it, below 4096."""
     name = config.get('_class_name', 'this scheduler')
     kind = getattr(_diffusers(), name, None) # what its file does not say is as its class has it
     usual = inspect.signature(kind).parameters if kind else {}
@@ -106,7 +106,9 @@ def noise_table(
         'has levels without signal before its last, where the noise level is infinite':
             not (alpha_bar[:-1] > 0).all()})
     table = {k: ddpm.config[k] for k in _TABLE}
-    if ddpm.config.get(_ZERO_SNR): table[_ZERO_SNR] = True
+    if ddpm.config.get(_ZERO_SNR):
+        table[_ZERO_SNR] = True
+        alpha_bar = alpha_bar[alpha_bar > 2**-24] # what it has instead of 0
     if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'):
         table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas),
                       beta_schedule='linear')
