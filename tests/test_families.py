@@ -243,12 +243,15 @@ def refused_unet(**more): return UNet2DConditionModel(**TEXT_UNET | more)
     (lambda: from_diffusers(refused_unet(class_embed_type='timestep'), DDPMScheduler()), "class_embed_type='timestep'"),
     (lambda: from_diffusers(refused_unet(time_cond_proj_dim=8), DDPMScheduler()), 'time_cond_proj_dim=8'),
     (lambda: from_diffusers(refused_unet(addition_embed_type='text', encoder_hid_dim=12), DDPMScheduler()), "addition_embed_type='text'; only text_time"),
+    (lambda: from_diffusers(refused_unet(addition_embed_type='text_time', addition_time_embed_dim=4, projection_class_embeddings_input_dim=5*4 + 12), DDPMScheduler()), 'layout of the SDXL refiner, five time_ids'),
+    (lambda: from_diffusers(net_of('SD'), DDPMScheduler(), null_class=0), 'a null class of 0: this network has no classes, so leave null_class out'),
+    (lambda: from_diffusers(net_of('SD3'), diffusers.FlowMatchLCMScheduler()), 'FlowMatchLCMScheduler is of a consistency model'),
     (lambda: from_diffusers(AutoencoderKL(), DDPMScheduler()), 'takes UNet2DModel, .*got AutoencoderKL'),
     (lambda: teacher_of('SD')(sample_noise([0], SHAPE), 1.), r'cond= a dict with encoder_hidden_states \[B, L, 12\] \(and, if you like, encoder_attention_mask\)'),
     (lambda: teacher_of('SD3')(sample_noise([0], SHAPE), 1., torch.zeros(1, 4, 12)), 'pooled_projections'),
     (lambda: teacher_of('SD3')(sample_noise([0], SHAPE), 1., dict(encoder_hidden_states=torch.zeros(1, 4, 12), pooled_projections=torch.zeros(1, 9))), r"'pooled_projections' must have shape \[B, 10\], got \(1, 9\)"),
     (lambda: teacher_of('SD')(sample_noise([0], SHAPE), 1., dict(encoder_hidden_states=torch.zeros(1, 4, 12), prompt=torch.zeros(1))), "unknown condition 'prompt'"),
-    (lambda: teacher_of('SD')(sample_noise([0], SHAPE), 1., torch.zeros(1, 4, 13)), r"must have shape \[B, L, 12\]")], ids=range(14))
+    (lambda: teacher_of('SD')(sample_noise([0], SHAPE), 1., torch.zeros(1, 4, 13)), r"must have shape \[B, L, 12\]")], ids=range(17))
 def test_what_is_not_supported_is_named(make, match):
     with pytest.raises((ValueError, TypeError), match=match): make()
 

@@ -280,9 +280,11 @@ def check_cond(
 ) -> None:
     "Refuse a condition that cannot belong to its samples, and classes that are not known."
     if cond is None: return
-    labels = isinstance(cond, Tensor) and cond.dtype == torch.long and cond.ndim == 1
-    if n_classes and not isinstance(cond, dict) or n_classes == 0 and labels:
-        check_classes(cond, len(x), n_classes)
+    labels = cond
+    if n_classes and isinstance(cond, dict) and len(cond) == 1: labels, = cond.values()
+    known = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.ndim == 1
+    if known and n_classes is not None or n_classes and not isinstance(cond, dict):
+        check_classes(labels, len(x), n_classes)
     check_rows(cond, len(x))
     for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
         if t.device != x.device: raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
@@ -537,13 +539,14 @@ class GuidedDenoiser(nn.Module):
         interval: tuple[float, float] | None = None,
     ):
         super().__init__()
+        if hasattr(scale, 'item'): scale = scale.item() # of a tensor or of NumPy
         check_number('scale', scale, Within(at_least=0))
-        _check_interval(interval)
-        _check_null('null', null)
         self.denoiser = denoiser
-        self.scale = scale
+        self.scale = float(scale)
         self.null = null
-        self.interval = interval
+        self.interval = _interval(interval)
+        _check_null('null', null)
+        _check_null_class(null, self.n_classes, getattr(denoiser, 'net', None))
 
     @property
     def n_classes(self) -> int:
@@ -584,16 +587,16 @@ class GuidedDenoiser(nn.Module):
         low, high = self.interval or (0., math.inf)
         return torch.where((s >= low) & (s <= high), self.scale, torch.ones_like(s))
 
-def _check_interval(interval) -> None:
-    "Refuse what are no two noise levels; None: guidance acts everywhere."
-    if interval is None: return
+def _interval(interval) -> tuple[float, float] | None:
+    "Two noise levels, or None: guidance acts everywhere; what is neither is refused."
+    if interval is None: return None
     try:
         low, high = map(float, interval)
         good = 0 <= low < high and not isinstance(interval, str)
     except (TypeError, ValueError): good = False
-    if not good:
-        raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
-                         f'got {interval!r}')
+    if good: return low, high
+    raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
+                     f'got {interval!r}')
 
 def _check_null(name: str, null) -> None:
     "Refuse what is no condition of \"nothing\": it is a class or one row, with the batch axis."
@@ -607,6 +610,14 @@ def _check_null(name: str, null) -> None:
     elif not (null is None or isinstance(null, (int, Tensor)) and not isinstance(null, bool)):
         raise TypeError(f'{name} must be a class, a tensor of one row, a dict of such tensors, or '
                         f'None, got {null!r:.60}')
+
+def _check_null_class(null, n_classes: int | None, net) -> None:
+    "Refuse a class that a network has no row for: the last one after its classes, if it has that."
+    for c in null.values() if isinstance(null, dict) else [null]:
+        whole = isinstance(c, Tensor) and c.dtype == torch.long and c.numel() == 1
+        if n_classes and (whole or isinstance(c, int)):
+            check_int('null, a class,', int(c), 0, n_classes
+                      - (getattr(net, 'null_class', n_classes) is None))
 
 def null_rows(
     null: int | Tensor | dict | None, # a class, or single rows: see `GuidedDenoiser`

@@ -62,12 +62,16 @@ def _refuse(what: str, problems: dict[str, bool]) -> None:
 def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
 # %% ../../nbs/interop/01_diffusers.ipynb #58b71bbd
-def _refuse_table(name: str, config: dict) -> None:
-    "Refuse a scheduler whose betas do not say which noise level a time step is."
+def _refuse_distilled(name: str) -> None:
     _refuse(name, {
         'is of a consistency model or one distilled already, whose network is no denoiser at every '
         'level: pass the scheduler that its teacher was trained with, if it can be called so':
-            name in ('LCMScheduler', 'TCDScheduler'),
+            name in ('LCMScheduler', 'TCDScheduler', 'FlowMatchLCMScheduler')})
+
+def _refuse_table(name: str, config: dict) -> None:
+    "Refuse a scheduler whose betas do not say which noise level a time step is."
+    _refuse_distilled(name)
+    _refuse(name, {
         'has no betas, so it does not say which noise level a time step is; only schedulers with '
         'betas (DDPM, DDIM and their kind) are supported':
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
@@ -137,6 +141,7 @@ def flow_times(
     "How a flow-matching network counts time, from the configuration of its scheduler."
     name = config.get('_class_name', 'this scheduler')
     if not name.startswith('FlowMatch') and 'base_image_seq_len' not in config: return None
+    _refuse_distilled(name)
     _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
                    'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
     _check_sizes(config)
@@ -192,8 +197,11 @@ def _refused_unets(c) -> dict[str, bool]:
     told = {k: getattr(c, k, None) for k in ('class_embed_type', 'addition_embed_type',
                                              'encoder_hid_dim_type', 'time_cond_proj_dim')}
     known = dict(addition_embed_type='text_time', encoder_hid_dim_type='text_proj')
+    refiner = told['addition_embed_type'] == 'text_time' and c.cross_attention_dim == (
+        c.projection_class_embeddings_input_dim - 5*c.addition_time_embed_dim)
     return {f'time_embedding_type={time!r}; students stop between the levels of the table, which '
             f'only a positional embedding can express': time != 'positional',
+            'the layout of the SDXL refiner, five time_ids; only that of the base model, six, is': refiner,
             **{f'{k}={v!r}; only {known.get(k, "class indices (num_class_embeds), or None")} is':
                v not in (None, known.get(k)) for k, v in told.items()}}
 
@@ -389,6 +397,8 @@ def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> No
         f'a {type(net.model).__name__} with a table of betas; this family is trained by flow '
         f'matching, so pass scheduler= a FlowMatchEulerDiscreteScheduler': net.family.flow
         and not flow,
+        f'a null class of {null_class}: this network has no classes, so leave null_class out':
+            null_class is not None and not rows,
         f'a null class of {null_class}: the null class must be the last of the {rows} class '
         f'embeddings': null_class not in (None, *range(rows)[-1:])})
 
