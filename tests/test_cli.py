@@ -764,6 +764,8 @@ def test_a_network_told_a_text_from_the_shell(shell):
     mine = load_tensors('samples.safetensors')[0]['samples']
     torch.testing.assert_close(mine, student.sample(3, cond={k: v[[4, 0, 4]] for k, v in table.items()}))
     assert 'each of the rows must be between 0 and 4' in shell('bdense_sample s --n 3 --rows 5', 1)[1]
+    for wrong, says in (('--rows 1 --label 1', 'rows are of a table: choose one of them'), ('--label 1', 'rows of its table of conditions are --rows')):
+        assert says in shell(f'bdense_sample s --n 3 {wrong}', 1)[1]
     assert 'must have shape [B, L, 12]' in shell('bdense_sample s --n 3 --conditions wide.safetensors', 1)[1]
     found = shell.json('bdense_evaluate s --teacher mine --n 2 --trust_teacher --null_condition null.safetensors')
     assert found['rows'][0]['nfe'] == 2
@@ -771,6 +773,8 @@ def test_a_network_told_a_text_from_the_shell(shell):
     assert 'no folder of a diffusers pipeline' in shell('bdense_export s piped --to diffusers --pipeline mine', 1)[1]
     assert 'leave merge out' in shell('bdense_export s piped --to diffusers --merge', 1)[1]
     assert 'belong to --to diffusers' in shell('bdense_export s piped --merge', 1)[1]
+    assert not Path('piped').exists()
+    assert shell.json(run.replace(' s ', ' other ') + ' --conditions text.safetensors --guidance_scale 1 --dry_run')
     Path('s/conditions.safetensors').write_bytes(Path('null.safetensors').read_bytes())
     assert 'is damaged or not the one' in shell('bdense_sample s --n 3', 1)[1]
 

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.training.config import Hardware
 
 SFD = dict(shape=(2,), nfe=2, substeps=4, steps=2, batch=4, pool=8, lr=1e-3, sigma_max=20.)
@@ -228,6 +230,43 @@ def test_the_null_condition_of_a_dict():
                                           (dict(scale=2., interval=(-1., 1.)), 'interval')])
 def test_bad_guidance(how, message):
     with pytest.raises(ValueError, match=message): GuidedDenoiser(classy(), **how)
+
+
+def test_guidance_that_acts_at_no_step_of_a_run_is_refused():
+    guided = lambda *interval: GuidedDenoiser(classy(), 3., interval=interval)
+    pd = PDConfig(**PD, schedule='karras')
+    for cfg in (SFDConfig(**SFD), SFDVConfig(**SFD | dict(nfe=(1, 2))), pd):
+        with pytest.raises(ValueError, match=r'in the interval \(250.0, 750.0\) acts at no step .* noise levels \(sigma, no time steps\) from [28]0 to 0\.\d+,'): cfg.suited(guided(250, 750))
+        assert cfg.suited(guided(.1, 5.)) == cfg and cfg.suited(classy()) == cfg
+
+
+@pytest.mark.parametrize('scale', [3, torch.tensor(3.), np.float32(3)], ids=str)
+def test_a_scale_is_a_number_whatever_it_comes_as(scale):
+    guided, same = GuidedDenoiser(D := classy(), scale, interval=(np.float64(.1), 5)), GuidedDenoiser(D, 3., interval=(.1, 5.))
+    assert json.dumps(guided.config) == json.dumps(same.config) and denoiser_hash(guided) == denoiser_hash(same)
+
+
+@pytest.mark.parametrize('use, says', [
+    (lambda D: GuidedDenoiser(D, 3., 9), 'null, a class, must be between 0 and 3, got 9'), (lambda D: GuidedDenoiser(D, 3., dict(c=torch.tensor([9]))), 'null, a class, must be between 0 and 3, got 9'),
+    (lambda D: Sampler(D, [2., 1.], False, (2,)).sample(2, cond=dict(class_labels=torch.tensor([9, 2]))), r'label must be in 0..2, got values from 2 to 9'),
+    (lambda D: (setattr(D, 'conditions', ConditionTable(torch.tensor([9]))), Sampler(D, [2., 1.], False, (2,)).sample(2)), r'label must be in 0..2, got values from 9 to 9')], ids=['null', 'null in a dict', 'dict', 'table'])
+def test_a_class_that_a_network_does_not_know_is_refused(use, says):
+    with pytest.raises(ValueError, match=says): use(classy())
+    GuidedDenoiser(classy(), 3., 3) # its null class
+
+
+@pytest.mark.parametrize('cond, says', [(dict(tokens=torch.full((1, 5, 3), torch.nan), pooled=torch.zeros(1, 4)), 'tokens: row 0 has numbers that are NaN'),
+                                        (['a cat', 'red'], r'a condition is numbers, got .*prompt_conditions\(pipeline, prompts\)'), ('a cat', 'of prompts it is what')], ids=['NaN', 'prompts', 'prompt'])
+def test_conditions_that_are_no_numbers_are_refused(cond, says):
+    with pytest.raises((TypeError, ValueError), match=says): Sampler(text(), [2., 1.], False, (2,)).sample(2, cond=cond)
+
+
+@pytest.mark.parametrize('names', [['tokens'], ['tokens', 'pooled', 'mask']], ids=len)
+def test_a_null_of_other_tensors_than_the_conditions_is_refused(names):
+    T = text()
+    null = {k: v for k, v in (row(T, 0) | dict(mask=torch.ones(1, 5))).items() if k in names}
+    with pytest.raises(ValueError, match=r'^null=.*must be of the shape of the others'): frozen_copy(GuidedDenoiser(T, 3., null), (2,))
+    frozen_copy(GuidedDenoiser(T, 1.), (2,)) # asks for none
 
 
 def test_guidance_without_a_condition_is_refused():

@@ -325,6 +325,23 @@ def test_a_prediction_that_fits_its_own_samples_far_better_is_named():
     with pytest.raises(ValueError, match=r"read as another prediction.*what VPDenoiser\(net, alpha_bar, 'x0'\) takes"): check_itself(D, of_noise(RING))
 
 
+class Sees(nn.Module):
+    "A rough velocity, which takes the noise level from the sample, and less from a time of 0 to 1000."
+    def forward(self, z, time, cond=None):
+        t = torch.linspace(.01, .99, 50)
+        var = ((1 - t)*.1)**2 + t**2
+        gap = (z.flatten(1)[:, None, None] - (1 - t)[:, None, None]*SPOTS.means.float().flatten(1)).square().sum(-1) # [B, T, M]
+        seen = ((-gap/(2*var)[:, None] - 18*var.log()[:, None]).logsumexp(2).softmax(1)*t).sum(1)
+        s = as_column((seen*(1 + .15*time/1000)).clamp(max=.999), z)
+        return (z - SPOTS(z/(1 - s), (s/(1 - s)).flatten()))/s
+
+
+def test_a_time_that_a_network_hardly_hears_is_no_better_reading():
+    "Read as a time of 0 to 1 it fits its own samples better, since it takes the noise level from them."
+    assert check_itself(FlowDenoiser(Sees(), 1000.), of_noise(SPOTS, 32)).ok
+    with pytest.raises(ValueError, match=r'told a time of 0 to 1 its network hardly hears it.*; data \(check_teacher, --data\) would say'): check_itself(FlowDenoiser(Sees()), of_noise(SPOTS, 32))
+
+
 def test_a_network_that_has_hardly_learnt_v_is_not_taken_for_x0():
     "Read as that it makes one sample only, which nothing fits better."
     torch.manual_seed(0)

@@ -895,7 +895,8 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     null = ConditionTable.load(options.null_condition) if options.null_condition else None
     if null and len(null) != 1:
         raise ValueError(f'{options.null_condition} must hold one row, it holds {len(null)}')
-    if null is None and isinstance(net := teacher.net, DiffusersNet) and net.null_class is None:
+    net, guides = teacher.net, options.guidance_scale != 1
+    if null is None and guides and isinstance(net, DiffusersNet) and net.null_class is None:
         how = '--null_class, its last class' if net.n_classes else (
             '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, [""]))')
         raise ValueError('guidance compares with the condition of "nothing", and '
@@ -1227,11 +1228,15 @@ def are_samples(path: Path) -> bool:
 
 def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
     "The conditions that samples are asked for, a class or rows of the table; None: none."
+    table, classes = arm.denoiser.conditions, arm.denoiser.n_classes
+    if options.label is not None and (options.rows or classes == 0):
+        raise ValueError('label is a class, ' + ('and rows are of a table: choose one of them'
+                         if options.rows else 'and this student has none'
+                         + '; rows of its table of conditions are --rows'*bool(table)))
     if options.rows is None: return options.label
-    table = arm.denoiser.conditions
     if not isinstance(table, ConditionTable):
         raise ValueError('rows are of a table of conditions, and this student has none'
-                         + '; a class is --label'*bool(arm.denoiser.n_classes))
+                         + '; a class is --label'*bool(classes))
     for row in options.rows: check_int('each of the rows', row, 0, len(table) - 1)
     index = torch.tensor([options.rows[i % len(options.rows)] for i in range(options.n)])
     return map_cond(lambda t: t[index], table.rows)
@@ -1543,10 +1548,15 @@ def export(options: Export, line: Line) -> dict:
         return show_plan(dict(student=options.student, format=to, folder=out,
                               files=list(EXPORTED[to]), weights_gb=weights/1e9, nfe=arm.nfe,
                               grid=arm.sigmas.tolist(), shape=list(arm.shape)))
-    with alone(out):
-        note_start(out, line, options)
-        export_student(arm, to, out, licence=options.licence, data=options.data, **more)
-        (Path(out)/STARTED).unlink(missing_ok=True) # all is there
+    new = not Path(out).exists()
+    try:
+        with alone(out):
+            note_start(out, line, options)
+            export_student(arm, to, out, licence=options.licence, data=options.data, **more)
+            (Path(out)/STARTED).unlink(missing_ok=True) # all is there
+    finally: # what was refused leaves nothing
+        left = {p.name for p in Path(out).glob('*')}
+        if new and left <= {STARTED, '.lock'}: shutil.rmtree(out, ignore_errors=True)
     files = sorted(p.name for p in Path(out).iterdir() if not p.name.startswith('.'))
     print(f'{to}: {", ".join(files)} in {out}')
     return dict(out=out, format=to, files=files, nfe=arm.nfe)

@@ -288,9 +288,11 @@ def check_cond(
 ) -> None:
     "Refuse a condition that cannot belong to its samples, and classes that are not known."
     if cond is None: return
-    labels = isinstance(cond, Tensor) and cond.dtype == torch.long and cond.ndim == 1
-    if n_classes and not isinstance(cond, dict) or n_classes == 0 and labels:
-        check_classes(cond, len(x), n_classes)
+    labels = cond
+    if n_classes and isinstance(cond, dict) and len(cond) == 1: labels, = cond.values()
+    known = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.ndim == 1
+    if known and n_classes is not None or n_classes and not isinstance(cond, dict):
+        check_classes(labels, len(x), n_classes)
     check_rows(cond, len(x))
     for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
         if t.device != x.device: raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
@@ -569,13 +571,14 @@ class GuidedDenoiser(nn.Module):
         interval: tuple[float, float] | None = None,
     ):
         super().__init__()
+        if hasattr(scale, 'item'): scale = scale.item() # of a tensor or of NumPy
         check_number('scale', scale, Within(at_least=0))
-        _check_interval(interval)
-        _check_null('null', null)
         self.denoiser = denoiser
-        self.scale = scale
+        self.scale = float(scale)
         self.null = null
-        self.interval = interval
+        self.interval = _interval(interval)
+        _check_null('null', null)
+        _check_null_class(null, self.n_classes, getattr(denoiser, 'net', None))
 
     @property
     def n_classes(self) -> int:
@@ -616,16 +619,16 @@ class GuidedDenoiser(nn.Module):
         low, high = self.interval or (0., math.inf)
         return torch.where((s >= low) & (s <= high), self.scale, torch.ones_like(s))
 
-def _check_interval(interval) -> None:
-    "Refuse what are no two noise levels; None: guidance acts everywhere."
-    if interval is None: return
+def _interval(interval) -> tuple[float, float] | None:
+    "Two noise levels, or None: guidance acts everywhere; what is neither is refused."
+    if interval is None: return None
     try:
         low, high = map(float, interval)
         good = 0 <= low < high and not isinstance(interval, str)
     except (TypeError, ValueError): good = False
-    if not good:
-        raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
-                         f'got {interval!r}')
+    if good: return low, high
+    raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
+                     f'got {interval!r}')
 
 def _check_null(name: str, null) -> None:
     "Refuse what is no condition of \"nothing\": it is a class or one row, with the batch axis."
@@ -639,6 +642,14 @@ def _check_null(name: str, null) -> None:
     elif not (null is None or isinstance(null, (int, Tensor)) and not isinstance(null, bool)):
         raise TypeError(f'{name} must be a class, a tensor of one row, a dict of such tensors, or '
                         f'None, got {null!r:.60}')
+
+def _check_null_class(null, n_classes: int | None, net) -> None:
+    "Refuse a class that a network has no row for: the last one after its classes, if it has that."
+    for c in null.values() if isinstance(null, dict) else [null]:
+        whole = isinstance(c, Tensor) and c.dtype == torch.long and c.numel() == 1
+        if n_classes and (whole or isinstance(c, int)):
+            check_int('null, a class,', int(c), 0, n_classes
+                      - (getattr(net, 'null_class', n_classes) is None))
 
 def null_rows(
     null: int | Tensor | dict | None, # a class, or single rows: see `GuidedDenoiser`
@@ -1041,16 +1052,32 @@ def check_itself(
     sees most of them. A network that has learned little can fail."""
     with undisturbed(denoiser):
         found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
+        if found.ok and _is_deaf(denoiser, noise, cond):
+            found = replace(found, reason='told a time of 0 to 1 its network hardly hears it, and '
+                            'told one of 0 to 1000 it does; data (check_teacher, --data) would '
+                            'say whether its time is in another scale')
         if found.ok: found = _against_others(denoiser, noise, cond, found)
         elif refuse:
             n = max(8, 1024//noise[0].numel()) # it is a guess
             few = (noise[:n], map_cond(lambda t: t[:n], cond))
             scores = {name: _fit(_by_itself(d, *few, _follows(d, *few)))
-                      for name, d in _readings(denoiser).items()}
+                      for name, d in _readings(denoiser).items() if not _is_deaf(d, *few)}
             best = min(scores, key=scores.get, default='')
             if best and scores[best] < 0: found = replace(found, predicts=f'what {best} takes')
     if refuse and not found.ok: raise ValueError(found.message())
     return found
+
+def _is_deaf(denoiser: Callable, noise: Tensor, cond) -> bool:
+    """Is it a flow with a time of 0 to 1, while its network hears one a thousand times as long?
+    Its time stands still nearly, and what it makes then may fit itself whatever the network is."""
+    if not isinstance(denoiser, FlowDenoiser) or denoiser.time_scale > 1: return False
+    def heard(scale: float) -> float: # how much the answer moves with the time, 0 to 4
+        ends = [denoiser.net(noise, noise.new_full((len(noise),), t*scale), cond).double()
+                for t in (.02, .98)]
+        return _square(ends[1] - ends[0])/(_square(ends[0]) + _square(ends[1]) + 1e-12)
+    with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError):
+        return heard(denoiser.time_scale) < .03*heard(1000*denoiser.time_scale)
+    return False
 
 #: by how much another reading must be closer to its own samples, in the sum over the levels of the
 #: logarithms of the errors
@@ -1065,7 +1092,7 @@ def _against_others(denoiser: Callable, noise: Tensor, cond, found: TeacherCheck
         table = isinstance(denoiser, VPDenoiser) and isinstance(other, VPDenoiser)
         if table and ', alpha_bar, ' not in name: continue # a right table may fit worse
         with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError): # not this one
-            if not _follows(other, noise, cond):
+            if not _follows(other, noise, cond) and not _is_deaf(other, noise, cond):
                 fits[name] = _fit(_by_itself(other, noise, cond, '', varied=True))
     best = min(fits, key=fits.get, default='')
     if not best or fits[best] > _fit(found) - _CLOSER: return found

@@ -363,12 +363,13 @@ def draw_conditions(
     seeds: Sequence[int], # one per sample
 ) -> Tensor | dict | None: # on the CPU; None: it takes none
     "A denoiser's conditions from seeds: by its own `conditions`, or uniform over its classes."
+    n_classes = getattr(denoiser, 'n_classes', 0)
     if (draw := getattr(denoiser, 'conditions', None)) is not None:
         check_type(draw, Callable, "a denoiser's `conditions` must draw them from seeds, as a "
                                    'ConditionTable(rows) does')
         check_rows(drawn := draw(seeds), len(seeds))
+        check_cond(drawn, torch.empty(len(seeds)), n_classes or None)
         return drawn
-    n_classes = getattr(denoiser, 'n_classes', 0)
     return sample_labels(seeds, n_classes) if n_classes else None
 
 def asked_conditions(
@@ -383,10 +384,22 @@ def asked_conditions(
         each = lambda t: t.cpu().expand(n, *t.shape[1:]) if len(t) == 1 else t.cpu()
         given = map_cond(each, asked)
         check_cond(given, torch.empty(n), n_classes)
+        _check_finite(given)
         return given
     return _asked_classes(asked, n, n_classes)
 
+def _check_finite(rows: Tensor | dict) -> None:
+    "Refuse conditions that are NaN or infinite."
+    for name, t in rows.items() if isinstance(rows, dict) else [('rows', rows)]:
+        bad = (~t.isfinite()).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
+        if bad: raise ValueError(f'{name}: row {bad[0]} has numbers that are NaN or infinite '
+                                 f'({len(bad)} of {len(t)} rows have)')
+
 def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
+    words = label if isinstance(label, (list, tuple)) else [label]
+    if any(isinstance(word, str) for word in words):
+        raise TypeError(f'a condition is numbers, got {label!r:.60}: of prompts it is what '
+                        'prompt_conditions(pipeline, prompts) makes')
     try: given = torch.as_tensor(label).cpu()
     except (TypeError, ValueError, RuntimeError): given = None
     if given is not None and given.ndim == 0: given = given.expand(n)
@@ -408,10 +421,7 @@ class ConditionTable:
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError('a table of conditions needs one number of rows, at least 1, got '
                              f'{sorted(sizes)}')
-        for name, t in rows.items() if isinstance(rows, dict) else [('rows', rows)]:
-            bad = (~t.isfinite()).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
-            if bad: raise ValueError(f'{name}: row {bad[0]} has numbers that are NaN or infinite '
-                                     f'({len(bad)} of {len(t)} rows have)')
+        _check_finite(rows)
         if isinstance(rows, dict): rows = dict(sorted(rows.items()))
         self.rows = map_cond(lambda t: t.detach().cpu(), rows)
         self.n = sizes.pop()

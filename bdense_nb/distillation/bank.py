@@ -70,11 +70,13 @@ def _sizes(cond: Tensor | dict | None): # the shapes in it
 def _check_nothing(guided: GuidedDenoiser, x: Tensor, cond) -> None:
     "Refuse a condition of \"nothing\" that cannot stand where the others do."
     if cond is None: guided(x, 1., cond) # which says so
+    if guided.scale == 1: return # it is not asked
     null = null_rows(guided.null, 1, x.device)
     mine, theirs = ({'': c} if isinstance(c, Tensor) else c or {} for c in (null, cond))
     if len(mine) == len(theirs) == 1: mine = dict(zip(theirs, mine.values()))
     said = f'null={_sizes(null)}, the condition of "nothing" that guidance compares with,'
-    if any(k in theirs and row.shape[1:] != theirs[k].shape[1:] for k, row in mine.items()):
+    sides = [{k: row.shape[1:] for k, row in rows.items()} for rows in (mine, theirs)]
+    if mine and sides[0] != sides[1]:
         raise ValueError(f'{said} must be of the shape of the others, {_sizes(cond)}')
     _first_answer(guided.denoiser, x, null_rows(guided.null, len(x), x.device), said)
 

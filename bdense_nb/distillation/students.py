@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -371,7 +372,15 @@ def fitting(
                                        if name not in given and hasattr(cfg, name)})
 
 def check_grid(cfg: Host, *denoisers: Callable) -> None:
-    "Refuse a shift that changes nothing, and an analytic first step of flow matching."
+    """Refuse a shift that changes nothing, an analytic first step of flow matching, and guidance
+    that acts at no step."""
+    for one, d in product(cfg.each.values(), denoisers):
+        if not isinstance(d, GuidedDenoiser) or d.scale == 1: continue
+        levels, acts = one.guided_at(d)
+        if not acts.any():
+            raise ValueError(f'guidance in the interval {d.interval} acts at no step of this run: '
+                             f'its teacher is asked at {len(levels)} noise levels (sigma, no time '
+                             f'steps) from {levels[0]:.4g} to {levels[-1]:.4g}, and none lies there')
     if cfg.shift != 1 and cfg.schedule not in SHIFTED:
         raise ValueError(f'shift={cfg.shift:g} moves no level of schedule {cfg.schedule!r}: its '
                          f'steps depend on their two ends alone, or on a table; it acts in '
@@ -429,13 +438,17 @@ class Host:
         "The same with a few samples and iterations, to try it out."
         return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
 
+    def guided_at(self, teacher: GuidedDenoiser) -> tuple[Tensor, Tensor]: # two of [n_steps]
+        "The noise levels that a teacher is asked at, and whether its guidance acts there."
+        plan = self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
+        levels = torch.tensor(plan.sigmas[:-1])
+        return levels, teacher._scale(levels[:, None], levels).flatten() != 1
+
     def cost_with(self, teacher: Callable) -> dict[str, int]:
         "`cost`, where a guided teacher calls its network twice; of a later round it is a student."
         cost = dict(self.cost)
         if not isinstance(teacher, GuidedDenoiser): return cost
-        plan = self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
-        levels = torch.tensor(plan.sigmas[:-1])
-        acts = float((teacher._scale(levels[:, None], levels) != 1).float().mean())
+        acts = float(self.guided_at(teacher)[1].float().mean())
         cost['teacher'] += round(acts*cost['teacher']/len(self.rounds or [0]))
         return cost
 

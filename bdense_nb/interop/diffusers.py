@@ -62,12 +62,16 @@ def _refuse(what: str, problems: dict[str, bool]) -> None:
 def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
 # %% ../../nbs/interop/01_diffusers.ipynb #58b71bbd
-def _refuse_table(name: str, config: dict) -> None:
-    "Refuse a scheduler whose betas do not say which noise level a time step is."
+def _refuse_distilled(name: str) -> None:
     _refuse(name, {
         'is of a consistency model or one distilled already, whose network is no denoiser at every '
         'level: pass the scheduler that its teacher was trained with, if it can be called so':
-            name in ('LCMScheduler', 'TCDScheduler'),
+            name in ('LCMScheduler', 'TCDScheduler', 'FlowMatchLCMScheduler')})
+
+def _refuse_table(name: str, config: dict) -> None:
+    "Refuse a scheduler whose betas do not say which noise level a time step is."
+    _refuse_distilled(name)
+    _refuse(name, {
         'has no betas, so it does not say which noise level a time step is; only schedulers with '
         'betas (DDPM, DDIM and their kind) are supported':
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
@@ -87,8 +91,8 @@ def noise_table(
     config: dict, # of a diffusers scheduler
 ) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
     """The noise levels of a network, from the configuration of its scheduler; in float64. With zero
-    terminal SNR the last alpha_bar is 0: sampling starts from the level before it, the last that
-    is finite."""
+    terminal SNR the last is infinite: sampling starts from the last that a stock scheduler tells
+    from it, below 4096."""
     name = config.get('_class_name', 'this scheduler')
     kind = getattr(_diffusers(), name, None) # what its file does not say is as its class has it
     usual = inspect.signature(kind).parameters if kind else {}
@@ -106,7 +110,9 @@ def noise_table(
         'has levels without signal before its last, where the noise level is infinite':
             not (alpha_bar[:-1] > 0).all()})
     table = {k: ddpm.config[k] for k in _TABLE}
-    if ddpm.config.get(_ZERO_SNR): table[_ZERO_SNR] = True
+    if ddpm.config.get(_ZERO_SNR):
+        table[_ZERO_SNR] = True
+        alpha_bar = alpha_bar[alpha_bar > 2**-24] # what it has instead of 0
     if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'):
         table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas),
                       beta_schedule='linear')
@@ -135,6 +141,7 @@ def flow_times(
     "How a flow-matching network counts time, from the configuration of its scheduler."
     name = config.get('_class_name', 'this scheduler')
     if not name.startswith('FlowMatch') and 'base_image_seq_len' not in config: return None
+    _refuse_distilled(name)
     _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
                    'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
     _check_sizes(config)
@@ -190,8 +197,11 @@ def _refused_unets(c) -> dict[str, bool]:
     told = {k: getattr(c, k, None) for k in ('class_embed_type', 'addition_embed_type',
                                              'encoder_hid_dim_type', 'time_cond_proj_dim')}
     known = dict(addition_embed_type='text_time', encoder_hid_dim_type='text_proj')
+    refiner = told['addition_embed_type'] == 'text_time' and c.cross_attention_dim == (
+        c.projection_class_embeddings_input_dim - 5*c.addition_time_embed_dim)
     return {f'time_embedding_type={time!r}; students stop between the levels of the table, which '
             f'only a positional embedding can express': time != 'positional',
+            'the layout of the SDXL refiner, five time_ids; only that of the base model, six, is': refiner,
             **{f'{k}={v!r}; only {known.get(k, "class indices (num_class_embeds), or None")} is':
                v not in (None, known.get(k)) for k, v in told.items()}}
 
@@ -387,6 +397,8 @@ def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> No
         f'a {type(net.model).__name__} with a table of betas; this family is trained by flow '
         f'matching, so pass scheduler= a FlowMatchEulerDiscreteScheduler': net.family.flow
         and not flow,
+        f'a null class of {null_class}: this network has no classes, so leave null_class out':
+            null_class is not None and not rows,
         f'a null class of {null_class}: the null class must be the last of the {rows} class '
         f'embeddings': null_class not in (None, *range(rows)[-1:])})
 
@@ -616,25 +628,36 @@ def prompt_conditions(
     **call, # what else the pipeline is called with: height, width, guidance_scale
 ) -> dict[str, Tensor]: # float32, on the CPU; rows for a `ConditionTable`, or `cond` for samples
     """What a pipeline tells its network of some prompts: caught at the door of the network, which
-    is not called."""
+    is not called. Of the empty prompt '' it is what the pipeline's guidance compares with."""
     if isinstance(prompts, str): prompts = [prompts]
     if not prompts: raise ValueError('prompts must be a list of at least one prompt, got none')
+    takes = inspect.signature(pipeline.__call__).parameters
+    if not any(name.startswith('prompt') for name in takes):
+        raise TypeError(f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
+                        'such as StableDiffusionPipeline; classes are conditions as they are')
     network = network_of(pipeline)
     known = family_of(network).conditions(network.config) | family_of(network).optional
     def catch(module, args, told):
         flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
                 for name, v in inner.items()}
-        rows.append({k: v.float().cpu() for k, v in (told | flat).items()
+        rows.append({k: _of_each(part, v.float().cpu()) for k, v in (told | flat).items()
                      if k in known and v is not None})
         raise _Caught
-    rows = []
+    rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
     how = dict(guidance_scale=1., num_inference_steps=2, output_type='latent') | call
     try:
         for i in range(0, len(prompts), batch):
-            with contextlib.suppress(_Caught): pipeline(list(prompts[i:i + batch]), **how)
+            part = list(prompts[i:i + batch])
+            guide = {} if all(part) or embedded else dict(guidance_scale=2.)
+            with contextlib.suppress(_Caught): pipeline(part, **how | guide)
     finally: hook.remove()
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
+
+def _of_each(prompts: list[str], rows: Tensor) -> Tensor:
+    "A row for each prompt: where a pipeline guides, what it compares with comes first."
+    return rows[[i if not prompt else len(rows) - len(prompts) + i
+                 for i, prompt in enumerate(prompts)]]
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
 @torch.no_grad()

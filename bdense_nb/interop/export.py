@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from ..core import (atomic_path, check_choice, check_int, check_sigmas, default_device,
+from ..core import (atomic_path, check_choice, check_int, check_sigmas, check_type, default_device,
                             import_extra, patch, read_json, save_tensors, write_json)
-from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net
+from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net, check_top
 from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
 from ..training.checkpoints import checksum
@@ -311,6 +311,10 @@ def pipeline_code(
     if 'guidance_scale' in takes: call.append(f'guidance_scale={stock_guidance(student)}')
     call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
                 else f'sigmas={stock_steps(student)[0]}')
+    scale = '*pipe.vae_scale_factor'*('vae' in inspect.signature(pipeline.__init__).parameters)
+    sides = dict(zip(('height', 'width'), (f'{n}{scale}' for n in student.shape[-2:])))
+    sides |= dict(use_resolution_binning=False) # which would take another size
+    call += [f'{k}={v}' for k, v in sides.items() if k in takes]
     return _PIPELINE.format(pipeline=name, call=', '.join(call),
                             excess=f', from noise that is {how}'*(abs(excess) > 3e-5))
 
@@ -461,18 +465,35 @@ def _pipeline_class(pipeline) -> type:
                           'pipeline= out to write the network and its scheduler alone')
     return kind
 
+# what a network is given and what it answers with, in its configuration
+_TAKEN = ('in_channels', 'out_channels', 'cross_attention_dim', 'encoder_hid_dim',
+          'addition_embed_type', 'addition_time_embed_dim', 'projection_class_embeddings_input_dim',
+          'num_class_embeds', 'num_embeds_ada_norm', 'caption_channels', 'joint_attention_dim',
+          'pooled_projection_dim', 'guidance_embeds', 'use_additional_conditions')
+
 def _check_pipeline(pipeline, net: DiffusersNet) -> None:
-    "Refuse a pipeline whose network is of another class than the student's."
-    if not isinstance(pipeline, _diffusers().DiffusionPipeline):
+    "Refuse a pipeline whose network is of another class than the student's, or takes other things."
+    if isinstance(pipeline, (str, Path)):
         if not (Path(pipeline)/'model_index.json').is_file():
             raise ValueError(f'{pipeline} is no folder of a diffusers pipeline: it has no '
                              'model_index.json')
         known = read_json(Path(pipeline)/'model_index.json').get(net.part) or [None, 'none']
-        name = known[1]
-    else: name = type(network_of(getattr(pipeline, net.part, None))).__name__
-    if name != (mine := type(net.model).__name__):
-        raise ValueError(f'the network {net.part!r} of this pipeline is a {name}, the student\'s a '
-                         f'{mine}: name the pipeline that was distilled')
+        file = Path(pipeline)/net.part/'config.json'
+        name, config = known[1], read_json(file) if file.is_file() else {}
+    else:
+        check_type(pipeline, _diffusers().DiffusionPipeline, 'pipeline must be one of diffusers, '
+                   'with its VAE, text encoders and so on, or the folder of one')
+        part = network_of(getattr(pipeline, net.part, None))
+        name, config = type(part).__name__, getattr(part, 'config', {})
+    told = lambda c: json.loads(json.dumps({k: c[k] for k in _TAKEN if k in c}))
+    theirs, own = told(config), told(net.model.config)
+    differ = [f'takes {k}={v!r}, the student\'s {own[k]!r}' for k, v in theirs.items()
+              if v != own.get(k, v)]
+    mine = type(net.model).__name__
+    if name != mine: differ = [f'is a {name}, the student\'s a {mine}']
+    if differ:
+        raise ValueError(f'the network {net.part!r} of this pipeline {"; ".join(differ)}: name the '
+                         'pipeline that was distilled')
 
 def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> None:
     "The other parts of a pipeline, as they are, and the model_index.json that names all."
@@ -513,6 +534,7 @@ def save_pretrained(self: Student,
     if net.adapters and not merge and pipeline is not None:
         raise ValueError('a pipeline needs a whole network, and this one is an adapter to its '
                          'teacher: pass merge=True, or leave pipeline= out')
+    check_top(self.sigmas[0].item(), self.denoiser)
     if pipeline is not None: _check_pipeline(pipeline, net)
     folder = Path(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
