@@ -573,6 +573,21 @@ def test_blocks_in_a_dictionary_are_computed_again():
     assert torch.equal(net(x, sigma), out)
 
 
+class Vectors(nn.Module):
+    "EDM's formulas for samples of one axis."
+    sigma_data, label_dim = .5, 3
+    def __init__(self): super().__init__(); self.model = nn.Bilinear(2, 3, 2)
+    def forward(self, x, sigma, rows): return EDM.combine(self, x, sigma[:, None], rows, {})
+
+
+def test_samples_of_one_axis_are_edms_too():
+    module, x, label = Vectors(), torch.randn(4, 2), torch.tensor([0, 2, 1, 0])
+    module.model.forward = lambda x, noise, rows, f=module.model.forward: f(x, rows) + noise[:, None]
+    D = as_denoiser(module)
+    torch.testing.assert_close(D(x, torch.ones(4), label), module(x, torch.ones(4), torch.eye(3)[label]))
+    assert type(D) is EDMDenoiser
+
+
 def test_a_module_that_names_its_range_of_levels_keeps_to_it():
     module = made('ve')
     module.sigma_min, module.sigma_max = .02, torch.tensor(50.)

@@ -725,15 +725,15 @@ def _is_edm(module: nn.Module, mine: EDMDenoiser) -> bool: # without its `.model
         same = _answer_alike(EDMDenoiser(EDMNet(_Asked(), n), mine.sigma_data), module, (3, 8, 8))
     except Exception: return False # whatever a foreign module raises
     finally: module.model = network
-    if not same or asked.calls != 1 + bool(n): return False
+    if not same or asked.calls != 2*(1 + bool(n)): return False
     shape = sample_shape(nn.ModuleList([module])) or (3, 8, 8)
     try: return _answer_alike(mine, module, shape)
     except Exception: return not _wants_numbers(module, shape, n) # it may take other samples
 
 def _wants_numbers(module: nn.Module, shape: tuple[int, ...], n: int) -> bool: # always False
     "Refuse a module whose network takes classes by their numbers."
-    like = next(module.parameters())
-    x = like.new_zeros(2, *shape)
+    if not n: return False
+    x = next(module.parameters(), torch.zeros(())).new_zeros(2, *shape)
     try: module(x, x.new_ones(2), torch.tensor([0, n - 1], device=x.device))
     except Exception: return False # neither
     raise ValueError(f'the network in this {type(module).__name__} takes classes by number, not '
@@ -743,16 +743,17 @@ def _wants_numbers(module: nn.Module, shape: tuple[int, ...], n: int) -> bool: #
 
 @torch.no_grad()
 def _answer_alike(mine: NetDenoiser, module: nn.Module, shape: tuple[int, ...]) -> bool:
-    "Two samples, two noise levels; without classes, and with two."
+    "One sample at each of two noise levels; without a class, and with one."
     like = next(module.parameters(), torch.zeros(()))
-    x = torch.linspace(-9, 9, 2*math.prod(shape)).reshape(2, *shape).to(like)
-    sigma, n = torch.tensor([.3, 20.]).to(x), mine.n_classes
-    labels = [None, torch.tensor([0, n - 1], device=x.device)][:1 + bool(n)]
-    def own(label):
+    x = torch.linspace(-9, 9, math.prod(shape)).reshape(1, *shape).to(like)
+    n = mine.n_classes
+    def own(sigma, label):
         rows = x.new_zeros(1, n) if label is None else nn.functional.one_hot(label, n).to(x)
         return module(x, sigma, *[rows if n else None]*_takes_classes(module))
-    return all(torch.allclose(own(label), mine(x, sigma, label), rtol=1e-3, atol=1e-3)
-               for label in labels)
+    questions = [(torch.tensor([s]).to(x), label) for s in (.3, 20.)
+                 for label in (None, torch.tensor([n - 1], device=x.device))[:1 + bool(n)]]
+    return all(torch.allclose(own(*question), mine(x, *question), rtol=1e-3, atol=1e-3)
+               for question in questions)
 
 def _takes_classes(module: nn.Module) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
