@@ -45,7 +45,7 @@ def check(
     check_choice('exercise', number, EXERCISES)
     run, judge, hint = EXERCISES[number]
     if run and not callable(answer) and answer is not None:
-        return check_answer(lambda: answer, lambda got: 'give the function, without calling it', hint)
+        judge = lambda got: 'give the function, without calling it'
     if not (run and callable(answer)): return check_answer(lambda: answer, judge, hint)
     code = getattr(answer, '__code__', run.__code__).co_code
     begun = len(code) > len((lambda: None).__code__.co_code)
@@ -848,8 +848,8 @@ def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
     return ('most of it is training: train longer, with a larger batch'
             + ' or a higher rate'*(cfg.lr < .002))
 
-@_exercise('capstone', 'give the student that sfd or progressive returned, or that of your own loop: '
-           'cfg.sampler(fold(net)), since fold leaves the last branch')
+@_exercise('capstone', 'give the student that sfd or progressive returned, or that of your own '
+           'loop: cfg.sampler(fold(net)), since fold leaves the last branch')
 def _(student):
     if not isinstance(student, Sampler):
         return f'give the student that sfd returned, not {type(student).__name__}'
@@ -866,7 +866,7 @@ def _(student):
     print(f'{error:.4f} away from the teacher{took}')
     if seconds > 60:
         return (f'a minute is allowed, and its iterations took {seconds:.0f} s: student.about has '
-                f'the seconds that count, of earlier parts of a resumed run too; if the machine was '
-                f'busy, train again when it is quiet')
+                f'the seconds that count, of earlier parts of a resumed run too; if the machine '
+                f'was busy, train again when it is quiet')
     if error < CAPSTONE: return True
     return f'below {CAPSTONE:.2f} is asked for; {_why(about, error, noise, goal)}'

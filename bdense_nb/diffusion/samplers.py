@@ -368,7 +368,8 @@ def draw_conditions(
         check_type(draw, Callable, "a denoiser's `conditions` must draw them from seeds, as a "
                                    'ConditionTable(rows) does')
         check_rows(drawn := draw(seeds), len(seeds))
-        check_cond(drawn, torch.empty(len(seeds)), n_classes or None)
+        one = next(iter(drawn.values())) if isinstance(drawn, dict) else drawn
+        if one.device.type != 'meta': check_cond(drawn, one, n_classes or None)
         return drawn
     return sample_labels(seeds, n_classes) if n_classes else None
 

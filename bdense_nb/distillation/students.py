@@ -380,7 +380,7 @@ def check_grid(cfg: Host, *denoisers: Callable) -> None:
         if not acts.any():
             raise ValueError(f'guidance in the interval {d.interval} acts at no step of this run: '
                              f'its teacher is asked at {len(levels)} noise levels (sigma, no time '
-                             f'steps) from {levels[0]:.4g} to {levels[-1]:.4g}, and none lies there')
+                             f'steps) from {levels[0]:.4g} to {levels[-1]:.4g}, and none is in it')
     if cfg.shift != 1 and cfg.schedule not in SHIFTED:
         raise ValueError(f'shift={cfg.shift:g} moves no level of schedule {cfg.schedule!r}: its '
                          f'steps depend on their two ends alone, or on a table; it acts in '

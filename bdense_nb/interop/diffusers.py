@@ -201,7 +201,7 @@ def _refused_unets(c) -> dict[str, bool]:
         c.projection_class_embeddings_input_dim - 5*c.addition_time_embed_dim)
     return {f'time_embedding_type={time!r}; students stop between the levels of the table, which '
             f'only a positional embedding can express': time != 'positional',
-            'the layout of the SDXL refiner, five time_ids; only that of the base model, six, is': refiner,
+            'the layout of the SDXL refiner, five time_ids; only the base model\'s is': refiner,
             **{f'{k}={v!r}; only {known.get(k, "class indices (num_class_embeds), or None")} is':
                v not in (None, known.get(k)) for k, v in told.items()}}
 
