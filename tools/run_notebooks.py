@@ -53,6 +53,7 @@ def sliced(get_msg):
     return get
 
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that wait without spinning, as in the Makefile
 WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.stats', 'ipywidgets', 'ipykernel.ipkernel',
               'ipykernel.kernelapp', 'optuna.visualization.matplotlib')  # not what asks, when imported, whether it is in a notebook
 KERNEL = '''

@@ -398,7 +398,7 @@ def _check_finite(rows: Tensor | dict) -> None:
 
 def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
     words = label if isinstance(label, (list, tuple)) else [label]
-    if any(isinstance(word, str) for word in words):
+    if not n_classes and any(isinstance(word, str) for word in words):
         raise TypeError(f'a condition is numbers, got {label!r:.60}: of prompts it is what '
                         'prompt_conditions(pipeline, prompts) makes')
     try: given = torch.as_tensor(label).cpu()
