@@ -5,7 +5,8 @@ var Scorer = {
     const wanted = asked.filter(word => !['what', 'is', 'a', 'an', 'the', 'how', 'to', 'do', 'does', 'i'].includes(word));
     const titled = wanted.length && wanted.every(word => title.toLowerCase().includes(word));
     if (page === 'glossary') return titled ? score + 500 : score;
-    return kind === 'index' || page.startsWith('course/') && titled && !anchor ? score + 1000 : score;
+    if (!page.startsWith('course/')) return kind === 'index' ? score + 1000 : score;
+    return kind === 'index' || titled && !anchor ? score + 1000 : score + 6; // of equals the lesson
   },
   objNameMatch: 11, objPartialMatch: 6, objPrio: {0: 15, 1: 5, 2: -5}, objPrioDefault: 0, title: 15, partialTitle: 7, term: 5, partialTerm: 2,
 };

@@ -192,7 +192,7 @@ def test_lessons_come_first(visit):
         return Search._performSearch(...Search._parseQuery(query)).at(-1)[0];
     }'''
     for query, lesson in (('Progressive Distillation', 4), ('branch', 6), ('branches', 6), ('capstone', 9), ('Lesson 5', 5), ('why walks bend', 3), ('SFD', 5), ('spiral', 2), ('diffusers', 8),
-                          ('my own data', 2), ('what is a branch', 6), ('GPU memory', 8), ('analytic first step', 2)):
+                          ('my own data', 2), ('what is a branch', 6), ('GPU memory', 8), ('analytic first step', 2), ('branch weights', 7)):
         assert page.evaluate(first, query).startswith(f'course/{lesson}_'), query
     for query, found in (('NFECounter', 'api/core'), ('how to install', 'index'), ('multi gpu', 'training/03_devices'), ('hugging face hub', 'interop/01_diffusers'), ('endpoint', 'glossary')):
         assert page.evaluate(first, query) == found, query
@@ -214,6 +214,9 @@ def test_sections_of_the_sidebar(visit):
     page.locator('label.nav-overlay-icon').press('Enter')
     drawer.wait_for(state='visible')
     assert page.locator('label.nav-overlay-icon').get_attribute('aria-label') == 'Toggle site navigation sidebar'
+    page.wait_for_function("document.activeElement.closest('.sidebar-drawer')")
+    page.keyboard.press('Escape')
+    drawer.wait_for(state='hidden')
 
 
 BOXES = 'article pre, article .table-wrapper, article mjx-container, article a.full'

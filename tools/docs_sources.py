@@ -28,9 +28,9 @@ COLAB = GIT.replace('https://github.com', 'https://colab.research.google.com/git
 BINDER = f'https://mybinder.org/v2/gh/{SETTINGS["user"]}/{SETTINGS["repo"]}/{BRANCH}?urlpath=lab/tree'
 HOW_TO = ('interop', 'gpu')  # folders of nbs/ whose notebooks are recipes
 TITLES = {'set_title', 'suptitle', 'title', 'set_xlabel', 'xlabel', 'set_ylabel', 'ylabel'}  # what matplotlib writes on a figure
-TOPICS = {'index': 'how to install, installation, pip install', 'course/2': 'spiral, my own data, analytic first step', 'course/3': 'Euler, Heun',  # of pages, which are found by them, and lessons by their number
-          'course/4': 'Progressive Distillation, PD', 'course/5': 'SFD', 'course/6': 'B-DENSE, dense alignment', 'course/7': 'comparison', 'course/8': 'diffusers, GPU, GPU memory',
-          'training/03_devices': 'multi gpu, several gpus', 'interop/01_diffusers': 'hugging face hub'}
+TOPICS = {'index': 'how to install, installation, pip install', 'course/1': 'blurred, save and load student', 'course/2': 'spiral, my own data, analytic first step, how do I train a teacher', 'course/3': 'Euler, Heun',  # of pages, which are found by them, and lessons by their number
+          'course/4': 'Progressive Distillation, PD', 'course/5': 'SFD', 'course/6': 'B-DENSE, dense alignment, how many branches', 'course/7': 'comparison, branch weights', 'course/8': 'diffusers, GPU, GPU memory',
+          'training/03_devices': 'multi gpu, several gpus, multiple gpus', 'interop/01_diffusers': 'hugging face hub'}
 OWN_PAGES = {'glossary.md': '/glossary.md', 'CITATION.cff': '/citing.md', 'CHANGELOG.md': '/changelog.md'}  # of the site
 Assign = ast.Assign | ast.AnnAssign
 

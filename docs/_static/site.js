@@ -38,5 +38,15 @@ addEventListener('DOMContentLoaded', () => document.querySelectorAll('label.nav-
   label.tabIndex = 0;
   label.role = 'button';
   label.ariaLabel = label.control.ariaLabel;
-  label.onkeydown = event => { if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); label.click(); } };
+  label.onkeydown = event => {
+    if (event.key !== 'Enter' && event.key !== ' ') return;
+    event.preventDefault();
+    label.click();
+    const drawer = document.querySelector(label.htmlFor === '__toc' ? '.toc-drawer' : '.sidebar-drawer');
+    if (label.control.checked) setTimeout(() => drawer.querySelector('a[href], input').focus(), 300); // when it is visible
+  };
 }));
+// They close when a place on the page was chosen, or by Escape.
+const closeDrawers = () => ['__navigation', '__toc'].forEach(id => { document.getElementById(id).checked = false; });
+addEventListener('keydown', event => { if (event.key === 'Escape') closeDrawers(); });
+addEventListener('click', event => { if (event.target.closest?.('.toc-drawer a')) closeDrawers(); });
