@@ -88,6 +88,7 @@ TABLES = {  # of a module, or of one of its functions
     'distillation.progressive.PDConfig.weights': {'done': 'part of a round that is done, 0 to 1'},
     'distillation.distill.hosts': {'base': 'the class whose subclasses are looked at'},
     'interop.diffusers.DiffusersNet.train': {'mode': 'train? False: evaluate'},
+    'distillation.branches.BranchedDenoiser.train': {'mode': 'train? False: evaluate'},
     'interop.diffusers.prompt_conditions': {'prompts': 'texts, a row each'},
     'interop.export.write_sampling': {'how': 'what sampling.json shall hold'},
     'lab.experiments.untold': {'banks': 'network calls -> trajectories of the teacher',
