@@ -349,6 +349,7 @@ MISTAKES = [
         (lambda *a: blobs(*a, inside=lambda m, apart, p: m + p*(m + apart)), 'not times x'), (lambda *a: blobs(*a, inside=lambda m, apart, p: p*apart), 'means is missing'),
         (lambda x, sigma, m, std: mixture(x, m, std**2 + sigma**2, std), 'not std alone'), (lambda *a: blobs(*a, size=lambda apart: apart.norm(dim=-1)), 'not the distance'))],
     *[('5.2', answer, said) for answer, said in (
+        (lambda *a: rollout(*a, start=lambda x, y, n: x if n == 1 else y[8]), 'not at y[8]'),
         (lambda *a: rollout(*a, start=lambda x, y, n: analytic(y[0], a[3])), 'not in it'), (lambda *a: rollout(*a, start=lambda x, y, n: x if n == 1 else analytic(x, a[3][1:])), 'not in it'),
         (lambda *a: rollout(*a, start=lambda x, y, n: afs_x0(y[0], a[3][0]) if n == 1 else x), 'a guess, not a state'), (lambda *a: rollout(*a, target=lambda n: n + 1), 'four to a step'))],
     ('5.1', lambda p, a, f: (p - 2)*a - f, 'not n - 2'), ('5.1', lambda p, a, f: p*a - 1, 'only with afs'),

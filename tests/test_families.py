@@ -805,7 +805,8 @@ def test_the_empty_prompt_is_what_the_pipelines_guidance_compares_with():
     stock = pipe(PROMPTS, latents=noise, guidance_scale=4., sigmas=levels, output_type='latent', **SIZE).images
     ours = sample(GuidedDenoiser(from_diffusers(pipe), 4., null), 14*noise, levels, cond=cond)
     assert pipe.config.force_zeros_for_empty_prompt and ((stock - ours).abs().max()/stock.abs().max()) < 1e-5
-    alone = prompt_conditions(pipe, '', **SIZE)
+    alone, twice = prompt_conditions(pipe, '', **SIZE), prompt_conditions(pipe, PROMPTS + [''], num_images_per_prompt=2, **SIZE)
+    for k, v in twice.items(): torch.testing.assert_close(v, torch.cat([cond[k], null[k]]).repeat_interleave(2, 0))
     assert all(torch.equal(null[k], alone[k]) for k in null)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdense_nb.core import NFECounter
+from bdense_nb.core import NFECounter, sample_noise
 from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
@@ -17,8 +17,9 @@ from bdense_nb.distillation.bank import frozen_copy
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
-from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.interop.diffusers import as_denoiser
+from bdense_nb.interop.export import export_onnx
 from bdense_nb.training.devices import blocks, recompute_blocks
 
 SHAPE = (3, 8, 8)
@@ -495,6 +496,37 @@ def test_another_constant_of_the_module_is_refused(wrap, tmp_path):
     x, sigma = x_sigma()
     assert torch.equal(load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), .5))(x, sigma), D(x, sigma))
     with pytest.raises(ValueError, match='other constants of its module: sigma_data=0.5 there, 1.0 here'): load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), 1.))
+
+
+class Counts(nn.Module):
+    "Keeps a constant in a part of its own, and a counter and a cache beside."
+    def __init__(self, sigma_data=.5):
+        super().__init__()
+        self.part, self.calls, self.shape = KDenoiser(Inner(), sigma_data), 0, None
+    def forward(self, x, sigma):
+        self.calls, self.shape = self.calls + 1, x.shape
+        return self.part(x, sigma)
+
+
+def test_what_moves_in_use_is_no_constant(tmp_path):
+    module = Counts()
+    D = as_denoiser(module)
+    save_denoiser(D, tmp_path)
+    says = D(*x_sigma())
+    save_denoiser(D, tmp_path/'used')
+    for folder in (tmp_path, tmp_path/'used'):
+        assert torch.equal(load_denoiser(folder, 'cpu', module)(*x_sigma()), says)
+        with pytest.raises(ValueError, match='other constants of its module: part.sigma_data=0.5 there, 2.0 here'): load_denoiser(folder, 'cpu', Counts(2.))
+
+
+@pytest.mark.parametrize('wrap', [lambda: as_denoiser(EDM(0).eval()), lambda: as_denoiser(KDenoiser(Inner()), 'inner_model')], ids=['EDM', 'k-diffusion'])
+def test_what_is_taken_apart_becomes_onnx(wrap, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
+    student = Student(wrap(), torch.tensor([80., 1., .1], dtype=torch.float64), True, SHAPE)
+    export_onnx(student, tmp_path/'step.onnx')
+    x = sample_noise(range(3), SHAPE)
+    got, = onnxruntime.InferenceSession(tmp_path/'step.onnx').run(None, dict(x=x.numpy(), sigma=torch.tensor(1.).numpy(), sigma_next=torch.tensor(0.).numpy()))
+    with torch.no_grad(): torch.testing.assert_close(torch.from_numpy(got), student.denoiser(x, 1.), rtol=0, atol=1e-4)
 
 
 def test_frozen_weights_that_training_changes_are_not_the_teachers():

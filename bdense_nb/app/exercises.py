@@ -553,6 +553,8 @@ def _(got):
              _rollout(lambda x, y, n: x if n == 1 else _first(x, coarse))),
         "still the same: each step starts at the teacher's state, where the student never is":
             _rollout(lambda x, y, n: y[4*n]),
+        "the first step is right; the second starts where the student landed, not at y[8]":
+            _rollout(lambda x, y, n: x if n == 1 else y[8]),
         'the first loss is right, the second comes before an update: call update(loss) in the loop':
             _rollout(train=False),
         "the target of step n is the teacher's state at the end of that step, y[4*n + 4]":

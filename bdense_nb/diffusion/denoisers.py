@@ -47,7 +47,7 @@ def as_column(
     if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
     if isinstance(sigma, (int, float)): sigma = x.new_full((), sigma) # nothing is copied to a GPU
     else: sigma = send(torch.as_tensor(sigma).to(x.dtype), x.device)
-    if sigma.ndim > 1 or sigma.ndim == 1 and len(sigma) not in (1, len(x)):
+    if sigma.ndim > 1 or sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0]):
         raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1]*(x.ndim - 1))
 
@@ -369,6 +369,11 @@ class EDMDenoiser(NetDenoiser):
 class ModuleDenoiser(NetDenoiser):
     "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
     scales = False
+    hash_ignores = ('_first',)
+
+    def __init__(self, net: nn.Module):
+        super().__init__(net)
+        self._first = _constants(self)
 
     @property
     def config(self) -> dict:
@@ -404,6 +409,7 @@ class PreconditionedDenoiser(NetDenoiser):
     """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
     says with x itself; its branches are combined in the same way."""
     scales = False
+    hash_ignores = ('_first',)
 
     def __init__(self,
         module: nn.Module, # it is copied; sigma reaches it as [B], a dict `cond` by its names
@@ -422,6 +428,7 @@ class PreconditionedDenoiser(NetDenoiser):
         self.inner = inner
         self.takes = takes
         self.one_hot = int(getattr(module, 'label_dim', 0) or 0) # EDM's classes are such rows
+        self._first = _constants(self)
 
     @property
     def n_classes(self) -> int | None: # None: it takes a condition, and does not say which
@@ -441,7 +448,7 @@ class PreconditionedDenoiser(NetDenoiser):
         rest = () if cond is None or named else (cond,)
         socket.asked, socket.answer = [], answer
         try:
-            out = self.outer(x, as_column(sigma, x).flatten().expand(len(x)), *rest, **named)
+            out = self.outer(x, as_column(sigma, x).flatten().expand(x.shape[0]), *rest, **named)
             n = socket.asked.count('')
             why = f'calls it {n} times for an answer' if n else 'does not call it'
             for name in filter(None, socket.asked):
@@ -473,7 +480,7 @@ class PreconditionedDenoiser(NetDenoiser):
 
     def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor: # as in the base
         each = lambda t: t.repeat_interleave(raw.shape[1], 0)
-        s = each(as_column(sigma, x).flatten().expand(len(x)))
+        s = each(as_column(sigma, x).flatten().expand(x.shape[0]))
         x0s = self.to_x0(raw.flatten(0, 1), each(x), s, map_cond(each, cond))
         return x0s.unflatten(0, (-1, raw.shape[1]))
 
@@ -1170,7 +1177,7 @@ def save_denoiser(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
-        given=denoiser.net.given if net is CalledNet else {}, constants=_constants(denoiser),
+        given=denoiser.net.given if net is CalledNet else {}, constants=_still(denoiser),
         sha256=sha256(folder/WEIGHTS), about=about or {}))
 
 def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
@@ -1178,8 +1185,9 @@ def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in word
     found, parts = {}, {}
     if isinstance(denoiser, PreconditionedDenoiser): parts = dict(denoiser.outer.named_modules())
     net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
-    if isinstance(denoiser, ModuleDenoiser): parts = {'': net}
+    if isinstance(denoiser, ModuleDenoiser): parts = dict(net.named_modules())
     for part, m in parts.items():
+        if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
         skip = {'training', *getattr(type(m), 'hash_ignores', ())}
         for name, value in vars(m).items():
             said = repr(_told(value))
@@ -1187,6 +1195,11 @@ def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in word
             if silent or isinstance(value, torch.device) or _UNTOLD in said: continue
             found[f'{part}.{name}'.lstrip('.')] = said
     return found
+
+def _still(denoiser: NetDenoiser) -> dict[str, str]:
+    "Its constants without what has moved in use, such as a counter or a cache."
+    first = getattr(denoiser, '_first', {})
+    return {k: v for k, v in _constants(denoiser).items() if first.get(k) == v}
 
 def is_whole(
     folder: Path | str,
@@ -1247,8 +1260,9 @@ def load_denoiser(
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
         if 'constants' in about:
-            _check_same('constants of its module', 'a module', about['constants'],
-                        _constants(denoiser))
+            mine, theirs = about['constants'], _constants(denoiser)
+            _check_same('constants of its module', 'a module', mine,
+                        {k: v for k, v in theirs.items() if k in mine})
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
     device = torch.device(device or default_device())

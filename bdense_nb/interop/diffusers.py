@@ -646,11 +646,12 @@ def prompt_conditions(
     rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
     how = dict(guidance_scale=1., num_inference_steps=2, output_type='latent') | call
+    each = call.get('num_images_per_prompt', 1)
     try:
         for i in range(0, len(prompts), batch):
-            part = list(prompts[i:i + batch])
+            part = [p for p in prompts[i:i + batch] for _ in range(each)]
             guide = {} if all(part) or embedded else dict(guidance_scale=2.)
-            with contextlib.suppress(_Caught): pipeline(part, **how | guide)
+            with contextlib.suppress(_Caught): pipeline(part[::each], **how | guide)
     finally: hook.remove()
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
 
@@ -698,10 +699,10 @@ class EDMNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         "The network's answer, with classes as it takes them."
-        rows = x.new_zeros(len(x), self.n_classes) if self.n_classes else None
+        rows = x.new_zeros(x.shape[0], self.n_classes) if self.n_classes else None
         if self.n_classes and label is not None:
             rows = nn.functional.one_hot(label, self.n_classes).to(x)
-        return self.model(x, c_noise.expand(len(x)), rows)
+        return self.model(x, c_noise.expand(x.shape[0]), rows)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #8bba2a05
 _all_ = ['ModuleDenoiser'] # from the notebook on denoisers: a module that is a denoiser already
