@@ -366,6 +366,20 @@ class EDMDenoiser(NetDenoiser):
         return d**2/v*x + s*d/v.sqrt()*raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
+def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
+    "What a module with formulas of its own keeps as plain attributes, outside of its network."
+    net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
+    outer = getattr(denoiser, 'outer', net if isinstance(denoiser, ModuleDenoiser) else None)
+    found = {}
+    for part, m in () if outer is None else outer.named_modules():
+        if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
+        skip = {'training', *getattr(type(m), 'hash_ignores', ())}
+        for name, value in vars(m).items():
+            said = repr(_told(value))
+            silent = name.startswith('_') or name in skip or isinstance(value, torch.device)
+            if not silent and _UNTOLD not in said: found[f'{part}.{name}'.lstrip('.')] = said
+    return found
+
 class ModuleDenoiser(NetDenoiser):
     "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
     scales = False
@@ -388,6 +402,8 @@ class ModuleDenoiser(NetDenoiser):
 # %% ../../nbs/diffusion/02_denoisers.ipynb #66cc43ed
 class _Socket(nn.Module):
     "Stands where a network was: answers as it is told to, and notes how it was used."
+    hash_ignores = ('asked', 'answer')
+
     def __init__(self):
         super().__init__()
         self.asked = None # during a call: names that were used of it, '' for a call of it
@@ -1179,22 +1195,6 @@ def save_denoiser(
         net_config=denoiser.net.config if known else None,
         given=denoiser.net.given if net is CalledNet else {}, constants=_still(denoiser),
         sha256=sha256(folder/WEIGHTS), about=about or {}))
-
-def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
-    "What a module with formulas of its own keeps as plain attributes, outside of its network."
-    found, parts = {}, {}
-    if isinstance(denoiser, PreconditionedDenoiser): parts = dict(denoiser.outer.named_modules())
-    net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
-    if isinstance(denoiser, ModuleDenoiser): parts = dict(net.named_modules())
-    for part, m in parts.items():
-        if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
-        skip = {'training', *getattr(type(m), 'hash_ignores', ())}
-        for name, value in vars(m).items():
-            said = repr(_told(value))
-            silent = name.startswith('_') or name in skip or isinstance(m, _Socket)
-            if silent or isinstance(value, torch.device) or _UNTOLD in said: continue
-            found[f'{part}.{name}'.lstrip('.')] = said
-    return found
 
 def _still(denoiser: NetDenoiser) -> dict[str, str]:
     "Its constants without what has moved in use, such as a counter or a cache."
