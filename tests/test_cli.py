@@ -366,6 +366,7 @@ def test_messages_name_options_that_are_there():
         'use --accumulate 2, --recompute, --precision bf16 or --on_oom halve')
     assert in_shell('pass null_class=2 or K=2, got size=3', ['null_class', 'K', 'size']) == 'pass --null_class 2 or K=2, got size=3'
     assert in_shell('pass root= or download=True', ['path', 'download']) == 'pass --path or --download'
+    assert in_shell('pass cond= a class', ['conditions']) == 'pass --conditions a class'
 
 
 def test_a_lonely_process_says_how_to_start_several():

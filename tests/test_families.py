@@ -748,8 +748,9 @@ def test_adapters_of_convolutions_and_dropout_are_exported_and_sampled_without_i
 
 
 def test_a_pipeline_whose_network_peft_has_wrapped_takes_the_merged_one(tmp_path):
+    "And torch.compile."
     pipe = pipeline_of('SD')
-    pipe.unet = the_peft().get_peft_model(pipe.unet, lora())
+    pipe.unet = torch.compile(the_peft().get_peft_model(pipe.unet, lora()))
     start = from_diffusers(pipe)
     start.conditions = teacher_of('SD').conditions
     sfd(start, SFD, show=False).save_pretrained(tmp_path, pipeline=pipe, merge=True)

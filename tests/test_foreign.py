@@ -460,9 +460,11 @@ class Reads(EDM):
     "And so is an attribute of the network, if it is there."
     def combine(self, x, sigma, labels, kw): return super().combine(x, sigma, labels, kw)*getattr(self.model, 'gain', 1.)
 class Learned(KDenoiser):
-    "k-diffusion's OpenAIDenoiser: the network predicts a variance too."
+    "k-diffusion's OpenAIDenoiser: the network predicts a variance too. It asks its weights for their type."
     def __init__(self): super().__init__(Inner(6))
-    def forward(self, x, sigma): return x - as_column(sigma, x)*self.inner_model(x, sigma).chunk(2, 1)[0]
+    def forward(self, x, sigma):
+        x = x.to(next(self.parameters()).dtype)
+        return x - as_column(sigma, x)*self.inner_model(x, sigma).chunk(2, 1)[0]
 class Numbers(EDM):
     "Its network takes classes by number."
     def forward(self, x, sigma, class_labels=None): return self.combine(x, as_column(sigma, x), class_labels, {})

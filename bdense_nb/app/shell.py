@@ -55,7 +55,7 @@ class Command:
 #: other names of options; the first one that the command has is meant
 ALSO = {'branches': ['K'], 'preset': ['preset_name'], 'weights': ['branch_weights'],
         'weights_end': ['branch_weights_end'], 'steps': ['updates'], 'nfe': ['end_steps'],
-        'license': ['licence'], 'root': ['path'], 'shape': ['size']}
+        'license': ['licence'], 'root': ['path'], 'shape': ['size'], 'cond': ['conditions']}
 #: what the help of every command ends with
 EXITS = ('exit codes: 0 done, 1 something to mend (the last line says what), 2 wrong usage, '
          '130 interrupted')

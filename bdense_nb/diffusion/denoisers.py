@@ -463,6 +463,8 @@ class PreconditionedDenoiser(NetDenoiser):
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
         socket.asked, socket.answer = [], answer
+        # a module may ask its own parameters for their type, and they are all in the network
+        socket._parameters['like'] = next(self.net.parameters(), None)
         try:
             out = self.outer(x, as_column(sigma, x).flatten().expand(x.shape[0]), *rest, **named)
             n = socket.asked.count('')
@@ -473,7 +475,9 @@ class PreconditionedDenoiser(NetDenoiser):
         except AttributeError as e:
             if e.obj is not socket: raise
             why = f'uses {e} instead of calling it'
-        finally: socket.asked = socket.answer = None
+        finally:
+            socket.asked = socket.answer = None
+            del socket._parameters['like']
         raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
                          f'{self.inner!r}, since it {why}: wrap that network, with a forward, in '
                          'VPDenoiser, FlowDenoiser or EDMDenoiser, and that in GuidedDenoiser if '

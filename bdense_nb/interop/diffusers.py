@@ -587,6 +587,7 @@ def network_of(
     "The network of a pipeline that denoises."
     found = (getattr(pipeline, part, None) for part in ('unet', 'transformer'))
     network = next((m for m in found if m is not None), pipeline)
+    network = getattr(network, '_orig_mod', network) # of torch.compile
     return network.get_base_model() if hasattr(network, 'get_base_model') else network # of peft
 
 def from_diffusers(
@@ -806,6 +807,7 @@ def as_denoiser(
         call = partial(copy.deepcopy(_single(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
+    model = getattr(model, '_orig_mod', model) # of torch.compile
     _refuse_no_denoiser(model, inner)
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
