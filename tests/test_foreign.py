@@ -2,6 +2,7 @@
 import copy
 import functools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -350,6 +351,7 @@ def test_what_cannot_be_called_is_refused_in_our_words(make, says):
 
 class Opaque:
     "Of no kind that can be compared."
+    __slots__ = ()
 
 
 class Told(Gained):
@@ -463,7 +465,7 @@ class Learned(KDenoiser):
     "k-diffusion's OpenAIDenoiser: the network predicts a variance too. It asks its weights for their type."
     def __init__(self): super().__init__(Inner(6))
     def forward(self, x, sigma):
-        x = x.to(next(self.parameters()).dtype)
+        x = x.to(dict(self.named_parameters())['inner_model.first.weight'].dtype)
         return x - as_column(sigma, x)*self.inner_model(x, sigma).chunk(2, 1)[0]
 class Numbers(EDM):
     "Its network takes classes by number."
@@ -498,6 +500,18 @@ def test_another_constant_of_the_module_is_refused(wrap, tmp_path):
     x, sigma = x_sigma()
     assert torch.equal(load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), .5))(x, sigma), D(x, sigma))
     with pytest.raises(ValueError, match='other constants of its module: sigma_data=0.5 there, 1.0 here'): load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), 1.))
+
+
+@pytest.mark.parametrize('keep', [lambda m, v: setattr(m, '_scale', v), lambda m, v: setattr(m, 'config', SimpleNamespace(scale=v)),
+                                  lambda m, v: setattr(m, 'scale', functools.partial(max, v)), lambda m, v: setattr(m, 'scale', lambda: v),
+                                  lambda m, v: m.register_buffer('scale', torch.tensor(v), persistent=False)], ids=['hidden', 'namespace', 'partial', 'function', 'buffer'])
+def test_constants_of_every_kind_are_compared(keep, tmp_path):
+    def made(v):
+        keep(module := KDenoiser(Inner()), v)
+        return module
+    save_denoiser(as_denoiser(made(2.), 'inner_model'), tmp_path)
+    load_denoiser(tmp_path, 'cpu', made(2.))
+    with pytest.raises(ValueError, match='other constants of its module: .*(scale|config)'): load_denoiser(tmp_path, 'cpu', made(3.))
 
 
 class Counts(nn.Module):

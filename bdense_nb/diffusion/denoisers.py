@@ -140,11 +140,13 @@ class _Words(str):
 
 _UNTOLD = 'not compared' # with what is stored, when it is loaded
 
-def _told(value) -> object: # its repr tells it from others
-    "A constant, with digests for the tensors and arrays in it."
-    if isinstance(value, dict): return {k: _told(v) for k, v in value.items()}
-    if isinstance(value, list): return [_told(v) for v in value]
-    if isinstance(value, tuple): return tuple(_told(v) for v in value)
+def _told(value, above: tuple[int, ...] = ()) -> object: # its repr tells it from others
+    "A constant, with digests for the tensors, arrays and functions in it."
+    inner = partial(_told, above=(*above, id(value)))
+    if id(value) in above: return _Words('itself')
+    if isinstance(value, dict): return {k: inner(v) for k, v in value.items()}
+    if isinstance(value, list): return [inner(v) for v in value]
+    if isinstance(value, tuple): return tuple(inner(v) for v in value)
     if isinstance(value, np.generic): return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf': value = torch.tensor(value)
     if isinstance(value, Tensor):
@@ -152,6 +154,18 @@ def _told(value) -> object: # its repr tells it from others
         return _Words(f'a tensor {list(t.shape)} ({hashlib.sha256(t.numpy()).hexdigest()[:8]})')
     plain = (bool, int, float, complex, str, torch.dtype, torch.device)
     if value is None or isinstance(value, plain): return value
+    if isinstance(value, partial): return inner([value.func, value.args, value.keywords])
+    if isinstance(value, type) or inspect.isbuiltin(value): return _Words(value.__qualname__)
+    if inspect.isfunction(value):
+        code = value.__code__
+        reads = [cell.cell_contents for cell in value.__closure__ or ()]
+        constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c
+                     for c in code.co_consts if not inspect.iscode(c)]
+        told = repr([code.co_code, code.co_names, constants,
+                     inner([reads, value.__defaults__, value.__kwdefaults__])])
+        return _Words(f'{value.__name__} ({hashlib.sha256(told.encode()).hexdigest()[:8]})')
+    if hasattr(value, '__dict__') and not callable(value): # a dataclass, a namespace
+        return [_Words(type(value).__name__), inner(vars(value))]
     return _Words(f'a {type(value).__name__}, {_UNTOLD}')
 
 class CalledNet(nn.Module):
@@ -374,9 +388,11 @@ def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in word
     for part, m in () if outer is None else outer.named_modules():
         if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
         skip = {'training', *getattr(type(m), 'hash_ignores', ())}
-        for name, value in vars(m).items():
+        kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set)}
+        for name, value in (vars(m) | kept).items():
             said = repr(_told(value))
-            silent = name.startswith('_') or name in skip or isinstance(value, torch.device)
+            hidden = name.startswith('_') and type(value) not in (int, float, complex, str)
+            silent = hidden or name in skip or isinstance(value, torch.device)
             if not silent and _UNTOLD not in said: found[f'{part}.{name}'.lstrip('.')] = said
     return found
 
@@ -463,8 +479,9 @@ class PreconditionedDenoiser(NetDenoiser):
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
         socket.asked, socket.answer = [], answer
-        # a module may ask its own parameters for their type, and they are all in the network
-        socket._parameters['like'] = next(self.net.parameters(), None)
+        # a module may ask for parameters and buffers, such as their type, which the network has
+        socket._parameters = dict(self.net.named_parameters())
+        socket._buffers = dict(self.net.named_buffers())
         try:
             out = self.outer(x, as_column(sigma, x).flatten().expand(x.shape[0]), *rest, **named)
             n = socket.asked.count('')
@@ -477,7 +494,7 @@ class PreconditionedDenoiser(NetDenoiser):
             why = f'uses {e} instead of calling it'
         finally:
             socket.asked = socket.answer = None
-            del socket._parameters['like']
+            socket._parameters, socket._buffers = {}, {}
         raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
                          f'{self.inner!r}, since it {why}: wrap that network, with a forward, in '
                          'VPDenoiser, FlowDenoiser or EDMDenoiser, and that in GuidedDenoiser if '

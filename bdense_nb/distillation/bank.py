@@ -173,7 +173,8 @@ def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot 
 # what libraries leave in a module whose forward they replace
 _WRAPPED = {'_original_forward', '_old_forward'}
 _MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile',
-                         '_is_accelerate_prepared', '_hf_hook', '_gradient_checkpointing_func',
+                         '_is_accelerate_prepared', '_hf_hook', '_diffusers_hook',
+                         '_gradient_checkpointing_func',
                          'gradient_checkpointing'} # how, not what
 # of torch's own layers: their weights' shapes say the same
 _SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features',

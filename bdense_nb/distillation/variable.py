@@ -107,6 +107,8 @@ def uncondition(
     plain = copy.deepcopy(denoiser)
     told = plain.net.get_submodule(layer)
     _replace(plain.net, layer, told.plain())
+    if getattr(plain.net, 'adapters', None): # it is trained beside them, and written with them
+        plain.net.trained = (*plain.net.trained, f'{layer.partition(".")[2]}.bias')
     return plain.requires_grad_(False).eval(), told.biases.detach()
 
 # %% ../../nbs/distillation/08_variable.ipynb #83068994

@@ -551,8 +551,13 @@ def _read_network(folder: Path) -> nn.Module:
     return model
 
 # %% ../../nbs/interop/01_diffusers.ipynb #34b5ab4d
-def _single(model: nn.Module) -> nn.Module:
-    "Half-precision weights as float32, which changes none: a student is trained from float32."
+def _single(model: nn.Module) -> nn.Module: # changed in place
+    """Half-precision weights as float32, which changes none: a student is trained from float32.
+    What is under torch.compile is taken from there."""
+    model = _uncompiled(model)
+    for m in list(model.modules()):
+        for name, part in m.named_children():
+            if part is not (inner := _uncompiled(part)): setattr(m, name, inner)
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return model.float() if dtypes and dtypes <= {torch.float16, torch.bfloat16} else model
 
@@ -581,13 +586,17 @@ def _denoiser_of(model: nn.Module, levels, *about) -> NetDenoiser:
     else: denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[config['prediction_type']])
     return denoiser.requires_grad_(False).eval()
 
+def _uncompiled(model: nn.Module) -> nn.Module:
+    "What torch.compile has wrapped."
+    return getattr(model, '_orig_mod', model)
+
 def network_of(
     pipeline, # of diffusers
 ) -> nn.Module:
     "The network of a pipeline that denoises."
     found = (getattr(pipeline, part, None) for part in ('unet', 'transformer'))
     network = next((m for m in found if m is not None), pipeline)
-    network = getattr(network, '_orig_mod', network) # of torch.compile
+    network = _uncompiled(network)
     return network.get_base_model() if hasattr(network, 'get_base_model') else network # of peft
 
 def from_diffusers(
@@ -804,10 +813,10 @@ def as_denoiser(
         if inner is not None or hasattr(model.func, 'label_dim'):
             raise ValueError(f'{type(model.func).__name__} is taken apart, so functools.partial '
                              'cannot add arguments to its call: set them in the module')
-        call = partial(copy.deepcopy(_single(model.func)), *model.args, **model.keywords)
+        call = partial(_single(copy.deepcopy(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
-    model = getattr(model, '_orig_mod', model) # of torch.compile
+    model = _uncompiled(model)
     _refuse_no_denoiser(model, inner)
     model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
