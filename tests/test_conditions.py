@@ -23,7 +23,7 @@ from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
-from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.students import about_teacher, load_student
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.training.config import Hardware
 
@@ -324,8 +324,9 @@ def test_banks_micro_batches_and_a_run_by_itself_agree(name):
     for a, b in zip(*[r.denoiser.parameters() for r in runs]): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_a_guided_teacher_is_what_the_student_learns():
-    "A student from one step of a guided exact teacher ends where guidance leads, not where the plain teacher does."
+def test_a_guided_teacher_is_what_the_student_learns(tmp_path):
+    """A student from one step of a guided exact teacher ends where guidance leads, not where the plain teacher does; who is distilled from
+    it is told so."""
     exact = GuidedDenoiser(Two(), 4.)
     torch.manual_seed(0)
     start = EDMDenoiser(MLP(dim=1, width=32, depth=2, n_classes=2))
@@ -336,6 +337,8 @@ def test_a_guided_teacher_is_what_the_student_learns():
     to = {w: (student.sample(300) - e).square().mean().sqrt().item() for w, e in ends.items()}
     apart = (ends[4.] - ends[1.]).square().mean().sqrt().item()
     assert to[4.] < .5*to[1.] and apart > .1, (to, apart)
+    student.save(tmp_path)
+    for d in (student, load_student(tmp_path, 'cpu')): assert about_teacher(d.denoiser) == dict(teacher=denoiser_hash(student.denoiser), guidance_scale=4.)
 
 
 @pytest.mark.parametrize('make, says', [

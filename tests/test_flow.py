@@ -179,8 +179,10 @@ def test_a_flow_teacher_is_distilled_by_both_hosts(way, tmp_path):
     assert torch.equal(student.sigmas[:-1], make_sigmas('flow', 2, .002, 1000., 2.)[:-1])
 
 
-def test_the_second_stage_keeps_the_shift():
-    cfg = SFDConfig(shape=(2,), nfe=4, K=1, substeps=2, steps=1, batch=4, pool=4, schedule='flow', shift=3., sigma_max=200., afs=False)
+@pytest.mark.parametrize('sigma_max', [200., 1000.])
+def test_the_second_stage_keeps_the_shift(sigma_max):
+    "And is not told of the end of another schedule's table."
+    cfg = SFDConfig(shape=(2,), nfe=4, K=1, substeps=2, steps=1, batch=4, pool=4, schedule='flow', shift=3., sigma_max=sigma_max, afs=False)
     student = sfd(near_exact(), cfg, show=False)
     assert second_stage(student).shift == 3. and torch.allclose(second_stage(student).grids[0], student.sigmas)
 

@@ -56,7 +56,7 @@ from ..core import (about_run, check_choice, check_int, data_dir, default_device
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_classes, check_itself, check_teacher,
-                                           load_denoiser,
+                                           guidance_of, load_denoiser,
                                            load_teacher, map_cond, read_about, save_denoiser,
                                            unguided)
 from ..diffusion.nets import MLP, TemporalNet, UNet
@@ -1379,10 +1379,12 @@ def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
     "The teacher with the conditions of its student, and the guidance that its card names."
     source = find_teacher(options.teacher, options)
     if arm.denoiser.conditions is not None: source.conditions = arm.denoiser.conditions
-    scale, interval = (arm.about.get(f'guidance_{k}') for k in ('scale', 'interval'))
-    given = dict(teacher=options.teacher, conditions=None, null_condition=options.null_condition)
-    return conditioned(source, Distilled(**given, guidance_scale=scale,
-                                         guidance_interval=interval and tuple(interval)))
+    guidance = guidance_of(arm.about)
+    if guidance == source.guidance: guidance = {} # of a second stage: its teacher has learned it
+    if 'guidance_interval' in guidance:
+        guidance['guidance_interval'] = tuple(guidance['guidance_interval'])
+    return conditioned(source, Distilled(teacher=options.teacher, conditions=None,
+                                         null_condition=options.null_condition, **guidance))
 
 def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) -> None:
     "Refuse to measure a student against a teacher that it does not come from."

@@ -33,10 +33,10 @@ from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alp
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
            'MixtureDenoiser', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond', 'check_rows', 'check_classes',
-           'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser',
-           'GuidedDenoiser', 'null_rows', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher',
-           'own_samples', 'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about',
-           'load_denoiser', 'to_channels_last', 'load_teacher']
+           'check_precision', 'EDMDenoiser', 'ignored', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser',
+           'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'guidance_of', 'unguided', 'check_top', 'TeacherCheck',
+           'undisturbed', 'check_teacher', 'own_samples', 'check_itself', 'check_samples', 'save_denoiser', 'is_whole',
+           'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -243,6 +243,8 @@ class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
     conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
     scales = True # does it scale what its network sees and says?
+    guidance: dict = {} # that was distilled into its weights, as `GuidedDenoiser.config` has it
+    hash_ignores = ('guidance',)
 
     def __init__(self,
         net: nn.Module | partial, # `net(x_in, noise, cond)`, noise [B]: see `as_net`
@@ -380,6 +382,10 @@ class EDMDenoiser(NetDenoiser):
         return d**2/v*x + s*d/v.sqrt()*raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
+def ignored(thing) -> set[str]: # see `denoiser_hash`
+    "Attributes that its class says change no answer."
+    return {name for kind in type(thing).__mro__ for name in getattr(kind, 'hash_ignores', ())}
+
 def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
     "What a module with formulas of its own keeps as plain attributes, outside of its network."
     net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
@@ -387,7 +393,7 @@ def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in word
     found = {}
     for part, m in () if outer is None else outer.named_modules():
         if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
-        skip = {'training', *getattr(type(m), 'hash_ignores', ())}
+        skip = {'training', *ignored(m)}
         kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set)}
         for name, value in (vars(m) | kept).items():
             said = repr(_told(value))
@@ -705,6 +711,10 @@ def null_rows(
     if null is None: return None
     row = torch.as_tensor(null, device=device)
     return row.expand(n) if row.ndim == 0 else row.expand(n, *row.shape[1:])
+
+def guidance_of(about: dict) -> dict: # about: of a student
+    "The guidance that a student's card names, as `GuidedDenoiser.config` has it."
+    return {k: v for k, v in about.items() if k in ('guidance_scale', 'guidance_interval')}
 
 def unguided(denoiser: Callable) -> Callable:
     "What a guided denoiser guides; any other as it is."
@@ -1286,6 +1296,7 @@ def load_denoiser(
                         {k: v for k, v in theirs.items() if k in mine})
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
+    denoiser.guidance = guidance_of(about.get('about') or {})
     device = torch.device(device or default_device())
     denoiser = denoiser.requires_grad_(False).eval().to(device)
     # group normalisation on CUDA would lay every answer out anew

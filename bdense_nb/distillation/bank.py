@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas,
                             check_type, locked, save_tensors, send)
 from ..diffusion.denoisers import (CalledNet, EDMDenoiser, FlowDenoiser, GuidedDenoiser,
-                                  VPDenoiser, check_precision, cond_like, map_cond,
-                                  null_rows, unguided)
+                                  VPDenoiser, check_precision, cond_like, ignored,
+                                  map_cond, null_rows, unguided)
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
@@ -200,7 +200,7 @@ def _attributes(thing) -> dict: # without those that change no answer
             if hasattr(thing, name) and not name.startswith('__'):
                 found[name] = getattr(thing, name)
     if isinstance(thing, NFECounter): found['nfe'] = 0
-    skip = set(getattr(type(thing), 'hash_ignores', ()))
+    skip = ignored(thing)
     if isinstance(thing, nn.Module):
         skip |= _MACHINERY | (_SIZES if type(thing).__module__.startswith('torch.') else set())
         forward = found.get('forward')

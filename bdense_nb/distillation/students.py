@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core import (AtLeast1, check_choice, check_shape, check_sigmas, check_state,
                             check_type, load_tensors, locked, save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
-                                           NetDenoiser, check_samples,
+                                           NetDenoiser, check_samples, guidance_of,
                                            load_denoiser, read_about, read_run, save_denoiser,
                                            unguided)
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -71,7 +71,8 @@ def branched_student(
 
 def about_teacher(teacher: Callable) -> dict: # JSON-able
     "What a student's card says of its teacher: which one it was, and the guidance it was given."
-    guidance = teacher.config if isinstance(teacher, GuidedDenoiser) else {}
+    guided = isinstance(teacher, GuidedDenoiser)
+    guidance = teacher.config if guided else getattr(teacher, 'guidance', {})
     return dict(teacher=denoiser_hash(teacher), **guidance)
 
 # %% ../../nbs/distillation/06_students.ipynb #7ed581e1
@@ -117,6 +118,11 @@ class Student(Sampler):
     "A sampler that was distilled, and knows how; it takes Euler steps."
     about: dict = field(default_factory=dict) # host, configuration, loss curve
     solver: str = field(default='euler', init=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.about and isinstance(self.denoiser, NetDenoiser):
+            self.denoiser.guidance = guidance_of(self.about)
 
     def save(self,
         folder: Path | str, # gets model.safetensors and config.json

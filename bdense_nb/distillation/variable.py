@@ -4,6 +4,7 @@
 
 # %% ../../nbs/distillation/08_variable.ipynb #c7ff0be0
 from __future__ import annotations
+import contextlib
 import copy
 import re
 from collections.abc import Callable, Sequence
@@ -268,8 +269,10 @@ def second_stage(
     fits = (lambda sigmas: sigmas.shape == student.sigmas.shape
             and torch.allclose(sigmas, student.sigmas, rtol=1e-12, atol=0))
     shift = student.about.get('config', {}).get('shift', 1.)
-    found = (name for name in SCHEDULES if fits(make_sigmas(name, steps, *ends, shift)))
-    schedule = next(found, None)
+    def is_own(name):
+        with contextlib.suppress(ValueError): # its table may end below
+            return fits(make_sigmas(name, steps, *ends, shift))
+    schedule = next(filter(is_own, SCHEDULES), None)
     if schedule is None:
         raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: '
                          f'{", ".join(SCHEDULES)}')
