@@ -770,7 +770,7 @@ def test_a_network_told_a_text_from_the_shell(shell):
     assert 'must have shape [B, L, 12]' in shell('bdense_sample s --n 3 --conditions wide.safetensors', 1)[1]
     found = shell.json('bdense_evaluate s --teacher mine --n 2 --trust_teacher --null_condition null.safetensors')
     assert found['rows'][0]['nfe'] == 2
-    shell('bdense_distill once --teacher s --no_afs --steps 1 --batch 2 --pool 2 --trust_teacher')
+    shell('bdense_distill once --teacher s --steps 1 --batch 2 --pool 2 --trust_teacher')
     assert '(guidance_scale) | 3.0 |' in Path('once/README.md').read_text()
     assert shell.json('bdense_evaluate once --teacher s --n 2 --trust_teacher')['rows'][0]['nfe'] == 1
     assert 'conditions.safetensors' in shell.json('bdense_export s out --to diffusers')['files']

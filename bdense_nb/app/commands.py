@@ -922,7 +922,9 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     elif host is not type(base): base = host()
     elif host is SFDConfig and is_student(teacher):
         start = five_calls(teacher, said.get('net'))
-        base = second_stage(start, steps=base.steps, batch=base.batch, pool=base.pool, lr=base.lr,
+        halves = start.afs and len(start.sigmas) % 2 == 1 # an analytic step, and one more
+        base = second_stage(start, afs='afs' in said or halves and 'no_afs' not in said, steps=base.steps,
+                            batch=base.batch, pool=base.pool, lr=base.lr,
                             lr_schedule=base.lr_schedule)
     return with_fields(base, stored, where), with_fields(Hardware, hardware, where)
 
