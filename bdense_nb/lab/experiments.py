@@ -636,10 +636,11 @@ EXPERIMENTS |= {
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
                              RECIPE), 'K = 1', 6, {2000: 1000}),
-    'spiral_longest': Experiment(
-        'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
+    **{name: Experiment(
+        f'spiral: do branches help SFD{at} with 3,000 iterations?', 'spiral, copies',
         budget_arms(PLANE_SFD, {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k},
-                    (2,), (3000,)), 'K = 1', 10),
+                    (nfe,), (3000,)), 'K = 1', 10)
+       for name, nfe, at in (('spiral_longest', 2, ''), ('spiral_calls_longest', 5, ' at 5 calls'))},
     'fashion_lesson': Experiment(
         'How much does a finer teacher move a student, with and without branches?',
         'fashion_mnist, fine', vary(
