@@ -1,6 +1,4 @@
 "What all tests share. One thread each: small tensors gain nothing from more, and results stay comparable."
-import functools
-import inspect
 import os
 import shutil
 import tempfile
@@ -12,9 +10,10 @@ os.environ['IPYTHONDIR'] = tempfile.mkdtemp(prefix='bdense-nb-ipython-')  # kern
 
 import pytest  # noqa: E402
 
-# Help is made from the comments of classes; to find a class Python 3.11 parses its whole module, each time anew.
-read_source, class_source = inspect.getsource, functools.cache(inspect.getsource)
-inspect.getsource = lambda thing: class_source(thing) if isinstance(thing, type) else read_source(thing)
+from forks import find_classes_by_name, no_parsers_of_addresses  # noqa: E402
+
+find_classes_by_name()
+no_parsers_of_addresses()
 
 
 @pytest.fixture(scope='session')

@@ -66,9 +66,22 @@ def visit(page, address):
     return go
 
 
+# put another page of the folder into this one, if this one has loaded all that it would: its scripts run, its formulas are drawn
 PUT = '''async path => {
     const answer = await fetch(path), there = new DOMParser().parseFromString(await answer.text(), 'text/html');
-    document.querySelector('.main').replaceWith(document.adoptNode(there.querySelector('.main')));
+    const loads = page => [...page.querySelectorAll('script[src], link[rel=stylesheet]')].map(e => e.getAttribute('src') || e.getAttribute('href'));
+    const loaded = new Set(loads(document));
+    if (!loads(there).every(e => loaded.has(e))) return false;
+    const main = document.adoptNode(there.querySelector('.main'));
+    document.querySelector('.main').replaceWith(main);
+    for (const script of main.querySelectorAll('script')) {
+        const runs = document.createElement('script');
+        for (const {name, value} of script.attributes) runs.setAttribute(name, value);
+        runs.textContent = script.textContent;
+        script.replaceWith(runs);
+    }
+    await window.MathJax?.typesetPromise([main]);
+    return true;
 }'''
 
 
@@ -111,8 +124,8 @@ def pictures(page, path):
 
 def test_every_page(visit, site):
     """No failed or foreign request, no script error, nothing raw, a phone never scrolls sideways, and every picture is dark on a dark
-    page. The pages of the reference have one template: the first is opened, and what the others say is put into it. Of the listings of
-    source some are."""
+    page. The pages of a folder have one template: the first is opened, and what the others say is put into it. Of the listings of source
+    some are."""
     problems, opened, page, seen = {}, '', visit.page, 0
     page.set_viewport_size(PHONE)
     paths = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
@@ -120,8 +133,7 @@ def test_every_page(visit, site):
     for i, path in enumerate(path for path in paths if path not in listings or path in listings[::8]):
         page.problems.clear()
         folder = path.split('/')[0]
-        if folder in ('api', '_modules') and folder == opened: page.evaluate(PUT, f'/{path}')
-        else: visit(path)
+        if folder != opened or not page.evaluate(PUT, f'/{path}'): visit(path)
         opened = folder
         found = [*page.evaluate(INSPECT), *page.problems]
         for size in (DESK, PHONE)[::1 if i % 2 else -1]:  # the next page is opened in the size in which this one ends

@@ -8,9 +8,11 @@ import atexit
 import contextlib
 import gc
 import importlib
+import inspect
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,22 @@ import traceback
 import weakref
 from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
+
+
+def find_classes_by_name(find=inspect.findsource) -> None:
+    "To find a class, of whose comments help is made, Python 3.11 parses its whole module, each time anew: a search for its name does."
+    def findsource(thing):
+        if not (inspect.isclass(thing) and thing.__module__.startswith('bdense_nb')): return find(thing)
+        lines, _ = find(sys.modules[thing.__module__])
+        at, = (i for i, line in enumerate(lines) if re.match(rf'class {thing.__qualname__}\b', line))
+        while lines[at - 1].startswith('@'): at -= 1
+        return lines, at
+    inspect.findsource = findsource
+
+
+def no_parsers_of_addresses() -> None:
+    "jsonschema, and with it nbformat, would make 38 of them when it is imported, which takes more than a second, and here nobody asks for one."
+    sys.modules.setdefault('rfc3987_syntax', None)
 
 
 def programs(package: str = 'bdense-nb') -> dict[str, EntryPoint]:
@@ -68,8 +86,8 @@ def fork(job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}
         os.dup2(stderr, 2)
         encoding = os.environ.get('PYTHONIOENCODING', 'utf-8')
         sys.stdin = open(0, encoding=encoding, closefd=False)
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w'), encoding=encoding, line_buffering=True)
-        sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w'), encoding=encoding, errors='backslashreplace', write_through=True)
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w', closefd=False), encoding=encoding, line_buffering=True)
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w', closefd=False), encoding=encoding, errors='backslashreplace', write_through=True)
         os.chdir(folder)
         code = job()
         sys.stderr.flush()
@@ -168,6 +186,8 @@ class Begun:
 def main() -> None:
     commands = programs()
     sys.path.pop(0)  # this folder is no part of what runs here
+    find_classes_by_name()
+    no_parsers_of_addresses()
     gc.disable()  # what is imported stays
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError): importlib.import_module(name)  # the jobs show it
