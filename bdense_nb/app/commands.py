@@ -923,9 +923,9 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     elif host is SFDConfig and is_student(teacher):
         start = five_calls(teacher, said.get('net'))
         halves = start.afs and len(start.sigmas) % 2 == 1 # an analytic step, and one more
-        base = second_stage(start, afs='afs' in said or halves and 'no_afs' not in said, steps=base.steps,
-                            batch=base.batch, pool=base.pool, lr=base.lr,
-                            lr_schedule=base.lr_schedule)
+        afs = 'afs' in said or halves and 'no_afs' not in said
+        base = second_stage(start, afs=afs, steps=base.steps, batch=base.batch, pool=base.pool,
+                            lr=base.lr, lr_schedule=base.lr_schedule)
     return with_fields(base, stored, where), with_fields(Hardware, hardware, where)
 
 def five_calls(folder: str, net: str | None = None) -> Student:

@@ -12,9 +12,12 @@ import inspect
 import json
 import math
 import re
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -140,33 +143,68 @@ class _Words(str):
 
 _UNTOLD = 'not compared' # with what is stored, when it is loaded
 
-def _told(value, above: tuple[int, ...] = ()) -> object: # its repr tells it from others
+#: libraries whose own hidden attributes are no constants of a user
+_LIBRARIES = ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')
+
+def _visible(thing, found: dict) -> dict: # found: its attributes or entries
+    "Without the hidden ones, where a library made the class."
+    hidden = type(thing).__module__.partition('.')[0] in _LIBRARIES
+    return {k: v for k, v in found.items() if not (hidden and str(k).startswith('_'))}
+
+def _attributes(thing) -> dict | None: # None: it has none that tell it from others
+    "Of an object that is no module, function, or part of Python."
+    kind = type(thing)
+    python = kind.__module__.partition('.')[0] in sys.stdlib_module_names - {'types', 'argparse'}
+    if isinstance(thing, nn.Module | type) or inspect.isroutine(thing) or python: return None
+    slots = {name for base in kind.__mro__ for name in getattr(base, '__slots__', ())}
+    found = getattr(thing, '__dict__', {}) | {k: getattr(thing, k, None) for k in sorted(slots)}
+    return _visible(thing, found) if found else None
+
+def _code(code) -> list: # of a function
+    "What a function does, in the same words in every process."
+    constants = [_code(c) if inspect.iscode(c) else
+                 sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in code.co_consts]
+    return [code.co_code, code.co_names, constants]
+
+def _content(cell) -> object: # of a closure
+    with contextlib.suppress(ValueError): return cell.cell_contents # it may be empty
+
+_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device)
+
+def _digest(told) -> str: return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+def _told(value, seen: dict | None = None, depth: int = 0): # its repr tells it from others
     "A constant, with digests for the tensors, arrays and functions in it."
-    inner = partial(_told, above=(*above, id(value)))
-    if id(value) in above: return _Words('itself')
-    if isinstance(value, dict): return {k: inner(v) for k, v in value.items()}
+    if value is None or isinstance(value, _PLAIN): return value
+    untold = _Words(f'a {type(value).__name__}, {_UNTOLD}')
+    seen = {} if seen is None else seen
+    inner = partial(_told, seen=seen, depth=depth + 1)
+    if not isinstance(value, tuple | Tensor | np.ndarray | np.generic):
+        if id(value) in seen: return _Words('as before')
+        seen[id(value)] = value
+    if depth > 40: return untold
+    if isinstance(value, dict): # in an order that no set gave it
+        return dict(sorted((_Words(repr(inner(k))), inner(v))
+                           for k, v in _visible(value, value).items()))
     if isinstance(value, list): return [inner(v) for v in value]
     if isinstance(value, tuple): return tuple(inner(v) for v in value)
+    if isinstance(value, set | frozenset): return sorted(repr(inner(v)) for v in value)
     if isinstance(value, np.generic): return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf': value = torch.tensor(value)
     if isinstance(value, Tensor):
         t = value.detach().cpu().double().contiguous()
         return _Words(f'a tensor {list(t.shape)} ({hashlib.sha256(t.numpy()).hexdigest()[:8]})')
-    plain = (bool, int, float, complex, str, torch.dtype, torch.device)
-    if value is None or isinstance(value, plain): return value
+    if isinstance(value, Path | Enum): return str(value)
     if isinstance(value, partial): return inner([value.func, value.args, value.keywords])
     if isinstance(value, type) or inspect.isbuiltin(value): return _Words(value.__qualname__)
+    if inspect.ismethod(value): return [inner(value.__self__), value.__name__]
     if inspect.isfunction(value):
-        code = value.__code__
-        reads = [cell.cell_contents for cell in value.__closure__ or ()]
-        constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c
-                     for c in code.co_consts if not inspect.iscode(c)]
-        told = repr([code.co_code, code.co_names, constants,
-                     inner([reads, value.__defaults__, value.__kwdefaults__])])
-        return _Words(f'{value.__name__} ({hashlib.sha256(told.encode()).hexdigest()[:8]})')
-    if hasattr(value, '__dict__') and not callable(value): # a dataclass, a namespace
-        return [_Words(type(value).__name__), inner(vars(value))]
-    return _Words(f'a {type(value).__name__}, {_UNTOLD}')
+        reads = [_content(cell) for cell in value.__closure__ or ()]
+        given = inner([reads, value.__defaults__, value.__kwdefaults__])
+        return _Words(f'{value.__name__} ({_digest([_code(value.__code__), given])})')
+    found = _attributes(value)
+    if found is None: return untold
+    return [_Words(type(value).__name__), inner(found)]
 
 class CalledNet(nn.Module):
     "A network that takes no condition, or more than one: `functools.partial(net, name=value)`."
@@ -382,7 +420,9 @@ class EDMDenoiser(NetDenoiser):
         return d**2/v*x + s*d/v.sqrt()*raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
-def ignored(thing) -> set[str]: # see `denoiser_hash`
+def ignored(
+    thing, # a denoiser, or a part of one
+) -> set[str]: # see `denoiser_hash`
     "Attributes that its class says change no answer."
     return {name for kind in type(thing).__mro__ for name in getattr(kind, 'hash_ignores', ())}
 
@@ -391,15 +431,18 @@ def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in word
     net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
     outer = getattr(denoiser, 'outer', net if isinstance(denoiser, ModuleDenoiser) else None)
     found = {}
+    machinery = {*vars(nn.Module()), 'forward', '_compiled_call_impl', '_hf_hook',
+                 '_diffusers_hook'}
     for part, m in () if outer is None else outer.named_modules():
         if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
-        skip = {'training', *ignored(m)}
+        skip = machinery | ignored(m)
         kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set)}
-        for name, value in (vars(m) | kept).items():
+        for name, value in _visible(m, vars(m) | kept).items():
+            silent = name in skip or isinstance(value, torch.device)
+            flag = name.startswith('_') and (value is None or isinstance(value, bool))
             said = repr(_told(value))
-            hidden = name.startswith('_') and type(value) not in (int, float, complex, str)
-            silent = hidden or name in skip or isinstance(value, torch.device)
-            if not silent and _UNTOLD not in said: found[f'{part}.{name}'.lstrip('.')] = said
+            if not (silent or flag) and said != f'a {type(value).__name__}, {_UNTOLD}':
+                found[f'{part}.{name}'.lstrip('.')] = said
     return found
 
 class ModuleDenoiser(NetDenoiser):
@@ -436,12 +479,15 @@ class _Socket(nn.Module):
         return self.answer(*args, **kwargs)
 
     def __getattr__(self, name: str): # what else of the network is used
+        if self.asked is not None: self.asked.append(name)
         try: return super().__getattr__(name)
         except AttributeError:
-            if self.asked is not None: self.asked.append(name)
             raise AttributeError(f'{name} of the network', obj=self) from None
 
 class _Told(Exception): pass
+
+_PARTS = ('_parameters', '_buffers', '_modules') # of a module
+_BUSY = threading.RLock()
 
 class PreconditionedDenoiser(NetDenoiser):
     """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
@@ -484,10 +530,10 @@ class PreconditionedDenoiser(NetDenoiser):
         if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
+        _BUSY.acquire() # of two threads the other waits
         socket.asked, socket.answer = [], answer
-        # a module may ask for parameters and buffers, such as their type, which the network has
-        socket._parameters = dict(self.net.named_parameters())
-        socket._buffers = dict(self.net.named_buffers())
+        # a module may ask for its weights, such as their type, and the network has them
+        for part in _PARTS: setattr(socket, part, getattr(self.net, part))
         try:
             out = self.outer(x, as_column(sigma, x).flatten().expand(x.shape[0]), *rest, **named)
             n = socket.asked.count('')
@@ -500,7 +546,8 @@ class PreconditionedDenoiser(NetDenoiser):
             why = f'uses {e} instead of calling it'
         finally:
             socket.asked = socket.answer = None
-            socket._parameters, socket._buffers = {}, {}
+            for part in _PARTS: setattr(socket, part, {})
+            _BUSY.release()
         raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
                          f'{self.inner!r}, since it {why}: wrap that network, with a forward, in '
                          'VPDenoiser, FlowDenoiser or EDMDenoiser, and that in GuidedDenoiser if '
@@ -712,7 +759,9 @@ def null_rows(
     row = torch.as_tensor(null, device=device)
     return row.expand(n) if row.ndim == 0 else row.expand(n, *row.shape[1:])
 
-def guidance_of(about: dict) -> dict: # about: of a student
+def guidance_of(
+    about: dict, # what is known of a student
+) -> dict: # empty: none
     "The guidance that a student's card names, as `GuidedDenoiser.config` has it."
     return {k: v for k, v in about.items() if k in ('guidance_scale', 'guidance_interval')}
 
