@@ -639,9 +639,9 @@ EXPERIMENTS |= {
     **{name: Experiment(
         f'spiral: do branches help SFD{at} with 3,000 iterations?', 'spiral, copies',
         budget_arms(PLANE_SFD, {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k},
-                    (nfe,), (3000,)), 'K = 1', 10)
-       for name, nfe, at in (('spiral_longest', 2, ''),
-                             ('spiral_calls_longest', 5, ' at 5 calls'))},
+                    (nfe,), (3000,)), 'K = 1', seeds)
+       for name, nfe, at, seeds in (('spiral_longest', 2, '', 10),
+                                    ('spiral_calls_longest', 5, ' at 5 calls', 5))},
     'fashion_lesson': Experiment(
         'How much does a finer teacher move a student, with and without branches?',
         'fashion_mnist, fine', vary(
