@@ -2,6 +2,7 @@
 import copy
 import functools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -502,9 +503,23 @@ def test_another_constant_of_the_module_is_refused(wrap, tmp_path):
     with pytest.raises(ValueError, match='other constants of its module: sigma_data=0.5 there, 1.0 here'): load_denoiser(tmp_path, 'cpu', KDenoiser(Inner(), 1.))
 
 
+class Slotted:
+    __slots__ = ('scale',)
+    def __init__(self, scale): self.scale = scale
+    def get(self): return self.scale
+
+
+def test_two_threads_take_turns_in_a_module_that_is_taken_apart():
+    D = as_denoiser(KDenoiser(Inner()), 'inner_model')
+    x, sigma = x_sigma()
+    with ThreadPoolExecutor(2) as pool: found = list(pool.map(lambda _: D(x, sigma), range(50)))
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
 @pytest.mark.parametrize('keep', [lambda m, v: setattr(m, '_scale', v), lambda m, v: setattr(m, 'config', SimpleNamespace(scale=v)),
+                                  lambda m, v: setattr(m, '_scale', {'beside': {v, 'what cannot be compared', Opaque}}), lambda m, v: setattr(m, 'scale', Slotted(v).get),
                                   lambda m, v: setattr(m, 'scale', functools.partial(max, v)), lambda m, v: setattr(m, 'scale', lambda: v),
-                                  lambda m, v: m.register_buffer('scale', torch.tensor(v), persistent=False)], ids=['hidden', 'namespace', 'partial', 'function', 'buffer'])
+                                  lambda m, v: m.register_buffer('scale', torch.tensor(v), persistent=False)], ids=['hidden', 'namespace', 'set', 'method', 'partial', 'function', 'buffer'])
 def test_constants_of_every_kind_are_compared(keep, tmp_path):
     def made(v):
         keep(module := KDenoiser(Inner()), v)

@@ -11,8 +11,7 @@ from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
     'Branches at growing budgets':
-        'fashion_4096 fashion_long fashion_wide fashion_sfd spiral_longest spiral_copies spiral_calls_longest spiral_calls '
-        'moons_copies',
+        'fashion_4096 fashion_long fashion_wide fashion_sfd spiral_longest spiral_copies spiral_calls moons_copies',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
@@ -31,7 +30,6 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'moons_copies': 'Two moons: do branches help?',
     'spiral_longest': 'Spiral, 3,000 iterations: do branches help?',
     'spiral_calls': 'Spiral, 3 to 5 calls: do branches help?',
-    'spiral_calls_longest': 'Spiral, 5 calls and 3,000 iterations: do branches help?',
     'spiral_recipe': 'Spiral: what else moves a student of two calls?',
     'demo': 'What does the demonstration draw in two calls, with branches and without?',
     'fashion_mnist_teacher': 'How good is the teacher of Fashion-MNIST that ships?',

@@ -44,8 +44,8 @@ from ..training.loop import fit
 
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'RECIPE', 'LONG_WEIGHTS', 'BEST',
-           'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world',
+           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE', 'LONG_WEIGHTS',
+           'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world',
            'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows',
            'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms',
            'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of', 'differences',
@@ -602,6 +602,8 @@ FASHION_GPU = dataclasses.replace(FASHION_LONG, pool=65_536)
 #: arms of the experiments in the plane
 PLANE_WEIGHTS = {'K = 1': dict(K=1), 'K = 2, linear': dict(K=2), 'K = 4, linear': {},
                  'K = 4, endpoint-heavy': WEIGHTS['endpoint-heavy']}
+#: those of the longest
+LATE = {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k}
 #: what else may move a student, with and without branches
 RECIPE = {'K = 1': dict(K=1), 'K = 4, endpoint-heavy': {},
           **{f'{name}{what}': dict(**more, **changes)
@@ -631,17 +633,15 @@ EXPERIMENTS |= {
        for name in ('spiral', 'moons', 'ring') for kind in PLANE},
     'spiral_calls': Experiment(
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
-        budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)), 'K = 1', 10),
+        (*budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
+         *budget_arms(PLANE_SFD, LATE, (5,), (3000,))), 'K = 1', 10),
     'spiral_recipe': Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
                              RECIPE), 'K = 1', 6, {2000: 1000}),
-    **{name: Experiment(
-        f'spiral: do branches help SFD{at} with 3,000 iterations?', 'spiral, copies',
-        budget_arms(PLANE_SFD, {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k},
-                    (nfe,), (3000,)), 'K = 1', seeds)
-       for name, nfe, at, seeds in (('spiral_longest', 2, '', 10),
-                                    ('spiral_calls_longest', 5, ' at 5 calls', 5))},
+    'spiral_longest': Experiment(
+        'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
+        budget_arms(PLANE_SFD, LATE, (2,), (3000,)), 'K = 1', 10),
     'fashion_lesson': Experiment(
         'How much does a finer teacher move a student, with and without branches?',
         'fashion_mnist, fine', vary(
