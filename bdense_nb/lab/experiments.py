@@ -633,8 +633,7 @@ EXPERIMENTS |= {
        for name in ('spiral', 'moons', 'ring') for kind in PLANE},
     'spiral_calls': Experiment(
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
-        (*budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
-         *budget_arms(PLANE_SFD, LATE, (5,), (3000,))), 'K = 1', 10),
+        budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)), 'K = 1', 10),
     'spiral_recipe': Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
