@@ -17,7 +17,9 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -169,7 +171,8 @@ def _code(code) -> list: # of a function
 def _content(cell) -> object: # of a closure
     with contextlib.suppress(ValueError): return cell.cell_contents # it may be empty
 
-_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device)
+_PLAIN = (bool, int, float, complex, str, bytes, range, Fraction, Decimal, torch.dtype,
+          torch.device)
 
 def _digest(told) -> str: return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
 
@@ -192,7 +195,8 @@ def _told(value, seen: dict | None = None, depth: int = 0): # its repr tells it 
     if isinstance(value, np.generic): return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf': value = torch.tensor(value)
     if isinstance(value, Tensor):
-        t = value.detach().cpu().double().contiguous()
+        t = value.detach().cpu().resolve_conj()
+        t = (torch.view_as_real(t) if t.is_complex() else t).double().contiguous()
         return _Words(f'a tensor {list(t.shape)} ({hashlib.sha256(t.numpy()).hexdigest()[:8]})')
     if isinstance(value, Path | Enum): return str(value)
     if isinstance(value, partial): return inner([value.func, value.args, value.keywords])
