@@ -187,8 +187,8 @@ def _told(value, seen: dict | None = None, depth: int = 0): # its repr tells it 
         seen[id(value)] = value
     if depth > 40: return untold
     if isinstance(value, dict): # in an order that no set gave it
-        return dict(sorted((_Words(repr(inner(k))), inner(v))
-                           for k, v in _visible(value, value).items()))
+        return dict(sorted(((_Words(repr(inner(k))), inner(v))
+                           for k, v in _visible(value, value).items()), key=lambda told: told[0]))
     if isinstance(value, list): return [inner(v) for v in value]
     if isinstance(value, tuple): return tuple(inner(v) for v in value)
     if isinstance(value, set | frozenset): return sorted(repr(inner(v)) for v in value)
