@@ -2,6 +2,7 @@
 import json
 import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bdense_nb.core import load_tensors
 from bdense_nb.diffusion.nets import MLP, TemporalNet, UNet
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
-from bdense_nb.training.devices import blocks, chosen_precision, send, share
+from bdense_nb.training.devices import Replayed, blocks, chosen_precision, replayed, send, share
 from bdense_nb.training.loop import fit, training
 from test_training import loss_of, net
 from torch import nn
@@ -341,3 +342,21 @@ def test_blocks_are_the_innermost_parts_that_repeat():
             self.some = nn.ModuleList([nn.Linear(2, 2), None])
             self.none = nn.ModuleList()
     assert kinds(Ragged()) == ['Linear']
+
+
+def test_a_network_is_recorded_once_for_each_shape_and_called_where_it_cannot_be(monkeypatch):
+    recorded = []
+    def record(self, *given):
+        recorded.append([tuple(t.shape) for t in given])
+        return None if len(given) == 3 else lambda x, sigma: x + 10*sigma
+    monkeypatch.setattr(Replayed, '_recorded', record)
+    monkeypatch.setattr(torch.cuda, 'device', lambda device: nullcontext())
+    forward = Replayed(lambda x, sigma, cond=None: x + sigma)
+    said = lambda n, *more: float(forward(torch.zeros(n, 1), 1., *more)[0])
+    assert said(2) == 1. and not recorded  # gradients are asked for
+    with torch.no_grad():
+        assert said(2) == said(2) == 10. and recorded == [[(2, 1), ()]]
+        assert said(2, torch.zeros(2)) == 1. and said(2, dict(a=1)) == 1. and len(recorded) == 2
+        assert [said(n) for n in (3, 4, 5, 6, 3)] == [10., 10., 1., 1., 10.]  # four are kept
+    model = net()
+    with replayed(model): assert 'forward' not in vars(model)  # on a CPU nothing is launched

@@ -42,16 +42,16 @@ from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
 from ..training.checkpoints import is_main
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import set_memory_format
+from ..training.devices import Replayed, set_memory_format
 from ..training.loop import StepFunction, training
 
 # %% auto #0
 __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared',
            'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
            'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'bench_roofline', 'switches',
-           'bench_hardware', 'without_tf32', 'bench_compile', 'Graphed', 'bench_graphs', 'bench_diffusers',
-           'bench_onnx', 'bench_imports', 'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part',
-           'stored_parts', 'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
+           'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs', 'bench_diffusers', 'bench_onnx',
+           'bench_imports', 'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part', 'stored_parts',
+           'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -441,26 +441,6 @@ def bench_compile(bench: Bench) -> dict:
     return dict(rows=rows, failed=failed)
 
 # %% ../../nbs/app/07_bench.ipynb #fafc6550
-class Graphed:
-    "A network recorded once as a CUDA graph, and replayed for every batch of the same shape."
-    def __init__(self, net: nn.Module, *inputs: Tensor | None):
-        self.n_classes = net.n_classes
-        self.inputs = [None if t is None else t.clone() for t in inputs]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), torch.no_grad():
-            for _ in range(3): net(*self.inputs) # libraries choose their algorithms
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph), torch.no_grad(): self.out = net(*self.inputs)
-
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
-        "Replay the graph on other inputs."
-        for mine, t in zip(self.inputs, inputs, strict=True):
-            if mine is not None: mine.copy_(t)
-        self.graph.replay()
-        return self.out.clone()
-
 def bench_graphs(bench: Bench) -> dict:
     "The teacher's trajectory: compiled, with CUDA graphs by PyTorch and by hand, over eager calls."
     if bench.device.type != 'cuda': return dict(rows=[], skipped='CUDA graphs need a GPU')
@@ -471,22 +451,24 @@ def bench_graphs(bench: Bench) -> dict:
         x = 80*sample_noise(range(size.batch), size.shape, bench.device)
         label = torch.zeros(size.batch, dtype=torch.long, device=bench.device)
         cond = label if teacher.n_classes else None
-        def walk(net):
+        def with_net(net):
             mine = copy.copy(teacher)
             mine._modules = dict(teacher._modules, net=net)
+            return mine
+        def by_hand():
+            mine = with_net(teacher.net)
+            mine.forward = Replayed(mine.forward)
+            return mine
+        def walk(denoiser):
             def run():
                 with torch.autocast('cuda', torch.bfloat16):
-                    return sample(mine, x, plan.sigmas, plan.solver, cond=cond)
+                    return sample(denoiser, x, plan.sigmas, plan.solver, cond=cond)
             return run
-        noise = torch.zeros(size.batch, device=bench.device)
-        def by_hand():
-            with torch.autocast('cuda', torch.bfloat16, cache_enabled=False):
-                return Graphed(teacher.net, x, noise, cond)
         torch._dynamo.reset()
-        fast = lambda **mode: torch.compile(teacher.net, dynamic=False, **mode)
+        fast = lambda **mode: with_net(torch.compile(teacher.net, dynamic=False, **mode))
         makes = {'graph by hand': by_hand, 'compiled': fast,
                  'compiled, reduce-overhead': lambda: fast(mode='reduce-overhead')}
-        arms = {'eager': walk(teacher.net)}
+        arms = {'eager': walk(teacher)}
         for what, make in makes.items():
             try:
                 arm = walk(make())

@@ -24,7 +24,7 @@ from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import (LARGE, blocks, chosen_precision, left_as_found,
-                                        recompute_blocks, set_precision)
+                                        recompute_blocks, replayed, set_precision)
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
@@ -139,9 +139,10 @@ def _walk_seconds(teacher: nn.Module, cfg: Host, precision: str) -> float:
     "What the teacher takes for a batch, once warm."
     with left_as_found(teacher):
         set_precision(teacher, precision, device_of(teacher))
-        for _ in range(2):
-            begin = time.perf_counter()
-            cfg.plan.walk(teacher, cfg.all_seeds)[0].xs.cpu()
+        with replayed(teacher):
+            for _ in range(2):
+                begin = time.perf_counter()
+                cfg.plan.walk(teacher, cfg.all_seeds)[0].xs.cpu()
     return time.perf_counter() - begin
 
 #: a model and the step function that trains it

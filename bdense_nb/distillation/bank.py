@@ -31,7 +31,7 @@ from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from .branches import misfit
 from ..training.checkpoints import checksum, claim_folder, is_main, tensor_bytes
-from ..training.devices import Processes, lean_copy
+from ..training.devices import Processes, lean_copy, replayed
 from ..training.hooks import progress
 
 # %% auto #0
@@ -457,6 +457,7 @@ def make_bank(
         if show and is_main(): print(_announcement(bank, folder, len(todo)))
         mine = todo if peers is None else todo[peers.rank::peers.world]
         shown = show and bool(mine) and is_main()
+        if mine: held.enter_context(replayed(teacher))
         for j in progress(len(mine), 'teacher trajectories', show=shown):
             i = mine[j]
             tensors = _walk(teacher, plan, bank.span(i), batch)

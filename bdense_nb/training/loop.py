@@ -28,8 +28,8 @@ from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprin
 from .config import Hardware, TrainConfig
 from .devices import (Averaged, Processes, as_part, average_gradients, chosen_precision,
                       full_tensor, is_whole, lean_copy, left_as_found, numbers_as_tensors,
-                      recompute_blocks, send, set_memory_format, set_precision, shard_like,
-                      shard_model, share)
+                      recompute_blocks, replayed, send, set_memory_format, set_precision,
+                      shard_like, shard_model, share)
 from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
                     ProgressBar, SampleSheets, Trackers, progress)
 
@@ -592,6 +592,7 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
             if hardware.compile:
                 teacher.forward = torch.compile(teacher.forward, dynamic=False)
                 stack.callback(teacher.register_forward_pre_hook(numbers_as_tensors).remove)
+            else: stack.enter_context(replayed(teacher))
         try:
             state.tell('start')
             yield state

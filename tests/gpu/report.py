@@ -18,22 +18,24 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from bdense_nb.app.bench import PARTS, Bench, Size, run_parts, sfd_arm, sfd_config, wait, write_report  # noqa: E402
+from bdense_nb.app.bench import PARTS, Bench, Size, compared, run_parts, sfd_arm, sfd_config, wait, write_report  # noqa: E402
 from bdense_nb.app.plans import estimate_run, peak_bytes  # noqa: E402
 from bdense_nb.core import load_tensors, save_tensors  # noqa: E402
 from bdense_nb.distillation.branches import branch  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, pd_step  # noqa: E402
 from bdense_nb.distillation.teaching import edm_loss  # noqa: E402
 from bdense_nb.training.config import Hardware, TrainConfig  # noqa: E402
+from bdense_nb.training.devices import Replayed, replayed  # noqa: E402
 from bdense_nb.training.loop import training  # noqa: E402
 
 LIMIT = 150  # seconds that a part may take before it is given up
@@ -131,6 +133,44 @@ def part_waits(bench: Bench) -> dict:
             for _ in range(2): next(run)
         found[name] = dict(an_iteration=sum(places.values())/2, places=dict(places.most_common(12)))
     return dict(waits=found, ok=not any(f['an_iteration'] for f in found.values()))
+
+
+class Awkward(torch.nn.Module):
+    "A network that a CUDA graph would not repeat."
+    def __init__(self, net, kind: str):
+        super().__init__()
+        self.net, self.kind, self.calls = net, kind, 0
+
+    def forward(self, x, sigma, cond=None):
+        self.calls += 1
+        out = self.net(x, sigma, cond)
+        if self.kind == 'waits': return out if float(out.flatten()[0]) > 9 else out/2
+        return out/self.calls if self.kind == 'counts' else out + torch.randn_like(out)
+
+
+def part_replayed(bench: Bench) -> dict:
+    "A teacher replayed from CUDA graphs: the same trajectories, how much sooner; what cannot be replayed is called."
+    if bench.device.type != 'cuda': return dict(rows=[], skipped='CUDA graphs need a GPU')
+    size = first(bench)
+    plan = sfd_config(size).plan
+    teachers = {name: size.denoiser(bench.device).eval() for name in ('called', 'replayed')}
+    teachers['replayed'].forward = Replayed(teachers['replayed'].forward)
+    walks = {name: partial(plan.walk, teacher, range(size.batch)) for name, teacher in teachers.items()}
+    states = {name: walk()[0].xs for name, walk in walks.items()}
+    apart = ((states['called'] - states['replayed']).norm()/states['called'].norm()).item()
+    rows = compared({f'walk, {name}': walk for name, walk in walks.items()}, 'walk, called', bench, 'small')
+    arms = {}
+    for name in teachers:
+        arms[f'SFD, {name}'] = sfd_arm(size.denoiser(bench.device), sfd_config(size), Hardware())
+        with nullcontext() if name == 'replayed' else patch('bdense_nb.training.loop.replayed', nullcontext): arms[f'SFD, {name}']()
+    rows += compared(arms, 'SFD, called', bench, 'small')
+    refused = {}
+    for kind in ('waits', 'counts', 'draws'):
+        awkward = Awkward(size.denoiser(bench.device).eval(), kind)
+        with replayed(awkward), torch.no_grad():
+            for _ in range(2): awkward(torch.randn(4, *size.shape, device=bench.device), 1.)
+            refused[kind] = list(awkward.forward.made.values()) == [None]
+    return dict(rows=rows, apart=apart, refused=refused, ok=apart < 1e-5 and all(refused.values()))
 
 
 def child_run(folder: str, device: str, quick: str, kill: str) -> None:
@@ -299,8 +339,8 @@ def main():
     args = parser.parse_args()
     bench = Bench(torch.device(args.device), args.device == 'cpu', args.repeats)
     checks = dict(waits=part_waits, precision=part_precision, estimate=part_estimate, resume=partial(part_resume, out=args.out),
-                  scaler=part_scaler, oom=part_oom, nccl=part_nccl, profile=part_profile)
-    order = ['waits', 'sfd', 'loop', 'sampler', 'profile', 'branches', 'hardware', 'estimate', 'precision', 'oom', 'resume',
+                  scaler=part_scaler, replayed=part_replayed, oom=part_oom, nccl=part_nccl, profile=part_profile)
+    order = ['waits', 'replayed', 'sfd', 'loop', 'sampler', 'profile', 'branches', 'hardware', 'estimate', 'precision', 'oom', 'resume',
              'scaler', 'nccl', 'graphs', 'compile', 'diffusers', 'imports', 'onnx', 'processes']
     known = PARTS | checks
     names = args.only.split(',') if args.only else order
