@@ -402,7 +402,7 @@ def test_the_second_stage_walks_the_students_own_grid(teacher, schedule, nfe, af
     student = Student(teacher, first.grids[1], afs, (2,))
     cfg = second_stage(student, **changes)
     assert (cfg.grids[0] - student.sigmas).abs().max() <= 1e-12*80 and torch.allclose(cfg.grids[0], student.sigmas, rtol=1e-12, atol=0)
-    assert cfg.n_steps*cfg.substeps == len(student.sigmas) - 1 and cfg.teacher_afs == afs and cfg.solver == 'euler'
+    assert cfg.n_steps*cfg.substeps == len(student.sigmas) - 1 and cfg.teacher_afs == afs and cfg.solver == 'euler' and cfg.reference() == cfg.plan
     assert SFDConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg
     counted = NFECounter(teacher)
     traj, _ = cfg.plan.walk(counted, range(7))

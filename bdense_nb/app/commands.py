@@ -1393,8 +1393,9 @@ def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) ->
     try: theirs = denoiser_hash(frozen_copy(source, arm.shape))
     except ValueError: theirs = f'another shape than {arm.shape}'
     if (mine := arm.about.get('teacher')) != theirs:
+        null = ', and what guided it with --null_condition'*bool(guidance_of(arm.about))
         raise ValueError(f'{student} was not distilled from {teacher}: its teacher is {mine}, this '
-                         f'one {theirs}; name its own with --teacher')
+                         f'one {theirs}; name its own with --teacher{null}')
 
 def measure_student(arm: Student, source: NetDenoiser, options: Evaluate, reality: Reality) -> dict:
     "A row of the table: sample student and teacher from the same seeds, and measure."

@@ -52,6 +52,7 @@ class SFDBase(Host):
     solver: Literal[*SOLVERS] = 'dpmpp3m' # the teacher's; the student's is Euler
     # is the teacher's first step analytic too? (for a teacher that is itself an SFD student)
     teacher_afs: bool = False
+    teacher_own_steps: bool = False # is the teacher a student, which knows no steps but these?
     schedule: Literal[*SCHEDULES] = 'karras' # spacing of the noise levels
     sigma_min: Above0 = .006 # where student and teacher end
     sigma_max: Above0 = 80. # where they start
@@ -197,7 +198,7 @@ class SFDConfig(SFDBase):
 
     def reference(self, shape: tuple[int, ...] | None = None) -> TrajectoryPlan:
         "The teacher on a grid twice as fine; one that is itself a student knows no other steps."
-        if self.teacher_afs: return self.plan
+        if self.teacher_own_steps or self.teacher_afs: return self.plan
         return replace(self, substeps=2*self.substeps, shape=shape or self.shape).plan
 
     def bank(self, teacher: Callable, folder: Path | str | None = None,

@@ -309,6 +309,8 @@ def load_student(
         half = ''
         if (folder/WEIGHTS).is_file():
             half = ': its weights are there, but saving was cut off; save it again'
+        if (folder/'sampling.json').is_file():
+            half = '; it is one for other programs: bdense_nb.interop.export.load_pretrained'
         raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
     about = dict(read_about(folder).get('about', {}))
     how = _sampling(folder/CONFIG, about)

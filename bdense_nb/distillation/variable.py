@@ -278,8 +278,9 @@ def second_stage(
                          f'{", ".join(SCHEDULES)}')
     substeps = steps//goal.n_steps
     own = dict(nfe=1, afs=goal.afs, K=substeps, substeps=substeps, solver='euler',
-               teacher_afs=student.afs, schedule=schedule, sigma_min=ends[0], sigma_max=ends[1],
-               steps=15_625, lr=5e-4, shape=student.shape, shift=shift)
+               teacher_afs=student.afs, teacher_own_steps=True, schedule=schedule,
+               sigma_min=ends[0], sigma_max=ends[1], steps=15_625, lr=5e-4, shape=student.shape,
+               shift=shift)
     cfg = SFDConfig(**own | changes)
     if not fits(cfg.grids[0]):
         raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these '
