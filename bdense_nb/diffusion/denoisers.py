@@ -611,9 +611,9 @@ def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in word
         if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
         kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set - ignored(m))}
         for name, value in _visible(m, _attributes(m) | kept).items():
-            if name.startswith('_') and (value is None or isinstance(value, bool)): continue # a flag
-            path = f'{part}.{name}'.strip('.')
-            found[path] = repr(_Teller().told(value, path, {id(m): part}))
+            flag = name.startswith('_') and (value is None or isinstance(value, bool))
+            path = f'{part}.{name}'.lstrip('.')
+            if not flag: found[path] = repr(_Teller().told(value, path, {id(m): part}))
     return found
 
 class ModuleDenoiser(NetDenoiser):
