@@ -255,7 +255,11 @@ class NFECounter:
 # %% ../nbs/00_core.ipynb #c0b1ed02
 def uncompiled(net: nn.Module) -> nn.Module:
     "What torch.compile has wrapped."
-    return getattr(net, '_orig_mod', net)
+    while isinstance(net, nn.Module) and hasattr(net, '_orig_mod'): net = net._orig_mod
+    if getattr(net, '__name__', '') == 'forward' and hasattr(net, '_torchdynamo_orig_callable'):
+        raise TypeError('torch.compile makes a function of a network that is compiled already, and '
+                        'the network cannot be found in it: compile it once')
+    return net
 
 _SHARED = (types.ModuleType, type(threading.Lock()), type(threading.RLock()),
            types.MappingProxyType, torch.jit.ScriptFunction) # copy.deepcopy stops at them

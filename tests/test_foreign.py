@@ -509,6 +509,10 @@ def test_a_module_that_is_taken_apart_answers_as_itself():
     reads.model.gain = 2.
     for module, says in ((Twice(3), 'calls it 2 times for an answer.*GuidedDenoiser'), (reads, 'uses gain of it')):
         with pytest.raises(ValueError, match=f"cannot be taken apart at its 'model', since it {says}"): as_denoiser(module)(x, sigma, torch.tensor([0, 2, 1, 0]))
+    for use, says in ((lambda net: net[0], '__getitem__'), (len, '__len__'), (list, '__iter__')):
+        class Uses(KDenoiser):
+            def forward(self, x, sigma, use=use): return use(self.inner_model)
+        with pytest.raises(ValueError, match=f'cannot be taken apart.*since it uses {says} of'): as_denoiser(Uses(nn.Sequential(Inner())), 'inner_model')(x, sigma)
     with pytest.raises(ValueError, match=r'classes by number.*net.n_classes = 3; EDMDenoiser\(net, 0.5\)'): as_denoiser(Numbers(3))
 
 
@@ -623,6 +627,14 @@ def test_a_network_that_answers_by_chance_is_named():
         warnings.simplefilter('error')
         frozen_copy(EDMDenoiser(functools.partial(Drops(), cond_drop_prob=0.)), SHAPE)
     with pytest.raises(ValueError, match='no classes.*before it is wrapped, as with net.n_classes = 10'): EDMDenoiser(Drops()).check(torch.zeros(1, *SHAPE), 1., torch.tensor([0]))
+
+
+def test_a_compiled_network_is_taken_as_it_is():
+    compiled = lambda net: torch.compile(net, backend='eager')
+    net = Inner()
+    assert EDMDenoiser(compiled(net)).net is net and EDMDenoiser(functools.partial(compiled(Told()), told=1)).net.net.out.out_features == 2
+    for take in (EDMDenoiser, as_denoiser):
+        with pytest.raises(TypeError, match='compiled already.*compile it once'): take(compiled(compiled(net)))
 
 
 class Elucidated(Karras):

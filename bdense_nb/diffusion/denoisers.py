@@ -427,6 +427,7 @@ def as_net(
     "A network as denoisers call one; what cannot be called so is refused."
     call, more = net, {}
     if isinstance(net, partial): call, more = net.func, net.keywords
+    call = uncompiled(call)
     if not isinstance(call, nn.Module):
         got = f'the class {net.__name__}' if isinstance(net, type) else type(net).__name__
         raise TypeError(f'a network is a torch.nn.Module, or a functools.partial of one, got '
@@ -649,6 +650,10 @@ class _Socket(nn.Module):
         self.asked.append('')
         return self.answer(*args, **kwargs)
 
+    def __bool__(self): return True
+    def __len__(self): return self.__getattr__('__len__')
+    def __iter__(self): return self.__getattr__('__iter__')
+    def __getitem__(self, key): return self.__getattr__('__getitem__')
     def __getattr__(self, name: str): # what else of the network is used
         if self.asked is not None: self.asked.append(name)
         try: return super().__getattr__(name)

@@ -239,6 +239,10 @@ class VariableStudent:
         check_state(self.biases, 'biases')
         self.grids = {nfe: check_sigmas(sigmas) for nfe, sigmas in self.grids.items()}
 
+    def __getattr__(self, name: str):
+        one = '; the student of n calls, at(n), has'*hasattr(Student, name)
+        raise AttributeError(f'a VariableStudent has no {name}{one}', name=name, obj=self)
+
     def at(self,
         nfe: int, # network calls, one of those it was trained for
     ) -> Student: # plain: the teacher's architecture and keys

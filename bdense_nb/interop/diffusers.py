@@ -803,6 +803,7 @@ def as_denoiser(
     takes: str | None = None, # the module's name for a condition; None: it is the third argument
 ) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
+    model = uncompiled(model)
     if not callable(model) or isinstance(model, type):
         raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {_not_one(model)}')
     if isinstance(model, partial) and isinstance(model.func, nn.Module):
@@ -812,7 +813,6 @@ def as_denoiser(
         call = partial(_single(copied(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
-    model = uncompiled(model)
     _refuse_no_denoiser(model, inner)
     model = _single(copied(model)).requires_grad_(False).eval()
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
