@@ -588,6 +588,12 @@ def test_what_moves_in_use_is_no_constant(tmp_path):
     for folder in (tmp_path, tmp_path/'used'):
         assert torch.equal(load_denoiser(folder, 'cpu', module)(*x_sigma()), says)
         with pytest.raises(ValueError, match='other constants of its module: part.sigma_data=0.5 there, 2.0 here'): load_denoiser(folder, 'cpu', Counts(2.))
+    says = 'calls=0 there, 5 here.*list what moves in use in hash_ignores of its class'
+    module.calls = 5 # it was used before it was wrapped
+    with pytest.raises(ValueError, match=says): load_denoiser(tmp_path, 'cpu', module)
+    Silent = type('Silent', (Counts,), dict(hash_ignores=('calls', 'shape')))
+    module.__class__ = Silent
+    load_denoiser(tmp_path, 'cpu', module)
 
 
 @pytest.mark.parametrize('wrap', [lambda: as_denoiser(EDM(0).eval()), lambda: as_denoiser(KDenoiser(Inner()), 'inner_model')], ids=['EDM', 'k-diffusion'])

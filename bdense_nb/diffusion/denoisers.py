@@ -603,12 +603,16 @@ class EDMDenoiser(NetDenoiser):
         return d**2/v*x + s*d/v.sqrt()*raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
-def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
-    "What a module with formulas of its own keeps as plain attributes, outside of its network."
+def _outside(denoiser: NetDenoiser) -> Iterator[tuple[str, nn.Module]]: # names and parts
+    "Of a module with formulas of its own: all but its network."
     net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
     outer = getattr(denoiser, 'outer', net if isinstance(denoiser, ModuleDenoiser) else None)
+    return iter(()) if outer is None else outer.named_modules()
+
+def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
+    "What a module with formulas of its own keeps as plain attributes, outside of its network."
     found = {}
-    for part, m in () if outer is None else outer.named_modules():
+    for part, m in _outside(denoiser):
         if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
         kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set - ignored(m))}
         for name, value in _visible(m, _attributes(m) | kept).items():
@@ -1513,13 +1517,17 @@ def load_denoiser(
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
         if 'given' in about:
-            _check_same(about, 'arguments of functools.partial', 'a partial', about['given'] or {},
+            _check_same(about, 'arguments of functools.partial',
+                        'a partial with the stored ones', about['given'] or {},
                         getattr(denoiser.net, 'given', {}))
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
-        mine = about.get('kept', about.get('constants', {}))
+        silent = {f'{part}.{k}'.lstrip('.') for part, m in _outside(denoiser) for k in ignored(m)}
+        kept = about.get('kept', about.get('constants', {}))
+        mine = {k: v for k, v in kept.items() if k not in silent}
         theirs = _constants(denoiser) if mine else {}
-        _check_same(about, 'constants of its module', 'a module', mine,
+        _check_same(about, 'constants of its module', 'a module with the stored ones, and list '
+                    'what moves in use in hash_ignores of its class', mine,
                     {k: v for k, v in theirs.items() if k in mine})
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
@@ -1556,7 +1564,7 @@ def _check_same(about: dict, what: str, where: str, mine: dict[str, str],
     if said := [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
                 for k in sorted(differ - old)]:
         raise ValueError(f'this network was stored with other {what}: {"; ".join(said)}; pass '
-                         f'net= {where} with the stored ones')
+                         f'net= {where}')
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."
