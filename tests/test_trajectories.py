@@ -7,6 +7,7 @@ import operator
 import os
 import random
 import threading
+import warnings
 from collections import defaultdict, deque
 from dataclasses import replace
 from decimal import Decimal
@@ -200,8 +201,8 @@ def test_a_counter_counts_on():
     assert denoiser_hash(counter) == before
 
 
-@pytest.mark.parametrize('make', [lambda: iter([1]), lambda: open(os.devnull), lambda: torch.ones(1, device='meta'), lambda: nested(200)],
-                         ids=['iterator', 'file', 'tensor without numbers', 'depth'])
+@pytest.mark.parametrize('make', [lambda: iter([1]), lambda: open(os.devnull), lambda: torch.ones(1, device='meta'), lambda: nested(200), lambda: compiled(3)],
+                         ids=['iterator', 'file', 'tensor without numbers', 'depth', 'compiled'])
 def test_what_cannot_be_compared_is_refused_by_its_name(make):
     class Ignoring(Guided): hash_ignores = ('helper',)
     with pytest.raises(TypeError, match=r'its attribute rules.helper.0[.\w]* is a \w+, which cannot be compared; list it in hash_ignores'): denoiser_hash(Guided(BLOBS, 1., rules={'helper': [make()]}))
@@ -252,7 +253,13 @@ def test_a_noise_level_reaches_a_network_as_B(wrap):
         assert branch(teacher, 2, 'lin', (2,))(torch.ones(3, 2), sigma).shape == (3, 2, 2)
 
 
-@pytest.mark.parametrize('function', [lambda x, s, y=None: x, torch.relu, BLOBS.sample], ids=['lambda', 'builtin', 'method'])
+def compiled(factor):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # it is deprecated, and still met
+        return torch.jit.trace(lambda x: x*factor, torch.ones(1))
+
+
+@pytest.mark.parametrize('function', [lambda x, s, y=None: x, torch.relu, BLOBS.sample, compiled(2)], ids=['lambda', 'builtin', 'method', 'compiled'])
 def test_functions_have_no_hash(function):
     with pytest.raises(TypeError, match='cannot tell'): denoiser_hash(function)
 

@@ -14,6 +14,7 @@ import importlib
 import inspect
 import json
 import math
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -174,6 +175,9 @@ def _visible(thing, found: dict) -> dict: # found: its attributes or entries
     hidden = type(thing).__module__.partition('.')[0] in _LIBRARIES
     return {k: v for k, v in found.items() if not (hidden and str(k).startswith('_'))}
 
+def _is_function(thing) -> bool: # or method
+    return inspect.isroutine(thing) or isinstance(thing, torch.jit.ScriptFunction)
+
 def _is_installed(thing) -> bool: # a class or function
     return thing.__module__ != '__main__' and '<' not in f'{thing.__module__}.{thing.__qualname__}'
 
@@ -276,7 +280,9 @@ class _Teller:
         name = type(value).__name__
         beside = _BESIDE & {base.__module__ for base in type(value).__mro__}
         if beside or isinstance(value, torch.device | torch.Generator): return [name, {}]
-        if isinstance(value, Iterator | torch.jit.ScriptFunction): return self.opaque(value, path)
+        python = type(value).__module__.partition('.')[0] in sys.stdlib_module_names
+        if isinstance(value, Iterator) and python or _is_function(value): # moved in use; compiled
+            return self.opaque(value, path)
         found = self.attributes(value, path, above)
         if found or ignored(value): return [name, found]
         if (content := _pickled(value)) is None: return self.opaque(value, path)
@@ -353,7 +359,7 @@ class _Teller:
 
     def hash(self, denoiser: Callable, above: dict[int, str]) -> str: # 16 hex digits
         denoiser = uncompiled(denoiser)
-        if not hasattr(denoiser, '__dict__') or inspect.isroutine(denoiser):
+        if not hasattr(denoiser, '__dict__') or _is_function(denoiser):
             raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a '
                             'class that keeps its settings as attributes')
         if ('hash', id(denoiser)) in self.known: return self.known['hash', id(denoiser)][1]
@@ -365,7 +371,7 @@ class _Teller:
         for name, value in parts.items():
             digest.update(name.encode())
             made = hasattr(value, '__dict__') and not isinstance(value, partial | type)
-            called = made and callable(value) and not inspect.isroutine(value)
+            called = made and callable(value) and not _is_function(value)
             if isinstance(value, Tensor):
                 digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
                 digest.update(tensor_bytes(value))
