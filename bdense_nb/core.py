@@ -459,7 +459,8 @@ def sweep(folder: Path | str, file: str = '') -> None: # file: of the writers of
 # %% ../nbs/00_core.ipynb #dcc1424a
 def tensor_bytes(t: Tensor): # uint8 array
     "The numbers of a tensor as they lie in memory, in row order."
-    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    t = t.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
+    return t.reshape(-1).view(torch.uint8).numpy()
 
 def save_tensors(
     path: Path | str, # ends in `.safetensors`

@@ -159,7 +159,8 @@ def with_buffer(value):
     *((Guided(BLOBS, 1, kept=one), Guided(BLOBS, 1, kept=other)) for one, other in [
         (lambda x: x.sin(), lambda x: x.cos()), (lambda: (i + 1 for i in ()), lambda: (i + 2 for i in ())), (lru_cache(lambda: 1), lru_cache(lambda: 2)),
         (deque([1]), deque([2])), (operator.itemgetter(1), operator.itemgetter(2)), (np.sin, np.cos), (math, operator), ({1: 2}.get, {1: 3}.get), (Items(.1), Items(.2)),
-        (defaultdict(lambda: 1), defaultdict(lambda: 2)), (type('<local>', (), {'low': 1}), type('<local>', (), {'low': 2})), (Decimal('.1'), Decimal('.2'))])], ids=range(27))
+        (defaultdict(lambda: 1), defaultdict(lambda: 2)), (type('<local>', (), {'low': 1}), type('<local>', (), {'low': 2})), (Decimal('.1'), Decimal('.2')),
+        (torch.eye(2).to_sparse(), torch.ones(2, 2).to_sparse()), (torch.tensor(1j).conj(), torch.tensor(2j).conj())])], ids=range(29))
 def test_every_attribute_counts(one, other):
     assert denoiser_hash(one) != denoiser_hash(other)
     assert denoiser_hash(one) == denoiser_hash(copied(one))

@@ -149,9 +149,9 @@ _UNTOLD = 'not compared' # with what is stored, when it is loaded
 
 #: libraries whose own hidden attributes are no constants of a user
 _LIBRARIES = ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')
-#: modules whose classes are no part of a formula: logs, chance, locks, dates
+#: modules whose classes are no part of a formula: logs, chance, locks, dates, streams
 _BESIDE = {'logging', 'random', '_random', 'threading', '_thread', 'datetime', 'weakref',
-           'numpy.random.mtrand', 'numpy.random._generator'}
+           'numpy.random.mtrand', 'numpy.random._generator', 'torch.cuda.streams'}
 # what libraries leave in a module whose forward they replace
 _WRAPPED = {'_original_forward', '_old_forward'}
 _MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile',
@@ -162,7 +162,7 @@ _MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torc
 _SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features',
           'num_channels', 'num_embeddings', 'embedding_dim'}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.layout,
-          torch.memory_format)
+          torch.memory_format, torch.finfo, torch.iinfo)
 
 def ignored(
     thing, # a denoiser, or a part of one
@@ -290,9 +290,8 @@ class _Teller:
 
     def tensor(self, value: Tensor, path: str):
         if value.is_meta: return self.opaque(value, path)
-        t = value.detach().to_dense().resolve_conj().resolve_neg()
-        if self.refuse: return [str(t.dtype), tuple(t.shape), _sha(t)]
-        t = t if t.is_complex() else t.double()
+        if self.refuse: return [str(value.dtype), tuple(value.shape), _sha(value)]
+        t = value.detach() if value.is_complex() else value.detach().double()
         return _Words(f'a tensor {list(t.shape)} ({_sha(t)[:8]})')
 
     def array(self, value, inner: Callable):
@@ -372,7 +371,7 @@ class _Teller:
             digest.update(name.encode())
             made = hasattr(value, '__dict__') and not isinstance(value, partial | type)
             called = made and callable(value) and not _is_function(value)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not value.is_meta:
                 digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
                 digest.update(tensor_bytes(value))
             elif called and id(value) not in above:
