@@ -5,6 +5,8 @@
 # %% ../nbs/00_core.ipynb #fe3515d6
 from __future__ import annotations
 import contextlib
+import copy
+import copyreg
 import difflib
 import functools
 import hashlib
@@ -16,6 +18,7 @@ import os
 import platform
 import tempfile
 import textwrap
+import threading
 import types
 import typing
 import warnings
@@ -34,9 +37,9 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
            'sample_labels', 'check_choice', 'Within', 'check_int', 'check_number', 'check_type', 'check_shape',
-           'check_file', 'Trajectory', 'NFECounter', 'check_sigmas', 'check_state', 'validate', 'atomic_path',
-           'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'save_tensors', 'load_tensors', 'data_dir',
-           'check_answer', 'patch', 'import_extra']
+           'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'copied', 'check_sigmas', 'check_state', 'validate',
+           'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors',
+           'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -249,6 +252,37 @@ class NFECounter:
             for hook in hooks: hook.remove()
             self.nfe += max(math.ceil(sum(rows)/max(len(x), 1)), 1)
 
+# %% ../nbs/00_core.ipynb #c0b1ed02
+def uncompiled(net: nn.Module) -> nn.Module:
+    "What torch.compile has wrapped."
+    while isinstance(net, nn.Module) and hasattr(net, '_orig_mod'): net = net._orig_mod
+    if getattr(net, '__name__', '') == 'forward' and hasattr(net, '_torchdynamo_orig_callable'):
+        raise TypeError('torch.compile makes a function of a network that is compiled already, and '
+                        'the network cannot be found in it: compile it once')
+    return net
+
+_SHARED = (types.ModuleType, type(threading.Lock()), type(threading.RLock()),
+           types.MappingProxyType, torch.jit.ScriptFunction) # copy.deepcopy stops at them
+_COPYING = threading.RLock()
+
+def copied(
+    model: nn.Module,
+    memo: dict | None = None, # id -> what stands for it in the copy, as copy.deepcopy has it
+) -> nn.Module:
+    "A deep copy; modules of Python, locks and compiled functions are shared with it."
+    with _COPYING:
+        known = dict(copyreg.dispatch_table)
+        copyreg.dispatch_table.update(dict.fromkeys(_SHARED, lambda thing: '')) # a name: as it is
+        try: return copy.deepcopy(model, memo)
+        except RuntimeError as e:
+            if 'weight_norm' not in str(e): raise
+            raise ValueError('a network with torch.nn.utils.weight_norm cannot be copied: take it '
+                             'off with remove_weight_norm(layer), or use the one of '
+                             'torch.nn.utils.parametrizations') from e
+        finally:
+            for kind in _SHARED: copyreg.dispatch_table.pop(kind)
+            copyreg.dispatch_table.update(known)
+
 # %% ../nbs/00_core.ipynb #7e7ee1f9
 def check_sigmas(
     sigmas, # noise levels, noisiest first
@@ -423,6 +457,11 @@ def sweep(folder: Path | str, file: str = '') -> None: # file: of the writers of
         for left in Path(folder).glob(pattern): left.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #dcc1424a
+def tensor_bytes(t: Tensor): # uint8 array
+    "The numbers of a tensor as they lie in memory, in row order."
+    t = t.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
+    return t.reshape(-1).view(torch.uint8).numpy()
+
 def save_tensors(
     path: Path | str, # ends in `.safetensors`
     tensors: dict[str, Tensor], # flat names to tensors

@@ -1,9 +1,15 @@
 """Models of other libraries and other layouts: stand-ins written here, with those libraries' attributes and calls."""
+import collections
 import copy
 import functools
+import json
+import logging
+import math
+import operator
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +21,7 @@ from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDeno
                                            save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
 from bdense_nb.diffusion.samplers import ConditionTable
-from bdense_nb.distillation.bank import frozen_copy
+from bdense_nb.distillation.bank import denoiser_hash, frozen_copy
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd
@@ -368,11 +374,23 @@ def test_other_constants_inside_of_others_are_refused(mine, other, tmp_path):
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
-    save_denoiser(EDMDenoiser(functools.partial(Told(), told={'k': Opaque()})), tmp_path)
-    with pytest.warns(UserWarning, match='told, given by functools.partial, cannot be compared'): load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told={'k': Opaque()}))
-    about = tmp_path/'config.json'   # as it was once written
-    about.write_text(about.read_text().replace("{'k': a Opaque, not compared}", 'a dict'))
-    with pytest.warns(UserWarning, match='told, given by functools.partial, cannot be compared'): load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told={'k': 1.}))
+    save_denoiser(EDMDenoiser(functools.partial(Told(), told={'k': iter('a')})), tmp_path)
+    with pytest.warns(UserWarning, match='told, arguments of functools.partial, cannot be compared'): load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told={'k': iter('b')}))
+    with pytest.raises(ValueError, match='other arguments'), pytest.warns(UserWarning): load_denoiser(tmp_path, 'cpu', functools.partial(Told(), told={'k': 1.}))
+
+
+def test_constants_of_earlier_versions_are_read(tmp_path):
+    "What they told in other words than we do cannot be compared, numbers can."
+    module = KDenoiser(Inner())
+    module.tuple, module.kind = (1, 2), Slotted(1)
+    save_denoiser(as_denoiser(module, 'inner_model'), tmp_path)
+    path = tmp_path/'config.json'
+    about = json.loads(path.read_text())
+    about['constants'] = about.pop('kept') | {'tuple': '(1, 2)', 'kind': "[Slotted, {'scale': 1}]"}
+    path.write_text(json.dumps(about))
+    with pytest.warns(UserWarning, match='kind, tuple, constants of its module, cannot be compared'): load_denoiser(tmp_path, 'cpu', module)
+    module.sigma_data = 2.
+    with pytest.raises(ValueError, match='sigma_data=0.5 there, 2.0 here; pass'), pytest.warns(UserWarning): load_denoiser(tmp_path, 'cpu', module)
 
 
 def test_samples_of_a_wrong_height_are_refused_in_our_words():
@@ -491,6 +509,10 @@ def test_a_module_that_is_taken_apart_answers_as_itself():
     reads.model.gain = 2.
     for module, says in ((Twice(3), 'calls it 2 times for an answer.*GuidedDenoiser'), (reads, 'uses gain of it')):
         with pytest.raises(ValueError, match=f"cannot be taken apart at its 'model', since it {says}"): as_denoiser(module)(x, sigma, torch.tensor([0, 2, 1, 0]))
+    for use, says in ((lambda net: net[0], '__getitem__'), (len, '__len__'), (list, '__iter__')):
+        class Uses(KDenoiser):
+            def forward(self, x, sigma, use=use): return use(self.inner_model)
+        with pytest.raises(ValueError, match=f'cannot be taken apart.*since it uses {says} of'): as_denoiser(Uses(nn.Sequential(Inner())), 'inner_model')(x, sigma)
     with pytest.raises(ValueError, match=r'classes by number.*net.n_classes = 3; EDMDenoiser\(net, 0.5\)'): as_denoiser(Numbers(3))
 
 
@@ -518,8 +540,12 @@ def test_two_threads_take_turns_in_a_module_that_is_taken_apart():
 
 @pytest.mark.parametrize('keep', [lambda m, v: setattr(m, '_scale', v), lambda m, v: setattr(m, 'config', SimpleNamespace(scale=v)),
                                   lambda m, v: setattr(m, '_scale', {'beside': {v, 'what cannot be compared', Opaque}}), lambda m, v: setattr(m, 'scale', Slotted(v).get),
+                                  *(lambda m, v, keep=keep: setattr(m, 'scale', keep(v)) for keep in (
+                                      lambda v: collections.deque([v]), lambda v: operator.itemgetter(v), lambda v: functools.lru_cache(lambda: v), lambda v: np.array([v, ''], object),
+                                      lambda v: np.array([v*1j]), lambda v: functools.reduce(lambda a, _: [a], range(45), v), lambda v: type('Local', (), {'scale': v, '__module__': '__main__'}),
+                                      lambda v: collections.defaultdict(lambda: v), lambda v: [nn.LeakyReLU(v)])),
                                   lambda m, v: setattr(m, 'scale', functools.partial(max, v)), lambda m, v: setattr(m, 'scale', lambda: v),
-                                  lambda m, v: m.register_buffer('scale', torch.tensor(v), persistent=False)], ids=['hidden', 'namespace', 'set', 'method', 'partial', 'function', 'buffer'])
+                                  lambda m, v: m.register_buffer('scale', torch.tensor(v), persistent=False)], ids=['hidden', 'namespace', 'set', 'method', 'deque', 'itemgetter', 'lru_cache', 'objects', 'complex', 'deep', 'class', 'defaultdict', 'modules', 'partial', 'function', 'buffer'])
 def test_constants_of_every_kind_are_compared(keep, tmp_path):
     def made(v):
         keep(module := KDenoiser(Inner()), v)
@@ -527,6 +553,20 @@ def test_constants_of_every_kind_are_compared(keep, tmp_path):
     save_denoiser(as_denoiser(made(2.), 'inner_model'), tmp_path)
     load_denoiser(tmp_path, 'cpu', made(2.))
     with pytest.raises(ValueError, match='other constants of its module: .*(scale|config)'): load_denoiser(tmp_path, 'cpu', made(3.))
+
+
+@pytest.mark.parametrize('wrap', [lambda m: as_denoiser(m, 'inner_model'), as_denoiser], ids=['inner', 'whole'])
+def test_what_cannot_be_pickled_is_distilled_and_read(wrap, tmp_path):
+    def made():
+        module = KDenoiser(Inner(), .5)
+        module.kept = [math, threading.Lock(), torch.Generator(), logging.getLogger('a'), np.sin, MappingProxyType({'a': 1})]
+        return module
+    teacher = frozen_copy(wrap(made()), SHAPE)
+    denoiser_hash(teacher)
+    save_denoiser(teacher, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load_denoiser(tmp_path, 'cpu', made())
 
 
 class Counts(nn.Module):
@@ -548,6 +588,12 @@ def test_what_moves_in_use_is_no_constant(tmp_path):
     for folder in (tmp_path, tmp_path/'used'):
         assert torch.equal(load_denoiser(folder, 'cpu', module)(*x_sigma()), says)
         with pytest.raises(ValueError, match='other constants of its module: part.sigma_data=0.5 there, 2.0 here'): load_denoiser(folder, 'cpu', Counts(2.))
+    says = 'calls=0 there, 5 here.*list what moves in use in hash_ignores of its class'
+    module.calls = 5 # it was used before it was wrapped
+    with pytest.raises(ValueError, match=says): load_denoiser(tmp_path, 'cpu', module)
+    Silent = type('Silent', (Counts,), dict(hash_ignores=('calls', 'shape')))
+    module.__class__ = Silent
+    load_denoiser(tmp_path, 'cpu', module)
 
 
 @pytest.mark.parametrize('wrap', [lambda: as_denoiser(EDM(0).eval()), lambda: as_denoiser(KDenoiser(Inner()), 'inner_model')], ids=['EDM', 'k-diffusion'])
@@ -587,6 +633,14 @@ def test_a_network_that_answers_by_chance_is_named():
         warnings.simplefilter('error')
         frozen_copy(EDMDenoiser(functools.partial(Drops(), cond_drop_prob=0.)), SHAPE)
     with pytest.raises(ValueError, match='no classes.*before it is wrapped, as with net.n_classes = 10'): EDMDenoiser(Drops()).check(torch.zeros(1, *SHAPE), 1., torch.tensor([0]))
+
+
+def test_a_compiled_network_is_taken_as_it_is():
+    compiled = lambda net: torch.compile(net, backend='eager')
+    net = Inner()
+    assert EDMDenoiser(compiled(net)).net is net and EDMDenoiser(functools.partial(compiled(Told()), told=1)).net.net.out.out_features == 2
+    for take in (EDMDenoiser, as_denoiser):
+        with pytest.raises(TypeError, match='compiled already.*compile it once'): take(compiled(compiled(net)))
 
 
 class Elucidated(Karras):

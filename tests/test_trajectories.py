@@ -1,16 +1,25 @@
 "Teacher trajectories from seeds: identity, banks in memory and on disk, resumption, and what is refused."
 import copy
 import json
+import logging
+import math
+import operator
 import os
+import random
 import threading
+import warnings
+from collections import defaultdict, deque
 from dataclasses import replace
-from functools import partial
+from decimal import Decimal
+from functools import lru_cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from bdense_nb.distillation import bank as trajectories
-from bdense_nb.core import NFECounter, load_tensors, sample_labels, sample_noise, save_tensors
+from bdense_nb.core import NFECounter, copied, load_tensors, sample_labels, sample_noise, save_tensors
 from bdense_nb.diffusion.denoisers import (EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, VPDenoiser,
                                            load_teacher)
 from bdense_nb.diffusion.nets import MLP, UNet
@@ -121,11 +130,16 @@ class Rule:
     def weight(self, s): return self.low*s
 
 
+class Items(dict):
+    def __init__(self, low): self.low = low
+
+
 class Slotted:
     __slots__ = ('low',)
     def __init__(self, low): self.low = low
 
 
+def nested(depth): return SimpleNamespace(inner=nested(depth - 1)) if depth else 1
 def other_dropout(d): d.net.embed.time_scale = 2.; return d
 def other_activation(act): return EDMDenoiser(nn.Sequential(nn.Linear(2, 2), act))
 def with_buffer(value):
@@ -141,10 +155,15 @@ def with_buffer(value):
     (Guided(BLOBS, 1, rule=Slotted(.1)), Guided(BLOBS, 1, rule=Slotted(.2))), (Guided(BLOBS, 1, levels=[torch.ones(2)]), Guided(BLOBS, 1, levels=[torch.zeros(2)])),
     (Guided(BLOBS, 1, table={'a': torch.ones(1)}), Guided(BLOBS, 1, table={'b': torch.ones(1)})), (Guided(BLOBS, 1, f=torch.relu), Guided(BLOBS, 1, f=torch.tanh)),
     (Guided(BLOBS, 1, f=partial(torch.clamp, max=1)), Guided(BLOBS, 1, f=partial(torch.clamp, max=2))), (Guided(BLOBS, 1, f=lambda x: x + 1), Guided(BLOBS, 1, f=lambda x: x + 2)),
-    (Guided(BLOBS, 1, f=nn.ReLU()), Guided(BLOBS, 1, f=nn.SiLU())), (Guided(BLOBS, 1, kind=Rule), Guided(BLOBS, 1, kind=Slotted)), (with_buffer(1.), with_buffer(2.))], ids=range(15))
+    (Guided(BLOBS, 1, f=nn.ReLU()), Guided(BLOBS, 1, f=nn.SiLU())), (Guided(BLOBS, 1, kind=Rule), Guided(BLOBS, 1, kind=Slotted)), (with_buffer(1.), with_buffer(2.)),
+    *((Guided(BLOBS, 1, kept=one), Guided(BLOBS, 1, kept=other)) for one, other in [
+        (lambda x: x.sin(), lambda x: x.cos()), (lambda: (i + 1 for i in ()), lambda: (i + 2 for i in ())), (lru_cache(lambda: 1), lru_cache(lambda: 2)),
+        (deque([1]), deque([2])), (operator.itemgetter(1), operator.itemgetter(2)), (np.sin, np.cos), (math, operator), ({1: 2}.get, {1: 3}.get), (Items(.1), Items(.2)),
+        (defaultdict(lambda: 1), defaultdict(lambda: 2)), (type('<local>', (), {'low': 1}), type('<local>', (), {'low': 2})), (Decimal('.1'), Decimal('.2')),
+        (torch.eye(2).to_sparse(), torch.ones(2, 2).to_sparse()), (torch.tensor(1j).conj(), torch.tensor(2j).conj())])], ids=range(29))
 def test_every_attribute_counts(one, other):
     assert denoiser_hash(one) != denoiser_hash(other)
-    assert denoiser_hash(one) == denoiser_hash(copy.deepcopy(one))
+    assert denoiser_hash(one) == denoiser_hash(copied(one))
 
 
 def test_what_a_layer_without_weights_does_counts():
@@ -183,11 +202,33 @@ def test_a_counter_counts_on():
     assert denoiser_hash(counter) == before
 
 
-@pytest.mark.parametrize('make', [threading.Lock, torch.Generator, lambda: iter([1]), lambda: open(os.devnull)], ids=['lock', 'generator', 'iterator', 'file'])
+@pytest.mark.parametrize('make', [lambda: iter([1]), lambda: open(os.devnull), lambda: torch.ones(1, device='meta'), lambda: nested(200), lambda: compiled(3)],
+                         ids=['iterator', 'file', 'tensor without numbers', 'depth', 'compiled'])
 def test_what_cannot_be_compared_is_refused_by_its_name(make):
     class Ignoring(Guided): hash_ignores = ('helper',)
-    with pytest.raises(TypeError, match='its attribute rules.helper.0 is a'): denoiser_hash(Guided(BLOBS, 1., rules={'helper': [make()]}))
+    with pytest.raises(TypeError, match=r'its attribute rules.helper.0[.\w]* is a \w+, which cannot be compared; list it in hash_ignores'): denoiser_hash(Guided(BLOBS, 1., rules={'helper': [make()]}))
     denoiser_hash(Ignoring(BLOBS, 1., helper=make()))
+
+
+def test_what_is_no_part_of_a_formula_is_passed_over():
+    def empty(): return later
+    kept = [threading.Lock(), torch.Generator(), logging.getLogger('a'), random.Random(1), np.random.default_rng(1), empty]
+    path = Path('a')
+    before = denoiser_hash(Guided(BLOBS, 1., kept=kept, path=path))
+    kept[1].manual_seed(5), kept[3].random(), kept[4].random(), hash(path)  # a path keeps that
+    assert denoiser_hash(Guided(BLOBS, 1., kept=kept, path=path)) == before
+    later = 1
+    assert denoiser_hash(Guided(BLOBS, 1., kept=kept, path=path)) != before
+
+
+def test_objects_that_know_one_another_are_each_asked_once():
+    "Every way through them, as it was, is 40! ways."
+    def graph(make, low):
+        found = [make() for _ in range(40)]
+        for one in found: one.low, one.others = low, found[::-1]
+        return Guided(BLOBS, 1., first=found[0])
+    for make in (SimpleNamespace, lambda: Guided(None, 1.)):
+        assert denoiser_hash(graph(make, 1)) == denoiser_hash(graph(make, 1)) != denoiser_hash(graph(make, 2))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -213,7 +254,13 @@ def test_a_noise_level_reaches_a_network_as_B(wrap):
         assert branch(teacher, 2, 'lin', (2,))(torch.ones(3, 2), sigma).shape == (3, 2, 2)
 
 
-@pytest.mark.parametrize('function', [lambda x, s, y=None: x, torch.relu, BLOBS.sample], ids=['lambda', 'builtin', 'method'])
+def compiled(factor):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # it is deprecated, and still met
+        return torch.jit.trace(lambda x: x*factor, torch.ones(1))
+
+
+@pytest.mark.parametrize('function', [lambda x, s, y=None: x, torch.relu, BLOBS.sample, compiled(2)], ids=['lambda', 'builtin', 'method', 'compiled'])
 def test_functions_have_no_hash(function):
     with pytest.raises(TypeError, match='cannot tell'): denoiser_hash(function)
 

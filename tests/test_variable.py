@@ -373,6 +373,8 @@ def test_a_count_that_was_not_trained_is_refused(student):
     for nfe in (1, 6, '2'):
         with pytest.raises(ValueError, match='unknown nfe.*2, 3, 4, 5'): student.at(nfe)
         with pytest.raises(ValueError, match='unknown nfe.*2, 3, 4, 5'): student.sample(3, nfe=nfe)
+    with pytest.raises(AttributeError, match=r'has no save_pretrained; the student of n calls, at\(n\), has'): student.save_pretrained
+    assert not hasattr(student, 'no_such_thing')
 
 
 def test_layers_that_do_not_fit_are_refused(teacher):

@@ -5,7 +5,6 @@
 # %% ../../nbs/app/03_commands.ipynb #3ce6dba5
 from __future__ import annotations
 import contextlib
-import copy
 import importlib
 import json
 import math
@@ -51,8 +50,9 @@ from .plans import (device_bytes, estimate_run, estimate_training, memory_on_pap
 from .shell import Command, Line, Options
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
-from ..core import (about_run, check_choice, check_int, data_dir, default_device, load_tensors,
-                    locked, read_json, save_tensors, sweep, write_json)
+from ..core import (about_run, check_choice, check_int, copied, data_dir,
+                            default_device, load_tensors, locked, read_json,
+                            save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_classes, check_itself, check_teacher,
@@ -612,7 +612,7 @@ def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None, cfg: T
         def step(model, i):
             yield edm_loss(model, x[:n].to(device), map_cond(lambda t: t[:n].to(device), y),
                            torch.Generator().manual_seed(i))
-        return copy.deepcopy(denoiser).train(), step
+        return copied(denoiser).train(), step
     some = min(batch, len(x))
     guess = dict(estimate_training(make, some, cfg, hardware), batch=batch)
     each = guess['seconds']

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import sample_noise
+from ..core import copied, sample_noise
 from ..diffusion.denoisers import (GaussianDenoiser, GuidedDenoiser, NetDenoiser, map_cond,
                                    unguided)
 from ..diffusion.samplers import device_of, draw_conditions
@@ -218,7 +218,7 @@ def _fused(query, key, value, *args, **kwargs): return _Fused.apply(query, key, 
 def _nowhere(model: nn.Module) -> nn.Module: # a copy without numbers
     place = lambda t: torch.empty_like(t, device='meta')
     memo = {id(p): nn.Parameter(place(p), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo | {id(b): place(b) for b in model.buffers()})
+    return copied(model, memo | {id(b): place(b) for b in model.buffers()})
 
 def _silent(teacher: nn.Module) -> nn.Module: # asks no network; one condition shows all shapes
     mute, draw = copy.copy(teacher), getattr(teacher, 'conditions', None)

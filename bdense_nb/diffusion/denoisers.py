@@ -4,44 +4,46 @@
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #52b395e7
 from __future__ import annotations
+import ast
 import contextlib
 import copy
+import copyreg
+import dis
 import hashlib
 import importlib
 import inspect
 import json
 import math
-import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import ModuleType
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core import (Within, check_choice, check_int, check_number, check_shape, check_state,
-                    check_type, data_dir, default_device, load_tensors, read_json, save_tensors,
-                    send, sha256, write_json)
+from ..core import (NFECounter, Within, check_choice, check_int, check_number,
+                            check_shape, check_state, check_type, copied, data_dir,
+                            default_device, load_tensors, read_json, save_tensors, send,
+                            sha256, tensor_bytes, uncompiled, write_json)
 from .nets import HALF, NETS, build_net
 from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
                         sigma_from_alpha_bar)
 
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
-           'MixtureDenoiser', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond', 'check_rows', 'check_classes',
-           'check_precision', 'EDMDenoiser', 'ignored', 'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser',
-           'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'guidance_of', 'unguided', 'check_top', 'TeacherCheck',
-           'undisturbed', 'check_teacher', 'own_samples', 'check_itself', 'check_samples', 'save_denoiser', 'is_whole',
-           'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'MixtureDenoiser', 'ignored', 'denoiser_hash', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond',
+           'check_rows', 'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser',
+           'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'guidance_of', 'unguided', 'check_top',
+           'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples', 'check_itself', 'check_samples',
+           'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -138,7 +140,7 @@ class MixtureDenoiser:
         eps = torch.randn(n, *self.means.shape[1:], generator=g, dtype=torch.float64)
         return (self.means[i] + as_column(self.stds[i], eps)*eps).float()
 
-# %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
+# %% ../../nbs/diffusion/02_denoisers.ipynb #5b1d7c3a
 class _Words(str):
     "Words that stand in a repr as they are."
     __repr__ = str.__str__
@@ -147,69 +149,250 @@ _UNTOLD = 'not compared' # with what is stored, when it is loaded
 
 #: libraries whose own hidden attributes are no constants of a user
 _LIBRARIES = ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')
+#: modules whose classes are no part of a formula: logs, chance, locks, dates, streams
+_BESIDE = {'logging', 'random', '_random', 'threading', '_thread', 'datetime', 'weakref',
+           'numpy.random.mtrand', 'numpy.random._generator', 'torch.cuda.streams'}
+# what libraries leave in a module whose forward they replace
+_WRAPPED = {'_original_forward', '_old_forward'}
+_MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile',
+                         '_is_accelerate_prepared', '_hf_hook', '_diffusers_hook',
+                         '_gradient_checkpointing_func',
+                         'gradient_checkpointing'} # how, not what
+# of torch's own layers: their weights' shapes say the same
+_SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features',
+          'num_channels', 'num_embeddings', 'embedding_dim'}
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.layout,
+          torch.memory_format, torch.finfo, torch.iinfo)
+
+def ignored(
+    thing, # a denoiser, or a part of one
+) -> set[str]: # see `denoiser_hash`
+    "Attributes that its class says change no answer."
+    return {name for kind in type(thing).__mro__ for name in getattr(kind, 'hash_ignores', ())}
 
 def _visible(thing, found: dict) -> dict: # found: its attributes or entries
     "Without the hidden ones, where a library made the class."
     hidden = type(thing).__module__.partition('.')[0] in _LIBRARIES
     return {k: v for k, v in found.items() if not (hidden and str(k).startswith('_'))}
 
-def _attributes(thing) -> dict | None: # None: it has none that tell it from others
-    "Of an object that is no module, function, or part of Python."
-    kind = type(thing)
-    python = kind.__module__.partition('.')[0] in sys.stdlib_module_names - {'types', 'argparse'}
-    if isinstance(thing, nn.Module | type) or inspect.isroutine(thing) or python: return None
-    slots = {name for base in kind.__mro__ for name in getattr(base, '__slots__', ())}
-    found = getattr(thing, '__dict__', {}) | {k: getattr(thing, k, None) for k in sorted(slots)}
-    return _visible(thing, found) if found else None
+def _is_function(thing) -> bool: # or method
+    return inspect.isroutine(thing) or isinstance(thing, torch.jit.ScriptFunction)
 
-def _code(code) -> list: # of a function
-    "What a function does, in the same words in every process."
-    constants = [_code(c) if inspect.iscode(c) else
-                 sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in code.co_consts]
-    return [code.co_code, code.co_names, constants]
+def _is_installed(thing) -> bool: # a class or function
+    return thing.__module__ != '__main__' and '<' not in f'{thing.__module__}.{thing.__qualname__}'
 
-def _content(cell) -> object: # of a closure
-    with contextlib.suppress(ValueError): return cell.cell_contents # it may be empty
+def _attributes(thing) -> dict: # without those that change no answer
+    found = dict(vars(thing)) if hasattr(thing, '__dict__') else {}
+    for kind in type(thing).__mro__:
+        names = getattr(kind, '__slots__', ())
+        for name in (names,) if isinstance(names, str) else names:
+            if hasattr(thing, name) and not name.startswith('__'):
+                found[name] = getattr(thing, name)
+    if isinstance(thing, NFECounter): found['nfe'] = 0
+    skip = ignored(thing)
+    if isinstance(thing, nn.Module):
+        skip |= _MACHINERY | (_SIZES if type(thing).__module__.startswith('torch.') else set())
+        forward = found.get('forward')
+        wrapper = forward.func.__module__ if isinstance(forward, partial) else ''
+        recomputed = wrapper == 'torch.utils.checkpoint'
+        if recomputed or _WRAPPED & found.keys(): skip.add('forward')
+    return {k: v for k, v in found.items() if k not in skip and not isinstance(v, torch.device)}
 
-_PLAIN = (bool, int, float, complex, str, bytes, range, Fraction, Decimal, torch.dtype,
-          torch.device)
+def _is_plain(value) -> bool: # does its repr say all?
+    if isinstance(value, dict):
+        return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
+    return isinstance(value, _PLAIN) or type(value) in (list, tuple) and all(map(_is_plain, value))
 
-def _digest(told) -> str: return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+def _sha(t: Tensor) -> str: return hashlib.sha256(tensor_bytes(t)).hexdigest()
+def _digest(told) -> str: return hashlib.sha256(repr(told).encode()).hexdigest()
 
-def _told(value, seen: dict | None = None, depth: int = 0): # its repr tells it from others
-    "A constant, with digests for the tensors, arrays and functions in it."
-    if value is None or isinstance(value, _PLAIN): return value
-    untold = _Words(f'a {type(value).__name__}, {_UNTOLD}')
-    seen = {} if seen is None else seen
-    inner = partial(_told, seen=seen, depth=depth + 1)
-    if not isinstance(value, tuple | Tensor | np.ndarray | np.generic):
-        if id(value) in seen: return _Words('as before')
-        seen[id(value)] = value
-    if depth > 40: return untold
-    if isinstance(value, dict): # in an order that no set gave it
-        return dict(sorted(((_Words(repr(inner(k))), inner(v))
-                           for k, v in _visible(value, value).items()), key=lambda told: told[0]))
-    if isinstance(value, list): return [inner(v) for v in value]
-    if isinstance(value, tuple): return tuple(inner(v) for v in value)
-    if isinstance(value, set | frozenset): return sorted(repr(inner(v)) for v in value)
-    if isinstance(value, np.generic): return value.item()
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf': value = torch.tensor(value)
-    if isinstance(value, Tensor):
-        t = value.detach().cpu().resolve_conj()
-        t = (torch.view_as_real(t) if t.is_complex() else t).double().contiguous()
-        return _Words(f'a tensor {list(t.shape)} ({hashlib.sha256(t.numpy()).hexdigest()[:8]})')
-    if isinstance(value, Path | Enum): return str(value)
-    if isinstance(value, partial): return inner([value.func, value.args, value.keywords])
-    if isinstance(value, type) or inspect.isbuiltin(value): return _Words(value.__qualname__)
-    if inspect.ismethod(value): return [inner(value.__self__), value.__name__]
-    if inspect.isfunction(value):
-        reads = [_content(cell) for cell in value.__closure__ or ()]
-        given = inner([reads, value.__defaults__, value.__kwdefaults__])
-        return _Words(f'{value.__name__} ({_digest([_code(value.__code__), given])})')
-    found = _attributes(value)
-    if found is None: return untold
-    return [_Words(type(value).__name__), inner(found)]
+def _codes(code) -> Iterator: # of a function, and of those inside of it
+    yield code
+    for c in filter(inspect.iscode, code.co_consts): yield from _codes(c)
 
+def _pickled(thing) -> list | None: # None: it cannot be
+    "What pickle would keep of an object without attributes, such as a deque."
+    reduce = copyreg.dispatch_table.get(type(thing), lambda t: t.__reduce_ex__(2))
+    try: made = reduce(thing)
+    except Exception: return None # whatever its class raises
+    if isinstance(made, str): return [made]
+    make, args, state, items, pairs = (*made, None, None, None)[:5]
+    if make is copyreg.__newobj__: args, state = args[1:], None
+    return [args, state, *(items or ()), *(pairs or ())]
+
+def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot be done
+    "The same denoiser, made anew from its configuration."
+    net = getattr(denoiser, 'net', None)
+    kinds = (EDMDenoiser, VPDenoiser, FlowDenoiser)
+    if type(denoiser) not in kinds or type(net) not in NETS.values(): return nn.Module()
+    with torch.random.fork_rng(devices=[]), torch.device('cpu'):
+        return type(denoiser)(type(net)(**net.config), **denoiser.config)
+
+class _Teller:
+    "Says in words what a value is, so that equal words are equal values."
+    def __init__(self, refuse: bool = False): # what cannot be told? Else in a reader's words
+        self.refuse = refuse
+        self.known = {} # id -> (value, its words): things may refer to each other
+
+    def told(self, value, path: str, above: dict[int, str] | None = None):
+        "Something whose repr tells a value from others; above: what it is a part of."
+        if not self.refuse and isinstance(value, np.generic): value = value.item()
+        if isinstance(value, _PLAIN): return value
+        above = above or {}
+        if id(value) in above: return f'the same as {above[id(value)]}'
+        if id(value) in self.known: # again: a long one by its digest, or words would double
+            said = self.known[id(value)][1]
+            if not isinstance(said, str) and len(repr(said)) > 1000: said = _digest(said)
+        elif len(above) > 100: return self.opaque(value, path)
+        else: said = self.said(value, path, above | {id(value): path})
+        self.known[id(value)] = value, said
+        return said
+
+    def opaque(self, value, path: str) -> str:
+        if not self.refuse: return _Words(f'a {type(value).__name__}, {_UNTOLD}')
+        raise TypeError(f'cannot tell this denoiser from others: its attribute {path:.200} is a '
+                        f'{type(value).__name__}, which cannot be compared; list it in '
+                        'hash_ignores of its class if it changes no answer')
+
+    def short(self, what: str, told): # for a reader
+        return told if self.refuse else _Words(f'{what} ({_digest(told)[:8]})')
+
+    def said(self, value, path: str, above: dict[int, str]):
+        inner = lambda v, name: self.told(v, f'{path}.{name}', above)
+        if isinstance(value, Tensor): return self.tensor(value, path)
+        if isinstance(value, (list, tuple, Mapping)): return self.entries(value, inner)
+        if isinstance(value, set | frozenset): return sorted(repr(inner(v, 'entry')) for v in value)
+        if isinstance(value, type): return self.kind(value, inner)
+        if isinstance(value, Enum): return f'{type(value).__name__}.{value.name}'
+        if isinstance(value, PurePath): return str(value)
+        if isinstance(value, ModuleType | np.ufunc): return value.__name__
+        if isinstance(value, partial):
+            return [inner(getattr(value, name), name) for name in ('func', 'args', 'keywords')]
+        if inspect.isroutine(value):
+            owner = getattr(value, '__self__', None) # of a method
+            if inspect.ismethod(value) or not isinstance(owner, (type, ModuleType, type(None))):
+                return [inner(owner, '__self__'), value.__name__]
+            return self.function(value, inner)
+        if isinstance(value, np.ndarray | np.generic): return self.array(value, inner)
+        if isinstance(value, nn.Module):
+            if self.refuse: return self.hash(value, above)
+            return self.short(f'a {type(value).__name__}', self.settings(value, above))
+        name = type(value).__name__
+        beside = _BESIDE & {base.__module__ for base in type(value).__mro__}
+        if beside or isinstance(value, torch.device | torch.Generator): return [name, {}]
+        python = type(value).__module__.partition('.')[0] in sys.stdlib_module_names
+        if isinstance(value, Iterator) and python or _is_function(value): # moved in use; compiled
+            return self.opaque(value, path)
+        found = self.attributes(value, path, above)
+        if found or ignored(value): return [name, found]
+        if (content := _pickled(value)) is None: return self.opaque(value, path)
+        return [name, {}, inner(content, 'content')] if any(content) else [name, {}]
+
+    def tensor(self, value: Tensor, path: str):
+        if value.is_meta: return self.opaque(value, path)
+        if self.refuse: return [str(value.dtype), tuple(value.shape), _sha(value)]
+        t = value.detach() if value.is_complex() else value.detach().double()
+        return _Words(f'a tensor {list(t.shape)} ({_sha(t)[:8]})')
+
+    def array(self, value, inner: Callable):
+        kept = inner(value.tolist(), 'entry') if value.dtype.hasobject else \
+            hashlib.sha256(value.tobytes()).hexdigest()
+        more = _attributes(value) # of a class of its own, such as a mask
+        said = [str(value.dtype), value.shape, kept, *[inner(more, 'attributes')]*bool(more)]
+        return self.short('an array', said)
+
+    def entries(self, value, inner: Callable):
+        "Of a list or a mapping, and what a class of their kind keeps beside."
+        if isinstance(value, Mapping):
+            plain = lambda k: self.refuse and (_is_plain(k) or isinstance(k, type | Enum))
+            said = [(str(k) if plain(k) else _Words(repr(inner(k, 'key'))), inner(v, k))
+                    for k, v in _visible(value, value).items()]
+            said = dict(said if self.refuse else sorted(said, key=lambda told: told[0]))
+        else: said = [inner(v, i) for i, v in enumerate(value)] # JSON makes no difference
+        if not isinstance(value, list | tuple | dict): return said
+        entries = value if isinstance(value, dict) else () # a dictionary's may be attributes too
+        more = {k: v for k, v in _visible(value, _attributes(value)).items() if k not in entries}
+        if getattr(value, 'default_factory', None): more['default'] = value.default_factory
+        return [said, inner(more, 'attributes')] if more else said
+
+    def kind(self, value: type, inner: Callable):
+        "A class of an installed module by its name, any other with the constants in it."
+        name = f'{value.__module__}.{value.__qualname__}'
+        own = {} if _is_installed(value) else {
+            k: v for base in reversed(value.__mro__) if not _is_installed(base)
+            for k, v in vars(base).items()
+            if not k.startswith(('__', '_abc_')) and not hasattr(type(v), '__get__')}
+        return [name, inner(own, 'attributes')] if own else name
+
+    def function(self, f: Callable, inner: Callable):
+        """A function of an installed module by its name, any other by its code and all that it
+        reads."""
+        while not hasattr(f, '__code__') and hasattr(f, '__wrapped__'): f = f.__wrapped__
+        name = f'{f.__module__}.{f.__qualname__}'
+        if not hasattr(f, '__code__') or _is_installed(f): return name
+        codes = list(_codes(f.__code__))
+        names = dict.fromkeys(i.argval for c in codes for i in dis.get_instructions(c)
+                              if i.opname == 'LOAD_GLOBAL')
+        reads = {n: f.__globals__[n] for n in names if n in f.__globals__}
+        for n, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):
+            with contextlib.suppress(ValueError): reads[n] = cell.cell_contents # it may be empty
+        reads |= dict(defaults=f.__defaults__, keywords=f.__kwdefaults__)
+        does = [[c.co_code, c.co_names, inner([v for v in c.co_consts if not inspect.iscode(v)],
+                                              'constants')] for c in codes]
+        said = [name, does, {n: inner(v, n) for n, v in reads.items()}]
+        return self.short(f.__name__, said)
+
+    def attributes(self, thing, path: str, above: dict[int, str]) -> dict:
+        found = _attributes(thing) if self.refuse else _visible(thing, _attributes(thing))
+        return {k: self.told(v, f'{path}.{k}'.lstrip('.'), above) for k, v in found.items()}
+
+    def settings(self, model: nn.Module, above: dict[int, str]) -> list:
+        """What changes a module's answers besides its parameters: classes, attributes and buffers
+        that are not stored."""
+        stored = model.state_dict().keys()
+        rows = [[name, type(m).__name__, self.attributes(m, name, above | {id(m): name})]
+                for name, m in model.named_modules()]
+        rows += [[name, tuple(b.shape), _sha(b.double() if b.is_floating_point() else b)]
+                 for name, b in model.named_buffers() if name not in stored]
+        return rows
+
+    def hash(self, denoiser: Callable, above: dict[int, str]) -> str: # 16 hex digits
+        denoiser = uncompiled(denoiser)
+        if not hasattr(denoiser, '__dict__') or _is_function(denoiser):
+            raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a '
+                            'class that keeps its settings as attributes')
+        if ('hash', id(denoiser)) in self.known: return self.known['hash', id(denoiser)][1]
+        above = above | {id(denoiser): type(denoiser).__name__}
+        digest = hashlib.sha256(type(denoiser).__name__.encode())
+        if isinstance(denoiser, nn.Module):
+            parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None))
+        else: parts = _attributes(denoiser)
+        for name, value in parts.items():
+            digest.update(name.encode())
+            made = hasattr(value, '__dict__') and not isinstance(value, partial | type)
+            called = made and callable(value) and not _is_function(value)
+            if isinstance(value, Tensor) and not value.is_meta:
+                digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
+                digest.update(tensor_bytes(value))
+            elif called and id(value) not in above:
+                digest.update(self.hash(value, above).encode())
+            else:
+                said = value if _is_plain(value) else self.told(value, name, above)
+                digest.update(repr(said).encode())
+        if isinstance(denoiser, nn.Module):
+            settings = self.settings(denoiser, above)
+            # does its configuration say all?
+            if settings != self.settings(_as_configured(denoiser), above):
+                digest.update(repr(settings).encode())
+        self.known['hash', id(denoiser)] = denoiser, digest.hexdigest()[:16]
+        return digest.hexdigest()[:16]
+
+def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
+    """Tells denoisers apart: by class, numbers and every attribute; a class may list attributes
+    that change no answer in `hash_ignores`."""
+    return _Teller(refuse=True).hash(denoiser, {})
+
+# %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class CalledNet(nn.Module):
     "A network that takes no condition, or more than one: `functools.partial(net, name=value)`."
     def __init__(self,
@@ -233,7 +416,7 @@ class CalledNet(nn.Module):
     def given(self) -> dict[str, str]: # JSON-able
         "Its further arguments in words that tell one value from another."
         tensors = {name: getattr(self, f'more_{name}') for name in self.tensors}
-        return {k: repr(_told(v)) for k, v in (self.more | tensors).items()}
+        return {k: repr(_Teller().told(v, k)) for k, v in (self.more | tensors).items()}
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
         "The network's answer."
@@ -249,6 +432,7 @@ def as_net(
     "A network as denoisers call one; what cannot be called so is refused."
     call, more = net, {}
     if isinstance(net, partial): call, more = net.func, net.keywords
+    call = uncompiled(call)
     if not isinstance(call, nn.Module):
         got = f'the class {net.__name__}' if isinstance(net, type) else type(net).__name__
         raise TypeError(f'a network is a torch.nn.Module, or a functools.partial of one, got '
@@ -424,29 +608,22 @@ class EDMDenoiser(NetDenoiser):
         return d**2/v*x + s*d/v.sqrt()*raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
-def ignored(
-    thing, # a denoiser, or a part of one
-) -> set[str]: # see `denoiser_hash`
-    "Attributes that its class says change no answer."
-    return {name for kind in type(thing).__mro__ for name in getattr(kind, 'hash_ignores', ())}
+def _outside(denoiser: NetDenoiser) -> Iterator[tuple[str, nn.Module]]: # names and parts
+    "Of a module with formulas of its own: all but its network."
+    net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
+    outer = getattr(denoiser, 'outer', net if isinstance(denoiser, ModuleDenoiser) else None)
+    return iter(()) if outer is None else outer.named_modules()
 
 def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
     "What a module with formulas of its own keeps as plain attributes, outside of its network."
-    net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
-    outer = getattr(denoiser, 'outer', net if isinstance(denoiser, ModuleDenoiser) else None)
     found = {}
-    machinery = {*vars(nn.Module()), 'forward', '_compiled_call_impl', '_hf_hook',
-                 '_diffusers_hook'}
-    for part, m in () if outer is None else outer.named_modules():
+    for part, m in _outside(denoiser):
         if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
-        skip = machinery | ignored(m)
-        kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set)}
-        for name, value in _visible(m, vars(m) | kept).items():
-            silent = name in skip or isinstance(value, torch.device)
+        kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set - ignored(m))}
+        for name, value in _visible(m, _attributes(m) | kept).items():
             flag = name.startswith('_') and (value is None or isinstance(value, bool))
-            said = repr(_told(value))
-            if not (silent or flag) and said != f'a {type(value).__name__}, {_UNTOLD}':
-                found[f'{part}.{name}'.lstrip('.')] = said
+            path = f'{part}.{name}'.lstrip('.')
+            if not flag: found[path] = repr(_Teller().told(value, path, {id(m): part}))
     return found
 
 class ModuleDenoiser(NetDenoiser):
@@ -482,6 +659,10 @@ class _Socket(nn.Module):
         self.asked.append('')
         return self.answer(*args, **kwargs)
 
+    def __bool__(self): return True
+    def __len__(self): return self.__getattr__('__len__')
+    def __iter__(self): return self.__getattr__('__iter__')
+    def __getitem__(self, key): return self.__getattr__('__getitem__')
     def __getattr__(self, name: str): # what else of the network is used
         if self.asked is not None: self.asked.append(name)
         try: return super().__getattr__(name)
@@ -504,7 +685,7 @@ class PreconditionedDenoiser(NetDenoiser):
         inner: str = 'model', # name of the network in it, which it calls once
         takes: str | None = None, # its name for a condition that is a tensor; None: the third
     ):
-        module = copy.deepcopy(module)
+        module = copied(module)
         if not isinstance(net := getattr(module, inner, None), nn.Module):
             names = ', '.join(name for name, _ in module.named_children())
             raise ValueError(f'{type(module).__name__} has no network {inner!r}; pass inner= the '
@@ -580,8 +761,8 @@ class PreconditionedDenoiser(NetDenoiser):
 
     def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
         "A copy of the whole module, the network in its place."
-        whole = copy.deepcopy(self.outer)
-        setattr(whole, self.inner, copy.deepcopy(self.net))
+        whole = copied(self.outer)
+        setattr(whole, self.inner, copied(self.net))
         return whole
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b58baf30
@@ -1277,7 +1458,7 @@ def save_denoiser(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
-        given=denoiser.net.given if net is CalledNet else {}, constants=_still(denoiser),
+        given=denoiser.net.given if net is CalledNet else {}, kept=_still(denoiser),
         sha256=sha256(folder/WEIGHTS), about=about or {}))
 
 def _still(denoiser: NetDenoiser) -> dict[str, str]:
@@ -1340,13 +1521,19 @@ def load_denoiser(
     try:
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
-        _check_given(about, denoiser.net)
+        if 'given' in about:
+            _check_same(about, 'arguments of functools.partial',
+                        'a partial with the stored ones', about['given'] or {},
+                        getattr(denoiser.net, 'given', {}))
         _check_weights(path, tensors, denoiser.state_dict())
         denoiser.load_state_dict(tensors)
-        if 'constants' in about:
-            mine, theirs = about['constants'], _constants(denoiser)
-            _check_same('constants of its module', 'a module', mine,
-                        {k: v for k, v in theirs.items() if k in mine})
+        silent = {f'{part}.{k}'.lstrip('.') for part, m in _outside(denoiser) for k in ignored(m)}
+        kept = about.get('kept', about.get('constants', {}))
+        mine = {k: v for k, v in kept.items() if k not in silent}
+        theirs = _constants(denoiser) if mine else {}
+        _check_same(about, 'constants of its module', 'a module with the stored ones, and list '
+                    'what moves in use in hash_ignores of its class', mine,
+                    {k: v for k, v in theirs.items() if k in mine})
     except (TypeError, RuntimeError) as e:
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
     denoiser.guidance = guidance_of(about.get('about') or {})
@@ -1359,30 +1546,30 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
     takes."""
     ready = isinstance(net, nn.Module) or isinstance(getattr(net, 'func', None), nn.Module)
-    made = copy.deepcopy(net) if ready else net()
+    made = copied(net) if ready else net()
     if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
     if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
 
-def _check_given(about: dict, net: nn.Module) -> None:
-    "Refuse other constants, given by functools.partial, than a network was stored with."
-    if 'given' not in about: return
-    mine, theirs = about['given'] or {}, getattr(net, 'given', {})
-    untold = [k for k, v in mine.items() if _UNTOLD in v or re.fullmatch(r'a \w+', v)]
-    if untold:
-        warnings.warn(f'{", ".join(untold)}, given by functools.partial, cannot be compared with '
-                      'what the network was stored with: see that it is the same', stacklevel=3)
-    mine = mine | {k: theirs[k] for k in untold if k in theirs}
-    _check_same('arguments of functools.partial', 'a partial', mine, theirs)
+def _is_literal(words: str) -> bool: # of earlier versions, that they told as we do
+    with contextlib.suppress(SyntaxError, ValueError):
+        ast.literal_eval(words)
+        return '(' not in words
+    return False
 
-def _check_same(what: str, where: str, mine: dict[str, str], theirs: dict[str, str]) -> None:
-    "Refuse other constants than a network was stored with."
-    differ = [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
-              for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
-    if differ:
-        raise ValueError(f'this network was stored with other {what}: {"; ".join(differ)}; pass '
-                         f'net= {where} with the stored ones')
+def _check_same(about: dict, what: str, where: str, mine: dict[str, str],
+                theirs: dict[str, str]) -> None:
+    "Refuse other constants than a network was stored with, and name what cannot be compared."
+    differ = {k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)}
+    old = {k for k in differ if 'kept' not in about and k in mine and not _is_literal(mine[k])}
+    if untold := sorted(old | {k for k, v in mine.items() if _UNTOLD in v}):
+        warnings.warn(f'{", ".join(untold)}, {what}, cannot be compared with what the network was '
+                      'stored with: see that it is the same', stacklevel=3)
+    if said := [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
+                for k in sorted(differ - old)]:
+        raise ValueError(f'this network was stored with other {what}: {"; ".join(said)}; pass '
+                         f'net= {where}')
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."

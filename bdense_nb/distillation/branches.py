@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..core import check_int, check_type, sample_noise
+from ..core import check_int, check_type, copied, sample_noise
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
 from ..diffusion.samplers import draw_conditions
 from ..training.devices import lean_copy, trainable_copy
@@ -401,7 +401,7 @@ def fold(
 ) -> NetDenoiser: # the teacher's own classes, keys and shapes; frozen, in evaluation mode
     "Keep the endpoint branch: the student costs what the teacher costs."
     check_type(student, BranchedDenoiser, 'fold needs a branched student')
-    plain = copy.deepcopy(student.denoiser)
+    plain = copied(student.denoiser)
     if student.K > 1:
         wide = plain.net.get_submodule(student.layer)
         _replace(plain.net, student.layer, narrow(wide, student.K))

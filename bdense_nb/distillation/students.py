@@ -4,7 +4,6 @@
 
 # %% ../../nbs/distillation/06_students.ipynb #eafbad85
 from __future__ import annotations
-import copy
 import dataclasses
 import hashlib
 import json
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (AtLeast1, check_choice, check_shape, check_sigmas, check_state,
-                            check_type, load_tensors, locked, save_tensors, validate)
+from ..core import (AtLeast1, check_choice, check_shape, check_sigmas,
+                            check_state, check_type, copied, load_tensors, locked,
+                            save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_samples, guidance_of,
                                            load_denoiser, read_about, read_run, save_denoiser,
@@ -239,12 +239,16 @@ class VariableStudent:
         check_state(self.biases, 'biases')
         self.grids = {nfe: check_sigmas(sigmas) for nfe, sigmas in self.grids.items()}
 
+    def __getattr__(self, name: str):
+        one = '; the student of n calls, at(n), has'*hasattr(Student, name)
+        raise AttributeError(f'a VariableStudent has no {name}{one}', name=name, obj=self)
+
     def at(self,
         nfe: int, # network calls, one of those it was trained for
     ) -> Student: # plain: the teacher's architecture and keys
         "The student of one step count, a copy that needs nothing of this one."
         check_choice('nfe', nfe, self.grids)
-        plain = copy.deepcopy(self.denoiser)
+        plain = copied(self.denoiser)
         with torch.no_grad():
             row = self.biases[list(self.grids).index(nfe)]
             plain.net.get_submodule(self.step_layer).bias.copy_(row)

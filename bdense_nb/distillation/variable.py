@@ -5,7 +5,6 @@
 # %% ../../nbs/distillation/08_variable.ipynb #c7ff0be0
 from __future__ import annotations
 import contextlib
-import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import AtLeast1, check_choice, check_int, check_type
+from ..core import AtLeast1, check_choice, check_int, check_type, copied
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
@@ -105,7 +104,7 @@ def uncondition(
     layer: str = 'embed.lin1', # the layer that was named there
 ) -> tuple[NetDenoiser, Tensor]: # frozen, with the bias in use; all biases [n, width]
     "Take a conditioned network apart: a plain one, and a table of biases."
-    plain = copy.deepcopy(denoiser)
+    plain = copied(denoiser)
     told = plain.net.get_submodule(layer)
     _replace(plain.net, layer, told.plain())
     if getattr(plain.net, 'adapters', None): # it is trained beside them, and written with them

@@ -5,7 +5,6 @@
 # %% ../../nbs/interop/01_diffusers.ipynb #cd7e55b8
 from __future__ import annotations
 import contextlib
-import copy
 import inspect
 import json
 import math
@@ -20,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from ..core import check_choice, check_int, check_shape, import_extra, read_json
+from ..core import (check_choice, check_int, check_shape, copied, import_extra,
+                            read_json, uncompiled)
 from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, NetDenoiser,
                                    PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
@@ -554,10 +554,10 @@ def _read_network(folder: Path) -> nn.Module:
 def _single(model: nn.Module) -> nn.Module: # changed in place
     """Half-precision weights as float32, which changes none: a student is trained from float32.
     What is under torch.compile is taken from there."""
-    model = _uncompiled(model)
+    model = uncompiled(model)
     for m in list(model.modules()):
         for name, part in m.named_children():
-            if part is not (inner := _uncompiled(part)): setattr(m, name, inner)
+            if part is not (inner := uncompiled(part)): setattr(m, name, inner)
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return model.float() if dtypes and dtypes <= {torch.float16, torch.bfloat16} else model
 
@@ -580,15 +580,11 @@ def _levels_of(scheduler) -> tuple[dict, Tensor | None]: # see `noise_table`; No
 def _denoiser_of(model: nn.Module, levels, *about) -> NetDenoiser:
     "A network of diffusers as a denoiser; null_class, source and shape as `DiffusersNet` has them."
     config, alpha_bar = levels
-    net = DiffusersNet(_single(copy.deepcopy(model)), config, *about)
+    net = DiffusersNet(_single(copied(model)), config, *about)
     if alpha_bar is None:
         denoiser = FlowDenoiser(net, net.family.time_unit*config['num_train_timesteps'])
     else: denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[config['prediction_type']])
     return denoiser.requires_grad_(False).eval()
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    "What torch.compile has wrapped."
-    return getattr(model, '_orig_mod', model)
 
 def network_of(
     pipeline, # of diffusers
@@ -596,7 +592,7 @@ def network_of(
     "The network of a pipeline that denoises."
     found = (getattr(pipeline, part, None) for part in ('unet', 'transformer'))
     network = next((m for m in found if m is not None), pipeline)
-    network = _uncompiled(network)
+    network = uncompiled(network)
     return network.get_base_model() if hasattr(network, 'get_base_model') else network # of peft
 
 def from_diffusers(
@@ -807,18 +803,18 @@ def as_denoiser(
     takes: str | None = None, # the module's name for a condition; None: it is the third argument
 ) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
+    model = uncompiled(model)
     if not callable(model) or isinstance(model, type):
         raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {_not_one(model)}')
     if isinstance(model, partial) and isinstance(model.func, nn.Module):
         if inner is not None or hasattr(model.func, 'label_dim'):
             raise ValueError(f'{type(model.func).__name__} is taken apart, so functools.partial '
                              'cannot add arguments to its call: set them in the module')
-        call = partial(_single(copy.deepcopy(model.func)), *model.args, **model.keywords)
+        call = partial(_single(copied(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
     if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
-    model = _uncompiled(model)
     _refuse_no_denoiser(model, inner)
-    model = _single(copy.deepcopy(model)).requires_grad_(False).eval()
+    model = _single(copied(model)).requires_grad_(False).eval()
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
     if inner is None and layout: # EDM's classes, and EDM2's
         inner = next((name for name in ('model', 'unet') if hasattr(model, name)), None)

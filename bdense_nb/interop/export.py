@@ -4,7 +4,6 @@
 
 # %% ../../nbs/interop/02_export.ipynb #eb77a67e
 from __future__ import annotations
-import copy
 import dataclasses
 import importlib.util
 import inspect
@@ -18,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from ..core import (atomic_path, check_choice, check_int, check_sigmas, check_type, default_device,
-                            import_extra, patch, read_json, save_tensors, write_json)
+from ..core import (atomic_path, check_choice, check_int, check_sigmas,
+                            check_type, copied, default_device, import_extra, patch,
+                            read_json, save_tensors, write_json)
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net, check_top
 from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
@@ -239,7 +239,7 @@ def merged(
     denoiser: NetDenoiser, # of any network with adapters of peft, or without
 ) -> NetDenoiser: # a copy that answers the same, of the network's own layers alone
     "LoRA adapters added to the weights."
-    plain = copy.deepcopy(denoiser)
+    plain = copied(denoiser)
     for name, layer in adapters(plain.net).items():
         layer.merge()
         parent, _, last = name.rpartition('.')
@@ -598,7 +598,7 @@ class StudentStep(nn.Module):
         denoiser: NetDenoiser, # copied to the CPU
     ):
         super().__init__()
-        self.denoiser = copy.deepcopy(denoiser).cpu().eval()
+        self.denoiser = copied(denoiser).cpu().eval()
 
     def forward(self,
         x: Tensor, # [B, *D]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice, check_int, read_json, write_json
+from ..core import check_choice, check_int, read_json, tensor_bytes, write_json
 from ..diffusion.denoisers import check_teacher, unguided
 from ..diffusion.samplers import Sampler
 from ..distillation.bank import TrajectoryPlan, frozen_copy
@@ -24,7 +24,6 @@ from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, sliced_wasserstein
 from .experiments import (Arm, Experiment, World, difference_table, differences,
                                        measures_of, run_experiment, show_differences)
-from ..training.checkpoints import tensor_bytes
 from ..training.config import Hardware
 
 # %% auto #0

@@ -11,20 +11,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from ..core import atomic_path, load_tensors, read_json, save_tensors, write_json
+from ..core import (atomic_path, load_tensors, read_json, save_tensors, tensor_bytes,
+                            write_json)
 
 # %% auto #0
-__all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'tensor_bytes', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
-           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'same_run', 'refuse_other', 'claim_folder']
+__all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint', 'keep_as_best',
+           'newest_checkpoint', 'is_main', 'fingerprint', 'same_run', 'refuse_other', 'claim_folder']
 
 # %% ../../nbs/training/02_checkpoints.ipynb #90800adb
-def tensor_bytes(t: Tensor): # uint8 array
-    "The numbers of a tensor as they lie in memory, in row order."
-    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
 def checksum(
     tensors: dict[str, Tensor],
     meta: dict, # what else is stored: anything that JSON can hold

@@ -5,7 +5,6 @@
 # %% ../../nbs/training/03_devices.ipynb #71d0f990
 from __future__ import annotations
 import contextlib
-import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ..core import send
+from ..core import copied, send
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
@@ -78,24 +77,16 @@ def recompute_blocks(model: nn.Module) -> None:
     for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
-def _copied(model: nn.Module, memo: dict) -> nn.Module:
-    try: return copy.deepcopy(model, memo)
-    except RuntimeError as e:
-        if 'weight_norm' not in str(e): raise
-        raise ValueError('a network with torch.nn.utils.weight_norm cannot be copied: take it off '
-                         'with remove_weight_norm(layer), or use the one of '
-                         'torch.nn.utils.parametrizations') from e
-
 def lean_copy(model: nn.Module) -> nn.Module: # a parameter that is not trained shares its memory
     "A copy that holds what is trained anew, and what is frozen together with the original."
     frozen = [p for p in model.parameters() if type(p) is nn.Parameter and not p.requires_grad]
     memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in frozen}
-    return _copied(model, memo)
+    return copied(model, memo)
 
 def trainable_copy(model: nn.Module) -> nn.Module: # where nothing is trainable, all of it is
     "A copy to be trained, as far as the original says it."
     if any(p.requires_grad for p in model.parameters()): return lean_copy(model)
-    return _copied(model, {}).requires_grad_(True)
+    return copied(model).requires_grad_(True)
 
 # %% ../../nbs/training/03_devices.ipynb #eeb29eaf
 class Processes:

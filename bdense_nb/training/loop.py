@@ -5,7 +5,6 @@
 # %% ../../nbs/training/05_loop.ipynb #12b0ea7c
 from __future__ import annotations
 import contextlib
-import copy
 import math
 import signal
 import statistics
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..core import check_type, locked
+from ..core import check_type, copied, locked
 from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
                           newest_checkpoint, refuse_other, same_run)
 from .config import Hardware, TrainConfig
@@ -345,7 +344,7 @@ class State:
         if self.cfg.ema:
             self.ema = AveragedModel(nn.Identity())
             self.ema.module = lean_copy(self.model) # what is frozen is its own average
-        if hardware.shard: self.plain = copy.deepcopy(self.model).cpu()
+        if hardware.shard: self.plain = copied(self.model).cpu()
         if hardware.recompute: recompute_blocks(self.model)
         self.precision = chosen_precision(hardware.precision, self.model, self.device)
         set_precision(self.model, self.precision, self.device)
@@ -477,9 +476,9 @@ class State:
     def in_one_place(self, model: nn.Module) -> nn.Module:
         "A model itself, or a copy gathered from all processes."
         if self.plain is None: return model
-        copied = copy.deepcopy(self.plain)
-        copied.load_state_dict({k: full_tensor(v) for k, v in model.state_dict().items()})
-        return copied.to(self.device)
+        fresh = copied(self.plain)
+        fresh.load_state_dict({k: full_tensor(v) for k, v in model.state_dict().items()})
+        return fresh.to(self.device)
 
     @cached_property
     def frozen(self) -> dict[str, str]: # name -> digest
