@@ -5,41 +5,37 @@
 # %% ../../nbs/distillation/05_bank.ipynb #a1142cc3
 from __future__ import annotations
 import contextlib
-import hashlib
-import inspect
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from ..core import (NFECounter, Trajectory, check_choice, check_int, check_sigmas,
-                            check_type, locked, save_tensors, send)
-from ..diffusion.denoisers import (CalledNet, EDMDenoiser, FlowDenoiser, GuidedDenoiser,
-                                  VPDenoiser, check_precision, cond_like, ignored,
-                                  map_cond, null_rows, unguided)
-from ..diffusion.nets import NETS
+from ..core import (Trajectory, check_choice, check_int, check_sigmas, check_type,
+                            locked, save_tensors, send)
+from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
+                                           cond_like, denoiser_hash, map_cond, null_rows,
+                                           unguided)
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from .branches import misfit
-from ..training.checkpoints import checksum, claim_folder, is_main, tensor_bytes
+from ..training.checkpoints import checksum, claim_folder, is_main
 from ..training.devices import Processes, lean_copy, replayed
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['BANK_DTYPES', 'frozen_copy', 'denoiser_hash', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank', 'bank_megabytes',
-           'make_bank', 'device_of', 'draw_start']
+__all__ = ['BANK_DTYPES', 'frozen_copy', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank', 'bank_megabytes', 'make_bank',
+           'device_of', 'draw_start', 'denoiser_hash']
 
 # %% ../../nbs/distillation/05_bank.ipynb #0cfb65e2
-_all_ = ['device_of', 'draw_start'] # of `samplers`: where a denoiser is, and the start from a seed
+# of `samplers`: where a denoiser is, and the start from a seed; of `denoisers`: which it is
+_all_ = ['device_of', 'draw_start', 'denoiser_hash']
 
 # %% ../../nbs/distillation/05_bank.ipynb #2fb74909
 def frozen_copy(
@@ -124,142 +120,6 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
         draw = ''
     return (f'{_name(denoiser)} is called with three arguments, (x [B, *D], noise [B], cond), '
             f'cond None where there is none, and must answer with a tensor like x: {error}{draw}')
-
-# %% ../../nbs/distillation/05_bank.ipynb #b34019b7
-def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
-    """Tells denoisers apart: by class, numbers and every attribute; a class may list attributes
-    that change no answer in `hash_ignores`."""
-    return _hash(denoiser, {})
-
-def _hash(denoiser: Callable, above: dict[int, str]) -> str:
-    denoiser = getattr(denoiser, '_orig_mod', denoiser) # what torch.compile wraps
-    if not hasattr(denoiser, '__dict__') or inspect.isroutine(denoiser):
-        raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a '
-                        'class that keeps its settings as attributes')
-    above = above | {id(denoiser): type(denoiser).__name__}
-    digest = hashlib.sha256(type(denoiser).__name__.encode())
-    if isinstance(denoiser, nn.Module):
-        parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None))
-    else: parts = _attributes(denoiser)
-    for name, value in parts.items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
-            digest.update(tensor_bytes(value))
-        elif _is_denoiser(value) and id(value) not in above:
-            digest.update(_hash(value, above).encode())
-        else:
-            said = value if _is_plain(value) else _described(value, name, above)
-            digest.update(repr(said).encode())
-    if isinstance(denoiser, nn.Module):
-        settings = _settings(denoiser)
-        told = settings == _settings(_as_configured(denoiser)) # does its configuration say all?
-        if not told: digest.update(repr(settings).encode())
-    return digest.hexdigest()[:16]
-
-def _is_denoiser(value) -> bool:
-    made = hasattr(value, '__dict__') and not isinstance(value, (partial, type))
-    return callable(value) and made and not inspect.isroutine(value)
-
-def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot be done
-    "The same denoiser, made anew from its configuration."
-    net = getattr(denoiser, 'net', None)
-    kinds = (EDMDenoiser, VPDenoiser, FlowDenoiser)
-    if type(denoiser) not in kinds or type(net) not in NETS.values(): return nn.Module()
-    with torch.random.fork_rng(devices=[]), torch.device('cpu'):
-        return type(denoiser)(type(net)(**net.config), **denoiser.config)
-
-# %% ../../nbs/distillation/05_bank.ipynb #3e261205
-# what libraries leave in a module whose forward they replace
-_WRAPPED = {'_original_forward', '_old_forward'}
-_MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile',
-                         '_is_accelerate_prepared', '_hf_hook', '_diffusers_hook',
-                         '_gradient_checkpointing_func',
-                         'gradient_checkpointing'} # how, not what
-# of torch's own layers: their weights' shapes say the same
-_SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features',
-          'num_channels', 'num_embeddings', 'embedding_dim'}
-
-def _settings(model: nn.Module) -> list:
-    """What changes a module's answers besides its parameters: classes, attributes and buffers
-    that are not stored."""
-    stored = model.state_dict().keys()
-    def said(name, m):
-        return {k: _described(v, f'{name}.{k}' if name else k, {id(m): name})
-                for k, v in _attributes(m).items()}
-    rows = [[name, type(m).__name__, said(name, m)] for name, m in model.named_modules()]
-    rows += [[name, tuple(b.shape), _sha(b.double() if b.is_floating_point() else b)]
-             for name, b in model.named_buffers() if name not in stored]
-    return rows
-
-def _attributes(thing) -> dict: # without those that change no answer
-    found = dict(vars(thing)) if hasattr(thing, '__dict__') else {}
-    for kind in type(thing).__mro__:
-        names = getattr(kind, '__slots__', ())
-        for name in (names,) if isinstance(names, str) else names:
-            if hasattr(thing, name) and not name.startswith('__'):
-                found[name] = getattr(thing, name)
-    if isinstance(thing, NFECounter): found['nfe'] = 0
-    skip = ignored(thing)
-    if isinstance(thing, nn.Module):
-        skip |= _MACHINERY | (_SIZES if type(thing).__module__.startswith('torch.') else set())
-        forward = found.get('forward')
-        wrapper = forward.func.__module__ if isinstance(forward, partial) else ''
-        recomputed = wrapper == 'torch.utils.checkpoint'
-        if recomputed or _WRAPPED & found.keys(): skip.add('forward')
-    return {k: v for k, v in found.items() if k not in skip and not isinstance(v, torch.device)}
-
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype)
-
-def _is_plain(value) -> bool: # does its repr say all?
-    if isinstance(value, dict):
-        return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
-    return isinstance(value, _PLAIN) or type(value) in (list, tuple) and all(map(_is_plain, value))
-
-def _sha(t: Tensor) -> str: return hashlib.sha256(tensor_bytes(t)).hexdigest()
-
-def _described(value, path: str, above: dict[int, str]): # something whose repr tells it from others
-    "A value of any kind in plain words; what cannot be described is refused by its name."
-    if isinstance(value, (list, tuple)): value = list(value) # JSON makes no difference
-    if isinstance(value, _PLAIN): return value
-    if isinstance(value, Tensor): return [str(value.dtype), tuple(value.shape), _sha(value)]
-    if id(value) in above: return f'the same as {above[id(value)]}'
-    above = above | {id(value): path}
-    inner = lambda v, name: _described(v, f'{path}.{name}', above)
-    if isinstance(value, list): return [inner(v, i) for i, v in enumerate(value)]
-    if isinstance(value, (set, frozenset)): return sorted(repr(inner(v, 'entry')) for v in value)
-    if isinstance(value, Mapping):
-        # of diffusers: where it was loaded from stands there too
-        own = path.endswith('_internal_dict')
-        return {str(k): inner(v, k) for k, v in value.items()
-                if not (own and str(k).startswith('_'))}
-    if isinstance(value, type): return f'{value.__module__}.{value.__qualname__}'
-    if isinstance(value, Enum): return f'{type(value).__name__}.{value.name}'
-    if isinstance(value, partial):
-        return [inner(getattr(value, name), name) for name in ('func', 'args', 'keywords')]
-    if inspect.ismethod(value): return [inner(value.__self__, '__self__'), value.__name__]
-    if inspect.isroutine(value): return _described_function(value, path, above)
-    if type(value).__module__ == 'numpy':
-        return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
-    if isinstance(value, nn.Module): return _hash(value, above)
-    if type(value).__module__ in ('builtins', '_thread', '_io', '_weakref', 'torch._C'):
-        raise TypeError(f'cannot tell this denoiser from others: its attribute {path} is a '
-                        f'{type(value).__name__}, which cannot be compared; list it in '
-                        'hash_ignores of its class if it changes no answer')
-    return [type(value).__name__, {k: inner(v, k) for k, v in _attributes(value).items()}]
-
-def _described_function(f: Callable, path: str, above: dict[int, str]):
-    "A function of an installed module by its name, any other by its code and all that it reads."
-    name = f'{f.__module__}.{f.__qualname__}'
-    code = getattr(f, '__code__', None)
-    if code is None or f.__module__ != '__main__' and '<' not in name: return name
-    reads = {n: f.__globals__[n] for n in code.co_names if n in f.__globals__}
-    reads = {n: v for n, v in reads.items() if not inspect.ismodule(v)}
-    reads |= {n: cell.cell_contents for n, cell in zip(code.co_freevars, f.__closure__ or ())}
-    reads |= dict(defaults=f.__defaults__, keywords=f.__kwdefaults__)
-    constants = [c.co_code if inspect.iscode(c) else c for c in code.co_consts]
-    said = {n: _described(v, f'{path}.{n}', above) for n, v in reads.items()}
-    return [name, code.co_code, repr(constants), said]
 
 # %% ../../nbs/distillation/05_bank.ipynb #7b5e1d94
 #: what a bank's numbers can be kept in; float16 halves it, and rounds a state by up to 1/2048
