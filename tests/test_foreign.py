@@ -711,3 +711,17 @@ def test_a_module_that_names_its_range_of_levels_keeps_to_it():
     fit = lambda D, *given: (cfg := SFDConfig().fitted(D, SHAPE, frozenset(given))) and (cfg.sigma_min, cfg.sigma_max)
     assert fit(as_denoiser(module)) == (.02, 50.) and fit(as_denoiser(module), 'sigma_min') == (.006, 50.)
     assert fit(as_denoiser(made('edm'))) == (.006, 80.)
+
+
+def test_a_network_made_otherwise_is_known_by_its_answers(tmp_path):
+    "Whatever in it differs: a student's weights are the same."
+    class Net(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(4, 16), act, nn.Linear(16, 3)
+        def forward(self, x, t, cond=None): return self.b(self.act(self.a(torch.cat([x, t.reshape(-1, 1).expand(len(x), 1)], 1))))
+    student = Student(EDMDenoiser(Net(nn.LeakyReLU(.1)), .5).requires_grad_(False).eval(), torch.tensor([80., 1., .006]), False, (3,))
+    student.save(tmp_path)
+    assert torch.equal(load_student(tmp_path, 'cpu', lambda: Net(nn.LeakyReLU(.1))).sample(4), student.sample(4))
+    for act in (nn.LeakyReLU(.3), nn.ELU()):
+        with pytest.raises(ValueError, match='answers otherwise than the one that was stored'): load_student(tmp_path, 'cpu', lambda: Net(act))

@@ -11,7 +11,7 @@ from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
     'Branches at growing budgets':
-        'fashion_4096 fashion_long fashion_wide fashion_sfd spiral_longest spiral_copies spiral_calls moons_copies',
+        'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_calls moons_copies',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
@@ -21,6 +21,8 @@ GROUPS = {  # heading -> its files, in order; a file belongs to the first that n
     'The paper': 'paper'}
 QUESTIONS = {  # of files that are no experiment, or whose own question is another file's, too
     'fashion_4096': 'Fashion-MNIST, half a million trajectories: do branches help?',
+    'fashion_4096_calls': 'Fashion-MNIST, half a million trajectories, 4 calls: do branches help?',
+    'fashion_long_calls': 'Fashion-MNIST, 33,000 trajectories, 3 to 5 calls: do branches help?',
     'fashion_long': 'Fashion-MNIST, 33,000 trajectories: which branch weights help?',
     'fashion_wide': 'Fashion-MNIST, a teacher twice as good: do branches help, and beside finer trajectories?',
     'fashion_sfd': 'Fashion-MNIST, short trainings: which branch weights help, at how many calls?',
@@ -131,8 +133,8 @@ def comparison(data: dict) -> tuple[list[str], list[str]]:
     return ['\n'.join(said)], tables
 
 
-# where a difference was found -> its name there
-PLACES = {'nfe': 'calls', 'iterations': 'iterations', 'width': 'width'}
+# where a difference was found -> how it is said
+PLACES = {'nfe': '{:,} calls', 'iterations': '{:,} it.', 'width': 'width {:,}'}
 
 
 def verdicts(data: dict, measure: str) -> list[int]:
@@ -145,8 +147,8 @@ def counted(data: dict, measure: str) -> str:
     "The verdicts in words, and the two ends of what was found."
     better, worse, neither = verdicts(data, measure)
     found = sorted(differences(data, measure), key=lambda d: d.interval.mean/d.host)
-    varied = {key: label for key, label in PLACES.items() if len({getattr(d, key) for d in found}) > 1}
-    ends = [f'{d.percent} % ({", ".join([d.name, *(f"{label} {getattr(d, key):,}" for key, label in varied.items())])})'
+    varied = {key: text for key, text in PLACES.items() if len({getattr(d, key) for d in found}) > 1}
+    ends = [f'{d.percent} % ({", ".join([d.name, *(text.format(getattr(d, key)) for key, text in varied.items())])})'
             for d in (found[0], found[-1])]
     return (f'against "{data["host"]}" {better} better, {worse} worse, {neither} neither: '
             + ' to '.join(dict.fromkeys(ends)))

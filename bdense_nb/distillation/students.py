@@ -23,7 +23,8 @@ from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, Gui
                                            NetDenoiser, check_samples, guidance_of,
                                            load_denoiser, read_about, read_run, save_denoiser,
                                            unguided)
-from ..diffusion.samplers import ConditionTable, Sampler
+from ..diffusion.nets import NETS
+from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..diffusion.schedules import SHIFTED
 from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
                                          frozen_copy)
@@ -147,11 +148,36 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
     if table is not None: how['conditions_sha256'] = checksum(table.tensors, {})
     run = _run_of(student.about, how)
     if not overwrite: _check_replaceable(student, folder, run)
+    how['answers'] = _answers(student.denoiser, student.shape)
     with locked(folder):
         if overwrite: (folder/CONFIG).unlink(missing_ok=True)
         for name, tensor in more.items(): save_tensors(folder/name, {'biases': tensor})
         if table is not None: table.save(folder/CONDITIONS)
         save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
+
+def _answers(denoiser: NetDenoiser, shape: tuple[int, ...]) -> list[float] | None: # None: not known
+    "A few of its answers, where somebody else makes the network anew."
+    if type(denoiser.net) in NETS.values(): return None
+    try:
+        x, cond = draw_start(denoiser, shape, range(2), 1.)
+        with torch.no_grad(): first, again = (denoiser(x, 1., cond).flatten() for _ in range(2))
+    except Exception: return None # nobody has said its conditions
+    if _apart(first, again) > _SAME or not first.isfinite().all(): return None # chance is in it
+    return first[torch.linspace(0, len(first) - 1, min(32, len(first))).long()].tolist()
+
+_SAME = .005 # of the answers' norm: another GPU rounds its products to 10 bits
+
+def _apart(a, b) -> float: # of numbers
+    a, b = (torch.as_tensor(t, dtype=torch.float64, device='cpu') for t in (a, b))
+    return ((a - b).norm()/b.norm().clamp(min=1e-12)).item()
+
+def _check_answers(denoiser: NetDenoiser, shape: tuple[int, ...], stored) -> None:
+    "Refuse a network that was made otherwise than the stored one."
+    mine = stored and _answers(denoiser, shape)
+    if mine and _apart(mine, stored) > _SAME:
+        raise ValueError('the network that was given answers otherwise than the one that was '
+                         f'stored: {_apart(mine, stored):.1%} away with the same weights and input'
+                         '; make it with the settings that it had (activations, constants, ...)')
 
 def table_of(denoiser: NetDenoiser) -> ConditionTable | None: # None: it has none
     "The table that a student's conditions are drawn from; other ways to draw are not kept."
@@ -286,6 +312,7 @@ class _Sampling:
     step_layer: str | None = None
     biases_sha256: str | None = None
     conditions_sha256: str | None = None
+    answers: tuple[float, ...] | None = None # of a network that somebody else makes, to a noise
 
     def __post_init__(self):
         validate(self)
@@ -321,6 +348,7 @@ def load_student(
     denoiser = load_denoiser(folder, device, net)
     if how.conditions_sha256 is not None:
         denoiser.conditions = load_table(folder, how.conditions_sha256)
+    _check_answers(denoiser, how.shape, how.answers)
     common = (how.afs, how.shape, about)
     biases = None if how.grids is None else _load_biases(folder, how.biases_sha256)
     try:

@@ -633,7 +633,8 @@ EXPERIMENTS |= {
        for name in ('spiral', 'moons', 'ring') for kind in PLANE},
     'spiral_calls': Experiment(
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
-        budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)), 'K = 1', 10),
+        (*budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
+         *budget_arms(PLANE_SFD, LATE, (5,), (3000,))), 'K = 1', 10),
     'spiral_recipe': Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
@@ -832,16 +833,19 @@ def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations
     return {(c['arm'], c['calls'], c['iterations']): c['iterations']*c['config']['cfg']['batch']
             for c in result['configs']}
 
-#: worlds, and the experiments that train there with growing budgets
-GAINS = {'spiral': ('spiral_copies', 'spiral_longest'), 'two moons': ('moons_copies',),
-         'Fashion-MNIST': ('fashion_sfd', 'fashion_long', 'fashion_4096')}
+#: worlds: network calls of the students, and the experiments that train there with growing budgets
+GAINS = {'spiral': (2, ('spiral_copies', 'spiral_longest')), 'two moons': (2, ('moons_copies',)),
+         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
+         'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls'))}
 #: the arms that all of them have
 HELD = ('linear', 'endpoint-heavy', 'K = 4, linear', 'K = 4, endpoint-heavy')
 
 def stored_gains() -> dict[str, list[dict]]: # as `show_gains` takes it
-    "The results of these experiments that travel with the package."
-    return {title: [read_json(data_dir()/'results'/f'{name}.json') for name in names]
-            for title, names in GAINS.items()}
+    "The results of these experiments that travel with the package, at one number of calls each."
+    def at(nfe, name):
+        found = read_json(data_dir()/'results'/f'{name}.json')
+        return dict(found, rows=[r for r in found['rows'] if r['nfe'] == nfe])
+    return {title: [at(nfe, name) for name in names] for title, (nfe, names) in GAINS.items()}
 
 def _named(result: dict) -> dict[str, str]: # arm -> its name, which says K
     "The same arm has the same name, whether its experiment varies K or not."
@@ -868,9 +872,9 @@ def _gain_panel(
     ax.tick_params(labelsize=8)
 
 def show_gains(
-    settings: dict[str, Sequence[dict]], # title -> results of one world, early and late
+    # title -> results of one world at one number of calls, early and late
+    settings: dict[str, Sequence[dict]],
     arms: Sequence[str] | None = None, # None: all
-    nfe: int = 2, # network calls of the students
     save: Path | str | None = None, # picture to write
 ) -> dict[str, dict[str, list[tuple[int, Difference]]]]: # by title, then measure
     "Arm minus host in percent against the budget: a row for each world, a column for each measure."
@@ -885,8 +889,8 @@ def show_gains(
                 places = found.setdefault(title, {}).setdefault(measure, [])
                 places += [(seen[d.arm, d.nfe, d.iterations], d)
                            for d in differences(result, measure)
-                           if d.nfe == nfe and (arms is None or d.arm in arms)]
-    fig, axes = plt.subplots(len(found), 2, figsize=(5.4, 2*len(found)), squeeze=False,
+                           if arms is None or d.arm in arms]
+    fig, axes = plt.subplots(len(found), 2, figsize=(5.4, 1.8*len(found)), squeeze=False,
                              layout='constrained')
     for row, (title, measures) in zip(axes, found.items()):
         for ax, (measure, places) in zip(row, measures.items()):
