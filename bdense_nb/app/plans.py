@@ -54,7 +54,7 @@ def time_iteration(
 def growing_trials(
     trial: Callable[[int], tuple[float, ...]], # batch size -> measurements, the first in seconds
     batch: int, # of the run
-    patience: float = .5, # seconds; a slower trial is the last
+    patience: float = .2, # seconds; a slower trial is the last
 ) -> dict[int, tuple[float, ...]]: # batch size -> measurements, ascending; {}: none fits
     """Try growing batches until one is the run's own, is slow, or does not fit into the GPU's
     memory."""
