@@ -379,11 +379,11 @@ def test_a_lonely_process_says_how_to_start_several():
 def test_what_is_said_to_start_several_processes_does(tmp_path):
     "`accelerate launch` starts one alone, which says so; what it names instead starts two."
     bin, args = Path(sys.executable).parent, ['teacher', '--data', 'ring', '--steps', '4', '--batch', '8']
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
-    lonely = subprocess.run([bin/'accelerate', 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-                             bin/'bdense_teach', *args], cwd=tmp_path, capture_output=True, text=True, env=env)
+    def launched(module, *words): return python(f'from {module} import main; sys.argv = [{module!r}, *sys.argv[1:]]; sys.exit(main())', *words, cwd=tmp_path, OMP_NUM_THREADS='1')
+    lonely = launched('accelerate.commands.accelerate_cli', 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+                      bin/'bdense_teach', *args)
     assert f'torchrun --nproc_per_node 2 --no-python bdense_teach {" ".join(args)}' in lonely.stderr and not list(tmp_path.iterdir())
-    both = subprocess.run([bin/'torchrun', '--nproc_per_node', '2', '--no-python', bin/'bdense_teach', *args], cwd=tmp_path, capture_output=True, text=True, env=env)
+    both = launched('torch.distributed.run', '--nproc_per_node', '2', '--no-python', bin/'bdense_teach', *args)
     assert both.returncode == 0, both.stderr
     assert load_denoiser(tmp_path/'teacher').net.config['dim'] == 2
 
