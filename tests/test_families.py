@@ -206,9 +206,13 @@ TEXT = dict(encoder_hidden_states=torch.zeros(3, 4, 12), encoder_attention_mask=
                                          (dict(encoder_hidden_states=torch.zeros(2, 4, 12)), r"condition 'encoder_hidden_states' must have a row for each of the 3 samples, got shape \(2, 4, 12\)"),
                                          (torch.zeros(1, 4, 12), 'a row for each of the 3')])
 def test_conditions_that_cannot_belong_to_their_samples_are_refused(cond, match):
-    "In words also where the network is called directly, and compiling stays whole."
+    "In words also where the network is called directly."
     teacher, x = teacher_of('SD'), sample_noise(range(3), SHAPE)
     with pytest.raises(ValueError, match=match): teacher(x, 2., cond)
+
+
+def test_what_looks_at_conditions_compiles_whole():
+    teacher, x = teacher_of('SD'), sample_noise(range(3), SHAPE)
     compiled = torch.compile(teacher, fullgraph=True, backend='eager')
     with torch.no_grad(): torch.testing.assert_close(compiled(x, torch.tensor(2.), TEXT), teacher(x, 2., TEXT))
 
