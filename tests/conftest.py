@@ -1,4 +1,5 @@
 "What all tests share. One thread each: small tensors gain nothing from more, and results stay comparable."
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,14 @@ from forks import find_classes_by_name, no_parsers_of_addresses  # noqa: E402
 
 find_classes_by_name()
 no_parsers_of_addresses()
+gc.disable()  # what is imported stays
+
+
+def pytest_collection_finish():
+    "No search for garbage goes through what was imported, and few go through what tests import."
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope='session')

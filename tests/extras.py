@@ -15,8 +15,8 @@ A_UNET = '''
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 torch.manual_seed(0)
-net = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
-                  layers_per_block=1, down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2)
+net = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
+                  layers_per_block=1, down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',))
 net.save_pretrained('unet')
 DDPMScheduler(prediction_type='v_prediction').save_pretrained('unet/scheduler')  # untrained, a velocity is the best it can say
 '''
@@ -62,8 +62,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from bdense_nb import SFDConfig, sfd
 from bdense_nb.diffusion.samplers import ConditionTable
 from bdense_nb.interop.diffusers import from_diffusers
-net = UNet2DConditionModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-                           down_block_types=('CrossAttnDownBlock2D',)*2, up_block_types=('CrossAttnUpBlock2D',)*2, cross_attention_dim=4, attention_head_dim=4)
+net = UNet2DConditionModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+                           down_block_types=('CrossAttnDownBlock2D',), up_block_types=('CrossAttnUpBlock2D',), cross_attention_dim=4, attention_head_dim=4)
 net.save_pretrained('text/unet')
 DDPMScheduler(prediction_type='v_prediction').save_pretrained('text/scheduler')
 pathlib.Path('text/model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionPipeline')))
@@ -81,8 +81,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from bdense_nb.diffusion.samplers import ConditionTable
 from bdense_nb.interop.diffusers import from_diffusers
 from bdense_nb.interop.export import with_adapters
-net = UNet2DConditionModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-                           down_block_types=('CrossAttnDownBlock2D',)*2, up_block_types=('CrossAttnUpBlock2D',)*2, cross_attention_dim=4, attention_head_dim=4)
+net = UNet2DConditionModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+                           down_block_types=('CrossAttnDownBlock2D',), up_block_types=('CrossAttnUpBlock2D',), cross_attention_dim=4, attention_head_dim=4)
 teacher = from_diffusers(net, DDPMScheduler())
 teacher.conditions = ConditionTable(torch.zeros(1, 2, 4))
 print({n.split('.')[-2] for n, p in with_adapters(teacher, 2).named_parameters() if p.requires_grad and 'lora' not in n})

@@ -379,11 +379,11 @@ def test_a_lonely_process_says_how_to_start_several():
 def test_what_is_said_to_start_several_processes_does(tmp_path):
     "`accelerate launch` starts one alone, which says so; what it names instead starts two."
     bin, args = Path(sys.executable).parent, ['teacher', '--data', 'ring', '--steps', '4', '--batch', '8']
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
-    lonely = subprocess.run([bin/'accelerate', 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-                             bin/'bdense_teach', *args], cwd=tmp_path, capture_output=True, text=True, env=env)
+    def launched(module, *words): return python(f'from {module} import main; sys.argv = [{module!r}, *sys.argv[1:]]; sys.exit(main())', *words, cwd=tmp_path, OMP_NUM_THREADS='1')
+    lonely = launched('accelerate.commands.accelerate_cli', 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+                      bin/'bdense_teach', *args)
     assert f'torchrun --nproc_per_node 2 --no-python bdense_teach {" ".join(args)}' in lonely.stderr and not list(tmp_path.iterdir())
-    both = subprocess.run([bin/'torchrun', '--nproc_per_node', '2', '--no-python', bin/'bdense_teach', *args], cwd=tmp_path, capture_output=True, text=True, env=env)
+    both = launched('torch.distributed.run', '--nproc_per_node', '2', '--no-python', bin/'bdense_teach', *args)
     assert both.returncode == 0, both.stderr
     assert load_denoiser(tmp_path/'teacher').net.config['dim'] == 2
 
@@ -701,7 +701,7 @@ def test_both_hosts_and_their_variants(at, tmp_path):
 def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     diffusers = pytest.importorskip('diffusers')
     torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2)
+    unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',))
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=100)).save_pretrained('mine')
     for i, x in enumerate(sample_noise(range(6), (8, 8))): Path('photos').mkdir(exist_ok=True); Image.fromarray((x*40 + 128).clamp(0, 255).byte().numpy()).save(f'photos/{i}.png')
     shell('bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher')
@@ -739,8 +739,8 @@ def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell
 def text_pipeline(folder, **more): # what bdense_distill reads of Stable Diffusion
     diffusers = pytest.importorskip('diffusers')
     torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4, cross_attention_dim=12,
-                                          down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
+    unet = diffusers.UNet2DConditionModel(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, attention_head_dim=4, cross_attention_dim=12,
+                                          down_block_types=('CrossAttnDownBlock2D',), up_block_types=('CrossAttnUpBlock2D',))
     unet.save_pretrained(folder/'unet')
     diffusers.DDPMScheduler(prediction_type='v_prediction').save_pretrained(folder/'scheduler')
     return unet

@@ -189,7 +189,13 @@ def network_first(student, y, *rest):  # without the analytic step
     return rollout(student, y, *rest, start=lambda x, y, n: euler_step(y[0], student(y[0], coarse[0]), coarse[0], coarse[1]) if n == 1 else x)
 
 
-def taught(**how): return sfd(TEACHER, SFDConfig(nfe=2, K=1, **dict(substeps=8, steps=2, batch=32, lr=2e-3, shape=(2,)) | how), show=False)
+class Taught:
+    "A student of the spiral's teacher that is trained when it is asked for."
+    def __init__(self, about={}, **how): self.how, self.about = dict(substeps=8, steps=2, batch=32, lr=2e-3, shape=(2,)) | how, about
+
+    def student(self):
+        one = sfd(TEACHER, SFDConfig(nfe=2, K=1, **self.how), show=False)
+        return replace(one, about=self.about) if self.about else one
 
 
 T = student_t(.95, 4)
@@ -367,9 +373,9 @@ MISTAKES = [
     ('capstone', Sampler(TEACHER, karras_sigmas(4, .006, 80.), False, (2,)), 'takes 4'),
     ('capstone', Sampler(TEACHER, SFDConfig(nfe=2).grids[1], True, (2,)), 'does the loss still fall'),
     *[('capstone', student, said) for student, said in (
-        (taught(steps=3), 'training: train longer, with a larger batch\n'), (taught(steps=3, lr=5e-4), 'higher rate'), (taught(steps=3, lr=.1), 'a rate of 0.1 is too high'),
-        (taught(steps=15, substeps=4, lr=5e-4), 'most of it is training: train longer'), (replace(taught(), about={'seconds': 75.}), 'its iterations took 75 s'))],
-    ('capstone', sfd(TEACHER, SFDConfig(nfe=2, K=1, steps=60, batch=128, lr=2e-3, lr_schedule='cosine', shape=(2,)), show=False), 'a finer grid\n'),
+        (Taught(steps=3), 'training: train longer, with a larger batch\n'), (Taught(steps=3, lr=5e-4), 'higher rate'), (Taught(steps=3, lr=.1), 'a rate of 0.1 is too high'),
+        (Taught(steps=15, substeps=4, lr=5e-4), 'most of it is training: train longer'), (Taught(about={'seconds': 75.}), 'its iterations took 75 s'))],
+    ('capstone', Taught(substeps=4, steps=60, batch=128, lr_schedule='cosine'), 'a finer grid\n'),
 ]
 
 
@@ -380,7 +386,7 @@ def heard(number, answer):
 
 @pytest.mark.parametrize('number, answer, hint', MISTAKES, ids=[f'{n}-{hint}' for n, _, hint in MISTAKES])
 def test_mistakes_get_their_hint(number, answer, hint):
-    said = heard(number, answer)
+    said = heard(number, answer.student() if isinstance(answer, Taught) else answer)
     assert 'hint: ' in said and hint in said, said
 
 

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from run_notebooks import NBS, notebooks
+from warm import python
 
 SKIP = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
 
@@ -53,5 +54,5 @@ def test_notebook_is_well_formed(path):
 
 
 def test_readme_is_fresh(root):
-    check = subprocess.run([sys.executable, root/'tools'/'readme.py', '--check'], capture_output=True, text=True)
+    check = python('import readme; sys.argv[1:] = ["--check"]; readme.main()', cwd=root)
     assert check.returncode == 0, check.stderr

@@ -36,7 +36,7 @@ from warm import python  # noqa: E402
 
 SHAPE = (4, 8, 8)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
-TEXT_UNET = dict(UNET, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), cross_attention_dim=12, attention_head_dim=4)
+TEXT_UNET = dict(UNET, block_out_channels=(8,), down_block_types=('CrossAttnDownBlock2D',), up_block_types=('CrossAttnUpBlock2D',), cross_attention_dim=12, attention_head_dim=4)
 DIT = dict(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8, in_channels=4)
 FLUX = dict(in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(2, 2, 4))
 MADE = {
@@ -206,9 +206,13 @@ TEXT = dict(encoder_hidden_states=torch.zeros(3, 4, 12), encoder_attention_mask=
                                          (dict(encoder_hidden_states=torch.zeros(2, 4, 12)), r"condition 'encoder_hidden_states' must have a row for each of the 3 samples, got shape \(2, 4, 12\)"),
                                          (torch.zeros(1, 4, 12), 'a row for each of the 3')])
 def test_conditions_that_cannot_belong_to_their_samples_are_refused(cond, match):
-    "In words also where the network is called directly, and compiling stays whole."
+    "In words also where the network is called directly."
     teacher, x = teacher_of('SD'), sample_noise(range(3), SHAPE)
     with pytest.raises(ValueError, match=match): teacher(x, 2., cond)
+
+
+def test_what_looks_at_conditions_compiles_whole():
+    teacher, x = teacher_of('SD'), sample_noise(range(3), SHAPE)
     compiled = torch.compile(teacher, fullgraph=True, backend='eager')
     with torch.no_grad(): torch.testing.assert_close(compiled(x, torch.tensor(2.), TEXT), teacher(x, 2., TEXT))
 

@@ -25,8 +25,8 @@ def ddpm(levels):
     "A diffusers U-Net for 3 x 32 x 32 with linear betas."
     from diffusers import DDPMScheduler, UNet2DModel
     torch.manual_seed(0)
-    unet = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-                       down_block_types=('DownBlock2D',)*2, up_block_types=('UpBlock2D',)*2)
+    unet = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, add_attention=False,
+                       down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',))
     return unet, DDPMScheduler(levels, beta_start=.1/levels, beta_end=20/levels, prediction_type='v_prediction') # random noise estimates remove no noise, which is refused
 
 

@@ -193,6 +193,7 @@ def main() -> None:
         with contextlib.suppress(ImportError): importlib.import_module(name)  # the jobs show it
     gc.freeze()  # a fork that looks for garbage would copy every page of it
     gc.enable()
+    gc.set_threshold(20_000, 20, 20)  # what runs here is short
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever a library prints here is no answer
     print(json.dumps(sorted(commands)), file=replies, flush=True)

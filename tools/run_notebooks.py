@@ -56,7 +56,8 @@ def sliced(get_msg):
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that wait without spinning, as in the Makefile
 WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.stats', 'ipywidgets', 'ipykernel.ipkernel',
               'ipykernel.kernelapp', 'optuna.visualization.matplotlib', 'diffusers.pipelines.pipeline_utils',
-              'diffusers.models.unets.unet_2d_condition', 'tyro', 'typeguard', 'docstring_parser')  # not what asks, when imported, whether it is in a notebook
+              'diffusers.models.unets.unet_2d_condition', 'tyro', 'tyro._backends._tyro_backend', 'tyro._backends._argparse_formatter', 'typeguard',
+              'docstring_parser', 'tabulate', 'matplotlib.backends.backend_agg', 'PIL.JpegImagePlugin', 'PIL.GifImagePlugin', 'IPython.core.magics', 'IPython.core.pylabtools')  # not what asks, when imported, whether it is in a notebook
 KERNEL = '''
 import os, sys, matplotlib
 os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')

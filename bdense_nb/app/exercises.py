@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from ..core import (NFECounter, check_answer, check_choice, data_dir, read_json,
+from ..core import (NFECounter, Trajectory, check_answer, check_choice, data_dir, read_json,
                             sample_noise)
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, load_teacher
 from ..diffusion.data import toy_2d
@@ -198,25 +198,28 @@ def _(got):
 
 def _student() -> Sampler: return Sampler(_blobs(), karras_sigmas(2, .1, 20.), False, (2,))
 
+@cache
+def _end(first: int, scale: float, n: int = 500) -> Tensor: # where the teacher ends
+    noise = scale*sample_noise(range(first, first + n), (2,))
+    return sample(_blobs(), noise, karras_sigmas(16, .1, 20.))
+
 @_exercise('2.2', 'the noise of seeds 0 to n-1 for both, times sigmas[0]; root of the mean square',
            lambda f: f(_student(), _blobs(), karras_sigmas(16, .1, 20.)))
 def _(got):
     out = _student().sample(500)
-    end = lambda first, scale, n=500: sample(
-        _blobs(), scale*sample_noise(range(first, first + n), (2,)), karras_sigmas(16, .1, 20.))
-    want = end(0, 20.)
-    later = _student().sample(500, seed=500), end(500, 20.) # another way to make pairs
+    want = _end(0, 20.)
+    later = _student().sample(500, seed=500), _end(500, 20.) # another way to make pairs
     if any(_close(got, paired_error(*pair), 1e-4) for pair in ((out, want), later)): return True
-    if any(_close(got, paired_error(_student().sample(n), end(0, 20., n)), 1e-4)
+    if any(_close(got, paired_error(_student().sample(n), _end(0, 20., n)), 1e-4)
            for n in (64, 100, 128, 200, 256, 1000, 2000, 4000)): return True
     gap = (out - want).double()
-    strangers = paired_error(out, end(500, 20.))
+    strangers = paired_error(out, _end(500, 20.))
     named = _named(got, {
         'still the same: student and teacher draw from different noise, seed by seed': strangers,
         'the grid is an argument: its first level need not be 80, multiply by sigmas[0]':
-            paired_error(out, end(0, 80.)),
+            paired_error(out, _end(0, 80.)),
         'the teacher starts at noise level sigmas[0], so its noise must be multiplied by it':
-            paired_error(out, end(0, 1.)),
+            paired_error(out, _end(0, 1.)),
         'that is the mean of the squares; take its root': (gap.square().mean(), strangers**2),
         'that is the mean of the absolute differences; take the root of the mean square':
             gap.abs().mean(),
@@ -533,13 +536,10 @@ def _again(x: Tensor, n: int) -> Tensor: # the analytic step before every call
     _, _, coarse = _paths()
     return x if n == 1 else _first(x, coarse[n - 1:])
 
-@_exercise('5.2', 'compare with the iteration above: where each step starts, its target, its loss, '
-           'and when update is called', _losses)
-def _(got):
-    if got in (_ATTACHED, _CALLED): return got
-    if len(got) != 2: return f'one loss for each of the two calls, please; yours are {len(got)}'
+@cache
+def _wrong_rollouts() -> dict:
     _, fine, coarse = _paths()
-    return _close(got, _rollout(), 1e-4) or _named(got, {
+    return {
         'the teacher stands at y[4]; the student stands where its analytic step from y[0] led':
             _rollout(lambda x, y, n: y[4] if n == 1 else x),
         'the analytic step is missing: from y[0] with afs_x0(y[0], coarse[0]) to coarse[1]':
@@ -574,7 +574,14 @@ def _(got):
         'the analytic step divides by sqrt(1 + t**2), not by t: use afs_x0(y[0], coarse[0])':
             _rollout(first=lambda x, coarse: coarse[1]/coarse[0]*x),
         'only the first step may start at the noise; later ones start where the last one ended':
-            _rollout(lambda x, y, n: y[0])}, 1e-4)
+            _rollout(lambda x, y, n: y[0])}
+
+@_exercise('5.2', 'compare with the iteration above: where each step starts, its target, its loss, '
+           'and when update is called', _losses)
+def _(got):
+    if got in (_ATTACHED, _CALLED): return got
+    if len(got) != 2: return f'one loss for each of the two calls, please; yours are {len(got)}'
+    return _close(got, _rollout(), 1e-4) or _named(got, _wrong_rollouts(), 1e-4)
 
 # %% ../../nbs/app/05_exercises.ipynb #bde36cec
 def _wide(K: int) -> nn.Linear: # K branches of three outputs
@@ -618,10 +625,13 @@ def _(layers):
         'the endpoint has the last three rows: layer.weight[-3:]':
             at(lambda out: out.flatten(1)[:, -4:-1])})
 
+@cache
+def _path(t: float) -> Trajectory:
+    return trajectory(_blobs(), _noised(), karras_sigmas(16, .1, t), 'heun')
+
 def _segment(t: float) -> tuple: # four states [64, 4, 2], the noise, its level, theirs
-    fine = karras_sigmas(16, .1, t)
-    path = trajectory(_blobs(), _noised(), fine, 'heun')
-    return path.xs[4::4].transpose(0, 1), _noised(), t, fine[4::4]
+    path = _path(t)
+    return path.xs[4::4].transpose(0, 1).clone(), _noised(), t, path.sigmas[4::4].clone()
 
 def _off(got: list) -> str: # where the branches' own steps end with these targets
     off = (branch_states(got[0], *_segment(2.)[1:]) - _segment(2.)[0]).norm(dim=-1).mean(0)
@@ -850,6 +860,12 @@ def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
     return ('most of it is training: train longer, with a larger batch'
             + ' or a higher rate'*(cfg.lr < .002))
 
+@cache
+def _judged() -> tuple[Tensor, Tensor]: # noise of seeds that are not those of training, its ends
+    noise = sample_noise(range(10**6, 10**6 + 2000), (2,))
+    teacher = load_teacher('spiral', 'cpu')
+    return noise, sample(teacher, 80*noise, karras_sigmas(40, .006, 80.), 'dpmpp3m')
+
 @_exercise('capstone', 'give the student that sfd or progressive returned, or that of your own '
            'loop: cfg.sampler(fold(net)), since fold leaves the last branch')
 def _(student):
@@ -858,10 +874,8 @@ def _(student):
     if student.nfe != 2: return f'two network calls are asked for; yours takes {student.nfe}'
     if tuple(student.shape) != (2,):
         return f'points in the plane are asked for, not {tuple(student.shape)}'
-    seeds = range(10**6, 10**6 + 2000) # not those of training
-    noise = sample_noise(seeds, (2,))
-    goal = sample(load_teacher('spiral', 'cpu'), 80*noise, karras_sigmas(40, .006, 80.), 'dpmpp3m')
-    error = paired_error(student.sample(2000, seed=seeds.start, batch=2000), goal)
+    noise, goal = _judged()
+    error = paired_error(student.sample(2000, seed=10**6, batch=2000), goal)
     about = getattr(student, 'about', {})
     seconds = about.get('seconds', 0) # 0: a loop of one's own
     took = f', trained in {seconds:.0f} s' if seconds else ''
