@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from bdense_nb.app import shell as cli
 from bdense_nb.app import commands
-from bdense_nb.app.commands import Networks, duration, find_data, find_student, new_denoiser, read_data, shape_of
+from bdense_nb.app.commands import Networks, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
 from bdense_nb.app.course import COMMANDS as COURSE
 from bdense_nb.app.plans import estimate_run
 from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said,
@@ -744,6 +744,16 @@ def text_pipeline(folder, **more): # what bdense_distill reads of Stable Diffusi
     unet.save_pretrained(folder/'unet')
     diffusers.DDPMScheduler(prediction_type='v_prediction').save_pretrained(folder/'scheduler')
     return unet
+
+
+def test_what_no_stock_pipeline_takes_is_said_before_the_training(tmp_path, capsys):
+    text_pipeline(tmp_path)
+    from diffusers import DDPMScheduler
+    DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear').save_pretrained(tmp_path/'scheduler')
+    teacher, shape = commands.from_diffusers(tmp_path), (4, 8, 8)
+    for afs, note in ((True, 'cannot go into a stock pipeline, whose noise is 1.1% off; with --no_afs it can'), (False, '')):
+        note_pipeline(teacher, SFDConfig(afs=afs).fitted(teacher, shape), shape)
+        assert note in (out := capsys.readouterr().out) and bool(note) == bool(out)
 
 
 def test_a_network_told_a_text_from_the_shell(shell):

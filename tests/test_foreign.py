@@ -725,3 +725,23 @@ def test_a_network_made_otherwise_is_known_by_its_answers(tmp_path):
     assert torch.equal(load_student(tmp_path, 'cpu', lambda: Net(nn.LeakyReLU(.1))).sample(4), student.sample(4))
     for act in (nn.LeakyReLU(.3), nn.ELU()):
         with pytest.raises(ValueError, match='answers otherwise than the one that was stored'): load_student(tmp_path, 'cpu', lambda: Net(act))
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+    def forward(self, x, t): return self.a(torch.cat([x, t.reshape(-1, 1).expand(x.shape[0], 1)], 1))
+
+
+def test_a_scripted_network_and_one_without_gradients_say_so():
+    with pytest.raises(TypeError, match='pass the module that was scripted'): EDMDenoiser(torch.jit.script(Dense()))
+    silent = Dense()
+    silent.forward = torch.no_grad()(silent.forward)
+    with pytest.raises(ValueError, match='this loss has no gradient'): sfd(EDMDenoiser(silent), SFDConfig(K=1, steps=2, batch=4, shape=(3,)), show=False)
+
+
+def test_a_shape_that_is_not_the_networks_own_is_said():
+    net = Dense()
+    net.sample_shape = (2,)
+    with pytest.warns(UserWarning, match=r'shape=\(3,\) are asked for.*its own are \(2,\)'): frozen_copy(EDMDenoiser(net), (3,))

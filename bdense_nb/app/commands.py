@@ -38,11 +38,11 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'asked_shape', 'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill',
            'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu',
            'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted', 'distill_data', 'conditioned_data',
-           'distill_run', 'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan',
-           'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
-           'distances', 'quality_of', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student',
-           'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment', 'evaluate', 'Export',
-           'check_export', 'export']
+           'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample',
+           'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features',
+           'find_reality', 'distances', 'quality_of', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
+           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment',
+           'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import (device_bytes, estimate_run, estimate_training, memory_on_paper,
@@ -74,8 +74,8 @@ from ..evaluation.metrics import (fashion_fd, frechet_distance, paired_error,
                                           sliced_wasserstein)
 from ..evaluation.pictures import show_points, show_rows, show_trajectories
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
-from ..interop.export import (EXPORTS, export_student, load_pretrained, sampling_json,
-                                      with_adapters)
+from ..interop.export import (EXPORTS, NOISE_OFF, export_student, load_pretrained,
+                                      sampling_json, unit_noise_excess, with_adapters)
 from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
                                        run_name, stored_rows)
 from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
@@ -1084,6 +1084,15 @@ def conditioned_data(options: Distilled, table: Callable, shape: tuple[int, ...]
                          'was asked for')
     return x, table.rows
 
+def note_pipeline(source: NetDenoiser, cfg, shape: tuple[int, ...]) -> None:
+    "Say before the training where no stock pipeline will take the student."
+    if not isinstance(source.net, DiffusersNet): return
+    end = next(iter(cfg.suited(source).each.values())).sampler(source, shape)
+    if abs(unit_noise_excess(end)) > NOISE_OFF and is_main():
+        how = '; with --no_afs it can'*bool(end.afs)
+        print('the student is sampled as its README will say: it cannot go into a stock pipeline, '
+              f'whose noise is {abs(unit_noise_excess(end)):.1%} off{how}')
+
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
@@ -1105,6 +1114,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     plan = partial(distill_plan, source, teacher, cfg, shape,
                    data_line(*pairs, kind) if pairs else 'none needed', options.bank, hardware,
                    start)
+    note_pipeline(unguided(source), cfg, shape)
     if options.dry_run: return show_plan(plan())
     announce(plan, folder)
     with alone(out):

@@ -438,6 +438,9 @@ def as_net(
         raise TypeError(f'a network is a torch.nn.Module, or a functools.partial of one, got '
                         f'{got}' + f' of {call!r:.60}'*(call is not net))
     name = type(call).__name__
+    if isinstance(call, torch.jit.ScriptModule):
+        raise TypeError('a network of torch.jit can be neither copied nor widened: pass the module '
+                        'that was scripted or traced')
     if getattr(net, 'args', ()):
         raise ValueError(f'functools.partial({name}) must give its arguments by name: the first '
                          'three are x, noise and the condition')

@@ -24,7 +24,7 @@ from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
                                            unguided)
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
-from .branches import misfit
+from .branches import misfit, sample_shape
 from ..training.checkpoints import checksum, claim_folder, is_main
 from ..training.devices import Processes, lean_copy, replayed
 from ..training.hooks import progress
@@ -58,6 +58,10 @@ def frozen_copy(
                             'network that it trains')
         raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
                          f'{tuple(out.shape[1:])}')
+    known = sample_shape(plain) if isinstance(plain, nn.Module) else None
+    if known and None not in known and len(known) == len(shape) and known != tuple(shape):
+        warnings.warn(f'samples of shape={tuple(shape)} are asked for, and the network says that '
+                      f'its own are {known}: it was perhaps not trained for these', stacklevel=3)
     return denoiser
 
 def _sizes(cond: Tensor | dict | None): # the shapes in it

@@ -75,6 +75,9 @@ class Updates:
 
     def backward(self, loss: Tensor) -> None:
         "Gradients of a loss, scaled where the precision needs it."
+        if not loss.requires_grad:
+            raise ValueError('this loss has no gradient: does the forward of the network run under '
+                             'torch.no_grad, or detach its answer?')
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def update(self, loss: Tensor, i: int) -> None:
