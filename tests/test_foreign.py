@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdense_nb.core import NFECounter, sample_noise
+from bdense_nb.core import NFECounter, read_json, sample_noise
 from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
@@ -716,15 +716,20 @@ def test_a_module_that_names_its_range_of_levels_keeps_to_it():
 def test_a_network_made_otherwise_is_known_by_its_answers(tmp_path):
     "Whatever in it differs: a student's weights are the same."
     class Net(nn.Module):
-        def __init__(self, act):
+        def __init__(self, act, time=1.):
             super().__init__()
-            self.a, self.act, self.b = nn.Linear(4, 16), act, nn.Linear(16, 3)
-        def forward(self, x, t, cond=None): return self.b(self.act(self.a(torch.cat([x, t.reshape(-1, 1).expand(len(x), 1)], 1))))
-    student = Student(EDMDenoiser(Net(nn.LeakyReLU(.1)), .5).requires_grad_(False).eval(), torch.tensor([80., 1., .006]), False, (3,))
-    student.save(tmp_path)
+            self.a, self.act, self.b, self.norm = nn.Linear(4, 16), act, nn.Linear(16, 3), nn.BatchNorm1d(16)
+            self.times = lambda t: time*t
+        def forward(self, x, t, cond=None): return self.b(self.act(self.norm(self.a(torch.cat([x, self.times(t).reshape(-1, 1).expand(len(x), 1)], 1)))))
+    student = Student(EDMDenoiser(Net(nn.LeakyReLU(.1)), .5).requires_grad_(False), torch.tensor([80., 1., .006]), False, (3,))
+    student.save(tmp_path)  # in training mode: saving moves no statistics
+    assert student.denoiser.net.training and not student.denoiser.eval().net.norm.num_batches_tracked
     assert torch.equal(load_student(tmp_path, 'cpu', lambda: Net(nn.LeakyReLU(.1))).sample(4), student.sample(4))
-    for act in (nn.LeakyReLU(.3), nn.ELU()):
-        with pytest.raises(ValueError, match='answers otherwise than the one that was stored'): load_student(tmp_path, 'cpu', lambda: Net(act))
+    for act, time in ((nn.LeakyReLU(.3), 1.), (nn.ELU(), 1.), (nn.LeakyReLU(.1), 16.)):
+        with pytest.raises(ValueError, match='answers otherwise than the one that was stored'): load_student(tmp_path, 'cpu', lambda: Net(act, time))
+    student.denoiser.conditions = lambda seeds: None  # not kept: nobody can ask again
+    with pytest.warns(UserWarning, match='set denoiser.conditions again'): student.save(tmp_path, overwrite=True)
+    assert 'answers' not in read_json(tmp_path/'config.json')['about']['student']
 
 
 class Dense(nn.Module):
