@@ -1088,10 +1088,10 @@ def note_pipeline(source: NetDenoiser, cfg, shape: tuple[int, ...]) -> None:
     "Say before the training where no stock pipeline will take the student."
     if not isinstance(source.net, DiffusersNet): return
     end = next(iter(cfg.suited(source).each.values())).sampler(source, shape)
-    if abs(unit_noise_excess(end)) > NOISE_OFF and is_main():
+    if (off := abs(unit_noise_excess(end))) > NOISE_OFF and is_main():
         how = '; with --no_afs it can'*bool(end.afs)
         print('the student is sampled as its README will say: it cannot go into a stock pipeline, '
-              f'whose noise is {abs(unit_noise_excess(end)):.1%} off{how}')
+              f'whose noise is {off:.1%} off{how}')
 
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
