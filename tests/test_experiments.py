@@ -108,7 +108,7 @@ def test_foreign_files_are_refused(experiment, tmp_path, monkeypatch):
     monkeypatch.setitem(X.EXPERIMENTS, 'try', changed)
     with pytest.raises(ValueError, match='host, 2 calls, 2 iterations with other settings'): X.run_experiment('try', out)
     monkeypatch.setitem(X.EXPERIMENTS, 'try', dataclasses.replace(changed, world='ring'))
-    with pytest.raises(ValueError, match="of the world 'cheap'"): X.run_experiment('try', out)
+    with pytest.raises(ValueError, match="world: 'cheap' there, 'ring' now"): X.run_experiment('try', out)
     assert out.read_bytes() == before
     young = json.loads(before)
     for c in young['configs']: del c['config']['cfg']['layer']
@@ -134,7 +134,7 @@ def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
     exact = cheap.teacher(0)
     moved = type(exact)(exact.means + .1, exact.stds, exact.weights)
     other = dataclasses.replace(cheap, teacher=lambda seed: moved)
-    for world, said in ((other, 'of the teacher'), (dataclasses.replace(cheap, about='elsewhere'), 'of the world'), (dataclasses.replace(cheap, n=7), 'of the samples')):
+    for world, said in ((other, 'teacher: '), (dataclasses.replace(cheap, about='elsewhere'), 'world: '), (dataclasses.replace(cheap, n=7), 'samples: ')):
         with pytest.raises(ValueError, match=said): X.run_experiment(dataclasses.replace(mine, world=world), tmp_path/'mine.json')
 
 

@@ -25,7 +25,7 @@ from bdense_nb.distillation.bank import denoiser_hash, frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, progressive  # noqa: E402
 from bdense_nb.distillation.sfd import SFDConfig, sfd  # noqa: E402
-from bdense_nb.distillation.variable import sfd_variable  # noqa: E402
+from bdense_nb.distillation.variable import second_stage, sfd_variable  # noqa: E402
 from bdense_nb.distillation.students import Student, branched_student, load_student, starting_run  # noqa: E402
 from bdense_nb.interop.diffusers import FAMILIES, from_diffusers, net_config_of, net_from_config, prompt_conditions  # noqa: E402
 from bdense_nb.interop.export import export_onnx, load_pretrained, merged, pipeline_code, with_adapters  # noqa: E402
@@ -308,6 +308,8 @@ def test_every_family_is_distilled_and_sampled_by_stock_diffusers(tmp_path):
             assert key == ('U-Net', 'PD, K = 2')
             torch.testing.assert_close(stock.permute(0, 3, 1, 2), (ours/2 + .5).clamp(0, 1), rtol=0, atol=1e-4)
         else: same(stock, ours)
+    flows = {folder: student for folder, student in zip(folders, made.values()) if type(student.denoiser) is FlowDenoiser and student.about['host'] == 'sfd'}
+    assert len(flows) == 8 and all(second_stage(load_pretrained(folder, 'cpu')) == second_stage(student) for folder, student in flows.items())
     back = load_pretrained(folders[-1], 'cpu')
     same(back.sample(3, cond=rows_of(back.denoiser, 3)), ours, 1e-6)
 

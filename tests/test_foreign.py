@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdense_nb.core import NFECounter, read_json, sample_noise
+from bdense_nb.core import NFECounter, read_json, sample_noise, write_json
 from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
@@ -24,10 +24,11 @@ from bdense_nb.diffusion.samplers import ConditionTable
 from bdense_nb.distillation.bank import denoiser_hash, frozen_copy
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
-from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.interop.diffusers import as_denoiser
 from bdense_nb.interop.export import export_onnx
+from bdense_nb.lab.search import search_weights
 from bdense_nb.training.devices import blocks, recompute_blocks
 
 SHAPE = (3, 8, 8)
@@ -730,6 +731,32 @@ def test_a_network_made_otherwise_is_known_by_its_answers(tmp_path):
     student.denoiser.conditions = lambda seeds: None  # not kept: nobody can ask again
     with pytest.warns(UserWarning, match='set denoiser.conditions again'): student.save(tmp_path, overwrite=True)
     assert 'answers' not in read_json(tmp_path/'config.json')['about']['student']
+
+
+class Scaled(nn.Module):
+    "What it answers hangs on a constant of its class, as well as on its weights."
+    scale = 1.
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(3, 3)
+    def forward(self, x, t, cond=None): return self.scale*self.a(x)
+
+
+def test_a_teacher_made_otherwise_is_known_by_its_answers(tmp_path, monkeypatch):
+    "By a run's folder, a search, and banks on disk or in memory; a note without answers is taken."
+    cfg = SFDConfig(nfe=2, K=2, substeps=2, steps=1, batch=4, pool=4, shape=(3,), afs=False)
+    teacher = lambda: EDMDenoiser(Scaled(), .5)
+    keep = dict(folder=tmp_path/'bank', show=False)
+    ways = [lambda: sfd(teacher(), cfg, folder=tmp_path/'run', show=False), lambda: teacher_bank(teacher(), cfg, **keep),
+            lambda: search_weights(teacher(), cfg, 1, tmp_path/'search', n_samples=4, show=False)]
+    bank = [way() for way in ways][1]
+    monkeypatch.setattr(Scaled, 'scale', 2.)
+    for way in (*ways, lambda: sfd(teacher(), cfg, bank=bank, show=False)):
+        with pytest.raises(ValueError, match=r'the network answers [\d.]+% away'): way()
+    note = read_json(tmp_path/'run'/'run.json')
+    write_json(tmp_path/'run'/'run.json', {k: v for k, v in note.items() if k != 'answers'})
+    assert len(note['answers']) == 2 and ways[0]().sample(2).isfinite().all()
 
 
 class Dense(nn.Module):

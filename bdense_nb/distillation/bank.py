@@ -19,19 +19,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (Trajectory, check_choice, check_int, check_sigmas, check_type,
                             locked, save_tensors, send)
-from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
-                                           cond_like, denoiser_hash, map_cond, null_rows,
+from ..diffusion.denoisers import (CalledNet, GaussianDenoiser, GuidedDenoiser,
+                                           MixtureDenoiser, check_precision, cond_like,
+                                           denoiser_hash, map_cond, null_rows, undisturbed,
                                            unguided)
-from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
-                                          trajectory)
+from ..diffusion.nets import NETS
+from ..diffusion.samplers import (SOLVERS, ConditionTable, Sampler, device_of,
+                                          draw_start, trajectory)
 from .branches import misfit, sample_shape
-from ..training.checkpoints import checksum, claim_folder, is_main
+from ..training.checkpoints import (apart, checksum, claim_folder, is_main,
+                                    refuse_other, same_run)
 from ..training.devices import Processes, lean_copy, replayed
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['BANK_DTYPES', 'frozen_copy', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank', 'bank_megabytes', 'make_bank',
-           'device_of', 'draw_start', 'denoiser_hash']
+__all__ = ['BANK_DTYPES', 'frozen_copy', 'answers', 'answers_note', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank',
+           'bank_megabytes', 'make_bank', 'device_of', 'draw_start', 'denoiser_hash']
 
 # %% ../../nbs/distillation/05_bank.ipynb #0cfb65e2
 # of `samplers`: where a denoiser is, and the start from a seed; of `denoisers`: which it is
@@ -125,6 +128,36 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
     return (f'{_name(denoiser)} is called with three arguments, (x [B, *D], noise [B], cond), '
             f'cond None where there is none, and must answer with a tensor like x: {error}{draw}')
 
+def answers(
+    denoiser: Callable, # not moved, not changed
+    shape: tuple[int, ...], # of one sample
+) -> list[float] | None: # at three noise levels; None: its hash says all, or it cannot be asked
+    "What tells a denoiser of somebody else's code from one of other code with the same weights."
+    plain = unguided(denoiser)
+    forms = (GaussianDenoiser, MixtureDenoiser)
+    own = type(plain) in forms or type(getattr(plain, 'net', None)) in NETS.values()
+    drawn = isinstance(getattr(denoiser, 'conditions', None), ConditionTable | None)
+    if own or not drawn: return None
+    def asked(sigma): # at one level alone, a network's time may be hidden
+        x, cond = draw_start(denoiser, shape, range(2), sigma)
+        return denoiser(x, sigma, cond).flatten()
+    try:
+        with undisturbed(denoiser):
+            first = torch.stack([*map(asked, (.2, 1., 8.))]).cpu()
+            again = torch.stack([*map(asked, (.2, 1., 8.))]).cpu()
+    except Exception: return None # nobody has said its conditions
+    if apart(first, again) > 1e-4 or not first.isfinite().all(): return None # chance is in it
+    n = first.shape[1]
+    return first[:, torch.linspace(0, n - 1, min(32, n)).long()].flatten().tolist()
+
+def answers_note(
+    shape: tuple[int, ...], # of one sample
+    *denoisers: Callable | None, # None: it is not there
+) -> dict: # JSON-able, a part of a run's note; {}: their hashes say all
+    "The `answers` of denoisers, as `same_run` compares them."
+    found = [None if d is None else answers(d, shape) for d in denoisers]
+    return dict(answers=found) if any(found) else {}
+
 # %% ../../nbs/distillation/05_bank.ipynb #7b5e1d94
 #: what a bank's numbers can be kept in; float16 halves it, and rounds a state by up to 1/2048
 BANK_DTYPES = ('float32', 'float16')
@@ -203,6 +236,7 @@ class TrajectoryBank:
         shards: list,
         device: torch.device | str = 'cpu', # where batches go
         conditions: Callable | None = None, # the teacher's own, which are drawn again from seeds
+        said: dict = {}, # the teacher's `answers_note`
     ):
         self.plan = plan
         self.seeds = seeds
@@ -211,6 +245,7 @@ class TrajectoryBank:
         self.shards = shards
         self.device = torch.device(device)
         self.conditions = conditions
+        self.said = said
         self._verified = set() # of the files, those whose checksum was found right
 
     def span(self, i: int) -> range: # seeds
@@ -227,6 +262,7 @@ class TrajectoryBank:
             if mine != asked:
                 raise ValueError(f'this bank was computed with another {name}: {mine} there, '
                                  f'{asked} asked for')
+        refuse_other('this bank', same_run(self.said, answers_note(plan.shape, teacher)))
         self._check_seeds(seeds)
 
     def _check_seeds(self, seeds: range) -> None:
@@ -311,7 +347,7 @@ def make_bank(
     shard = batch*max(1024//batch, 1)
     n = -(-len(seeds)//shard)
     bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher),
-                          getattr(teacher, 'conditions', None))
+                          getattr(teacher, 'conditions', None), answers_note(plan.shape, teacher))
     peers = Processes(bank.device) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
     with contextlib.ExitStack() as held:
         labels = _labelled(teacher)
@@ -398,7 +434,7 @@ class _Files:
             self.bank.shards[i] = self.path(i)
 
     def claim(self) -> None: # a note without bank_dtype is of float32
-        claim_folder(self.folder, self.note, dict(bank_dtype='float32'))
+        claim_folder(self.folder, self.note | self.bank.said, dict(bank_dtype='float32'))
 
     def check_disk(self) -> None:
         need = sum(bank_megabytes(self.bank.plan, len(self.bank.span(i))) for i in self.missing())

@@ -375,7 +375,7 @@ def progressive_rounds(
     origin = about_teacher(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
     conditions = labels.values() if isinstance(labels, dict) else [labels]
-    claim_run(folder, cfg, teacher=origin['teacher'],
+    claim_run(folder, cfg, (teacher, student), shape, teacher=origin['teacher'],
               student=None if student is None else denoiser_hash(student),
               data=fingerprint(data, *[] if labels is None else conditions))
     history = []

@@ -22,14 +22,13 @@ from ..core import (AtLeast1, check_choice, check_shape, check_sigmas,
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_samples, guidance_of,
                                            load_denoiser, read_about, read_run, save_denoiser,
-                                           undisturbed, unguided)
-from ..diffusion.nets import NETS
-from ..diffusion.samplers import ConditionTable, Sampler, draw_start
+                                           unguided)
+from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import SHIFTED
-from .bank import (TrajectoryBank, TrajectoryPlan, denoiser_hash,
+from .bank import (TrajectoryBank, TrajectoryPlan, answers, answers_note, denoiser_hash,
                                          frozen_copy)
 from .branches import BranchedDenoiser, branch, fold
-from ..training.checkpoints import FREE, checksum, claim_folder
+from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum, claim_folder
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy
 from ..training.loop import Fit, fit
@@ -93,13 +92,15 @@ def train_config(
 def claim_run(
     folder: Path | str | None, # of a run, with checkpoints; None: there is none
     cfg, # a host's configuration
+    networks: Sequence[Callable | None], # teacher, and the student where it is another
+    shape: tuple[int, ...], # of one sample
     free: Sequence[str] = (), # fields that may differ when the run goes on
     **more, # what else defines the run: hashes of teacher, student and data
 ) -> None:
     "Take a folder for a run; one that holds another run is refused."
     if folder is not None:
-        claim_folder(folder, dict(asdict(cfg), **more), asdict(type(cfg)()), ('on_nan', *free),
-                     cfg.fixed)
+        run = dict(asdict(cfg), **more, **answers_note(shape, *networks))
+        claim_folder(folder, run, asdict(type(cfg)()), ('on_nan', *free), cfg.fixed)
 
 def check_own_samples(
     teacher: Callable, # a denoiser, which stays frozen
@@ -148,40 +149,19 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
     if table is not None: how['conditions_sha256'] = checksum(table.tensors, {})
     run = _run_of(student.about, how)
     if not overwrite: _check_replaceable(student, folder, run)
-    if said := _answers(student.denoiser, student.shape): how['answers'] = said
+    if said := answers(student.denoiser, student.shape): how['answers'] = said
     with locked(folder):
         if overwrite: (folder/CONFIG).unlink(missing_ok=True)
         for name, tensor in more.items(): save_tensors(folder/name, {'biases': tensor})
         if table is not None: table.save(folder/CONDITIONS)
         save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
 
-def _answers(denoiser: NetDenoiser, shape: tuple[int, ...]) -> list[float] | None: # None: not known
-    "A few of its answers, where somebody else makes the network anew."
-    own = isinstance(denoiser.conditions, ConditionTable | None) # else they are not kept with it
-    if type(denoiser.net) in NETS.values() or not own: return None
-    def asked(sigma): # at one level alone, a network's time may be hidden
-        x, cond = draw_start(denoiser, shape, range(2), sigma)
-        return denoiser(x, sigma, cond).flatten()
-    try:
-        with undisturbed(denoiser):
-            first, again = (torch.stack([*map(asked, (.2, 1., 8.))]) for _ in range(2))
-    except Exception: return None # nobody has said its conditions
-    if _apart(first, again) > 1e-4 or not first.isfinite().all(): return None # chance is in it
-    n = first.shape[1]
-    return first[:, torch.linspace(0, n - 1, min(32, n)).long()].flatten().tolist()
-
-_SAME = .005 # of the answers' norm: another GPU rounds its products to 10 bits
-
-def _apart(a, b) -> float: # of numbers at three levels, where it is most
-    a, b = (torch.as_tensor(t, dtype=torch.float64, device='cpu').reshape(3, -1) for t in (a, b))
-    return ((a - b).norm(dim=1)/b.norm(dim=1).clamp(min=1e-12)).max().item()
-
 def _check_answers(denoiser: NetDenoiser, shape: tuple[int, ...], stored) -> None:
     "Refuse a network that was made otherwise than the stored one."
-    mine = stored and _answers(denoiser, shape)
-    if mine and _apart(mine, stored) > _SAME:
+    mine = stored and answers(denoiser, shape)
+    if mine and apart(mine, stored) > SAME_ANSWERS:
         raise ValueError('the network that was given answers otherwise than the one that was '
-                         f'stored: {_apart(mine, stored):.1%} away with the same weights and input'
+                         f'stored: {apart(mine, stored):.1%} away with the same weights and input'
                          '; make it with the settings that it had (activations, constants, ...)')
 
 def table_of(denoiser: NetDenoiser) -> ConditionTable | None: # None: it has none
@@ -518,7 +498,7 @@ class Host:
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
         origin = about_teacher(teacher)
-        claim_run(folder, cfg, cfg.free, teacher=origin['teacher'],
+        claim_run(folder, cfg, (teacher, student), cfg.shape, cfg.free, teacher=origin['teacher'],
                   student=denoiser_hash(model.denoiser))
         done = fit(model, cfg.step_function(teacher, bank, data, labels), cfg.loop, folder,
                    f'{cfg.title}, K = {cfg.K}', show, hardware=hardware, hooks=hooks,

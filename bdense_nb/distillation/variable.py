@@ -225,7 +225,8 @@ def sfd_variable(
     start, model.denoiser = model.denoiser, condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
     if banks is not None: _check_banks(banks, teacher, cfg.each)
     origin = about_teacher(teacher)
-    claim_run(folder, cfg, cfg.free, teacher=origin['teacher'], student=denoiser_hash(start))
+    claim_run(folder, cfg, (teacher, student), cfg.shape, cfg.free, teacher=origin['teacher'],
+              student=denoiser_hash(start))
     done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder,
                f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
                teacher=teacher if isinstance(teacher, nn.Module) else None)
@@ -253,27 +254,31 @@ def second_stage(
 ) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
     """The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are
     what one network call must learn."""
-    if isinstance(student, Student) and student.sigmas[-1] == 0:
-        raise ValueError('this student ends at noise level 0, as those of Progressive '
-                         'Distillation do; the second stage starts from an SFD student')
     if not isinstance(student, Student):
         raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of '
                         'a VariableStudent take .at(nfe)')
+    known = student.about.get('config', {})
+    grid = student.sigmas.clone()
+    if grid[-1] == 0 and student.about.get('host') != 'pd': # written as diffusers ends a flow
+        grid[-1] = known.get('sigma_min', 0.)
+    if grid[-1] == 0:
+        raise ValueError('this student ends at noise level 0, as those of Progressive '
+                         'Distillation do; the second stage starts from an SFD student')
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
     goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)
-    steps, ends = len(student.sigmas) - 1, (student.sigmas[-1].item(), student.sigmas[0].item())
+    steps, ends = len(grid) - 1, (grid[-1].item(), grid[0].item())
     if steps % goal.n_steps:
         raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} '
                          f'equal parts, the steps of nfe={goal.nfe} with afs={goal.afs}')
-    fits = (lambda sigmas: sigmas.shape == student.sigmas.shape
-            and torch.allclose(sigmas, student.sigmas, rtol=1e-12, atol=0))
-    shift = student.about.get('config', {}).get('shift', 1.)
+    fits = (lambda sigmas: sigmas.shape == grid.shape
+            and torch.allclose(sigmas, grid, rtol=1e-12, atol=0))
+    shift = known.get('shift', 1.)
     def is_own(name):
         with contextlib.suppress(ValueError): # its table may end below
             return fits(make_sigmas(name, steps, *ends, shift))
     schedule = next(filter(is_own, SCHEDULES), None)
     if schedule is None:
-        raise ValueError(f'the grid {student.sigmas.tolist()} of this student is none of: '
+        raise ValueError(f'the grid {grid.tolist()} of this student is none of: '
                          f'{", ".join(SCHEDULES)}')
     substeps = steps//goal.n_steps
     own = dict(nfe=1, afs=goal.afs, K=substeps, substeps=substeps, solver='euler',
@@ -282,6 +287,6 @@ def second_stage(
                shift=shift)
     cfg = SFDConfig(**own | changes)
     if not fits(cfg.grids[0]):
-        raise ValueError(f'the teacher must walk its own grid {student.sigmas.tolist()}, these '
+        raise ValueError(f'the teacher must walk its own grid {grid.tolist()}, these '
                          f'changes give it {cfg.grids[0].tolist()}')
     return cfg

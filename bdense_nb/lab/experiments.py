@@ -28,7 +28,7 @@ from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, loa
 from ..diffusion.nets import MLP
 from ..diffusion.samplers import Sampler, sample
 from ..diffusion.schedules import karras_sigmas
-from ..distillation.bank import TrajectoryBank, denoiser_hash
+from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash
 from ..distillation.branches import fold
 from ..distillation.distill import distill, reference_plan
 from ..distillation.progressive import PDConfig, progressive_rounds
@@ -328,8 +328,9 @@ class Experiment:
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str): return dict(world=self.world, device=kind)
-        return dict(world=self.world.about, teacher=denoiser_hash(self.world.teacher(0)),
-                    samples=self.world.n)
+        teacher = self.world.teacher(0)
+        return dict(world=self.world.about, teacher=denoiser_hash(teacher), samples=self.world.n,
+                    **answers_note(self.world.shape, teacher))
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
@@ -345,8 +346,8 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     "Rows of an earlier start; a file that belongs to other settings is refused."
     if not out.exists(): return []
     stored = read_json(out, ('world', 'configs', 'rows'))
-    differ = [f'it is of the {k} {stored.get(k)!r}, this experiment of {mine!r}'
-              for k, mine in experiment.origin.items() if stored.get(k) != mine]
+    origin = experiment.origin
+    differ = same_run({k: v for k, v in stored.items() if k in origin}, origin, dict(device=None))
     try:
         for row in stored['rows']: run_name(dict(row, seed=row['seed']))
         configs = {run_name(c): c['config'] | dict(c['config']['cfg']) for c in stored['configs']}

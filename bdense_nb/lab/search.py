@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import (atomic_path, check_choice, check_int, check_type, import_extra, locked,
                             read_json, write_json)
 from ..diffusion.denoisers import NetDenoiser
-from ..distillation.bank import TrajectoryBank, denoiser_hash, frozen_copy
+from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..evaluation.intervals import Interval, paired_interval
@@ -223,7 +223,8 @@ def _run_note(teacher: Callable, cfg: SFDConfig, student, n_samples: int, seed: 
         raise ValueError(f'there is nothing to search with K={cfg.K}, branch_weights_end='
                          f'{cfg.branch_weights_end!r}; use K of at least 2, and weights that stay')
     note = dict(asdict(cfg), teacher=denoiser_hash(teacher), n_samples=n_samples, search_seed=seed,
-                student=denoiser_hash(teacher if student is None else student))
+                student=denoiser_hash(teacher if student is None else student),
+                **answers_note(cfg.shape, teacher, student))
     del note['branch_weights']
     return note
 

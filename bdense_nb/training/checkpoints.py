@@ -11,14 +11,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from ..core import (atomic_path, load_tensors, read_json, save_tensors, tensor_bytes,
                             write_json)
 
 # %% auto #0
-__all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint', 'keep_as_best',
-           'newest_checkpoint', 'is_main', 'fingerprint', 'same_run', 'refuse_other', 'claim_folder']
+__all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'SAME_ANSWERS', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
+           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'apart', 'same_run', 'refuse_other',
+           'claim_folder']
 
 # %% ../../nbs/training/02_checkpoints.ipynb #90800adb
 def checksum(
@@ -117,8 +119,24 @@ def fingerprint(*tensors: Tensor) -> str: # 16 hex digits
 
 FREE = ('log_every', 'checkpoint_every', 'keep') # what is written and when: never another run
 
+SAME_ANSWERS = .005 # of their norm: another GPU rounds its products to 10 bits
+
+def apart(
+    a: Sequence[float], # a network's answers at three noise levels
+    b: Sequence[float], # those it is compared with
+) -> float: # 0: they are the same
+    "By how much of their norm answers differ, at the level where it is most."
+    a, b = (torch.as_tensor(t, dtype=torch.float64, device='cpu').reshape(3, -1) for t in (a, b))
+    return ((a - b).norm(dim=1)/b.norm(dim=1).clamp(min=1e-12)).max().item()
+
+def _answers_differ(theirs: list, mine: list) -> list[str]: # in words
+    "Compare the networks' answers in two notes, where both know them."
+    most = max((apart(a, b) for a, b in zip(mine, theirs) if a and b), default=0.)
+    return [f'the network answers {most:.1%} away there, with the same weights and input'] \
+        *(most > SAME_ANSWERS)
+
 def same_run(
-    theirs: dict, # a configuration that was stored
+    theirs: dict, # a configuration that was stored; its 'answers' are compared where both know any
     mine: dict, # the one of now
     defaults: dict = {}, # of fields that one of the two may lack, because it is older
     free: Sequence[str] = (), # fields that may differ, besides `FREE`
@@ -127,7 +145,7 @@ def same_run(
     stored = lambda config: json.loads(json.dumps({**defaults, **config}))
     theirs = stored(theirs)
     mine = stored(mine)
-    differ = []
+    differ = _answers_differ(theirs.pop('answers', []), mine.pop('answers', []))
     for name in [k for k in {**mine, **theirs} if k not in FREE and k not in free]:
         there = repr(theirs[name]) if name in theirs else 'not'
         if name not in mine:
