@@ -248,6 +248,15 @@ def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable,
     for nfe, cfg in cfgs.items(): banks[nfe].check(teacher, cfg.plan, cfg.all_seeds)
 
 # %% ../../nbs/distillation/08_variable.ipynb #0b8f7269
+def _trained_grid(student: Student) -> Tensor: # [n_steps+1]
+    grid = student.sigmas.clone()
+    if grid[-1] == 0 and student.about.get('host') != 'pd': # written as diffusers ends a flow
+        grid[-1] = student.about.get('config', {}).get('sigma_min', 0.)
+    if grid[-1] == 0:
+        raise ValueError('this student ends at noise level 0, as those of Progressive '
+                         'Distillation do; the second stage starts from an SFD student')
+    return grid
+
 def second_stage(
     student: Student, # the teacher to be: from `sfd`, or `VariableStudent.at`
     **changes, # any fields of `SFDConfig`; its grid must stay the student's
@@ -257,13 +266,7 @@ def second_stage(
     if not isinstance(student, Student):
         raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of '
                         'a VariableStudent take .at(nfe)')
-    known = student.about.get('config', {})
-    grid = student.sigmas.clone()
-    if grid[-1] == 0 and student.about.get('host') != 'pd': # written as diffusers ends a flow
-        grid[-1] = known.get('sigma_min', 0.)
-    if grid[-1] == 0:
-        raise ValueError('this student ends at noise level 0, as those of Progressive '
-                         'Distillation do; the second stage starts from an SFD student')
+    grid = _trained_grid(student)
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
     goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)
     steps, ends = len(grid) - 1, (grid[-1].item(), grid[0].item())
@@ -272,7 +275,7 @@ def second_stage(
                          f'equal parts, the steps of nfe={goal.nfe} with afs={goal.afs}')
     fits = (lambda sigmas: sigmas.shape == grid.shape
             and torch.allclose(sigmas, grid, rtol=1e-12, atol=0))
-    shift = known.get('shift', 1.)
+    shift = student.about.get('config', {}).get('shift', 1.)
     def is_own(name):
         with contextlib.suppress(ValueError): # its table may end below
             return fits(make_sigmas(name, steps, *ends, shift))
