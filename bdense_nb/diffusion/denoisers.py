@@ -388,8 +388,9 @@ class _Teller:
         return digest.hexdigest()[:16]
 
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
-    """Tells denoisers apart: by class, numbers and every attribute; a class may list attributes
-    that change no answer in `hash_ignores`."""
+    """Tells denoisers apart: by class, numbers and every attribute, not by the code of an
+    importable class (see `bank.answers`); a class may list attributes that change no answer in
+    `hash_ignores`."""
     return _Teller(refuse=True).hash(denoiser, {})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
