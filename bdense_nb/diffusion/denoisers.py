@@ -1531,6 +1531,7 @@ def load_denoiser(
                         'a partial with the stored ones', about['given'] or {},
                         getattr(denoiser.net, 'given', {}))
         _check_weights(path, tensors, denoiser.state_dict())
+        _to_float32(denoiser)
         denoiser.load_state_dict(tensors)
         silent = {f'{part}.{k}'.lstrip('.') for part, m in _outside(denoiser) for k in ignored(m)}
         kept = about.get('kept', about.get('constants', {}))
@@ -1556,6 +1557,12 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
     if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
+
+def _to_float32(denoiser: NetDenoiser) -> None: # changed in place
+    "Weights that all are of another precision get that of samples."
+    kinds = {p.dtype for p in denoiser.parameters() if p.is_floating_point()}
+    if kinds and torch.float32 not in kinds:
+        for part in denoiser.children(): part.float()
 
 def _is_literal(words: str) -> bool: # of earlier versions, that they told as we do
     with contextlib.suppress(SyntaxError, ValueError):
