@@ -6,7 +6,6 @@
 from __future__ import annotations
 import contextlib
 import copy
-import copyreg
 import difflib
 import functools
 import hashlib
@@ -271,17 +270,15 @@ def copied(
 ) -> nn.Module:
     "A deep copy; modules of Python, locks and compiled functions are shared with it."
     with _COPYING:
-        known = dict(copyreg.dispatch_table)
-        copyreg.dispatch_table.update(dict.fromkeys(_SHARED, lambda thing: '')) # a name: as it is
+        known = copy.dispatch_table # not pickle's, which goes on as it is
+        copy.dispatch_table = known | dict.fromkeys(_SHARED, lambda thing: '') # a name: as it is
         try: return copy.deepcopy(model, memo)
         except RuntimeError as e:
             if 'weight_norm' not in str(e): raise
             raise ValueError('a network with torch.nn.utils.weight_norm cannot be copied: take it '
                              'off with remove_weight_norm(layer), or use the one of '
                              'torch.nn.utils.parametrizations') from e
-        finally:
-            for kind in _SHARED: copyreg.dispatch_table.pop(kind)
-            copyreg.dispatch_table.update(known)
+        finally: copy.dispatch_table = known
 
 # %% ../nbs/00_core.ipynb #7e7ee1f9
 def check_sigmas(

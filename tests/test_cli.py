@@ -367,6 +367,7 @@ def test_messages_name_options_that_are_there():
     assert in_shell('pass null_class=2 or K=2, got size=3', ['null_class', 'K', 'size']) == 'pass --null_class 2 or K=2, got size=3'
     assert in_shell('pass root= or download=True', ['path', 'download']) == 'pass --path or --download'
     assert in_shell('pass cond= a class', ['conditions']) == 'pass --conditions a class'
+    for kept in ("shape=(2,) with cond={'text': [2, 7]} does", 'seed=<lambda>', 'seed=$x', 'seed=é'): assert in_shell(kept, ['conditions', 'shape', 'seed']) == kept
 
 
 def test_a_lonely_process_says_how_to_start_several():

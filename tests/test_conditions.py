@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -441,6 +442,12 @@ def test_the_command_says_where_conditions_of_data_come_from(folder, capsys):
 def test_what_code_makes_and_no_command_can_use_is_refused(make, says, monkeypatch):
     monkeypatch.setattr(commands, 'find_net', lambda name: make)
     with pytest.raises(ValueError, match=says): commands.teacher_of_code('mine:make')
+
+
+def test_a_teacher_that_cannot_be_a_students_is_told_why():
+    student = SimpleNamespace(shape=(2,), about=dict(teacher='0'))
+    for source, why in ((EDMDenoiser(MLP(dim=3)), r'shape=\(2,\) .*takes \[B, 3\]'), (EDMDenoiser(TextNet()), 'TextNet is called with three arguments')):
+        with pytest.raises(ValueError, match=rf'its teacher is 0, this one stops at such samples \({why}'): commands.check_pair(student, source, 's', 't')
 
 
 def with_conditions(conditions):

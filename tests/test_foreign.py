@@ -272,8 +272,15 @@ def test_what_trains_a_network_is_told_from_it():
 def test_a_network_that_stops_is_not_always_of_another_shape():
     class Broken(Series):
         def forward(self, x, noise, cond=None): raise RuntimeError('no weights were loaded')
-    for net, says in ((Series().double(), 'torch.float64.*float32.*with .float'), (Broken(), 'stops with RuntimeError: no weights were loaded')):
-        with pytest.raises(ValueError, match=says) as e: sfd(EDMDenoiser(net), SFDConfig(shape=Series.shape, K=2, steps=1, batch=2), show=False)
+    class Looks(Series):
+        def forward(self, x, noise, cond=None): return super().forward(x, nn.Embedding(9, 1)(noise)[:, 0], cond)
+    class Told(Series):
+        def forward(self, x, noise, cond=None): return super().forward(cond, noise)
+    for net, says in ((Series().double(), 'torch.float64.*float32.*with .float'), (Broken(), 'stops with RuntimeError: no weights were loaded'), (Looks(), 'noise levels are fractions'),
+                      (Told(), 'conditions of whole numbers stay such')):
+        teacher = EDMDenoiser(net)
+        if type(net) is Told: teacher.conditions = ConditionTable(torch.ones(4, *Series.shape).long())
+        with pytest.raises(ValueError, match=says) as e: sfd(teacher, SFDConfig(shape=Series.shape, K=2, steps=1, batch=2), show=False)
         assert 'halved' not in str(e.value)
 
 

@@ -20,7 +20,7 @@ diffusers = pytest.importorskip('diffusers')
 
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DModel  # noqa: E402
 
-from bdense_nb.app import shell as cli  # noqa: E402
+from bdense_nb.app import commands, shell as cli  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold, output_layer  # noqa: E402
 from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
 from bdense_nb.diffusion.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
@@ -218,7 +218,9 @@ def test_weights_that_lack_are_named_and_half_ones_are_read(unet, tmp_path):
     weights = load_file(file)
     del weights['conv_out.weight']
     save_file(weights, file, dict(format='pt'))
-    with pytest.raises(ValueError, match='lacks 1 of the weights of a UNet2DModel, such as conv_out.weight'): from_diffusers(tmp_path, DDPMScheduler())
+    with pytest.raises(ValueError, match='lacks 1 of the weights of a UNet2DModel, such as conv_out.weight: save'): from_diffusers(tmp_path, DDPMScheduler())
+    save_file(weights | {'conv_out.weight': torch.ones(1, 8, 3, 3, dtype=torch.int8)}, file, dict(format='pt'))
+    with pytest.raises(ValueError, match='conv_out.weight in whole numbers: it is quantised'): from_diffusers(tmp_path, DDPMScheduler())
 
 
 class Other(nn.Module):
@@ -235,7 +237,8 @@ class Other(nn.Module):
     (lambda: from_diffusers(unet_of(), diffusers.LCMScheduler()), 'LCMScheduler is of a consistency model'),
     (lambda: noise_table(dict(beta_start=1e-4, prediction_type='flow_prediction')), 'FlowMatchEulerDiscreteScheduler'), (lambda: noise_table(dict(beta_start=1e-4, use_flow_sigmas=True)), 'use_flow_sigmas'), (lambda: noise_table(dict(diffusers.CogVideoXDDIMScheduler().config)), 'snr_shift_scale=3.0, which is not read'),
     (lambda: sample_ddim_like_diffusers(from_diffusers(unet_of(), DDPMScheduler()), images(), DDIMScheduler(thresholding=True), 2), 'thresholding'), (lambda: as_denoiser(3), 'callable'),
-    (lambda: from_diffusers(unet_of(), DDPMScheduler), r'scheduler must be .*DDPMScheduler\(\).*got <class'), (lambda: from_diffusers(unet_of(), 3), 'scheduler must be .*got 3')])
+    (lambda: from_diffusers(unet_of(), DDPMScheduler), r'scheduler must be .*DDPMScheduler\(\).*got <class'), (lambda: from_diffusers(unet_of(), 3), 'scheduler must be .*got 3'),
+    (lambda: commands.conditioned(from_diffusers(unet_of(), DDPMScheduler()), commands.Distilled(guidance_scale=2.)), 'takes no condition: leave --guidance_scale out')])
 def test_what_is_not_supported_is_named(make, match):
     with pytest.raises((ValueError, TypeError), match=match): make()
 
@@ -616,6 +619,11 @@ def test_what_a_schedulers_file_leaves_out_is_as_its_class_has_it(name):
     "And not as DDPM's."
     kind = getattr(diffusers, name)
     torch.testing.assert_close(noise_table(dict(_class_name=name, beta_schedule='linear'))[1].float(), kind(beta_schedule='linear').alphas_cumprod)
+
+
+@pytest.mark.parametrize('name', ['MyScheduler', 'logging', 5])
+def test_a_scheduler_that_diffusers_does_not_have_is_named(name):
+    with pytest.warns(UserWarning, match=f'no scheduler {name}: its betas are read as'): from_diffusers(unet_of(), dict(_class_name=name, beta_schedule='linear'))
 
 
 def test_weights_of_another_width_are_refused_in_our_words(unet, tmp_path):

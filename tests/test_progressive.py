@@ -264,7 +264,7 @@ def test_the_named_table_is_the_networks_own():
 
 def test_a_table_that_does_not_fit_is_refused(teacher):
     one, other = (VPDenoiser(MLP(width=8, depth=1), TABLES[name]) for name in ('linear', 'trained'))
-    for bad, match in ((lambda: run(teacher, OWN), 'EDMDenoiser.*has none; choose one of: karras'), (lambda: run(one, OWN, student=other), 'not that of the other'), (lambda: run(other, OWN.on_table(one)), 'teacher_sigmas'),
+    for bad, match in ((lambda: run(teacher, OWN), 'own table, and EDMDenoiser has none; choose one of: karras'), (lambda: run(one, OWN, student=other), 'not that of the other'), (lambda: run(other, OWN.on_table(one)), 'teacher_sigmas'),
                        (lambda: run(other, replace(OWN, start_steps=64)), 'start_steps on a table of 37 levels must be between 2 and 37, got 64'), (lambda: OWN.sigmas, 'on_table'),
                        (lambda: run(other, TINY), 'sigma_max=80 is above the noisiest level.*pass sigma_max=')):
         with pytest.raises(ValueError, match=match): bad()

@@ -580,7 +580,7 @@ def test_any_network_is_saved_and_loaded_with_net(tmp_path, wrap, noise):
     D = wrap(Mine())
     save_denoiser(D, tmp_path)
     x = noise(4, 2)
-    for net in (Mine(), Mine): assert torch.equal(load_denoiser(tmp_path, 'cpu', net)(x, 2.), D(x, 2.))
+    for net in (Mine(), Mine, Mine().double(), lambda: Mine().bfloat16()): assert torch.equal(load_denoiser(tmp_path, 'cpu', net)(x, 2.), D(x, 2.))
     with pytest.raises(ValueError, match=f'holds a {__name__}:Mine, which this package cannot build: pass net='): load_denoiser(tmp_path, 'cpu')
     with pytest.raises(ValueError, match='does not fit'): load_denoiser(tmp_path, 'cpu', MLP())
     with pytest.raises(TypeError, match='net must be a network or make one'): load_denoiser(tmp_path, 'cpu', lambda: 3)

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections import defaultdict, deque
 from dataclasses import replace
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache, partial
 from pathlib import Path
@@ -160,7 +161,8 @@ def with_buffer(value):
         (lambda x: x.sin(), lambda x: x.cos()), (lambda: (i + 1 for i in ()), lambda: (i + 2 for i in ())), (lru_cache(lambda: 1), lru_cache(lambda: 2)),
         (deque([1]), deque([2])), (operator.itemgetter(1), operator.itemgetter(2)), (np.sin, np.cos), (math, operator), ({1: 2}.get, {1: 3}.get), (Items(.1), Items(.2)),
         (defaultdict(lambda: 1), defaultdict(lambda: 2)), (type('<local>', (), {'low': 1}), type('<local>', (), {'low': 2})), (Decimal('.1'), Decimal('.2')),
-        (torch.eye(2).to_sparse(), torch.ones(2, 2).to_sparse()), (torch.tensor(1j).conj(), torch.tensor(2j).conj())])], ids=range(29))
+        (torch.eye(2).to_sparse(), torch.ones(2, 2).to_sparse()), (torch.tensor(1j).conj(), torch.tensor(2j).conj()),
+        (list[int], list[float]), (list.append, list.pop), (timedelta(1), timedelta(2)), (date(2020, 1, 1), date(2020, 1, 2))])], ids=range(33))
 def test_every_attribute_counts(one, other):
     assert denoiser_hash(one) != denoiser_hash(other)
     assert denoiser_hash(one) == denoiser_hash(copied(one))
@@ -212,10 +214,10 @@ def test_what_cannot_be_compared_is_refused_by_its_name(make):
 
 def test_what_is_no_part_of_a_formula_is_passed_over():
     def empty(): return later
-    kept = [threading.Lock(), torch.Generator(), logging.getLogger('a'), random.Random(1), np.random.default_rng(1), empty]
+    kept = [threading.Lock(), torch.Generator(), logging.getLogger('a'), random.Random(1), np.random.default_rng(1), empty, [datetime.now()]]
     path = Path('a')
     before = denoiser_hash(Guided(BLOBS, 1., kept=kept, path=path))
-    kept[1].manual_seed(5), kept[3].random(), kept[4].random(), hash(path)  # a path keeps that
+    kept[1].manual_seed(5), kept[3].random(), kept[4].random(), kept[6].append(kept[6].pop() - timedelta(1)), hash(path)  # a path keeps that
     assert denoiser_hash(Guided(BLOBS, 1., kept=kept, path=path)) == before
     later = 1
     assert denoiser_hash(Guided(BLOBS, 1., kept=kept, path=path)) != before
@@ -492,6 +494,7 @@ TWO = """
 import sys, torch
 from pathlib import Path
 from dataclasses import replace
+from datetime import date, datetime, timedelta
 from bdense_nb.core import save_tensors
 from bdense_nb.diffusion.denoisers import GaussianDenoiser
 from bdense_nb.distillation.bank import TrajectoryPlan, make_bank

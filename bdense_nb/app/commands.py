@@ -897,10 +897,12 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
         raise ValueError(f'{options.null_condition} must hold one row, it holds {len(null)}')
     net, guides = teacher.net, options.guidance_scale != 1
     if null is None and guides and isinstance(net, DiffusersNet) and net.null_class is None:
-        how = '--null_class, its last class' if net.n_classes else (
+        how = 'takes no condition: leave --guidance_scale out'
+        if net.takes: how = 'does not say it: pass ' + (
+            '--null_class, its last class' if net.n_classes else
             '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, [""]))')
         raise ValueError('guidance compares with the condition of "nothing", and '
-                         f'{options.teacher} does not say it: pass {how}')
+                         f'{options.teacher} {how}')
     return GuidedDenoiser(teacher, options.guidance_scale, null.rows if null else None,
                           options.guidance_interval)
 
@@ -1401,7 +1403,7 @@ def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
 def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) -> None:
     "Refuse to measure a student against a teacher that it does not come from."
     try: theirs = denoiser_hash(frozen_copy(source, arm.shape))
-    except ValueError: theirs = f'another shape than {arm.shape}'
+    except (ValueError, TypeError) as e: theirs = f'stops at such samples ({e})'
     if (mine := arm.about.get('teacher')) != theirs:
         null = ', and what guided it with --null_condition'*bool(guidance_of(arm.about))
         raise ValueError(f'{student} was not distilled from {teacher}: its teacher is {mine}, this '

@@ -237,7 +237,7 @@ def in_shell(message: str, options: Iterable[str]) -> str:
     message = re.sub(r'(?<=\bpass )(\w+)=(\d+)\b', part, message)
     made = r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)' # Hardware(recompute=True)
     message = re.sub(made, part, message)
-    return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?![\w.\'"(\[-])', option, message)
+    return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?=[\s,;:)]|\.?(?:\s|$))', option, message)
 
 # %% ../../nbs/app/02_shell.ipynb #a343f1e0
 def check_launch(environ: dict[str, str] = os.environ) -> None:

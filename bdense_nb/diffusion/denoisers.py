@@ -19,10 +19,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import Enum
 from functools import partial
 from pathlib import Path, PurePath
-from types import ModuleType
+from types import GenericAlias, ModuleType
 
 import numpy as np
 import torch
@@ -149,8 +150,8 @@ _UNTOLD = 'not compared' # with what is stored, when it is loaded
 
 #: libraries whose own hidden attributes are no constants of a user
 _LIBRARIES = ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')
-#: modules whose classes are no part of a formula: logs, chance, locks, dates, streams
-_BESIDE = {'logging', 'random', '_random', 'threading', '_thread', 'datetime', 'weakref',
+#: modules whose classes are no part of a formula: logs, chance, locks, streams
+_BESIDE = {'logging', 'random', '_random', 'threading', '_thread', 'weakref',
            'numpy.random.mtrand', 'numpy.random._generator', 'torch.cuda.streams'}
 # what libraries leave in a module whose forward they replace
 _WRAPPED = {'_original_forward', '_old_forward'}
@@ -260,6 +261,7 @@ class _Teller:
     def said(self, value, path: str, above: dict[int, str]):
         inner = lambda v, name: self.told(v, f'{path}.{name}', above)
         if isinstance(value, Tensor): return self.tensor(value, path)
+        if isinstance(value, GenericAlias): value = value.__origin__, value.__args__ # list[int]
         if isinstance(value, (list, tuple, Mapping)): return self.entries(value, inner)
         if isinstance(value, set | frozenset): return sorted(repr(inner(v, 'entry')) for v in value)
         if isinstance(value, type): return self.kind(value, inner)
@@ -279,7 +281,7 @@ class _Teller:
             return self.short(f'a {type(value).__name__}', self.settings(value, above))
         name = type(value).__name__
         beside = _BESIDE & {base.__module__ for base in type(value).__mro__}
-        if beside or isinstance(value, torch.device | torch.Generator): return [name, {}]
+        if beside or isinstance(value, torch.device | torch.Generator | datetime): return [name, {}]
         python = type(value).__module__.partition('.')[0] in sys.stdlib_module_names
         if isinstance(value, Iterator) and python or _is_function(value): # moved in use; compiled
             return self.opaque(value, path)
@@ -328,7 +330,7 @@ class _Teller:
         """A function of an installed module by its name, any other by its code and all that it
         reads."""
         while not hasattr(f, '__code__') and hasattr(f, '__wrapped__'): f = f.__wrapped__
-        name = f'{f.__module__}.{f.__qualname__}'
+        name = f'{getattr(f, "__module__", None)}.{f.__qualname__}' # list.append has none
         if not hasattr(f, '__code__') or _is_installed(f): return name
         codes = list(_codes(f.__code__))
         names = dict.fromkeys(i.argval for c in codes for i in dis.get_instructions(c)
@@ -369,8 +371,8 @@ class _Teller:
         else: parts = _attributes(denoiser)
         for name, value in parts.items():
             digest.update(name.encode())
-            made = hasattr(value, '__dict__') and not isinstance(value, partial | type)
-            called = made and callable(value) and not _is_function(value)
+            named = isinstance(value, partial | type | GenericAlias) or _is_function(value)
+            called = hasattr(value, '__dict__') and callable(value) and not named
             if isinstance(value, Tensor) and not value.is_meta:
                 digest.update(f'{value.dtype}{tuple(value.shape)}'.encode())
                 digest.update(tensor_bytes(value))
@@ -1530,6 +1532,7 @@ def load_denoiser(
                         'a partial with the stored ones', about['given'] or {},
                         getattr(denoiser.net, 'given', {}))
         _check_weights(path, tensors, denoiser.state_dict())
+        _to_float32(denoiser)
         denoiser.load_state_dict(tensors)
         silent = {f'{part}.{k}'.lstrip('.') for part, m in _outside(denoiser) for k in ignored(m)}
         kept = about.get('kept', about.get('constants', {}))
@@ -1555,6 +1558,12 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
     if isinstance(made, PreconditionedDenoiser): return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
+
+def _to_float32(denoiser: NetDenoiser) -> None: # changed in place
+    "Weights that all are of another precision get that of samples."
+    kinds = {p.dtype for p in denoiser.parameters() if p.is_floating_point()}
+    if kinds and torch.float32 not in kinds:
+        for part in denoiser.children(): part.float()
 
 def _is_literal(words: str) -> bool: # of earlier versions, that they told as we do
     with contextlib.suppress(SyntaxError, ValueError):

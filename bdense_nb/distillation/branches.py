@@ -249,8 +249,14 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
             return ('the weights of this network are torch.float64, and samples are in float32: '
                     'convert it with .float()')
     if not re.search('size|shape|dimension|channels|must match|at least', str(error)):
+        whole = ''
+        if 'indices' in str(error):
+            whole = ('; it looks up (nn.Embedding) what is no whole number: noise levels are '
+                     'fractions, so let its forward round them, or interpolate')
+        elif getattr(denoiser, 'conditions', None) and 'long' in str(error).lower():
+            whole = '; conditions of whole numbers stay such: make others of them with .float()'
         return (f'the network stops with {type(error).__name__}: {error}, at samples of '
-                f'shape={shape}')
+                f'shape={shape}{whole}')
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
     own = f'; it says that they are {known}' if known and known != tuple(shape) else (
         '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '

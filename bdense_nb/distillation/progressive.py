@@ -253,8 +253,8 @@ def on_table(self: PDConfig,
     tables = [d.alpha_bar.cpu() for d in denoisers if isinstance(d, VPDenoiser)]
     if not tables:
         raise ValueError("schedule 'teacher' takes the levels of a network's own table, and "
-                         f"{', '.join(type(d).__name__ for d in denoisers)} has none; choose one "
-                         f"of: {', '.join(PD_SCHEDULES[:-1])}")
+                         f"{', '.join({type(d).__name__: d for d in denoisers})} has none; "
+                         f"choose one of: {', '.join(PD_SCHEDULES[:-1])}")
     for table in tables:
         check_int(f'start_steps on a table of {len(table)} levels', self.start_steps, 2, len(table))
     grids = ([sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0])

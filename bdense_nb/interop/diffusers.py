@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (check_choice, check_int, check_shape, copied, import_extra,
                             read_json, uncompiled)
@@ -93,9 +93,13 @@ def noise_table(
     """The noise levels of a network, from the configuration of its scheduler; in float64. With zero
     terminal SNR the last is infinite: sampling starts from the last that a stock scheduler tells
     from it, below 4096."""
-    name = config.get('_class_name', 'this scheduler')
-    kind = getattr(_diffusers(), name, None) # what its file does not say is as its class has it
+    name = str(config.get('_class_name', 'this scheduler'))
+    # what its file does not say is as its class has it
+    kind = name.endswith('Scheduler') and getattr(_diffusers(), name, None)
     usual = inspect.signature(kind).parameters if kind else {}
+    if '_class_name' in config and not kind:
+        warnings.warn(f'diffusers has no scheduler {name}: its betas are read as a DDPMScheduler '
+                      'reads them', stacklevel=3)
     config = {k: v for k, v in config.items() if v is not None}
     _refuse_table(name, config)
     config = {k: usual[k].default for k in _TABLE if k in usual
@@ -139,7 +143,7 @@ def flow_times(
     config: dict, # of a diffusers scheduler
 ) -> tuple[dict, None] | None: # what a network depends on; None: it is not of flow matching
     "How a flow-matching network counts time, from the configuration of its scheduler."
-    name = config.get('_class_name', 'this scheduler')
+    name = str(config.get('_class_name', 'this scheduler'))
     if not name.startswith('FlowMatch') and 'base_image_seq_len' not in config: return None
     _refuse_distilled(name)
     _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
@@ -334,7 +338,7 @@ class DiffusersNet(nn.Module):
             check_choice('condition', name, shapes)
             check_shape(f'condition {name!r}', value, 'B', *shapes[name])
         _check_sides(given, shapes, z)
-        return given
+        return {k: v.to(z.dtype) if shapes[k] else v for k, v in given.items()} # classes stay
 
     def example_cond(self, n: int, device: torch.device | str = 'cpu') -> dict[str, Tensor] | None:
         "Random conditions of the right shapes, with which the network can be tried out."
@@ -545,10 +549,20 @@ def _read_network(folder: Path) -> nn.Module:
         why = re.sub(r'^Cannot load *because |\. If you want to .*', '', str(e), flags=re.S)
         raise ValueError(f'{inside} cannot be read as a {name}: its weights are truncated, '
                          f'damaged or of another network ({why})') from e
-    if lacking := sorted(found['missing_keys']):
-        raise ValueError(f'{inside} lacks {len(lacking)} of the weights of a {name}, such as '
-                         f'{lacking[0]}: save the whole network')
+    lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model)
+    _refuse(str(inside), {
+        f'lacks {len(lacking)} of the weights of a {name}, such as {"".join(lacking[:1])}: save '
+        'the whole network': bool(lacking),
+        f'holds {"".join(whole[:1])} in whole numbers: it is quantised, and the scale of these is '
+        'not read; save the network in float32 or half precision': bool(whole)})
     return model
+
+def _whole_numbers(folder: Path, model: nn.Module) -> list[str]:
+    "Weights that are stored as whole numbers."
+    kinds = {}
+    for file in folder.glob('*.safetensors'):
+        with safe_open(file, 'pt') as f: kinds |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
+    return [k for k, _ in model.named_parameters() if 'F' not in kinds.get(k, 'F')] # F32, BF16, I8
 
 # %% ../../nbs/interop/01_diffusers.ipynb #34b5ab4d
 def _single(model: nn.Module) -> nn.Module: # changed in place
