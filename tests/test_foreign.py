@@ -275,11 +275,14 @@ def test_a_network_that_stops_is_not_always_of_another_shape():
     class Looks(Series):
         def forward(self, x, noise, cond=None): return super().forward(x, nn.Embedding(9, 1)(noise)[:, 0], cond)
     class Told(Series):
-        def forward(self, x, noise, cond=None): return super().forward(cond, noise)
+        def forward(self, x, noise, cond=None): return super().forward(cond['rows'] if named else cond, noise)
+    named = False
     for net, says in ((Series().double(), 'torch.float64.*float32.*with .float'), (Broken(), 'stops with RuntimeError: no weights were loaded'), (Looks(), 'noise levels are fractions'),
-                      (Told(), 'conditions of whole numbers stay such')):
+                      *[(Told(), 'conditions of whole numbers stay such')]*2):
         teacher = EDMDenoiser(net)
-        if type(net) is Told: teacher.conditions = ConditionTable(torch.ones(4, *Series.shape).long())
+        named = type(net) is Told and not named
+        rows = torch.ones(4, *Series.shape).long()
+        if type(net) is Told: teacher.conditions = ConditionTable(dict(rows=rows) if named else rows)
         with pytest.raises(ValueError, match=says) as e: sfd(teacher, SFDConfig(shape=Series.shape, K=2, steps=1, batch=2), show=False)
         assert 'halved' not in str(e.value)
 

@@ -221,6 +221,8 @@ def test_weights_that_lack_are_named_and_half_ones_are_read(unet, tmp_path):
     with pytest.raises(ValueError, match='lacks 1 of the weights of a UNet2DModel, such as conv_out.weight: save'): from_diffusers(tmp_path, DDPMScheduler())
     save_file(weights | {'conv_out.weight': torch.ones(1, 8, 3, 3, dtype=torch.int8)}, file, dict(format='pt'))
     with pytest.raises(ValueError, match='conv_out.weight in whole numbers: it is quantised'): from_diffusers(tmp_path, DDPMScheduler())
+    save_file(weights | {'conv_out.weight': torch.full((1, 8, 3, 3), torch.inf)}, file, dict(format='pt'))
+    with pytest.raises(ValueError, match='NaN or infinite numbers in conv_out.weight'): from_diffusers(tmp_path, DDPMScheduler())
 
 
 class Other(nn.Module):

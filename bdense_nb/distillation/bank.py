@@ -99,8 +99,10 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     except ValueError as e: raise ValueError(f'{given} does not fit the teacher: {e}') from e
     except RuntimeError as e:
         classes = getattr(cond, 'dtype', None) is torch.long # their number is known
-        raise ValueError(misfit(denoiser, tuple(x.shape[1:]), e) if cond is None or classes else
-                         f'{given} does not fit the teacher: {e}') from e
+        why = misfit(denoiser, tuple(x.shape[1:]), e)
+        if cond is not None and not classes and why.startswith('shape='): # or the conditions'
+            why = f'{given} does not fit the teacher: {e}'
+        raise ValueError(why) from e
     except (AttributeError, TypeError, LookupError, AssertionError) as e:
         raise TypeError(_not_called(denoiser, net, answers, cond, e)) from e
     finally:

@@ -550,11 +550,13 @@ def _read_network(folder: Path) -> nn.Module:
         raise ValueError(f'{inside} cannot be read as a {name}: its weights are truncated, '
                          f'damaged or of another network ({why})') from e
     lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model)
+    broken = [k for k, p in model.named_parameters() if not lacking and not p.isfinite().all()]
     _refuse(str(inside), {
         f'lacks {len(lacking)} of the weights of a {name}, such as {"".join(lacking[:1])}: save '
         'the whole network': bool(lacking),
         f'holds {"".join(whole[:1])} in whole numbers: it is quantised, and the scale of these is '
-        'not read; save the network in float32 or half precision': bool(whole)})
+        'not read; save the network in float32 or half precision': bool(whole),
+        f'has NaN or infinite numbers in {"".join(broken[:1])}: it is of no use': bool(broken)})
     return model
 
 def _whole_numbers(folder: Path, model: nn.Module) -> list[str]:
