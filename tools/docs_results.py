@@ -11,7 +11,7 @@ from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
     'Branches at growing budgets':
-        'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_calls moons_copies',
+        'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_*',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
@@ -30,6 +30,11 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'spiral_exact': 'Spiral, a teacher known in closed form: do branches help?',
     'spiral_other_networks': 'Spiral, students that start as another network: do branches help?',
     'moons_copies': 'Two moons: do branches help?',
+    'moons_exact': 'Two moons, a teacher known in closed form: do branches help?',
+    'moons_other_networks': 'Two moons, students that start as another network: do branches help?',
+    'ring_copies': 'Ring, students that start as a copy of their teacher: do branches help?',
+    'ring_exact': 'Ring, a teacher known in closed form: do branches help?',
+    'ring_other_networks': 'Ring, students that start as another network: do branches help?',
     'spiral_longest': 'Spiral, 3,000 iterations: do branches help?',
     'spiral_calls': 'Spiral, 3 to 5 calls: do branches help?',
     'spiral_recipe': 'Spiral: what else moves a student of two calls?',
@@ -207,8 +212,14 @@ def summary(out: Path) -> list[str]:
             '[Lesson 7](/course/7_when_does_it_help.ipynb) reads the figure step by step.']
 
 
-def result(name: str, data: dict, out: Path, alts: dict[str, str]) -> list[str]:
-    "What came out, without its heading."
+def beside(name: str, files: dict[str, dict]) -> str:
+    "The file in whose entry a file is opened: of another teacher or start the one of copies."
+    copies = re.sub('_(exact|other_networks)$', '_copies', name)
+    return copies if copies in files else name
+
+
+def result(name: str, data: dict, out: Path, alts: dict[str, str]) -> tuple[list[str], list[str]]:
+    "What came out, without its heading, and what is read when it is opened."
     if 'experiment' in data: shown_at_once, tables = comparison(data)
     else:
         found = rows_table(data['rows']) if 'rows' in data else None
@@ -218,7 +229,7 @@ def result(name: str, data: dict, out: Path, alts: dict[str, str]) -> list[str]:
         copy_to(path, out/'images'/path.name)
         alt = alts.get(path.name, f'Figure: {words(path.stem)}')
         tables.append(f'![{alt}](images/{path.name})')
-    return [*shown_at_once, details('Tables, file and command', made(name, data), *tables)]
+    return shown_at_once, [made(name, data), *tables]
 
 
 READING = ('Each entry counts the differences to the arm without the change that it asks about '
@@ -243,8 +254,12 @@ def results_page(out: Path) -> str:
                      overview(ordered, heads))]
     for head, names in groups.items():
         texts.append(f'## {head}')
-        for name in names:
+        for name in sorted(names, key=lambda name: names.index(beside(name, names))):
             copy_to(ROOT/'data'/'results'/f'{name}.json', out/'results'/f'{name}.json')
-            texts += [f'({anchor(name)})=\n### {heads[name]}',
-                      *result(name, files[name], out, alts)]
+            shown_at_once, opened = result(name, files[name], out, alts)
+            place = f'({anchor(name)})='
+            if beside(name, files) == name:
+                texts += [place, f'### {heads[name]}', *shown_at_once,
+                          details('Tables, file and command', *opened)]
+            else: texts.append(details(heads[name], place, *shown_at_once, *opened))
     return '\n\n'.join(texts) + '\n'
