@@ -596,6 +596,8 @@ EXPERIMENTS = {
 # %% ../../nbs/lab/01_experiments.ipynb #5b379d27
 #: trainings on points in the plane
 PLANE_SFD = SFDConfig(steps=1000, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,))
+#: rounds on points in the plane
+PLANE_PD = PDConfig(start_steps=64, batch=256, lr=1e-3)
 #: longer trainings on Fashion-MNIST
 FASHION_LONG = SFDConfig(steps=256, batch=128, pool=16_384, lr=5e-4, lr_schedule='cosine')
 #: the longest, on a GPU
@@ -636,6 +638,10 @@ EXPERIMENTS |= {
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
         (*budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
          *budget_arms(PLANE_SFD, LATE, (5,), (3000,))), 'K = 1', 10),
+    'spiral_pd': Experiment(
+        'spiral: do two branches help Progressive Distillation, from 64 steps to 1, early and late?',
+        'spiral, copies', [arm for arm in pd_arms(PLANE_PD, (200, 1000)) if 'then' not in arm.name],
+        'K = 1 (PD)', 10),
     'spiral_recipe': Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
