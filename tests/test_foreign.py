@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from bdense_nb.core import NFECounter, read_json, sample_noise, write_json
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser,
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser,
                                            save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
 from bdense_nb.diffusion.samplers import ConditionTable
-from bdense_nb.distillation.bank import denoiser_hash, frozen_copy
+from bdense_nb.diffusion.nets import MLP
+from bdense_nb.distillation.bank import answers, denoiser_hash, frozen_copy
 from bdense_nb.distillation.branches import branch, fold, output_layer
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
@@ -29,6 +30,7 @@ from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.interop.diffusers import as_denoiser
 from bdense_nb.interop.export import export_onnx
 from bdense_nb.lab.search import search_weights
+from bdense_nb.training.checkpoints import same_run
 from bdense_nb.training.devices import blocks, recompute_blocks
 
 SHAPE = (3, 8, 8)
@@ -767,6 +769,28 @@ def test_a_teacher_made_otherwise_is_known_by_its_answers(tmp_path, monkeypatch)
     note = read_json(tmp_path/'run'/'run.json')
     write_json(tmp_path/'run'/'run.json', {k: v for k, v in note.items() if k != 'answers'})
     assert len(note['answers']) == 2 and ways[0]().sample(2).isfinite().all()
+    assert not same_run(note | dict(answers=[[1.]*6, None]), note | dict(answers=[[1.]*12, [1.]*6]))  # of another shape, not known
+
+
+class Remembers(Scaled):
+    "What its calls leave in it is no difference, and no part of its hash."
+    def __init__(self):
+        super().__init__()
+        self.calls, self.tables = 0, {}
+    def forward(self, x, t, cond=None):
+        self.calls += 1
+        return super().forward(x, t) + self.tables.setdefault(x.shape, torch.ones(3)) + (0. if cond is None else cond)
+
+
+def test_any_denoiser_is_asked_and_calls_are_no_difference():
+    cfg = SFDConfig(nfe=2, K=2, substeps=2, steps=1, batch=4, pool=4, shape=(3,), afs=False)
+    teacher = EDMDenoiser(Remembers(), .5)
+    assert sfd(teacher, cfg, bank=teacher_bank(teacher, cfg, show=False), show=False).sample(2).isfinite().all()
+    class Mine(EDMDenoiser): pass
+    drawn = EDMDenoiser(Remembers(), .5)
+    drawn.conditions = lambda seeds: torch.ones(len(seeds), 3)
+    asked = [answers(D, (3,)) for D in (teacher, drawn, Mine(MLP(3)), GaussianDenoiser(0., .5), lambda x, sigma, cond=None: torch.randn_like(x))]
+    assert [a is None for a in asked] == [False]*4 + [True] and asked[0] != asked[1]
 
 
 class Dense(nn.Module):

@@ -26,7 +26,7 @@ from bdense_nb.diffusion.denoisers import (EDMDenoiser, GaussianDenoiser, Mixtur
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import SOLVERS, trajectory
 from bdense_nb.diffusion.schedules import linear_alpha_bar, nested_sigmas
-from bdense_nb.distillation.bank import (TrajectoryBank, TrajectoryPlan, bank_megabytes, denoiser_hash, device_of,
+from bdense_nb.distillation.bank import (answers, TrajectoryBank, TrajectoryPlan, bank_megabytes, denoiser_hash, device_of,
                                          draw_start, frozen_copy, make_bank)
 from bdense_nb.distillation.branches import branch
 from safetensors.torch import save_file
@@ -376,6 +376,7 @@ def test_files_are_plain_and_named(tmp_path):
     names = sorted(p.name for p in (tmp_path/'a'/'b').glob('[!.]*'))
     assert names == ['run.json', *(f'trajectories-{i:05d}.safetensors' for i in range(3))]
     note = json.loads((tmp_path/'a'/'b'/'run.json').read_text())
+    assert note.pop('answers') == [answers(BLOBS, (2,))]
     assert note == dict(teacher=denoiser_hash(BLOBS), sigmas=list(FINE), solver='dpmpp3m', afs=False, shape=[2], batch=128, seeds=[50, 2354])
     tensors, meta = load_tensors(shards(tmp_path/'a'/'b')[2])
     assert len(meta.pop('checksum')) == 64 and meta == dict(note, rows=[2098, 2354]) and {k: v.shape for k, v in tensors.items()} == {'xs': (256, 13, 2)}

@@ -17,6 +17,7 @@ import math
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -40,11 +41,12 @@ from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alp
 
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
-           'MixtureDenoiser', 'ignored', 'denoiser_hash', 'CalledNet', 'as_net', 'NetDenoiser', 'check_cond',
-           'check_rows', 'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser', 'PreconditionedDenoiser',
-           'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'guidance_of', 'unguided', 'check_top',
-           'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples', 'check_itself', 'check_samples',
-           'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last', 'load_teacher']
+           'MixtureDenoiser', 'ignored', 'remember_hash', 'denoiser_hash', 'CalledNet', 'as_net', 'NetDenoiser',
+           'check_cond', 'check_rows', 'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser',
+           'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'guidance_of',
+           'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples', 'check_itself',
+           'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last',
+           'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -389,11 +391,18 @@ class _Teller:
         self.known['hash', id(denoiser)] = denoiser, digest.hexdigest()[:16]
         return digest.hexdigest()[:16]
 
+_AT_FIRST = weakref.WeakKeyDictionary() # frozen copy -> its hash before it was called
+
+def remember_hash(denoiser: nn.Module) -> None: # one that is not changed any more
+    "Keep its hash as it is now, whatever its calls leave in it."
+    with contextlib.suppress(TypeError): _AT_FIRST[denoiser] = denoiser_hash(denoiser)
+
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
     """Tells denoisers apart: by class, numbers and every attribute, not by the code of an
     importable class (see `bank.answers`); a class may list attributes that change no answer in
     `hash_ignores`."""
-    return _Teller(refuse=True).hash(denoiser, {})
+    known = _AT_FIRST.get(denoiser) if isinstance(denoiser, nn.Module) else None
+    return known or _Teller(refuse=True).hash(denoiser, {})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class CalledNet(nn.Module):

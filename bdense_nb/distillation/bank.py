@@ -19,15 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (Trajectory, check_choice, check_int, check_sigmas, check_type,
                             locked, save_tensors, send)
-from ..diffusion.denoisers import (CalledNet, GaussianDenoiser, GuidedDenoiser,
-                                           MixtureDenoiser, check_precision, cond_like,
-                                           denoiser_hash, map_cond, null_rows, undisturbed,
-                                           unguided)
-from ..diffusion.nets import NETS
-from ..diffusion.samplers import (SOLVERS, ConditionTable, Sampler, device_of,
-                                          draw_start, trajectory)
+from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
+                                           cond_like, denoiser_hash, map_cond, null_rows,
+                                           remember_hash, undisturbed, unguided)
+from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
+                                          trajectory)
 from .branches import misfit, sample_shape
-from ..training.checkpoints import (apart, checksum, claim_folder, is_main,
+from ..training.checkpoints import (checksum, claim_folder, is_main,
                                     refuse_other, same_run)
 from ..training.devices import Processes, lean_copy, replayed
 from ..training.hooks import progress
@@ -51,6 +49,7 @@ def frozen_copy(
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
         denoiser = lean_copy(denoiser).requires_grad_(False).eval()
+        remember_hash(denoiser) # some count their calls, or fill tables
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     plain = unguided(denoiser)
     out = _first_answer(plain, x, cond, f'shape={shape} with cond={_sizes(cond)}')
@@ -131,15 +130,10 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
             f'cond None where there is none, and must answer with a tensor like x: {error}{draw}')
 
 def answers(
-    denoiser: Callable, # not moved, not changed
+    denoiser: Callable, # asked in evaluation mode
     shape: tuple[int, ...], # of one sample
-) -> list[float] | None: # at three noise levels; None: its hash says all, or it cannot be asked
-    "What tells a denoiser of somebody else's code from one of other code with the same weights."
-    plain = unguided(denoiser)
-    forms = (GaussianDenoiser, MixtureDenoiser)
-    own = type(plain) in forms or type(getattr(plain, 'net', None)) in NETS.values()
-    drawn = isinstance(getattr(denoiser, 'conditions', None), ConditionTable | None)
-    if own or not drawn: return None
+) -> list[float] | None: # up to 32 at each of three noise levels; None: chance is in them
+    "What tells a denoiser from one of other code with the same weights, which its hash does not."
     def asked(sigma): # at one level alone, a network's time may be hidden
         x, cond = draw_start(denoiser, shape, range(2), sigma)
         return denoiser(x, sigma, cond).flatten()
@@ -147,15 +141,15 @@ def answers(
         with undisturbed(denoiser):
             first = torch.stack([*map(asked, (.2, 1., 8.))]).cpu()
             again = torch.stack([*map(asked, (.2, 1., 8.))]).cpu()
-    except Exception: return None # nobody has said its conditions
-    if apart(first, again) > 1e-4 or not first.isfinite().all(): return None # chance is in it
+    except Exception: return None # it cannot be asked: nobody has said its conditions
+    if not (first - again).norm() <= 1e-4*first.norm(): return None # or a number is none
     n = first.shape[1]
     return first[:, torch.linspace(0, n - 1, min(32, n)).long()].flatten().tolist()
 
 def answers_note(
     shape: tuple[int, ...], # of one sample
     *denoisers: Callable | None, # None: it is not there
-) -> dict: # JSON-able, a part of a run's note; {}: their hashes say all
+) -> dict: # JSON-able, a part of a run's note; {}: none is known
     "The `answers` of denoisers, as `same_run` compares them."
     found = [None if d is None else answers(d, shape) for d in denoisers]
     return dict(answers=found) if any(found) else {}

@@ -23,6 +23,7 @@ from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, Gui
                                            NetDenoiser, check_samples, guidance_of,
                                            load_denoiser, read_about, read_run, save_denoiser,
                                            unguided)
+from ..diffusion.nets import NETS
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import SHIFTED
 from .bank import (TrajectoryBank, TrajectoryPlan, answers, answers_note, denoiser_hash,
@@ -149,16 +150,22 @@ def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
     if table is not None: how['conditions_sha256'] = checksum(table.tensors, {})
     run = _run_of(student.about, how)
     if not overwrite: _check_replaceable(student, folder, run)
-    if said := answers(student.denoiser, student.shape): how['answers'] = said
+    if said := _answers(student.denoiser, student.shape): how['answers'] = said
     with locked(folder):
         if overwrite: (folder/CONFIG).unlink(missing_ok=True)
         for name, tensor in more.items(): save_tensors(folder/name, {'biases': tensor})
         if table is not None: table.save(folder/CONDITIONS)
         save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
 
+def _answers(denoiser: NetDenoiser, shape: tuple[int, ...]) -> list[float] | None:
+    "Of a network that somebody else makes anew; with conditions, if they are kept with it."
+    own = type(denoiser.net) in NETS.values()
+    kept = isinstance(denoiser.conditions, ConditionTable | None)
+    return answers(denoiser, shape) if kept and not own else None
+
 def _check_answers(denoiser: NetDenoiser, shape: tuple[int, ...], stored) -> None:
     "Refuse a network that was made otherwise than the stored one."
-    mine = stored and answers(denoiser, shape)
+    mine = stored and _answers(denoiser, shape)
     if mine and apart(mine, stored) > SAME_ANSWERS:
         raise ValueError('the network that was given answers otherwise than the one that was '
                          f'stored: {apart(mine, stored):.1%} away with the same weights and input'

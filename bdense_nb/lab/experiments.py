@@ -44,12 +44,12 @@ from ..training.loop import fit
 
 # %% auto #0
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'PLANE_SFD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE', 'LONG_WEIGHTS',
-           'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World', 'fashion_world', 'ring_world',
-           'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name', 'defaults', 'stored_rows',
-           'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms',
-           'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of', 'differences',
-           'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
+           'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
+           'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World',
+           'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
+           'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
+           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
+           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)

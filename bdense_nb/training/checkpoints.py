@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -126,12 +127,14 @@ def apart(
     b: Sequence[float], # those it is compared with
 ) -> float: # 0: they are the same
     "By how much of their norm answers differ, at the level where it is most."
+    if len(a) != len(b): return math.inf # of samples of another shape
     a, b = (torch.as_tensor(t, dtype=torch.float64, device='cpu').reshape(3, -1) for t in (a, b))
     return ((a - b).norm(dim=1)/b.norm(dim=1).clamp(min=1e-12)).max().item()
 
 def _answers_differ(theirs: list, mine: list) -> list[str]: # in words
     "Compare the networks' answers in two notes, where both know them."
-    most = max((apart(a, b) for a, b in zip(mine, theirs) if a and b), default=0.)
+    pairs = [(a, b) for a, b in zip(mine, theirs) if a and b and len(a) == len(b)]
+    most = max((apart(a, b) for a, b in pairs), default=0.)
     return [f'the network answers {most:.1%} away there, with the same weights and input'] \
         *(most > SAME_ANSWERS)
 
@@ -145,14 +148,15 @@ def same_run(
     stored = lambda config: json.loads(json.dumps({**defaults, **config}))
     theirs = stored(theirs)
     mine = stored(mine)
-    differ = _answers_differ(theirs.pop('answers', []), mine.pop('answers', []))
+    said = theirs.pop('answers', []), mine.pop('answers', [])
+    differ = []
     for name in [k for k in {**mine, **theirs} if k not in FREE and k not in free]:
         there = repr(theirs[name]) if name in theirs else 'not'
         if name not in mine:
             differ.append(f'{name}: {there} there, not now')
         elif name not in theirs or theirs[name] != mine[name]:
             differ.append(f'{name}: {there} there, {mine[name]!r} now')
-    return differ
+    return differ or _answers_differ(*said)
 
 def refuse_other(
     folder: Path | str, # of a run
