@@ -639,8 +639,8 @@ EXPERIMENTS |= {
         (*budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
          *budget_arms(PLANE_SFD, LATE, (5,), (3000,))), 'K = 1', 10),
     'spiral_pd': Experiment(
-        'spiral: do two branches help Progressive Distillation, from 64 steps to 1, early and late?',
-        'spiral, copies',
+        'spiral: do two branches help Progressive Distillation, from 64 steps to 1, early and '
+        'late?', 'spiral, copies',
         tuple(arm for arm in pd_arms(PLANE_PD, (200, 1000)) if 'then' not in arm.name),
         'K = 1 (PD)', 10),
     'spiral_recipe': Experiment(
