@@ -134,7 +134,8 @@ def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
     exact = cheap.teacher(0)
     moved = type(exact)(exact.means + .1, exact.stds, exact.weights)
     other = dataclasses.replace(cheap, teacher=lambda seed: moved)
-    for world, said in ((other, 'teacher: '), (dataclasses.replace(cheap, about='elsewhere'), 'world: '), (dataclasses.replace(cheap, n=7), 'samples: ')):
+    student = dataclasses.replace(cheap, network=lambda seed, width: moved)  # asked as a network is
+    for world, said in ((other, 'teacher: '), (student, 'answers'), (dataclasses.replace(cheap, about='elsewhere'), 'world: '), (dataclasses.replace(cheap, n=7), 'samples: ')):
         with pytest.raises(ValueError, match=said): X.run_experiment(dataclasses.replace(mine, world=world), tmp_path/'mine.json')
 
 

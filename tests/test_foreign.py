@@ -786,6 +786,7 @@ def test_any_denoiser_is_asked_and_calls_are_no_difference():
     cfg = SFDConfig(nfe=2, K=2, substeps=2, steps=1, batch=4, pool=4, shape=(3,), afs=False)
     teacher = EDMDenoiser(Remembers(), .5)
     assert sfd(teacher, cfg, bank=teacher_bank(teacher, cfg, show=False), show=False).sample(2).isfinite().all()
+    search_weights(teacher, cfg, 1, n_samples=4, show=False)
     class Mine(EDMDenoiser): pass
     drawn = EDMDenoiser(Remembers(), .5)
     drawn.conditions = lambda seeds: torch.ones(len(seeds), 3)

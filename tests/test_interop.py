@@ -22,7 +22,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, EulerDiscreteS
 
 from bdense_nb.app import commands, shell as cli  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold, output_layer  # noqa: E402
-from bdense_nb.core import load_tensors, sample_noise  # noqa: E402
+from bdense_nb.core import load_tensors, read_json, sample_noise, write_json  # noqa: E402
 from bdense_nb.diffusion.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
 from bdense_nb.interop.diffusers import (BETA_SCHEDULES, PREDICTION_TYPES, as_denoiser, from_diffusers, net_config_of,
                                          net_from_config, noise_table, sample_ddim_like_diffusers)
@@ -221,6 +221,10 @@ def test_weights_that_lack_are_named_and_half_ones_are_read(unet, tmp_path):
     with pytest.raises(ValueError, match='lacks 1 of the weights of a UNet2DModel, such as conv_out.weight: save'): from_diffusers(tmp_path, DDPMScheduler())
     save_file(weights | {'conv_out.weight': torch.ones(1, 8, 3, 3, dtype=torch.int8)}, file, dict(format='pt'))
     with pytest.raises(ValueError, match='conv_out.weight in whole numbers: it is quantised'): from_diffusers(tmp_path, DDPMScheduler())
+    config = read_json(tmp_path/'config.json')
+    write_json(tmp_path/'config.json', config | dict(quantization_config=dict(load_in_4bit=True)))
+    with pytest.raises(ValueError, match='is quantised, which is not read'): from_diffusers(tmp_path, DDPMScheduler())
+    write_json(tmp_path/'config.json', config)
     save_file(weights | {'conv_out.weight': torch.full((1, 8, 3, 3), torch.inf)}, file, dict(format='pt'))
     with pytest.raises(ValueError, match='NaN or infinite numbers in conv_out.weight'): from_diffusers(tmp_path, DDPMScheduler())
 
@@ -625,7 +629,8 @@ def test_what_a_schedulers_file_leaves_out_is_as_its_class_has_it(name):
 
 @pytest.mark.parametrize('name', ['MyScheduler', 'logging', 5])
 def test_a_scheduler_that_diffusers_does_not_have_is_named(name):
-    with pytest.warns(UserWarning, match=f'no scheduler {name}: its betas are read as'): from_diffusers(unet_of(), dict(_class_name=name, beta_schedule='linear'))
+    for said, config in (('betas', dict(beta_schedule='linear')), ('times', dict(base_image_seq_len=256))):
+        with pytest.warns(UserWarning, match=f'no scheduler {name}: its {said} are read as'): from_diffusers(unet_of(), dict(_class_name=name, **config))
 
 
 def test_weights_of_another_width_are_refused_in_our_words(unet, tmp_path):

@@ -207,7 +207,7 @@ def read_config(path: str) -> tuple[dict, dict]: # fields of the method, and of 
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
     hardware = hardware if isinstance(hardware, dict) else {} # elsewhere it names the machine
-    for name in {'teacher', 'student', 'data'} & set(config): # what run.json tells apart runs by
+    for name in {'teacher', 'student', 'data', 'answers'} & set(config): # what run.json tells apart runs by
         if Path(path).name == 'run.json': del config[name]
     return config, hardware
 
@@ -896,7 +896,8 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     if null and len(null) != 1:
         raise ValueError(f'{options.null_condition} must hold one row, it holds {len(null)}')
     net, guides = teacher.net, options.guidance_scale != 1
-    if null is None and guides and isinstance(net, DiffusersNet) and net.null_class is None:
+    untold = isinstance(net, DiffusersNet) and net.null_class is None and not (net.takes and null)
+    if guides and untold:
         how = 'takes no condition: leave --guidance_scale out'
         if net.takes: how = 'does not say it: pass ' + (
             '--null_class, its last class' if net.n_classes else
@@ -1403,7 +1404,8 @@ def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
 def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) -> None:
     "Refuse to measure a student against a teacher that it does not come from."
     try: theirs = denoiser_hash(frozen_copy(source, arm.shape))
-    except (ValueError, TypeError) as e: theirs = f'stops at such samples ({e})'
+    except (ValueError, TypeError) as e: # what to do is said to those who distil
+        theirs = f'stops at such samples ({str(e).partition(": pass")[0]})'
     if (mine := arm.about.get('teacher')) != theirs:
         null = ', and what guided it with --null_condition'*bool(guidance_of(arm.about))
         raise ValueError(f'{student} was not distilled from {teacher}: its teacher is {mine}, this '

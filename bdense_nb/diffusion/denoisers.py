@@ -393,9 +393,12 @@ class _Teller:
 
 _AT_FIRST = weakref.WeakKeyDictionary() # frozen copy -> its hash before it was called
 
-def remember_hash(denoiser: nn.Module) -> None: # one that is not changed any more
-    "Keep its hash as it is now, whatever its calls leave in it."
-    with contextlib.suppress(TypeError): _AT_FIRST[denoiser] = denoiser_hash(denoiser)
+def remember_hash(
+    copy: nn.Module, # a denoiser that is not changed any more
+    denoiser: nn.Module, # what it is a copy of
+) -> None:
+    "Let a copy have the hash that its original has now, whatever its calls leave in it."
+    with contextlib.suppress(TypeError): _AT_FIRST[copy] = denoiser_hash(denoiser)
 
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
     """Tells denoisers apart: by class, numbers and every attribute, not by the code of an
@@ -904,7 +907,7 @@ class GuidedDenoiser(nn.Module):
         "The clean estimate with the condition, exaggerated; two network calls."
         if cond is None:
             raise ValueError('guidance exaggerates a condition, and cond is None: pass a condition '
-                             'for each sample, or use the denoiser without guidance')
+                             'for each sample, or leave guidance out')
         scale = self._scale(x, sigma)
         given = self.denoiser(x, sigma, cond)
         if (scale == 1).all(): return given
@@ -1551,7 +1554,9 @@ def load_denoiser(
                     'what moves in use in hash_ignores of its class', mine,
                     {k: v for k, v in theirs.items() if k in mine})
     except (TypeError, RuntimeError) as e:
-        raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e}') from e
+        other = f' (it is of a {about["net"]}, and net= is a {type(net).__name__})'
+        raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
+                         f'{other*(type(net).__name__ not in about["net"])}') from e
     denoiser.guidance = guidance_of(about.get('about') or {})
     device = torch.device(device or default_device())
     denoiser = denoiser.requires_grad_(False).eval().to(device)

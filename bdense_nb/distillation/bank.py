@@ -48,8 +48,8 @@ def frozen_copy(
     check_type(denoiser, Callable, 'the teacher must be a denoiser D(x, sigma, cond)')
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
-        denoiser = lean_copy(denoiser).requires_grad_(False).eval()
-        remember_hash(denoiser) # some count their calls, or fill tables
+        original, denoiser = denoiser, lean_copy(denoiser).requires_grad_(False).eval()
+        remember_hash(denoiser, original) # some count their calls, or fill tables
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     plain = unguided(denoiser)
     out = _first_answer(plain, x, cond, f'shape={shape} with cond={_sizes(cond)}')

@@ -87,6 +87,11 @@ def _refuse_table(name: str, config: dict) -> None:
         f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
             config.get('timestep_type', 'discrete') != 'discrete'})
 
+def _known(name: str, read_as: str) -> type | None: # None: a warning has said how it is read
+    kind = name.endswith('Scheduler') and getattr(_diffusers(), name, None)
+    if not kind: warnings.warn(f'diffusers has no scheduler {name}: {read_as} does', stacklevel=4)
+    return kind or None
+
 def noise_table(
     config: dict, # of a diffusers scheduler
 ) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
@@ -95,11 +100,8 @@ def noise_table(
     from it, below 4096."""
     name = str(config.get('_class_name', 'this scheduler'))
     # what its file does not say is as its class has it
-    kind = name.endswith('Scheduler') and getattr(_diffusers(), name, None)
+    kind = '_class_name' in config and _known(name, 'its betas are read as DDPMScheduler')
     usual = inspect.signature(kind).parameters if kind else {}
-    if '_class_name' in config and not kind:
-        warnings.warn(f'diffusers has no scheduler {name}: its betas are read as a DDPMScheduler '
-                      'reads them', stacklevel=3)
     config = {k: v for k, v in config.items() if v is not None}
     _refuse_table(name, config)
     config = {k: usual[k].default for k in _TABLE if k in usual
@@ -146,6 +148,8 @@ def flow_times(
     name = str(config.get('_class_name', 'this scheduler'))
     if not name.startswith('FlowMatch') and 'base_image_seq_len' not in config: return None
     _refuse_distilled(name)
+    usual = 'FlowMatchEulerDiscreteScheduler'
+    if '_class_name' in config: _known(name, f'its times are read as {usual}')
     _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
                    'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
     _check_sizes(config)
@@ -540,6 +544,8 @@ def _read_network(folder: Path) -> nn.Module:
     name = config.get('_class_name')
     if name not in FAMILIES: raise TypeError(f'{inside} holds a {name}; {_only_families()}')
     _check_sizes(config)
+    quantised = 'is quantised, which is not read; save the network in float32 or half precision'
+    _refuse(str(inside), {quantised: 'quantization_config' in config})
     _check_weights(inside)
     kind = getattr(_diffusers(), name)
     half = all('.fp16.' in file.name for file in inside.glob('*.safetensors'))
@@ -549,20 +555,20 @@ def _read_network(folder: Path) -> nn.Module:
         why = re.sub(r'^Cannot load *because |\. If you want to .*', '', str(e), flags=re.S)
         raise ValueError(f'{inside} cannot be read as a {name}: its weights are truncated, '
                          f'damaged or of another network ({why})') from e
-    lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model)
+    lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model, half)
     broken = [k for k, p in model.named_parameters() if not lacking and not p.isfinite().all()]
     _refuse(str(inside), {
         f'lacks {len(lacking)} of the weights of a {name}, such as {"".join(lacking[:1])}: save '
         'the whole network': bool(lacking),
-        f'holds {"".join(whole[:1])} in whole numbers: it is quantised, and the scale of these is '
-        'not read; save the network in float32 or half precision': bool(whole),
+        f'holds {"".join(whole[:1])} in whole numbers: it {quantised}': bool(whole),
         f'has NaN or infinite numbers in {"".join(broken[:1])}: it is of no use': bool(broken)})
     return model
 
-def _whole_numbers(folder: Path, model: nn.Module) -> list[str]:
-    "Weights that are stored as whole numbers."
+def _whole_numbers(folder: Path, model: nn.Module, half: bool) -> list[str]:
+    "Weights that are stored as whole numbers, in the files that were read."
     kinds = {}
-    for file in folder.glob('*.safetensors'):
+    stem = 'diffusion_pytorch_model' + '.fp16'*half
+    for file in (*folder.glob(f'{stem}.safetensors'), *folder.glob(f'{stem}-*.safetensors')):
         with safe_open(file, 'pt') as f: kinds |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
     return [k for k, _ in model.named_parameters() if 'F' not in kinds.get(k, 'F')] # F32, BF16, I8
 

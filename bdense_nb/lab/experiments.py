@@ -330,7 +330,7 @@ class Experiment:
         if isinstance(self.world, str): return dict(world=self.world, device=kind)
         teacher = self.world.teacher(0)
         return dict(world=self.world.about, teacher=denoiser_hash(teacher), samples=self.world.n,
-                    **answers_note(self.world.shape, teacher))
+                    **answers_note(self.world.shape, teacher, self.world.network(0, None)))
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
