@@ -62,6 +62,7 @@ KERNEL = '''
 import os, sys, matplotlib
 from matplotlib import pyplot
 pyplot.install_repl_displayhook = lambda: None  # it draws every figure once more, before the backend of notebooks does
+sys.modules['debugpy'] = None  # nobody looks for it here
 os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
 matplotlib.rcParams['backend'] = os.environ['MPLBACKEND']
 from ipykernel import kernelapp as app
