@@ -3,6 +3,7 @@ import gc
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -96,8 +97,8 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def page(chromium):
+@contextmanager
+def opened(chromium):
     "An empty page; `page.problems` collects failed requests, requests to other hosts and errors of scripts."
     context = chromium.new_context(viewport={'width': 1200, 'height': 900})
     page = context.new_page()
@@ -110,6 +111,12 @@ def page(chromium):
     page.on('pageerror', lambda e: page.problems.append(f'script: {e}'))
     yield page
     context.close()
+
+
+@pytest.fixture
+def page(chromium):
+    "A page that nothing was opened in."
+    with opened(chromium) as page: yield page
 
 
 @pytest.fixture

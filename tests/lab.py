@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+TOOLS = Path(__file__).resolve().parent.parent/'tools'
 READY = '''() => {
     const session = window.jupyterapp?.shell.currentWidget?.sessionContext;
     return session?.isReady && session.session?.kernel?.connectionStatus === 'connected' && session.session.kernel.status === 'idle';
@@ -20,7 +21,9 @@ SETTINGS = {  # all cells are drawn, and nothing is asked of the network
     '@jupyterlab/apputils-extension/notification': {'fetchNews': 'false', 'checkForUpdates': False, 'doNotDisturbMode': True}}
 
 
-def plain(options: list[str]) -> list[str]: return [sys.executable, '-m', 'jupyterlab', '--allow-root', *options]
+def plain(options: list[str]) -> list[str]:
+    code = 'from forks import no_parsers_of_addresses; no_parsers_of_addresses(); from jupyterlab.labapp import main; main()'
+    return [sys.executable, '-c', f'import sys; sys.path.append({str(TOOLS)!r}); {code}', '--allow-root', *options]
 
 
 @contextmanager

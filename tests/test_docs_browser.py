@@ -10,6 +10,7 @@ import torch
 
 from bdense_nb.core import sample_noise
 from bdense_nb.diffusion.data import to_pixels
+from conftest import opened
 from docs_live import samplers
 from docs_sources import SETTINGS
 
@@ -54,16 +55,40 @@ def address(site):
     server.shutdown(); server.server_close()
 
 
-@pytest.fixture
-def visit(page, address):
+def visits(page, address):
     "`visit(path)` opens a page of the site; `visit.page` is the browser's."
     page.set_default_timeout(60_000)
     page.on('console', lambda m: m.type == 'error' and page.problems.append(f'console: {m.text}'))
-    def go(path):
+    def visit(path):
         page.goto(f'{address}/{path}')
         return page
-    go.page = page
-    return go
+    visit.page = page
+    return visit
+
+
+@pytest.fixture
+def first_visit(page, address):
+    "Of a reader who has never been here."
+    return visits(page, address)
+
+
+@pytest.fixture(scope='module')
+def reader(chromium, address):
+    "One for all tests that do not ask for a new one: what every page loads is read once."
+    with opened(chromium) as page: yield visits(page, address)
+
+
+@pytest.fixture
+def visit(reader):
+    "Of a reader who remembers no choice and no search, and whose window is as it was."
+    page = reader.page
+    yield reader
+    page.unroute_all()
+    page.evaluate('() => { localStorage.clear(); sessionStorage.clear(); }')
+    page.goto('about:blank')
+    page.set_viewport_size(DESK)
+    page.emulate_media(color_scheme='light')
+    page.problems.clear()
 
 
 # put another page of the folder into this one, if this one has loaded all that it would: its scripts run, its formulas are drawn
@@ -126,15 +151,16 @@ def test_every_page(visit, site):
     """No failed or foreign request, no script error, nothing raw, a phone never scrolls sideways, and every picture is dark on a dark
     page. The pages of a folder have one template: the first is opened, and what the others say is put into it. Of the listings of source
     some are."""
-    problems, opened, page, seen = {}, '', visit.page, 0
+    problems, last, page, seen = {}, '', visit.page, 0
     page.set_viewport_size(PHONE)
     paths = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
     listings = [path for path in paths if path.startswith('_modules')]
     for i, path in enumerate(path for path in paths if path not in listings or path in listings[::8]):
         page.problems.clear()
         folder = path.split('/')[0]
-        if folder != opened or not page.evaluate(PUT, f'/{path}'): visit(path)
-        opened = folder
+        if folder != last or not page.evaluate(PUT, f'/{path}'):
+            visit(path).evaluate("document.documentElement.style.visibility = 'hidden'")  # laid out as ever, and not painted
+        last = folder
         found = [*page.evaluate(INSPECT), *page.problems]
         for size in (DESK, PHONE)[::1 if i % 2 else -1]:  # the next page is opened in the size in which this one ends
             if page.viewport_size != size: page.set_viewport_size(size)
@@ -377,9 +403,9 @@ def test_live_from_a_file_says_what_to_do(page, site):
     assert 'python -m http.server' in page.locator('#live [role=status]').inner_text() and page.get_by_role('button', name='Run both').is_disabled()
 
 
-def test_live_without_webassembly(visit):
-    visit.page.add_init_script('delete window.WebAssembly')
-    page = visit('live.html')
+def test_live_without_webassembly(first_visit):
+    first_visit.page.add_init_script('delete window.WebAssembly')
+    page = first_visit('live.html')
     assert page.get_by_text('This browser has no WebAssembly').is_visible()
     assert page.get_by_role('button', name='Run both').is_disabled()
     assert page.locator('#live img:visible').evaluate('async image => (await image.decode(), image.naturalWidth)') > 300

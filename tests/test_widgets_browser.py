@@ -53,7 +53,7 @@ def test_keyboard(opened, shots):
 
 
 def test_mouse(opened, shots):
-    page = opened(schedule_explorer(n_steps=(4, 8)))
+    page = opened(schedule_explorer(n_steps=(8,)))
     first = shown(page)
     drag(page, page.get_by_role('slider', name='rho'), .99)
     second = shown(page)
@@ -83,7 +83,7 @@ def test_phone(opened, shots, scheme):
 
 
 def test_swap_is_quick(opened):
-    page = opened(schedule_explorer(n_steps=(4, 8)))
+    page = opened(schedule_explorer(n_steps=(8,)))
     took = page.evaluate('''async () => {
         const slider = document.querySelector('input[type=range]'), picture = document.querySelector('img'), times = [];
         for (const value of [0, 1, 2, 3, 2, 1, 0]) {

@@ -60,6 +60,7 @@ WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot',
               'docstring_parser', 'tabulate', 'matplotlib.backends.backend_agg', 'PIL.JpegImagePlugin', 'PIL.GifImagePlugin', 'IPython.core.magics', 'IPython.core.pylabtools')  # not what asks, when imported, whether it is in a notebook
 KERNEL = '''
 import os, sys, matplotlib
+sys.modules['debugpy'] = None  # nobody looks for it here
 os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
 matplotlib.rcParams['backend'] = os.environ['MPLBACKEND']
 from ipykernel import kernelapp as app

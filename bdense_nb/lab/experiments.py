@@ -404,6 +404,7 @@ def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Ca
     about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(e.place.teacher(0)),
                  samples=e.place.n, **about_run(e.device or 'cpu'), budgets=list(e.budgets.items()),
                  configs=[dict(a.key, config=a.config) for a in e.arms])
+    jobs = min(jobs, len({key['seed'] for _, key in todo}))  # one seed that is left is run here
     made = _side_by_side(e, todo, how, jobs) if jobs > 1 else _one_by_one(e, todo, **how)
     for i, new in enumerate(made):
         rows += new
