@@ -207,8 +207,9 @@ def read_config(path: str) -> tuple[dict, dict]: # fields of the method, and of 
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
     hardware = hardware if isinstance(hardware, dict) else {} # elsewhere it names the machine
-    for name in {'teacher', 'student', 'data', 'answers'} & set(config): # what run.json tells apart runs by
-        if Path(path).name == 'run.json': del config[name]
+    if Path(path).name == 'run.json': # what it tells apart runs by
+        config = {k: v for k, v in config.items()
+                  if k not in ('teacher', 'student', 'data', 'answers')}
     return config, hardware
 
 def with_fields(base, given: dict, where: str): # base: a configuration, or its class
