@@ -765,7 +765,7 @@ def test_a_teacher_made_otherwise_is_known_by_its_answers(tmp_path, monkeypatch)
     bank = [way() for way in ways][1]
     monkeypatch.setattr(Scaled, 'scale', 2.)
     for way in (*ways, lambda: sfd(teacher(), cfg, bank=bank, show=False)):
-        with pytest.raises(ValueError, match=r'the network answers [\d.]+% away'): way()
+        with pytest.raises(ValueError, match=r'the network answers [\d.]+% away there: its code, a constant'): way()
     note = read_json(tmp_path/'run'/'run.json')
     write_json(tmp_path/'run'/'run.json', {k: v for k, v in note.items() if k != 'answers'})
     assert len(note['answers']) == 2 and ways[0]().sample(2).isfinite().all()
@@ -790,6 +790,14 @@ def test_any_denoiser_is_asked_and_calls_are_no_difference():
     class Mine(EDMDenoiser): pass
     drawn = EDMDenoiser(Remembers(), .5)
     drawn.conditions = lambda seeds: torch.ones(len(seeds), 3)
+    class Narrow(EDMDenoiser):
+        def forward(self, x, sigma, cond=None):
+            if sigma > 5: raise ValueError('not trained above 5')
+            return super().forward(x, sigma, cond)
+    told = answers(EDMDenoiser(Remembers(), .5), (3,), drawn.conditions)
+    assert told == answers(drawn, (3,)) and drawn.net.calls == 0 and len(told) == 18
+    narrow = answers(Narrow(MLP(3)), (3,))
+    assert all(narrow[:12]) and narrow[12:] == [0.]*6
     asked = [answers(D, (3,)) for D in (teacher, drawn, Mine(MLP(3)), GaussianDenoiser(0., .5), lambda x, sigma, cond=None: torch.randn_like(x))]
     assert [a is None for a in asked] == [False]*4 + [True] and asked[0] != asked[1]
 

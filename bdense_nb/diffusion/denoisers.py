@@ -391,21 +391,29 @@ class _Teller:
         self.known['hash', id(denoiser)] = denoiser, digest.hexdigest()[:16]
         return digest.hexdigest()[:16]
 
-_AT_FIRST = weakref.WeakKeyDictionary() # frozen copy -> its hash before it was called
+# frozen copy -> its hash after its first call, and the version that its parameters had
+_AT_FIRST = weakref.WeakKeyDictionary()
 
 def remember_hash(
     copy: nn.Module, # a denoiser that is not changed any more
     denoiser: nn.Module, # what it is a copy of
 ) -> None:
-    "Let a copy have the hash that its original has now, whatever its calls leave in it."
-    with contextlib.suppress(TypeError): _AT_FIRST[copy] = denoiser_hash(denoiser)
+    "Let a copy keep the hash of now, or that of its original, whatever more calls leave in it."
+    with contextlib.suppress(TypeError):
+        _AT_FIRST[copy] = _remembered(denoiser) or denoiser_hash(copy), _version(copy)
+
+def _version(denoiser: nn.Module) -> int: # moves with each change of a parameter
+    return sum(p._version for p in denoiser.parameters())
+
+def _remembered(denoiser: Callable) -> str | None:
+    known = _AT_FIRST.get(denoiser) if isinstance(denoiser, nn.Module) else None
+    return known[0] if known and known[1] == _version(denoiser) else None
 
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
     """Tells denoisers apart: by class, numbers and every attribute, not by the code of an
     importable class (see `bank.answers`); a class may list attributes that change no answer in
     `hash_ignores`."""
-    known = _AT_FIRST.get(denoiser) if isinstance(denoiser, nn.Module) else None
-    return known or _Teller(refuse=True).hash(denoiser, {})
+    return _remembered(denoiser) or _Teller(refuse=True).hash(denoiser, {})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class CalledNet(nn.Module):

@@ -49,7 +49,6 @@ def frozen_copy(
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
         original, denoiser = denoiser, lean_copy(denoiser).requires_grad_(False).eval()
-        remember_hash(denoiser, original) # some count their calls, or fill tables
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     plain = unguided(denoiser)
     out = _first_answer(plain, x, cond, f'shape={shape} with cond={_sizes(cond)}')
@@ -60,6 +59,7 @@ def frozen_copy(
                             'network that it trains')
         raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
                          f'{tuple(out.shape[1:])}')
+    if isinstance(denoiser, nn.Module): remember_hash(denoiser, original) # some count their calls
     known = sample_shape(plain) if isinstance(plain, nn.Module) else None
     if known and None not in known and len(known) == len(shape) and known != tuple(shape):
         warnings.warn(f'samples of shape={tuple(shape)} are asked for, and the network says that '
@@ -130,28 +130,34 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
             f'cond None where there is none, and must answer with a tensor like x: {error}{draw}')
 
 def answers(
-    denoiser: Callable, # asked in evaluation mode
+    denoiser: Callable, # of a network a copy is asked, in evaluation mode
     shape: tuple[int, ...], # of one sample
+    conditions: Callable | None = None, # drawn where it has none of its own
 ) -> list[float] | None: # up to 32 at each of three noise levels; None: chance is in them
     "What tells a denoiser from one of other code with the same weights, which its hash does not."
-    def asked(sigma): # at one level alone, a network's time may be hidden
-        x, cond = draw_start(denoiser, shape, range(2), sigma)
-        return denoiser(x, sigma, cond).flatten()
-    try:
-        with undisturbed(denoiser):
-            first = torch.stack([*map(asked, (.2, 1., 8.))]).cpu()
-            again = torch.stack([*map(asked, (.2, 1., 8.))]).cpu()
-    except Exception: return None # it cannot be asked: nobody has said its conditions
+    if isinstance(denoiser, nn.Module): denoiser = lean_copy(denoiser)
+    if conditions and not getattr(denoiser, 'conditions', None): denoiser.conditions = conditions
+    def asked(sigma): # None: it does not take such a level, or no condition is known
+        with contextlib.suppress(Exception):
+            x, cond = draw_start(denoiser, shape, range(2), sigma)
+            return denoiser(x, sigma, cond).flatten().cpu()
+    def at_levels(): # at one level alone, a network's time may be hidden
+        rows = [*map(asked, (.2, 1., 8.))]
+        some = next((r for r in rows if r is not None), None)
+        if some is not None: return torch.stack([some*0 if r is None else r for r in rows])
+    with undisturbed(denoiser): first, again = at_levels(), at_levels()
+    if first is None or again is None: return None
     if not (first - again).norm() <= 1e-4*first.norm(): return None # or a number is none
     n = first.shape[1]
     return first[:, torch.linspace(0, n - 1, min(32, n)).long()].flatten().tolist()
 
 def answers_note(
     shape: tuple[int, ...], # of one sample
-    *denoisers: Callable | None, # None: it is not there
+    *denoisers: Callable | None, # the teacher first; None: it is not there
 ) -> dict: # JSON-able, a part of a run's note; {}: none is known
     "The `answers` of denoisers, as `same_run` compares them."
-    found = [None if d is None else answers(d, shape) for d in denoisers]
+    drawn = getattr(denoisers[0], 'conditions', None) # of the teacher, which its student gets
+    found = [None if d is None else answers(d, shape, drawn) for d in denoisers]
     return dict(answers=found) if any(found) else {}
 
 # %% ../../nbs/distillation/05_bank.ipynb #7b5e1d94
@@ -256,8 +262,10 @@ class TrajectoryBank:
             mine = mine_of[name]
             asked = asked_of[name]
             if mine != asked:
+                moved = name == 'teacher' and not isinstance(teacher, nn.Module)
+                hint = '; what its calls change in it belongs in hash_ignores of its class'*moved
                 raise ValueError(f'this bank was computed with another {name}: {mine} there, '
-                                 f'{asked} asked for')
+                                 f'{asked} asked for{hint}')
         refuse_other('this bank', same_run(self.said, answers_note(plan.shape, teacher)))
         self._check_seeds(seeds)
 

@@ -328,9 +328,9 @@ class Experiment:
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str): return dict(world=self.world, device=kind)
-        teacher = self.world.teacher(0)
+        teacher, student = self.world.teacher(0), self.world.network(0, self.arms[0].width)
         return dict(world=self.world.about, teacher=denoiser_hash(teacher), samples=self.world.n,
-                    **answers_note(self.world.shape, teacher, self.world.network(0, None)))
+                    **answers_note(self.world.shape, teacher, student))
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
