@@ -1554,22 +1554,29 @@ def load_denoiser(
         _check_weights(path, tensors, denoiser.state_dict())
         _to_float32(denoiser)
         denoiser.load_state_dict(tensors)
-        silent = {f'{part}.{k}'.lstrip('.') for part, m in _outside(denoiser) for k in ignored(m)}
-        kept = about.get('kept', about.get('constants', {}))
-        mine = {k: v for k, v in kept.items() if k not in silent}
-        theirs = _constants(denoiser) if mine else {}
-        _check_same(about, 'constants of its module', 'a module with the stored ones, and list '
-                    'what moves in use in hash_ignores of its class', mine,
-                    {k: v for k, v in theirs.items() if k in mine})
+        _check_constants(denoiser, about)
     except (TypeError, RuntimeError) as e:
-        other = f' (it is of a {about["net"]}, and net= is a {type(net).__name__})'
         raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
-                         f'{other*(type(net).__name__ not in about["net"])}') from e
+                         + _other_class(net, about['net'])) from e
     denoiser.guidance = guidance_of(about.get('about') or {})
     device = torch.device(device or default_device())
     denoiser = denoiser.requires_grad_(False).eval().to(device)
     # group normalisation on CUDA would lay every answer out anew
     return denoiser if device.type == 'cuda' else to_channels_last(denoiser)
+
+def _check_constants(denoiser: NetDenoiser, about: dict) -> None:
+    "Refuse a network with other constants than the stored one had."
+    silent = {f'{part}.{k}'.lstrip('.') for part, m in _outside(denoiser) for k in ignored(m)}
+    kept = about.get('kept', about.get('constants', {}))
+    mine = {k: v for k, v in kept.items() if k not in silent}
+    theirs = _constants(denoiser) if mine else {}
+    _check_same(about, 'constants of its module', 'a module with the stored ones, and list '
+                'what moves in use in hash_ignores of its class', mine,
+                {k: v for k, v in theirs.items() if k in mine})
+
+def _other_class(net: nn.Module, stored: str) -> str: # in words; '': it is the stored one
+    name = type(net).__name__
+    return '' if name in stored else f' (it is of a {stored}, and net= is a {name})'
 
 def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
