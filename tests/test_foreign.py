@@ -796,6 +796,9 @@ def test_any_denoiser_is_asked_and_calls_are_no_difference():
             return super().forward(x, sigma, cond)
     told = answers(EDMDenoiser(Remembers(), .5), (3,), drawn.conditions)
     assert told == answers(drawn, (3,)) and drawn.net.calls == 0 and len(told) == 18
+    with torch.inference_mode(): frozen = frozen_copy(EDMDenoiser(MLP(3)), (3,))
+    before, frozen.sigma_data = denoiser_hash(frozen), .6
+    assert denoiser_hash(frozen) != before, 'nothing is kept where calls leave nothing'
     narrow = answers(Narrow(MLP(3)), (3,))
     assert all(narrow[:12]) and narrow[12:] == [0.]*6
     asked = [answers(D, (3,)) for D in (teacher, drawn, Mine(MLP(3)), GaussianDenoiser(0., .5), lambda x, sigma, cond=None: torch.randn_like(x))]

@@ -41,12 +41,12 @@ from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alp
 
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
-           'MixtureDenoiser', 'ignored', 'remember_hash', 'denoiser_hash', 'CalledNet', 'as_net', 'NetDenoiser',
-           'check_cond', 'check_rows', 'check_classes', 'check_precision', 'EDMDenoiser', 'ModuleDenoiser',
-           'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows', 'guidance_of',
-           'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples', 'check_itself',
-           'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last',
-           'load_teacher']
+           'MixtureDenoiser', 'ignored', 'moving_parts', 'remember_hash', 'denoiser_hash', 'CalledNet', 'as_net',
+           'NetDenoiser', 'check_cond', 'check_rows', 'check_classes', 'check_precision', 'EDMDenoiser',
+           'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows',
+           'guidance_of', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples',
+           'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser',
+           'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -391,29 +391,31 @@ class _Teller:
         self.known['hash', id(denoiser)] = denoiser, digest.hexdigest()[:16]
         return digest.hexdigest()[:16]
 
-# frozen copy -> its hash after its first call, and the version that its parameters had
+#: frozen copy in which calls leave something -> its hash after the first one
 _AT_FIRST = weakref.WeakKeyDictionary()
 
-def remember_hash(
-    copy: nn.Module, # a denoiser that is not changed any more
-    denoiser: nn.Module, # what it is a copy of
-) -> None:
-    "Let a copy keep the hash of now, or that of its original, whatever more calls leave in it."
+def moving_parts(denoiser: nn.Module) -> list | None: # None: they cannot be told
+    "What a call may leave something in: all but the parameters."
     with contextlib.suppress(TypeError):
-        _AT_FIRST[copy] = _remembered(denoiser) or denoiser_hash(copy), _version(copy)
+        told = _Teller(refuse=True).settings(denoiser, {})
+        return [*told, *(_sha(b) for b in denoiser.buffers())]
 
-def _version(denoiser: nn.Module) -> int: # moves with each change of a parameter
-    return sum(p._version for p in denoiser.parameters())
-
-def _remembered(denoiser: Callable) -> str | None:
-    known = _AT_FIRST.get(denoiser) if isinstance(denoiser, nn.Module) else None
-    return known[0] if known and known[1] == _version(denoiser) else None
+def remember_hash(
+    copy: nn.Module, # a frozen one, called once
+    denoiser: nn.Module, # what it is a copy of
+    before: list | None, # its `moving_parts` before that call
+) -> None:
+    "Where calls leave something in it let it keep the hash of now, or that of its original."
+    known = _AT_FIRST.get(denoiser)
+    with contextlib.suppress(TypeError):
+        if known or moving_parts(copy) != before: _AT_FIRST[copy] = known or denoiser_hash(copy)
 
 def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
     """Tells denoisers apart: by class, numbers and every attribute, not by the code of an
     importable class (see `bank.answers`); a class may list attributes that change no answer in
     `hash_ignores`."""
-    return _remembered(denoiser) or _Teller(refuse=True).hash(denoiser, {})
+    known = _AT_FIRST.get(denoiser) if isinstance(denoiser, nn.Module) else None
+    return known or _Teller(refuse=True).hash(denoiser, {})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class CalledNet(nn.Module):

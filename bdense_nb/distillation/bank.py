@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..core import (Trajectory, check_choice, check_int, check_sigmas, check_type,
                             locked, save_tensors, send)
 from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
-                                           cond_like, denoiser_hash, map_cond, null_rows,
-                                           remember_hash, undisturbed, unguided)
+                                           cond_like, denoiser_hash, map_cond, moving_parts,
+                                           null_rows, remember_hash, undisturbed, unguided)
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from .branches import misfit, sample_shape
@@ -49,6 +49,7 @@ def frozen_copy(
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
         original, denoiser = denoiser, lean_copy(denoiser).requires_grad_(False).eval()
+        before = moving_parts(denoiser)
     x, cond = draw_start(denoiser, shape, [0, 1], 1.)
     plain = unguided(denoiser)
     out = _first_answer(plain, x, cond, f'shape={shape} with cond={_sizes(cond)}')
@@ -59,7 +60,7 @@ def frozen_copy(
                             'network that it trains')
         raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
                          f'{tuple(out.shape[1:])}')
-    if isinstance(denoiser, nn.Module): remember_hash(denoiser, original) # some count their calls
+    if isinstance(denoiser, nn.Module): remember_hash(denoiser, original, before)
     known = sample_shape(plain) if isinstance(plain, nn.Module) else None
     if known and None not in known and len(known) == len(shape) and known != tuple(shape):
         warnings.warn(f'samples of shape={tuple(shape)} are asked for, and the network says that '
@@ -132,11 +133,12 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
 def answers(
     denoiser: Callable, # of a network a copy is asked, in evaluation mode
     shape: tuple[int, ...], # of one sample
-    conditions: Callable | None = None, # drawn where it has none of its own
+    conditions: Callable | None = None, # that a network gets; None: it has its own, if any
 ) -> list[float] | None: # up to 32 at each of three noise levels; None: chance is in them
     "What tells a denoiser from one of other code with the same weights, which its hash does not."
-    if isinstance(denoiser, nn.Module): denoiser = lean_copy(denoiser)
-    if conditions and not getattr(denoiser, 'conditions', None): denoiser.conditions = conditions
+    if isinstance(denoiser, nn.Module):
+        denoiser = lean_copy(denoiser)
+        if conditions is not None: denoiser.conditions = conditions
     def asked(sigma): # None: it does not take such a level, or no condition is known
         with contextlib.suppress(Exception):
             x, cond = draw_start(denoiser, shape, range(2), sigma)
