@@ -1,4 +1,5 @@
 "The training loop: exact resumption in a matrix of settings, faults, and bad input."
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import LR_SCHEDULES, Hardware, TrainConfig
 from bdense_nb.training.devices import share
 from bdense_nb.training.hooks import Every, Trackers, progress
-from bdense_nb.training.loop import fit, lr_factor
+from bdense_nb.training.loop import State, fit, lr_factor
 from torch import nn
 from warm import python
 
@@ -264,6 +265,18 @@ def test_ctrl_c_in_the_last_iteration_is_not_lost(tmp_path, ctrl_c):
         if i == 11: signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt): fit(net(), last, CFG, tmp_path, show=False)
     assert newest_checkpoint(tmp_path)[1]['done'] == 12
+
+
+def test_ctrl_c_between_two_iterations_is_a_stop_too(tmp_path, ctrl_c, monkeypatch):
+    "When the one before has put the handlers back and the next has not begun."
+    turn = State.turn
+    @contextlib.contextmanager
+    def pressed(state):
+        with turn(state): yield
+        if state.done == 5: signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr(State, 'turn', pressed)
+    with pytest.raises(KeyboardInterrupt, match='run it again'): fit(net(), step, CFG, tmp_path, show=False)
+    assert newest_checkpoint(tmp_path)[1]['done'] == 6 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path, ctrl_c):

@@ -130,9 +130,11 @@ class Interrupts:
     def __init__(self):
         self.asked = 0 # the number of the signal
         self.before = {} # handlers
+        self.depth = 0 # how often it is entered
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is not threading.main_thread(): return self
+        self.depth += 1
+        if self.depth > 1 or threading.current_thread() is not threading.main_thread(): return self
         for number in (signal.SIGINT, signal.SIGTERM):
             old = signal.getsignal(number)
             default = old is signal.SIG_DFL and number == signal.SIGTERM
@@ -150,7 +152,8 @@ class Interrupts:
             signal.raise_signal(number)
 
     def __exit__(self, *error) -> None:
-        while self.before: signal.signal(*self.before.popitem())
+        self.depth -= 1
+        while self.before and not self.depth: signal.signal(*self.before.popitem())
 
     def act(self, message: str) -> None:
         "Do now what the signal asked for."
@@ -636,11 +639,15 @@ class Fit:
     seconds: float = 0. # in iterations and hooks, resumed parts included
 
 class _Remember:
-    "The hook that keeps the state, also of a run that was finished before."
+    "The hook that keeps the state, also of a run that was finished before; signals wait for it."
     def __init__(self):
         self.state = None
 
-    def start(self, state: State) -> None: self.state = state
+    def start(self, state: State) -> None:
+        self.state = state
+        state.interrupts.__enter__() # also between two iterations
+
+    def end(self, state: State) -> None: state.interrupts.__exit__()
 
 def fit(
     model: nn.Module, # trained in place
