@@ -844,6 +844,7 @@ def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations
 
 #: worlds: network calls of the students, and the experiments that train there with growing budgets
 GAINS = {'spiral': (2, ('spiral_copies', 'spiral_longest')), 'two moons': (2, ('moons_copies',)),
+         'ring': (2, ('ring_copies',)),
          'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
          'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls'))}
 #: the arms that all of them have
@@ -864,16 +865,18 @@ def _named(result: dict) -> dict[str, str]: # arm -> its name, which says K
 def _gain_panel(
     ax, # drawn on
     places: list[tuple[int, Difference]], # trajectories, difference
-    names: dict[str, str], # arm -> its name
+    names: dict[str, str], # arm -> its name, which has the same colour everywhere
 ) -> None:
     "A line for each arm over the budget, with intervals."
-    for j, arm in enumerate(dict.fromkeys(d.arm for _, d in places)):
+    kinds = list(dict.fromkeys(names.values()))
+    for arm in dict.fromkeys(d.arm for _, d in places):
+        j = kinds.index(names[arm])
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
         scale = [100/d.host for _, d in mine]
         means = [d.interval.mean*s for (_, d), s in zip(mine, scale)]
         whiskers = [(d.interval.high - d.interval.mean)*s for (_, d), s in zip(mine, scale)]
         ax.errorbar([n*1.08**j for n, _ in mine], means, whiskers, fmt='o-', ms=4, lw=1, capsize=2,
-                    label=names[arm])
+                    color=f'C{j}', label=names[arm])
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
     ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])
@@ -889,24 +892,26 @@ def show_gains(
     "Arm minus host in percent against the budget: a row for each world, a column for each measure."
     import matplotlib.pyplot as plt
     found = {}
-    names = {}
+    names = {} # of the arms that are drawn
     for title, results in settings.items():
         for result in results:
-            names |= _named(result)
+            named = _named(result)
             seen = trajectories_of(result)
             for measure in measures_of(result):
+                mine = [d for d in differences(result, measure) if arms is None or d.arm in arms]
+                names |= {d.arm: named[d.arm] for d in mine}
                 places = found.setdefault(title, {}).setdefault(measure, [])
-                places += [(seen[d.arm, d.nfe, d.iterations], d)
-                           for d in differences(result, measure)
-                           if arms is None or d.arm in arms]
+                places += [(seen[d.arm, d.nfe, d.iterations], d) for d in mine]
     fig, axes = plt.subplots(len(found), 2, figsize=(5.4, 1.8*len(found)), squeeze=False,
                              layout='constrained')
     for row, (title, measures) in zip(axes, found.items()):
         for ax, (measure, places) in zip(row, measures.items()):
             _gain_panel(ax, places, names)
             ax.set_title(f'{title}: {_words(measure)}', fontsize=10)
-        row[0].legend(fontsize=8)
     for ax in axes[-1]: ax.set_xlabel('trajectories seen in training', fontsize=9)
     fig.supylabel('with branches minus host, %', fontsize=9)
+    lines = {name: line for ax in axes.flat
+             for line, name in zip(*ax.get_legend_handles_labels())}
+    fig.legend(lines.values(), lines, loc='outside upper center', ncols=2, fontsize=8)
     if save: fig.savefig(save, dpi=110)
     return found
