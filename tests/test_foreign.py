@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bdense_nb.core import NFECounter, read_json, sample_noise, write_json
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser,
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, FlowDenoiser, GaussianDenoiser, ModuleDenoiser, PreconditionedDenoiser, VPDenoiser, as_column, load_denoiser, load_teacher,
                                            save_denoiser)
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
 from bdense_nb.diffusion.samplers import ConditionTable
@@ -823,3 +823,4 @@ def test_a_shape_that_is_not_the_networks_own_is_said():
     net = Dense()
     net.sample_shape = (2,)
     with pytest.warns(UserWarning, match=r'shape=\(3,\) are asked for.*its own are \(2,\)'): frozen_copy(EDMDenoiser(net), (3,))
+    with warnings.catch_warnings(action='error'): frozen_copy(load_teacher(device='cpu'), (1, 28, 28))  # a network that takes many shapes

@@ -159,7 +159,7 @@ class UNet(nn.Module):
         self.out = _zero(nn.Conv2d(first, channels*patch**2, 3, padding=1))
 
     @property
-    def sample_shape(self) -> tuple[int, int, int]: # [C, H, W], the next to smallest there is
+    def small_shape(self) -> tuple[int, int, int]: # [C, H, W], the next to smallest there is
         "A small shape that the network takes."
         side = 2*self.divisor
         return self.config['channels'], side, side

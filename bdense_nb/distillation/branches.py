@@ -156,7 +156,7 @@ def branch(
     if layer is not None: _layer(denoiser.net, layer)
     if adapters(denoiser.net): student, layer = _with_adapters(denoiser, layer, shape)
     else: student = trainable_copy(denoiser)
-    still = _kept_still(student, shape or sample_shape(student))
+    still = _kept_still(student, shape or sample_shape(student, any_size=True))
     if K == 1: return BranchedDenoiser(student, 1, layer, still)
     layer = layer or output_layer(student, shape)
     old = _layer(student.net, layer)
@@ -230,11 +230,15 @@ def output_layer(
     raise ValueError(f'{type(denoiser.net).__name__} calls none of its layers that can be widened; '
                      f'pass layer= the name of its output layer, one of: {", ".join(names)}')
 
-def sample_shape(denoiser: NetDenoiser) -> tuple[int, ...] | None: # None: it does not say
-    "A shape of samples that a network takes, as our networks, those of diffusers and EDM's say it."
+def sample_shape(
+    denoiser: NetDenoiser,
+    any_size: bool = False, # of a network that takes many shapes, a small one; else None
+) -> tuple[int, ...] | None: # None: it does not say
+    "The shape of a network's samples, as our networks, those of diffusers and EDM's say it."
     for m in denoiser.modules():
         if m is denoiser: continue
         if hasattr(m, 'sample_shape'): return tuple(m.sample_shape)
+        if any_size and hasattr(m, 'small_shape'): return tuple(m.small_shape)
         if hasattr(m, 'img_channels') and hasattr(m, 'img_resolution'):
             return (m.img_channels, m.img_resolution, m.img_resolution)
         config = getattr(m, 'config', None)
@@ -265,7 +269,7 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
     return f'shape={shape} does not fit the teacher: its network stops at such samples{own}'
 
 def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    known = tuple(shape or sample_shape(denoiser) or ())
+    known = tuple(shape or sample_shape(denoiser, any_size=True) or ())
     if known: return known
     raise ValueError(f'{type(denoiser.net).__name__} does not say what samples it takes; pass '
                      'shape= the shape of one, with which the output layer is found and the '
