@@ -25,6 +25,8 @@ def test_notebook_runs(path, tmp_path):
     assert all('correct\n' in s for s in right), f'solutions of the exercises: {right}'
     assert all('hint: ' in s for s in wrong), f'wrong answers to the exercises: {wrong}'
     assert not widget_errors(nb), 'a widget callback raised'
+    said = [line for c in nb.cells for o in c.get('outputs', []) if o.get('name') == 'stderr' for line in o.text.splitlines() if 'UserWarning' in line]
+    assert not [line for line in said if 'site-packages' not in line], 'right use warns of nothing'
     freeze_widgets(nb)
     if found := differences(stored(path), nb):
         warnings.warn(f'{path.name}: not what is stored (another machine may round differently; tools/run_notebooks.py stores anew): {found}')
