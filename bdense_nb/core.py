@@ -35,10 +35,10 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
-           'sample_labels', 'check_choice', 'Within', 'check_int', 'check_number', 'check_type', 'check_shape',
-           'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'copied', 'check_sigmas', 'check_state', 'validate',
-           'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors',
-           'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
+           'sample_labels', 'check_choice', 'refuse', 'Within', 'check_int', 'check_number', 'check_type',
+           'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'copied', 'check_sigmas',
+           'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep',
+           'tensor_bytes', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -112,6 +112,14 @@ def check_choice(name: str, value, allowed) -> None:
         near = difflib.get_close_matches(str(value), names, 1)
         more = f'; did you mean {near[0]}?' if near else ''
         raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(names)}{more}')
+
+def refuse(
+    what: str, # begins every message; '': nothing
+    problems: dict[str, bool], # the rest of each message -> is it so?
+) -> None:
+    "Raise a `ValueError` that names the first of some problems that is there."
+    for problem, there in problems.items():
+        if there: raise ValueError(f'{what} {problem}'.lstrip())
 
 @dataclass(frozen=True)
 class Within:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (check_choice, check_int, check_shape, copied, import_extra,
-                            read_json, uncompiled)
+                            read_json, refuse, uncompiled)
 from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, NetDenoiser,
                                    PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
@@ -54,16 +54,11 @@ _LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384,
 def _check_sizes(config: dict) -> None: # of a network or a scheduler
     check_sizes({k: v for k, v in config.items() if v is not None}, _LARGEST)
 
-def _refuse(what: str, problems: dict[str, bool]) -> None:
-    "Name the first of some problems that is there."
-    for problem, there in problems.items():
-        if there: raise ValueError(f'{what} {problem}')
-
 def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
 # %% ../../nbs/interop/01_diffusers.ipynb #58b71bbd
 def _refuse_distilled(name: str) -> None:
-    _refuse(name, {
+    refuse(name, {
         'is of a consistency model or one distilled already, whose network is no denoiser at every '
         'level: pass the scheduler that its teacher was trained with, if it can be called so':
             name in ('LCMScheduler', 'TCDScheduler', 'FlowMatchLCMScheduler')})
@@ -71,7 +66,7 @@ def _refuse_distilled(name: str) -> None:
 def _refuse_table(name: str, config: dict) -> None:
     "Refuse a scheduler whose betas do not say which noise level a time step is."
     _refuse_distilled(name)
-    _refuse(name, {
+    refuse(name, {
         'has no betas, so it does not say which noise level a time step is; only schedulers with '
         'betas (DDPM, DDIM and their kind) are supported':
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
@@ -111,7 +106,7 @@ def noise_table(
     _check_sizes(config)
     ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in (*_TABLE, _ZERO_SNR) if k in config})
     alpha_bar = ddpm.alphas_cumprod.double()
-    _refuse(name, {
+    refuse(name, {
         'has betas that are NaN or infinite': not alpha_bar.isfinite().all(),
         'has levels without signal before its last, where the noise level is infinite':
             not (alpha_bar[:-1] > 0).all()})
@@ -150,7 +145,7 @@ def flow_times(
     _refuse_distilled(name)
     usual = 'FlowMatchEulerDiscreteScheduler'
     if '_class_name' in config: _known(name, f'its times are read as {usual}')
-    _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
+    refuse(name, {'turns time round (invert_sigmas); wrap the network with '
                    'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
     _check_sizes(config)
     fields = _FLOW | (_DYNAMIC if config.get('use_dynamic_shifting') else {})
@@ -399,7 +394,7 @@ def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> No
     channels = (c.in_channels, c.out_channels or c.in_channels)
     variance = net.family.variance and channels[1] == 2*channels[0]
     flow = 'shift' in net.scheduler_config
-    _refuse('not supported:', net.family.refused(c) | {
+    refuse('not supported:', net.family.refused(c) | {
         f'{channels[0]} channels in and {channels[1]} out: the network predicts a variance too, '
         f'or is given more than the noisy sample': channels[0] != channels[1] and not variance,
         f'a {type(net.model).__name__} with a table of betas; this family is trained by flow '
@@ -452,7 +447,7 @@ def _check_adapters(net: DiffusersNet) -> None:
     kind = getattr(getattr(first, 'peft_type', None), 'value', None)
     start = getattr(first, 'init_lora_weights', True)
     kept = getattr(first, 'modules_to_save', None)
-    _refuse('the adapters of this network cannot be saved:', {
+    refuse('the adapters of this network cannot be saved:', {
         f'peft has noted none of them in its {type(net.model).__name__}: add them to that, as in '
         'inject_adapter_in_model(config, denoiser.net.model)': not configs,
         f'it has {len(configs)} of them ({", ".join(configs)}), and one is saved: merge the others '
@@ -545,7 +540,7 @@ def _read_network(folder: Path) -> nn.Module:
     if name not in FAMILIES: raise TypeError(f'{inside} holds a {name}; {_only_families()}')
     _check_sizes(config)
     quantised = 'is quantised, which is not read; save the network in float32 or half precision'
-    _refuse(str(inside), {quantised: 'quantization_config' in config})
+    refuse(str(inside), {quantised: 'quantization_config' in config})
     _check_weights(inside)
     kind = getattr(_diffusers(), name)
     half = all('.fp16.' in file.name for file in inside.glob('*.safetensors'))
@@ -557,7 +552,7 @@ def _read_network(folder: Path) -> nn.Module:
                          f'damaged or of another network ({why})') from e
     lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model, half)
     broken = [k for k, p in model.named_parameters() if not lacking and not p.isfinite().all()]
-    _refuse(str(inside), {
+    refuse(str(inside), {
         f'lacks {len(lacking)} of the weights of a {name}, such as {"".join(lacking[:1])}: save '
         'the whole network': bool(lacking),
         f'holds {"".join(whole[:1])} in whole numbers: it {quantised}': bool(whole),
