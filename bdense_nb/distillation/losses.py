@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import check_choice, check_int, check_type, send
+from ..core import check_choice, check_int, check_type, refuse, send
 
 # %% auto #0
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
@@ -37,12 +37,10 @@ def branch_weights(
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K '
                              f'numbers, got {kind!r}') from None
-        if w.shape != (K,):
-            raise ValueError(f'branch weights need one number for each of the K={K} branches, got '
-                             f'{kind!r}')
-        if not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0:
-            raise ValueError('branch weights must be finite, non-negative and not all zero, got '
-                             f'{kind!r}')
+        refuse('branch weights', {
+            f'need one number for each of the K={K} branches, got {kind!r}': w.shape != (K,),
+            f'must be finite, non-negative and not all zero, got {kind!r}':
+                not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0})
     return w/w.sum()
 
 # %% ../../nbs/distillation/04_losses.ipynb #1cb69492

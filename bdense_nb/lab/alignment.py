@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_int, check_type
+from ..core import Trajectory, check_choice, check_int, check_type, refuse
 from ..diffusion.samplers import afs_x0
 from ..distillation.bank import TrajectoryPlan
 from ..distillation.branches import BranchedDenoiser
@@ -132,10 +132,12 @@ def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
                              f'{[round(s, 4) for s in nodes.tolist()]} with afs={course.afs}')
         student = student.denoiser
     check_type(student, Callable, 'expected a student, branched or folded')
-    if (K := getattr(student, 'K', 1)) not in (1, course.K):
-        raise ValueError(f'a student with K={K} branches does not fit the K={course.K} of it')
-    if getattr(student, 'training', False):
-        raise ValueError('the student is in training mode, where dropout is random: call .eval()')
+    K = getattr(student, 'K', 1)
+    refuse('', {
+        f'a student with K={K} branches does not fit the K={course.K} of it':
+            K not in (1, course.K),
+        'the student is in training mode, where dropout is random: call .eval()':
+            getattr(student, 'training', False)})
     return student
 
 def _squares(mine: Segment, teacher: Segment) -> Tensor: # [K], summed over samples

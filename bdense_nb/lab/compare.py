@@ -5,7 +5,6 @@
 # %% ../../nbs/lab/05_compare.ipynb #b8226bae
 from __future__ import annotations
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -18,12 +17,13 @@ from torch import Tensor
 from ..core import check_choice, check_int, read_json, tensor_bytes, write_json
 from ..diffusion.denoisers import check_teacher, unguided
 from ..diffusion.samplers import Sampler
-from ..distillation.bank import TrajectoryPlan, frozen_copy
+from ..distillation.bank import frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, sliced_wasserstein
 from .experiments import (Arm, Experiment, World, difference_table, differences,
-                                       measures_of, run_experiment, show_differences)
+                                       measures_of, reference_ends, run_experiment,
+                                       show_differences)
 from ..training.config import Hardware
 
 # %% auto #0
@@ -48,8 +48,6 @@ def teacher_world(
 ) -> World: # for `Experiment`
     "Where students of this teacher are trained and measured."
     teacher = frozen_copy(teacher, shape)
-    @functools.lru_cache(maxsize=8)
-    def ends(plan: TrajectoryPlan): return plan.sampler(teacher).sample(n)
     about = f'samples of shape {shape}'
     if data is not None:
         digest = hashlib.sha256(tensor_bytes(data)).hexdigest()[:12]
@@ -58,8 +56,8 @@ def teacher_world(
         if quality is None: quality = _distance(data, features) if by else {}
     return World(about, lambda seed: teacher, tuple(shape), lambda seed, width: None,
                  data=lambda seed: (data, labels),
-                 ends=lambda cfg, seed: ends(cfg.reference(tuple(shape))), quality=quality or {},
-                 n=n)
+                 ends=reference_ends(lambda seed: teacher, tuple(shape), n, 256),
+                 quality=quality or {}, n=n)
 
 # %% ../../nbs/lab/05_compare.ipynb #9aa01f52
 #: what is compared where nothing else is asked for

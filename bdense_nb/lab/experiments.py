@@ -46,9 +46,9 @@ from ..training.loop import fit
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
            'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World',
-           'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
-           'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
-           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
+           'reference_ends', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
+           'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
+           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'measures_of',
            'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
@@ -80,8 +80,22 @@ class World:
         return dict(nfe=arm.nfe, paired_error=error, **quality, **work)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
-def _finer(cfg: Host, substeps: int | None) -> Host: # judged by a walk of so many teacher steps
-    return cfg if substeps is None else dataclasses.replace(cfg, substeps=substeps//2)
+def reference_ends(
+    teacher: Callable[[int], Callable], # seed -> a denoiser, see `World`
+    shape: tuple[int, ...], # of one sample
+    n: int, # how many
+    batch: int = 250, # at a time
+    cond: dict[str, Tensor] | None = None, # n rows; None: drawn from the seeds
+    # teacher steps in a student step; None: twice the student's
+    finer: int | None = None,
+) -> Callable[[Host, int], Tensor]: # configuration, seed -> samples
+    "Where the teacher's walks in many steps end; a walk is made once."
+    @functools.lru_cache(maxsize=8)
+    def walk(plan, denoiser): return plan.sampler(denoiser).sample(n, cond=cond, batch=batch)
+    def ends(cfg, seed):
+        if finer is not None: cfg = dataclasses.replace(cfg, substeps=finer//2)
+        return walk(reference_plan(cfg, shape), teacher(seed))
+    return ends
 
 @functools.cache
 def fashion_world(
@@ -92,12 +106,10 @@ def fashion_world(
     teacher = load_teacher(device=device)
     shape = (1, 28, 28)
     n = 1000
-    @functools.lru_cache(maxsize=8)
-    def walk(plan): return plan.sampler(teacher).sample(n, batch=250)
     return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
                  lambda seed: teacher, shape,
                  network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
-                 ends=lambda cfg, seed: walk(reference_plan(_finer(cfg, finer), shape)),
+                 ends=reference_ends(lambda seed: teacher, shape, n, finer=finer),
                  quality=dict(frechet_distance=fashion_fd), n=n)
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
@@ -156,15 +168,12 @@ def plane_world(
     learned = functools.cache(lambda seed, width=None: _learned(data(seed), seed, width))
     def teacher(seed): return mixture if exact else learned(seed)
     def start(seed, width): return None if copies else learned(seed if exact else seed + 500, width)
-    @functools.cache
-    def walk(plan, seed): return plan.sampler(teacher(seed)).sample(n, batch=n)
-    def ends(cfg, seed): return walk(reference_plan(_finer(cfg, finer), (2,)), seed)
     fresh = mixture.sample(n, 10**6) if exact else toy_2d(name, n, 10**6)
     kind = 'an exact mixture as teacher' if exact else 'a network as teacher, one of each seed'
     begin = 'copies of it' if copies else 'networks trained with another seed'
     return World(f'{name}, {kind}; students start as {begin}', teacher, (2,), start,
                  data=lambda seed: (data(seed), None),
-                 ends=ends,
+                 ends=reference_ends(teacher, (2,), n, n, finer=finer),
                  quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
 #: in the plane: students that begin as copies, as other networks, and those of an exact teacher
@@ -483,10 +492,10 @@ def vary(base: Host, arms: dict[str, dict], width: int | None = None, **shared) 
     return [Arm(name, dataclasses.replace(base, **shared, **changes), width=width)
             for name, changes in arms.items()]
 
-def over_calls(base: SFDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
-    "Every set of branch weights, at 2 to 5 calls and several budgets."
-    return tuple(arm for nfe in (2, 3, 4, 5) for steps in budgets
-                 for arm in vary(base, WEIGHTS, nfe=nfe, steps=steps))
+def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple[Arm, ...]:
+    "Arms at several numbers of calls and budgets."
+    return tuple(arm for nfe in calls for steps in budgets
+                 for arm in vary(base, arms, nfe=nfe, steps=steps))
 
 def option_arms(base: SFDConfig, more: dict[str, dict] = {}) -> tuple[Arm, ...]:
     "One option changed at a time, two calls."
@@ -551,7 +560,8 @@ def _ring(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
 #: every experiment by name
 EXPERIMENTS = {
     'fashion_sfd': _fashion('Which branch weights help SFD, at how many calls, early and late?',
-                            over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)'),
+                            budget_arms(FASHION_SFD, WEIGHTS, (2, 3, 4, 5), (16, 64)),
+                            'endpoint (SFD)'),
     'fashion_pd': _fashion('Do two branches help Progressive Distillation, from 128 steps to 1?',
                            pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)'),
     'fashion_pd_quarter': _fashion(
@@ -569,7 +579,8 @@ EXPERIMENTS = {
         'one each, K = 1', budgets={256: 64}),
     'ring_sfd': _ring(
         'Which branch weights help SFD, at how many calls, early and late, '
-        'where the exact flow is known?', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)'),
+        'where the exact flow is known?',
+        budget_arms(RING_SFD, WEIGHTS, (2, 3, 4, 5), (50, 400)), 'endpoint (SFD)'),
     'ring_pd': _ring(
         'Do two branches help Progressive Distillation where the exact flow is known?',
         pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)'),
@@ -623,11 +634,6 @@ RECIPE = {'K = 1': dict(K=1), 'K = 4, endpoint-heavy': {},
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
 BEST = {name: WEIGHTS[name] for name in ('endpoint (SFD)', 'linear', 'endpoint-heavy')}
-
-def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple[Arm, ...]:
-    "Arms at several numbers of calls and budgets."
-    return tuple(arm for nfe in calls for steps in budgets
-                 for arm in vary(base, arms, nfe=nfe, steps=steps))
 
 EXPERIMENTS |= {
     **{f'{name}_{kind.replace(" ", "_")}': Experiment(
@@ -827,14 +833,18 @@ def _panel(ax, ds: list[Difference], relative: bool) -> None:
     calls = sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
-        scale = [100/d.host if relative else 1. for d in mine]
         places = [calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine]
-        means = [d.interval.mean*s for d, s in zip(mine, scale)]
-        whiskers = [(d.interval.high - d.interval.mean)*s for d, s in zip(mine, scale)]
-        ax.errorbar(places, means, whiskers, fmt='o', ms=4, capsize=2, label=arm)
+        _whiskers(ax, places, mine, relative, fmt='o', label=arm)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
+
+def _whiskers(ax, places: list[float], ds: list[Difference], relative: bool, **how) -> None:
+    "Differences at their places, with intervals; how: as `errorbar` takes it."
+    scale = [100/d.host if relative else 1. for d in ds]
+    means = [d.interval.mean*s for d, s in zip(ds, scale)]
+    lengths = [(d.interval.high - d.interval.mean)*s for d, s in zip(ds, scale)]
+    ax.errorbar(places, means, lengths, ms=4, capsize=2, **how)
 
 # %% ../../nbs/lab/01_experiments.ipynb #28de6abb
 def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations) -> how many
@@ -869,11 +879,8 @@ def _gain_panel(
     "A line for each arm over the budget, with intervals."
     for j, arm in enumerate(dict.fromkeys(d.arm for _, d in places)):
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-        scale = [100/d.host for _, d in mine]
-        means = [d.interval.mean*s for (_, d), s in zip(mine, scale)]
-        whiskers = [(d.interval.high - d.interval.mean)*s for (_, d), s in zip(mine, scale)]
-        ax.errorbar([n*1.08**j for n, _ in mine], means, whiskers, fmt='o-', ms=4, lw=1, capsize=2,
-                    label=names[arm])
+        _whiskers(ax, [n*1.08**j for n, _ in mine], [d for _, d in mine], True, fmt='o-', lw=1,
+                  label=names[arm])
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
     ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])

@@ -21,7 +21,7 @@ from ..core import (atomic_path, check_choice, check_int, check_type, import_ext
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
-from ..distillation.sfd import SFDConfig, sfd, teacher_bank
+from ..distillation.sfd import SFDConfig, sfd
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import paired_error
 from ..training.checkpoints import same_run
@@ -85,10 +85,6 @@ def score_weights(
     cfg = replace(cfg, branch_weights=tuple(weights))
     trained = sfd(teacher, cfg, bank, show=False, student=student)
     return paired_error(trained.sample(len(target), first), target)
-
-def _bank(teacher: Callable, cfg: SFDConfig, show: bool) -> TrajectoryBank | None:
-    "The teacher's trajectories for all runs of a seed; local teacher states have none."
-    return teacher_bank(teacher, cfg, show=show) if cfg.teacher_states == 'global' else None
 
 # %% ../../nbs/lab/02_search.ipynb #755d64ba
 @dataclass(frozen=True)
@@ -262,7 +258,7 @@ def search_weights(
         trials = [_from_optuna(t, cfg.K) for t in study.trials]
         done = min(len(trials), n_trials)
         if done < n_trials:
-            bank = bank or _bank(teacher, cfg, show)
+            bank = bank or cfg.bank(teacher, show=show)
             target = many_step_sample(teacher, cfg, range(n_samples))
         def score(weights): return score_weights(teacher, cfg, weights, bank, target, 0, student)
         def best(): return f'best {min(t.score for t in trials):.4f}'
@@ -350,7 +346,7 @@ def confirm_weights(
         for i in progress(len(todo), 'confirmation', show=show):
             s, arm = todo[i]
             again = replace(cfg, seed=s)
-            if i == 0 or todo[i - 1][0] != s: bank = _bank(teacher, again, False)
+            if i == 0 or todo[i - 1][0] != s: bank = again.bank(teacher, show=False)
             score = score_weights(teacher, again, weights[arm], bank, target, n, student)
             scores[f'{arm}, seed {s}'] = score
             study.set_user_attr(f'{arm}, seed {s}', score)
