@@ -36,9 +36,9 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
            'sample_labels', 'check_choice', 'refuse', 'Within', 'check_int', 'check_number', 'check_type',
-           'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'copied', 'check_sigmas',
-           'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep',
-           'tensor_bytes', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
+           'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied',
+           'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked',
+           'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -267,6 +267,16 @@ def uncompiled(net: nn.Module) -> nn.Module:
         raise TypeError('torch.compile makes a function of a network that is compiled already, and '
                         'the network cannot be found in it: compile it once')
     return net
+
+@contextlib.contextmanager
+def undisturbed(model: Callable) -> Iterator[None]:
+    "In evaluation mode and without gradients; afterwards each module is in its own mode again."
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for m in training: m.training = False
+    try:
+        with torch.no_grad(): yield
+    finally:
+        for m in training: m.training = True
 
 _SHARED = (types.ModuleType, type(threading.Lock()), type(threading.RLock()),
            types.MappingProxyType, torch.jit.ScriptFunction) # copy.deepcopy stops at them

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional
 from .commands import Named, check_folder, find_device
-from .plans import kept_bytes, peak_bytes
+from .plans import kept_bytes
 from .shell import Command, Line, Options
 from ..core import (AtLeast1, about_run, check_choice, check_int,
                     import_extra, read_json, sample_noise, write_json)
@@ -42,7 +42,7 @@ from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
 from ..training.checkpoints import is_main
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import Replayed, set_memory_format
+from ..training.devices import Replayed, peak_bytes, set_memory_format
 from ..training.loop import StepFunction, training
 
 # %% auto #0

@@ -44,8 +44,7 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
-from .plans import (device_bytes, estimate_run, estimate_training, memory_on_paper,
-                            peak_bytes)
+from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
 from .shell import Command, Line, Options
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
@@ -80,6 +79,7 @@ from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_e
 from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
 from ..training.checkpoints import checksum, claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import peak_bytes
 from ..training.hooks import Profiler, Trackers, progress
 
 # %% ../../nbs/app/03_commands.ipynb #e5109b2f

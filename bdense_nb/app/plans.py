@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from unittest import mock
@@ -24,12 +23,12 @@ from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import (LARGE, blocks, chosen_precision, left_as_found,
-                                        recompute_blocks, replayed, set_precision)
+                                        peak_bytes, recompute_blocks, replayed, set_precision)
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
-__all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes',
-           'estimate_training', 'estimate_run', 'memory_on_paper', 'simulate']
+__all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'device_bytes', 'estimate_training',
+           'estimate_run', 'memory_on_paper', 'simulate']
 
 # %% ../../nbs/app/01_plans.ipynb #4307c099
 def time_iteration(
@@ -37,7 +36,7 @@ def time_iteration(
     step: StepFunction,
     cfg: TrainConfig, # of the run; its step count and folder do not matter
     hardware: Hardware = Hardware(), # of the run
-    teacher: nn.Module | None = None, # what `step` calls
+    teacher: Callable | None = None, # what `step` calls
 ) -> float: # seconds
     "What one iteration takes in the real training loop, once warm."
     marks = []
@@ -91,14 +90,6 @@ def kept_bytes(
     for p in model.parameters(): kept.pop(p.untyped_storage()._cdata, None)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
-def peak_bytes(device: torch.device) -> int | None: # None where the system does not say
-    "The most memory held so far: of a GPU since its peak was last reset, else of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    if sys.platform == 'win32': return None
-    import resource
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
 def device_bytes(device: torch.device) -> int | None: # None where the system does not say
     "All the memory that a device has."
     if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
@@ -111,7 +102,7 @@ def estimate_training(
     batch: int, # of the run
     cfg: TrainConfig, # of the run
     hardware: Hardware = Hardware(), # of the run
-    teacher: nn.Module | None = None, # what the steps call
+    teacher: Callable | None = None, # what the steps call
 ) -> dict[str, float | None]: # seconds (an iteration's), memory_gb, measured_batch; None: none fits
     """Time and memory of one iteration, measured in the real loop, and prolonged to the run's own
     batch where that is slow."""
@@ -188,8 +179,7 @@ def estimate_run(
     walks = {}
     teacher = frozen_copy(teacher, shape)
     maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
-    called = teacher if isinstance(teacher, nn.Module) else None
-    one = estimate_training(maker, cfg.batch, cfg.loop, hardware, called)
+    one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
     by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
     iterations = len(cfg.rounds or [0])*cfg.loop.steps

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (Trajectory, check_choice, check_int, check_sigmas, check_type,
-                            locked, save_tensors, send)
+                            locked, save_tensors, send, undisturbed)
 from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
                                            cond_like, denoiser_hash, map_cond, moving_parts,
-                                           null_rows, remember_hash, undisturbed, unguided)
+                                           null_rows, remember_hash, unguided)
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from .branches import misfit, sample_shape

@@ -228,8 +228,7 @@ def sfd_variable(
     claim_run(folder, cfg, (teacher, student), cfg.shape, cfg.free, teacher=origin['teacher'],
               student=denoiser_hash(start))
     done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder,
-               f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
-               teacher=teacher if isinstance(teacher, nn.Module) else None)
+               f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks, teacher=teacher)
     model = kept(done)
     choose(model, 0)
     plain, biases = uncondition(fold(model), cfg.step_layer)
