@@ -93,8 +93,7 @@ def sample_noise(
 def sample_labels(
     seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
     n_classes: int, # number of classes, at least 1
-    device: torch.device | str | None = None, # where the result lives
-) -> Tensor: # [B], int64, uniform over the classes
+) -> Tensor: # [B], int64, uniform over the classes; on the CPU
     "Class labels in which entry i depends on `seeds[i]` and on nothing else."
     check_int('n_classes', n_classes, 1)
     g = torch.Generator()
@@ -102,7 +101,7 @@ def sample_labels(
     for i, seed in enumerate(seeds): # labels must not follow the noise, hence the odd multiplier
         g.manual_seed(_seed32(seed)*2654435761 + 1)
         labels[i] = torch.randint(n_classes, (), generator=g)
-    return send(labels, device)
+    return labels
 
 # %% ../nbs/00_core.ipynb #93ce63e0
 def check_choice(name: str, value, allowed) -> None:

@@ -1325,10 +1325,9 @@ def own_samples(
     denoiser: Callable, # D(x, sigma, cond)
     noise: Tensor, # [N, *D], standard normal
     cond: Tensor | dict | None = None, # with N rows
-    n_steps: int = 24,
 ) -> Tensor: # [N, *D]
-    "Where Euler steps lead a denoiser from noise: to clean samples, if it is one."
-    sigmas = [*karras_sigmas(n_steps - 1, .02, _top(denoiser)).tolist(), 0.]
+    "Where 24 Euler steps lead a denoiser from noise: to clean samples, if it is one."
+    sigmas = [*karras_sigmas(23, .02, _top(denoiser)).tolist(), 0.]
     x = sigmas[0]*noise
     with undisturbed(denoiser):
         for t, s in zip(sigmas[:-1], sigmas[1:]): x = torch.lerp(denoiser(x, t, cond), x, s/t)

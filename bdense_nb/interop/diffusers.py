@@ -339,15 +339,6 @@ class DiffusersNet(nn.Module):
         _check_sides(given, shapes, z)
         return {k: v.to(z.dtype) if shapes[k] else v for k, v in given.items()} # classes stay
 
-    def example_cond(self, n: int, device: torch.device | str = 'cpu') -> dict[str, Tensor] | None:
-        "Random conditions of the right shapes, with which the network can be tried out."
-        g = torch.Generator().manual_seed(0)
-        size = lambda shape: [4 if isinstance(axis, str) else axis for axis in shape]
-        rows = {name: torch.randn(n, *size(shape), generator=g).abs()
-                for name, shape in self.takes.items()}
-        if 'class_labels' in rows: rows['class_labels'] = torch.arange(n) % max(self.n_classes, 1)
-        return {k: v.to(device) for k, v in rows.items()} or None
-
     def forward(self,
         z: Tensor, # [B, C, H, W]
         time: Tensor, # [1] or [B], the time step in 0..T-1, or the network's time of flow matching

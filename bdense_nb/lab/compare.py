@@ -89,10 +89,10 @@ def make_arms(
                  for name, changes in arms.items())
 
 # %% ../../nbs/lab/05_compare.ipynb #a885c40e
-def side_by_side(samplers: dict[str, Sampler], repeats: int = 3) -> list[dict]: # a row for each
-    "Network calls and seconds per sample, measured in turns; the median of the repeats."
+def side_by_side(samplers: dict[str, Sampler]) -> list[dict]: # a row for each
+    "Network calls and seconds per sample, measured in turns; the median of three times."
     seconds = {name: [] for name in samplers}
-    for _ in range(repeats):
+    for _ in range(3):
         for name, one in samplers.items():
             seconds[name].append(dataclasses.replace(one).seconds_per_sample)
     return [dict(what=name, nfe=one.nfe, seconds_per_sample=statistics.median(seconds[name]))

@@ -806,10 +806,10 @@ def difference_table(
 def show_differences(
     result: dict, # as `run_experiment` returns it
     measures: Sequence[str] | None = None, # None: all of the experiment's
-    relative: bool = True, # in percent of the host's mean
     save: Path | str | None = None, # picture to write
 ) -> dict[str, list[Difference]]: # by measure
-    "Arm minus host with intervals: a panel for each measure and budget, calls from left to right."
+    """Arm minus host in percent, with intervals: a panel for each measure and budget, calls from
+    left to right."""
     found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError(_NONE_YET)
@@ -819,29 +819,29 @@ def show_differences(
                              sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
-            _panel(ax, [d for d in ds if d.host_iterations == budget], relative)
+            _panel(ax, [d for d in ds if d.host_iterations == budget])
             ax.set_title(f'{_words(measure)}, {budget} iterations', fontsize=9)
-        row[0].set_ylabel('arm minus host' + (', %' if relative else ''), fontsize=8)
+        row[0].set_ylabel('arm minus host, %', fontsize=8)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper')
     axes[-1, 0].set_xlabel('network calls', fontsize=8)
     if save: fig.savefig(save, dpi=110)
     return found
 
-def _panel(ax, ds: list[Difference], relative: bool) -> None:
+def _panel(ax, ds: list[Difference]) -> None:
     "Points with whiskers, arms side by side at each number of calls."
     arms = list(dict.fromkeys(d.name for d in ds))
     calls = sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
         places = [calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine]
-        _whiskers(ax, places, mine, relative, fmt='o', label=arm)
+        _whiskers(ax, places, mine, fmt='o', label=arm)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
 
-def _whiskers(ax, places: list[float], ds: list[Difference], relative: bool, **how) -> None:
-    "Differences at their places, with intervals; how: as `errorbar` takes it."
-    scale = [100/d.host if relative else 1. for d in ds]
+def _whiskers(ax, places: list[float], ds: list[Difference], **how) -> None:
+    "Differences at their places, in percent, with intervals; how: as `errorbar` takes it."
+    scale = [100/d.host for d in ds]
     means = [d.interval.mean*s for d, s in zip(ds, scale)]
     lengths = [(d.interval.high - d.interval.mean)*s for d, s in zip(ds, scale)]
     ax.errorbar(places, means, lengths, ms=4, capsize=2, **how)
@@ -879,7 +879,7 @@ def _gain_panel(
     "A line for each arm over the budget, with intervals."
     for j, arm in enumerate(dict.fromkeys(d.arm for _, d in places)):
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-        _whiskers(ax, [n*1.08**j for n, _ in mine], [d for _, d in mine], True, fmt='o-', lw=1,
+        _whiskers(ax, [n*1.08**j for n, _ in mine], [d for _, d in mine], fmt='o-', lw=1,
                   label=names[arm])
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')

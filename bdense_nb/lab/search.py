@@ -64,12 +64,11 @@ def many_step_sample(
     teacher: Callable, # a denoiser, which stays frozen
     cfg: SFDConfig,
     seeds: range, # of the noise and the labels
-    batch: int = 256, # at a time
 ) -> Tensor: # [n, *D], on the CPU
     """Where the teacher's many-step trajectory ends, see `SFDConfig.reference`: what students are
     scored against."""
     plan = cfg.reference()
-    parts = (seeds[i:i + batch] for i in range(0, len(seeds), batch))
+    parts = (seeds[i:i + 256] for i in range(0, len(seeds), 256))
     return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
 
 def score_weights(
@@ -319,7 +318,6 @@ def confirm_weights(
     result: SearchResult, # what is to be confirmed
     seeds: Sequence[int] = (1, 2, 3), # of training, at least 3, none of them the search's
     storage: Path | str | None = None, # an SQLite file; runs found there are not repeated
-    name: str = 'confirmation', # of the study in the storage
     student: NetDenoiser | None = None, # the one of the search
     show: bool = True, # progress bar
 ) -> SearchResult: # the same, with `confirmed`
@@ -338,7 +336,7 @@ def confirm_weights(
     arms = {'best': best, **{kind: kind for kind in weights}}
     weights[best] = result.best.weights
     with _held(storage):
-        study = _open_study(note, storage, name)
+        study = _open_study(note, storage, 'confirmation')
         scores = dict(study.user_attrs) # 'uniform, seed 3' -> score
         pairs = [(s, arm) for s in seeds for arm in arms.values()]
         todo = [(s, arm) for s, arm in pairs if f'{arm}, seed {s}' not in scores]
