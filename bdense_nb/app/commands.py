@@ -60,7 +60,7 @@ from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
 from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
-from ..distillation.distill import config_of, distill, preset, reference_plan
+from ..distillation.distill import config_of, distill, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..distillation.students import (CONDITIONS, Student, VariableStudent, load_student,
@@ -1423,7 +1423,7 @@ def evaluate_student(options: Evaluate) -> dict:
     check_pair(arm, source, options.student, options.teacher)
     check_source(source, options.teacher, arm.shape, trust=options.trust_teacher)
     reality = find_reality(options.teacher, arm.shape, options.data, options.features)
-    careful = reference_plan(config_of(arm.about), arm.shape).sampler(source)
+    careful = config_of(arm.about).reference(arm.shape).sampler(source)
     if options.dry_run: return show_plan(evaluate_plan(arm, careful, options, reality))
     row = measure_student(arm, careful, options, reality)
     report = dict(rows=[row], samples=options.n, sampling_seeds=[0, options.n - 1],

@@ -25,7 +25,7 @@ from ..lab.experiments import measures_of
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compare_plan', 'write_comparison', 'compare_run', 'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compare_plan', 'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str): # a number, a tuple, None or a word
@@ -83,11 +83,6 @@ def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], 
                 memory_gb=max((p['memory_gb'] or 0 for p in plans), default=0),
                 seconds=None if None in seconds else options.seeds*sum(seconds))
 
-def write_comparison(found: Comparison, folder: Path) -> None:
-    "The table and the figure, beside the runs."
-    with atomic_path(folder/'comparison.md') as path: path.write_text(found.table + '\n', 'utf-8')
-    found.figure(folder/'comparison.png')
-
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
     "Check, plan, compare, show."
     check_folder(options.out, ('comparison.json',), line)
@@ -128,7 +123,9 @@ def finish(found: Comparison, out: str) -> dict:
     "Show what is known so far."
     told = difference_rows({m: found.differences(m) for m in measures_of(found.result)})
     if told:
-        write_comparison(found, Path(out))
+        with atomic_path(Path(out)/'comparison.md') as path:
+            path.write_text(found.table + '\n', 'utf-8')
+        found.figure(Path(out)/'comparison.png')
         print('', found.table, sep='\n')
         print(f'{out}/ holds comparison.json, comparison.md and comparison.png')
     return dict(out=out, rows=len(found.result['rows']), differences=told, speed=found.speed)

@@ -125,9 +125,10 @@ def _listed(columns, heads: list[str]) -> list[str]:
     "The channels that are asked for; all there are if none are named."
     names = heads if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in names: check_choice('column', name, heads)
-    if twice := {n for n in names if heads.count(n) > 1 or names.count(n) > 1}:
-        raise ValueError(f'{", ".join(sorted(twice))}: more than one column has this name')
-    if not names: raise ValueError('a series needs a column of values besides its time stamps')
+    twice = {n for n in names if heads.count(n) > 1 or names.count(n) > 1}
+    refuse('', {
+        f'{", ".join(sorted(twice))}: more than one column has this name': twice,
+        'a series needs a column of values besides its time stamps': not names})
     return names
 
 def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -1459,18 +1459,15 @@ def save_denoiser(
     found = NETS.get(net.__name__)
     inner = type(denoiser.net.net) if net is CalledNet else net
     known = found is net or str(found).startswith(f'{net.__module__}:')
+    first = getattr(denoiser, '_first', {}) # without what has moved in use, such as a counter
+    kept = {k: v for k, v in _constants(denoiser).items() if first.get(k) == v}
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
     write_json(folder/CONFIG, dict(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
-        given=denoiser.net.given if net is CalledNet else {}, kept=_still(denoiser),
+        given=denoiser.net.given if net is CalledNet else {}, kept=kept,
         sha256=sha256(folder/WEIGHTS), about=about or {}))
-
-def _still(denoiser: NetDenoiser) -> dict[str, str]:
-    "Its constants without what has moved in use, such as a counter or a cache."
-    first = getattr(denoiser, '_first', {})
-    return {k: v for k, v in _constants(denoiser).items() if first.get(k) == v}
 
 def is_whole(
     folder: Path | str,

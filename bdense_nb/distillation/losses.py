@@ -50,13 +50,12 @@ def scheduled_weights(
     done: float, # share of training that is done, in [0, 1]
 ) -> Tensor: # [K], sums to 1
     "Branch weights on their straight way from one set to another."
-    if not 0 <= done <= 1:
-        raise ValueError('done must be the share of training that is done, in [0, 1], got '
-                         f'{done!r}')
-    if end is None: return start
-    if end.shape != start.shape:
-        raise ValueError('the weights at the end must be as many as at the start, '
-                         f'{tuple(start.shape)}, got {tuple(end.shape)}')
+    if end is None: end = start
+    refuse('', {
+        f'done must be the share of training that is done, in [0, 1], got {done!r}':
+            not 0 <= done <= 1,
+        f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got '
+        f'{tuple(end.shape)}': end.shape != start.shape})
     return torch.lerp(start, end, done)
 
 # %% ../../nbs/distillation/04_losses.ipynb #2782b5e6

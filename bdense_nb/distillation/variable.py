@@ -26,8 +26,8 @@ from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
-__all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 'SFDVConfig', 'several', 'variable_configs',
-           'draw_index', 'variable_step', 'sfd_variable', 'second_stage']
+__all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 'SFDVConfig', 'several', 'draw_index',
+           'variable_step', 'sfd_variable', 'second_stage']
 
 # %% ../../nbs/distillation/08_variable.ipynb #d969e611
 class StepBias(nn.Module):
@@ -55,10 +55,6 @@ class StepBias(nn.Module):
         return linear
 
 # %% ../../nbs/distillation/08_variable.ipynb #f7e6b269
-def _step_layers(net: nn.Module) -> dict[str, nn.Linear]: # that can have a bias for each step count
-    return {name: m for name, m in net.named_modules()
-            if isinstance(m, nn.Linear) and m.bias is not None}
-
 def find_step_layer(
     denoiser: NetDenoiser,
     name: str | None = None, # the one that was asked for; None: it is looked for
@@ -66,7 +62,8 @@ def find_step_layer(
     "The layer through which the noise level enters a network, where its name is one of the usual."
     check_type(denoiser, NetDenoiser,
                'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser)')
-    names = list(_step_layers(denoiser.net))
+    names = [name for name, m in denoiser.net.named_modules()
+             if isinstance(m, nn.Linear) and m.bias is not None]
     if name in names: return name
     if name is not None:
         raise ValueError(f'{type(denoiser.net).__name__} has no linear layer {name!r} with a bias; '
@@ -166,13 +163,6 @@ def several(
         cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
     return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))
 
-def variable_configs(
-    cfg: SFDConfig | SFDVConfig, # of one step count, or of several
-    nfes: Sequence[int] | None = None, # see `several`
-) -> dict[int, SFDConfig]: # one for each, in this order
-    "The configuration of every step count."
-    return several(cfg, nfes).each
-
 def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
     """Which step count iteration i trains: uniform, from seed and iteration alone, so that all
     processes agree and a resumed run goes on alike."""
@@ -181,7 +171,7 @@ def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
 # %% ../../nbs/distillation/08_variable.ipynb #c8bf2874
 def variable_step(
     teacher: Callable, # a denoiser, which stays frozen
-    cfgs: dict[int, SFDConfig], # from `variable_configs`
+    cfgs: dict[int, SFDConfig], # `each` of an SFDVConfig
     # one for each; None: trajectories are made on the fly
     banks: dict[int, TrajectoryBank] | None = None,
 ) -> StepFunction: # for `loop.fit`

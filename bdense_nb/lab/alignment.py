@@ -14,7 +14,7 @@ from ..core import Trajectory, check_choice, check_int, check_type, refuse
 from ..diffusion.samplers import afs_x0
 from ..distillation.bank import TrajectoryPlan
 from ..distillation.branches import BranchedDenoiser
-from ..distillation.distill import config_of, reference_plan
+from ..distillation.distill import config_of
 from ..distillation.progressive import draw_noised
 from ..distillation.segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
                                      segments)
@@ -178,7 +178,7 @@ def finished_course(
     student: Student, # of SFD, of one step count of SFD-v, or of Progressive Distillation
 ) -> Course:
     "What a finished student is measured against: the teacher at many steps."
-    plan = reference_plan(config_of(student.about), student.shape)
+    plan = config_of(student.about).reference(student.shape)
     n_steps = len(student.sigmas) - 1
     return Course(plan, (len(plan.sigmas) - 1)//n_steps, afs=student.afs)
 

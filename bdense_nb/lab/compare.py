@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice, check_int, read_json, tensor_bytes, write_json
+from ..core import check_choice, check_int, read_json, refuse, tensor_bytes, write_json
 from ..diffusion.denoisers import check_teacher, unguided
 from ..diffusion.samplers import Sampler
 from ..distillation.bank import frozen_copy
@@ -145,13 +145,13 @@ class Comparison:
 
 def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]: # of one sample
     "The shape that students of this configuration make."
-    shape = cfg.shape or (data is not None and tuple(data.shape[1:]))
-    if not shape:
-        raise ValueError(f'{type(cfg).__name__} does not say the shape of a sample: pass data')
-    if data is not None and tuple(data.shape[1:]) != tuple(shape):
-        raise ValueError(f'data have samples of shape {tuple(data.shape[1:])}, the configuration '
-                         f'of {tuple(shape)}: set its field shape')
-    return tuple(shape)
+    given = None if data is None else tuple(data.shape[1:])
+    shape = tuple(cfg.shape or given or ())
+    refuse('', {
+        f'{type(cfg).__name__} does not say the shape of a sample: pass data': not shape,
+        f'data have samples of shape {given}, the configuration of {shape}: set its field shape':
+            given not in (None, shape)})
+    return shape
 
 def _timed(samplers: dict[str, Sampler], path: Path) -> list[dict]:
     "Their speed; what was timed before is read."

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import (about_run, check_choice, check_int, data_dir, locked, read_json,
-                    sample_noise, write_json)
+                    refuse, sample_noise, write_json)
 from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
@@ -30,12 +30,12 @@ from ..diffusion.samplers import Sampler, sample
 from ..diffusion.schedules import karras_sigmas
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash
 from ..distillation.branches import fold
-from ..distillation.distill import distill, reference_plan
+from ..distillation.distill import distill
 from ..distillation.progressive import PDConfig, progressive_rounds
 from ..distillation.sfd import SFDBase, SFDConfig, sfd
 from ..distillation.students import Host, Student, VariableStudent, branched_student
 from ..distillation.teaching import train_teacher
-from ..distillation.variable import second_stage, sfd_variable, variable_configs, variable_step
+from ..distillation.variable import second_stage, several, sfd_variable, variable_step
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.checkpoints import same_run
@@ -94,7 +94,7 @@ def reference_ends(
     def walk(plan, denoiser): return plan.sampler(denoiser).sample(n, cond=cond, batch=batch)
     def ends(cfg, seed):
         if finer is not None: cfg = dataclasses.replace(cfg, substeps=finer//2)
-        return walk(reference_plan(cfg, shape), teacher(seed))
+        return walk(cfg.reference(shape), teacher(seed))
     return ends
 
 @functools.cache
@@ -208,7 +208,7 @@ class Arm:
 
     def each(self, cfg: Host) -> dict[int, Host]: # cfg: the arm's, with a seed
         "The configuration of each number of calls."
-        return variable_configs(cfg, self.nfes) if self.nfes else cfg.each
+        return several(cfg, self.nfes).each if self.nfes else cfg.each
 
     def judged(self, nfe: int) -> Host:
         "The configuration whose reference a student of so many calls is compared with."
@@ -254,7 +254,7 @@ class Banks:
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
 def untold(teacher, cfg: SFDConfig, nfes: Sequence[int], banks: dict, start) -> list[Student]:
     "SFD-v whose network does not learn the step count: the same network for all of them."
-    cfgs = variable_configs(cfg, nfes)
+    cfgs = several(cfg, nfes).each
     model = branched_student(teacher, start, cfg.K, cfg.layer)
     step = variable_step(teacher, cfgs, banks)
     plain = fold(fit(model, step, cfg.train_config, show=False).model)
@@ -308,13 +308,14 @@ class Experiment:
 
     def __post_init__(self):
         if not isinstance(self.world, World): check_choice('world', self.world, WORLDS)
-        if self.device and not str(self.world).startswith('fashion_mnist'):
-            raise ValueError(f'device={self.device!r} is for the world fashion_mnist; networks of '
-                             f'the others are too small to gain by it')
         check_int('seeds', self.seeds, 3)
         keys = [run_name(a.key) for a in self.arms]
-        if twice := sorted({k for k in keys if keys.count(k) > 1}):
-            raise ValueError(f'two arms have the same name, calls and budget: {"; ".join(twice)}')
+        twice = sorted({k for k in keys if keys.count(k) > 1})
+        refuse('', {
+            f'device={self.device!r} is for the world fashion_mnist; networks of the others are '
+            'too small to gain by it':
+                self.device and not str(self.world).startswith('fashion_mnist'),
+            f'two arms have the same name, calls and budget: {"; ".join(twice)}': twice})
         check_choice('host', self.host, {a.name for a in self.arms})
 
     @property
