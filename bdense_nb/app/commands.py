@@ -442,13 +442,12 @@ def read_samples(path: str) -> tuple[Tensor, Tensor | None]: # [N, *D], classes 
         except (ValueError, TypeError, EOFError) as e:
             raise ValueError(f'{path} must hold an array of numbers, [N, *D]: {e}') from e
     else: tensors, _ = load_tensors(path)
-    if 'samples' not in tensors:
-        raise ValueError(f'{path} must hold a tensor named samples, [N, *D], and may hold labels, '
-                         f'[N]; it holds {", ".join(tensors)}')
-    x = tensors['samples'].float()
-    if x.ndim < 2 or not x.isfinite().all():
-        raise ValueError(f'{path} must hold finite numbers, one row or more for each sample, got '
-                         f'shape {tuple(x.shape)}')
+    x = tensors.get('samples', torch.empty(0)).float()
+    refuse(path, {
+        'must hold a tensor named samples, [N, *D], and may hold labels, [N]; it holds '
+        f'{", ".join(tensors)}': 'samples' not in tensors,
+        f'must hold finite numbers, one row or more for each sample, got shape {tuple(x.shape)}':
+            x.ndim < 2 or not x.isfinite().all()})
     return x, tensors.get('labels')
 
 def read_data(

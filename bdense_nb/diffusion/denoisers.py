@@ -593,19 +593,18 @@ def check_classes(
 ) -> None:
     "Refuse labels that a network does not know."
     if label is None: return
-    if not n_classes:
-        raise ValueError('this denoiser has no classes, so label must be None; if its network '
-                         'takes classes by number, say how many before it is wrapped, as with '
-                         'net.n_classes = 10')
     kind = getattr(label, 'dtype', type(label).__name__)
     shape = tuple(getattr(label, 'shape', ()))
-    if kind != torch.long or shape != (n,):
-        raise ValueError(f'label must be an int64 tensor of shape {(n,)} with values in '
-                         f'0..{n_classes - 1}, got {kind} {shape}')
-    if label.device.type != 'cpu': return # reading it would wait for the GPU
-    if n and not 0 <= int(label.min()) <= int(label.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} '
-                         f'to {int(label.max())}')
+    known = f'0..{(n_classes or 1) - 1}'
+    refuse('', {
+        'this denoiser has no classes, so label must be None; if its network takes classes by '
+        'number, say how many before it is wrapped, as with net.n_classes = 10': not n_classes,
+        f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} {shape}':
+            kind != torch.long or shape != (n,)})
+    if label.device.type != 'cpu' or not n: return # reading it would wait for the GPU
+    low, high = int(label.min()), int(label.max())
+    if not 0 <= low <= high < n_classes:
+        raise ValueError(f'label must be in {known}, got values from {low} to {high}')
 
 def check_precision(denoiser: Callable) -> None:
     "Refuse a network whose weights are kept in half precision."

@@ -654,8 +654,10 @@ def prompt_conditions(
     def catch(module, args, told):
         flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
                 for name, v in inner.items()}
-        rows.append({k: _of_each(part, v.float().cpu()) for k, v in (told | flat).items()
-                     if k in known and v is not None})
+        def own(v): # where a pipeline guides, what it compares with comes first
+            return v.float().cpu()[[i if not prompt else len(v) - len(part) + i
+                                    for i, prompt in enumerate(part)]]
+        rows.append({k: own(v) for k, v in (told | flat).items() if k in known and v is not None})
         raise _Caught
     rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
@@ -668,11 +670,6 @@ def prompt_conditions(
             with contextlib.suppress(_Caught): pipeline(part[::each], **how | guide)
     finally: hook.remove()
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
-
-def _of_each(prompts: list[str], rows: Tensor) -> Tensor:
-    "A row for each prompt: where a pipeline guides, what it compares with comes first."
-    return rows[[i if not prompt else len(rows) - len(prompts) + i
-                 for i, prompt in enumerate(prompts)]]
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
 @torch.no_grad()
@@ -762,17 +759,15 @@ def _answer_alike(mine: NetDenoiser, module: nn.Module, shape: tuple[int, ...]) 
     like = next(module.parameters(), torch.zeros(()))
     x = torch.linspace(-9, 9, math.prod(shape)).reshape(1, *shape).to(like)
     n = mine.n_classes
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    takes = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
     def own(sigma, label):
         rows = x.new_zeros(1, n) if label is None else nn.functional.one_hot(label, n).to(x)
-        return module(x, sigma, *[rows if n else None]*_takes_classes(module))
+        return module(x, sigma, *[rows if n else None]*(len(takes) > 2))
     questions = [(torch.tensor([s]).to(x), label) for s in (.3, 20.)
                  for label in (None, torch.tensor([n - 1], device=x.device))[:1 + bool(n)]]
     return all(torch.allclose(own(*question), mine(x, *question), rtol=1e-3, atol=1e-3)
                for question in questions)
-
-def _takes_classes(module: nn.Module) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds for p in inspect.signature(module.forward).parameters.values()) > 2
 
 def _not_one(thing) -> str:
     "What was given instead of a denoiser, and where one is."

@@ -115,14 +115,12 @@ class Updates:
         for key, value in tensors.items():
             name, _, k = key.rpartition('.')
             if name not in number: raise ValueError(f'the optimiser has no parameter {name}')
-            value = _laid_out(shard_like(value, params[number[name]]), params[number[name]])
+            like = params[number[name]]
+            value = shard_like(value, like)
+            if value.shape == like.shape and is_whole(like): # fused Adam wants moments as weights
+                value = torch.empty_like(like).copy_(value)
             state['state'].setdefault(number[name], {})[k] = value
         self.adam.load_state_dict(state)
-
-def _laid_out(t: Tensor, like: Tensor) -> Tensor:
-    "A stored tensor as another one lies in memory: fused Adam wants its moments as its weights."
-    if t.shape != like.shape or hasattr(like, 'full_tensor'): return t
-    return torch.empty_like(like).copy_(t)
 
 # %% ../../nbs/training/05_loop.ipynb #311ad9da
 class Interrupts:
