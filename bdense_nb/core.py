@@ -156,9 +156,10 @@ def check_type(
     value, # what was given
     kinds, # classes, as for `isinstance`
     must: str, # what it must be, the beginning of the message
+    more: str = '', # its end
 ) -> None:
     "Raise a `TypeError` that says what kind of thing was given, unless it is of these classes."
-    if not isinstance(value, kinds): raise TypeError(f'{must}, got {type(value).__name__}')
+    if not isinstance(value, kinds): raise TypeError(f'{must}, got {type(value).__name__}{more}')
 
 def check_shape(
     name: str, # what to call it in the message

@@ -214,8 +214,8 @@ def with_fields(base, given: dict, where: str): # base: a configuration, or its 
     kind = base if isinstance(base, type) else type(base)
     names = [f.name for f in fields(kind)]
     if unknown := sorted(given.keys() - set(names)):
-        raise ValueError(f'{where} names {", ".join(unknown)}, which {kind.__name__} does not have; '
-                         f'it has {", ".join(names)}')
+        raise ValueError(f'{where} names {", ".join(unknown)}, which {kind.__name__} does not '
+                         f'have; it has {", ".join(names)}')
     return kind(**given) if kind is base else replace(base, **given)
 
 # %% ../../nbs/app/03_commands.ipynb #37c5be64

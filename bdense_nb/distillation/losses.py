@@ -56,7 +56,7 @@ def scheduled_weights(
             not 0 <= done <= 1,
         f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got '
         f'{tuple(end.shape)}': end.shape != start.shape})
-    return torch.lerp(start, end, done)
+    return start if end is start else torch.lerp(start, end, done)
 
 # %% ../../nbs/distillation/04_losses.ipynb #2782b5e6
 #: distances between a prediction and its target, for each number

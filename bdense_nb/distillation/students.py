@@ -48,10 +48,8 @@ def starting_network(
     """The network that a student starts from, of a guided teacher the one that is guided; refused
     unless it is one, with the teacher's classes."""
     start = unguided(teacher) if student is None else student
-    if not isinstance(start, NetDenoiser):
-        how = ': pass a network as student=' if student is None else ' as student='
-        raise TypeError('the student must start from an EDMDenoiser, VPDenoiser or the like, got '
-                        f'{type(start).__name__}{how}')
+    check_type(start, NetDenoiser, 'the student must start from an EDMDenoiser, VPDenoiser or the '
+               'like', ': pass a network as student=' if student is None else ' as student=')
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError('teacher and student must know the same classes: the teacher has '
                          f'{taught}, the student {start.n_classes}')

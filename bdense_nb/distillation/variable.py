@@ -252,9 +252,8 @@ def second_stage(
 ) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
     """The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are
     what one network call must learn."""
-    if not isinstance(student, Student):
-        raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of '
-                        'a VariableStudent take .at(nfe)')
+    check_type(student, Student, 'the second stage starts from a Student',
+               '; of a VariableStudent take .at(nfe)')
     grid = _trained_grid(student)
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
     goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)

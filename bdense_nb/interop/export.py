@@ -90,9 +90,8 @@ def sampling_json(
     data: str | None = None, # see `card_facts`
 ) -> dict: # JSON-able
     "All that sampling a student needs beside its network."
-    if not isinstance(student, Student):
-        instead = '; take one step count: .at(nfe)' if hasattr(student, 'at') else ''
-        raise TypeError(f'a Student is exported, got {type(student).__name__}{instead}')
+    check_type(student, Student, 'a Student is exported',
+               '; take one step count: .at(nfe)'*hasattr(student, 'at'))
     sigmas, start = euler_grid(student)
     net = student.denoiser.net
     table = table_of(student.denoiser)

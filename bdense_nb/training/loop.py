@@ -22,27 +22,18 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import check_type, copied, locked, undisturbed
-from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
-                          newest_checkpoint, refuse_other, same_run)
+from .checkpoints import (CHECKPOINTS, checkpoint_path, fingerprint, is_main, refuse_other,
+                          same_run)
 from .config import Hardware, TrainConfig
 from .devices import (Averaged, Processes, as_part, average_gradients, chosen_precision,
                       full_tensor, is_whole, lean_copy, left_as_found, numbers_as_tensors,
-                      peak_bytes, recompute_blocks, replayed, send, set_memory_format,
-                      set_precision, shard_like, shard_model, share)
-from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
-                    ProgressBar, SampleSheets, Trackers, progress)
+                      peak_bytes, recompute_blocks, replayed, set_memory_format,
+                      set_precision, shard_like, shard_model)
+from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
 __all__ = ['StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State', 'training', 'Fit',
-           'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share', 'METRICS',
-           'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler', 'ProgressBar', 'SampleSheets',
-           'Trackers', 'progress']
-
-# %% ../../nbs/training/05_loop.ipynb #d81dc1ef
-# from the notebooks on checkpoints, devices and hooks, for those who train
-_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share',
-         'METRICS', 'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler',
-         'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
+           'fit']
 
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
 def lr_factor(
