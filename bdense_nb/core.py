@@ -271,12 +271,13 @@ def uncompiled(net: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def undisturbed(model: Callable) -> Iterator[None]:
     "In evaluation mode and without gradients; afterwards each module is in its own mode again."
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for m in training: m.training = False
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modes = {m: m.training for m in modules}
+    for m in modes: m.training = False
     try:
         with torch.no_grad(): yield
     finally:
-        for m in training: m.training = True
+        for m, mode in modes.items(): m.training = mode
 
 _SHARED = (types.ModuleType, type(threading.Lock()), type(threading.RLock()),
            types.MappingProxyType, torch.jit.ScriptFunction) # copy.deepcopy stops at them

@@ -109,12 +109,12 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
         usual = ('date', 'time', 'timestamp', 'datetime')
         time = next((h for h in heads if h.strip().lower() in usual), heads[0])
     check_choice('time column', time, heads)
-    if _parses(time, _moment):
-        raise ValueError(f'{path} has no header: its first row is {heads}; name the columns there')
-    if all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows):
-        raise ValueError(f'{path}: {time} has years, months or days without dashes, or a '
-                         f"spreadsheet's numbers of days, such as {rows[0][time]!r}: write "
-                         '2020-01-31')
+    refuse('', {
+        f'{path} has no header: its first row is {heads}; name the columns there':
+            _parses(time, _moment),
+        f"{path}: {time} has years, months or days without dashes, or a spreadsheet's numbers of "
+        f'days, such as {rows[0][time]!r}: write 2020-01-31':
+            all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows)})
     names = _listed(columns, [h for h in heads if h != time])
     times = _column(rows, time, path, _moment, 'time stamp such as '
                     '2020-01-31 or 2020-01-31T14:00, or a count of seconds')

@@ -109,11 +109,6 @@ class Alignment:
         "How much worse the student is on its own states: the exposure gap."
         return self.own_global - self.teacher_global
 
-    @property
-    def local_gap(self) -> Tensor: # [n_steps, K], how much worse its step is from its own states
-        "How much worse one step is from its own states."
-        return self.own_local - self.teacher_local
-
     def rows(self) -> list[dict]: # JSON-able; steps from 0, branches from 1
         "The same as a table."
         return [dict(step=n, branch=k + 1, sigma=float(self.sigmas[n]), level=float(level),
