@@ -1465,7 +1465,7 @@ def show_differences(result: dict) -> list[dict]:
         if ds: print('', difference_table(result, measure), sep='\n')
     return difference_rows(found)
 
-def difference_rows(found: dict[str, list]) -> list[dict]: # found: by measure
+def difference_rows(found: dict[str, list]) -> list[dict]: # a row for each
     "Differences for a program; that there are none yet is said."
     if not any(found.values()):
         print('no intervals yet: they need three seeds of an arm and of its host')
