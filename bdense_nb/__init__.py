@@ -53,4 +53,12 @@ def __getattr__(name: str):
     return value
 
 
+def _callable(module: str, function) -> None:
+    "Let a module with an old name be called as the function of that name is."
+    import sys
+    from types import ModuleType
+    call = {'__call__': staticmethod(function)}
+    sys.modules[module].__class__ = type('_Callable', (ModuleType,), call)
+
+
 def __dir__() -> list[str]: return sorted({*globals(), *__all__})

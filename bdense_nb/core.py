@@ -35,10 +35,10 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
-           'sample_labels', 'check_choice', 'Within', 'check_int', 'check_number', 'check_type', 'check_shape',
-           'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'copied', 'check_sigmas', 'check_state', 'validate',
-           'atomic_path', 'write_json', 'sha256', 'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors',
-           'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
+           'sample_labels', 'check_choice', 'refuse', 'Within', 'check_int', 'check_number', 'check_type',
+           'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied',
+           'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked',
+           'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -93,8 +93,7 @@ def sample_noise(
 def sample_labels(
     seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
     n_classes: int, # number of classes, at least 1
-    device: torch.device | str | None = None, # where the result lives
-) -> Tensor: # [B], int64, uniform over the classes
+) -> Tensor: # [B], int64, uniform over the classes; on the CPU
     "Class labels in which entry i depends on `seeds[i]` and on nothing else."
     check_int('n_classes', n_classes, 1)
     g = torch.Generator()
@@ -102,7 +101,7 @@ def sample_labels(
     for i, seed in enumerate(seeds): # labels must not follow the noise, hence the odd multiplier
         g.manual_seed(_seed32(seed)*2654435761 + 1)
         labels[i] = torch.randint(n_classes, (), generator=g)
-    return send(labels, device)
+    return labels
 
 # %% ../nbs/00_core.ipynb #93ce63e0
 def check_choice(name: str, value, allowed) -> None:
@@ -112,6 +111,14 @@ def check_choice(name: str, value, allowed) -> None:
         near = difflib.get_close_matches(str(value), names, 1)
         more = f'; did you mean {near[0]}?' if near else ''
         raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(names)}{more}')
+
+def refuse(
+    what: str, # begins every message; '': nothing
+    problems: dict[str, bool], # the rest of each message -> is it so?
+) -> None:
+    "Raise a `ValueError` that names the first of some problems that is there."
+    for problem, there in problems.items():
+        if there: raise ValueError(f'{what} {problem}'.lstrip())
 
 @dataclass(frozen=True)
 class Within:
@@ -149,9 +156,10 @@ def check_type(
     value, # what was given
     kinds, # classes, as for `isinstance`
     must: str, # what it must be, the beginning of the message
+    more: str = '', # its end
 ) -> None:
     "Raise a `TypeError` that says what kind of thing was given, unless it is of these classes."
-    if not isinstance(value, kinds): raise TypeError(f'{must}, got {type(value).__name__}')
+    if not isinstance(value, kinds): raise TypeError(f'{must}, got {type(value).__name__}{more}')
 
 def check_shape(
     name: str, # what to call it in the message
@@ -259,6 +267,17 @@ def uncompiled(net: nn.Module) -> nn.Module:
         raise TypeError('torch.compile makes a function of a network that is compiled already, and '
                         'the network cannot be found in it: compile it once')
     return net
+
+@contextlib.contextmanager
+def undisturbed(model: Callable) -> Iterator[None]:
+    "In evaluation mode and without gradients; afterwards each module is in its own mode again."
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modes = {m: m.training for m in modules}
+    for m in modes: m.training = False
+    try:
+        with torch.no_grad(): yield
+    finally:
+        for m, mode in modes.items(): m.training = mode
 
 _SHARED = (types.ModuleType, type(threading.Lock()), type(threading.RLock()),
            types.MappingProxyType, torch.jit.ScriptFunction) # copy.deepcopy stops at them

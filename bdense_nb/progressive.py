@@ -1,13 +1,6 @@
 "The old name of `bdense_nb.distillation.progressive`; called, it is the function that `bdense_nb.progressive` is."
-import sys
-from types import ModuleType
-
+from . import _callable
 from .distillation.progressive import *
 from .distillation.progressive import progressive
 
-
-class _Callable(ModuleType):
-    __call__ = staticmethod(progressive)
-
-
-sys.modules[__name__].__class__ = _Callable
+_callable(__name__, progressive)

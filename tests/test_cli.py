@@ -487,7 +487,7 @@ def test_files_of_another_kind_are_not_replaced(at, tmp_path):
 
 def test_a_demonstration_of_other_settings_is_not_replaced(at, tmp_path):
     cfg = preset('demo', steps=3)
-    (tmp_path/'report.json').write_text(json.dumps(commands.demo_settings(cfg, 20)))
+    (tmp_path/'report.json').write_text(json.dumps(dict(config=dataclasses.asdict(cfg), samples=20)))
     commands.check_demo(tmp_path, cfg, 20)
     for command in ('--steps 4 --n 20', '--steps 3 --n 21', '--steps 3 --n 20 --seed 1'): assert 'other settings' in at(f'bdense_demo --out {tmp_path} {command}', 1)[1]
     (tmp_path/'report.json').write_text('[]')

@@ -12,7 +12,7 @@ from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDe
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import SOLVERS, trajectory
 from bdense_nb.diffusion.schedules import karras_sigmas
-from bdense_nb.distillation.distill import PRESETS, config_of, distill, preset, reference_plan, training_cost
+from bdense_nb.distillation.distill import PRESETS, config_of, distill, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.segments import progressive_segment, segments
 from bdense_nb.distillation.sfd import SFDConfig, sfd_step, teacher_bank
@@ -62,7 +62,7 @@ def test_an_unknown_host_is_named(host):
 
 def test_the_reference_starts_and_ends_where_the_student_does():
     for cfg, student_grid in ((SFD, SFD.grids[1]), (PD, PD.grid(2))):
-        plan = reference_plan(cfg, (2,))
+        plan = cfg.reference((2,))
         assert (plan.sigmas[0], plan.sigmas[-1]) == (student_grid[0].item(), student_grid[-1].item())
         assert set(student_grid.tolist()) <= {min(plan.sigmas, key=lambda s, t=t: abs(s - t)) for t in student_grid.tolist()} or torch.allclose(
             torch.tensor([min(plan.sigmas, key=lambda s, t=t: abs(s - t)) for t in student_grid.tolist()], dtype=torch.float64), student_grid, rtol=1e-12, atol=0)
@@ -73,12 +73,12 @@ def test_the_cost_of_sfd_is_what_the_run_asks_for(teacher, solver):
     cfg = replace(SFD, solver=solver, steps=4, pool=8)
     counter = NFECounter(teacher)
     for i in range(2): cfg.plan.walk(counter, cfg.seeds(i))
-    assert training_cost(cfg) == dict(updates=8, teacher=counter.nfe*cfg.batch, student=2*4*4)
+    assert cfg.cost == dict(updates=8, teacher=counter.nfe*cfg.batch, student=2*4*4)
 
 
 def test_the_cost_of_progressive_distillation():
-    assert training_cost(PD) == dict(updates=4, teacher=2*4*4, student=4*4)
-    assert training_cost(replace(PD, start_steps=32, substeps=4, K=4)) == dict(updates=4, teacher=4*16, student=16)
+    assert PD.cost == dict(updates=4, teacher=2*4*4, student=4*4)
+    assert replace(PD, start_steps=32, substeps=4, K=4).cost == dict(updates=4, teacher=4*16, student=16)
 
 
 class Counted(nn.Module):
@@ -95,11 +95,11 @@ def test_the_cost_of_a_guided_teacher_is_counted(cfg, scale, interval):
     plan = cfg.plan if isinstance(cfg, SFDConfig) else cfg.plan((2,))
     inner = Counted()
     plan.walk(GuidedDenoiser(inner, scale, interval=interval), range(16))
-    steps, plain = len(plan.sigmas) - 1, training_cost(cfg)
+    steps, plain = len(plan.sigmas) - 1, cfg.cost
     first = plain['teacher']/len(cfg.rounds or [0])
     want = plain['teacher'] - first + first*inner.asked/(16*steps)
-    assert training_cost(cfg, GuidedDenoiser(inner, scale, interval=interval)) == plain | dict(teacher=round(want))
-    assert plain == training_cost(cfg, inner) and (want > plain['teacher']) == (scale == 3. and interval != (100., 200.))
+    assert cfg.cost_with(GuidedDenoiser(inner, scale, interval=interval)) == plain | dict(teacher=round(want))
+    assert plain == cfg.cost_with(inner) and (want > plain['teacher']) == (scale == 3. and interval != (100., 200.))
 
 
 def test_bad_calls_are_refused_before_work(teacher):
@@ -119,7 +119,7 @@ def test_the_cost_of_local_teacher_states(teacher, solver, pool):
     cfg, counter = replace(SFD, teacher_states='local', solver=solver, nfe=2, K=2, pool=pool), NFECounter(teacher)
     for i in range(cfg.steps):
         for _ in sfd_step(counter, cfg)(lambda x, sigma, label: x[:, None].expand(-1, 2, *x.shape[1:]), i): pass
-    assert training_cost(cfg)['teacher'] == counter.nfe*cfg.batch                # a pool saves nothing: the walks start where the student stands
+    assert cfg.cost['teacher'] == counter.nfe*cfg.batch                # a pool saves nothing: the walks start where the student stands
 
 
 CONDITIONAL = EDMDenoiser(UNet(channels=3, widths=(32,), n_classes=3))
@@ -133,7 +133,7 @@ def test_an_estimate_counts_what_the_run_does_and_leaves_no_trace(teacher, cfg, 
     monkeypatch.chdir(tmp_path)
     before, drawn = {k: v.clone() for k, v in denoiser.state_dict().items()}, torch.get_rng_state()
     got = estimate_run(denoiser, cfg, shape)
-    assert {k: got[k] for k in ('updates', 'teacher', 'student')} == training_cost(cfg)
+    assert {k: got[k] for k in ('updates', 'teacher', 'student')} == cfg.cost
     assert got['nfe'] == (2 if isinstance(cfg, PDConfig) else cfg.nfe) and got['measured_batch'] == got['batch'] == cfg.batch
     assert got['seconds'] == got['seconds_teacher'] + got['seconds_student'] > 0 and 0 < got['memory_gb'] < got['device_gb']
     assert (got['seconds_teacher'] > 0) == (isinstance(cfg, SFDConfig) and cfg.teacher_states == 'global')
@@ -206,5 +206,5 @@ def test_a_host_of_ones_own_is_a_host(teacher, tmp_path, K):
     student.save(tmp_path/'student')
     assert torch.equal(load_student(tmp_path/'student', 'cpu').sample(5), student.sample(5))
     guess = estimate_run(teacher, cfg)
-    assert {k: guess[k] for k in ('updates', 'teacher', 'student')} == training_cost(cfg) and guess['nfe'] == 2 and guess['seconds_teacher'] > 0 and guess['bank_gb'] > 0
+    assert {k: guess[k] for k in ('updates', 'teacher', 'student')} == cfg.cost and guess['nfe'] == 2 and guess['seconds_teacher'] > 0 and guess['bank_gb'] > 0
     with pytest.raises(ValueError, match='another run|differ|other'): distill(teacher, Pairs(nfe=2, K=K, pool=16, batch=8, steps=4, seed=1), folder=tmp_path/'run', show=False)

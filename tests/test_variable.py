@@ -17,7 +17,7 @@ from bdense_nb.distillation.distill import config_of, distill
 from bdense_nb.distillation.sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from bdense_nb.distillation.students import Student, VariableStudent, load_student
 from bdense_nb.distillation.variable import (SFDVConfig, StepBias, choose, condition, draw_index, find_step_layer,
-                                             second_stage, several, sfd_variable, uncondition, variable_configs,
+                                             second_stage, several, sfd_variable, uncondition,
                                              variable_step)
 from bdense_nb.training.config import Hardware
 from torch import nn
@@ -145,7 +145,7 @@ def test_the_draw_is_uniform_and_depends_on_seed_and_iteration_alone(n):
 
 def test_an_iteration_is_one_of_sfd(teacher):
     "The losses of iteration i are those of SFD with the count that was drawn, and the bias in use is that count's."
-    cfgs, told = variable_configs(replace(TINY, steps=12), NFES), branch(teacher, 4)
+    cfgs, told = several(replace(TINY, steps=12), NFES).each, branch(teacher, 4)
     step, seen = variable_step(teacher, cfgs), set()
     told.denoiser = condition(told.denoiser, 4)
     for i in range(12):
@@ -222,7 +222,7 @@ class Unplugged(TrajectoryBank):
 @pytest.mark.parametrize('at, K', [(1, 4), (13, 1), (19, 2)])
 def test_resumed_is_the_same_run(tmp_path, teacher, at, K):
     cfg = replace(TINY, steps=20, K=K)
-    banks = {nfe: teacher_bank(teacher, c, show=False) for nfe, c in variable_configs(cfg, (2, 3)).items()}
+    banks = {nfe: teacher_bank(teacher, c, show=False) for nfe, c in several(cfg, (2, 3)).each.items()}
     whole = sfd_variable(teacher, cfg, (2, 3), banks, tmp_path/'a', show=False)
     cut = {nfe: Unplugged(bank, cfg.seeds(at).start) for nfe, bank in banks.items()}
     with pytest.raises(OSError, match='power cut'): sfd_variable(teacher, cfg, (2, 3), cut, tmp_path/'b', show=False)
@@ -280,7 +280,7 @@ def test_its_configuration_says_what_arguments_said(teacher):
     assert same(all_tensors(ours), all_tensors(old)) and ours.about['config'] == old.about['config'] == asdict(cfg)
     assert same(all_tensors(ours), all_tensors(distill(teacher, cfg, show=False)))
     assert SFDVConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg and hash(cfg) and config_of(ours.about) == cfg and config_of(ours.at(3).about) == cfg.at(3) == replace(TINY, nfe=3)
-    assert cfg.each == variable_configs(TINY, (2, 3)) and several(TINY, (2, 3), step_layer='embed.lin2') == cfg
+    assert cfg.each == several(TINY, (2, 3)).each and several(TINY, (2, 3), step_layer='embed.lin2') == cfg
 
 
 @pytest.mark.parametrize('bad, says', [(dict(nfe=()), 'nfe must be different'), (dict(nfe=(2, 2)), 'nfe must be different'), (dict(nfe=2), 'nfe must be a tuple'), (dict(nfe=(0,)), 'nfe'), (dict(step_layer=''), 'step_layer'), (dict(K=3), 'K must divide')], ids=str)
@@ -383,7 +383,7 @@ def test_layers_that_do_not_fit_are_refused(teacher):
 
 
 def test_banks_of_another_run_are_refused(teacher):
-    cfgs = variable_configs(TINY, (2, 3))
+    cfgs = several(TINY, (2, 3)).each
     banks = {nfe: teacher_bank(teacher, c, show=False) for nfe, c in cfgs.items()}
     run = lambda banks, t=teacher, c=TINY: sfd_variable(t, c, (2, 3), banks, show=False)
     run(banks)

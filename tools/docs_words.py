@@ -128,6 +128,8 @@ TABLES = {  # of a module, or of one of its functions
         'space': 'images -> features [N, F]; None: there is none', 'images': 'samples, [N, C, H, W]',
         'features': 'a key of `FEATURE_SPACES`; None: the usual one', 'to': 'the format, a key of `EXPORTS`',
         'what': 'what else the plan says', 'student': 'the student that is written'},
+    'app.commands.Reality.space': {'options': 'of the command, with device and features_path'},
+    'app.commands.difference_rows': {'found': 'differences to the host, by measure'},
     'app.commands.readable': {'name': 'of the entry', 'value': 'of the entry'},
     'app.commands.find_device': {'name': "such as 'cpu' or 'cuda:0'; None: the fastest here"},
     'app.commands.find_net': {'name': 'module:callable; None: none', 'option': 'what the error names'},

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional
 from .commands import Named, check_folder, find_device
-from .plans import kept_bytes, peak_bytes
+from .plans import kept_bytes
 from .shell import Command, Line, Options
 from ..core import (AtLeast1, about_run, check_choice, check_int,
                     import_extra, read_json, sample_noise, write_json)
@@ -42,7 +42,7 @@ from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
 from ..training.checkpoints import is_main
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import Replayed, set_memory_format
+from ..training.devices import Replayed, peak_bytes, set_memory_format
 from ..training.loop import StepFunction, training
 
 # %% auto #0
@@ -279,13 +279,13 @@ def bench_loop(bench: Bench) -> dict:
         rows += compared(arms, 'bare loop', bench, name)
     return dict(rows=rows)
 
-def bench_sampler(bench: Bench, n_steps: int = 12) -> dict:
+def bench_sampler(bench: Bench) -> dict:
     "`sample()` over as many calls of the bare network at noise levels that lie there already."
     rows = []
     for name, size in bench.sizes.items():
         denoiser = size.denoiser(bench.device).eval()
         x = 80*sample_noise(range(size.batch), size.shape, bench.device)
-        sigmas = karras_sigmas(n_steps, .006)
+        sigmas = karras_sigmas(12, .006)
         noise = [torch.full((size.batch,), s.log().item()/4, device=bench.device)
                  for s in sigmas[:-1]]
         @torch.no_grad()
@@ -340,8 +340,7 @@ def bench_branches(bench: Bench) -> dict:
 def operator_shares(
     arm: Callable[[], object], # a function of no argument
     device: torch.device,
-    n: int = 8,
-) -> dict[str, float]: # operator -> its part of the time, the n largest
+) -> dict[str, float]: # operator -> its part of the time, the eight largest
     "Where the time of an arm goes, by PyTorch's profiler."
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*(device.type == 'cuda')
     with profile(activities=kinds) as found:
@@ -349,7 +348,7 @@ def operator_shares(
         wait(device)
     by = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
     times = {e.key: getattr(e, by) for e in found.key_averages()}
-    largest = sorted(times, key=times.get, reverse=True)[:n]
+    largest = sorted(times, key=times.get, reverse=True)[:8]
     return {name: times[name]/sum(times.values()) for name in largest}
 
 def bench_roofline(bench: Bench) -> dict:

@@ -28,30 +28,28 @@ from tyro.conf import Positional
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
            'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder',
-           'inside', 'check_file', 'note_start', 'read_config', 'with_fields', 'kind_of', 'duration', 'readable',
-           'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo',
-           'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'demo_settings', 'check_demo', 'measure_arms',
-           'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line',
-           'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data', 'refuse_options', 'image_data',
-           'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts',
-           'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of',
-           'asked_shape', 'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill',
-           'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu',
-           'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted', 'distill_data', 'conditioned_data',
-           'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan', 'search', 'Sample',
-           'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features',
-           'find_reality', 'distances', 'quality_of', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
-           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'evaluate_experiment',
-           'evaluate', 'Export', 'check_export', 'export']
+           'inside', 'check_file', 'note_start', 'read_config', 'with_fields', 'duration', 'readable', 'print_plan',
+           'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
+           'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'is_stored',
+           'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach',
+           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach',
+           'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
+           'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data',
+           'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
+           'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known',
+           'check_source', 'adapted', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish',
+           'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
+           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'taught_by',
+           'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
+           'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
-from .plans import (device_bytes, estimate_run, estimate_training, memory_on_paper,
-                            peak_bytes)
+from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
 from .shell import Command, Line, Options
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
 from ..core import (about_run, check_choice, check_int, copied, data_dir,
-                            default_device, load_tensors, locked, read_json,
+                            default_device, load_tensors, locked, read_json, refuse,
                             save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
@@ -62,7 +60,7 @@ from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
 from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
-from ..distillation.distill import config_of, distill, preset, reference_plan
+from ..distillation.distill import config_of, distill, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
 from ..distillation.students import (CONDITIONS, Student, VariableStudent, load_student,
@@ -81,6 +79,7 @@ from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_e
 from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
 from ..training.checkpoints import checksum, claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import peak_bytes
 from ..training.hooks import Profiler, Trackers, progress
 
 # %% ../../nbs/app/03_commands.ipynb #e5109b2f
@@ -166,17 +165,16 @@ def check_folder(
     line: Line | None = None, # of the command, whose `note_start` an earlier start may have left
 ) -> None:
     "Refuse a folder that cannot be one, or that holds something else."
-    parents = [Path(out), *Path(out).parents]
-    if blocked := [p for p in parents if p.exists() and not p.is_dir()]:
-        raise ValueError(f'{out} cannot be a folder: {blocked[0]} is a file')
-    if not os.access(nearest := next(p for p in parents if p.exists()), os.W_OK | os.X_OK):
-        raise ValueError(f'{out} cannot be written: {nearest} is read-only')
+    nearest = next(p for p in (Path(out), *Path(out).parents) if p.exists())
     there = sorted(p.name for p in Path(out).glob('*') if not p.name.startswith('.'))
     known = any(any(Path(out).glob(name)) for name in mine)
-    if mine and there and not known and not (line and started_by(out) == line.text.split()[0]):
-        raise ValueError(f'{out} holds other things ({", ".join(there[:3])}'
-                         f'{", ..." if len(there) > 3 else ""}) and no earlier start of this '
-                         f'command: name a new or an empty folder')
+    known = known or line and [started_by(out)] == line.text.split()[:1]
+    refuse(out, {
+        f'cannot be a folder: {nearest} is a file': not nearest.is_dir(),
+        f'cannot be written: {nearest} is read-only': not os.access(nearest, os.W_OK | os.X_OK),
+        f'holds other things ({", ".join(there[:3])}{", ..." if len(there) > 3 else ""}) and no '
+        'earlier start of this command: name a new or an empty folder':
+            mine and there and not known})
 
 def inside(path: str | None, folder: str) -> list[str]:
     "The name in a folder under which something lies, if it does."
@@ -186,12 +184,11 @@ def inside(path: str | None, folder: str) -> list[str]:
 def check_file(out: str, is_mine: Callable[[Path], bool]) -> None: # is_mine: may it be replaced?
     "Refuse to replace a file of another kind."
     check_folder(str(Path(out).parent))
-    if Path(out).is_dir(): raise ValueError(f'{out} is a folder: name a file')
     try: free = not Path(out).exists() or is_mine(Path(out))
     except (ValueError, TypeError, OSError): free = False
-    if not free:
-        raise ValueError(f'{out} is a file of another kind, which this command does not replace: '
-                         f'name another')
+    refuse(out, {
+        'is a folder: name a file': Path(out).is_dir(),
+        'is a file of another kind, which this command does not replace: name another': not free})
 
 def note_start(out: str, line: Line, options: Options, **configs) -> None:
     "Write down what was asked for, as it was resolved."
@@ -214,15 +211,12 @@ def read_config(path: str) -> tuple[dict, dict]: # fields of the method, and of 
 
 def with_fields(base, given: dict, where: str): # base: a configuration, or its class
     "A configuration with fields from a file; unknown ones are refused."
-    names = [f.name for f in fields(base)]
+    kind = base if isinstance(base, type) else type(base)
+    names = [f.name for f in fields(kind)]
     if unknown := sorted(given.keys() - set(names)):
-        raise ValueError(f'{where} names {", ".join(unknown)}, which {kind_of(base).__name__} does '
-                         f'not have; it has {", ".join(names)}')
-    return base(**given) if isinstance(base, type) else replace(base, **given)
-
-def kind_of(config) -> type:
-    "A configuration's class, or the class itself."
-    return config if isinstance(config, type) else type(config)
+        raise ValueError(f'{where} names {", ".join(unknown)}, which {kind.__name__} does not '
+                         f'have; it has {", ".join(names)}')
+    return kind(**given) if kind is base else replace(base, **given)
 
 # %% ../../nbs/app/03_commands.ipynb #37c5be64
 def duration(seconds: float) -> str:
@@ -357,10 +351,6 @@ def demo_plan(teacher: NetDenoiser, cfg: SFDConfig, n: int) -> dict:
         seconds_student=training, seconds_measuring=measuring,
         seconds=None if training is None else one['seconds_teacher'] + training + measuring)
 
-def demo_settings(cfg: SFDConfig, n: int) -> dict: # JSON-able
-    "What tells one demonstration from another."
-    return json.loads(json.dumps(dict(config=asdict(cfg), samples=n)))
-
 def check_demo(out: Path, cfg: SFDConfig, n: int, line: Line = Line()) -> None:
     "Refuse a folder with a demonstration of other settings; one that was interrupted goes on."
     check_folder(str(out), ('report.json',), line)
@@ -409,7 +399,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
         arms = demo_arms(teacher, cfg, out/'checkpoints', hardware)
         rows, samples = measure_arms(arms, options.n)
         draw_arms(arms, samples, rows, out)
-        report = dict(command=line.text, rows=rows, **demo_settings(cfg, options.n),
+        report = dict(command=line.text, rows=rows, config=asdict(cfg), samples=options.n,
                       sampling_seeds=[0, options.n - 1], training_seeds=[options.seed],
                       teacher_sha256=read_about(data_dir()/TEACHERS['fashion_mnist'])['sha256'],
                       loss={what: arm.about['history'] for what, arm in arms.items()
@@ -452,13 +442,12 @@ def read_samples(path: str) -> tuple[Tensor, Tensor | None]: # [N, *D], classes 
         except (ValueError, TypeError, EOFError) as e:
             raise ValueError(f'{path} must hold an array of numbers, [N, *D]: {e}') from e
     else: tensors, _ = load_tensors(path)
-    if 'samples' not in tensors:
-        raise ValueError(f'{path} must hold a tensor named samples, [N, *D], and may hold labels, '
-                         f'[N]; it holds {", ".join(tensors)}')
-    x = tensors['samples'].float()
-    if x.ndim < 2 or not x.isfinite().all():
-        raise ValueError(f'{path} must hold finite numbers, one row or more for each sample, got '
-                         f'shape {tuple(x.shape)}')
+    x = tensors.get('samples', torch.empty(0)).float()
+    refuse(path, {
+        'must hold a tensor named samples, [N, *D], and may hold labels, [N]; it holds '
+        f'{", ".join(tensors)}': 'samples' not in tensors,
+        f'must hold finite numbers, one row or more for each sample, got shape {tuple(x.shape)}':
+            x.ndim < 2 or not x.isfinite().all()})
     return x, tensors.get('labels')
 
 def read_data(
@@ -466,19 +455,22 @@ def read_data(
     split: str = 'train', # of Fashion-MNIST and CIFAR-10
     path: str | None = None, # folder with their files, if they are not where they are looked for
     download: bool = False, # may torchvision download them?
-    shape: tuple[int, ...] | None = None, # (C, H, W) that a folder's images are brought to
+    # a sample must have; a folder's images are brought to it
+    shape: tuple[int, ...] | None = None,
     seed: int = 0, # of a 2-D set
 ) -> tuple[Tensor, Tensor | None]: # [N, *D], labels [N] or None
     "A data set by name or by folder."
     check_data(data)
-    if is_stored(data): return read_samples(data)
-    if data in TOY_SETS: return toy_2d(data, 50_000, seed), None
-    if data == 'fashion_mnist': return fashion_mnist(split, path, download)
-    if data == 'cifar10': return cifar10(split, path, download)
-    if shape is None: return image_folder(data)
-    if len(shape) != 3:
-        raise ValueError(f'{data} holds images, but a sample is of shape {shape}')
-    return image_folder(data, shape[1:], shape[0])
+    if is_stored(data): x, y = read_samples(data)
+    elif data in TOY_SETS: x, y = toy_2d(data, 50_000, seed), None
+    elif data == 'fashion_mnist': x, y = fashion_mnist(split, path, download)
+    elif data == 'cifar10': x, y = cifar10(split, path, download)
+    elif shape is None: return image_folder(data)
+    elif len(shape) == 3: return image_folder(data, shape[1:], shape[0])
+    else: raise ValueError(f'{data} holds images, but a sample is of shape {shape}')
+    if shape in (None, tuple(x.shape[1:])): return x, y
+    raise ValueError(f'{data} has samples of shape {tuple(x.shape[1:])}, the teacher of {shape}: '
+                     'choose other data')
 
 def data_line(x: Tensor, y: Tensor | dict | None, data: str) -> str:
     "A data set in words."
@@ -595,14 +587,15 @@ def image_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
     "Images or points by name or by folder, and labels."
     data, size = options.data, options.size
     refuse_options(options, [f.name for f in fields(Windowed)], data)
-    if size and (len(size) > 2 or min(size) < 1):
-        raise ValueError(f'size must be one number, or height and width, got {size}')
-    named = data in ('fashion_mnist', 'cifar10')
-    if (options.path or options.download) and not named:
-        raise ValueError(f'path and download belong to fashion_mnist and cifar10, not to {data}')
-    if data in DATA or not Path(data).is_dir():
-        if size: raise ValueError('size belongs to a folder of images')
-        return read_data(data, 'train', options.path, options.download, seed=seed)
+    kept = options.path or options.download
+    folder = data not in DATA and Path(data).is_dir()
+    refuse('', {
+        f'size must be one number, or height and width, got {size}':
+            size and (len(size) > 2 or min(size) < 1),
+        f'path and download belong to fashion_mnist and cifar10, not to {data}':
+            kept and data not in ('fashion_mnist', 'cifar10'),
+        'size belongs to a folder of images': size and not folder})
+    if not folder: return read_data(data, 'train', options.path, options.download, seed=seed)
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
 
 def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None, cfg: TrainConfig,
@@ -727,13 +720,13 @@ def read_diffusers(name: str, options: Teachers) -> NetDenoiser:
 def teacher_of_code(name: str) -> NetDenoiser:
     "What the callable of `module:callable` makes; what is no denoiser of a network is refused."
     made = find_net(name)()
-    if not isinstance(made, NetDenoiser):
-        raise ValueError(f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a '
-                         'network EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one, of a '
-                         'module that says D(x, sigma) itself, as EDM\'s do, as_denoiser(module)')
-    if made.conditions is not None and not callable(made.conditions):
-        raise ValueError(f'the conditions of {name} must be a ConditionTable(rows), got a '
-                         f'{type(made.conditions).__name__}')
+    draw = getattr(made, 'conditions', None)
+    refuse('', {
+        f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a network '
+        'EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one, of a module that says D(x, sigma) '
+        'itself, as EDM\'s do, as_denoiser(module)': not isinstance(made, NetDenoiser),
+        f'the conditions of {name} must be a ConditionTable(rows), got a {type(draw).__name__}':
+            draw is not None and not callable(draw)})
     return made
 
 def find_teacher(name: str, options: Teachers) -> NetDenoiser:
@@ -770,13 +763,13 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
     sized = len(known) == 3 or len(known) == 1 and 'channels' in getattr(net, 'config', {})
     images = not fixed and known[1:2] != (None,) and sized
     if images and size and len(size) < 3: size = (known[0], *size*(3 - len(size)))
-    if size and (size != known if fixed else images and size[0] != known[0]):
-        raise ValueError(f'the samples of {name} are of shape {known}, not {size}: leave --size '
-                         'and --shape out, or pass the height and width of images')
-    if images and not size and len(known) == 1:
-        raise ValueError(f'{name} does not say the size of its images: pass --size')
-    if not (size or known):
-        raise ValueError(f'{name} does not say the shape of its samples: pass --shape')
+    refuse('', {
+        f'the samples of {name} are of shape {known}, not {size}: leave --size and --shape out, or '
+        'pass the height and width of images':
+            size and (size != known if fixed else images and size[0] != known[0]),
+        f'{name} does not say the size of its images: pass --size':
+            images and not size and len(known) == 1,
+        f'{name} does not say the shape of its samples: pass --shape': not (size or known)})
     return size or known
 
 def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tuple[int, ...]:
@@ -804,9 +797,6 @@ def find_data(
         raise ValueError(f'Progressive Distillation noises real data, and {name} {why}: pass '
                          f'--data, a folder of images for instance')
     x, y = read_data(kind, shape=shape, **how)
-    if tuple(x.shape[1:]) != shape:
-        raise ValueError(f'{kind} has samples of shape {tuple(x.shape[1:])}, the teacher of '
-                         f'{shape}: choose other data')
     if y is None and teacher.n_classes:
         how = 'sort the images into one sub-folder for each class'
         if is_stored(kind): how = 'write labels, int64 [N], beside the samples in a .safetensors'
@@ -1080,12 +1070,11 @@ def conditioned_data(options: Distilled, table: Callable, shape: tuple[int, ...]
                          'latents of N images, and --conditions with N rows; or choose a preset '
                          'of SFD, which needs no data')
     x, _ = read_samples(options.data)
-    if len(x) != len(table):
-        raise ValueError(f'{options.data} holds {len(x)} samples and the conditions have '
-                         f'{len(table)} rows: row i must belong to sample i')
-    if tuple(x.shape[1:]) != shape:
-        raise ValueError(f'{options.data} has samples of shape {tuple(x.shape[1:])}, and {shape} '
-                         'was asked for')
+    refuse(options.data, {
+        f'holds {len(x)} samples and the conditions have {len(table)} rows: row i must belong to '
+        'sample i': len(x) != len(table),
+        f'has samples of shape {tuple(x.shape[1:])}, and {shape} was asked for':
+            tuple(x.shape[1:]) != shape})
     return x, table.rows
 
 def note_pipeline(source: NetDenoiser, cfg, shape: tuple[int, ...]) -> None:
@@ -1337,16 +1326,20 @@ class Reality:
         return ('the 60,000 training images of Fashion-MNIST' if self.features
                 else f'fresh points of {self.data}')
 
+    def space(self, options) -> Callable[[Tensor], Tensor] | None: # None: no images are compared
+        "What maps the images to features, on the device of the options; it may be missing."
+        if self.images is None: return None
+        return load_space(self.features, find_device(options.device), options.features_path)
+
 def check_features(features: str | None, shape: tuple[int, ...]) -> None:
     "Refuse features that do not suit the samples."
     if features is None: return
     check_choice('features', features, FEATURE_SPACES)
-    if len(shape) != 3:
-        raise ValueError(f'features are for images, and a sample is of shape {shape}: leave '
-                         f'--features out')
-    if features == 'fashion_mnist' and shape != SHIPPED:
-        raise ValueError(f'the features fashion_mnist are for images of shape {SHIPPED}, these are '
-                         f'{shape}: take --features inception')
+    refuse('', {
+        f'features are for images, and a sample is of shape {shape}: leave --features out':
+            len(shape) != 3,
+        f'the features fashion_mnist are for images of shape {SHIPPED}, these are {shape}: take '
+        '--features inception': features == 'fashion_mnist' and shape != SHIPPED})
 
 def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
                  features: str | None = None) -> Reality:
@@ -1369,9 +1362,6 @@ def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
                                   f'any (pip install "bdense-nb[fid]")')
     if kind == space == 'fashion_mnist': return Reality(kind, space)
     images, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
-    if tuple(images.shape[1:]) != shape:
-        raise ValueError(f'{kind} has samples of shape {tuple(images.shape[1:])}, the student of '
-                         f'{shape}: choose other data')
     if len(images) < 2:
         raise ValueError(f'{kind} holds a single image, and a Fréchet distance needs at least two')
     return Reality(kind, space, images)
@@ -1385,11 +1375,6 @@ def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dic
     def to_fresh(x): return sliced_wasserstein(x, toy_2d(reality.data, len(x), 10**6))
     in_plane = reality.data in TOY_SETS and not reality.note
     return dict(sliced_wasserstein=to_fresh) if in_plane else {}
-
-def quality_of(images: Tensor, reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict:
-    "These distances of a set of samples."
-    found = {name: float(measure(images)) for name, measure in distances(reality, space).items()}
-    return dict(frechet_distance=None) | found
 
 def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
     "The teacher with the conditions of its student, and the guidance that its card names."
@@ -1412,21 +1397,17 @@ def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) ->
         raise ValueError(f'{student} was not distilled from {teacher}: its teacher is {mine}, this '
                          f'one {theirs}; name its own with --teacher{null}')
 
-def measure_student(arm: Student, source: NetDenoiser, options: Evaluate, reality: Reality) -> dict:
+def measure_student(arm: Student, careful: Sampler, options: Evaluate, reality: Reality) -> dict:
     "A row of the table: sample student and teacher from the same seeds, and measure."
-    device = find_device(options.device)
-    space = None # loaded first, since it may be missing
-    if reality.images is not None:
-        space = load_space(reality.features, device, options.features_path)
-    careful = reference_plan(config_of(arm.about), arm.shape).sampler(source)
+    measures = distances(reality, reality.space(options)) # first, since features may be missing
     end = draw_samples(careful, options.n, 'teacher')
     images = draw_samples(arm, options.n, 'student')
+    found = {name: float(measure(images)) for name, measure in measures.items()}
     return dict(what=options.student, nfe=arm.nfe, paired_error=paired_error(images, end),
-                **quality_of(images, reality, space))
+                **dict(frechet_distance=None) | found)
 
-def evaluate_plan(arm: Student, source: NetDenoiser, options: Evaluate, reality: Reality) -> dict:
+def evaluate_plan(arm: Student, careful: Sampler, options: Evaluate, reality: Reality) -> dict:
     "What a measurement would take."
-    careful = reference_plan(config_of(arm.about), arm.shape).sampler(source)
     plan = sampling_plan(arm, options.n, student=options.student, teacher=options.teacher)
     by_teacher = options.n*careful.seconds_per_sample
     return plan | dict(compared_with=reality.line, features=reality.features or 'none',
@@ -1441,8 +1422,9 @@ def evaluate_student(options: Evaluate) -> dict:
     check_pair(arm, source, options.student, options.teacher)
     check_source(source, options.teacher, arm.shape, trust=options.trust_teacher)
     reality = find_reality(options.teacher, arm.shape, options.data, options.features)
-    if options.dry_run: return show_plan(evaluate_plan(arm, source, options, reality))
-    row = measure_student(arm, source, options, reality)
+    careful = config_of(arm.about).reference(arm.shape).sampler(source)
+    if options.dry_run: return show_plan(evaluate_plan(arm, careful, options, reality))
+    row = measure_student(arm, careful, options, reality)
     report = dict(rows=[row], samples=options.n, sampling_seeds=[0, options.n - 1],
                   data=reality.data, features=reality.features, compared_with=reality.line,
                   **about_run())
@@ -1481,6 +1463,10 @@ def show_differences(result: dict) -> list[dict]:
     found = {m: differences(result, m) for m in EXPERIMENTS[result['experiment']].measures}
     for measure, ds in found.items():
         if ds: print('', difference_table(result, measure), sep='\n')
+    return difference_rows(found)
+
+def difference_rows(found: dict[str, list]) -> list[dict]: # a row for each
+    "Differences for a program; that there are none yet is said."
     if not any(found.values()):
         print('no intervals yet: they need three seeds of an arm and of its host')
     return [dict(measure=m, arm=d.arm, nfe=d.nfe, iterations=d.iterations, width=d.width,
@@ -1504,16 +1490,16 @@ def evaluate_experiment(options: Evaluate) -> dict:
 
 def evaluate(options: Evaluate, line: Line) -> dict:
     "Measure a student, or run an experiment."
-    if options.experiment is not None:
-        if options.student is not None:
-            raise ValueError('an experiment trains its own students: leave the student out')
-        return evaluate_experiment(options)
-    if options.student is None:
-        raise ValueError('name the folder of a student, or an experiment with --experiment NAME '
-                         '(--experiment list names them)')
-    if options.limit is not None:
-        raise ValueError('limit belongs to an experiment; the number of samples is --n')
-    if options.jobs != 1: raise ValueError('jobs belongs to an experiment')
+    runs = options.experiment is not None
+    refuse('', {
+        'an experiment trains its own students: leave the student out':
+            runs and options.student is not None,
+        'name the folder of a student, or an experiment with --experiment NAME (--experiment list '
+        'names them)': not runs and options.student is None,
+        'limit belongs to an experiment; the number of samples is --n':
+            not runs and options.limit is not None,
+        'jobs belongs to an experiment': not runs and options.jobs != 1})
+    if runs: return evaluate_experiment(options)
     if options.data is not None: check_data(options.data)
     n = AMOUNTS[options.preset_name] if options.n is None else options.n
     check_int('n', n, 2)

@@ -5,14 +5,14 @@
 # %% ../../nbs/app/06_compare.ipynb #14a7dafb
 from __future__ import annotations
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 from .commands import (STARTED, Distilled, Named, Reality, alone, asked_shape,
-                                    check_folder, check_source, conditioned, data_line, distances,
-                                    distill_configs, distill_data, distill_plan, find_device,
-                                    find_reality, find_teacher, note_start, show_plan)
+                                    check_folder, check_source, conditioned, data_line,
+                                    difference_rows, distances, distill_configs, distill_data,
+                                    distill_plan, find_reality, find_teacher, note_start, show_plan)
 from .shell import Command, Line
 from ..core import atomic_path, check_int, read_json
 from ..diffusion.denoisers import unguided
@@ -20,13 +20,12 @@ from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import Host
 from ..distillation.variable import SFDVConfig
-from ..evaluation.features import load_space
 from ..lab.compare import Comparison, compare, make_arms
 from ..lab.experiments import measures_of
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compare_plan', 'write_comparison', 'compare_run', 'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compare_plan', 'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str): # a number, a tuple, None or a word
@@ -84,11 +83,6 @@ def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], 
                 memory_gb=max((p['memory_gb'] or 0 for p in plans), default=0),
                 seconds=None if None in seconds else options.seeds*sum(seconds))
 
-def write_comparison(found: Comparison, folder: Path) -> None:
-    "The table and the figure, beside the runs."
-    with atomic_path(folder/'comparison.md') as path: path.write_text(found.table + '\n', 'utf-8')
-    found.figure(folder/'comparison.png')
-
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
     "Check, plan, compare, show."
     check_folder(options.out, ('comparison.json',), line)
@@ -108,17 +102,15 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     if options.dry_run:
         return show_plan(compare_plan(source, options, made, shape, line_of, reality, hardware))
-    space = None
-    if reality.images is not None:
-        space = load_space(reality.features, find_device(options.device), options.features_path)
+    quality = distances(reality, reality.space(options))
     with alone(options.out):
         started = Path(options.out)/STARTED
         before = started.read_bytes() if started.is_file() else None
         note_start(options.out, line, options, config=cfg, hardware=hardware)
         try:
             found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
-                            labels=labels, quality=distances(reality, space), n=options.n,
-                            hardware=hardware, trust_teacher=True, limit=options.limit)
+                            labels=labels, quality=quality, n=options.n, hardware=hardware,
+                            trust_teacher=True, limit=options.limit)
         except KeyboardInterrupt:
             raise KeyboardInterrupt('interrupted; the same command goes on') from None
         except ValueError: # it was refused: what is there is another command's
@@ -129,14 +121,13 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
 
 def finish(found: Comparison, out: str) -> dict:
     "Show what is known so far."
-    known = {m: found.differences(m) for m in measures_of(found.result)}
-    told = [dict(measure=m, arm=d.arm, nfe=d.nfe, iterations=d.iterations, host=d.host,
-                 verdict=d.verdict, **asdict(d.interval)) for m, ds in known.items() for d in ds]
+    told = difference_rows({m: found.differences(m) for m in measures_of(found.result)})
     if told:
-        write_comparison(found, Path(out))
+        with atomic_path(Path(out)/'comparison.md') as path:
+            path.write_text(found.table + '\n', 'utf-8')
+        found.figure(Path(out)/'comparison.png')
         print('', found.table, sep='\n')
         print(f'{out}/ holds comparison.json, comparison.md and comparison.png')
-    else: print('no intervals yet: they need three seeds of an arm and of its host')
     return dict(out=out, rows=len(found.result['rows']), differences=told, speed=found.speed)
 
 #: name -> command

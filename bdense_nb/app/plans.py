@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from unittest import mock
@@ -24,12 +23,12 @@ from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import (LARGE, blocks, chosen_precision, left_as_found,
-                                        recompute_blocks, replayed, set_precision)
+                                        peak_bytes, recompute_blocks, replayed, set_precision)
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
-__all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'peak_bytes', 'device_bytes',
-           'estimate_training', 'estimate_run', 'memory_on_paper', 'simulate']
+__all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes', 'device_bytes', 'estimate_training',
+           'estimate_run', 'memory_on_paper']
 
 # %% ../../nbs/app/01_plans.ipynb #4307c099
 def time_iteration(
@@ -37,7 +36,7 @@ def time_iteration(
     step: StepFunction,
     cfg: TrainConfig, # of the run; its step count and folder do not matter
     hardware: Hardware = Hardware(), # of the run
-    teacher: nn.Module | None = None, # what `step` calls
+    teacher: Callable | None = None, # what `step` calls
 ) -> float: # seconds
     "What one iteration takes in the real training loop, once warm."
     marks = []
@@ -54,16 +53,15 @@ def time_iteration(
 def growing_trials(
     trial: Callable[[int], tuple[float, ...]], # batch size -> measurements, the first in seconds
     batch: int, # of the run
-    patience: float = .5, # seconds; a slower trial is the last
 ) -> dict[int, tuple[float, ...]]: # batch size -> measurements, ascending; {}: none fits
-    """Try growing batches until one is the run's own, is slow, or does not fit into the GPU's
-    memory."""
+    """Try growing batches until one is the run's own, takes more than half a second, or does not
+    fit into the GPU's memory."""
     found = {}
     for n in [*(m for m in (2*4**k for k in range(12)) if m < batch), batch]:
         try: found[n] = trial(n)
         except torch.cuda.OutOfMemoryError: break
         # a line needs two points, if they can be afforded
-        if found[n][0] > patience*(10 if len(found) == 1 else 1): break
+        if found[n][0] > (5 if len(found) == 1 else .5): break
     return found
 
 def prolong(
@@ -91,14 +89,6 @@ def kept_bytes(
     for p in model.parameters(): kept.pop(p.untyped_storage()._cdata, None)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
-def peak_bytes(device: torch.device) -> int | None: # None where the system does not say
-    "The most memory held so far: of a GPU since its peak was last reset, else of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    if sys.platform == 'win32': return None
-    import resource
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
 def device_bytes(device: torch.device) -> int | None: # None where the system does not say
     "All the memory that a device has."
     if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
@@ -111,7 +101,7 @@ def estimate_training(
     batch: int, # of the run
     cfg: TrainConfig, # of the run
     hardware: Hardware = Hardware(), # of the run
-    teacher: nn.Module | None = None, # what the steps call
+    teacher: Callable | None = None, # what the steps call
 ) -> dict[str, float | None]: # seconds (an iteration's), memory_gb, measured_batch; None: none fits
     """Time and memory of one iteration, measured in the real loop, and prolonged to the run's own
     batch where that is slow."""
@@ -172,7 +162,7 @@ def estimate_run(
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
     *,
     hardware: Hardware = Hardware(), # of the run
-) -> dict: # `training_cost`, nfe, rounds, seconds, memory_gb, ...; None: unknown, or does not fit
+) -> dict: # `Host.cost`, nfe, rounds, seconds, memory_gb, ...; None: unknown, or does not fit
     """What a run will take on this device, from a few iterations of it.
 
     Nothing is written, the teacher is not touched. The seconds are the teacher's, the student's
@@ -188,8 +178,7 @@ def estimate_run(
     walks = {}
     teacher = frozen_copy(teacher, shape)
     maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
-    called = teacher if isinstance(teacher, nn.Module) else None
-    one = estimate_training(maker, cfg.batch, cfg.loop, hardware, called)
+    one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
     by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
     iterations = len(cfg.rounds or [0])*cfg.loop.steps
@@ -284,34 +273,3 @@ def memory_on_paper(
                 batch=cfg.batch, at_once=n, weights_gb=weights, training_gb=training,
                 activations_gb=activations, memory_gb=weights + training + activations,
                 device_gb=device_gb, batch_fits=max(int((.9*device_gb - fixed)/per_sample), 0))
-
-# %% ../../nbs/app/01_plans.ipynb #76aae673
-def simulate(
-    parameters: float, # of the teacher, and of the student
-    seconds: float, # of one iteration on one device, its arithmetic for the whole batch
-    activation_gb: float, # kept for the gradient of the whole batch
-    processes: int, # one device each
-    *,
-    updates: int = 2, # in an iteration
-    shard: bool = False, # FSDP; else every process has all weights
-    per_node: int = 8, # devices that are joined by links
-    link_gb: float = 300., # GB/s out of a device inside a node
-    network_gb: float = 40., # GB/s out of a device between nodes
-) -> dict[str, float]: # of one iteration, for each device
-    """A plan on paper for devices that are not here, from parts that were measured.
-
-    Weights, gradients, Adam's moments and the average are float32. An update sends every gradient
-    around a ring and back (2 (n-1)/n of its bytes); FSDP gathers the weights twice and scatters
-    the gradients (3 (n-1)/n). The slowest link decides. The truth lies between `seconds_least`,
-    where all of that happens during the arithmetic, and `seconds_most`, where none of it does.
-    The teacher is whole in every process; the blocks that FSDP gathers are left out."""
-    n = processes
-    weights = 4*parameters/1e9
-    moved = updates*(3 if shard else 2)*(n - 1)/n*weights
-    exchange = moved/(link_gb if n <= per_node else network_gb)
-    state = 5*weights/(n if shard else 1) # weights, gradients, two moments, average
-    most = seconds/n + exchange
-    return dict(processes=n, gb_moved=moved, seconds_arithmetic=seconds/n,
-                seconds_exchange=exchange, seconds_least=max(seconds/n, exchange),
-                seconds_most=most, efficiency=seconds/n/most,
-                memory_gb=weights + state + activation_gb/n)

@@ -11,17 +11,16 @@ from dataclasses import replace
 import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
-from .forecasting import temporal_denoiser
+from .forecasting import train_forecaster
 from .series import Series, Windows, shipped_series
-from ..core import Within, check_choice, check_int, check_number, check_type, sample_noise
+from ..core import (Within, check_choice, check_int, check_number, check_type, refuse,
+                    sample_noise)
 from ..diffusion.denoisers import EDMDenoiser
-from ..diffusion.samplers import ConditionTable, Sampler, sample
+from ..diffusion.samplers import Sampler, sample
 from ..distillation.branches import BranchedDenoiser, fold
-from ..distillation.distill import reference_plan
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import kept, starting_run
-from ..distillation.teaching import train_teacher
-from ..lab.experiments import World
+from ..lab.experiments import World, reference_ends
 from ..training.config import TrainConfig
 from ..training.loop import fit
 
@@ -43,13 +42,7 @@ def train_normal(
     **how, # width=, blocks=: of the network
 ) -> EDMDenoiser: # frozen
     "Train a teacher that knows what windows of a normal signal look like."
-    windows.check_training(series)
-    x0, cond = windows.cut(series)
-    teacher = temporal_denoiser(windows, seed=cfg.seed, **how)
-    done = train_teacher(teacher, x0, cond, cfg, batch, show=False)
-    teacher = done.model if done.ema is None else done.ema
-    teacher.conditions = ConditionTable(cond)
-    return teacher.requires_grad_(False).eval()
+    return train_forecaster(series, windows, cfg, batch, **how, show=False)
 
 def branched_student_of(
     teacher: EDMDenoiser,
@@ -153,9 +146,9 @@ def roc_auc(
 ) -> float: # 1: every step of it scores above all others; .5: chance
     "Area under the receiver operating characteristic, by the rank test of scipy."
     inside = labels == 1
-    if not 0 < inside.sum() < len(labels):
-        raise ValueError('labels have to mark some steps, and not all')
-    if scores.isnan().any(): raise ValueError('scores hold NaN: leave out steps without a score')
+    refuse('', {
+        'labels have to mark some steps, and not all': not 0 < inside.sum() < len(labels),
+        'scores hold NaN: leave out steps without a score': scores.isnan().any()})
     n = int(inside.sum())*int((~inside).sum())
     return float(mannwhitneyu(scores[inside], scores[~inside]).statistic)/n
 
@@ -219,8 +212,6 @@ def faults_world() -> World:
     shape, n = (3, 16), 1000
     @functools.cache
     def teacher(seed): return train_normal(train, windows, replace(NORMAL, seed=seed))
-    @functools.lru_cache(maxsize=8)
-    def walk(plan, seed): return plan.sampler(teacher(seed)).sample(n, batch=250)
     def missed(sampler):
         aucs = [roc_auc(labels, anomaly_scores(sampler, s, draws=4)['reconstruction'])
                 for s, labels in cases]
@@ -228,5 +219,5 @@ def faults_world() -> World:
     return World('a weather station, a teacher for each seed; students start as copies of it',
                  teacher, shape, network=lambda seed, width: None,
                  data=lambda seed: windows.cut(train),
-                 ends=lambda cfg, seed: walk(reference_plan(cfg, shape), seed),
-                 quality={}, n=n, work=dict(missed_auc=missed))
+                 ends=reference_ends(teacher, shape, n), quality={}, n=n,
+                 work=dict(missed_auc=missed))

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from .series import Series, Windows, moment_of, shipped_series
-from ..core import check_int, import_extra
+from ..core import check_int, import_extra, refuse
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.nets import TemporalNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import karras_sigmas
-from ..distillation.distill import reference_plan
 from ..distillation.teaching import train_teacher
-from ..lab.experiments import World
+from ..lab.experiments import World, reference_ends
 from ..training.config import TrainConfig
 
 # %% auto #0
@@ -119,14 +118,13 @@ def forecast(
     check_int('horizon', horizon, 1, windows.horizon)
     end = len(context)
     times = windows.span(context, range(end, end + horizon))
-    origin = None if origin is None else moment_of(origin)
-    if origin is not None and context.times[-1] >= origin:
-        raise ValueError(f'the context reaches to {context.times[-1]}, and the forecast is made at '
-                         f'{origin}: it would know its own future; pass context.before('
-                         f'{str(origin)!r})')
-    if origin is not None and times[0] != origin:
-        raise ValueError(f'the context ends at {context.times[-1]}, so its forecast starts at '
-                         f'{times[0]}, not at {origin}')
+    last = context.times[-1]
+    origin = times[0] if origin is None else moment_of(origin)
+    refuse('the context', {
+        f'reaches to {last}, and the forecast is made at {origin}: it would know its own future; '
+        f'pass context.before({str(origin)!r})': last >= origin,
+        f'ends at {last}, so its forecast starts at {times[0]}, not at {origin}':
+            times[0] != origin})
     futures = rolling_forecasts(sampler, context, [end], n, seed)[0]
     return Forecast(futures[..., :horizon], times, context.names)
 
@@ -240,9 +238,6 @@ def weather_world() -> World:
     cond = {k: v.repeat_interleave(MEMBERS, 0) for k, v in known.items()}
     truth = truth_at(series, starts, windows.horizon)
     n = len(starts)*MEMBERS
-    @functools.lru_cache(maxsize=8)
-    def walk(plan, seed):
-        return plan.sampler(weather_teacher(seed)).sample(n, cond=cond, batch=2048)
     @functools.lru_cache(maxsize=1)
     def scores(out):
         futures = _unscaled(windows, out.unflatten(0, (-1, MEMBERS)), series, starts)[:, :, 0]
@@ -252,5 +247,5 @@ def weather_world() -> World:
     return World('daily high of Seattle, a teacher for each seed; students start as copies of it',
                  weather_teacher, shape, network=lambda seed, width: None,
                  data=lambda seed: windows.cut(train),
-                 ends=lambda cfg, seed: walk(reference_plan(cfg, shape), seed),
+                 ends=reference_ends(weather_teacher, shape, n, batch=2048, cond=cond),
                  quality=quality, n=n, cond=cond)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import check_choice, check_file, check_int, check_type, data_dir, sha256
+from ..core import check_choice, check_file, check_int, check_type, data_dir, refuse, sha256
 
 # %% auto #0
 __all__ = ['NO_SECONDS', 'GAPS', 'SHIPPED', 'PERIODS', 'Series', 'moment_of', 'read_series', 'shipped_series', 'Windows']
@@ -109,12 +109,12 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
         usual = ('date', 'time', 'timestamp', 'datetime')
         time = next((h for h in heads if h.strip().lower() in usual), heads[0])
     check_choice('time column', time, heads)
-    if _parses(time, _moment):
-        raise ValueError(f'{path} has no header: its first row is {heads}; name the columns there')
-    if all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows):
-        raise ValueError(f'{path}: {time} has years, months or days without dashes, or a '
-                         f"spreadsheet's numbers of days, such as {rows[0][time]!r}: write "
-                         '2020-01-31')
+    refuse('', {
+        f'{path} has no header: its first row is {heads}; name the columns there':
+            _parses(time, _moment),
+        f"{path}: {time} has years, months or days without dashes, or a spreadsheet's numbers of "
+        f'days, such as {rows[0][time]!r}: write 2020-01-31':
+            all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows)})
     names = _listed(columns, [h for h in heads if h != time])
     times = _column(rows, time, path, _moment, 'time stamp such as '
                     '2020-01-31 or 2020-01-31T14:00, or a count of seconds')
@@ -125,9 +125,10 @@ def _listed(columns, heads: list[str]) -> list[str]:
     "The channels that are asked for; all there are if none are named."
     names = heads if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in names: check_choice('column', name, heads)
-    if twice := {n for n in names if heads.count(n) > 1 or names.count(n) > 1}:
-        raise ValueError(f'{", ".join(sorted(twice))}: more than one column has this name')
-    if not names: raise ValueError('a series needs a column of values besides its time stamps')
+    twice = {n for n in names if heads.count(n) > 1 or names.count(n) > 1}
+    refuse('', {
+        f'{", ".join(sorted(twice))}: more than one column has this name': twice,
+        'a series needs a column of values besides its time stamps': not names})
     return names
 
 def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -161,17 +162,15 @@ def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
     step = Counter(ahead.tolist()).most_common(1)[0][0]
     if (ahead == step).all(): return times, values
     at = int(np.argmax(ahead != step))
-    where = f'{times[at + 1]} follows {times[at]}'
-    if (ahead % step).any():
-        raise ValueError(f'time stamps are irregular: most are {step} s apart, but {where}; '
-                         'resample it to steps of one length, such as days or weeks')
-    if gaps == 'refuse':
-        raise ValueError(f'the series has gaps: most time stamps are {step} s apart, but {where}; '
-                         "pass gaps='mask' to mark what is missing, or resample")
+    where = f'{step} s apart, but {times[at + 1]} follows {times[at]}'
     place = np.concatenate([[0], np.cumsum(ahead//step)])
-    if place[-1] >= 100*len(times):
-        raise ValueError(f'most time stamps are {step} s apart, but {where}: of {place[-1] + 1:,} '
-                         f'steps only {len(times)} would be known; leave out what lies apart')
+    refuse('', {
+        f'time stamps are irregular: most are {where}; resample it to steps of one length, such as '
+        'days or weeks': (ahead % step).any(),
+        f"the series has gaps: most time stamps are {where}; pass gaps='mask' to mark what is "
+        'missing, or resample': gaps == 'refuse',
+        f'most time stamps are {where}: of {place[-1] + 1:,} steps only {len(times)} would be '
+        'known; leave out what lies apart': place[-1] >= 100*len(times)})
     full = np.full((len(values), place[-1] + 1), math.nan)
     full[:, place] = values
     return times[0] + step*np.arange(place[-1] + 1).astype('timedelta64[s]'), full
@@ -192,23 +191,23 @@ def read_series(
                                        'or a pandas Series or DataFrame')
         times, values, names = _read_csv(check_file(source, 'CSV file'), columns, time)
     times, fine = times.astype('datetime64[s]'), times
-    if (split := (fine != times) & ~np.isnat(fine)).any():
-        raise ValueError(f'a series has steps of whole seconds, and {fine[split][0]} lies between '
-                         'two: give the times another unit')
-    if len(times) < 3: raise ValueError(f'a series needs at least 3 time stamps, got {len(times)}')
-    if np.isnat(times).any(): raise ValueError('a time stamp is missing (NaT); drop its row')
+    split = fine[(fine != times) & ~np.isnat(fine)]
+    refuse('', {
+        f'a series has steps of whole seconds, and {"".join(map(str, split[:1]))} lies between '
+        'two: give the times another unit': len(split),
+        f'a series needs at least 3 time stamps, got {len(times)}': len(times) < 3,
+        'a time stamp is missing (NaT); drop its row': np.isnat(times).any()})
     times, values = _on_even_steps(times, values, gaps)
     with np.errstate(over='ignore'): values = values.astype(np.float32) # what a network takes
     missing = np.isnan(values)
     for name, row, holes in zip(names, values, missing):
-        if np.isinf(row).any():
-            raise ValueError(f'{name} is infinite at {times[np.isinf(row)][0]} (above 3.4e38)')
-        if holes.any() and gaps == 'refuse':
-            raise ValueError(f'{name} has {holes.sum()} missing values (NaN), the first at '
-                             f"{times[holes][0]}; pass gaps='mask' to mark them, or fill them in")
-        if holes.all() or np.ptp(row[~holes]) == 0:
-            raise ValueError(f'{name} is constant to seven digits, so there is nothing to learn; '
-                             'leave it out with columns=')
+        beyond = np.isinf(row)
+        refuse(name, {
+            f'is infinite at {times[beyond.argmax()]} (above 3.4e38)': beyond.any(),
+            f'has {holes.sum()} missing values (NaN), the first at {times[holes.argmax()]}; pass '
+            "gaps='mask' to mark them, or fill them in": holes.any() and gaps == 'refuse',
+            'is constant to seven digits, so there is nothing to learn; leave it out with '
+            'columns=': len(np.unique(row[~holes])) < 2})
     return Series(torch.from_numpy(np.where(missing, np.float32(0), values)),
                   torch.from_numpy(~missing).float(), times, tuple(names))
 
@@ -314,15 +313,13 @@ class Windows:
     def check(self, series: Series) -> None:
         "Refuse what is no series, or has other channels, another step or values that are none."
         check_type(series, Series, 'this takes a Series, as `read_series` gives it')
-        if tuple(series.names) != self.names:
-            raise ValueError(f'this network knows the channels {", ".join(self.names)}, got '
-                             f'{", ".join(series.names)}')
-        if series.step != self.step:
-            raise ValueError(f'this network knows steps of {self.step:g} s, got {series.step:g} s; '
-                             'resample the series')
-        if not series.values.isfinite().all():
-            raise ValueError('the values hold NaN or infinite ones: where nothing is known, known '
-                             'is 0 and the value a number')
+        refuse('', {
+            f'this network knows the channels {", ".join(self.names)}, got '
+            f'{", ".join(series.names)}': tuple(series.names) != self.names,
+            f'this network knows steps of {self.step:g} s, got {series.step:g} s; resample the '
+            'series': series.step != self.step,
+            'the values hold NaN or infinite ones: where nothing is known, known is 0 and the '
+            'value a number': not series.values.isfinite().all()})
 
     def check_training(self, series: Series) -> None:
         "Refuse a series that is not the one whose scale these windows have."

@@ -22,7 +22,8 @@ import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from PIL import Image, ImageOps
 from torch import Tensor
-from ..core import atomic_path, check_choice, check_file, check_int, check_state, data_dir
+from ..core import (atomic_path, check_choice, check_file, check_int, check_state, data_dir,
+                    refuse)
 
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXES', 'TOY_SETS', 'read_idx', 'to_images',
@@ -249,10 +250,10 @@ def _changes(sizes: list, modes: list[str], size: tuple[int, int], channels: int
 def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) -> None:
     "Refuse pixels of an unknown kind and animations."
     for file, mode, moves in zip(files, modes, animated):
-        if mode not in _GREY + _COLOUR:
-            raise ValueError(f'{file} has pixels of kind {mode!r} (16 bits or more); convert it to '
-                             '8 bits: grey, colour or palette, with or without transparency')
-        if moves: raise ValueError(f'{file} is an animation; store its frames as images')
+        refuse(str(file), {
+            f'has pixels of kind {mode!r} (16 bits or more); convert it to 8 bits: grey, colour or '
+            'palette, with or without transparency': mode not in _GREY + _COLOUR,
+            'is an animation; store its frames as images': moves})
 
 # %% ../../nbs/diffusion/05_data.ipynb #14e7c2c3
 def image_folder(

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import (NFECounter, Within, check_choice, check_int, check_number,
                             check_shape, check_state, check_type, copied, data_dir,
-                            default_device, load_tensors, read_json, save_tensors, send,
-                            sha256, tensor_bytes, uncompiled, write_json)
+                            default_device, load_tensors, read_json, refuse, save_tensors,
+                            send, sha256, tensor_bytes, uncompiled, undisturbed, write_json)
 from .nets import HALF, NETS, build_net
 from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
                         sigma_from_alpha_bar)
@@ -44,9 +44,9 @@ __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_colum
            'MixtureDenoiser', 'ignored', 'moving_parts', 'remember_hash', 'denoiser_hash', 'CalledNet', 'as_net',
            'NetDenoiser', 'check_cond', 'check_rows', 'check_classes', 'check_precision', 'EDMDenoiser',
            'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows',
-           'guidance_of', 'unguided', 'check_top', 'TeacherCheck', 'undisturbed', 'check_teacher', 'own_samples',
-           'check_itself', 'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser',
-           'to_channels_last', 'load_teacher']
+           'guidance_of', 'unguided', 'check_top', 'TeacherCheck', 'check_teacher', 'own_samples', 'check_itself',
+           'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last',
+           'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -493,6 +493,13 @@ def _check_names(name: str, more: dict, known: dict[str, inspect.Parameter]) -> 
             raise TypeError(f'functools.partial gives {name} an argument {key!r}, which it does '
                             f'not take; it takes: {", ".join(named)}')
 
+def _config(*names: str) -> property:
+    "Of a denoiser's class: these attributes, which make the same one around the same network."
+    def config(self) -> dict: # JSON-able
+        found = {name: getattr(self, name) for name in names}
+        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in found.items()}
+    return property(config)
+
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
     conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
@@ -586,19 +593,18 @@ def check_classes(
 ) -> None:
     "Refuse labels that a network does not know."
     if label is None: return
-    if not n_classes:
-        raise ValueError('this denoiser has no classes, so label must be None; if its network '
-                         'takes classes by number, say how many before it is wrapped, as with '
-                         'net.n_classes = 10')
     kind = getattr(label, 'dtype', type(label).__name__)
     shape = tuple(getattr(label, 'shape', ()))
-    if kind != torch.long or shape != (n,):
-        raise ValueError(f'label must be an int64 tensor of shape {(n,)} with values in '
-                         f'0..{n_classes - 1}, got {kind} {shape}')
-    if label.device.type != 'cpu': return # reading it would wait for the GPU
-    if n and not 0 <= int(label.min()) <= int(label.max()) < n_classes:
-        raise ValueError(f'label must be in 0..{n_classes - 1}, got values from {int(label.min())} '
-                         f'to {int(label.max())}')
+    known = f'0..{(n_classes or 1) - 1}'
+    refuse('', {
+        'this denoiser has no classes, so label must be None; if its network takes classes by '
+        'number, say how many before it is wrapped, as with net.n_classes = 10': not n_classes,
+        f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} {shape}':
+            kind != torch.long or shape != (n,)})
+    if label.device.type != 'cpu' or not n: return # reading it would wait for the GPU
+    low, high = int(label.min()), int(label.max())
+    if not 0 <= low <= high < n_classes:
+        raise ValueError(f'label must be in {known}, got values from {low} to {high}')
 
 def check_precision(denoiser: Callable) -> None:
     "Refuse a network whose weights are kept in half precision."
@@ -619,10 +625,7 @@ class EDMDenoiser(NetDenoiser):
         check_number('sigma_data', sigma_data, Within(above=0))
         self.sigma_data = sigma_data
 
-    @property
-    def config(self) -> dict:
-        "What makes the same denoiser around the same network."
-        return dict(sigma_data=self.sigma_data)
+    config = _config('sigma_data')
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor: # [B (or B*K), *D]
         s = as_column(sigma, x)
@@ -663,10 +666,7 @@ class ModuleDenoiser(NetDenoiser):
         super().__init__(net)
         self._first = _constants(self)
 
-    @property
-    def config(self) -> dict:
-        "What makes the same denoiser around the same network: nothing."
-        return {}
+    config = _config()
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), cond)
@@ -731,10 +731,7 @@ class PreconditionedDenoiser(NetDenoiser):
     def n_classes(self) -> int | None: # None: it takes a condition, and does not say which
         return self.one_hot or getattr(self.net, 'n_classes', None if self.takes else 0)
 
-    @property
-    def config(self) -> dict:
-        "Where the network sits in the module, and what the module takes."
-        return dict(inner=self.inner, takes=self.takes)
+    config = _config('inner', 'takes')
 
     def _combined(self, answer: Callable, x: Tensor, sigma, cond=None) -> Tensor:
         "What the module says where its network answers so; it must ask once."
@@ -815,10 +812,7 @@ class VPDenoiser(NetDenoiser):
         self.register_buffer('alpha_bar', a, persistent=False)
         self.register_buffer('log_sigmas', sigma_from_alpha_bar(a).log(), persistent=False)
 
-    @property
-    def config(self) -> dict:
-        "What makes the same denoiser around the same network."
-        return dict(alpha_bar=self.alpha_bar.tolist(), prediction=self.prediction)
+    config = _config('alpha_bar', 'prediction')
 
     def index(self, sigma: Tensor) -> Tensor: # [B] in 0..T-1, float
         "The network's time input: exact on its table's levels, linear in ln(sigma) between them."
@@ -853,10 +847,7 @@ class FlowDenoiser(NetDenoiser):
         self.time_scale = time_scale
         self.data_time = data_time
 
-    @property
-    def config(self) -> dict:
-        "What makes the same denoiser around the same network."
-        return dict(time_scale=self.time_scale, data_time=self.data_time)
+    config = _config('time_scale', 'data_time')
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         s = as_column(sigma, x)
@@ -1047,16 +1038,6 @@ class TeacherCheck:
                 f'accepted; {guess}')
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #d1eac0c9
-@contextlib.contextmanager
-def undisturbed(model: Callable) -> Iterator[None]:
-    "In evaluation mode and without gradients; afterwards each module is in its own mode again."
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for m in training: m.training = False
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for m in training: m.training = True
-
 class _Noised:
     "Data, noise, and what a denoiser says of their sum at each level."
     def __init__(self, denoiser: Callable, data: Tensor, cond, sigmas: list[float], seed: int):
@@ -1331,9 +1312,11 @@ def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
         for s in levels: check_number('each of the sigmas', s, Within(above=0))
         return levels
     size = float(data.square().mean().sqrt()) or 1.
-    levels = [size*.05*400**(i/7) for i in range(8)]
+    return _in_table(denoiser, [size*.05*400**(i/7) for i in range(8)])
+
+def _in_table(denoiser: Callable, levels: list[float]) -> list[float]: # that it was trained on
     if not isinstance(denoiser, VPDenoiser): return levels
-    low, high = denoiser.log_sigmas[[0, -1]].exp().tolist() # of the table that it was trained on
+    low, high = denoiser.log_sigmas[[0, -1]].exp().tolist()
     return sorted({min(max(s, low), high) for s in levels})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8bf313aa
@@ -1341,10 +1324,9 @@ def own_samples(
     denoiser: Callable, # D(x, sigma, cond)
     noise: Tensor, # [N, *D], standard normal
     cond: Tensor | dict | None = None, # with N rows
-    n_steps: int = 24,
 ) -> Tensor: # [N, *D]
-    "Where Euler steps lead a denoiser from noise: to clean samples, if it is one."
-    sigmas = [*karras_sigmas(n_steps - 1, .02, _top(denoiser)).tolist(), 0.]
+    "Where 24 Euler steps lead a denoiser from noise: to clean samples, if it is one."
+    sigmas = [*karras_sigmas(23, .02, _top(denoiser)).tolist(), 0.]
     x = sigmas[0]*noise
     with undisturbed(denoiser):
         for t, s in zip(sigmas[:-1], sigmas[1:]): x = torch.lerp(denoiser(x, t, cond), x, s/t)
@@ -1429,10 +1411,7 @@ def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str,
     if alike or not 0 < size < _NOISIEST/2: # NaN neither
         why = f'its own samples have a root mean square of {size:.3g}'
         return TeacherCheck((), (), (), (), reason=reason or why)
-    sigmas = [size*level for level in OWN_LEVELS]
-    if isinstance(denoiser, VPDenoiser):
-        low, high = denoiser.log_sigmas[[0, -1]].exp().tolist()
-        sigmas = sorted({min(max(s, low), high) for s in sigmas})
+    sigmas = _in_table(denoiser, [size*level for level in OWN_LEVELS])
     noised = _Noised(denoiser, x0, cond, sigmas, _OTHER_SEED)
     errors = [e**.5 for e in noised.errors(noised.ask())]
     variance = float(x0.double().var(correction=0))
@@ -1447,17 +1426,15 @@ def check_samples(
 ) -> None:
     "Refuse a teacher whose own samples are not finite, or as large as the noise at the start."
     bad = int((~x_end.isfinite()).flatten(1).any(1).sum())
-    if bad:
-        raise ValueError(f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is '
-                         'no denoiser D(x, sigma) at all of these noise levels; '
-                         'check_teacher(teacher, data) says at which')
     size = _square(x_end)**.5
     limit = max(sigma_max/2, 3.) if scale is None else 3*scale
-    if size > limit:
-        raise ValueError(f'samples of the teacher have a root mean square of {size:.4g}, more than '
-                         f'{limit:.4g}, when they began at sigma_max={sigma_max:g}: the teacher '
-                         'does not remove the noise, so it is no denoiser D(x, sigma) of clean '
-                         'estimates; check_teacher(teacher, data) says what it seems to predict')
+    refuse('', {
+        f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is no denoiser '
+        'D(x, sigma) at all of these noise levels; check_teacher(teacher, data) says at which': bad,
+        f'samples of the teacher have a root mean square of {size:.4g}, more than {limit:.4g}, '
+        f'when they began at sigma_max={sigma_max:g}: the teacher does not remove the noise, so it '
+        'is no denoiser D(x, sigma) of clean estimates; check_teacher(teacher, data) says what it '
+        'seems to predict': size > limit})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
 #: every kind of denoiser that a folder can hold, by its name
@@ -1481,18 +1458,15 @@ def save_denoiser(
     found = NETS.get(net.__name__)
     inner = type(denoiser.net.net) if net is CalledNet else net
     known = found is net or str(found).startswith(f'{net.__module__}:')
+    first = getattr(denoiser, '_first', {}) # without what has moved in use, such as a counter
+    kept = {k: v for k, v in _constants(denoiser).items() if first.get(k) == v}
     save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
     write_json(folder/CONFIG, dict(
         denoiser=type(denoiser).__name__, config=denoiser.config,
         net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
         net_config=denoiser.net.config if known else None,
-        given=denoiser.net.given if net is CalledNet else {}, kept=_still(denoiser),
+        given=denoiser.net.given if net is CalledNet else {}, kept=kept,
         sha256=sha256(folder/WEIGHTS), about=about or {}))
-
-def _still(denoiser: NetDenoiser) -> dict[str, str]:
-    "Its constants without what has moved in use, such as a counter or a cache."
-    first = getattr(denoiser, '_first', {})
-    return {k: v for k, v in _constants(denoiser).items() if first.get(k) == v}
 
 def is_whole(
     folder: Path | str,
@@ -1629,11 +1603,12 @@ def _network(folder: Path, about: dict, n: int) -> nn.Module:
 def _check_weights(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     "Refuse numbers that a checksum does not: those of another kind, and those that are none."
     for name, t in tensors.items():
-        if name in wanted and t.is_floating_point() != wanted[name].is_floating_point():
-            raise ValueError(f'{path} is of another kind: its {name} is {t.dtype}, expected '
-                             f'{wanted[name].dtype}')
-        if t.is_floating_point() and not t.isfinite().all():
-            raise ValueError(f'{path} is of no use: its {name} has NaN or infinite numbers')
+        want, floats = wanted.get(name, t), t.is_floating_point()
+        refuse(str(path), {
+            f'is of another kind: its {name} is {t.dtype}, expected {want.dtype}':
+                floats != want.is_floating_point(),
+            f'is of no use: its {name} has NaN or infinite numbers':
+                floats and not t.isfinite().all()})
 
 def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
     "Lay out 4-D weights as convolutions prefer them: channels last in memory."

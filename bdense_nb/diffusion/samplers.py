@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from ..core import (NFECounter, Trajectory, Within, check_choice, check_int, check_number,
-                            check_sigmas, check_state, check_type, load_tensors, sample_labels,
-                            sample_noise, save_tensors)
+                            check_sigmas, check_state, check_type, load_tensors, refuse,
+                            sample_labels, sample_noise, save_tensors)
 from .denoisers import check_classes, check_cond, check_rows, cond_like, map_cond
 
 # %% auto #0
@@ -326,14 +326,15 @@ def sample_vp(
 ) -> Tensor: # [B, *D], VP state at alpha_bars[-1]
     "Sample in VP coordinates, with noise if the method has any; at 1 it is the clean estimate."
     check_choice('method', method, VP_METHODS)
-    if eta != 0 and method != 'ddim':
-        raise ValueError(f'eta belongs to method ddim, got eta={eta!r} with {method!r}')
     check_state(z, 'z')
     check_cond(cond, z)
     nodes = torch.as_tensor(alpha_bars, dtype=torch.float64).cpu()
     ascending = nodes.ndim == 1 and len(nodes) > 1 and bool((nodes.diff() > 0).all())
-    if not ascending or not 0 < nodes[0] < nodes[-1] <= 1:
-        raise ValueError(f'alpha_bars must be two or more, ascending in (0, 1], got {nodes}')
+    refuse('', {
+        f'eta belongs to method ddim, got eta={eta!r} with {method!r}':
+            eta != 0 and method != 'ddim',
+        f'alpha_bars must be two or more, ascending in (0, 1], got {nodes}':
+            not ascending or not 0 < nodes[0] < nodes[-1] <= 1})
     denoise = _bind(denoiser, cond)
     for a, b in pairwise(nodes.tolist()):
         x0_hat = denoise(z/math.sqrt(a), math.sqrt((1 - a)/a))

@@ -14,9 +14,9 @@ from ..core import Within, check_choice, check_int, check_number
 # %% auto #0
 __all__ = ['SCHEDULES', 'SHIFTED', 'PREDICTIONS', 'karras_sigmas', 'logsnr_sigmas', 'vp_betas', 'time_uniform_sigmas',
            'sigma_from_alpha_bar', 'alpha_bar_from_sigma', 'linear_alpha_bar', 'cosine_alpha_bar', 'strided_nodes',
-           'discrete_sigmas', 'logsnr_from_sigma', 'sigma_from_logsnr', 'half_logsnr_from_sigma',
-           'sigma_from_half_logsnr', 'pd_cosine_logsnr', 'pd_time_input', 'pd_cosine_sigmas', 'flow_sigmas',
-           'make_sigmas', 'nested_sigmas', 'to_x0', 'to_eps', 'to_v', 'vp_scales', 've_from_vp', 'vp_from_ve']
+           'discrete_sigmas', 'logsnr_from_sigma', 'sigma_from_logsnr', 'pd_cosine_logsnr', 'pd_cosine_sigmas',
+           'flow_sigmas', 'make_sigmas', 'nested_sigmas', 'to_x0', 'to_eps', 'to_v', 'vp_scales', 've_from_vp',
+           'vp_from_ve']
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #0483b69c
 def _ramp(n_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.) -> Tensor:
@@ -163,14 +163,6 @@ def sigma_from_logsnr(logsnr: Tensor | float) -> Tensor: # VE noise level
     "Inverse of `logsnr_from_sigma`."
     return torch.exp(-torch.as_tensor(logsnr, dtype=torch.float64)/2)
 
-def half_logsnr_from_sigma(s: Tensor | float) -> Tensor: # DPM-Solver's lambda
-    "DPM-Solver's lambda, -ln(sigma): half of PD's log-SNR."
-    return -torch.as_tensor(s, dtype=torch.float64).log()
-
-def sigma_from_half_logsnr(half_logsnr: Tensor | float) -> Tensor: # VE noise level
-    "Inverse of `half_logsnr_from_sigma`."
-    return torch.exp(-torch.as_tensor(half_logsnr, dtype=torch.float64))
-
 # %% ../../nbs/diffusion/01_schedules.ipynb #5774a4d2
 def pd_cosine_logsnr(
     u: Tensor | float, # continuous time in [0, 1]; 0 is clean, 1 is noise
@@ -181,12 +173,6 @@ def pd_cosine_logsnr(
     b = math.atan(math.exp(-logsnr_max/2))
     a = math.atan(math.exp(-logsnr_min/2)) - b
     return -2*torch.tan(a*torch.as_tensor(u, dtype=torch.float64) + b).log()
-
-def pd_time_input(
-    logsnr: Tensor | float, # PD's convention
-) -> Tensor: # in [0, 1]; PD multiplies it by 1000 before its sinusoidal embedding
-    "The time input of PD's network: the angle over pi/2."
-    return torch.atan(sigma_from_logsnr(logsnr))*2/math.pi
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a60ae802
 def pd_cosine_sigmas(

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (Trajectory, check_choice, check_int, check_sigmas, check_type,
-                            locked, save_tensors, send)
+                            locked, save_tensors, send, undisturbed)
 from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
                                            cond_like, denoiser_hash, map_cond, moving_parts,
-                                           null_rows, remember_hash, undisturbed, unguided)
+                                           null_rows, remember_hash, unguided)
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from .branches import misfit, sample_shape
@@ -322,9 +322,6 @@ def _halved(xs: Tensor) -> Tensor: # the same in float16
 def _labelled(teacher: Callable) -> bool: # are classes stored with its trajectories?
     return bool(getattr(teacher, 'n_classes', 0)) and getattr(teacher, 'conditions', None) is None
 
-def _path(folder: Path | str, i: int) -> Path:
-    return Path(folder)/f'trajectories-{i:05d}.safetensors'
-
 def bank_megabytes(
     plan: TrajectoryPlan,
     n: int, # how many trajectories are stored
@@ -413,7 +410,7 @@ class _Files:
                          seeds=[bank.seeds.start, bank.seeds.stop])
         if plan.bank_dtype != 'float32': self.note['bank_dtype'] = plan.bank_dtype
 
-    def path(self, i: int) -> Path: return _path(self.folder, i)
+    def path(self, i: int) -> Path: return self.folder/f'trajectories-{i:05d}.safetensors'
 
     def missing(self) -> list[int]:
         return [i for i in range(len(self.bank.shards)) if not self.path(i).is_file()]

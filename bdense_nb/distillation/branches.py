@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..core import check_int, check_type, copied, sample_noise
-from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like, undisturbed
+from ..core import check_int, check_type, copied, sample_noise, undisturbed
+from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like
 from ..diffusion.samplers import draw_conditions
 from ..training.devices import lean_copy, trainable_copy
 
@@ -219,16 +219,21 @@ def output_layer(
         raise ValueError(f'{type(denoiser.net).__name__} has no layer that can be widened, which '
                          'takes a weight with one row for each output (a linear layer, a '
                          'convolution without groups); take K=1')
-    called = []
     layers = {name: denoiser.net.get_submodule(name) for name in names}
-    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name))
-             for name, m in layers.items()]
-    try: _fitting_call(denoiser, _known_shape(denoiser, shape))
-    finally:
-        for hook in hooks: hook.remove()
-    if called: return called[-1]
+    shape = _known_shape(denoiser, shape)
+    if last := _last_called(layers, lambda: _fitting_call(denoiser, shape)): return last
     raise ValueError(f'{type(denoiser.net).__name__} calls none of its layers that can be widened; '
                      f'pass layer= the name of its output layer, one of: {", ".join(names)}')
+
+def _last_called(layers: dict[str, nn.Module], call: Callable) -> str: # '': none is called
+    "Which of some layers is the last that a call reaches."
+    called = ['']
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name))
+             for name, m in layers.items()]
+    try: call()
+    finally:
+        for hook in hooks: hook.remove()
+    return called[-1]
 
 def sample_shape(
     denoiser: NetDenoiser,
@@ -363,15 +368,10 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
 
 def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str: # '' if it is not that
     "Why a network cannot have branches whose last layer cannot be widened."
-    called = []
     layers = {name: m for name, m in denoiser.net.named_modules()
               if isinstance(getattr(m, 'weight', None), Tensor) and m.weight.ndim > 1}
-    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name))
-             for name, m in layers.items()]
-    try: _call(denoiser, shape)
-    finally:
-        for hook in hooks: hook.remove()
-    if not called or has_rows(head := layers[called[-1]]): return ''
+    last = _last_called(layers, lambda: _call(denoiser, shape))
+    if not last or has_rows(head := layers[last]): return ''
     why = f'groups={getattr(head, "groups", 1)}, so an output is not made from all its inputs'
     if isinstance(head, _NO_ROWS): why = 'a weight with one row for each input, not each output'
     way = ''
@@ -380,7 +380,7 @@ def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str: # '' if i
         way = ('make it a plain one with torch.nn.utils.parametrize.remove_parametrizations(layer, '
                "'weight'), or ")
     return (f'{type(denoiser.net).__name__} cannot be given branches: its output layer '
-            f'{called[-1]!r} has {why}; {way}take K=1')
+            f'{last!r} has {why}; {way}take K=1')
 
 def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."

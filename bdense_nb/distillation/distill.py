@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from ..core import check_choice
 from ..diffusion.denoisers import NetDenoiser
-from .bank import TrajectoryBank, TrajectoryPlan
+from .bank import TrajectoryBank
 from .progressive import PDConfig, progressive, progressive_rounds
 from .sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from .students import Host, Student, VariableStudent, load_student
@@ -19,9 +19,9 @@ from .variable import SFDVConfig, second_stage, sfd_variable
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'hosts', 'config_of', 'reference_plan', 'training_cost', 'preset',
-           'PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student', 'progressive',
-           'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable', 'teacher_bank']
+__all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'hosts', 'config_of', 'preset', 'PDConfig', 'SFDConfig', 'SFDVConfig',
+           'Student', 'VariableStudent', 'load_student', 'progressive', 'progressive_rounds', 'second_stage', 'sfd',
+           'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #781c9f54
 _all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student',
@@ -78,22 +78,6 @@ def config_of(
     except (KeyError, TypeError) as e:
         raise ValueError(f'the student\'s config is none of {kind.title}: {e}') from e
     return cfg.each[about['nfe']] if 'nfe' in about else cfg
-
-# %% ../../nbs/distillation/10_distill.ipynb #77690df5
-def reference_plan(
-    cfg: Host,
-    shape: tuple[int, ...], # of one sample
-) -> TrajectoryPlan:
-    "The teacher at many steps, which a student is measured against."
-    return cfg.reference(shape)
-
-# %% ../../nbs/distillation/10_distill.ipynb #5192b1b2
-def training_cost(
-    cfg: Host,
-    teacher: Callable | None = None, # a guided one calls its network twice; None: one that does not
-) -> dict[str, int]: # updates; samples through the teacher; through the student, both ways
-    "What a run costs, in optimiser updates and in samples sent through the networks."
-    return cfg.cost_with(teacher)
 
 # %% ../../nbs/distillation/10_distill.ipynb #57bca18f
 #: configurations with a name: see `preset`

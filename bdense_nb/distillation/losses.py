@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import check_choice, check_int, check_type, send
+from ..core import check_choice, check_int, check_type, refuse, send
 
 # %% auto #0
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
@@ -37,12 +37,10 @@ def branch_weights(
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K '
                              f'numbers, got {kind!r}') from None
-        if w.shape != (K,):
-            raise ValueError(f'branch weights need one number for each of the K={K} branches, got '
-                             f'{kind!r}')
-        if not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0:
-            raise ValueError('branch weights must be finite, non-negative and not all zero, got '
-                             f'{kind!r}')
+        refuse('branch weights', {
+            f'need one number for each of the K={K} branches, got {kind!r}': w.shape != (K,),
+            f'must be finite, non-negative and not all zero, got {kind!r}':
+                not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0})
     return w/w.sum()
 
 # %% ../../nbs/distillation/04_losses.ipynb #1cb69492
@@ -52,14 +50,13 @@ def scheduled_weights(
     done: float, # share of training that is done, in [0, 1]
 ) -> Tensor: # [K], sums to 1
     "Branch weights on their straight way from one set to another."
-    if not 0 <= done <= 1:
-        raise ValueError('done must be the share of training that is done, in [0, 1], got '
-                         f'{done!r}')
-    if end is None: return start
-    if end.shape != start.shape:
-        raise ValueError('the weights at the end must be as many as at the start, '
-                         f'{tuple(start.shape)}, got {tuple(end.shape)}')
-    return torch.lerp(start, end, done)
+    if end is None: end = start
+    refuse('', {
+        f'done must be the share of training that is done, in [0, 1], got {done!r}':
+            not 0 <= done <= 1,
+        f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got '
+        f'{tuple(end.shape)}': end.shape != start.shape})
+    return start if end is start else torch.lerp(start, end, done)
 
 # %% ../../nbs/distillation/04_losses.ipynb #2782b5e6
 #: distances between a prediction and its target, for each number

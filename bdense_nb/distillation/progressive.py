@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
-                            check_int, check_sigmas, check_state, check_type, patch, send, validate)
+                            check_int, check_sigmas, check_state, check_type, patch, refuse,
+                            send, validate)
 from ..diffusion.denoisers import (NetDenoiser, VPDenoiser, check_cond, check_top, cond_like,
                                           map_cond, unguided)
 from ..diffusion.samplers import Sampler, device_of
@@ -21,8 +22,8 @@ from ..diffusion.schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar
                                            make_sigmas, sigma_from_alpha_bar, strided_nodes)
 from .bank import TrajectoryPlan, denoiser_hash
 from .branches import BranchedDenoiser, fold
-from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, branch_weights,
-                                           dense_alignment_loss, scheduled_weights, snr_weight)
+from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, dense_alignment_loss,
+                                           snr_weight)
 from .segments import (BRANCH_STEPS, branch_states, branch_targets,
                                              check_substeps, progressive_segment)
 from .students import (Host, Student, about_teacher, starting_run, branched_student, check_grid,
@@ -146,13 +147,12 @@ class PDConfig(Host):
                                  f'has no {name}, got {value:g}; schedule karras takes one')
 
     def _check_teacher_sigmas(self) -> None:
-        if self.schedule != 'teacher':
-            raise ValueError("teacher_sigmas belongs to schedule 'teacher', not to "
-                             f"{self.schedule!r}; leave it out")
-        if len(s := check_sigmas(self.teacher_sigmas)) != self.start_steps + 1 or s[-1] != 0:
-            raise ValueError(f'{self.start_steps} steps need {self.start_steps + 1} levels in '
-                             f'teacher_sigmas, the last one 0, got {len(s)} down to {s[-1]:g}; '
-                             'leave it out to have it filled in')
+        s, n = check_sigmas(self.teacher_sigmas), self.start_steps
+        refuse('', {
+            f"teacher_sigmas belongs to schedule 'teacher', not to {self.schedule!r}; leave it out":
+                self.schedule != 'teacher',
+            f'{n} steps need {n + 1} levels in teacher_sigmas, the last one 0, got {len(s)} down '
+            f'to {s[-1]:g}; leave it out to have it filled in': len(s) != n + 1 or s[-1] != 0})
 
     @property
     def sigmas(self) -> Tensor: # [start_steps+1], the first teacher's grid
@@ -174,12 +174,6 @@ class PDConfig(Host):
     def grid(self, n_steps: int) -> Tensor: # [n_steps+1], a slice of `sigmas`
         "The noise levels of a number of steps."
         return self.sigmas[::self.start_steps//n_steps]
-
-    def weights(self, done: float) -> Tensor: # [K], when this share of a round is done
-        "The K branch weights when a part of a round is done."
-        end = self.branch_weights_end
-        end = None if end is None else branch_weights(self.K, end)
-        return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     def train_config(self, n_steps: int) -> TrainConfig: # of the round whose student takes n_steps
         "What one round optimises, and how."
@@ -326,12 +320,11 @@ def check_data(
     def here(t): return t.cpu() if isinstance(t, Tensor) else t
     data = here(data) # where values may be looked at
     check_state(data, 'data')
-    if labels is None and n_classes:
-        raise ValueError(f'this network has {n_classes} classes: pass labels=, one for each of the '
-                         f'{len(data)} samples')
-    if labels is None and conditioned:
-        raise ValueError('this network takes conditions: pass labels=, a tensor or a dict of '
-                         f'tensors with a row for each of the {len(data)} samples')
+    refuse('this network', {
+        f'has {n_classes} classes: pass labels=, one for each of the {len(data)} samples':
+            labels is None and n_classes,
+        'takes conditions: pass labels=, a tensor or a dict of tensors with a row for each of the '
+        f'{len(data)} samples': labels is None and conditioned})
     check_cond(map_cond(here, labels), data, n_classes)
 
 def check_tables(
@@ -383,7 +376,7 @@ def progressive_rounds(
         part = None if folder is None else Path(folder)/f'steps-{n:05d}'
         done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), part,
                    f'PD, K = {cfg.K}, {n} steps', show, hardware=hardware, hooks=hooks,
-                   teacher=teacher if isinstance(teacher, nn.Module) else None)
+                   teacher=teacher)
         model = kept(done)
         teacher = fold(model)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_int, send
+from ..core import Trajectory, check_choice, check_int, refuse, send
 from ..diffusion.denoisers import as_column
 from ..diffusion.samplers import euler_step
 
@@ -62,11 +62,11 @@ def check_substeps(n_fine: int, substeps: int, K: int) -> None:
     "Raise unless the fine grid divides into student steps, and those into K parts."
     check_int('K', K, 1)
     check_int('substeps', substeps, 1)
-    if substeps % K:
-        raise ValueError(f'K must divide the teacher steps inside one student step: K={K}, '
-                         f'substeps={substeps}')
-    if n_fine % substeps:
-        raise ValueError(f'{n_fine} teacher steps do not divide into student steps of {substeps}')
+    refuse('', {
+        f'K must divide the teacher steps inside one student step: K={K}, substeps={substeps}':
+            substeps % K,
+        f'{n_fine} teacher steps do not divide into student steps of {substeps}':
+            n_fine % substeps})
 
 # %% ../../nbs/distillation/03_segments.ipynb #de1d6e58
 #: where a branch steps to: its own teacher state's level, or the end of the step

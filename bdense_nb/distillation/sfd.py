@@ -13,15 +13,14 @@ from typing import Literal
 
 from torch import Tensor
 from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, NFECounter, check_int,
-                            check_type, validate)
+                            check_type, refuse, validate)
 from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top, unguided
 from ..diffusion.samplers import (SOLVERS, Sampler, afs_x0, draw_start, euler_step,
                                           trajectory)
 from ..diffusion.schedules import SCHEDULES, nested_sigmas
 from .bank import (BANK_DTYPES, TrajectoryBank, TrajectoryPlan, frozen_copy,
                                          make_bank)
-from .losses import (BRANCH_WEIGHTS, NORMS, branch_weights,
-                                           dense_alignment_loss, scheduled_weights)
+from .losses import BRANCH_WEIGHTS, NORMS, dense_alignment_loss
 from .segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
                                              segments)
 from .students import Host, Student, check_grid, fitting, in_flow_time, train_config
@@ -87,21 +86,14 @@ class SFDBase(Host):
 
     def __post_init__(self):
         validate(self)
-        if not self.shape:
-            raise ValueError('shape must be the shape of one sample, such as (1, 28, 28), got ()')
+        refuse('', {
+            'shape must be the shape of one sample, such as (1, 28, 28), got ()': not self.shape,
+            "bank_dtype='float16' is for teacher_states='global': no bank keeps what restarts at "
+            'the student': self.bank_dtype != 'float32' and self.teacher_states == 'local'})
         if self.pool is not None: check_int('pool', self.pool, self.batch)
-        if self.bank_dtype != 'float32' and self.teacher_states == 'local':
-            raise ValueError("bank_dtype='float16' is for teacher_states='global': no bank keeps "
-                             'what restarts at the student')
         check_substeps(self.substeps, self.substeps, self.K)
         self.weights(0.)
         self.train_config
-
-    def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
-        "The K branch weights when a part of the training is done."
-        end = self.branch_weights_end
-        end = None if end is None else branch_weights(self.K, end)
-        return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     @property
     def train_config(self) -> TrainConfig:

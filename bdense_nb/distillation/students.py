@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..core import (AtLeast1, check_choice, check_shape, check_sigmas,
-                            check_state, check_type, copied, load_tensors, locked,
+                            check_state, check_type, copied, load_tensors, locked, refuse,
                             save_tensors, validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_samples, guidance_of,
@@ -29,6 +29,7 @@ from ..diffusion.schedules import SHIFTED
 from .bank import (TrajectoryBank, TrajectoryPlan, answers, answers_note, denoiser_hash,
                                          frozen_copy)
 from .branches import BranchedDenoiser, branch, fold
+from .losses import branch_weights, scheduled_weights
 from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum, claim_folder
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy
@@ -47,10 +48,8 @@ def starting_network(
     """The network that a student starts from, of a guided teacher the one that is guided; refused
     unless it is one, with the teacher's classes."""
     start = unguided(teacher) if student is None else student
-    if not isinstance(start, NetDenoiser):
-        how = ': pass a network as student=' if student is None else ' as student='
-        raise TypeError('the student must start from an EDMDenoiser, VPDenoiser or the like, got '
-                        f'{type(start).__name__}{how}')
+    check_type(start, NetDenoiser, 'the student must start from an EDMDenoiser, VPDenoiser or the '
+               'like', ': pass a network as student=' if student is None else ' as student=')
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError('teacher and student must know the same classes: the teacher has '
                          f'{taught}, the student {start.n_classes}')
@@ -413,16 +412,15 @@ def check_grid(cfg: Host, *denoisers: Callable) -> None:
             raise ValueError(f'guidance in the interval {d.interval} acts at no step of this run: '
                              f'its teacher is asked at {len(levels)} noise levels (sigma, no time '
                              f'steps) from {levels[0]:.4g} to {levels[-1]:.4g}, and none is in it')
-    if cfg.shift != 1 and cfg.schedule not in SHIFTED:
-        raise ValueError(f'shift={cfg.shift:g} moves no level of schedule {cfg.schedule!r}: its '
-                         f'steps depend on their two ends alone, or on a table; it acts in '
-                         f'{", ".join(SHIFTED)}')
     flows = any(isinstance(unguided(d), FlowDenoiser) for d in denoisers)
-    if flows and getattr(cfg, 'afs', False):
-        raise ValueError('afs=True, an analytic first step, leads a flow-matching teacher away '
-                         'from its path, and no stock pipeline takes it: pass afs=False with '
-                         "schedule='flow', sigma_max=1000. and the scheduler's shift, which "
-                         'cfg.fitted(teacher, shape) has')
+    refuse('', {
+        f'shift={cfg.shift:g} moves no level of schedule {cfg.schedule!r}: its steps depend on '
+        f'their two ends alone, or on a table; it acts in {", ".join(SHIFTED)}':
+            cfg.shift != 1 and cfg.schedule not in SHIFTED,
+        'afs=True, an analytic first step, leads a flow-matching teacher away from its path, and '
+        "no stock pipeline takes it: pass afs=False with schedule='flow', sigma_max=1000. and the "
+        "scheduler's shift, which cfg.fitted(teacher, shape) has":
+            flows and getattr(cfg, 'afs', False)})
 
 class Host:
     """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
@@ -465,6 +463,12 @@ class Host:
                given: frozenset[str] = frozenset()) -> Host:
         "The same as a teacher of samples of this shape needs it; `given`: fields that stay."
         return self
+
+    def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
+        "The K branch weights when a part of the training, or of a round, is done."
+        end = self.branch_weights_end
+        end = None if end is None else branch_weights(self.K, end)
+        return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
     def small(self, n: int) -> Host: # whose first four iterations are timed
         "The same with a few samples and iterations, to try it out."
@@ -509,7 +513,7 @@ class Host:
                   student=denoiser_hash(model.denoiser))
         done = fit(model, cfg.step_function(teacher, bank, data, labels), cfg.loop, folder,
                    f'{cfg.title}, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
-                   teacher=teacher if isinstance(teacher, nn.Module) else None)
+                   teacher=teacher)
         about = dict(host=cfg.host, **origin, config=asdict(cfg), history=done.history,
                      seconds=round(done.seconds, 1))
         end = cfg.sampler(fold(kept(done)))

@@ -26,8 +26,8 @@ from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
-__all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 'SFDVConfig', 'several', 'variable_configs',
-           'draw_index', 'variable_step', 'sfd_variable', 'second_stage']
+__all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 'SFDVConfig', 'several', 'draw_index',
+           'variable_step', 'sfd_variable', 'second_stage']
 
 # %% ../../nbs/distillation/08_variable.ipynb #d969e611
 class StepBias(nn.Module):
@@ -55,10 +55,6 @@ class StepBias(nn.Module):
         return linear
 
 # %% ../../nbs/distillation/08_variable.ipynb #f7e6b269
-def _step_layers(net: nn.Module) -> dict[str, nn.Linear]: # that can have a bias for each step count
-    return {name: m for name, m in net.named_modules()
-            if isinstance(m, nn.Linear) and m.bias is not None}
-
 def find_step_layer(
     denoiser: NetDenoiser,
     name: str | None = None, # the one that was asked for; None: it is looked for
@@ -66,7 +62,8 @@ def find_step_layer(
     "The layer through which the noise level enters a network, where its name is one of the usual."
     check_type(denoiser, NetDenoiser,
                'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser)')
-    names = list(_step_layers(denoiser.net))
+    names = [name for name, m in denoiser.net.named_modules()
+             if isinstance(m, nn.Linear) and m.bias is not None]
     if name in names: return name
     if name is not None:
         raise ValueError(f'{type(denoiser.net).__name__} has no linear layer {name!r} with a bias; '
@@ -166,13 +163,6 @@ def several(
         cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
     return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))
 
-def variable_configs(
-    cfg: SFDConfig | SFDVConfig, # of one step count, or of several
-    nfes: Sequence[int] | None = None, # see `several`
-) -> dict[int, SFDConfig]: # one for each, in this order
-    "The configuration of every step count."
-    return several(cfg, nfes).each
-
 def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
     """Which step count iteration i trains: uniform, from seed and iteration alone, so that all
     processes agree and a resumed run goes on alike."""
@@ -181,7 +171,7 @@ def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
 # %% ../../nbs/distillation/08_variable.ipynb #c8bf2874
 def variable_step(
     teacher: Callable, # a denoiser, which stays frozen
-    cfgs: dict[int, SFDConfig], # from `variable_configs`
+    cfgs: dict[int, SFDConfig], # `each` of an SFDVConfig
     # one for each; None: trajectories are made on the fly
     banks: dict[int, TrajectoryBank] | None = None,
 ) -> StepFunction: # for `loop.fit`
@@ -228,8 +218,7 @@ def sfd_variable(
     claim_run(folder, cfg, (teacher, student), cfg.shape, cfg.free, teacher=origin['teacher'],
               student=denoiser_hash(start))
     done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder,
-               f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
-               teacher=teacher if isinstance(teacher, nn.Module) else None)
+               f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks, teacher=teacher)
     model = kept(done)
     choose(model, 0)
     plain, biases = uncondition(fold(model), cfg.step_layer)
@@ -263,9 +252,8 @@ def second_stage(
 ) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
     """The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are
     what one network call must learn."""
-    if not isinstance(student, Student):
-        raise TypeError(f'the second stage starts from a Student, got {type(student).__name__}; of '
-                        'a VariableStudent take .at(nfe)')
+    check_type(student, Student, 'the second stage starts from a Student',
+               '; of a VariableStudent take .at(nfe)')
     grid = _trained_grid(student)
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
     goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import Within, check_choice, check_int, check_number
+from ..core import Within, check_choice, check_int, check_number, refuse
 
 # %% auto #0
 __all__ = ['INTERVAL_METHODS', 'student_t', 'Interval', 'mean_interval', 'paired_interval']
@@ -46,10 +46,10 @@ def _check_scores(values, name: str) -> Tensor:
     try: v = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(f'{name} must be numbers, one per seed, got {values!r}') from e
-    if v.ndim != 1 or len(v) < 3:
-        raise ValueError(f'{name} needs at least 3 values, one a seed, got shape {tuple(v.shape)}')
-    if not torch.isfinite(v).all():
-        raise ValueError(f'{name} contains NaN or infinite values: {v.tolist()}')
+    refuse(name, {
+        f'needs at least 3 values, one a seed, got shape {tuple(v.shape)}':
+            v.ndim != 1 or len(v) < 3,
+        f'contains NaN or infinite values: {v.tolist()}': not v.isfinite().all()})
     return v
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #694a7893

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 from ..core import (check_choice, check_int, check_shape, check_state, check_type,
-                            data_dir, load_tensors)
+                            data_dir, load_tensors, refuse)
 from ..diffusion.data import to_pixels
 from .intervals import INTERVAL_METHODS, Interval, mean_interval, paired_interval, student_t
 
@@ -162,12 +162,11 @@ class GaussianStats:
         for name, t in (('mean', self.mean), ('covariance', self.cov)):
             if not torch.isfinite(t).all():
                 raise ValueError(f'the {name} contains NaN or infinite values')
-        scale = float(self.cov.abs().max())
-        if float((self.cov - self.cov.T).abs().max()) > 1e-6*scale:
-            raise ValueError('the covariance is not symmetric')
+        least = 1e-6*float(self.cov.abs().max())
         low = float(torch.linalg.eigvalsh(self.cov)[0])
-        if low < -1e-6*scale:
-            raise ValueError(f'the covariance has a negative eigenvalue, {low:.3g}')
+        refuse('the covariance', {
+            'is not symmetric': float((self.cov - self.cov.T).abs().max()) > least,
+            f'has a negative eigenvalue, {low:.3g}': low < -least})
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #bf2a6d14
 def _check_features(feats: Tensor | np.ndarray, name: str = 'features') -> Tensor:

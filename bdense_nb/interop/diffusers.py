@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (check_choice, check_int, check_shape, copied, import_extra,
-                            read_json, uncompiled)
+                            read_json, refuse, uncompiled)
 from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, NetDenoiser,
                                    PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
@@ -54,16 +54,11 @@ _LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384,
 def _check_sizes(config: dict) -> None: # of a network or a scheduler
     check_sizes({k: v for k, v in config.items() if v is not None}, _LARGEST)
 
-def _refuse(what: str, problems: dict[str, bool]) -> None:
-    "Name the first of some problems that is there."
-    for problem, there in problems.items():
-        if there: raise ValueError(f'{what} {problem}')
-
 def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
 
 # %% ../../nbs/interop/01_diffusers.ipynb #58b71bbd
 def _refuse_distilled(name: str) -> None:
-    _refuse(name, {
+    refuse(name, {
         'is of a consistency model or one distilled already, whose network is no denoiser at every '
         'level: pass the scheduler that its teacher was trained with, if it can be called so':
             name in ('LCMScheduler', 'TCDScheduler', 'FlowMatchLCMScheduler')})
@@ -71,7 +66,7 @@ def _refuse_distilled(name: str) -> None:
 def _refuse_table(name: str, config: dict) -> None:
     "Refuse a scheduler whose betas do not say which noise level a time step is."
     _refuse_distilled(name)
-    _refuse(name, {
+    refuse(name, {
         'has no betas, so it does not say which noise level a time step is; only schedulers with '
         'betas (DDPM, DDIM and their kind) are supported':
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
@@ -111,7 +106,7 @@ def noise_table(
     _check_sizes(config)
     ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in (*_TABLE, _ZERO_SNR) if k in config})
     alpha_bar = ddpm.alphas_cumprod.double()
-    _refuse(name, {
+    refuse(name, {
         'has betas that are NaN or infinite': not alpha_bar.isfinite().all(),
         'has levels without signal before its last, where the noise level is infinite':
             not (alpha_bar[:-1] > 0).all()})
@@ -150,7 +145,7 @@ def flow_times(
     _refuse_distilled(name)
     usual = 'FlowMatchEulerDiscreteScheduler'
     if '_class_name' in config: _known(name, f'its times are read as {usual}')
-    _refuse(name, {'turns time round (invert_sigmas); wrap the network with '
+    refuse(name, {'turns time round (invert_sigmas); wrap the network with '
                    'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
     _check_sizes(config)
     fields = _FLOW | (_DYNAMIC if config.get('use_dynamic_shifting') else {})
@@ -344,15 +339,6 @@ class DiffusersNet(nn.Module):
         _check_sides(given, shapes, z)
         return {k: v.to(z.dtype) if shapes[k] else v for k, v in given.items()} # classes stay
 
-    def example_cond(self, n: int, device: torch.device | str = 'cpu') -> dict[str, Tensor] | None:
-        "Random conditions of the right shapes, with which the network can be tried out."
-        g = torch.Generator().manual_seed(0)
-        size = lambda shape: [4 if isinstance(axis, str) else axis for axis in shape]
-        rows = {name: torch.randn(n, *size(shape), generator=g).abs()
-                for name, shape in self.takes.items()}
-        if 'class_labels' in rows: rows['class_labels'] = torch.arange(n) % max(self.n_classes, 1)
-        return {k: v.to(device) for k, v in rows.items()} or None
-
     def forward(self,
         z: Tensor, # [B, C, H, W]
         time: Tensor, # [1] or [B], the time step in 0..T-1, or the network's time of flow matching
@@ -399,7 +385,7 @@ def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> No
     channels = (c.in_channels, c.out_channels or c.in_channels)
     variance = net.family.variance and channels[1] == 2*channels[0]
     flow = 'shift' in net.scheduler_config
-    _refuse('not supported:', net.family.refused(c) | {
+    refuse('not supported:', net.family.refused(c) | {
         f'{channels[0]} channels in and {channels[1]} out: the network predicts a variance too, '
         f'or is given more than the noisy sample': channels[0] != channels[1] and not variance,
         f'a {type(net.model).__name__} with a table of betas; this family is trained by flow '
@@ -452,7 +438,7 @@ def _check_adapters(net: DiffusersNet) -> None:
     kind = getattr(getattr(first, 'peft_type', None), 'value', None)
     start = getattr(first, 'init_lora_weights', True)
     kept = getattr(first, 'modules_to_save', None)
-    _refuse('the adapters of this network cannot be saved:', {
+    refuse('the adapters of this network cannot be saved:', {
         f'peft has noted none of them in its {type(net.model).__name__}: add them to that, as in '
         'inject_adapter_in_model(config, denoiser.net.model)': not configs,
         f'it has {len(configs)} of them ({", ".join(configs)}), and one is saved: merge the others '
@@ -545,7 +531,7 @@ def _read_network(folder: Path) -> nn.Module:
     if name not in FAMILIES: raise TypeError(f'{inside} holds a {name}; {_only_families()}')
     _check_sizes(config)
     quantised = 'is quantised, which is not read; save the network in float32 or half precision'
-    _refuse(str(inside), {quantised: 'quantization_config' in config})
+    refuse(str(inside), {quantised: 'quantization_config' in config})
     _check_weights(inside)
     kind = getattr(_diffusers(), name)
     half = all('.fp16.' in file.name for file in inside.glob('*.safetensors'))
@@ -557,7 +543,7 @@ def _read_network(folder: Path) -> nn.Module:
                          f'damaged or of another network ({why})') from e
     lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model, half)
     broken = [k for k, p in model.named_parameters() if not lacking and not p.isfinite().all()]
-    _refuse(str(inside), {
+    refuse(str(inside), {
         f'lacks {len(lacking)} of the weights of a {name}, such as {"".join(lacking[:1])}: save '
         'the whole network': bool(lacking),
         f'holds {"".join(whole[:1])} in whole numbers: it {quantised}': bool(whole),
@@ -668,8 +654,10 @@ def prompt_conditions(
     def catch(module, args, told):
         flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
                 for name, v in inner.items()}
-        rows.append({k: _of_each(part, v.float().cpu()) for k, v in (told | flat).items()
-                     if k in known and v is not None})
+        def own(v): # where a pipeline guides, what it compares with comes first
+            return v.float().cpu()[[i if not prompt else len(v) - len(part) + i
+                                    for i, prompt in enumerate(part)]]
+        rows.append({k: own(v) for k, v in (told | flat).items() if k in known and v is not None})
         raise _Caught
     rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
@@ -682,11 +670,6 @@ def prompt_conditions(
             with contextlib.suppress(_Caught): pipeline(part[::each], **how | guide)
     finally: hook.remove()
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
-
-def _of_each(prompts: list[str], rows: Tensor) -> Tensor:
-    "A row for each prompt: where a pipeline guides, what it compares with comes first."
-    return rows[[i if not prompt else len(rows) - len(prompts) + i
-                 for i, prompt in enumerate(prompts)]]
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
 @torch.no_grad()
@@ -776,17 +759,15 @@ def _answer_alike(mine: NetDenoiser, module: nn.Module, shape: tuple[int, ...]) 
     like = next(module.parameters(), torch.zeros(()))
     x = torch.linspace(-9, 9, math.prod(shape)).reshape(1, *shape).to(like)
     n = mine.n_classes
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    takes = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
     def own(sigma, label):
         rows = x.new_zeros(1, n) if label is None else nn.functional.one_hot(label, n).to(x)
-        return module(x, sigma, *[rows if n else None]*_takes_classes(module))
+        return module(x, sigma, *[rows if n else None]*(len(takes) > 2))
     questions = [(torch.tensor([s]).to(x), label) for s in (.3, 20.)
                  for label in (None, torch.tensor([n - 1], device=x.device))[:1 + bool(n)]]
     return all(torch.allclose(own(*question), mine(x, *question), rtol=1e-3, atol=1e-3)
                for question in questions)
-
-def _takes_classes(module: nn.Module) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds for p in inspect.signature(module.forward).parameters.values()) > 2
 
 def _not_one(thing) -> str:
     "What was given instead of a denoiser, and where one is."

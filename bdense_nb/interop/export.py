@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from ..core import (atomic_path, check_choice, check_int, check_sigmas,
                             check_type, copied, default_device, import_extra, patch,
-                            read_json, save_tensors, write_json)
+                            read_json, refuse, save_tensors, write_json)
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net, check_top
 from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
@@ -90,9 +90,8 @@ def sampling_json(
     data: str | None = None, # see `card_facts`
 ) -> dict: # JSON-able
     "All that sampling a student needs beside its network."
-    if not isinstance(student, Student):
-        instead = '; take one step count: .at(nfe)' if hasattr(student, 'at') else ''
-        raise TypeError(f'a Student is exported, got {type(student).__name__}{instead}')
+    check_type(student, Student, 'a Student is exported',
+               '; take one step count: .at(nfe)'*hasattr(student, 'at'))
     sigmas, start = euler_grid(student)
     net = student.denoiser.net
     table = table_of(student.denoiser)
@@ -225,15 +224,14 @@ def _check_targets(net: DiffusersNet, targets: Sequence[str], head: str) -> None
                         f'{targets!r}')
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
     names = [name for name, m in net.model.named_modules() if isinstance(m, kinds)]
+    ends = sorted({re.sub(r'.*\.(?=\D)', '', name) for name in names})
     for target in targets:
         found = [name for name in names if f'.{name}'.endswith(f'.{target}')]
-        if head.partition('.')[2] in found:
-            raise ValueError(f'targets: {target!r} is the output layer, which is trained as a '
-                             'whole and gets no adapter: leave it out')
-        if not found:
-            ends = sorted({re.sub(r'.*\.(?=\D)', '', name) for name in names})
-            raise ValueError(f'targets: {target!r} ends no name of a linear layer or convolution '
-                             f'of this {type(net.model).__name__}; such as: {", ".join(ends)}')
+        refuse(f'targets: {target!r}', {
+            'is the output layer, which is trained as a whole and gets no adapter: leave it out':
+                head.partition('.')[2] in found,
+            f'ends no name of a linear layer or convolution of this {type(net.model).__name__}; '
+            f'such as: {", ".join(ends)}': not found})
 
 def merged(
     denoiser: NetDenoiser, # of any network with adapters of peft, or without
@@ -293,19 +291,17 @@ def pipeline_code(
     "How a stock pipeline takes the student's steps; one that cannot is refused."
     name = pipeline.__name__
     takes = inspect.signature(pipeline.__call__).parameters
-    if not ddim_steps(student) and 'sigmas' not in takes:
-        raise ValueError(f'{name} cannot be told noise levels, so it would not take the steps of '
-                         'this student: leave pipeline= out and sample as the README says, or '
-                         'distil by Progressive Distillation with schedule=\'teacher\' to a '
-                         'number of steps that divides the levels of the table')
     excess = unit_noise_excess(student)
     how = f'{abs(excess):.2%} {"stronger" if excess > 0 else "weaker"}'
-    if abs(excess) > NOISE_OFF:
-        raise ValueError(f'{name} would start this student from noise that is {how} than its own, '
-                         f'and up to {NOISE_OFF:.0%} is accepted: leave pipeline= out and sample '
-                         'as the README says, which scales the noise, or distil again with '
-                         'afs=False and the sigma_max that the pipeline starts at (1000 for flow '
-                         'matching)')
+    refuse(name, {
+        'cannot be told noise levels, so it would not take the steps of this student: leave '
+        'pipeline= out and sample as the README says, or distil by Progressive Distillation with '
+        'schedule=\'teacher\' to a number of steps that divides the levels of the table':
+            not ddim_steps(student) and 'sigmas' not in takes,
+        f'would start this student from noise that is {how} than its own, and up to '
+        f'{NOISE_OFF:.0%} is accepted: leave pipeline= out and sample as the README says, which '
+        'scales the noise, or distil again with afs=False and the sigma_max that the pipeline '
+        'starts at (1000 for flow matching)': abs(excess) > NOISE_OFF})
     given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
     call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
     if 'guidance_scale' in takes: call.append(f'guidance_scale={stock_guidance(student)}')
@@ -529,11 +525,11 @@ def save_pretrained(self: Student,
         raise TypeError(f'only students of a diffusers network can be written for diffusers, this '
                         f'one is a {type(net).__name__}; Student.save, export_onnx and '
                         f'export_state_dict take others')
-    if merge and not net.adapters:
-        raise ValueError('this student has no adapters, its weights are whole: leave merge out')
-    if net.adapters and not merge and pipeline is not None:
-        raise ValueError('a pipeline needs a whole network, and this one is an adapter to its '
-                         'teacher: pass merge=True, or leave pipeline= out')
+    refuse('', {
+        'this student has no adapters, its weights are whole: leave merge out':
+            merge and not net.adapters,
+        'a pipeline needs a whole network, and this one is an adapter to its teacher: pass '
+        'merge=True, or leave pipeline= out': net.adapters and not merge and pipeline is not None})
     check_top(self.sigmas[0].item(), self.denoiser)
     if pipeline is not None: _check_pipeline(pipeline, net)
     folder = Path(folder)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_int, check_type
+from ..core import Trajectory, check_choice, check_int, check_type, refuse
 from ..diffusion.samplers import afs_x0
 from ..distillation.bank import TrajectoryPlan
 from ..distillation.branches import BranchedDenoiser
-from ..distillation.distill import config_of, reference_plan
+from ..distillation.distill import config_of
 from ..distillation.progressive import draw_noised
 from ..distillation.segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
                                      segments)
@@ -109,11 +109,6 @@ class Alignment:
         "How much worse the student is on its own states: the exposure gap."
         return self.own_global - self.teacher_global
 
-    @property
-    def local_gap(self) -> Tensor: # [n_steps, K], how much worse its step is from its own states
-        "How much worse one step is from its own states."
-        return self.own_local - self.teacher_local
-
     def rows(self) -> list[dict]: # JSON-able; steps from 0, branches from 1
         "The same as a table."
         return [dict(step=n, branch=k + 1, sigma=float(self.sigmas[n]), level=float(level),
@@ -132,10 +127,12 @@ def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
                              f'{[round(s, 4) for s in nodes.tolist()]} with afs={course.afs}')
         student = student.denoiser
     check_type(student, Callable, 'expected a student, branched or folded')
-    if (K := getattr(student, 'K', 1)) not in (1, course.K):
-        raise ValueError(f'a student with K={K} branches does not fit the K={course.K} of it')
-    if getattr(student, 'training', False):
-        raise ValueError('the student is in training mode, where dropout is random: call .eval()')
+    K = getattr(student, 'K', 1)
+    refuse('', {
+        f'a student with K={K} branches does not fit the K={course.K} of it':
+            K not in (1, course.K),
+        'the student is in training mode, where dropout is random: call .eval()':
+            getattr(student, 'training', False)})
     return student
 
 def _squares(mine: Segment, teacher: Segment) -> Tensor: # [K], summed over samples
@@ -176,7 +173,7 @@ def finished_course(
     student: Student, # of SFD, of one step count of SFD-v, or of Progressive Distillation
 ) -> Course:
     "What a finished student is measured against: the teacher at many steps."
-    plan = reference_plan(config_of(student.about), student.shape)
+    plan = config_of(student.about).reference(student.shape)
     n_steps = len(student.sigmas) - 1
     return Course(plan, (len(plan.sigmas) - 1)//n_steps, afs=student.afs)
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/lab/05_compare.ipynb #b8226bae
 from __future__ import annotations
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -15,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice, check_int, read_json, tensor_bytes, write_json
+from ..core import check_choice, check_int, read_json, refuse, tensor_bytes, write_json
 from ..diffusion.denoisers import check_teacher, unguided
 from ..diffusion.samplers import Sampler
-from ..distillation.bank import TrajectoryPlan, frozen_copy
+from ..distillation.bank import frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, sliced_wasserstein
 from .experiments import (Arm, Experiment, World, difference_table, differences,
-                                       measures_of, run_experiment, show_differences)
+                                       measures_of, reference_ends, run_experiment,
+                                       show_differences)
 from ..training.config import Hardware
 
 # %% auto #0
@@ -48,8 +48,6 @@ def teacher_world(
 ) -> World: # for `Experiment`
     "Where students of this teacher are trained and measured."
     teacher = frozen_copy(teacher, shape)
-    @functools.lru_cache(maxsize=8)
-    def ends(plan: TrajectoryPlan): return plan.sampler(teacher).sample(n)
     about = f'samples of shape {shape}'
     if data is not None:
         digest = hashlib.sha256(tensor_bytes(data)).hexdigest()[:12]
@@ -58,8 +56,8 @@ def teacher_world(
         if quality is None: quality = _distance(data, features) if by else {}
     return World(about, lambda seed: teacher, tuple(shape), lambda seed, width: None,
                  data=lambda seed: (data, labels),
-                 ends=lambda cfg, seed: ends(cfg.reference(tuple(shape))), quality=quality or {},
-                 n=n)
+                 ends=reference_ends(lambda seed: teacher, tuple(shape), n, 256),
+                 quality=quality or {}, n=n)
 
 # %% ../../nbs/lab/05_compare.ipynb #9aa01f52
 #: what is compared where nothing else is asked for
@@ -91,10 +89,10 @@ def make_arms(
                  for name, changes in arms.items())
 
 # %% ../../nbs/lab/05_compare.ipynb #a885c40e
-def side_by_side(samplers: dict[str, Sampler], repeats: int = 3) -> list[dict]: # a row for each
-    "Network calls and seconds per sample, measured in turns; the median of the repeats."
+def side_by_side(samplers: dict[str, Sampler]) -> list[dict]: # a row for each
+    "Network calls and seconds per sample, measured in turns; the median of three times."
     seconds = {name: [] for name in samplers}
-    for _ in range(repeats):
+    for _ in range(3):
         for name, one in samplers.items():
             seconds[name].append(dataclasses.replace(one).seconds_per_sample)
     return [dict(what=name, nfe=one.nfe, seconds_per_sample=statistics.median(seconds[name]))
@@ -147,13 +145,13 @@ class Comparison:
 
 def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]: # of one sample
     "The shape that students of this configuration make."
-    shape = cfg.shape or (data is not None and tuple(data.shape[1:]))
-    if not shape:
-        raise ValueError(f'{type(cfg).__name__} does not say the shape of a sample: pass data')
-    if data is not None and tuple(data.shape[1:]) != tuple(shape):
-        raise ValueError(f'data have samples of shape {tuple(data.shape[1:])}, the configuration '
-                         f'of {tuple(shape)}: set its field shape')
-    return tuple(shape)
+    given = None if data is None else tuple(data.shape[1:])
+    shape = tuple(cfg.shape or given or ())
+    refuse('', {
+        f'{type(cfg).__name__} does not say the shape of a sample: pass data': not shape,
+        f'data have samples of shape {given}, the configuration of {shape}: set its field shape':
+            given not in (None, shape)})
+    return shape
 
 def _timed(samplers: dict[str, Sampler], path: Path) -> list[dict]:
     "Their speed; what was timed before is read."

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import (about_run, check_choice, check_int, data_dir, locked, read_json,
-                    sample_noise, write_json)
+                    refuse, sample_noise, write_json)
 from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
@@ -30,12 +30,12 @@ from ..diffusion.samplers import Sampler, sample
 from ..diffusion.schedules import karras_sigmas
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash
 from ..distillation.branches import fold
-from ..distillation.distill import distill, reference_plan
+from ..distillation.distill import distill
 from ..distillation.progressive import PDConfig, progressive_rounds
 from ..distillation.sfd import SFDBase, SFDConfig, sfd
 from ..distillation.students import Host, Student, VariableStudent, branched_student
 from ..distillation.teaching import train_teacher
-from ..distillation.variable import second_stage, sfd_variable, variable_configs, variable_step
+from ..distillation.variable import second_stage, several, sfd_variable, variable_step
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.checkpoints import same_run
@@ -46,9 +46,9 @@ from ..training.loop import fit
 __all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
            'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World',
-           'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students', 'Experiment', 'run_name',
-           'defaults', 'stored_rows', 'run_experiment', 'vary', 'over_calls', 'option_arms', 'branch_arms',
-           'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'budget_arms', 'Difference', 'measures_of',
+           'reference_ends', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
+           'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
+           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'measures_of',
            'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
@@ -80,8 +80,22 @@ class World:
         return dict(nfe=arm.nfe, paired_error=error, **quality, **work)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
-def _finer(cfg: Host, substeps: int | None) -> Host: # judged by a walk of so many teacher steps
-    return cfg if substeps is None else dataclasses.replace(cfg, substeps=substeps//2)
+def reference_ends(
+    teacher: Callable[[int], Callable], # seed -> a denoiser, see `World`
+    shape: tuple[int, ...], # of one sample
+    n: int, # how many
+    batch: int = 250, # at a time
+    cond: dict[str, Tensor] | None = None, # n rows; None: drawn from the seeds
+    # teacher steps in a student step; None: twice the student's
+    finer: int | None = None,
+) -> Callable[[Host, int], Tensor]: # configuration, seed -> samples
+    "Where the teacher's walks in many steps end; a walk is made once."
+    @functools.lru_cache(maxsize=8)
+    def walk(plan, denoiser): return plan.sampler(denoiser).sample(n, cond=cond, batch=batch)
+    def ends(cfg, seed):
+        if finer is not None: cfg = dataclasses.replace(cfg, substeps=finer//2)
+        return walk(cfg.reference(shape), teacher(seed))
+    return ends
 
 @functools.cache
 def fashion_world(
@@ -92,12 +106,10 @@ def fashion_world(
     teacher = load_teacher(device=device)
     shape = (1, 28, 28)
     n = 1000
-    @functools.lru_cache(maxsize=8)
-    def walk(plan): return plan.sampler(teacher).sample(n, batch=250)
     return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
                  lambda seed: teacher, shape,
                  network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
-                 ends=lambda cfg, seed: walk(reference_plan(_finer(cfg, finer), shape)),
+                 ends=reference_ends(lambda seed: teacher, shape, n, finer=finer),
                  quality=dict(frechet_distance=fashion_fd), n=n)
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
@@ -156,15 +168,12 @@ def plane_world(
     learned = functools.cache(lambda seed, width=None: _learned(data(seed), seed, width))
     def teacher(seed): return mixture if exact else learned(seed)
     def start(seed, width): return None if copies else learned(seed if exact else seed + 500, width)
-    @functools.cache
-    def walk(plan, seed): return plan.sampler(teacher(seed)).sample(n, batch=n)
-    def ends(cfg, seed): return walk(reference_plan(_finer(cfg, finer), (2,)), seed)
     fresh = mixture.sample(n, 10**6) if exact else toy_2d(name, n, 10**6)
     kind = 'an exact mixture as teacher' if exact else 'a network as teacher, one of each seed'
     begin = 'copies of it' if copies else 'networks trained with another seed'
     return World(f'{name}, {kind}; students start as {begin}', teacher, (2,), start,
                  data=lambda seed: (data(seed), None),
-                 ends=ends,
+                 ends=reference_ends(teacher, (2,), n, n, finer=finer),
                  quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
 #: in the plane: students that begin as copies, as other networks, and those of an exact teacher
@@ -199,7 +208,7 @@ class Arm:
 
     def each(self, cfg: Host) -> dict[int, Host]: # cfg: the arm's, with a seed
         "The configuration of each number of calls."
-        return variable_configs(cfg, self.nfes) if self.nfes else cfg.each
+        return several(cfg, self.nfes).each if self.nfes else cfg.each
 
     def judged(self, nfe: int) -> Host:
         "The configuration whose reference a student of so many calls is compared with."
@@ -245,7 +254,7 @@ class Banks:
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
 def untold(teacher, cfg: SFDConfig, nfes: Sequence[int], banks: dict, start) -> list[Student]:
     "SFD-v whose network does not learn the step count: the same network for all of them."
-    cfgs = variable_configs(cfg, nfes)
+    cfgs = several(cfg, nfes).each
     model = branched_student(teacher, start, cfg.K, cfg.layer)
     step = variable_step(teacher, cfgs, banks)
     plain = fold(fit(model, step, cfg.train_config, show=False).model)
@@ -299,13 +308,14 @@ class Experiment:
 
     def __post_init__(self):
         if not isinstance(self.world, World): check_choice('world', self.world, WORLDS)
-        if self.device and not str(self.world).startswith('fashion_mnist'):
-            raise ValueError(f'device={self.device!r} is for the world fashion_mnist; networks of '
-                             f'the others are too small to gain by it')
         check_int('seeds', self.seeds, 3)
         keys = [run_name(a.key) for a in self.arms]
-        if twice := sorted({k for k in keys if keys.count(k) > 1}):
-            raise ValueError(f'two arms have the same name, calls and budget: {"; ".join(twice)}')
+        twice = sorted({k for k in keys if keys.count(k) > 1})
+        refuse('', {
+            f'device={self.device!r} is for the world fashion_mnist; networks of the others are '
+            'too small to gain by it':
+                self.device and not str(self.world).startswith('fashion_mnist'),
+            f'two arms have the same name, calls and budget: {"; ".join(twice)}': twice})
         check_choice('host', self.host, {a.name for a in self.arms})
 
     @property
@@ -483,10 +493,10 @@ def vary(base: Host, arms: dict[str, dict], width: int | None = None, **shared) 
     return [Arm(name, dataclasses.replace(base, **shared, **changes), width=width)
             for name, changes in arms.items()]
 
-def over_calls(base: SFDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
-    "Every set of branch weights, at 2 to 5 calls and several budgets."
-    return tuple(arm for nfe in (2, 3, 4, 5) for steps in budgets
-                 for arm in vary(base, WEIGHTS, nfe=nfe, steps=steps))
+def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple[Arm, ...]:
+    "Arms at several numbers of calls and budgets."
+    return tuple(arm for nfe in calls for steps in budgets
+                 for arm in vary(base, arms, nfe=nfe, steps=steps))
 
 def option_arms(base: SFDConfig, more: dict[str, dict] = {}) -> tuple[Arm, ...]:
     "One option changed at a time, two calls."
@@ -551,7 +561,8 @@ def _ring(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
 #: every experiment by name
 EXPERIMENTS = {
     'fashion_sfd': _fashion('Which branch weights help SFD, at how many calls, early and late?',
-                            over_calls(FASHION_SFD, (16, 64)), 'endpoint (SFD)'),
+                            budget_arms(FASHION_SFD, WEIGHTS, (2, 3, 4, 5), (16, 64)),
+                            'endpoint (SFD)'),
     'fashion_pd': _fashion('Do two branches help Progressive Distillation, from 128 steps to 1?',
                            pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)'),
     'fashion_pd_quarter': _fashion(
@@ -569,7 +580,8 @@ EXPERIMENTS = {
         'one each, K = 1', budgets={256: 64}),
     'ring_sfd': _ring(
         'Which branch weights help SFD, at how many calls, early and late, '
-        'where the exact flow is known?', over_calls(RING_SFD, (50, 400)), 'endpoint (SFD)'),
+        'where the exact flow is known?',
+        budget_arms(RING_SFD, WEIGHTS, (2, 3, 4, 5), (50, 400)), 'endpoint (SFD)'),
     'ring_pd': _ring(
         'Do two branches help Progressive Distillation where the exact flow is known?',
         pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)'),
@@ -623,11 +635,6 @@ RECIPE = {'K = 1': dict(K=1), 'K = 4, endpoint-heavy': {},
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
 BEST = {name: WEIGHTS[name] for name in ('endpoint (SFD)', 'linear', 'endpoint-heavy')}
-
-def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple[Arm, ...]:
-    "Arms at several numbers of calls and budgets."
-    return tuple(arm for nfe in calls for steps in budgets
-                 for arm in vary(base, arms, nfe=nfe, steps=steps))
 
 EXPERIMENTS |= {
     **{f'{name}_{kind.replace(" ", "_")}': Experiment(
@@ -800,10 +807,10 @@ def difference_table(
 def show_differences(
     result: dict, # as `run_experiment` returns it
     measures: Sequence[str] | None = None, # None: all of the experiment's
-    relative: bool = True, # in percent of the host's mean
     save: Path | str | None = None, # picture to write
 ) -> dict[str, list[Difference]]: # by measure
-    "Arm minus host with intervals: a panel for each measure and budget, calls from left to right."
+    """Arm minus host in percent, with intervals: a panel for each measure and budget, calls from
+    left to right."""
     found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
     if not budgets: raise ValueError(_NONE_YET)
@@ -813,28 +820,32 @@ def show_differences(
                              sharey='row', layout='constrained')
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
-            _panel(ax, [d for d in ds if d.host_iterations == budget], relative)
+            _panel(ax, [d for d in ds if d.host_iterations == budget])
             ax.set_title(f'{_words(measure)}, {budget} iterations', fontsize=9)
-        row[0].set_ylabel('arm minus host' + (', %' if relative else ''), fontsize=8)
+        row[0].set_ylabel('arm minus host, %', fontsize=8)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper')
     axes[-1, 0].set_xlabel('network calls', fontsize=8)
     if save: fig.savefig(save, dpi=110)
     return found
 
-def _panel(ax, ds: list[Difference], relative: bool) -> None:
+def _panel(ax, ds: list[Difference]) -> None:
     "Points with whiskers, arms side by side at each number of calls."
     arms = list(dict.fromkeys(d.name for d in ds))
     calls = sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
-        scale = [100/d.host if relative else 1. for d in mine]
         places = [calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine]
-        means = [d.interval.mean*s for d, s in zip(mine, scale)]
-        whiskers = [(d.interval.high - d.interval.mean)*s for d, s in zip(mine, scale)]
-        ax.errorbar(places, means, whiskers, fmt='o', ms=4, capsize=2, label=arm)
+        _whiskers(ax, places, mine, fmt='o', label=arm)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
+
+def _whiskers(ax, places: list[float], ds: list[Difference], **how) -> None:
+    "Differences at their places, in percent, with intervals; how: as `errorbar` takes it."
+    scale = [100/d.host for d in ds]
+    means = [d.interval.mean*s for d, s in zip(ds, scale)]
+    lengths = [(d.interval.high - d.interval.mean)*s for d, s in zip(ds, scale)]
+    ax.errorbar(places, means, lengths, ms=4, capsize=2, **how)
 
 # %% ../../nbs/lab/01_experiments.ipynb #28de6abb
 def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations) -> how many
@@ -872,11 +883,8 @@ def _gain_panel(
     for arm in dict.fromkeys(d.arm for _, d in places):
         j = kinds.index(names[arm])
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-        scale = [100/d.host for _, d in mine]
-        means = [d.interval.mean*s for (_, d), s in zip(mine, scale)]
-        whiskers = [(d.interval.high - d.interval.mean)*s for (_, d), s in zip(mine, scale)]
-        ax.errorbar([n*1.08**j for n, _ in mine], means, whiskers, fmt='o-', ms=4, lw=1, capsize=2,
-                    color=f'C{j}', label=names[arm])
+        _whiskers(ax, [n*1.08**j for n, _ in mine], [d for _, d in mine], fmt='o-', lw=1,
+                  color=f'C{j}', label=names[arm])
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
     ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])

@@ -21,7 +21,7 @@ from ..core import (atomic_path, check_choice, check_int, check_type, import_ext
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
-from ..distillation.sfd import SFDConfig, sfd, teacher_bank
+from ..distillation.sfd import SFDConfig, sfd
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import paired_error
 from ..training.checkpoints import same_run
@@ -64,12 +64,11 @@ def many_step_sample(
     teacher: Callable, # a denoiser, which stays frozen
     cfg: SFDConfig,
     seeds: range, # of the noise and the labels
-    batch: int = 256, # at a time
 ) -> Tensor: # [n, *D], on the CPU
     """Where the teacher's many-step trajectory ends, see `SFDConfig.reference`: what students are
     scored against."""
     plan = cfg.reference()
-    parts = (seeds[i:i + batch] for i in range(0, len(seeds), batch))
+    parts = (seeds[i:i + 256] for i in range(0, len(seeds), 256))
     return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
 
 def score_weights(
@@ -85,10 +84,6 @@ def score_weights(
     cfg = replace(cfg, branch_weights=tuple(weights))
     trained = sfd(teacher, cfg, bank, show=False, student=student)
     return paired_error(trained.sample(len(target), first), target)
-
-def _bank(teacher: Callable, cfg: SFDConfig, show: bool) -> TrajectoryBank | None:
-    "The teacher's trajectories for all runs of a seed; local teacher states have none."
-    return teacher_bank(teacher, cfg, show=show) if cfg.teacher_states == 'global' else None
 
 # %% ../../nbs/lab/02_search.ipynb #755d64ba
 @dataclass(frozen=True)
@@ -262,7 +257,7 @@ def search_weights(
         trials = [_from_optuna(t, cfg.K) for t in study.trials]
         done = min(len(trials), n_trials)
         if done < n_trials:
-            bank = bank or _bank(teacher, cfg, show)
+            bank = bank or cfg.bank(teacher, show=show)
             target = many_step_sample(teacher, cfg, range(n_samples))
         def score(weights): return score_weights(teacher, cfg, weights, bank, target, 0, student)
         def best(): return f'best {min(t.score for t in trials):.4f}'
@@ -323,7 +318,6 @@ def confirm_weights(
     result: SearchResult, # what is to be confirmed
     seeds: Sequence[int] = (1, 2, 3), # of training, at least 3, none of them the search's
     storage: Path | str | None = None, # an SQLite file; runs found there are not repeated
-    name: str = 'confirmation', # of the study in the storage
     student: NetDenoiser | None = None, # the one of the search
     show: bool = True, # progress bar
 ) -> SearchResult: # the same, with `confirmed`
@@ -342,7 +336,7 @@ def confirm_weights(
     arms = {'best': best, **{kind: kind for kind in weights}}
     weights[best] = result.best.weights
     with _held(storage):
-        study = _open_study(note, storage, name)
+        study = _open_study(note, storage, 'confirmation')
         scores = dict(study.user_attrs) # 'uniform, seed 3' -> score
         pairs = [(s, arm) for s in seeds for arm in arms.values()]
         todo = [(s, arm) for s, arm in pairs if f'{arm}, seed {s}' not in scores]
@@ -350,7 +344,7 @@ def confirm_weights(
         for i in progress(len(todo), 'confirmation', show=show):
             s, arm = todo[i]
             again = replace(cfg, seed=s)
-            if i == 0 or todo[i - 1][0] != s: bank = _bank(teacher, again, False)
+            if i == 0 or todo[i - 1][0] != s: bank = again.bank(teacher, show=False)
             score = score_weights(teacher, again, weights[arm], bank, target, n, student)
             scores[f'{arm}, seed {s}'] = score
             study.set_user_attr(f'{arm}, seed {s}', score)

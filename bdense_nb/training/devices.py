@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -20,8 +21,8 @@ from ..core import copied, send
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
            'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_whole', 'shard_like',
-           'chosen_precision', 'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'Replayed',
-           'replayed', 'send']
+           'peak_bytes', 'chosen_precision', 'set_precision', 'set_memory_format', 'left_as_found',
+           'numbers_as_tensors', 'Replayed', 'replayed', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -165,6 +166,14 @@ def shard_like(t: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
 
 # %% ../../nbs/training/03_devices.ipynb #7a843a35
+def peak_bytes(device: torch.device) -> int | None: # None where the system does not say
+    "The most memory held so far: of a GPU since its peak was last reset, else of this process."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
+    if sys.platform == 'win32': return None
+    import resource
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
 #: name -> type that a network computes in; None: that of its weights
 PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 

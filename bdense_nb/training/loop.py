@@ -21,28 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..core import check_type, copied, locked
-from .checkpoints import (CHECKPOINTS, checkpoint_path, claim_folder, fingerprint, is_main,
-                          newest_checkpoint, refuse_other, same_run)
+from ..core import check_type, copied, locked, undisturbed
+from .checkpoints import (CHECKPOINTS, checkpoint_path, fingerprint, is_main, refuse_other,
+                          same_run)
 from .config import Hardware, TrainConfig
 from .devices import (Averaged, Processes, as_part, average_gradients, chosen_precision,
                       full_tensor, is_whole, lean_copy, left_as_found, numbers_as_tensors,
-                      recompute_blocks, replayed, send, set_memory_format, set_precision,
-                      shard_like, shard_model, share)
-from .hooks import (METRICS, Checkpoints, Every, LossGraph, MetricsFile, PairedError, Profiler,
-                    ProgressBar, SampleSheets, Trackers, progress)
+                      peak_bytes, recompute_blocks, replayed, set_memory_format,
+                      set_precision, shard_like, shard_model)
+from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
 __all__ = ['StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State', 'training', 'Fit',
-           'fit', 'claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share', 'METRICS',
-           'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler', 'ProgressBar', 'SampleSheets',
-           'Trackers', 'progress']
-
-# %% ../../nbs/training/05_loop.ipynb #d81dc1ef
-# from the notebooks on checkpoints, devices and hooks, for those who train
-_all_ = ['claim_folder', 'fingerprint', 'is_main', 'newest_checkpoint', 'same_run', 'send', 'share',
-         'METRICS', 'Checkpoints', 'Every', 'LossGraph', 'MetricsFile', 'PairedError', 'Profiler',
-         'ProgressBar', 'SampleSheets', 'Trackers', 'progress']
+           'fit']
 
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
 def lr_factor(
@@ -115,14 +106,12 @@ class Updates:
         for key, value in tensors.items():
             name, _, k = key.rpartition('.')
             if name not in number: raise ValueError(f'the optimiser has no parameter {name}')
-            value = _laid_out(shard_like(value, params[number[name]]), params[number[name]])
+            like = params[number[name]]
+            value = shard_like(value, like)
+            if value.shape == like.shape and is_whole(like): # fused Adam wants moments as weights
+                value = torch.empty_like(like).copy_(value)
             state['state'].setdefault(number[name], {})[k] = value
         self.adam.load_state_dict(state)
-
-def _laid_out(t: Tensor, like: Tensor) -> Tensor:
-    "A stored tensor as another one lies in memory: fused Adam wants its moments as its weights."
-    if t.shape != like.shape or hasattr(like, 'full_tensor'): return t
-    return torch.empty_like(like).copy_(t)
 
 # %% ../../nbs/training/05_loop.ipynb #311ad9da
 class Interrupts:
@@ -164,13 +153,6 @@ class Interrupts:
         raise SystemExit(128 + self.asked) # where a handler of the caller's returned
 
 # %% ../../nbs/training/05_loop.ipynb #c058d392
-def _peak_memory(device: torch.device) -> float: # MB
-    "Most memory so far: of the GPU, or of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e6
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak*(1 if sys.platform == 'darwin' else 1024)/1e6
-
 class Meter:
     "Speed, waiting, memory and arithmetic of the iterations between two readings of the loss."
     def __init__(self, device: torch.device, peak_tflops: float | None):
@@ -217,8 +199,9 @@ class Meter:
     def read(self) -> dict:
         "The numbers since the last reading."
         rate = self.iterations/self.seconds
+        peak = peak_bytes(self.device)
         out = dict(iterations_per_second=rate, waiting=self.waited/self.seconds,
-                   peak_memory_mb=_peak_memory(self.device))
+                   peak_memory_mb=peak and peak/1e6)
         if self.flops:
             tflops = self.flops*rate/1e12
             out |= dict(tflops=tflops, utilisation=tflops/self.peak_tflops)
@@ -472,12 +455,7 @@ class State:
     def evaluated(self) -> Iterator[nn.Module]:
         "The average, or the model if there is none: in evaluation mode, without gradients."
         model = self.in_one_place(self.model if self.ema is None else self.ema.module)
-        modes = [(m, m.training) for m in model.modules()]
-        model.eval()
-        try:
-            with torch.no_grad(): yield model
-        finally:
-            for m, training in modes: m.training = training
+        with undisturbed(model): yield model
 
     def in_one_place(self, model: nn.Module) -> nn.Module:
         "A model itself, or a copy gathered from all processes."
@@ -583,7 +561,7 @@ def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[s
 # %% ../../nbs/training/05_loop.ipynb #45eca1ba
 @contextlib.contextmanager
 def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Path | None,
-             hooks: Sequence, teacher: nn.Module | None) -> Iterator[State]:
+             hooks: Sequence, teacher: Callable | None) -> Iterator[State]:
     "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
     with contextlib.ExitStack() as stack:
         if folder is not None and is_main(): stack.enter_context(locked(folder))
@@ -614,7 +592,7 @@ def training(
     hardware: Hardware = Hardware(),
     folder: Path | str | None = None, # for checkpoints and metrics; a run found there goes on
     hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
-    teacher: nn.Module | None = None, # what `step` calls: it gets the same precision
+    teacher: Callable | None = None, # what `step` calls: a network gets the same precision
 ) -> Iterator[State]:
     "Train, and yield the state after each iteration: look, go on, or set `state.stop`."
     folder = None if folder is None else Path(folder)
@@ -659,7 +637,7 @@ def fit(
     *,
     hardware: Hardware = Hardware(),
     hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
-    teacher: nn.Module | None = None, # what `step` calls: it gets the same precision
+    teacher: Callable | None = None, # what `step` calls: a network gets the same precision
 ) -> Fit:
     "Train `model` to the end: `training` with a progress bar."
     kept = _Remember()
