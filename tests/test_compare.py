@@ -16,6 +16,7 @@ from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.lab.compare import compare, make_arms, teacher_world
+from bdense_nb.evaluation.metrics import paired_error
 from bdense_nb.lab.experiments import Banks
 
 SHORT = SFDConfig(K=2, substeps=2, steps=4, batch=16, shape=(2,))
@@ -102,7 +103,46 @@ def test_another_teacher_or_other_data_are_refused(teacher, points, tmp_path):
     with pytest.raises(ValueError, match='lr'): quiet(teacher, changed, seeds=3, folder=tmp_path, data=points)
 
 
+def test_rows_of_other_settings_are_never_mixed(teacher, points, tmp_path):
+    "Not when the arm or the budget that would show it is left out for one start."
+    def go(seeds=3, lr=SHORT.lr, **how): return quiet(teacher, dataclasses.replace(SHORT, lr=lr), seeds=seeds, folder=tmp_path, data=points, **how)
+    go(budgets=(2, 4))
+    go(4, budgets=(2,))
+    with pytest.raises(ValueError, match='lr: 5e-05 there, 0.01 now'): go(4, 1e-2, budgets=(4,))
+    with pytest.raises(ValueError, match='lr: 5e-05 there, 0.01 now'): go(4, 1e-2, budgets=(6,))  # an arm of one name
+    go(4, arms={'host': dict(K=1), 'mine': dict(lr=1e-3)}, budgets=(2,))
+    found = go(4, budgets=(2, 4))
+    assert all(name in found.table for name in ('mine: ', 'B-DENSE: '))
+    path = tmp_path/'comparison.json'
+    stored = read_json(path)
+    path.write_text(json.dumps(stored | dict(configs=stored['configs'][1:])))
+    with pytest.raises(ValueError, match='with which settings host, 2 calls, 2 iterations was trained'): go(4, arms={'mine': dict(lr=1e-3), 'B-DENSE': {}}, budgets=(2,))
+
+
+def test_other_measures_are_refused(teacher, tmp_path):
+    def go(**how): return quiet(teacher, SHORT, seeds=3, folder=tmp_path, **how)
+    go(quality={'q': lambda x: float(x.abs().mean())}, limit=1)
+    with pytest.raises(ValueError, match='q of noise is .* it is another measure'): go(quality={'q': lambda x: 100*float(x.abs().mean())})
+    with pytest.raises(ValueError, match='measures'): go()
+    with pytest.raises(ValueError, match='measures'): go(quality={'q': lambda x: float(x.abs().mean()), 'r': lambda x: 0.})
+    assert {'q'} < set(go(quality={'q': lambda x: x.abs().mean().item()}).result['rows'][-1])
+
+
+def test_all_arms_are_measured_against_the_same_ends(teacher, tmp_path):
+    "A teacher of other steps ends elsewhere; the first arm's, in the finest steps, judges all."
+    arms = {'host': dict(K=1), 'euler': dict(solver='euler', substeps=4, K=2), 'noisy': dict(sigma_min=.3)}
+    found = quiet(teacher, SHORT, arms, seeds=3, folder=tmp_path)
+    judge = dataclasses.replace(SHORT, K=1, substeps=4).reference((2,))
+    ends = judge.sampler(teacher.eval()).sample(50)
+    for row in found.result['rows']:
+        student = load_student(tmp_path/'runs'/f'{row["arm"]}_2_calls_4_iterations_seed_{row["seed"]}'/'student-2-calls', device='cpu')
+        assert row['paired_error'] == pytest.approx(paired_error(student.sample(50), ends), rel=1e-5)
+    assert found.speed[0]['nfe'] == judge.sampler(teacher).nfe
+    with pytest.raises(ValueError, match=r"judge: .*'substeps': 4.* there, not now"): quiet(teacher, SHORT, {'host': dict(K=1), 'B-DENSE': {}}, seeds=3, folder=tmp_path)
+
+
 @pytest.mark.parametrize('how, says', [
+    (dict(arms={}), 'two arms or more, got none'), (dict(arms={'host': {}}), 'two arms or more, got host'), (dict(budgets=5), 'several numbers each'), (dict(limit=0), 'limit must be'),
     (dict(arms={'host': dict(k=1), 'B': {}}), "field of the arm 'host'"), (dict(arms={'host': {}, 'B': dict(seed=1)}), "field of the arm 'B'"),
     (dict(seeds=2), 'seeds must be at least 3'), (dict(data=torch.zeros(4, 3)), 'shape'), (dict(calls=(0,)), 'nfe')])
 def test_refusals(how, says, teacher, tmp_path):
@@ -130,7 +170,7 @@ def test_arms_in_a_line():
         'host': {'K': 1}, 'B': {}, 'c': {'betas': (.9, .99), 'ema': None, 'afs': False}}
 
 
-@pytest.mark.parametrize('text, says', [('host K=1', 'must look like'), ('host: K=1', 'two arms')])
+@pytest.mark.parametrize('text, says', [('host K=1', 'must look like'), ('a: K=1; B: K=2; B: K=4', "two arms have the same name, 'B'")])
 def test_arms_that_cannot_be_read(text, says):
     with pytest.raises(ValueError, match=says): read_arms(text)
 

@@ -45,9 +45,8 @@ def read_arms(text: str) -> dict[str, dict]: # name -> fields that it changes
         if not colon or not all(field and equals and value for field, equals, value in pairs):
             raise ValueError(f'arms must look like "host: K=1; B-DENSE: K=4 loss=l2" or name a '
                              f'JSON file, got {part!r}')
+        if name.strip() in arms: raise ValueError(f'two arms have the same name, {name.strip()!r}')
         arms[name.strip()] = {field: read_value(value) for field, _, value in pairs}
-    if len(arms) < 2:
-        raise ValueError(f'a comparison needs two arms or more, got {", ".join(arms) or "none"}')
     return arms
 
 # %% ../../nbs/app/06_compare.ipynb #8b28e7cc

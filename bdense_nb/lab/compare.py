@@ -19,6 +19,7 @@ from ..diffusion.denoisers import check_teacher, unguided
 from ..diffusion.samplers import Sampler
 from ..distillation.bank import frozen_copy
 from ..distillation.distill import check_config
+from ..distillation.sfd import SFDBase
 from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, sliced_wasserstein
 from .experiments import (Arm, Experiment, World, difference_table, differences,
@@ -76,6 +77,10 @@ def make_arms(
 ) -> tuple[Arm, ...]:
     "Every arm at every number of calls and budget."
     check_config(cfg)
+    refuse('', {
+        f'a comparison needs two arms or more, got {", ".join(arms) or "none"}': len(arms) < 2,
+        'calls and budgets are several numbers each, such as (2, 4)':
+            isinstance(calls, int) or isinstance(budgets, int)})
     known = sorted({f.name for f in dataclasses.fields(cfg)} - {'seed'})
     for name, changes in arms.items():
         for one in changes: check_choice(f'field of the arm {name!r}', one, known)
@@ -87,6 +92,23 @@ def make_arms(
     return tuple(Arm(name, dataclasses.replace(cfg, **many, **long, **changes))
                  for many, long in itertools.product(nfe, steps)
                  for name, changes in arms.items())
+
+def same_ends(arms: Sequence[Arm], shape: tuple[int, ...]) -> tuple[Arm, ...]:
+    """Arms whose teachers end elsewhere get one judge at each number of calls: the first one, in
+    steps as fine as the finest one's."""
+    judges = {} # calls -> the first arm's configuration
+    for arm in arms: judges.setdefault(tuple(arm.cfg.each), []).append(arm.cfg)
+    def judge(arm):
+        cfgs = judges[tuple(arm.cfg.each)]
+        first = cfgs[0]
+        walks = [{n: c.reference(shape) for n, c in cfg.each.items()} for cfg in cfgs]
+        if all(walk == walks[0] for walk in walks): return arm
+        if isinstance(first, SFDBase) and not (first.teacher_own_steps or first.teacher_afs):
+            first = dataclasses.replace(first, K=1, branch_weights='linear',
+                                        branch_weights_end=None,
+                                        substeps=max(cfg.substeps for cfg in cfgs))
+        return dataclasses.replace(arm, judge=first)
+    return tuple(map(judge, arms))
 
 # %% ../../nbs/lab/05_compare.ipynb #a885c40e
 def side_by_side(samplers: dict[str, Sampler]) -> list[dict]: # a row for each
@@ -187,13 +209,14 @@ def compare(
     shape = check_shape(cfg, data)
     if data is not None and not trust_teacher: check_teacher(unguided(teacher), data, labels)
     world = teacher_world(teacher, shape, n, data, labels, features, quality)
-    made = make_arms(cfg, arms, calls, budgets)
+    made = same_ends(make_arms(cfg, arms, calls, budgets), shape)
     e = Experiment('Do branches help this teacher\'s students?', world, made, next(iter(arms)),
                    seeds)
     result = run_experiment(e, folder/'comparison.json', limit, say, folder, show=show,
                             hardware=hardware)
     cfgs = {calls: one for arm in made for calls, one in arm.cfg.each.items()}
-    samplers = {'teacher': next(iter(cfgs.values())).reference(shape).sampler(world.teacher(0))}
+    plan = made[0].judged(next(iter(cfgs))).reference(shape)
+    samplers = {'teacher': plan.sampler(world.teacher(0))}
     samplers |= {f'student, {calls} calls': one.sampler(unguided(world.teacher(0)), shape)
                  for calls, one in cfgs.items()}
     return Comparison(result, _timed(samplers, folder/'speed.json'))

@@ -4,12 +4,14 @@
 
 # %% ../../nbs/lab/01_experiments.ipynb #78cecb1c
 from __future__ import annotations
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib
 import json
 import multiprocessing
+import os
 import pickle
 import queue
 import re
@@ -38,7 +40,7 @@ from ..distillation.teaching import train_teacher
 from ..distillation.variable import second_stage, several, sfd_variable, variable_step
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
-from ..training.checkpoints import same_run
+from ..training.checkpoints import SAME_ANSWERS, same_run
 from ..training.config import TrainConfig
 from ..training.loop import fit
 
@@ -198,6 +200,7 @@ class Arm:
     untold: bool = False # SFD-v: the network does not learn how many steps it may take
     stage: dict = field(default_factory=dict) # changes of a second stage, to one call
     width: int | None = None # of the ring's networks; None: 64
+    judge: Host | None = None # whose reference it is measured against; None: its own
 
     @property
     def key(self) -> dict: # without the seed
@@ -212,14 +215,23 @@ class Arm:
 
     def judged(self, nfe: int) -> Host:
         "The configuration whose reference a student of so many calls is compared with."
-        return self.cfg.each.get(nfe, self.cfg)
+        judge = self.judge or self.cfg
+        return judge.each.get(nfe, judge)
 
     @property
     def config(self) -> dict: # as JSON has it
         "All that decides a run besides world and seed."
         given = {k: v for k, v in asdict(self).items() if v and k != 'name'}
         del given['cfg']['seed']
+        if self.judge: # what it changes in the walk
+            walk = {f.name for f in dataclasses.fields(self.judge)} - _NO_WALK
+            given['judge'] = {k: v for k, v in given['judge'].items()
+                              if k in walk and v != given['cfg'].get(k)}
         return json.loads(json.dumps(given))
+
+#: fields that may differ between arms of one name: their calls and budgets
+BUDGETS = ('nfe', 'nfes', 'end_steps', 'steps', 'updates', 'width')
+_NO_WALK = {'seed', 'K', 'branch_weights', 'branch_weights_end'} # these do not move the teacher
 
 # %% ../../nbs/lab/01_experiments.ipynb #7e445fbe
 class Banks:
@@ -339,8 +351,15 @@ class Experiment:
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str): return dict(world=self.world, device=kind)
         teacher, student = self.world.teacher(0), self.world.network(0, self.arms[0].width)
+        noise = sample_noise(range(64), self.world.shape)
         return dict(world=self.world.about, teacher=denoiser_hash(teacher), samples=self.world.n,
+                    measures=self.measures,
+                    of_noise={k: _said(m, noise) for k, m in self.world.quality.items()},
                     **answers_note(self.world.shape, teacher, student))
+
+def _said(measure: Callable, x: Tensor) -> float | None: # None: it needs other samples
+    "What tells a measure from another one of its name."
+    with contextlib.suppress(Exception): return float(measure(x))
 
 def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
@@ -357,21 +376,37 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     if not out.exists(): return []
     stored = read_json(out, ('world', 'configs', 'rows'))
     origin = experiment.origin
-    differ = same_run({k: v for k, v in stored.items() if k in origin}, origin, dict(device=None))
     try:
-        for row in stored['rows']: run_name(dict(row, seed=row['seed']))
+        named = {run_name({k: v for k, v in r.items() if k != 'seed'})
+                 for r in stored['rows'] if r['seed'] >= 0}
         configs = {run_name(c): c['config'] | dict(c['config']['cfg']) for c in stored['configs']}
+        alike = {c['arm']: configs[run_name(c)] for c in stored['configs']}
+        measures = measures_of(stored) if 'measures' in origin else None
+        differ = same_run({k: v for k, v in stored.items() if k in origin}, origin,
+                          dict(device=None, of_noise={}, measures=measures), ('of_noise',))
+        differ += _other_measures(stored.get('of_noise', {}), origin.get('of_noise', {}))
+        differ += [f'it does not say with which settings {name} was trained'
+                   for name in named if name not in configs]
     except (KeyError, TypeError, ValueError) as e:
         differ = [f'it is not the result of an experiment ({e!r})']
-        configs = {}
+        configs = alike = {}
     for arm in experiment.arms:
         name = run_name(arm.key)
         mine = arm.config | arm.config['cfg']
-        if there := same_run(configs.get(name, mine), mine, defaults(arm), free=('cfg',)):
+        there = same_run(configs.get(name, mine), mine, defaults(arm), free=('cfg',))
+        there = there or same_run(alike.get(arm.name, mine), mine, defaults(arm),
+                                  free=('cfg', *BUDGETS))
+        if there:
             differ.append(f'it holds runs of {name} with other settings ({"; ".join(there)})')
     if differ:
         raise ValueError(f'{out} cannot go on: {differ[0]}; move it away or name another file')
     return stored['rows']
+
+def _other_measures(theirs: dict, mine: dict) -> list[str]: # name -> what it says of noise
+    "Which measures have the same name, and are others."
+    return [f'{name} of noise is {theirs[name]:.4g} there, {mine[name]:.4g} now: it is another '
+            'measure' for name in mine if None not in (mine[name], theirs.get(name))
+            and abs(theirs[name] - mine[name]) > SAME_ANSWERS*abs(mine[name])]
 
 def run_experiment(
     experiment: str | Experiment, # a key of `EXPERIMENTS`, or one of your own
@@ -386,6 +421,10 @@ def run_experiment(
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
     check_int('jobs', jobs, 1)
+    if limit is not None: check_int('limit', limit, 1)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise ValueError('experiments and comparisons run in one process: start this without '
+                         'torchrun or accelerate launch')
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
         command = f'bdense_evaluate --experiment {experiment}' + f' --device {device}'*bool(device)
@@ -411,14 +450,16 @@ def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Ca
             if run_name(key := dict(arm.key, seed=seed)) not in done][:limit]
     say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
     if not todo: return read_json(out) if out.exists() else {}
+    configs = read_json(out)['configs'] if out.exists() else []
+    configs += [dict(a.key, config=a.config) for a in e.arms]
     about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(e.place.teacher(0)),
                  samples=e.place.n, **about_run(e.device or 'cpu'), budgets=list(e.budgets.items()),
-                 configs=[dict(a.key, config=a.config) for a in e.arms])
+                 configs=list({run_name(c): c for c in configs}.values())) | e.origin
     jobs = min(jobs, len({key['seed'] for _, key in todo}))  # one seed that is left is run here
     made = _side_by_side(e, todo, how, jobs) if jobs > 1 else _one_by_one(e, todo, **how)
     for i, new in enumerate(made):
         rows += new
-        write_json(out, dict(about, **e.origin, rows=rows))
+        write_json(out, dict(about, rows=rows))
         found = [', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new]
         say(f'{i + 1} of {len(todo)}: {run_name(new[0])}: {"; ".join(found)}')
     return read_json(out)
