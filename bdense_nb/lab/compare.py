@@ -205,6 +205,7 @@ def compare(
 ) -> Comparison:
     "Train with and without branches, the same seeds for all; writes comparison.json as it goes."
     check_int('n', n, 2)
+    if limit is not None: check_int('limit', limit, 1)
     folder = Path(folder)
     shape = check_shape(cfg, data)
     if data is not None and not trust_teacher: check_teacher(unguided(teacher), data, labels)

@@ -421,7 +421,6 @@ def run_experiment(
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
     check_int('jobs', jobs, 1)
-    if limit is not None: check_int('limit', limit, 1)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise ValueError('experiments and comparisons run in one process: start this without '
                          'torchrun or accelerate launch')
