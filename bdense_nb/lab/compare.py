@@ -28,7 +28,8 @@ from .experiments import (Arm, Experiment, World, difference_table, differences,
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['ARMS', 'teacher_world', 'make_arms', 'side_by_side', 'told_apart', 'Comparison', 'check_shape', 'compare']
+__all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'told_apart', 'Comparison', 'check_shape',
+           'compare']
 
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
 def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]: # name -> measure

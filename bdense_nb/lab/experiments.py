@@ -45,13 +45,14 @@ from ..training.config import TrainConfig
 from ..training.loop import fit
 
 # %% auto #0
-__all__ = ['PLANE', 'WORLDS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
-           'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD', 'World',
-           'reference_ends', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
-           'Experiment', 'run_name', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
-           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference', 'measures_of',
-           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
+__all__ = ['PLANE', 'WORLDS', 'BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS',
+           'MORE_OPTIONS', 'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS',
+           'LATE', 'RECIPE', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD',
+           'World', 'reference_ends', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold',
+           'students', 'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary',
+           'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms',
+           'Difference', 'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains',
+           'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -367,6 +368,11 @@ def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, pe
     return f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations{more}'
 
 # %% ../../nbs/lab/01_experiments.ipynb #e0e9866d
+def measures_of(result: dict) -> list[str]: # as `run_experiment` returns it
+    "What was measured in every run."
+    run = ('arm', 'calls', 'iterations', 'width', 'seed', 'nfe', 'cpu_seconds')
+    return [k for k in next(iter(result['rows']), {}) if k not in run]
+
 def defaults(arm: Arm) -> dict: # as JSON has it
     "The defaults of a configuration: a field that is younger than a result had this value then."
     return Arm('', type(arm.cfg)()).config['cfg']
@@ -778,11 +784,6 @@ class Difference:
         text = f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]'
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
-
-def measures_of(result: dict) -> list[str]: # as `run_experiment` returns it
-    "What was measured in every run."
-    run = ('arm', 'calls', 'iterations', 'width', 'seed', 'nfe', 'cpu_seconds')
-    return [k for k in next(iter(result['rows']), {}) if k not in run]
 
 def differences(
     result: dict, # as `run_experiment` returns it
