@@ -85,8 +85,7 @@ def sample_noise(
     "Gaussian noise in which row i depends on `seeds[i]` and on nothing else."
     g = torch.Generator()
     noise = torch.empty(len(seeds), *shape)
-    for row, seed in zip(noise, seeds):
-        torch.randn(tuple(shape), generator=g.manual_seed(_seed32(seed)), out=row)
+    for row, seed in zip(noise, seeds): row.normal_(generator=g.manual_seed(_seed32(seed)))
     return send(noise, device)
 
 # %% ../nbs/00_core.ipynb #4dfc157b

@@ -163,7 +163,7 @@ def test_trials_stop_where_memory_ends():
     def trial(n):
         if n > 32: raise torch.cuda.OutOfMemoryError('full')
         return (.001,)
-    assert list(growing_trials(trial, 512)) == [2, 8, 32] and list(growing_trials(trial, 16)) == [2, 8, 16] and list(growing_trials(trial, 1)) == [1]
+    assert list(growing_trials(trial, 512)) == [2, 8, 32] and list(growing_trials(trial, 16)) == [2, 16] and list(growing_trials(trial, 1)) == [1]
     assert prolong({4: 2.}, 16) == 8. and prolong({4: 2., 8: 1.}, 16) == 1.         # a line is never prolonged downwards
 
 

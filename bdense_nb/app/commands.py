@@ -983,7 +983,6 @@ def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...],
     cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank, hardware, student)
-    found |= on_one_gpu(source, cfg, shape, hardware, student)
     plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher,
                 shape=list(shape), data=data)
     if cfg.rounds:
@@ -1108,7 +1107,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
                    data_line(*pairs, kind) if pairs else 'none needed', options.bank, hardware,
                    start)
     note_pipeline(unguided(source), cfg, shape)
-    if options.dry_run: return show_plan(plan())
+    if options.dry_run:
+        return show_plan(plan() | on_one_gpu(source, cfg.suited(source), shape, hardware, start))
     announce(plan, folder)
     with alone(out):
         if options.overwrite and is_main():

@@ -54,14 +54,21 @@ def growing_trials(
     trial: Callable[[int], tuple[float, ...]], # batch size -> measurements, the first in seconds
     batch: int, # of the run
 ) -> dict[int, tuple[float, ...]]: # batch size -> measurements, ascending; {}: none fits
-    """Try growing batches until one is the run's own, takes more than half a second, or does not
-    fit into the GPU's memory."""
+    """Try growing batches until one is the run's own, is slow, or does not fit into the GPU's
+    memory; at once the run's own, where that is fast."""
     found = {}
-    for n in [*(m for m in (2*4**k for k in range(12)) if m < batch), batch]:
+    sizes = [*(m for m in (2*4**k for k in range(12)) if m < batch), batch]
+    fast = False
+    while sizes:
+        n = sizes.pop(-1 if fast else 0)
         try: found[n] = trial(n)
-        except torch.cuda.OutOfMemoryError: break
+        except torch.cuda.OutOfMemoryError:
+            if not fast: break
+            fast = False # some between may fit
+            continue
         # a line needs two points, if they can be afforded
-        if found[n][0] > (5 if len(found) == 1 else .5): break
+        if n == batch or found[n][0] > (5 if len(found) == 1 else .5): break
+        fast = batch in sizes and found[n][0]*batch < .5*n
     return found
 
 def prolong(

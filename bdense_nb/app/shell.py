@@ -139,9 +139,11 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own opti
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(commas_rule)
     text = io.StringIO()
+    plain = () if asked else (tyro.conf.HelptextFromCommentsOff,) # comments are read for help alone
     try:
         with registry, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            found = tyro.cli(kind, prog=name, description='', args=args, use_underscores=True)
+            found = tyro.cli(kind, prog=name, description='', args=args, use_underscores=True,
+                             config=plain)
     except SystemExit as e:
         if e.code and 'Error parsing --' not in text.getvalue(): refused_by_config(e)
         if e.code: raise Usage(usage_error(text.getvalue(), name, command, known)) from None

@@ -1069,7 +1069,8 @@ class _Noised:
         if data_time: return [z + t*self._batched(z, scale*(1 - t)) for z, t in pairs]
         return [z - t*self._batched(z, scale*t) for z, t in pairs]
 
-    def _batched(self, x: Tensor, sigma: float, batch: int = 64) -> Tensor:
+    def _batched(self, x: Tensor, sigma: float) -> Tensor:
+        batch = max(64, 4096//x[0].numel())
         parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
         rows = lambda p: map_cond(lambda t: t[p], self.cond)
         return torch.cat([self.denoiser(x[p], sigma, rows(p)) for p in parts])
