@@ -109,7 +109,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
         try:
             found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
                             labels=labels, quality=quality, n=options.n, hardware=hardware,
-                            trust_teacher=True, limit=options.limit)
+                            trust_teacher=True, limit=options.limit, command=line.text)
         except KeyboardInterrupt:
             raise KeyboardInterrupt('interrupted; the same command goes on') from None
         except ValueError: # it was refused: what is there is another command's

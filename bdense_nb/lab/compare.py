@@ -203,6 +203,7 @@ def compare(
     limit: int | None = None, # stop after so many trainings; call again to go on
     show: bool = True, # progress bar of each training
     say: Callable[[str], None] = print, # called after each
+    command: str = 'compare', # what tables say made them
 ) -> Comparison:
     "Train with and without branches, the same seeds for all; writes comparison.json as it goes."
     check_int('n', n, 2)
@@ -215,7 +216,7 @@ def compare(
     e = Experiment('Do branches help this teacher\'s students?', world, made, next(iter(arms)),
                    seeds)
     result = run_experiment(e, folder/'comparison.json', limit, say, folder, show=show,
-                            hardware=hardware)
+                            hardware=hardware, command=command)
     cfgs = {calls: one for arm in made for calls, one in arm.cfg.each.items()}
     plan = made[0].judged(next(iter(cfgs))).reference(shape)
     samplers = {'teacher': plan.sampler(world.teacher(0))}

@@ -423,6 +423,7 @@ def run_experiment(
     folder: Path | str | None = None,
     jobs: int = 1, # processes that run seeds side by side, sharing the cores
     device: str | None = None, # as `Experiment` has it
+    command: str = 'run_experiment', # of an experiment of your own: what tables say made it
     **how, # hardware=, hooks=, show=: of the trainings, as `distill` takes them
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
@@ -440,7 +441,7 @@ def run_experiment(
         raise ValueError('an experiment of your own needs a file for its runs: pass out=')
     else:
         out = Path(out)
-        called = dict(experiment=out.stem, command='run_experiment')
+        called = dict(experiment=out.stem, command=command)
     if device: experiment = dataclasses.replace(experiment, device=device)
     how = dict(show=False, folder=folder and Path(folder)) | how
     with locked(out.parent, out.name):
