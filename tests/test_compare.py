@@ -138,6 +138,9 @@ def test_all_arms_are_measured_against_the_same_ends(teacher, tmp_path):
         student = load_student(tmp_path/'runs'/f'{row["arm"]}_2_calls_4_iterations_seed_{row["seed"]}'/'student-2-calls', device='cpu')
         assert row['paired_error'] == pytest.approx(paired_error(student.sample(50), ends), rel=1e-5)
     assert found.speed[0]['nfe'] == judge.sampler(teacher).nfe
+    taught = SHORT.plan.sampler(teacher).sample(50)
+    assert found.taught == {2: pytest.approx(paired_error(taught, ends), rel=1e-5)} and f'{found.taught[2]:.4f} away at 2 calls' in found.table
+    assert quiet(teacher, SHORT, arms, seeds=3, folder=tmp_path).taught == found.taught
     with pytest.raises(ValueError, match=r"judge: .*'substeps': 4.* there, not now"): quiet(teacher, SHORT, {'host': dict(K=1), 'B-DENSE': {}}, seeds=3, folder=tmp_path)
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from ..core import check_choice, check_int, read_json, refuse, tensor_bytes, write_json
 from ..diffusion.denoisers import check_teacher, unguided
 from ..diffusion.samplers import Sampler
-from ..distillation.bank import frozen_copy
+from ..distillation.bank import TrajectoryPlan, frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.sfd import SFDBase
 from ..distillation.students import Host
-from ..evaluation.metrics import frechet_distance, sliced_wasserstein
+from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserstein
 from .experiments import (Arm, Experiment, World, difference_table, differences,
                                        measures_of, reference_ends, run_experiment,
                                        show_differences)
@@ -139,6 +139,8 @@ class Comparison:
     "What came out."
     result: dict = field(repr=False) # every run, as `run_experiment` returns it
     speed: list[dict] # of teacher and students, as `side_by_side` returns it
+    # calls -> how far from the ends the teacher's own steps end, which the first arm is taught
+    taught: dict[int, float] = field(default_factory=dict)
 
     def differences(self, measure: str = 'paired_error') -> list: # of `Difference`
         "Arms against the host."
@@ -156,7 +158,10 @@ class Comparison:
                  for r in self.speed]
         reads = ('Below zero an arm is better than the host; bold: the interval excludes zero. '
                  'What holds at one budget need not hold at another.')
-        return '\n\n'.join([f'Arms: {arms}.', reads, *tables, '\n'.join(rows)])
+        taught = ', '.join(f'{error:.4f} away at {calls} calls' for calls, error in self.taught.items())
+        floor = [f'What the first arm is taught ends {taught} (paired error): a finer teacher '
+                 '(`substeps=`) ends nearer.']*bool(taught)
+        return '\n\n'.join([f'Arms: {arms}.', reads, *tables, *floor, '\n'.join(rows)])
 
     def __str__(self) -> str: return self.table
 
@@ -176,13 +181,27 @@ def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]: # of one sam
             given not in (None, shape)})
     return shape
 
-def _timed(samplers: dict[str, Sampler], path: Path) -> list[dict]:
-    "Their speed; what was timed before is read."
-    speed = read_json(path)['rows'] if path.is_file() else []
-    if {row['what']: row['nfe'] for row in speed} != {k: s.nfe for k, s in samplers.items()}:
-        speed = side_by_side(samplers)
-        write_json(path, dict(rows=speed))
-    return speed
+def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict], dict[int, float]]:
+    "Speed of teacher and students, and what is taught; what was measured before is read."
+    teacher = world.teacher(0)
+    lessons = {calls: (one, arm.judged(calls)) for arm in arms if arm.name == arms[0].name
+               for calls, one in arm.cfg.each.items()}
+    _, judge = next(iter(lessons.values()))
+    samplers = {'teacher': judge.reference(world.shape).sampler(teacher)}
+    samplers |= {f'student, {calls} calls': one.sampler(unguided(teacher), world.shape)
+                 for arm in arms for calls, one in arm.cfg.each.items()}
+    found = read_json(path) if path.is_file() else {}
+    speed = found.get('rows', [])
+    if 'taught' in found and [(r['what'], r['nfe']) for r in speed] == [
+            (k, s.nfe) for k, s in samplers.items()]:
+        return speed, {int(calls): error for calls, error in found['taught'].items()}
+    taught = {calls: paired_error(one.plan.sampler(teacher).sample(world.n, batch=256),
+                                  world.ends(judge, 0))
+              for calls, (one, judge) in lessons.items()
+              if isinstance(getattr(one, 'plan', None), TrajectoryPlan)}
+    speed = side_by_side(samplers)
+    write_json(path, dict(rows=speed, taught=taught))
+    return speed, taught
 
 def compare(
     teacher: Callable, # a denoiser
@@ -217,9 +236,4 @@ def compare(
                    seeds)
     result = run_experiment(e, folder/'comparison.json', limit, say, folder, show=show,
                             hardware=hardware, command=command)
-    cfgs = {calls: one for arm in made for calls, one in arm.cfg.each.items()}
-    plan = made[0].judged(next(iter(cfgs))).reference(shape)
-    samplers = {'teacher': plan.sampler(world.teacher(0))}
-    samplers |= {f'student, {calls} calls': one.sampler(unguided(world.teacher(0)), shape)
-                 for calls, one in cfgs.items()}
-    return Comparison(result, _timed(samplers, folder/'speed.json'))
+    return Comparison(result, *_measured(made, world, folder/'speed.json'))
