@@ -35,7 +35,7 @@ from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.students import load_student
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.evaluation.features import load_space
-from bdense_nb.evaluation.metrics import frechet_distance
+from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
 from bdense_nb.lab.experiments import EXPERIMENTS
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
@@ -279,6 +279,7 @@ MISTAKES = [
     ('bdense_evaluate s --experiment list', 'leave the student out'),
     ('bdense_evaluate nowhere --limit 3', 'limit belongs to an experiment'), ('bdense_evaluate nowhere --jobs 2', 'jobs belongs to an experiment'),
     ('bdense_evaluate nowhere --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
+    ('bdense_evaluate nowhere --data cats.npy', 'cats.npy: No such file'),
     ('bdense_export nowhere out', 'nowhere holds no'),
     ('bdense_export nowhere out --to pickle', "unknown format 'pickle'; choose one of: diffusers"),
     ('bdense_demo --steps 0', 'steps must be a whole number, at least 1, got 0'),
@@ -635,6 +636,20 @@ def test_samples_are_compared_with_a_folder_of_images(at, tmp_path):
     assert 'leave --features out' in at('bdense_evaluate student --teacher plane --n 4 --features inception', 1)[1]
     at(f'bdense_distill {tmp_path}/tiny --teacher small --preset demo --K 1 --steps 1 --batch 4 --pool 4')
     assert 'take --features inception' in at(f'bdense_evaluate {tmp_path}/tiny --teacher small --n 4 --data zoo --features fashion_mnist', 1)[1]
+
+
+@pytest.mark.parametrize('shape', [(2,), (3, 2)])
+def test_samples_that_are_no_pictures_are_compared_with_a_file(shape, tmp_path, capsys):
+    torch.manual_seed(0)
+    real, mine = torch.randn(30, *shape), torch.randn(20, *shape)
+    np.save(tmp_path/'mine.npy', real.numpy())
+    save_denoiser(EDMDenoiser(torch.nn.Linear(2, 2)), tmp_path/'teacher', dict(data=str(tmp_path/'mine.npy')))
+    for asked in (None, str(tmp_path/'mine.npy')):
+        reality = commands.find_reality(str(tmp_path/'teacher'), shape, asked)
+        measures = commands.distances(reality, reality.space(None))
+        assert measures['sliced_wasserstein'](mine) == sliced_wasserstein(mine.flatten(1), real[:20].flatten(1)) and 'mine.npy: 30 of' in reality.line
+    unknown = commands.find_reality('some:code', shape)
+    assert 'pass --data, a file of samples' in unknown.note and commands.distances(unknown, unknown.space(None)) == {}
 
 
 def test_a_card_knows_licence_and_data(at, tmp_path):

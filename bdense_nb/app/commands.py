@@ -432,6 +432,7 @@ def is_here(data: str | None) -> bool:
 def check_data(data: str) -> None:
     "Refuse what is neither the name of a data set nor a folder nor a file of samples."
     if not is_here(data):
+        if Path(data).suffix or os.sep in data: os.stat(data) # no such file
         files = 'a folder of images', 'a file of samples (.npy, .safetensors)'
         check_choice('data', data, (*DATA, *files))
 
@@ -1290,8 +1291,8 @@ class Evaluate(Teachers):
     # how many samples: 200, 1,000 or 10,000
     preset_name: Literal['quick', 'standard', 'full'] = 'standard'
     n: int | None = None # samples, from seeds 0..n-1
-    # what they are compared with: fashion_mnist, cifar10, a 2-D set or a folder of images, which
-    # are brought to the samples' size; default: what the teacher was trained on
+    # what they are compared with: fashion_mnist, cifar10, a 2-D set, a file of samples, or a folder
+    # of images, which are brought to the samples' size; default: what the teacher was trained on
     data: str | None = None
     # of the Fréchet distance: fashion_mnist (shipped, for 28 x 28 grey images) or inception (any
     # images; needs torch-fidelity)
@@ -1315,20 +1316,20 @@ class Reality:
     "What samples are compared with."
     data: str | None # as `read_data` takes it; None: nobody knows
     features: str | None = None # a key of `FEATURE_SPACES`; None: no Fréchet distance
-    images: Tensor | None = None # [N, C, H, W]; None: the shipped statistics, or fresh points
-    note: str = '' # why there is no Fréchet distance
+    samples: Tensor | None = None # [N, *D]; None: the shipped statistics, or fresh points
+    note: str = '' # why there is no distance
 
     @property
     def line(self) -> str: # in words
         "What the samples are compared with, in words."
-        if self.images is not None: return data_line(self.images, None, self.data)
+        if self.samples is not None: return data_line(self.samples, None, self.data)
         if self.note: return self.note
         return ('the 60,000 training images of Fashion-MNIST' if self.features
                 else f'fresh points of {self.data}')
 
     def space(self, options) -> Callable[[Tensor], Tensor] | None: # None: no images are compared
         "What maps the images to features, on the device of the options; it may be missing."
-        if self.images is None: return None
+        if self.samples is None or self.features is None: return None
         return load_space(self.features, find_device(options.device), options.features_path)
 
 def check_features(features: str | None, shape: tuple[int, ...]) -> None:
@@ -1345,36 +1346,37 @@ def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
                  features: str | None = None) -> Reality:
     "What a student's samples are compared with: what was asked for, else its teacher's data."
     kind = data or data_of(teacher)
+    pictures = len(shape) == 3
     space = features or ('fashion_mnist' if shape == SHIPPED else None)
     check_features(features, shape)
-    if len(shape) != 3:
-        if kind in TOY_SETS and shape == (2,): return Reality(kind)
-        return Reality(kind, note=f'no distance to data: a sample is of shape {shape}; --data '
-                                  f'knows points of {", ".join(TOY_SETS)}')
-    if not is_here(kind) and (kind is None or data is None):
+    if kind in TOY_SETS and shape == (2,): return Reality(kind)
+    if data is None and not is_here(kind):
         why = ('does not say what it was trained on' if kind is None
-               else f'was trained on {kind}, which is not here')
-        return Reality(kind, note=f'no Fréchet distance: {teacher} {why}; pass --data, a folder '
-                                  f'of images for instance')
-    if space is None:
+               else f'was trained on {kind}, which is no data set here')
+        what, how = (('Fréchet distance', 'folder of images') if pictures
+                     else ('distance to data', 'file of samples'))
+        return Reality(kind, note=f'no {what}: {teacher} {why}; pass --data, a {how} for instance')
+    if pictures and space is None:
         return Reality(kind, note=f'no Fréchet distance: the shipped features are for images of '
                                   f'shape {SHIPPED}, these are {shape}; --features inception takes '
                                   f'any (pip install "bdense-nb[fid]")')
     if kind == space == 'fashion_mnist': return Reality(kind, space)
-    images, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
-    if len(images) < 2:
+    samples, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
+    if pictures and len(samples) < 2:
         raise ValueError(f'{kind} holds a single image, and a Fréchet distance needs at least two')
-    return Reality(kind, space, images)
+    return Reality(kind, space, samples)
 
 def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict[str, Callable]:
-    "Name -> how like real data a set of samples is; space: where `reality.images` are compared."
-    if reality.images is not None:
-        real = space(reality.images)
-        return dict(frechet_distance=lambda x: frechet_distance(space(x), real))
+    "Name -> how like real data a set of samples is; space: where images are compared."
+    if space is not None:
+        seen = space(reality.samples)
+        return dict(frechet_distance=lambda x: frechet_distance(space(x), seen))
     if reality.features: return dict(frechet_distance=fashion_fd)
-    def to_fresh(x): return sliced_wasserstein(x, toy_2d(reality.data, len(x), 10**6))
-    in_plane = reality.data in TOY_SETS and not reality.note
-    return dict(sliced_wasserstein=to_fresh) if in_plane else {}
+    if reality.note: return {}
+    def sliced(x): # as many of each
+        real = toy_2d(reality.data, len(x), 10**6) if reality.samples is None else reality.samples
+        return sliced_wasserstein(x[:len(real)].flatten(1), real[:len(x)].flatten(1))
+    return dict(sliced_wasserstein=sliced)
 
 def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
     "The teacher with the conditions of its student, and the guidance that its card names."
@@ -1431,7 +1433,7 @@ def evaluate_student(options: Evaluate) -> dict:
     if options.out: write_json(options.out, report) # first, since nobody may be there to listen
     print_table([row])
     if 'sliced_wasserstein' in row:
-        print(f'sliced Wasserstein distance to fresh points: {row["sliced_wasserstein"]:.4f}')
+        print(f'sliced Wasserstein distance {row["sliced_wasserstein"]:.4f}, to {reality.line}')
     else:
         print(reality.note or f'Fréchet distance in the features {reality.features}, to '
                               f'{reality.line}')
