@@ -554,8 +554,13 @@ def test_answers_for_programs(at, tmp_path):
     answer = at.json(f'bdense_evaluate student --teacher plane --n 20 --out {tmp_path}/figures.json')
     assert answer['rows'] == json.loads((tmp_path/'figures.json').read_text())['rows'] and answer['rows'][0]['frechet_distance'] is None and answer['rows'][0]['sliced_wasserstein'] > 0
     assert at.json(f'bdense_export student {tmp_path}/e')['files'] == ['model.safetensors', 'sampling.json']
-    answer = at.json(f'bdense_search {tmp_path}/search --teacher plane --trials 4 --K 2 --steps 1 --batch 4 --pool 4 --n 4')
+    text = f'bdense_search {tmp_path}/search --teacher plane --trials 4 --K 2 --steps 1 --batch 4 --pool 4 --n 4'
+    answer = at.json(text)
     assert len(answer['weights']) == 2 and answer['trials'] == 4 and set(answer['confirmed']) >= {'best', 'uniform'}
+    by = {d['arm']: d for d in answer['differences']}
+    assert list(by) == ['best minus linear', 'best minus uniform', 'best minus endpoint'] and by['best minus uniform']['mean'] == pytest.approx(sum(answer['confirmed']['best'])/3 - sum(answer['confirmed']['uniform'])/3)
+    last, = re.findall('paired error on 3 other seeds: (.*)', at(text)[0])
+    assert [part.split(', ')[-1] for part in last.split('; ')] == [d['verdict'] for d in by.values()]
 
 
 def test_experiments_from_the_shell(at, tmp_path, monkeypatch):

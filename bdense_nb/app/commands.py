@@ -38,10 +38,11 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
            'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known',
            'check_source', 'adapted', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish',
-           'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
-           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'taught_by',
-           'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
-           'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+           'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan',
+           'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
+           'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student',
+           'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment',
+           'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
@@ -74,9 +75,10 @@ from ..evaluation.pictures import show_points, show_rows, show_trajectories
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import (EXPORTS, NOISE_OFF, export_student, load_pretrained,
                                       sampling_json, unit_noise_excess, with_adapters)
-from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
-                                       run_name, stored_rows)
-from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
+from ..lab.experiments import (EXPERIMENTS, Difference, difference_table, differences,
+                                       run_experiment, run_name, stored_rows)
+from ..lab.search import (STARTS, SearchResult, confirm_weights, save_search, search_weights,
+                                  show_search)
 from ..training.checkpoints import checksum, claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import peak_bytes
@@ -1177,6 +1179,13 @@ def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
         seconds_scoring=scoring,
         seconds=None if training is None else walking + training + scoring)
 
+def confirmed_differences(result: SearchResult) -> list[Difference]:
+    "The best weights against each of the named ones, on seeds that the search did not see."
+    cfg = result.cfg
+    return [Difference(f'best minus {name}', cfg.nfe, cfg.steps, None, sum(scores)/len(scores),
+                       result.difference(name), cfg.steps)
+            for name, scores in result.confirmed.items() if name != 'best']
+
 def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     "Search, confirm, draw."
     out = Path(options.out)
@@ -1202,8 +1211,13 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     weights = list(result.best.weights)
     print(f'best weights: {", ".join(f"{w:.3f}" for w in weights)}; {out}/ holds search.json and '
           f'search.png')
+    found = confirmed_differences(result)
+    print(f'paired error on {len(seeds)} other seeds:', '; '.join(
+        f'{d.arm} {d.interval.mean:.2g} [{d.interval.low:.2g}, {d.interval.high:.2g}], {d.verdict}'
+        for d in found))
     return dict(out=str(out), weights=weights, score=result.best.score, trials=len(result.trials),
-                confirmed={k: list(v) for k, v in result.confirmed.items()}, **about_run())
+                confirmed={k: list(v) for k, v in result.confirmed.items()},
+                differences=difference_rows(dict(paired_error=found)), **about_run())
 
 # %% ../../nbs/app/03_commands.ipynb #598d70ce
 @dataclass(frozen=True, kw_only=True)
