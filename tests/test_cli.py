@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import typing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bdense_nb.app import shell as cli
 from bdense_nb.app import commands
 from bdense_nb.app.commands import Networks, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
 from bdense_nb.app.course import COMMANDS as COURSE
-from bdense_nb.app.plans import estimate_run
+from bdense_nb.app.plans import estimate_run, memory_on_paper
 from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said,
                                  spelled, words)
 from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
@@ -1058,6 +1059,25 @@ def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
     found = commands.on_one_gpu(EDMDenoiser(UNet(channels=1)), SFDConfig(batch=8, shape=(1, 8, 8)), (1, 8, 8), Hardware())
     assert found == dict(gpu_memory_gb=900., on_one_gpu='of 80 GB: 8 samples at a time do not fit; not even one does, weights and training alone take 880 GB: take several GPUs with --shard')
     assert [how[3].recompute for how in tried] == [False, False, True]
+
+
+class Shaped(torch.nn.Module):
+    "A network that shapes its answer as each sample, or with all=True as the whole batch."
+    def __init__(self, all=False): super().__init__(); self.out, self.all = torch.nn.Linear(12, 12), all
+
+    def forward(self, x, noise): return self.out(x.flatten(1)).view(x.shape if self.all else (-1, *x.shape[1:]))
+
+
+def test_a_network_without_numbers_is_planned_on_paper_alone(shell):
+    def empty(all=False):
+        with torch.device('meta'): return EDMDenoiser(Shaped(all))
+    shell.monkeypatch.setitem(sys.modules, 'empty', types.SimpleNamespace(make=empty, all=lambda: empty(True)))
+    line = 'bdense_distill x --teacher empty:{} --size 3,2,2 --preset demo --batch 4 --K 4'
+    plan = shell.json(line.format('make') + ' --dry_run')
+    assert plan['parameters'] == 156 and 'fits, with up to' in plan['on_one_gpu'] and plan['gpu_memory_gb'] > 0 and {plan[k] for k in ('seconds', 'seconds_teacher', 'memory_gb')} == {None}
+    for other in (line.format('make'), line.format('make').replace('distill', 'compare') + ' --dry_run'): assert 'without numbers' in shell(other, 1)[1]
+    assert 'cannot be given 4 branches' in shell(line.format('all') + ' --dry_run', 1)[1]
+    with pytest.raises(ValueError, match='cannot be given 4 branches'): memory_on_paper(EDMDenoiser(Shaped(True)), SFDConfig(shape=(3, 2, 2), batch=4))
 
 
 def test_adapters_from_the_shell(shell):

@@ -263,6 +263,7 @@ def announce(plan: Callable[[], dict], folder: Path) -> None: # folder: the run'
 def how_measured(estimate: dict) -> str:
     "Where an estimate's seconds come from."
     measured, batch = (estimate[k] for k in ('measured_batch', 'batch'))
+    if estimate.get('device') == 'meta': return 'nothing: the network has no numbers'
     if measured is None:
         return ('not at all: not even 2 samples fit into the memory; a smaller network or another '
                 'device is needed')
@@ -282,8 +283,8 @@ def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None 
     memory = None if mean('memory_gb') is None else max(p['memory_gb'] for p in parts)
     if memory and is_banked(cfg, bank) and not bank and one['device'] == 'cpu':
         memory += walks*mean('bank_gb')
-    walking = walks*mean('seconds_teacher')
     training = mean('seconds_student')
+    walking = None if training is None else walks*mean('seconds_teacher')
     return dict(parameters=one['parameters'], nfe=sorted({p['nfe'] for p in parts}),
                 updates=round(mean('updates')), batch=cfg.batch, substeps=cfg.substeps,
                 teacher_samples=round(walks*mean('teacher')),
@@ -736,7 +737,12 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
     if name in TEACHERS: return load_teacher(name, device)
-    if is_code(name): return teacher_of_code(name).to(device)
+    if is_code(name):
+        made = teacher_of_code(name)
+        if device_of(made).type != 'meta': return made.to(device)
+        if options.dry_run and isinstance(options, Distill): return made
+        raise ValueError(f'{name} makes a network on the device meta, without numbers, which '
+                         'bdense_distill --dry_run alone can take')
     if not Path(name).is_dir():
         raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a '
                          f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
@@ -1015,7 +1021,7 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
                  trust: bool = False) -> None: # pairs: clean data and labels, if there are any
     "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
     with torch.no_grad(): frozen_copy(source, shape) # what does not fit says so
-    if pairs is None and is_known(name): return
+    if pairs is None and is_known(name) or device_of(source).type == 'meta': return
     plain = unguided(source) # guidance exaggerates
     also = '' if pairs else ', or it has learned too little'
     if not pairs:
@@ -1170,8 +1176,10 @@ def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
     careful = cfg.reference().sampler(source)
     few = cfg.sampler(source)
     scoring = n*(runs*few.seconds_per_sample + 2*careful.seconds_per_sample)
-    walking = (options.seeds + 1)*one['seconds_teacher']
-    training = None if one['seconds_student'] is None else runs*one['seconds_student']
+    walking = training = None
+    if one['seconds'] is not None:
+        walking = (options.seeds + 1)*one['seconds_teacher']
+        training = runs*one['seconds_student']
     return dict(searches=f'{cfg.K} branch weights for SFD', teacher=options.teacher,
                 trials=options.trials, trainings=runs,
                 confirmation=f'{options.seeds} seeds of {arms} trainings each') | one | dict(

@@ -93,7 +93,7 @@ def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], 
     return dict(trains=f'{len(arms)} arms, {options.seeds} seeds of each',
                 arms='; '.join(runs), **shared,
                 compared_with=reality.line, samples=options.n,
-                memory_gb=max((p['memory_gb'] or 0 for p in plans), default=0),
+                memory_gb=max(p['memory_gb'] or 0 for p in plans) or None,
                 seconds_training=training, seconds_measuring=measuring,
                 seconds=None if training is None else training + measuring)
 
