@@ -267,6 +267,7 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
                 f'shape={shape}{whole}')
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
     own = f'; it says that they are {known}' if known and known != tuple(shape) else (
+        '; a picture has a shape (C, H, W)')*(len(shape) < 3) + (
         '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
         'pictures, and some take squares alone')*(len(shape) > 1) + (
         '; a video network may take other axes first, as (T, C, H, W)')*(len(shape) == 4)
