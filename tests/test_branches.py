@@ -366,6 +366,7 @@ def test_where_it_cannot_work_it_is_refused(name):
 
 def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r'shape=\(3,\) does not fit the teacher'): branch(teacher_of()[0], 2, shape=(3,))
+    with pytest.raises(ValueError, match=r'such samples; a picture has a shape \(C, H, W\)'): branch(EDMDenoiser(Images(nn.Conv2d(3, 3, 1))), 2, shape=(16,))
 
 
 def test_the_check_leaves_no_trace():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import typing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bdense_nb.app import shell as cli
 from bdense_nb.app import commands
 from bdense_nb.app.commands import Networks, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
 from bdense_nb.app.course import COMMANDS as COURSE
-from bdense_nb.app.plans import estimate_run
+from bdense_nb.app.plans import estimate_run, memory_on_paper
 from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said,
                                  spelled, words)
 from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
@@ -35,7 +36,7 @@ from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.students import load_student
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.evaluation.features import load_space
-from bdense_nb.evaluation.metrics import frechet_distance
+from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
 from bdense_nb.lab.experiments import EXPERIMENTS
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
@@ -279,6 +280,7 @@ MISTAKES = [
     ('bdense_evaluate s --experiment list', 'leave the student out'),
     ('bdense_evaluate nowhere --limit 3', 'limit belongs to an experiment'), ('bdense_evaluate nowhere --jobs 2', 'jobs belongs to an experiment'),
     ('bdense_evaluate nowhere --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
+    ('bdense_evaluate nowhere --data cats.npy', 'cats.npy: No such file'),
     ('bdense_export nowhere out', 'nowhere holds no'),
     ('bdense_export nowhere out --to pickle', "unknown format 'pickle'; choose one of: diffusers"),
     ('bdense_demo --steps 0', 'steps must be a whole number, at least 1, got 0'),
@@ -553,8 +555,13 @@ def test_answers_for_programs(at, tmp_path):
     answer = at.json(f'bdense_evaluate student --teacher plane --n 20 --out {tmp_path}/figures.json')
     assert answer['rows'] == json.loads((tmp_path/'figures.json').read_text())['rows'] and answer['rows'][0]['frechet_distance'] is None and answer['rows'][0]['sliced_wasserstein'] > 0
     assert at.json(f'bdense_export student {tmp_path}/e')['files'] == ['model.safetensors', 'sampling.json']
-    answer = at.json(f'bdense_search {tmp_path}/search --teacher plane --trials 4 --K 2 --steps 1 --batch 4 --pool 4 --n 4')
+    text = f'bdense_search {tmp_path}/search --teacher plane --trials 4 --K 2 --steps 1 --batch 4 --pool 4 --n 4'
+    answer = at.json(text)
     assert len(answer['weights']) == 2 and answer['trials'] == 4 and set(answer['confirmed']) >= {'best', 'uniform'}
+    by = {d['arm']: d for d in answer['differences']}
+    assert list(by) == ['best minus linear', 'best minus uniform', 'best minus endpoint'] and by['best minus uniform']['mean'] == pytest.approx(sum(answer['confirmed']['best'])/3 - sum(answer['confirmed']['uniform'])/3)
+    last, = re.findall('paired error on 3 other seeds: (.*)', at(text)[0])
+    assert [part.split(', ')[-1] for part in last.split('; ')] == [d['verdict'] for d in by.values()]
 
 
 def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
@@ -635,6 +642,20 @@ def test_samples_are_compared_with_a_folder_of_images(at, tmp_path):
     assert 'leave --features out' in at('bdense_evaluate student --teacher plane --n 4 --features inception', 1)[1]
     at(f'bdense_distill {tmp_path}/tiny --teacher small --preset demo --K 1 --steps 1 --batch 4 --pool 4')
     assert 'take --features inception' in at(f'bdense_evaluate {tmp_path}/tiny --teacher small --n 4 --data zoo --features fashion_mnist', 1)[1]
+
+
+@pytest.mark.parametrize('shape', [(2,), (3, 2)])
+def test_samples_that_are_no_pictures_are_compared_with_a_file(shape, tmp_path, capsys):
+    torch.manual_seed(0)
+    real, mine = torch.randn(30, *shape), torch.randn(20, *shape)
+    np.save(tmp_path/'mine.npy', real.numpy())
+    save_denoiser(EDMDenoiser(torch.nn.Linear(2, 2)), tmp_path/'teacher', dict(data=str(tmp_path/'mine.npy')))
+    for asked in (None, str(tmp_path/'mine.npy')):
+        reality = commands.find_reality(str(tmp_path/'teacher'), shape, asked)
+        measures = commands.distances(reality, reality.space(None))
+        assert measures['sliced_wasserstein'](mine) == sliced_wasserstein(mine.flatten(1), real[:20].flatten(1)) and 'mine.npy: 30 of' in reality.line
+    unknown = commands.find_reality('some:code', shape)
+    assert 'pass --data, a file of samples' in unknown.note and commands.distances(unknown, unknown.space(None)) == {}
 
 
 def test_a_card_knows_licence_and_data(at, tmp_path):
@@ -1038,6 +1059,25 @@ def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
     found = commands.on_one_gpu(EDMDenoiser(UNet(channels=1)), SFDConfig(batch=8, shape=(1, 8, 8)), (1, 8, 8), Hardware())
     assert found == dict(gpu_memory_gb=900., on_one_gpu='of 80 GB: 8 samples at a time do not fit; not even one does, weights and training alone take 880 GB: take several GPUs with --shard')
     assert [how[3].recompute for how in tried] == [False, False, True]
+
+
+class Shaped(torch.nn.Module):
+    "A network that shapes its answer as each sample, or with all=True as the whole batch."
+    def __init__(self, all=False): super().__init__(); self.out, self.all = torch.nn.Linear(12, 12), all
+
+    def forward(self, x, noise): return self.out(x.flatten(1)).view(x.shape if self.all else (-1, *x.shape[1:]))
+
+
+def test_a_network_without_numbers_is_planned_on_paper_alone(shell):
+    def empty(all=False):
+        with torch.device('meta'): return EDMDenoiser(Shaped(all))
+    shell.monkeypatch.setitem(sys.modules, 'empty', types.SimpleNamespace(make=empty, all=lambda: empty(True)))
+    line = 'bdense_distill x --teacher empty:{} --size 3,2,2 --preset demo --batch 4 --K 4'
+    plan = shell.json(line.format('make') + ' --dry_run')
+    assert plan['parameters'] == 156 and 'fits, with up to' in plan['on_one_gpu'] and plan['gpu_memory_gb'] > 0 and {plan[k] for k in ('seconds', 'seconds_teacher', 'memory_gb')} == {None}
+    for other in (line.format('make'), line.format('make').replace('distill', 'compare') + ' --dry_run'): assert 'without numbers' in shell(other, 1)[1]
+    assert 'cannot be given 4 branches' in shell(line.format('all') + ' --dry_run', 1)[1]
+    with pytest.raises(ValueError, match='cannot be given 4 branches'): memory_on_paper(EDMDenoiser(Shaped(True)), SFDConfig(shape=(3, 2, 2), batch=4))
 
 
 def test_adapters_from_the_shell(shell):

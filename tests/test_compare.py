@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from bdense_nb import load_student
-from bdense_nb.app.comparing import read_arms
+from bdense_nb.app.comparing import measuring_seconds, read_arms
 from bdense_nb.app.shell import bdense_compare, from_shell
 from bdense_nb.core import read_json
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDenoiser, save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
+from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
@@ -198,6 +199,16 @@ def test_the_papers_settings_plan(preset, tmp_path, monkeypatch):
                           dry_run=True, **data)
     assert plan['trains'] == '2 arms, 5 seeds of each' and plan['shape'] == [3, 32, 32] and not (tmp_path/'new').exists()
     assert plan['seconds'] > 3600
+
+
+def test_a_plan_counts_what_is_measured(teacher, tmp_path, monkeypatch):
+    "A second for each call: the students of all seeds, in every round, and the teacher's finest walk once for each number of calls."
+    monkeypatch.setattr(Sampler, 'seconds_per_sample', property(lambda arm: float(arm.nfe)))
+    save_denoiser(teacher, tmp_path/'plane', dict(data='spiral', shape=[2]))
+    plan = bdense_compare(tmp_path/'new', teacher=tmp_path/'plane', K=2, substeps=2, steps=2, batch=8, pool=8, seeds=3, n=1000, calls='2,3', dry_run=True)
+    fine = [dataclasses.replace(SHORT, nfe=n).reference().sampler(teacher).nfe for n in (2, 3)]
+    assert plan['seconds_measuring'] == 1000*(sum(fine) + 3*2*(2 + 3)) == pytest.approx(plan['seconds'] - plan['seconds_training'])
+    assert measuring_seconds(teacher, make_arms(PDConfig(start_steps=4)), (2,), 10, 3) == 10*(4 + 3*2*(2 + 1))
 
 
 def test_the_command_from_the_shell(teacher, tmp_path, capsys, monkeypatch):

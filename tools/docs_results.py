@@ -11,7 +11,7 @@ from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
     'Branches at growing budgets':
-        'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_*',
+        'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_* ring_copies ring_exact ring_other_networks',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
@@ -205,7 +205,7 @@ def summary(out: Path) -> list[str]:
     answer = re.search(r'\*\*Does it help\?\*\* (.*?) `bdense_compare`', front, re.S)[1]
     figure, said = re.search(r'(!\[[^]]*)\]\([^)]*gains\.png\)\s*(\*.*?\*)(?:\n|$)', front).groups()
     copy_to(ROOT/'data'/'results'/'gains.png', out/'images'/'gains.png')
-    answer = answer.replace('such a student', 'a student with branches')
+    answer = answer.replace('weighted towards the endpoint, it', 'a student with branches, weighted towards the endpoint,')
     return ['## Do branches help?', f'**{answer}** The shortest trainings on pictures lose by them, '
             'and a finer teacher brings a student nearer to it than they do.',
             f'{figure}](images/gains.png)', said,
@@ -213,9 +213,9 @@ def summary(out: Path) -> list[str]:
 
 
 def beside(name: str, files: dict[str, dict]) -> str:
-    "The file in whose entry a file is opened: of another teacher or start the one of copies."
-    copies = re.sub('_(exact|other_networks)$', '_copies', name)
-    return copies if copies in files else name
+    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves."
+    other = re.sub('_quarter$', '', re.sub('_(exact|other_networks)$', '_copies', name))
+    return other if other in files else name
 
 
 def result(name: str, data: dict, out: Path, alts: dict[str, str]) -> tuple[list[str], list[str]]:

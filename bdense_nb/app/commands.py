@@ -38,10 +38,11 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
            'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known',
            'check_source', 'adapted', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish',
-           'Search', 'search_configs', 'search_plan', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
-           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'taught_by',
-           'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
-           'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+           'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan',
+           'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
+           'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student',
+           'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment',
+           'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
@@ -74,9 +75,10 @@ from ..evaluation.pictures import show_points, show_rows, show_trajectories
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import (EXPORTS, NOISE_OFF, export_student, load_pretrained,
                                       sampling_json, unit_noise_excess, with_adapters)
-from ..lab.experiments import (EXPERIMENTS, difference_table, differences, run_experiment,
-                                       run_name, stored_rows)
-from ..lab.search import STARTS, confirm_weights, save_search, search_weights, show_search
+from ..lab.experiments import (EXPERIMENTS, Difference, difference_table, differences,
+                                       run_experiment, run_name, stored_rows)
+from ..lab.search import (STARTS, SearchResult, confirm_weights, save_search, search_weights,
+                                  show_search)
 from ..training.checkpoints import checksum, claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import peak_bytes
@@ -261,6 +263,7 @@ def announce(plan: Callable[[], dict], folder: Path) -> None: # folder: the run'
 def how_measured(estimate: dict) -> str:
     "Where an estimate's seconds come from."
     measured, batch = (estimate[k] for k in ('measured_batch', 'batch'))
+    if estimate.get('device') == 'meta': return 'nothing: the network has no numbers'
     if measured is None:
         return ('not at all: not even 2 samples fit into the memory; a smaller network or another '
                 'device is needed')
@@ -280,8 +283,8 @@ def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None 
     memory = None if mean('memory_gb') is None else max(p['memory_gb'] for p in parts)
     if memory and is_banked(cfg, bank) and not bank and one['device'] == 'cpu':
         memory += walks*mean('bank_gb')
-    walking = walks*mean('seconds_teacher')
     training = mean('seconds_student')
+    walking = None if training is None else walks*mean('seconds_teacher')
     return dict(parameters=one['parameters'], nfe=sorted({p['nfe'] for p in parts}),
                 updates=round(mean('updates')), batch=cfg.batch, substeps=cfg.substeps,
                 teacher_samples=round(walks*mean('teacher')),
@@ -432,6 +435,7 @@ def is_here(data: str | None) -> bool:
 def check_data(data: str) -> None:
     "Refuse what is neither the name of a data set nor a folder nor a file of samples."
     if not is_here(data):
+        if Path(data).suffix or os.sep in data: os.stat(data) # no such file
         files = 'a folder of images', 'a file of samples (.npy, .safetensors)'
         check_choice('data', data, (*DATA, *files))
 
@@ -733,7 +737,12 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
     if name in TEACHERS: return load_teacher(name, device)
-    if is_code(name): return teacher_of_code(name).to(device)
+    if is_code(name):
+        made = teacher_of_code(name)
+        if device_of(made).type != 'meta': return made.to(device)
+        if options.dry_run and isinstance(options, Distill): return made
+        raise ValueError(f'{name} makes a network on the device meta, without numbers, which '
+                         'bdense_distill --dry_run alone can take')
     if not Path(name).is_dir():
         raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a '
                          f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
@@ -1011,7 +1020,7 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
                  trust: bool = False) -> None: # pairs: clean data and labels, if there are any
     "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
     with torch.no_grad(): frozen_copy(source, shape) # what does not fit says so
-    if pairs is None and is_known(name): return
+    if pairs is None and is_known(name) or device_of(source).type == 'meta': return
     plain = unguided(source) # guidance exaggerates
     also = '' if pairs else ', or it has learned too little'
     if not pairs:
@@ -1167,14 +1176,23 @@ def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
     careful = cfg.reference().sampler(source)
     few = cfg.sampler(source)
     scoring = n*(runs*few.seconds_per_sample + 2*careful.seconds_per_sample)
-    walking = (options.seeds + 1)*one['seconds_teacher']
-    training = None if one['seconds_student'] is None else runs*one['seconds_student']
+    walking = training = None
+    if one['seconds'] is not None:
+        walking = (options.seeds + 1)*one['seconds_teacher']
+        training = runs*one['seconds_student']
     return dict(searches=f'{cfg.K} branch weights for SFD', teacher=options.teacher,
                 trials=options.trials, trainings=runs,
                 confirmation=f'{options.seeds} seeds of {arms} trainings each') | one | dict(
         samples_scored=n, seconds_teacher=walking, seconds_student=training,
         seconds_scoring=scoring,
         seconds=None if training is None else walking + training + scoring)
+
+def confirmed_differences(result: SearchResult) -> list[Difference]:
+    "The best weights against each of the named ones, on seeds that the search did not see."
+    cfg = result.cfg
+    return [Difference(f'best minus {name}', cfg.nfe, cfg.steps, None, sum(scores)/len(scores),
+                       result.difference(name), cfg.steps)
+            for name, scores in result.confirmed.items() if name != 'best']
 
 def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     "Search, confirm, draw."
@@ -1201,8 +1219,13 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     weights = list(result.best.weights)
     print(f'best weights: {", ".join(f"{w:.3f}" for w in weights)}; {out}/ holds search.json and '
           f'search.png')
+    found = confirmed_differences(result)
+    print(f'paired error on {len(seeds)} other seeds:', '; '.join(
+        f'{d.arm} {d.interval.mean:.2g} [{d.interval.low:.2g}, {d.interval.high:.2g}], {d.verdict}'
+        for d in found))
     return dict(out=str(out), weights=weights, score=result.best.score, trials=len(result.trials),
-                confirmed={k: list(v) for k, v in result.confirmed.items()}, **about_run())
+                confirmed={k: list(v) for k, v in result.confirmed.items()},
+                differences=difference_rows(dict(paired_error=found)), **about_run())
 
 # %% ../../nbs/app/03_commands.ipynb #598d70ce
 @dataclass(frozen=True, kw_only=True)
@@ -1290,8 +1313,8 @@ class Evaluate(Teachers):
     # how many samples: 200, 1,000 or 10,000
     preset_name: Literal['quick', 'standard', 'full'] = 'standard'
     n: int | None = None # samples, from seeds 0..n-1
-    # what they are compared with: fashion_mnist, cifar10, a 2-D set or a folder of images, which
-    # are brought to the samples' size; default: what the teacher was trained on
+    # what they are compared with: fashion_mnist, cifar10, a 2-D set, a file of samples, or a folder
+    # of images, which are brought to the samples' size; default: what the teacher was trained on
     data: str | None = None
     # of the Fréchet distance: fashion_mnist (shipped, for 28 x 28 grey images) or inception (any
     # images; needs torch-fidelity)
@@ -1315,20 +1338,20 @@ class Reality:
     "What samples are compared with."
     data: str | None # as `read_data` takes it; None: nobody knows
     features: str | None = None # a key of `FEATURE_SPACES`; None: no Fréchet distance
-    images: Tensor | None = None # [N, C, H, W]; None: the shipped statistics, or fresh points
-    note: str = '' # why there is no Fréchet distance
+    samples: Tensor | None = None # [N, *D]; None: the shipped statistics, or fresh points
+    note: str = '' # why there is no distance
 
     @property
     def line(self) -> str: # in words
         "What the samples are compared with, in words."
-        if self.images is not None: return data_line(self.images, None, self.data)
+        if self.samples is not None: return data_line(self.samples, None, self.data)
         if self.note: return self.note
         return ('the 60,000 training images of Fashion-MNIST' if self.features
                 else f'fresh points of {self.data}')
 
     def space(self, options) -> Callable[[Tensor], Tensor] | None: # None: no images are compared
         "What maps the images to features, on the device of the options; it may be missing."
-        if self.images is None: return None
+        if self.samples is None or self.features is None: return None
         return load_space(self.features, find_device(options.device), options.features_path)
 
 def check_features(features: str | None, shape: tuple[int, ...]) -> None:
@@ -1345,36 +1368,37 @@ def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
                  features: str | None = None) -> Reality:
     "What a student's samples are compared with: what was asked for, else its teacher's data."
     kind = data or data_of(teacher)
+    pictures = len(shape) == 3
     space = features or ('fashion_mnist' if shape == SHIPPED else None)
     check_features(features, shape)
-    if len(shape) != 3:
-        if kind in TOY_SETS and shape == (2,): return Reality(kind)
-        return Reality(kind, note=f'no distance to data: a sample is of shape {shape}; --data '
-                                  f'knows points of {", ".join(TOY_SETS)}')
-    if not is_here(kind) and (kind is None or data is None):
+    if kind in TOY_SETS and shape == (2,): return Reality(kind)
+    if data is None and not is_here(kind):
         why = ('does not say what it was trained on' if kind is None
-               else f'was trained on {kind}, which is not here')
-        return Reality(kind, note=f'no Fréchet distance: {teacher} {why}; pass --data, a folder '
-                                  f'of images for instance')
-    if space is None:
+               else f'was trained on {kind}, which is no data set here')
+        what, how = (('Fréchet distance', 'folder of images') if pictures
+                     else ('distance to data', 'file of samples'))
+        return Reality(kind, note=f'no {what}: {teacher} {why}; pass --data, a {how} for instance')
+    if pictures and space is None:
         return Reality(kind, note=f'no Fréchet distance: the shipped features are for images of '
                                   f'shape {SHIPPED}, these are {shape}; --features inception takes '
                                   f'any (pip install "bdense-nb[fid]")')
     if kind == space == 'fashion_mnist': return Reality(kind, space)
-    images, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
-    if len(images) < 2:
+    samples, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
+    if pictures and len(samples) < 2:
         raise ValueError(f'{kind} holds a single image, and a Fréchet distance needs at least two')
-    return Reality(kind, space, images)
+    return Reality(kind, space, samples)
 
 def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict[str, Callable]:
-    "Name -> how like real data a set of samples is; space: where `reality.images` are compared."
-    if reality.images is not None:
-        real = space(reality.images)
-        return dict(frechet_distance=lambda x: frechet_distance(space(x), real))
+    "Name -> how like real data a set of samples is; space: where images are compared."
+    if space is not None:
+        seen = space(reality.samples)
+        return dict(frechet_distance=lambda x: frechet_distance(space(x), seen))
     if reality.features: return dict(frechet_distance=fashion_fd)
-    def to_fresh(x): return sliced_wasserstein(x, toy_2d(reality.data, len(x), 10**6))
-    in_plane = reality.data in TOY_SETS and not reality.note
-    return dict(sliced_wasserstein=to_fresh) if in_plane else {}
+    if reality.note: return {}
+    def sliced(x): # as many of each
+        real = toy_2d(reality.data, len(x), 10**6) if reality.samples is None else reality.samples
+        return sliced_wasserstein(x[:len(real)].flatten(1), real[:len(x)].flatten(1))
+    return dict(sliced_wasserstein=sliced)
 
 def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
     "The teacher with the conditions of its student, and the guidance that its card names."
@@ -1431,7 +1455,7 @@ def evaluate_student(options: Evaluate) -> dict:
     if options.out: write_json(options.out, report) # first, since nobody may be there to listen
     print_table([row])
     if 'sliced_wasserstein' in row:
-        print(f'sliced Wasserstein distance to fresh points: {row["sliced_wasserstein"]:.4f}')
+        print(f'sliced Wasserstein distance {row["sliced_wasserstein"]:.4f}, to {reality.line}')
     else:
         print(reality.note or f'Fréchet distance in the features {reality.features}, to '
                               f'{reality.line}')

@@ -25,7 +25,7 @@ from ..lab.experiments import measures_of
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'compare_plan', 'compare_run', 'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str): # a number, a tuple, None or a word
@@ -66,12 +66,25 @@ class Compare(Distilled):
     features_path: str | None = None # a copy of the features' weights
     limit: int | None = None # stop after so many trainings
 
+def measuring_seconds(source, arms: tuple, shape: tuple[int, ...], n: int, seeds: int) -> float:
+    "What it takes to draw n samples of every student, and of the teacher in its finest steps."
+    cfgs = [one for arm in arms for one in arm.cfg.each.values()]
+    calls = sum(sum(one.rounds or [one.nfe]) for one in cfgs)
+    few = cfgs[0].sampler(unguided(source), shape)
+    walks = sum(plan.sampler(source).seconds_per_sample
+                for plan in {one.reference(shape) for one in cfgs}) # made once each
+    return n*(walks + seeds*calls*few.seconds_per_sample/few.nfe)
+
 def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], data: str,
                  reality: Reality, hardware: Hardware) -> dict:
     "What a comparison would do and take."
     plans = [distill_plan(source, options.teacher, arm.cfg, shape, data, options.out, hardware)
              for arm in arms]
-    seconds = [plan['seconds'] for plan in plans]
+    each = [plan['seconds'] for plan in plans]
+    training = measuring = None
+    if None not in each:
+        training = options.seeds*sum(each)
+        measuring = measuring_seconds(source, arms, shape, options.n, options.seeds)
     runs = [f'{a.name} ({a.key["calls"]} calls, {a.key["iterations"]} iterations)'
             for a in arms]
     shared = {k: plans[0][k] for k in ('teacher', 'shape', 'data', 'parameters', 'batch', 'device',
@@ -79,8 +92,9 @@ def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], 
     return dict(trains=f'{len(arms)} arms, {options.seeds} seeds of each',
                 arms='; '.join(runs), **shared,
                 compared_with=reality.line, samples=options.n,
-                memory_gb=max((p['memory_gb'] or 0 for p in plans), default=0),
-                seconds=None if None in seconds else options.seeds*sum(seconds))
+                memory_gb=max(p['memory_gb'] or 0 for p in plans) or None,
+                seconds_training=training, seconds_measuring=measuring,
+                seconds=None if training is None else training + measuring)
 
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
     "Check, plan, compare, show."

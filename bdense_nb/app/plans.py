@@ -99,7 +99,7 @@ def kept_bytes(
 def device_bytes(device: torch.device) -> int | None: # None where the system does not say
     "All the memory that a device has."
     if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
-    if not hasattr(os, 'sysconf'): return None
+    if device.type == 'meta' or not hasattr(os, 'sysconf'): return None
     return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
 
 # %% ../../nbs/app/01_plans.ipynb #abcf11a7
@@ -185,7 +185,10 @@ def estimate_run(
     walks = {}
     teacher = frozen_copy(teacher, shape)
     maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
-    one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
+    if device.type == 'meta': # nothing to measure, but branches must fit
+        branched_student(teacher, student, cfg.K, cfg.layer, shape)
+        one = dict(seconds=None, memory_gb=None, measured_batch=None)
+    else: one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
     by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
     iterations = len(cfg.rounds or [0])*cfg.loop.steps

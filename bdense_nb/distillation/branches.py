@@ -167,8 +167,7 @@ def branch(
                       'equal: make it trainable, or take K=1', stacklevel=2)
     _replace(student.net, layer, wide)
     branched = BranchedDenoiser(student, K, layer, still)
-    if not wide.weight.is_meta: # there are no numbers to compare
-        _check_branches(branched, _known_shape(student, shape))
+    _check_branches(branched, _known_shape(student, shape))
     return branched
 
 def adapters(net: nn.Module) -> dict[str, nn.Module]: # name of a layer -> what peft made of it
@@ -268,6 +267,7 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
                 f'shape={shape}{whole}')
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
     own = f'; it says that they are {known}' if known and known != tuple(shape) else (
+        '; a picture has a shape (C, H, W)')*(len(shape) < 3) + (
         '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
         'pictures, and some take squares alone')*(len(shape) > 1) + (
         '; a video network may take other axes first, as (T, C, H, W)')*(len(shape) == 4)
@@ -348,11 +348,12 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
     apart = _moved_apart(wide)
     alone = []
     try:
-        for k in range(K):
+        for k in range(1 if apart.weight.is_meta else K): # without numbers all are alike
             _replace(denoiser.net, layer, _rows(apart, K, k))
             alone.append(_fitting_call(denoiser, shape))
         _replace(denoiser.net, layer, apart)
-        try: reason = _difference(_call(denoiser, shape), torch.stack(alone, 1), layer)
+        alone = torch.stack(alone*(K//len(alone)), 1)
+        try: reason = _difference(_call(denoiser, shape), alone, layer)
         # whatever a foreign network raises
         except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}'
     finally: _replace(denoiser.net, layer, wide)
@@ -384,13 +385,14 @@ def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str: # '' if i
 
 def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."
+    want = alone.flatten(0, 1).shape
+    wrong = f'it answers with shape {list(many.shape)} instead of {list(want)}'*(many.shape != want)
+    if many.is_meta: return wrong
     if not alone.isfinite().all():
         return 'it answers with NaN or infinity, so nothing can be compared'
     size = (alone - alone.mean(1, keepdim=True)).abs().max()
     if size == 0: return 'the answer does not depend on it'
-    if many.shape != alone.flatten(0, 1).shape:
-        want = list(alone.flatten(0, 1).shape)
-        return f'it answers with shape {list(many.shape)} instead of {want}'
+    if wrong: return wrong
     apart = (many.unflatten(0, (len(alone), -1)) - alone).abs()
     gap = (apart.flatten(2).amax((0, 2))/size).tolist()
     if max(gap) < .02: return ''
