@@ -158,6 +158,8 @@ def test_images_need_features_for_the_second_measure(tmp_path):
     exact = MixtureDenoiser(torch.randn(3, 1, 4, 4), torch.full((3,), .1), torch.ones(3))
     images = exact.sample(64, 0)
     assert teacher_world(exact, (1, 4, 4), data=images).quality == {}
+    series = exact.sample(8, 0).flatten(1, 2)
+    assert teacher_world(lambda x, sigma, cond=None: x, (4, 4), data=series).quality['sliced_wasserstein'](series) == 0  # samples of any other shape
     world = teacher_world(exact, (1, 4, 4), data=images, features=lambda x: x.flatten(1)[:, :3])
     near, far = (world.quality['frechet_distance'](x) for x in (exact.sample(64, 9), images + 1))
     assert 0 <= near < far

@@ -197,3 +197,14 @@ def test_classes_that_a_denoiser_does_not_know(label, message):
         with pytest.raises(ValueError, match=message): walk(Three(0., 1.), x, [2., 1.], cond=label)
         with pytest.raises(ValueError, match='no classes'): walk(Without(0., 1.), x, [2., 1.], cond=torch.zeros(2, dtype=torch.long))
         walk(GaussianDenoiser(0., 1.), x, [2., 1.], cond=label[:2])
+
+
+def test_a_cold_first_call_is_not_what_a_sample_takes(monkeypatch):
+    "On a clock of its own: the first call takes a second, each later one .01 for a sample."
+    clock, calls = [0.], []
+    def denoiser(x, sigma, cond=None):
+        clock[0] += .01*len(x) if calls else 1.
+        calls.append(len(x))
+        return x
+    monkeypatch.setattr(sm.time, 'perf_counter', lambda: clock[0])
+    assert sm.Sampler(denoiser, (80., .002), False, (2,)).seconds_per_sample == pytest.approx(.01) and calls[:3] == [2, 2, 8]

@@ -519,13 +519,13 @@ class Sampler:
     def seconds_per_sample(self) -> float: # infinite where not even two fit into the memory
         "Measured here: batches grow up to 256 samples, while .2 seconds should do for one."
         took, last, seconds, more = math.inf, 0, 0., 0. # more: what one more sample took
-        for n in (2, 8, 32, 128, 256):
-            if seconds + more*(n - last) > .2: break
+        for n in (2, 2, 8, 32, 128, 256): # the first one warms up
+            if seconds + more*(n - last) > (5 if n == last else .2): break
             begin = time.perf_counter()
             try: self.sample(n)
             except torch.cuda.OutOfMemoryError: break
             before, seconds = seconds, time.perf_counter() - begin
-            took, more = seconds/n, last and max(seconds - before, 0.)/(n - last) # 2 warms up
+            took, more = seconds/n, n > last > 0 and max(seconds - before, 0.)/(n - last)
             last = n
         return took
 

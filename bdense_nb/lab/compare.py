@@ -34,7 +34,8 @@ __all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 't
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
 def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]: # name -> measure
     "How far a set of samples is from data."
-    def sliced(x): return sliced_wasserstein(x[:len(data)], data[:len(x)]) # as many of each
+    def sliced(x): # as many of each
+        return sliced_wasserstein(x[:len(data)].flatten(1), data[:len(x)].flatten(1))
     if features is None: return dict(sliced_wasserstein=sliced)
     real = features(data)
     return dict(frechet_distance=lambda x: frechet_distance(features(x), real))
