@@ -159,7 +159,8 @@ class Comparison:
                  for r in self.speed]
         reads = ('Below zero an arm is better than the host; bold: the interval excludes zero. '
                  'What holds at one budget need not hold at another.')
-        taught = ', '.join(f'{error:.4f} away at {calls} calls' for calls, error in self.taught.items())
+        taught = ', '.join(f'{error:.4f} away at {calls} calls'
+                           for calls, error in self.taught.items())
         floor = [f'What the first arm is taught ends {taught} (paired error): a finer teacher '
                  '(`substeps=`) ends nearer.']*bool(taught)
         return '\n\n'.join([f'Arms: {arms}.', reads, *tables, *floor, '\n'.join(rows)])
