@@ -20,6 +20,7 @@ def drawn_once(monkeypatch):
 import sys; sys.argv.append('--InlineBackend.print_figure_kwargs={"bbox_inches": None}')
 """
     monkeypatch.setattr(run_notebooks, 'KERNEL', code + run_notebooks.KERNEL)
+    monkeypatch.delenv('MPLBACKEND', raising=False)  # what a command has set in this process, kernels would inherit
 
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(NBS).as_posix())
