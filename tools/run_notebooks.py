@@ -61,7 +61,7 @@ WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot',
 KERNEL = '''
 import os, sys, matplotlib
 sys.modules['debugpy'] = None  # nobody looks for it here
-os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
+os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # not what the asking process draws with
 matplotlib.rcParams['backend'] = os.environ['MPLBACKEND']
 from ipykernel import kernelapp as app
 app.launch_new_instance([*sys.argv[1:], f'--IPKernelApp.parent_handle={os.getppid()}'])
