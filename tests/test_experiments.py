@@ -218,7 +218,7 @@ def test_the_verdict_of_the_front_page():
     assert all((d.verdict == 'better') == (d.nfe >= 4) for d in found('fashion_pd', 'paired_error')) and {d.verdict for d in found('fashion_pd', 'frechet_distance')} == {'better'}
     assert {d.verdict for m in ('paired_error', 'sliced_wasserstein') for d in found('ring_pd', m)} == {'worse', 'not told apart'}
     assert 'Progressive Distillation gains on pictures too, down to four steps, and mostly loses on points.' in text
-    assert 'weighted towards the endpoint, it ends in two calls about two percent nearer to its teacher and to the data on small pictures, in four more than one; on points less than one, on a ring only to the data' in text
+    assert 'weighted towards the endpoint, its student ends in two calls about two percent nearer to its teacher and to the data on small pictures, in four more than one; on points less than one, on a ring only to the data' in text
     four = ' and '.join(f'{-100*gains["Fashion, 4 calls", m].interval.mean/gains["Fashion, 4 calls", m].host:.1f}' for m in ('paired_error', 'frechet_distance'))
     assert f'in four calls by {four} %, on spiral and moons by less than 1 %' in text and min(map(float, four.split(' and '))) > 1
     assert [d.verdict for _, d in heavy['Fashion, 4 calls', 'paired_error']][-2:] == ['worse', 'better']  # "four calls need longer ones"

@@ -205,7 +205,7 @@ def summary(out: Path) -> list[str]:
     answer = re.search(r'\*\*Does it help\?\*\* (.*?) `bdense_compare`', front, re.S)[1]
     figure, said = re.search(r'(!\[[^]]*)\]\([^)]*gains\.png\)\s*(\*.*?\*)(?:\n|$)', front).groups()
     copy_to(ROOT/'data'/'results'/'gains.png', out/'images'/'gains.png')
-    answer = answer.replace('weighted towards the endpoint, it', 'a student with branches, weighted towards the endpoint,')
+    answer = answer.replace('weighted towards the endpoint, its student', 'a student with branches, weighted towards the endpoint,')
     return ['## Do branches help?', f'**{answer}** The shortest trainings on pictures lose by them, '
             'and a finer teacher brings a student nearer to it than they do.',
             f'{figure}](images/gains.png)', said,
