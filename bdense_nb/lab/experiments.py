@@ -612,6 +612,11 @@ EXPERIMENTS = {
                             'endpoint (SFD)'),
     'fashion_pd': _fashion('Do two branches help Progressive Distillation, from 128 steps to 1?',
                            pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)'),
+    'fashion_pd_long': _fashion(
+        'Do two branches help Progressive Distillation with 1,000 updates of 128 a round, '
+        'from 64 steps to 1?',
+        pd_arms(dataclasses.replace(FASHION_PD, start_steps=64, batch=128), (1000,))[:3],
+        'K = 1 (PD)'),
     'fashion_pd_quarter': _fashion(
         'Do four branches help when every round takes a quarter of the steps, from 128 to 2?',
         quarter_arms(FASHION_PD, 128, 2), 'K = 1 (PD)'),
@@ -898,7 +903,8 @@ def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations
 #: worlds: network calls of the students, and the experiments that train there with growing budgets
 GAINS = {'spiral': (2, ('spiral_copies', 'spiral_longest')), 'two moons': (2, ('moons_copies',)),
          'ring': (2, ('ring_copies',)),
-         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
+         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_longest',
+                               'fashion_4096')),
          'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls'))}
 #: the arms that all of them have
 HELD = ('linear', 'endpoint-heavy', 'K = 4, linear', 'K = 4, endpoint-heavy')
