@@ -20,7 +20,7 @@ from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import Host
 from ..distillation.variable import SFDVConfig
-from ..lab.compare import Comparison, compare, make_arms
+from ..lab.compare import Comparison, compare, make_arms, same_ends
 from ..lab.experiments import measures_of
 from ..training.config import Hardware
 
@@ -71,8 +71,9 @@ def measuring_seconds(source, arms: tuple, shape: tuple[int, ...], n: int, seeds
     cfgs = [one for arm in arms for one in arm.cfg.each.values()]
     calls = sum(sum(one.rounds or [one.nfe]) for one in cfgs)
     few = cfgs[0].sampler(unguided(source), shape)
-    walks = sum(plan.sampler(source).seconds_per_sample
-                for plan in {one.reference(shape) for one in cfgs}) # made once each
+    judges = {arm.judged(n).reference(shape) # each walks once
+              for arm in same_ends(arms, shape) for n in arm.cfg.each}
+    walks = sum(plan.sampler(source).seconds_per_sample for plan in judges)
     return n*(walks + seeds*calls*few.seconds_per_sample/few.nfe)
 
 def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], data: str,
