@@ -87,7 +87,7 @@ def directives(cell) -> dict[str, str]:
 @cache
 def tree(source: str) -> ast.Module:
     "The source's syntax tree; notebook magics are left out."
-    return ast.parse(re.sub(r'^\s*[%!].*$', '', source, flags=re.M))
+    return ast.parse(re.sub(r'^[%!].*$', '', source, flags=re.M))
 
 
 def markdown_cell(text: str):
