@@ -540,7 +540,8 @@ class Windowed:
 @dataclass(frozen=True, kw_only=True)
 class Teach(Windowed, Watched, Networks):
     "Train a teacher with EDM preconditioning; run the same command again to resume."
-    out: Positional[Named] # folder for checkpoints and the finished teacher; a run there is resumed
+    # folder for checkpoints and the finished teacher; a run there is resumed
+    out: Positional[Named]
     # fashion_mnist, cifar10, ring, moons, spiral, checkerboard, a folder of images, a CSV file of
     # a series, or a file of samples: an array [N, *D] in .npy, or `samples` in .safetensors
     data: str = 'fashion_mnist'
@@ -573,7 +574,7 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
 def teach_data(
     options: Teach,
     seed: int,
-) -> tuple[Tensor, Tensor | dict | None, Callable | None]: # data, conditions, `new_denoiser`'s make
+) -> tuple[Tensor, Tensor | dict | None, Callable | None]: # data, conditions, what makes a network
     "What a teacher is trained on, and what makes its network."
     make = find_net(options.net)
     if not options.data.lower().endswith('.csv'): return *image_data(options, seed), make
@@ -682,7 +683,7 @@ def about_teacher(name: str) -> dict: # {} of a diffusers model
     if is_diffusers(name) or is_code(name): return {}
     return read_about(data_dir()/TEACHERS[name] if name in TEACHERS else name).get('about', {})
 
-def teacher_facts(name: str) -> dict[str, str]: # 'licence' and 'teacher_data', where they are known
+def teacher_facts(name: str) -> dict[str, str]: # 'licence' and 'teacher_data', where known
     "What a teacher's folder says for the model cards of its students."
     about = about_teacher(name)
     folder = data_dir()/TEACHERS[name] if name in TEACHERS else Path(name)
@@ -866,7 +867,8 @@ class Distilled(Teachers):
     # sample gets one by its seed, and sample i of --data row i; default: the teacher's own, or
     # random classes
     conditions: str | None = None
-    null_condition: str | None = None # safetensors of one row: the condition of "nothing", to guide
+    # safetensors of one row: the condition of "nothing", to guide
+    null_condition: str | None = None
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Watched, Distilled):
@@ -1007,7 +1009,8 @@ def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
     "The teacher's trajectories: a bank, or for several step counts one for each; None: not kept."
     if not is_banked(cfg, bank): return None
     if (note := folder/'run.json').is_file(): # another run's folder is refused before the walks
-        said = {k: v for k, v in asdict(cfg).items() if v is not None} # None may be filled in later
+        # None may be filled in later
+        said = {k: v for k, v in asdict(cfg).items() if v is not None}
         claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free, cfg.fixed)
     return cfg.bank(source, bank)
 

@@ -109,7 +109,7 @@ def estimate_training(
     cfg: TrainConfig, # of the run
     hardware: Hardware = Hardware(), # of the run
     teacher: Callable | None = None, # what the steps call
-) -> dict[str, float | None]: # seconds (an iteration's), memory_gb, measured_batch; None: none fits
+) -> dict[str, float | None]: # seconds of an iteration, memory_gb, measured_batch; None: none fits
     """Time and memory of one iteration, measured in the real loop, and prolonged to the run's own
     batch where that is slow."""
     kept = {}

@@ -49,7 +49,8 @@ class Command:
     options: type[Options] # its own options
     examples: Sequence[tuple[str, str]] = () # arguments, and what they do
     configs: Callable[[dict[str, str]], Sequence] = lambda said: () # typed -> to be filled
-    hosts: Sequence[type] = () # classes that `configs` may answer with, depending on what was typed
+    # classes that `configs` may answer with, depending on what was typed
+    hosts: Sequence[type] = ()
 
 # %% ../../nbs/app/02_shell.ipynb #f992177a
 #: other names of options; the first one that the command has is meant
@@ -139,7 +140,8 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own opti
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(commas_rule)
     text = io.StringIO()
-    plain = () if asked else (tyro.conf.HelptextFromCommentsOff,) # comments are read for help alone
+    # comments are read for help alone
+    plain = () if asked else (tyro.conf.HelptextFromCommentsOff,)
     try:
         with registry, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             found = tyro.cli(kind, prog=name, description='', args=args, use_underscores=True,

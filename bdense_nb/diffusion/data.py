@@ -259,7 +259,8 @@ def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) ->
 def image_folder(
     path: Path | str, # with PNG, JPEG or WebP files, or with a sub-folder of them for each class
     size: int | tuple[int, int] | None = None, # (H, W) or one side: crop and resize; None: as is
-    channels: int | None = None, # 1: grey, 3: colour (as palettes and WebP); None: as the files are
+    # 1: grey, 3: colour (as palettes and WebP); None: as the files are
+    channels: int | None = None,
     max_gb: float = 8., # refuse a set that takes more memory, in GB of 2**30 bytes
 ) -> tuple[Tensor, Tensor | None]: # [N, C, H, W], float32 in [-1, 1], by name; labels [N], int64
     "A folder of images as one tensor; what cannot be read is refused by name, if possible early."

@@ -452,7 +452,8 @@ class CalledNet(nn.Module):
         return self.net(x, noise, **more)
 
 def as_net(
-    net: nn.Module | partial, # `net(x, noise)`, `net(x, noise, cond)`, or that by functools.partial
+    # `net(x, noise)`, `net(x, noise, cond)`, or that by functools.partial
+    net: nn.Module | partial,
 ) -> nn.Module: # that is called with three arguments
     "A network as denoisers call one; what cannot be called so is refused."
     call, more = net, {}
@@ -627,7 +628,7 @@ class EDMDenoiser(NetDenoiser):
 
     config = _config('sigma_data')
 
-    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor: # [B (or B*K), *D]
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor: # [B or B*K, *D]
         s = as_column(sigma, x)
         noise = (s.flatten().log()/4).expand(x.shape[0])
         return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, cond)
@@ -1210,7 +1211,7 @@ def _follows(denoiser: Callable, noise: Tensor, cond) -> str: # '' if it is what
     return (f'shown noise alone, its network follows it by {got:.2g}, where {want:g} is expected: '
             f'it predicts {named}')
 
-def _readings(denoiser: Callable) -> dict[str, Callable]: # name -> the same network, read otherwise
+def _readings(denoiser: Callable) -> dict[str, Callable]: # name -> the network, read otherwise
     "What else the network of a VP or flow denoiser could be."
     if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)): return {}
     T = len(denoiser.alpha_bar) if isinstance(denoiser, VPDenoiser) else 1000

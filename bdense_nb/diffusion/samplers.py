@@ -354,7 +354,7 @@ def draw_start(
     shape: Sequence[int], # of one sample
     seeds: Sequence[int], # one per sample
     sigma_max: float, # what unit noise is multiplied by
-) -> tuple[Tensor, Tensor | dict | None]: # x [B, *D] on the denoiser's device, conditions of B rows
+) -> tuple[Tensor, Tensor | dict | None]: # x [B, *D] on the denoiser's device, B conditions
     "The start of a trajectory from seeds: noise, and the conditions of `draw_conditions`."
     x = sigma_max*sample_noise(seeds, shape, device_of(denoiser))
     return x, cond_like(draw_conditions(denoiser, seeds), x)
@@ -471,7 +471,7 @@ class Sampler:
         return (f'{type(self).__name__}({kind}, samples {list(self.shape)}, {self.nfe} network '
                 f'calls, {len(self.sigmas) - 1} {steps} steps from {self.sigmas[0]:g})')
 
-    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | dict | None]: # see `draw_start`
+    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | dict | None]: # see draw_start
         "Scaled noise and conditions of some seeds: the same for all that start at one noise level."
         return draw_start(self.denoiser, self.shape, seeds, float(self.sigmas[0]))
 

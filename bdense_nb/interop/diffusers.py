@@ -689,7 +689,8 @@ def sample_ddim_like_diffusers(
     if config.thresholding:
         raise ValueError('dynamic thresholding is not supported; set thresholding=False')
     for t in scheduler.timesteps.tolist():
-        before = t - config.num_train_timesteps//n_steps # not always the next one of its time steps
+        # not always the next one of its time steps
+        before = t - config.num_train_timesteps//n_steps
         a = table[t]
         b = table[before] if before >= 0 else float(scheduler.final_alpha_cumprod)
         x0_hat = denoiser(z/a**.5, ((1 - a)/a)**.5, cond)

@@ -607,7 +607,7 @@ class StudentStep(nn.Module):
         return x0_hat + sigma_next/sigma*(x - x0_hat)
 
 # %% ../../nbs/interop/02_export.ipynb #cf4fbfb3
-def _count_below(op) -> Callable: # a level's place in an ascending table: the number of those below
+def _count_below(op) -> Callable: # a level's place in an ascending table: the number below
     def searchsorted(levels, want, out_int32=False, right=False, side=None, sorter=None):
         last = op.Constant(value_ints=[-1])
         below = op.Less(levels, op.Unsqueeze(want, last))

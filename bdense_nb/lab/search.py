@@ -102,7 +102,8 @@ class SearchResult:
     n_samples: int # that each student is scored on
     trials: tuple[SearchTrial, ...] # in their order
     confirm_seeds: tuple[int, ...] = () # training seeds of the confirmation
-    confirmed: dict[str, tuple[float, ...]] | None = None # 'best' and named weights -> their scores
+    # 'best' and named weights -> their scores
+    confirmed: dict[str, tuple[float, ...]] | None = None
 
     @property
     def best(self) -> SearchTrial:
@@ -297,7 +298,8 @@ def show_search(
 def _draw_confirmed(ax, result: SearchResult) -> dict: # named weights -> what is drawn of them
     "The best weights against each of the named ones."
     drawn = {}
-    tried = {t.name for t in result.trials} # a search of few trials has not tried all named weights
+    # a search of few trials has not tried all named weights
+    tried = {t.name for t in result.trials}
     for x, arm in enumerate(name for name in result.confirmed if name != 'best'):
         pairs = [b - r for b, r in zip(result.confirmed['best'], result.confirmed[arm])]
         i = result.difference(arm)
