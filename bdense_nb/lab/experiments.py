@@ -903,8 +903,7 @@ def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations
 #: worlds: network calls of the students, and the experiments that train there with growing budgets
 GAINS = {'spiral': (2, ('spiral_copies', 'spiral_longest')), 'two moons': (2, ('moons_copies',)),
          'ring': (2, ('ring_copies',)),
-         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_longest',
-                               'fashion_4096')),
+         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
          'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls'))}
 #: the arms that all of them have
 HELD = ('linear', 'endpoint-heavy', 'K = 4, linear', 'K = 4, endpoint-heavy')
