@@ -265,12 +265,19 @@ class Banks:
         return self.made[cfg.plan]
 
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
-def untold(teacher, cfg: SFDConfig, nfes: Sequence[int], banks: dict, start) -> list[Student]:
-    "SFD-v whose network does not learn the step count: the same network for all of them."
+def untold(
+    teacher: Callable,
+    cfg: SFDConfig,
+    nfes: Sequence[int], # numbers of calls
+    banks: dict[int, TrajectoryBank], # of each of them
+    student: Callable | None, # where it starts; None: as a copy of the teacher
+    **how, # folder=, hardware=, hooks=, show=: as `fit` takes them
+) -> list[Student]: # one network for all of them
+    "SFD-v whose network does not learn the step count."
     cfgs = several(cfg, nfes).each
-    model = branched_student(teacher, start, cfg.K, cfg.layer)
+    model = branched_student(teacher, student, cfg.K, cfg.layer)
     step = variable_step(teacher, cfgs, banks)
-    plain = fold(fit(model, step, cfg.train_config, show=False).model)
+    plain = fold(fit(model, step, cfg.train_config, teacher=teacher, **how).model)
     return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
 
 def students(
@@ -294,7 +301,7 @@ def students(
         return
     walked = {n: banks(c) for n, c in arm.each(cfg).items()} if isinstance(cfg, SFDBase) else {}
     begin = time.process_time()
-    if arm.untold: made = untold(teacher, cfg, arm.nfes, walked, start['student'])
+    if arm.untold: made = untold(teacher, cfg, arm.nfes, walked, **start)
     elif arm.nfes: made = sfd_variable(teacher, cfg, arm.nfes, walked, **start)
     else:
         bank = walked.get(cfg.nfe) if isinstance(cfg, SFDConfig) else walked or None
@@ -303,7 +310,8 @@ def students(
     elif isinstance(made, Student): made = [made]
     if arm.stage:
         last = made[-1]
-        made = [sfd(last.denoiser, second_stage(last, seed=seed, **arm.stage), show=False)]
+        how['folder'] = folder and folder/'second stage'
+        made = [sfd(last.denoiser, second_stage(last, seed=seed, **arm.stage), **how)]
     for student in made: yield student, time.process_time() - begin
 
 # %% ../../nbs/lab/01_experiments.ipynb #483145f2
