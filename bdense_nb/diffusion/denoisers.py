@@ -548,14 +548,14 @@ class NetDenoiser(nn.Module):
         "For callers from outside (`forward` trusts): refuse what would give NaN or a late error."
         check_state(x)
         mine = next(self.parameters(), x)
-        if x.device != mine.device:
-            raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}')
         if x.dtype != mine.dtype:
             raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}')
         s = torch.as_tensor(sigma)
-        good = (s > 0) & (s < math.inf)
-        if s.device.type == 'cpu' and not good.all(): # a GPU would have to be waited for
-            raise ValueError(f'sigma must be finite and above 0, got {sigma}')
+        read = s.device.type == 'cpu' # a GPU would have to be waited for
+        refuse('', {
+            f'x is on {x.device} but the denoiser is on {mine.device}': x.device != mine.device,
+            f'sigma must be finite and above 0, got {sigma}':
+                read and not ((s > 0) & (s < math.inf)).all()})
         check_cond(cond, x, self.n_classes)
 
 def check_cond(
@@ -594,17 +594,19 @@ def check_classes(
     "Refuse labels that a network does not know."
     if label is None: return
     kind = getattr(label, 'dtype', type(label).__name__)
-    shape = tuple(getattr(label, 'shape', ()))
+    shape = getattr(label, 'shape', ())
+    fits = kind == torch.long and shape == (n,)
+    low = high = 0
+    if fits and n and label.device.type == 'cpu': # reading it elsewhere would wait for the GPU
+        low, high = map(int, label.aminmax())
+    if fits and 0 <= low <= high < n_classes: return
     known = f'0..{(n_classes or 1) - 1}'
     refuse('', {
         'this denoiser has no classes, so label must be None; if its network takes classes by '
         'number, say how many before it is wrapped, as with net.n_classes = 10': not n_classes,
-        f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} {shape}':
-            kind != torch.long or shape != (n,)})
-    if label.device.type != 'cpu' or not n: return # reading it would wait for the GPU
-    low, high = int(label.min()), int(label.max())
-    if not 0 <= low <= high < n_classes:
-        raise ValueError(f'label must be in {known}, got values from {low} to {high}')
+        f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} '
+        f'{tuple(shape)}': not fits,
+        f'label must be in {known}, got values from {low} to {high}': True})
 
 def check_precision(denoiser: Callable) -> None:
     "Refuse a network whose weights are kept in half precision."
