@@ -1,4 +1,5 @@
 "Dense distillation of diffusion models. The names that people start with stand here and are loaded when they are first used."
+import sys
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -25,6 +26,35 @@ _HOMES = {
     'training.config': 'Hardware TrainConfig',
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+# modules that were at the top, and what has their names now
+_OLD = {
+    'alignment': 'lab.alignment',
+    'branches': 'distillation.branches',
+    'checkpoints': 'training.checkpoints',
+    'cli': 'app.shell',
+    'data': 'diffusion.data',
+    'devices': 'training.devices',
+    'distill': 'distillation.distill app.plans',
+    'experiments': 'lab.experiments',
+    'features': 'evaluation.features',
+    'intervals': 'evaluation.intervals',
+    'losses': 'distillation.losses',
+    'metrics': 'evaluation.metrics',
+    'nets': 'diffusion.nets',
+    'notebooks': 'app.course',
+    'progressive': 'distillation.progressive',
+    'samplers': 'diffusion.samplers',
+    'schedules': 'diffusion.schedules',
+    'search': 'lab.search',
+    'sfd': 'distillation.sfd',
+    'students': 'distillation.students',
+    'targets': 'distillation.segments',
+    'teachers': 'diffusion.denoisers distillation.teaching',
+    'trajectories': 'distillation.bank',
+    'variable': 'distillation.variable',
+    'viz': 'evaluation.pictures',
+    'widgets': 'lab.explorers',
+}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # for editors and type checkers
@@ -53,12 +83,29 @@ def __getattr__(name: str):
     return value
 
 
-def _callable(module: str, function) -> None:
-    "Let a module with an old name be called as the function of that name is."
-    import sys
-    from types import ModuleType
-    call = {'__call__': staticmethod(function)}
-    sys.modules[module].__class__ = type('_Callable', (ModuleType,), call)
+class _OldNames:
+    "Imports a module by its old name: it offers what the new ones export."
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None):
+        package, _, old = name.rpartition('.')
+        if package == __name__ and old in _OLD: return type(__spec__)(name, _OldNames)
+
+    @staticmethod
+    def create_module(spec): return None
+
+    @staticmethod
+    def exec_module(module) -> None:
+        old = module.__name__.rpartition('.')[2]
+        for home in _OLD[old].split():
+            new = import_module(f'.{home}', __name__)
+            vars(module).update((name, getattr(new, name)) for name in new.__all__)
+        if old in _HOME:  # a function of this name, too: the module is called as that is
+            call = {'__call__': staticmethod(getattr(module, old))}
+            module.__class__ = type('_Callable', (type(module),), call)
+
+
+sys.meta_path.append(_OldNames)
 
 
 def __dir__() -> list[str]: return sorted({*globals(), *__all__})
