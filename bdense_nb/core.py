@@ -37,9 +37,9 @@ from torch import Tensor, nn
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
            'sample_labels', 'check_choice', 'refuse', 'reworded', 'Within', 'check_int', 'check_number', 'check_type',
            'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied',
-           'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked',
-           'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch',
-           'import_extra']
+           'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'check_digest',
+           'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir',
+           'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -432,6 +432,16 @@ def write_json(path: Path | str, obj) -> None:
 def sha256(path: Path | str) -> str: # 64 hex digits
     "SHA-256 of a file."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def check_digest(
+    path: Path | str,
+    got: str, # SHA-256 of what it holds
+    wanted: str, # as the configuration beside it has it
+) -> None:
+    "Refuse a file that is not the one a stored configuration describes."
+    if got != wanted:
+        raise ValueError(f'{path} is damaged or not the one its config.json describes: SHA-256 is '
+                         f'{got}, expected {wanted}')
 
 # %% ../nbs/00_core.ipynb #7cc2716e
 def read_json(

@@ -31,10 +31,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core import (NFECounter, Within, check_choice, check_int, check_number,
-                            check_shape, check_state, check_type, copied, data_dir,
-                            default_device, load_tensors, read_json, refuse, save_tensors,
-                            send, sha256, tensor_bytes, uncompiled, undisturbed, write_json)
+from ..core import (NFECounter, Within, check_choice, check_digest, check_int,
+                            check_number, check_shape, check_state, check_type, copied,
+                            data_dir, default_device, load_tensors, read_json, refuse,
+                            reworded, save_tensors, send, sha256, tensor_bytes,
+                            uncompiled, undisturbed, write_json)
 from .nets import HALF, NETS, build_net
 from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
                         sigma_from_alpha_bar)
@@ -548,14 +549,14 @@ class NetDenoiser(nn.Module):
         "For callers from outside (`forward` trusts): refuse what would give NaN or a late error."
         check_state(x)
         mine = next(self.parameters(), x)
+        if x.device != mine.device:
+            raise ValueError(f'x is on {x.device} but the denoiser is on {mine.device}')
         if x.dtype != mine.dtype:
             raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}')
         s = torch.as_tensor(sigma)
-        read = s.device.type == 'cpu' # a GPU would have to be waited for
-        refuse('', {
-            f'x is on {x.device} but the denoiser is on {mine.device}': x.device != mine.device,
-            f'sigma must be finite and above 0, got {sigma}':
-                read and not ((s > 0) & (s < math.inf)).all()})
+        good = (s > 0) & (s < math.inf)
+        if s.device.type == 'cpu' and not good.all(): # a GPU would have to be waited for
+            raise ValueError(f'sigma must be finite and above 0, got {sigma}')
         check_cond(cond, x, self.n_classes)
 
 def check_cond(
@@ -803,10 +804,10 @@ class VPDenoiser(NetDenoiser):
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
-        try: a = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), got '
-                            f'{alpha_bar!r:.60}') from None
+        no_numbers = lambda e: ('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), got '
+                                f'{alpha_bar!r:.60}')
+        with reworded(no_numbers, TypeError, ValueError, RuntimeError, error=TypeError):
+            a = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
@@ -1010,6 +1011,11 @@ class TeacherCheck:
     def ok(self) -> bool:
         "Does the denoiser answer with clean estimates at every level?"
         return not self.failed and not self.reason
+
+    def checked(self) -> TeacherCheck:
+        "Itself, if it is ok; else a `ValueError`."
+        if not self.ok: raise ValueError(self.message())
+        return self
 
     def __str__(self) -> str:
         lines = [f'{"sigma":>10} {"error":>10} {"linear":>10} {"accepted":>10}']
@@ -1291,8 +1297,7 @@ def check_teacher(
         found = TeacherCheck(tuple(noised.sigmas), *rms,
                              reason=_follows(denoiser, noised.eps, cond))
         found = _judged(noised, answers, found)
-    if refuse and not found.ok: raise ValueError(found.message())
-    return found
+    return found.checked() if refuse else found
 
 def _judged(noised: _Noised, answers: list[Tensor], found: TeacherCheck) -> TeacherCheck:
     "With what the network seems to predict, if that is something else."
@@ -1365,8 +1370,7 @@ def check_itself(
                       for name, d in _readings(denoiser).items() if not _is_deaf(d, *few)}
             best = min(scores, key=scores.get, default='')
             if best and scores[best] < 0: found = replace(found, predicts=f'what {best} takes')
-    if refuse and not found.ok: raise ValueError(found.message())
-    return found
+    return found.checked() if refuse else found
 
 def _is_deaf(denoiser: Callable, noise: Tensor, cond) -> bool:
     """Is it a flow with a time of 0 to 1, while its network hears one a thousand times as long?
@@ -1517,13 +1521,13 @@ def load_denoiser(
     about = read_about(folder)
     path = folder/WEIGHTS
     if not path.is_file(): raise FileNotFoundError(f'{folder} has a {CONFIG} but no {WEIGHTS}')
-    if (got := sha256(path)) != about['sha256']:
-        raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is '
-                         f'{got}, expected {about["sha256"]}')
+    check_digest(path, sha256(path), about['sha256'])
     tensors, _ = load_tensors(path)
     if net is not None: net = _given(net, about['net'])
     check_type(net, nn.Module | partial | None, 'net must be a network or make one')
-    try:
+    misfit = lambda e: (f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
+                        + _other_class(net, about['net']))
+    with reworded(misfit, TypeError, RuntimeError):
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
         if 'given' in about:
@@ -1534,9 +1538,6 @@ def load_denoiser(
         _to_float32(denoiser)
         denoiser.load_state_dict(tensors)
         _check_constants(denoiser, about)
-    except (TypeError, RuntimeError) as e:
-        raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
-                         + _other_class(net, about['net'])) from e
     denoiser.guidance = guidance_of(about.get('about') or {})
     device = torch.device(device or default_device())
     denoiser = denoiser.requires_grad_(False).eval().to(device)
