@@ -454,7 +454,8 @@ def read_json(
     if not path.exists(): check_file(path)
     with reworded(lambda e: f'{path} cannot be read: {e.strerror}', OSError, error=OSError):
         text = path.read_bytes()
-    broken = lambda e: f'{path} is not valid JSON ({e}); it is truncated, damaged or of another kind'
+    broken = lambda e: (f'{path} is not valid JSON ({e}); it is truncated, damaged or of another '
+                        'kind')
     with reworded(broken, ValueError, RecursionError): found = json.loads(text.decode('utf-8'))
     missing = [k for k in needs if isinstance(found, kind) and k not in found]
     refuse(f'{path} is of another kind: it', {
@@ -516,8 +517,8 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
     "Read tensors and their description; a foreign file is refused, and nothing is unpickled."
     path = check_file(path)
-    broken = lambda e: (f'{path} is not a readable safetensors file ({e}); it is truncated, damaged '
-                        'or of another kind')
+    broken = lambda e: (f'{path} is not a readable safetensors file ({e}); it is truncated, '
+                        'damaged or of another kind')
     with reworded(broken, SafetensorError, json.JSONDecodeError), safe_open(path, 'pt') as f:
         meta = json.loads((f.metadata() or {}).get('meta', '{}'))
         return {k: f.get_tensor(k).clone() for k in f.keys()}, meta # copies: it may change

@@ -166,8 +166,8 @@ def _read_image(file: Path, look: Callable):
     "What `look` makes of an image file; one that cannot be read is refused by name."
     enormous = lambda e: (f'{file} claims to be enormous and was not unpacked ({e}); if it is what '
                           'it should be, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS')
-    broken = lambda e: (f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); replace '
-                        'or remove it')
+    broken = lambda e: (f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); '
+                        'replace or remove it')
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     with reworded(enormous, *bombs), reworded(broken, *_BROKEN), warnings.catch_warnings():
         warnings.simplefilter('error', Image.DecompressionBombWarning)

@@ -804,8 +804,8 @@ class VPDenoiser(NetDenoiser):
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
-        no_numbers = lambda e: ('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), got '
-                                f'{alpha_bar!r:.60}')
+        no_numbers = lambda e: ('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), '
+                                f'got {alpha_bar!r:.60}')
         with reworded(no_numbers, TypeError, ValueError, RuntimeError, error=TypeError):
             a = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]

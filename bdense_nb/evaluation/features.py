@@ -34,8 +34,8 @@ def inception_weights(
     path = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1]
     if path.is_file(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    away = lambda e: (f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put the '
-                      f'file at {path}, or pass its path')
+    away = lambda e: (f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put '
+                      f'the file at {path}, or pass its path')
     with reworded(away, OSError, RuntimeError, error=ConnectionError):
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
     return path
