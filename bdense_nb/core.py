@@ -124,11 +124,11 @@ def refuse(
 def reworded(
     say: Callable[[Exception], str], # what was raised -> the message
     *kinds: type[Exception], # that are caught
-    error: type[Exception] = ValueError, # what is raised instead
+    error: type[Exception] | None = None, # what is raised instead; None: a `ValueError`
 ) -> Iterator[None]:
     "Errors of some kinds, in words that say what to do."
     try: yield
-    except kinds as e: raise error(say(e)) from e
+    except kinds as e: raise (error or ValueError)(say(e)) from e
 
 @dataclass(frozen=True)
 class Within:
