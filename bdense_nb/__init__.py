@@ -1,4 +1,5 @@
 "Dense distillation of diffusion models. The names that people start with stand here and are loaded when they are first used."
+import sys
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -25,6 +26,22 @@ _HOMES = {
     'training.config': 'Hardware TrainConfig',
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+# modules that were at the top, and what has their names now
+_OLD = {
+    'branches': 'distillation.branches', 'distill': 'distillation.distill app.plans',
+    'losses': 'distillation.losses', 'progressive': 'distillation.progressive',
+    'sfd': 'distillation.sfd', 'students': 'distillation.students',
+    'targets': 'distillation.segments', 'trajectories': 'distillation.bank',
+    'variable': 'distillation.variable',
+    'data': 'diffusion.data', 'nets': 'diffusion.nets', 'samplers': 'diffusion.samplers',
+    'schedules': 'diffusion.schedules', 'teachers': 'diffusion.denoisers distillation.teaching',
+    'features': 'evaluation.features', 'intervals': 'evaluation.intervals',
+    'metrics': 'evaluation.metrics', 'viz': 'evaluation.pictures',
+    'alignment': 'lab.alignment', 'experiments': 'lab.experiments', 'search': 'lab.search',
+    'widgets': 'lab.explorers',
+    'checkpoints': 'training.checkpoints', 'devices': 'training.devices',
+    'cli': 'app.shell', 'notebooks': 'app.course',
+}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # for editors and type checkers
@@ -53,12 +70,29 @@ def __getattr__(name: str):
     return value
 
 
-def _callable(module: str, function) -> None:
-    "Let a module with an old name be called as the function of that name is."
-    import sys
-    from types import ModuleType
-    call = {'__call__': staticmethod(function)}
-    sys.modules[module].__class__ = type('_Callable', (ModuleType,), call)
+class _OldNames:
+    "Imports a module by its old name: it offers what the new ones export."
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None):
+        package, _, old = name.rpartition('.')
+        if package == __name__ and old in _OLD: return type(__spec__)(name, _OldNames)
+
+    @staticmethod
+    def create_module(spec): return None
+
+    @staticmethod
+    def exec_module(module) -> None:
+        old = module.__name__.rpartition('.')[2]
+        for home in _OLD[old].split():
+            new = import_module(f'.{home}', __name__)
+            vars(module).update((name, getattr(new, name)) for name in new.__all__)
+        if old in _HOME:  # a function of this name, too: the module is called as that is
+            call = {'__call__': staticmethod(getattr(module, old))}
+            module.__class__ = type('_Callable', (type(module),), call)
+
+
+sys.meta_path.append(_OldNames)
 
 
 def __dir__() -> list[str]: return sorted({*globals(), *__all__})

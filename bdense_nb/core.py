@@ -35,10 +35,11 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
-           'sample_labels', 'check_choice', 'refuse', 'Within', 'check_int', 'check_number', 'check_type',
+           'sample_labels', 'check_choice', 'refuse', 'reworded', 'Within', 'check_int', 'check_number', 'check_type',
            'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied',
-           'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'read_json', 'locked',
-           'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'data_dir', 'check_answer', 'patch', 'import_extra']
+           'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'check_digest',
+           'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir',
+           'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
@@ -118,6 +119,16 @@ def refuse(
     "Raise a `ValueError` that names the first of some problems that is there."
     for problem, there in problems.items():
         if there: raise ValueError(f'{what} {problem}'.lstrip())
+
+@contextlib.contextmanager
+def reworded(
+    say: Callable[[Exception], str], # what was raised -> the message
+    *kinds: type[Exception], # that are caught
+    error: type[Exception] | None = None, # what is raised instead; None: a `ValueError`
+) -> Iterator[None]:
+    "Errors of some kinds, in words that say what to do."
+    try: yield
+    except kinds as e: raise (error or ValueError)(say(e)) from e
 
 @dataclass(frozen=True)
 class Within:
@@ -422,6 +433,16 @@ def sha256(path: Path | str) -> str: # 64 hex digits
     "SHA-256 of a file."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+def check_digest(
+    path: Path | str,
+    got: str, # SHA-256 of what it holds
+    wanted: str, # as the configuration beside it has it
+) -> None:
+    "Refuse a file that is not the one a stored configuration describes."
+    if got != wanted:
+        raise ValueError(f'{path} is damaged or not the one its config.json describes: SHA-256 is '
+                         f'{got}, expected {wanted}')
+
 # %% ../nbs/00_core.ipynb #7cc2716e
 def read_json(
     path: Path | str,
@@ -430,16 +451,16 @@ def read_json(
 ) -> dict: # or another `kind`
     "Read a JSON file; a missing, unreadable, damaged or foreign one is an error that names it."
     path = Path(path)
-    try: found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FileNotFoundError(f'no such file: {path}') from None
-    except OSError as e: raise OSError(f'{path} cannot be read: {e.strerror}') from e
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is not valid JSON ({e}); it is truncated, damaged or of another '
-                         'kind') from e
-    wrong = ''
-    if not isinstance(found, kind): wrong = f'holds a {type(found).__name__}, not a {kind.__name__}'
-    elif missing := [k for k in needs if k not in found]: wrong = f'lacks {", ".join(missing)}'
-    if wrong: raise ValueError(f'{path} is of another kind: it {wrong}')
+    if not path.exists(): check_file(path)
+    with reworded(lambda e: f'{path} cannot be read: {e.strerror}', OSError, error=OSError):
+        text = path.read_bytes()
+    broken = lambda e: (f'{path} is not valid JSON ({e}); it is truncated, damaged or of another '
+                        'kind')
+    with reworded(broken, ValueError, RecursionError): found = json.loads(text.decode('utf-8'))
+    missing = [k for k in needs if isinstance(found, kind) and k not in found]
+    refuse(f'{path} is of another kind: it', {
+        f'holds a {type(found).__name__}, not a {kind.__name__}': not isinstance(found, kind),
+        f'lacks {", ".join(missing)}': missing})
     return found
 
 # %% ../nbs/00_core.ipynb #b2642adb
@@ -496,24 +517,31 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
     "Read tensors and their description; a foreign file is refused, and nothing is unpickled."
     path = check_file(path)
-    try:
-        with safe_open(path, framework='pt') as f:
-            meta = json.loads((f.metadata() or {}).get('meta', '{}'))
-            return {k: f.get_tensor(k).clone() for k in f.keys()}, meta # copies: it may change
-    except (SafetensorError, json.JSONDecodeError) as e:
-        raise ValueError(f'{path} is not a readable safetensors file ({e}); it is truncated, '
-                         'damaged or of another kind') from e
+    broken = lambda e: (f'{path} is not a readable safetensors file ({e}); it is truncated, '
+                        'damaged or of another kind')
+    with reworded(broken, SafetensorError, json.JSONDecodeError), safe_open(path, 'pt') as f:
+        meta = json.loads((f.metadata() or {}).get('meta', '{}'))
+        return {k: f.get_tensor(k).clone() for k in f.keys()}, meta # copies: it may change
 
 # %% ../nbs/00_core.ipynb #313f9fa1
+def shipped(
+    what: str, # what to call it in the message
+    sign: str, # a file that it holds
+    in_wheel: str, # its folder in the installed package
+    in_checkout: str, # its folder beside the package
+) -> Path:
+    "A folder that comes with the package."
+    here = Path(bdense_nb.__file__).resolve().parent
+    folders = (here/in_wheel, here.parent/in_checkout)
+    for folder in folders:
+        if (folder/sign).is_file(): return folder
+    raise FileNotFoundError(f'{what} found neither in {folders[0]} nor in {folders[1]}; '
+                            'reinstall bdense-nb')
+
 @functools.cache
 def data_dir() -> Path: # the folder with the shipped data, the teacher and the results
     "The shipped data: in a checkout `data/`, in an installed wheel the package `bdense_nb.assets`."
-    here = Path(bdense_nb.__file__).resolve().parent
-    folders = (here/'assets', here.parent/'data')
-    for folder in folders:
-        if (folder/'README.md').is_file(): return folder
-    raise FileNotFoundError('the shipped data was found neither in {} nor in {}; '
-                            'reinstall bdense-nb'.format(*folders))
+    return shipped('the shipped data was', 'README.md', 'assets', 'data')
 
 # %% ../nbs/00_core.ipynb #7346337c
 def check_answer(
@@ -550,7 +578,6 @@ def import_extra(
     extra: str, # of this package, that installs it
 ):
     "Import a library that not every user needs; an error says how to get it."
-    try: return importlib.import_module(module)
-    except ImportError as e:
-        raise ImportError(f'this needs {module}, which cannot be imported ({e}); to install it: '
-                          f'pip install "bdense-nb[{extra}]"') from e
+    missing = lambda e: (f'this needs {module}, which cannot be imported ({e}); to install it: '
+                         f'pip install "bdense-nb[{extra}]"')
+    with reworded(missing, ImportError, error=ImportError): return importlib.import_module(module)

@@ -14,7 +14,7 @@ import bdense_nb
 from bdense_nb import core
 from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice,
                             check_file, check_int, check_number, check_sigmas, check_state, data_dir, default_device, load_tensors,
-                            sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
+                            reworded, sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
 from warm import python
 
 
@@ -266,6 +266,12 @@ def test_only_tensors_are_saved(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path/'a').write_bytes(b'abc')
     assert sha256(tmp_path/'a') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+
+
+def test_an_error_in_other_words_keeps_its_cause():
+    with pytest.raises(OSError, match="^no room: 'full'$") as e, reworded(lambda e: f'no room: {e}', KeyError, RuntimeError, error=OSError): {}['full']
+    assert isinstance(e.value.__cause__, KeyError)
+    with pytest.raises(TypeError, match='^as it was$'), reworded(str, ValueError): raise TypeError('as it was')
 
 
 # --- where the data is ---

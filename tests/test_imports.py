@@ -10,7 +10,7 @@ LIB = Path(__file__).resolve().parent.parent/'bdense_nb'
 
 
 def floor(package: str) -> int:
-    "How deep a package lies; what is at the top of the library (old names, `__init__`) stands above them all."
+    "How deep a package lies; `__init__`, at the top of the library, stands above them all."
     return next((depth for depth, rooms in enumerate(FLOORS) if package in rooms), -1)
 
 

@@ -11,7 +11,7 @@ import bdense_nb
 from warm import python
 
 LIB = Path(bdense_nb.__file__).parent
-OLD = sorted(p.stem for p in LIB.glob('*.py') if p.stem not in ('__init__', '_modidx', 'core'))
+OLD = sorted(bdense_nb._OLD)
 
 
 def fresh(code: str) -> str:
@@ -51,11 +51,17 @@ def test_a_name_that_is_not_there():
 @pytest.mark.parametrize('old', OLD)
 def test_old_names_of_modules(old):
     "The old module offers, as the same objects, all that the new ones export."
-    stars = [n.module for n in ast.parse((LIB/f'{old}.py').read_text()).body if isinstance(n, ast.ImportFrom) and n.names[0].name == '*']
     here = import_module(f'bdense_nb.{old}')
-    assert stars
-    for home in map(import_module, (f'bdense_nb.{m}' for m in stars)):
+    for home in map(import_module, (f'bdense_nb.{m}' for m in bdense_nb._OLD[old].split())):
         assert home.__all__ and all(getattr(here, name) is getattr(home, name) for name in home.__all__)
+
+
+def test_every_form_of_import_knows_old_names():
+    code = ('import pickle, bdense_nb; from bdense_nb import schedules; from bdense_nb.targets import Segment; import bdense_nb.distill as old;'
+            'print(schedules.karras_sigmas.__module__, old.estimate_run.__module__, pickle.loads(b"cbdense_nb.sfd\\nSFDConfig\\n.") is bdense_nb.SFDConfig)')
+    assert python(code).stdout.strip() == 'bdense_nb.diffusion.schedules bdense_nb.app.plans True'
+    with pytest.raises(ModuleNotFoundError, match="No module named 'bdense_nb.nothing'"): import_module('bdense_nb.nothing')
+    assert not {p.stem for p in LIB.glob('*.py')} & set(OLD), 'a file would come first'
 
 
 @pytest.mark.parametrize('name', sorted(set(OLD) & set(bdense_nb.__all__)))

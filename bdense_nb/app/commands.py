@@ -37,21 +37,21 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data',
            'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
            'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known',
-           'check_source', 'adapted', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish',
-           'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan',
-           'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
-           'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student',
-           'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment',
-           'evaluate', 'Export', 'check_export', 'export']
+           'check_source', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish', 'Search',
+           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples',
+           'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances',
+           'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
+           'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export',
+           'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
 from .shell import Command, Line, Options
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
-from ..core import (about_run, check_choice, check_int, copied, data_dir,
-                            default_device, load_tensors, locked, read_json, refuse,
-                            save_tensors, sweep, write_json)
+from ..core import (about_run, check_choice, check_int, check_type, copied,
+                            data_dir, default_device, load_tensors, locked, read_json,
+                            refuse, reworded, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_classes, check_itself, check_teacher,
@@ -117,23 +117,21 @@ class Teachers(Networks):
 def find_device(name: str | None) -> torch.device:
     "A device by name; one that is not here is refused."
     if name is None: return default_device()
-    try: return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        why = str(e).splitlines()[0][:80]
-        raise ValueError(f'device {name!r} cannot be used here ({why}); the fastest here is '
-                         f'{default_device()}') from None
+    absent = lambda e: (f'device {name!r} cannot be used here ({str(e).splitlines()[0][:80]}); the '
+                        f'fastest here is {default_device()}')
+    with reworded(absent, RuntimeError, AssertionError, NotImplementedError):
+        return torch.empty(0, device=name).device
 
 def find_net(name: str | None, option: str = 'net') -> Callable | None:
     "What `module:callable` names, looked for in this folder, too."
     if name is None: return None
     module, _, attribute = name.partition(':')
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
-    try: found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as e:
-        raise ValueError(f'{option} must be module:callable, and {name!r} cannot be had: '
-                         f'{e}') from e
-    if callable(found): return found
-    raise ValueError(f'{option} must be module:callable, and {name} is a {type(found).__name__}')
+    absent = lambda e: f'{option} must be module:callable, and {name!r} cannot be had: {e}'
+    with reworded(absent, ImportError, AttributeError, ValueError, TypeError):
+        found = getattr(importlib.import_module(module), attribute)
+        check_type(found, Callable, 'it is called')
+    return found
 
 def alone(folder: Path | str): # a context
     "Hold a folder while it is written to; of several processes of one run the first does it."
@@ -442,9 +440,9 @@ def check_data(data: str) -> None:
 def read_samples(path: str) -> tuple[Tensor, Tensor | None]: # [N, *D], classes [N] or None
     "Samples from a NumPy file, or with labels from one such as `bdense_sample` writes."
     if path.endswith('.npy'):
-        try: tensors = dict(samples=torch.as_tensor(np.load(path, allow_pickle=False)))
-        except (ValueError, TypeError, EOFError) as e:
-            raise ValueError(f'{path} must hold an array of numbers, [N, *D]: {e}') from e
+        no_numbers = lambda e: f'{path} must hold an array of numbers, [N, *D]: {e}'
+        with reworded(no_numbers, ValueError, TypeError, EOFError):
+            tensors = dict(samples=torch.as_tensor(np.load(path, allow_pickle=False)))
     else: tensors, _ = load_tensors(path)
     x = tensors.get('samples', torch.empty(0)).float()
     refuse(path, {
@@ -488,16 +486,16 @@ def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = N
     size = root_mean_square(x) # of drawings with little ink it is far above their spread
     sigma_data = round(spread if size <= 3*spread else size, 2)
     if data in ('fashion_mnist', *TOY_SETS): sigma_data = .7
-    if not round(spread, 2):
-        raise ValueError(f'{data}: all images are the same single colour, so there is nothing to '
-                         f'learn')
-    if make is not None:
-        if isinstance(net := make(), torch.nn.Module): return EDMDenoiser(net, sigma_data)
-        raise ValueError(f'net must make a torch.nn.Module, and it made a {type(net).__name__}')
+    net = make and make()
+    refuse('', {
+        f'{data}: all images are the same single colour, so there is nothing to learn':
+            not round(spread, 2),
+        f'net must make a torch.nn.Module, and it made a {type(net).__name__}':
+            make and not isinstance(net, torch.nn.Module),
+        f'{data} has samples of shape {tuple(x.shape[1:])}, and only points, [D], and images, '
+        '[C, H, W], have a network here: pass --net': not make and x.ndim not in (2, 4)})
+    if make: return EDMDenoiser(net, sigma_data)
     if x.ndim == 2: return EDMDenoiser(MLP(dim=x.shape[1]), sigma_data)
-    if x.ndim != 4:
-        raise ValueError(f'{data} has samples of shape {tuple(x.shape[1:])}, and only points, [D], '
-                         'and images, [C, H, W], have a network here: pass --net')
     widths = (48, *[96]*max((max(x.shape[2:]) - 1).bit_length() - 4, 1))
     net = UNet(x.shape[1], widths, n_classes=n_classes)
     if bad := [side for side in x.shape[2:] if side % net.divisor]:
@@ -719,8 +717,8 @@ def read_diffusers(name: str, options: Teachers) -> NetDenoiser:
                          f'{name}/scheduler/scheduler_config.json; write it there with '
                          f'save_pretrained("{name}/scheduler") of the scheduler that the model was '
                          f'trained with')
-    try: return from_diffusers(name, null_class=options.null_class)
-    except TypeError as e: raise ValueError(str(e)) from e # a model of another kind
+    with reworded(str, TypeError): # a model of another kind
+        return from_diffusers(name, null_class=options.null_class)
 
 def teacher_of_code(name: str) -> NetDenoiser:
     "What the callable of `module:callable` makes; what is no denoiser of a network is refused."
@@ -749,8 +747,8 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
                          f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
     if (Path(name)/'sampling.json').is_file(): return load_pretrained(name, device).denoiser
     if is_diffusers(name): return read_diffusers(name, options).to(device)
-    try: teacher = load_denoiser(name, device, find_net(options.net))
-    except FileNotFoundError as e: raise ValueError(f'{e}{pickle_note(name)}') from e
+    with reworded(lambda e: f'{e}{pickle_note(name)}', FileNotFoundError):
+        teacher = load_denoiser(name, device, find_net(options.net))
     table = Path(name)/CONDITIONS # what a teacher of a time series was shown before its windows
     if digest := about_teacher(name).get('conditions_sha256'):
         teacher.conditions = load_table(Path(name), digest)
@@ -830,14 +828,12 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     if table := getattr(options, 'conditions', None):
         student.denoiser.conditions = ConditionTable.load(table)
     check_conditions(student.denoiser, folder)
-    if isinstance(student, VariableStudent):
-        if nfe is None:
-            counts = ', '.join(map(str, student.nfe))
-            raise ValueError(f'{folder} holds a student for {counts} NFE: say which with --nfe')
-        return student.at(nfe)
-    if nfe is not None and nfe != student.nfe:
-        raise ValueError(f'{folder} holds a student for {student.nfe} NFE, not {nfe}')
-    return student
+    several = isinstance(student, VariableStudent)
+    counts = ', '.join(map(str, student.nfe)) if several else student.nfe
+    refuse(f'{folder} holds a student for', {
+        f'{counts} NFE: say which with --nfe': several and nfe is None,
+        f'{counts} NFE, not {nfe}': not several and nfe not in (None, counts)})
+    return student.at(nfe) if several else student
 
 # %% ../../nbs/app/03_commands.ipynb #06321b8a
 @dataclass(frozen=True, kw_only=True)
@@ -890,24 +886,25 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     "A teacher with the conditions and the guidance that were asked for."
     if options.conditions: teacher.conditions = ConditionTable.load(options.conditions)
     check_conditions(teacher, options.teacher)
-    if options.guidance_scale is None:
-        if extra := [k for k in ('guidance_interval', 'null_condition') if getattr(options, k)]:
-            raise ValueError(f'{extra[0]} belongs to guidance: pass --guidance_scale too')
-        return teacher
-    null = ConditionTable.load(options.null_condition) if options.null_condition else None
-    if null and len(null) != 1:
-        raise ValueError(f'{options.null_condition} must hold one row, it holds {len(null)}')
-    net, guides = teacher.net, options.guidance_scale != 1
+    net, scale = teacher.net, options.guidance_scale
+    extra = [k for k in ('guidance_interval', 'null_condition') if getattr(options, k)]
+    null = None
+    if scale is not None and options.null_condition:
+        null = ConditionTable.load(options.null_condition)
+    rows = len(null or ())
     untold = isinstance(net, DiffusersNet) and net.null_class is None and not (net.takes and null)
-    if guides and untold:
-        how = 'takes no condition: leave --guidance_scale out'
-        if net.takes: how = 'does not say it: pass ' + (
-            '--null_class, its last class' if net.n_classes else
-            '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, [""]))')
-        raise ValueError('guidance compares with the condition of "nothing", and '
-                         f'{options.teacher} {how}')
-    return GuidedDenoiser(teacher, options.guidance_scale, null.rows if null else None,
-                          options.guidance_interval)
+    how = 'takes no condition: leave --guidance_scale out'
+    if untold and net.takes: how = 'does not say it: pass ' + (
+        '--null_class, its last class' if net.n_classes else
+        '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, [""]))')
+    refuse('', {
+        f'{"".join(extra[:1])} belongs to guidance: pass --guidance_scale too':
+            scale is None and extra,
+        f'{options.null_condition} must hold one row, it holds {rows}': null and rows != 1,
+        f'guidance compares with the condition of "nothing", and {options.teacher} {how}':
+            scale not in (None, 1) and untold})
+    if scale is None: return teacher
+    return GuidedDenoiser(teacher, scale, null.rows if null else None, options.guidance_interval)
 
 def host_of(config: dict, base) -> type:
     "The class that a stored configuration is of; one of few fields is of the preset's."
@@ -1029,11 +1026,9 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
     if not pairs:
         seeds = range(min(max(2048//math.prod(shape), 4), 512))
         start = draw_start(plain, shape, seeds, 1.)
-    try:
+    with reworded(lambda e: f'{e}{also}; --trust_teacher goes on all the same', ValueError):
         if pairs: found = check_teacher(plain, *pairs, refuse=not trust)
         else: found = check_itself(plain, *start, refuse=not trust)
-    except ValueError as e:
-        raise ValueError(f'{e}{also}; --trust_teacher goes on all the same') from e
     if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
     on = '' if pairs else ' of its own samples'
     print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
@@ -1043,14 +1038,7 @@ def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=N
               'wrong prediction type, may still pass; --data with some of what the teacher was '
               'trained on checks both')
 
-def adapted(source: NetDenoiser, options: Distill) -> NetDenoiser | None: # None: all is trained
-    "A student of which adapters alone are trained, where they are asked for."
-    if options.lora is None: return None
-    check_int('lora', options.lora, 1)
-    if isinstance(unguided(source).net, DiffusersNet):
-        return with_adapters(unguided(source), options.lora)
-    raise ValueError(f'lora is for networks of diffusers, and {options.teacher} is none; leave it '
-                     'out, or freeze weights in Python and pass student=')
+
 
 def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
                  shape: tuple[int, ...]):
@@ -1108,9 +1096,14 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     source = conditioned(source, options)
     second = isinstance(cfg, SFDConfig) and is_student(teacher) # its grid is the student's own
     cfg = cfg.fitted(source, shape, line.given | ({'config'} if second else set()))
-    if cfg.needs_data and options.bank:
-        raise ValueError('a bank belongs to SFD; choose another preset')
-    start = adapted(source, options)
+    if options.lora is not None: check_int('lora', options.lora, 1)
+    refuse('', {
+        'a bank belongs to SFD; choose another preset': cfg.needs_data and options.bank,
+        f'lora is for networks of diffusers, and {teacher} is none; leave it out, or freeze '
+        'weights in Python and pass student=':
+            options.lora is not None and not isinstance(unguided(source).net, DiffusersNet)})
+    start = None # a student of which adapters alone are trained, where they are asked for
+    if options.lora is not None: start = with_adapters(unguided(source), options.lora)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
     check_source(source, teacher, shape, pairs, options.trust_teacher)
@@ -1260,14 +1253,16 @@ def are_samples(path: Path) -> bool:
 def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
     "The conditions that samples are asked for, a class or rows of the table; None: none."
     table, classes = arm.denoiser.conditions, arm.denoiser.n_classes
-    if options.label is not None and (options.rows or classes == 0):
-        raise ValueError('label is a class, ' + ('and rows are of a table: choose one of them'
-                         if options.rows else 'and this student has none'
-                         + '; rows of its table of conditions are --rows'*bool(table)))
+    refuse('', {
+        'label is a class, and rows are of a table: choose one of them':
+            options.label is not None and options.rows,
+        'label is a class, and this student has none'
+        + '; rows of its table of conditions are --rows'*bool(table):
+            options.label is not None and classes == 0,
+        'rows are of a table of conditions, and this student has none'
+        + '; a class is --label'*bool(classes):
+            options.rows is not None and not isinstance(table, ConditionTable)})
     if options.rows is None: return options.label
-    if not isinstance(table, ConditionTable):
-        raise ValueError('rows are of a table of conditions, and this student has none'
-                         + '; a class is --label'*bool(classes))
     for row in options.rows: check_int('each of the rows', row, 0, len(table) - 1)
     index = torch.tensor([options.rows[i % len(options.rows)] for i in range(options.n)])
     return map_cond(lambda t: t[index], table.rows)
@@ -1553,12 +1548,16 @@ class Export(Students):
     licence: str | None = None # of the weights, for the model card: apache-2.0 for instance
     data: str | None = None # what the teacher was trained on, for the model card
 
-def check_export(arm: Student, to: str, out: str, line: Line = Line()) -> None:
+def check_export(arm: Student, options: Export, line: Line) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
-    net = arm.denoiser.net
-    if to == 'diffusers' and not isinstance(net, DiffusersNet):
-        raise ValueError(f'only students of a diffusers network can be written for diffusers, this '
-                         f'one has a network {type(net).__name__}: choose --to onnx or state_dict')
+    out, net = options.out, arm.denoiser.net
+    stock = options.to == 'diffusers'
+    refuse('', {
+        'only students of a diffusers network can be written for diffusers, this one has a network '
+        f'{type(net).__name__}: choose --to onnx or state_dict':
+            stock and not isinstance(net, DiffusersNet),
+        'pipeline and merge belong to --to diffusers':
+            not stock and (options.pipeline or options.merge)})
     check_folder(out, ('sampling.json',), line)
     if not (file := Path(out)/'sampling.json').is_file(): return
     mine = json.loads(json.dumps(sampling_json(arm)))
@@ -1572,10 +1571,8 @@ def export(options: Export, line: Line) -> dict:
     to, out = options.to, options.out
     check_choice('format', to, EXPORTS)
     arm = find_student(options.student, options.nfe, options)
-    check_export(arm, to, out, line)
+    check_export(arm, options, line)
     more = dict(pipeline=options.pipeline, merge=options.merge) if to == 'diffusers' else {}
-    if not more and (options.pipeline or options.merge):
-        raise ValueError('pipeline and merge belong to --to diffusers')
     if options.dry_run:
         weights = sum(v.numel()*v.element_size() for v in arm.denoiser.net.state_dict().values())
         return show_plan(dict(student=options.student, format=to, folder=out,

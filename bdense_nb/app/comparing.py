@@ -14,7 +14,7 @@ from .commands import (STARTED, Distilled, Named, Reality, alone, asked_shape,
                                     difference_rows, distances, distill_configs, distill_data,
                                     distill_plan, find_reality, find_teacher, note_start, show_plan)
 from .shell import Command, Line
-from ..core import atomic_path, check_int, read_json
+from ..core import atomic_path, check_int, read_json, refuse
 from ..diffusion.denoisers import unguided
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
@@ -42,11 +42,13 @@ def read_arms(text: str) -> dict[str, dict]: # name -> fields that it changes
     for part in filter(None, map(str.strip, text.split(';'))):
         name, colon, changes = part.partition(':')
         pairs = [change.partition('=') for change in changes.split()]
-        if not colon or not all(field and equals and value for field, equals, value in pairs):
-            raise ValueError(f'arms must look like "host: K=1; B-DENSE: K=4 loss=l2" or name a '
-                             f'JSON file, got {part!r}')
-        if name.strip() in arms: raise ValueError(f'two arms have the same name, {name.strip()!r}')
-        arms[name.strip()] = {field: read_value(value) for field, _, value in pairs}
+        name = name.strip()
+        whole = all(field and equals and value for field, equals, value in pairs)
+        refuse('', {
+            'arms must look like "host: K=1; B-DENSE: K=4 loss=l2" or name a JSON file, got '
+            f'{part!r}': not colon or not whole,
+            f'two arms have the same name, {name!r}': name in arms})
+        arms[name] = {field: read_value(value) for field, _, value in pairs}
     return arms
 
 # %% ../../nbs/app/06_compare.ipynb #8b28e7cc

@@ -15,9 +15,10 @@ from pathlib import Path
 from posixpath import join, normpath
 from typing import Annotated
 
-import bdense_nb
+
 from .shell import Command, Line, Options, bdense_notebooks
-from ..core import atomic_path, data_dir, locked, read_json, sweep, write_json
+from ..core import (atomic_path, data_dir, locked, read_json, refuse, shipped, sweep,
+                    write_json)
 from tyro.conf import Positional, arg
 
 _all_ = ['bdense_notebooks'] # also the entry point of older installations
@@ -30,11 +31,7 @@ __all__ = ['PICTURES', 'NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_fi
 def notebooks_dir() -> Path: # the folder of `index.ipynb`
     """The shipped notebooks: inside an installed wheel in the package's own `nbs/`, in a checkout
     in `nbs/`."""
-    here = Path(bdense_nb.__file__).resolve().parent
-    for folder in (here/'nbs', here.parent/'nbs'):
-        if (folder/'index.ipynb').is_file(): return folder
-    raise FileNotFoundError(f'the notebooks were found neither in {here/"nbs"} nor in '
-                            f'{here.parent/"nbs"}; reinstall bdense-nb')
+    return shipped('the notebooks were', 'index.ipynb', 'nbs', 'nbs')
 
 # %% ../../nbs/app/04_course.ipynb #ab3e3d5b
 def relink(
@@ -82,10 +79,11 @@ def copy_notebooks(
     overwrite: bool = False, # replace files that the reader has changed?
 ) -> dict[str, list[str]]: # 'written', 'replaced', 'kept', 'same' -> paths inside the folder
     "Copy the course; what the reader has changed is kept, but with `overwrite`."
-    if not str(folder): raise ValueError('name a folder for the copy')
+    refuse('', {
+        'name a folder for the copy': not str(folder),
+        f'{folder} holds the originals; choose a folder of your own':
+            Path(folder).resolve().is_relative_to(notebooks_dir())})
     folder = Path(folder)
-    if folder.resolve().is_relative_to(notebooks_dir()):
-        raise ValueError(f'{folder} holds the originals; choose a folder of your own')
     done = {'written': [], 'replaced': [], 'kept': [], 'same': []}
     files = course_files()
     with locked(folder):

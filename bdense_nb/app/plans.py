@@ -20,6 +20,7 @@ from ..diffusion.denoisers import (GaussianDenoiser, GuidedDenoiser, NetDenoiser
                                    unguided)
 from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
+from ..distillation.distill import check_config
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import (LARGE, blocks, chosen_precision, left_as_found,
@@ -174,8 +175,7 @@ def estimate_run(
 
     Nothing is written, the teacher is not touched. The seconds are the teacher's, the student's
     and both; None stands where not even 2 samples fit into the memory."""
-    if not isinstance(cfg, Host):
-        raise TypeError(f'cfg must be of a host, such as an SFDConfig or a PDConfig, got {cfg!r}')
+    check_config(cfg)
     if (shape := cfg.shape or shape) is None:
         raise ValueError(f'{cfg.title} does not know the shape of a sample: pass shape=')
     shape = tuple(shape)

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import check_choice, check_file, check_int, check_type, data_dir, refuse, sha256
+from ..core import (check_choice, check_file, check_int, check_type, data_dir,
+                            refuse, reworded, sha256)
 
 # %% auto #0
 __all__ = ['NO_SECONDS', 'GAPS', 'SHIPPED', 'PERIODS', 'Series', 'moment_of', 'read_series', 'shipped_series', 'Windows']
@@ -62,8 +63,8 @@ class Series:
 
 def moment_of(time: str | np.datetime64) -> np.datetime64:
     "A moment as a series has it, without a time zone."
-    try: return np.datetime64(time, 's')
-    except ValueError: raise ValueError(f'{time!r} is no moment such as 2015-01-31') from None
+    with reworded(lambda e: f'{time!r} is no moment such as 2015-01-31', ValueError):
+        return np.datetime64(time, 's')
 
 # %% ../../nbs/applications/00_series.ipynb #5db8afda
 #: years, months and days without dashes; days as spreadsheets count them, from 1982 to 2064
@@ -96,14 +97,15 @@ def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
 
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
-    try: text = path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8: {e}') from None
+    with reworded(lambda e: f'{path} is no text in UTF-8: {e}', UnicodeDecodeError):
+        text = path.read_text(encoding='utf-8-sig')
     lines = text.splitlines(keepends=True)
     reader = csv.DictReader(lines, delimiter=max(',;\t', key=(lines or [''])[0].count))
     rows = list(reader)
-    if not rows: raise ValueError(f'{path} holds no rows below its header')
-    for i, row in enumerate(rows):
-        if None in row: raise ValueError(f'{path}, row {i + 2} has more cells than the header')
+    wider = [f'row {i + 2}' for i, row in enumerate(rows) if None in row]
+    refuse('', {
+        f'{path} holds no rows below its header': not rows,
+        f'{path}, {"".join(wider[:1])} has more cells than the header': wider})
     heads = list(reader.fieldnames)
     if time is None:
         usual = ('date', 'time', 'timestamp', 'datetime')
@@ -142,10 +144,9 @@ def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:
     heads = [str(c) for c in frame.columns]
     names = _listed(columns, heads)
     chosen = frame.iloc[:, [heads.index(n) for n in names]]
-    try: values = chosen.to_numpy(dtype=float, na_value=math.nan)
-    except (ValueError, TypeError) as e:
-        raise ValueError(f'not all of {names} are numbers ({e}); name those that are with '
-                         'columns=') from e
+    words = lambda e: f'not all of {names} are numbers ({e}); name those that are with columns='
+    with reworded(words, ValueError, TypeError):
+        values = chosen.to_numpy(dtype=float, na_value=math.nan)
     return index.to_numpy(), values.T, names
 
 # %% ../../nbs/applications/00_series.ipynb #85d451f4
@@ -362,11 +363,12 @@ class Windows:
         "Starts of windows that lie in a series, with so many steps from each on."
         self.check(series)
         starts = torch.as_tensor(starts).long()
-        if not len(starts): raise ValueError('no start of a window is named')
-        bad = starts[(starts < self.context) | (starts > len(series) - ahead)]
-        if not len(bad): return starts
-        raise ValueError(f'this network looks back {self.context} steps and ahead {ahead}, and the '
-                         f'series has {len(series)}: no window starts at {bad[0]}')
+        bad = starts[(starts < self.context) | (starts > len(series) - ahead)].tolist()
+        refuse('', {
+            'no start of a window is named': not len(starts),
+            f'this network looks back {self.context} steps and ahead {ahead}, and the series has '
+            f'{len(series)}: no window starts at {"".join(map(str, bad[:1]))}': bad})
+        return starts
 
     def span(self, series: Series, places: range) -> np.ndarray: # datetime64[s]
         "Moments at these places of a series, before its start and after its end too."

@@ -22,8 +22,8 @@ import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from PIL import Image, ImageOps
 from torch import Tensor
-from ..core import (atomic_path, check_choice, check_file, check_int, check_state, data_dir,
-                    refuse)
+from ..core import (atomic_path, check_choice, check_file, check_int,
+                            check_state, data_dir, refuse, reworded)
 
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXES', 'TOY_SETS', 'read_idx', 'to_images',
@@ -55,19 +55,18 @@ def read_idx(
     wanted = ''
     if sha256:
         wanted = f'; its uncompressed bytes should have SHA-256 {sha256}, so delete or replace it'
-    try: raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as e:
-        raise ValueError(f'{path} is truncated or damaged ({e}){wanted}') from e
+    broken = lambda e: f'{path} is truncated or damaged ({e}){wanted}'
+    with reworded(broken, OSError, EOFError, zlib.error): raw = gzip.decompress(path.read_bytes())
     got = hashlib.sha256(raw).hexdigest()
-    if sha256 and got != sha256:
-        raise ValueError(f'{path} is not the expected file: SHA-256 of its uncompressed bytes is '
-                         f'{got}{wanted}')
-    if len(raw) < 4 or raw[:3] != b'\x00\x00\x08':
-        raise ValueError(f'{path} is not an IDX file of bytes: it starts with {raw[:4].hex()}')
-    start = 4 + 4*raw[3]
-    if len(raw) < start:
-        raise ValueError(f'{path} ends inside its header: {len(raw)} bytes of {start}')
-    shape = struct.unpack(f'>{raw[3]}I', raw[4:start])
+    axes = raw[3] if len(raw) > 3 else 0
+    start = 4 + 4*axes
+    refuse(str(path), {
+        f'is not the expected file: SHA-256 of its uncompressed bytes is {got}{wanted}':
+            sha256 and got != sha256,
+        f'is not an IDX file of bytes: it starts with {raw[:4].hex()}':
+            len(raw) < 4 or raw[:3] != b'\x00\x00\x08',
+        f'ends inside its header: {len(raw)} bytes of {start}': len(raw) < start})
+    shape = struct.unpack(f'>{axes}I', raw[4:start])
     if len(raw) != start + math.prod(shape):
         raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
@@ -101,16 +100,13 @@ def _download_fashion(name: str, folder: Path) -> None:
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
     url = FashionMNIST.mirrors[0] + name
-    try:
-        with atomic_path(folder/name) as tmp:
-            tmp.unlink() # torchvision takes a file that exists for a finished download
-            download_url(url, str(tmp.parent), tmp.name)
-            read_idx(tmp, FASHION_SHA256[name])
-    except ValueError as e:
-        raise ValueError(f'the download of {url} was refused and removed: {e}') from e
-    except (OSError, RuntimeError) as e:
-        raise ConnectionError(f'{url} could not be downloaded ({e}); pass path= or try again '
-                              'later') from e
+    broken = lambda e: f'the download of {url} was refused and removed: {e}'
+    away = lambda e: f'{url} could not be downloaded ({e}); pass path= or try again later'
+    with (reworded(away, OSError, RuntimeError, error=ConnectionError),
+          reworded(broken, ValueError), atomic_path(folder/name) as tmp):
+        tmp.unlink() # torchvision takes a file that exists for a finished download
+        download_url(url, str(tmp.parent), tmp.name)
+        read_idx(tmp, FASHION_SHA256[name])
 
 # %% ../../nbs/diffusion/05_data.ipynb #0859068f
 def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
@@ -151,10 +147,10 @@ def cifar10(
     from torchvision.datasets import CIFAR10
     check_choice('split', split, ('train', 'test'))
     root = Path(root) if root is not None else cache_dir()
-    try: ds = CIFAR10(root, train=split == 'train', download=download)
-    except (RuntimeError, OSError) as e:
-        raise FileNotFoundError(f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= '
-                                'or download=True') from e
+    missing = lambda e: (f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= or '
+                         'download=True')
+    with reworded(missing, RuntimeError, OSError, error=FileNotFoundError):
+        ds = CIFAR10(root, train=split == 'train', download=download)
     return to_images(ds.data.transpose(0, 3, 1, 2)), torch.tensor(ds.targets)
 
 # %% ../../nbs/diffusion/05_data.ipynb #2144acae
@@ -163,20 +159,19 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 # Pillow's names for kinds of pixels, 8 bits or fewer each
 _GREY = ('1', 'L', 'LA')
 _COLOUR = ('P', 'RGB', 'RGBA', 'CMYK')
+# what Pillow's decoders raise
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, struct.error)
 
 def _read_image(file: Path, look: Callable):
     "What `look` makes of an image file; one that cannot be read is refused by name."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            with Image.open(file, formats=('PNG', 'JPEG', 'WEBP')) as image: return look(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise ValueError(f'{file} claims to be enormous and was not unpacked ({e}); if it is what '
-                         'it should be, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS') from e
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, # what Pillow's
-            struct.error) as e:                                                 # decoders raise
-        raise ValueError(f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); '
-                         'replace or remove it') from e
+    enormous = lambda e: (f'{file} claims to be enormous and was not unpacked ({e}); if it is what '
+                          'it should be, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS')
+    broken = lambda e: (f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); '
+                        'replace or remove it')
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    with reworded(enormous, *bombs), reworded(broken, *_BROKEN), warnings.catch_warnings():
+        warnings.simplefilter('error', Image.DecompressionBombWarning)
+        with Image.open(file, formats=('PNG', 'JPEG', 'WEBP')) as image: return look(image)
 
 # %% ../../nbs/diffusion/05_data.ipynb #d93bcaf2
 def _header(image: Image.Image) -> tuple[str, tuple[int, int], bool]:
@@ -214,13 +209,12 @@ def _image_files(folder: Path) -> tuple[list[Path], list[int] | None]:
         found = ', '.join(f'{n} x {kind}' for kind, n in there.most_common(5)) or 'no files'
         raise ValueError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)}); found there: '
                          f'{found}')
-    if flat:
-        raise ValueError(f'{folder} holds images ({flat[0].name}) beside folders of images '
-                         f'({", ".join(list(classes)[:5])}); sub-folders are classes, so every '
-                         'image must be in one of them or none')
-    for name, files in classes.items():
-        if not files:
-            raise ValueError(f'sub-folders are classes, but {folder/name} holds no images')
+    empty = [str(folder/name) for name, files in classes.items() if not files]
+    refuse('', {
+        f'{folder} holds images ({"".join(p.name for p in flat[:1])}) beside folders of images '
+        f'({", ".join(list(classes)[:5])}); sub-folders are classes, so every image must be in '
+        'one of them or none': flat,
+        f'sub-folders are classes, but {"".join(empty[:1])} holds no images': empty})
     labels = [c for c, files in enumerate(classes.values()) for _ in files]
     return list(chain(*classes.values())), labels
 
@@ -264,12 +258,13 @@ def image_folder(
     max_gb: float = 8., # refuse a set that takes more memory, in GB of 2**30 bytes
 ) -> tuple[Tensor, Tensor | None]: # [N, C, H, W], float32 in [-1, 1], by name; labels [N], int64
     "A folder of images as one tensor; what cannot be read is refused by name, if possible early."
-    if not str(path).strip(): raise ValueError(f'name a folder of images, got {path!r}')
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    refuse('', {
+        f'name a folder of images, got {path!r}': not str(path).strip(),
+        f'size must be one number or (height, width), got {sides!r}': len(sides) != 2})
     if channels is not None: check_choice('channels', channels, (1, 3))
     if size is not None:
-        size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        if len(size) != 2:
-            raise ValueError(f'size must be one number or (height, width), got {size!r}')
+        size = sides
         for side in size: check_int('size', side, 1)
     files, labels = _image_files(Path(path))
     modes, sizes, animated = map(list, zip(*(_read_image(file, _header) for file in files)))

@@ -31,10 +31,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core import (NFECounter, Within, check_choice, check_int, check_number,
-                            check_shape, check_state, check_type, copied, data_dir,
-                            default_device, load_tensors, read_json, refuse, save_tensors,
-                            send, sha256, tensor_bytes, uncompiled, undisturbed, write_json)
+from ..core import (NFECounter, Within, check_choice, check_digest, check_int,
+                            check_number, check_shape, check_state, check_type, copied,
+                            data_dir, default_device, load_tensors, read_json, refuse,
+                            reworded, save_tensors, send, sha256, tensor_bytes,
+                            uncompiled, undisturbed, write_json)
 from .nets import HALF, NETS, build_net
 from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
                         sigma_from_alpha_bar)
@@ -595,17 +596,19 @@ def check_classes(
     "Refuse labels that a network does not know."
     if label is None: return
     kind = getattr(label, 'dtype', type(label).__name__)
-    shape = tuple(getattr(label, 'shape', ()))
+    shape = getattr(label, 'shape', ())
+    fits = kind == torch.long and shape == (n,)
+    low = high = 0
+    if fits and n and label.device.type == 'cpu': # reading it elsewhere would wait for the GPU
+        low, high = map(int, label.aminmax())
+    if fits and 0 <= low <= high < n_classes: return
     known = f'0..{(n_classes or 1) - 1}'
     refuse('', {
         'this denoiser has no classes, so label must be None; if its network takes classes by '
         'number, say how many before it is wrapped, as with net.n_classes = 10': not n_classes,
-        f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} {shape}':
-            kind != torch.long or shape != (n,)})
-    if label.device.type != 'cpu' or not n: return # reading it would wait for the GPU
-    low, high = int(label.min()), int(label.max())
-    if not 0 <= low <= high < n_classes:
-        raise ValueError(f'label must be in {known}, got values from {low} to {high}')
+        f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} '
+        f'{tuple(shape)}': not fits,
+        f'label must be in {known}, got values from {low} to {high}': True})
 
 def check_precision(denoiser: Callable) -> None:
     "Refuse a network whose weights are kept in half precision."
@@ -802,10 +805,10 @@ class VPDenoiser(NetDenoiser):
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
-        try: a = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), got '
-                            f'{alpha_bar!r:.60}') from None
+        no_numbers = lambda e: ('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), '
+                                f'got {alpha_bar!r:.60}')
+        with reworded(no_numbers, TypeError, ValueError, RuntimeError, error=TypeError):
+            a = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
@@ -1013,6 +1016,11 @@ class TeacherCheck:
     def ok(self) -> bool:
         "Does the denoiser answer with clean estimates at every level?"
         return not self.failed and not self.reason
+
+    def checked(self) -> TeacherCheck:
+        "Itself, if it is ok; else a `ValueError`."
+        if not self.ok: raise ValueError(self.message())
+        return self
 
     def __str__(self) -> str:
         lines = [f'{"sigma":>10} {"error":>10} {"linear":>10} {"accepted":>10}']
@@ -1294,8 +1302,7 @@ def check_teacher(
         found = TeacherCheck(tuple(noised.sigmas), *rms,
                              reason=_follows(denoiser, noised.eps, cond))
         found = _judged(noised, answers, found)
-    if refuse and not found.ok: raise ValueError(found.message())
-    return found
+    return found.checked() if refuse else found
 
 def _judged(noised: _Noised, answers: list[Tensor], found: TeacherCheck) -> TeacherCheck:
     "With what the network seems to predict, if that is something else."
@@ -1368,8 +1375,7 @@ def check_itself(
                       for name, d in _readings(denoiser).items() if not _is_deaf(d, *few)}
             best = min(scores, key=scores.get, default='')
             if best and scores[best] < 0: found = replace(found, predicts=f'what {best} takes')
-    if refuse and not found.ok: raise ValueError(found.message())
-    return found
+    return found.checked() if refuse else found
 
 def _is_deaf(denoiser: Callable, noise: Tensor, cond) -> bool:
     """Is it a flow with a time of 0 to 1, while its network hears one a thousand times as long?
@@ -1520,13 +1526,13 @@ def load_denoiser(
     about = read_about(folder)
     path = folder/WEIGHTS
     if not path.is_file(): raise FileNotFoundError(f'{folder} has a {CONFIG} but no {WEIGHTS}')
-    if (got := sha256(path)) != about['sha256']:
-        raise ValueError(f'{path} is damaged or not the one its {CONFIG} describes: SHA-256 is '
-                         f'{got}, expected {about["sha256"]}')
+    check_digest(path, sha256(path), about['sha256'])
     tensors, _ = load_tensors(path)
     if net is not None: net = _given(net, about['net'])
     check_type(net, nn.Module | partial | None, 'net must be a network or make one')
-    try:
+    misfit = lambda e: (f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
+                        + _other_class(net, about['net']))
+    with reworded(misfit, TypeError, RuntimeError):
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
         if 'given' in about:
@@ -1537,9 +1543,6 @@ def load_denoiser(
         _to_float32(denoiser)
         denoiser.load_state_dict(tensors)
         _check_constants(denoiser, about)
-    except (TypeError, RuntimeError) as e:
-        raise ValueError(f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
-                         + _other_class(net, about['net'])) from e
     denoiser.guidance = guidance_of(about.get('about') or {})
     device = torch.device(device or default_device())
     denoiser = denoiser.requires_grad_(False).eval().to(device)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import check_choice, check_int
+from ..core import check_choice, check_int, check_type
 
 # %% auto #0
 __all__ = ['HALF', 'NETS', 'NoiseEmbedding', 'GroupNorm', 'ResBlock', 'attend', 'SelfAttention', 'UNet', 'MLP', 'DilatedBlock',
@@ -335,8 +335,7 @@ def build_net(
 ) -> nn.Module:
     "A freshly initialised network from its name and configuration, as stored beside its weights."
     check_choice('network', name, NETS)
-    if not isinstance(config, dict):
-        raise ValueError(f'the configuration of a network is a dict, got {type(config).__name__}')
+    check_type(config, dict, 'the configuration of a network is a dict')
     check_sizes(config, _LARGEST)
     make = NETS[name]
     if not isinstance(make, str): return make(**config)

@@ -330,11 +330,12 @@ def sample_vp(
     check_cond(cond, z)
     nodes = torch.as_tensor(alpha_bars, dtype=torch.float64).cpu()
     ascending = nodes.ndim == 1 and len(nodes) > 1 and bool((nodes.diff() > 0).all())
+    bad = not ascending or not 0 < nodes[0] < nodes[-1] <= 1
     refuse('', {
         f'eta belongs to method ddim, got eta={eta!r} with {method!r}':
             eta != 0 and method != 'ddim',
-        f'alpha_bars must be two or more, ascending in (0, 1], got {nodes}':
-            not ascending or not 0 < nodes[0] < nodes[-1] <= 1})
+        # a tensor takes a millisecond to be printed
+        f'alpha_bars must be two or more, ascending in (0, 1], got {nodes if bad else ""}': bad})
     denoise = _bind(denoiser, cond)
     for a, b in pairwise(nodes.tolist()):
         x0_hat = denoise(z/math.sqrt(a), math.sqrt((1 - a)/a))

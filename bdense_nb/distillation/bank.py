@@ -17,8 +17,9 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from ..core import (Trajectory, check_choice, check_int, check_sigmas, check_type,
-                            locked, save_tensors, send, undisturbed)
+from ..core import (Trajectory, check_choice, check_int, check_sigmas,
+                            check_type, locked, reworded, save_tensors, send,
+                            undisturbed)
 from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
                                            cond_like, denoiser_hash, map_cond, moving_parts,
                                            null_rows, remember_hash, unguided)
@@ -91,20 +92,21 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     hook = net.register_forward_hook(watch) if isinstance(net, nn.Module) else None
     drawn = lambda: torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
     before = drawn()
-    try:
-        out = denoiser(x, 1., cond)
-        out.shape # of a tensor
-        if not torch.equal(before, drawn()): _warn_of_chance(denoiser)
-        return out
-    except ValueError as e: raise ValueError(f'{given} does not fit the teacher: {e}') from e
-    except RuntimeError as e:
+    refused = lambda e: f'{given} does not fit the teacher: {e}'
+    def stopped(e):
         classes = getattr(cond, 'dtype', None) is torch.long # their number is known
         why = misfit(denoiser, tuple(x.shape[1:]), e)
-        if cond is not None and not classes and why.startswith('shape='): # or the conditions'
-            why = f'{given} does not fit the teacher: {e}'
-        raise ValueError(why) from e
-    except (AttributeError, TypeError, LookupError, AssertionError) as e:
-        raise TypeError(_not_called(denoiser, net, answers, cond, e)) from e
+        conditions = cond is not None and not classes and why.startswith('shape=')
+        return refused(e) if conditions else why
+    foreign = lambda e: _not_called(denoiser, net, answers, cond, e)
+    kinds = (AttributeError, TypeError, LookupError, AssertionError)
+    try:
+        with (reworded(foreign, *kinds, error=TypeError), reworded(stopped, RuntimeError),
+              reworded(refused, ValueError)):
+            out = denoiser(x, 1., cond)
+            out.shape # of a tensor
+        if not torch.equal(before, drawn()): _warn_of_chance(denoiser)
+        return out
     finally:
         if hook: hook.remove()
 
@@ -207,11 +209,9 @@ def check_ends(x: Tensor, seeds: range) -> None: # x [B, *D], on the CPU
 @contextlib.contextmanager
 def _open_shard(path: Path) -> Iterator[safe_open]:
     "A file of trajectories, memory-mapped; a truncated, foreign or missing one is refused by name."
-    try:
-        with safe_open(path, 'pt') as f: yield f
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f'{path} is damaged or gone ({e}); remove it and make the bank again: '
-                         'only what is missing is computed') from e
+    gone = lambda e: (f'{path} is damaged or gone ({e}); remove it and make the bank again: only '
+                      'what is missing is computed')
+    with reworded(gone, SafetensorError, OSError), safe_open(path, 'pt') as f: yield f
 
 def _header(path: Path, f: safe_open) -> dict:
     try: meta = json.loads((f.metadata() or {}).get('meta', '{}'))

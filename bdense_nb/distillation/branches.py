@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..core import check_int, check_type, copied, sample_noise, undisturbed
+from ..core import (check_int, check_type, copied, reworded, sample_noise,
+                            undisturbed)
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like
 from ..diffusion.samplers import draw_conditions
 from ..training.devices import lean_copy, trainable_copy
@@ -193,10 +194,9 @@ def _with_adapters(denoiser: NetDenoiser, layer: str | None,
     return student, layer
 
 def _layer(net: nn.Module, name: str) -> nn.Module:
-    try: return net.get_submodule(name)
-    except AttributeError:
-        raise ValueError(f'{type(net).__name__} has no layer {name!r}; pass layer= the name of its '
-                         f'output layer, one of: {", ".join(_candidates(net))}') from None
+    absent = lambda e: (f'{type(net).__name__} has no layer {name!r}; pass layer= the name of its '
+                        f'output layer, one of: {", ".join(_candidates(net))}')
+    with reworded(absent, AttributeError): return net.get_submodule(name)
 
 def _candidates(net: nn.Module) -> list[str]: # in the order in which the network registered them
     return [name for name, m in net.named_modules() if has_rows(m)]
@@ -359,13 +359,13 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
     finally: _replace(denoiser.net, layer, wide)
     if reason:
         _replace(denoiser.net, layer, _rows(wide, K, 0))
-        if plain := _plain_head(denoiser, shape): raise ValueError(plain)
-        raise ValueError(f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer '
-                         f'{layer!r}: {reason}. Behind this layer the branches of a sample are '
-                         'samples of their own, so each sample must be treated alone and without '
-                         'other tensors of the batch (a skip connection, a scale from the noise '
-                         'level); pass layer= another layer, name the network inside '
-                         '(PreconditionedDenoiser), or take K=1')
+        raise ValueError(
+            _plain_head(denoiser, shape) or
+            f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer {layer!r}: '
+            f'{reason}. Behind this layer the branches of a sample are samples of their own, so '
+            'each sample must be treated alone and without other tensors of the batch (a skip '
+            'connection, a scale from the noise level); pass layer= another layer, name the '
+            'network inside (PreconditionedDenoiser), or take K=1')
 
 def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str: # '' if it is not that
     "Why a network cannot have branches whose last layer cannot be widened."
@@ -402,10 +402,10 @@ def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there i
 def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     "The same; where it fails, the shape is to blame."
     draw_conditions(denoiser, [0, 1]) # what cannot draw any is no matter of the shape
-    try: return _call(denoiser, shape)
-    except (ValueError, TypeError) as e:
-        raise ValueError(f'shape={shape} does not fit the teacher: {e}') from e
-    except RuntimeError as e: raise ValueError(misfit(denoiser, shape, e)) from e
+    refused = lambda e: f'shape={shape} does not fit the teacher: {e}'
+    stopped = lambda e: misfit(denoiser, shape, e)
+    with reworded(stopped, RuntimeError), reworded(refused, ValueError, TypeError):
+        return _call(denoiser, shape)
 
 # %% ../../nbs/distillation/02_branches.ipynb #beda7f42
 def fold(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice
+from ..core import check_choice, reworded
 from ..diffusion.denoisers import NetDenoiser
 from .bank import TrajectoryBank
 from .progressive import PDConfig, progressive, progressive_rounds
@@ -74,9 +74,9 @@ def config_of(
     check_choice('host', about.get('host'), known)
     kind = known[about['host']]
     def tuples(v): return tuple(map(tuples, v)) if isinstance(v, list) else v # JSON has none
-    try: cfg = kind(**{name: tuples(v) for name, v in about['config'].items()})
-    except (KeyError, TypeError) as e:
-        raise ValueError(f'the student\'s config is none of {kind.title}: {e}') from e
+    with reworded(lambda e: f'the student\'s config is none of {kind.title}: {e}',
+                  KeyError, TypeError):
+        cfg = kind(**{name: tuples(v) for name, v in about['config'].items()})
     return cfg.each[about['nfe']] if 'nfe' in about else cfg
 
 # %% ../../nbs/distillation/10_distill.ipynb #57bca18f

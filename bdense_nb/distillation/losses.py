@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import check_choice, check_int, check_type, refuse, send
+from ..core import check_choice, check_int, check_type, refuse, reworded, send
 
 # %% auto #0
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
@@ -33,10 +33,10 @@ def branch_weights(
         w = {'linear': linear, 'uniform': torch.ones_like(linear), 'endpoint': last,
              'endpoint-heavy': .7*last + .3*rest/rest.sum().clamp(min=1)}[kind]
     else:
-        try: w = torch.as_tensor(kind, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K '
-                             f'numbers, got {kind!r}') from None
+        no_numbers = lambda e: (f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K '
+                                f'numbers, got {kind!r}')
+        with reworded(no_numbers, TypeError, ValueError, RuntimeError):
+            w = torch.as_tensor(kind, dtype=torch.float64)
         refuse('branch weights', {
             f'need one number for each of the K={K} branches, got {kind!r}': w.shape != (K,),
             f'must be finite, non-negative and not all zero, got {kind!r}':

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (AtLeast1, check_choice, check_shape, check_sigmas,
-                            check_state, check_type, copied, load_tensors, locked, refuse,
-                            save_tensors, validate)
+from ..core import (AtLeast1, check_choice, check_digest, check_shape,
+                            check_sigmas, check_state, check_type, copied,
+                            load_tensors, locked, refuse, reworded, save_tensors,
+                            validate)
 from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
                                            NetDenoiser, check_samples, guidance_of,
                                            load_denoiser, read_about, read_run, save_denoiser,
@@ -204,9 +205,8 @@ def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: d
         raise ValueError(f'{folder} is a file, so nothing can be saved into it: name a folder')
     if not any((folder/name).exists() for name in (CONFIG, WEIGHTS)): return
     instead = 'choose another folder, or pass overwrite=True'
-    try: theirs = _stored_run(folder)
-    except (ValueError, OSError) as e:
-        raise ValueError(f'{folder} holds files that are no student\'s ({e}); {instead}') from e
+    foreign = lambda e: f'{folder} holds files that are no student\'s ({e}); {instead}'
+    with reworded(foreign, ValueError, OSError): theirs = _stored_run(folder)
     free = [f'config.{k}' for k in ('on_nan', *FREE)]
     if _is_longer(mine, theirs): free.append('config.steps')
     differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now'
@@ -315,9 +315,10 @@ def _sampling(path: Path, about: dict) -> _Sampling:
     if missing := [k for k in (*wanted, 'afs', 'shape') if k not in how]:
         raise ValueError(f'{path.parent} holds a denoiser but not a student: its config.json does '
                          f'not say how to sample ({", ".join(missing)})')
-    try: return _Sampling(**how)
-    except (TypeError, ValueError) as e: raise ValueError(f'{path} does not say how to sample: '
-                                                          f'{e}') from e
+    with _says_how(path): return _Sampling(**how)
+
+def _says_how(path: Path): # a context
+    return reworded(lambda e: f'{path} does not say how to sample: {e}', TypeError, ValueError)
 
 def load_student(
     folder: Path | str, # written by `Student.save`
@@ -342,12 +343,10 @@ def load_student(
     _check_answers(denoiser, how.shape, how.answers)
     common = (how.afs, how.shape, about)
     biases = None if how.grids is None else _load_biases(folder, how.biases_sha256)
-    try:
+    with _says_how(folder/CONFIG):
         if biases is None: return Student(denoiser, how.sigmas, *common)
         grids = {int(nfe): levels for nfe, levels in how.grids.items()}
         return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
-    except (TypeError, ValueError) as e:
-        raise ValueError(f'{folder/CONFIG} does not say how to sample: {e}') from e
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db
 # 64 hex digits
@@ -357,15 +356,13 @@ def _digest(biases: Tensor) -> str:
 def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
     "The biases of the step counts; missing, damaged or foreign ones are refused by name."
     biases = load_tensors(path := folder/BIASES)[0].get('biases')
-    if biases is None or _digest(biases) != digest:
-        raise ValueError(f'{path} is damaged or not the one its config.json describes')
+    check_digest(path, 'none' if biases is None else _digest(biases), digest)
     return biases
 
 def load_table(folder: Path, digest: str) -> ConditionTable:
     "The table of conditions; a missing, damaged or foreign one is refused by name."
     table = ConditionTable.load(path := folder/CONDITIONS)
-    if checksum(table.tensors, {}) != digest:
-        raise ValueError(f'{path} is damaged or not the one its config.json describes')
+    check_digest(path, checksum(table.tensors, {}), digest)
     return table
 
 # %% ../../nbs/distillation/06_students.ipynb #33083618

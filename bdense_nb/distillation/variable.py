@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import AtLeast1, check_choice, check_int, check_type, copied
+from ..core import AtLeast1, check_choice, check_int, check_type, copied, refuse
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank, denoiser_hash
@@ -65,14 +65,14 @@ def find_step_layer(
     names = [name for name, m in denoiser.net.named_modules()
              if isinstance(m, nn.Linear) and m.bias is not None]
     if name in names: return name
-    if name is not None:
-        raise ValueError(f'{type(denoiser.net).__name__} has no linear layer {name!r} with a bias; '
-                         f'the step count can enter at one of: {", ".join(names)}')
     usual = [name for name in names if re.search(r'^embed\.lin1$|time\w*\.linear_1$', name)]
-    if usual: return usual[0]
-    raise ValueError(f'which layer of this {type(denoiser.net).__name__} takes the noise level is '
-                     'not known: pass step_layer= its name, one of: '
-                     f'{", ".join(names) or "it has no linear layer with a bias"}')
+    kind = type(denoiser.net).__name__
+    refuse('', {
+        f'{kind} has no linear layer {name!r} with a bias; the step count can enter at one of: '
+        f'{", ".join(names)}': name is not None,
+        f'which layer of this {kind} takes the noise level is not known: pass step_layer= its '
+        f'name, one of: {", ".join(names) or "it has no linear layer with a bias"}': not usual})
+    return usual[0]
 
 def condition(
     denoiser: NetDenoiser, # it is copied, not touched
@@ -258,9 +258,6 @@ def second_stage(
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
     goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)
     steps, ends = len(grid) - 1, (grid[-1].item(), grid[0].item())
-    if steps % goal.n_steps:
-        raise ValueError(f'the {steps} steps of this student do not divide into {goal.n_steps} '
-                         f'equal parts, the steps of nfe={goal.nfe} with afs={goal.afs}')
     fits = (lambda sigmas: sigmas.shape == grid.shape
             and torch.allclose(sigmas, grid, rtol=1e-12, atol=0))
     shift = student.about.get('config', {}).get('shift', 1.)
@@ -268,9 +265,11 @@ def second_stage(
         with contextlib.suppress(ValueError): # its table may end below
             return fits(make_sigmas(name, steps, *ends, shift))
     schedule = next(filter(is_own, SCHEDULES), None)
-    if schedule is None:
-        raise ValueError(f'the grid {grid.tolist()} of this student is none of: '
-                         f'{", ".join(SCHEDULES)}')
+    refuse('', {
+        f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the '
+        f'steps of nfe={goal.nfe} with afs={goal.afs}': steps % goal.n_steps,
+        f'the grid {grid.tolist()} of this student is none of: {", ".join(SCHEDULES)}':
+            schedule is None})
     substeps = steps//goal.n_steps
     own = dict(nfe=1, afs=goal.afs, K=substeps, substeps=substeps, solver='euler',
                teacher_afs=student.afs, teacher_own_steps=True, schedule=schedule,

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import check_choice, check_file, check_int, check_state, import_extra
+from ..core import (check_choice, check_file, check_int, check_state,
+                            import_extra, reworded)
 from ..diffusion.data import to_pixels
 from .metrics import (density_coverage, frechet_distance, image_features, kernel_distance,
                       load_features, precision_recall)
@@ -33,10 +34,10 @@ def inception_weights(
     path = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1]
     if path.is_file(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    try: torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
-    except (OSError, RuntimeError) as e:
-        raise ConnectionError(f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere '
-                              f'and put the file at {path}, or pass its path') from e
+    away = lambda e: (f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put '
+                      f'the file at {path}, or pass its path')
+    with reworded(away, OSError, RuntimeError, error=ConnectionError):
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
     return path
 
 def load_inception(
@@ -46,13 +47,14 @@ def load_inception(
     "The Inception-v3 of published FIDs (torch-fidelity's)."
     extractor = _fidelity().FeatureExtractorInceptionV3
     path = inception_weights(path)
-    try:
+    def foreign(e): # one line, no colours
+        reason = str(e).partition('\n')[0].partition('\x1b')[0]
+        return f'{path} does not hold the weights of this Inception-v3: {reason}'
+    kinds = (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError)
+    with reworded(foreign, *kinds):
         # refuses a file that could run code; the network's own loader would not
         torch.load(path, map_location='cpu', weights_only=True)
         return extractor('inception', ['2048'], str(path)).to(device or 'cpu')
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as e:
-        reason = str(e).partition('\n')[0].partition('\x1b')[0] # one line, no colours
-        raise ValueError(f'{path} does not hold the weights of this Inception-v3: {reason}') from e
 
 # %% ../../nbs/evaluation/03_features.ipynb #ef0c3e63
 @dataclass(frozen=True)

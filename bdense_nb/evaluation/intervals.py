@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import Within, check_choice, check_int, check_number, refuse
+from ..core import (Within, check_choice, check_int, check_number, refuse,
+                            reworded)
 
 # %% auto #0
 __all__ = ['INTERVAL_METHODS', 'student_t', 'Interval', 'mean_interval', 'paired_interval']
@@ -43,9 +44,9 @@ class Interval:
 
 def _check_scores(values, name: str) -> Tensor:
     "Scores, one per seed, as float64 [n] with n >= 3, or an error that says what is wrong."
-    try: v = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f'{name} must be numbers, one per seed, got {values!r}') from e
+    no_numbers = lambda e: f'{name} must be numbers, one per seed, got {values!r}'
+    with reworded(no_numbers, TypeError, ValueError, RuntimeError, error=TypeError):
+        v = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     refuse(name, {
         f'needs at least 3 values, one a seed, got shape {tuple(v.shape)}':
             v.ndim != 1 or len(v) < 3,

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import (check_choice, check_int, check_shape, copied, import_extra,
-                            read_json, refuse, uncompiled)
+                            read_json, refuse, reworded, uncompiled)
 from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, NetDenoiser,
                                    PreconditionedDenoiser, VPDenoiser)
 from ..diffusion.nets import check_sizes
@@ -449,10 +449,9 @@ def _check_adapters(net: DiffusersNet) -> None:
         'lora_bias=True is not supported: leave it out': bool(getattr(first, 'lora_bias', False)),
         f'modules_to_save={kept!r} puts copies beside layers: leave it out (the output layer is '
         'trained as a whole by itself), and set requires_grad of others': bool(kept)})
-    try:
-        with torch.device('meta'): again = net_from_config(net_config_of(net))
-    except (TypeError, ValueError) as e:
-        raise ValueError(f'the adapters of this network cannot be saved: {e}') from e
+    with (reworded(lambda e: f'the adapters of this network cannot be saved: {e}', TypeError,
+                   ValueError), torch.device('meta')):
+        again = net_from_config(net_config_of(net))
     mine, theirs = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, again))
     differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
     if not differ: differ = _other_state(adapters(net), adapters(again))
@@ -536,11 +535,12 @@ def _read_network(folder: Path) -> nn.Module:
     kind = getattr(_diffusers(), name)
     half = all('.fp16.' in file.name for file in inside.glob('*.safetensors'))
     how = dict(local_files_only=True, use_safetensors=True, variant='fp16' if half else None)
-    try: model, found = kind.from_pretrained(inside, output_loading_info=True, **how)
-    except (SafetensorError, RuntimeError, TypeError, OSError, ValueError) as e:
+    def broken(e):
         why = re.sub(r'^Cannot load *because |\. If you want to .*', '', str(e), flags=re.S)
-        raise ValueError(f'{inside} cannot be read as a {name}: its weights are truncated, '
-                         f'damaged or of another network ({why})') from e
+        return (f'{inside} cannot be read as a {name}: its weights are truncated, damaged or of '
+                f'another network ({why})')
+    with reworded(broken, SafetensorError, RuntimeError, TypeError, OSError, ValueError):
+        model, found = kind.from_pretrained(inside, output_loading_info=True, **how)
     lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model, half)
     broken = [k for k, p in model.named_parameters() if not lacking and not p.isfinite().all()]
     refuse(str(inside), {
@@ -582,8 +582,8 @@ def _levels_of(scheduler) -> tuple[dict, Tensor | None]: # see `noise_table`; No
     file = 'scheduler_config.json'
     path = _part(Path(scheduler), ('scheduler',), file)/file
     config = read_json(path)
-    try: return flow_times(config) or noise_table(config)
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    with reworded(lambda e: f'{path}: {e}', ValueError):
+        return flow_times(config) or noise_table(config)
 
 def _denoiser_of(model: nn.Module, levels, *about) -> NetDenoiser:
     "A network of diffusers as a denoiser; null_class, source and shape as `DiffusersNet` has them."
@@ -792,12 +792,12 @@ def _refuse_no_denoiser(model: nn.Module, inner: str | None) -> None:
     if inner is None and (table or samples) and isinstance(getattr(model, part, None), nn.Module):
         raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
                         f'wrap that as {way}')
-    try: inspect.signature(model.forward).bind_partial(None, None)
-    except TypeError as e:
-        parts = ', '.join(part for part, _ in model.named_children())
-        raise TypeError(f'a {type(model).__name__} is not called with (x, sigma), so it is no '
-                        f'denoiser ({e}): wrap the network in it, one of {parts or "nothing"}, as '
-                        'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser') from e
+    parts = ', '.join(part for part, _ in model.named_children()) or 'nothing'
+    foreign = lambda e: (f'a {type(model).__name__} is not called with (x, sigma), so it is no '
+                         f'denoiser ({e}): wrap the network in it, one of {parts}, as '
+                         'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser')
+    with reworded(foreign, TypeError, error=TypeError):
+        inspect.signature(model.forward).bind_partial(None, None)
 
 def as_denoiser(
     model: Callable, # `D(x, sigma, cond)`, or an EDM-style module (`.model`, `.sigma_data`)

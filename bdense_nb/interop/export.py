@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from ..core import (atomic_path, check_choice, check_int, check_sigmas,
                             check_type, copied, default_device, import_extra, patch,
-                            read_json, refuse, save_tensors, write_json)
+                            read_json, refuse, reworded, save_tensors, write_json)
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net, check_top
 from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
@@ -521,10 +521,8 @@ def save_pretrained(self: Student,
     """Write a student of a diffusers network as stock diffusers loads and samples it. Steps of
     flow matching end at noise level 0 there."""
     net = self.denoiser.net
-    if not isinstance(net, DiffusersNet):
-        raise TypeError(f'only students of a diffusers network can be written for diffusers, this '
-                        f'one is a {type(net).__name__}; Student.save, export_onnx and '
-                        f'export_state_dict take others')
+    check_type(net, DiffusersNet, 'only students of a diffusers network can be written for '
+               'diffusers', '; Student.save, export_onnx and export_state_dict take others')
     refuse('', {
         'this student has no adapters, its weights are whole: leave merge out':
             merge and not net.adapters,
@@ -576,12 +574,11 @@ def load_pretrained(
     folder = _local(folder, revision)
     how = read_json(folder/'sampling.json', ('grid', 'afs', 'shape', 'about', 'null_class'))
     facts = {k: how[k] for k in ('licence', 'teacher_data') if k in how}
-    try:
+    with reworded(lambda e: f'{folder}/sampling.json does not describe a student: {e}',
+                  TypeError, ValueError, RuntimeError):
         check_choice('afs', how['afs'], (True, False))
         sampling = (check_sigmas(how['grid']), how['afs'], tuple(map(int, how['shape'])),
                     dict(how['about'], **facts))
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise ValueError(f'{folder}/sampling.json does not describe a student: {e}') from e
     denoiser = _denoiser_of(_read_network(folder), _levels_of(folder), how['null_class'],
                             how.get('source', ''), sampling[2])
     if digest := how.get('conditions_sha256'): denoiser.conditions = load_table(folder, digest)
@@ -623,7 +620,9 @@ class _OnePerAxis(TorchFunctionMode):
 
 def _check_opens(path: Path) -> None:
     "Refuse a file that no runtime would open."
-    try:
+    broken = lambda e: ('the ONNX file of this network cannot be used, so it is removed: '
+                        f'{e}; write its weights (state_dict)')
+    with reworded(broken, Exception): # whatever they raise
         if importlib.util.find_spec('onnxruntime') is None:
             return import_extra('onnx', 'onnx').checker.check_model(path, full_check=True)
         kind = import_extra('onnxruntime', 'onnx')
@@ -631,9 +630,6 @@ def _check_opens(path: Path) -> None:
         if isinstance(n := found[0].shape[0], int):
             raise ValueError(f'it takes batches of {n} alone, since the network makes a Python '
                              'number of its batch size, as numpy does')
-    except Exception as e: # whatever they raise
-        raise ValueError('the ONNX file of this network cannot be used, so it is removed: '
-                         f'{e}; write its weights (state_dict)') from e
 
 def export_onnx(
     student: Student,

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import (about_run, check_choice, check_int, data_dir, locked, read_json,
-                    refuse, sample_noise, write_json)
+from ..core import (about_run, check_choice, check_int, data_dir, locked,
+                            read_json, refuse, reworded, sample_noise, write_json)
 from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP
@@ -438,17 +438,17 @@ def run_experiment(
 ) -> dict: # what is in the file
     "Run an experiment, or the rest of it."
     check_int('jobs', jobs, 1)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise ValueError('experiments and comparisons run in one process: start this without '
-                         'torchrun or accelerate launch')
+    refuse('', {
+        'experiments and comparisons run in one process: start this without torchrun or '
+        'accelerate launch': int(os.environ.get('WORLD_SIZE', 1)) > 1,
+        'an experiment of your own needs a file for its runs: pass out=':
+            out is None and not isinstance(experiment, str)})
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
         command = f'bdense_evaluate --experiment {experiment}' + f' --device {device}'*bool(device)
         called = dict(experiment=experiment, command=command)
         out = Path(out or f'{experiment}.json')
         experiment = EXPERIMENTS[experiment]
-    elif out is None:
-        raise ValueError('an experiment of your own needs a file for its runs: pass out=')
     else:
         out = Path(out)
         called = dict(experiment=out.stem, command=command)
@@ -500,10 +500,9 @@ def _job(e: Experiment, todo: list, how: dict, rows, threads: int) -> None:
 
 def _side_by_side(e: Experiment, todo: list, how: dict, jobs: int) -> Iterator[list[dict]]:
     "The same by several processes; the runs of a seed stay in one, which keeps their bank."
-    try: pickle.dumps((e, how))
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise ValueError(f'jobs={jobs} sends the experiment to other processes, so the functions '
-                         f'of its world must be those of a module: {error}') from error
+    local = lambda error: (f'jobs={jobs} sends the experiment to other processes, so the functions '
+                           f'of its world must be those of a module: {error}')
+    with reworded(local, AttributeError, TypeError, pickle.PicklingError): pickle.dumps((e, how))
     seeds = {}
     for arm, key in todo: seeds.setdefault(key['seed'], []).append((arm, key))
     threads = max(1, torch.get_num_threads()//jobs)
@@ -836,7 +835,9 @@ def _words(measure: str) -> str:
         measure = measure.replace(plain, name)
     return measure
 
-_NONE_YET = 'no arm has three seeds in common with the host yet: run more of the experiment'
+def _check_found(found: list) -> None:
+    if not found: raise ValueError('no arm has three seeds in common with the host yet: run more '
+                                   'of the experiment')
 
 def difference_table(
     result: dict, # as `run_experiment` returns it
@@ -844,7 +845,7 @@ def difference_table(
 ) -> str: # markdown
     "Arm minus host in percent of the host, with intervals; arms against calls and budgets."
     ds = differences(result, measure)
-    if not ds: raise ValueError(_NONE_YET)
+    _check_found(ds)
     cells = {(d.name, (d.nfe, d.host_iterations, d.width)): d for d in ds}
     arms = list(dict.fromkeys(d.name for d in ds))
     places = list(dict.fromkeys(place for _, place in cells))
@@ -870,7 +871,7 @@ def show_differences(
     left to right."""
     found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
-    if not budgets: raise ValueError(_NONE_YET)
+    _check_found(budgets)
     import matplotlib.pyplot as plt # half a second, which commands need not wait for
     size = (3.4*len(budgets) + 1.6, 2.5*len(found))
     fig, axes = plt.subplots(len(found), len(budgets), figsize=size, squeeze=False, sharex=True,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import (atomic_path, check_choice, check_int, check_type, import_extra, locked,
-                            read_json, write_json)
+from ..core import (atomic_path, check_choice, check_int, check_type,
+                            import_extra, locked, read_json, reworded, write_json)
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
@@ -262,14 +262,13 @@ def search_weights(
             target = many_step_sample(teacher, cfg, range(n_samples))
         def score(weights): return score_weights(teacher, cfg, weights, bank, target, 0, student)
         def best(): return f'best {min(t.score for t in trials):.4f}'
-        try:
+        on = f'; run it again to go on from {storage}' if storage else ''
+        with reworded(lambda e: f'{len(trials)} of {n_trials} trials are done{on}',
+                      KeyboardInterrupt, error=KeyboardInterrupt):
             for _ in progress(n_trials, 'search', done, best, show):
                 trial = _run_trial(*_next_point(trials, cfg.K, seed), score)
                 study.add_trial(_as_optuna(trial)) # all of it at once, when it has ended
                 trials.append(trial)
-        except KeyboardInterrupt as e:
-            on = f'; run it again to go on from {storage}' if storage else ''
-            raise KeyboardInterrupt(f'{len(trials)} of {n_trials} trials are done{on}') from e
     return SearchResult(cfg, n_samples, tuple(trials))
 
 # %% ../../nbs/lab/02_search.ipynb #d44fecce
@@ -371,11 +370,10 @@ def load_search(
     "Read a search back."
     kept = read_json(path, [f.name for f in fields(SearchResult)])
     def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-    try:
+    foreign = lambda e: f'{path} holds no search that `save_search` wrote: {e!r}'
+    with reworded(foreign, ValueError, KeyError, TypeError, AttributeError):
         trials = [SearchTrial(**tuples(t)) for t in kept['trials']]
         trials = [replace(t, score=math.inf) if t.score is None else t for t in trials]
         confirmed = kept['confirmed'] and tuples(kept['confirmed'])
         return SearchResult(SFDConfig(**kept['cfg']), kept['n_samples'], tuple(trials),
                             tuple(kept['confirm_seeds']), confirmed)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f'{path} holds no search that `save_search` wrote: {e!r}') from e

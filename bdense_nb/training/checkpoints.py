@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from ..core import (atomic_path, load_tensors, read_json, save_tensors, tensor_bytes,
-                            write_json)
+from ..core import (atomic_path, load_tensors, read_json, refuse, reworded,
+                            save_tensors, tensor_bytes, write_json)
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'SAME_ANSWERS', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
@@ -51,11 +51,11 @@ def read_checkpoint(
     tensors, meta = load_tensors(path)
     if not isinstance(meta, dict) or not {'done', 'config', 'checksum'} <= meta.keys():
         raise ValueError(f'{path} is not a checkpoint of a training run')
-    if meta.pop('checksum') != checksum(tensors, meta):
-        raise ValueError(f'{path} is damaged: its checksum does not fit its content')
-    for name, t in tensors.items():
-        if t.is_floating_point() and not t.isfinite().all():
-            raise ValueError(f'{path} cannot be used: its {name} holds NaN or infinite numbers')
+    broken = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    refuse(str(path), {
+        'is damaged: its checksum does not fit its content':
+            meta.pop('checksum') != checksum(tensors, meta),
+        f'cannot be used: its {"".join(broken[:1])} holds NaN or infinite numbers': broken})
     return tensors, meta
 
 # %% ../../nbs/training/02_checkpoints.ipynb #8f38e538
@@ -69,16 +69,15 @@ def write_checkpoint(
     "Write a checkpoint; only when it is safely on disk do the oldest ones go."
     folder = Path(folder)
     path = checkpoint_path(folder, meta['done'])
-    try:
-        save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
-        if best: keep_as_best(path)
-    except (OSError, SafetensorError) as e:
+    def failed(e):
         left = sorted(folder.glob(CHECKPOINTS))
         advice = 'there is none before it'
         if left:
             advice = f'the last good one is {left[-1]}: make room, and run again to go on there'
-        raise OSError(f'the checkpoint of iteration {meta["done"]} could not be written ({e}); '
-                      f'{advice}') from e
+        return f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}'
+    with reworded(failed, OSError, SafetensorError, error=OSError):
+        save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
+        if best: keep_as_best(path)
     fd = os.open(folder, os.O_RDONLY)
     os.fsync(fd) # the new name too must be on disk before an old file goes
     os.close(fd)

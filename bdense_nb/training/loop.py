@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..core import check_type, copied, locked, undisturbed
+from ..core import check_type, copied, locked, reworded, undisturbed
 from .checkpoints import (CHECKPOINTS, checkpoint_path, fingerprint, is_main, refuse_other,
                           same_run)
 from .config import Hardware, TrainConfig
@@ -495,14 +495,12 @@ class State:
         _check_same(checkpoint_path(self.folder, meta['done']), meta['config'], self.cfg)
         part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
         left = meta.get('frozen', {}) # of older checkpoints nothing
-        try:
+        with reworded(lambda e: f'{self.folder} holds a run of another model: {e}', ValueError):
             _check_frozen(left, self.frozen if left else {})
             _load_weights(part('model.'), self.model, left)
             if self.ema is not None:
                 _load_weights(part('ema.'), self.ema, [f'module.{k}' for k in left])
             self.updates.load_state_dict(part('optim.'))
-        except ValueError as e:
-            raise ValueError(f'{self.folder} holds a run of another model: {e}') from None
         scaler = self.updates.scaler
         if scaler is not None and meta['scaler']: scaler.load_state_dict(meta['scaler'])
         self.done = meta['done']
@@ -579,9 +577,8 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
         try:
             state.tell('start')
             yield state
-        except GeneratorExit: raise # somebody left the loop; with `state.stop`, the run is saved
-        except BaseException:
-            state.stop = False
+        except BaseException as e: # of a loop that is left with `state.stop`, the run is saved
+            state.stop = state.stop and isinstance(e, GeneratorExit)
             raise
         finally: state.tell('end')
 

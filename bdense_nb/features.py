@@ -1,2 +1,0 @@
-"The old name of `bdense_nb.evaluation.features`."
-from .evaluation.features import *

@@ -1,2 +1,0 @@
-"The old name of `bdense_nb.distillation.losses`."
-from .distillation.losses import *

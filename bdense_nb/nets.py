@@ -1,2 +1,0 @@
-"The old name of `bdense_nb.diffusion.nets`."
-from .diffusion.nets import *

@@ -1,2 +1,0 @@
-"The old name of `bdense_nb.diffusion.samplers`."
-from .diffusion.samplers import *
