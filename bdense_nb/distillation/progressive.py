@@ -344,6 +344,37 @@ def check_tables(
     check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #32fd22b5
+def _claim_rounds(folder: Path | str | None, cfg: PDConfig, networks: tuple, data: Tensor,
+                  labels: Tensor | dict | None) -> dict: # `about_teacher`
+    "Take a folder for a run, which teacher, student, data and labels define."
+    teacher, student = networks
+    origin = about_teacher(teacher)
+    conditions = labels.values() if isinstance(labels, dict) else [labels]
+    claim_run(folder, cfg, networks, tuple(data.shape[1:]), teacher=origin['teacher'],
+              student=None if student is None else denoiser_hash(student),
+              data=fingerprint(data, *[] if labels is None else conditions))
+    return origin
+
+def _train_rounds(cfg: PDConfig, teacher: Callable, model: BranchedDenoiser, origin: dict,
+                  data: Tensor, labels: Tensor | dict | None, folder: Path | str | None,
+                  show: bool, **how) -> Iterator[Student]:
+    "The rounds, once all is checked; model: the first student, as it starts."
+    history = []
+    shape = tuple(data.shape[1:])
+    for n in cfg.rounds:
+        part = None if folder is None else Path(folder)/f'steps-{n:05d}'
+        step = pd_step(teacher, data, labels, cfg, n)
+        title = f'PD, K = {cfg.K}, {n} steps'
+        done = fit(model.eval(), step, cfg.train_config(n), part, title, show, teacher=teacher,
+                   **how)
+        model = kept(done)
+        teacher = fold(model)
+        history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
+        about = dict(host='pd', **origin, config=asdict(cfg), rounds=list(history),
+                     seconds=round(sum(r['seconds'] for r in history), 1))
+        yield Student(fold(model), cfg.grid(n), False, shape, about)
+        if cfg.heads == 'tile': model = _tiled(teacher, model, shape)
+
 def progressive_rounds(
     teacher: Callable, # a denoiser; it is copied, not touched
     data: Tensor, # [N, *D], float32, clean
@@ -365,25 +396,10 @@ def progressive_rounds(
     shape = tuple(data.shape[1:])
     cfg, teacher, model = starting_run(cfg, teacher, student, shape,
                                        lambda cfg: cfg.plan(shape, most=32))
-    origin = about_teacher(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    conditions = labels.values() if isinstance(labels, dict) else [labels]
-    claim_run(folder, cfg, (teacher, student), shape, teacher=origin['teacher'],
-              student=None if student is None else denoiser_hash(student),
-              data=fingerprint(data, *[] if labels is None else conditions))
-    history = []
-    for n in cfg.rounds:
-        part = None if folder is None else Path(folder)/f'steps-{n:05d}'
-        done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), part,
-                   f'PD, K = {cfg.K}, {n} steps', show, hardware=hardware, hooks=hooks,
-                   teacher=teacher)
-        model = kept(done)
-        teacher = fold(model)
-        history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', **origin, config=asdict(cfg), rounds=list(history),
-                     seconds=round(sum(r['seconds'] for r in history), 1))
-        yield Student(fold(model), cfg.grid(n), False, shape, about)
-        if cfg.heads == 'tile': model = _tiled(teacher, model, shape)
+    origin = _claim_rounds(folder, cfg, (teacher, student), data, labels)
+    yield from _train_rounds(cfg, teacher, model, origin, data, labels, folder, show,
+                             hardware=hardware, hooks=hooks)
 
 def _check_first_loss(model: BranchedDenoiser, step: StepFunction) -> None:
     "What cannot be trained is refused now."

@@ -635,6 +635,21 @@ def from_diffusers(
 # %% ../../nbs/interop/01_diffusers.ipynb #62b92508
 class _Caught(Exception): pass
 
+def _check_takes_prompts(pipeline) -> None:
+    takes = inspect.signature(pipeline.__call__).parameters
+    if not any(name.startswith('prompt') for name in takes):
+        raise TypeError(f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
+                        'such as StableDiffusionPipeline; classes are conditions as they are')
+
+def _rows_of(told: dict, prompts: Sequence[str], known: dict) -> dict[str, Tensor]:
+    "Of what a network is told, the row of each prompt; known: what a network like it takes."
+    flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
+            for name, v in inner.items()}
+    def own(v): # where a pipeline guides, what it compares with comes first
+        return v.float().cpu()[[i if not prompt else len(v) - len(prompts) + i
+                                for i, prompt in enumerate(prompts)]]
+    return {k: own(v) for k, v in (told | flat).items() if k in known and v is not None}
+
 def prompt_conditions(
     pipeline, # a diffusers pipeline with its text encoders
     prompts: Sequence[str] | str, # at least one
@@ -645,19 +660,11 @@ def prompt_conditions(
     is not called. Of the empty prompt '' it is what the pipeline's guidance compares with."""
     if isinstance(prompts, str): prompts = [prompts]
     if not prompts: raise ValueError('prompts must be a list of at least one prompt, got none')
-    takes = inspect.signature(pipeline.__call__).parameters
-    if not any(name.startswith('prompt') for name in takes):
-        raise TypeError(f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
-                        'such as StableDiffusionPipeline; classes are conditions as they are')
+    _check_takes_prompts(pipeline)
     network = network_of(pipeline)
     known = family_of(network).conditions(network.config) | family_of(network).optional
     def catch(module, args, told):
-        flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
-                for name, v in inner.items()}
-        def own(v): # where a pipeline guides, what it compares with comes first
-            return v.float().cpu()[[i if not prompt else len(v) - len(part) + i
-                                    for i, prompt in enumerate(part)]]
-        rows.append({k: own(v) for k, v in (told | flat).items() if k in known and v is not None})
+        rows.append(_rows_of(told, part, known))
         raise _Caught
     rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
