@@ -27,8 +27,8 @@ from tyro.conf import Positional
 from .commands import Named, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
-from ..core import (AtLeast1, about_run, check_choice, check_int,
-                    import_extra, read_json, sample_noise, write_json)
+from ..core import AtLeast1, about_run, check_choice, check_int, import_extra
+from ..core import read_json, sample_noise, write_json
 from ..diffusion.denoisers import EDMDenoiser, to_channels_last
 from ..diffusion.nets import UNet
 from ..diffusion.samplers import sample

@@ -49,36 +49,36 @@ from .plans import device_bytes, estimate_run, estimate_training, memory_on_pape
 from .shell import Command, Line, Options
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
-from ..core import (about_run, check_choice, check_int, copied, data_dir,
-                            default_device, load_tensors, locked, read_json, refuse,
-                            save_tensors, sweep, write_json)
+from ..core import about_run, check_choice, check_int, copied, data_dir
+from ..core import default_device, load_tensors, locked, read_json, refuse
+from ..core import save_tensors, sweep, write_json
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
-from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
-                                           NetDenoiser, check_classes, check_itself, check_teacher,
-                                           guidance_of, load_denoiser,
-                                           load_teacher, map_cond, read_about, save_denoiser,
-                                           unguided)
+from ..diffusion.denoisers import TEACHERS, EDMDenoiser, GuidedDenoiser
+from ..diffusion.denoisers import NetDenoiser, check_classes, check_itself
+from ..diffusion.denoisers import check_teacher, guidance_of, load_denoiser
+from ..diffusion.denoisers import load_teacher, map_cond, read_about
+from ..diffusion.denoisers import save_denoiser, unguided
 from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import (CONDITIONS, Student, VariableStudent, load_student,
-                                     load_table)
+from ..distillation.students import CONDITIONS, Student, VariableStudent
+from ..distillation.students import load_student, load_table
 from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.features import FEATURE_SPACES, load_space
-from ..evaluation.metrics import (fashion_fd, frechet_distance, paired_error,
-                                          sliced_wasserstein)
+from ..evaluation.metrics import fashion_fd, frechet_distance, paired_error
+from ..evaluation.metrics import sliced_wasserstein
 from ..evaluation.pictures import show_points, show_rows, show_trajectories
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
-from ..interop.export import (EXPORTS, NOISE_OFF, export_student, load_pretrained,
-                                      sampling_json, unit_noise_excess, with_adapters)
-from ..lab.experiments import (EXPERIMENTS, Difference, difference_table, differences,
-                                       run_experiment, run_name, stored_rows)
-from ..lab.search import (STARTS, SearchResult, confirm_weights, save_search, search_weights,
-                                  show_search)
+from ..interop.export import EXPORTS, NOISE_OFF, export_student, load_pretrained
+from ..interop.export import sampling_json, unit_noise_excess, with_adapters
+from ..lab.experiments import EXPERIMENTS, Difference, difference_table
+from ..lab.experiments import differences, run_experiment, run_name, stored_rows
+from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
+from ..lab.search import search_weights, show_search
 from ..training.checkpoints import checksum, claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import peak_bytes

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
-from .commands import (STARTED, Distilled, Named, Reality, alone, check_folder,
-                                    check_source, data_line, difference_rows, distances,
-                                    distill_configs, distill_data, distill_plan, find_reality,
-                                    note_start, show_plan, teacher_and_shape)
+from .commands import STARTED, Distilled, Named, Reality, alone
+from .commands import check_folder, check_source, data_line
+from .commands import difference_rows, distances, distill_configs
+from .commands import distill_data, distill_plan, find_reality, note_start
+from .commands import show_plan, teacher_and_shape
 from .shell import Command, Line
 from ..core import atomic_path, check_int, read_json
 from ..diffusion.denoisers import unguided

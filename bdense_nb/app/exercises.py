@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from ..core import (NFECounter, Trajectory, check_answer, check_choice, data_dir, read_json,
-                            sample_noise)
+from ..core import NFECounter, Trajectory, check_answer, check_choice, data_dir
+from ..core import read_json, sample_noise
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, load_teacher
 from ..diffusion.data import toy_2d
 from ..diffusion.nets import MLP

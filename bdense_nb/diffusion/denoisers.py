@@ -31,13 +31,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core import (NFECounter, Within, check_choice, check_int, check_number,
-                            check_shape, check_state, check_type, copied, data_dir,
-                            default_device, load_tensors, read_json, refuse, save_tensors,
-                            send, sha256, tensor_bytes, uncompiled, undisturbed, write_json)
+from ..core import NFECounter, Within, check_choice, check_int, check_number
+from ..core import check_shape, check_state, check_type, copied, data_dir
+from ..core import default_device, load_tensors, read_json, refuse, save_tensors
+from ..core import send, sha256, tensor_bytes, uncompiled, undisturbed
+from ..core import write_json
 from .nets import HALF, NETS, build_net
-from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
-                        sigma_from_alpha_bar)
+from .schedules import PREDICTIONS, cosine_alpha_bar, karras_sigmas
+from .schedules import linear_alpha_bar, sigma_from_alpha_bar
 
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',

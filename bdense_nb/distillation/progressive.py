@@ -12,23 +12,25 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
-                            check_int, check_sigmas, check_state, check_type, patch, refuse,
-                            send, validate)
-from ..diffusion.denoisers import (NetDenoiser, VPDenoiser, check_cond, check_top, cond_like,
-                                          map_cond, unguided)
+from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within
+from ..core import check_choice, check_int, check_sigmas, check_state
+from ..core import check_type, patch, refuse, send, validate
+from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_cond, check_top
+from ..diffusion.denoisers import cond_like, map_cond, unguided
 from ..diffusion.samplers import Sampler, device_of
-from ..diffusion.schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar,
-                                           make_sigmas, sigma_from_alpha_bar, strided_nodes)
+from ..diffusion.schedules import SCHEDULES, cosine_alpha_bar, linear_alpha_bar
+from ..diffusion.schedules import make_sigmas, sigma_from_alpha_bar
+from ..diffusion.schedules import strided_nodes
 from .bank import TrajectoryPlan, denoiser_hash
 from .branches import BranchedDenoiser, fold
-from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, dense_alignment_loss,
-                                           snr_weight)
-from .segments import (BRANCH_STEPS, branch_states, branch_targets,
-                                             check_substeps, progressive_segment)
-from .students import (Host, Student, about_teacher, starting_run, branched_student, check_grid,
-                                             claim_run, fitting, in_flow_time, kept,
-                                             starting_network, train_config)
+from .losses import BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS
+from .losses import dense_alignment_loss, snr_weight
+from .segments import BRANCH_STEPS, branch_states, branch_targets
+from .segments import check_substeps, progressive_segment
+from .students import Host, Student, about_teacher, starting_run
+from .students import branched_student, check_grid, claim_run
+from .students import fitting, in_flow_time, kept
+from .students import starting_network, train_config
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy, share

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ..core import (AtLeast1, check_choice, check_shape, check_sigmas,
-                            check_state, check_type, copied, load_tensors, locked, refuse,
-                            save_tensors, validate)
-from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, GuidedDenoiser,
-                                           NetDenoiser, check_samples, guidance_of,
-                                           load_denoiser, read_about, read_run, save_denoiser,
-                                           unguided)
+from ..core import AtLeast1, check_choice, check_shape, check_sigmas
+from ..core import check_state, check_type, copied, load_tensors, locked, refuse
+from ..core import save_tensors, validate
+from ..diffusion.denoisers import CONFIG, DENOISERS, WEIGHTS, FlowDenoiser
+from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser, check_samples
+from ..diffusion.denoisers import guidance_of, load_denoiser, read_about
+from ..diffusion.denoisers import read_run, save_denoiser, unguided
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import SHIFTED
-from .bank import (TrajectoryBank, TrajectoryPlan, answers, answers_note, denoiser_hash,
-                                         frozen_copy)
+from .bank import TrajectoryBank, TrajectoryPlan, answers
+from .bank import answers_note, denoiser_hash, frozen_copy
 from .branches import BranchedDenoiser, branch, fold
 from .losses import branch_weights, scheduled_weights
 from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum, claim_folder

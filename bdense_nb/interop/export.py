@@ -17,16 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from ..core import (atomic_path, check_choice, check_int, check_sigmas,
-                            check_type, copied, default_device, import_extra, patch,
-                            read_json, refuse, save_tensors, write_json)
+from ..core import atomic_path, check_choice, check_int, check_sigmas
+from ..core import check_type, copied, default_device, import_extra, patch
+from ..core import read_json, refuse, save_tensors, write_json
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net, check_top
 from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
 from ..training.checkpoints import checksum
 from ..training.devices import lean_copy
-from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
-                                         _read_network, add_adapters, network_of)
+from .diffusers import DiffusersNet, _denoiser_of, _diffusers
+from .diffusers import _levels_of, _local, _read_network, add_adapters
+from .diffusers import network_of
 
 # %% auto #0
 __all__ = ['NOISE_OFF', 'EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts',

@@ -20,8 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from ..core import (NFECounter, Trajectory, check_choice, check_int, data_dir, import_extra,
-                    load_tensors, patch, sample_noise)
+from ..core import NFECounter, Trajectory, check_choice, check_int, data_dir
+from ..core import import_extra, load_tensors, patch, sample_noise
 from ..diffusion.data import FASHION_CLASSES, fashion_mnist
 from ..diffusion.denoisers import MixtureDenoiser
 from ..diffusion.samplers import trajectory
