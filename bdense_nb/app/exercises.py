@@ -185,7 +185,8 @@ def _(got):
     if near(want): return True
     if near(want**2): return 'that is the variance; the standard deviation is its root'
     if near(points.abs().max().item()): return (
-        'that is the largest coordinate, and the spread of points that were scaled; these were not')
+        'that is the largest coordinate, and the spread of points that were scaled; these were '
+        'not')
     if near((points.max() - points.min()).item()): return 'that is the range, not the spread'
     if near(points.norm(dim=1).mean().item()):
         return 'that is the mean distance from the origin; take the spread of the coordinates'

@@ -134,7 +134,7 @@ def average_weights(
 def progressive_segment(
     teacher: Callable, # D(x, sigma, cond) -> x0_hat
     x_t: Tensor, # [B, *D], noised data
-    levels: Tensor, # [B, S+1], float64: its noise level and the teacher's next S; the last may be 0
+    levels: Tensor, # [B, S+1], float64: its noise level, the teacher's next S; the last may be 0
     K: int, # branches; divides S
     cond: Tensor | dict | None = None, # with B rows
     # the naive target instead: the teacher's own estimate at the level before each state
