@@ -1159,8 +1159,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     with alone(out):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
-        how = dict(hardware=hardware, hooks=hooks)
-        student = _distilled(source, cfg, options, pairs, start, **how)
+        student = _distilled(source, cfg, options, pairs, start, hardware=hardware, hooks=hooks)
         note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
 

@@ -138,6 +138,7 @@ def _last_guesses(D: Callable, x: Tensor):
         yield from (asked[-1], D(end, _grid()[-1].item()))
 
 def _wrong_walks(D: Callable, x: Tensor) -> dict:
+    "Walks with mistakes, by their hints."
     def walked(*slopes, ask=lambda x, t, s: D(x, t)):
         return tuple(_walk(x, ask, slope) for slope in slopes)
     at_s = lambda x, t, s: D(x, s)
@@ -205,6 +206,7 @@ def _end(first: int, scale: float, n: int = 500) -> Tensor: # where the teacher 
     return sample(_blobs(), noise, karras_sigmas(16, .1, 20.))
 
 def _wrong_errors(out: Tensor, want: Tensor, strangers: float) -> dict:
+    "Distances with mistakes, by their hints."
     gap = (out - want).double()
     beside = lambda end: paired_error(out, end)
     noise = 20.*sample_noise(range(500), (2,))
@@ -438,6 +440,7 @@ _formula('4.1', 'two steps of the teacher give y; solve y = x0 + end/t*(x - x0) 
         _target(lambda w: w.first)})
 
 def _wrong_cuts(grid: Tensor) -> dict:
+    "Rows with mistakes, by their hints."
     coarse = grid[::2]
     return {
         'still the same: the next student step must start where the last one ends':
@@ -544,6 +547,7 @@ def _again(x: Tensor, n: int) -> Tensor: # the analytic step before every call
     return x if n == 1 else _first(x, coarse[n - 1:])
 
 def _wrong_starts() -> dict:
+    "What iterations lose whose steps begin elsewhere, by their hints."
     _, fine, coarse = _paths()
     return {
         'the teacher stands at y[4]; the student stands where its analytic step from y[0] led':
@@ -565,6 +569,7 @@ def _wrong_starts() -> dict:
             _rollout(train=False)}
 
 def _wrong_losses() -> dict:
+    "What iterations lose with another target or loss, by their hints."
     _, _, coarse = _paths()
     return {
         "the target of step n is the teacher's state at the end of that step, y[4*n + 4]":
@@ -612,6 +617,7 @@ def _kept_of(take: Callable) -> list: # of the branches of each layer, [7, K, 3]
     return [take(_wide(K)(x).detach().unflatten(1, (K, 3))) for K in _K]
 
 def _wrong_branches() -> dict:
+    "What other layers keep, by their hints."
     return {
         'that is the first branch; the endpoint is the last': _kept_of(lambda out: out[:, 0]),
         'that is the last of two branches; of K the endpoint has the last three rows':
@@ -692,7 +698,8 @@ _formula('6.2', 'the ratio has a row for each branch, to multiply coordinates: l
 _WITHOUT = [.0751, .0769, .0751, .0754, .0763]
 _WITH = [.0722, .0729, .0718, .0720, .0741]
 
-def _wrong_widths() -> dict: # how many times as wide as it should be
+def _wrong_widths() -> dict:
+    "How many times as wide as it should be an interval with a mistake is, by its hint."
     a, b = torch.tensor(_WITH), torch.tensor(_WITHOUT)
     spread = (a - b).std().item()
     t = student_t(.95, 4)
@@ -737,7 +744,8 @@ def _score(K: int, seed: int) -> float: # seeds differ more than the arms do
 
 def _difference(a: list[float], b: list[float]) -> list[float]: return [v - u for u, v in zip(a, b)]
 
-def _wrong_differences(arm: list, later: list) -> dict: # of the scores of both arms
+def _wrong_differences(arm: list, later: list) -> dict: # scores of both arms; on other seeds
+    "Differences with mistakes, by their hints."
     right = _difference(*arm)
     return {
         'still the same: the two arms of a pair were trained with different seeds':

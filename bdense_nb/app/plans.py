@@ -164,16 +164,18 @@ def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: 
     return make
 
 def _trial_costs(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
-                 hardware: Hardware) -> tuple[dict, float]:
-    "An iteration, see `estimate_training`, and the seconds of all the teacher's trajectories."
+                 hardware: Hardware) -> tuple[dict, float, float | None]:
+    "An iteration, see `estimate_training`; the seconds of all trajectories, and of all iterations."
     if device_of(student or teacher).type == 'meta': # nothing to measure, but branches must fit
         branched_student(teacher, student, cfg.K, cfg.layer, shape)
-        return dict(seconds=None, memory_gb=None, measured_batch=None), 0.
+        return dict(seconds=None, memory_gb=None, measured_batch=None), 0., None
     walks = {}
     maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
     one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
-    return one, prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
+    by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
+    iterations = len(cfg.rounds or [0])*cfg.loop.steps
+    return one, by_teacher, None if one['seconds'] is None else one['seconds']*iterations
 
 def estimate_run(
     teacher: Callable, # any denoiser
@@ -196,9 +198,7 @@ def estimate_run(
     cfg = cfg.suited(teacher, start)
     device = device_of(start)
     teacher = frozen_copy(teacher, shape)
-    one, by_teacher = _trial_costs(teacher, cfg, shape, student, hardware)
-    iterations = len(cfg.rounds or [0])*cfg.loop.steps
-    by_student = None if one['seconds'] is None else one['seconds']*iterations
+    one, by_teacher, by_student = _trial_costs(teacher, cfg, shape, student, hardware)
     banked = cfg.n_trajectories and bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3
     return dict(cfg.cost_with(teacher), nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe,
                 rounds=cfg.rounds,

@@ -252,6 +252,14 @@ def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) ->
             'is an animation; store its frames as images': moves})
 
 # %% ../../nbs/diffusion/05_data.ipynb #14e7c2c3
+def _all_pixels(files: list[Path], channels: int, size: tuple[int, int]) -> np.ndarray:
+    "Bytes [N, C, H, W]; of many files behind a progress bar."
+    pixels = np.empty((len(files), channels, *size), np.uint8)
+    shown = len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
+    for i in progress_bar(range(len(files)), leave=False) if shown else range(len(files)):
+        pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
+    return pixels
+
 def image_folder(
     path: Path | str, # with PNG, JPEG or WebP files, or with a sub-folder of them for each class
     size: int | tuple[int, int] | None = None, # (H, W) or one side: crop and resize; None: as is
@@ -277,10 +285,7 @@ def image_folder(
                          f'{needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller '
                          'size=, or a larger max_gb=')
     if changes := _changes(sizes, modes, size, channels): print(f'{path}: {changes}')
-    pixels = np.empty((len(files), channels, *size), np.uint8)
-    shown = len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
-    for i in progress_bar(range(len(files)), leave=False) if shown else range(len(files)):
-        pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
+    pixels = _all_pixels(files, channels, size)
     return to_images(pixels), None if labels is None else torch.tensor(labels)
 
 # %% ../../nbs/diffusion/05_data.ipynb #da569714

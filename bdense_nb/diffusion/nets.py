@@ -120,6 +120,7 @@ def _check_ints(n_classes: int, **sizes: int) -> None:
     for name, value in sizes.items(): check_int(name, value, 1)
 
 def _check_widths(widths: tuple[int, ...]) -> None:
+    "Refuse widths that groups of channels and heads of attention do not divide."
     for w in widths: check_int('a width', w, 8)
     if not widths or any(w % 8 for w in widths) or widths[-1] % 32:
         raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')

@@ -314,6 +314,7 @@ def _draw_confirmed(ax, result: SearchResult) -> dict: # named weights -> what i
 
 # %% ../../nbs/lab/02_search.ipynb #eb0e83dc
 def _check_other_seeds(seeds: tuple[int, ...], own: int) -> None: # the search's
+    "Refuse seeds that are too few, or not all new."
     for s in seeds: check_int('every seed', s, 0)
     if len(set(seeds) - {own}) < max(3, len(seeds)):
         raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without '
