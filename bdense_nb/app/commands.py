@@ -387,9 +387,10 @@ def draw_arms(arms: dict[str, Sampler], samples: dict, rows: list, out: Path) ->
     for what, arm in arms.items():
         if isinstance(arm, Student): arm.save(out/what.split()[0].lower(), overwrite=True)
 
-def _show_demo(report: dict, steps: int, out: Path) -> None:
-    "What was measured, and what it shows; steps: the teacher's."
+def _show_demo(report: dict, arms: dict[str, Sampler], out: Path) -> None:
+    "What was measured, and what it shows."
     print_table(report['rows'])
+    steps = len(arms[report['rows'][1]['what']].sigmas) - 1
     print(f'\nFréchet distance: to the 60,000 training images, in the shipped classifier\'s '
           f'features, {report["samples"]} samples.\nPaired error: root-mean-square pixel '
           f'difference to the teacher\'s {steps}-step sample from the same noise.\n'
@@ -421,7 +422,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
                       **about_run())
         write_json(out/'report.json', report)
         shutil.rmtree(out/'checkpoints') # both students are there
-    _show_demo(report, arms[rows[1]['what']].sigmas.numel() - 1, out)
+    _show_demo(report, arms, out)
     return {k: v for k, v in report.items() if k != 'command'} | dict(out=str(out))
 
 # %% ../../nbs/app/03_commands.ipynb #cd2e83f9

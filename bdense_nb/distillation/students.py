@@ -103,9 +103,9 @@ def claim_run(
         claim_folder(folder, run, asdict(type(cfg)()), ('on_nan', *free), cfg.fixed)
 
 def claim_training(
-    folder: Path | str | None, # see `claim_run`, as the next two
+    folder: Path | str | None, # of the run, with checkpoints; None: there is none
     cfg: Host,
-    networks: Sequence[Callable | None],
+    networks: Sequence[Callable | None], # teacher, and the student where it is another
     start: nn.Module, # the network that is trained, as it starts
 ) -> dict: # `about_teacher`
     "Take a folder for a run of one training."
@@ -116,7 +116,7 @@ def claim_training(
 
 def about_training(
     cfg: Host,
-    origin: dict, # `about_teacher`
+    origin: dict, # see `about_teacher`
     done: Fit,
 ) -> dict: # JSON-able
     "How a student came about, in one training."
