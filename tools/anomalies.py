@@ -17,13 +17,17 @@ import numba
 import numpy as np
 import stumpy
 import torch
-from aeon.benchmarking.metrics.anomaly_detection import pr_auc_score, range_roc_vus_score, roc_auc_score
+from aeon.benchmarking.metrics.anomaly_detection import pr_auc_score
+from aeon.benchmarking.metrics.anomaly_detection import range_roc_vus_score
+from aeon.benchmarking.metrics.anomaly_detection import roc_auc_score
 from pyod.models.auto_encoder import AutoEncoder
 from pyod.models.iforest import IForest
 
 from applications import Results, cpu_times
-from bdense_nb.applications.anomalies import (DETECTOR_SFD, FAULTS, NORMAL, alarm_threshold, anomaly_scores, branched_student_of, by_point, train_normal,
-                                              with_fault)
+from bdense_nb.applications.anomalies import DETECTOR_SFD, FAULTS, NORMAL
+from bdense_nb.applications.anomalies import alarm_threshold, anomaly_scores
+from bdense_nb.applications.anomalies import branched_student_of, by_point, train_normal
+from bdense_nb.applications.anomalies import with_fault
 from bdense_nb.applications.forecasting import teacher_sampler
 from bdense_nb.applications.series import Series, Windows, read_series, shipped_series
 

@@ -19,9 +19,12 @@ from statsmodels.tsa.statespace.exponential_smoothing import ExponentialSmoothin
 from statsmodels.tsa.statespace.sarimax import SARIMAX
 
 from applications import Results, cpu_times
-from bdense_nb.applications.forecasting import (QUICK, coverage, forecast, forecast_scores, naive_error, rolling_forecasts, show_forecast,
-                                                teacher_sampler, temporal_denoiser, train_forecaster, truth_at, weather_task, weather_teacher,
-                                                weather_world)
+from bdense_nb.applications.forecasting import QUICK, coverage, forecast
+from bdense_nb.applications.forecasting import forecast_scores, naive_error
+from bdense_nb.applications.forecasting import rolling_forecasts, show_forecast
+from bdense_nb.applications.forecasting import teacher_sampler, temporal_denoiser
+from bdense_nb.applications.forecasting import train_forecaster, truth_at, weather_task
+from bdense_nb.applications.forecasting import weather_teacher, weather_world
 from bdense_nb.distillation.sfd import sfd
 from bdense_nb.lab.experiments import EXPERIMENTS, WEATHER_SFD, WEIGHTS, students
 from bdense_nb.training.config import TrainConfig

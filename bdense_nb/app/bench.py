@@ -27,8 +27,8 @@ from tyro.conf import Positional
 from .commands import Named, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
-from ..core import (AtLeast1, about_run, check_choice, check_int,
-                    import_extra, read_json, sample_noise, write_json)
+from ..core import AtLeast1, about_run, check_choice, check_int, import_extra
+from ..core import read_json, sample_noise, write_json
 from ..diffusion.denoisers import EDMDenoiser, to_channels_last
 from ..diffusion.nets import UNet
 from ..diffusion.samplers import sample
@@ -218,6 +218,15 @@ def sfd_arm(teacher: EDMDenoiser, cfg: SFDConfig, hardware: Hardware = PLAIN,
     student = branch(teacher, cfg.K).train().requires_grad_(True)
     return loop_arm(student, cfg.step_function(teacher, bank), hardware, teacher)
 
+def _plain_walk(teacher: EDMDenoiser, x: Tensor, levels: list[float], label) -> list[Tensor]:
+    "The states of Euler steps from x on."
+    states = [x]
+    for t, s in pairwise(levels):
+        x0_hat = teacher(x, t, label)
+        x = x0_hat + s/t*(x - x0_hat)
+        states.append(x)
+    return states
+
 def plain_sfd(
     teacher: EDMDenoiser,
     cfg: SFDConfig, # K = 1, solver euler
@@ -227,19 +236,11 @@ def plain_sfd(
     student = copy.deepcopy(teacher).train().requires_grad_(True)
     device = next(teacher.parameters()).device
     opt = torch.optim.Adam(student.parameters(), 1e-6, fused=device.type == 'cuda' or None)
-    def states():
+    def iteration():
         x = fine[0]*torch.randn(cfg.batch, *cfg.shape, device=device)
         label = None
         if n := teacher.n_classes: label = torch.randint(n, (cfg.batch,), device=device)
-        found = [x]
-        for t, s in pairwise(fine):
-            x0_hat = teacher(x, t, label)
-            found.append(x0_hat + s/t*(found[-1] - x0_hat))
-            x = found[-1]
-        return found, label
-    def iteration():
-        with torch.no_grad(): found, label = states()
-        x = found[0]
+        with torch.no_grad(): states = _plain_walk(teacher, x, fine, label)
         losses = []
         for n, (t, s) in enumerate(pairwise(coarse)):
             if n == 0 and cfg.afs:
@@ -247,7 +248,7 @@ def plain_sfd(
                 continue
             x0_hat = student(x, t, label)
             x_s = x0_hat + s/t*(x - x0_hat)
-            loss = (x_s - found[(n + 1)*cfg.substeps]).abs().flatten(1).sum(1).mean()
+            loss = (x_s - states[(n + 1)*cfg.substeps]).abs().flatten(1).sum(1).mean()
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -440,6 +441,22 @@ def bench_compile(bench: Bench) -> dict:
     return dict(rows=rows, failed=failed)
 
 # %% ../../nbs/app/07_bench.ipynb #fafc6550
+def _with_net(denoiser: EDMDenoiser, net: nn.Module) -> EDMDenoiser:
+    "The same denoiser around another network."
+    mine = copy.copy(denoiser)
+    mine._modules = dict(denoiser._modules, net=net)
+    return mine
+
+def _without_launches(teacher: EDMDenoiser) -> dict[str, Callable[[], EDMDenoiser]]:
+    "Ways to spare a denoiser the launch of its kernels one by one: name -> what makes it."
+    def by_hand():
+        mine = _with_net(teacher, teacher.net)
+        mine.forward = Replayed(mine.forward)
+        return mine
+    fast = lambda **mode: _with_net(teacher, torch.compile(teacher.net, dynamic=False, **mode))
+    return {'graph by hand': by_hand, 'compiled': fast,
+            'compiled, reduce-overhead': lambda: fast(mode='reduce-overhead')}
+
 def bench_graphs(bench: Bench) -> dict:
     "The teacher's trajectory: compiled, with CUDA graphs by PyTorch and by hand, over eager calls."
     if bench.device.type != 'cuda': return dict(rows=[], skipped='CUDA graphs need a GPU')
@@ -450,25 +467,14 @@ def bench_graphs(bench: Bench) -> dict:
         x = 80*sample_noise(range(size.batch), size.shape, bench.device)
         label = torch.zeros(size.batch, dtype=torch.long, device=bench.device)
         cond = label if teacher.n_classes else None
-        def with_net(net):
-            mine = copy.copy(teacher)
-            mine._modules = dict(teacher._modules, net=net)
-            return mine
-        def by_hand():
-            mine = with_net(teacher.net)
-            mine.forward = Replayed(mine.forward)
-            return mine
         def walk(denoiser):
             def run():
                 with torch.autocast('cuda', torch.bfloat16):
                     return sample(denoiser, x, plan.sigmas, plan.solver, cond=cond)
             return run
         torch._dynamo.reset()
-        fast = lambda **mode: with_net(torch.compile(teacher.net, dynamic=False, **mode))
-        makes = {'graph by hand': by_hand, 'compiled': fast,
-                 'compiled, reduce-overhead': lambda: fast(mode='reduce-overhead')}
         arms = {'eager': walk(teacher)}
-        for what, make in makes.items():
+        for what, make in _without_launches(teacher).items():
             try:
                 arm = walk(make())
                 arm()
@@ -478,15 +484,18 @@ def bench_graphs(bench: Bench) -> dict:
     return dict(rows=rows, failed=failed)
 
 # %% ../../nbs/app/07_bench.ipynb #dc3cc567
+def _unet_2d(quick: bool) -> nn.Module:
+    "A small network of diffusers."
+    widths = (32, 32) if quick else (64, 128)
+    return import_extra('diffusers', 'diffusers').UNet2DModel(
+        8 if quick else 32, 3, 3, block_out_channels=widths, layers_per_block=1, norm_num_groups=8,
+        down_block_types=('DownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'UpBlock2D'))
+
 def bench_diffusers(bench: Bench) -> dict:
     "Training and sampling of diffusers' `UNet2DModel`: our loop and sampler over diffusers' own."
     diffusers = import_extra('diffusers', 'diffusers')
-    widths = (32, 32) if bench.quick else (64, 128)
-    side = 8 if bench.quick else 32
-    net = diffusers.UNet2DModel(
-        side, 3, 3, block_out_channels=widths, layers_per_block=1, norm_num_groups=8,
-        down_block_types=('DownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'UpBlock2D'))
-    net.to(bench.device)
+    net = _unet_2d(bench.quick).to(bench.device)
+    side = net.config.sample_size
     scheduler = diffusers.DDIMScheduler(1000)
     x0 = torch.randn(4 if bench.quick else 32, 3, side, side, device=bench.device)
     def published(model, i):

@@ -37,12 +37,12 @@ __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'E
            'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data',
            'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
            'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known',
-           'check_source', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples',
-           'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances',
-           'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
-           'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export',
-           'check_export', 'export']
+           'check_source', 'distill_data', 'conditioned_data', 'note_pipeline', 'teacher_and_shape', 'distill_run',
+           'finish', 'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample',
+           'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features',
+           'find_reality', 'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
+           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows',
+           'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
@@ -53,32 +53,32 @@ from ..core import (about_run, check_choice, check_int, check_type, copied,
                             data_dir, default_device, load_tensors, locked, read_json,
                             refuse, reworded, save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
-from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
-                                           NetDenoiser, check_classes, check_itself, check_teacher,
-                                           guidance_of, load_denoiser,
-                                           load_teacher, map_cond, read_about, save_denoiser,
-                                           unguided)
+from ..diffusion.denoisers import TEACHERS, EDMDenoiser, GuidedDenoiser
+from ..diffusion.denoisers import NetDenoiser, check_classes, check_itself
+from ..diffusion.denoisers import check_teacher, guidance_of, load_denoiser
+from ..diffusion.denoisers import load_teacher, map_cond, read_about
+from ..diffusion.denoisers import save_denoiser, unguided
 from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of, distill, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import (CONDITIONS, Student, VariableStudent, load_student,
-                                     load_table)
+from ..distillation.students import CONDITIONS, Student, VariableStudent
+from ..distillation.students import load_student, load_table
 from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.features import FEATURE_SPACES, load_space
-from ..evaluation.metrics import (fashion_fd, frechet_distance, paired_error,
-                                          sliced_wasserstein)
+from ..evaluation.metrics import fashion_fd, frechet_distance, paired_error
+from ..evaluation.metrics import sliced_wasserstein
 from ..evaluation.pictures import show_points, show_rows, show_trajectories
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
-from ..interop.export import (EXPORTS, NOISE_OFF, export_student, load_pretrained,
-                                      sampling_json, unit_noise_excess, with_adapters)
-from ..lab.experiments import (EXPERIMENTS, Difference, difference_table, differences,
-                                       run_experiment, run_name, stored_rows)
-from ..lab.search import (STARTS, SearchResult, confirm_weights, save_search, search_weights,
-                                  show_search)
+from ..interop.export import EXPORTS, NOISE_OFF, export_student, load_pretrained
+from ..interop.export import sampling_json, unit_noise_excess, with_adapters
+from ..lab.experiments import EXPERIMENTS, Difference, difference_table
+from ..lab.experiments import differences, run_experiment, run_name, stored_rows
+from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
+from ..lab.search import search_weights, show_search
 from ..training.checkpoints import checksum, claim_folder, is_main, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import peak_bytes
@@ -385,6 +385,17 @@ def draw_arms(arms: dict[str, Sampler], samples: dict, rows: list, out: Path) ->
     for what, arm in arms.items():
         if isinstance(arm, Student): arm.save(out/what.split()[0].lower(), overwrite=True)
 
+def _show_demo(report: dict, arms: dict[str, Sampler], out: Path) -> None:
+    "What was measured, and what it shows."
+    print_table(report['rows'])
+    steps = len(arms[report['rows'][1]['what']].sigmas) - 1
+    print(f'\nFréchet distance: to the 60,000 training images, in the shipped classifier\'s '
+          f'features, {report["samples"]} samples.\nPaired error: root-mean-square pixel '
+          f'difference to the teacher\'s {steps}-step sample from the same noise.\n'
+          f'One training seed ({report["training_seeds"][0]}) and a small budget: an '
+          f'illustration, not evidence.\n{out}/ holds report.json, samples.png, trajectory.png '
+          f'and both students; {report["seconds"]:.0f} s.')
+
 def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     "Distil, measure, draw, report."
     check_int('n', options.n, 2)
@@ -409,13 +420,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
                       **about_run())
         write_json(out/'report.json', report)
         shutil.rmtree(out/'checkpoints') # both students are there
-    print_table(rows)
-    print(f'\nFréchet distance: to the 60,000 training images, in the shipped classifier\'s '
-          f'features, {options.n} samples.\nPaired error: root-mean-square pixel difference to the '
-          f'teacher\'s {arms[rows[1]["what"]].sigmas.numel() - 1}-step sample from the same '
-          f'noise.\nOne training seed ({options.seed}) and a small budget: an illustration, not '
-          f'evidence.\n{out}/ holds report.json, samples.png, trajectory.png and both students; '
-          f'{report["seconds"]:.0f} s.')
+    _show_demo(report, arms, out)
     return {k: v for k, v in report.items() if k != 'command'} | dict(out=str(out))
 
 # %% ../../nbs/app/03_commands.ipynb #cd2e83f9
@@ -601,15 +606,21 @@ def image_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
     if not folder: return read_data(data, 'train', options.path, options.download, seed=seed)
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
 
-def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None, cfg: TrainConfig,
-               batch: int, data: str, hardware: Hardware = Hardware()) -> dict:
-    "What a training would do and take."
+def _teacher_trials(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None) -> Callable:
+    "What makes a model and its updates for the first samples, as `estimate_training` takes it."
     device = device_of(denoiser)
     def make(n):
         def step(model, i):
             yield edm_loss(model, x[:n].to(device), map_cond(lambda t: t[:n].to(device), y),
                            torch.Generator().manual_seed(i))
         return copied(denoiser).train(), step
+    return make
+
+def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None, cfg: TrainConfig,
+               batch: int, data: str, hardware: Hardware = Hardware()) -> dict:
+    "What a training would do and take."
+    device = device_of(denoiser)
+    make = _teacher_trials(denoiser, x, y)
     some = min(batch, len(x))
     guess = dict(estimate_training(make, some, cfg, hardware), batch=batch)
     each = guess['seconds']
@@ -628,38 +639,51 @@ def forget_run(out: str, names: Sequence[str]) -> None:
         if path.is_dir(): shutil.rmtree(path)
         else: path.unlink(missing_ok=True)
 
+def _seeded_denoiser(options: Teach, seed: int, x: Tensor, y: Tensor | dict | None,
+                     make: Callable | None) -> EDMDenoiser:
+    "The network that a teacher starts as, where it is trained."
+    labelled = isinstance(y, Tensor)
+    n_classes = int(y.max()) + 1 - (options.null_class is not None) if labelled else 0
+    torch.manual_seed(seed)
+    return new_denoiser(x, n_classes, options.data, make).to(find_device(options.device))
+
+def _store_conditions(y: Tensor | dict | None, out: str) -> dict: # its checksum, if there are some
+    "Write the table of conditions that a teacher is trained on."
+    if not isinstance(y, dict): return {}
+    table = ConditionTable(y)
+    table.save(Path(out)/CONDITIONS)
+    return dict(conditions_sha256=checksum(table.tensors, {}))
+
+def _batch_of(options: Teach) -> int:
+    "Samples of an iteration."
+    batch = TEACH_PRESETS[options.preset_name]['batch'] if options.batch is None else options.batch
+    check_int('batch', batch, 1)
+    return batch
+
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
     out, data = options.out, options.data
     hooks = options.hooks # a library that is missing is found out now
     check_folder(out, ('checkpoints',), line)
-    batch = TEACH_PRESETS[options.preset_name]['batch'] if options.batch is None else options.batch
-    check_int('batch', batch, 1)
+    batch = _batch_of(options)
     x, y, make = teach_data(options, cfg.seed)
-    labelled = isinstance(y, Tensor)
-    n_classes = int(y.max()) + 1 - (options.null_class is not None) if labelled else 0
-    torch.manual_seed(cfg.seed)
-    made = new_denoiser(x, n_classes, data, make)
-    denoiser = made.to(find_device(options.device))
+    denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
     if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
     with alone(out):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', CONDITIONS])
-        result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints',
-                               hardware=hardware, null_class=options.null_class, hooks=hooks)
+        how = dict(hardware=hardware, null_class=options.null_class, hooks=hooks)
+        result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints', **how)
         note_start(out, line, options, config=cfg, hardware=hardware)
         about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
                      null_class=options.null_class, images_seen=cfg.steps*batch,
                      seconds=round(result.seconds), **about_run())
         if is_main():
-            if isinstance(y, dict):
-                (table := ConditionTable(y)).save(Path(out)/CONDITIONS)
-                about['conditions_sha256'] = checksum(table.tensors, {})
-            save_denoiser(result.ema or result.model, out,
-                          dict(command=line.text, **about, config=asdict(cfg),
-                               computed_with=asdict(hardware), history=result.history))
-    print(f'the teacher is in {out}: {result.seconds:.0f} s, '
-          f'{cfg.steps*batch/result.seconds:.0f} samples a second')
+            about |= _store_conditions(y, out)
+            run = dict(config=asdict(cfg), computed_with=asdict(hardware), history=result.history)
+            save_denoiser(result.ema or result.model, out, dict(command=line.text) | about | run)
+    rate = cfg.steps*batch/result.seconds
+    print(f'the teacher is in {out}: {result.seconds:.0f} s, {rate:.0f} samples a second')
     return dict(out=out, updates=cfg.steps, loss=result.history[-1]['loss'],
                 parameters=sum(p.numel() for p in denoiser.parameters()), **about)
 
@@ -1085,15 +1109,31 @@ def note_pipeline(source: NetDenoiser, cfg, shape: tuple[int, ...]) -> None:
         print('the student is sampled as its README will say: it cannot go into a stock pipeline, '
               f'whose noise is {off:.1%} off{how}')
 
+def teacher_and_shape(
+    options: Distilled,
+    line: Line,
+    cfg, # of a host
+) -> tuple[NetDenoiser | GuidedDenoiser, tuple[int, ...]]: # with its conditions; shape of a sample
+    "The teacher that a command names, as it is asked, and what its samples look like."
+    source = find_teacher(options.teacher, options)
+    shape = asked_shape(options, line, cfg, unguided(source))
+    return conditioned(source, options), shape
+
+def _distilled(source: NetDenoiser | GuidedDenoiser, cfg, options: Distill, pairs, start,
+               **how) -> Student:
+    "The training, with the trajectories that it uses."
+    folder = Path(options.out)/'checkpoints'
+    banks = make_banks(source, cfg, options.bank, folder)
+    data, labels = pairs or (None, None)
+    return distill(source, cfg, data, labels, banks, folder, student=start, **how)
+
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
     hooks = options.hooks # a library that is missing is found out now
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank: check_folder(options.bank, ('nfe-*',))
-    source = find_teacher(teacher, options)
-    shape = asked_shape(options, line, cfg, unguided(source))
-    source = conditioned(source, options)
+    source, shape = teacher_and_shape(options, line, cfg)
     second = isinstance(cfg, SFDConfig) and is_student(teacher) # its grid is the student's own
     cfg = cfg.fitted(source, shape, line.given | ({'config'} if second else set()))
     if options.lora is not None: check_int('lora', options.lora, 1)
@@ -1107,21 +1147,16 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
     check_source(source, teacher, shape, pairs, options.trust_teacher)
-    folder = Path(out)/'checkpoints'
-    plan = partial(distill_plan, source, teacher, cfg, shape,
-                   data_line(*pairs, kind) if pairs else 'none needed', options.bank, hardware,
-                   start)
+    data = data_line(*pairs, kind) if pairs else 'none needed'
+    plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)
     if options.dry_run:
         return show_plan(plan() | on_one_gpu(source, cfg.suited(source), shape, hardware, start))
-    announce(plan, folder)
+    announce(plan, Path(out)/'checkpoints')
     with alone(out):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
-        data, labels = pairs or (None, None)
-        banks = make_banks(source, cfg, options.bank, folder)
-        student = distill(source, cfg, data, labels, banks, folder, student=start,
-                          hardware=hardware, hooks=hooks)
+        student = _distilled(source, cfg, options, pairs, start, hardware=hardware, hooks=hooks)
         note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
 
@@ -1190,15 +1225,27 @@ def confirmed_differences(result: SearchResult) -> list[Difference]:
                        result.difference(name), cfg.steps)
             for name, scores in result.confirmed.items() if name != 'best']
 
-def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
-    "Search, confirm, draw."
-    out = Path(options.out)
+def _check_search(options: Search, line: Line, cfg: SFDConfig) -> None:
+    "Refuse what cannot be searched, before any work."
     check_folder(options.out, ('search.db',), line)
     for name, low in (('seeds', 3), ('trials', 1), ('n', 1)):
         check_int(name, getattr(options, name), low)
     if cfg.K == 1:
         raise ValueError('K = 1 has one branch, whose weight is 1: there is nothing to search; use '
                          '--branches of at least 2')
+
+def _show_found(weights: list[float], found: list[Difference], seeds: int, out: Path) -> None:
+    "What a search has found, and whether other seeds confirm it."
+    print(f'best weights: {", ".join(f"{w:.3f}" for w in weights)}; {out}/ holds search.json and '
+          f'search.png')
+    print(f'paired error on {seeds} other seeds:', '; '.join(
+        f'{d.arm} {d.interval.mean:.2g} [{d.interval.low:.2g}, {d.interval.high:.2g}], {d.verdict}'
+        for d in found))
+
+def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
+    "Search, confirm, draw."
+    out = Path(options.out)
+    _check_search(options, line, cfg)
     source = find_teacher(options.teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
@@ -1213,12 +1260,8 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
         save_search(out/'search.json', result, command=line.text, **about_run())
         show_search(result, out/'search.png')
     weights = list(result.best.weights)
-    print(f'best weights: {", ".join(f"{w:.3f}" for w in weights)}; {out}/ holds search.json and '
-          f'search.png')
     found = confirmed_differences(result)
-    print(f'paired error on {len(seeds)} other seeds:', '; '.join(
-        f'{d.arm} {d.interval.mean:.2g} [{d.interval.low:.2g}, {d.interval.high:.2g}], {d.verdict}'
-        for d in found))
+    _show_found(weights, found, len(seeds), out)
     return dict(out=str(out), weights=weights, score=result.best.score, trials=len(result.trials),
                 confirmed={k: list(v) for k, v in result.confirmed.items()},
                 differences=difference_rows(dict(paired_error=found)), **about_run())
@@ -1267,6 +1310,16 @@ def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
     index = torch.tensor([options.rows[i % len(options.rows)] for i in range(options.n)])
     return map_cond(lambda t: t[index], table.rows)
 
+def _draw_samples(samples: Tensor, out: Path, seed: int) -> str: # what is in it; '': no picture
+    "A picture of images, of the first 512, or of points."
+    if samples.ndim == 4:
+        n = min(len(samples), 512)
+        show_rows({str(seed + i): samples[i:i + 8] for i in range(0, n, 8)}, 8, save=out)
+        return 'them' if n == len(samples) else 'the first 512'
+    if samples.shape[1:] != (2,): return ''
+    show_points(samples, out)
+    return 'them'
+
 def sample_student(options: Sample, line: Line) -> dict:
     "Draw samples, and a picture of them."
     out, n, seed = Path(options.out), options.n, options.seed
@@ -1281,21 +1334,14 @@ def sample_student(options: Sample, line: Line) -> dict:
     if options.dry_run: return show_plan(sampling_plan(arm, n, student=options.student))
     for file in (out, tensors): sweep(file.parent, file.name)
     samples = arm.sample(n, seed, asked)
-    save_tensors(tensors, {'samples': samples},
-                 dict(student=options.student, seed=seed, label=options.label, nfe=options.nfe,
-                      conditions=options.conditions, rows=options.rows))
-    images = samples.ndim == 4
-    picture = images or samples.shape[1:] == (2,)
-    if images:
-        rows = {str(seed + i): samples[i:i + 8] for i in range(0, min(n, 512), 8)}
-        show_rows(rows, 8, save=out)
-    elif picture: show_points(samples, out)
-    whole = n <= 512 or not images
-    shown = f', a picture of {"them" if whole else "the first 512"} in {out}' if picture else ''
+    asked = ('student', 'seed', 'label', 'nfe', 'conditions', 'rows')
+    save_tensors(tensors, {'samples': samples}, {k: getattr(options, k) for k in asked})
+    drawn = _draw_samples(samples, out, seed)
+    shown = f', a picture of {drawn} in {out}' if drawn else ''
     config = getattr(getattr(arm.denoiser, 'net', None), 'config', {})
     scale = ', scaled and without season (`forecast` has the units of the data)'
     print(f'{n} samples are in {tensors}{scale if "series" in config else ""}{shown}')
-    return dict(samples=str(tensors), picture=str(out) if picture else None, n=n,
+    return dict(samples=str(tensors), picture=str(out) if drawn else None, n=n,
                 shape=list(arm.shape), nfe=arm.nfe, seeds=[seed, seed + n - 1])
 
 # %% ../../nbs/app/03_commands.ipynb #ccd89c96

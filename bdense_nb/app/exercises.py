@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from ..core import (NFECounter, Trajectory, check_answer, check_choice, data_dir, read_json,
-                            sample_noise)
+from ..core import NFECounter, Trajectory, check_answer, check_choice, data_dir
+from ..core import read_json, sample_noise
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, load_teacher
 from ..diffusion.data import toy_2d
 from ..diffusion.nets import MLP
@@ -137,42 +137,43 @@ def _last_guesses(D: Callable, x: Tensor):
         end = _walk(x, ask, lambda x, guess, t, s: (x - guess)/t)
         yield from (asked[-1], D(end, _grid()[-1].item()))
 
+def _wrong_walks(D: Callable, x: Tensor) -> dict:
+    "Walks with mistakes, by their hints."
+    def walked(*slopes, ask=lambda x, t, s: D(x, t)):
+        return tuple(_walk(x, ask, slope) for slope in slopes)
+    at_s = lambda x, t, s: D(x, s)
+    right = lambda x, guess, t, s: (x - guess)/t
+    over_s = lambda x, guess, t, s: (x - guess)/s
+    away = lambda x, guess, t, s: (guess - x)/t
+    away_s = lambda x, guess, t, s: (guess - x)/s
+    over_2 = lambda x, guess, t, s: (x - guess)/2
+    whole = lambda x, guess, t, s: (x - guess)/(t - s)
+    return {
+        'still the same: x carries noise of level t, and the denoiser is told s':
+            walked(right, over_s, ask=at_s),
+        'you divide by s; the slope at level t is (x - guess)/t': walked(over_s),
+        'every step starts at the same noise; x must move on to where the last step ended':
+            x + sum((s - t)*(x - D(x, t))/t for t, s in zip(_grid()[:-1], _grid()[1:])),
+        'that walks away from the guess: move by s - t, which is negative': walked(away),
+        'the denoiser is told s, where x carries noise of level t; and move by s - t, not t - s':
+            walked(away, away_s, ask=at_s),
+        'that is one step: does your return stand inside the loop?':
+            euler_step(x, D(x, 2.), 2., _grid()[1].item()),
+        'the level falls from step to step: ask at t, not always at sigmas[0]':
+            walked(right, over_2, ask=lambda x, t, s: D(x, 2.)),
+        'the division by t is missing': walked(lambda x, guess, t, s: x - guess),
+        'x becomes the guess itself; it moves towards it, by s - t times the slope':
+            walked(whole) + walked(whole, ask=at_s),
+        'that is the last guess; return x, where the walk has come to': tuple(_last_guesses(D, x)),
+        'that is the guess for pure noise; the walk has not begun': D(x, 2.),
+        'that is where the walk starts; nothing has moved': x}
+
 @_exercise('1.2', 'in every step: guess at (x, t), slope (x - guess)/t, move by s - t',
            lambda f: f(_blobs(), _noised(), _grid()))
 def _(got):
     D = _blobs()
-    x = _noised()
-    at_t = lambda x, t, s: D(x, t)
-    divided = lambda x, guess, t, s: (x - guess)/t
-    if _close(got, _walk(x, at_t, divided)): return True
-    once = sum((s - t)*(x - D(x, t))/t for t, s in zip(_grid()[:-1], _grid()[1:]))
-    return _named(got, {
-        'still the same: x carries noise of level t, and the denoiser is told s':
-            tuple(_walk(x, lambda x, t, s: D(x, s), slope)
-                  for slope in (divided, lambda x, guess, t, s: (x - guess)/s)),
-        'you divide by s; the slope at level t is (x - guess)/t':
-            _walk(x, at_t, lambda x, guess, t, s: (x - guess)/s),
-        'every step starts at the same noise; x must move on to where the last step ended':
-            x + once,
-        'that walks away from the guess: move by s - t, which is negative':
-            _walk(x, at_t, lambda x, guess, t, s: (guess - x)/t),
-        'the denoiser is told s, where x carries noise of level t; and move by s - t, not t - s':
-            tuple(_walk(x, lambda x, t, s: D(x, s), slope)
-                  for slope in (lambda x, guess, t, s: (guess - x)/t,
-                                lambda x, guess, t, s: (guess - x)/s)),
-        'that is one step: does your return stand inside the loop?':
-            euler_step(x, D(x, 2.), 2., _grid()[1].item()),
-        'the level falls from step to step: ask at t, not always at sigmas[0]':
-            tuple(_walk(x, lambda x, t, s: D(x, 2.), slope)
-                  for slope in (divided, lambda x, guess, t, s: (x - guess)/2)),
-        'the division by t is missing':
-            _walk(x, at_t, lambda x, guess, t, s: x - guess),
-        'x becomes the guess itself; it moves towards it, by s - t times the slope':
-            tuple(_walk(x, ask, lambda x, guess, t, s: (x - guess)/(t - s))
-                  for ask in (at_t, lambda x, t, s: D(x, s))),
-        'that is the last guess; return x, where the walk has come to': tuple(_last_guesses(D, x)),
-        'that is the guess for pure noise; the walk has not begun': D(x, 2.),
-        'that is where the walk starts; nothing has moved': x})
+    right = _walk(_noised(), lambda x, t, s: D(x, t), lambda x, guess, t, s: (x - guess)/t)
+    return _close(got, right) or _named(got, _wrong_walks(D, _noised()))
 
 # %% ../../nbs/app/05_exercises.ipynb #837271c7
 @_exercise('2.1', 'the standard deviation of all coordinates together, one number')
@@ -185,7 +186,8 @@ def _(got):
     if near(want): return True
     if near(want**2): return 'that is the variance; the standard deviation is its root'
     if near(points.abs().max().item()): return (
-        'that is the largest coordinate, and the spread of points that were scaled; these were not')
+        'that is the largest coordinate, and the spread of points that were scaled; these were '
+        'not')
     if near((points.max() - points.min()).item()): return 'that is the range, not the spread'
     if near(points.norm(dim=1).mean().item()):
         return 'that is the mean distance from the origin; take the spread of the coordinates'
@@ -203,6 +205,27 @@ def _end(first: int, scale: float, n: int = 500) -> Tensor: # where the teacher 
     noise = scale*sample_noise(range(first, first + n), (2,))
     return sample(_blobs(), noise, karras_sigmas(16, .1, 20.))
 
+def _wrong_errors(out: Tensor, want: Tensor, strangers: float) -> dict:
+    "Distances with mistakes, by their hints."
+    gap = (out - want).double()
+    beside = lambda end: paired_error(out, end)
+    noise = 20.*sample_noise(range(500), (2,))
+    return {
+        'still the same: student and teacher draw from different noise, seed by seed': strangers,
+        'the grid is an argument: its first level need not be 80, multiply by sigmas[0]':
+            beside(_end(0, 80.)),
+        'the teacher starts at noise level sigmas[0], so its noise must be multiplied by it':
+            beside(_end(0, 1.)),
+        'that is the mean of the squares; take its root': (gap.square().mean(), strangers**2),
+        'that is the mean of the absolute differences; take the root of the mean square':
+            gap.abs().mean(),
+        'that is the distance in the plane; take the mean over coordinates, too':
+            (gap.square().sum(1).mean().sqrt(), gap.norm(dim=1).mean()),
+        'take the mean of the squares before the root, not their sum': gap.norm(),
+        'that is one guess of the teacher; it must walk: sample(teacher, noise, sigmas)':
+            beside(_blobs()(noise, 20.)),
+        'that compares with the noise itself; let the teacher walk from it': beside(noise)}
+
 @_exercise('2.2', 'the noise of seeds 0 to n-1 for both, times sigmas[0]; root of the mean square',
            lambda f: f(_student(), _blobs(), karras_sigmas(16, .1, 20.)))
 def _(got):
@@ -212,24 +235,8 @@ def _(got):
     if any(_close(got, paired_error(*pair), 1e-4) for pair in ((out, want), later)): return True
     if any(_close(got, paired_error(_student().sample(n), _end(0, 20., n)), 1e-4)
            for n in (64, 100, 128, 200, 256, 1000, 2000, 4000)): return True
-    gap = (out - want).double()
     strangers = paired_error(out, _end(500, 20.))
-    named = _named(got, {
-        'still the same: student and teacher draw from different noise, seed by seed': strangers,
-        'the grid is an argument: its first level need not be 80, multiply by sigmas[0]':
-            paired_error(out, _end(0, 80.)),
-        'the teacher starts at noise level sigmas[0], so its noise must be multiplied by it':
-            paired_error(out, _end(0, 1.)),
-        'that is the mean of the squares; take its root': (gap.square().mean(), strangers**2),
-        'that is the mean of the absolute differences; take the root of the mean square':
-            gap.abs().mean(),
-        'that is the distance in the plane; take the mean over coordinates, too':
-            (gap.square().sum(1).mean().sqrt(), gap.norm(dim=1).mean()),
-        'take the mean of the squares before the root, not their sum': gap.norm(),
-        'that is one guess of the teacher; it must walk: sample(teacher, noise, sigmas)':
-            paired_error(out, _blobs()(20.*sample_noise(range(500), (2,)), 20.)),
-        'that compares with the noise itself; let the teacher walk from it':
-            paired_error(out, 20.*sample_noise(range(500), (2,)))}, 1e-4)
+    named = _named(got, _wrong_errors(out, want, strangers), 1e-4)
     if torch.as_tensor(got).numel() > 1: return 'one number is asked for'
     if named is None and abs(float(got)/float(strangers) - 1) < .1:
         return ('that is as far apart as two strangers: sample number i of the student and of the '
@@ -432,18 +439,14 @@ _formula('4.1', 'two steps of the teacher give y; solve y = x0 + end/t*(x - x0) 
     'the guess at the start is right for one teacher step, not for two':
         _target(lambda w: w.first)})
 
-@_exercise('4.2', 'rows [n/2, 3]; row i holds the levels 2i, 2i + 1 and 2i + 2',
-           lambda f: f(_grid()))
-def _(got):
-    grid = _grid()
-    got = torch.stack([torch.as_tensor(row) for row in got])
-    if _close(got, grid.unfold(0, 3, 2)): return True
-    shape = None if got.shape[1:] == (3,) else 'each row has three levels: t, m and s'
-    return _named(got, {
+def _wrong_cuts(grid: Tensor) -> dict:
+    "Rows with mistakes, by their hints."
+    coarse = grid[::2]
+    return {
         'still the same: the next student step must start where the last one ends':
             grid.unfold(0, 3, 1),
-        'the level in the middle is missing; the teacher stops there': grid[::2].unfold(0, 2, 1),
-        "these are the student's levels in one list; cut a row for each of its steps": grid[::2],
+        'the level in the middle is missing; the teacher stops there': coarse.unfold(0, 2, 1),
+        "these are the student's levels in one list; cut a row for each of its steps": coarse,
         'the window moves by two, as it must, but a row of two levels leaves out where it ends':
             grid.unfold(0, 2, 2),
         'cut like this, no step leads from one piece to the next; neighbours share a level':
@@ -451,12 +454,19 @@ def _(got):
         'levels fall: the noisiest first': grid.unfold(0, 3, 2).flip(1),
         'every second student step is missing': grid.unfold(0, 3, 4),
         'a row has neighbours of the whole grid, where yours leaves the middles out':
-            grid[::2].unfold(0, 3, 1),
+            coarse.unfold(0, 3, 1),
         'the last student step is missing; rows must reach the last level':
             (grid[:-1].unfold(0, 3, 2), grid.unfold(0, 3, 1)[:4], grid.unfold(0, 3, 1)[:3]),
         'the first row must begin at the first level': grid.unfold(0, 3, 1)[1::2],
-        'a row is a student step; you have rows and columns exchanged':
-            grid.unfold(0, 3, 2).T}) or shape
+        'a row is a student step; you have rows and columns exchanged': grid.unfold(0, 3, 2).T}
+
+@_exercise('4.2', 'rows [n/2, 3]; row i holds the levels 2i, 2i + 1 and 2i + 2',
+           lambda f: f(_grid()))
+def _(got):
+    got = torch.stack([torch.as_tensor(row) for row in got])
+    if _close(got, _grid().unfold(0, 3, 2)): return True
+    shape = None if got.shape[1:] == (3,) else 'each row has three levels: t, m and s'
+    return _named(got, _wrong_cuts(_grid())) or shape
 
 # %% ../../nbs/app/05_exercises.ipynb #5ab0ff74
 _PLANS = [(points, asks, afs) for points in (3, 4, 9) for asks in (1, 2) for afs in (False, True)]
@@ -536,8 +546,8 @@ def _again(x: Tensor, n: int) -> Tensor: # the analytic step before every call
     _, _, coarse = _paths()
     return x if n == 1 else _first(x, coarse[n - 1:])
 
-@cache
-def _wrong_rollouts() -> dict:
+def _wrong_starts() -> dict:
+    "What iterations lose whose steps begin elsewhere, by their hints."
     _, fine, coarse = _paths()
     return {
         'the teacher stands at y[4]; the student stands where its analytic step from y[0] led':
@@ -556,7 +566,12 @@ def _wrong_rollouts() -> dict:
         "the first step is right; the second starts where the student landed, not at y[8]":
             _rollout(lambda x, y, n: x if n == 1 else y[8]),
         'the first loss is right, the second comes before an update: call update(loss) in the loop':
-            _rollout(train=False),
+            _rollout(train=False)}
+
+def _wrong_losses() -> dict:
+    "What iterations lose with another target or loss, by their hints."
+    _, _, coarse = _paths()
+    return {
         "the target of step n is the teacher's state at the end of that step, y[4*n + 4]":
             (_rollout(target=lambda n: 4*n), _rollout(target=lambda n: 4*n + 3),
              _rollout(target=lambda n: 12)),
@@ -576,6 +591,9 @@ def _wrong_rollouts() -> dict:
         'only the first step may start at the noise; later ones start where the last one ended':
             _rollout(lambda x, y, n: y[0])}
 
+@cache
+def _wrong_rollouts() -> dict: return _wrong_starts() | _wrong_losses()
+
 @_exercise('5.2', 'compare with the iteration above: where each step starts, its target, its loss, '
            'and when update is called', _losses)
 def _(got):
@@ -594,6 +612,24 @@ def _wide(K: int) -> nn.Linear: # K branches of three outputs
 
 _K = (2, 4)
 
+def _kept_of(take: Callable) -> list: # of the branches of each layer, [7, K, 3] -> [7, 3]
+    x = sample_noise(range(7), (5,))
+    return [take(_wide(K)(x).detach().unflatten(1, (K, 3))) for K in _K]
+
+def _wrong_branches() -> dict:
+    "What other layers keep, by their hints."
+    return {
+        'that is the first branch; the endpoint is the last': _kept_of(lambda out: out[:, 0]),
+        'that is the last of two branches; of K the endpoint has the last three rows':
+            _kept_of(lambda out: out[:, 1]),
+        'branches do not alternate: the first three rows are branch 1, the next three branch 2':
+            (_kept_of(lambda out: out.flatten(1)[:, out.shape[1] - 1::out.shape[1]]),
+             _kept_of(lambda out: out.flatten(1)[:, ::out.shape[1]])),
+        'one branch is kept, not their mean': _kept_of(lambda out: out.mean(1)),
+        'one branch is kept, not their sum': _kept_of(lambda out: out.sum(1)),
+        'the endpoint has the last three rows: layer.weight[-3:]':
+            _kept_of(lambda out: out.flatten(1)[:, -4:-1])}
+
 @_exercise('6.1', 'the last three rows of weight and bias, in a new nn.Linear(5, 3)',
            lambda f: [f(_wide(K), K) for K in _K])
 def _(layers):
@@ -606,24 +642,13 @@ def _(layers):
         if got[-1].shape != (7, 3):
             return (f'one branch of three outputs is kept; of K = {K} branches yours keeps '
                     f'{got[-1].shape[1]} outputs')
-    at = lambda f: [f(_wide(K)(x).detach().unflatten(1, (K, 3))) for K in _K] # [7, K, 3] -> [7, 3]
-    if _close(got, at(lambda out: out[:, -1])): return True
+    if _close(got, _kept_of(lambda out: out[:, -1])): return True
     same = lambda f: all(_close(f(new), f(_wide(K))[-3:]) for new, K in zip(layers, _K))
     if same(lambda layer: layer.weight.detach()):
         return 'the weight is right; the bias has rows, too'
     if layers[0].bias is not None and same(lambda layer: layer.bias.detach()):
         return 'the bias is right; the weight must be that of the same branch'
-    return _named(got, {
-        'that is the first branch; the endpoint is the last': at(lambda out: out[:, 0]),
-        'that is the last of two branches; of K the endpoint has the last three rows':
-            at(lambda out: out[:, 1]),
-        'branches do not alternate: the first three rows are branch 1, the next three branch 2':
-            (at(lambda out: out.flatten(1)[:, out.shape[1] - 1::out.shape[1]]),
-             at(lambda out: out.flatten(1)[:, ::out.shape[1]])),
-        'one branch is kept, not their mean': at(lambda out: out.mean(1)),
-        'one branch is kept, not their sum': at(lambda out: out.sum(1)),
-        'the endpoint has the last three rows: layer.weight[-3:]':
-            at(lambda out: out.flatten(1)[:, -4:-1])})
+    return _named(got, _wrong_branches())
 
 @cache
 def _path(t: float) -> Trajectory:
@@ -673,6 +698,27 @@ _formula('6.2', 'the ratio has a row for each branch, to multiply coordinates: l
 _WITHOUT = [.0751, .0769, .0751, .0754, .0763]
 _WITH = [.0722, .0729, .0718, .0720, .0741]
 
+def _wrong_widths() -> dict:
+    "How many times as wide as it should be an interval with a mistake is, by its hint."
+    a, b = torch.tensor(_WITH), torch.tensor(_WITHOUT)
+    spread = (a - b).std().item()
+    t = student_t(.95, 4)
+    return {
+        'the error of a mean is smaller than the spread of one value: divide by sqrt(n)': 5**.5,
+        'that is the spread of one difference: t times it over sqrt(n)': 5**.5/t,
+        'the standard deviation of a mean falls with sqrt(n), not with n': 5**-.5,
+        'that is the variance; take the standard deviation of a - b': spread,
+        'the factor 1.96 is for many seeds; with five it is student_t(.95, 4)': 1.96/t,
+        'the standard deviation of a sample divides by n - 1': (4/5)**.5,
+        'n differences leave n - 1 degrees of freedom': student_t(.95, 5)/t,
+        'the root of n is asked for; n - 1 is for student_t': (5/4)**.5,
+        'the factor 2 is for many seeds; with five it is student_t(.95, 4)': 2/t,
+        'the factor t is missing: student_t(.95, 4)': 1/t,
+        'student_t(.95, 4) has both sides in it already; .975 is too wide': student_t(.975, 4)/t,
+        'take the spread of the differences, not of the two arms':
+            (a.var() + b.var()).sqrt().item()/spread,
+        'take the spread of the differences, not of one arm': a.std().item()/spread}
+
 @_exercise('7.1', 'a and b are lists: make tensors of them; then the mean of a - b, plus and minus '
            't times the standard deviation of a - b over sqrt(n)',
            lambda f: f(list(_WITH), list(_WITHOUT)))
@@ -690,57 +736,44 @@ def _(got):
     if len(got) < 3 or _close(got[1:].abs(), 2*[want.high - want.mean], 1e-7):
         return 'return the ends, mean - half and mean + half, not the half-width'
     mine = (got[2] - got[1]).item()/(want.high - want.low)
-    d = torch.tensor(_WITH) - torch.tensor(_WITHOUT)
-    t = student_t(.95, 4)
-    apart = ((torch.tensor(_WITH).var() + torch.tensor(_WITHOUT).var())**.5/d.std()).item()
-    return next((hint for hint, ratio in {
-        'the error of a mean is smaller than the spread of one value: divide by sqrt(n)': 5**.5,
-        'that is the spread of one difference: t times it over sqrt(n)': 5**.5/t,
-        'the standard deviation of a mean falls with sqrt(n), not with n': 5**-.5,
-        'that is the variance; take the standard deviation of a - b': d.std().item(),
-        'the factor 1.96 is for many seeds; with five it is student_t(.95, 4)': 1.96/t,
-        'the standard deviation of a sample divides by n - 1': (4/5)**.5,
-        'n differences leave n - 1 degrees of freedom': student_t(.95, 5)/t,
-        'the root of n is asked for; n - 1 is for student_t': (5/4)**.5,
-        'the factor 2 is for many seeds; with five it is student_t(.95, 4)': 2/t,
-        'the factor t is missing: student_t(.95, 4)': 1/t,
-        'student_t(.95, 4) has both sides in it already; .975 is too wide': student_t(.975, 4)/t,
-        'take the spread of the differences, not of the two arms': apart,
-        'take the spread of the differences, not of one arm':
-            (torch.tensor(_WITH).std()/d.std()).item(),
-        }.items() if abs(mine/ratio - 1) < .004), None)
+    wrong = _wrong_widths().items()
+    return next((hint for hint, ratio in wrong if abs(mine/ratio - 1) < .004), None)
 
 def _score(K: int, seed: int) -> float: # seeds differ more than the arms do
     return .05 + .01*(seed*5 % 13) + .001*(K > 1)*(seed % 3 - 1.5)
+
+def _difference(a: list[float], b: list[float]) -> list[float]: return [v - u for u, v in zip(a, b)]
+
+def _wrong_differences(arm: list, later: list) -> dict: # scores of both arms; on other seeds
+    "Differences with mistakes, by their hints."
+    right = _difference(*arm)
+    return {
+        'still the same: the two arms of a pair were trained with different seeds':
+            (_difference(arm[0], later[1]), _difference(later[0], arm[1])),
+        'one difference for each seed; the interval needs their spread': sum(right)/6,
+        'the new arm minus the host: below zero must mean that branches help':
+            _difference(*arm[::-1]),
+        'the sign counts: below zero means that branches help, above that they hurt':
+            [abs(gap) for gap in right],
+        'sorting each list breaks the pairs': _difference(*map(sorted, arm)),
+        'that is relative; take the plain difference':
+            tuple([scale*(v/u - one) for u, v in zip(*arm)]
+                  for scale in (1, 100) for one in (1, 0)),
+        'that is the new arm alone; subtract run(1, seed)': arm[1],
+        'that is one seed; all of them are asked for': (right[:1], right[0], 6*right[:1]),
+        'the host is run with the same seed as the new arm, not always with the first':
+            [v - arm[0][0] for v in arm[1]],
+        'each run against the host of the same seed, not against all of them':
+            [v - u for v in arm[1] for u in arm[0]]}
 
 @_exercise('7.2', 'a list with run(4, seed) - run(1, seed) for every seed',
            lambda f: (lambda got: list(got) if isinstance(got, Iterator) else got)(
                f(_score, range(6))))
 def _(got):
-    arm = [[_score(K, seed) for seed in range(6)] for K in (1, 4)]
-    difference = lambda a, b: [v - u for u, v in zip(a, b)]
-    later = [[_score(K, seed + 100) for seed in range(6)] for K in (1, 4)]
-    if any(_close(got, difference(*pair), 1e-7) for pair in (arm, later)): return True
-    return _named(got, {
-        'still the same: the two arms of a pair were trained with different seeds':
-            (difference(arm[0], later[1]), difference(later[0], arm[1])),
-        'one difference for each seed; the interval needs their spread':
-            sum(difference(*arm))/6,
-        'the new arm minus the host: below zero must mean that branches help':
-            difference(*arm[::-1]),
-        'the sign counts: below zero means that branches help, above that they hurt':
-            [abs(gap) for gap in difference(*arm)],
-        'sorting each list breaks the pairs': difference(sorted(arm[0]), sorted(arm[1])),
-        'that is relative; take the plain difference':
-            tuple([scale*(v/u - one) for u, v in zip(*arm)]
-                  for scale in (1, 100) for one in (1, 0)),
-        'that is the new arm alone; subtract run(1, seed)': arm[1],
-        'that is one seed; all of them are asked for':
-            (difference(*arm)[:1], difference(*arm)[0], 6*difference(*arm)[:1]),
-        'the host is run with the same seed as the new arm, not always with the first':
-            [v - arm[0][0] for v in arm[1]],
-        'each run against the host of the same seed, not against all of them':
-            [v - u for v in arm[1] for u in arm[0]]}, 1e-7)
+    arm, later = ([[_score(K, seed) for seed in range(first, first + 6)] for K in (1, 4)]
+                  for first in (0, 100))
+    if any(_close(got, _difference(*pair), 1e-7) for pair in (arm, later)): return True
+    return _named(got, _wrong_differences(arm, later), 1e-7)
 
 # %% ../../nbs/app/05_exercises.ipynb #a7152d80
 @_exercise('8.1', 'the batch is the whole batch: processes and micro-batches both divide it')

@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import copied, sample_noise
-from ..diffusion.denoisers import (GaussianDenoiser, GuidedDenoiser, NetDenoiser, map_cond,
-                                   unguided)
+from ..diffusion.denoisers import GaussianDenoiser, GuidedDenoiser, NetDenoiser
+from ..diffusion.denoisers import map_cond, unguided
 from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import (LARGE, blocks, chosen_precision, left_as_found,
-                                        peak_bytes, recompute_blocks, replayed, set_precision)
+from ..training.devices import LARGE, blocks, chosen_precision, left_as_found
+from ..training.devices import peak_bytes, recompute_blocks, replayed
+from ..training.devices import set_precision
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
@@ -163,6 +164,20 @@ def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: 
                                           draw_conditions(model.denoiser, range(n)))
     return make
 
+def _trial_costs(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
+                 hardware: Hardware) -> tuple[dict, float, float | None]:
+    "An iteration, see `estimate_training`; the seconds of all trajectories, and of all iterations."
+    if device_of(student or teacher).type == 'meta': # nothing to measure, but branches must fit
+        branched_student(teacher, student, cfg.K, cfg.layer, shape)
+        return dict(seconds=None, memory_gb=None, measured_batch=None), 0., None
+    walks = {}
+    maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
+    one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
+    walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
+    by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
+    iterations = len(cfg.rounds or [0])*cfg.loop.steps
+    return one, by_teacher, None if one['seconds'] is None else one['seconds']*iterations
+
 def estimate_run(
     teacher: Callable, # any denoiser
     cfg: Host, # of SFD-v: `cfg.at(nfe)`
@@ -182,17 +197,8 @@ def estimate_run(
     start = student or teacher
     cfg = cfg.suited(teacher, start)
     device = device_of(start)
-    walks = {}
     teacher = frozen_copy(teacher, shape)
-    maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
-    if device.type == 'meta': # nothing to measure, but branches must fit
-        branched_student(teacher, student, cfg.K, cfg.layer, shape)
-        one = dict(seconds=None, memory_gb=None, measured_batch=None)
-    else: one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
-    walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
-    by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
-    iterations = len(cfg.rounds or [0])*cfg.loop.steps
-    by_student = None if one['seconds'] is None else one['seconds']*iterations
+    one, by_teacher, by_student = _trial_costs(teacher, cfg, shape, student, hardware)
     banked = cfg.n_trajectories and bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3
     return dict(cfg.cost_with(teacher), nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe,
                 rounds=cfg.rounds,
@@ -244,6 +250,28 @@ def _activations(model: nn.Module, step: StepFunction, hardware: Hardware, half:
             size = (size - inputs)/len(blocks(model))
     return inputs + (size/2 + 2*sum(p.numel() for p in model.parameters()) if half else size)
 
+def _trained_on_paper(teacher: NetDenoiser | GuidedDenoiser, cfg: Host, shape: tuple[int, ...],
+                      student: NetDenoiser | None, n: int) -> tuple[nn.Module, StepFunction]:
+    "The student of a run and an iteration of n samples, both without numbers."
+    source = _nowhere(teacher)
+    model = branched_student(source, student and _nowhere(student), cfg.K, cfg.layer, shape)
+    conditions = draw_conditions(_silent(student or unguided(teacher)), range(n))
+    noise = sample_noise(range(n), shape)
+    return model, cfg.small(n).step_function(_silent(source), None, noise, conditions)
+
+def _trained_bytes(model: nn.Module) -> int: # of the parameters that are trained
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+def _paper_sizes(teacher: nn.Module, start: nn.Module, model: nn.Module, step: StepFunction,
+                 hardware: Hardware, ema: bool) -> tuple[float, float, float, float]:
+    "10**9 bytes of weights, of what training holds, of activations, of the copies in 16 bits."
+    half = hardware.precision in ('bf16', 'fp16') or (
+        hardware.precision == 'auto' and sum(p.numel() for p in start.parameters()) >= LARGE)
+    anew = _trained_bytes(teacher) # its frozen copy
+    return ((_bytes(teacher, start) + anew)/1e9, (4 + ema)*_trained_bytes(model)/1e9,
+            _activations(model, step, hardware, half)/1e9,
+            2e-9*sum(p.numel() for p in model.parameters())*half)
+
 def memory_on_paper(
     teacher: NetDenoiser | GuidedDenoiser, # its network may be on the `meta` device
     cfg: Host, # of SFD-v: `cfg.at(nfe)`
@@ -256,30 +284,21 @@ def memory_on_paper(
     """What a distillation needs on one GPU that is not here: nothing is computed or allocated.
 
     Weights that teacher and student share are counted once, those of a teacher that is not frozen
-    twice, since a run copies them; all are float32. Training holds
-    a copy of what is trained, its gradient, two moments, and the average. Activations are those
-    that autograd keeps for one update, attention being fused; in 16 bits they count half, and
-    every weight has a copy of 2 bytes. What kernels borrow and what the allocator wastes is not
-    in it, so `batch_fits`, the most samples at a time, leaves a tenth free."""
+    twice, since a run copies them; all are float32. Training holds a copy of what is trained, its
+    gradient, two moments, and the average. Activations are those that autograd keeps for one
+    update, attention being fused; in 16 bits they count half, and every weight has a copy of 2
+    bytes. What kernels borrow and what the allocator wastes is not in it, so `batch_fits`, the
+    most samples at a time, leaves a tenth free."""
     start = student or unguided(teacher)
     cfg = cfg.suited(teacher, start)
-    shape = tuple(cfg.shape or shape)
-    half = hardware.precision in ('bf16', 'fp16') or (
-        hardware.precision == 'auto' and sum(p.numel() for p in start.parameters()) >= LARGE)
     n = cfg.batch//hardware.accumulate
-    source = _nowhere(teacher)
-    model = branched_student(source, student and _nowhere(student), cfg.K, cfg.layer, shape)
-    step = cfg.small(n).step_function(_silent(source), None, sample_noise(range(n), shape),
-                                      draw_conditions(_silent(start), range(n)))
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    anew = sum(p.nbytes for p in teacher.parameters() if p.requires_grad) # its frozen copy
-    weights = (_bytes(teacher, start) + anew)/1e9
-    training = (4 + bool(cfg.loop.ema))*trained/1e9
-    activations = _activations(model, step, hardware, half)/1e9
-    copies = 2e-9*sum(p.numel() for p in model.parameters())*half
+    model, step = _trained_on_paper(teacher, cfg, tuple(cfg.shape or shape), student, n)
+    sizes = _paper_sizes(teacher, start, model, step, hardware, bool(cfg.loop.ema))
+    weights, training, activations, copies = sizes
     per_sample = (activations - copies)/n
     fixed = weights + training + copies
-    return dict(parameters=sum(p.numel() for p in start.parameters()), trained=trained//4,
-                batch=cfg.batch, at_once=n, weights_gb=weights, training_gb=training,
+    return dict(parameters=sum(p.numel() for p in start.parameters()),
+                trained=_trained_bytes(model)//4, batch=cfg.batch, at_once=n,
+                weights_gb=weights, training_gb=training,
                 activations_gb=activations, memory_gb=weights + training + activations,
                 device_gb=device_gb, batch_fits=max(int((.9*device_gb - fixed)/per_sample), 0))

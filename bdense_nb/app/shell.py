@@ -296,6 +296,15 @@ def find_command(name: str) -> Command:
     module = elsewhere.get(name, 'commands')
     return import_module(f'bdense_nb.app.{module}').COMMANDS[name]
 
+def _stopped(name: str, code: int, message: str, answer: Output | None) -> int: # the exit code
+    "Say why a command stopped; also in JSON, if it was asked for and there is one who reads it."
+    with contextlib.suppress(OSError):
+        print(f'{name}: {message}', file=sys.stderr, flush=True)
+        if answer:
+            print(json.dumps(dict(command=name, exit_code=code, error=message)), file=answer,
+                  flush=True)
+    return code
+
 def from_shell(
     name: str, # of the command
     args: Sequence[str], # what was typed
@@ -305,13 +314,7 @@ def from_shell(
     answer = Output(sys.stdout)
     as_json = '--json' in args
     options = []
-    def stop(code, message):
-        with contextlib.suppress(OSError):
-            print(f'{name}: {message}', file=sys.stderr, flush=True)
-            if as_json:
-                print(json.dumps(dict(command=name, exit_code=code, error=message)), file=answer,
-                      flush=True)
-        return code
+    def stop(code, message): return _stopped(name, code, message, answer if as_json else None)
     def warn(message, *where):
         print(f'{name}: note: {in_shell(" ".join(str(message).split()), options)}', file=sys.stderr)
     warnings.showwarning = warn

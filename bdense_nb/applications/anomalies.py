@@ -13,8 +13,8 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 from .forecasting import train_forecaster
 from .series import Series, Windows, shipped_series
-from ..core import (Within, check_choice, check_int, check_number, check_type, refuse,
-                    sample_noise)
+from ..core import Within, check_choice, check_int, check_number, check_type
+from ..core import refuse, sample_noise
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.samplers import Sampler, sample
 from ..distillation.branches import BranchedDenoiser, fold

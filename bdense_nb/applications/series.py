@@ -95,6 +95,20 @@ def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
                              'name the columns with columns= and time=')
     return [parse(row[name]) for row in rows]
 
+def _time_column(heads: list[str], rows: list[dict], time: str | None, path: Path) -> str:
+    "Which column has the time stamps; a file without a header, or with days only, is refused."
+    if time is None:
+        usual = ('date', 'time', 'timestamp', 'datetime')
+        time = next((h for h in heads if h.strip().lower() in usual), heads[0])
+    check_choice('time column', time, heads)
+    refuse('', {
+        f'{path} has no header: its first row is {heads}; name the columns there':
+            _parses(time, _moment),
+        f"{path}: {time} has years, months or days without dashes, or a spreadsheet's numbers of "
+        f'days, such as {rows[0][time]!r}: write 2020-01-31':
+            all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows)})
+    return time
+
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
     with reworded(lambda e: f'{path} is no text in UTF-8: {e}', UnicodeDecodeError):
@@ -107,16 +121,7 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
         f'{path} holds no rows below its header': not rows,
         f'{path}, {"".join(wider[:1])} has more cells than the header': wider})
     heads = list(reader.fieldnames)
-    if time is None:
-        usual = ('date', 'time', 'timestamp', 'datetime')
-        time = next((h for h in heads if h.strip().lower() in usual), heads[0])
-    check_choice('time column', time, heads)
-    refuse('', {
-        f'{path} has no header: its first row is {heads}; name the columns there':
-            _parses(time, _moment),
-        f"{path}: {time} has years, months or days without dashes, or a spreadsheet's numbers of "
-        f'days, such as {rows[0][time]!r}: write 2020-01-31':
-            all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows)})
+    time = _time_column(heads, rows, time, path)
     names = _listed(columns, [h for h in heads if h != time])
     times = _column(rows, time, path, _moment, 'time stamp such as '
                     '2020-01-31 or 2020-01-31T14:00, or a count of seconds')
@@ -176,6 +181,25 @@ def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
     full[:, place] = values
     return times[0] + step*np.arange(place[-1] + 1).astype('timedelta64[s]'), full
 
+def _check_channels(names: list[str], values: np.ndarray, times: np.ndarray, gaps: str) -> None:
+    "Refuse what a network cannot learn from, by the name of its channel."
+    for name, row, holes in zip(names, values, np.isnan(values)):
+        beyond = np.isinf(row)
+        refuse(name, {
+            f'is infinite at {times[beyond.argmax()]} (above 3.4e38)': beyond.any(),
+            f'has {holes.sum()} missing values (NaN), the first at {times[holes.argmax()]}; pass '
+            "gaps='mask' to mark them, or fill them in": holes.any() and gaps == 'refuse',
+            'is constant to seven digits, so there is nothing to learn; leave it out with '
+            'columns=': len(np.unique(row[~holes])) < 2})
+
+def _read_any(source, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    "Times [T], values [C, T] and names from a CSV file or from pandas."
+    if hasattr(source, 'index') and hasattr(source, 'to_numpy'):
+        return _read_pandas(source, columns)
+    check_type(source, str | Path, 'a series needs time stamps: give the path of a CSV file, '
+                                   'or a pandas Series or DataFrame')
+    return _read_csv(check_file(source, 'CSV file'), columns, time)
+
 def read_series(
     source, # a CSV file with a header; or a pandas Series or DataFrame with a DatetimeIndex
     columns: str | Sequence[str] | None = None, # the channels; None: all but the time stamps
@@ -185,12 +209,7 @@ def read_series(
 ) -> Series:
     "Read a time series; what would be silently wrong is refused by name."
     check_choice('gaps', gaps, GAPS)
-    if hasattr(source, 'index') and hasattr(source, 'to_numpy'):
-        times, values, names = _read_pandas(source, columns)
-    else:
-        check_type(source, str | Path, 'a series needs time stamps: give the path of a CSV file, '
-                                       'or a pandas Series or DataFrame')
-        times, values, names = _read_csv(check_file(source, 'CSV file'), columns, time)
+    times, values, names = _read_any(source, columns, time)
     times, fine = times.astype('datetime64[s]'), times
     split = fine[(fine != times) & ~np.isnat(fine)]
     refuse('', {
@@ -201,14 +220,7 @@ def read_series(
     times, values = _on_even_steps(times, values, gaps)
     with np.errstate(over='ignore'): values = values.astype(np.float32) # what a network takes
     missing = np.isnan(values)
-    for name, row, holes in zip(names, values, missing):
-        beyond = np.isinf(row)
-        refuse(name, {
-            f'is infinite at {times[beyond.argmax()]} (above 3.4e38)': beyond.any(),
-            f'has {holes.sum()} missing values (NaN), the first at {times[holes.argmax()]}; pass '
-            "gaps='mask' to mark them, or fill them in": holes.any() and gaps == 'refuse',
-            'is constant to seven digits, so there is nothing to learn; leave it out with '
-            'columns=': len(np.unique(row[~holes])) < 2})
+    _check_channels(names, values, times, gaps)
     return Series(torch.from_numpy(np.where(missing, np.float32(0), values)),
                   torch.from_numpy(~missing).float(), times, tuple(names))
 
@@ -243,6 +255,16 @@ def _waves(times: np.ndarray, periods: Sequence[str]) -> Tensor: # [F, T]
     waves = [wave for a in angles for wave in (a.sin(), a.cos())]
     return torch.stack(waves).float() if waves else torch.zeros(0, len(times))
 
+def _check_periods(periods: Sequence[str], series: Series) -> None:
+    "Refuse a season that is too short for the steps, or too long for the series."
+    length = len(series)*series.step
+    for period in periods:
+        check_choice('period', period, PERIODS)
+        if not 2*series.step < PERIODS[period] < 1.01*length:
+            raise ValueError(f'{period!r} cannot be a period here: it must be longer than two '
+                             f'steps of {series.step:g} s, and the training part, {length:g} '
+                             's, must hold one')
+
 @dataclass(frozen=True)
 class Windows:
     "How a series is cut into windows, scaled and dated; fixed by its training part alone."
@@ -267,13 +289,7 @@ class Windows:
         "Season, scale and end of a training part."
         check_int('context', context, 0)
         check_int('horizon', horizon, 1)
-        length = len(series)*series.step
-        for period in periods:
-            check_choice('period', period, PERIODS)
-            if not 2*series.step < PERIODS[period] < 1.01*length:
-                raise ValueError(f'{period!r} cannot be a period here: it must be longer than two '
-                                 f'steps of {series.step:g} s, and the training part, {length:g} '
-                                 's, must hold one')
+        _check_periods(periods, series)
         if len(series) < 2*(context + horizon):
             raise ValueError(f'the series is too short: {len(series)} steps, and windows of '
                              f'{context} + {horizon} need at least {2*(context + horizon)}')

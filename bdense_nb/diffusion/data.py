@@ -35,15 +35,11 @@ FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sanda
                    'Sneaker', 'Bag', 'Ankle boot')
 
 #: SHA-256 of each file's *uncompressed* bytes: the same whoever packed it
-FASHION_SHA256 = {
-    'train-images-idx3-ubyte.gz':
-        'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
-    'train-labels-idx1-ubyte.gz':
-        'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
-    't10k-images-idx3-ubyte.gz':
-        '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
-    't10k-labels-idx1-ubyte.gz':
-        '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'}
+FASHION_SHA256 = {f'{part}-ubyte.gz': digest for part, digest in (
+    ('train-images-idx3', 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888'),
+    ('train-labels-idx1', 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9'),
+    ('t10k-images-idx3', '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b'),
+    ('t10k-labels-idx1', '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'))}
 
 # %% ../../nbs/diffusion/05_data.ipynb #102b89fa
 def read_idx(
@@ -250,6 +246,14 @@ def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) ->
             'is an animation; store its frames as images': moves})
 
 # %% ../../nbs/diffusion/05_data.ipynb #14e7c2c3
+def _all_pixels(files: list[Path], channels: int, size: tuple[int, int]) -> np.ndarray:
+    "Bytes [N, C, H, W]; of many files behind a progress bar."
+    pixels = np.empty((len(files), channels, *size), np.uint8)
+    shown = len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
+    for i in progress_bar(range(len(files)), leave=False) if shown else range(len(files)):
+        pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
+    return pixels
+
 def image_folder(
     path: Path | str, # with PNG, JPEG or WebP files, or with a sub-folder of them for each class
     size: int | tuple[int, int] | None = None, # (H, W) or one side: crop and resize; None: as is
@@ -277,10 +281,7 @@ def image_folder(
                          f'{needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller '
                          'size=, or a larger max_gb=')
     if changes := _changes(sizes, modes, size, channels): print(f'{path}: {changes}')
-    pixels = np.empty((len(files), channels, *size), np.uint8)
-    shown = len(files) > 1000 and (IN_NOTEBOOK or sys.stdout.isatty())
-    for i in progress_bar(range(len(files)), leave=False) if shown else range(len(files)):
-        pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
+    pixels = _all_pixels(files, channels, size)
     return to_images(pixels), None if labels is None else torch.tensor(labels)
 
 # %% ../../nbs/diffusion/05_data.ipynb #da569714

@@ -18,7 +18,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
@@ -37,8 +37,8 @@ from ..core import (NFECounter, Within, check_choice, check_digest, check_int,
                             reworded, save_tensors, send, sha256, tensor_bytes,
                             uncompiled, undisturbed, write_json)
 from .nets import HALF, NETS, build_net
-from .schedules import (PREDICTIONS, cosine_alpha_bar, karras_sigmas, linear_alpha_bar,
-                        sigma_from_alpha_bar)
+from .schedules import PREDICTIONS, cosine_alpha_bar, karras_sigmas
+from .schedules import linear_alpha_bar, sigma_from_alpha_bar
 
 # %% auto #0
 __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_column', 'map_cond', 'cond_like', 'GaussianDenoiser',
@@ -282,6 +282,10 @@ class _Teller:
         if isinstance(value, nn.Module):
             if self.refuse: return self.hash(value, above)
             return self.short(f'a {type(value).__name__}', self.settings(value, above))
+        return self.thing(value, path, above, inner)
+
+    def thing(self, value, path: str, above: dict[int, str], inner: Callable):
+        "Something of no kind that is known: its attributes, or its pickle."
         name = type(value).__name__
         beside = _BESIDE & {base.__module__ for base in type(value).__mro__}
         if beside or isinstance(value, torch.device | torch.Generator | datetime): return [name, {}]
@@ -452,6 +456,16 @@ class CalledNet(nn.Module):
             raise ValueError(f'{type(self.net).__name__} takes no condition, so cond must be None')
         return self.net(x, noise, **more)
 
+def _n_taken(name: str, known: Collection[inspect.Parameter]) -> int:
+    "How many arguments a network is called with, of the three; one that needs others is refused."
+    free = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    missing = [p.name for p in [*free[3:], *(p for p in known if p.kind is p.KEYWORD_ONLY)]
+               if p.default is p.empty]
+    if missing:
+        raise TypeError(f'a network is called with three arguments, (x [B, *D], noise [B], cond), '
+                        f'and {name} needs {", ".join(missing)} too: give it by functools.partial')
+    return 3 if any(p.kind is p.VAR_POSITIONAL for p in known) else len(free)
+
 def as_net(
     # `net(x, noise)`, `net(x, noise, cond)`, or that by functools.partial
     net: nn.Module | partial,
@@ -475,14 +489,7 @@ def as_net(
     except (TypeError, ValueError): # it does not say what it takes
         return CalledNet(call, more, True) if more else call
     _check_names(name, more, known.parameters)
-    known = inspect.signature(partial(call.forward, **more)).parameters.values()
-    free = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes = 3 if any(p.kind is p.VAR_POSITIONAL for p in known) else len(free)
-    missing = [p.name for p in [*free[3:], *(p for p in known if p.kind is p.KEYWORD_ONLY)]
-               if p.default is p.empty]
-    if missing:
-        raise TypeError(f'a network is called with three arguments, (x [B, *D], noise [B], cond), '
-                        f'and {name} needs {", ".join(missing)} too: give it by functools.partial')
+    takes = _n_taken(name, inspect.signature(partial(call.forward, **more)).parameters.values())
     return CalledNet(call, more, takes > 2) if more or takes == 2 else call
 
 def _check_names(name: str, more: dict, known: dict[str, inspect.Parameter]) -> None:
@@ -1516,6 +1523,18 @@ def read_about(
     return about
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #64cc371f
+def _check_given(denoiser: NetDenoiser, about: dict) -> None:
+    "Refuse a network that is given other arguments than the stored one was."
+    if 'given' in about:
+        _check_same(about, 'arguments of functools.partial', 'a partial with the stored ones',
+                    about['given'] or {}, getattr(denoiser.net, 'given', {}))
+
+def _placed(denoiser: NetDenoiser, device: torch.device) -> NetDenoiser:
+    "Frozen, in evaluation mode, on a device, and laid out as it is fast there."
+    denoiser = denoiser.requires_grad_(False).eval().to(device)
+    # group normalisation on CUDA would lay every answer out anew
+    return denoiser if device.type == 'cuda' else to_channels_last(denoiser)
+
 def load_denoiser(
     folder: Path | str, # written by `save_denoiser`
     device: torch.device | str | None = None, # default: `default_device()`
@@ -1535,19 +1554,13 @@ def load_denoiser(
     with reworded(misfit, TypeError, RuntimeError):
         if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
-        if 'given' in about:
-            _check_same(about, 'arguments of functools.partial',
-                        'a partial with the stored ones', about['given'] or {},
-                        getattr(denoiser.net, 'given', {}))
+        _check_given(denoiser, about)
         _check_weights(path, tensors, denoiser.state_dict())
         _to_float32(denoiser)
         denoiser.load_state_dict(tensors)
         _check_constants(denoiser, about)
     denoiser.guidance = guidance_of(about.get('about') or {})
-    device = torch.device(device or default_device())
-    denoiser = denoiser.requires_grad_(False).eval().to(device)
-    # group normalisation on CUDA would lay every answer out anew
-    return denoiser if device.type == 'cuda' else to_channels_last(denoiser)
+    return _placed(denoiser, torch.device(device or default_device()))
 
 def _check_constants(denoiser: NetDenoiser, about: dict) -> None:
     "Refuse a network with other constants than the stored one had."

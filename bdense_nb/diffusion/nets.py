@@ -6,6 +6,7 @@
 from __future__ import annotations
 import importlib
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -118,6 +119,24 @@ def _check_ints(n_classes: int, **sizes: int) -> None:
     check_int('n_classes', n_classes, 0)
     for name, value in sizes.items(): check_int(name, value, 1)
 
+def _check_widths(widths: tuple[int, ...]) -> None:
+    "Refuse widths that groups of channels and heads of attention do not divide."
+    for w in widths: check_int('a width', w, 8)
+    if not widths or any(w % 8 for w in widths) or widths[-1] % 32:
+        raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')
+
+def _levels(widths: tuple[int, ...], blocks: int, res: Callable) -> tuple[nn.ModuleList, ...]:
+    "The layers down to the lowest resolution, and up again; res makes a residual block."
+    down = nn.ModuleList()
+    up = nn.ModuleList()
+    for w, wider in pairwise(widths):
+        shrink = [*[res(w, w) for _ in range(blocks)], nn.Conv2d(w, wider, 3, stride=2, padding=1)]
+        grow = [nn.Conv2d(wider, w, 3, padding=1), res(2*w, w),
+                *[res(w, w) for _ in range(blocks - 1)]]
+        down.append(nn.ModuleList(shrink))
+        up.insert(0, nn.ModuleList(grow))
+    return down, up
+
 class UNet(nn.Module):
     "A U-Net of residual blocks on squares of pixels; self-attention at its lowest resolution."
     def __init__(self,
@@ -130,9 +149,7 @@ class UNet(nn.Module):
         time_scale: float = 1., # see `NoiseEmbedding`
     ):
         super().__init__()
-        for w in widths: check_int('a width', w, 8)
-        if not widths or any(w % 8 for w in widths) or widths[-1] % 32:
-            raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')
+        _check_widths(widths)
         _check_ints(channels=channels, blocks=blocks, patch=patch, n_classes=n_classes)
         self.config = dict(channels=channels, widths=list(widths), blocks=blocks,
                            n_classes=n_classes, patch=patch, dropout=dropout, time_scale=time_scale)
@@ -144,15 +161,7 @@ class UNet(nn.Module):
         self.embed = NoiseEmbedding(4*first, n_classes, time_scale)
         self.stem = nn.Conv2d(channels*patch**2, first, 3, padding=1)
         res = lambda i, o: ResBlock(i, o, 4*first, dropout)
-        self.down = nn.ModuleList()
-        self.up = nn.ModuleList()
-        for w, wider in pairwise(widths):
-            shrink = [*[res(w, w) for _ in range(blocks)],
-                      nn.Conv2d(w, wider, 3, stride=2, padding=1)]
-            grow = [nn.Conv2d(wider, w, 3, padding=1), res(2*w, w),
-                    *[res(w, w) for _ in range(blocks - 1)]]
-            self.down.append(nn.ModuleList(shrink))
-            self.up.insert(0, nn.ModuleList(grow))
+        self.down, self.up = _levels(widths, blocks, res)
         self.middle = nn.ModuleList([*[res(last, last) for _ in range(blocks)],
                                      SelfAttention(last), res(last, last)])
         self.norm = GroupNorm(8, first)

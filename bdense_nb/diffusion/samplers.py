@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from ..core import (NFECounter, Trajectory, Within, check_choice, check_int, check_number,
-                            check_sigmas, check_state, check_type, load_tensors, refuse,
-                            sample_labels, sample_noise, save_tensors)
+from ..core import NFECounter, Trajectory, Within, check_choice, check_int
+from ..core import check_number, check_sigmas, check_state, check_type
+from ..core import load_tensors, refuse, sample_labels, sample_noise
+from ..core import save_tensors
 from .denoisers import check_classes, check_cond, check_rows, cond_like, map_cond
 
 # %% auto #0

@@ -26,8 +26,8 @@ from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
 from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
                                           trajectory)
 from .branches import misfit, sample_shape
-from ..training.checkpoints import (checksum, claim_folder, is_main,
-                                    refuse_other, same_run)
+from ..training.checkpoints import checksum, claim_folder, is_main, refuse_other
+from ..training.checkpoints import same_run
 from ..training.devices import Processes, lean_copy, replayed
 from ..training.hooks import progress
 
@@ -331,6 +331,24 @@ def bank_megabytes(
     return 1e-6*size*n*len(plan.sigmas)*torch.Size(plan.shape).numel()
 
 # %% ../../nbs/distillation/05_bank.ipynb #8ad9f69a
+def _empty_bank(teacher: Callable, plan: TrajectoryPlan, seeds: range,
+                batch: int) -> TrajectoryBank:
+    "A bank whose shards are all missing."
+    shard = batch*max(1024//batch, 1)
+    n = -(-len(seeds)//shard)
+    return TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher),
+                          getattr(teacher, 'conditions', None), answers_note(plan.shape, teacher))
+
+def _fill(bank: TrajectoryBank, mine: list[int], teacher: Callable, batch: int,
+          files: _Files | None, show: bool) -> None:
+    "Compute the shards of this process."
+    if not mine: return
+    with replayed(teacher):
+        for j in progress(len(mine), 'teacher trajectories', show=show and is_main()):
+            i = mine[j]
+            tensors = _walk(teacher, bank.plan, bank.span(i), batch)
+            bank.shards[i] = tensors if files is None else files.write(i, tensors)
+
 def make_bank(
     teacher: Callable, # a denoiser, which stays frozen
     plan: TrajectoryPlan,
@@ -347,10 +365,7 @@ def make_bank(
     if not seeds or len(seeds) % batch or seeds.step != 1:
         raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got '
                          f'{seeds}')
-    shard = batch*max(1024//batch, 1)
-    n = -(-len(seeds)//shard)
-    bank = TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher),
-                          getattr(teacher, 'conditions', None), answers_note(plan.shape, teacher))
+    bank = _empty_bank(teacher, plan, seeds, batch)
     peers = Processes(bank.device) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
     with contextlib.ExitStack() as held:
         labels = _labelled(teacher)
@@ -359,12 +374,7 @@ def make_bank(
         todo = [i for i, there in enumerate(bank.shards) if there is None]
         if show and is_main(): print(_announcement(bank, folder, len(todo)))
         mine = todo if peers is None else todo[peers.rank::peers.world]
-        shown = show and bool(mine) and is_main()
-        if mine: held.enter_context(replayed(teacher))
-        for j in progress(len(mine), 'teacher trajectories', show=shown):
-            i = mine[j]
-            tensors = _walk(teacher, plan, bank.span(i), batch)
-            bank.shards[i] = tensors if files is None else files.write(i, tensors)
+        _fill(bank, mine, teacher, batch, files, show)
         if peers is not None: _exchange(bank, todo, peers, None if files is None else files.path)
     return bank
 

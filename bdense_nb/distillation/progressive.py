@@ -12,23 +12,25 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, Within, check_choice,
-                            check_int, check_sigmas, check_state, check_type, patch, refuse,
-                            send, validate)
-from ..diffusion.denoisers import (NetDenoiser, VPDenoiser, check_cond, check_top, cond_like,
-                                          map_cond, unguided)
+from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within
+from ..core import check_choice, check_int, check_sigmas, check_state
+from ..core import check_type, patch, refuse, send, validate
+from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_cond, check_top
+from ..diffusion.denoisers import cond_like, map_cond, unguided
 from ..diffusion.samplers import Sampler, device_of
-from ..diffusion.schedules import (SCHEDULES, cosine_alpha_bar, linear_alpha_bar,
-                                           make_sigmas, sigma_from_alpha_bar, strided_nodes)
+from ..diffusion.schedules import SCHEDULES, cosine_alpha_bar, linear_alpha_bar
+from ..diffusion.schedules import make_sigmas, sigma_from_alpha_bar
+from ..diffusion.schedules import strided_nodes
 from .bank import TrajectoryPlan, denoiser_hash
 from .branches import BranchedDenoiser, fold
-from .losses import (BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS, dense_alignment_loss,
-                                           snr_weight)
-from .segments import (BRANCH_STEPS, branch_states, branch_targets,
-                                             check_substeps, progressive_segment)
-from .students import (Host, Student, about_teacher, starting_run, branched_student, check_grid,
-                                             claim_run, fitting, in_flow_time, kept,
-                                             starting_network, train_config)
+from .losses import BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS
+from .losses import dense_alignment_loss, snr_weight
+from .segments import BRANCH_STEPS, branch_states, branch_targets
+from .segments import check_substeps, progressive_segment
+from .students import Host, Student, about_teacher, starting_run
+from .students import branched_student, check_grid, claim_run
+from .students import fitting, in_flow_time, kept
+from .students import starting_network, train_config
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy, share
@@ -344,6 +346,37 @@ def check_tables(
     check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #32fd22b5
+def _claim_rounds(folder: Path | str | None, cfg: PDConfig, networks: tuple, data: Tensor,
+                  labels: Tensor | dict | None) -> dict: # `about_teacher`
+    "Take a folder for a run, which teacher, student, data and labels define."
+    teacher, student = networks
+    origin = about_teacher(teacher)
+    conditions = labels.values() if isinstance(labels, dict) else [labels]
+    claim_run(folder, cfg, networks, tuple(data.shape[1:]), teacher=origin['teacher'],
+              student=None if student is None else denoiser_hash(student),
+              data=fingerprint(data, *[] if labels is None else conditions))
+    return origin
+
+def _train_rounds(cfg: PDConfig, teacher: Callable, model: BranchedDenoiser, origin: dict,
+                  data: Tensor, labels: Tensor | dict | None, folder: Path | str | None,
+                  show: bool, **how) -> Iterator[Student]:
+    "The rounds, once all is checked; model: the first student, as it starts."
+    history = []
+    shape = tuple(data.shape[1:])
+    for n in cfg.rounds:
+        part = None if folder is None else Path(folder)/f'steps-{n:05d}'
+        step = pd_step(teacher, data, labels, cfg, n)
+        title = f'PD, K = {cfg.K}, {n} steps'
+        done = fit(model.eval(), step, cfg.train_config(n), part, title, show, teacher=teacher,
+                   **how)
+        model = kept(done)
+        teacher = fold(model)
+        history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
+        about = dict(host='pd', **origin, config=asdict(cfg), rounds=list(history),
+                     seconds=round(sum(r['seconds'] for r in history), 1))
+        yield Student(fold(model), cfg.grid(n), False, shape, about)
+        if cfg.heads == 'tile': model = _tiled(teacher, model, shape)
+
 def progressive_rounds(
     teacher: Callable, # a denoiser; it is copied, not touched
     data: Tensor, # [N, *D], float32, clean
@@ -365,25 +398,10 @@ def progressive_rounds(
     shape = tuple(data.shape[1:])
     cfg, teacher, model = starting_run(cfg, teacher, student, shape,
                                        lambda cfg: cfg.plan(shape, most=32))
-    origin = about_teacher(teacher)
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    conditions = labels.values() if isinstance(labels, dict) else [labels]
-    claim_run(folder, cfg, (teacher, student), shape, teacher=origin['teacher'],
-              student=None if student is None else denoiser_hash(student),
-              data=fingerprint(data, *[] if labels is None else conditions))
-    history = []
-    for n in cfg.rounds:
-        part = None if folder is None else Path(folder)/f'steps-{n:05d}'
-        done = fit(model.eval(), pd_step(teacher, data, labels, cfg, n), cfg.train_config(n), part,
-                   f'PD, K = {cfg.K}, {n} steps', show, hardware=hardware, hooks=hooks,
-                   teacher=teacher)
-        model = kept(done)
-        teacher = fold(model)
-        history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', **origin, config=asdict(cfg), rounds=list(history),
-                     seconds=round(sum(r['seconds'] for r in history), 1))
-        yield Student(fold(model), cfg.grid(n), False, shape, about)
-        if cfg.heads == 'tile': model = _tiled(teacher, model, shape)
+    origin = _claim_rounds(folder, cfg, (teacher, student), data, labels)
+    yield from _train_rounds(cfg, teacher, model, origin, data, labels, folder, show,
+                             hardware=hardware, hooks=hooks)
 
 def _check_first_loss(model: BranchedDenoiser, step: StepFunction) -> None:
     "What cannot be trained is refused now."

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
-from ..core import (Above0, AtLeast0, AtLeast1, Beta, Fraction, NFECounter, check_int,
-                            check_type, refuse, validate)
+from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, NFECounter
+from ..core import check_int, check_type, refuse, validate
 from ..diffusion.denoisers import GaussianDenoiser, NetDenoiser, check_top, unguided
-from ..diffusion.samplers import (SOLVERS, Sampler, afs_x0, draw_start, euler_step,
-                                          trajectory)
+from ..diffusion.samplers import SOLVERS, Sampler, afs_x0, draw_start
+from ..diffusion.samplers import euler_step, trajectory
 from ..diffusion.schedules import SCHEDULES, nested_sigmas
-from .bank import (BANK_DTYPES, TrajectoryBank, TrajectoryPlan, frozen_copy,
-                                         make_bank)
+from .bank import BANK_DTYPES, TrajectoryBank, TrajectoryPlan
+from .bank import frozen_copy, make_bank
 from .losses import BRANCH_WEIGHTS, NORMS, dense_alignment_loss
-from .segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
-                                             segments)
-from .students import Host, Student, check_grid, fitting, in_flow_time, train_config
+from .segments import BRANCH_STEPS, Segment, branch_states
+from .segments import check_substeps, segments
+from .students import Host, Student, check_grid, fitting
+from .students import in_flow_time, train_config
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import share
 from ..training.loop import StepFunction

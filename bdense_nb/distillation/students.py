@@ -27,8 +27,8 @@ from ..diffusion.denoisers import (CONFIG, DENOISERS, WEIGHTS, FlowDenoiser, Gui
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import SHIFTED
-from .bank import (TrajectoryBank, TrajectoryPlan, answers, answers_note, denoiser_hash,
-                                         frozen_copy)
+from .bank import TrajectoryBank, TrajectoryPlan, answers
+from .bank import answers_note, denoiser_hash, frozen_copy
 from .branches import BranchedDenoiser, branch, fold
 from .losses import branch_weights, scheduled_weights
 from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum, claim_folder
@@ -38,8 +38,8 @@ from ..training.loop import Fit, fit
 
 # %% auto #0
 __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'about_teacher', 'train_config', 'claim_run',
-           'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent', 'load_student', 'load_table',
-           'starting_run', 'in_flow_time', 'fitting', 'check_grid', 'Host']
+           'claim_training', 'about_training', 'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent',
+           'load_student', 'load_table', 'starting_run', 'in_flow_time', 'fitting', 'check_grid', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -102,6 +102,27 @@ def claim_run(
     if folder is not None:
         run = dict(asdict(cfg), **more, **answers_note(shape, *networks))
         claim_folder(folder, run, asdict(type(cfg)()), ('on_nan', *free), cfg.fixed)
+
+def claim_training(
+    folder: Path | str | None, # of the run, with checkpoints; None: there is none
+    cfg: Host,
+    networks: Sequence[Callable | None], # teacher, and the student where it is another
+    start: nn.Module, # the network that is trained, as it starts
+) -> dict: # `about_teacher`
+    "Take a folder for a run of one training."
+    origin = about_teacher(networks[0])
+    claim_run(folder, cfg, networks, cfg.shape, cfg.free, teacher=origin['teacher'],
+              student=denoiser_hash(start))
+    return origin
+
+def about_training(
+    cfg: Host,
+    origin: dict, # see `about_teacher`
+    done: Fit,
+) -> dict: # JSON-able
+    "How a student came about, in one training."
+    return dict(host=cfg.host, **origin, config=asdict(cfg), history=done.history,
+                seconds=round(done.seconds, 1))
 
 def check_own_samples(
     teacher: Callable, # a denoiser, which stays frozen
@@ -505,13 +526,10 @@ class Host:
                    'bank must come from teacher_bank(teacher, cfg, folder=...)')
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
-        origin = about_teacher(teacher)
-        claim_run(folder, cfg, (teacher, student), cfg.shape, cfg.free, teacher=origin['teacher'],
-                  student=denoiser_hash(model.denoiser))
-        done = fit(model, cfg.step_function(teacher, bank, data, labels), cfg.loop, folder,
-                   f'{cfg.title}, K = {cfg.K}', show, hardware=hardware, hooks=hooks,
-                   teacher=teacher)
-        about = dict(host=cfg.host, **origin, config=asdict(cfg), history=done.history,
-                     seconds=round(done.seconds, 1))
+        origin = claim_training(folder, cfg, (teacher, student), model.denoiser)
+        step = cfg.step_function(teacher, bank, data, labels)
+        done = fit(model, step, cfg.loop, folder, f'{cfg.title}, K = {cfg.K}', show,
+                   hardware=hardware, hooks=hooks, teacher=teacher)
         end = cfg.sampler(fold(kept(done)))
+        about = about_training(cfg, origin, done)
         return Student(end.denoiser, end.sigmas, end.afs, end.shape, about)

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import check_int, check_state
-from ..diffusion.denoisers import (EDMDenoiser, NetDenoiser, as_column, check_classes,
-                                           check_cond, check_precision, map_cond)
+from ..diffusion.denoisers import EDMDenoiser, NetDenoiser, as_column
+from ..diffusion.denoisers import check_classes, check_cond, check_precision
+from ..diffusion.denoisers import map_cond
 from ..training.checkpoints import claim_folder, fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import send, share

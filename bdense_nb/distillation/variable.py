@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ..core import AtLeast1, check_choice, check_int, check_type, copied, refuse
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.schedules import SCHEDULES, make_sigmas
-from .bank import TrajectoryBank, denoiser_hash
-from .branches import _replace, fold
+from .bank import TrajectoryBank
+from .branches import BranchedDenoiser, _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
-from .students import (Student, VariableStudent, about_teacher, starting_run, claim_run,
-                                             kept)
+from .students import Student, VariableStudent, about_training, claim_training
+from .students import kept, starting_run
 from ..training.devices import trainable_copy
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
@@ -187,6 +187,22 @@ def variable_step(
     return step
 
 # %% ../../nbs/distillation/08_variable.ipynb #57524b3f
+def _tell_steps(model: BranchedDenoiser, cfg: SFDVConfig, layer: str | None) -> SFDVConfig:
+    "Give a student its biases, one for each step count; the configuration with their layer."
+    cfg = replace(cfg, step_layer=find_step_layer(model.denoiser, layer or cfg.step_layer))
+    if cfg.step_layer == model.layer:
+        raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output '
+                         'layer, which holds the branches')
+    model.denoiser = condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
+    return cfg
+
+def _variable_student(model: BranchedDenoiser, cfg: SFDVConfig, about: dict) -> VariableStudent:
+    "What a trained student is sampled as."
+    choose(model, 0)
+    plain, biases = uncondition(fold(model), cfg.step_layer)
+    grids = {nfe: c.grids[1] for nfe, c in cfg.each.items()}
+    return VariableStudent(plain, biases, cfg.step_layer, grids, cfg.afs, cfg.shape, about)
+
 def sfd_variable(
     teacher: Callable, # a denoiser; it is copied, not touched
     cfg: SFDVConfig | SFDConfig = SFDVConfig(), # of several step counts; of one: with `nfes`
@@ -208,24 +224,14 @@ def sfd_variable(
     cfg = several(cfg, nfes)
     cfg, teacher, model = starting_run(cfg, teacher, student, cfg.shape,
                                        lambda cfg: cfg.at(max(cfg.nfe)).plan)
-    cfg = replace(cfg, step_layer=find_step_layer(model.denoiser, step_layer or cfg.step_layer))
-    if cfg.step_layer == model.layer:
-        raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output '
-                         'layer, which holds the branches')
-    start, model.denoiser = model.denoiser, condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
+    start = model.denoiser
+    cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None: _check_banks(banks, teacher, cfg.each)
-    origin = about_teacher(teacher)
-    claim_run(folder, cfg, (teacher, student), cfg.shape, cfg.free, teacher=origin['teacher'],
-              student=denoiser_hash(start))
-    done = fit(model, variable_step(teacher, cfg.each, banks), cfg.train_config, folder,
-               f'SFD-v, K = {cfg.K}', show, hardware=hardware, hooks=hooks, teacher=teacher)
-    model = kept(done)
-    choose(model, 0)
-    plain, biases = uncondition(fold(model), cfg.step_layer)
-    about = dict(host='sfd-v', **origin, config=asdict(cfg), history=done.history,
-                 seconds=round(done.seconds, 1))
-    grids = {nfe: c.grids[1] for nfe, c in cfg.each.items()}
-    return VariableStudent(plain, biases, cfg.step_layer, grids, cfg.afs, cfg.shape, about)
+    origin = claim_training(folder, cfg, (teacher, student), start)
+    how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
+    step = variable_step(teacher, cfg.each, banks)
+    done = fit(model, step, cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show, **how)
+    return _variable_student(kept(done), cfg, about_training(cfg, origin, done))
 
 # %% ../../nbs/distillation/08_variable.ipynb #2dfd081a
 def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable,
@@ -246,6 +252,23 @@ def _trained_grid(student: Student) -> Tensor: # [n_steps+1]
                          'Distillation do; the second stage starts from an SFD student')
     return grid
 
+def _fits(sigmas: Tensor, grid: Tensor) -> bool: # are these the levels of the grid?
+    return sigmas.shape == grid.shape and torch.allclose(sigmas, grid, rtol=1e-12, atol=0)
+
+def _schedule_of(grid: Tensor, shift: float) -> str | None: # a key of `SCHEDULES`; None: of none
+    "The schedule that has these levels."
+    steps, ends = len(grid) - 1, (grid[-1].item(), grid[0].item())
+    def is_own(name):
+        with contextlib.suppress(ValueError): # its table may end below
+            return _fits(make_sigmas(name, steps, *ends, shift), grid)
+    return next(filter(is_own, SCHEDULES), None)
+
+def _own_steps(student: Student, grid: Tensor, substeps: int) -> dict: # fields of `SFDConfig`
+    "A teacher that walks the student's own grid, so many steps in one of the next student."
+    return dict(K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
+                teacher_own_steps=True, sigma_min=grid[-1].item(), sigma_max=grid[0].item(),
+                steps=15_625, lr=5e-4, shape=student.shape)
+
 def second_stage(
     student: Student, # the teacher to be: from `sfd`, or `VariableStudent.at`
     **changes, # any fields of `SFDConfig`; its grid must stay the student's
@@ -257,26 +280,18 @@ def second_stage(
     grid = _trained_grid(student)
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
     goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)
-    steps, ends = len(grid) - 1, (grid[-1].item(), grid[0].item())
-    fits = (lambda sigmas: sigmas.shape == grid.shape
-            and torch.allclose(sigmas, grid, rtol=1e-12, atol=0))
+    steps = len(grid) - 1
     shift = student.about.get('config', {}).get('shift', 1.)
-    def is_own(name):
-        with contextlib.suppress(ValueError): # its table may end below
-            return fits(make_sigmas(name, steps, *ends, shift))
-    schedule = next(filter(is_own, SCHEDULES), None)
+    schedule = _schedule_of(grid, shift)
     refuse('', {
         f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the '
         f'steps of nfe={goal.nfe} with afs={goal.afs}': steps % goal.n_steps,
         f'the grid {grid.tolist()} of this student is none of: {", ".join(SCHEDULES)}':
             schedule is None})
-    substeps = steps//goal.n_steps
-    own = dict(nfe=1, afs=goal.afs, K=substeps, substeps=substeps, solver='euler',
-               teacher_afs=student.afs, teacher_own_steps=True, schedule=schedule,
-               sigma_min=ends[0], sigma_max=ends[1], steps=15_625, lr=5e-4, shape=student.shape,
-               shift=shift)
+    own = dict(nfe=1, afs=goal.afs, schedule=schedule, shift=shift)
+    own |= _own_steps(student, grid, steps//goal.n_steps)
     cfg = SFDConfig(**own | changes)
-    if not fits(cfg.grids[0]):
+    if not _fits(cfg.grids[0], grid):
         raise ValueError(f'the teacher must walk its own grid {grid.tolist()}, these '
                          f'changes give it {cfg.grids[0].tolist()}')
     return cfg

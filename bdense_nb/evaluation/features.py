@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..core import (check_choice, check_file, check_int, check_state,
                             import_extra, reworded)
 from ..diffusion.data import to_pixels
-from .metrics import (density_coverage, frechet_distance, image_features, kernel_distance,
-                      load_features, precision_recall)
+from .metrics import density_coverage, frechet_distance
+from .metrics import image_features, kernel_distance, load_features
+from .metrics import precision_recall
 
 # %% auto #0
 __all__ = ['FEATURE_SPACES', 'inception_weights', 'load_inception', 'FeatureSpace', 'load_space', 'set_scores']

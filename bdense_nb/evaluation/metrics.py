@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
-from ..core import (check_choice, check_int, check_shape, check_state, check_type,
-                            data_dir, load_tensors, refuse)
+from ..core import check_choice, check_int, check_shape, check_state, check_type
+from ..core import data_dir, load_tensors, refuse
 from ..diffusion.data import to_pixels
-from .intervals import INTERVAL_METHODS, Interval, mean_interval, paired_interval, student_t
+from .intervals import INTERVAL_METHODS, Interval, mean_interval
+from .intervals import paired_interval, student_t
 
 # %% auto #0
 __all__ = ['REFERENCES', 'FeatureNet', 'random_shift', 'train_feature_net', 'accuracy', 'load_features', 'image_features',

@@ -431,6 +431,15 @@ _OF_FILES = ('peft_type', 'task_type', 'auto_mapping', 'base_model_name_or_path'
 def _told(config) -> dict: # of peft
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
 
+def _check_rebuilt(net: DiffusersNet, again: nn.Module) -> None:
+    "Refuse adapters where the network that its configuration makes is another one."
+    mine, theirs = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, again))
+    differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+    if not differ: differ = _other_state(adapters(net), adapters(again))
+    if differ:
+        raise ValueError('the adapters of this network cannot be saved, since what rebuilds them '
+                         f'makes another network; it differs in {differ[0]}')
+
 def _check_adapters(net: DiffusersNet) -> None:
     "Refuse adapters that could not be rebuilt, so that neither they nor a student can be saved."
     configs = getattr(net.model, 'peft_config', {})
@@ -452,12 +461,7 @@ def _check_adapters(net: DiffusersNet) -> None:
     with (reworded(lambda e: f'the adapters of this network cannot be saved: {e}', TypeError,
                    ValueError), torch.device('meta')):
         again = net_from_config(net_config_of(net))
-    mine, theirs = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, again))
-    differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
-    if not differ: differ = _other_state(adapters(net), adapters(again))
-    if differ:
-        raise ValueError('the adapters of this network cannot be saved, since what rebuilds them '
-                         f'makes another network; it differs in {differ[0]}')
+    _check_rebuilt(net, again)
 
 def _other_state(mine: dict[str, nn.Module], theirs: dict[str, nn.Module]) -> list[str]:
     "Which layers' adapters act otherwise: in another scale, merged, switched off."
@@ -518,12 +522,16 @@ def _check_weights(folder: Path) -> None:
                 raise ValueError(f'{folder} names {shard} among its weights; only safetensors that '
                                  f'lie in the same folder are read')
 
-def _read_network(folder: Path) -> nn.Module:
-    "A network of a class in `FAMILIES`, from safetensors."
+def _check_no_adapter(folder: Path) -> None:
+    "Refuse what a student with adapters was written as."
     if any(folder.glob('*/head.safetensors')):
         raise ValueError(f'{folder} holds an adapter and an output layer, and no whole network: '
                          'its README.md samples it with the network that was distilled; exported '
                          'again with merge=True (bdense_export --merge) it is whole')
+
+def _read_network(folder: Path) -> nn.Module:
+    "A network of a class in `FAMILIES`, from safetensors."
+    _check_no_adapter(folder)
     inside = _part(folder, ('unet', 'transformer'), 'config.json')
     config = read_json(inside/'config.json')
     name = config.get('_class_name')
@@ -635,6 +643,22 @@ def from_diffusers(
 # %% ../../nbs/interop/01_diffusers.ipynb #62b92508
 class _Caught(Exception): pass
 
+def _check_takes_prompts(pipeline) -> None:
+    "Refuse a pipeline of another kind."
+    takes = inspect.signature(pipeline.__call__).parameters
+    if not any(name.startswith('prompt') for name in takes):
+        raise TypeError(f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
+                        'such as StableDiffusionPipeline; classes are conditions as they are')
+
+def _rows_of(told: dict, prompts: Sequence[str], known: dict) -> dict[str, Tensor]:
+    "Of what a network is told, the row of each prompt; known: what a network like it takes."
+    flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
+            for name, v in inner.items()}
+    def own(v): # where a pipeline guides, what it compares with comes first
+        return v.float().cpu()[[i if not prompt else len(v) - len(prompts) + i
+                                for i, prompt in enumerate(prompts)]]
+    return {k: own(v) for k, v in (told | flat).items() if k in known and v is not None}
+
 def prompt_conditions(
     pipeline, # a diffusers pipeline with its text encoders
     prompts: Sequence[str] | str, # at least one
@@ -645,19 +669,11 @@ def prompt_conditions(
     is not called. Of the empty prompt '' it is what the pipeline's guidance compares with."""
     if isinstance(prompts, str): prompts = [prompts]
     if not prompts: raise ValueError('prompts must be a list of at least one prompt, got none')
-    takes = inspect.signature(pipeline.__call__).parameters
-    if not any(name.startswith('prompt') for name in takes):
-        raise TypeError(f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
-                        'such as StableDiffusionPipeline; classes are conditions as they are')
+    _check_takes_prompts(pipeline)
     network = network_of(pipeline)
     known = family_of(network).conditions(network.config) | family_of(network).optional
     def catch(module, args, told):
-        flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
-                for name, v in inner.items()}
-        def own(v): # where a pipeline guides, what it compares with comes first
-            return v.float().cpu()[[i if not prompt else len(v) - len(part) + i
-                                    for i, prompt in enumerate(part)]]
-        rows.append({k: own(v) for k, v in (told | flat).items() if k in known and v is not None})
+        rows.append(_rows_of(told, part, known))
         raise _Caught
     rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)

@@ -25,8 +25,9 @@ from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
 from ..training.checkpoints import checksum
 from ..training.devices import lean_copy
-from .diffusers import (DiffusersNet, _denoiser_of, _diffusers, _levels_of, _local,
-                                         _read_network, add_adapters, network_of)
+from .diffusers import DiffusersNet, _denoiser_of, _diffusers
+from .diffusers import _levels_of, _local, _read_network, add_adapters
+from .diffusers import network_of
 
 # %% auto #0
 __all__ = ['NOISE_OFF', 'EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts',
@@ -284,6 +285,19 @@ def stock_guidance(student: Student) -> float:
     told = isinstance(rows, dict) and 'guidance' in rows
     return round(float(rows['guidance'][0]), 4) if told else 1.
 
+def _stock_call(student: Student, pipeline: type) -> str:
+    "What a stock pipeline is called with, so that it takes the student's steps."
+    takes = inspect.signature(pipeline.__call__).parameters
+    given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
+    call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
+    if 'guidance_scale' in takes: call.append(f'guidance_scale={stock_guidance(student)}')
+    call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
+                else f'sigmas={stock_steps(student)[0]}')
+    scale = '*pipe.vae_scale_factor'*('vae' in inspect.signature(pipeline.__init__).parameters)
+    sides = dict(zip(('height', 'width'), (f'{n}{scale}' for n in student.shape[-2:])))
+    sides |= dict(use_resolution_binning=False) # which would take another size
+    return ', '.join(call + [f'{k}={v}' for k, v in sides.items() if k in takes])
+
 def pipeline_code(
     student: Student,
     pipeline: type, # a pipeline class of diffusers
@@ -302,16 +316,7 @@ def pipeline_code(
         f'{NOISE_OFF:.0%} is accepted: leave pipeline= out and sample as the README says, which '
         'scales the noise, or distil again with afs=False and the sigma_max that the pipeline '
         'starts at (1000 for flow matching)': abs(excess) > NOISE_OFF})
-    given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
-    call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
-    if 'guidance_scale' in takes: call.append(f'guidance_scale={stock_guidance(student)}')
-    call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
-                else f'sigmas={stock_steps(student)[0]}')
-    scale = '*pipe.vae_scale_factor'*('vae' in inspect.signature(pipeline.__init__).parameters)
-    sides = dict(zip(('height', 'width'), (f'{n}{scale}' for n in student.shape[-2:])))
-    sides |= dict(use_resolution_binning=False) # which would take another size
-    call += [f'{k}={v}' for k, v in sides.items() if k in takes]
-    return _PIPELINE.format(pipeline=name, call=', '.join(call),
+    return _PIPELINE.format(pipeline=name, call=_stock_call(student, pipeline),
                             excess=f', from noise that is {how}'*(abs(excess) > 3e-5))
 
 # %% ../../nbs/interop/02_export.ipynb #8ecdebbf
@@ -509,6 +514,19 @@ def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> Non
                             ignore=shutil.ignore_patterns('*.py'))
     write_json(folder/'model_index.json', index)
 
+def _check_whole(student: Student, pipeline, merge: bool) -> None:
+    "Refuse a student that diffusers cannot load and sample, before any work."
+    net = student.denoiser.net
+    check_type(net, DiffusersNet, 'only students of a diffusers network can be written for '
+               'diffusers', '; Student.save, export_onnx and export_state_dict take others')
+    refuse('', {
+        'this student has no adapters, its weights are whole: leave merge out':
+            merge and not net.adapters,
+        'a pipeline needs a whole network, and this one is an adapter to its teacher: pass '
+        'merge=True, or leave pipeline= out': net.adapters and not merge and pipeline is not None})
+    check_top(student.sigmas[0].item(), student.denoiser)
+    if pipeline is not None: _check_pipeline(pipeline, net)
+
 @patch
 def save_pretrained(self: Student,
     # gets unet/ or transformer/, scheduler/, README.md, sampling.json, perhaps model_index.json
@@ -520,16 +538,7 @@ def save_pretrained(self: Student,
 ) -> None:
     """Write a student of a diffusers network as stock diffusers loads and samples it. Steps of
     flow matching end at noise level 0 there."""
-    net = self.denoiser.net
-    check_type(net, DiffusersNet, 'only students of a diffusers network can be written for '
-               'diffusers', '; Student.save, export_onnx and export_state_dict take others')
-    refuse('', {
-        'this student has no adapters, its weights are whole: leave merge out':
-            merge and not net.adapters,
-        'a pipeline needs a whole network, and this one is an adapter to its teacher: pass '
-        'merge=True, or leave pipeline= out': net.adapters and not merge and pipeline is not None})
-    check_top(self.sigmas[0].item(), self.denoiser)
-    if pipeline is not None: _check_pipeline(pipeline, net)
+    _check_whole(self, pipeline, merge)
     folder = Path(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
     if merge: student = dataclasses.replace(student, denoiser=merged(student.denoiser))

@@ -16,8 +16,8 @@ from ..distillation.bank import TrajectoryPlan
 from ..distillation.branches import BranchedDenoiser
 from ..distillation.distill import config_of
 from ..distillation.progressive import draw_noised
-from ..distillation.segments import (BRANCH_STEPS, Segment, branch_states, check_substeps,
-                                     segments)
+from ..distillation.segments import BRANCH_STEPS, Segment, branch_states
+from ..distillation.segments import check_substeps, segments
 from ..distillation.sfd import SFDConfig, local_segment
 from ..distillation.students import Student
 from ..evaluation.metrics import paired_errors

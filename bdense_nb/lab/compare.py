@@ -236,6 +236,6 @@ def compare(
     made = same_ends(make_arms(cfg, arms, calls, budgets), shape)
     e = Experiment('Do branches help this teacher\'s students?', world, made, next(iter(arms)),
                    seeds)
-    result = run_experiment(e, folder/'comparison.json', limit, say, folder, show=show,
-                            hardware=hardware, command=command)
+    how = dict(show=show, hardware=hardware, command=command)
+    result = run_experiment(e, folder/'comparison.json', limit, say, folder, **how)
     return Comparison(result, *_measured(made, world, folder/'speed.json'))

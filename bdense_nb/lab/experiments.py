@@ -387,6 +387,19 @@ def defaults(arm: Arm) -> dict: # as JSON has it
     "The defaults of a configuration: a field that is younger than a result had this value then."
     return Arm('', type(arm.cfg)()).config['cfg']
 
+def _other_settings(arms: Sequence[Arm], configs: dict, alike: dict) -> list[str]:
+    "Where the runs of a file (by name, by arm) had other settings than these arms."
+    found = []
+    for arm in arms:
+        name = run_name(arm.key)
+        mine = arm.config | arm.config['cfg']
+        there = same_run(configs.get(name, mine), mine, defaults(arm), free=('cfg',))
+        there = there or same_run(alike.get(arm.name, mine), mine, defaults(arm),
+                                  free=('cfg', *BUDGETS))
+        if there:
+            found.append(f'it holds runs of {name} with other settings ({"; ".join(there)})')
+    return found
+
 def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     "Rows of an earlier start; a file that belongs to other settings is refused."
     if not out.exists(): return []
@@ -406,14 +419,7 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     except (KeyError, TypeError, ValueError) as e:
         differ = [f'it is not the result of an experiment ({e!r})']
         configs = alike = {}
-    for arm in experiment.arms:
-        name = run_name(arm.key)
-        mine = arm.config | arm.config['cfg']
-        there = same_run(configs.get(name, mine), mine, defaults(arm), free=('cfg',))
-        there = there or same_run(alike.get(arm.name, mine), mine, defaults(arm),
-                                  free=('cfg', *BUDGETS))
-        if there:
-            differ.append(f'it holds runs of {name} with other settings ({"; ".join(there)})')
+    differ += _other_settings(experiment.arms, configs, alike)
     if differ:
         raise ValueError(f'{out} cannot go on: {differ[0]}; move it away or name another file')
     return stored['rows']

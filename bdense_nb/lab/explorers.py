@@ -20,8 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from ..core import (NFECounter, Trajectory, check_choice, check_int, data_dir, import_extra,
-                    load_tensors, patch, sample_noise)
+from ..core import NFECounter, Trajectory, check_choice, check_int, data_dir
+from ..core import import_extra, load_tensors, patch, sample_noise
 from ..diffusion.data import FASHION_CLASSES, fashion_mnist
 from ..diffusion.denoisers import MixtureDenoiser
 from ..diffusion.samplers import trajectory
@@ -181,6 +181,13 @@ def _repr_mimebundle_(self: Explorer, include=None, exclude=None) -> dict:
     return {'text/html': self.html(), 'text/plain': f'{self.title}: {self.first.text}'}
 
 # %% ../../nbs/lab/04_explorers.ipynb #b1bc4fbd
+def _control(name: str, values: Sequence, start): # a widget of ipywidgets
+    "A menu of words, or a slider of numbers."
+    widgets = import_extra('ipywidgets', 'widgets')
+    kind = widgets.Dropdown if isinstance(values[0], str) else widgets.SelectionSlider
+    return kind(description=name, options=[(spoken(v), v) for v in values], value=start,
+                style={'description_width': '10em'}, layout={'width': '34em', 'max_width': '100%'})
+
 @patch
 def live(self: Explorer,
     **widgets, # control -> a widget of ipywidgets in place of its list
@@ -188,13 +195,7 @@ def live(self: Explorer,
     "The explorer with a kernel behind it: each frame is made when it is asked for."
     ipywidgets = import_extra('ipywidgets', 'widgets')
     for name in widgets: check_choice('control', name, self.controls)
-    def control(name, values): # a menu of words, or a slider of numbers
-        kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
-        options = [(spoken(v), v) for v in values]
-        return kind(description=name, options=options, value=self.start[name],
-                    style={'description_width': '10em'},
-                    layout={'width': '34em', 'max_width': '100%'})
-    shown = {name: widgets.get(name) or control(name, values)
+    shown = {name: widgets.get(name) or _control(name, values, self.start[name])
              for name, values in self.controls.items() if len(values) > 1 or name in widgets}
     out = ipywidgets.Output()
     def update(_=None):
@@ -289,6 +290,28 @@ def _exact_paths() -> Trajectory: # of the first nine of those points
     return Trajectory(levels, torch.stack(xs))
 
 # %% ../../nbs/lab/04_explorers.ipynb #5b8d00eb
+def _draw_race(runs: dict, solver: str, nfe: int, nfes: tuple[int, ...]) -> Figure:
+    "Paths beside the exact ones, and the errors of all solvers; runs: see `_race`."
+    traj, error = runs[solver, nfe]
+    fig = Figure(figsize=(4.8, 2.5), dpi=120)
+    left = fig.add_axes((.02, .2, .5, .66))
+    left.plot(_exact_paths().sigmas, _scaled(_exact_paths()), '0.6', lw=3)
+    left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
+    left.set(xscale='log', xlim=(110, .004), yticks=[], title=f'{solver}, NFE {nfe}',
+             xlabel='noise level sigma')
+    _ticks(left.xaxis, [80, 1, .1, .01])
+    right = fig.add_axes((.66, .2, .32, .66))
+    for name in RACERS:
+        colour = 'C0' if name == solver else '0.7'
+        errors = [runs[name, n][1] for n in nfes]
+        right.plot(nfes, errors, colour, zorder=2 + (name == solver))
+    right.plot(nfe, error, 'C0o')
+    right.set(xscale='log', yscale='log', ylim=(5e-3, 3))
+    right.set(title='error at the end', xlabel='NFE')
+    _ticks(right.xaxis, nfes)
+    _ticks(right.yaxis, [.01, .1, 1])
+    return fig
+
 def sampler_race(
     nfes: Sequence[int] = (4, 8, 12, 20), # numbers of network calls offered, even
 ) -> Explorer:
@@ -297,29 +320,12 @@ def sampler_race(
     def frame(solver: str, nfe: int) -> Frame:
         runs = _race(nfes)
         traj, error = runs[solver, nfe]
-        fig = Figure(figsize=(4.8, 2.5), dpi=120)
-        left = fig.add_axes((.02, .2, .5, .66))
-        left.plot(_exact_paths().sigmas, _scaled(_exact_paths()), '0.6', lw=3)
-        left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
-        left.set(xscale='log', xlim=(110, .004), yticks=[], title=f'{solver}, NFE {nfe}',
-                 xlabel='noise level sigma')
-        _ticks(left.xaxis, [80, 1, .1, .01])
-        right = fig.add_axes((.66, .2, .32, .66))
-        for name in RACERS:
-            colour = 'C0' if name == solver else '0.7'
-            errors = [runs[name, n][1] for n in nfes]
-            right.plot(nfes, errors, colour, zorder=2 + (name == solver))
-        right.plot(nfe, error, 'C0o')
-        right.set(xscale='log', yscale='log', ylim=(5e-3, 3))
-        right.set(title='error at the end', xlabel='NFE')
-        _ticks(right.xaxis, nfes)
-        _ticks(right.yaxis, [.01, .1, 1])
         ranked = sorted(RACERS, key=lambda name: runs[name, nfe][1])
         order = ', '.join(f'{n} {runs[n, nfe][1]:.3f}' for n in ranked)
-        return Frame(png(fig, 8), f'{solver}, {nfe} network calls in {len(traj) - 1} steps: '
-                     f'root-mean-square error {error:.3f} against the exact flow, '
-                     f'place {ranked.index(solver) + 1} of {len(ranked)} at this cost. '
-                     f'In order: {order}.')
+        said = (f'{solver}, {nfe} network calls in {len(traj) - 1} steps: root-mean-square error '
+                f'{error:.3f} against the exact flow, place {ranked.index(solver) + 1} of '
+                f'{len(ranked)} at this cost. In order: {order}.')
+        return Frame(png(_draw_race(runs, solver, nfe, nfes), 8), said)
     return Explorer('Sampler race', {'solver': tuple(RACERS), 'nfe': nfes}, frame)
 
 def _scaled(traj: Trajectory) -> Tensor: # [n_steps+1, B], every level as wide as the data

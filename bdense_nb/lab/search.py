@@ -260,8 +260,8 @@ def search_weights(
         if done < n_trials:
             bank = bank or cfg.bank(teacher, show=show)
             target = many_step_sample(teacher, cfg, range(n_samples))
-        def score(weights): return score_weights(teacher, cfg, weights, bank, target, 0, student)
-        def best(): return f'best {min(t.score for t in trials):.4f}'
+        score = lambda weights: score_weights(teacher, cfg, weights, bank, target, 0, student)
+        best = lambda: f'best {min(t.score for t in trials):.4f}'
         on = f'; run it again to go on from {storage}' if storage else ''
         with reworded(lambda e: f'{len(trials)} of {n_trials} trials are done{on}',
                       KeyboardInterrupt, error=KeyboardInterrupt):
@@ -314,6 +314,13 @@ def _draw_confirmed(ax, result: SearchResult) -> dict: # named weights -> what i
     return drawn
 
 # %% ../../nbs/lab/02_search.ipynb #eb0e83dc
+def _check_other_seeds(seeds: tuple[int, ...], own: int) -> None: # the search's
+    "Refuse seeds that are too few, or not all new."
+    for s in seeds: check_int('every seed', s, 0)
+    if len(set(seeds) - {own}) < max(3, len(seeds)):
+        raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without '
+                         f'the search\'s own {own}; got {seeds}')
+
 def confirm_weights(
     teacher: Callable, # the teacher of the search
     result: SearchResult, # what is to be confirmed
@@ -326,10 +333,7 @@ def confirm_weights(
     cfg = result.cfg
     n = result.n_samples
     seeds = tuple(seeds)
-    for s in seeds: check_int('every seed', s, 0)
-    if len(set(seeds) - {cfg.seed}) < max(3, len(seeds)):
-        raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without '
-                         f'the search\'s own {cfg.seed}; got {seeds}')
+    _check_other_seeds(seeds, cfg.seed)
     note = _run_note(teacher, cfg, student, n)
     teacher = frozen_copy(teacher, cfg.shape)
     weights = {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in STARTS}

@@ -17,8 +17,9 @@ import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
 from torch import Tensor, nn
 from ..core import atomic_path, check_choice, check_int
-from .checkpoints import (CHECKPOINTS, checkpoint_path, is_main, keep_as_best, newest_checkpoint,
-                          write_checkpoint)
+from .checkpoints import CHECKPOINTS, checkpoint_path, is_main
+from .checkpoints import keep_as_best, newest_checkpoint
+from .checkpoints import write_checkpoint
 
 # %% auto #0
 __all__ = ['METRICS', 'INSTALL', 'Checkpoints', 'MetricsFile', 'progress', 'ProgressBar', 'LossGraph', 'Every', 'SampleSheets',

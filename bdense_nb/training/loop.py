@@ -25,10 +25,12 @@ from ..core import check_type, copied, locked, reworded, undisturbed
 from .checkpoints import (CHECKPOINTS, checkpoint_path, fingerprint, is_main, refuse_other,
                           same_run)
 from .config import Hardware, TrainConfig
-from .devices import (Averaged, Processes, as_part, average_gradients, chosen_precision,
-                      full_tensor, is_whole, lean_copy, left_as_found, numbers_as_tensors,
-                      peak_bytes, recompute_blocks, replayed, set_memory_format,
-                      set_precision, shard_like, shard_model)
+from .devices import Averaged, Processes, as_part, average_gradients
+from .devices import chosen_precision, full_tensor, is_whole
+from .devices import lean_copy, left_as_found, numbers_as_tensors
+from .devices import peak_bytes, recompute_blocks, replayed
+from .devices import set_memory_format, set_precision, shard_like
+from .devices import shard_model
 from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
