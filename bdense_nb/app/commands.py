@@ -49,9 +49,9 @@ from .plans import device_bytes, estimate_run, estimate_training, memory_on_pape
 from .shell import Command, Line, Options
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
-from ..core import (about_run, check_choice, check_int, check_type, copied,
-                            data_dir, default_device, load_tensors, locked, read_json,
-                            refuse, reworded, save_tensors, sweep, write_json)
+from ..core import about_run, check_choice, check_int, check_type, copied
+from ..core import data_dir, default_device, load_tensors, locked, read_json
+from ..core import refuse, reworded, save_tensors, sweep, write_json
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.denoisers import TEACHERS, EDMDenoiser, GuidedDenoiser
 from ..diffusion.denoisers import NetDenoiser, check_classes, check_itself

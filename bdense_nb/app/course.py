@@ -17,8 +17,8 @@ from typing import Annotated
 
 
 from .shell import Command, Line, Options, bdense_notebooks
-from ..core import (atomic_path, data_dir, locked, read_json, refuse, shipped, sweep,
-                    write_json)
+from ..core import atomic_path, data_dir, locked, read_json, refuse, shipped
+from ..core import sweep, write_json
 from tyro.conf import Positional, arg
 
 _all_ = ['bdense_notebooks'] # also the entry point of older installations

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import (check_choice, check_file, check_int, check_type, data_dir,
-                            refuse, reworded, sha256)
+from ..core import check_choice, check_file, check_int, check_type, data_dir
+from ..core import refuse, reworded, sha256
 
 # %% auto #0
 __all__ = ['NO_SECONDS', 'GAPS', 'SHIPPED', 'PERIODS', 'Series', 'moment_of', 'read_series', 'shipped_series', 'Windows']

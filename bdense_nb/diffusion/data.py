@@ -22,8 +22,8 @@ import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from PIL import Image, ImageOps
 from torch import Tensor
-from ..core import (atomic_path, check_choice, check_file, check_int,
-                            check_state, data_dir, refuse, reworded)
+from ..core import atomic_path, check_choice, check_file, check_int, check_state
+from ..core import data_dir, refuse, reworded
 
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXES', 'TOY_SETS', 'read_idx', 'to_images',

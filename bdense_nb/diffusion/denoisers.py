@@ -31,11 +31,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core import (NFECounter, Within, check_choice, check_digest, check_int,
-                            check_number, check_shape, check_state, check_type, copied,
-                            data_dir, default_device, load_tensors, read_json, refuse,
-                            reworded, save_tensors, send, sha256, tensor_bytes,
-                            uncompiled, undisturbed, write_json)
+from ..core import NFECounter, Within, check_choice, check_digest, check_int
+from ..core import check_number, check_shape, check_state, check_type, copied
+from ..core import data_dir, default_device, load_tensors, read_json, refuse
+from ..core import reworded, save_tensors, send, sha256, tensor_bytes
+from ..core import uncompiled, undisturbed, write_json
 from .nets import HALF, NETS, build_net
 from .schedules import PREDICTIONS, cosine_alpha_bar, karras_sigmas
 from .schedules import linear_alpha_bar, sigma_from_alpha_bar

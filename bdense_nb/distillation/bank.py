@@ -17,14 +17,14 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from ..core import (Trajectory, check_choice, check_int, check_sigmas,
-                            check_type, locked, reworded, save_tensors, send,
-                            undisturbed)
-from ..diffusion.denoisers import (CalledNet, GuidedDenoiser, check_precision,
-                                           cond_like, denoiser_hash, map_cond, moving_parts,
-                                           null_rows, remember_hash, unguided)
-from ..diffusion.samplers import (SOLVERS, Sampler, device_of, draw_start,
-                                          trajectory)
+from ..core import Trajectory, check_choice, check_int, check_sigmas, check_type
+from ..core import locked, reworded, save_tensors, send, undisturbed
+from ..diffusion.denoisers import CalledNet, GuidedDenoiser, check_precision
+from ..diffusion.denoisers import cond_like, denoiser_hash, map_cond
+from ..diffusion.denoisers import moving_parts, null_rows, remember_hash
+from ..diffusion.denoisers import unguided
+from ..diffusion.samplers import SOLVERS, Sampler, device_of, draw_start
+from ..diffusion.samplers import trajectory
 from .branches import misfit, sample_shape
 from ..training.checkpoints import checksum, claim_folder, is_main, refuse_other
 from ..training.checkpoints import same_run

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..core import (check_int, check_type, copied, reworded, sample_noise,
-                            undisturbed)
+from ..core import check_int, check_type, copied, reworded, sample_noise
+from ..core import undisturbed
 from ..diffusion.denoisers import NetDenoiser, check_precision, cond_like
 from ..diffusion.samplers import draw_conditions
 from ..training.devices import lean_copy, trainable_copy

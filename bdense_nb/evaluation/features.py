@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import (check_choice, check_file, check_int, check_state,
-                            import_extra, reworded)
+from ..core import check_choice, check_file, check_int, check_state
+from ..core import import_extra, reworded
 from ..diffusion.data import to_pixels
 from .metrics import density_coverage, frechet_distance
 from .metrics import image_features, kernel_distance, load_features

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import (Within, check_choice, check_int, check_number, refuse,
-                            reworded)
+from ..core import Within, check_choice, check_int, check_number, refuse
+from ..core import reworded
 
 # %% auto #0
 __all__ = ['INTERVAL_METHODS', 'student_t', 'Interval', 'mean_interval', 'paired_interval']

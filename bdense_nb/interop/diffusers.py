@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from ..core import (check_choice, check_int, check_shape, copied, import_extra,
-                            read_json, refuse, reworded, uncompiled)
-from ..diffusion.denoisers import (EDMDenoiser, FlowDenoiser, ModuleDenoiser, NetDenoiser,
-                                   PreconditionedDenoiser, VPDenoiser)
+from ..core import check_choice, check_int, check_shape, copied, import_extra
+from ..core import read_json, refuse, reworded, uncompiled
+from ..diffusion.denoisers import EDMDenoiser, FlowDenoiser, ModuleDenoiser
+from ..diffusion.denoisers import NetDenoiser, PreconditionedDenoiser
+from ..diffusion.denoisers import VPDenoiser
 from ..diffusion.nets import check_sizes
 from ..diffusion.samplers import ddim_step
 from ..distillation.branches import adapters, sample_shape

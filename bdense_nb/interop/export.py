@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from ..core import (atomic_path, check_choice, check_int, check_sigmas,
-                            check_type, copied, default_device, import_extra, patch,
-                            read_json, refuse, reworded, save_tensors, write_json)
+from ..core import atomic_path, check_choice, check_int, check_sigmas
+from ..core import check_type, copied, default_device, import_extra, patch
+from ..core import read_json, refuse, reworded, save_tensors, write_json
 from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net, check_top
 from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of

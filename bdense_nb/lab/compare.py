@@ -22,9 +22,9 @@ from ..distillation.distill import check_config
 from ..distillation.sfd import SFDBase
 from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserstein
-from .experiments import (Arm, Experiment, World, difference_table, differences,
-                                       measures_of, ReferenceEnds, run_experiment,
-                                       show_differences)
+from .experiments import Arm, Experiment, World, difference_table
+from .experiments import differences, measures_of, ReferenceEnds
+from .experiments import run_experiment, show_differences
 from ..training.config import Hardware
 
 # %% auto #0

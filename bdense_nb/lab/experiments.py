@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import (about_run, check_choice, check_int, data_dir, locked,
-                            read_json, refuse, reworded, sample_noise, write_json)
+from ..core import about_run, check_choice, check_int, data_dir, locked
+from ..core import read_json, refuse, reworded, sample_noise, write_json
 from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
 from ..diffusion.nets import MLP

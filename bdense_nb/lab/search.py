@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import (atomic_path, check_choice, check_int, check_type,
-                            import_extra, locked, read_json, reworded, write_json)
+from ..core import atomic_path, check_choice, check_int, check_type
+from ..core import import_extra, locked, read_json, reworded, write_json
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights

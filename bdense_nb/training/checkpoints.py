@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from ..core import (atomic_path, load_tensors, read_json, refuse, reworded,
-                            save_tensors, tensor_bytes, write_json)
+from ..core import atomic_path, load_tensors, read_json, refuse, reworded
+from ..core import save_tensors, tensor_bytes, write_json
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'SAME_ANSWERS', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import check_type, copied, locked, reworded, undisturbed
-from .checkpoints import (CHECKPOINTS, checkpoint_path, fingerprint, is_main, refuse_other,
-                          same_run)
+from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
+from .checkpoints import is_main, refuse_other, same_run
 from .config import Hardware, TrainConfig
 from .devices import Averaged, Processes, as_part, average_gradients
 from .devices import chosen_precision, full_tensor, is_whole
