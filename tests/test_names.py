@@ -9,13 +9,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def ruff(*options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', *options], cwd=ROOT, capture_output=True, text=True)
+def ruff(*options, do: str = 'check') -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-m', 'ruff', do, '--no-cache', *options], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_names():
     "As `make sync` checks them."
     done = ruff('--output-format=concise')
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_is_formatted():
+    "As `make sync` formats it: notebooks, tests and tools; the library is exported from formatted notebooks."
+    done = ruff('--check', do='format')
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -332,10 +332,10 @@ def sample_vp(
     nodes = torch.as_tensor(alpha_bars, dtype=torch.float64).cpu()
     ascending = nodes.ndim == 1 and len(nodes) > 1 and bool((nodes.diff() > 0).all())
     bad = not ascending or not 0 < nodes[0] < nodes[-1] <= 1
+    # a tensor takes a millisecond to be printed
     refuse('', {
         f'eta belongs to method ddim, got eta={eta!r} with {method!r}':
             eta != 0 and method != 'ddim',
-        # a tensor takes a millisecond to be printed
         f'alpha_bars must be two or more, ascending in (0, 1], got {nodes if bad else ""}': bad})
     denoise = _bind(denoiser, cond)
     for a, b in pairwise(nodes.tolist()):

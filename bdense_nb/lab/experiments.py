@@ -451,14 +451,15 @@ def run_experiment(
             out is None and not isinstance(experiment, str)})
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
-        command = f'bdense_evaluate --experiment {experiment}' + f' --device {device}'*bool(device)
+        command = f'bdense_evaluate --experiment {experiment}'
+        if device: command += f' --device {device}'
         called = dict(experiment=experiment, command=command)
         out = Path(out or f'{experiment}.json')
         experiment = EXPERIMENTS[experiment]
     else:
         out = Path(out)
         called = dict(experiment=out.stem, command=command)
-    if device: experiment = dataclasses.replace(experiment, device=device)
+    experiment = dataclasses.replace(experiment, device=device or experiment.device)
     how = dict(show=False, folder=folder and Path(folder)) | how
     with locked(out.parent, out.name):
         return _run_rest(experiment, out, called, limit, say, how, jobs)
