@@ -451,9 +451,8 @@ def run_experiment(
             out is None and not isinstance(experiment, str)})
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
-        command = f'bdense_evaluate --experiment {experiment}'
-        if device: command += f' --device {device}'
-        called = dict(experiment=experiment, command=command)
+        on = f' --device {device}' if device else ''
+        called = dict(experiment=experiment, command=f'bdense_evaluate --experiment {experiment}{on}')
         out = Path(out or f'{experiment}.json')
         experiment = EXPERIMENTS[experiment]
     else:
