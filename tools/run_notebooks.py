@@ -24,7 +24,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from nbclient import NotebookClient
 
-from forks import Server
+from forks import WARM
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -57,11 +57,6 @@ def sliced(get_msg):
     return get
 
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that wait without spinning, as in the Makefile
-WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.stats', 'ipywidgets', 'ipykernel.ipkernel',
-              'ipykernel.kernelapp', 'optuna.visualization.matplotlib', 'diffusers.pipelines.pipeline_utils',
-              'diffusers.models.unets.unet_2d_condition', 'tyro', 'tyro._backends._tyro_backend', 'tyro._backends._argparse_formatter', 'typeguard',
-              'docstring_parser', 'tabulate', 'matplotlib.backends.backend_agg', 'PIL.JpegImagePlugin', 'PIL.GifImagePlugin', 'IPython.core.magics', 'IPython.core.pylabtools')  # not what asks, when imported, whether it is in a notebook
 KERNEL = '''
 import os, sys, matplotlib
 sys.modules['debugpy'] = None  # nobody looks for it here
