@@ -12,10 +12,11 @@ os.environ['IPYTHONDIR'] = tempfile.mkdtemp(prefix='bdense-nb-ipython-')  # kern
 
 import pytest  # noqa: E402
 
-from forks import WARM, find_classes_by_name, no_parsers_of_addresses  # noqa: E402
+from forks import WARM, find_classes_by_name, no_parsers_of_addresses, no_waiting_for_disks  # noqa: E402
 
 find_classes_by_name()
 no_parsers_of_addresses()
+no_waiting_for_disks()
 gc.disable()  # what is imported stays
 
 

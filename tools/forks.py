@@ -42,6 +42,11 @@ def no_parsers_of_addresses() -> None:
     sys.modules.setdefault('rfc3987_syntax', None)
 
 
+def no_waiting_for_disks() -> None:
+    "What a process that is killed has written, others read; what a machine that loses its power has, no test sees."
+    os.fsync = lambda fd: None
+
+
 def programs(package: str = 'bdense-nb') -> dict[str, EntryPoint]:
     "The package's commands, as its installed scripts find them."
     found = distribution(package).entry_points.select(group='console_scripts')
@@ -178,6 +183,7 @@ class Server:
         if self.process is not None:
             self.process.stdin.close()
             self.process.wait()
+            if self.process.stdout: self.process.stdout.close()
             self.process = self.line = None
 
 
@@ -236,6 +242,7 @@ def main() -> None:
     sys.path.pop(0)  # this folder is no part of what runs here
     find_classes_by_name()
     no_parsers_of_addresses()
+    no_waiting_for_disks()
     gc.disable()  # what is imported stays
     for name in modules:
         with contextlib.suppress(ImportError): importlib.import_module(name)  # the jobs show it
