@@ -16,6 +16,7 @@ import os
 import re
 import select
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,12 @@ def no_parsers_of_addresses() -> None:
 def no_waiting_for_disks() -> None:
     "What a process that is killed has written, others read; what a machine that loses its power has, no test sees."
     os.fsync = lambda fd: None
+    connect = sqlite3.connect
+    def unsynced(*args, **how):
+        db = connect(*args, **how)
+        with contextlib.suppress(sqlite3.Error): db.execute('PRAGMA synchronous = OFF')  # what is damaged says so later
+        return db
+    sqlite3.connect = sqlite3.dbapi2.connect = unsynced
 
 
 def programs(package: str = 'bdense-nb') -> dict[str, EntryPoint]:
