@@ -12,11 +12,17 @@ os.environ['IPYTHONDIR'] = tempfile.mkdtemp(prefix='bdense-nb-ipython-')  # kern
 
 import pytest  # noqa: E402
 
-from forks import find_classes_by_name, no_parsers_of_addresses  # noqa: E402
+from forks import WARM, find_classes_by_name, no_parsers_of_addresses, no_waiting_for_disks  # noqa: E402
 
 find_classes_by_name()
 no_parsers_of_addresses()
+no_waiting_for_disks()
 gc.disable()  # what is imported stays
+
+
+def pytest_configure(config):
+    "Where several processes test, they share one server of forks."
+    if getattr(config.option, 'tx', None) and not hasattr(config, 'workerinput'): WARM.share()
 
 
 def pytest_collection_finish():

@@ -52,11 +52,11 @@ def server(folder: Path, home: Path, command=plain):
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
+    for _ in range(1200):
         if process.poll() is not None: break
         try:
             with urlopen(f'{url}/api'): return
-        except (URLError, OSError): time.sleep(.5)
+        except (URLError, OSError): time.sleep(.1)
     raise RuntimeError(f'JupyterLab did not start:\n{log.read_text()[-3000:]}')
 
 

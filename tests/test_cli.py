@@ -199,10 +199,10 @@ def test_every_option_has_its_comment_as_help(shell):
     assert 'micro-batches that a batch is cut into, to save memory (default: 1)' in text and 'peak learning rate of Adam' in text and '--precision {auto,no,bf16,fp16}' in text
 
 
-def test_help_and_an_error_from_a_real_shell(tmp_path):
+def test_help_from_a_real_shell_and_an_error(tmp_path):
     done = run('bdense_sample', '--help', PYTHONIOENCODING='ascii', MPLBACKEND='nonsense')
     assert done.returncode == 0 and done.stdout.startswith('usage: bdense_sample') and not done.stderr
-    done = run('bdense_sample', 'nowhere', '--json', cwd=tmp_path)
+    done = WARM.run('bdense_sample', 'nowhere', '--json', cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith('bdense_sample: nowhere holds no') and done.stderr.count('\n') == 1
     assert json.loads(done.stdout) == dict(command='bdense_sample', exit_code=1, error=done.stderr.split(': ', 1)[1].strip()) and not list(tmp_path.iterdir())
 
@@ -383,8 +383,9 @@ def test_what_is_said_to_start_several_processes_does(tmp_path):
     "`accelerate launch` starts one alone, which says so; what it names instead starts two."
     bin, args = Path(sys.executable).parent, ['teacher', '--data', 'ring', '--steps', '4', '--batch', '8']
     def launched(module, *words): return python(f'from {module} import main; sys.argv = [{module!r}, *sys.argv[1:]]; sys.exit(main())', *words, cwd=tmp_path, OMP_NUM_THREADS='1')
-    lonely = launched('accelerate.commands.accelerate_cli', 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-                      bin/'bdense_teach', *args)
+    started = launched('accelerate.commands.accelerate_cli', 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+                       '--no_python', '/usr/bin/env', '-0')
+    lonely = WARM.run('bdense_teach', *args, cwd=tmp_path, **dict(line.split('=', 1) for line in started.stdout.split('\0') if '=' in line))
     assert f'torchrun --nproc_per_node 2 --no-python bdense_teach {" ".join(args)}' in lonely.stderr and not list(tmp_path.iterdir())
     both = launched('torch.distributed.run', '--nproc_per_node', '2', '--no-python', bin/'bdense_teach', *args)
     assert both.returncode == 0, both.stderr
@@ -401,14 +402,15 @@ def test_from_python_a_command_is_a_function(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('door', ['stdout', 'full'])
 def test_figures_are_written_before_they_are_shown(door, at, tmp_path):
-    "A closed pipe, or a full disk behind standard output, loses nothing."
-    args = [Path(sys.executable).parent/'bdense_evaluate', 'student', '--teacher', 'plane', '--n', '4', '--out', tmp_path/'x.json']
-    if door == 'full': out = open('/dev/full', 'w')
+    "A closed pipe, in a process of its own, or a full disk behind standard output, in a fork, loses nothing."
+    args = ['student', '--teacher', 'plane', '--n', '4', '--out', tmp_path/'x.json']
+    if door == 'full':
+        done = python('sys.stdout = open("/dev/full", "w", encoding="ascii"); from bdense_nb.cli import bdense_evaluate; sys.argv[0] = "bdense_evaluate"; bdense_evaluate()', *args)
     else:
         read, write = os.pipe()
         os.close(read)
-        out = os.fdopen(write, 'w')
-    with out: done = subprocess.run(args, stdout=out, stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONIOENCODING': 'ascii'})
+        with os.fdopen(write, 'w') as out:
+            done = subprocess.run([Path(sys.executable).parent/'bdense_evaluate', *args], stdout=out, stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONIOENCODING': 'ascii'})
     assert done.returncode == 1 and done.stderr.startswith('bdense_evaluate: ') and done.stderr.count('\n') == 1, done.stderr
     assert json.loads((tmp_path/'x.json').read_text())['samples'] == 4
 

@@ -1,6 +1,7 @@
 "Seeds, trajectories, counting, guards and files: bad input, and what must survive it."
 import json
 import math
+import os
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from bdense_nb import core
 from bdense_nb.core import (Above0, AtLeast1, Fraction, NFECounter, Trajectory, Within, atomic_path, check_choice,
                             check_file, check_int, check_number, check_sigmas, check_state, data_dir, default_device, load_tensors,
                             reworded, sample_labels, sample_noise, save_tensors, sha256, validate, write_json)
+from bdense_nb.training.checkpoints import write_checkpoint
 from warm import python
 
 
@@ -207,6 +209,17 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     assert p.read_text() == 'old'
     with atomic_path(p) as tmp: tmp.write_text('new')  # and the next write goes through
     assert p.read_text() == 'new'
+
+
+def test_what_has_its_name_is_on_the_disk(tmp_path, monkeypatch):
+    "The contents before the name; of a checkpoint the name, too, before an older one goes."
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda fd: synced.append((os.fstat(fd).st_ino, sorted(p.name for p in tmp_path.glob('[a-z]*')))))
+    core.write_json(tmp_path/'one', {})
+    assert synced == [((tmp_path/'one').stat().st_ino, [])]
+    for done in 1, 2: path = write_checkpoint(tmp_path, {}, dict(done=done), keep=1)
+    names = [f'checkpoint-{done:08d}.safetensors' for done in (1, 2)]
+    assert path.name == names[1] and synced[-2:] == [(path.stat().st_ino, [names[0], 'one']), (tmp_path.stat().st_ino, [*names, 'one'])]
 
 
 def test_folders_are_made_and_files_are_readable(tmp_path):

@@ -1,11 +1,9 @@
 "The documentation site, as files: it builds without a warning, holds every notebook and every exported symbol, and no link is broken."
 import ast
 import json
-import os
 import posixpath
 import re
 import shutil
-import subprocess
 import sys
 from html import unescape
 from html.parser import HTMLParser
@@ -31,6 +29,7 @@ from docs import main, told
 from docs_live import recipe
 from docs_results import QUESTIONS, grouped, headings, result_parts
 from docs_sources import BINDER, COLAB, LIB, MAIN, SETTINGS, alt_text, doc_line, find_symbol, link_names, pages, symbols
+from warm import python
 
 PAGES = {p.doc: p for p in pages()}
 
@@ -350,9 +349,9 @@ def test_nbdev_can_process_the_notebooks(root, tmp_path):
         shutil.copy(root/'nbs'/f'{doc}.ipynb', (tmp_path/'nbs'/doc).parent)
     for path in filter(Path.is_file, (root/'nbs').glob('*.*')): shutil.copy(path, tmp_path/'nbs')
     (tmp_path/'data').symlink_to(root/'data')  # nbdev runs the cells that mix imports with other code
-    code = ('from nbdev.quarto import refresh_quarto_yml; from nbdev.serve import proc_nbs; refresh_quarto_yml(); print(proc_nbs(n_workers=0))')
-    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'PYTHONPATH': str(tmp_path)}
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    code = ('import bdense_nb; assert bdense_nb.__file__.startswith(os.getcwd());'
+            'from nbdev.quarto import refresh_quarto_yml; from nbdev.serve import proc_nbs; refresh_quarto_yml(); print(proc_nbs(n_workers=0))')
+    done = python(f'import os; os.environ.pop("IN_TEST", None); {code}', cwd=tmp_path)  # the copy of the library is nearest
     assert done.returncode == 0, done.stderr
     for doc in chosen: assert (tmp_path/'_proc'/f'{doc}.ipynb').is_file(), doc
     found = [p for p in tmp_path.rglob('*.yml') if '_proc' not in p.parts]

@@ -9,6 +9,9 @@ import run_notebooks
 from run_notebooks import NBS, differences, execute, freeze_widgets, notebooks, printed, stored, widget_errors
 from solutions import execute_solved
 
+LONGEST = {'course/8_your_model', 'app/03_commands', 'course/1_first_distillation', 'distillation/11_a_new_host', 'gpu/published_settings',
+           'distillation/09_progressive', 'distillation/08_variable', 'evaluation/02_metrics', 'course/7_when_does_it_help', 'lab/02_search',
+           'training/03_devices', 'lab/04_explorers', 'applications/01_forecasting', 'training/04_hooks'}  # first, so that no worker waits long for another's last
 TWICE = 'training/04_hooks.ipynb'  # draws random numbers, trains, goes on after a fault; the others' second run is compared with their stored outputs
 
 
@@ -23,7 +26,10 @@ import sys; sys.argv.append('--InlineBackend.print_figure_kwargs={"bbox_inches":
     monkeypatch.delenv('MPLBACKEND', raising=False)  # what a command has set in this process, kernels would inherit
 
 
-@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(NBS).as_posix())
+def name(path): return path.relative_to(NBS).as_posix()
+
+
+@pytest.mark.parametrize('path', sorted(notebooks(), key=lambda path: name(path).removesuffix('.ipynb') not in LONGEST), ids=name)
 def test_notebook_runs(path, tmp_path):
     nb, right, wrong = execute_solved(path, timeout=240, cwd=tmp_path)  # stored outputs come from a run in the notebook's own folder
     assert all('correct\n' in s for s in right), f'solutions of the exercises: {right}'
@@ -34,7 +40,7 @@ def test_notebook_runs(path, tmp_path):
     freeze_widgets(nb)
     if found := differences(stored(path), nb):
         warnings.warn(f'{path.name}: not what is stored (another machine may round differently; tools/run_notebooks.py stores anew): {found}')
-    if path.relative_to(NBS).as_posix() == TWICE:
+    if name(path) == TWICE:
         again = execute(path, timeout=240, manager=AsyncKernelManager)
         assert not differences(nb, again), 'two runs on one machine, one of them in a process of its own, differ'
 

@@ -474,9 +474,15 @@ t.fit(t.net(), slow, replace(t.CFG, steps=2000, checkpoint_every=0), {folder!r})
 
 def test_the_stop_button_of_a_notebook(tmp_path):
     "The kernel is interrupted: a checkpoint is written, the cell ends in KeyboardInterrupt, bar and graph are one output each."
-    from jupyter_client.manager import start_new_kernel
-    manager, client = start_new_kernel(kernel_name='python3')
+    from jupyter_client.manager import KernelManager
+    from run_notebooks import Forked
+    manager = KernelManager(kernel_name='python3', kernel_id='stopped')
+    manager.provisioner = Forked(kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager)
+    manager.start_kernel(cwd=tmp_path)
+    client = manager.client()
     try:
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
         message = client.execute(KERNEL.format(tests=os.path.dirname(__file__), folder=str(tmp_path)))
         kinds, end = [], time.monotonic() + 300
         while time.monotonic() < end:

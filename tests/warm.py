@@ -1,4 +1,4 @@
-"""Other processes for tests: forks of one that has imported PyTorch once (each worker of pytest has one).
+"""Other processes for tests: forks of one that has imported PyTorch once (which the workers of pytest share).
 
 A program sees a fresh `bdense_nb`, its own arguments, folder, variables and streams. What depends on the start of an
 interpreter itself (encodings, closed streams, signals while libraries are imported) is tested in true processes.

@@ -1,6 +1,7 @@
 """Run programs in forks of one process, which has imported its libraries once.
 
-    python forks.py MODULE ...   # a line of JSON in (a job), a line of JSON out (how it ended)
+    python forks.py MODULE ...             # a line of JSON in (a job), a line of JSON out (how it ended)
+    python forks.py --at SOCKET MODULE ... # the same for each that connects, until standard input ends
 
 `Server` is the other end. Only the standard library is used here: an environment of users has no tools for tests.
 """
@@ -13,6 +14,9 @@ import io
 import json
 import os
 import re
+import select
+import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -37,6 +41,17 @@ def find_classes_by_name(find=inspect.findsource) -> None:
 def no_parsers_of_addresses() -> None:
     "jsonschema, and with it nbformat, would make 38 of them when it is imported, which takes more than a second, and here nobody asks for one."
     sys.modules.setdefault('rfc3987_syntax', None)
+
+
+def no_waiting_for_disks() -> None:
+    "What a process that is killed has written, others read; what a machine that loses its power has, no test sees."
+    os.fsync = lambda fd: None
+    connect = sqlite3.connect
+    def unsynced(*args, **how):
+        db = connect(*args, **how)
+        with contextlib.suppress(sqlite3.Error): db.execute('PRAGMA synchronous = OFF')  # what is damaged says so later
+        return db
+    sqlite3.connect = sqlite3.dbapi2.connect = unsynced
 
 
 def programs(package: str = 'bdense-nb') -> dict[str, EntryPoint]:
@@ -125,19 +140,37 @@ def answer(job: dict, commands: dict[str, EntryPoint]) -> dict:
 
 class Server:
     "Programs in forks of a Python that has imported `modules` once: started when first asked, with `how` it starts."
-    def __init__(self, *modules: str, python: Path | str = sys.executable, **how):
+    def __init__(self, *modules: str, python: Path | str = sys.executable, shared: str = '', **how):
         self.command = [python, __file__, *modules]
         self.how = how  # cwd and env, as subprocess takes them
-        self.process = None
+        self.shared = shared  # a variable: the socket of a server that was started for several processes, where there is one
+        self.process = self.line = None
         self.cpu = 0.  # seconds, of the programs that were begun and have ended
 
-    def ask(self, **job) -> dict:
-        if self.process is None:
+    def share(self) -> None:
+        "Start it for this process and those that it starts."
+        self.folder = tempfile.TemporaryDirectory(prefix='forks-')
+        os.environ[self.shared] = at = f'{self.folder.name}/socket'
+        self.process = subprocess.Popen([*self.command[:2], '--at', at, *self.command[2:]], stdin=subprocess.PIPE, **self.how)
+        atexit.register(self.close)
+        while not os.path.exists(at): time.sleep(.01)
+
+    def start(self) -> None:
+        if at := os.environ.get(self.shared):
+            self.line = socket.socket(socket.AF_UNIX)
+            self.line.connect(at)
+            self.jobs, self.replies = self.line.makefile('w'), self.line.makefile()
+        else:
             self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **self.how)
-            self.commands = json.loads(self.process.stdout.readline())
+            self.jobs, self.replies = self.process.stdin, self.process.stdout
+            self.line = self.process
             atexit.register(self.close)
-        print(json.dumps(job, default=str), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        self.commands = json.loads(self.replies.readline())
+
+    def ask(self, **job) -> dict:
+        if self.line is None: self.start()
+        print(json.dumps(job, default=str), file=self.jobs, flush=True)
+        return json.loads(self.replies.readline())
 
     def run(self, program: str, *arguments: Path | str, cwd: Path | str | None = None,
             **env: str) -> subprocess.CompletedProcess:
@@ -157,7 +190,8 @@ class Server:
         if self.process is not None:
             self.process.stdin.close()
             self.process.wait()
-            self.process = None
+            if self.process.stdout: self.process.stdout.close()
+            self.process = self.line = None
 
 
 class Begun:
@@ -183,21 +217,51 @@ class Begun:
     def send_signal(self, number: int) -> None: os.kill(self.pid, number)
 
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that wait without spinning, as in the Makefile
+WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.stats', 'ipywidgets', 'ipykernel.ipkernel',
+              'ipykernel.kernelapp', 'optuna.visualization.matplotlib', 'diffusers.pipelines.pipeline_utils',
+              'diffusers.models.unets.unet_2d_condition', 'tyro', 'tyro._backends._tyro_backend', 'tyro._backends._argparse_formatter', 'typeguard',
+              'docstring_parser', 'tabulate', 'matplotlib.backends.backend_agg', 'PIL.JpegImagePlugin', 'PIL.GifImagePlugin', 'IPython.core.magics', 'IPython.core.pylabtools', shared='BDENSE_FORKS')  # not what asks, when imported, whether it is in a notebook
+
+
+def serve(jobs, replies, commands: dict[str, EntryPoint]) -> None:
+    print(json.dumps(sorted(commands)), file=replies, flush=True)
+    for line in jobs: print(json.dumps(answer(json.loads(line), commands)), file=replies, flush=True)
+
+
+def connected(door: socket.socket) -> socket.socket:
+    "In a fork for each that connects: its line."
+    while door in select.select([door, sys.stdin], [], [])[0]:
+        line = door.accept()[0]
+        if not os.fork(): return line
+        line.close()
+    sys.exit()
+
+
 def main() -> None:
+    modules, door = sys.argv[1:], None
+    if modules[:1] == ['--at']:
+        _, at, *modules = modules
+        door = socket.socket(socket.AF_UNIX)
+        door.bind(at)
+        door.listen()
     commands = programs()
     sys.path.pop(0)  # this folder is no part of what runs here
     find_classes_by_name()
     no_parsers_of_addresses()
+    no_waiting_for_disks()
     gc.disable()  # what is imported stays
-    for name in sys.argv[1:]:
+    for name in modules:
         with contextlib.suppress(ImportError): importlib.import_module(name)  # the jobs show it
     gc.freeze()  # a fork that looks for garbage would copy every page of it
     gc.enable()
     gc.set_threshold(20_000, 20, 20)  # what runs here is short
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever a library prints here is no answer
-    print(json.dumps(sorted(commands)), file=replies, flush=True)
-    for line in sys.stdin: print(json.dumps(answer(json.loads(line), commands)), file=replies, flush=True)
+    if door is None: serve(sys.stdin, replies, commands)
+    else:
+        line = connected(door)
+        serve(line.makefile(), line.makefile('w'), commands)
 
 
 if __name__ == '__main__': main()

@@ -5,22 +5,26 @@
     python tools/run_notebooks.py --check               # store nothing; say where a run, from an empty folder, prints something else than what is stored
 """
 import argparse
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from queue import Empty
 
 import nbformat
+import zmq
+from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from nbclient import NotebookClient
 
-from forks import Server
+from forks import WARM
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -53,11 +57,6 @@ def sliced(get_msg):
     return get
 
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that wait without spinning, as in the Makefile
-WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.stats', 'ipywidgets', 'ipykernel.ipkernel',
-              'ipykernel.kernelapp', 'optuna.visualization.matplotlib', 'diffusers.pipelines.pipeline_utils',
-              'diffusers.models.unets.unet_2d_condition', 'tyro', 'tyro._backends._tyro_backend', 'tyro._backends._argparse_formatter', 'typeguard',
-              'docstring_parser', 'tabulate', 'matplotlib.backends.backend_agg', 'PIL.JpegImagePlugin', 'PIL.GifImagePlugin', 'IPython.core.magics', 'IPython.core.pylabtools')  # not what asks, when imported, whether it is in a notebook
 KERNEL = '''
 import os, sys, matplotlib
 sys.modules['debugpy'] = None  # nobody looks for it here
@@ -65,6 +64,7 @@ os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # not wh
 matplotlib.rcParams['backend'] = os.environ['MPLBACKEND']
 from ipykernel import kernelapp as app
 app.launch_new_instance([*sys.argv[1:], f'--IPKernelApp.parent_handle={os.getppid()}'])
+app.IPKernelApp.instance().control_thread.join(5)  # else its last flush may meet what is closed already, and wait for ten seconds
 '''
 
 
@@ -78,7 +78,31 @@ class Forked(LocalProvisioner):
         return self.connection_info
 
 
+class Ready(AsyncKernelClient):
+    "Of a kernel that is ready as soon as it has answered on both channels: what it said before is no cell's, so no silence is waited for."
+    async def _async_wait_for_ready(self, timeout=None):
+        async with asyncio.timeout(timeout):
+            while await self.is_alive():
+                self.kernel_info()
+                with suppress(Empty):
+                    await self.get_shell_msg(timeout=1)
+                    await self.get_iopub_msg(timeout=.05)
+                    return
+        raise RuntimeError('the kernel died before it answered')
+
+    wait_for_ready = _async_wait_for_ready
+
+
 class Kernels(AsyncKernelManager):
+    client_factory = Ready
+
+    def client(self, **how):
+        self.context.setsockopt(zmq.RECONNECT_IVL, 10)  # milliseconds: the kernel is there in less than the usual hundred
+        return super().client(**how)
+
+    async def _async_finish_shutdown(self, waittime=None, pollinterval=.02, restart=False):
+        await super()._async_finish_shutdown(waittime, pollinterval, restart)
+
     async def pre_start_kernel(self, **kw): return await self._async_pre_start_kernel(**kw)
 
     async def _async_pre_start_kernel(self, **kw):

@@ -16,6 +16,7 @@ import pickle
 import queue
 import re
 import time
+from collections import UserDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -620,58 +621,67 @@ def _fashion(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experimen
 def _ring(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
     return Experiment(about, 'ring', tuple(arms), host, 10, **budgets)
 
+class _Made(UserDict):
+    "What is given as a function is made when it is first asked for: commands need few of them."
+    def __getitem__(self, name):
+        made = self.data[name]
+        if not isinstance(made, Experiment): made = self.data[name] = made()
+        return made
+
 #: every experiment by name
-EXPERIMENTS = {
-    'fashion_sfd': _fashion('Which branch weights help SFD, at how many calls, early and late?',
-                            budget_arms(FASHION_SFD, WEIGHTS, (2, 3, 4, 5), (16, 64)),
-                            'endpoint (SFD)'),
-    'fashion_pd': _fashion('Do two branches help Progressive Distillation, from 128 steps to 1?',
-                           pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)'),
-    'fashion_pd_long': _fashion(
+EXPERIMENTS = _Made({
+    'fashion_sfd': lambda: _fashion(
+        'Which branch weights help SFD, at how many calls, early and late?',
+        budget_arms(FASHION_SFD, WEIGHTS, (2, 3, 4, 5), (16, 64)), 'endpoint (SFD)'),
+    'fashion_pd': lambda: _fashion(
+        'Do two branches help Progressive Distillation, from 128 steps to 1?',
+        pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)'),
+    'fashion_pd_long': lambda: _fashion(
         'Do two branches help Progressive Distillation with 1,000 updates of 128 a round, '
         'from 64 steps to 1?',
         pd_arms(dataclasses.replace(FASHION_PD, start_steps=64, batch=128), (1000,))[:3],
         'K = 1 (PD)'),
-    'fashion_pd_quarter': _fashion(
+    'fashion_pd_quarter': lambda: _fashion(
         'Do four branches help when every round takes a quarter of the steps, from 128 to 2?',
         quarter_arms(FASHION_PD, 128, 2), 'K = 1 (PD)'),
-    'fashion_branches': _fashion(
+    'fashion_branches': lambda: _fashion(
         'How many branches, with as many iterations and with as much time?',
         branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', budgets={63: 64, 62: 64}),
-    'fashion_options': _fashion(
+    'fashion_options': lambda: _fashion(
         'What are own or end steps, global or local states and the analytic first step worth?',
         option_arms(FASHION_SFD), 'default'),
-    'fashion_variable': _fashion( # K = 4 for one each: 'linear' of fashion_sfd
+    'fashion_variable': lambda: _fashion( # K = 4 for one each: 'linear' of fashion_sfd
         'One student for several step counts, one call, and branches in either?',
         [a for a in variable_arms(FASHION_SFD) if a.name != 'one each, K = 4'],
         'one each, K = 1', budgets={256: 64}),
-    'ring_sfd': _ring(
+    'ring_sfd': lambda: _ring(
         'Which branch weights help SFD, at how many calls, early and late, '
         'where the exact flow is known?',
         budget_arms(RING_SFD, WEIGHTS, (2, 3, 4, 5), (50, 400)), 'endpoint (SFD)'),
-    'ring_pd': _ring(
+    'ring_pd': lambda: _ring(
         'Do two branches help Progressive Distillation where the exact flow is known?',
         pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)'),
-    'ring_pd_quarter': _ring(
+    'ring_pd_quarter': lambda: _ring(
         'Do four branches help in rounds of a quarter, where the exact flow is known?',
         quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)'),
-    'ring_capacity_sfd': _ring(
+    'ring_capacity_sfd': lambda: _ring(
         'Does the width of the network decide whether branches help SFD?',
         [arm for nfe in (2, 4) for arm in capacity_arms(
             dataclasses.replace(RING_SFD, nfe=nfe), dict(branch_weights='endpoint'))], 'host'),
-    'ring_capacity_pd': _ring(
+    'ring_capacity_pd': lambda: _ring(
         'Does the width of the network decide whether branches hurt Progressive Distillation?',
         capacity_arms(RING_PD, dict(K=1)), 'host'),
-    'ring_options': _ring('What are the options of SFD worth where the exact flow is known?',
-                          option_arms(RING_OPTIONS, MORE_OPTIONS), 'default'),
-    'ring_variable': _ring(
+    'ring_options': lambda: _ring(
+        'What are the options of SFD worth where the exact flow is known?',
+        option_arms(RING_OPTIONS, MORE_OPTIONS), 'default'),
+    'ring_variable': lambda: _ring(
         'One student for several step counts, one call, and branches in either, '
         'where the exact flow is known?',
         variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True),
         'one each, K = 1', budgets={400: 100}),
-    'ring_branches': _ring('How many branches, where the exact flow is known?',
-                           branch_arms(RING_SFD, {}), 'K = 1'),
-}
+    'ring_branches': lambda: _ring(
+        'How many branches, where the exact flow is known?', branch_arms(RING_SFD, {}), 'K = 1'),
+})
 
 # %% ../../nbs/lab/01_experiments.ipynb #5b379d27
 #: trainings on points in the plane
@@ -704,45 +714,45 @@ LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 BEST = {name: WEIGHTS[name] for name in ('endpoint (SFD)', 'linear', 'endpoint-heavy')}
 
 EXPERIMENTS |= {
-    **{f'{name}_{kind.replace(" ", "_")}': Experiment(
+    **{f'{name}_{kind.replace(" ", "_")}': lambda name=name, kind=kind: Experiment(
         f'{name}: do branches help SFD, early and late, with this teacher and this start?',
         f'{name}, {kind}', budget_arms(PLANE_SFD, PLANE_WEIGHTS, (2,), (100, 300, 1000)),
         'K = 1', 10)
        for name in ('spiral', 'moons', 'ring') for kind in PLANE},
-    'spiral_calls': Experiment(
+    'spiral_calls': lambda: Experiment(
         'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
         (*budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
          *budget_arms(PLANE_SFD, LATE, (5,), (3000,))), 'K = 1', 10),
-    'spiral_pd': Experiment(
+    'spiral_pd': lambda: Experiment(
         'spiral: do two branches help Progressive Distillation, from 64 steps to 1, early and '
         'late?', 'spiral, copies',
         tuple(arm for arm in pd_arms(PLANE_PD, (200, 1000)) if 'then' not in arm.name),
         'K = 1 (PD)', 10),
-    'spiral_recipe': Experiment(
+    'spiral_recipe': lambda: Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
                              RECIPE), 'K = 1', 6, {2000: 1000}),
-    'spiral_longest': Experiment(
+    'spiral_longest': lambda: Experiment(
         'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
         budget_arms(PLANE_SFD, LATE, (2,), (3000,)), 'K = 1', 10),
-    'fashion_lesson': Experiment(
+    'fashion_lesson': lambda: Experiment(
         'How much does a finer teacher move a student, with and without branches?',
         'fashion_mnist, fine', vary(
             dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
             {name: RECIPE[name] for name in (
                 'K = 1', 'K = 4, endpoint-heavy', 'K = 1, 8 teacher steps',
                 'K = 4, endpoint-heavy, 8 teacher steps')}), 'K = 1', 5),
-    'fashion_long': _fashion(
+    'fashion_long': lambda: _fashion(
         'Which branch weights help SFD with 256 iterations of 128?',
         budget_arms(FASHION_LONG, LONG_WEIGHTS, (2,), (256,)), 'endpoint (SFD)'),
-    'fashion_long_calls': _fashion(
+    'fashion_long_calls': lambda: _fashion(
         'Do branches help SFD with 256 iterations of 128, at 3 to 5 calls?',
         budget_arms(FASHION_LONG, BEST, (4, 3, 5), (256,)), 'endpoint (SFD)'),
-    'fashion_longest': _fashion(
+    'fashion_longest': lambda: _fashion(
         'Do branches help SFD with 1,024 iterations of 128?',
         budget_arms(FASHION_LONG, BEST, (2,), (1024,)), 'endpoint (SFD)'),
     # minutes to an hour on a GPU: --device cuda --jobs 8
-    **{name: Experiment(
+    **{name: lambda nfe=nfe, steps=steps, arms=arms: Experiment(
         f'Do branches help SFD at {nfe} calls with {steps:,} iterations of 128?', 'fashion_mnist',
         budget_arms(FASHION_GPU, {k: BEST[k] for k in arms}, (nfe,), (steps,)),
         'endpoint (SFD)', 8)
@@ -761,14 +771,14 @@ WEATHER_PD = PDConfig(start_steps=32, updates=100, batch=64, lr=1e-3, sigma_min=
 STATION_SFD = dataclasses.replace(WEATHER_SFD, shape=(3, 16))
 
 EXPERIMENTS |= {
-    'forecasting': Experiment(
+    'forecasting': lambda: Experiment(
         'Seven days of temperature from 1, 2 and 4 network calls: do branches help SFD?', 'weather',
         budget_arms(WEATHER_SFD, {k: BEST[k] for k in BEST if k != 'linear'}, (1, 2, 4), (50, 200)),
         'endpoint (SFD)', 5),
-    'forecasting_pd': Experiment(
+    'forecasting_pd': lambda: Experiment(
         'Seven days of temperature: do two branches help Progressive Distillation?', 'weather',
         pd_arms(WEATHER_PD, (100,))[:3], 'K = 1 (PD)', 5),
-    'anomalies': Experiment(
+    'anomalies': lambda: Experiment(
         'Faults of a weather station, found by reconstruction: do branches help?', 'weather faults',
         budget_arms(STATION_SFD, BEST, (2, 4), (50, 200)), 'endpoint (SFD)', 5),
 }
