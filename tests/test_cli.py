@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from bdense_nb.app import shell as cli
 from bdense_nb.app import commands
-from bdense_nb.app.commands import Networks, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
+from bdense_nb.app.commands import Networks, Stored, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
 from bdense_nb.app.course import COMMANDS as COURSE
 from bdense_nb.app.plans import estimate_run, memory_on_paper
 from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said,
@@ -33,7 +33,7 @@ from bdense_nb.diffusion.samplers import ConditionTable
 from bdense_nb.distillation.distill import PRESETS, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
-from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.students import Host, load_student
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
@@ -116,7 +116,7 @@ def test_help_explains_every_option_and_ends_with_examples(command, shell):
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_example_is_understood(command, monkeypatch):
-    monkeypatch.setattr(commands, 'read_config', lambda path: ({}, {}))
+    monkeypatch.setattr(commands, 'read_config', lambda path: Stored({}, {}))
     monkeypatch.setattr(commands, 'is_student', lambda name: False)
     for args, does in COMMANDS[command].examples:
         assert does and parse(command, COMMANDS[command], args.split())[0]
@@ -180,6 +180,26 @@ def test_options_that_decide_what_the_others_are(made, monkeypatch, tmp_path):
     assert isinstance(cfg('--config', 'several/config.json'), SFDVConfig) and cfg('--teacher', 'several').substeps == 3
     (tmp_path/'bad.json').write_text('{"Kk": 2}')
     with pytest.raises(ValueError, match='bad.json names Kk, which SFDConfig does not have'): cfg('--config', f'{tmp_path}/bad.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class Straight(Host):
+    "A host of one's own."
+    K: int = 4
+    shape: tuple[int, ...] = (2,)
+    host = 'straight'
+
+
+def test_a_file_says_whose_configuration_it_holds(made, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    def cfg(name, *args): return parse('bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', name, *args])[2]
+    for name in ('command.json', 'checkpoints/run.json'): assert json.loads((made/'student'/name).read_text())['host'] == 'sfd', name
+    mine = dict(K=2, shape=[2])
+    for name, found in {'run.json': mine | dict(host='straight', teacher='x'), 'command.json': dict(config=mine, host='straight'), 'config.json': dict(about=dict(config=mine, host='straight')),
+                        'pd.json': dict(K=2, host='pd'), 'nobody.json': mine | dict(host='nobody')}.items(): Path(name).write_text(json.dumps(found))
+    for name in ('run.json', 'command.json', 'config.json'): assert cfg(name, '--preset_name', 'fashion_mnist_pd') == Straight(2)
+    assert cfg('pd.json') == PDConfig(K=2)
+    with pytest.raises(ValueError, match="unknown host 'nobody'; choose one of: "): cfg('nobody.json')
 
 
 def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}

@@ -139,7 +139,7 @@ TABLES = {  # of a module, or of one of its functions
     'app.commands.with_fields': {'base': 'a configuration, or its class',
                                  'given': 'fields and their values'},
     'app.commands.host_of': {'base': 'the configuration of the preset',
-                             'config': 'the stored fields'},
+                             'stored': 'what the file holds'},
     'app.commands.print_plan': {'names': 'only these entries; (): all'},
     'app.commands.announce': {'plan': 'makes the plan, when it is needed'},
     'app.commands.how_measured': {'estimate': 'what `estimate` found'},

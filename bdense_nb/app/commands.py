@@ -28,21 +28,21 @@ from tyro.conf import Positional
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
            'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder',
-           'inside', 'check_file', 'note_start', 'read_config', 'with_fields', 'duration', 'readable', 'print_plan',
-           'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
-           'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'is_stored',
-           'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach',
-           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach',
-           'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
-           'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data',
-           'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
-           'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known',
-           'check_source', 'adapted', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish',
-           'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan',
-           'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality',
-           'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student',
-           'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment',
-           'evaluate', 'Export', 'check_export', 'export']
+           'inside', 'check_file', 'note_start', 'Stored', 'read_config', 'with_fields', 'duration', 'readable',
+           'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo',
+           'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms',
+           'demo', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'new_denoiser',
+           'Windowed', 'Teach', 'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan',
+           'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
+           'pickle_note', 'read_diffusers', 'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape',
+           'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of',
+           'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks',
+           'is_known', 'check_source', 'adapted', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run',
+           'finish', 'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample',
+           'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features',
+           'find_reality', 'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
+           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows',
+           'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
@@ -61,10 +61,10 @@ from ..diffusion.denoisers import (TEACHERS, EDMDenoiser, GuidedDenoiser,
 from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
-from ..distillation.distill import config_of, distill, preset
+from ..distillation.distill import config_of, distill, hosts, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import (CONDITIONS, Student, VariableStudent, load_student,
+from ..distillation.students import (CONDITIONS, Host, Student, VariableStudent, load_student,
                                      load_table)
 from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
 from ..distillation.variable import SFDVConfig, second_stage, several
@@ -196,20 +196,30 @@ def note_start(out: str, line: Line, options: Options, **configs) -> None:
     "Write down what was asked for, as it was resolved."
     if not is_main(): return
     parts = {name: asdict(config) for name, config in configs.items()}
-    write_json(Path(out)/STARTED, dict(command=line.text, options=asdict(options), **parts))
+    host = {'host': c.host for c in configs.values() if isinstance(c, Host)}
+    write_json(Path(out)/STARTED, dict(command=line.text, options=asdict(options), **host, **parts))
 
-def read_config(path: str) -> tuple[dict, dict]: # fields of the method, and of Hardware
+@dataclass(frozen=True)
+class Stored:
+    "What a file of `--config` holds."
+    config: dict # fields of the method
+    hardware: dict # fields of Hardware
+    host: str | None = None # as `distill.hosts` names it; None: the file does not say
+
+def read_config(path: str | None) -> Stored: # None: there is no file, and nothing in it
     "The configuration of a stored run or student, or of your own JSON file."
+    if path is None: return Stored({}, {})
     found = read_json(path)
     about = found.get('about', found)
     nested = isinstance(about.get('config'), dict)
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
     hardware = hardware if isinstance(hardware, dict) else {} # elsewhere it names the machine
+    host = about.get('host') if nested else config.pop('host', None)
     if Path(path).name == 'run.json': # what it tells apart runs by
         config = {k: v for k, v in config.items()
                   if k not in ('teacher', 'student', 'data', 'answers')}
-    return config, hardware
+    return Stored(config, hardware, host)
 
 def with_fields(base, given: dict, where: str): # base: a configuration, or its class
     "A configuration with fields from a file; unknown ones are refused."
@@ -218,6 +228,7 @@ def with_fields(base, given: dict, where: str): # base: a configuration, or its 
     if unknown := sorted(given.keys() - set(names)):
         raise ValueError(f'{where} names {", ".join(unknown)}, which {kind.__name__} does not '
                          f'have; it has {", ".join(names)}')
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()} # JSON has none
     return kind(**given) if kind is base else replace(base, **given)
 
 # %% ../../nbs/app/03_commands.ipynb #37c5be64
@@ -563,13 +574,13 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
     name = said.get('preset_name', 'standard')
     check_choice('preset', name, TEACH_PRESETS)
     chosen = {k: v for k, v in TEACH_PRESETS[name].items() if k != 'batch'}
-    stored, hardware = read_config(said['config']) if 'config' in said else ({}, {})
-    chosen |= dict(schedule='cosine', clip_grad=1., checkpoint_every=500) | stored
+    stored = read_config(said.get('config'))
+    chosen |= dict(schedule='cosine', clip_grad=1., checkpoint_every=500) | stored.config
     steps = said.get('steps', '')
     if steps.isdigit(): chosen['steps'] = int(steps)
     chosen.setdefault('warmup', min(500, chosen['steps']//10))
     return (with_fields(TrainConfig, chosen, said.get('config', '')),
-            with_fields(Hardware, hardware, said.get('config', '')))
+            with_fields(Hardware, stored.hardware, said.get('config', '')))
 
 def teach_data(
     options: Teach,
@@ -909,17 +920,19 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     return GuidedDenoiser(teacher, options.guidance_scale, null.rows if null else None,
                           options.guidance_interval)
 
-def host_of(config: dict, base) -> type:
-    "The class that a stored configuration is of; one of few fields is of the preset's."
-    if 'start_steps' in config: return PDConfig
-    if isinstance(config.get('nfe'), list): return SFDVConfig
-    return SFDConfig if 'teacher_states' in config else type(base)
+def host_of(stored: Stored, base) -> type:
+    "The class of a stored configuration: of the host that it names, or else of the preset's."
+    if stored.host is None:
+        several = isinstance(base, SFDConfig) and isinstance(stored.config.get('nfe'), list)
+        return SFDVConfig if several else type(base)
+    check_choice('host', stored.host, hosts())
+    return hosts()[stored.host]
 
 def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     "The preset, a stored configuration on top, or the second stage of a student."
     base = preset(said.get('preset_name', 'fashion_mnist'))
     where = said.get('config', '')
-    stored, hardware = read_config(where) if 'config' in said else ({}, {})
+    stored = read_config(said.get('config'))
     host = host_of(stored, base)
     if ',' in said.get('nfe', '') and host is SFDConfig: host = SFDVConfig
     teacher = said.get('teacher') or 'fashion_mnist'
@@ -931,7 +944,7 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
         afs = 'afs' in said or halves and 'no_afs' not in said
         base = second_stage(start, afs=afs, steps=base.steps, batch=base.batch, pool=base.pool,
                             lr=base.lr, lr_schedule=base.lr_schedule)
-    return with_fields(base, stored, where), with_fields(Hardware, hardware, where)
+    return with_fields(base, stored.config, where), with_fields(Hardware, stored.hardware, where)
 
 def five_calls(folder: str, net: str | None = None) -> Student:
     """The student that the second stage starts from; of one for several counts that of 5 calls,
