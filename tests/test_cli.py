@@ -11,6 +11,7 @@ import sys
 import time
 import types
 import typing
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from bdense_nb.app import shell as cli
-from bdense_nb.app import commands
+from bdense_nb.app import commands, comparing
 from bdense_nb.app.commands import Networks, Stored, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
 from bdense_nb.app.course import COMMANDS as COURSE
 from bdense_nb.app.plans import estimate_run, memory_on_paper
@@ -27,9 +28,10 @@ from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, 
                                  spelled, words)
 from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
 from bdense_nb.diffusion.data import fashion_mnist, to_pixels
-from bdense_nb.diffusion.denoisers import EDMDenoiser, load_denoiser, save_denoiser
-from bdense_nb.diffusion.nets import UNet
+from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, VPDenoiser, load_denoiser, save_denoiser
+from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import ConditionTable
+from bdense_nb.diffusion.schedules import linear_alpha_bar
 from bdense_nb.distillation.distill import PRESETS, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
@@ -200,6 +202,62 @@ def test_a_file_says_whose_configuration_it_holds(made, monkeypatch, tmp_path):
     for name in ('run.json', 'command.json', 'config.json'): assert cfg(name, '--preset_name', 'fashion_mnist_pd') == Straight(2)
     assert cfg('pd.json') == PDConfig(K=2)
     with pytest.raises(ValueError, match="unknown host 'nobody'; choose one of: "): cfg('nobody.json')
+
+
+def seen(name, monkeypatch): # what reaches a function, at which the command is stopped
+    found = []
+    def stop(*args, **how): found.append((args, how)); raise KeyboardInterrupt
+    monkeypatch.setattr(commands, name, stop)
+    return found
+
+
+def test_a_file_asks_for_its_fields_as_a_line_does(shell):
+    "What it says is not fitted to the teacher; what it leaves open is."
+    for name, kind in dict(plane=EDMDenoiser, vp=partial(VPDenoiser, alpha_bar=linear_alpha_bar(100)), flow=FlowDenoiser).items():
+        save_denoiser(kind(MLP(width=8, depth=1)), Path(name), dict(data='moons', shape=[2]))
+    pd, found = dict(start_steps=4, end_steps=2, updates=1, batch=4), seen('distill', shell.monkeypatch)
+    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
+    def cfg(teacher, config, args='', command='bdense_distill'):
+        Path('mine.json').write_text(json.dumps(config))
+        shell(f'{command} x --teacher {teacher} --config mine.json --trust_teacher {args}', 130)
+        return found.pop()[0][1]
+    assert cfg('vp', pd | dict(host='pd', schedule='pd_cosine')).schedule == 'pd_cosine' and cfg('vp', pd | dict(host='pd')).schedule == 'teacher'
+    assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1)).sigma_max == 9.
+    assert (free := cfg('flow', dict(K=2, pool=4, batch=4, steps=1))).K == 2 and (free.schedule, free.afs) == ('flow', False)
+    Path('mycode.py').write_text('from bdense_nb.diffusion.denoisers import load_denoiser\ndef teacher(): return load_denoiser("plane")')
+    assert cfg('mycode:teacher', dict(shape=[2], pool=4, batch=4, steps=1)).shape == (2,)
+    found = seen('search_weights', shell.monkeypatch)
+    assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1), '--n 4', 'bdense_search').sigma_max == 9.
+    shell.monkeypatch.setattr(comparing, 'compare', commands.search_weights)
+    assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1), '--n 4', 'bdense_compare').sigma_max == 9.
+    sys.modules.pop('mycode')
+
+
+def test_the_options_of_a_start_are_those_of_its_repetition(tmp_path, capsys, monkeypatch):
+    "Unless others are typed; where it writes is no part of them."
+    monkeypatch.chdir(tmp_path)
+    def read(command, *args): return parse(command, (COMMANDS | comparing.COMMANDS)[command], ['new', *args])
+    def again(command, *args): return [*read(command, '--config', 'command.json', *args), capsys.readouterr().out]
+    def note(command, *args):
+        options, line, cfg, hardware = read(command, *args)
+        commands.note_start('.', line, options, config=cfg, hardware=hardware)
+        return options
+    first = note('bdense_distill', '--teacher', 'plane', '--K=2', '--guidance_scale=3', '--guidance_interval=.5,2', '--overwrite', '--bank', 'there', '--accumulate', '2')
+    options, line, cfg, hardware, out = again('bdense_distill')
+    assert options == dataclasses.replace(first, config='command.json', overwrite=False, bank=None) and (cfg.K, hardware.accumulate) == (2, 2) and line.text == 'bdense_distill new --config command.json'
+    assert out == 'command.json also sets --teacher=plane --guidance_scale=3.0 --guidance_interval=0.5,2.0 --accumulate=2\n'
+    options, line, cfg, hardware, out = again('bdense_distill', '--teacher', 'small', '--guidance-scale=1', '--accumulate=1', '--size', '8')
+    assert (options.teacher, options.guidance_scale, options.guidance_interval, hardware.accumulate) == ('small', 1., (.5, 2.), 1) and 'shape' not in line.given and 'K' in line.given
+    assert out == 'command.json also sets --guidance_interval=0.5,2.0\n'
+    assert again('bdense_compare', '--seeds=4')[0].guidance_scale == 3.
+    options, *_, out = again('bdense_search')
+    assert options.teacher == 'plane' and out.endswith('; bdense_search has no --guidance_scale=3.0 --guidance_interval=0.5,2.0\n')
+    first = note('bdense_teach', '--data', 'photos', '--size', '8', '--preset', 'quick', '--batch', '32')
+    assert again('bdense_teach')[0] == dataclasses.replace(first, config='command.json')
+    for name, found in (('config.json', dict(command='bdense_distill x --teacher plane', about=dict(config=dict(K=2)))), ('run.json', dict(K=2, teacher='1234'))):
+        Path(name).write_text(json.dumps(found))
+        options, line, cfg, *_ = read('bdense_distill', '--config', name)
+        assert options == dataclasses.replace(read('bdense_distill')[0], config=name) and cfg.K == 2 and not capsys.readouterr().out
 
 
 def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,27 +26,27 @@ from torch import Tensor
 from tyro.conf import Positional
 
 # %% auto #0
-__all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
-           'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder',
-           'inside', 'check_file', 'note_start', 'Stored', 'read_config', 'with_fields', 'duration', 'readable',
-           'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo',
-           'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms',
-           'demo', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'new_denoiser',
-           'Windowed', 'Teach', 'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan',
-           'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student',
-           'pickle_note', 'read_diffusers', 'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape',
-           'data_of', 'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of',
-           'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks',
-           'is_known', 'check_source', 'adapted', 'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run',
-           'finish', 'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample',
-           'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features',
-           'find_reality', 'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
-           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows',
-           'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+__all__ = ['Named', 'STARTED', 'HERE', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common',
+           'Networks', 'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by',
+           'check_folder', 'inside', 'check_file', 'note_start', 'Stored', 'read_config', 'unsaid', 'with_fields',
+           'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples',
+           'print_table', 'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo',
+           'measure_arms', 'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data',
+           'data_line', 'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data', 'refuse_options',
+           'image_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher',
+           'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code', 'find_teacher',
+           'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions', 'find_student',
+           'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'on_paper',
+           'on_one_gpu', 'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted', 'distill_data',
+           'conditioned_data', 'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan',
+           'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows', 'sample_student',
+           'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'taught_by', 'check_pair',
+           'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
+           'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
-from .shell import Command, Line, Options
+from .shell import Command, Line, Options, options_of, words
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
 from ..core import (about_run, check_choice, check_int, copied, data_dir,
@@ -93,6 +93,20 @@ class Common(Options):
     "What the commands of the library understand."
     device: str | None = None # cpu, cuda, cuda:1, mps; default: the fastest there is
     dry_run: bool = False # say what would be done and how long it takes, and stop
+
+    @classmethod
+    def stored(cls, name: str, said: dict[str, str]) -> tuple[dict, frozenset[str]]:
+        "What a file of --config sets where nothing is typed; its options are told in a line."
+        if 'config' not in said or 'config' not in options_of(cls): return {}, frozenset()
+        file = read_config(said['config'])
+        found = unsaid(file.options, cls if file.command == name else Distilled, said)
+        mine = {k: v for k, v in found.items() if k in options_of(cls)}
+        told = words(**mine, **unsaid(file.hardware, Hardware, said)) if file.options else ()
+        lacks = words(**{k: v for k, v in found.items() if k not in mine})
+        if is_main() and (told or lacks):
+            print(f'{said["config"]} also sets {" ".join(told) or "nothing"}'
+                  + f'; {name} has no {" ".join(lacks)}'*bool(lacks))
+        return mine, frozenset(file.config.keys() - {'shape'*('size' in said)})
 
 @dataclass(frozen=True, kw_only=True)
 class Networks(Common):
@@ -155,6 +169,8 @@ class Watched:
 # %% ../../nbs/app/03_commands.ipynb #17fe921f
 #: file in which a run notes the options that it began with
 STARTED = 'command.json'
+#: options of one start, which no other takes over
+HERE = ('out', 'bank', 'config', 'overwrite', 'dry_run', 'json')
 
 def started_by(out: str) -> str: # '': none, or nobody knows
     "Which command has begun to write a folder."
@@ -205,6 +221,8 @@ class Stored:
     config: dict # fields of the method
     hardware: dict # fields of Hardware
     host: str | None = None # as `distill.hosts` names it; None: the file does not say
+    options: dict = field(default_factory=dict) # of the command that wrote it
+    command: str = '' # its name
 
 def read_config(path: str | None) -> Stored: # None: there is no file, and nothing in it
     "The configuration of a stored run or student, or of your own JSON file."
@@ -219,7 +237,15 @@ def read_config(path: str | None) -> Stored: # None: there is no file, and nothi
     if Path(path).name == 'run.json': # what it tells apart runs by
         config = {k: v for k, v in config.items()
                   if k not in ('teacher', 'student', 'data', 'answers')}
-    return Stored(config, hardware, host)
+    options = found.get('options', {}) if nested else {}
+    return Stored(config, hardware, host, options, str(found.get('command', '')).split(' ')[0])
+
+def unsaid(found: dict, kind: type, said: dict[str, str]) -> dict:
+    "Stored options that are not the usual ones, and for which nothing else is typed."
+    usual = {f.name: f.default for f in fields(kind) if f.name not in HERE}
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    return {k: v for k, v in found.items()
+            if v != usual.get(k, v) and not {k, f'no_{k}'} & said.keys()}
 
 def with_fields(base, given: dict, where: str): # base: a configuration, or its class
     "A configuration with fields from a file; unknown ones are refused."
