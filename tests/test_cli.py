@@ -260,6 +260,22 @@ def test_the_options_of_a_start_are_those_of_its_repetition(tmp_path, capsys, mo
         assert options == dataclasses.replace(read('bdense_distill')[0], config=name) and cfg.K == 2 and not capsys.readouterr().out
 
 
+def test_a_start_is_noted_before_the_work_and_a_refused_one_is_not(shell):
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
+    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
+    small = '--teacher plane --K 2 --steps 1 --batch 4 --pool 4 --trust_teacher'
+    for does, line in dict(train_teacher='bdense_teach {} --data moons --steps 1 --batch 4', distill=f'bdense_distill {{}} {small}', search_weights=f'bdense_search {{}} {small}').items():
+        out = line.split()[0]
+        seen(does, shell.monkeypatch)
+        shell(line.format(out), 130)
+        kept = (Path(out)/'command.json').read_bytes()
+        assert json.loads(kept)['command'] == line.format(out) and json.loads(kept)['config']['steps'] == 1
+        def refuses(*args, **how): raise ValueError('another run')
+        shell.monkeypatch.setattr(commands, does, refuses)
+        for folder in (out, f'new-{out}'): assert 'another run' in shell(line.format(folder) + ' --seed 1', 1)[1]
+        assert (Path(out)/'command.json').read_bytes() == kept and not (Path(f'new-{out}')/'command.json').exists()
+
+
 def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 

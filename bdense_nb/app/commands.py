@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,20 +28,20 @@ from tyro.conf import Positional
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'HERE', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common',
            'Networks', 'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by',
-           'check_folder', 'inside', 'check_file', 'note_start', 'Stored', 'read_config', 'unsaid', 'with_fields',
-           'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples',
-           'print_table', 'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo',
-           'measure_arms', 'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data',
-           'data_line', 'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data', 'refuse_options',
-           'image_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code', 'about_teacher',
-           'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code', 'find_teacher',
-           'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions', 'find_student',
-           'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls', 'is_banked', 'on_paper',
-           'on_one_gpu', 'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted', 'distill_data',
-           'conditioned_data', 'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan',
-           'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows', 'sample_student',
-           'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'taught_by', 'check_pair',
-           'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
+           'check_folder', 'inside', 'check_file', 'note_start', 'started', 'Stored', 'read_config', 'unsaid',
+           'with_fields', 'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate',
+           'draw_samples', 'print_table', 'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan',
+           'check_demo', 'measure_arms', 'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples',
+           'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data',
+           'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code',
+           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code',
+           'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions',
+           'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls',
+           'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known', 'check_source', 'adapted',
+           'distill_data', 'conditioned_data', 'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs',
+           'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows',
+           'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'taught_by',
+           'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
            'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
@@ -49,7 +49,7 @@ from .plans import device_bytes, estimate_run, estimate_training, memory_on_pape
 from .shell import Command, Line, Options, options_of, words
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
-from ..core import (about_run, check_choice, check_int, copied, data_dir,
+from ..core import (about_run, atomic_path, check_choice, check_int, copied, data_dir,
                             default_device, load_tensors, locked, read_json, refuse,
                             save_tensors, sweep, write_json)
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
@@ -214,6 +214,19 @@ def note_start(out: str, line: Line, options: Options, **configs) -> None:
     parts = {name: asdict(config) for name, config in configs.items()}
     host = {'host': c.host for c in configs.values() if isinstance(c, Host)}
     write_json(Path(out)/STARTED, dict(command=line.text, options=asdict(options), **host, **parts))
+
+@contextlib.contextmanager
+def started(out: str, line: Line, options: Options, **configs) -> Iterator[None]:
+    "Note a start in its folder; of one that is refused stays the note that was there, or none."
+    note = Path(out)/STARTED
+    before = note.read_bytes() if note.is_file() else None
+    note_start(out, line, options, **configs)
+    try: yield
+    except ValueError:
+        if is_main(): note.unlink(missing_ok=True)
+        if is_main() and before is not None:
+            with atomic_path(note) as path: path.write_bytes(before)
+        raise
 
 @dataclass(frozen=True)
 class Stored:
@@ -434,8 +447,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     check_demo(out, cfg, options.n, line)
     teacher = load_teacher(device=find_device(options.device))
     if options.dry_run: return show_plan(demo_plan(teacher, cfg, options.n))
-    with alone(out):
-        note_start(out, line, options, config=cfg, hardware=hardware)
+    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
         arms = demo_arms(teacher, cfg, out/'checkpoints', hardware)
         rows, samples = measure_arms(arms, options.n)
         draw_arms(arms, samples, rows, out)
@@ -681,12 +693,11 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     made = new_denoiser(x, n_classes, data, make)
     denoiser = made.to(find_device(options.device))
     if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
-    with alone(out):
+    with alone(out), started(out, line, options, config=cfg, hardware=hardware):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', CONDITIONS])
         result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints',
                                hardware=hardware, null_class=options.null_class, hooks=hooks)
-        note_start(out, line, options, config=cfg, hardware=hardware)
         about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
                      null_class=options.null_class, images_seen=cfg.steps*batch,
                      seconds=round(result.seconds), **about_run())
@@ -1161,14 +1172,13 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     if options.dry_run:
         return show_plan(plan() | on_one_gpu(source, cfg.suited(source), shape, hardware, start))
     announce(plan, folder)
-    with alone(out):
+    with alone(out), started(out, line, options, config=cfg, hardware=hardware):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
         data, labels = pairs or (None, None)
         banks = make_banks(source, cfg, options.bank, folder)
         student = distill(source, cfg, data, labels, banks, folder, student=start,
                           hardware=hardware, hooks=hooks)
-        note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
 
 def finish(student, options: Distill, line: Line, data: str | None, hardware: Hardware) -> dict:
@@ -1250,10 +1260,9 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     cfg = cfg.fitted(source, shape, line.given)
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
     if options.dry_run: return show_plan(search_plan(source, options, cfg))
-    with alone(out):
+    with alone(out), started(options.out, line, options, config=cfg):
         result = search_weights(source, cfg, options.trials, out/'search.db', n_samples=options.n,
                                 seed=cfg.seed)
-        note_start(out, line, options, config=cfg)
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
         result = confirm_weights(source, result, seeds, out/'search.db')
         save_search(out/'search.json', result, command=line.text, **about_run())

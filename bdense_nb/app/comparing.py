@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
-from .commands import (STARTED, Distilled, Named, Reality, alone, asked_shape,
+from .commands import (Distilled, Named, Reality, alone, asked_shape,
                                     check_folder, check_source, conditioned, data_line,
                                     difference_rows, distances, distill_configs, distill_data,
-                                    distill_plan, find_reality, find_teacher, note_start, show_plan)
+                                    distill_plan, find_reality, find_teacher, show_plan, started)
 from .shell import Command, Line
 from ..core import atomic_path, check_int, read_json
 from ..diffusion.denoisers import unguided
@@ -117,20 +117,13 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     if options.dry_run:
         return show_plan(compare_plan(source, options, made, shape, line_of, reality, hardware))
     quality = distances(reality, reality.space(options))
-    with alone(options.out):
-        started = Path(options.out)/STARTED
-        before = started.read_bytes() if started.is_file() else None
-        note_start(options.out, line, options, config=cfg, hardware=hardware)
+    with alone(options.out), started(options.out, line, options, config=cfg, hardware=hardware):
         try:
             found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
                             labels=labels, quality=quality, n=options.n, hardware=hardware,
                             trust_teacher=True, limit=options.limit, command=line.text)
         except KeyboardInterrupt:
             raise KeyboardInterrupt('interrupted; the same command goes on') from None
-        except ValueError: # it was refused: what is there is another command's
-            if before is not None:
-                with atomic_path(started) as path: path.write_bytes(before)
-            raise
     return finish(found, options.out)
 
 def finish(found: Comparison, out: str) -> dict:
