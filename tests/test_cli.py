@@ -39,7 +39,7 @@ from bdense_nb.distillation.students import Host, load_student
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
-from bdense_nb.lab.experiments import EXPERIMENTS
+from bdense_nb.lab.experiments import EXPERIMENTS, Arm, Experiment, World
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
 from warm import WARM, held, python
@@ -661,7 +661,7 @@ def test_answers_for_programs(at, tmp_path):
 def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
     assert {name: e['about'] for name, e in at.json('bdense_evaluate --experiment list')['experiments'].items()} == {name: e.about for name, e in EXPERIMENTS.items()}
     stored = json.loads((data_dir()/'results'/'ring_variable.json').read_text())
-    def fake(name, out, limit, jobs, device): assert (jobs, device) == (1, None); print('progress'); return dict(stored, rows=stored['rows'][:limit])
+    def fake(name, out, limit, jobs, device, hardware): assert (jobs, device) == (1, None); print('progress'); return dict(stored, rows=stored['rows'][:limit])
     monkeypatch.setattr(commands, 'run_experiment', fake)
     assert at.json(f'bdense_evaluate --experiment ring_variable --limit 2 --out {tmp_path}/x.json') == dict(command='bdense_evaluate', exit_code=0, experiment='ring_variable', file=f'{tmp_path}/x.json', rows=2, differences=[])
     assert 'no intervals yet' in at('bdense_evaluate --experiment ring_variable --limit 2')[0]
@@ -973,6 +973,28 @@ def test_hardware_and_training_fields_change_what_is_computed(at, tmp_path, monk
         asked = json.loads((tmp_path/name/'command.json').read_text())
         again = parse('bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', f'{tmp_path}/{name}/command.json'])
         assert [type(p) for p in again[2:]] == [SFDConfig, Hardware] and dataclasses.asdict(again[3]) == asked['hardware']
+
+
+def test_the_hardware_of_searches_and_experiments_computes_their_students(shell):
+    "Each training's products are in the precision that was asked for, of a search those of its confirmation too."
+    teacher, dtypes, linear = EDMDenoiser(MLP(width=8, depth=1)), [], torch.nn.functional.linear
+    save_denoiser(teacher, Path('plane'), dict(data='moons', shape=[2]))
+    def watched(*args): dtypes.append((y := linear(*args)).dtype); return y
+    def phase(name, real):
+        def does(*args, **how): dtypes.clear(); out = real(*args, **how); found[name] = set(dtypes); return out
+        shell.monkeypatch.setattr(commands, name, does)
+    found, cfg = {}, SFDConfig(K=1, steps=1, batch=4, pool=4, shape=(2,))
+    for name in ('search_weights', 'confirm_weights', 'run_experiment'): phase(name, getattr(commands, name))
+    world = World('here', lambda seed: teacher, (2,), lambda seed, width: None, None, lambda cfg, seed: torch.zeros(4, 2), {}, 4)
+    shell.monkeypatch.setitem(EXPERIMENTS, 'tiny', Experiment('?', world, (Arm('a', cfg),), 'a', 3))
+    shell.monkeypatch.setattr(torch.nn.functional, 'linear', watched)
+    for name, more in (('plain', ''), ('bf16', ' --precision bf16')):
+        shell(f'bdense_search {name} --teacher plane --trust_teacher --trials 1 --K 2 --steps 1 --batch 4 --pool 4 --n 4{more}')
+        shell(f'bdense_evaluate --experiment tiny --limit 1 --out {name}.json{more}')
+        for where, kinds in found.items(): assert (torch.bfloat16 in kinds) is bool(more), where
+        assert json.loads(Path(f'{name}.json').read_text())['command'] == f'bdense_evaluate --experiment tiny{more}'
+    assert json.loads(Path('bf16/command.json').read_text())['hardware']['precision'] == 'bf16'
+    assert 'compile, precision is of a training, and belongs to an experiment' in shell('bdense_evaluate s --precision bf16 --compile', 1)[1]
 
 
 def test_compile_reaches_the_network(at, tmp_path, monkeypatch):

@@ -1212,16 +1212,17 @@ class Search(Teachers):
     seeds: int = 3 # training seeds of the confirmation, at least 3
     n: int = 256 # samples that score a training
 
-def search_configs(said: dict[str, str]) -> tuple[SFDConfig]:
-    "SFD's configuration."
-    cfg = distill_configs(dict(preset_name='demo') | said)[0]
-    if type(cfg) is SFDConfig: return (cfg,)
+def search_configs(said: dict[str, str]) -> tuple[SFDConfig, Hardware]:
+    "SFD's configuration, and Hardware."
+    cfg, hardware = distill_configs(dict(preset_name='demo') | said)
+    if type(cfg) is SFDConfig: return cfg, hardware
     raise ValueError(f'the search distils by SFD to one number of calls, and {type(cfg).__name__} '
                      f'is the configuration of something else')
 
-def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
+def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig,
+                hardware: Hardware = Hardware()) -> dict:
     "What a search would do and take."
-    one = estimate(source, cfg, cfg.shape)
+    one = estimate(source, cfg, cfg.shape, hardware=hardware)
     n = options.n
     arms = 1 + len(STARTS)
     runs = options.trials + options.seeds*arms
@@ -1246,7 +1247,7 @@ def confirmed_differences(result: SearchResult) -> list[Difference]:
                        result.difference(name), cfg.steps)
             for name, scores in result.confirmed.items() if name != 'best']
 
-def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
+def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> dict:
     "Search, confirm, draw."
     out = Path(options.out)
     check_folder(options.out, ('search.db',), line)
@@ -1259,12 +1260,12 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
-    if options.dry_run: return show_plan(search_plan(source, options, cfg))
-    with alone(out), started(options.out, line, options, config=cfg):
+    if options.dry_run: return show_plan(search_plan(source, options, cfg, hardware))
+    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
         result = search_weights(source, cfg, options.trials, out/'search.db', n_samples=options.n,
-                                seed=cfg.seed)
+                                seed=cfg.seed, hardware=hardware)
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
-        result = confirm_weights(source, result, seeds, out/'search.db')
+        result = confirm_weights(source, result, seeds, out/'search.db', hardware=hardware)
         save_search(out/'search.json', result, command=line.text, **about_run())
         show_search(result, out/'search.png')
     weights = list(result.best.weights)
@@ -1548,7 +1549,7 @@ def difference_rows(found: dict[str, list]) -> list[dict]: # a row for each
                  host=d.host, verdict=d.verdict, **asdict(d.interval))
             for m, ds in found.items() for d in ds]
 
-def evaluate_experiment(options: Evaluate) -> dict:
+def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> dict:
     "List, plan or run an experiment."
     name = options.experiment
     file = options.out or f'{name}.json'
@@ -1559,13 +1560,15 @@ def evaluate_experiment(options: Evaluate) -> dict:
     if device == 'cpu': device = None
     if options.dry_run: return show_plan(experiment_plan(name, file, device, options.jobs))
     if options.limit is not None: check_int('limit', options.limit, 1)
-    result = run_experiment(name, file, options.limit, jobs=options.jobs, device=device)
+    result = run_experiment(name, file, options.limit, jobs=options.jobs, device=device,
+                            hardware=hardware)
     return dict(experiment=name, file=file, rows=len(result['rows']),
                 differences=show_differences(result))
 
-def evaluate(options: Evaluate, line: Line) -> dict:
+def evaluate(options: Evaluate, line: Line, hardware: Hardware) -> dict:
     "Measure a student, or run an experiment."
     runs = options.experiment is not None
+    trains = sorted(line.given & {*options_of(Hardware)})
     refuse('', {
         'an experiment trains its own students: leave the student out':
             runs and options.student is not None,
@@ -1573,8 +1576,9 @@ def evaluate(options: Evaluate, line: Line) -> dict:
         'names them)': not runs and options.student is None,
         'limit belongs to an experiment; the number of samples is --n':
             not runs and options.limit is not None,
-        'jobs belongs to an experiment': not runs and options.jobs != 1})
-    if runs: return evaluate_experiment(options)
+        'jobs belongs to an experiment': not runs and options.jobs != 1,
+        f'{", ".join(trains)} is of a training, and belongs to an experiment': not runs and trains})
+    if runs: return evaluate_experiment(options, hardware)
     if options.data is not None: check_data(options.data)
     n = AMOUNTS[options.preset_name] if options.n is None else options.n
     check_int('n', n, 2)
@@ -1678,7 +1682,7 @@ COMMANDS = {
         ('runs/search --trials 8 --steps 8 --pool 256', 'a small search'),
         ('runs/search --trials 32', 'again: the search goes on'),
         ('runs/search --teacher runs/ring --dry_run', 'what a search would take')],
-        search_configs, [SFDConfig]),
+        search_configs, [SFDConfig, Hardware]),
     'bdense_sample': Command(sample_student, Sample, [
         ('runs/student', '64 samples as a picture, and as tensors beside it'),
         ('runs/student --n 8 --label 9 --seed 100 --out boots.png', 'eight of one class'),
@@ -1692,7 +1696,8 @@ COMMANDS = {
          'to a folder of images, in the features of published FIDs'),
         ('runs/student --out figures.json', 'the figures as a file'),
         ('--experiment list', 'comparisons over several seeds that can be run'),
-        ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on')]),
+        ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on')],
+        lambda said: (Hardware(),), [Hardware]),
     'bdense_export': Command(export, Export, [
         ('runs/student exported', 'the plain weights, and how to step'),
         ('runs/mine exported --to diffusers --licence mit', 'as stock diffusers loads it'),

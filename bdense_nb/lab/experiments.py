@@ -41,7 +41,7 @@ from ..distillation.variable import second_stage, several, sfd_variable, variabl
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.checkpoints import SAME_ANSWERS, same_run
-from ..training.config import TrainConfig
+from ..training.config import Hardware, TrainConfig
 from ..training.loop import fit
 
 # %% auto #0
@@ -434,6 +434,9 @@ def run_experiment(
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
         command = f'bdense_evaluate --experiment {experiment}' + f' --device {device}'*bool(device)
+        changed = asdict(how.get('hardware', Hardware())).items() - asdict(Hardware()).items()
+        command += ''.join(f' --{"no_"*(v is False)}{k}' + f' {v}'*(not isinstance(v, bool))
+                           for k, v in sorted(changed))
         called = dict(experiment=experiment, command=command)
         out = Path(out or f'{experiment}.json')
         experiment = EXPERIMENTS[experiment]
