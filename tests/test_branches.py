@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from bdense_nb.diffusion.denoisers import (EDMDenoiser, GaussianDenoiser, MixtureDenoiser, ModuleDenoiser, NetDenoiser,
+from bdense_nb.diffusion.denoisers import (EDMDenoiser, GaussianDenoiser, GuidedDenoiser, MixtureDenoiser, ModuleDenoiser, NetDenoiser,
                                            VPDenoiser)
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import trajectory
@@ -427,6 +427,15 @@ def test_compiles_without_a_break(net, wrap):
         fast = torch.compile(model, fullgraph=True, backend='eager')
         for s in (sigma, 2.): torch.testing.assert_close(fast(x, s, label), model(x, s, label))
     assert all(a.equal(b) for a, b in zip(student.state_dict().values(), copy.deepcopy(student).state_dict().values()))
+
+
+def test_guidance_compiles_without_a_break():
+    teacher, shape, n_classes = teacher_of('mlp, classes', 'eps')
+    x, sigma, label = inputs(shape, n_classes)
+    for guided in (GuidedDenoiser(teacher, 3.), GuidedDenoiser(teacher, 1.)):
+        torch._dynamo.reset()
+        fast = torch.compile(guided, fullgraph=True, backend='eager')
+        for s in (sigma, 2.): torch.testing.assert_close(fast(x, s, label), guided(x, s, label))
 
 
 @pytest.mark.parametrize('name', ['nhwpqc', 'a class of its own'])

@@ -11,7 +11,7 @@ from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
     'Branches at growing budgets':
-        'fashion_4096 fashion_4096_calls fashion_longest fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_* ring_copies ring_exact ring_other_networks',
+        'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_* ring_copies ring_exact ring_other_networks',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
@@ -22,7 +22,6 @@ GROUPS = {  # heading -> its files, in order; a file belongs to the first that n
 QUESTIONS = {  # of files that are no experiment, or whose own question is another file's, too
     'fashion_4096': 'Fashion-MNIST, half a million trajectories: do branches help?',
     'fashion_4096_calls': 'Fashion-MNIST, half a million trajectories, 4 calls: do branches help?',
-    'fashion_longest': 'Fashion-MNIST, 131,000 trajectories: do branches help?',
     'fashion_long_calls': 'Fashion-MNIST, 33,000 trajectories, 3 to 5 calls: do branches help?',
     'fashion_long': 'Fashion-MNIST, 33,000 trajectories: which branch weights help?',
     'fashion_wide': 'Fashion-MNIST, a teacher twice as good: do branches help, and beside finer trajectories?',

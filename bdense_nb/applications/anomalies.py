@@ -20,7 +20,7 @@ from ..diffusion.samplers import Sampler, sample
 from ..distillation.branches import BranchedDenoiser, fold
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import kept, starting_run
-from ..lab.experiments import World, reference_ends
+from ..lab.experiments import World, ReferenceEnds
 from ..training.config import TrainConfig
 from ..training.loop import fit
 
@@ -219,5 +219,5 @@ def faults_world() -> World:
     return World('a weather station, a teacher for each seed; students start as copies of it',
                  teacher, shape, network=lambda seed, width: None,
                  data=lambda seed: windows.cut(train),
-                 ends=reference_ends(teacher, shape, n), quality={}, n=n,
+                 ends=ReferenceEnds(teacher, shape, n), quality={}, n=n,
                  work=dict(missed_auc=missed))

@@ -19,7 +19,7 @@ from ..diffusion.nets import TemporalNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import karras_sigmas
 from ..distillation.teaching import train_teacher
-from ..lab.experiments import World, reference_ends
+from ..lab.experiments import World, ReferenceEnds
 from ..training.config import TrainConfig
 
 # %% auto #0
@@ -247,5 +247,5 @@ def weather_world() -> World:
     return World('daily high of Seattle, a teacher for each seed; students start as copies of it',
                  weather_teacher, shape, network=lambda seed, width: None,
                  data=lambda seed: windows.cut(train),
-                 ends=reference_ends(weather_teacher, shape, n, batch=2048, cond=cond),
+                 ends=ReferenceEnds(weather_teacher, shape, n, batch=2048, cond=cond),
                  quality=quality, n=n, cond=cond)

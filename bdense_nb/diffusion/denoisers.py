@@ -910,16 +910,20 @@ class GuidedDenoiser(nn.Module):
         if cond is None:
             raise ValueError('guidance exaggerates a condition, and cond is None: pass a condition '
                              'for each sample, or leave guidance out')
-        scale = self._scale(x, sigma)
+        acts = self.acts(sigma)
         given = self.denoiser(x, sigma, cond)
-        if (scale == 1).all(): return given
+        if not (acts if isinstance(acts, bool) else acts.any()): return given
         none = self.denoiser(x, sigma, null_rows(self.null, len(x), x.device))
-        return none + scale.to(x)*(given - none)
+        guided = none + self.scale*(given - none)
+        if isinstance(acts, bool): return guided
+        return torch.where(acts.reshape(-1, *[1]*(x.ndim - 1)).to(x.device), guided, given)
 
-    def _scale(self, x: Tensor, sigma) -> Tensor: # [1 or B, 1, ...]
-        s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, *[1]*(x.ndim - 1))
-        low, high = self.interval or (0., math.inf)
-        return torch.where((s >= low) & (s <= high), self.scale, torch.ones_like(s))
+    def acts(self, sigma: float | Tensor) -> bool | Tensor: # of each level, if there are several
+        "Does guidance act at a noise level?"
+        if self.interval is None or self.scale == 1: return self.scale != 1
+        low, high = self.interval
+        if isinstance(sigma, Tensor): return (sigma >= low) & (sigma <= high)
+        return low <= sigma <= high
 
 def _interval(interval) -> tuple[float, float] | None:
     "Two noise levels, or None: guidance acts everywhere; what is neither is refused."

@@ -479,7 +479,7 @@ class Host:
         "The noise levels that a teacher is asked at, and whether its guidance acts there."
         plan = self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
         levels = torch.tensor(plan.sigmas[:-1])
-        return levels, teacher._scale(levels[:, None], levels).flatten() != 1
+        return levels, torch.as_tensor(teacher.acts(levels)).expand(len(levels))
 
     def cost_with(self, teacher: Callable) -> dict[str, int]:
         "`cost`, where a guided teacher calls its network twice; of a later round it is a student."

@@ -23,7 +23,7 @@ from ..distillation.sfd import SFDBase
 from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserstein
 from .experiments import (Arm, Experiment, World, difference_table, differences,
-                                       measures_of, reference_ends, run_experiment,
+                                       measures_of, ReferenceEnds, run_experiment,
                                        show_differences)
 from ..training.config import Hardware
 
@@ -59,7 +59,7 @@ def teacher_world(
         if quality is None: quality = _distance(data, features) if by else {}
     return World(about, lambda seed: teacher, tuple(shape), lambda seed, width: None,
                  data=lambda seed: (data, labels),
-                 ends=reference_ends(lambda seed: teacher, tuple(shape), n, 256),
+                 ends=ReferenceEnds(lambda seed: teacher, tuple(shape), n, 256),
                  quality=quality or {}, n=n)
 
 # %% ../../nbs/lab/05_compare.ipynb #9aa01f52

@@ -48,11 +48,10 @@ from ..training.loop import fit
 __all__ = ['PLANE', 'WORLDS', 'BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS',
            'MORE_OPTIONS', 'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS',
            'LATE', 'RECIPE', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD',
-           'World', 'reference_ends', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold',
-           'students', 'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary',
-           'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms',
-           'Difference', 'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains',
-           'show_gains']
+           'World', 'ReferenceEnds', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
+           'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
+           'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference',
+           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -83,22 +82,25 @@ class World:
         return dict(nfe=arm.nfe, paired_error=error, **quality, **work)
 
 # %% ../../nbs/lab/01_experiments.ipynb #4d313db6
-def reference_ends(
-    teacher: Callable[[int], Callable], # seed -> a denoiser, see `World`
-    shape: tuple[int, ...], # of one sample
-    n: int, # how many
-    batch: int = 250, # at a time
-    cond: dict[str, Tensor] | None = None, # n rows; None: drawn from the seeds
-    # teacher steps in a student step; None: twice the student's
-    finer: int | None = None,
-) -> Callable[[Host, int], Tensor]: # configuration, seed -> samples
-    "Where the teacher's walks in many steps end; a walk is made once."
-    @functools.lru_cache(maxsize=8)
-    def walk(plan, denoiser): return plan.sampler(denoiser).sample(n, cond=cond, batch=batch)
-    def ends(cfg, seed):
-        if finer is not None: cfg = dataclasses.replace(cfg, substeps=finer//2)
-        return walk(cfg.reference(shape), teacher(seed))
-    return ends
+@dataclass
+class ReferenceEnds:
+    "Where the teacher's walks in many steps end, as `World` takes it; a walk is made once."
+    teacher: Callable[[int], Callable] # seed -> a denoiser, see `World`
+    shape: tuple[int, ...] # of one sample
+    n: int # how many
+    batch: int = 250 # at a time
+    cond: dict[str, Tensor] | None = None # n rows; None: drawn from the seeds
+    finer: int | None = None # teacher steps in a student step; None: twice the student's
+    made: dict = field(default_factory=dict, repr=False) # (plan, denoiser) -> samples; the last 8
+
+    def __call__(self, cfg: Host, seed: int) -> Tensor: # [n, *shape]
+        "The ends of a configuration's reference."
+        if self.finer is not None: cfg = dataclasses.replace(cfg, substeps=self.finer//2)
+        plan, teacher = walk = cfg.reference(self.shape), self.teacher(seed)
+        if walk not in self.made:
+            while len(self.made) > 7: del self.made[next(iter(self.made))]
+            self.made[walk] = plan.sampler(teacher).sample(self.n, cond=self.cond, batch=self.batch)
+        return self.made[walk]
 
 @functools.cache
 def fashion_world(
@@ -112,7 +114,7 @@ def fashion_world(
     return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
                  lambda seed: teacher, shape,
                  network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
-                 ends=reference_ends(lambda seed: teacher, shape, n, finer=finer),
+                 ends=ReferenceEnds(lambda seed: teacher, shape, n, finer=finer),
                  quality=dict(frechet_distance=fashion_fd), n=n)
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
@@ -176,7 +178,7 @@ def plane_world(
     begin = 'copies of it' if copies else 'networks trained with another seed'
     return World(f'{name}, {kind}; students start as {begin}', teacher, (2,), start,
                  data=lambda seed: (data(seed), None),
-                 ends=reference_ends(teacher, (2,), n, n, finer=finer),
+                 ends=ReferenceEnds(teacher, (2,), n, n, finer=finer),
                  quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
 
 #: in the plane: students that begin as copies, as other networks, and those of an exact teacher
@@ -265,12 +267,19 @@ class Banks:
         return self.made[cfg.plan]
 
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
-def untold(teacher, cfg: SFDConfig, nfes: Sequence[int], banks: dict, start) -> list[Student]:
-    "SFD-v whose network does not learn the step count: the same network for all of them."
+def untold(
+    teacher: Callable,
+    cfg: SFDConfig,
+    nfes: Sequence[int], # numbers of calls
+    banks: dict[int, TrajectoryBank], # of each of them
+    student: Callable | None, # where it starts; None: as a copy of the teacher
+    **how, # folder=, hardware=, hooks=, show=: as `fit` takes them
+) -> list[Student]: # one network for all of them
+    "SFD-v whose network does not learn the step count."
     cfgs = several(cfg, nfes).each
-    model = branched_student(teacher, start, cfg.K, cfg.layer)
+    model = branched_student(teacher, student, cfg.K, cfg.layer)
     step = variable_step(teacher, cfgs, banks)
-    plain = fold(fit(model, step, cfg.train_config, show=False).model)
+    plain = fold(fit(model, step, cfg.train_config, teacher=teacher, **how).model)
     return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
 
 def students(
@@ -294,7 +303,7 @@ def students(
         return
     walked = {n: banks(c) for n, c in arm.each(cfg).items()} if isinstance(cfg, SFDBase) else {}
     begin = time.process_time()
-    if arm.untold: made = untold(teacher, cfg, arm.nfes, walked, start['student'])
+    if arm.untold: made = untold(teacher, cfg, arm.nfes, walked, **start)
     elif arm.nfes: made = sfd_variable(teacher, cfg, arm.nfes, walked, **start)
     else:
         bank = walked.get(cfg.nfe) if isinstance(cfg, SFDConfig) else walked or None
@@ -303,7 +312,8 @@ def students(
     elif isinstance(made, Student): made = [made]
     if arm.stage:
         last = made[-1]
-        made = [sfd(last.denoiser, second_stage(last, seed=seed, **arm.stage), show=False)]
+        how['folder'] = folder and folder/'second stage'
+        made = [sfd(last.denoiser, second_stage(last, seed=seed, **arm.stage), **how)]
     for student in made: yield student, time.process_time() - begin
 
 # %% ../../nbs/lab/01_experiments.ipynb #483145f2
@@ -906,8 +916,7 @@ def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations
 #: worlds: network calls of the students, and the experiments that train there with growing budgets
 GAINS = {'spiral': (2, ('spiral_copies', 'spiral_longest')), 'two moons': (2, ('moons_copies',)),
          'ring': (2, ('ring_copies',)),
-         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_longest',
-                               'fashion_4096')),
+         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
          'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls'))}
 #: the arms that all of them have
 HELD = ('linear', 'endpoint-heavy', 'K = 4, linear', 'K = 4, endpoint-heavy')
