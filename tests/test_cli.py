@@ -221,7 +221,7 @@ def test_a_file_asks_for_its_fields_as_a_line_does(shell):
         Path('mine.json').write_text(json.dumps(config))
         shell(f'{command} x --teacher {teacher} --config mine.json --trust_teacher {args}', 130)
         return found.pop()[0][1]
-    assert cfg('vp', pd | dict(host='pd', schedule='pd_cosine')).schedule == 'pd_cosine' and cfg('vp', pd | dict(host='pd')).schedule == 'teacher'
+    for more, schedule in ((dict(schedule='pd_cosine'), 'pd_cosine'), ({}, 'teacher')): assert cfg('vp', pd | more, '--preset_name fashion_mnist_pd').schedule == schedule
     assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1)).sigma_max == 9.
     assert (free := cfg('flow', dict(K=2, pool=4, batch=4, steps=1))).K == 2 and (free.schedule, free.afs) == ('flow', False)
     Path('mycode.py').write_text('from bdense_nb.diffusion.denoisers import load_denoiser\ndef teacher(): return load_denoiser("plane")')
