@@ -117,6 +117,7 @@ TABLES = {  # of a module, or of one of its functions
         'message': 'an error or warning of the library', 'e': 'what was raised',
         'info': 'an option, as tyro describes it', 'environ': 'variables of the environment',
         'stream': 'what is written to in the end', 'parts': 'dataclasses, or instances of them'},
+    'app.shell.Options.stored': {'said': 'options on the command line and their words'},
     'app.shell.words': {'args': 'positional arguments of the call'},
     'app.commands': {
         'name': 'the teacher, as --teacher names it', 'data': 'the data, as --data names it',
@@ -136,6 +137,10 @@ TABLES = {  # of a module, or of one of its functions
     'app.commands.check_file': {'out': 'the file, as --out names it',
                                 'is_mine': 'may this file be replaced?'},
     'app.commands.note_start': {'configs': 'configurations by name'},
+    'app.commands.started': {'configs': 'configurations by name'},
+    'app.commands.Common.stored': {'name': 'of the command, such as bdense_distill'},
+    'app.commands.unsaid': {'found': 'options, or fields of Hardware, of a file',
+                            'kind': 'the dataclass that has them'},
     'app.commands.with_fields': {'base': 'a configuration, or its class',
                                  'given': 'fields and their values'},
     'app.commands.host_of': {'base': 'the configuration of the preset',

@@ -600,7 +600,8 @@ class Teach(Windowed, Watched, Networks):
     download: bool = False # may torchvision download the training images?
     max_gb: float = 8. # refuse a folder of images that takes more memory
     preset_name: str = 'standard' # quick, standard or long; the other options change it
-    # JSON file with fields of TrainConfig and Hardware, or command.json of a run; options change it
+    # JSON file with fields of TrainConfig and Hardware, or command.json of a run, which holds its
+    # options, too; options change it
     config: str | None = None
     batch: int | None = None # images an iteration; default: the preset's
     net: str | None = None # module:callable that makes the network; default: an MLP or a U-Net
@@ -897,8 +898,9 @@ class Distilled(Teachers):
     # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation:
     # fashion_mnist_pd, cifar10-pd. The other options change it
     preset_name: str = 'fashion_mnist'
-    # JSON file with a configuration: command.json or run.json of a run, config.json of a student,
-    # or your own; options change it
+    # JSON file with a configuration: command.json of a run, with its options, run.json of a run,
+    # config.json of a student, or your own, for the preset's method or that of its "host"; options
+    # change it
     config: str | None = None
     # fashion_mnist, cifar10, a 2-D set, a folder of images, or a safetensors file with samples
     # (latents, say) and perhaps labels: for Progressive Distillation, to check the teacher with,
