@@ -11,6 +11,7 @@ import sys
 import time
 import types
 import typing
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -19,25 +20,26 @@ import pytest
 import torch
 from PIL import Image
 from bdense_nb.app import shell as cli
-from bdense_nb.app import commands
-from bdense_nb.app.commands import Networks, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
+from bdense_nb.app import commands, comparing
+from bdense_nb.app.commands import Networks, Stored, duration, find_data, find_student, new_denoiser, note_pipeline, read_data, shape_of
 from bdense_nb.app.course import COMMANDS as COURSE
 from bdense_nb.app.plans import estimate_run, memory_on_paper
 from bdense_nb.app.shell import (Command, Options, call, check_launch, explain, from_shell, in_shell, parse, said,
                                  spelled, words)
 from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
 from bdense_nb.diffusion.data import fashion_mnist, to_pixels
-from bdense_nb.diffusion.denoisers import EDMDenoiser, load_denoiser, save_denoiser
-from bdense_nb.diffusion.nets import UNet
+from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, VPDenoiser, load_denoiser, save_denoiser
+from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import ConditionTable
+from bdense_nb.diffusion.schedules import linear_alpha_bar
 from bdense_nb.distillation.distill import PRESETS, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
-from bdense_nb.distillation.students import load_student
+from bdense_nb.distillation.students import Host, load_student
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
-from bdense_nb.lab.experiments import EXPERIMENTS
+from bdense_nb.lab.experiments import EXPERIMENTS, Arm, Experiment, World
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
 from warm import WARM, held, python
@@ -116,7 +118,7 @@ def test_help_explains_every_option_and_ends_with_examples(command, shell):
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_example_is_understood(command, monkeypatch):
-    monkeypatch.setattr(commands, 'read_config', lambda path: ({}, {}))
+    monkeypatch.setattr(commands, 'read_config', lambda path: Stored({}, {}))
     monkeypatch.setattr(commands, 'is_student', lambda name: False)
     for args, does in COMMANDS[command].examples:
         assert does and parse(command, COMMANDS[command], args.split())[0]
@@ -180,6 +182,98 @@ def test_options_that_decide_what_the_others_are(made, monkeypatch, tmp_path):
     assert isinstance(cfg('--config', 'several/config.json'), SFDVConfig) and cfg('--teacher', 'several').substeps == 3
     (tmp_path/'bad.json').write_text('{"Kk": 2}')
     with pytest.raises(ValueError, match='bad.json names Kk, which SFDConfig does not have'): cfg('--config', f'{tmp_path}/bad.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class Straight(Host):
+    "A host of one's own."
+    K: int = 4
+    shape: tuple[int, ...] = (2,)
+    host = 'straight'
+
+
+def test_a_file_says_whose_configuration_it_holds(made, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    def cfg(name, *args): return parse('bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', name, *args])[2]
+    for name in ('command.json', 'checkpoints/run.json'): assert json.loads((made/'student'/name).read_text())['host'] == 'sfd', name
+    mine = dict(K=2, shape=[2])
+    for name, found in {'run.json': mine | dict(host='straight', teacher='x'), 'command.json': dict(config=mine, host='straight'), 'config.json': dict(about=dict(config=mine, host='straight')),
+                        'pd.json': dict(K=2, host='pd'), 'nobody.json': mine | dict(host='nobody')}.items(): Path(name).write_text(json.dumps(found))
+    for name in ('run.json', 'command.json', 'config.json'): assert cfg(name, '--preset_name', 'fashion_mnist_pd') == Straight(2)
+    assert cfg('pd.json') == PDConfig(K=2)
+    with pytest.raises(ValueError, match="unknown host 'nobody'; choose one of: "): cfg('nobody.json')
+
+
+def seen(name, monkeypatch): # what reaches a function, at which the command is stopped
+    found = []
+    def stop(*args, **how): found.append((args, how)); raise KeyboardInterrupt
+    monkeypatch.setattr(commands, name, stop)
+    return found
+
+
+def test_a_file_asks_for_its_fields_as_a_line_does(shell):
+    "What it says is not fitted to the teacher; what it leaves open is."
+    for name, kind in dict(plane=EDMDenoiser, vp=partial(VPDenoiser, alpha_bar=linear_alpha_bar(100)), flow=FlowDenoiser).items():
+        save_denoiser(kind(MLP(width=8, depth=1)), Path(name), dict(data='moons', shape=[2]))
+    pd, found = dict(start_steps=4, end_steps=2, updates=1, batch=4), seen('distill', shell.monkeypatch)
+    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
+    def cfg(teacher, config, args='', command='bdense_distill'):
+        Path('mine.json').write_text(json.dumps(config))
+        shell(f'{command} x --teacher {teacher} --config mine.json --trust_teacher {args}', 130)
+        return found.pop()[0][1]
+    for more, schedule in ((dict(schedule='pd_cosine'), 'pd_cosine'), ({}, 'teacher')): assert cfg('vp', pd | more, '--preset_name fashion_mnist_pd').schedule == schedule
+    assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1)).sigma_max == 9.
+    assert (free := cfg('flow', dict(K=2, pool=4, batch=4, steps=1))).K == 2 and (free.schedule, free.afs) == ('flow', False)
+    Path('mycode.py').write_text('from bdense_nb.diffusion.denoisers import load_denoiser\ndef teacher(): return load_denoiser("plane")')
+    assert cfg('mycode:teacher', dict(shape=[2], pool=4, batch=4, steps=1)).shape == (2,)
+    found = seen('search_weights', shell.monkeypatch)
+    assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1), '--n 4', 'bdense_search').sigma_max == 9.
+    shell.monkeypatch.setattr(comparing, 'compare', commands.search_weights)
+    assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1), '--n 4', 'bdense_compare').sigma_max == 9.
+    sys.modules.pop('mycode')
+
+
+def test_the_options_of_a_start_are_those_of_its_repetition(tmp_path, capsys, monkeypatch):
+    "Unless others are typed; where it writes is no part of them."
+    monkeypatch.chdir(tmp_path)
+    def read(command, *args): return parse(command, (COMMANDS | comparing.COMMANDS)[command], ['new', *args])
+    def again(command, *args): return [*read(command, '--config', 'command.json', *args), capsys.readouterr().out]
+    def note(command, *args):
+        options, line, cfg, hardware = read(command, *args)
+        commands.note_start('.', line, options, config=cfg, hardware=hardware)
+        return options
+    first = note('bdense_distill', '--teacher', 'plane', '--K=2', '--guidance_scale=3', '--guidance_interval=.5,2', '--overwrite', '--bank', 'there', '--accumulate', '2')
+    options, line, cfg, hardware, out = again('bdense_distill')
+    assert options == dataclasses.replace(first, config='command.json', overwrite=False, bank=None) and (cfg.K, hardware.accumulate) == (2, 2) and line.text == 'bdense_distill new --config command.json'
+    assert out == 'command.json also sets --teacher=plane --guidance_scale=3.0 --guidance_interval=0.5,2.0 --accumulate=2\n'
+    options, line, cfg, hardware, out = again('bdense_distill', '--teacher', 'small', '--guidance-scale=1', '--accumulate=1', '--size', '8')
+    assert (options.teacher, options.guidance_scale, options.guidance_interval, hardware.accumulate) == ('small', 1., (.5, 2.), 1) and 'shape' not in line.given and 'K' in line.given
+    assert out == 'command.json also sets --guidance_interval=0.5,2.0\n'
+    assert again('bdense_compare', '--seeds=4')[0].guidance_scale == 3.
+    options, *_, out = again('bdense_search')
+    assert options.teacher == 'plane' and out.endswith('; bdense_search has no --guidance_scale=3.0 --guidance_interval=0.5,2.0\n')
+    first = note('bdense_teach', '--data', 'photos', '--size', '8', '--preset', 'quick', '--batch', '32')
+    assert again('bdense_teach')[0] == dataclasses.replace(first, config='command.json')
+    for name, found in (('config.json', dict(command='bdense_distill x --teacher plane', about=dict(config=dict(K=2)))), ('run.json', dict(K=2, teacher='1234'))):
+        Path(name).write_text(json.dumps(found))
+        options, line, cfg, *_ = read('bdense_distill', '--config', name)
+        assert options == dataclasses.replace(read('bdense_distill')[0], config=name) and cfg.K == 2 and not capsys.readouterr().out
+
+
+def test_a_start_is_noted_before_the_work_and_a_refused_one_is_not(shell):
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
+    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
+    small = '--teacher plane --K 2 --steps 1 --batch 4 --pool 4 --trust_teacher'
+    for does, line in dict(train_teacher='bdense_teach {} --data moons --steps 1 --batch 4', distill=f'bdense_distill {{}} {small}', search_weights=f'bdense_search {{}} {small}').items():
+        out = line.split()[0]
+        seen(does, shell.monkeypatch)
+        shell(line.format(out), 130)
+        kept = (Path(out)/'command.json').read_bytes()
+        assert json.loads(kept)['command'] == line.format(out) and json.loads(kept)['config']['steps'] == 1
+        def refuses(*args, **how): raise ValueError('another run')
+        shell.monkeypatch.setattr(commands, does, refuses)
+        for folder in (out, f'new-{out}'): assert 'another run' in shell(line.format(folder) + ' --seed 1', 1)[1]
+        assert (Path(out)/'command.json').read_bytes() == kept and not (Path(f'new-{out}')/'command.json').exists()
 
 
 def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
@@ -569,7 +663,7 @@ def test_answers_for_programs(at, tmp_path):
 def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
     assert {name: e['about'] for name, e in at.json('bdense_evaluate --experiment list')['experiments'].items()} == {name: e.about for name, e in EXPERIMENTS.items()}
     stored = json.loads((data_dir()/'results'/'ring_variable.json').read_text())
-    def fake(name, out, limit, jobs, device): assert (jobs, device) == (1, None); print('progress'); return dict(stored, rows=stored['rows'][:limit])
+    def fake(name, out, limit, jobs, device, hardware): assert (jobs, device) == (1, None); print('progress'); return dict(stored, rows=stored['rows'][:limit])
     monkeypatch.setattr(commands, 'run_experiment', fake)
     assert at.json(f'bdense_evaluate --experiment ring_variable --limit 2 --out {tmp_path}/x.json') == dict(command='bdense_evaluate', exit_code=0, experiment='ring_variable', file=f'{tmp_path}/x.json', rows=2, differences=[])
     assert 'no intervals yet' in at('bdense_evaluate --experiment ring_variable --limit 2')[0]
@@ -881,6 +975,28 @@ def test_hardware_and_training_fields_change_what_is_computed(at, tmp_path, monk
         asked = json.loads((tmp_path/name/'command.json').read_text())
         again = parse('bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', f'{tmp_path}/{name}/command.json'])
         assert [type(p) for p in again[2:]] == [SFDConfig, Hardware] and dataclasses.asdict(again[3]) == asked['hardware']
+
+
+def test_the_hardware_of_searches_and_experiments_computes_their_students(shell):
+    "Each training's products are in the precision that was asked for, of a search those of its confirmation too."
+    teacher, dtypes, linear = EDMDenoiser(MLP(width=8, depth=1)), [], torch.nn.functional.linear
+    save_denoiser(teacher, Path('plane'), dict(data='moons', shape=[2]))
+    def watched(*args): dtypes.append((y := linear(*args)).dtype); return y
+    def phase(name, real):
+        def does(*args, **how): dtypes.clear(); out = real(*args, **how); found[name] = set(dtypes); return out
+        shell.monkeypatch.setattr(commands, name, does)
+    found, cfg = {}, SFDConfig(K=1, steps=1, batch=4, pool=4, shape=(2,))
+    for name in ('search_weights', 'confirm_weights', 'run_experiment'): phase(name, getattr(commands, name))
+    world = World('here', lambda seed: teacher, (2,), lambda seed, width: None, None, lambda cfg, seed: torch.zeros(4, 2), {}, 4)
+    shell.monkeypatch.setitem(EXPERIMENTS, 'tiny', Experiment('?', world, (Arm('a', cfg),), 'a', 3))
+    shell.monkeypatch.setattr(torch.nn.functional, 'linear', watched)
+    for name, more in (('plain', ''), ('bf16', ' --precision bf16')):
+        shell(f'bdense_search {name} --teacher plane --trust_teacher --trials 1 --K 2 --steps 1 --batch 4 --pool 4 --n 4{more}')
+        shell(f'bdense_evaluate --experiment tiny --limit 1 --out {name}.json{more}')
+        for where, kinds in found.items(): assert (torch.bfloat16 in kinds) is bool(more), where
+        assert json.loads(Path(f'{name}.json').read_text())['command'] == f'bdense_evaluate --experiment tiny{more}'
+    assert json.loads(Path('bf16/command.json').read_text())['hardware']['precision'] == 'bf16'
+    assert 'compile, precision is of a training, and belongs to an experiment' in shell('bdense_evaluate s --precision bf16 --compile', 1)[1]
 
 
 def test_compile_reaches_the_network(at, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,30 +26,32 @@ from torch import Tensor
 from tyro.conf import Positional
 
 # %% auto #0
-__all__ = ['Named', 'STARTED', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common', 'Networks',
-           'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder',
-           'inside', 'check_file', 'note_start', 'read_config', 'with_fields', 'duration', 'readable', 'print_plan',
-           'show_plan', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
-           'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'is_stored',
-           'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach',
-           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach',
-           'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
-           'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data',
-           'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs',
-           'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known',
-           'check_source', 'distill_data', 'conditioned_data', 'note_pipeline', 'teacher_and_shape', 'distill_run',
-           'finish', 'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample',
-           'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features',
-           'find_reality', 'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
-           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows',
-           'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
+__all__ = ['Named', 'STARTED', 'HERE', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common',
+           'Networks', 'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by',
+           'check_folder', 'inside', 'check_file', 'note_start', 'started', 'Stored', 'read_config', 'unsaid',
+           'with_fields', 'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate',
+           'draw_samples', 'print_table', 'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan',
+           'check_demo', 'measure_arms', 'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples',
+           'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data',
+           'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code',
+           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code',
+           'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions',
+           'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls',
+           'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known', 'check_source',
+           'distill_data', 'conditioned_data', 'note_pipeline', 'teacher_and_shape', 'distill_run', 'finish', 'Search',
+           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples',
+           'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances',
+           'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
+           'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export',
+           'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
-from .shell import Command, Line, Options
+from .shell import Command, Line, Options, options_of, words
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
-from ..core import about_run, check_choice, check_int, check_type, copied
+from ..core import about_run, atomic_path, check_choice, check_int
+from ..core import check_type, copied
 from ..core import data_dir, default_device, load_tensors, locked, read_json
 from ..core import refuse, reworded, save_tensors, sweep, write_json
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
@@ -61,10 +63,10 @@ from ..diffusion.denoisers import save_denoiser, unguided
 from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
-from ..distillation.distill import config_of, distill, preset
+from ..distillation.distill import config_of, distill, hosts, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig, sfd, teacher_bank
-from ..distillation.students import CONDITIONS, Student, VariableStudent
+from ..distillation.students import CONDITIONS, Host, Student, VariableStudent
 from ..distillation.students import load_student, load_table
 from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
 from ..distillation.variable import SFDVConfig, second_stage, several
@@ -93,6 +95,20 @@ class Common(Options):
     "What the commands of the library understand."
     device: str | None = None # cpu, cuda, cuda:1, mps; default: the fastest there is
     dry_run: bool = False # say what would be done and how long it takes, and stop
+
+    @classmethod
+    def stored(cls, name: str, said: dict[str, str]) -> tuple[dict, frozenset[str]]:
+        "What a file of --config sets where nothing is typed; its options are told in a line."
+        if 'config' not in said or 'config' not in options_of(cls): return {}, frozenset()
+        file = read_config(said['config'])
+        found = unsaid(file.options, cls if file.command == name else Distilled, said)
+        mine = {k: v for k, v in found.items() if k in options_of(cls)}
+        told = words(**mine, **unsaid(file.hardware, Hardware, said)) if file.options else ()
+        lacks = words(**{k: v for k, v in found.items() if k not in mine})
+        if is_main() and (told or lacks):
+            print(f'{said["config"]} also sets {" ".join(told) or "nothing"}'
+                  + f'; {name} has no {" ".join(lacks)}'*bool(lacks))
+        return mine, frozenset(file.config.keys() - {'shape'*('size' in said)})
 
 @dataclass(frozen=True, kw_only=True)
 class Networks(Common):
@@ -153,6 +169,8 @@ class Watched:
 # %% ../../nbs/app/03_commands.ipynb #17fe921f
 #: file in which a run notes the options that it began with
 STARTED = 'command.json'
+#: options of one start, which no other takes over
+HERE = ('out', 'bank', 'config', 'overwrite', 'dry_run', 'json')
 
 def started_by(out: str) -> str: # '': none, or nobody knows
     "Which command has begun to write a folder."
@@ -194,20 +212,53 @@ def note_start(out: str, line: Line, options: Options, **configs) -> None:
     "Write down what was asked for, as it was resolved."
     if not is_main(): return
     parts = {name: asdict(config) for name, config in configs.items()}
-    write_json(Path(out)/STARTED, dict(command=line.text, options=asdict(options), **parts))
+    host = {'host': c.host for c in configs.values() if isinstance(c, Host)}
+    write_json(Path(out)/STARTED, dict(command=line.text, options=asdict(options), **host, **parts))
 
-def read_config(path: str) -> tuple[dict, dict]: # fields of the method, and of Hardware
+@contextlib.contextmanager
+def started(out: str, line: Line, options: Options, **configs) -> Iterator[None]:
+    "Note a start in its folder; of one that is refused stays the note that was there, or none."
+    note = Path(out)/STARTED
+    before = note.read_bytes() if note.is_file() else None
+    note_start(out, line, options, **configs)
+    try: yield
+    except ValueError:
+        if is_main(): note.unlink(missing_ok=True)
+        if is_main() and before is not None:
+            with atomic_path(note) as path: path.write_bytes(before)
+        raise
+
+@dataclass(frozen=True)
+class Stored:
+    "What a file of `--config` holds."
+    config: dict # fields of the method
+    hardware: dict # fields of Hardware
+    host: str | None = None # as `distill.hosts` names it; None: the file does not say
+    options: dict = field(default_factory=dict) # of the command that wrote it
+    command: str = '' # its name
+
+def read_config(path: str | None) -> Stored: # None: there is no file, and nothing in it
     "The configuration of a stored run or student, or of your own JSON file."
+    if path is None: return Stored({}, {})
     found = read_json(path)
     about = found.get('about', found)
     nested = isinstance(about.get('config'), dict)
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
     hardware = hardware if isinstance(hardware, dict) else {} # elsewhere it names the machine
+    host = about.get('host') if nested else config.pop('host', None)
     if Path(path).name == 'run.json': # what it tells apart runs by
         config = {k: v for k, v in config.items()
                   if k not in ('teacher', 'student', 'data', 'answers')}
-    return config, hardware
+    options = found.get('options', {}) if nested else {}
+    return Stored(config, hardware, host, options, str(found.get('command', '')).split(' ')[0])
+
+def unsaid(found: dict, kind: type, said: dict[str, str]) -> dict:
+    "Stored options that are not the usual ones, and for which nothing else is typed."
+    usual = {f.name: f.default for f in fields(kind) if f.name not in HERE}
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    return {k: v for k, v in found.items()
+            if v != usual.get(k, v) and not {k, f'no_{k}'} & said.keys()}
 
 def with_fields(base, given: dict, where: str): # base: a configuration, or its class
     "A configuration with fields from a file; unknown ones are refused."
@@ -216,6 +267,7 @@ def with_fields(base, given: dict, where: str): # base: a configuration, or its 
     if unknown := sorted(given.keys() - set(names)):
         raise ValueError(f'{where} names {", ".join(unknown)}, which {kind.__name__} does not '
                          f'have; it has {", ".join(names)}')
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()} # JSON has none
     return kind(**given) if kind is base else replace(base, **given)
 
 # %% ../../nbs/app/03_commands.ipynb #37c5be64
@@ -406,8 +458,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     check_demo(out, cfg, options.n, line)
     teacher = load_teacher(device=find_device(options.device))
     if options.dry_run: return show_plan(demo_plan(teacher, cfg, options.n))
-    with alone(out):
-        note_start(out, line, options, config=cfg, hardware=hardware)
+    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
         arms = demo_arms(teacher, cfg, out/'checkpoints', hardware)
         rows, samples = measure_arms(arms, options.n)
         draw_arms(arms, samples, rows, out)
@@ -554,7 +605,8 @@ class Teach(Windowed, Watched, Networks):
     download: bool = False # may torchvision download the training images?
     max_gb: float = 8. # refuse a folder of images that takes more memory
     preset_name: str = 'standard' # quick, standard or long; the other options change it
-    # JSON file with fields of TrainConfig and Hardware, or command.json of a run; options change it
+    # JSON file with fields of TrainConfig and Hardware, or command.json of a run, which holds its
+    # options, too; options change it
     config: str | None = None
     batch: int | None = None # images an iteration; default: the preset's
     net: str | None = None # module:callable that makes the network; default: an MLP or a U-Net
@@ -566,13 +618,13 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
     name = said.get('preset_name', 'standard')
     check_choice('preset', name, TEACH_PRESETS)
     chosen = {k: v for k, v in TEACH_PRESETS[name].items() if k != 'batch'}
-    stored, hardware = read_config(said['config']) if 'config' in said else ({}, {})
-    chosen |= dict(schedule='cosine', clip_grad=1., checkpoint_every=500) | stored
+    stored = read_config(said.get('config'))
+    chosen |= dict(schedule='cosine', clip_grad=1., checkpoint_every=500) | stored.config
     steps = said.get('steps', '')
     if steps.isdigit(): chosen['steps'] = int(steps)
     chosen.setdefault('warmup', min(500, chosen['steps']//10))
     return (with_fields(TrainConfig, chosen, said.get('config', '')),
-            with_fields(Hardware, hardware, said.get('config', '')))
+            with_fields(Hardware, stored.hardware, said.get('config', '')))
 
 def teach_data(
     options: Teach,
@@ -669,12 +721,11 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
     if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
-    with alone(out):
+    with alone(out), started(out, line, options, config=cfg, hardware=hardware):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', CONDITIONS])
         how = dict(hardware=hardware, null_class=options.null_class, hooks=hooks)
         result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints', **how)
-        note_start(out, line, options, config=cfg, hardware=hardware)
         about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
                      null_class=options.null_class, images_seen=cfg.steps*batch,
                      seconds=round(result.seconds), **about_run())
@@ -869,8 +920,9 @@ class Distilled(Teachers):
     # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation:
     # fashion_mnist_pd, cifar10-pd. The other options change it
     preset_name: str = 'fashion_mnist'
-    # JSON file with a configuration: command.json or run.json of a run, config.json of a student,
-    # or your own; options change it
+    # JSON file with a configuration: command.json of a run, with its options, run.json of a run,
+    # config.json of a student, or your own, for the preset's method or that of its "host"; options
+    # change it
     config: str | None = None
     # fashion_mnist, cifar10, a 2-D set, a folder of images, or a safetensors file with samples
     # (latents, say) and perhaps labels: for Progressive Distillation, to check the teacher with,
@@ -930,17 +982,19 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     if scale is None: return teacher
     return GuidedDenoiser(teacher, scale, null.rows if null else None, options.guidance_interval)
 
-def host_of(config: dict, base) -> type:
-    "The class that a stored configuration is of; one of few fields is of the preset's."
-    if 'start_steps' in config: return PDConfig
-    if isinstance(config.get('nfe'), list): return SFDVConfig
-    return SFDConfig if 'teacher_states' in config else type(base)
+def host_of(stored: Stored, base) -> type:
+    "The class of a stored configuration: of the host that it names, or else of the preset's."
+    if stored.host is None:
+        several = isinstance(base, SFDConfig) and isinstance(stored.config.get('nfe'), list)
+        return SFDVConfig if several else type(base)
+    check_choice('host', stored.host, hosts())
+    return hosts()[stored.host]
 
 def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     "The preset, a stored configuration on top, or the second stage of a student."
     base = preset(said.get('preset_name', 'fashion_mnist'))
     where = said.get('config', '')
-    stored, hardware = read_config(where) if 'config' in said else ({}, {})
+    stored = read_config(said.get('config'))
     host = host_of(stored, base)
     if ',' in said.get('nfe', '') and host is SFDConfig: host = SFDVConfig
     teacher = said.get('teacher') or 'fashion_mnist'
@@ -952,7 +1006,7 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
         afs = 'afs' in said or halves and 'no_afs' not in said
         base = second_stage(start, afs=afs, steps=base.steps, batch=base.batch, pool=base.pool,
                             lr=base.lr, lr_schedule=base.lr_schedule)
-    return with_fields(base, stored, where), with_fields(Hardware, hardware, where)
+    return with_fields(base, stored.config, where), with_fields(Hardware, stored.hardware, where)
 
 def five_calls(folder: str, net: str | None = None) -> Student:
     """The student that the second stage starts from; of one for several counts that of 5 calls,
@@ -1153,11 +1207,10 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     if options.dry_run:
         return show_plan(plan() | on_one_gpu(source, cfg.suited(source), shape, hardware, start))
     announce(plan, Path(out)/'checkpoints')
-    with alone(out):
+    with alone(out), started(out, line, options, config=cfg, hardware=hardware):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
         student = _distilled(source, cfg, options, pairs, start, hardware=hardware, hooks=hooks)
-        note_start(out, line, options, config=cfg, hardware=hardware)
         return finish(student, options, line, kind, hardware)
 
 def finish(student, options: Distill, line: Line, data: str | None, hardware: Hardware) -> dict:
@@ -1191,16 +1244,17 @@ class Search(Teachers):
     seeds: int = 3 # training seeds of the confirmation, at least 3
     n: int = 256 # samples that score a training
 
-def search_configs(said: dict[str, str]) -> tuple[SFDConfig]:
-    "SFD's configuration."
-    cfg = distill_configs(dict(preset_name='demo') | said)[0]
-    if type(cfg) is SFDConfig: return (cfg,)
+def search_configs(said: dict[str, str]) -> tuple[SFDConfig, Hardware]:
+    "SFD's configuration, and Hardware."
+    cfg, hardware = distill_configs(dict(preset_name='demo') | said)
+    if type(cfg) is SFDConfig: return cfg, hardware
     raise ValueError(f'the search distils by SFD to one number of calls, and {type(cfg).__name__} '
                      f'is the configuration of something else')
 
-def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig) -> dict:
+def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig,
+                hardware: Hardware = Hardware()) -> dict:
     "What a search would do and take."
-    one = estimate(source, cfg, cfg.shape)
+    one = estimate(source, cfg, cfg.shape, hardware=hardware)
     n = options.n
     arms = 1 + len(STARTS)
     runs = options.trials + options.seeds*arms
@@ -1242,7 +1296,7 @@ def _show_found(weights: list[float], found: list[Difference], seeds: int, out: 
         f'{d.arm} {d.interval.mean:.2g} [{d.interval.low:.2g}, {d.interval.high:.2g}], {d.verdict}'
         for d in found))
 
-def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
+def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> dict:
     "Search, confirm, draw."
     out = Path(options.out)
     _check_search(options, line, cfg)
@@ -1250,13 +1304,12 @@ def search(options: Search, line: Line, cfg: SFDConfig) -> dict:
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
-    if options.dry_run: return show_plan(search_plan(source, options, cfg))
-    with alone(out):
+    if options.dry_run: return show_plan(search_plan(source, options, cfg, hardware))
+    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
         result = search_weights(source, cfg, options.trials, out/'search.db', n_samples=options.n,
-                                seed=cfg.seed)
-        note_start(out, line, options, config=cfg)
+                                seed=cfg.seed, hardware=hardware)
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
-        result = confirm_weights(source, result, seeds, out/'search.db')
+        result = confirm_weights(source, result, seeds, out/'search.db', hardware=hardware)
         save_search(out/'search.json', result, command=line.text, **about_run())
         show_search(result, out/'search.png')
     weights = list(result.best.weights)
@@ -1541,7 +1594,7 @@ def difference_rows(found: dict[str, list]) -> list[dict]: # a row for each
                  host=d.host, verdict=d.verdict, **asdict(d.interval))
             for m, ds in found.items() for d in ds]
 
-def evaluate_experiment(options: Evaluate) -> dict:
+def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> dict:
     "List, plan or run an experiment."
     name = options.experiment
     file = options.out or f'{name}.json'
@@ -1552,13 +1605,15 @@ def evaluate_experiment(options: Evaluate) -> dict:
     if device == 'cpu': device = None
     if options.dry_run: return show_plan(experiment_plan(name, file, device, options.jobs))
     if options.limit is not None: check_int('limit', options.limit, 1)
-    result = run_experiment(name, file, options.limit, jobs=options.jobs, device=device)
+    result = run_experiment(name, file, options.limit, jobs=options.jobs, device=device,
+                            hardware=hardware)
     return dict(experiment=name, file=file, rows=len(result['rows']),
                 differences=show_differences(result))
 
-def evaluate(options: Evaluate, line: Line) -> dict:
+def evaluate(options: Evaluate, line: Line, hardware: Hardware) -> dict:
     "Measure a student, or run an experiment."
     runs = options.experiment is not None
+    trains = sorted(line.given & {*options_of(Hardware)})
     refuse('', {
         'an experiment trains its own students: leave the student out':
             runs and options.student is not None,
@@ -1566,8 +1621,9 @@ def evaluate(options: Evaluate, line: Line) -> dict:
         'names them)': not runs and options.student is None,
         'limit belongs to an experiment; the number of samples is --n':
             not runs and options.limit is not None,
-        'jobs belongs to an experiment': not runs and options.jobs != 1})
-    if runs: return evaluate_experiment(options)
+        'jobs belongs to an experiment': not runs and options.jobs != 1,
+        f'{", ".join(trains)} is of a training, and belongs to an experiment': not runs and trains})
+    if runs: return evaluate_experiment(options, hardware)
     if options.data is not None: check_data(options.data)
     n = AMOUNTS[options.preset_name] if options.n is None else options.n
     check_int('n', n, 2)
@@ -1673,7 +1729,7 @@ COMMANDS = {
         ('runs/search --trials 8 --steps 8 --pool 256', 'a small search'),
         ('runs/search --trials 32', 'again: the search goes on'),
         ('runs/search --teacher runs/ring --dry_run', 'what a search would take')],
-        search_configs, [SFDConfig]),
+        search_configs, [SFDConfig, Hardware]),
     'bdense_sample': Command(sample_student, Sample, [
         ('runs/student', '64 samples as a picture, and as tensors beside it'),
         ('runs/student --n 8 --label 9 --seed 100 --out boots.png', 'eight of one class'),
@@ -1687,7 +1743,8 @@ COMMANDS = {
          'to a folder of images, in the features of published FIDs'),
         ('runs/student --out figures.json', 'the figures as a file'),
         ('--experiment list', 'comparisons over several seeds that can be run'),
-        ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on')]),
+        ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on')],
+        lambda said: (Hardware(),), [Hardware]),
     'bdense_export': Command(export, Export, [
         ('runs/student exported', 'the plain weights, and how to step'),
         ('runs/mine exported --to diffusers --licence mit', 'as stock diffusers loads it'),

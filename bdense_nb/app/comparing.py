@@ -5,19 +5,17 @@
 # %% ../../nbs/app/06_compare.ipynb #14a7dafb
 from __future__ import annotations
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
-from .commands import STARTED, Distilled, Named, Reality, alone
+from .commands import Distilled, Named, Reality, alone
 from .commands import check_folder, check_source, data_line
 from .commands import difference_rows, distances, distill_configs
-from .commands import distill_data, distill_plan, find_reality, note_start
-from .commands import show_plan, teacher_and_shape
+from .commands import distill_data, distill_plan, find_reality
+from .commands import show_plan, started, teacher_and_shape
 from .shell import Command, Line
-from ..core import atomic_path, check_int, read_json, refuse
+from ..core import atomic_path, check_int, read_json, refuse, reworded
 from ..diffusion.denoisers import unguided
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
@@ -102,20 +100,6 @@ def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], 
                 seconds_training=training, seconds_measuring=measuring,
                 seconds=None if training is None else training + measuring)
 
-@contextmanager
-def _started(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> Iterator[None]:
-    "Note the command in its folder; where it is refused, the note there is another command's."
-    started = Path(options.out)/STARTED
-    before = started.read_bytes() if started.is_file() else None
-    note_start(options.out, line, options, config=cfg, hardware=hardware)
-    try: yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt('interrupted; the same command goes on') from None
-    except ValueError:
-        if before is not None:
-            with atomic_path(started) as path: path.write_bytes(before)
-        raise
-
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
     "Check, plan, compare, show."
     check_folder(options.out, ('comparison.json',), line)
@@ -134,7 +118,10 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     if options.dry_run:
         return show_plan(compare_plan(source, options, made, shape, line_of, reality, hardware))
     quality = distances(reality, reality.space(options))
-    with alone(options.out), _started(options, line, cfg, hardware):
+    quiet = reworded(lambda e: 'interrupted; the same command goes on', KeyboardInterrupt,
+                     error=KeyboardInterrupt)
+    note = started(options.out, line, options, config=cfg, hardware=hardware)
+    with alone(options.out), note, quiet:
         found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
                         labels=labels, quality=quality, n=options.n, hardware=hardware,
                         trust_teacher=True, limit=options.limit, command=line.text)

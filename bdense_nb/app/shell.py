@@ -36,11 +36,16 @@ class Options:
     # answer with one JSON object on standard output; everything else goes to standard error
     json: bool = False
 
+    @classmethod
+    def stored(cls, name: str, said: dict[str, str]) -> tuple[dict, frozenset[str]]:
+        "What a file that a line names sets: options, and names of fields of the configuration."
+        return {}, frozenset()
+
 @dataclass(frozen=True)
 class Line:
     "What was typed."
     text: str = '' # all of it, as it is recorded beside results
-    given: frozenset[str] = frozenset() # names of the options that it sets
+    given: frozenset[str] = frozenset() # names of what it sets, or the file of --config
 
 @dataclass(frozen=True)
 class Command:
@@ -131,7 +136,8 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own opti
     check_values(args)
     own = spelled(args, options_of(command.options))
     asked = bool({'-h', '--help'} & set(args))
-    configs = command.configs({} if asked else said(own))
+    more, named = ({}, ()) if asked else command.options.stored(name, said(own))
+    configs = command.configs({} if asked else said([*words(**more), *own]))
     parts = [(type(c).__name__, tyro.conf.OmitArgPrefixes[type(c)], field(default=c))
              for c in configs]
     kind = make_dataclass(name, [(name, tyro.conf.OmitArgPrefixes[command.options]), *parts])
@@ -144,14 +150,15 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own opti
     plain = () if asked else (tyro.conf.HelptextFromCommentsOff,)
     try:
         with registry, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            found = tyro.cli(kind, prog=name, description='', args=args, use_underscores=True,
-                             config=plain)
+            found = tyro.cli(kind, prog=name, description='', args=[*words(**more), *args],
+                             use_underscores=True, config=plain)
     except SystemExit as e:
         if e.code and 'Error parsing --' not in text.getvalue(): refused_by_config(e)
         if e.code: raise Usage(usage_error(text.getvalue(), name, command, known)) from None
         print(re.sub(r' *\n', '\n', RULE.sub('', text.getvalue())) + epilog(name, command, known))
         raise
     given = {key.removeprefix('no_') if key not in known else key for key in said(args)}
+    given = given - {'config'} | {*named} # a file stands for what it sets
     line = Line(' '.join([name, *args]), frozenset(given))
     return getattr(found, name), line, *(getattr(found, type(c).__name__) for c in configs)
 

@@ -99,8 +99,9 @@ def claim_run(
 ) -> None:
     "Take a folder for a run; one that holds another run is refused."
     if folder is not None:
-        run = dict(asdict(cfg), **more, **answers_note(shape, *networks))
-        claim_folder(folder, run, asdict(type(cfg)()), ('on_nan', *free), cfg.fixed)
+        run = dict(asdict(cfg), host=cfg.host, **more, **answers_note(shape, *networks))
+        known = dict(asdict(type(cfg)()), host=cfg.host) # older notes do not name the host
+        claim_folder(folder, run, known, ('on_nan', *free), cfg.fixed)
 
 def claim_training(
     folder: Path | str | None, # of the run, with checkpoints; None: there is none

@@ -42,7 +42,7 @@ from ..distillation.variable import second_stage, several, sfd_variable, variabl
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.checkpoints import SAME_ANSWERS, same_run
-from ..training.config import TrainConfig
+from ..training.config import Hardware, TrainConfig
 from ..training.loop import fit
 
 # %% auto #0
@@ -452,8 +452,7 @@ def run_experiment(
             out is None and not isinstance(experiment, str)})
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
-        on = f' --device {device}' if device else ''
-        called = dict(experiment=experiment, command=f'bdense_evaluate --experiment {experiment}{on}')
+        called = dict(experiment=experiment, command=_command(experiment, device, how))
         out = Path(out or f'{experiment}.json')
         experiment = EXPERIMENTS[experiment]
     else:
@@ -463,6 +462,14 @@ def run_experiment(
     how = dict(show=False, folder=folder and Path(folder)) | how
     with locked(out.parent, out.name):
         return _run_rest(experiment, out, called, limit, say, how, jobs)
+
+def _command(name: str, device: str | None, how: dict) -> str:
+    "What a shell is asked for these runs."
+    changed = asdict(how.get('hardware', Hardware())).items() - asdict(Hardware()).items()
+    given = dict(device=device) if device else {}
+    return f'bdense_evaluate --experiment {name}' + ''.join(
+        f' --{"no_"*(v is False)}{k}' + f' {v}'*(not isinstance(v, bool))
+        for k, v in [*given.items(), *sorted(changed)])
 
 def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable,
               how: dict, jobs: int) -> dict:

@@ -25,6 +25,7 @@ from ..distillation.sfd import SFDConfig, sfd
 from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import paired_error
 from ..training.checkpoints import same_run
+from ..training.config import Hardware
 from ..training.hooks import progress
 
 # %% auto #0
@@ -79,10 +80,12 @@ def score_weights(
     target: Tensor, # [n, *D], from `many_step_sample`
     first: int = 0, # seed of the first sample
     student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
+    *,
+    hardware: Hardware = Hardware(), # how the numbers are computed
 ) -> float: # root-mean-square pixel difference
     "Distil with these weights, and measure how far the student ends from the teacher."
     cfg = replace(cfg, branch_weights=tuple(weights))
-    trained = sfd(teacher, cfg, bank, show=False, student=student)
+    trained = sfd(teacher, cfg, bank, show=False, student=student, hardware=hardware)
     return paired_error(trained.sample(len(target), first), target)
 
 # %% ../../nbs/lab/02_search.ipynb #755d64ba
@@ -246,6 +249,8 @@ def search_weights(
     name: str = 'branch_weights', # of the search in its storage
     student: NetDenoiser | None = None, # where the students start; None: as a copy of the teacher
     show: bool = True, # progress bar
+    *,
+    hardware: Hardware = Hardware(), # see `score_weights`
 ) -> SearchResult:
     "Search for the branch weights whose student ends closest to the teacher."
     check_int('n_trials', n_trials, 1)
@@ -260,7 +265,8 @@ def search_weights(
         if done < n_trials:
             bank = bank or cfg.bank(teacher, show=show)
             target = many_step_sample(teacher, cfg, range(n_samples))
-        score = lambda weights: score_weights(teacher, cfg, weights, bank, target, 0, student)
+        score = lambda weights: score_weights(teacher, cfg, weights, bank, target, 0, student,
+                                              hardware=hardware)
         best = lambda: f'best {min(t.score for t in trials):.4f}'
         on = f'; run it again to go on from {storage}' if storage else ''
         with reworded(lambda e: f'{len(trials)} of {n_trials} trials are done{on}',
@@ -328,6 +334,8 @@ def confirm_weights(
     storage: Path | str | None = None, # an SQLite file; runs found there are not repeated
     student: NetDenoiser | None = None, # the one of the search
     show: bool = True, # progress bar
+    *,
+    hardware: Hardware = Hardware(), # see `score_weights`
 ) -> SearchResult: # the same, with `confirmed`
     "Train the best and the named weights again on other noise, and score them on other samples."
     cfg = result.cfg
@@ -350,7 +358,8 @@ def confirm_weights(
             s, arm = todo[i]
             again = replace(cfg, seed=s)
             if i == 0 or todo[i - 1][0] != s: bank = again.bank(teacher, show=False)
-            score = score_weights(teacher, again, weights[arm], bank, target, n, student)
+            score = score_weights(teacher, again, weights[arm], bank, target, n, student,
+                                  hardware=hardware)
             scores[f'{arm}, seed {s}'] = score
             study.set_user_attr(f'{arm}, seed {s}', score)
     confirmed = {k: tuple(scores[f'{arm}, seed {s}'] for s in seeds) for k, arm in arms.items()}
