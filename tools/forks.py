@@ -153,7 +153,7 @@ class Server:
         os.environ[self.shared] = at = f'{self.folder.name}/socket'
         self.process = subprocess.Popen([*self.command[:2], '--at', at, *self.command[2:]], stdin=subprocess.PIPE, **self.how)
         atexit.register(self.close)
-        while not os.path.exists(at): time.sleep(.01)
+        while self.process.poll() is None and not os.path.exists(at): time.sleep(.01)
 
     def start(self) -> None:
         if at := os.environ.get(self.shared):
