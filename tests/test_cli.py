@@ -219,7 +219,7 @@ def test_a_file_asks_for_its_fields_as_a_line_does(shell):
     shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
     def cfg(teacher, config, args='', command='bdense_distill'):
         Path('mine.json').write_text(json.dumps(config))
-        shell(f'{command} x --teacher {teacher} --config mine.json --trust_teacher {args}', 130)
+        shell(f'{command} {command}-x --teacher {teacher} --config mine.json --trust_teacher {args}', 130)
         return found.pop()[0][1]
     for more, schedule in ((dict(schedule='pd_cosine'), 'pd_cosine'), ({}, 'teacher')): assert cfg('vp', pd | more, '--preset_name fashion_mnist_pd').schedule == schedule
     assert cfg('plane', dict(sigma_max=9., pool=4, batch=4, steps=1)).sigma_max == 9.
