@@ -34,7 +34,8 @@ docs: $(READY) ## build the documentation site in _docs/ from the notebooks and 
 colab: $(READY) ## write the notebooks for Google Colab in _colab/: links that hold there, and a cell that installs the package
 	$(BIN)/python tools/colab.py
 
-sync: $(READY) ## after a change to a notebook: export the library, clean the notebooks, write README.md and CITATION.cff, lint
+sync: $(READY) ## after a change to a notebook: format, export the library, clean the notebooks, write README.md and CITATION.cff, lint
+	$(BIN)/python -m ruff format --quiet
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py

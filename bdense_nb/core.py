@@ -35,14 +35,14 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
-           'sample_labels', 'check_choice', 'refuse', 'reworded', 'Within', 'check_int', 'check_number', 'check_type',
-           'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied',
+           'sample_labels', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within', 'check_int', 'check_number',
+           'check_type', 'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied',
            'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'check_digest',
            'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir',
            'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
-def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else CPU
+def default_device() -> torch.device:  # CUDA if present, else Apple's MPS, else CPU
     "The fastest device of this machine; of several GPUs, this process's own (`LOCAL_RANK`)."
     if torch.cuda.is_available():
         rank = os.environ.get('LOCAL_RANK')
@@ -51,55 +51,66 @@ def default_device() -> torch.device: # CUDA if present, else Apple's MPS, else 
 
 # %% ../nbs/00_core.ipynb #59128ab2
 def about_run(
-    device: str | None = None, # where it was made; None: the fastest device there is
+    device: str | None = None,  # where it was made; None: the fastest device there is
 ) -> dict:
     "Versions and hardware, kept beside every figure."
     device = torch.device(device or default_device()).type
     n = torch.get_num_threads()
-    hardware = f'{device}, {n} thread{"s"*(n > 1)}, {platform.machine()}'
-    if device == 'cuda': hardware = torch.cuda.get_device_name()
-    return dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__,
-                python=platform.python_version(), hardware=hardware)
+    hardware = f'{device}, {n} thread{"s" * (n > 1)}, {platform.machine()}'
+    if device == 'cuda':
+        hardware = torch.cuda.get_device_name()
+    return dict(
+        bdense_nb=bdense_nb.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        hardware=hardware,
+    )
 
 # %% ../nbs/00_core.ipynb #bb736f86
 def _seed32(seed: int) -> int:
     "A seed as the 32 bits that torch's CPU generator uses: itself if it fits, else a hash."
-    try: s = operator.index(seed)
-    except TypeError: raise TypeError(f'a seed must be a whole number, got {seed!r}') from None
-    if s < 0: raise ValueError(f'a seed must be at least 0, got {s}')
+    try:
+        s = operator.index(seed)
+    except TypeError:
+        raise TypeError(f'a seed must be a whole number, got {seed!r}') from None
+    if s < 0:
+        raise ValueError(f'a seed must be at least 0, got {s}')
     return s if s < 2**32 else int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:4], 'big')
 
 # %% ../nbs/00_core.ipynb #ee73f5c7
-def send(t: Tensor, device: torch.device | str | None) -> Tensor: # None: it stays
+def send(t: Tensor, device: torch.device | str | None) -> Tensor:  # None: it stays
     "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
-    if device is None: return t
+    if device is None:
+        return t
     device = torch.device(device)
     if device.type == 'cuda' and t.device.type == 'cpu':
         return t.contiguous().pin_memory().to(device, non_blocking=True)
     return t.to(device)
 
+
 def sample_noise(
-    seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
-    shape: Sequence[int], # shape of one sample, `D`
-    device: torch.device | str | None = None, # of the result; the draw is made on the CPU
-) -> Tensor: # [B, *D], float32 standard normal
+    seeds: Sequence[int],  # one seed per sample, length B, whole numbers >= 0
+    shape: Sequence[int],  # shape of one sample, `D`
+    device: torch.device | str | None = None,  # of the result; the draw is made on the CPU
+) -> Tensor:  # [B, *D], float32 standard normal
     "Gaussian noise in which row i depends on `seeds[i]` and on nothing else."
     g = torch.Generator()
     noise = torch.empty(len(seeds), *shape)
-    for row, seed in zip(noise, seeds): row.normal_(generator=g.manual_seed(_seed32(seed)))
+    for row, seed in zip(noise, seeds):
+        row.normal_(generator=g.manual_seed(_seed32(seed)))
     return send(noise, device)
 
 # %% ../nbs/00_core.ipynb #4dfc157b
 def sample_labels(
-    seeds: Sequence[int], # one seed per sample, length B, whole numbers >= 0
-    n_classes: int, # number of classes, at least 1
-) -> Tensor: # [B], int64, uniform over the classes; on the CPU
+    seeds: Sequence[int],  # one seed per sample, length B, whole numbers >= 0
+    n_classes: int,  # number of classes, at least 1
+) -> Tensor:  # [B], int64, uniform over the classes; on the CPU
     "Class labels in which entry i depends on `seeds[i]` and on nothing else."
     check_int('n_classes', n_classes, 1)
     g = torch.Generator()
     labels = torch.empty(len(seeds), dtype=torch.long)
-    for i, seed in enumerate(seeds): # labels must not follow the noise, hence the odd multiplier
-        g.manual_seed(_seed32(seed)*2654435761 + 1)
+    for i, seed in enumerate(seeds):  # labels must not follow the noise, hence the odd multiplier
+        g.manual_seed(_seed32(seed) * 2654435761 + 1)
         labels[i] = torch.randint(n_classes, (), generator=g)
     return labels
 
@@ -112,145 +123,187 @@ def check_choice(name: str, value, allowed) -> None:
         more = f'; did you mean {near[0]}?' if near else ''
         raise ValueError(f'unknown {name} {value!r}; choose one of: {", ".join(names)}{more}')
 
+
 def refuse(
-    what: str, # begins every message; '': nothing
-    problems: dict[str, bool], # the rest of each message -> is it so?
+    what: str,  # begins every message; '': nothing
+    *problems: tuple[object, str],  # is it so?, the rest of the message
 ) -> None:
     "Raise a `ValueError` that names the first of some problems that is there."
-    for problem, there in problems.items():
-        if there: raise ValueError(f'{what} {problem}'.lstrip())
+    for there, problem in problems:
+        if there:
+            raise ValueError(f'{what} {problem}'.lstrip())
+
 
 @contextlib.contextmanager
 def reworded(
-    say: Callable[[Exception], str], # what was raised -> the message
-    *kinds: type[Exception], # that are caught
-    error: type[Exception] | None = None, # what is raised instead; None: a `ValueError`
+    say: Callable[[Exception], str],  # what was raised -> the message
+    *kinds: type[Exception],  # that are caught
+    error: type[Exception] | None = None,  # what is raised instead; None: a `ValueError`
 ) -> Iterator[None]:
     "Errors of some kinds, in words that say what to do."
-    try: yield
-    except kinds as e: raise (error or ValueError)(say(e)) from e
+    try:
+        yield
+    except kinds as e:
+        raise (error or ValueError)(say(e)) from e
+
+
+def interrupted(
+    say: Callable[[], str],  # how to go on
+) -> contextlib.AbstractContextManager:
+    "A Ctrl-C, in words."
+    return reworded(lambda e: say(), KeyboardInterrupt, error=KeyboardInterrupt)
+
 
 @dataclass(frozen=True)
 class Within:
     "What a number may be, written into its type: `Annotated[int, Within(at_least=1)]`."
-    at_least: float = -math.inf # the smallest value that is allowed
-    above: float = -math.inf # a bound that it must exceed
-    at_most: float = math.inf # the largest value that is allowed
-    below: float = math.inf # a bound that it must stay below
 
-    def __contains__(self, value) -> bool: # infinity is not, nor NaN
+    at_least: float = -math.inf  # the smallest value that is allowed
+    above: float = -math.inf  # a bound that it must exceed
+    at_most: float = math.inf  # the largest value that is allowed
+    below: float = math.inf  # a bound that it must stay below
+
+    def __contains__(self, value) -> bool:  # infinity is not, nor NaN
         return self.at_least <= value <= self.at_most and self.above < value < self.below
 
     def __str__(self) -> str:
         limits = {name: v for name, v in vars(self).items() if abs(v) < math.inf}
         return ' and '.join(f'{name.replace("_", " ")} {v}' for name, v in limits.items())
 
+
 def check_int(name: str, value, low: int, high: int | None = None) -> None:
     "Raise unless `value` is a whole number in [low, high]."
     limits = f'at least {low}' if high is None else f'between {low} and {high}'
-    if isinstance(value, bool) or not isinstance(value, int): limits = 'a whole number'
-    elif value in Within(low, at_most=math.inf if high is None else high): return
+    if isinstance(value, bool) or not isinstance(value, int):
+        limits = 'a whole number'
+    elif value in Within(low, at_most=math.inf if high is None else high):
+        return
     raise ValueError(f'{name} must be {limits}, got {value!r}')
 
+
 def check_number(
-    name: str, # what to call it in the message
-    value: float, # what was given
-    within: Within, # its limits
+    name: str,  # what to call it in the message
+    value: float,  # what was given
+    within: Within,  # its limits
 ) -> None:
     "Raise a `ValueError` unless `value` is a finite number within limits."
-    with contextlib.suppress(TypeError): # where it cannot be compared
-        if value in within: return
+    with contextlib.suppress(TypeError):  # where it cannot be compared
+        if value in within:
+            return
     raise ValueError(f'{name} must be a finite number {within}, got {value!r}')
 
+
 def check_type(
-    value, # what was given
-    kinds, # classes, as for `isinstance`
-    must: str, # what it must be, the beginning of the message
-    more: str = '', # its end
+    value,  # what was given
+    kinds,  # classes, as for `isinstance`
+    must: str,  # what it must be, the beginning of the message
+    more: str = '',  # its end
 ) -> None:
     "Raise a `TypeError` that says what kind of thing was given, unless it is of these classes."
-    if not isinstance(value, kinds): raise TypeError(f'{must}, got {type(value).__name__}{more}')
+    if not isinstance(value, kinds):
+        raise TypeError(f'{must}, got {type(value).__name__}{more}')
+
 
 def check_shape(
-    name: str, # what to call it in the message
-    t: Tensor, # the tensor that is checked
-    *axes: int | str, # sizes; a name stands for any size
+    name: str,  # what to call it in the message
+    t: Tensor,  # the tensor that is checked
+    *axes: int | str,  # sizes; a name stands for any size
 ) -> None:
     "Raise a `ValueError` unless a tensor has this shape."
     fits = [isinstance(want, str) or n == want for n, want in zip(t.shape, axes)]
     if t.ndim != len(axes) or not all(fits):
-        raise ValueError(f'{name} must have shape [{", ".join(map(str, axes))}], got '
-                         f'{tuple(t.shape)}')
+        raise ValueError(
+            f'{name} must have shape [{", ".join(map(str, axes))}], got {tuple(t.shape)}'
+        )
+
 
 def check_file(
     path: Path | str,
-    kind: str = 'file', # what to call it in the message
+    kind: str = 'file',  # what to call it in the message
 ) -> Path:
     "The path, if there is a file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no such {kind}: {path}')
+    if not path.is_file():
+        raise FileNotFoundError(f'no such {kind}: {path}')
     return path
 
 # %% ../nbs/00_core.ipynb #66d9e1fb
 @dataclass(frozen=True)
 class Trajectory:
     "The states a sampler passed through, noise first."
-    sigmas: Tensor # [n_steps+1], float64, descending
-    xs: Tensor # [n_steps+1, B, *D]
+
+    sigmas: Tensor  # [n_steps+1], float64, descending
+    xs: Tensor  # [n_steps+1, B, *D]
 
     def __post_init__(self):
         for name, t in vars(self).items():
             check_type(t, Tensor, f'{name} must be a torch.Tensor')
         n = self.xs.shape[:1].numel()
         if self.sigmas.ndim != 1 or self.xs.ndim < 2 or n != len(self.sigmas):
-            raise ValueError('a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got '
-                             f'{tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}: '
-                             f'{n} states for {self.sigmas.numel()} levels')
+            raise ValueError(
+                'a trajectory needs sigmas [n_steps+1] and xs [n_steps+1, B, *D], got '
+                f'{tuple(self.sigmas.shape)} and {tuple(self.xs.shape)}: '
+                f'{n} states for {self.sigmas.numel()} levels'
+            )
         if not (self.sigmas.diff() < 0).all():
             raise ValueError(f'the levels of a trajectory descend, got {self.sigmas.tolist()}')
 
-    def __len__(self) -> int: return len(self.sigmas)
-    def __getitem__(self, i: int) -> Tensor: return self.xs[i]
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.xs[i]
 
 # %% ../nbs/00_core.ipynb #af46d9f3
-def _reachable(denoiser) -> list: # objects that it may call
+def _reachable(denoiser) -> list:  # objects that it may call
     "What a denoiser keeps: attributes, elements, and the objects that a function names."
-    if isinstance(denoiser, (list, tuple)): return list(denoiser)
-    if isinstance(denoiser, dict): return list(denoiser.values())
-    if not callable(denoiser) or isinstance(denoiser, type): return []
+    if isinstance(denoiser, (list, tuple)):
+        return list(denoiser)
+    if isinstance(denoiser, dict):
+        return list(denoiser.values())
+    if not callable(denoiser) or isinstance(denoiser, type):
+        return []
     parts = [getattr(denoiser, name, None) for name in ('__self__', 'func', '__dict__')]
     for cell in getattr(denoiser, '__closure__', None) or ():
-        with contextlib.suppress(ValueError): # a cell may still be empty
+        with contextlib.suppress(ValueError):  # a cell may still be empty
             parts.append(cell.cell_contents)
     if isinstance(denoiser, types.FunctionType):
         named = [denoiser.__globals__.get(name) for name in denoiser.__code__.co_names]
         parts += [part for part in named if not isinstance(part, types.FunctionType)]
     return parts
 
+
 def _networks(denoiser, seen: set[int]) -> Iterator[nn.Module]:
     "The innermost networks that a denoiser can reach."
-    if id(denoiser) in seen: return
+    if id(denoiser) in seen:
+        return
     seen.add(id(denoiser))
     if not isinstance(denoiser, nn.Module):
-        for part in _reachable(denoiser): yield from _networks(part, seen)
+        for part in _reachable(denoiser):
+            yield from _networks(part, seen)
         return
-    if list(denoiser.children()) == [inner := getattr(denoiser, 'denoiser', None)]: # guidance
+    if list(denoiser.children()) == [inner := getattr(denoiser, 'denoiser', None)]:  # guidance
         yield from _networks(inner, seen)
         return
-    nets = [m.net for m in denoiser.modules()
-            if hasattr(m, 'to_x0') and isinstance(m.net, nn.Module)]
+    nets = [
+        m.net for m in denoiser.modules() if hasattr(m, 'to_x0') and isinstance(m.net, nn.Module)
+    ]
     kept = [part for name, part in vars(denoiser).items() if not name.startswith('_')]
     for net in nets or [*_networks(kept, seen)] or [denoiser]:
         others = [other for other in nets if other is not net]
-        if any(part is other for part in net.modules() for other in others): continue
+        if any(part is other for part in net.modules() for other in others):
+            continue
         while len(only := list(net.children())) == 1 and list(only[0].children()):
-            net = only[0] # an adapter
+            net = only[0]  # an adapter
         yield net
+
 
 class NFECounter:
     "A denoiser that counts calls of its network, by batches: a doubled batch (guidance) is two."
-    def __init__(self,
-        denoiser: Callable, # `D(x, sigma, cond=None)`; without a network its own calls count
+
+    def __init__(
+        self,
+        denoiser: Callable,  # `D(x, sigma, cond=None)`; without a network its own calls count
     ):
         check_type(denoiser, Callable, 'a denoiser must be callable')
         self.denoiser = denoiser
@@ -259,79 +312,109 @@ class NFECounter:
     def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
         "Call the denoiser, and count the calls that a sample needed."
         rows = []
+
         def note(net, args, kwargs):
             batches = [a for a in (*args, *kwargs.values()) if getattr(a, 'ndim', 0) > 1]
             rows.append(len(batches[0] if batches else x))
-        hooks = [net.register_forward_pre_hook(note, with_kwargs=True)
-                 for net in {*_networks(self.denoiser, set())}]
-        try: return self.denoiser(x, sigma, cond)
+
+        hooks = [
+            net.register_forward_pre_hook(note, with_kwargs=True)
+            for net in {*_networks(self.denoiser, set())}
+        ]
+        try:
+            return self.denoiser(x, sigma, cond)
         finally:
-            for hook in hooks: hook.remove()
-            self.nfe += max(math.ceil(sum(rows)/max(len(x), 1)), 1)
+            for hook in hooks:
+                hook.remove()
+            self.nfe += max(math.ceil(sum(rows) / max(len(x), 1)), 1)
 
 # %% ../nbs/00_core.ipynb #c0b1ed02
 def uncompiled(net: nn.Module) -> nn.Module:
     "What torch.compile has wrapped."
-    while isinstance(net, nn.Module) and hasattr(net, '_orig_mod'): net = net._orig_mod
+    while isinstance(net, nn.Module) and hasattr(net, '_orig_mod'):
+        net = net._orig_mod
     if getattr(net, '__name__', '') == 'forward' and hasattr(net, '_torchdynamo_orig_callable'):
-        raise TypeError('torch.compile makes a function of a network that is compiled already, and '
-                        'the network cannot be found in it: compile it once')
+        raise TypeError(
+            'torch.compile makes a function of a network that is compiled already, and '
+            'the network cannot be found in it: compile it once'
+        )
     return net
+
 
 @contextlib.contextmanager
 def undisturbed(model: Callable) -> Iterator[None]:
     "In evaluation mode and without gradients; afterwards each module is in its own mode again."
     modules = model.modules() if isinstance(model, nn.Module) else ()
     modes = {m: m.training for m in modules}
-    for m in modes: m.training = False
+    for m in modes:
+        m.training = False
     try:
-        with torch.no_grad(): yield
+        with torch.no_grad():
+            yield
     finally:
-        for m, mode in modes.items(): m.training = mode
+        for m, mode in modes.items():
+            m.training = mode
 
-_SHARED = (types.ModuleType, type(threading.Lock()), type(threading.RLock()),
-           types.MappingProxyType, torch.jit.ScriptFunction) # copy.deepcopy stops at them
+
+_SHARED = (
+    types.ModuleType,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    types.MappingProxyType,
+    torch.jit.ScriptFunction,
+)  # copy.deepcopy stops at them
 _COPYING = threading.RLock()
+
 
 def copied(
     model: nn.Module,
-    memo: dict | None = None, # id -> what stands for it in the copy, as copy.deepcopy has it
+    memo: dict | None = None,  # id -> what stands for it in the copy, as copy.deepcopy has it
 ) -> nn.Module:
     "A deep copy; modules of Python, locks and compiled functions are shared with it."
     with _COPYING:
-        known = copy.dispatch_table # not pickle's, which goes on as it is
-        copy.dispatch_table = known | dict.fromkeys(_SHARED, lambda thing: '') # a name: as it is
-        try: return copy.deepcopy(model, memo)
+        known = copy.dispatch_table  # not pickle's, which goes on as it is
+        copy.dispatch_table = known | dict.fromkeys(_SHARED, lambda thing: '')  # a name: as it is
+        try:
+            return copy.deepcopy(model, memo)
         except RuntimeError as e:
-            if 'weight_norm' not in str(e): raise
-            raise ValueError('a network with torch.nn.utils.weight_norm cannot be copied: take it '
-                             'off with remove_weight_norm(layer), or use the one of '
-                             'torch.nn.utils.parametrizations') from e
-        finally: copy.dispatch_table = known
+            if 'weight_norm' not in str(e):
+                raise
+            raise ValueError(
+                'a network with torch.nn.utils.weight_norm cannot be copied: take it '
+                'off with remove_weight_norm(layer), or use the one of '
+                'torch.nn.utils.parametrizations'
+            ) from e
+        finally:
+            copy.dispatch_table = known
 
 # %% ../nbs/00_core.ipynb #7e7ee1f9
 def check_sigmas(
-    sigmas, # noise levels, noisiest first
-    zero_ok: bool = True, # may the last level be 0?
-) -> Tensor: # [n_steps+1], float64, on the CPU
+    sigmas,  # noise levels, noisiest first
+    zero_ok: bool = True,  # may the last level be 0?
+) -> Tensor:  # [n_steps+1], float64, on the CPU
     "A grid of noise levels as float64: two or more, finite, positive and strictly descending."
     s = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     if s.ndim != 1 or len(s) < 2:
-        raise ValueError('a grid of noise levels is one-dimensional with at least 2 points, got '
-                         f'shape {tuple(s.shape)}')
+        raise ValueError(
+            'a grid of noise levels is one-dimensional with at least 2 points, got '
+            f'shape {tuple(s.shape)}'
+        )
     levels = s.tolist()
     for i, (level, after) in enumerate(zip(levels, levels[1:])):
         if after >= level:
-            raise ValueError(f'noise levels must be strictly descending, but level {i+1} '
-                             f'({after:.6g}) is not below level {i} ({level:.6g})')
+            raise ValueError(
+                f'noise levels must be strictly descending, but level {i + 1} '
+                f'({after:.6g}) is not below level {i} ({level:.6g})'
+            )
     within = Within(at_least=0) if zero_ok else Within(above=0)
-    for level in levels: check_number('every noise level', level, within)
+    for level in levels:
+        check_number('every noise level', level, within)
     return s
 
 # %% ../nbs/00_core.ipynb #f8b1ee0a
 def check_state(
-    x: Tensor, # [B, *D]
-    name: str = 'x', # what to call it in the message
+    x: Tensor,  # [B, *D]
+    name: str = 'x',  # what to call it in the message
 ) -> None:
     """Raise unless `x` is a floating-point tensor with a batch axis and at least one more, and
     finite, which is looked at on a CPU only."""
@@ -340,9 +423,11 @@ def check_state(
         raise TypeError(f'{name} must be a floating-point tensor [B, *D], got {kind}')
     if x.ndim < 2:
         raise ValueError(f'{name} must have at least two axes, got shape {tuple(x.shape)}')
-    if x.device.type != 'cpu': return # it would have to be waited for
+    if x.device.type != 'cpu':
+        return  # it would have to be waited for
     bad = int((~torch.isfinite(x)).sum())
-    if bad: raise ValueError(f'{name} contains {bad} NaN or infinite values')
+    if bad:
+        raise ValueError(f'{name} contains {bad} NaN or infinite values')
 
 # %% ../nbs/00_core.ipynb #55f708ec
 #: a whole number, at least 0
@@ -356,19 +441,28 @@ Fraction = Annotated[float, Within(above=0, below=1)]
 #: a number from 0 to below 1
 Beta = Annotated[float, Within(at_least=0, below=1)]
 
-_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a name',
-          type(None): 'None'}
+_WORDS = {
+    int: 'a whole number',
+    float: 'a number',
+    bool: 'True or False',
+    str: 'a name',
+    type(None): 'None',
+}
+
 
 def _wanted(kind) -> str:
     "A type in words."
     origin = typing.get_origin(kind)
     args = typing.get_args(kind)
-    if origin is Annotated: return ', '.join([_wanted(args[0]), *map(str, args[1:])])
-    if origin is typing.Literal: return f'one of: {", ".join(map(str, args))}'
+    if origin is Annotated:
+        return ', '.join([_wanted(args[0]), *map(str, args[1:])])
+    if origin is typing.Literal:
+        return f'one of: {", ".join(map(str, args))}'
     if origin is tuple:
         number = 'any number of' if args[-1] is ... else len(args)
         return f'a tuple of {number} values, each {_wanted(args[0])}'
     return ' or '.join(map(_wanted, args)) if args else _WORDS.get(kind, f'a {kind.__name__}')
+
 
 def _fitted(kind, value):
     "The value as its type has it (JSON has lists for tuples); TypeError: it does not fit."
@@ -376,40 +470,48 @@ def _fitted(kind, value):
     args = typing.get_args(kind)
     if origin is Annotated:
         value = _fitted(args[0], value)
-        if all(value in within for within in args[1:] if isinstance(within, Within)): return value
+        if all(value in within for within in args[1:] if isinstance(within, Within)):
+            return value
     elif origin is typing.Literal:
-        if any(type(value) is type(a) and value == a for a in args): return value
+        if any(type(value) is type(a) and value == a for a in args):
+            return value
     elif origin in (typing.Union, types.UnionType):
         for a in args:
-            with contextlib.suppress(TypeError): return _fitted(a, value)
+            with contextlib.suppress(TypeError):
+                return _fitted(a, value)
     elif origin is tuple:
-        kinds = args if args[-1] is not ... else args[:1]*len(value)
+        kinds = args if args[-1] is not ... else args[:1] * len(value)
         if isinstance(value, (list, tuple)) and len(value) == len(kinds):
             return tuple(map(_fitted, kinds, value))
     elif kind in (int, float):
         number = isinstance(value, (int, float) if kind is float else int)
-        if number and not isinstance(value, bool) and value in Within(): return value
-    elif isinstance(value, kind) and (kind is not str or value): return value
+        if number and not isinstance(value, bool) and value in Within():
+            return value
+    elif isinstance(value, kind) and (kind is not str or value):
+        return value
     raise TypeError
+
 
 _types = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
+
 def validate(
-    cfg, # a frozen dataclass; its types say what is allowed: `Literal`, `AtLeast1`, `Beta | None`
+    cfg,  # a frozen dataclass; its types say what is allowed: `Literal`, `AtLeast1`, `Beta | None`
 ) -> None:
     "For a configuration's `__post_init__`: refuse values that the types of its fields forbid."
     types_ = _types(type(cfg))
     for name in [f.name for f in fields(cfg)]:
         value = getattr(cfg, name)
-        try: object.__setattr__(cfg, name, _fitted(types_[name], value))
+        try:
+            object.__setattr__(cfg, name, _fitted(types_[name], value))
         except TypeError:
             raise ValueError(f'{name} must be {_wanted(types_[name])}, got {value!r}') from None
 
 # %% ../nbs/00_core.ipynb #23ca794e
 @contextlib.contextmanager
 def atomic_path(
-    path: Path | str, # the final name
-) -> Iterator[Path]: # a temporary name in the same folder
+    path: Path | str,  # the final name
+) -> Iterator[Path]:  # a temporary name in the same folder
     "Write to a temporary name: on success it is flushed and renamed to `path`, else removed."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -418,10 +520,12 @@ def atomic_path(
     tmp = Path(tmp)
     try:
         yield tmp
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+        with open(tmp, 'rb+') as f:
+            os.fsync(f.fileno())
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #059bc19c
 def write_json(path: Path | str, obj) -> None:
@@ -429,79 +533,99 @@ def write_json(path: Path | str, obj) -> None:
     with atomic_path(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + '\n')
 
-def sha256(path: Path | str) -> str: # 64 hex digits
+
+def sha256(path: Path | str) -> str:  # 64 hex digits
     "SHA-256 of a file."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
 
 def check_digest(
     path: Path | str,
-    got: str, # SHA-256 of what it holds
-    wanted: str, # as the configuration beside it has it
+    got: str,  # SHA-256 of what it holds
+    wanted: str,  # as the configuration beside it has it
 ) -> None:
     "Refuse a file that is not the one a stored configuration describes."
     if got != wanted:
-        raise ValueError(f'{path} is damaged or not the one its config.json describes: SHA-256 is '
-                         f'{got}, expected {wanted}')
+        raise ValueError(
+            f'{path} is damaged or not the one its config.json describes: SHA-256 is '
+            f'{got}, expected {wanted}'
+        )
 
 # %% ../nbs/00_core.ipynb #7cc2716e
 def read_json(
     path: Path | str,
-    needs: Sequence[str] = (), # keys that it must have
-    kind: type = dict, # what it must hold
-) -> dict: # or another `kind`
+    needs: Sequence[str] = (),  # keys that it must have
+    kind: type = dict,  # what it must hold
+) -> dict:  # or another `kind`
     "Read a JSON file; a missing, unreadable, damaged or foreign one is an error that names it."
     path = Path(path)
-    if not path.exists(): check_file(path)
+    if not path.exists():
+        check_file(path)
     with reworded(lambda e: f'{path} cannot be read: {e.strerror}', OSError, error=OSError):
         text = path.read_bytes()
-    broken = lambda e: (f'{path} is not valid JSON ({e}); it is truncated, damaged or of another '
-                        'kind')
-    with reworded(broken, ValueError, RecursionError): found = json.loads(text.decode('utf-8'))
+    broken = lambda e: (
+        f'{path} is not valid JSON ({e}); it is truncated, damaged or of another kind'
+    )
+    with reworded(broken, ValueError, RecursionError):
+        found = json.loads(text.decode('utf-8'))
     missing = [k for k in needs if isinstance(found, kind) and k not in found]
-    refuse(f'{path} is of another kind: it', {
-        f'holds a {type(found).__name__}, not a {kind.__name__}': not isinstance(found, kind),
-        f'lacks {", ".join(missing)}': missing})
+    refuse(
+        f'{path} is of another kind: it',
+        (not isinstance(found, kind), f'holds a {type(found).__name__}, not a {kind.__name__}'),
+        (missing, f'lacks {", ".join(missing)}'),
+    )
     return found
 
 # %% ../nbs/00_core.ipynb #b2642adb
 @contextlib.contextmanager
 def locked(
-    folder: Path | str, # made if it is not there
-    file: str | None = None, # hold this file alone, while other processes use the folder
+    folder: Path | str,  # made if it is not there
+    file: str | None = None,  # hold this file alone, while other processes use the folder
 ) -> Iterator[None]:
     "Hold a folder for this process, as often as it likes; another process is refused."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    what = folder/(file or '')
+    what = folder / (file or '')
     name = f'.{file}.lock' if file else '.lock'
-    lock = FileLock(folder.resolve()/name, thread_local=False, is_singleton=True)
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f'{what} is in use by another process: wait until that has ended, or name '
-                      f'another {"file" if file else "folder"}') from None
-    except NotImplementedError:
-        warnings.warn(f'{what} cannot be locked on this file system: see that only one run writes '
-                      'there', stacklevel=3)
+    lock = FileLock(folder.resolve() / name, thread_local=False, is_singleton=True)
     try:
-        if lock.lock_counter == 1 and not file: sweep(folder)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(
+            f'{what} is in use by another process: wait until that has ended, or name '
+            f'another {"file" if file else "folder"}'
+        ) from None
+    except NotImplementedError:
+        warnings.warn(
+            f'{what} cannot be locked on this file system: see that only one run writes there',
+            stacklevel=3,
+        )
+    try:
+        if lock.lock_counter == 1 and not file:
+            sweep(folder)
         yield
-    finally: lock.release()
+    finally:
+        lock.release()
 
-def sweep(folder: Path | str, file: str = '') -> None: # file: of the writers of this one alone
+
+def sweep(folder: Path | str, file: str = '') -> None:  # file: of the writers of this one alone
     "Remove temporary files of killed writers: of `atomic_path`, and of safetensors itself."
     for pattern in (f'.{file}.????????.tmp',) if file else ('.*.????????.tmp', '.tmp??????'):
-        for left in Path(folder).glob(pattern): left.unlink(missing_ok=True)
+        for left in Path(folder).glob(pattern):
+            left.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #dcc1424a
-def tensor_bytes(t: Tensor): # uint8 array
+def tensor_bytes(t: Tensor):  # uint8 array
     "The numbers of a tensor as they lie in memory, in row order."
     t = t.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
     return t.reshape(-1).view(torch.uint8).numpy()
 
+
 def save_tensors(
-    path: Path | str, # ends in `.safetensors`
-    tensors: dict[str, Tensor], # flat names to tensors
-    meta: dict | None = None, # JSON-able; stored in the file's own header
+    path: Path | str,  # ends in `.safetensors`
+    tensors: dict[str, Tensor],  # flat names to tensors
+    meta: dict | None = None,  # JSON-able; stored in the file's own header
 ) -> None:
     "Write tensors and their description as one safetensors file, atomically."
     for k, v in tensors.items():
@@ -509,46 +633,52 @@ def save_tensors(
             raise TypeError(f'only meta= takes other than tensors: {k!r} is a {type(v).__name__}')
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header = {'meta': json.dumps(meta or {}, allow_nan=False)}
-    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=header)
+    with atomic_path(path) as tmp:
+        save_file(tensors, tmp, metadata=header)
 
 # %% ../nbs/00_core.ipynb #c5b7722e
 def load_tensors(
-    path: Path | str, # a file written by `save_tensors`
-) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
+    path: Path | str,  # a file written by `save_tensors`
+) -> tuple[dict[str, Tensor], dict]:  # tensors on the CPU, and the description
     "Read tensors and their description; a foreign file is refused, and nothing is unpickled."
     path = check_file(path)
-    broken = lambda e: (f'{path} is not a readable safetensors file ({e}); it is truncated, '
-                        'damaged or of another kind')
+    broken = lambda e: (
+        f'{path} is not a readable safetensors file ({e}); it is truncated, '
+        'damaged or of another kind'
+    )
     with reworded(broken, SafetensorError, json.JSONDecodeError), safe_open(path, 'pt') as f:
         meta = json.loads((f.metadata() or {}).get('meta', '{}'))
-        return {k: f.get_tensor(k).clone() for k in f.keys()}, meta # copies: it may change
+        return {k: f.get_tensor(k).clone() for k in f.keys()}, meta  # copies: it may change
 
 # %% ../nbs/00_core.ipynb #313f9fa1
 def shipped(
-    what: str, # what to call it in the message
-    sign: str, # a file that it holds
-    in_wheel: str, # its folder in the installed package
-    in_checkout: str, # its folder beside the package
+    what: str,  # what to call it in the message
+    sign: str,  # a file that it holds
+    in_wheel: str,  # its folder in the installed package
+    in_checkout: str,  # its folder beside the package
 ) -> Path:
     "A folder that comes with the package."
     here = Path(bdense_nb.__file__).resolve().parent
-    folders = (here/in_wheel, here.parent/in_checkout)
+    folders = (here / in_wheel, here.parent / in_checkout)
     for folder in folders:
-        if (folder/sign).is_file(): return folder
-    raise FileNotFoundError(f'{what} found neither in {folders[0]} nor in {folders[1]}; '
-                            'reinstall bdense-nb')
+        if (folder / sign).is_file():
+            return folder
+    raise FileNotFoundError(
+        f'{what} found neither in {folders[0]} nor in {folders[1]}; reinstall bdense-nb'
+    )
+
 
 @functools.cache
-def data_dir() -> Path: # the folder with the shipped data, the teacher and the results
+def data_dir() -> Path:  # the folder with the shipped data, the teacher and the results
     "The shipped data: in a checkout `data/`, in an installed wheel the package `bdense_nb.assets`."
     return shipped('the shipped data was', 'README.md', 'assets', 'data')
 
 # %% ../nbs/00_core.ipynb #7346337c
 def check_answer(
-    answer, # the answer, or a function that works it out; with a None: not answered yet
-    ok: Callable, # answer -> True, or the hint for this mistake (a str), or False
-    hint: str, # for any other wrong answer
-) -> bool: # is it right?
+    answer,  # the answer, or a function that works it out; with a None: not answered yet
+    ok: Callable,  # answer -> True, or the hint for this mistake (a str), or False
+    hint: str,  # for any other wrong answer
+) -> bool:  # is it right?
     "Print 'not answered yet', 'correct' or a hint; an error is a wrong answer."
     try:
         given = answer() if callable(answer) else answer
@@ -566,7 +696,7 @@ def check_answer(
     return right
 
 # %% ../nbs/00_core.ipynb #a53616fc
-def patch(f: Callable) -> Callable | None: # what the name meant before
+def patch(f: Callable) -> Callable | None:  # what the name meant before
     "Make a function a method of the class that its first argument is annotated with."
     kind = next(iter(f.__annotations__.values()))
     setattr(f.__globals__[kind] if isinstance(kind, str) else kind, f.__name__, f)
@@ -574,10 +704,13 @@ def patch(f: Callable) -> Callable | None: # what the name meant before
 
 # %% ../nbs/00_core.ipynb #6a04165d
 def import_extra(
-    module: str, # such as 'diffusers'
-    extra: str, # of this package, that installs it
+    module: str,  # such as 'diffusers'
+    extra: str,  # of this package, that installs it
 ):
     "Import a library that not every user needs; an error says how to get it."
-    missing = lambda e: (f'this needs {module}, which cannot be imported ({e}); to install it: '
-                         f'pip install "bdense-nb[{extra}]"')
-    with reworded(missing, ImportError, error=ImportError): return importlib.import_module(module)
+    missing = lambda e: (
+        f'this needs {module}, which cannot be imported ({e}); to install it: '
+        f'pip install "bdense-nb[{extra}]"'
+    )
+    with reworded(missing, ImportError, error=ImportError):
+        return importlib.import_module(module)

@@ -1,11 +1,21 @@
 "`bdense_bench` measures what it says, and no iteration of a training waits for the device."
+
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from bdense_nb.app import bench as module
-from bdense_nb.app.bench import Bench, Size, interleaved, plain_sfd, ratio, run_parts, sfd_config, table
+from bdense_nb.app.bench import (
+    Bench,
+    Size,
+    interleaved,
+    plain_sfd,
+    ratio,
+    run_parts,
+    sfd_config,
+    table,
+)
 from bdense_nb.app.shell import bdense_bench
 from bdense_nb.core import read_json, write_json
 from bdense_nb.distillation.branches import branch
@@ -24,63 +34,113 @@ def on_meta(step, K: int | None, **config) -> None:
     "Two iterations with a student whose numbers are nowhere: what reads one of them raises."
     student = SIZE.denoiser(CPU)
     student = (student if K is None else branch(student, K)).to(META).train().requires_grad_(True)
-    run = training(student, step, TrainConfig(10, log_every=10, checkpoint_every=10, **config), Hardware())
-    for _ in range(2): next(run)
+    run = training(
+        student, step, TrainConfig(10, log_every=10, checkpoint_every=10, **config), Hardware()
+    )
+    for _ in range(2):
+        next(run)
 
 
-@pytest.mark.parametrize('changes', [{}, dict(K=1), dict(teacher_states='local'), dict(branch_weights_end='endpoint'), dict(solver='dpmpp3m'),
-                                     dict(loss='huber', branch_step='end')], ids=str)
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        dict(K=1),
+        dict(teacher_states='local'),
+        dict(branch_weights_end='endpoint'),
+        dict(solver='dpmpp3m'),
+        dict(loss='huber', branch_step='end'),
+    ],
+    ids=str,
+)
 def test_no_iteration_of_sfd_reads_from_the_device(changes):
     cfg = sfd_config(SIZE, **changes)
     teacher = SIZE.denoiser(META)
-    on_meta(cfg.step_function(teacher), cfg.K, clip_grad=1., ema=.9)
+    on_meta(cfg.step_function(teacher), cfg.K, clip_grad=1.0, ema=0.9)
 
 
 @pytest.mark.parametrize('target', ['state', 'x0'])
 def test_no_iteration_of_pd_reads_from_the_device(target):
     cfg = PDConfig(start_steps=8, end_steps=4, K=2, updates=4, batch=4, target=target)
     data, labels = torch.randn(8, *SIZE.shape), torch.arange(8)
-    on_meta(pd_step(SIZE.denoiser(META), data, labels, cfg, 4), 2, clip_grad=1., ema=.9)
+    on_meta(pd_step(SIZE.denoiser(META), data, labels, cfg, 4), 2, clip_grad=1.0, ema=0.9)
 
 
 @pytest.mark.parametrize('host', ['sfd', 'pd'])
 def test_all_that_enters_a_compiled_network_is_on_its_device(host, monkeypatch):
     "A noise level on the CPU would be copied inside the graph, by pinned memory, which no graph can hold."
     seen, real = [], torch.compile
+
     def backend(graph, inputs):
         seen.append({t.device.type for t in inputs if isinstance(t, torch.Tensor)})
         return graph.forward
-    monkeypatch.setattr(torch, 'compile', lambda f, dynamic: real(f, backend=backend, dynamic=dynamic))
+
+    monkeypatch.setattr(
+        torch, 'compile', lambda f, dynamic: real(f, backend=backend, dynamic=dynamic)
+    )
     teacher, data, labels = SIZE.denoiser(META), torch.randn(8, *SIZE.shape), torch.arange(8)
-    if host == 'sfd': step = (cfg := sfd_config(SIZE)).step_function(teacher)
-    else: step = pd_step(teacher, data, labels, cfg := PDConfig(start_steps=8, end_steps=4, K=2, updates=4, batch=4), 4)
+    if host == 'sfd':
+        step = (cfg := sfd_config(SIZE)).step_function(teacher)
+    else:
+        step = pd_step(
+            teacher,
+            data,
+            labels,
+            cfg := PDConfig(start_steps=8, end_steps=4, K=2, updates=4, batch=4),
+            4,
+        )
     student = branch(SIZE.denoiser(CPU), cfg.K).to(META).train().requires_grad_(True)
-    next(training(student, step, TrainConfig(10, log_every=10), Hardware(compile=True), teacher=teacher))
+    next(
+        training(
+            student, step, TrainConfig(10, log_every=10), Hardware(compile=True), teacher=teacher
+        )
+    )
     assert len(seen) > 1 and all(devices == {'meta'} for devices in seen)
 
 
 def test_no_iteration_of_teaching_reads_from_the_device():
     x = torch.randn(4, *SIZE.shape, device=META)
-    def step(model, i): yield edm_loss(model, x, torch.zeros(4, dtype=torch.long, device=META), torch.Generator().manual_seed(i))
+
+    def step(model, i):
+        yield edm_loss(
+            model,
+            x,
+            torch.zeros(4, dtype=torch.long, device=META),
+            torch.Generator().manual_seed(i),
+        )
+
     on_meta(step, None)
 
 
 def test_a_step_that_reads_from_the_device_is_seen():
     def step(model, i):
-        loss = model(torch.randn(4, *SIZE.shape, device=META), 1.).mean()
-        if loss > 0: loss = 2*loss
+        loss = model(torch.randn(4, *SIZE.shape, device=META), 1.0).mean()
+        if loss > 0:
+            loss = 2 * loss
         yield loss
-    with pytest.raises(RuntimeError, match='meta'): on_meta(step, None)
+
+    with pytest.raises(RuntimeError, match='meta'):
+        on_meta(step, None)
 
 
 # --- the measuring ---
 
+
 def test_a_ratio_is_that_of_the_arms_in_one_round():
-    ticks = iter([0., 1., 1., 4., 4., 10., 10., 11., 11., 12., 12., 15.]) # seconds of a, b, then b, a, then a, b
+    ticks = iter(
+        [0.0, 1.0, 1.0, 4.0, 4.0, 10.0, 10.0, 11.0, 11.0, 12.0, 12.0, 15.0]
+    )  # seconds of a, b, then b, a, then a, b
     called = []
-    times = interleaved({'a': lambda: called.append('a'), 'b': lambda: called.append('b')}, 3, CPU, lambda: next(ticks))
-    assert times == {'a': [1., 1., 1.], 'b': [3., 6., 3.]} and called == [*'ab', *'abbaab']
-    assert ratio(times['b'], times['a']) == dict(ratio=3., least=3., most=6., seconds=3., peer_seconds=1.)
+    times = interleaved(
+        {'a': lambda: called.append('a'), 'b': lambda: called.append('b')},
+        3,
+        CPU,
+        lambda: next(ticks),
+    )
+    assert times == {'a': [1.0, 1.0, 1.0], 'b': [3.0, 6.0, 3.0]} and called == [*'ab', *'abbaab']
+    assert ratio(times['b'], times['a']) == dict(
+        ratio=3.0, least=3.0, most=6.0, seconds=3.0, peer_seconds=1.0
+    )
 
 
 def test_the_plain_loop_is_sfd(monkeypatch):
@@ -91,9 +151,11 @@ def test_the_plain_loop_is_sfd(monkeypatch):
     student = branch(teacher, 1).train().requires_grad_(True)
     opt, mine = torch.optim.Adam(student.parameters(), 1e-6), []
     for loss in cfg.step_function(teacher)(student, 0):
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
         mine.append(loss.detach())
-    monkeypatch.setattr(torch, 'randn', lambda *_, **__: traj[0]/cfg.sigma_max)
+    monkeypatch.setattr(torch, 'randn', lambda *_, **__: traj[0] / cfg.sigma_max)
     monkeypatch.setattr(torch, 'randint', lambda *_, **__: label)
     torch.testing.assert_close(plain_sfd(teacher, cfg)(), mine, rtol=1e-5, atol=0)
 
@@ -103,7 +165,11 @@ def test_every_part_says_what_was_divided_by_what(name):
     found = module.run_part(module.PARTS[name], QUICK)
     assert 'error' not in found, found.get('traceback')
     for row in found['rows']:
-        assert row['least'] <= row['ratio'] <= row['most'] and row['what'] != row['peer'] and row['size'] in QUICK.sizes
+        assert (
+            row['least'] <= row['ratio'] <= row['most']
+            and row['what'] != row['peer']
+            and row['size'] in QUICK.sizes
+        )
         assert row['seconds'] > 0 and row['peer_seconds'] > 0
     assert len({(r['size'], r['what'], r['peer']) for r in found['rows']}) == len(found['rows'])
 
@@ -112,48 +178,79 @@ def test_memory_grows_by_the_branches_alone():
     "K branches keep K outputs and K states more; everything before the last layer is there once."
     rows = module.bench_branches(QUICK)['rows']
     more = {int(r['what'].split()[-1]): r['mb'] - r['peer_mb'] for r in rows}
-    assert more[4] == pytest.approx(3*more[2], rel=.05) and 0 < more[4] < .1*rows[0]['peer_mb']
+    assert (
+        more[4] == pytest.approx(3 * more[2], rel=0.05) and 0 < more[4] < 0.1 * rows[0]['peer_mb']
+    )
 
 
 def test_a_failing_part_is_noted_and_tried_again_last(tmp_path, capsys):
     tried = []
-    def good(bench): tried.append('good'); return dict(rows=[])
-    def bad(bench): tried.append('bad'); raise OSError('no space')
+
+    def good(bench):
+        tried.append('good')
+        return dict(rows=[])
+
+    def bad(bench):
+        tried.append('bad')
+        raise OSError('no space')
+
     parts = {'bad': bad, 'good': good, 'more': good}
-    run_parts(parts, QUICK, tmp_path, minutes=-1.)
+    run_parts(parts, QUICK, tmp_path, minutes=-1.0)
     assert not tried and 'bad, good, more left' in capsys.readouterr().out
     run_parts(parts, QUICK, tmp_path)
     run_parts(parts, QUICK, tmp_path)
     assert tried == ['bad', 'good', 'good', 'bad']
-    kept = read_json(tmp_path/'bad.json')
-    assert kept['error'] == 'OSError: no space' and 'def bad' not in kept['error'] and 'bad: OSError: no space' in table({'bad': kept})
+    kept = read_json(tmp_path / 'bad.json')
+    assert (
+        kept['error'] == 'OSError: no space'
+        and 'def bad' not in kept['error']
+        and 'bad: OSError: no space' in table({'bad': kept})
+    )
 
 
 def test_the_command(tmp_path, capsys):
-    plan = bdense_bench(tmp_path/'new', parts='sampler,imports', dry_run=True)
-    assert set(plan['parts']) == {'sampler', 'imports'} and not (tmp_path/'new').exists()
-    with pytest.raises(ValueError, match="unknown part 'speed'; choose one of: loop, sampler"): bdense_bench(tmp_path/'new', parts='speed')
-    with pytest.raises(ValueError, match='repeats'): bdense_bench(tmp_path/'new', repeats=0)
-    for _ in range(2): done = bdense_bench(tmp_path/'out', parts='sampler', quick=True, device='cpu')
-    assert done['failed'] == [] and {p.name for p in (tmp_path/'out').iterdir()} == {'sampler.json', 'bench.json', 'bench.txt', 'bench.png'}
-    whole = json.loads((tmp_path/'out'/'bench.json').read_text())
-    assert whole['command'] == f'bdense_bench {tmp_path/"out"} --parts=sampler --quick --device=cpu'
-    assert whole['sampler']['rows'][0]['what'] == 'sampler' and whole['sampler']['quick'] and 'sampler / bare calls' in capsys.readouterr().out
-    assert '--quick' in (tmp_path/'out/bench.txt').read_text().splitlines()[0]
-    larger = {**read_json(tmp_path/'out/sampler.json'), 'quick': False}
-    write_json(tmp_path/'out/loop.json', larger) # of another kind: not of this report
-    bdense_bench(tmp_path/'out', parts='sampler', quick=True, device='cpu')
-    assert 'loop' not in read_json(tmp_path/'out/bench.json')
+    plan = bdense_bench(tmp_path / 'new', parts='sampler,imports', dry_run=True)
+    assert set(plan['parts']) == {'sampler', 'imports'} and not (tmp_path / 'new').exists()
+    with pytest.raises(ValueError, match="unknown part 'speed'; choose one of: loop, sampler"):
+        bdense_bench(tmp_path / 'new', parts='speed')
+    with pytest.raises(ValueError, match='repeats'):
+        bdense_bench(tmp_path / 'new', repeats=0)
+    for _ in range(2):
+        done = bdense_bench(tmp_path / 'out', parts='sampler', quick=True, device='cpu')
+    assert done['failed'] == [] and {p.name for p in (tmp_path / 'out').iterdir()} == {
+        'sampler.json',
+        'bench.json',
+        'bench.txt',
+        'bench.png',
+    }
+    whole = json.loads((tmp_path / 'out' / 'bench.json').read_text())
+    assert (
+        whole['command'] == f'bdense_bench {tmp_path / "out"} --parts=sampler --quick --device=cpu'
+    )
+    assert (
+        whole['sampler']['rows'][0]['what'] == 'sampler'
+        and whole['sampler']['quick']
+        and 'sampler / bare calls' in capsys.readouterr().out
+    )
+    assert '--quick' in (tmp_path / 'out/bench.txt').read_text().splitlines()[0]
+    larger = {**read_json(tmp_path / 'out/sampler.json'), 'quick': False}
+    write_json(tmp_path / 'out/loop.json', larger)  # of another kind: not of this report
+    bdense_bench(tmp_path / 'out', parts='sampler', quick=True, device='cpu')
+    assert 'loop' not in read_json(tmp_path / 'out/bench.json')
 
 
 def test_the_gpu_report_runs_on_a_cpu(tmp_path):
     "In its tiny form: each part there, none failed, and what needs a GPU says so."
-    report = Path(__file__).resolve().parent/'gpu'/'report.py'
+    report = Path(__file__).resolve().parent / 'gpu' / 'report.py'
     names = ['waits', 'sampler', 'precision', 'scaler', 'oom', 'graphs']
-    code = f'sys.argv = {[str(report), str(tmp_path/"out"), "--device", "cpu", "--only", ",".join(names)]}\nimport runpy; runpy.run_path({str(report)!r}, run_name="__main__")'
+    code = f'sys.argv = {[str(report), str(tmp_path / "out"), "--device", "cpu", "--only", ",".join(names)]}\nimport runpy; runpy.run_path({str(report)!r}, run_name="__main__")'
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = {name: read_json(tmp_path/'out'/f'{name}.json') for name in names}
+    found = {name: read_json(tmp_path / 'out' / f'{name}.json') for name in names}
     assert not {name: part['error'] for name, part in found.items() if 'error' in part}
-    assert {name for name, part in found.items() if 'GPU' in part.get('skipped', '')} == {'scaler', 'oom', 'graphs'}
-    assert found['precision']['largest_relative_difference']['bf16'] < .05
+    assert {name for name, part in found.items() if 'GPU' in part.get('skipped', '')} == {
+        'scaler',
+        'oom',
+        'graphs',
+    }
+    assert found['precision']['largest_relative_difference']['bf16'] < 0.05

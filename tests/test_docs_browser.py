@@ -1,4 +1,5 @@
 "The documentation site in a real browser: every page at two widths, search, the explorers, dark mode, accessibility."
+
 import json
 import threading
 from functools import partial
@@ -17,9 +18,14 @@ from docs_sources import SETTINGS
 pytestmark = pytest.mark.browser
 BASE = SETTINGS['doc_baseurl'] + '/'
 PHONE, DESK = {'width': 390, 'height': 844}, {'width': 1280, 'height': 900}
-KINDS = {'home': 'index.html', 'live': 'live.html', 'lesson': 'distillation/02_branches.html', 'reference': 'api/distillation.losses.html'}  # one page of each kind is looked at more closely, in light and dark
+KINDS = {
+    'home': 'index.html',
+    'live': 'live.html',
+    'lesson': 'distillation/02_branches.html',
+    'reference': 'api/distillation.losses.html',
+}  # one page of each kind is looked at more closely, in light and dark
 
-INSPECT = '''async () => {
+INSPECT = """async () => {
     if (window.MathJax?.startup) await MathJax.startup.promise;
     const prose = document.querySelector('article').cloneNode(true);
     prose.querySelectorAll('pre, code, script, style, mjx-container, .bdense-explorer').forEach(e => e.remove());
@@ -31,14 +37,17 @@ INSPECT = '''async () => {
     for (const m of document.querySelectorAll('code.py-obj, code.py-mod')) if (!m.closest('a')) bad.push('no such name: ' + m.textContent);
     for (const i of document.images) if (i.complete && !i.naturalWidth) bad.push('picture: ' + i.src.slice(0, 80));
     return bad;
-}'''
+}"""
 
 
 class Quiet(SimpleHTTPRequestHandler):
     "The site, also below the address that settings.ini gives it; a missing page is answered as GitHub Pages does."
-    def log_message(self, *args): pass
 
-    def translate_path(self, path): return super().translate_path(f'/{path.removeprefix(BASE)}')
+    def log_message(self, *args):
+        pass
+
+    def translate_path(self, path):
+        return super().translate_path(f'/{path.removeprefix(BASE)}')
 
     def send_error(self, code, *args):
         self.send_response(code)
@@ -52,16 +61,19 @@ def address(site):
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
-    server.shutdown(); server.server_close()
+    server.shutdown()
+    server.server_close()
 
 
 def visits(page, address):
     "`visit(path)` opens a page of the site; `visit.page` is the browser's."
     page.set_default_timeout(60_000)
     page.on('console', lambda m: m.type == 'error' and page.problems.append(f'console: {m.text}'))
+
     def visit(path):
         page.goto(f'{address}/{path}')
         return page
+
     visit.page = page
     return visit
 
@@ -75,7 +87,8 @@ def first_visit(page, address):
 @pytest.fixture(scope='module')
 def reader(chromium, address):
     "One for all tests that do not ask for a new one: what every page loads is read once."
-    with opened(chromium) as page: yield visits(page, address)
+    with opened(chromium) as page:
+        yield visits(page, address)
 
 
 @pytest.fixture
@@ -92,7 +105,7 @@ def visit(reader):
 
 
 # put another page of the folder into this one, if this one has loaded all that it would: its scripts run, its formulas are drawn
-PUT = '''async path => {
+PUT = """async path => {
     const answer = await fetch(path), there = new DOMParser().parseFromString(await answer.text(), 'text/html');
     const loads = page => [...page.querySelectorAll('script[src], link[rel=stylesheet]')].map(e => e.getAttribute('src') || e.getAttribute('href'));
     const loaded = new Set(loads(document));
@@ -107,10 +120,10 @@ PUT = '''async path => {
     }
     await window.MathJax?.typesetPromise([main]);
     return true;
-}'''
+}"""
 
 
-CUT = '''[...document.querySelectorAll('article pre')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).length'''
+CUT = """[...document.querySelectorAll('article pre')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).length"""
 
 
 # of every picture that is seen: its name, how bright it is with its filter, and how much of its edge is
@@ -135,13 +148,18 @@ SHADES = """async () => {
 def pictures(page, path):
     "How many were looked at, and which are not as dark as their page: what the switch says counts, whatever the system has."
     seen, wrong = 0, []
-    for system, switch in (('dark', 'auto'), ('light', 'dark'), ('dark', 'light'))[:3 if path in KINDS.values() else 1]:
+    for system, switch in (('dark', 'auto'), ('light', 'dark'), ('dark', 'light'))[
+        : 3 if path in KINDS.values() else 1
+    ]:
         page.emulate_media(color_scheme=system)
         page.evaluate('theme => { document.body.dataset.theme = theme; }', switch)
         for name, mean, edge in page.evaluate(SHADES):
             seen += 1
             bright = edge > 130 if switch == 'light' else mean > 140 or edge > 60
-            if bright != (switch == 'light'): wrong.append(f'system {system}, switch {switch}: {name} {mean:.0f}, its edge {edge:.0f}')
+            if bright != (switch == 'light'):
+                wrong.append(
+                    f'system {system}, switch {switch}: {name} {mean:.0f}, its edge {edge:.0f}'
+                )
     page.emulate_media(color_scheme='light')
     page.evaluate("document.body.dataset.theme = 'auto'")
     return seen, wrong
@@ -155,33 +173,54 @@ def test_every_page(visit, site):
     page.set_viewport_size(PHONE)
     paths = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
     listings = [path for path in paths if path.startswith('_modules')]
-    for i, path in enumerate(path for path in paths if path not in listings or path in listings[::8]):
+    for i, path in enumerate(
+        path for path in paths if path not in listings or path in listings[::8]
+    ):
         page.problems.clear()
         folder = path.split('/')[0]
         if folder != last or not page.evaluate(PUT, f'/{path}'):
-            visit(path).evaluate("document.documentElement.style.visibility = 'hidden'")  # laid out as ever, and not painted
+            visit(path).evaluate(
+                "document.documentElement.style.visibility = 'hidden'"
+            )  # laid out as ever, and not painted
         last = folder
         found = [*page.evaluate(INSPECT), *page.problems]
-        for size in (DESK, PHONE)[::1 if i % 2 else -1]:  # the next page is opened in the size in which this one ends
-            if page.viewport_size != size: page.set_viewport_size(size)
+        for size in (DESK, PHONE)[
+            :: 1 if i % 2 else -1
+        ]:  # the next page is opened in the size in which this one ends
+            if page.viewport_size != size:
+                page.set_viewport_size(size)
             width = page.evaluate('document.documentElement.scrollWidth')
-            if width > size['width']: found.append(f'{width} pixels wide on a screen of {size["width"]}')
-            if size == DESK and (cut := page.evaluate(CUT)): found.append(f'{cut} listings are cut off on a desk')
-        if path != 'py-modindex.html' and (site/path).read_text(encoding='utf-8').count('<img') > 1: # Sphinx's own icons; the logo
+            if width > size['width']:
+                found.append(f'{width} pixels wide on a screen of {size["width"]}')
+            if size == DESK and (cut := page.evaluate(CUT)):
+                found.append(f'{cut} listings are cut off on a desk')
+        if (
+            path != 'py-modindex.html'
+            and (site / path).read_text(encoding='utf-8').count('<img') > 1
+        ):  # Sphinx's own icons; the logo
             more, wrong = pictures(page, path)
             seen, found = seen + more, found + wrong
-        if found: problems[path] = found
+        if found:
+            problems[path] = found
     assert seen > 160 and not problems, '\n'.join(f'{k}: {v}' for k, v in problems.items())
 
 
-@pytest.mark.parametrize('query, page_found, kind', [('NFECounter', 'api/core.html', 'Reference'), ('halving', 'course/4_halving.html', 'Course'),
-                                                     ('progressive_targets', 'api/distillation.segments.html', 'Reference'),
-                                                     ('pixel_shuffle', 'distillation/02_branches.html', 'Library')])
+@pytest.mark.parametrize(
+    'query, page_found, kind',
+    [
+        ('NFECounter', 'api/core.html', 'Reference'),
+        ('halving', 'course/4_halving.html', 'Course'),
+        ('progressive_targets', 'api/distillation.segments.html', 'Reference'),
+        ('pixel_shuffle', 'distillation/02_branches.html', 'Library'),
+    ],
+)
 def test_search(visit, query, page_found, kind):
     page = visit('index.html')
     page.locator('.sidebar-search').fill(query)
     page.keyboard.press('Enter')
-    page.locator(f'#search-results li:has(.found-in:text("{kind}")) a[href*="{page_found}"]').first.wait_for()
+    page.locator(
+        f'#search-results li:has(.found-in:text("{kind}")) a[href*="{page_found}"]'
+    ).first.wait_for()
     assert not page.problems
 
 
@@ -189,13 +228,26 @@ def test_figures_on_a_phone(visit):
     "Those of the front page are seen whole, at more than half their size; a wide one of a lesson keeps its size and scrolls."
     visit.page.set_viewport_size(PHONE)
     page = visit('index.html')
-    shown = page.locator('article img').evaluate_all('images => images.map(i => [i.src.split("/").pop(), i.clientWidth/i.naturalWidth, i.clientWidth])')
+    shown = page.locator('article img').evaluate_all(
+        'images => images.map(i => [i.src.split("/").pop(), i.clientWidth/i.naturalWidth, i.clientWidth])'
+    )
     shown = {name: rest for name, *rest in shown}
-    assert all(shown[name][0] > .5 and shown[name][1] <= PHONE['width'] for name in ('spiral.gif', 'method.light.svg', 'gains.png', 'forecasting.png', 'anomalies.png')), shown
+    assert all(
+        shown[name][0] > 0.5 and shown[name][1] <= PHONE['width']
+        for name in (
+            'spiral.gif',
+            'method.light.svg',
+            'gains.png',
+            'forecasting.png',
+            'anomalies.png',
+        )
+    ), shown
     page = visit('course/3_why_walks_bend.html')
     page.locator('details summary').last.click()
     box = page.locator('a.full:visible').first
-    assert box.locator('img').evaluate('i => i.clientWidth === i.naturalWidth && i.naturalWidth > 600')
+    assert box.locator('img').evaluate(
+        'i => i.clientWidth === i.naturalWidth && i.naturalWidth > 600'
+    )
     box.focus()
     page.keyboard.press('ArrowRight')
     page.wait_for_function('e => e.scrollLeft > 0', arg=box.element_handle())
@@ -212,7 +264,9 @@ BROKEN = """codes => {
 }"""
 
 
-@pytest.mark.parametrize('path', ['api/distillation.students.html', 'api/app.commands.html', 'api/training.hooks.html'])
+@pytest.mark.parametrize(
+    'path', ['api/distillation.students.html', 'api/app.commands.html', 'api/training.hooks.html']
+)
 def test_no_word_of_a_type_is_broken_on_a_phone(visit, path):
     visit.page.set_viewport_size(PHONE)
     codes = visit(path).locator('table.parameters code')
@@ -225,14 +279,34 @@ def test_lessons_come_first(visit):
     page = visit('search.html?q=lesson+3')
     page.locator('#search-results li:has(a[href^="00_core"]) .found-in:text("Library")').wait_for()
     assert page.locator('#search-results li a').first.get_attribute('href').startswith('course/3_')
-    first = '''query => {
+    first = """query => {
         history.replaceState(null, '', `?q=${query}`);
         return Search._performSearch(...Search._parseQuery(query)).at(-1)[0];
-    }'''
-    for query, lesson in (('Progressive Distillation', 4), ('branch', 6), ('branches', 6), ('capstone', 9), ('Lesson 5', 5), ('why walks bend', 3), ('SFD', 5), ('spiral', 2), ('diffusers', 8),
-                          ('my own data', 2), ('what is a branch', 6), ('GPU memory', 8), ('analytic first step', 2), ('branch weights', 7)):
+    }"""
+    for query, lesson in (
+        ('Progressive Distillation', 4),
+        ('branch', 6),
+        ('branches', 6),
+        ('capstone', 9),
+        ('Lesson 5', 5),
+        ('why walks bend', 3),
+        ('SFD', 5),
+        ('spiral', 2),
+        ('diffusers', 8),
+        ('my own data', 2),
+        ('what is a branch', 6),
+        ('GPU memory', 8),
+        ('analytic first step', 2),
+        ('branch weights', 7),
+    ):
         assert page.evaluate(first, query).startswith(f'course/{lesson}_'), query
-    for query, found in (('NFECounter', 'api/core'), ('how to install', 'index'), ('multi gpu', 'training/03_devices'), ('hugging face hub', 'interop/01_diffusers'), ('endpoint', 'glossary')):
+    for query, found in (
+        ('NFECounter', 'api/core'),
+        ('how to install', 'index'),
+        ('multi gpu', 'training/03_devices'),
+        ('hugging face hub', 'interop/01_diffusers'),
+        ('endpoint', 'glossary'),
+    ):
         assert page.evaluate(first, query) == found, query
     assert not page.problems
 
@@ -242,23 +316,28 @@ def test_sections_of_the_sidebar(visit):
     visit.page.set_viewport_size(DESK)
     page = visit('course/10_solutions.html')
     heads = page.locator('.sidebar-tree summary')
-    assert heads.count() == 6 and all(box.bounding_box()['y'] + 20 < DESK['height'] for box in heads.all())
+    assert heads.count() == 6 and all(
+        box.bounding_box()['y'] + 20 < DESK['height'] for box in heads.all()
+    )
     assert page.locator('.sidebar-tree details[open] .caption-text').all_inner_texts() == ['COURSE']
     heads.nth(3).press('Enter')
     assert page.locator('.sidebar-tree a', has_text='Diffusion').first.is_visible()
     visit.page.set_viewport_size(PHONE)
     drawer = page.locator('.sidebar-search')
-    drawer.wait_for(state='hidden') # out of the keyboard's way, until it is opened by it
+    drawer.wait_for(state='hidden')  # out of the keyboard's way, until it is opened by it
     page.locator('label.nav-overlay-icon').press('Enter')
     drawer.wait_for(state='visible')
-    assert page.locator('label.nav-overlay-icon').get_attribute('aria-label') == 'Toggle site navigation sidebar'
+    assert (
+        page.locator('label.nav-overlay-icon').get_attribute('aria-label')
+        == 'Toggle site navigation sidebar'
+    )
     page.wait_for_function("document.activeElement.closest('.sidebar-drawer')")
     page.keyboard.press('Escape')
     drawer.wait_for(state='hidden')
 
 
 BOXES = 'article pre, article .table-wrapper, article mjx-container, article a.full'
-CUT_OFF = '''boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))'''
+CUT_OFF = """boxes => boxes.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !(e.matches('.scrolls.more') && e.tabIndex === 0)).map(e => e.textContent.slice(0, 60))"""
 
 
 def test_results_on_a_phone(visit):
@@ -269,16 +348,25 @@ def test_results_on_a_phone(visit):
     page.evaluate("document.querySelectorAll('article details').forEach(d => { d.open = true; })")
     page.locator('article .scrolls.more:visible').first.wait_for()
     table = page.locator('article .table-wrapper').first
-    assert table.locator('th').all_inner_texts()[:3] == ['better', 'worse', 'neither'] and table.evaluate('e => e.scrollWidth <= e.clientWidth + 1')
+    assert table.locator('th').all_inner_texts()[:3] == [
+        'better',
+        'worse',
+        'neither',
+    ] and table.evaluate('e => e.scrollWidth <= e.clientWidth + 1')
     assert not page.locator(BOXES).evaluate_all(CUT_OFF)
 
 
 def test_a_missing_page_has_the_site_around_it(visit):
     "However deep it was looked for, and without a wrong request."
     page = visit(f'{BASE[1:]}tutorials/deep/none.html')
-    assert len(page.problems) == 2 and page.problems[0].endswith('none.html'), page.problems  # the status of the page itself, said twice
+    assert len(page.problems) == 2 and page.problems[0].endswith('none.html'), (
+        page.problems
+    )  # the status of the page itself, said twice
     page.problems.clear()
-    assert page.locator('.sidebar-tree a', has_text='A first distillation').count() and page.locator('.sidebar-search').is_visible()
+    assert (
+        page.locator('.sidebar-tree a', has_text='A first distillation').count()
+        and page.locator('.sidebar-search').is_visible()
+    )
     page.locator('article a', has_text='Start with lesson 1').click()
     assert page.url.endswith('/course/1_first_distillation.html') and not page.problems
 
@@ -289,7 +377,9 @@ def test_a_formula_fits_a_phone(visit):
     page.wait_for_function('window.MathJax?.startup?.promise')
     formulas = page.locator('article mjx-container[display=true]')
     formulas.first.wait_for()
-    assert formulas.count() and not formulas.evaluate_all('all => all.filter(e => e.scrollWidth > e.clientWidth).length')
+    assert formulas.count() and not formulas.evaluate_all(
+        'all => all.filter(e => e.scrollWidth > e.clientWidth).length'
+    )
 
 
 def test_sidebar_shows_the_place(visit):
@@ -302,12 +392,24 @@ def test_sidebar_shows_the_place(visit):
 def test_parameters_on_a_phone(visit):
     "A type is not broken within a word, and stands in one line with its parameter."
     visit.page.set_viewport_size(PHONE)
-    row = visit('api/diffusion.samplers.html').locator('table.parameters tr:has(:text-is("sigma_next"))').first
+    row = (
+        visit('api/diffusion.samplers.html')
+        .locator('table.parameters tr:has(:text-is("sigma_next"))')
+        .first
+    )
     name, kind, meaning = (row.locator('td').nth(i).bounding_box() for i in (0, 1, 3))
-    assert abs(name['y'] - kind['y']) < 5 and kind['height'] < 30 and meaning['y'] > name['y'] + 10 and meaning['width'] > 250
+    assert (
+        abs(name['y'] - kind['y']) < 5
+        and kind['height'] < 30
+        and meaning['y'] > name['y'] + 10
+        and meaning['width'] > 250
+    )
 
 
-@pytest.mark.parametrize('path', ['course/1_first_distillation.html', 'course/6_branches.html', 'distillation/07_sfd.html'])
+@pytest.mark.parametrize(
+    'path',
+    ['course/1_first_distillation.html', 'course/6_branches.html', 'distillation/07_sfd.html'],
+)
 def test_what_is_wide_scrolls_on_a_phone(visit, path):
     "Formulas, code, outputs and tables keep their lines, fade at the end that hides something, and lose the fade there."
     visit.page.set_viewport_size(PHONE)
@@ -321,7 +423,14 @@ def test_what_is_wide_scrolls_on_a_phone(visit, path):
     assert page.evaluate('document.documentElement.scrollWidth') <= PHONE['width']
 
 
-@pytest.mark.parametrize('path, at_least', [('lab/04_explorers.html', 5), ('diffusion/01_schedules.html', 1), ('distillation/02_branches.html', 1)])
+@pytest.mark.parametrize(
+    'path, at_least',
+    [
+        ('lab/04_explorers.html', 5),
+        ('diffusion/01_schedules.html', 1),
+        ('distillation/02_branches.html', 1),
+    ],
+)
 def test_explorers_move(visit, path, at_least):
     "Every slider, without a kernel, by keyboard and by mouse."
     page = visit(path)
@@ -331,22 +440,27 @@ def test_explorers_move(visit, path, at_least):
         slider, picture = e.locator('input[type=range]').first, e.locator('img')
         sources = [picture.get_attribute('src')]
         slider.focus()
-        page.keyboard.press('End'); sources.append(picture.get_attribute('src'))
-        page.keyboard.press('Home'); sources.append(picture.get_attribute('src'))
+        page.keyboard.press('End')
+        sources.append(picture.get_attribute('src'))
+        page.keyboard.press('Home')
+        sources.append(picture.get_attribute('src'))
         box = slider.bounding_box()
-        slider.click(position={'x': box['width']*.6, 'y': box['height']/2}); sources.append(picture.get_attribute('src'))
-        assert len(set(sources[1:])) == min(3, int(slider.get_attribute('max')) + 1), 'the picture did not follow'
+        slider.click(position={'x': box['width'] * 0.6, 'y': box['height'] / 2})
+        sources.append(picture.get_attribute('src'))
+        assert len(set(sources[1:])) == min(3, int(slider.get_attribute('max')) + 1), (
+            'the picture did not follow'
+        )
     assert not page.problems
 
 
-DRAW = '''async cases => {
+DRAW = """async cases => {
     const {load, noise} = await import('/_static/live.js');
     const place = what => new URL(document.querySelector('#live').dataset[what], location.href);
     const {draw} = await load(place('assets'), place('runtime'));
     const drawn = [];
     for (const [name, label, seed] of cases) drawn.push([[...noise(seed, 784)], [...(await draw(name, label, seed)).pixels]]);
     return drawn;
-}'''
+}"""
 
 
 @pytest.fixture(scope='module')
@@ -357,7 +471,11 @@ def python():
 
 
 def test_live_pictures_are_those_of_python(visit, python):
-    cases = [(name, label, seed) for name in ('teacher', 'student') for label, seed in ((0, 0), (7, 123), (9, 999))]
+    cases = [
+        (name, label, seed)
+        for name in ('teacher', 'student')
+        for label, seed in ((0, 0), (7, 123), (9, 999))
+    ]
     page = visit('live.html')
     for case, (noise, pixels) in zip(cases, page.evaluate(DRAW, cases)):
         assert (torch.tensor(noise) - sample_noise([case[2]], (784,))[0]).abs().max() < 1e-5, case
@@ -369,8 +487,11 @@ def test_live_controls(visit, shots, python):
     "On a phone: load at the second attempt, choose a class, move the slider by keyboard; the canvas holds what Python draws, and both times are shown."
     visit.page.set_viewport_size(PHONE)
     page = visit('live.html')
-    for file in ('ort.wasm.bundle.min.mjs', 'teacher.onnx.gz'): page.route(f'**/{file}', lambda route: route.abort(), times=1)
-    page.evaluate("window.said = []; new MutationObserver(() => said.push(document.querySelector('#live [role=status]').textContent)).observe(document.querySelector('#live [role=status]'), {childList: true})")
+    for file in ('ort.wasm.bundle.min.mjs', 'teacher.onnx.gz'):
+        page.route(f'**/{file}', lambda route: route.abort(), times=1)
+    page.evaluate(
+        "window.said = []; new MutationObserver(() => said.push(document.querySelector('#live [role=status]').textContent)).observe(document.querySelector('#live [role=status]'), {childList: true})"
+    )
     button = page.get_by_role('button', name='Run both')
     button.press('Enter')
     page.get_by_text('The button tries again').wait_for()
@@ -378,29 +499,47 @@ def test_live_controls(visit, shots, python):
     page.problems.clear()
     page.keyboard.press('Enter')
     page.locator('#live[data-state=done]').wait_for()
-    assert page.evaluate("document.activeElement.type === 'radio'") and any(text.startswith('Drawing T-shirt') for text in page.evaluate('said'))
+    assert page.evaluate("document.activeElement.type === 'radio'") and any(
+        text.startswith('Drawing T-shirt') for text in page.evaluate('said')
+    )
     page.get_by_text('Sneaker').click()
     page.get_by_role('slider').press('ArrowRight')
     said = page.locator('#live [role=status]')
-    page.wait_for_function("document.querySelector('#live [role=status]').textContent.startsWith('Sneaker, seed 1: the student took')")
+    page.wait_for_function(
+        "document.querySelector('#live [role=status]').textContent.startsWith('Sneaker, seed 1: the student took')"
+    )
     for name, calls in (('teacher', 24), ('student', 2)):
         canvas = page.locator(f'#live-{name}')
-        grey = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)")
-        assert (torch.tensor(grey) - to_pixels(python(name, 7, 1)[None]).flatten().int()).abs().max() <= 1, name
+        grey = canvas.evaluate(
+            "c => [...c.getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"
+        )
+        assert (
+            torch.tensor(grey) - to_pixels(python(name, 7, 1)[None]).flatten().int()
+        ).abs().max() <= 1, name
         caption = canvas.locator('..').inner_text()
-        assert f'{name}, {calls} calls' in caption and caption.split('\n')[-1] in said.inner_text(), caption
-    assert page.evaluate('document.documentElement.scrollWidth') <= PHONE['width'] and not page.problems
+        assert (
+            f'{name}, {calls} calls' in caption and caption.split('\n')[-1] in said.inner_text()
+        ), caption
+    assert (
+        page.evaluate('document.documentElement.scrollWidth') <= PHONE['width']
+        and not page.problems
+    )
     shots(page, 'live')
 
 
 def test_live_calls(site):
-    how = json.loads((site/'_static'/'live'/'live.json').read_text())
-    assert [len(how[name]['calls']) for name in ('teacher', 'student')] == [24, 2], 'docs/live.md says so'
+    how = json.loads((site / '_static' / 'live' / 'live.json').read_text())
+    assert [len(how[name]['calls']) for name in ('teacher', 'student')] == [24, 2], (
+        'docs/live.md says so'
+    )
 
 
 def test_live_from_a_file_says_what_to_do(page, site):
-    page.goto((site/'live.html').as_uri())
-    assert 'python -m http.server' in page.locator('#live [role=status]').inner_text() and page.get_by_role('button', name='Run both').is_disabled()
+    page.goto((site / 'live.html').as_uri())
+    assert (
+        'python -m http.server' in page.locator('#live [role=status]').inner_text()
+        and page.get_by_role('button', name='Run both').is_disabled()
+    )
 
 
 def test_live_without_webassembly(first_visit):
@@ -408,7 +547,12 @@ def test_live_without_webassembly(first_visit):
     page = first_visit('live.html')
     assert page.get_by_text('This browser has no WebAssembly').is_visible()
     assert page.get_by_role('button', name='Run both').is_disabled()
-    assert page.locator('#live img:visible').evaluate('async image => (await image.decode(), image.naturalWidth)') > 300
+    assert (
+        page.locator('#live img:visible').evaluate(
+            'async image => (await image.decode(), image.naturalWidth)'
+        )
+        > 300
+    )
     assert not page.problems
 
 
@@ -416,7 +560,10 @@ def test_grey_pictures_in_dark_mode(visit):
     "Their page is dark, and they are not negatives: the first piece of clothing stays bright on black."
     visit.page.emulate_media(color_scheme='dark')
     page = visit('course/1_first_distillation.html')
-    assert page.locator('.cell_output img.only-dark').count() >= 4 and not page.locator('.cell_output img.only-light:visible').count()
+    assert (
+        page.locator('.cell_output img.only-dark').count() >= 4
+        and not page.locator('.cell_output img.only-light:visible').count()
+    )
     dark, light, same = page.evaluate("""async () => {
         const draw = async image => {
             await image.decode();
@@ -428,23 +575,44 @@ def test_grey_pictures_in_dark_mode(visit):
         const same = light.filter((value, i) => value === dark[i]).length/light.length;
         return [dark[0], light[0], same];
     }""")
-    assert dark < 40 and light > 250 and same > .5
+    assert dark < 40 and light > 250 and same > 0.5
     still = visit('live.html').locator('#live img')
-    assert [image.is_visible() for image in still.all()] == [False, True] and 'dark' in still.last.get_attribute('src')
+    assert [image.is_visible() for image in still.all()] == [
+        False,
+        True,
+    ] and 'dark' in still.last.get_attribute('src')
 
 
 def test_accessibility(visit):
     "Every rule in light; in dark that of contrast, the only one that sees colours."
     from axe_playwright_python.sync_playwright import Axe
+
     serious = {}
     for path in (*KINDS.values(), 'glossary.html'):
         for scheme, options in (('light', {}), ('dark', {'runOnly': ['color-contrast']})):
             visit.page.emulate_media(color_scheme=scheme)
             page = visit(path) if scheme == 'light' else visit.page
-            found = Axe().run(page, context={'exclude': [['mjx-container'], ['.cell_input']]}, options={'resultTypes': ['violations'], **options}).response
-            assert len(found['passes']) > 10 or options and [rule['id'] for rule in found['passes']] == options['runOnly']
-            worst = [f'{v["id"]} ({len(v["nodes"])}): {[n["html"][:120] for n in v["nodes"][:2]]}' for v in found['violations'] if v['impact'] in ('serious', 'critical')]
-            if worst: serious[f'{path}, {scheme}'] = worst
+            found = (
+                Axe()
+                .run(
+                    page,
+                    context={'exclude': [['mjx-container'], ['.cell_input']]},
+                    options={'resultTypes': ['violations'], **options},
+                )
+                .response
+            )
+            assert (
+                len(found['passes']) > 10
+                or options
+                and [rule['id'] for rule in found['passes']] == options['runOnly']
+            )
+            worst = [
+                f'{v["id"]} ({len(v["nodes"])}): {[n["html"][:120] for n in v["nodes"][:2]]}'
+                for v in found['violations']
+                if v['impact'] in ('serious', 'critical')
+            ]
+            if worst:
+                serious[f'{path}, {scheme}'] = worst
     assert not serious, '\n'.join(f'{k}: {v}' for k, v in serious.items())
 
 

@@ -1,4 +1,5 @@
 "A sample of the hostile campaign; all of it: `python tests/campaign.py`."
+
 from warm import python
 
 

@@ -1,4 +1,5 @@
 "Every notebook runs top to bottom in a fresh kernel, from any working folder, and says the same every time."
+
 import warnings
 
 import nbformat
@@ -6,12 +7,34 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 import run_notebooks
-from run_notebooks import NBS, differences, execute, freeze_widgets, notebooks, printed, stored, widget_errors
+from run_notebooks import (
+    NBS,
+    differences,
+    execute,
+    freeze_widgets,
+    notebooks,
+    printed,
+    stored,
+    widget_errors,
+)
 from solutions import execute_solved
 
-LONGEST = {'course/8_your_model', 'app/03_commands', 'course/1_first_distillation', 'distillation/11_a_new_host', 'gpu/published_settings',
-           'distillation/09_progressive', 'distillation/08_variable', 'evaluation/02_metrics', 'course/7_when_does_it_help', 'lab/02_search',
-           'training/03_devices', 'lab/04_explorers', 'applications/01_forecasting', 'training/04_hooks'}  # first, so that no worker waits long for another's last
+LONGEST = {
+    'course/8_your_model',
+    'app/03_commands',
+    'course/1_first_distillation',
+    'distillation/11_a_new_host',
+    'gpu/published_settings',
+    'distillation/09_progressive',
+    'distillation/08_variable',
+    'evaluation/02_metrics',
+    'course/7_when_does_it_help',
+    'lab/02_search',
+    'training/03_devices',
+    'lab/04_explorers',
+    'applications/01_forecasting',
+    'training/04_hooks',
+}  # first, so that no worker waits long for another's last
 TWICE = 'training/04_hooks.ipynb'  # draws random numbers, trains, goes on after a fault; the others' second run is compared with their stored outputs
 
 
@@ -23,32 +46,63 @@ def drawn_once(monkeypatch):
 import sys; sys.argv.append('--InlineBackend.print_figure_kwargs={"bbox_inches": None}')
 """
     monkeypatch.setattr(run_notebooks, 'KERNEL', code + run_notebooks.KERNEL)
-    monkeypatch.delenv('MPLBACKEND', raising=False)  # what a command has set in this process, kernels would inherit
+    monkeypatch.delenv(
+        'MPLBACKEND', raising=False
+    )  # what a command has set in this process, kernels would inherit
 
 
-def name(path): return path.relative_to(NBS).as_posix()
+def name(path):
+    return path.relative_to(NBS).as_posix()
 
 
-@pytest.mark.parametrize('path', sorted(notebooks(), key=lambda path: name(path).removesuffix('.ipynb') not in LONGEST), ids=name)
+@pytest.mark.parametrize(
+    'path',
+    sorted(notebooks(), key=lambda path: name(path).removesuffix('.ipynb') not in LONGEST),
+    ids=name,
+)
 def test_notebook_runs(path, tmp_path):
-    nb, right, wrong = execute_solved(path, timeout=240, cwd=tmp_path)  # stored outputs come from a run in the notebook's own folder
+    nb, right, wrong = execute_solved(
+        path, timeout=240, cwd=tmp_path
+    )  # stored outputs come from a run in the notebook's own folder
     assert all('correct\n' in s for s in right), f'solutions of the exercises: {right}'
     assert all('hint: ' in s for s in wrong), f'wrong answers to the exercises: {wrong}'
     assert not widget_errors(nb), 'a widget callback raised'
-    said = [line for c in nb.cells for o in c.get('outputs', []) if o.get('name') == 'stderr' for line in o.text.splitlines() if 'UserWarning' in line]
+    said = [
+        line
+        for c in nb.cells
+        for o in c.get('outputs', [])
+        if o.get('name') == 'stderr'
+        for line in o.text.splitlines()
+        if 'UserWarning' in line
+    ]
     assert not [line for line in said if 'site-packages' not in line], 'right use warns of nothing'
     freeze_widgets(nb)
     if found := differences(stored(path), nb):
-        warnings.warn(f'{path.name}: not what is stored (another machine may round differently; tools/run_notebooks.py stores anew): {found}')
+        warnings.warn(
+            f'{path.name}: not what is stored (another machine may round differently; tools/run_notebooks.py stores anew): {found}'
+        )
     if name(path) == TWICE:
         again = execute(path, timeout=240, manager=AsyncKernelManager)
-        assert not differences(nb, again), 'two runs on one machine, one of them in a process of its own, differ'
+        assert not differences(nb, again), (
+            'two runs on one machine, one of them in a process of its own, differ'
+        )
 
 
 def test_comparison_sees_numbers_and_no_times():
     def run(text, source='print(x)'):
-        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, id='a', outputs=[nbformat.v4.new_output('stream', text=text)])])
+        return nbformat.v4.new_notebook(
+            cells=[
+                nbformat.v4.new_code_cell(
+                    source, id='a', outputs=[nbformat.v4.new_output('stream', text=text)]
+                )
+            ]
+        )
+
     assert differences(run('loss 0.25 in 3.1 s, 5 MB'), run('loss 0.25 in 9 s, 7.5 MB')) == []
-    assert differences(run('loss 0.25 in 3.1 s'), run('loss 0.26 in 3.1 s')) == ["cell a: 'loss 0.25 in' then 'loss 0.26 in'"]
-    assert differences(run('a\nb'), run('a')) and not differences(run('1', 't = time.perf_counter()'), run('2', 't = time.perf_counter()'))
+    assert differences(run('loss 0.25 in 3.1 s'), run('loss 0.26 in 3.1 s')) == [
+        "cell a: 'loss 0.25 in' then 'loss 0.26 in'"
+    ]
+    assert differences(run('a\nb'), run('a')) and not differences(
+        run('1', 't = time.perf_counter()'), run('2', 't = time.perf_counter()')
+    )
     assert printed(nbformat.v4.new_markdown_cell('1')) == ''

@@ -1,4 +1,5 @@
 "The training loop: exact resumption in a matrix of settings, faults, and bad input."
+
 import contextlib
 import json
 import os
@@ -20,26 +21,38 @@ from bdense_nb.training.loop import State, fit, lr_factor
 from torch import nn
 from warm import python
 
-CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', ema=.9, clip_grad=1., checkpoint_every=4, log_every=3)
+CFG = TrainConfig(
+    steps=12,
+    lr=1e-2,
+    warmup=2,
+    schedule='cosine',
+    ema=0.9,
+    clip_grad=1.0,
+    checkpoint_every=4,
+    log_every=3,
+)
 
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(2, 8), nn.Dropout(.2), nn.Linear(8, 2))
+    return nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
 def loss_of(model, i, j=0):
-    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(100*i + j))
+    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(100 * i + j))
     return (model(x) - x.flip(1)).square().mean()
 
 
-def step(model, i): yield loss_of(model, i)
+def step(model, i):
+    yield loss_of(model, i)
 
 
 def fault(at, error):
     def faulty(model, i):
-        if i == at: raise error
+        if i == at:
+            raise error
         yield loss_of(model, i)
+
     return faulty
 
 
@@ -49,7 +62,8 @@ def state(folder):
     return tensors, meta
 
 
-def metrics(folder): return [json.loads(line) for line in (folder/'metrics.jsonl').read_text().splitlines()]
+def metrics(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
 def assert_same(a, b):
@@ -60,152 +74,266 @@ def assert_same(a, b):
 
 # --- exact resumption ---
 
-SETTINGS = [{}, dict(ema=None), dict(clip_grad=None), dict(schedule='drop'), dict(schedule='linear'), dict(schedule='constant', warmup=0), dict(betas=(.5, .9)), dict(seed=7)]
+SETTINGS = [
+    {},
+    dict(ema=None),
+    dict(clip_grad=None),
+    dict(schedule='drop'),
+    dict(schedule='linear'),
+    dict(schedule='constant', warmup=0),
+    dict(betas=(0.5, 0.9)),
+    dict(seed=7),
+]
 
 
 @pytest.mark.parametrize('setting', SETTINGS, ids=str)
 @pytest.mark.parametrize('at', [0, 4, 7])
 def test_resumed_is_the_same_run(tmp_path, setting, at):
     cfg = replace(CFG, **setting)
-    fit(net(), step, cfg, tmp_path/'a', show=False)
-    with pytest.raises(OSError): fit(net(), fault(at, OSError('power cut')), cfg, tmp_path/'b', show=False)
-    torch.randn(5)                                                           # what the process draws in between must not matter
-    result = fit(net(), step, cfg, tmp_path/'b', show=False)
-    assert_same(tmp_path/'a', tmp_path/'b')
+    fit(net(), step, cfg, tmp_path / 'a', show=False)
+    with pytest.raises(OSError):
+        fit(net(), fault(at, OSError('power cut')), cfg, tmp_path / 'b', show=False)
+    torch.randn(5)  # what the process draws in between must not matter
+    result = fit(net(), step, cfg, tmp_path / 'b', show=False)
+    assert_same(tmp_path / 'a', tmp_path / 'b')
     assert [h['step'] for h in result.history] == [3, 4, 6, 8, 9, 12]
-    assert [{k: row[k] for k in ('step', 'loss', 'lr')} for row in metrics(tmp_path/'b')] == result.history
+    assert [
+        {k: row[k] for k in ('step', 'loss', 'lr')} for row in metrics(tmp_path / 'b')
+    ] == result.history
 
 
 def test_unet_with_dropout_and_several_updates_resumes(tmp_path):
-    def make(): torch.manual_seed(0); return UNet(widths=(8, 32), dropout=.3)
+    def make():
+        torch.manual_seed(0)
+        return UNet(widths=(8, 32), dropout=0.3)
+
     def step(model, i):
-        for j in range(2): yield (model(torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(10*i + j)), torch.zeros(1)) - 1).square().mean()
-    cfg = TrainConfig(steps=4, checkpoint_every=2, ema=.5)
-    fit(make(), step, cfg, tmp_path/'a', show=False)
+        for j in range(2):
+            yield (
+                (
+                    model(
+                        torch.randn(
+                            2, 1, 8, 8, generator=torch.Generator().manual_seed(10 * i + j)
+                        ),
+                        torch.zeros(1),
+                    )
+                    - 1
+                )
+                .square()
+                .mean()
+            )
+
+    cfg = TrainConfig(steps=4, checkpoint_every=2, ema=0.5)
+    fit(make(), step, cfg, tmp_path / 'a', show=False)
+
     def cut(model, i):
         for j, loss in enumerate(step(model, i)):
-            if (i, j) == (3, 1): raise OSError('in the middle of an iteration')
+            if (i, j) == (3, 1):
+                raise OSError('in the middle of an iteration')
             yield loss
-    with pytest.raises(OSError): fit(make(), cut, cfg, tmp_path/'b', show=False)
-    fit(make(), step, cfg, tmp_path/'b', show=False)
-    assert_same(tmp_path/'a', tmp_path/'b')
+
+    with pytest.raises(OSError):
+        fit(make(), cut, cfg, tmp_path / 'b', show=False)
+    fit(make(), step, cfg, tmp_path / 'b', show=False)
+    assert_same(tmp_path / 'a', tmp_path / 'b')
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
     first = fit(net(), step, CFG, tmp_path, show=False)
     again = fit(net(), fault(0, AssertionError('no iteration is left')), CFG, tmp_path, show=False)
     assert again.history == first.history
-    for a, b in zip(again.ema.parameters(), first.ema.parameters()): assert torch.equal(a, b)
+    for a, b in zip(again.ema.parameters(), first.ema.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_the_callers_random_numbers_are_left_alone():
-    torch.manual_seed(3); want = torch.randn(3)
-    torch.manual_seed(3); model = net(); torch.manual_seed(3)
+    torch.manual_seed(3)
+    want = torch.randn(3)
+    torch.manual_seed(3)
+    model = net()
+    torch.manual_seed(3)
     fit(model, step, CFG, show=False)
     assert torch.equal(torch.randn(3), want)
 
 
 def test_only_two_checkpoints_are_kept(tmp_path):
     fit(net(), step, replace(CFG, checkpoint_every=1), tmp_path, show=False)
-    assert sorted(p.name for p in tmp_path.glob('[!.]*')) == ['best.safetensors', 'checkpoint-00000011.safetensors', 'checkpoint-00000012.safetensors', 'metrics.jsonl']
+    assert sorted(p.name for p in tmp_path.glob('[!.]*')) == [
+        'best.safetensors',
+        'checkpoint-00000011.safetensors',
+        'checkpoint-00000012.safetensors',
+        'metrics.jsonl',
+    ]
 
 
 def test_the_average_is_the_average():
-    model, seen, cfg = nn.Linear(1, 1), [], TrainConfig(steps=5, ema=.7)
+    model, seen, cfg = nn.Linear(1, 1), [], TrainConfig(steps=5, ema=0.7)
+
     def watch(m, i):
-        if i: seen.append(m.weight.detach().clone())
+        if i:
+            seen.append(m.weight.detach().clone())
         yield (m(torch.ones(1, 1)) - 5).square().mean()
+
     ema = fit(model, watch, cfg, show=False).ema
     want = seen[0]
-    for w in [*seen[1:], model.weight.detach()]: want = .7*want + .3*w
+    for w in [*seen[1:], model.weight.detach()]:
+        want = 0.7 * want + 0.3 * w
     torch.testing.assert_close(ema.weight.detach(), want)
 
 
 def test_seeds_matter_through_dropout():
     ends = []
     for seed in (0, 0, 1):
-        model = net(); fit(model, step, replace(CFG, seed=seed), show=False); ends.append(model[0].weight.detach())
+        model = net()
+        fit(model, step, replace(CFG, seed=seed), show=False)
+        ends.append(model[0].weight.detach())
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
 
 
 # --- learning rate ---
 
+
 @pytest.mark.parametrize('schedule', LR_SCHEDULES)
 @pytest.mark.parametrize('steps,warmup', [(1, 0), (10, 0), (10, 3), (7, 7)])
 def test_lr_factor(schedule, steps, warmup):
-    values = [lr_factor(TrainConfig(steps=steps, warmup=warmup, schedule=schedule), i) for i in range(steps)]
+    values = [
+        lr_factor(TrainConfig(steps=steps, warmup=warmup, schedule=schedule), i)
+        for i in range(steps)
+    ]
     assert all(0 < v <= 1 for v in values)
-    assert all(b > a for a, b in zip(values[:warmup], values[1:warmup])) and all(b <= a for a, b in zip(values[warmup:], values[warmup + 1:]))
-    if warmup < steps: assert values[warmup] == (1 if schedule != 'drop' or warmup - 1 < steps/2 else .1)
+    assert all(b > a for a, b in zip(values[:warmup], values[1:warmup])) and all(
+        b <= a for a, b in zip(values[warmup:], values[warmup + 1 :])
+    )
+    if warmup < steps:
+        assert values[warmup] == (1 if schedule != 'drop' or warmup - 1 < steps / 2 else 0.1)
 
 
 def test_adam_gets_the_factor(tmp_path):
     fit(net(), step, CFG, tmp_path, show=False)
-    assert [h['lr'] for h in state(tmp_path)[1]['history']] == [CFG.lr*lr_factor(CFG, i - 1) for i in (3, 4, 6, 8, 9, 12)]
-    model, cfg = nn.Linear(1, 1, bias=False), TrainConfig(steps=9, lr=.1, warmup=9)
+    assert [h['lr'] for h in state(tmp_path)[1]['history']] == [
+        CFG.lr * lr_factor(CFG, i - 1) for i in (3, 4, 6, 8, 9, 12)
+    ]
+    model, cfg = nn.Linear(1, 1, bias=False), TrainConfig(steps=9, lr=0.1, warmup=9)
     weights = [model.weight.item()]
-    def watch(m, i): yield m(torch.ones(1, 1)).sum(); weights.append(m.weight.item())
-    fit(model, watch, cfg, show=False)                                       # a constant gradient: Adam's step is the learning rate
-    assert [a - b for a, b in zip(weights, weights[1:])] == pytest.approx([.01*i for i in range(1, 10)], rel=1e-3)
+
+    def watch(m, i):
+        yield m(torch.ones(1, 1)).sum()
+        weights.append(m.weight.item())
+
+    fit(model, watch, cfg, show=False)  # a constant gradient: Adam's step is the learning rate
+    assert [a - b for a, b in zip(weights, weights[1:])] == pytest.approx(
+        [0.01 * i for i in range(1, 10)], rel=1e-3
+    )
 
 
 # --- faults ---
 
+
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 @pytest.mark.parametrize('at', [0, 5, 7, 11])
 def test_bad_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, value, at):
-    def bad(model, i): yield loss_of(model, i)*(value if i == at else 1)
-    with pytest.raises(FloatingPointError, match='lower lr'): fit(net(), bad, CFG, tmp_path, show=False)
+    def bad(model, i):
+        yield loss_of(model, i) * (value if i == at else 1)
+
+    with pytest.raises(FloatingPointError, match='lower lr'):
+        fit(net(), bad, CFG, tmp_path, show=False)
     found = newest_checkpoint(tmp_path)
-    assert found is None if at < 4 else found[1]['done'] == at//4*4
-    if found: assert all(t.isfinite().all() for t in found[0].values())
+    assert found is None if at < 4 else found[1]['done'] == at // 4 * 4
+    if found:
+        assert all(t.isfinite().all() for t in found[0].values())
 
 
 def test_a_finite_loss_with_a_broken_gradient_is_not_saved(tmp_path):
     def bad(model, i):
         loss = loss_of(model, i)
-        yield loss + (model[0].weight.sum()*0).sqrt() if i == 7 else loss     # the slope of a square root at 0
-    with pytest.raises(FloatingPointError, match='no longer finite.*00000004'): fit(net(), bad, CFG, tmp_path, show=False)
+        yield (
+            loss + (model[0].weight.sum() * 0).sqrt() if i == 7 else loss
+        )  # the slope of a square root at 0
+
+    with pytest.raises(FloatingPointError, match='no longer finite.*00000004'):
+        fit(net(), bad, CFG, tmp_path, show=False)
     assert newest_checkpoint(tmp_path)[1]['done'] == 4
 
 
-@pytest.mark.parametrize('damage', [lambda b: b[:1000], lambda b: b[:3], lambda b: b'', lambda b: b'x'*len(b), lambda b: b'\xff'*8 + b[8:]], ids=['cut', 'three bytes', 'empty', 'text', 'header length'])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda b: b[:1000],
+        lambda b: b[:3],
+        lambda b: b'',
+        lambda b: b'x' * len(b),
+        lambda b: b'\xff' * 8 + b[8:],
+    ],
+    ids=['cut', 'three bytes', 'empty', 'text', 'header length'],
+)
 def test_damaged_newest_checkpoint(tmp_path, damage):
-    fit(net(), step, CFG, tmp_path/'a', show=False)
-    fit(net(), step, CFG, tmp_path/'b', show=False)
-    newest = tmp_path/'b'/'checkpoint-00000012.safetensors'
+    fit(net(), step, CFG, tmp_path / 'a', show=False)
+    fit(net(), step, CFG, tmp_path / 'b', show=False)
+    newest = tmp_path / 'b' / 'checkpoint-00000012.safetensors'
     newest.write_bytes(damage(newest.read_bytes()))
-    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert_same(tmp_path/'a', tmp_path/'b')
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'):
+        fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert_same(tmp_path / 'a', tmp_path / 'b')
 
 
 def test_foreign_checkpoints(tmp_path):
-    save_tensors(tmp_path/'checkpoint-00000099.safetensors', {'w': torch.ones(2)}, {'something': 'else'})
-    with pytest.warns(UserWarning, match='not a checkpoint'), pytest.raises(ValueError, match='none of the 1 checkpoints'):
+    save_tensors(
+        tmp_path / 'checkpoint-00000099.safetensors', {'w': torch.ones(2)}, {'something': 'else'}
+    )
+    with (
+        pytest.warns(UserWarning, match='not a checkpoint'),
+        pytest.raises(ValueError, match='none of the 1 checkpoints'),
+    ):
         fit(net(), step, CFG, tmp_path, show=False)
-    assert newest_checkpoint(tmp_path/'nowhere') is None
+    assert newest_checkpoint(tmp_path / 'nowhere') is None
 
 
-@pytest.mark.parametrize('other', [dict(lr=1.), dict(steps=13), dict(ema=None), dict(betas=(.9, .99)), dict(seed=1), dict(schedule='drop')], ids=str)
+@pytest.mark.parametrize(
+    'other',
+    [
+        dict(lr=1.0),
+        dict(steps=13),
+        dict(ema=None),
+        dict(betas=(0.9, 0.99)),
+        dict(seed=1),
+        dict(schedule='drop'),
+    ],
+    ids=str,
+)
 def test_another_configuration_is_refused(tmp_path, other):
     fit(net(), step, CFG, tmp_path, show=False)
-    with pytest.raises(ValueError, match=next(iter(other))): fit(net(), step, replace(CFG, **other), tmp_path, show=False)
+    with pytest.raises(ValueError, match=next(iter(other))):
+        fit(net(), step, replace(CFG, **other), tmp_path, show=False)
 
 
 def test_another_model_is_refused(tmp_path):
     fit(net(), step, CFG, tmp_path, show=False)
-    with pytest.raises(ValueError, match='another model'): fit(nn.Linear(2, 2), step, CFG, tmp_path, show=False)
+    with pytest.raises(ValueError, match='another model'):
+        fit(nn.Linear(2, 2), step, CFG, tmp_path, show=False)
 
 
 def test_leftovers_of_a_killed_write_are_cleared_and_nothing_else(tmp_path):
-    for name in ('.checkpoint-00000004.safetensors.ab12cd34.tmp', '.best.safetensors.cd34ef56.tmp', '.tmpbJBAqE', '.mine.tmp', 'notes.txt'): (tmp_path/name).write_text('x')
+    for name in (
+        '.checkpoint-00000004.safetensors.ab12cd34.tmp',
+        '.best.safetensors.cd34ef56.tmp',
+        '.tmpbJBAqE',
+        '.mine.tmp',
+        'notes.txt',
+    ):
+        (tmp_path / name).write_text('x')
     fit(net(), step, CFG, tmp_path, show=False)
-    assert {'.mine.tmp', 'notes.txt'} == {p.name for p in tmp_path.iterdir()} - {'.lock', 'best.safetensors', 'checkpoint-00000008.safetensors', 'checkpoint-00000012.safetensors', 'metrics.jsonl'}
+    assert {'.mine.tmp', 'notes.txt'} == {p.name for p in tmp_path.iterdir()} - {
+        '.lock',
+        'best.safetensors',
+        'checkpoint-00000008.safetensors',
+        'checkpoint-00000012.safetensors',
+        'metrics.jsonl',
+    }
 
 
 def test_killed_in_the_middle_of_a_write(tmp_path):
     "A process that dies while it writes a checkpoint leaves the one before it, and the next run ends as if nothing had happened."
-    code = '''
+    code = """
 import os, sys
 import torch; torch.set_num_threads(1)
 import test_training as t
@@ -216,17 +344,20 @@ def dies(tensors, path, metadata):
     if '00000008' in str(path):
         open(path, 'rb+').truncate(500); os.kill(os.getpid(), 9)
 core.save_file = dies
-t.fit(t.net(), t.step, t.CFG, sys.argv[1], show=False)'''
-    done = python(code, tmp_path/'b')
+t.fit(t.net(), t.step, t.CFG, sys.argv[1], show=False)"""
+    done = python(code, tmp_path / 'b')
     assert done.returncode == -9
-    assert [p.name for p in (tmp_path/'b').glob('.*.tmp')] and newest_checkpoint(tmp_path/'b')[1]['done'] == 4
-    fit(net(), step, CFG, tmp_path/'a', show=False)
-    fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert_same(tmp_path/'a', tmp_path/'b')
-    assert not list((tmp_path/'b').glob('.*.tmp'))
+    assert [p.name for p in (tmp_path / 'b').glob('.*.tmp')] and newest_checkpoint(tmp_path / 'b')[
+        1
+    ]['done'] == 4
+    fit(net(), step, CFG, tmp_path / 'a', show=False)
+    fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert_same(tmp_path / 'a', tmp_path / 'b')
+    assert not list((tmp_path / 'b').glob('.*.tmp'))
 
 
 # --- Ctrl-C ---
+
 
 @pytest.fixture
 def ctrl_c():
@@ -237,82 +368,151 @@ def ctrl_c():
 
 
 def test_where_ctrl_c_is_ignored_it_stays_ignored(tmp_path, ctrl_c):
-    def press(model, i): signal.raise_signal(signal.SIGINT); yield loss_of(model, i)
+    def press(model, i):
+        signal.raise_signal(signal.SIGINT)
+        yield loss_of(model, i)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     fit(net(), press, CFG, tmp_path, show=False)
-    assert newest_checkpoint(tmp_path)[1]['done'] == 12 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert (
+        newest_checkpoint(tmp_path)[1]['done'] == 12
+        and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    )
 
 
 @pytest.mark.parametrize('when', ['before', 'between updates', 'after'])
 @pytest.mark.parametrize('at', [0, 5, 7])
 def test_ctrl_c_saves_whole_iterations(tmp_path, ctrl_c, when, at):
     def two(model, i, press=False):
-        if press and when == 'before': signal.raise_signal(signal.SIGINT)
+        if press and when == 'before':
+            signal.raise_signal(signal.SIGINT)
         yield loss_of(model, i, 0)
-        if press and when == 'between updates': signal.raise_signal(signal.SIGINT)
+        if press and when == 'between updates':
+            signal.raise_signal(signal.SIGINT)
         yield loss_of(model, i, 1)
-        if press and when == 'after': signal.raise_signal(signal.SIGINT)
-    straight = net(); fit(straight, two, CFG, show=False)
-    with pytest.raises(KeyboardInterrupt, match='run it again'): fit(net(), lambda m, i: two(m, i, i == at), CFG, tmp_path, show=False)
+        if press and when == 'after':
+            signal.raise_signal(signal.SIGINT)
+
+    straight = net()
+    fit(straight, two, CFG, show=False)
+    with pytest.raises(KeyboardInterrupt, match='run it again'):
+        fit(net(), lambda m, i: two(m, i, i == at), CFG, tmp_path, show=False)
     assert newest_checkpoint(tmp_path)[1]['done'] == at + 1
-    resumed = net(); fit(resumed, two, CFG, tmp_path, show=False)
-    for a, b in zip(straight.parameters(), resumed.parameters()): assert torch.equal(a, b)
+    resumed = net()
+    fit(resumed, two, CFG, tmp_path, show=False)
+    for a, b in zip(straight.parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_ctrl_c_in_the_last_iteration_is_not_lost(tmp_path, ctrl_c):
     def last(model, i):
         yield loss_of(model, i)
-        if i == 11: signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt): fit(net(), last, CFG, tmp_path, show=False)
+        if i == 11:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), last, CFG, tmp_path, show=False)
     assert newest_checkpoint(tmp_path)[1]['done'] == 12
 
 
 def test_ctrl_c_between_two_iterations_is_a_stop_too(tmp_path, ctrl_c, monkeypatch):
     "When the one before has put the handlers back and the next has not begun."
     turn = State.turn
+
     @contextlib.contextmanager
     def pressed(state):
-        with turn(state): yield
-        if state.done == 5: signal.raise_signal(signal.SIGINT)
+        with turn(state):
+            yield
+        if state.done == 5:
+            signal.raise_signal(signal.SIGINT)
+
     monkeypatch.setattr(State, 'turn', pressed)
-    with pytest.raises(KeyboardInterrupt, match='run it again'): fit(net(), step, CFG, tmp_path, show=False)
-    assert newest_checkpoint(tmp_path)[1]['done'] == 6 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt, match='run it again'):
+        fit(net(), step, CFG, tmp_path, show=False)
+    assert (
+        newest_checkpoint(tmp_path)[1]['done'] == 6
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path, ctrl_c):
     def impatient(model, i):
-        for _ in range(2): signal.raise_signal(signal.SIGINT)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
         yield pytest.fail('the second should have come through')
-    with pytest.raises(KeyboardInterrupt): fit(net(), impatient, CFG, tmp_path, show=False)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and newest_checkpoint(tmp_path) is None
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), impatient, CFG, tmp_path, show=False)
+    assert (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        and newest_checkpoint(tmp_path) is None
+    )
 
 
 def test_another_thread_may_train(tmp_path):
     done = []
-    thread = threading.Thread(target=lambda: done.append(fit(net(), step, CFG, tmp_path, show=False)))
-    thread.start(); thread.join()
+    thread = threading.Thread(
+        target=lambda: done.append(fit(net(), step, CFG, tmp_path, show=False))
+    )
+    thread.start()
+    thread.join()
     assert done and newest_checkpoint(tmp_path)[1]['done'] == 12
 
 
 def test_nan_is_not_saved_by_ctrl_c(tmp_path, ctrl_c):
     def bad(model, i):
-        yield loss_of(model, i)*(float('nan') if i >= 5 else 1)
-        if i == 5: signal.raise_signal(signal.SIGINT)
-    with pytest.raises(FloatingPointError): fit(net(), bad, CFG, tmp_path, show=False)
+        yield loss_of(model, i) * (float('nan') if i >= 5 else 1)
+        if i == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(FloatingPointError):
+        fit(net(), bad, CFG, tmp_path, show=False)
     assert newest_checkpoint(tmp_path)[1]['done'] == 4
 
 
 # --- bad input ---
 
-@pytest.mark.parametrize('bad', [dict(steps=0), dict(steps=-1), dict(steps=1.5), dict(steps=True), dict(steps='10'), dict(lr=0.), dict(lr=-1.), dict(lr=float('nan')), dict(lr=float('inf')),
-                                 dict(warmup=-1), dict(schedule='cos'), dict(schedule=None), dict(betas=(.9,)), dict(betas=(.9, 1.)), dict(betas=(-.1, .9)), dict(clip_grad=0.), dict(clip_grad=-1.),
-                                 dict(clip_grad=float('nan')), dict(ema=0.), dict(ema=1.), dict(ema=float('nan')), dict(seed=-1), dict(seed=2**32), dict(seed=.5), dict(checkpoint_every=-1), dict(log_every=0)], ids=str)
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        dict(steps=0),
+        dict(steps=-1),
+        dict(steps=1.5),
+        dict(steps=True),
+        dict(steps='10'),
+        dict(lr=0.0),
+        dict(lr=-1.0),
+        dict(lr=float('nan')),
+        dict(lr=float('inf')),
+        dict(warmup=-1),
+        dict(schedule='cos'),
+        dict(schedule=None),
+        dict(betas=(0.9,)),
+        dict(betas=(0.9, 1.0)),
+        dict(betas=(-0.1, 0.9)),
+        dict(clip_grad=0.0),
+        dict(clip_grad=-1.0),
+        dict(clip_grad=float('nan')),
+        dict(ema=0.0),
+        dict(ema=1.0),
+        dict(ema=float('nan')),
+        dict(seed=-1),
+        dict(seed=2**32),
+        dict(seed=0.5),
+        dict(checkpoint_every=-1),
+        dict(log_every=0),
+    ],
+    ids=str,
+)
 def test_config_refuses(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))): TrainConfig(**dict(steps=10) | bad)
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        TrainConfig(**dict(steps=10) | bad)
 
 
 def test_config_knows_no_other_word():
-    with pytest.raises(TypeError, match='momentum'): TrainConfig(steps=1, momentum=.9)
+    with pytest.raises(TypeError, match='momentum'):
+        TrainConfig(steps=1, momentum=0.9)
 
 
 @pytest.mark.parametrize('setting', SETTINGS, ids=str)
@@ -322,15 +522,20 @@ def test_config_survives_json(setting):
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):
-    (tmp_path/'f').write_text('')
-    with pytest.raises(FileExistsError): fit(net(), fault(0, AssertionError('too late')), CFG, tmp_path/'f', show=False)
+    (tmp_path / 'f').write_text('')
+    with pytest.raises(FileExistsError):
+        fit(net(), fault(0, AssertionError('too late')), CFG, tmp_path / 'f', show=False)
 
 
 def test_progress_prints_lines_where_there_is_no_terminal(capsys):
     assert list(progress(3, 'counting', note=lambda: 'a note')) == [0, 1, 2]
     out = capsys.readouterr().out
     assert out.startswith('counting 3/3') and 'a note' in out and '\r' not in out
-    assert list(progress(3, start=3)) == [] and list(progress(3, start=1, show=False)) == [1, 2] and not capsys.readouterr().out
+    assert (
+        list(progress(3, start=3)) == []
+        and list(progress(3, start=1, show=False)) == [1, 2]
+        and not capsys.readouterr().out
+    )
 
 
 def test_no_warnings(tmp_path):
@@ -341,157 +546,280 @@ def test_no_warnings(tmp_path):
 
 # --- health, and what is seen ---
 
+
 def flaky(at, value):
-    def bad(model, i): yield loss_of(model, i)*(value if i in at else 1)
+    def bad(model, i):
+        yield loss_of(model, i) * (value if i in at else 1)
+
     return bad
 
 
 def test_the_step_and_the_weight_are_named():
-    with pytest.raises(FloatingPointError, match=r'loss of iteration 4 became nan.*0\.weight is no longer finite'): fit(net(), flaky([4], float('nan')), CFG, show=False)
+    with pytest.raises(
+        FloatingPointError, match=r'loss of iteration 4 became nan.*0\.weight is no longer finite'
+    ):
+        fit(net(), flaky([4], float('nan')), CFG, show=False)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_skipped_updates_leave_everything_alone(tmp_path, value):
     seen = []
-    def watch(model, i): seen.append(model[0].weight.detach().clone()); yield from flaky([5, 6], value)(model, i)
+
+    def watch(model, i):
+        seen.append(model[0].weight.detach().clone())
+        yield from flaky([5, 6], value)(model, i)
+
     result = fit(net(), watch, replace(CFG, on_nan='skip', ema=None), tmp_path, show=False)
-    assert torch.equal(seen[5], seen[6]) and torch.equal(seen[6], seen[7]) and not torch.equal(seen[7], seen[8])
-    assert [m['skipped'] for m in metrics(tmp_path)] == [0, 0, 1, 1, 0, 0] and all(h['loss'] > 0 for h in result.history)
+    assert (
+        torch.equal(seen[5], seen[6])
+        and torch.equal(seen[6], seen[7])
+        and not torch.equal(seen[7], seen[8])
+    )
+    assert [m['skipped'] for m in metrics(tmp_path)] == [0, 0, 1, 1, 0, 0] and all(
+        h['loss'] > 0 for h in result.history
+    )
 
 
 def test_a_broken_gradient_is_skipped_too():
     def bad(model, i):
         loss = loss_of(model, i)
-        yield loss + (model[0].weight.sum()*0).sqrt() if i == 7 else loss
+        yield loss + (model[0].weight.sum() * 0).sqrt() if i == 7 else loss
+
     model = fit(net(), bad, replace(CFG, on_nan='skip'), show=False).model
     assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_skipping_everything_stops():
-    with pytest.raises(FloatingPointError, match='every update since iteration 6'): fit(net(), flaky(range(5, 99), float('nan')), replace(CFG, on_nan='skip', log_every=6, checkpoint_every=0), show=False)
+    with pytest.raises(FloatingPointError, match='every update since iteration 6'):
+        fit(
+            net(),
+            flaky(range(5, 99), float('nan')),
+            replace(CFG, on_nan='skip', log_every=6, checkpoint_every=0),
+            show=False,
+        )
 
 
 def test_skipping_changes_a_healthy_run_by_nothing():
-    a, b = (fit(net(), step, replace(CFG, on_nan=on_nan), show=False).model for on_nan in ('stop', 'skip'))
+    a, b = (
+        fit(net(), step, replace(CFG, on_nan=on_nan), show=False).model
+        for on_nan in ('stop', 'skip')
+    )
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
 
 
 def hungry(room, tries):
     "A step that has memory for batches of `room`."
+
     def step(model, i):
         x = share(torch.randn(16, 2, generator=torch.Generator().manual_seed(i)))
         tries.append(len(x))
-        if len(x) > room: raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        if len(x) > room:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
         yield (model(x) - x.flip(1)).square().mean()
+
     return step
 
 
 def test_out_of_memory_says_what_to_change():
-    with pytest.raises(torch.cuda.OutOfMemoryError, match=r'hardware=Hardware\(accumulate=2\).*Tried to allocate'): fit(net(), hungry(8, []), CFG, show=False)
+    with pytest.raises(
+        torch.cuda.OutOfMemoryError, match=r'hardware=Hardware\(accumulate=2\).*Tried to allocate'
+    ):
+        fit(net(), hungry(8, []), CFG, show=False)
 
 
 @pytest.mark.parametrize('room', [1, 4, 8])
 def test_out_of_memory_halves_until_it_fits(room):
     tries = []
-    with pytest.warns(UserWarning, match='out of memory in iteration 0'): got = fit(net().eval(), hungry(room, tries), CFG, show=False, hardware=Hardware(on_oom='halve'))
+    with pytest.warns(UserWarning, match='out of memory in iteration 0'):
+        got = fit(
+            net().eval(), hungry(room, tries), CFG, show=False, hardware=Hardware(on_oom='halve')
+        )
     want = fit(net().eval(), hungry(16, []), CFG, show=False)
-    assert tries[-1] == room and tries.count(16) == 1 and len(tries) < 12*16//room + 16
-    for a, b in zip(got.model.parameters(), want.model.parameters()): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert tries[-1] == room and tries.count(16) == 1 and len(tries) < 12 * 16 // room + 16
+    for a, b in zip(got.model.parameters(), want.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_out_of_memory_with_one_sample_ends():
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match='batch of 16 cannot be cut into 32'): fit(net(), hungry(0, []), CFG, show=False, hardware=Hardware(on_oom='halve'))
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match='batch of 16 cannot be cut into 32'),
+    ):
+        fit(net(), hungry(0, []), CFG, show=False, hardware=Hardware(on_oom='halve'))
 
 
 class Shy(torch.Tensor):
     "A loss that counts how often its value is read."
+
     read = 0
+
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function.__name__ in ('item', 'tolist', '__bool__', '__float__', '__int__', 'cpu', 'numpy'): Shy.read += 1
+        if function.__name__ in (
+            'item',
+            'tolist',
+            '__bool__',
+            '__float__',
+            '__int__',
+            'cpu',
+            'numpy',
+        ):
+            Shy.read += 1
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize('changes,reads', [({}, 3), (dict(clip_grad=None, ema=None), 3), (dict(on_nan='skip'), 3 + 12)], ids=str)
+@pytest.mark.parametrize(
+    'changes,reads',
+    [({}, 3), (dict(clip_grad=None, ema=None), 3), (dict(on_nan='skip'), 3 + 12)],
+    ids=str,
+)
 def test_losses_are_read_only_when_they_are_logged(changes, reads):
     Shy.read = 0
-    def shy(model, i): yield loss_of(model, i).as_subclass(Shy)
+
+    def shy(model, i):
+        yield loss_of(model, i).as_subclass(Shy)
+
     fit(net(), shy, replace(CFG, checkpoint_every=0, log_every=4, **changes), show=False)
     assert Shy.read == reads
 
 
 def test_metrics(tmp_path):
-    def slow(model, i): time.sleep(.01); yield loss_of(model, i)
+    def slow(model, i):
+        time.sleep(0.01)
+        yield loss_of(model, i)
+
     result = fit(net(), slow, CFG, tmp_path, show=False)
     rows = metrics(tmp_path)
-    assert [row['step'] for row in rows] == [3, 4, 6, 8, 9, 12] and [row['loss'] for row in rows] == [h['loss'] for h in result.history]
+    assert [row['step'] for row in rows] == [3, 4, 6, 8, 9, 12] and [
+        row['loss'] for row in rows
+    ] == [h['loss'] for h in result.history]
     for row in rows:
-        assert row.keys() == {'step', 'loss', 'lr', 'iterations_per_second', 'waiting', 'peak_memory_mb', 'skipped', 'grad_norm'}
-        assert 0 < row['iterations_per_second'] < 100 and .1 < row['waiting'] < 1 and row['peak_memory_mb'] > 10 and row['grad_norm'] > 0
+        assert row.keys() == {
+            'step',
+            'loss',
+            'lr',
+            'iterations_per_second',
+            'waiting',
+            'peak_memory_mb',
+            'skipped',
+            'grad_norm',
+        }
+        assert (
+            0 < row['iterations_per_second'] < 100
+            and 0.1 < row['waiting'] < 1
+            and row['peak_memory_mb'] > 10
+            and row['grad_norm'] > 0
+        )
 
 
 def test_the_gradient_norm_is_that_before_clipping(tmp_path):
-    fit(net(), step, replace(CFG, steps=1, warmup=0, clip_grad=1e-3, log_every=1), tmp_path/'a', show=False)
-    fit(net(), step, replace(CFG, steps=1, warmup=0, clip_grad=None, log_every=1), tmp_path/'b', show=False)
-    a, b = metrics(tmp_path/'a')[0]['grad_norm'], metrics(tmp_path/'b')[0]['grad_norm']
+    fit(
+        net(),
+        step,
+        replace(CFG, steps=1, warmup=0, clip_grad=1e-3, log_every=1),
+        tmp_path / 'a',
+        show=False,
+    )
+    fit(
+        net(),
+        step,
+        replace(CFG, steps=1, warmup=0, clip_grad=None, log_every=1),
+        tmp_path / 'b',
+        show=False,
+    )
+    a, b = metrics(tmp_path / 'a')[0]['grad_norm'], metrics(tmp_path / 'b')[0]['grad_norm']
     assert a == pytest.approx(b) and a > 1e-3
 
 
 def test_samples_are_drawn_from_the_average_and_disturb_nothing():
     calls = []
+
     def look(model, i):
         assert not model.training and not torch.is_grad_enabled()
-        calls.append((i, model)); torch.randn(3)
+        calls.append((i, model))
+        torch.randn(3)
+
     got = fit(net(), step, CFG, show=False, hooks=[Every(5, look)])
     want = fit(net(), step, CFG, show=False)
-    assert [i for i, _ in calls] == [5, 10] and all(m is got.ema for _, m in calls) and got.ema.training and got.model.training
+    assert (
+        [i for i, _ in calls] == [5, 10]
+        and all(m is got.ema for _, m in calls)
+        and got.ema.training
+        and got.model.training
+    )
     assert all(torch.equal(a, b) for a, b in zip(got.model.parameters(), want.model.parameters()))
 
 
 def test_tensorboard(tmp_path):
     events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    with pytest.raises(ValueError, match='needs a run with a folder'): fit(net(), step, CFG, show=False, hooks=[Trackers('tensorboard')])
+    with pytest.raises(ValueError, match='needs a run with a folder'):
+        fit(net(), step, CFG, show=False, hooks=[Trackers('tensorboard')])
     result = fit(net(), step, CFG, tmp_path, show=False, hooks=[Trackers('tensorboard')])
-    board = events.EventAccumulator(str(tmp_path/'tensorboard')); board.Reload()
-    assert [(e.step, pytest.approx(e.value, rel=1e-5)) for e in board.Scalars('loss')] == [(h['step'], h['loss']) for h in result.history]
+    board = events.EventAccumulator(str(tmp_path / 'tensorboard'))
+    board.Reload()
+    assert [(e.step, pytest.approx(e.value, rel=1e-5)) for e in board.Scalars('loss')] == [
+        (h['step'], h['loss']) for h in result.history
+    ]
 
 
 def test_what_the_loop_leaves_behind():
-    model = net(); hooks = lambda: [len(m._forward_pre_hooks) for m in model.modules()]
+    model = net()
+    hooks = lambda: [len(m._forward_pre_hooks) for m in model.modules()]
     before = (hooks(), set(vars(model)), torch.get_float32_matmul_precision())
     fit(model, step, CFG, show=False, hardware=Hardware(precision='bf16', tf32=True))
-    with pytest.raises(OSError): fit(model, fault(3, OSError('stop')), CFG, show=False, hardware=Hardware(precision='bf16', tf32=True))
+    with pytest.raises(OSError):
+        fit(
+            model,
+            fault(3, OSError('stop')),
+            CFG,
+            show=False,
+            hardware=Hardware(precision='bf16', tf32=True),
+        )
     assert (hooks(), set(vars(model)), torch.get_float32_matmul_precision()) == before
 
 
-KERNEL = '''
+KERNEL = """
 import sys; sys.path[:0] = [{tests!r}, {tests!r} + '/../tools']
 import time, torch, test_training as t
 from dataclasses import replace
 def slow(model, i): time.sleep(.02); yield t.loss_of(model, i)
-t.fit(t.net(), slow, replace(t.CFG, steps=2000, checkpoint_every=0), {folder!r})'''
+t.fit(t.net(), slow, replace(t.CFG, steps=2000, checkpoint_every=0), {folder!r})"""
 
 
 def test_the_stop_button_of_a_notebook(tmp_path):
     "The kernel is interrupted: a checkpoint is written, the cell ends in KeyboardInterrupt, bar and graph are one output each."
     from jupyter_client.manager import KernelManager
     from run_notebooks import Forked
+
     manager = KernelManager(kernel_name='python3', kernel_id='stopped')
-    manager.provisioner = Forked(kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager)
+    manager.provisioner = Forked(
+        kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager
+    )
     manager.start_kernel(cwd=tmp_path)
     client = manager.client()
     try:
         client.start_channels()
         client.wait_for_ready(timeout=60)
-        message = client.execute(KERNEL.format(tests=os.path.dirname(__file__), folder=str(tmp_path)))
+        message = client.execute(
+            KERNEL.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+        )
         kinds, end = [], time.monotonic() + 300
         while time.monotonic() < end:
             m = client.get_iopub_msg(timeout=300)
-            if m['parent_header'].get('msg_id') != message: continue
+            if m['parent_header'].get('msg_id') != message:
+                continue
             kinds.append(m['msg_type'])
-            if m['msg_type'] == 'update_display_data' and kinds.count('update_display_data') == 3: manager.interrupt_kernel()
-            if m['msg_type'] == 'error': assert m['content']['ename'] == 'KeyboardInterrupt' and 'run it again' in m['content']['evalue']
-            if m['msg_type'] == 'status' and m['content']['execution_state'] == 'idle': break
-    finally: client.stop_channels(); manager.shutdown_kernel(now=True)
+            if m['msg_type'] == 'update_display_data' and kinds.count('update_display_data') == 3:
+                manager.interrupt_kernel()
+            if m['msg_type'] == 'error':
+                assert (
+                    m['content']['ename'] == 'KeyboardInterrupt'
+                    and 'run it again' in m['content']['evalue']
+                )
+            if m['msg_type'] == 'status' and m['content']['execution_state'] == 'idle':
+                break
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
     assert 'error' in kinds and kinds.count('display_data') <= 3 and 'stream' not in kinds
     assert 0 < newest_checkpoint(tmp_path)[1]['done'] < 2000

@@ -1,4 +1,5 @@
 "Nothing lost: killed, full, unwritable, cut off, bits flipped. Every run must end as if nothing had happened, or say what happened."
+
 import json
 import os
 import random
@@ -13,14 +14,22 @@ from pathlib import Path
 import bdense_nb.core as core
 import pytest
 import torch
-from bdense_nb.training.checkpoints import (BEST, CHECKPOINTS, checkpoint_path, checksum, claim_folder,
-                                            newest_checkpoint, read_checkpoint, same_run)
+from bdense_nb.training.checkpoints import (
+    BEST,
+    CHECKPOINTS,
+    checkpoint_path,
+    checksum,
+    claim_folder,
+    newest_checkpoint,
+    read_checkpoint,
+    same_run,
+)
 from bdense_nb.training.config import Hardware
 from bdense_nb.training.loop import fit
 from test_training import CFG, assert_same, fault, loss_of, metrics, net, step
 from warm import Waiting, python
 
-KILLS = '''
+KILLS = """
 import json, os, random, sys, time
 import torch; torch.set_num_threads(1)
 from accelerate import Accelerator
@@ -46,7 +55,7 @@ def run(place, delay):
 length, tries = min(run(f'{folder}/whole{i}', None) for i in range(2)), 0
 while len(report) < 20 and tries < 60: tries += 1; run(f'{folder}/{tries:02d}', draw.uniform(0, length))
 print(json.dumps(report))
-'''
+"""
 
 
 def again(folder, **changes):
@@ -58,11 +67,12 @@ def again(folder, **changes):
 
 @pytest.fixture
 def straight(tmp_path):
-    fit(net(), step, CFG, tmp_path/'straight', show=False)
-    return tmp_path/'straight'
+    fit(net(), step, CFG, tmp_path / 'straight', show=False)
+    return tmp_path / 'straight'
 
 
 # --- killed ---
+
 
 def test_kill_9_at_twenty_random_moments(tmp_path, straight):
     done = python(KILLS, tmp_path)
@@ -74,69 +84,97 @@ def test_kill_9_at_twenty_random_moments(tmp_path, straight):
     for r in report:
         again(r['folder'])
         assert_same(straight, Path(r['folder']))
-        assert [m['step'] for m in metrics(Path(r['folder']))] == [3, 4, 6, 8, 9, 12] and not list(Path(r['folder']).glob('.*.tmp'))
+        assert [m['step'] for m in metrics(Path(r['folder']))] == [3, 4, 6, 8, 9, 12] and not list(
+            Path(r['folder']).glob('.*.tmp')
+        )
 
 
 def test_killed_between_the_checkpoint_and_its_second_name(tmp_path, straight, monkeypatch):
     "The best checkpoint is named again when the run goes on."
     import bdense_nb.training.checkpoints as checkpoints
-    def dies(path): raise MemoryError('as if killed')
+
+    def dies(path):
+        raise MemoryError('as if killed')
+
     monkeypatch.setattr(checkpoints, 'keep_as_best', dies)
-    with pytest.raises(MemoryError): fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert not (tmp_path/'b'/BEST).exists() and newest_checkpoint(tmp_path/'b')[1]['done'] == 4
+    with pytest.raises(MemoryError):
+        fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert (
+        not (tmp_path / 'b' / BEST).exists() and newest_checkpoint(tmp_path / 'b')[1]['done'] == 4
+    )
     monkeypatch.undo()
-    with pytest.raises(OSError): fit(net(), fault(4, OSError('stop')), CFG, tmp_path/'b', show=False)
-    assert read_checkpoint(tmp_path/'b'/BEST)[1]['done'] == 4
-    again(tmp_path/'b'); assert_same(straight, tmp_path/'b')
+    with pytest.raises(OSError):
+        fit(net(), fault(4, OSError('stop')), CFG, tmp_path / 'b', show=False)
+    assert read_checkpoint(tmp_path / 'b' / BEST)[1]['done'] == 4
+    again(tmp_path / 'b')
+    assert_same(straight, tmp_path / 'b')
 
 
 # --- damaged ---
+
 
 @pytest.mark.parametrize('seed', range(20))
 def test_a_flipped_bit_anywhere_is_noticed(tmp_path, straight, seed):
     path = checkpoint_path(straight, 12)
     whole, draw = bytearray(path.read_bytes()), random.Random(seed)
     header = int.from_bytes(whole[:8], 'little')
-    at = draw.randrange(8 + header if seed % 4 == 0 else len(whole))          # every fourth one in the header
+    at = draw.randrange(
+        8 + header if seed % 4 == 0 else len(whole)
+    )  # every fourth one in the header
     want, _ = read_checkpoint(path)
-    whole[at] ^= 1 << draw.randrange(8); path.unlink(); path.write_bytes(whole)
-    shutil.copytree(straight, tmp_path/'b')
-    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
-    got, _ = read_checkpoint(checkpoint_path(tmp_path/'b', 12))
+    whole[at] ^= 1 << draw.randrange(8)
+    path.unlink()
+    path.write_bytes(whole)
+    shutil.copytree(straight, tmp_path / 'b')
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'):
+        fit(net(), step, CFG, tmp_path / 'b', show=False)
+    got, _ = read_checkpoint(checkpoint_path(tmp_path / 'b', 12))
     assert got.keys() == want.keys() and all(torch.equal(got[k], want[k]) for k in want)
-    assert (tmp_path/'b'/'checkpoint-00000012.safetensors.damaged').exists()
+    assert (tmp_path / 'b' / 'checkpoint-00000012.safetensors.damaged').exists()
 
 
-@pytest.mark.parametrize('share', [0., .001, .1, .5, .9, .999])
+@pytest.mark.parametrize('share', [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
 def test_truncated(tmp_path, straight, share):
-    again(tmp_path/'b')
-    path = checkpoint_path(tmp_path/'b', 12)
-    path.write_bytes(path.read_bytes()[:int(share*path.stat().st_size)])
-    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert_same(straight, tmp_path/'b')
+    again(tmp_path / 'b')
+    path = checkpoint_path(tmp_path / 'b', 12)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'):
+        fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert_same(straight, tmp_path / 'b')
 
 
 def test_never_step_0_in_silence(tmp_path, straight):
-    for path in straight.glob(CHECKPOINTS): path.write_bytes(path.read_bytes()[:-1])
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match='none of the 2 checkpoints'): fit(net(), fault(0, AssertionError('step 0')), CFG, straight, show=False)
-    for path in straight.glob(CHECKPOINTS): path.unlink()
-    with pytest.warns(UserWarning, match='metrics up to iteration 12 but no checkpoint'): fit(net(), step, CFG, straight, show=False)
+    for path in straight.glob(CHECKPOINTS):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='none of the 2 checkpoints'):
+        fit(net(), fault(0, AssertionError('step 0')), CFG, straight, show=False)
+    for path in straight.glob(CHECKPOINTS):
+        path.unlink()
+    with pytest.warns(UserWarning, match='metrics up to iteration 12 but no checkpoint'):
+        fit(net(), step, CFG, straight, show=False)
 
 
 def test_metrics_that_were_cut_off(tmp_path, straight):
-    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
-    with open(tmp_path/'b'/'metrics.jsonl', 'a') as f: f.write('{"step": 7, "lo')
-    again(tmp_path/'b')
-    assert [m['loss'] for m in metrics(tmp_path/'b')] == [m['loss'] for m in metrics(straight)]
+    with pytest.raises(OSError):
+        fit(net(), fault(7, OSError('power cut')), CFG, tmp_path / 'b', show=False)
+    with open(tmp_path / 'b' / 'metrics.jsonl', 'a') as f:
+        f.write('{"step": 7, "lo')
+    again(tmp_path / 'b')
+    assert [m['loss'] for m in metrics(tmp_path / 'b')] == [m['loss'] for m in metrics(straight)]
 
 
 # --- no room, no right ---
 
+
 @pytest.fixture
 def small_disk(tmp_path):
     "A file system of 128 kB; only where this process may mount one."
-    place = tmp_path/'small'; place.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', place], capture_output=True).returncode: pytest.skip('may not mount a file system')
+    place = tmp_path / 'small'
+    place.mkdir()
+    if subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', place], capture_output=True
+    ).returncode:
+        pytest.skip('may not mount a file system')
     yield place
     subprocess.run(['umount', '-l', place], check=True)
 
@@ -144,117 +182,183 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize('room', [0, 2, 4])
 def test_full_disk(small_disk, straight, room):
     "The disk fills up after `room` kB; once there is room again the run ends as if nothing had happened."
-    folder, filler = small_disk/'run', small_disk/'filler'
+    folder, filler = small_disk / 'run', small_disk / 'filler'
+
     def fills(model, i):
         if i == 5:
-            free = os.statvfs(small_disk); filler.write_bytes(b'x'*max(free.f_bavail*free.f_bsize - room*1024, 0))
+            free = os.statvfs(small_disk)
+            filler.write_bytes(b'x' * max(free.f_bavail * free.f_bsize - room * 1024, 0))
         yield loss_of(model, i)
-    with pytest.raises(OSError, match='No space left') as caught: fit(net(), fills, CFG, folder, show=False)
-    if '00000' in str(caught.value): assert 'checkpoint-0000000' in str(caught.value) and 'make room' in str(caught.value)
+
+    with pytest.raises(OSError, match='No space left') as caught:
+        fit(net(), fills, CFG, folder, show=False)
+    if '00000' in str(caught.value):
+        assert 'checkpoint-0000000' in str(caught.value) and 'make room' in str(caught.value)
     assert newest_checkpoint(folder)[1]['done'] >= 4 and not list(folder.glob('.*.tmp'))
-    filler.unlink(); again(folder); assert_same(straight, folder)
+    filler.unlink()
+    again(folder)
+    assert_same(straight, folder)
 
 
 @pytest.mark.parametrize('at', [4, 8, 12])
 def test_disk_full_at_each_checkpoint(tmp_path, straight, monkeypatch, at):
     real = core.save_file
+
     def full(tensors, path, metadata):
         if f'{at:08d}' in str(path):
-            Path(path).write_bytes(b'half'); raise OSError(28, 'No space left on device')
+            Path(path).write_bytes(b'half')
+            raise OSError(28, 'No space left on device')
         real(tensors, path, metadata)
+
     monkeypatch.setattr(core, 'save_file', full)
-    with pytest.raises(OSError, match=f'iteration {at} could not be written.*No space left.*' + ('none before' if at == 4 else f'checkpoint-{at - 4:08d}.*make room')): fit(net(), step, CFG, tmp_path/'b', show=False)
+    with pytest.raises(
+        OSError,
+        match=f'iteration {at} could not be written.*No space left.*'
+        + ('none before' if at == 4 else f'checkpoint-{at - 4:08d}.*make room'),
+    ):
+        fit(net(), step, CFG, tmp_path / 'b', show=False)
     monkeypatch.undo()
-    again(tmp_path/'b'); assert_same(straight, tmp_path/'b')
+    again(tmp_path / 'b')
+    assert_same(straight, tmp_path / 'b')
 
 
 def test_too_large_a_file(tmp_path, straight):
     "A limit on the size of files (ulimit -f)."
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
     def limit(model, i):
-        if i == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
+        if i == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
         yield loss_of(model, i)
+
     try:
-        with pytest.raises(OSError, match='iteration 8 could not be written.*checkpoint-00000004'): fit(net(), limit, CFG, tmp_path/'b', show=False)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    again(tmp_path/'b'); assert_same(straight, tmp_path/'b')
+        with pytest.raises(OSError, match='iteration 8 could not be written.*checkpoint-00000004'):
+            fit(net(), limit, CFG, tmp_path / 'b', show=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again(tmp_path / 'b')
+    assert_same(straight, tmp_path / 'b')
 
 
 def test_no_right_to_write_is_seen_before_any_work(tmp_path):
-    (tmp_path/'file').write_text('')
-    for place in (tmp_path/'file', tmp_path/'file'/'below'):
-        with pytest.raises(OSError): fit(net(), fault(0, AssertionError('too late')), CFG, place, show=False)
+    (tmp_path / 'file').write_text('')
+    for place in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(OSError):
+            fit(net(), fault(0, AssertionError('too late')), CFG, place, show=False)
 
 
 def test_read_only_file_system(tmp_path, straight):
-    place = tmp_path/'bound'; place.mkdir()
-    if subprocess.run(['mount', '--bind', straight, place], capture_output=True).returncode: pytest.skip('may not mount a file system')
+    place = tmp_path / 'bound'
+    place.mkdir()
+    if subprocess.run(['mount', '--bind', straight, place], capture_output=True).returncode:
+        pytest.skip('may not mount a file system')
     try:
-        if subprocess.run(['mount', '-o', 'remount,ro,bind', place], capture_output=True).returncode: pytest.skip('may not remount a file system')
-        with pytest.raises(OSError, match='[Rr]ead-only'): fit(net(), fault(0, AssertionError('too late')), CFG, place, show=False)
-    finally: subprocess.run(['umount', '-l', place], check=True)
+        if subprocess.run(
+            ['mount', '-o', 'remount,ro,bind', place], capture_output=True
+        ).returncode:
+            pytest.skip('may not remount a file system')
+        with pytest.raises(OSError, match='[Rr]ead-only'):
+            fit(net(), fault(0, AssertionError('too late')), CFG, place, show=False)
+    finally:
+        subprocess.run(['umount', '-l', place], check=True)
 
 
 # --- which checkpoints stay ---
 
+
 @pytest.mark.parametrize('keep', [1, 2, 3, 10])
 def test_the_last_n_and_the_best_stay(tmp_path, keep):
-    def hump(model, i): yield loss_of(model, i) + (0. if i == 5 else float(10 + i))
+    def hump(model, i):
+        yield loss_of(model, i) + (0.0 if i == 5 else float(10 + i))
+
     fit(net(), hump, replace(CFG, checkpoint_every=2, log_every=1, keep=keep), tmp_path, show=False)
-    assert [int(p.stem[-8:]) for p in sorted(tmp_path.glob(CHECKPOINTS))] == [2, 4, 6, 8, 10, 12][-keep:]
-    _, meta = read_checkpoint(tmp_path/BEST)
+    assert [int(p.stem[-8:]) for p in sorted(tmp_path.glob(CHECKPOINTS))] == [2, 4, 6, 8, 10, 12][
+        -keep:
+    ]
+    _, meta = read_checkpoint(tmp_path / BEST)
     assert meta['done'] == 6 and meta['best'] == {'step': 6, 'loss': meta['history'][-1]['loss']}
     assert newest_checkpoint(tmp_path)[1]['best'] == meta['best']
 
 
 def test_the_best_takes_no_room(straight):
-    assert sum(p.stat().st_nlink for p in straight.glob('*.safetensors')) > len(list(straight.glob('*.safetensors')))
+    assert sum(p.stat().st_nlink for p in straight.glob('*.safetensors')) > len(
+        list(straight.glob('*.safetensors'))
+    )
 
 
-@pytest.mark.parametrize('change', [dict(keep=5), dict(on_nan='skip'), dict(log_every=1), dict(checkpoint_every=3)], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [dict(keep=5), dict(on_nan='skip'), dict(log_every=1), dict(checkpoint_every=3)],
+    ids=str,
+)
 def test_what_does_not_change_the_run_may_change(tmp_path, straight, change):
-    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
-    again(tmp_path/'b', **change)
-    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
+    with pytest.raises(OSError):
+        fit(net(), fault(7, OSError('power cut')), CFG, tmp_path / 'b', show=False)
+    again(tmp_path / 'b', **change)
+    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path / 'b')
     assert all(torch.equal(ta[k], tb[k]) for k in ta)
 
 
-@pytest.mark.parametrize('hardware', [Hardware(on_oom='halve'), Hardware(peak_tflops=1.), Hardware(channels_last=False)], ids=str)
+@pytest.mark.parametrize(
+    'hardware',
+    [Hardware(on_oom='halve'), Hardware(peak_tflops=1.0), Hardware(channels_last=False)],
+    ids=str,
+)
 def test_hardware_may_change(tmp_path, straight, hardware):
-    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
-    with pytest.raises(ValueError, match=r'share\(\)'): fit(net(), step, CFG, tmp_path/'b', show=False, hardware=Hardware(accumulate=2))
-    fit(net(), step, CFG, tmp_path/'b', show=False, hardware=hardware)
-    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
+    with pytest.raises(OSError):
+        fit(net(), fault(7, OSError('power cut')), CFG, tmp_path / 'b', show=False)
+    with pytest.raises(ValueError, match=r'share\(\)'):
+        fit(net(), step, CFG, tmp_path / 'b', show=False, hardware=Hardware(accumulate=2))
+    fit(net(), step, CFG, tmp_path / 'b', show=False, hardware=hardware)
+    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path / 'b')
     assert all(torch.equal(ta[k], tb[k]) for k in ta)
 
 
 def test_checksum_sees_names_types_shapes_and_order_of_nothing():
-    one, meta = {'a': torch.ones(4), 'b': torch.zeros(2)}, {'done': 1, 'x': .1}
+    one, meta = {'a': torch.ones(4), 'b': torch.zeros(2)}, {'done': 1, 'x': 0.1}
     base = checksum(one, meta)
-    assert checksum(dict(reversed(one.items())), {'x': .1, 'done': 1}) == base
-    for tensors, other in (({'a': torch.ones(2, 2), 'b': one['b']}, meta), ({'c': one['a'], 'b': one['b']}, meta), ({'a': one['a'].int().view(torch.int32), 'b': one['b']}, meta), (one, meta | {'x': .2}), ({'a': one['a']}, meta)):
+    assert checksum(dict(reversed(one.items())), {'x': 0.1, 'done': 1}) == base
+    for tensors, other in (
+        ({'a': torch.ones(2, 2), 'b': one['b']}, meta),
+        ({'c': one['a'], 'b': one['b']}, meta),
+        ({'a': one['a'].int().view(torch.int32), 'b': one['b']}, meta),
+        (one, meta | {'x': 0.2}),
+        ({'a': one['a']}, meta),
+    ):
         assert checksum(tensors, other) != base
 
 
 # --- older and newer versions, foreign files ---
 
-OLD = Path(__file__).parent/'old_run' # written by a version whose TrainConfig had the fields of Hardware, and numbers for Adam's parameters
+OLD = (
+    Path(__file__).parent / 'old_run'
+)  # written by a version whose TrainConfig had the fields of Hardware, and numbers for Adam's parameters
 
 
-def old_step(model, i): yield loss_of(model, i)
+def old_step(model, i):
+    yield loss_of(model, i)
 
 
 def test_checkpoints_of_older_versions_are_read(tmp_path):
-    shutil.copy(OLD/'checkpoint-00000008.safetensors', tmp_path)
-    tensors, meta = read_checkpoint(OLD/'checkpoint-00000008.safetensors')
-    assert 'optim.0.exp_avg' in tensors and meta['config']['precision'] == 'no' and 'tensorboard' in meta['config']
-    want, _ = read_checkpoint(OLD/'end.safetensors')
+    shutil.copy(OLD / 'checkpoint-00000008.safetensors', tmp_path)
+    tensors, meta = read_checkpoint(OLD / 'checkpoint-00000008.safetensors')
+    assert (
+        'optim.0.exp_avg' in tensors
+        and meta['config']['precision'] == 'no'
+        and 'tensorboard' in meta['config']
+    )
+    want, _ = read_checkpoint(OLD / 'end.safetensors')
     fit(net(), old_step, CFG, tmp_path, show=False)
     got, meta = newest_checkpoint(tmp_path)
     assert meta['done'] == 12 and 'optim.0.weight.exp_avg' in got
     names = {str(i): name for i, (name, _) in enumerate(net().named_parameters())}
     for key, value in want.items():
-        for i, name in names.items(): key = key.replace(f'optim.{i}.', f'optim.{name}.') if key.split('.')[1] == i and key.count('.') == 2 else key
+        for i, name in names.items():
+            key = (
+                key.replace(f'optim.{i}.', f'optim.{name}.')
+                if key.split('.')[1] == i and key.count('.') == 2
+                else key
+            )
         torch.testing.assert_close(got[key], value, rtol=1e-6, atol=1e-7)
 
 
@@ -262,66 +366,90 @@ def rewrite(path, change):
     "Another content of a checkpoint, with the checksum that fits it."
     tensors, meta = read_checkpoint(path)
     change(tensors, meta)
-    path.unlink() # it may have a second name
+    path.unlink()  # it may have a second name
     core.save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
 
 
 def test_a_field_of_a_newer_version_is_named(straight):
-    rewrite(checkpoint_path(straight, 12), lambda tensors, meta: meta['config'].update(momentum=.9))
-    with pytest.raises(ValueError, match='checkpoint-00000012.*newer version.*momentum'): fit(net(), step, CFG, straight, show=False)
+    rewrite(
+        checkpoint_path(straight, 12), lambda tensors, meta: meta['config'].update(momentum=0.9)
+    )
+    with pytest.raises(ValueError, match='checkpoint-00000012.*newer version.*momentum'):
+        fit(net(), step, CFG, straight, show=False)
 
 
 def test_numbers_of_another_type_are_refused(straight):
-    def to_int64(tensors, meta): tensors['model.0.weight'] = tensors['model.0.weight'].long()
+    def to_int64(tensors, meta):
+        tensors['model.0.weight'] = tensors['model.0.weight'].long()
+
     rewrite(checkpoint_path(straight, 12), to_int64)
-    with pytest.raises(ValueError, match='another model: 0.weight is int64.*float32'): fit(net(), step, CFG, straight, show=False)
+    with pytest.raises(ValueError, match='another model: 0.weight is int64.*float32'):
+        fit(net(), step, CFG, straight, show=False)
 
 
 def test_nan_with_a_checksum_that_fits_is_not_used(tmp_path, straight):
-    again(tmp_path/'b')
-    def to_nan(tensors, meta): tensors['ema.module.0.bias'][1] = float('nan')
-    rewrite(checkpoint_path(tmp_path/'b', 12), to_nan)
-    with pytest.warns(UserWarning, match='00000012.*ema.module.0.bias holds NaN.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert_same(straight, tmp_path/'b')
+    again(tmp_path / 'b')
+
+    def to_nan(tensors, meta):
+        tensors['ema.module.0.bias'][1] = float('nan')
+
+    rewrite(checkpoint_path(tmp_path / 'b', 12), to_nan)
+    with pytest.warns(
+        UserWarning, match='00000012.*ema.module.0.bias holds NaN.*the checkpoint before'
+    ):
+        fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert_same(straight, tmp_path / 'b')
 
 
 def test_a_folder_in_place_of_the_newest_checkpoint(tmp_path, straight):
-    again(tmp_path/'b')
-    path = checkpoint_path(tmp_path/'b', 12)
+    again(tmp_path / 'b')
+    path = checkpoint_path(tmp_path / 'b', 12)
     path.unlink()
     path.mkdir()
-    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'): fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert_same(straight, tmp_path/'b')
+    with pytest.warns(UserWarning, match='00000012.*the checkpoint before'):
+        fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert_same(straight, tmp_path / 'b')
 
 
 def test_binary_metrics_do_not_stop_a_resume(tmp_path, straight):
-    with pytest.raises(OSError): fit(net(), fault(7, OSError('power cut')), CFG, tmp_path/'b', show=False)
-    with open(tmp_path/'b'/'metrics.jsonl', 'ab') as f: f.write(b'\xff\xfe\x00\n[1]\n"text"\n{"loss": 1}\n')
-    again(tmp_path/'b')
-    assert [m['loss'] for m in metrics(tmp_path/'b')] == [m['loss'] for m in metrics(straight)]
+    with pytest.raises(OSError):
+        fit(net(), fault(7, OSError('power cut')), CFG, tmp_path / 'b', show=False)
+    with open(tmp_path / 'b' / 'metrics.jsonl', 'ab') as f:
+        f.write(b'\xff\xfe\x00\n[1]\n"text"\n{"loss": 1}\n')
+    again(tmp_path / 'b')
+    assert [m['loss'] for m in metrics(tmp_path / 'b')] == [m['loss'] for m in metrics(straight)]
 
 
 @pytest.mark.parametrize('content', ['', '[1]', '{"batch": ', '\x00'])
 def test_a_damaged_run_note_is_named(tmp_path, content):
-    (tmp_path/'run.json').write_text(content)
-    with pytest.raises(ValueError, match='run.json is'): claim_folder(tmp_path, dict(batch=3))
+    (tmp_path / 'run.json').write_text(content)
+    with pytest.raises(ValueError, match='run.json is'):
+        claim_folder(tmp_path, dict(batch=3))
 
 
 def test_same_run_says_what_differs():
     assert same_run(dict(a=1, log_every=5, keep=1), dict(a=1, log_every=6, keep=2)) == []
-    assert same_run(dict(a=(1, 2)), dict(a=[1, 2], new=3), dict(new=3)) == [] == same_run(dict(a=1, b=2), dict(a=1, b=3), free=['b'])
-    assert same_run(dict(a=1, gone=2), dict(a=2, new=3)) == ['a: 1 there, 2 now', 'new: not there, 3 now', 'gone: 2 there, not now']
+    assert (
+        same_run(dict(a=(1, 2)), dict(a=[1, 2], new=3), dict(new=3))
+        == []
+        == same_run(dict(a=1, b=2), dict(a=1, b=3), free=['b'])
+    )
+    assert same_run(dict(a=1, gone=2), dict(a=2, new=3)) == [
+        'a: 1 there, 2 now',
+        'new: not there, 3 now',
+        'gone: 2 there, not now',
+    ]
 
 
 # --- one folder, one run ---
 
-WAITS = '''
+WAITS = """
 import sys
 import test_training as t
 def step(model, i):
     if i == 2: print('running', flush=True); sys.stdin.read()
     yield from t.step(model, i)
-t.fit(t.net(), step, t.CFG, sys.argv[1], show=False)'''
+t.fit(t.net(), step, t.CFG, sys.argv[1], show=False)"""
 
 
 def started(folder):
@@ -330,52 +458,64 @@ def started(folder):
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path, straight):
-    child = started(tmp_path/'b')
-    with pytest.raises(OSError, match='in use by another process'): fit(net(), fault(0, AssertionError('too late')), CFG, tmp_path/'b', show=False)
+    child = started(tmp_path / 'b')
+    with pytest.raises(OSError, match='in use by another process'):
+        fit(net(), fault(0, AssertionError('too late')), CFG, tmp_path / 'b', show=False)
     assert child.finish()[0] == 0
-    again(tmp_path/'b')
-    assert_same(straight, tmp_path/'b')
+    again(tmp_path / 'b')
+    assert_same(straight, tmp_path / 'b')
 
 
 def test_sigterm_saves_and_ends_as_sigterm_does(tmp_path, straight):
-    child = started(tmp_path/'b')
+    child = started(tmp_path / 'b')
     child.process.send_signal(signal.SIGTERM)
     code, said = child.finish()
-    assert code == -signal.SIGTERM and f'run it again to go on from {tmp_path/"b"}' in said
-    assert newest_checkpoint(tmp_path/'b')[1]['done'] == 3
-    again(tmp_path/'b')
-    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path/'b')
+    assert code == -signal.SIGTERM and f'run it again to go on from {tmp_path / "b"}' in said
+    assert newest_checkpoint(tmp_path / 'b')[1]['done'] == 3
+    again(tmp_path / 'b')
+    (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path / 'b')
     assert all(torch.equal(ta[k], tb[k]) for k in ta)
 
 
 # --- longer runs ---
 
+
 @pytest.mark.parametrize('warmup', [0, 3])
 def test_a_finished_run_is_lengthened(tmp_path, warmup):
     cfg = replace(CFG, schedule='constant', warmup=warmup)
-    fit(net(), step, replace(cfg, steps=20), tmp_path/'a', show=False)
-    fit(net(), step, cfg, tmp_path/'b', show=False)
-    fit(net(), step, replace(cfg, steps=20), tmp_path/'b', show=False)
-    assert_same(tmp_path/'a', tmp_path/'b')
-    with pytest.raises(ValueError, match='steps: 20 there, 12 now'): fit(net(), step, cfg, tmp_path/'b', show=False)
+    fit(net(), step, replace(cfg, steps=20), tmp_path / 'a', show=False)
+    fit(net(), step, cfg, tmp_path / 'b', show=False)
+    fit(net(), step, replace(cfg, steps=20), tmp_path / 'b', show=False)
+    assert_same(tmp_path / 'a', tmp_path / 'b')
+    with pytest.raises(ValueError, match='steps: 20 there, 12 now'):
+        fit(net(), step, cfg, tmp_path / 'b', show=False)
 
 
 @pytest.mark.parametrize('schedule', ['cosine', 'linear', 'drop'])
 def test_where_the_rates_depend_on_steps_the_message_says_so(tmp_path, schedule):
     cfg = replace(CFG, schedule=schedule)
     fit(net(), step, cfg, tmp_path, show=False)
-    with pytest.raises(ValueError, match=f"steps: 12 there, 20 now.*schedule='{schedule}' every learning rate depends on steps"):
+    with pytest.raises(
+        ValueError,
+        match=f"steps: 12 there, 20 now.*schedule='{schedule}' every learning rate depends on steps",
+    ):
         fit(net(), step, replace(cfg, steps=20), tmp_path, show=False)
 
 
 # --- what is no step function ---
 
+
 def test_a_step_without_a_loss_is_refused():
     def nothing(model, i):
-        if i > 99: yield
-    with pytest.raises(ValueError, match='yielded no loss in iteration 0'): fit(net(), nothing, CFG, show=False)
-    with pytest.raises(TypeError, match='must yield its losses, got Tensor'): fit(net(), loss_of, CFG, show=False)
+        if i > 99:
+            yield
+
+    with pytest.raises(ValueError, match='yielded no loss in iteration 0'):
+        fit(net(), nothing, CFG, show=False)
+    with pytest.raises(TypeError, match='must yield its losses, got Tensor'):
+        fit(net(), loss_of, CFG, show=False)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match='warmup=13 and steps=12.*never reach lr'): replace(CFG, warmup=13)
+    with pytest.raises(ValueError, match='warmup=13 and steps=12.*never reach lr'):
+        replace(CFG, warmup=13)

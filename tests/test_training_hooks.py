@@ -1,4 +1,5 @@
 "The loop from outside: paused, looked into, stopped, and what its hooks write and show."
+
 import json
 import signal
 from dataclasses import replace
@@ -15,60 +16,91 @@ from test_training import CFG, assert_same, fault, metrics, net, step
 
 class Diary:
     "Writes down what it is told, and when."
-    def __init__(self): self.events = []
-    def start(self, state): self.events.append(('start', state.done))
-    def after_iteration(self, state): self.events.append(('after', state.done))
-    def logged(self, state, row): self.events.append(('logged', row['step']))
-    def saved(self, state, path): self.events.append(('saved', int(path.stem[-8:])))
-    def end(self, state): self.events.append(('end', state.done))
+
+    def __init__(self):
+        self.events = []
+
+    def start(self, state):
+        self.events.append(('start', state.done))
+
+    def after_iteration(self, state):
+        self.events.append(('after', state.done))
+
+    def logged(self, state, row):
+        self.events.append(('logged', row['step']))
+
+    def saved(self, state, path):
+        self.events.append(('saved', int(path.stem[-8:])))
+
+    def end(self, state):
+        self.events.append(('end', state.done))
 
 
 # --- a loop that yields ---
 
+
 def test_the_loop_yields_after_each_iteration_and_is_the_run_of_fit(tmp_path):
     model = net()
-    seen = [(s.done, s.model is model) for s in training(model, step, CFG, folder=tmp_path/'a')]
+    seen = [(s.done, s.model is model) for s in training(model, step, CFG, folder=tmp_path / 'a')]
     assert seen == [(i, True) for i in range(1, 13)]
-    fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert_same(tmp_path/'a', tmp_path/'b')
+    fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert_same(tmp_path / 'a', tmp_path / 'b')
 
 
 def test_between_two_iterations_everything_is_the_callers():
-    before = torch.get_float32_matmul_precision(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before = (
+        torch.get_float32_matmul_precision(),
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+    )
     torch.manual_seed(3)
     want = torch.randn(4)
     torch.manual_seed(3)
     model = net()
     torch.manual_seed(3)
-    drawn = [torch.randn(1) for _ in training(model, step, replace(CFG, steps=4), Hardware(tf32=True))]
+    drawn = [
+        torch.randn(1) for _ in training(model, step, replace(CFG, steps=4), Hardware(tf32=True))
+    ]
     assert torch.equal(torch.cat(drawn), want)
     for _ in training(model, step, CFG, Hardware(tf32=True)):
-        assert (torch.get_float32_matmul_precision(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        assert (
+            torch.get_float32_matmul_precision(),
+            signal.getsignal(signal.SIGTERM),
+            signal.getsignal(signal.SIGINT),
+        ) == before
     straight = fit(net(), step, replace(CFG, steps=4), show=False).model
     again = net()
-    for _ in training(again, step, replace(CFG, steps=4)): torch.randn(7)
+    for _ in training(again, step, replace(CFG, steps=4)):
+        torch.randn(7)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), again.parameters()))
 
 
 @pytest.mark.parametrize('how', ['stop', 'stop and break'])
 def test_a_stopped_run_is_saved_and_goes_on(tmp_path, how):
-    for state in training(net(), step, CFG, folder=tmp_path/'b'):
-        if state.done == 7: state.stop = True
-        if state.stop and 'break' in how: break
-    assert state.done == newest_checkpoint(tmp_path/'b')[1]['done'] == 7
-    fit(net(), step, CFG, tmp_path/'b', show=False)
-    fit(net(), step, CFG, tmp_path/'a', show=False)
-    (ta, _), (tb, _) = newest_checkpoint(tmp_path/'a'), newest_checkpoint(tmp_path/'b')
+    for state in training(net(), step, CFG, folder=tmp_path / 'b'):
+        if state.done == 7:
+            state.stop = True
+        if state.stop and 'break' in how:
+            break
+    assert state.done == newest_checkpoint(tmp_path / 'b')[1]['done'] == 7
+    fit(net(), step, CFG, tmp_path / 'b', show=False)
+    fit(net(), step, CFG, tmp_path / 'a', show=False)
+    (ta, _), (tb, _) = newest_checkpoint(tmp_path / 'a'), newest_checkpoint(tmp_path / 'b')
     assert all(torch.equal(ta[k], tb[k]) for k in ta)
 
 
 def test_a_loop_that_is_left_puts_everything_back(tmp_path):
     model, diary = net(), Diary()
     for state in training(model, step, CFG, Hardware(precision='bf16'), tmp_path, [diary]):
-        if state.done == 6: break
-    assert diary.events[-1] == ('end', 6) and 'forward' not in vars(model) and not model._forward_pre_hooks
-    assert newest_checkpoint(tmp_path)[1]['done'] == 4                       # what was not saved is done again
-    fit(net(), step, CFG, tmp_path, show=False)                              # the folder is free again
+        if state.done == 6:
+            break
+    assert (
+        diary.events[-1] == ('end', 6)
+        and 'forward' not in vars(model)
+        and not model._forward_pre_hooks
+    )
+    assert newest_checkpoint(tmp_path)[1]['done'] == 4  # what was not saved is done again
+    fit(net(), step, CFG, tmp_path, show=False)  # the folder is free again
 
 
 def test_ctrl_c_between_two_iterations_is_the_callers(tmp_path):
@@ -76,18 +108,34 @@ def test_ctrl_c_between_two_iterations_is_the_callers(tmp_path):
     try:
         with pytest.raises(KeyboardInterrupt):
             for state in training(net(), step, CFG, folder=tmp_path):
-                if state.done == 5: signal.raise_signal(signal.SIGINT)
-    finally: signal.signal(signal.SIGINT, before)
+                if state.done == 5:
+                    signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert newest_checkpoint(tmp_path)[1]['done'] == 4
 
 
 # --- hooks ---
 
+
 def test_hooks_are_told_in_order(tmp_path):
     diary = Diary()
     fit(net(), step, replace(CFG, steps=6), tmp_path, show=False, hooks=[diary])
-    assert diary.events == [('start', 0), ('after', 1), ('after', 2), ('logged', 3), ('after', 3), ('logged', 4), ('saved', 4), ('after', 4),
-                            ('after', 5), ('logged', 6), ('saved', 6), ('after', 6), ('end', 6)]
+    assert diary.events == [
+        ('start', 0),
+        ('after', 1),
+        ('after', 2),
+        ('logged', 3),
+        ('after', 3),
+        ('logged', 4),
+        ('saved', 4),
+        ('after', 4),
+        ('after', 5),
+        ('logged', 6),
+        ('saved', 6),
+        ('after', 6),
+        ('end', 6),
+    ]
     again = Diary()
     fit(net(), step, replace(CFG, steps=6), tmp_path, show=False, hooks=[again, SimpleNamespace()])
     assert again.events == [('start', 6), ('end', 6)]
@@ -95,45 +143,79 @@ def test_hooks_are_told_in_order(tmp_path):
 
 def test_hooks_end_after_an_error_and_a_hook_may_stop_the_run(tmp_path):
     diary = Diary()
-    with pytest.raises(OSError): fit(net(), fault(2, OSError('power cut')), CFG, show=False, hooks=[diary])
+    with pytest.raises(OSError):
+        fit(net(), fault(2, OSError('power cut')), CFG, show=False, hooks=[diary])
     assert diary.events[-1] == ('end', 2)
+
     class Enough:
-        def after_iteration(self, state): state.stop = state.done == 5
+        def after_iteration(self, state):
+            state.stop = state.done == 5
+
     done = fit(net(), step, CFG, tmp_path, show=False, hooks=[Enough()])
     assert newest_checkpoint(tmp_path)[1]['done'] == 5 == done.history[-1]['step']
 
 
 def test_sample_sheets_and_paired_error(tmp_path):
-    def images(model): return model(torch.zeros(4, 2)).reshape(4, 2, 1, 1).expand(4, 2, 8, 8)[:, :1]
-    def error(model): return model(torch.ones(1, 2)).abs().mean()
+    def images(model):
+        return model(torch.zeros(4, 2)).reshape(4, 2, 1, 1).expand(4, 2, 8, 8)[:, :1]
+
+    def error(model):
+        return model(torch.ones(1, 2)).abs().mean()
+
     hooks = [SampleSheets(4, images), PairedError(6, error, 'gap')]
-    done = fit(net(), step, CFG, tmp_path/'a', show=False, hooks=hooks)
-    assert [p.name for p in sorted((tmp_path/'a'/'samples').iterdir())] == ['00000004.png', '00000008.png', '00000012.png']
-    rows = {row['step']: row['gap'] for row in metrics(tmp_path/'a') if 'gap' in row}
+    done = fit(net(), step, CFG, tmp_path / 'a', show=False, hooks=hooks)
+    assert [p.name for p in sorted((tmp_path / 'a' / 'samples').iterdir())] == [
+        '00000004.png',
+        '00000008.png',
+        '00000012.png',
+    ]
+    rows = {row['step']: row['gap'] for row in metrics(tmp_path / 'a') if 'gap' in row}
     assert list(rows) == [6, 12] and rows[12] == pytest.approx(float(error(done.ema.eval())))
-    fit(net(), step, CFG, tmp_path/'b', show=False)
-    assert_same(tmp_path/'a', tmp_path/'b')
-    fit(net(), step, CFG, tmp_path/'points', show=False, hooks=[SampleSheets(12, lambda model: model(torch.randn(50, 2)))])
-    assert (tmp_path/'points'/'samples'/'00000012.png').stat().st_size > 1000
+    fit(net(), step, CFG, tmp_path / 'b', show=False)
+    assert_same(tmp_path / 'a', tmp_path / 'b')
+    fit(
+        net(),
+        step,
+        CFG,
+        tmp_path / 'points',
+        show=False,
+        hooks=[SampleSheets(12, lambda model: model(torch.randn(50, 2)))],
+    )
+    assert (tmp_path / 'points' / 'samples' / '00000012.png').stat().st_size > 1000
 
 
-@pytest.mark.parametrize('hook', [lambda: SampleSheets(1, lambda model: model), Profiler, Trackers], ids=['samples', 'profiler', 'trackers'])
+@pytest.mark.parametrize(
+    'hook',
+    [lambda: SampleSheets(1, lambda model: model), Profiler, Trackers],
+    ids=['samples', 'profiler', 'trackers'],
+)
 def test_hooks_that_write_need_a_folder(hook):
-    with pytest.raises(ValueError, match='needs a run with a folder'): fit(net(), fault(0, AssertionError('too late')), CFG, show=False, hooks=[hook()])
+    with pytest.raises(ValueError, match='needs a run with a folder'):
+        fit(net(), fault(0, AssertionError('too late')), CFG, show=False, hooks=[hook()])
 
 
 def test_every_refuses_zero():
-    with pytest.raises(ValueError, match='every must be at least 1, got 0'): Every(0, print)
+    with pytest.raises(ValueError, match='every must be at least 1, got 0'):
+        Every(0, print)
 
 
 def test_trackers_are_told_what_the_metrics_file_is(tmp_path, monkeypatch):
     import accelerate.tracking
+
     told = []
+
     class Tracker:
         requires_logging_directory = False
-        def __init__(self, name): told.append(name)
-        def log(self, values, step): told.append((step, values['loss']))
-        def finish(self): told.append('finished')
+
+        def __init__(self, name):
+            told.append(name)
+
+        def log(self, values, step):
+            told.append((step, values['loss']))
+
+        def finish(self):
+            told.append('finished')
+
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, 'json', Tracker)
     done = fit(net(), step, CFG, show=False, hooks=[Trackers(('json',), 'moons')])
     assert told == ['moons', *[(h['step'], h['loss']) for h in done.history], 'finished']
@@ -142,31 +224,73 @@ def test_trackers_are_told_what_the_metrics_file_is(tmp_path, monkeypatch):
 def test_a_missing_library_is_named_with_its_command(monkeypatch):
     import importlib.util
     import bdense_nb.training.hooks as hooks
-    monkeypatch.setattr(hooks, 'find_spec', lambda name: None if name in ('tensorboard', 'wandb') else importlib.util.find_spec(name))
-    with pytest.raises(ImportError, match=r'tensorboard.* pip install "bdense-nb\[tensorboard\]"'): Trackers('tensorboard')
-    with pytest.raises(ImportError, match='wandb.* pip install wandb'): Trackers('wandb')
-    with pytest.raises(ValueError, match="unknown log_with 'notepad'; choose one of: .*tensorboard"): Trackers('notepad')
+
+    monkeypatch.setattr(
+        hooks,
+        'find_spec',
+        lambda name: None if name in ('tensorboard', 'wandb') else importlib.util.find_spec(name),
+    )
+    with pytest.raises(ImportError, match=r'tensorboard.* pip install "bdense-nb\[tensorboard\]"'):
+        Trackers('tensorboard')
+    with pytest.raises(ImportError, match='wandb.* pip install wandb'):
+        Trackers('wandb')
+    with pytest.raises(
+        ValueError, match="unknown log_with 'notepad'; choose one of: .*tensorboard"
+    ):
+        Trackers('notepad')
 
 
 def test_the_profiler_traces_the_iterations_it_was_asked_for(tmp_path):
-    fit(net(), step, replace(CFG, checkpoint_every=0), tmp_path, show=False, hooks=[Profiler(skip=5, iterations=2)])
-    names = {e.get('name', '') for e in json.loads((tmp_path/'trace.json').read_text())['traceEvents']}
-    assert {n for n in names if n.startswith('ProfilerStep')} == {'ProfilerStep#5', 'ProfilerStep#6'} and any('addmm' in n for n in names)
+    fit(
+        net(),
+        step,
+        replace(CFG, checkpoint_every=0),
+        tmp_path,
+        show=False,
+        hooks=[Profiler(skip=5, iterations=2)],
+    )
+    names = {
+        e.get('name', '') for e in json.loads((tmp_path / 'trace.json').read_text())['traceEvents']
+    }
+    assert {n for n in names if n.startswith('ProfilerStep')} == {
+        'ProfilerStep#5',
+        'ProfilerStep#6',
+    } and any('addmm' in n for n in names)
 
 
 # --- configurations ---
 
-@pytest.mark.parametrize('bad', [dict(precision='fp8'), dict(teacher_precision='bf16'), dict(accumulate=0), dict(accumulate=True), dict(shard=1), dict(on_oom='skip'),
-                                 dict(peak_tflops=0.), dict(channels_last=None)], ids=str)
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        dict(precision='fp8'),
+        dict(teacher_precision='bf16'),
+        dict(accumulate=0),
+        dict(accumulate=True),
+        dict(shard=1),
+        dict(on_oom='skip'),
+        dict(peak_tflops=0.0),
+        dict(channels_last=None),
+    ],
+    ids=str,
+)
 def test_hardware_refuses(bad):
-    with pytest.raises(ValueError, match=f'{next(iter(bad))} must be .*, got'): Hardware(**bad)
+    with pytest.raises(ValueError, match=f'{next(iter(bad))} must be .*, got'):
+        Hardware(**bad)
 
 
 def test_every_field_has_a_comment_and_a_type_that_is_checked():
     import inspect
+
     for config in (TrainConfig, Hardware):
         source = inspect.getsource(config)
         for name in config.__dataclass_fields__:
             line = next(li for li in source.splitlines() if li.startswith(f'    {name}:'))
             assert ' # ' in line, line
-            with pytest.raises(ValueError, match=f'^{name} must be'): config(**{'steps': 3} | {name: 'nonsense'} if config is TrainConfig else {name: 'nonsense'})
+            with pytest.raises(ValueError, match=f'^{name} must be'):
+                config(
+                    **{'steps': 3} | {name: 'nonsense'}
+                    if config is TrainConfig
+                    else {name: 'nonsense'}
+                )

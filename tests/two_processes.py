@@ -1,4 +1,5 @@
 "What test_training_devices.py runs in one process, and torchrun in two: python tests/two_processes.py FOLDER"
+
 import os
 import sys
 from dataclasses import replace
@@ -19,20 +20,34 @@ from bdense_nb.training.loop import fit
 from test_conditions import row, text
 from torch import nn
 
-CFG = TrainConfig(steps=12, lr=1e-2, warmup=2, schedule='cosine', clip_grad=1., ema=.9, checkpoint_every=4, log_every=3)
-SFD = SFDConfig(nfe=3, K=2, substeps=2, steps=6, batch=8, shape=(2,), lr=1e-3, sigma_max=10.)
-PD = PDConfig(start_steps=8, end_steps=2, K=2, updates=6, batch=8, lr=1e-3, sigma_max=10.)
+CFG = TrainConfig(
+    steps=12,
+    lr=1e-2,
+    warmup=2,
+    schedule='cosine',
+    clip_grad=1.0,
+    ema=0.9,
+    checkpoint_every=4,
+    log_every=3,
+)
+SFD = SFDConfig(nfe=3, K=2, substeps=2, steps=6, batch=8, shape=(2,), lr=1e-3, sigma_max=10.0)
+PD = PDConfig(start_steps=8, end_steps=2, K=2, updates=6, batch=8, lr=1e-3, sigma_max=10.0)
 
 
 class Net(nn.Module):
     "Blocks in a list, and an attribute that a step function asks for."
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.blocks, self.flavour = nn.ModuleList([nn.Linear(2, 16), nn.Linear(16, 16), nn.Linear(16, 2)]), 'plain'
+        self.blocks, self.flavour = (
+            nn.ModuleList([nn.Linear(2, 16), nn.Linear(16, 16), nn.Linear(16, 2)]),
+            'plain',
+        )
 
     def forward(self, x):
-        for block in self.blocks[:-1]: x = nn.functional.silu(block(x))
+        for block in self.blocks[:-1]:
+            x = nn.functional.silu(block(x))
         return self.blocks[-1](x)
 
 
@@ -49,13 +64,17 @@ def several(model, i):
 
 class Conv(nn.Module):
     "Convolutions without a list of blocks, whose weights come channels last, as those of loaded denoisers do."
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 2, 3, padding=1))
+        self.net = nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 2, 3, padding=1)
+        )
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x): return self.net(x)
+    def forward(self, x):
+        return self.net(x)
 
 
 def denoise(model, i):
@@ -65,62 +84,116 @@ def denoise(model, i):
 
 class Late(nn.Module):
     "Two weights, of which a step function may use one."
+
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(2, 1), nn.Linear(2, 1)
 
-    def forward(self, x, both): return self.a(x) + self.b(x) if both else self.a(x)
+    def forward(self, x, both):
+        return self.a(x) + self.b(x) if both else self.a(x)
 
 
-def leaves_out_from_3(model, i): yield model(share(torch.ones(4, 2)), i < 3).square().mean()
+def leaves_out_from_3(model, i):
+    yield model(share(torch.ones(4, 2)), i < 3).square().mean()
 
 
 def bad_at_5(model, i):
-    for loss in several(model, i): yield loss*float('nan') if i == 5 and os.environ.get('RANK', '0') == '0' else loss
+    for loss in several(model, i):
+        yield loss * float('nan') if i == 5 and os.environ.get('RANK', '0') == '0' else loss
 
 
 def make_teacher():
     torch.manual_seed(0)
-    return EDMDenoiser(MLP(width=16, depth=2, n_classes=3), .7)
+    return EDMDenoiser(MLP(width=16, depth=2, n_classes=3), 0.7)
 
 
 def cases(folder: Path) -> dict:
     "Every case by its name: the models that it leaves."
-    data, labels = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    data, labels = (
+        torch.randn(40, 2, generator=torch.Generator().manual_seed(0)),
+        torch.arange(40) % 3,
+    )
+
     def run(name, step=several, on_nan='stop', net=Net, **hardware):
-        return fit(net(), step, replace(CFG, on_nan=on_nan), folder/name, show=False, hardware=Hardware(**hardware))
-    teacher = train_teacher(make_teacher(), data, labels, replace(CFG, steps=8), batch=8, folder=folder/'teacher', show=False).ema
-    out = dict(plain=run('plain').ema, accumulate=run('accumulate', accumulate=2).ema, skip=run('skip', bad_at_5, on_nan='skip').model, recompute=run('recompute', recompute=True).model, teacher=teacher)
-    out['sfd'] = sfd(make_teacher(), SFD, folder=folder/'sfd', show=False).denoiser
-    out['variable'] = sfd_variable(make_teacher(), SFD, (1, 2, 3), folder=folder/'variable', show=False).denoiser
-    out['pd'] = progressive(make_teacher(), data, PD, labels, folder=folder/'pd', show=False).denoiser
+        return fit(
+            net(),
+            step,
+            replace(CFG, on_nan=on_nan),
+            folder / name,
+            show=False,
+            hardware=Hardware(**hardware),
+        )
+
+    teacher = train_teacher(
+        make_teacher(),
+        data,
+        labels,
+        replace(CFG, steps=8),
+        batch=8,
+        folder=folder / 'teacher',
+        show=False,
+    ).ema
+    out = dict(
+        plain=run('plain').ema,
+        accumulate=run('accumulate', accumulate=2).ema,
+        skip=run('skip', bad_at_5, on_nan='skip').model,
+        recompute=run('recompute', recompute=True).model,
+        teacher=teacher,
+    )
+    out['sfd'] = sfd(make_teacher(), SFD, folder=folder / 'sfd', show=False).denoiser
+    out['variable'] = sfd_variable(
+        make_teacher(), SFD, (1, 2, 3), folder=folder / 'variable', show=False
+    ).denoiser
+    out['pd'] = progressive(
+        make_teacher(), data, PD, labels, folder=folder / 'pd', show=False
+    ).denoiser
     out['conv'] = run('conv', denoise, net=Conv).ema
-    told = GuidedDenoiser(text(), 3., row(text(), 0))  # conditions are dicts, drawn from seeds or given with the data
+    told = GuidedDenoiser(
+        text(), 3.0, row(text(), 0)
+    )  # conditions are dicts, drawn from seeds or given with the data
     smooth = replace(SFD, loss='l2')  # the l1 loss has signs for gradients, which rounding may turn
-    out['guided'] = sfd(told, smooth, bank=teacher_bank(told, smooth, show=False), show=False).denoiser
+    out['guided'] = sfd(
+        told, smooth, bank=teacher_bank(told, smooth, show=False), show=False
+    ).denoiser
     out['told'] = progressive(told, data, PD, draw_conditions(told, range(40)), show=False).denoiser
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         done = run('shard', shard=True, recompute=True)
         out['shard'] = done.ema
         assert type(done.model.blocks[0].weight) is nn.Parameter
         out['conv shard'] = run('conv shard', denoise, net=Conv, shard=True).ema
-        try: fit(Late(), leaves_out_from_3, TrainConfig(6), show=False)
-        except ValueError as e: assert 'leaves b.bias without a gradient' in str(e), e
-        else: raise AssertionError('an update that two processes could not average')
+        try:
+            fit(Late(), leaves_out_from_3, TrainConfig(6), show=False)
+        except ValueError as e:
+            assert 'leaves b.bias without a gradient' in str(e), e
+        else:
+            raise AssertionError('an update that two processes could not average')
     return out
 
 
 def main(folder: Path):
     torch.set_num_threads(1)
     rank, written = int(os.environ.get('RANK', 0)), []
-    def watch(event, args): # every file that this process opens for writing, makes, renames or removes below the folder
-        writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or event in ('os.mkdir', 'os.rename', 'os.remove', 'os.link')
-        if writes and str(args[0]).startswith(str(folder)): written.append(f'{event} {args[0]}')
+
+    def watch(
+        event, args
+    ):  # every file that this process opens for writing, makes, renames or removes below the folder
+        writes = (
+            event == 'open'
+            and isinstance(args[2], int)
+            and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            or event in ('os.mkdir', 'os.rename', 'os.remove', 'os.link')
+        )
+        if writes and str(args[0]).startswith(str(folder)):
+            written.append(f'{event} {args[0]}')
+
     sys.addaudithook(watch)
     models = cases(folder)
     wrote = list(written)
-    flat = {f'{name}.{k}': v for name, model in models.items() for k, v in model.state_dict().items()}
-    save_tensors(folder/f'rank{rank}.safetensors', flat, dict(wrote=wrote))
+    flat = {
+        f'{name}.{k}': v for name, model in models.items() for k, v in model.state_dict().items()
+    }
+    save_tensors(folder / f'rank{rank}.safetensors', flat, dict(wrote=wrote))
 
 
-if __name__ == '__main__': main(Path(sys.argv[1]))
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))

@@ -1,7 +1,8 @@
 """What the page with the live demonstration loads: both networks as ONNX, how each samples, and a picture for those who cannot run it.
 
-    python tools/docs_live.py FOLDER
+python tools/docs_live.py FOLDER
 """
+
 import gzip
 import json
 import sys
@@ -25,7 +26,10 @@ from docs_pictures import twins
 def samplers() -> dict[str, Sampler]:
     "The student that ships, and the teacher as its comparisons run it."
     teacher = preset('demo').reference().sampler(load_teacher(device='cpu'))
-    return {'teacher': teacher, 'student': load_student(data_dir()/'fashion_mnist_student', 'cpu')}
+    return {
+        'teacher': teacher,
+        'student': load_student(data_dir() / 'fashion_mnist_student', 'cpu'),
+    }
 
 
 def recipe(sampler: Sampler) -> dict:
@@ -35,10 +39,12 @@ def recipe(sampler: Sampler) -> dict:
     calls = []
 
     def denoise(x, sigma, cond=None):
-        calls.append({'sigma': sigma, 'input': x[0, :len(calls) + 1].tolist()})
+        calls.append({'sigma': sigma, 'input': x[0, : len(calls) + 1].tolist()})
         return units[[len(calls)]]
 
-    end = sample(denoise, float(sampler.sigmas[0])*units[:1], sampler.sigmas, sampler.solver, sampler.afs)
+    end = sample(
+        denoise, float(sampler.sigmas[0]) * units[:1], sampler.sigmas, sampler.solver, sampler.afs
+    )
     return {'calls': calls, 'sample': end[0].tolist()}
 
 
@@ -48,7 +54,8 @@ def with_weights(step: Path, denoiser: torch.nn.Module, other: torch.nn.Module, 
     theirs, model = dict(zip(parts(denoiser), parts(other), strict=True)), onnx.load(step)
     held = [tensor for tensor in model.graph.initializer if tensor.raw_data in theirs]
     assert len(held) == len(theirs) == len(parts(other)), 'the file holds every weight once'
-    for tensor in held: tensor.raw_data = theirs[tensor.raw_data]
+    for tensor in held:
+        tensor.raw_data = theirs[tensor.raw_data]
     onnx.save(model, path)
 
 
@@ -57,22 +64,33 @@ def write_live(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     both = samplers()
     teacher, student = both.values()
-    paths = [folder/f'{name}.onnx' for name in both]
+    paths = [folder / f'{name}.onnx' for name in both]
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning, module='torch')  # of names that torch gives to axes
+        warnings.filterwarnings(
+            'ignore', category=UserWarning, module='torch'
+        )  # of names that torch gives to axes
         export_onnx(Student(teacher.denoiser, teacher.sigmas, teacher.afs, teacher.shape), paths[0])
     with_weights(paths[0], teacher.denoiser, student.denoiser, paths[1])
     for path in paths:
-        (folder/f'{path.name}.gz').write_bytes(gzip.compress(path.read_bytes(), 6, mtime=0))
+        (folder / f'{path.name}.gz').write_bytes(gzip.compress(path.read_bytes(), 6, mtime=0))
         path.unlink()
     how = {name: recipe(sampler) for name, sampler in both.items()}
-    (folder/'live.json').write_text(json.dumps({'classes': FASHION_CLASSES, **how}), encoding='utf-8')
+    (folder / 'live.json').write_text(
+        json.dumps({'classes': FASHION_CLASSES, **how}), encoding='utf-8'
+    )
     classes = range(len(FASHION_CLASSES))
-    rows = {f'{name}\n{s.nfe} calls': s.sample(len(classes), 0, classes) for name, s in both.items()}
-    show_rows(rows, titles=[name.replace('/', '/\n').replace(' ', '\n') for name in FASHION_CLASSES], save=folder/'still.png')
-    twins(folder/'still.png')
+    rows = {
+        f'{name}\n{s.nfe} calls': s.sample(len(classes), 0, classes) for name, s in both.items()
+    }
+    show_rows(
+        rows,
+        titles=[name.replace('/', '/\n').replace(' ', '\n') for name in FASHION_CLASSES],
+        save=folder / 'still.png',
+    )
+    twins(folder / 'still.png')
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 2: sys.exit(__doc__)
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     write_live(Path(sys.argv[1]))

@@ -1,4 +1,5 @@
 "What the site does with pictures in dark mode."
+
 import base64
 import re
 from io import BytesIO
@@ -12,7 +13,8 @@ FRAME = re.compile(r'iVBORw0KGgo[A-Za-z0-9+/=]+')  # a PNG in base64
 IMAGE = re.compile(r'<img(?= src="data:image/png)')
 
 
-def pixels_of(picture) -> np.ndarray: return np.asarray(Image.open(picture).convert('RGB'))
+def pixels_of(picture) -> np.ndarray:
+    return np.asarray(Image.open(picture).convert('RGB'))
 
 
 def lowest(pixels: np.ndarray) -> np.ndarray:
@@ -20,7 +22,8 @@ def lowest(pixels: np.ndarray) -> np.ndarray:
     return np.minimum.reduce([*np.moveaxis(pixels, 2, 0)])
 
 
-def highest(pixels: np.ndarray) -> np.ndarray: return np.maximum.reduce([*np.moveaxis(pixels, 2, 0)])
+def highest(pixels: np.ndarray) -> np.ndarray:
+    return np.maximum.reduce([*np.moveaxis(pixels, 2, 0)])
 
 
 def is_drawing(picture) -> bool:
@@ -29,7 +32,8 @@ def is_drawing(picture) -> bool:
     return is_pale(pixels) and find_panels(pixels) is None
 
 
-def is_pale(pixels: np.ndarray) -> bool: return bool((lowest(pixels) >= 215).mean() > .6)
+def is_pale(pixels: np.ndarray) -> bool:
+    return bool((lowest(pixels) >= 215).mean() > 0.6)
 
 
 def runs(share: np.ndarray, least: float) -> list[tuple[int, int]]:
@@ -48,20 +52,21 @@ def find_panels(pixels: np.ndarray) -> np.ndarray | None:
     are none."""
     filled = lowest(pixels) < 250
     panels = np.zeros_like(filled)
-    if pixels[[0, -1]].min() < 250: return None
+    if pixels[[0, -1]].min() < 250:
+        return None
     pale = is_pale(pixels)
-    for top, end in runs(filled.mean(1), .1):
-        for left, right in runs(filled[top:end].mean(0), .2):
+    for top, end in runs(filled.mean(1), 0.1):
+        for left, right in runs(filled[top:end].mean(0), 0.2):
             box = slice(top, end), slice(left, right)
             panels[box] = not pale or is_photograph(pixels[box])
-    return panels if panels.mean() > .02 else None
+    return panels if panels.mean() > 0.02 else None
 
 
 def darkened(pixels: np.ndarray, panels: np.ndarray) -> Image.Image:
     "The same panels on a dark page."
     values = pixels.astype(float)
     turned = (255 - highest(values) - lowest(values))[..., None] + values  # hues stay
-    page = (20 + turned*.85).astype(np.uint8)
+    page = (20 + turned * 0.85).astype(np.uint8)
     return Image.fromarray(np.where(panels[..., None], pixels, page))
 
 
@@ -78,11 +83,13 @@ def twins(picture: Path) -> tuple[Path, Path] | None:
     if picture.suffix == '.svg':
         light = picture.with_stem(f'{picture.stem}.light')
         texts = themes(picture.read_text(encoding='utf-8'))
-        for path, text in zip((light, out), texts): path.write_text(text, encoding='utf-8')
+        for path, text in zip((light, out), texts):
+            path.write_text(text, encoding='utf-8')
         return light, out
     pixels = pixels_of(picture)
     panels = find_panels(pixels)
-    if panels is None: return None
+    if panels is None:
+        return None
     darkened(pixels, panels).save(out, optimize=True)
     return picture, out
 
@@ -91,14 +98,17 @@ def explorer_on_dark(html: str) -> str:
     """An explorer, or the picture of a control: drawings say that they may be inverted;
     photographs have a twin."""
     first = BytesIO(base64.b64decode(FRAME.search(html)[0]))
-    if is_drawing(first): return IMAGE.sub('<img class="drawing"', html)
+    if is_drawing(first):
+        return IMAGE.sub('<img class="drawing"', html)
 
     def dark(m):
         out = BytesIO()
         pixels = pixels_of(BytesIO(base64.b64decode(m[0])))
         panels = find_panels(pixels)
-        if panels is None: panels = np.zeros(pixels.shape[:2], bool)
+        if panels is None:
+            panels = np.zeros(pixels.shape[:2], bool)
         darkened(pixels, panels).quantize(64).save(out, 'PNG', optimize=True)
         return base64.b64encode(out.getvalue()).decode()
+
     twin = IMAGE.sub('<img class="only-dark"', FRAME.sub(dark, html))
     return f'<div class="only-light">{html}</div><div class="only-dark">{twin}</div>'

@@ -1,5 +1,6 @@
 """The page of results: the answer and a figure on top, then each file of data/results, the most
 important first, with its question, what came out, and a link to it."""
+
 import json
 import re
 from collections import Counter, defaultdict
@@ -10,15 +11,15 @@ from bdense_nb.lab.experiments import difference_table, differences, measures_of
 from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
-    'Branches at growing budgets':
-        'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_* ring_copies ring_exact ring_other_networks',
+    'Branches at growing budgets': 'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_* ring_copies ring_exact ring_other_networks',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
     'Branch weights': 'branch_*',
     'Teachers and the demonstration': 'demo *_teacher',
     'Cost': 'bench_*',
-    'The paper': 'paper'}
+    'The paper': 'paper',
+}
 QUESTIONS = {  # of files that are no experiment, or whose own question is another file's, too
     'fashion_4096': 'Fashion-MNIST, half a million trajectories: do branches help?',
     'fashion_4096_calls': 'Fashion-MNIST, half a million trajectories, 4 calls: do branches help?',
@@ -48,24 +49,36 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'anomalies_methods': 'How well do student and branches find anomalies, beside other detectors?',
     'bench_cpu': 'What does the package cost on a CPU, beside plain PyTorch?',
     'bench_gpu': 'What does the package cost on a GPU, beside plain PyTorch?',
-    'paper': 'What does the paper report?'}
+    'paper': 'What does the paper report?',
+}
 VERDICTS = ('better', 'worse', 'not told apart')  # as `Difference.verdict` says
 AT_ONCE = 6  # rows of a measurement that is shown at once; other tables are opened
 
 
 def shown(value) -> str:
     "A value of a results file in a table."
-    if value is None: return '–'
-    if isinstance(value, bool): return 'yes' if value else 'no'
-    if isinstance(value, float): return f'{value:.4g}'
-    if isinstance(value, list): return ', '.join(map(shown, value))
+    if value is None:
+        return '–'
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    if isinstance(value, float):
+        return f'{value:.4g}'
+    if isinstance(value, list):
+        return ', '.join(map(shown, value))
     return str(value)
 
 
-PROPER = {'frechet': 'Fréchet', 'wasserstein': 'Wasserstein', 'crps': 'CRPS', 'mase': 'MASE', 'auc': 'AUC'}
+PROPER = {
+    'frechet': 'Fréchet',
+    'wasserstein': 'Wasserstein',
+    'crps': 'CRPS',
+    'mase': 'MASE',
+    'auc': 'AUC',
+}
 
 
-def words(key) -> str: return ' '.join(PROPER.get(word, word) for word in str(key).split('_'))
+def words(key) -> str:
+    return ' '.join(PROPER.get(word, word) for word in str(key).split('_'))
 
 
 def sentence(key) -> str:
@@ -76,21 +89,25 @@ def sentence(key) -> str:
 
 def is_flat(value) -> bool:
     "It has room in one cell."
-    if not isinstance(value, list): return not isinstance(value, dict)
+    if not isinstance(value, list):
+        return not isinstance(value, dict)
     return len(value) <= 12 and not any(isinstance(v, dict) for v in value)
 
 
 def over_seeds(rows: list[dict]) -> list[dict]:
     "Rows that differ in their seed alone become one: how many, and the mean of each measure."
+
     def mean(group, k):
         first = group[0][k]
-        return sum(r[k] for r in group)/len(group) if isinstance(first, float) else first
+        return sum(r[k] for r in group) / len(group) if isinstance(first, float) else first
+
     groups = defaultdict(list)
     for row in rows:
         same = {k: v for k, v in row.items() if k != 'seed' and not isinstance(v, float)}
         groups[str(same)].append(row)
-    return [{'seeds': len(g)} | {k: mean(g, k) for k in g[0] if k != 'seed'}
-            for g in groups.values()]
+    return [
+        {'seeds': len(g)} | {k: mean(g, k) for k in g[0] if k != 'seed'} for g in groups.values()
+    ]
 
 
 def rows_table(inner) -> tuple[str, int, bool] | None:
@@ -98,9 +115,11 @@ def rows_table(inner) -> tuple[str, int, bool] | None:
     rows = inner
     if isinstance(inner, dict):
         rows = [{'': k} | v if isinstance(v, dict) else v for k, v in inner.items()]
-    if not all(isinstance(r, dict) and all(map(is_flat, r.values())) for r in rows): return None
+    if not all(isinstance(r, dict) and all(map(is_flat, r.values())) for r in rows):
+        return None
     averaged = len(rows) > 24 and all('seed' in r and set(r) == set(rows[0]) for r in rows)
-    if averaged: rows = over_seeds(rows)
+    if averaged:
+        rows = over_seeds(rows)
     columns = list(dict.fromkeys(k for r in rows for k in r))
     cells = [[shown(r.get(c)) for c in columns] for r in rows]
     return table([words(c) for c in columns], cells), len(rows), averaged
@@ -111,13 +130,16 @@ def result_parts(value: dict, name: str = '') -> list[str]:
     flat = [[words(k), shown(v)] for k, v in value.items() if is_flat(v) and v != []]
     parts = []
     for key, inner in value.items():
-        if is_flat(inner) or not inner: continue
+        if is_flat(inner) or not inner:
+            continue
         found = rows_table(inner)
         if found and found[1] <= 40:
             mean = ', mean over seeds' if found[2] else ''
             parts += [f'**{sentence(key)}{mean}**', found[0]]
-        elif isinstance(inner, dict) and not found: parts += result_parts(inner, key)
-        else: flat.append([words(key), f'{len(inner)} entries, in the file'])
+        elif isinstance(inner, dict) and not found:
+            parts += result_parts(inner, key)
+        else:
+            flat.append([words(key), f'{len(inner)} entries, in the file'])
     head = [f'**{sentence(name)}**'] if name else []
     return head + ([table(['what', 'value'], flat)] if flat else []) + parts
 
@@ -129,12 +151,14 @@ def details(summary: str, *parts: str) -> str:
 
 # --- comparisons
 
+
 def comparison(data: dict) -> tuple[list[str], list[str]]:
     "What came out for each measure: a sentence, and a table."
     names = measures_of(data)
     said = [f'- **{sentence(m)}**: {counted(data, m)}.' for m in names]
-    tables = [f'**{sentence(m)}**\n\n' + difference_table(data, m).partition('\n\n')[2]
-              for m in names]
+    tables = [
+        f'**{sentence(m)}**\n\n' + difference_table(data, m).partition('\n\n')[2] for m in names
+    ]
     return ['\n'.join(said)], tables
 
 
@@ -151,24 +175,35 @@ def verdicts(data: dict, measure: str) -> list[int]:
 def counted(data: dict, measure: str) -> str:
     "The verdicts in words, and the two ends of what was found."
     better, worse, neither = verdicts(data, measure)
-    found = sorted(differences(data, measure), key=lambda d: d.interval.mean/d.host)
-    varied = {key: text for key, text in PLACES.items() if len({getattr(d, key) for d in found}) > 1}
-    ends = [f'{d.percent} % ({", ".join([d.name, *(text.format(getattr(d, key)) for key, text in varied.items())])})'
-            for d in (found[0], found[-1])]
-    return (f'against "{data["host"]}" {better} better, {worse} worse, {neither} neither: '
-            + ' to '.join(dict.fromkeys(ends)))
+    found = sorted(differences(data, measure), key=lambda d: d.interval.mean / d.host)
+    varied = {
+        key: text for key, text in PLACES.items() if len({getattr(d, key) for d in found}) > 1
+    }
+    ends = [
+        f'{d.percent} % ({", ".join([d.name, *(text.format(getattr(d, key)) for key, text in varied.items())])})'
+        for d in (found[0], found[-1])
+    ]
+    return (
+        f'against "{data["host"]}" {better} better, {worse} worse, {neither} neither: '
+        + ' to '.join(dict.fromkeys(ends))
+    )
 
 
 def overview(files: dict[str, dict], heads: dict[str, str]) -> str:
     "A row for each comparison: how often the paired error was better or worse than the host's."
-    rows = [[*map(str, verdicts(d, 'paired_error')), f'[{heads[name]}](#{anchor(name)})']
-            for name, d in files.items() if 'experiment' in d]
+    rows = [
+        [*map(str, verdicts(d, 'paired_error')), f'[{heads[name]}](#{anchor(name)})']
+        for name, d in files.items()
+        if 'experiment' in d
+    ]
     return table(['better', 'worse', 'neither', 'question'], rows)
 
 
 # --- the page
 
-def anchor(name: str) -> str: return f'result-{name.replace("_", "-")}'
+
+def anchor(name: str) -> str:
+    return f'result-{name.replace("_", "-")}'
 
 
 def grouped(names: list[str]) -> dict[str, list[str]]:
@@ -183,18 +218,22 @@ def grouped(names: list[str]) -> dict[str, list[str]]:
 
 def headings(files: dict[str, dict]) -> dict[str, str]:
     "The question of each file."
-    asked = {name: QUESTIONS.get(name) or data.get('about') or words(name)
-             for name, data in files.items()}
+    asked = {
+        name: QUESTIONS.get(name) or data.get('about') or words(name)
+        for name, data in files.items()
+    }
     return {name: text[0].upper() + text[1:] for name, text in asked.items()}
 
 
 def made(name: str, data: dict) -> str:
     "The file, and how it was made."
     seeds = {r['seed'] for r in data['rows']} if 'experiment' in data else ()
-    parts = [f'{{download}}`{name}.json <results/{name}.json>`',
-             f'`{data["command"]}`' if 'command' in data else '',
-             data['hardware'] if isinstance(data.get('hardware'), str) else '',  # else a part
-             f'{len(seeds)} seeds' if seeds else '']
+    parts = [
+        f'{{download}}`{name}.json <results/{name}.json>`',
+        f'`{data["command"]}`' if 'command' in data else '',
+        data['hardware'] if isinstance(data.get('hardware'), str) else '',  # else a part
+        f'{len(seeds)} seeds' if seeds else '',
+    ]
     return '{.made}\n' + ' · '.join(filter(None, parts))
 
 
@@ -204,12 +243,19 @@ def summary(out: Path) -> list[str]:
     front = '\n\n'.join(c.source for c in index.cells())
     answer = re.search(r'\*\*Does it help\?\*\* (.*?) `bdense_compare`', front, re.S)[1]
     figure, said = re.search(r'(!\[[^]]*)\]\([^)]*gains\.png\)\s*(\*.*?\*)(?:\n|$)', front).groups()
-    copy_to(ROOT/'data'/'results'/'gains.png', out/'images'/'gains.png')
-    answer = answer.replace('weighted towards the endpoint, its student', 'a student with branches, weighted towards the endpoint,')
-    return ['## Do branches help?', f'**{answer}** The shortest trainings on pictures lose by them, '
-            'and a finer teacher brings a student nearer to it than they do.',
-            f'{figure}](images/gains.png)', said,
-            '[Lesson 7](/course/7_when_does_it_help.ipynb) reads the figure step by step.']
+    copy_to(ROOT / 'data' / 'results' / 'gains.png', out / 'images' / 'gains.png')
+    answer = answer.replace(
+        'weighted towards the endpoint, its student',
+        'a student with branches, weighted towards the endpoint,',
+    )
+    return [
+        '## Do branches help?',
+        f'**{answer}** The shortest trainings on pictures lose by them, '
+        'and a finer teacher brings a student nearer to it than they do.',
+        f'{figure}](images/gains.png)',
+        said,
+        '[Lesson 7](/course/7_when_does_it_help.ipynb) reads the figure step by step.',
+    ]
 
 
 def beside(name: str, files: dict[str, dict]) -> str:
@@ -220,46 +266,64 @@ def beside(name: str, files: dict[str, dict]) -> str:
 
 def result(name: str, data: dict, out: Path, alts: dict[str, str]) -> tuple[list[str], list[str]]:
     "What came out, without its heading, and what is read when it is opened."
-    if 'experiment' in data: shown_at_once, tables = comparison(data)
+    if 'experiment' in data:
+        shown_at_once, tables = comparison(data)
     else:
         found = rows_table(data['rows']) if 'rows' in data else None
         shown_at_once = [found[0]] if found and found[1] <= AT_ONCE else []
         tables = result_parts(data)
-    for path in sorted((ROOT/'data'/'results').glob(f'{name}_*.png')):
-        copy_to(path, out/'images'/path.name)
+    for path in sorted((ROOT / 'data' / 'results').glob(f'{name}_*.png')):
+        copy_to(path, out / 'images' / path.name)
         alt = alts.get(path.name, f'Figure: {words(path.stem)}')
         tables.append(f'![{alt}](images/{path.name})')
     return shown_at_once, [made(name, data), *tables]
 
 
-READING = ('Each entry counts the differences to the arm without the change that it asks about '
-           '(of branches: "endpoint (SFD)", "K = 1"), with the least and the largest. One '
-           'is significant, and bold, where its 95 % interval over seeds excludes zero; about one in twenty '
-           'does so by chance. In the tables that arm has its mean, and every other its difference '
-           'to it in percent with that interval, bold where it is significant. Lower is better. '
-           'Figures that rest on one training seed are illustrations, not evidence.')
+READING = (
+    'Each entry counts the differences to the arm without the change that it asks about '
+    '(of branches: "endpoint (SFD)", "K = 1"), with the least and the largest. One '
+    'is significant, and bold, where its 95 % interval over seeds excludes zero; about one in twenty '
+    'does so by chance. In the tables that arm has its mean, and every other its difference '
+    'to it in percent with that interval, bold where it is significant. Lower is better. '
+    'Figures that rest on one training seed are illustrations, not evidence.'
+)
 
 
 def results_page(out: Path) -> str:
     "Every data/results/*.json, the most important first."
-    paths = (ROOT/'data'/'results').glob('*.json')
+    paths = (ROOT / 'data' / 'results').glob('*.json')
     files = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in paths}
     heads, groups = headings(files), grouped([*files])
     sources = (c.source for p in pages() for c in p.cells())
-    alts = {name: alt for source in sources
-            for alt, name in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', source)}
+    alts = {
+        name: alt
+        for source in sources
+        for alt, name in re.findall(r'!\[([^\]]*)\]\([^)\s]*?([^/)\s]+)\)', source)
+    }
     ordered = {n: files[n] for names in groups.values() for n in names}
-    texts = ['# Results', *summary(out), '## All comparisons', READING,
-             details('How often the distance to the teacher was better or worse, in one table',
-                     overview(ordered, heads))]
+    texts = [
+        '# Results',
+        *summary(out),
+        '## All comparisons',
+        READING,
+        details(
+            'How often the distance to the teacher was better or worse, in one table',
+            overview(ordered, heads),
+        ),
+    ]
     for head, names in groups.items():
         texts.append(f'## {head}')
         for name in sorted(names, key=lambda name: names.index(beside(name, names))):
-            copy_to(ROOT/'data'/'results'/f'{name}.json', out/'results'/f'{name}.json')
+            copy_to(ROOT / 'data' / 'results' / f'{name}.json', out / 'results' / f'{name}.json')
             shown_at_once, opened = result(name, files[name], out, alts)
             place = f'({anchor(name)})='
             if beside(name, files) == name:
-                texts += [place, f'### {heads[name]}', *shown_at_once,
-                          details('Tables, file and command', *opened)]
-            else: texts.append(details(heads[name], place, *shown_at_once, *opened))
+                texts += [
+                    place,
+                    f'### {heads[name]}',
+                    *shown_at_once,
+                    details('Tables, file and command', *opened),
+                ]
+            else:
+                texts.append(details(heads[name], place, *shown_at_once, *opened))
     return '\n\n'.join(texts) + '\n'

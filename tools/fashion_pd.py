@@ -6,6 +6,7 @@ A second start goes on where the first one stopped.
 
     OMP_NUM_THREADS=1 python tools/fashion_pd.py       # see data/results/fashion_mnist_pd.json for how long it took
 """
+
 import argparse
 import json
 import shlex
@@ -27,18 +28,31 @@ SHOWN = (8, 2, 1)  # steps of the students in the picture
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument('--updates', type=int, default=CONFIG.updates, help='in each round')
-    p.add_argument('--n', type=int, default=1000, help='samples for the Fréchet distance and the paired error')
+    p.add_argument(
+        '--n', type=int, default=1000, help='samples for the Fréchet distance and the paired error'
+    )
     p.add_argument('--folder', type=Path, default=Path('runs/fashion_pd'), help='checkpoints')
-    p.add_argument('--out', type=Path, default=data_dir()/'results'/'fashion_mnist_pd.json')
+    p.add_argument('--out', type=Path, default=data_dir() / 'results' / 'fashion_mnist_pd.json')
     args = p.parse_args()
     cfg = replace(CONFIG, updates=args.updates)
     teacher, (data, labels) = load_teacher(device='cpu'), fashion_mnist('test')
-    notes = dict(command=shlex.join(['python', 'tools/fashion_pd.py', *sys.argv[1:]]), config=asdict(cfg), n=args.n, sampling_seeds=[0, args.n - 1], data='the 10,000 test images',
-                 teacher_sha256=read_about(data_dir()/'fashion_mnist_teacher')['sha256'], **about_run())
+    notes = dict(
+        command=shlex.join(['python', 'tools/fashion_pd.py', *sys.argv[1:]]),
+        config=asdict(cfg),
+        n=args.n,
+        sampling_seeds=[0, args.n - 1],
+        data='the 10,000 test images',
+        teacher_sha256=read_about(data_dir() / 'fashion_mnist_teacher')['sha256'],
+        **about_run(),
+    )
     old = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    same = all(old.get(k) == json.loads(json.dumps(notes[k])) for k in ('config', 'n', 'teacher_sha256'))
+    same = all(
+        old.get(k) == json.loads(json.dumps(notes[k])) for k in ('config', 'n', 'teacher_sha256')
+    )
     rows = {(r['arm'], r['steps']): r for r in old['rows']} if same else {}
 
     fine = cfg.reference(SHAPE).sampler(teacher)
@@ -47,21 +61,42 @@ def main() -> None:
 
     def measure(arm: str, student: Sampler, **more) -> None:
         steps = len(student.sigmas) - 1
-        if (arm, steps) in rows: return
+        if (arm, steps) in rows:
+            return
         images = target if student is fine else student.sample(args.n)
-        rows[arm, steps] = dict(arm=arm, steps=steps, nfe=student.nfe, frechet_distance=fashion_fd(images), paired_error=paired_error(images, target), **more)
+        rows[arm, steps] = dict(
+            arm=arm,
+            steps=steps,
+            nfe=student.nfe,
+            frechet_distance=fashion_fd(images),
+            paired_error=paired_error(images, target),
+            **more,
+        )
         write_json(args.out, dict(notes, rows=list(rows.values())))
         print(rows[arm, steps], flush=True)
 
     measure('teacher', fine)
-    for n in cfg.rounds[2:]: measure('teacher', Sampler(teacher, cfg.grid(n), False, SHAPE))
+    for n in cfg.rounds[2:]:
+        measure('teacher', Sampler(teacher, cfg.grid(n), False, SHAPE))
     for K, arm in ((1, 'PD'), (2, 'B-DENSE, K = 2')):
-        for student in progressive_rounds(teacher, data, replace(cfg, K=K), labels, args.folder/f'K{K}'):
+        for student in progressive_rounds(
+            teacher, data, replace(cfg, K=K), labels, args.folder / f'K{K}'
+        ):
             last = student.about['rounds'][-1]
-            measure(arm, student, seconds=last['seconds'], loss=[h['loss'] for h in last['history']][::10])
-            if last['n_steps'] in SHOWN: pictures[f'{arm}, NFE {last["n_steps"]}'] = student.sample(10)
-    classes = [FASHION_CLASSES[i].split('/')[0].replace('Ankle boot', 'Boot') for i in fine.start(range(10))[1]]
+            measure(
+                arm,
+                student,
+                seconds=last['seconds'],
+                loss=[h['loss'] for h in last['history']][::10],
+            )
+            if last['n_steps'] in SHOWN:
+                pictures[f'{arm}, NFE {last["n_steps"]}'] = student.sample(10)
+    classes = [
+        FASHION_CLASSES[i].split('/')[0].replace('Ankle boot', 'Boot')
+        for i in fine.start(range(10))[1]
+    ]
     show_rows(pictures, 10, classes, args.out.with_name('fashion_mnist_pd_samples.png'))
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

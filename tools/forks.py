@@ -5,6 +5,7 @@
 
 `Server` is the other end. Only the standard library is used here: an environment of users has no tools for tests.
 """
+
 import atexit
 import contextlib
 import gc
@@ -29,12 +30,18 @@ from pathlib import Path
 
 def find_classes_by_name(find=inspect.findsource) -> None:
     "To find a class, of whose comments help is made, Python 3.11 parses its whole module, each time anew: a search for its name does."
+
     def findsource(thing):
-        if not (inspect.isclass(thing) and thing.__module__.startswith('bdense_nb')): return find(thing)
+        if not (inspect.isclass(thing) and thing.__module__.startswith('bdense_nb')):
+            return find(thing)
         lines, _ = find(sys.modules[thing.__module__])
-        at, = (i for i, line in enumerate(lines) if re.match(rf'class {thing.__qualname__}\b', line))
-        while lines[at - 1].startswith('@'): at -= 1
+        (at,) = (
+            i for i, line in enumerate(lines) if re.match(rf'class {thing.__qualname__}\b', line)
+        )
+        while lines[at - 1].startswith('@'):
+            at -= 1
         return lines, at
+
     inspect.findsource = findsource
 
 
@@ -47,10 +54,13 @@ def no_waiting_for_disks() -> None:
     "What a process that is killed has written, others read; what a machine that loses its power has, no test sees."
     os.fsync = lambda fd: None
     connect = sqlite3.connect
+
     def unsynced(*args, **how):
         db = connect(*args, **how)
-        with contextlib.suppress(sqlite3.Error): db.execute('PRAGMA synchronous = OFF')  # what is damaged says so later
+        with contextlib.suppress(sqlite3.Error):
+            db.execute('PRAGMA synchronous = OFF')  # what is damaged says so later
         return db
+
     sqlite3.connect = sqlite3.dbapi2.connect = unsynced
 
 
@@ -65,18 +75,24 @@ def run_here(program: str, arguments: list[str], commands: dict[str, EntryPoint]
     is_code = program == 'python'
     sys.argv = ['-c', *arguments[2:]] if is_code else [f'/usr/bin/{program}', *arguments]
     try:
-        if is_code: exec(arguments[1], vars(main_module()))
-        else: sys.exit(commands[program].load()())
+        if is_code:
+            exec(arguments[1], vars(main_module()))
+        else:
+            sys.exit(commands[program].load()())
     except SystemExit as e:
-        if isinstance(e.code, str): print(e.code, file=sys.stderr)
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:
         traceback.print_exc()
         code = 1
-    else: code = 0
+    else:
+        code = 0
     atexit._run_exitfuncs()  # a fork leaves without them
-    try: sys.stdout.flush()
-    except OSError: return 120  # what the interpreter itself ends with
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return 120  # what the interpreter itself ends with
     return code
 
 
@@ -87,10 +103,13 @@ def main_module():
     return sys.modules['__main__']
 
 
-def fork(job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}, stdin: str = os.devnull) -> int:
+def fork(
+    job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}, stdin: str = os.devnull
+) -> int:
     "Run `job()`, which returns an exit code, in a child with these streams, folder and variables: its process id."
     sys.stdout.flush()
-    if pid := os.fork(): return pid
+    if pid := os.fork():
+        return pid
     code = 1
     try:
         os.setsid()
@@ -101,12 +120,20 @@ def fork(job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}
         os.dup2(stderr, 2)
         encoding = os.environ.get('PYTHONIOENCODING', 'utf-8')
         sys.stdin = open(0, encoding=encoding, closefd=False)
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w', closefd=False), encoding=encoding, line_buffering=True)
-        sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w', closefd=False), encoding=encoding, errors='backslashreplace', write_through=True)
+        sys.stdout = io.TextIOWrapper(
+            io.FileIO(1, 'w', closefd=False), encoding=encoding, line_buffering=True
+        )
+        sys.stderr = io.TextIOWrapper(
+            io.FileIO(2, 'w', closefd=False),
+            encoding=encoding,
+            errors='backslashreplace',
+            write_through=True,
+        )
         os.chdir(folder)
         code = job()
         sys.stderr.flush()
-    except BaseException: traceback.print_exc()
+    except BaseException:
+        traceback.print_exc()
     os._exit(code)
 
 
@@ -117,8 +144,14 @@ def ended(pid: int) -> int:
 
 def start(job: dict, commands: dict[str, EntryPoint], stdout: int, stderr: int) -> int:
     "Begin a job: its process id."
-    return fork(lambda: run_here(job['program'], job['arguments'], commands), stdout, stderr, job['folder'], job['env'],
-                job.get('stdin', os.devnull))
+    return fork(
+        lambda: run_here(job['program'], job['arguments'], commands),
+        stdout,
+        stderr,
+        job['folder'],
+        job['env'],
+        job.get('stdin', os.devnull),
+    )
 
 
 def answer(job: dict, commands: dict[str, EntryPoint]) -> dict:
@@ -127,7 +160,8 @@ def answer(job: dict, commands: dict[str, EntryPoint]) -> dict:
         found, status, used = os.wait4(pid, os.WNOHANG)
         return dict(code=os.waitstatus_to_exitcode(status) if found else None, cpu=used.ru_utime)
     if log := job.get('log'):
-        with open(log, 'a') as out: return dict(pid=start(job, commands, out.fileno(), out.fileno()))
+        with open(log, 'a') as out:
+            return dict(pid=start(job, commands, out.fileno(), out.fileno()))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.monotonic()
         code = ended(start(job, commands, out.fileno(), err.fileno()))
@@ -140,20 +174,24 @@ def answer(job: dict, commands: dict[str, EntryPoint]) -> dict:
 
 class Server:
     "Programs in forks of a Python that has imported `modules` once: started when first asked, with `how` it starts."
+
     def __init__(self, *modules: str, python: Path | str = sys.executable, shared: str = '', **how):
         self.command = [python, __file__, *modules]
         self.how = how  # cwd and env, as subprocess takes them
         self.shared = shared  # a variable: the socket of a server that was started for several processes, where there is one
         self.process = self.line = None
-        self.cpu = 0.  # seconds, of the programs that were begun and have ended
+        self.cpu = 0.0  # seconds, of the programs that were begun and have ended
 
     def share(self) -> None:
         "Start it for this process and those that it starts."
         self.folder = tempfile.TemporaryDirectory(prefix='forks-')
         os.environ[self.shared] = at = f'{self.folder.name}/socket'
-        self.process = subprocess.Popen([*self.command[:2], '--at', at, *self.command[2:]], stdin=subprocess.PIPE, **self.how)
+        self.process = subprocess.Popen(
+            [*self.command[:2], '--at', at, *self.command[2:]], stdin=subprocess.PIPE, **self.how
+        )
         atexit.register(self.close)
-        while self.process.poll() is None and not os.path.exists(at): time.sleep(.01)
+        while self.process.poll() is None and not os.path.exists(at):
+            time.sleep(0.01)
 
     def start(self) -> None:
         if at := os.environ.get(self.shared):
@@ -161,41 +199,62 @@ class Server:
             self.line.connect(at)
             self.jobs, self.replies = self.line.makefile('w'), self.line.makefile()
         else:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **self.how)
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **self.how
+            )
             self.jobs, self.replies = self.process.stdin, self.process.stdout
             self.line = self.process
             atexit.register(self.close)
         self.commands = json.loads(self.replies.readline())
 
     def ask(self, **job) -> dict:
-        if self.line is None: self.start()
+        if self.line is None:
+            self.start()
         print(json.dumps(job, default=str), file=self.jobs, flush=True)
         return json.loads(self.replies.readline())
 
-    def run(self, program: str, *arguments: Path | str, cwd: Path | str | None = None,
-            **env: str) -> subprocess.CompletedProcess:
+    def run(
+        self, program: str, *arguments: Path | str, cwd: Path | str | None = None, **env: str
+    ) -> subprocess.CompletedProcess:
         "Run a command, or `python -c code ...`, to its end; `env` are variables on top of the server's."
         words = [str(a) for a in arguments]
         done = self.ask(program=program, arguments=words, folder=cwd or os.getcwd(), env=env)
-        return subprocess.CompletedProcess([program, *words], done['code'], done['out'], done['err'])
+        return subprocess.CompletedProcess(
+            [program, *words], done['code'], done['out'], done['err']
+        )
 
-    def begin(self, *arguments: Path | str, cwd: Path | str | None = None, env: dict[str, str] = {},
-              log: Path | str = '/dev/stderr', stdin: Path | str = os.devnull) -> 'Begun':
+    def begin(
+        self,
+        *arguments: Path | str,
+        cwd: Path | str | None = None,
+        env: dict[str, str] = {},
+        log: Path | str = '/dev/stderr',
+        stdin: Path | str = os.devnull,
+    ) -> 'Begun':
         "Begin a Python program that is not waited for; all it prints goes to the file `log`."
         words = [str(a) for a in arguments]
-        job = dict(program='python', arguments=words, folder=cwd or os.getcwd(), env=env, log=log, stdin=stdin)
+        job = dict(
+            program='python',
+            arguments=words,
+            folder=cwd or os.getcwd(),
+            env=env,
+            log=log,
+            stdin=stdin,
+        )
         return Begun(self, self.ask(**job)['pid'])
 
     def close(self) -> None:
         if self.process is not None:
             self.process.stdin.close()
             self.process.wait()
-            if self.process.stdout: self.process.stdout.close()
+            if self.process.stdout:
+                self.process.stdout.close()
             self.process = self.line = None
 
 
 class Begun:
     "A program that a server has begun, with the part of `subprocess.Popen` that Jupyter asks for."
+
     stdin = stdout = stderr = None
 
     def __init__(self, server: Server, pid: int):
@@ -211,29 +270,56 @@ class Begun:
         return self.code
 
     def wait(self) -> int:
-        while self.poll() is None: time.sleep(.02)
+        while self.poll() is None:
+            time.sleep(0.02)
         return self.code
 
-    def send_signal(self, number: int) -> None: os.kill(self.pid, number)
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that wait without spinning, as in the Makefile
-WARM = Server('torch._dynamo', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.stats', 'ipywidgets', 'ipykernel.ipkernel',
-              'ipykernel.kernelapp', 'optuna.visualization.matplotlib', 'diffusers.pipelines.pipeline_utils',
-              'diffusers.models.unets.unet_2d_condition', 'tyro', 'tyro._backends._tyro_backend', 'tyro._backends._argparse_formatter', 'typeguard',
-              'docstring_parser', 'tabulate', 'matplotlib.backends.backend_agg', 'PIL.JpegImagePlugin', 'PIL.GifImagePlugin', 'IPython.core.magics', 'IPython.core.pylabtools', shared='BDENSE_FORKS')  # not what asks, when imported, whether it is in a notebook
+os.environ.setdefault(
+    'OMP_WAIT_POLICY', 'PASSIVE'
+)  # threads that wait without spinning, as in the Makefile
+WARM = Server(
+    'torch._dynamo',
+    'torchvision',
+    'accelerate',
+    'matplotlib.pyplot',
+    'scipy.stats',
+    'ipywidgets',
+    'ipykernel.ipkernel',
+    'ipykernel.kernelapp',
+    'optuna.visualization.matplotlib',
+    'diffusers.pipelines.pipeline_utils',
+    'diffusers.models.unets.unet_2d_condition',
+    'tyro',
+    'tyro._backends._tyro_backend',
+    'tyro._backends._argparse_formatter',
+    'typeguard',
+    'docstring_parser',
+    'tabulate',
+    'matplotlib.backends.backend_agg',
+    'PIL.JpegImagePlugin',
+    'PIL.GifImagePlugin',
+    'IPython.core.magics',
+    'IPython.core.pylabtools',
+    shared='BDENSE_FORKS',
+)  # not what asks, when imported, whether it is in a notebook
 
 
 def serve(jobs, replies, commands: dict[str, EntryPoint]) -> None:
     print(json.dumps(sorted(commands)), file=replies, flush=True)
-    for line in jobs: print(json.dumps(answer(json.loads(line), commands)), file=replies, flush=True)
+    for line in jobs:
+        print(json.dumps(answer(json.loads(line), commands)), file=replies, flush=True)
 
 
 def connected(door: socket.socket) -> socket.socket:
     "In a fork for each that connects: its line."
     while door in select.select([door, sys.stdin], [], [])[0]:
         line = door.accept()[0]
-        if not os.fork(): return line
+        if not os.fork():
+            return line
         line.close()
     sys.exit()
 
@@ -252,16 +338,19 @@ def main() -> None:
     no_waiting_for_disks()
     gc.disable()  # what is imported stays
     for name in modules:
-        with contextlib.suppress(ImportError): importlib.import_module(name)  # the jobs show it
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)  # the jobs show it
     gc.freeze()  # a fork that looks for garbage would copy every page of it
     gc.enable()
     gc.set_threshold(20_000, 20, 20)  # what runs here is short
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever a library prints here is no answer
-    if door is None: serve(sys.stdin, replies, commands)
+    if door is None:
+        serve(sys.stdin, replies, commands)
     else:
         line = connected(door)
         serve(line.makefile(), line.makefile('w'), commands)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

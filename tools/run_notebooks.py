@@ -1,9 +1,10 @@
 """Run notebooks top to bottom, each in a fresh kernel, and store their outputs.
 
-    python tools/run_notebooks.py                       # every notebook
-    python tools/run_notebooks.py nbs/diffusion/03_samplers.ipynb # these
-    python tools/run_notebooks.py --check               # store nothing; say where a run, from an empty folder, prints something else than what is stored
+python tools/run_notebooks.py                       # every notebook
+python tools/run_notebooks.py nbs/diffusion/03_samplers.ipynb # these
+python tools/run_notebooks.py --check               # store nothing; say where a run, from an empty folder, prints something else than what is stored
 """
+
 import argparse
 import asyncio
 import os
@@ -27,10 +28,23 @@ from nbclient import NotebookClient
 from forks import WARM
 
 ROOT = Path(__file__).resolve().parent.parent
-NBS = ROOT/'nbs'
-FOLDERS = {'course': 'Course', 'diffusion': 'Diffusion', 'distillation': 'Distillation', 'training': 'Training', 'evaluation': 'Evaluation', 'interop': 'Other libraries', 'lab': 'The lab', 'app': 'Commands',
-           'applications': 'Applications', 'gpu': 'On a GPU'}  # below nbs/, in reading order, and what the site calls them
-WIDGET, WIDGET_STATE = 'application/vnd.jupyter.widget-view+json', 'application/vnd.jupyter.widget-state+json'
+NBS = ROOT / 'nbs'
+FOLDERS = {
+    'course': 'Course',
+    'diffusion': 'Diffusion',
+    'distillation': 'Distillation',
+    'training': 'Training',
+    'evaluation': 'Evaluation',
+    'interop': 'Other libraries',
+    'lab': 'The lab',
+    'app': 'Commands',
+    'applications': 'Applications',
+    'gpu': 'On a GPU',
+}  # below nbs/, in reading order, and what the site calls them
+WIDGET, WIDGET_STATE = (
+    'application/vnd.jupyter.widget-view+json',
+    'application/vnd.jupyter.widget-state+json',
+)
 NOTE = 'A live control in JupyterLab; stored here is the picture it starts with.\n'
 ANSWER = 'answer'  # in the metadata of a cell that answers a prediction: its outputs. No viewer shows them before the reader has run the cell
 
@@ -38,7 +52,13 @@ ANSWER = 'answer'  # in the metadata of a cell that answers a prediction: its ou
 def notebooks() -> list[Path]:
     "Every notebook in reading order: those in nbs/ itself, then each folder of `FOLDERS`."
     number = lambda path: int(re.match(r'\d*', path.stem)[0] or 0)
-    return [path for folder in ('', *FOLDERS) for path in sorted((NBS/folder).glob('*.ipynb'), key=lambda path: (number(path), path.name))]
+    return [
+        path
+        for folder in ('', *FOLDERS)
+        for path in sorted(
+            (NBS / folder).glob('*.ipynb'), key=lambda path: (number(path), path.name)
+        )
+    ]
 
 
 def is_skipped(source: str) -> bool:
@@ -48,16 +68,20 @@ def is_skipped(source: str) -> bool:
 
 def sliced(get_msg):
     "Wait for a message in slices of one second: one long wait now and then misses a message that is already there."
+
     async def get(timeout=None):
         deadline = float('inf') if timeout is None else time.monotonic() + timeout
         while True:
-            try: return await get_msg(timeout=max(0, min(1, deadline - time.monotonic())))
+            try:
+                return await get_msg(timeout=max(0, min(1, deadline - time.monotonic())))
             except Empty:
-                if time.monotonic() >= deadline: raise
+                if time.monotonic() >= deadline:
+                    raise
+
     return get
 
 
-KERNEL = '''
+KERNEL = """
 import os, sys, matplotlib
 sys.modules['debugpy'] = None  # nobody looks for it here
 os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # not what the asking process draws with
@@ -65,13 +89,14 @@ matplotlib.rcParams['backend'] = os.environ['MPLBACKEND']
 from ipykernel import kernelapp as app
 app.launch_new_instance([*sys.argv[1:], f'--IPKernelApp.parent_handle={os.getppid()}'])
 app.IPKernelApp.instance().control_thread.join(5)  # else its last flush may meet what is closed already, and wait for ten seconds
-'''
+"""
 
 
 class Forked(LocalProvisioner):
     "A kernel in a fork of a process that has imported what most notebooks import: seconds less for each."
+
     async def launch_kernel(self, cmd, **kwargs):
-        options = cmd[cmd.index('-f'):]
+        options = cmd[cmd.index('-f') :]
         self.process = WARM.begin('-c', KERNEL, *options, cwd=kwargs['cwd'], env=kwargs['env'])
         self.pid = self.pgid = self.process.pid
         self.cwd = kwargs['cwd']
@@ -80,13 +105,14 @@ class Forked(LocalProvisioner):
 
 class Ready(AsyncKernelClient):
     "Of a kernel that is ready as soon as it has answered on both channels: what it said before is no cell's, so no silence is waited for."
+
     async def _async_wait_for_ready(self, timeout=None):
         async with asyncio.timeout(timeout):
             while await self.is_alive():
                 self.kernel_info()
                 with suppress(Empty):
                     await self.get_shell_msg(timeout=1)
-                    await self.get_iopub_msg(timeout=.05)
+                    await self.get_iopub_msg(timeout=0.05)
                     return
         raise RuntimeError('the kernel died before it answered')
 
@@ -97,29 +123,37 @@ class Kernels(AsyncKernelManager):
     client_factory = Ready
 
     def client(self, **how):
-        self.context.setsockopt(zmq.RECONNECT_IVL, 10)  # milliseconds: the kernel is there in less than the usual hundred
+        self.context.setsockopt(
+            zmq.RECONNECT_IVL, 10
+        )  # milliseconds: the kernel is there in less than the usual hundred
         return super().client(**how)
 
-    async def _async_finish_shutdown(self, waittime=None, pollinterval=.02, restart=False):
+    async def _async_finish_shutdown(self, waittime=None, pollinterval=0.02, restart=False):
         await super()._async_finish_shutdown(waittime, pollinterval, restart)
 
-    async def pre_start_kernel(self, **kw): return await self._async_pre_start_kernel(**kw)
+    async def pre_start_kernel(self, **kw):
+        return await self._async_pre_start_kernel(**kw)
 
     async def _async_pre_start_kernel(self, **kw):
         if self.provisioner is None:
-            self.provisioner = Forked(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+            self.provisioner = Forked(
+                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+            )
         return await super()._async_pre_start_kernel(**kw)
 
 
 class Client(NotebookClient):
     "nbclient, but it leaves out cells that ask for it and never sleeps through a message."
+
     async def async_start_new_kernel_client(self):
         client = await super().async_start_new_kernel_client()
-        for channel in client.shell_channel, client.iopub_channel: channel.get_msg = sliced(channel.get_msg)
+        for channel in client.shell_channel, client.iopub_channel:
+            channel.get_msg = sliced(channel.get_msg)
         return client
 
     async def async_execute_cell(self, cell, cell_index, *args, **kwargs):
-        if cell.cell_type == 'code' and is_skipped(cell.source): return cell
+        if cell.cell_type == 'code' and is_skipped(cell.source):
+            return cell
         return await super().async_execute_cell(cell, cell_index, *args, **kwargs)
 
 
@@ -140,40 +174,66 @@ def freeze_widgets(nb) -> None:
 
     def shown(model: str) -> list:
         state = states.get(model.removeprefix('IPY_MODEL_'), {})
-        return state.get('outputs', []) + [o for child in state.get('children', []) for o in shown(child)]
+        return state.get('outputs', []) + [
+            o for child in state.get('children', []) for o in shown(child)
+        ]
 
     for cell in nb.cells:
         outputs = []
         for o in cell.get('outputs', []):
             view = o.get('data', {}).get(WIDGET)
-            outputs += [o] if view is None else shown(view['model_id']) + [nbformat.v4.new_output('stream', name='stdout', text=NOTE)]
-        if cell.cell_type == 'code': cell.outputs = [nbformat.from_dict(o) for o in outputs]
+            outputs += (
+                [o]
+                if view is None
+                else shown(view['model_id'])
+                + [nbformat.v4.new_output('stream', name='stdout', text=NOTE)]
+            )
+        if cell.cell_type == 'code':
+            cell.outputs = [nbformat.from_dict(o) for o in outputs]
     nb.metadata.pop('widgets', None)
 
 
 def hide_answers(nb) -> None:
     "Move what an answering cell has given to where no viewer looks."
     for cell in nb.cells:
-        if ANSWER in cell.metadata: cell.metadata[ANSWER], cell.outputs = cell.outputs, []
+        if ANSWER in cell.metadata:
+            cell.metadata[ANSWER], cell.outputs = cell.outputs, []
 
 
 def stored(path: Path):
     "A notebook as it was stored, with the outputs of its answers in their cells."
     nb = nbformat.read(path, 4)
     for cell in nb.cells:
-        if ANSWER in cell.metadata: cell.outputs = cell.metadata[ANSWER]
+        if ANSWER in cell.metadata:
+            cell.outputs = cell.metadata[ANSWER]
     return nb
 
 
-TIMED = re.compile(r'perf_counter|process_time|peak_memory|_per_second|METRICS')  # in the code of cells whose numbers are the machine's
-UNLIKE = re.compile(r'<[\w.]+ object( at \w+)?>|[\w./-]*/tmp\w*/[\w./-]*|\d[\d.,]* ?(µs|ms|s|seconds?|min|minutes?|[kMG]B)\b(?!\^)|\d[\d.,]* \w+ a second|\d+:\d\d')
+TIMED = re.compile(
+    r'perf_counter|process_time|peak_memory|_per_second|METRICS'
+)  # in the code of cells whose numbers are the machine's
+UNLIKE = re.compile(
+    r'<[\w.]+ object( at \w+)?>|[\w./-]*/tmp\w*/[\w./-]*|\d[\d.,]* ?(µs|ms|s|seconds?|min|minutes?|[kMG]B)\b(?!\^)|\d[\d.,]* \w+ a second|\d+:\d\d'
+)
 
 
 def printed(cell) -> str:
     "What a cell printed, without what differs from run to run: times, memory, addresses, temporary folders, the seventh digit. Pictures, bars and warnings are left out."
-    if cell.cell_type != 'code' or TIMED.search(cell.source): return ''
-    parts = [o.get('data', {}) | {'text/plain': o.get('text', o.get('data', {}).get('text/plain', ''))} for o in cell.outputs if o.get('name') != 'stderr']
-    text = UNLIKE.sub('', ''.join(p.get('text/markdown', p['text/plain']) for p in parts if not {'image/png', WIDGET} & set(p))).strip()
+    if cell.cell_type != 'code' or TIMED.search(cell.source):
+        return ''
+    parts = [
+        o.get('data', {}) | {'text/plain': o.get('text', o.get('data', {}).get('text/plain', ''))}
+        for o in cell.outputs
+        if o.get('name') != 'stderr'
+    ]
+    text = UNLIKE.sub(
+        '',
+        ''.join(
+            p.get('text/markdown', p['text/plain'])
+            for p in parts
+            if not {'image/png', WIDGET} & set(p)
+        ),
+    ).strip()
     return re.sub(r'\d+\.\d+(e[-+]\d+)?', lambda m: f'{float(m[0]):.6g}', text)
 
 
@@ -182,34 +242,56 @@ def differences(stored, fresh) -> list[str]:
     found = []
     for a, b in zip(stored.cells, fresh.cells):
         lines = [text.splitlines() for text in (printed(a), printed(b))]
-        first = next((f'{x!r} then {y!r}' for x, y in zip_longest(*lines, fillvalue='') if x != y), None)
-        if first and NOTE.strip() not in printed(a): found.append(f'cell {a.id}: {first}')
+        first = next(
+            (f'{x!r} then {y!r}' for x, y in zip_longest(*lines, fillvalue='') if x != y), None
+        )
+        if first and NOTE.strip() not in printed(a):
+            found.append(f'cell {a.id}: {first}')
     return found
 
 
-def execute(path: Path, timeout: int = 300, cwd: Path | None = None, extra: list[str] = (), manager=Kernels):
+def execute(
+    path: Path, timeout: int = 300, cwd: Path | None = None, extra: list[str] = (), manager=Kernels
+):
     "The notebook at `path`, with `extra` code cells at its end, after a run in a fresh kernel whose working folder is `cwd` (default: the notebook's)."
     nb = nbformat.read(path, 4)
     nb.cells += [nbformat.v4.new_code_cell(source) for source in extra]
-    Client(nb, timeout=timeout, kernel_name='python3', record_timing=False, coalesce_streams=True, extra_arguments=['--log-level=ERROR'], kernel_manager_class=manager,
-           resources={'metadata': {'path': str(cwd or path.parent)}}).execute()
+    Client(
+        nb,
+        timeout=timeout,
+        kernel_name='python3',
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=['--log-level=ERROR'],
+        kernel_manager_class=manager,
+        resources={'metadata': {'path': str(cwd or path.parent)}},
+    ).execute()
     return nb
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument('notebook', nargs='*', type=Path, help='which ones (all, if none is named)')
-    p.add_argument('--check', action='store_true', help='compare with the stored outputs instead of storing')
+    p.add_argument(
+        '--check', action='store_true', help='compare with the stored outputs instead of storing'
+    )
     p.add_argument('--timeout', type=int, default=600, help='seconds a cell may take (600)')
     args = p.parse_args()
     paths = [path.resolve() for path in args.notebook] or notebooks()
     changed = 0
     for path in paths:
         start, cpu = time.perf_counter(), WARM.cpu
-        with tempfile.TemporaryDirectory() as empty: nb = execute(path, args.timeout, Path(empty) if args.check else None)
-        if errors := widget_errors(nb): sys.exit(f'{path}: a widget failed: {errors}')
+        with tempfile.TemporaryDirectory() as empty:
+            nb = execute(path, args.timeout, Path(empty) if args.check else None)
+        if errors := widget_errors(nb):
+            sys.exit(f'{path}: a widget failed: {errors}')
         freeze_widgets(nb)
-        print(f'{time.perf_counter() - start:6.1f} s, {WARM.cpu - cpu:6.1f} s of CPU  {os.path.relpath(path)}', flush=True)
+        print(
+            f'{time.perf_counter() - start:6.1f} s, {WARM.cpu - cpu:6.1f} s of CPU  {os.path.relpath(path)}',
+            flush=True,
+        )
         if args.check:
             found = differences(stored(path), nb)
             changed += bool(found)
@@ -217,8 +299,14 @@ def main() -> None:
         else:
             hide_answers(nb)
             nbformat.write(nb, path)
-            subprocess.run([Path(sys.executable).with_name('nbdev_clean'), '--fname', path], cwd=ROOT, check=True)
-    if changed: sys.exit(f'{changed} of {len(paths)} notebooks printed something else than what is stored')
+            subprocess.run(
+                [Path(sys.executable).with_name('nbdev_clean'), '--fname', path],
+                cwd=ROOT,
+                check=True,
+            )
+    if changed:
+        sys.exit(f'{changed} of {len(paths)} notebooks printed something else than what is stored')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -57,32 +57,37 @@ __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'w
 @dataclass(frozen=True)
 class Size:
     "A network with random weights, and a batch for it."
-    net: dict # configuration of a `UNet`
-    shape: tuple[int, int, int] # of one sample
+
+    net: dict  # configuration of a `UNet`
+    shape: tuple[int, int, int]  # of one sample
     batch: int
 
     def denoiser(self, device: torch.device) -> EDMDenoiser:
         "The network with weights that are the same each time."
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found = EDMDenoiser(UNet(**self.net), .5)
+            found = EDMDenoiser(UNet(**self.net), 0.5)
             # the last layer starts at zero: a network that answers with 0 has no gradients
-            nn.init.normal_(found.net.out.weight, std=.01)
-        if device.type != 'cuda': to_channels_last(found) # as loading does
+            nn.init.normal_(found.net.out.weight, std=0.01)
+        if device.type != 'cuda':
+            to_channels_last(found)  # as loading does
         return found.to(device).requires_grad_(False)
 
-EDM_SIZE = dict(channels=3, widths=(256, 256, 256), blocks=6, patch=1) # as EDM's for CIFAR-10
+
+EDM_SIZE = dict(channels=3, widths=(256, 256, 256), blocks=6, patch=1)  # as EDM's for CIFAR-10
+
 
 @dataclass(frozen=True)
 class Bench:
     "Where, how large, and how often."
+
     device: torch.device
-    quick: bool = False # tiny networks: to see that everything runs, not how fast
-    repeats: int = 7 # rounds in which the arms take turns
-    busy: bool = False # count the CPU seconds of this process, not those of the clock
+    quick: bool = False  # tiny networks: to see that everything runs, not how fast
+    repeats: int = 7  # rounds in which the arms take turns
+    busy: bool = False  # count the CPU seconds of this process, not those of the clock
 
     @property
-    def kind(self) -> dict: # JSON-able
+    def kind(self) -> dict:  # JSON-able
         "What is the same for all figures of a report."
         return dict(quick=self.quick, busy=self.busy, device=str(self.device))
 
@@ -94,10 +99,13 @@ class Bench:
     @property
     def sizes(self) -> dict[str, Size]:
         "The network that ships, and one of the size of EDM's for CIFAR-10."
-        if self.quick: return {'small': Size(dict(widths=(8, 32), n_classes=10), (1, 8, 8), 4)}
+        if self.quick:
+            return {'small': Size(dict(widths=(8, 32), n_classes=10), (1, 8, 8), 4)}
         small, large = (128, 128) if self.device.type == 'cuda' else (64, 1)
-        return {'small': Size(dict(n_classes=10), (1, 28, 28), small),
-                'EDM': Size(EDM_SIZE, (3, 32, 32), large)}
+        return {
+            'small': Size(dict(n_classes=10), (1, 28, 28), small),
+            'EDM': Size(EDM_SIZE, (3, 32, 32), large),
+        }
 
     def rounds(self, size: str) -> int:
         "How often the arms take turns."
@@ -108,23 +116,28 @@ class Bench:
 # %% ../../nbs/app/07_bench.ipynb #ee9c927b
 def wait(device: torch.device) -> None:
     "Until the device has done what it was given."
-    if device.type == 'cuda': torch.cuda.synchronize(device)
-    elif device.type == 'mps': torch.mps.synchronize()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    elif device.type == 'mps':
+        torch.mps.synchronize()
+
 
 #: name -> function of no argument
 Arms = dict[str, Callable[[], object]]
 
+
 def interleaved(
-    arms: Arms, # functions of no argument
-    repeats: int, # rounds, in each of which every arm runs once
+    arms: Arms,  # functions of no argument
+    repeats: int,  # rounds, in each of which every arm runs once
     device: torch.device,
-    clock: Callable[[], float] = time.perf_counter, # gives seconds
-) -> dict[str, list[float]]: # seconds of each arm in each round
+    clock: Callable[[], float] = time.perf_counter,  # gives seconds
+) -> dict[str, list[float]]:  # seconds of each arm in each round
     "Time arms that take turns, in both directions, so that a slow moment hits all alike."
-    for f in arms.values(): f()
+    for f in arms.values():
+        f()
     times = {name: [] for name in arms}
     for k in range(repeats):
-        for name in list(arms)[::-1 if k % 2 else 1]:
+        for name in list(arms)[:: -1 if k % 2 else 1]:
             wait(device)
             begin = clock()
             arms[name]()
@@ -132,46 +145,61 @@ def interleaved(
             times[name].append(clock() - begin)
     return times
 
+
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     "Median, least and most of the ratios of two arms' seconds, round by round."
-    found = [a/b for a, b in zip(over, under, strict=True)]
-    return dict(ratio=statistics.median(found), least=min(found), most=max(found),
-                seconds=statistics.median(over), peer_seconds=statistics.median(under))
+    found = [a / b for a, b in zip(over, under, strict=True)]
+    return dict(
+        ratio=statistics.median(found),
+        least=min(found),
+        most=max(found),
+        seconds=statistics.median(over),
+        peer_seconds=statistics.median(under),
+    )
+
 
 def compared(
     arms: Arms,
-    peer: str, # the arm that the others are divided by
+    peer: str,  # the arm that the others are divided by
     bench: Bench,
-    size: str, # a key of `Bench.sizes`
-) -> list[dict]: # `ratio` of every other arm, with `size`, `what` and `peer`
+    size: str,  # a key of `Bench.sizes`
+) -> list[dict]:  # `ratio` of every other arm, with `size`, `what` and `peer`
     "Arms in turns, and each over the peer."
     times = interleaved(arms, bench.rounds(size), bench.device, bench.clock)
-    return [dict(size=size, what=name, peer=peer, **ratio(t, times[peer]))
-            for name, t in times.items() if name != peer]
+    return [
+        dict(size=size, what=name, peer=peer, **ratio(t, times[peer]))
+        for name, t in times.items()
+        if name != peer
+    ]
 
 # %% ../../nbs/app/07_bench.ipynb #b028b751
-PLAIN = Hardware(precision='no', tf32=False) # as PyTorch computes unless it is told otherwise
+PLAIN = Hardware(precision='no', tf32=False)  # as PyTorch computes unless it is told otherwise
+
 
 def loop_arm(
-    model: nn.Module, # trained in place
+    model: nn.Module,  # trained in place
     step: StepFunction,
     hardware: Hardware = PLAIN,
-    teacher: nn.Module | None = None, # what `step` calls
-    iterations: int = 1, # at each call
-    **config, # of `TrainConfig`
+    teacher: nn.Module | None = None,  # what `step` calls
+    iterations: int = 1,  # at each call
+    **config,  # of `TrainConfig`
 ) -> Callable[[], None]:
     "A run of the real training loop that stays open: every call goes on with it."
     cfg = TrainConfig(10**6, 1e-6, log_every=10**6, **config)
     state = training(model, step, cfg, hardware, teacher=teacher)
+
     def go_on():
-        for _ in range(iterations): next(state)
+        for _ in range(iterations):
+            next(state)
+
     return go_on
 
+
 def bare_arm(
-    model: nn.Module, # trained in place
+    model: nn.Module,  # trained in place
     step: StepFunction,
-    iterations: int = 1, # at each call
-    accelerate: bool = False, # as Accelerate's loop has it
+    iterations: int = 1,  # at each call
+    accelerate: bool = False,  # as Accelerate's loop has it
 ) -> Callable[[], None]:
     "The same with nothing around it: forward, backward, Adam."
     device = next(model.requires_grad_(True).parameters()).device
@@ -179,31 +207,37 @@ def bare_arm(
     backward = Tensor.backward
     if accelerate:
         from accelerate import Accelerator
+
         accelerator = Accelerator(cpu=device.type == 'cpu')
         model, opt = accelerator.prepare(model, opt)
         backward = accelerator.backward
+
     def go_on():
         for i in range(iterations):
             for loss in step(model, i):
                 opt.zero_grad()
                 backward(loss)
                 opt.step()
+
     return go_on
 
+
 def with_peak(
-    make: Callable[[], Callable], # makes an arm
+    make: Callable[[], Callable],  # makes an arm
     device: torch.device,
-) -> tuple[Callable, float | None]: # the arm, once run, and MB on top of what was there; CPU: None
+) -> tuple[Callable, float | None]:  # the arm, once run, and MB on top of what was there; CPU: None
     "Make an arm, and see how much memory its first run takes."
-    if device.type != 'cuda': return make(), None
+    if device.type != 'cuda':
+        return make(), None
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     arm = make()
-    for _ in range(2): arm()
+    for _ in range(2):
+        arm()
     wait(device)
-    return arm, (peak_bytes(device) - before)/1e6
+    return arm, (peak_bytes(device) - before) / 1e6
 
 # %% ../../nbs/app/07_bench.ipynb #f2f82b9c
 def sfd_config(size: Size, **changes) -> SFDConfig:
@@ -211,50 +245,61 @@ def sfd_config(size: Size, **changes) -> SFDConfig:
     same = dict(K=4, solver='euler', batch=size.batch, shape=size.shape)
     return SFDConfig(**same | changes)
 
-def sfd_arm(teacher: EDMDenoiser, cfg: SFDConfig, hardware: Hardware = PLAIN,
-            bank: TrajectoryBank | None = None) -> Callable[[], None]:
+
+def sfd_arm(
+    teacher: EDMDenoiser,
+    cfg: SFDConfig,
+    hardware: Hardware = PLAIN,
+    bank: TrajectoryBank | None = None,
+) -> Callable[[], None]:
     "Iterations of SFD in the real loop; each arm has networks of its own."
     teacher = frozen_copy(teacher, cfg.shape)
     student = branch(teacher, cfg.K).train().requires_grad_(True)
     return loop_arm(student, cfg.step_function(teacher, bank), hardware, teacher)
+
 
 def _plain_walk(teacher: EDMDenoiser, x: Tensor, levels: list[float], label) -> list[Tensor]:
     "The states of Euler steps from x on."
     states = [x]
     for t, s in pairwise(levels):
         x0_hat = teacher(x, t, label)
-        x = x0_hat + s/t*(x - x0_hat)
+        x = x0_hat + s / t * (x - x0_hat)
         states.append(x)
     return states
 
+
 def plain_sfd(
     teacher: EDMDenoiser,
-    cfg: SFDConfig, # K = 1, solver euler
-) -> Callable[[], list[Tensor]]: # an iteration, which gives its losses
+    cfg: SFDConfig,  # K = 1, solver euler
+) -> Callable[[], list[Tensor]]:  # an iteration, which gives its losses
     "The loop that SFD's authors publish, restated: one branch, no seeds, no checks, no precision."
     fine, coarse = (grid.tolist() for grid in cfg.grids)
     student = copy.deepcopy(teacher).train().requires_grad_(True)
     device = next(teacher.parameters()).device
     opt = torch.optim.Adam(student.parameters(), 1e-6, fused=device.type == 'cuda' or None)
+
     def iteration():
-        x = fine[0]*torch.randn(cfg.batch, *cfg.shape, device=device)
+        x = fine[0] * torch.randn(cfg.batch, *cfg.shape, device=device)
         label = None
-        if n := teacher.n_classes: label = torch.randint(n, (cfg.batch,), device=device)
-        with torch.no_grad(): states = _plain_walk(teacher, x, fine, label)
+        if n := teacher.n_classes:
+            label = torch.randint(n, (cfg.batch,), device=device)
+        with torch.no_grad():
+            states = _plain_walk(teacher, x, fine, label)
         losses = []
         for n, (t, s) in enumerate(pairwise(coarse)):
             if n == 0 and cfg.afs:
-                x = x + (s - t)*x/math.sqrt(1 + t*t)
+                x = x + (s - t) * x / math.sqrt(1 + t * t)
                 continue
             x0_hat = student(x, t, label)
-            x_s = x0_hat + s/t*(x - x0_hat)
-            loss = (x_s - states[(n + 1)*cfg.substeps]).abs().flatten(1).sum(1).mean()
+            x_s = x0_hat + s / t * (x - x0_hat)
+            loss = (x_s - states[(n + 1) * cfg.substeps]).abs().flatten(1).sum(1).mean()
             opt.zero_grad()
             loss.backward()
             opt.step()
             losses.append(loss.detach())
             x = x_s.detach()
         return losses
+
     return iteration
 
 # %% ../../nbs/app/07_bench.ipynb #2eb1d8db
@@ -262,8 +307,12 @@ def teaching_step(size: Size, device: torch.device) -> StepFunction:
     "A teacher's update on one batch of noise, which stands for data."
     x = torch.randn(size.batch, *size.shape, device=device)
     g = torch.Generator()
-    def step(model, i): yield edm_loss(model, x, generator=g.manual_seed(i))
+
+    def step(model, i):
+        yield edm_loss(model, x, generator=g.manual_seed(i))
+
     return step
+
 
 def bench_loop(bench: Bench) -> dict:
     "The training loop over forward, backward and step alone; Accelerate's loop over the same."
@@ -272,29 +321,38 @@ def bench_loop(bench: Bench) -> dict:
         step = teaching_step(size, bench.device)
         many = 4 if name == 'small' else 1
         make = lambda: size.denoiser(bench.device).requires_grad_(True)
-        arms = {'bare loop': bare_arm(make(), step, many), 'loop': loop_arm(make(), step,
-                                                                           iterations=many),
-                'loop with clipping and average': loop_arm(make(), step, iterations=many,
-                                                           clip_grad=1., ema=.999),
-                'accelerate': bare_arm(make(), step, many, accelerate=True)}
+        arms = {
+            'bare loop': bare_arm(make(), step, many),
+            'loop': loop_arm(make(), step, iterations=many),
+            'loop with clipping and average': loop_arm(
+                make(), step, iterations=many, clip_grad=1.0, ema=0.999
+            ),
+            'accelerate': bare_arm(make(), step, many, accelerate=True),
+        }
         rows += compared(arms, 'bare loop', bench, name)
     return dict(rows=rows)
+
 
 def bench_sampler(bench: Bench) -> dict:
     "`sample()` over as many calls of the bare network at noise levels that lie there already."
     rows = []
     for name, size in bench.sizes.items():
         denoiser = size.denoiser(bench.device).eval()
-        x = 80*sample_noise(range(size.batch), size.shape, bench.device)
-        sigmas = karras_sigmas(12, .006)
-        noise = [torch.full((size.batch,), s.log().item()/4, device=bench.device)
-                 for s in sigmas[:-1]]
+        x = 80 * sample_noise(range(size.batch), size.shape, bench.device)
+        sigmas = karras_sigmas(12, 0.006)
+        noise = [
+            torch.full((size.batch,), s.log().item() / 4, device=bench.device) for s in sigmas[:-1]
+        ]
+
         @torch.no_grad()
         def bare():
-            for c_noise in noise: denoiser.net(x, c_noise)
+            for c_noise in noise:
+                denoiser.net(x, c_noise)
+
         arms = {'bare calls': bare, 'sampler': lambda: sample(denoiser, x, sigmas)}
         rows += compared(arms, 'bare calls', bench, name)
     return dict(rows=rows)
+
 
 def bench_sfd(bench: Bench) -> dict:
     "An SFD iteration: over the plain loop, its teacher's part, with a bank, with four branches."
@@ -303,15 +361,24 @@ def bench_sfd(bench: Bench) -> dict:
         teacher = size.denoiser(bench.device).eval()
         cfg = sfd_config(size, K=1)
         four = sfd_config(size)
-        arms = {'plain loop': plain_sfd(teacher, cfg), 'SFD': sfd_arm(teacher, cfg),
-                'SFD, 4 branches': sfd_arm(teacher, four),
-                'SFD, 4 branches, default hardware': sfd_arm(teacher, four, Hardware())}
+        arms = {
+            'plain loop': plain_sfd(teacher, cfg),
+            'SFD': sfd_arm(teacher, cfg),
+            'SFD, 4 branches': sfd_arm(teacher, four),
+            'SFD, 4 branches, default hardware': sfd_arm(teacher, four, Hardware()),
+        }
         rows += compared(arms, 'plain loop', bench, name)
         pooled = replace(four, pool=four.batch)
         seeds = iter(range(0, 10**9, size.batch))
-        def walk(): cfg.plan.walk(teacher, range(s := next(seeds), s + size.batch))
-        arms = {'fresh': arms['SFD, 4 branches'], 'teacher alone': walk,
-                'from a bank': sfd_arm(teacher, pooled, bank=pooled.bank(teacher, show=False))}
+
+        def walk():
+            cfg.plan.walk(teacher, range(s := next(seeds), s + size.batch))
+
+        arms = {
+            'fresh': arms['SFD, 4 branches'],
+            'teacher alone': walk,
+            'from a bank': sfd_arm(teacher, pooled, bank=pooled.bank(teacher, show=False)),
+        }
         rows += compared(arms, 'fresh', bench, name)
     return dict(rows=rows)
 
@@ -322,35 +389,39 @@ def bench_branches(bench: Bench) -> dict:
     counts = (1, 2, 4) if bench.quick else (1, 2, 4, 8, 16)
     for which, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
-        each = {f'K = {K}': sfd_config(size, K=K, substeps=counts[-1], pool=size.batch)
-                for K in counts}
-        bank = each['K = 1'].bank(teacher, show=False) # the teacher knows nothing of K
+        each = {
+            f'K = {K}': sfd_config(size, K=K, substeps=counts[-1], pool=size.batch) for K in counts
+        }
+        bank = each['K = 1'].bank(teacher, show=False)  # the teacher knows nothing of K
         arms, memory = {}, {}
         for name, cfg in each.items():
             make = lambda: sfd_arm(teacher, cfg, bank=bank)
             arms[name], memory[name] = with_peak(make, bench.device)
             if memory[name] is None:
                 student = branch(teacher, cfg.K).requires_grad_(True)
-                memory[name] = kept_bytes(student, cfg.step_function(teacher, bank))/1e6
+                memory[name] = kept_bytes(student, cfg.step_function(teacher, bank)) / 1e6
         for row in compared(arms, 'K = 1', bench, which):
             rows.append(row | dict(mb=memory[row['what']], peer_mb=memory['K = 1']))
-    return dict(rows=rows, memory='peak of the device' if bench.device.type == 'cuda'
-                else 'kept for the gradient')
+    return dict(
+        rows=rows,
+        memory='peak of the device' if bench.device.type == 'cuda' else 'kept for the gradient',
+    )
 
 # %% ../../nbs/app/07_bench.ipynb #b84c973c
 def operator_shares(
-    arm: Callable[[], object], # a function of no argument
+    arm: Callable[[], object],  # a function of no argument
     device: torch.device,
-) -> dict[str, float]: # operator -> its part of the time, the eight largest
+) -> dict[str, float]:  # operator -> its part of the time, the eight largest
     "Where the time of an arm goes, by PyTorch's profiler."
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*(device.type == 'cuda')
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == 'cuda')
     with profile(activities=kinds) as found:
         arm()
         wait(device)
     by = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
     times = {e.key: getattr(e, by) for e in found.key_averages()}
     largest = sorted(times, key=times.get, reverse=True)[:8]
-    return {name: times[name]/sum(times.values()) for name in largest}
+    return {name: times[name] / sum(times.values()) for name in largest}
+
 
 def bench_roofline(bench: Bench) -> dict:
     "A training step over a matrix product of as many operations, and which operators take time."
@@ -359,33 +430,47 @@ def bench_roofline(bench: Bench) -> dict:
         step = teaching_step(size, bench.device)
         for precision, dtype in dict(no=torch.float32, bf16=torch.bfloat16).items():
             model = size.denoiser(bench.device).requires_grad_(True)
-            with FlopCounterMode(display=False) as counter: next(step(model, 0)).backward()
-            a = torch.randn(2*[256 if bench.quick else 2048], dtype=dtype, device=bench.device)
-            times = counter.get_total_flops()/(2*len(a)**3) # products
+            with FlopCounterMode(display=False) as counter:
+                next(step(model, 0)).backward()
+            a = torch.randn(2 * [256 if bench.quick else 2048], dtype=dtype, device=bench.device)
+            times = counter.get_total_flops() / (2 * len(a) ** 3)  # products
             arm = loop_arm(model, step, replace(PLAIN, precision=precision))
             what = f'training step, {str(dtype)[6:]}'
-            arms = {'matrix product': lambda: a@a, what: arm}
+            arms = {'matrix product': lambda: a @ a, what: arm}
             for row in compared(arms, 'matrix product', bench, name):
-                scaled = {k: row[k]/times for k in ('ratio', 'least', 'most')}
-                rows.append(row | scaled | dict(peer_seconds=row['peer_seconds']*times,
-                                                gflop=counter.get_total_flops()/1e9,
-                                                operators=operator_shares(arm, bench.device)))
+                scaled = {k: row[k] / times for k in ('ratio', 'least', 'most')}
+                rows.append(
+                    row
+                    | scaled
+                    | dict(
+                        peer_seconds=row['peer_seconds'] * times,
+                        gflop=counter.get_total_flops() / 1e9,
+                        operators=operator_shares(arm, bench.device),
+                    )
+                )
     return dict(rows=rows)
 
 # %% ../../nbs/app/07_bench.ipynb #b74690d3
 def switches(device: torch.device, batch: int) -> dict[str, Hardware]:
     "What can be chosen without changing the method."
     found = {'bf16': dict(precision='bf16'), 'recompute': dict(recompute=True)}
-    if batch % 2 == 0: found |= {'accumulate=2': dict(accumulate=2)}
+    if batch % 2 == 0:
+        found |= {'accumulate=2': dict(accumulate=2)}
     if device.type != 'cuda':
-        found |= {'contiguous': dict(channels_last=False),
-                  'bf16, contiguous': dict(precision='bf16', channels_last=False)}
+        found |= {
+            'contiguous': dict(channels_last=False),
+            'bf16, contiguous': dict(precision='bf16', channels_last=False),
+        }
     else:
-        found |= {'TF32': dict(tf32=True), 'fp16': dict(precision='fp16'),
-                  'bf16, TF32': dict(precision='bf16', tf32=True),
-                  'bf16, recompute': dict(precision='bf16', recompute=True),
-                  'bf16, teacher in float32': dict(precision='bf16', teacher_precision='no')}
+        found |= {
+            'TF32': dict(tf32=True),
+            'fp16': dict(precision='fp16'),
+            'bf16, TF32': dict(precision='bf16', tf32=True),
+            'bf16, recompute': dict(precision='bf16', recompute=True),
+            'bf16, teacher in float32': dict(precision='bf16', teacher_precision='no'),
+        }
     return {name: replace(PLAIN, **given) for name, given in found.items()}
+
 
 def bench_hardware(bench: Bench) -> dict:
     "Every switch over float32, on a whole SFD iteration of four branches."
@@ -396,27 +481,33 @@ def bench_hardware(bench: Bench) -> dict:
         given = {'float32': PLAIN} | switches(bench.device, size.batch)
         for what, hardware in given.items():
             source = teacher
-            if not hardware.channels_last: # a copy of a network lies as the network does
+            if not hardware.channels_last:  # a copy of a network lies as the network does
                 source = copy.deepcopy(teacher)
                 set_memory_format(source, False)
             make = lambda: sfd_arm(source, sfd_config(size), hardware)
             arms[what], memory[what] = with_peak(make, bench.device)
         if bench.device.type == 'cuda':
             arms['float32, convolutions too'] = without_tf32(sfd_arm(teacher, sfd_config(size)))
-            last = to_channels_last(teacher) # what is copied from it lies so, too
+            last = to_channels_last(teacher)  # what is copied from it lies so, too
             for what in ('float32', 'bf16'):
                 arms[f'{what}, channels last'] = sfd_arm(last, sfd_config(size), given[what])
         for row in compared(arms, 'float32', bench, name):
             rows.append(row | dict(mb=memory.get(row['what']), peer_mb=memory['float32']))
     return dict(rows=rows)
 
+
 def without_tf32(arm: Callable) -> Callable:
     "PyTorch lets convolutions round to TF32 unless it is told not to."
+
     def run():
         torch.backends.cudnn.allow_tf32 = False
-        try: arm()
-        finally: torch.backends.cudnn.allow_tf32 = True
+        try:
+            arm()
+        finally:
+            torch.backends.cudnn.allow_tf32 = True
+
     return run
+
 
 def bench_compile(bench: Bench) -> dict:
     "`Hardware(compile=True)` over the same without it, and what the first two iterations took."
@@ -425,11 +516,12 @@ def bench_compile(bench: Bench) -> dict:
     eager = replace(PLAIN, precision=precision)
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
-        torch._dynamo.reset() # another network's shapes are no reason to compile for all shapes
+        torch._dynamo.reset()  # another network's shapes are no reason to compile for all shapes
         begin = time.perf_counter()
         try:
             arm = sfd_arm(teacher, sfd_config(size), replace(eager, compile=True))
-            for _ in range(2): arm()
+            for _ in range(2):
+                arm()
             wait(bench.device)
         except Exception as e:
             failed[name] = f'{type(e).__name__}: {e}'[:500]
@@ -447,31 +539,42 @@ def _with_net(denoiser: EDMDenoiser, net: nn.Module) -> EDMDenoiser:
     mine._modules = dict(denoiser._modules, net=net)
     return mine
 
+
 def _without_launches(teacher: EDMDenoiser) -> dict[str, Callable[[], EDMDenoiser]]:
     "Ways to spare a denoiser the launch of its kernels one by one: name -> what makes it."
+
     def by_hand():
         mine = _with_net(teacher, teacher.net)
         mine.forward = Replayed(mine.forward)
         return mine
+
     fast = lambda **mode: _with_net(teacher, torch.compile(teacher.net, dynamic=False, **mode))
-    return {'graph by hand': by_hand, 'compiled': fast,
-            'compiled, reduce-overhead': lambda: fast(mode='reduce-overhead')}
+    return {
+        'graph by hand': by_hand,
+        'compiled': fast,
+        'compiled, reduce-overhead': lambda: fast(mode='reduce-overhead'),
+    }
+
 
 def bench_graphs(bench: Bench) -> dict:
     "The teacher's trajectory: compiled, with CUDA graphs by PyTorch and by hand, over eager calls."
-    if bench.device.type != 'cuda': return dict(rows=[], skipped='CUDA graphs need a GPU')
+    if bench.device.type != 'cuda':
+        return dict(rows=[], skipped='CUDA graphs need a GPU')
     rows, failed = [], {}
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
         plan = sfd_config(size).plan
-        x = 80*sample_noise(range(size.batch), size.shape, bench.device)
+        x = 80 * sample_noise(range(size.batch), size.shape, bench.device)
         label = torch.zeros(size.batch, dtype=torch.long, device=bench.device)
         cond = label if teacher.n_classes else None
+
         def walk(denoiser):
             def run():
                 with torch.autocast('cuda', torch.bfloat16):
                     return sample(denoiser, x, plan.sigmas, plan.solver, cond=cond)
+
             return run
+
         torch._dynamo.reset()
         arms = {'eager': walk(teacher)}
         for what, make in _without_launches(teacher).items():
@@ -479,7 +582,8 @@ def bench_graphs(bench: Bench) -> dict:
                 arm = walk(make())
                 arm()
                 arms[what] = arm
-            except Exception as e: failed[f'{name}, {what}'] = f'{type(e).__name__}: {e}'[:500]
+            except Exception as e:
+                failed[f'{name}, {what}'] = f'{type(e).__name__}: {e}'[:500]
         rows += compared(arms, 'eager', bench, name)
     return dict(rows=rows, failed=failed)
 
@@ -488,8 +592,16 @@ def _unet_2d(quick: bool) -> nn.Module:
     "A small network of diffusers."
     widths = (32, 32) if quick else (64, 128)
     return import_extra('diffusers', 'diffusers').UNet2DModel(
-        8 if quick else 32, 3, 3, block_out_channels=widths, layers_per_block=1, norm_num_groups=8,
-        down_block_types=('DownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'UpBlock2D'))
+        8 if quick else 32,
+        3,
+        3,
+        block_out_channels=widths,
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=('DownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'UpBlock2D'),
+    )
+
 
 def bench_diffusers(bench: Bench) -> dict:
     "Training and sampling of diffusers' `UNet2DModel`: our loop and sampler over diffusers' own."
@@ -498,21 +610,32 @@ def bench_diffusers(bench: Bench) -> dict:
     side = net.config.sample_size
     scheduler = diffusers.DDIMScheduler(1000)
     x0 = torch.randn(4 if bench.quick else 32, 3, side, side, device=bench.device)
+
     def published(model, i):
         eps = torch.randn_like(x0)
         t = torch.randint(1000, (len(x0),), device=x0.device)
         answer = model(scheduler.add_noise(x0, eps, t), t, return_dict=False)[0]
         yield (answer - eps).square().mean()
-    rows = compared({'diffusers\' loop': bare_arm(copy.deepcopy(net), published, accelerate=True),
-                     'loop': loop_arm(copy.deepcopy(net), published)},
-                    'diffusers\' loop', bench, 'UNet2DModel')
+
+    rows = compared(
+        {
+            "diffusers' loop": bare_arm(copy.deepcopy(net), published, accelerate=True),
+            'loop': loop_arm(copy.deepcopy(net), published),
+        },
+        "diffusers' loop",
+        bench,
+        'UNet2DModel',
+    )
     pipe = diffusers.DDIMPipeline(net.eval(), scheduler).to(bench.device)
     pipe.set_progress_bar_config(disable=True)
     ours = from_diffusers(net, scheduler).to(bench.device)
     z = torch.randn_like(x0)
-    arms = {'DDIMPipeline': lambda: pipe(len(x0), num_inference_steps=10, output_type='np'),
-            'sampler': lambda: sample_ddim_like_diffusers(ours, z, scheduler, 10).cpu()}
+    arms = {
+        'DDIMPipeline': lambda: pipe(len(x0), num_inference_steps=10, output_type='np'),
+        'sampler': lambda: sample_ddim_like_diffusers(ours, z, scheduler, 10).cpu(),
+    }
     return dict(rows=rows + compared(arms, 'DDIMPipeline', bench, 'UNet2DModel'))
+
 
 def bench_onnx(bench: Bench) -> dict:
     "One step of a student in ONNX Runtime over the same in PyTorch, on the CPU."
@@ -523,34 +646,47 @@ def bench_onnx(bench: Bench) -> dict:
     student = Student(end.denoiser, end.sigmas, end.afs, end.shape)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        export_onnx(student, Path(folder)/'student.onnx')
+        export_onnx(student, Path(folder) / 'student.onnx')
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        session = runtime.InferenceSession(str(Path(folder)/'student.onnx'), options,
-                                           providers=['CPUExecutionProvider'])
+        session = runtime.InferenceSession(
+            str(Path(folder) / 'student.onnx'), options, providers=['CPUExecutionProvider']
+        )
     x, label = student.start(range(size.batch))
     s, t = student.sigmas[:2].float()
     given = dict(x=x.numpy(), sigma=s.numpy(), sigma_next=t.numpy(), label=label.numpy())
     step = StudentStep(student.denoiser)
-    arms = {'PyTorch': torch.no_grad()(lambda: step(x, s, t, label)),
-            'ONNX Runtime': lambda: session.run(None, given)}
+    arms = {
+        'PyTorch': torch.no_grad()(lambda: step(x, s, t, label)),
+        'ONNX Runtime': lambda: session.run(None, given),
+    }
     return dict(rows=compared(arms, 'PyTorch', here, name))
+
 
 def bench_imports(bench: Bench) -> dict:
     "Fresh interpreters: the package, and all that a distillation needs, over `import torch`."
-    def run(code): return lambda: subprocess.run([sys.executable, '-c', code], check=True)
-    arms = {'import torch': run('import torch'), 'import bdense_nb': run('import bdense_nb'),
-            'all of a distillation': run('import bdense_nb.distillation.distill')}
-    clock = replace(bench, busy=False) # other processes' seconds
+
+    def run(code):
+        return lambda: subprocess.run([sys.executable, '-c', code], check=True)
+
+    arms = {
+        'import torch': run('import torch'),
+        'import bdense_nb': run('import bdense_nb'),
+        'all of a distillation': run('import bdense_nb.distillation.distill'),
+    }
+    clock = replace(bench, busy=False)  # other processes' seconds
     return dict(rows=compared(arms, 'import torch', clock, 'interpreter'))
+
 
 def process_seconds(path: str, device: str, quick: str, repeats: int) -> None:
     "What each of several processes runs: the first one writes the seconds of its blocks."
     bench = Bench(torch.device(device), quick == 'quick')
     size = bench.sizes['small']
     arm = sfd_arm(size.denoiser(bench.device), sfd_config(size))
-    seconds = interleaved({'arm': arm}, repeats, bench.device)['arm'] # of the clock: they wait
-    if is_main(): write_json(path, dict(seconds=seconds))
+    seconds = interleaved({'arm': arm}, repeats, bench.device)['arm']  # of the clock: they wait
+    if is_main():
+        write_json(path, dict(seconds=seconds))
+
 
 def seconds_in_processes(n: int, bench: Bench) -> list[float]:
     "SFD iterations of one batch that n processes divide."
@@ -559,11 +695,26 @@ def seconds_in_processes(n: int, bench: Bench) -> list[float]:
         code = f'from bdense_nb.app.bench import process_seconds; process_seconds({path!r}, '
         code += f'{bench.device.type!r}, {"quick" if bench.quick else ""!r}, '
         code += f'{bench.rounds("small")})'
-        done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                               '--nproc_per_node', str(n), '--no-python', sys.executable, '-c',
-                               code], capture_output=True, text=True)
-        if done.returncode: raise RuntimeError(done.stderr[-2000:])
+        done = subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'torch.distributed.run',
+                '--standalone',
+                '--nproc_per_node',
+                str(n),
+                '--no-python',
+                sys.executable,
+                '-c',
+                code,
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
         return read_json(path)['seconds']
+
 
 def bench_processes(bench: Bench) -> dict:
     "Several processes over one, with the same batch: on GPUs one each, on a CPU they share it."
@@ -572,40 +723,69 @@ def bench_processes(bench: Bench) -> dict:
         return dict(rows=[], skipped='several processes on CUDA need several GPUs')
     counts = [n for n in (1, 2, 4, 8) if n <= max(found, 2)]
     seconds = {n: seconds_in_processes(n, bench) for n in counts}
-    return dict(rows=[dict(size='small', what=f'{n} processes', peer='1 process',
-                           **ratio(seconds[n], seconds[1])) for n in counts[1:]])
+    return dict(
+        rows=[
+            dict(
+                size='small',
+                what=f'{n} processes',
+                peer='1 process',
+                **ratio(seconds[n], seconds[1]),
+            )
+            for n in counts[1:]
+        ]
+    )
 
 # %% ../../nbs/app/07_bench.ipynb #74b00568
 #: what is measured, by name, the most useful first
-PARTS = {'loop': bench_loop, 'sampler': bench_sampler, 'sfd': bench_sfd,
-         'branches': bench_branches, 'hardware': bench_hardware, 'compile': bench_compile,
-         'graphs': bench_graphs, 'roofline': bench_roofline, 'diffusers': bench_diffusers,
-         'processes': bench_processes, 'onnx': bench_onnx, 'imports': bench_imports}
+PARTS = {
+    'loop': bench_loop,
+    'sampler': bench_sampler,
+    'sfd': bench_sfd,
+    'branches': bench_branches,
+    'hardware': bench_hardware,
+    'compile': bench_compile,
+    'graphs': bench_graphs,
+    'roofline': bench_roofline,
+    'diffusers': bench_diffusers,
+    'processes': bench_processes,
+    'onnx': bench_onnx,
+    'imports': bench_imports,
+}
 
-def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict: # with `error` if it failed
+
+def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict:  # with `error` if it failed
     "Measure one part; what goes wrong is its result, and the next one can run."
     begin = time.perf_counter()
     matmul = torch.get_float32_matmul_precision()
-    try: found = part(bench)
-    except Exception as e: found = dict(error=f'{type(e).__name__}: {e}'[:1000],
-                                        traceback=traceback.format_exc()[-4000:])
+    try:
+        found = part(bench)
+    except Exception as e:
+        found = dict(
+            error=f'{type(e).__name__}: {e}'[:1000], traceback=traceback.format_exc()[-4000:]
+        )
     torch.set_float32_matmul_precision(matmul)
     gc.collect()
-    if bench.device.type == 'cuda': torch.cuda.empty_cache()
-    return found | bench.kind | dict(part_seconds=time.perf_counter() - begin,
-                                     **about_run(str(bench.device)))
+    if bench.device.type == 'cuda':
+        torch.cuda.empty_cache()
+    return (
+        found
+        | bench.kind
+        | dict(part_seconds=time.perf_counter() - begin, **about_run(str(bench.device)))
+    )
+
 
 def stored_parts(folder: Path, names: Sequence[str], bench: Bench) -> dict[str, dict]:
     "The parts in a folder that were measured in this way."
-    files = {name: folder/f'{name}.json' for name in names}
+    files = {name: folder / f'{name}.json' for name in names}
     found = {name: read_json(path) for name, path in files.items() if path.is_file()}
     return {name: part for name, part in found.items() if bench.kind.items() <= part.items()}
 
+
 def run_parts(
-    parts: dict[str, Callable[[Bench], dict]], # name -> what measures it
+    parts: dict[str, Callable[[Bench], dict]],  # name -> what measures it
     bench: Bench,
-    folder: Path, # gets NAME.json of each part; one that is found there is not run again
-    minutes: float = math.inf, # no part begins after so long
+    folder: Path,  # gets NAME.json of each part; one that is found there is not run again
+    minutes: float = math.inf,  # no part begins after so long
 ) -> None:
     "Measure what is not there yet; parts that failed before come last."
     begin = time.perf_counter()
@@ -614,46 +794,60 @@ def run_parts(
     todo = [name for name in parts if name not in done] + failed
     for i, name in enumerate(todo):
         spent = time.perf_counter() - begin
-        if spent > 60*minutes:
+        if spent > 60 * minutes:
             print(f'{minutes} minutes are over: {", ".join(todo[i:])} left for the next run')
             break
         print(f'[{spent:5.0f} s] {i + 1}/{len(todo)} {name}', flush=True)
         done[name] = run_part(parts[name], bench)
-        write_json(folder/f'{name}.json', done[name])
-        if 'error' in done[name]: print(f'          failed: {done[name]["error"][:200]}')
+        write_json(folder / f'{name}.json', done[name])
+        if 'error' in done[name]:
+            print(f'          failed: {done[name]["error"][:200]}')
 
 # %% ../../nbs/app/07_bench.ipynb #fc3ce95c
 def table(found: dict[str, dict]) -> str:
     "Every ratio as a line of text."
-    if not found: return 'nothing is measured yet'
+    if not found:
+        return 'nothing is measured yet'
     about = next(iter(found.values()))
-    lines = [f'{about["hardware"]}, torch {about["torch"]}'
-             + ', tiny networks (--quick): not how fast it is'*about['quick'],
-             f'{"time of / time of":68}{"ratio":>8}{"least":>8}{"most":>8}{"memory":>8}']
+    lines = [
+        f'{about["hardware"]}, torch {about["torch"]}'
+        + ', tiny networks (--quick): not how fast it is' * about['quick'],
+        f'{"time of / time of":68}{"ratio":>8}{"least":>8}{"most":>8}{"memory":>8}',
+    ]
     for name, part in found.items():
         for row in part.get('rows', []):
             text = f'{name}: {row["what"]} / {row["peer"]} ({row["size"]})'
-            memory = f'{row["mb"]/row["peer_mb"]:8.2f}' if row.get('mb') else ''
+            memory = f'{row["mb"] / row["peer_mb"]:8.2f}' if row.get('mb') else ''
             numbers = ''.join(f'{row[k]:8.2f}' for k in ('ratio', 'least', 'most'))
             lines.append(f'{text:68}{numbers}{memory}')
         why = part.get('error') or part.get('skipped')
-        if why: lines.append(f'{name}: {why[:90]}')
+        if why:
+            lines.append(f'{name}: {why[:90]}')
     return '\n'.join(lines)
+
 
 def figure(found: dict[str, dict], path: Path) -> None:
     "One panel a part: the ratio of every arm to its peer, and its spread."
     import matplotlib
+
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
+
     shown = {name: part['rows'] for name, part in found.items() if part.get('rows')}
     heights = [len(rows) + 1.5 for rows in shown.values()]
-    fig, axes = plt.subplots(len(shown), 1, figsize=(9, .32*sum(heights)), squeeze=False,
-                             height_ratios=heights, layout='constrained')
+    fig, axes = plt.subplots(
+        len(shown),
+        1,
+        figsize=(9, 0.32 * sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+        layout='constrained',
+    )
     for ax, (name, rows) in zip(axes[:, 0], shown.items()):
         for y, row in enumerate(rows):
-            ax.plot([row['least'], row['most']], [y, y], color='C0', lw=2, alpha=.5)
+            ax.plot([row['least'], row['most']], [y, y], color='C0', lw=2, alpha=0.5)
             ax.plot(row['ratio'], y, 'o', color='C0')
-        ax.axvline(1, color='gray', lw=.8)
+        ax.axvline(1, color='gray', lw=0.8)
         labels = [f'{r["what"]} / {r["peer"]} ({r["size"]})' for r in rows]
         ax.set_yticks(range(len(rows)), labels, fontsize=8)
         ax.invert_yaxis()
@@ -664,38 +858,43 @@ def figure(found: dict[str, dict], path: Path) -> None:
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
+
 def write_report(
     folder: Path,
-    names: Sequence[str], # of parts
-    bench: Bench, # in whose way they were measured
-    command: str, # that made them
-) -> dict[str, dict]: # the parts that are there
+    names: Sequence[str],  # of parts
+    bench: Bench,  # in whose way they were measured
+    command: str,  # that made them
+) -> dict[str, dict]:  # the parts that are there
     "All parts in a folder that were measured alike as one JSON, a table and a figure."
     found = stored_parts(folder, names, bench)
-    write_json(folder/'bench.json', dict(command=command) | found)
-    (folder/'bench.txt').write_text(table(found) + '\n', 'utf-8')
-    if any(part.get('rows') for part in found.values()): figure(found, folder/'bench.png')
+    write_json(folder / 'bench.json', dict(command=command) | found)
+    (folder / 'bench.txt').write_text(table(found) + '\n', 'utf-8')
+    if any(part.get('rows') for part in found.values()):
+        figure(found, folder / 'bench.png')
     return found
 
 # %% ../../nbs/app/07_bench.ipynb #5ce9ce69
 @dataclass(frozen=True, kw_only=True)
 class Measure(Options):
     "What training and sampling cost on this machine, as ratios to peers; again: it goes on."
+
     # folder for a JSON of each part, and bench.json, bench.txt and bench.png of all
     out: Positional[Named]
-    parts: tuple[str, ...] | None = None # names with commas between; default: all of them
-    device: str | None = None # cpu, cuda, cuda:1, mps; default: the fastest there is
-    quick: bool = False # tiny networks: to see that everything runs, not how fast it is
-    repeats: AtLeast1 = 7 # rounds in which the arms of a part take turns
+    parts: tuple[str, ...] | None = None  # names with commas between; default: all of them
+    device: str | None = None  # cpu, cuda, cuda:1, mps; default: the fastest there is
+    quick: bool = False  # tiny networks: to see that everything runs, not how fast it is
+    repeats: AtLeast1 = 7  # rounds in which the arms of a part take turns
     # on a busy CPU: count the seconds that this process computes, not those of the clock
     busy: bool = False
-    minutes: float | None = None # no part begins after so long; default: all are run
-    dry_run: bool = False # say what would be measured, and stop
+    minutes: float | None = None  # no part begins after so long; default: all are run
+    dry_run: bool = False  # say what would be measured, and stop
+
 
 def measure(options: Measure, line: Line) -> dict:
     "Check, measure what is missing, show."
     names = options.parts or tuple(PARTS)
-    for name in names: check_choice('part', name, PARTS)
+    for name in names:
+        check_choice('part', name, PARTS)
     check_int('repeats', options.repeats, 1)
     device = find_device(options.device)
     if options.busy and device.type != 'cpu':
@@ -714,8 +913,19 @@ def measure(options: Measure, line: Line) -> dict:
     failed = [name for name, part in found.items() if 'error' in part]
     return dict(out=str(out), parts=list(found), failed=failed)
 
+
 #: the command of this module
-COMMANDS = {'bdense_bench': Command(measure, Measure, [
-    ('runs/bench', 'everything; half an hour on two cores'),
-    ('runs/bench --quick', 'the same with tiny networks, in about two minutes'),
-    ('runs/gpu --parts loop,sfd,branches --minutes 5', 'three parts, and none begins later')])}
+COMMANDS = {
+    'bdense_bench': Command(
+        measure,
+        Measure,
+        [
+            ('runs/bench', 'everything; half an hour on two cores'),
+            ('runs/bench --quick', 'the same with tiny networks, in about two minutes'),
+            (
+                'runs/gpu --parts loop,sfd,branches --minutes 5',
+                'three parts, and none begins later',
+            ),
+        ],
+    )
+}

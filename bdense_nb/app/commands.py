@@ -90,81 +90,102 @@ from ..training.hooks import Profiler, Trackers, progress
 #: a folder, named without its option
 Named = Annotated[str, tyro.conf.arg(metavar='FOLDER')]
 
+
 @dataclass(frozen=True, kw_only=True)
 class Common(Options):
     "What the commands of the library understand."
-    device: str | None = None # cpu, cuda, cuda:1, mps; default: the fastest there is
-    dry_run: bool = False # say what would be done and how long it takes, and stop
+
+    device: str | None = None  # cpu, cuda, cuda:1, mps; default: the fastest there is
+    dry_run: bool = False  # say what would be done and how long it takes, and stop
 
     @classmethod
     def stored(cls, name: str, said: dict[str, str]) -> tuple[dict, frozenset[str]]:
         "What a file of --config sets where nothing is typed; its options are told in a line."
-        if 'config' not in said or 'config' not in options_of(cls): return {}, frozenset()
+        if 'config' not in said or 'config' not in options_of(cls):
+            return {}, frozenset()
         file = read_config(said['config'])
         found = unsaid(file.options, cls if file.command == name else Distilled, said)
         mine = {k: v for k, v in found.items() if k in options_of(cls)}
         told = words(**mine, **unsaid(file.hardware, Hardware, said)) if file.options else ()
         lacks = words(**{k: v for k, v in found.items() if k not in mine})
         if is_main() and (told or lacks):
-            print(f'{said["config"]} also sets {" ".join(told) or "nothing"}'
-                  + f'; {name} has no {" ".join(lacks)}'*bool(lacks))
-        return mine, frozenset(file.config.keys() - {'shape'*('size' in said)})
+            print(
+                f'{said["config"]} also sets {" ".join(told) or "nothing"}'
+                + f'; {name} has no {" ".join(lacks)}' * bool(lacks)
+            )
+        return mine, frozenset(file.config.keys() - {'shape' * ('size' in said)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Networks(Common):
     "What is needed to read a network that this package does not know."
+
     # module:callable that makes the network, if this package does not know it
     net: str | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Students(Networks):
     "What is needed to read a student."
-    nfe: int | None = None # of a student for several step counts: which one
+
+    nfe: int | None = None  # of a student for several step counts: which one
     # safetensors whose rows are conditions, such as embeddings of prompts; default: the student's
     # own
     conditions: str | None = None
 
+
 @dataclass(frozen=True, kw_only=True)
 class Teachers(Networks):
     "What is needed to read a teacher."
-    null_class: int | None = None # the class of a diffusers network that stands for "no class"
-    trust_teacher: bool = False # go on with a teacher that does not answer with clean estimates
+
+    null_class: int | None = None  # the class of a diffusers network that stands for "no class"
+    trust_teacher: bool = False  # go on with a teacher that does not answer with clean estimates
+
 
 def find_device(name: str | None) -> torch.device:
     "A device by name; one that is not here is refused."
-    if name is None: return default_device()
-    absent = lambda e: (f'device {name!r} cannot be used here ({str(e).splitlines()[0][:80]}); the '
-                        f'fastest here is {default_device()}')
+    if name is None:
+        return default_device()
+    absent = lambda e: (
+        f'device {name!r} cannot be used here ({str(e).splitlines()[0][:80]}); the '
+        f'fastest here is {default_device()}'
+    )
     with reworded(absent, RuntimeError, AssertionError, NotImplementedError):
         return torch.empty(0, device=name).device
 
+
 def find_net(name: str | None, option: str = 'net') -> Callable | None:
     "What `module:callable` names, looked for in this folder, too."
-    if name is None: return None
+    if name is None:
+        return None
     module, _, attribute = name.partition(':')
-    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     absent = lambda e: f'{option} must be module:callable, and {name!r} cannot be had: {e}'
     with reworded(absent, ImportError, AttributeError, ValueError, TypeError):
         found = getattr(importlib.import_module(module), attribute)
         check_type(found, Callable, 'it is called')
     return found
 
-def alone(folder: Path | str): # a context
+
+def alone(folder: Path | str):  # a context
     "Hold a folder while it is written to; of several processes of one run the first does it."
     return locked(folder) if is_main() else contextlib.nullcontext()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
     "What a training tells beside its metrics."
+
     # also write the metrics for tensorboard, wandb or another library that Accelerate knows
     log_with: tuple[str, ...] | None = None
-    profile: bool = False # trace a few iterations: FOLDER/checkpoints/trace.json
+    profile: bool = False  # trace a few iterations: FOLDER/checkpoints/trace.json
 
     @property
-    def hooks(self) -> list: # of `loop.fit`
+    def hooks(self) -> list:  # of `loop.fit`
         "The hooks that the options ask for."
         found = [Trackers(self.log_with)] if self.log_with else []
-        return found + [Profiler()]*self.profile
+        return found + [Profiler()] * self.profile
 
 # %% ../../nbs/app/03_commands.ipynb #17fe921f
 #: file in which a run notes the options that it began with
@@ -172,123 +193,162 @@ STARTED = 'command.json'
 #: options of one start, which no other takes over
 HERE = ('out', 'bank', 'config', 'overwrite', 'dry_run', 'json')
 
-def started_by(out: str) -> str: # '': none, or nobody knows
+
+def started_by(out: str) -> str:  # '': none, or nobody knows
     "Which command has begun to write a folder."
-    try: return read_json(Path(out)/STARTED, ('command',), dict)['command'].split()[0]
-    except (OSError, ValueError, AttributeError, IndexError): return ''
+    try:
+        return read_json(Path(out) / STARTED, ('command',), dict)['command'].split()[0]
+    except (OSError, ValueError, AttributeError, IndexError):
+        return ''
+
 
 def check_folder(
     out: str,
-    mine: Sequence[str] = (), # patterns of what an earlier start leaves; (): anything may be there
-    line: Line | None = None, # of the command, whose `note_start` an earlier start may have left
+    mine: Sequence[str] = (),  # patterns of what an earlier start leaves; (): anything may be there
+    line: Line | None = None,  # of the command, whose `note_start` an earlier start may have left
 ) -> None:
     "Refuse a folder that cannot be one, or that holds something else."
     nearest = next(p for p in (Path(out), *Path(out).parents) if p.exists())
     there = sorted(p.name for p in Path(out).glob('*') if not p.name.startswith('.'))
     known = any(any(Path(out).glob(name)) for name in mine)
     known = known or line and [started_by(out)] == line.text.split()[:1]
-    refuse(out, {
-        f'cannot be a folder: {nearest} is a file': not nearest.is_dir(),
-        f'cannot be written: {nearest} is read-only': not os.access(nearest, os.W_OK | os.X_OK),
-        f'holds other things ({", ".join(there[:3])}{", ..." if len(there) > 3 else ""}) and no '
-        'earlier start of this command: name a new or an empty folder':
-            mine and there and not known})
+    refuse(
+        out,
+        (not nearest.is_dir(), f'cannot be a folder: {nearest} is a file'),
+        (not os.access(nearest, os.W_OK | os.X_OK), f'cannot be written: {nearest} is read-only'),
+        (
+            mine and there and not known,
+            f'holds other things ({", ".join(there[:3])}{", ..." if len(there) > 3 else ""}) and '
+            'no earlier start of this command: name a new or an empty folder',
+        ),
+    )
+
 
 def inside(path: str | None, folder: str) -> list[str]:
     "The name in a folder under which something lies, if it does."
     found = path and os.path.relpath(path, folder).split(os.sep)[0]
     return [found] if found and found not in (os.curdir, os.pardir) else []
 
-def check_file(out: str, is_mine: Callable[[Path], bool]) -> None: # is_mine: may it be replaced?
+
+def check_file(out: str, is_mine: Callable[[Path], bool]) -> None:  # is_mine: may it be replaced?
     "Refuse to replace a file of another kind."
     check_folder(str(Path(out).parent))
-    try: free = not Path(out).exists() or is_mine(Path(out))
-    except (ValueError, TypeError, OSError): free = False
-    refuse(out, {
-        'is a folder: name a file': Path(out).is_dir(),
-        'is a file of another kind, which this command does not replace: name another': not free})
+    try:
+        free = not Path(out).exists() or is_mine(Path(out))
+    except (ValueError, TypeError, OSError):
+        free = False
+    refuse(
+        out,
+        (Path(out).is_dir(), 'is a folder: name a file'),
+        (not free, 'is a file of another kind, which this command does not replace: name another'),
+    )
+
 
 def note_start(out: str, line: Line, options: Options, **configs) -> None:
     "Write down what was asked for, as it was resolved."
-    if not is_main(): return
+    if not is_main():
+        return
     parts = {name: asdict(config) for name, config in configs.items()}
     host = {'host': c.host for c in configs.values() if isinstance(c, Host)}
-    write_json(Path(out)/STARTED, dict(command=line.text, options=asdict(options), **host, **parts))
+    write_json(
+        Path(out) / STARTED, dict(command=line.text, options=asdict(options), **host, **parts)
+    )
+
 
 @contextlib.contextmanager
 def started(out: str, line: Line, options: Options, **configs) -> Iterator[None]:
     "Note a start in its folder; of one that is refused stays the note that was there, or none."
-    note = Path(out)/STARTED
+    note = Path(out) / STARTED
     before = note.read_bytes() if note.is_file() else None
     note_start(out, line, options, **configs)
-    try: yield
+    try:
+        yield
     except ValueError:
-        if is_main(): note.unlink(missing_ok=True)
+        if is_main():
+            note.unlink(missing_ok=True)
         if is_main() and before is not None:
-            with atomic_path(note) as path: path.write_bytes(before)
+            with atomic_path(note) as path:
+                path.write_bytes(before)
         raise
+
 
 @dataclass(frozen=True)
 class Stored:
     "What a file of `--config` holds."
-    config: dict # fields of the method
-    hardware: dict # fields of Hardware
-    host: str | None = None # as `distill.hosts` names it; None: the file does not say
-    options: dict = field(default_factory=dict) # of the command that wrote it
-    command: str = '' # its name
 
-def read_config(path: str | None) -> Stored: # None: there is no file, and nothing in it
+    config: dict  # fields of the method
+    hardware: dict  # fields of Hardware
+    host: str | None = None  # as `distill.hosts` names it; None: the file does not say
+    options: dict = field(default_factory=dict)  # of the command that wrote it
+    command: str = ''  # its name
+
+
+def read_config(path: str | None) -> Stored:  # None: there is no file, and nothing in it
     "The configuration of a stored run or student, or of your own JSON file."
-    if path is None: return Stored({}, {})
+    if path is None:
+        return Stored({}, {})
     found = read_json(path)
     about = found.get('about', found)
     nested = isinstance(about.get('config'), dict)
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
-    hardware = hardware if isinstance(hardware, dict) else {} # elsewhere it names the machine
+    hardware = hardware if isinstance(hardware, dict) else {}  # elsewhere it names the machine
     host = about.get('host') if nested else config.pop('host', None)
-    if Path(path).name == 'run.json': # what it tells apart runs by
-        config = {k: v for k, v in config.items()
-                  if k not in ('teacher', 'student', 'data', 'answers')}
+    if Path(path).name == 'run.json':  # what it tells apart runs by
+        config = {
+            k: v for k, v in config.items() if k not in ('teacher', 'student', 'data', 'answers')
+        }
     options = found.get('options', {}) if nested else {}
     return Stored(config, hardware, host, options, str(found.get('command', '')).split(' ')[0])
+
 
 def unsaid(found: dict, kind: type, said: dict[str, str]) -> dict:
     "Stored options that are not the usual ones, and for which nothing else is typed."
     usual = {f.name: f.default for f in fields(kind) if f.name not in HERE}
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-    return {k: v for k, v in found.items()
-            if v != usual.get(k, v) and not {k, f'no_{k}'} & said.keys()}
+    return {
+        k: v for k, v in found.items() if v != usual.get(k, v) and not {k, f'no_{k}'} & said.keys()
+    }
 
-def with_fields(base, given: dict, where: str): # base: a configuration, or its class
+
+def with_fields(base, given: dict, where: str):  # base: a configuration, or its class
     "A configuration with fields from a file; unknown ones are refused."
     kind = base if isinstance(base, type) else type(base)
     names = [f.name for f in fields(kind)]
     if unknown := sorted(given.keys() - set(names)):
-        raise ValueError(f'{where} names {", ".join(unknown)}, which {kind.__name__} does not '
-                         f'have; it has {", ".join(names)}')
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()} # JSON has none
+        raise ValueError(
+            f'{where} names {", ".join(unknown)}, which {kind.__name__} does not '
+            f'have; it has {", ".join(names)}'
+        )
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}  # JSON has none
     return kind(**given) if kind is base else replace(base, **given)
 
 # %% ../../nbs/app/03_commands.ipynb #37c5be64
 def duration(seconds: float) -> str:
     "Seconds, minutes or hours, whichever suits."
     for unit, size in (('days', 86400), ('hours', 3600), ('minutes', 60)):
-        if seconds >= 2*size: return f'{seconds/size:.1f} {unit}'
+        if seconds >= 2 * size:
+            return f'{seconds / size:.1f} {unit}'
     return f'{seconds:.3g} seconds'
+
 
 def readable(name: str, value) -> str:
     "An entry of a plan in words."
-    if value is None: return 'unknown'
+    if value is None:
+        return 'unknown'
     if isinstance(value, (list, tuple)):
         short = value if len(value) <= 9 else [*value[:3], '...', *value[-2:]]
         return ', '.join(f'{v:.4g}' if isinstance(v, float) else str(v) for v in short)
-    if 'seconds' in name: return duration(value)
-    if name.endswith('_gb'): return f'{value:.2f} GB' if value > .1 else f'{1000*value:.1f} MB'
-    if isinstance(value, float): return f'{value:.4g}'
+    if 'seconds' in name:
+        return duration(value)
+    if name.endswith('_gb'):
+        return f'{value:.2f} GB' if value > 0.1 else f'{1000 * value:.1f} MB'
+    if isinstance(value, float):
+        return f'{value:.4g}'
     return f'{value:,}' if type(value) is int else str(value)
 
-def print_plan(plan: dict, names: Sequence[str] = ()) -> None: # names: these entries alone
+
+def print_plan(plan: dict, names: Sequence[str] = ()) -> None:  # names: these entries alone
     "Entries of a plan in words, and whether it fits."
     for name in names or plan:
         title = name.removesuffix('_gb').replace('seconds', 'time').replace('_', ' ')
@@ -296,181 +356,269 @@ def print_plan(plan: dict, names: Sequence[str] = ()) -> None: # names: these en
     if (plan.get('memory_gb') or 0) > (plan.get('device_memory_gb') or float('inf')):
         print('this does not fit into the memory: take a smaller --batch')
 
-def show_plan(plan: dict) -> dict: # the same, JSON-able
+
+def show_plan(plan: dict) -> dict:  # the same, JSON-able
     "Print what a command would do."
     print('a dry run: nothing is trained, nothing is written')
     print_plan(plan)
     return dict(dry_run=True, **plan)
 
-def announce(plan: Callable[[], dict], folder: Path) -> None: # folder: the run's checkpoints
+
+def announce(plan: Callable[[], dict], folder: Path) -> None:  # folder: the run's checkpoints
     "Say what a run will take; not of one that goes on, nor to several processes."
-    several = int(os.environ.get('WORLD_SIZE', 1)) > 1 # they would have to measure in step
-    if several or folder.exists() and any(folder.iterdir()): return
+    several = int(os.environ.get('WORLD_SIZE', 1)) > 1  # they would have to measure in step
+    if several or folder.exists() and any(folder.iterdir()):
+        return
     planned = plan()
     print('the plan (--dry_run shows all of it):')
     print_plan(planned, ('trains', 'nfe', 'updates', 'memory_gb', 'device', 'seconds'))
 
+
 def how_measured(estimate: dict) -> str:
     "Where an estimate's seconds come from."
     measured, batch = (estimate[k] for k in ('measured_batch', 'batch'))
-    if estimate.get('device') == 'meta': return 'nothing: the network has no numbers'
+    if estimate.get('device') == 'meta':
+        return 'nothing: the network has no numbers'
     if measured is None:
-        return ('not at all: not even 2 samples fit into the memory; a smaller network or another '
-                'device is needed')
+        return (
+            'not at all: not even 2 samples fit into the memory; a smaller network or another '
+            'device is needed'
+        )
     more = '' if measured == batch else f', and extrapolated to {batch}'
     return f'iterations of {measured} samples were timed on this device{more}'
 
-def estimate(source: NetDenoiser, cfg, shape: tuple[int, ...], bank: str | None = None,
-             hardware: Hardware = Hardware(), student: NetDenoiser | None = None) -> dict:
+
+def estimate(
+    source: NetDenoiser,
+    cfg,
+    shape: tuple[int, ...],
+    bank: str | None = None,
+    hardware: Hardware = Hardware(),
+    student: NetDenoiser | None = None,
+) -> dict:
     "What a distillation will take; of several step counts one is drawn for each iteration."
-    parts = [estimate_run(source, one, shape, student, hardware=hardware)
-             for one in cfg.each.values()]
+    parts = [
+        estimate_run(source, one, shape, student, hardware=hardware) for one in cfg.each.values()
+    ]
     one = parts[0]
+
     def mean(key):
         values = [p[key] for p in parts]
-        return None if None in values else sum(values)/len(values)
-    walks = len(parts) if is_banked(cfg, bank) else 1 # a bank is made for every step count
+        return None if None in values else sum(values) / len(values)
+
+    walks = len(parts) if is_banked(cfg, bank) else 1  # a bank is made for every step count
     memory = None if mean('memory_gb') is None else max(p['memory_gb'] for p in parts)
     if memory and is_banked(cfg, bank) and not bank and one['device'] == 'cpu':
-        memory += walks*mean('bank_gb')
+        memory += walks * mean('bank_gb')
     training = mean('seconds_student')
-    walking = None if training is None else walks*mean('seconds_teacher')
-    return dict(parameters=one['parameters'], nfe=sorted({p['nfe'] for p in parts}),
-                updates=round(mean('updates')), batch=cfg.batch, substeps=cfg.substeps,
-                teacher_samples=round(walks*mean('teacher')),
-                student_samples=round(mean('student')),
-                memory_gb=memory, device=one['device'], device_memory_gb=one['device_gb'],
-                seconds_teacher=walking, seconds_student=training,
-                seconds=None if training is None else walking + training,
-                estimated_from=how_measured(one))
+    walking = None if training is None else walks * mean('seconds_teacher')
+    return dict(
+        parameters=one['parameters'],
+        nfe=sorted({p['nfe'] for p in parts}),
+        updates=round(mean('updates')),
+        batch=cfg.batch,
+        substeps=cfg.substeps,
+        teacher_samples=round(walks * mean('teacher')),
+        student_samples=round(mean('student')),
+        memory_gb=memory,
+        device=one['device'],
+        device_memory_gb=one['device_gb'],
+        seconds_teacher=walking,
+        seconds_student=training,
+        seconds=None if training is None else walking + training,
+        estimated_from=how_measured(one),
+    )
 
 # %% ../../nbs/app/03_commands.ipynb #e2bf4245
 def draw_samples(
-    arm: Sampler, # a student, or a teacher at as many or as few steps
-    n: int, # how many samples are drawn
-    title: str = '', # shown before the progress bar
-    first: int = 0, # seed of the first sample; the others follow
-) -> Tensor: # [n, *D], on the CPU
+    arm: Sampler,  # a student, or a teacher at as many or as few steps
+    n: int,  # how many samples are drawn
+    title: str = '',  # shown before the progress bar
+    first: int = 0,  # seed of the first sample; the others follow
+) -> Tensor:  # [n, *D], on the CPU
     "Sample behind a progress bar."
     starts = range(first, first + n, 250)
-    return torch.cat([arm.sample(min(250, first + n - starts[b]), starts[b])
-                      for b in progress(len(starts), title)])
+    return torch.cat(
+        [
+            arm.sample(min(250, first + n - starts[b]), starts[b])
+            for b in progress(len(starts), title)
+        ]
+    )
+
 
 def print_table(rows: list[dict]) -> None:
     "Measured figures, as text."
     print(f'\n{"":32}{"NFE":>5}{"Fréchet distance":>18}{"paired error":>14}')
     columns = (('nfe', 5, 'd'), ('frechet_distance', 18, '.2f'), ('paired_error', 14, '.4f'))
     for r in rows:
-        print(f'{r["what"]:32}' + ''.join(f'{"-" if r[k] is None else format(r[k], f):>{width}}'
-                                          for k, width, f in columns))
+        print(
+            f'{r["what"]:32}'
+            + ''.join(
+                f'{"-" if r[k] is None else format(r[k], f):>{width}}' for k, width, f in columns
+            )
+        )
 
 # %% ../../nbs/app/03_commands.ipynb #bdfef639
 @dataclass(frozen=True, kw_only=True)
 class Demo(Common):
     "Distil the shipped Fashion-MNIST teacher into two students of 2 NFE, SFD and B-DENSE."
-    out: str = 'demo_out' # folder for report.json, the pictures and the two students
-    steps: int | None = None # iterations of each training; default: the preset's
-    n: int = 1000 # samples that are measured, from seeds 0..n-1
-    seed: int = 0 # of both trainings
 
-def peak_memory_gb() -> float | None: # in 2**30 bytes; None where the system does not say
+    out: str = 'demo_out'  # folder for report.json, the pictures and the two students
+    steps: int | None = None  # iterations of each training; default: the preset's
+    n: int = 1000  # samples that are measured, from seeds 0..n-1
+    seed: int = 0  # of both trainings
+
+
+def peak_memory_gb() -> float | None:  # in 2**30 bytes; None where the system does not say
     "The most memory that this process has held."
     peak = peak_bytes(torch.device('cpu'))
-    return None if peak is None else round(peak/2**30, 2)
+    return None if peak is None else round(peak / 2**30, 2)
+
 
 def teacher_arms(teacher: NetDenoiser, cfg: SFDConfig) -> dict[str, Sampler]:
     "The teacher at many steps, and at as few as the students."
     fine = cfg.reference().sampler(teacher)
-    return {f'teacher, {len(fine.sigmas) - 1} steps': fine,
-            f'teacher, {cfg.n_steps} steps': cfg.sampler(teacher)}
+    return {
+        f'teacher, {len(fine.sigmas) - 1} steps': fine,
+        f'teacher, {cfg.n_steps} steps': cfg.sampler(teacher),
+    }
+
 
 def demo_arms(teacher: NetDenoiser, cfg: SFDConfig, folder: Path, hardware: Hardware) -> dict:
     "Distil twice from the same teacher trajectories, and set the teacher beside the students."
     bank = teacher_bank(teacher, cfg)
-    host = sfd(teacher, replace(cfg, K=1), bank, folder/'sfd', hardware=hardware)
-    dense = sfd(teacher, cfg, bank, folder/'b-dense', hardware=hardware)
-    return teacher_arms(teacher, cfg) | {'SFD student': host,
-                                         f'B-DENSE student, K = {cfg.K}': dense}
+    host = sfd(teacher, replace(cfg, K=1), bank, folder / 'sfd', hardware=hardware)
+    dense = sfd(teacher, cfg, bank, folder / 'b-dense', hardware=hardware)
+    return teacher_arms(teacher, cfg) | {
+        'SFD student': host,
+        f'B-DENSE student, K = {cfg.K}': dense,
+    }
+
 
 def demo_plan(teacher: NetDenoiser, cfg: SFDConfig, n: int) -> dict:
     "What the demonstration would do and take."
     one = estimate(teacher, cfg, cfg.shape)
     fine, few = teacher_arms(teacher, cfg).values()
-    measuring = n*(fine.seconds_per_sample + 3*few.seconds_per_sample)
-    training = None if one['seconds_student'] is None else 2*one['seconds_student']
-    return dict(trains=f'two students: SFD, and B-DENSE with K = {cfg.K}') | one | dict(
-        updates=2*one['updates'], student_samples=2*one['student_samples'],
-        grid=cfg.grids[1].tolist(), measured_with=f'{n} samples of each',
-        seconds_student=training, seconds_measuring=measuring,
-        seconds=None if training is None else one['seconds_teacher'] + training + measuring)
+    measuring = n * (fine.seconds_per_sample + 3 * few.seconds_per_sample)
+    training = None if one['seconds_student'] is None else 2 * one['seconds_student']
+    return (
+        dict(trains=f'two students: SFD, and B-DENSE with K = {cfg.K}')
+        | one
+        | dict(
+            updates=2 * one['updates'],
+            student_samples=2 * one['student_samples'],
+            grid=cfg.grids[1].tolist(),
+            measured_with=f'{n} samples of each',
+            seconds_student=training,
+            seconds_measuring=measuring,
+            seconds=None if training is None else one['seconds_teacher'] + training + measuring,
+        )
+    )
+
 
 def check_demo(out: Path, cfg: SFDConfig, n: int, line: Line = Line()) -> None:
     "Refuse a folder with a demonstration of other settings; one that was interrupted goes on."
     check_folder(str(out), ('report.json',), line)
-    if not (out/'report.json').exists(): return
-    theirs = read_json(out/'report.json', ('config', 'samples'))
+    if not (out / 'report.json').exists():
+        return
+    theirs = read_json(out / 'report.json', ('config', 'samples'))
     differ = same_run(theirs['config'], asdict(cfg), asdict(SFDConfig()))
-    if theirs['samples'] != n: differ.append(f'samples is {theirs["samples"]}, now {n}')
+    if theirs['samples'] != n:
+        differ.append(f'samples is {theirs["samples"]}, now {n}')
     if differ:
-        raise ValueError(f'{out} holds a demonstration with other settings ({"; ".join(differ)}): '
-                         f'name another folder with --out, or remove it')
+        raise ValueError(
+            f'{out} holds a demonstration with other settings ({"; ".join(differ)}): '
+            f'name another folder with --out, or remove it'
+        )
+
 
 def measure_arms(arms: dict[str, Sampler], n: int) -> tuple[list[dict], dict]:
     "Rows of the table, and samples: every arm from the same seeds; the first one is the truth."
     real = fashion_mnist('test')[0][:n]
-    rows = [dict(what='real images against real ones', nfe=None,
-                 frechet_distance=fashion_fd(real), paired_error=None)]
+    rows = [
+        dict(
+            what='real images against real ones',
+            nfe=None,
+            frechet_distance=fashion_fd(real),
+            paired_error=None,
+        )
+    ]
     samples = {}
     for what, arm in arms.items():
         samples[what] = draw_samples(arm, n, what)
         end = next(iter(samples.values()))
-        rows.append(dict(what=what, nfe=arm.nfe, frechet_distance=fashion_fd(samples[what]),
-                         paired_error=paired_error(samples[what], end)))
+        rows.append(
+            dict(
+                what=what,
+                nfe=arm.nfe,
+                frechet_distance=fashion_fd(samples[what]),
+                paired_error=paired_error(samples[what], end),
+            )
+        )
     return rows, samples
+
 
 def draw_arms(arms: dict[str, Sampler], samples: dict, rows: list, out: Path) -> None:
     "The demonstration's pictures and students."
-    show_rows({f'{r["what"]}\n{r["nfe"]} NFE': samples[r['what']] for r in rows[1:]},
-              save=out/'samples.png')
-    show_trajectories({what: arm.trajectory() for what, arm in arms.items()},
-                      save=out/'trajectory.png')
+    show_rows(
+        {f'{r["what"]}\n{r["nfe"]} NFE': samples[r['what']] for r in rows[1:]},
+        save=out / 'samples.png',
+    )
+    show_trajectories(
+        {what: arm.trajectory() for what, arm in arms.items()}, save=out / 'trajectory.png'
+    )
     for what, arm in arms.items():
-        if isinstance(arm, Student): arm.save(out/what.split()[0].lower(), overwrite=True)
+        if isinstance(arm, Student):
+            arm.save(out / what.split()[0].lower(), overwrite=True)
+
 
 def _show_demo(report: dict, arms: dict[str, Sampler], out: Path) -> None:
     "What was measured, and what it shows."
     print_table(report['rows'])
     steps = len(arms[report['rows'][1]['what']].sigmas) - 1
-    print(f'\nFréchet distance: to the 60,000 training images, in the shipped classifier\'s '
-          f'features, {report["samples"]} samples.\nPaired error: root-mean-square pixel '
-          f'difference to the teacher\'s {steps}-step sample from the same noise.\n'
-          f'One training seed ({report["training_seeds"][0]}) and a small budget: an '
-          f'illustration, not evidence.\n{out}/ holds report.json, samples.png, trajectory.png '
-          f'and both students; {report["seconds"]:.0f} s.')
+    print(
+        f"\nFréchet distance: to the 60,000 training images, in the shipped classifier's "
+        f'features, {report["samples"]} samples.\nPaired error: root-mean-square pixel '
+        f"difference to the teacher's {steps}-step sample from the same noise.\n"
+        f'One training seed ({report["training_seeds"][0]}) and a small budget: an '
+        f'illustration, not evidence.\n{out}/ holds report.json, samples.png, trajectory.png '
+        f'and both students; {report["seconds"]:.0f} s.'
+    )
+
 
 def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     "Distil, measure, draw, report."
     check_int('n', options.n, 2)
     begin = time.monotonic()
     out = Path(options.out)
-    cfg = preset('demo', seed=options.seed, **({} if options.steps is None
-                                               else dict(steps=options.steps)))
+    cfg = preset(
+        'demo', seed=options.seed, **({} if options.steps is None else dict(steps=options.steps))
+    )
     check_demo(out, cfg, options.n, line)
     teacher = load_teacher(device=find_device(options.device))
-    if options.dry_run: return show_plan(demo_plan(teacher, cfg, options.n))
+    if options.dry_run:
+        return show_plan(demo_plan(teacher, cfg, options.n))
     with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
-        arms = demo_arms(teacher, cfg, out/'checkpoints', hardware)
+        arms = demo_arms(teacher, cfg, out / 'checkpoints', hardware)
         rows, samples = measure_arms(arms, options.n)
         draw_arms(arms, samples, rows, out)
-        report = dict(command=line.text, rows=rows, config=asdict(cfg), samples=options.n,
-                      sampling_seeds=[0, options.n - 1], training_seeds=[options.seed],
-                      teacher_sha256=read_about(data_dir()/TEACHERS['fashion_mnist'])['sha256'],
-                      loss={what: arm.about['history'] for what, arm in arms.items()
-                            if isinstance(arm, Student)},
-                      seconds=round(time.monotonic() - begin, 1), peak_memory_gb=peak_memory_gb(),
-                      **about_run())
-        write_json(out/'report.json', report)
-        shutil.rmtree(out/'checkpoints') # both students are there
+        report = dict(
+            command=line.text,
+            rows=rows,
+            config=asdict(cfg),
+            samples=options.n,
+            sampling_seeds=[0, options.n - 1],
+            training_seeds=[options.seed],
+            teacher_sha256=read_about(data_dir() / TEACHERS['fashion_mnist'])['sha256'],
+            loss={
+                what: arm.about['history'] for what, arm in arms.items() if isinstance(arm, Student)
+            },
+            seconds=round(time.monotonic() - begin, 1),
+            peak_memory_gb=peak_memory_gb(),
+            **about_run(),
+        )
+        write_json(out / 'report.json', report)
+        shutil.rmtree(out / 'checkpoints')  # both students are there
     _show_demo(report, arms, out)
     return {k: v for k, v in report.items() if k != 'command'} | dict(out=str(out))
 
@@ -478,122 +626,172 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
 #: data sets with a name
 DATA = ('fashion_mnist', 'cifar10', *TOY_SETS)
 
+
 def is_stored(data: str | None) -> bool:
     "Is this a file of samples, such as points or latents?"
     return str(data).endswith(('.safetensors', '.npy')) and Path(data).is_file()
+
 
 def is_here(data: str | None) -> bool:
     "Is this a data set with a name, or a folder or a file that is there?"
     return data in DATA or is_stored(data) or data is not None and Path(data).is_dir()
 
+
 def check_data(data: str) -> None:
     "Refuse what is neither the name of a data set nor a folder nor a file of samples."
     if not is_here(data):
-        if Path(data).suffix or os.sep in data: os.stat(data) # no such file
+        if Path(data).suffix or os.sep in data:
+            os.stat(data)  # no such file
         files = 'a folder of images', 'a file of samples (.npy, .safetensors)'
         check_choice('data', data, (*DATA, *files))
 
-def read_samples(path: str) -> tuple[Tensor, Tensor | None]: # [N, *D], classes [N] or None
+
+def read_samples(path: str) -> tuple[Tensor, Tensor | None]:  # [N, *D], classes [N] or None
     "Samples from a NumPy file, or with labels from one such as `bdense_sample` writes."
     if path.endswith('.npy'):
         no_numbers = lambda e: f'{path} must hold an array of numbers, [N, *D]: {e}'
         with reworded(no_numbers, ValueError, TypeError, EOFError):
             tensors = dict(samples=torch.as_tensor(np.load(path, allow_pickle=False)))
-    else: tensors, _ = load_tensors(path)
+    else:
+        tensors, _ = load_tensors(path)
     x = tensors.get('samples', torch.empty(0)).float()
-    refuse(path, {
-        'must hold a tensor named samples, [N, *D], and may hold labels, [N]; it holds '
-        f'{", ".join(tensors)}': 'samples' not in tensors,
-        f'must hold finite numbers, one row or more for each sample, got shape {tuple(x.shape)}':
-            x.ndim < 2 or not x.isfinite().all()})
+    refuse(
+        path,
+        (
+            'samples' not in tensors,
+            'must hold a tensor named samples, [N, *D], and may hold labels, [N]; it holds '
+            f'{", ".join(tensors)}',
+        ),
+        (
+            x.ndim < 2 or not x.isfinite().all(),
+            'must hold finite numbers, one row or more for each sample, got shape '
+            f'{tuple(x.shape)}',
+        ),
+    )
     return x, tensors.get('labels')
 
+
 def read_data(
-    data: str, # one of `DATA`, a folder of images, or a file of samples
-    split: str = 'train', # of Fashion-MNIST and CIFAR-10
-    path: str | None = None, # folder with their files, if they are not where they are looked for
-    download: bool = False, # may torchvision download them?
+    data: str,  # one of `DATA`, a folder of images, or a file of samples
+    split: str = 'train',  # of Fashion-MNIST and CIFAR-10
+    path: str | None = None,  # folder with their files, if they are not where they are looked for
+    download: bool = False,  # may torchvision download them?
     # a sample must have; a folder's images are brought to it
     shape: tuple[int, ...] | None = None,
-    seed: int = 0, # of a 2-D set
-) -> tuple[Tensor, Tensor | None]: # [N, *D], labels [N] or None
+    seed: int = 0,  # of a 2-D set
+) -> tuple[Tensor, Tensor | None]:  # [N, *D], labels [N] or None
     "A data set by name or by folder."
     check_data(data)
-    if is_stored(data): x, y = read_samples(data)
-    elif data in TOY_SETS: x, y = toy_2d(data, 50_000, seed), None
-    elif data == 'fashion_mnist': x, y = fashion_mnist(split, path, download)
-    elif data == 'cifar10': x, y = cifar10(split, path, download)
-    elif shape is None: return image_folder(data)
-    elif len(shape) == 3: return image_folder(data, shape[1:], shape[0])
-    else: raise ValueError(f'{data} holds images, but a sample is of shape {shape}')
-    if shape in (None, tuple(x.shape[1:])): return x, y
-    raise ValueError(f'{data} has samples of shape {tuple(x.shape[1:])}, the teacher of {shape}: '
-                     'choose other data')
+    if is_stored(data):
+        x, y = read_samples(data)
+    elif data in TOY_SETS:
+        x, y = toy_2d(data, 50_000, seed), None
+    elif data == 'fashion_mnist':
+        x, y = fashion_mnist(split, path, download)
+    elif data == 'cifar10':
+        x, y = cifar10(split, path, download)
+    elif shape is None:
+        return image_folder(data)
+    elif len(shape) == 3:
+        return image_folder(data, shape[1:], shape[0])
+    else:
+        raise ValueError(f'{data} holds images, but a sample is of shape {shape}')
+    if shape in (None, tuple(x.shape[1:])):
+        return x, y
+    raise ValueError(
+        f'{data} has samples of shape {tuple(x.shape[1:])}, the teacher of {shape}: '
+        'choose other data'
+    )
+
 
 def data_line(x: Tensor, y: Tensor | dict | None, data: str) -> str:
     "A data set in words."
     classes = f', {int(y.max()) + 1} classes' if isinstance(y, Tensor) else ''
     return f'{data}: {len(x):,} of shape {tuple(x.shape[1:])}{classes}'
 
+
 def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = None) -> EDMDenoiser:
     """An untrained teacher: what `make` makes, or an MLP for points, a U-Net for images, deeper
     for larger ones."""
     spread = x.std().item()
-    size = root_mean_square(x) # of drawings with little ink it is far above their spread
-    sigma_data = round(spread if size <= 3*spread else size, 2)
-    if data in ('fashion_mnist', *TOY_SETS): sigma_data = .7
+    size = root_mean_square(x)  # of drawings with little ink it is far above their spread
+    sigma_data = round(spread if size <= 3 * spread else size, 2)
+    if data in ('fashion_mnist', *TOY_SETS):
+        sigma_data = 0.7
     net = make and make()
-    refuse('', {
-        f'{data}: all images are the same single colour, so there is nothing to learn':
+    refuse(
+        '',
+        (
             not round(spread, 2),
-        f'net must make a torch.nn.Module, and it made a {type(net).__name__}':
+            f'{data}: all images are the same single colour, so there is nothing to learn',
+        ),
+        (
             make and not isinstance(net, torch.nn.Module),
-        f'{data} has samples of shape {tuple(x.shape[1:])}, and only points, [D], and images, '
-        '[C, H, W], have a network here: pass --net': not make and x.ndim not in (2, 4)})
-    if make: return EDMDenoiser(net, sigma_data)
-    if x.ndim == 2: return EDMDenoiser(MLP(dim=x.shape[1]), sigma_data)
-    widths = (48, *[96]*max((max(x.shape[2:]) - 1).bit_length() - 4, 1))
+            f'net must make a torch.nn.Module, and it made a {type(net).__name__}',
+        ),
+        (
+            not make and x.ndim not in (2, 4),
+            f'{data} has samples of shape {tuple(x.shape[1:])}, and only points, [D], and images, '
+            '[C, H, W], have a network here: pass --net',
+        ),
+    )
+    if make:
+        return EDMDenoiser(net, sigma_data)
+    if x.ndim == 2:
+        return EDMDenoiser(MLP(dim=x.shape[1]), sigma_data)
+    widths = (48, *[96] * max((max(x.shape[2:]) - 1).bit_length() - 4, 1))
     net = UNet(x.shape[1], widths, n_classes=n_classes)
     if bad := [side for side in x.shape[2:] if side % net.divisor]:
-        good = ','.join(str(max(round(side/net.divisor), 1)*net.divisor) for side in x.shape[2:])
-        raise ValueError(f'the images are {x.shape[2]} x {x.shape[3]}, but this U-Net needs sides '
-                         f'that are multiples of {net.divisor}, not {bad[0]}: pass --size {good}')
+        good = ','.join(
+            str(max(round(side / net.divisor), 1) * net.divisor) for side in x.shape[2:]
+        )
+        raise ValueError(
+            f'the images are {x.shape[2]} x {x.shape[3]}, but this U-Net needs sides '
+            f'that are multiples of {net.divisor}, not {bad[0]}: pass --size {good}'
+        )
     return EDMDenoiser(net, sigma_data)
 
 # %% ../../nbs/app/03_commands.ipynb #317e73b8
 #: iterations, images an iteration, peak learning rate, decay of the average that is the teacher
 TEACH_PRESETS = {
-    'quick': dict(steps=400, batch=64, lr=2e-3, ema=.99), # to see that it runs
-    'standard': dict(steps=12_000, batch=128, lr=2e-3, ema=.999), # points, small images
-    'long': dict(steps=200_000, batch=256, lr=1e-3, ema=.9995), # a GPU, and data like CIFAR-10
+    'quick': dict(steps=400, batch=64, lr=2e-3, ema=0.99),  # to see that it runs
+    'standard': dict(steps=12_000, batch=128, lr=2e-3, ema=0.999),  # points, small images
+    'long': dict(steps=200_000, batch=256, lr=1e-3, ema=0.9995),  # a GPU, and data like CIFAR-10
 }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Windowed:
     "How a CSV file of a time series is cut into windows."
-    horizon: int | None = None # of a CSV file: time steps of a window
-    context: int = 0 # of a CSV file: time steps before a window that the network is shown
-    periods: tuple[str, ...] = () # of a CSV file, those of its season: day, week, year
-    columns: tuple[str, ...] | None = None # of a CSV file; default: all but the time stamps
-    time: str | None = None # of a CSV file, its column of time stamps; default: the first, or date
-    until: str | None = None # learn what a CSV file has before this moment; default: all of it
-    gaps: Literal['refuse', 'mask'] = 'refuse' # of a CSV file: may values be missing?
+
+    horizon: int | None = None  # of a CSV file: time steps of a window
+    context: int = 0  # of a CSV file: time steps before a window that the network is shown
+    periods: tuple[str, ...] = ()  # of a CSV file, those of its season: day, week, year
+    columns: tuple[str, ...] | None = None  # of a CSV file; default: all but the time stamps
+    time: str | None = None  # of a CSV file, its column of time stamps; default: the first, or date
+    until: str | None = None  # learn what a CSV file has before this moment; default: all of it
+    gaps: Literal['refuse', 'mask'] = 'refuse'  # of a CSV file: may values be missing?
 
     def series(self, file: str) -> tuple[Series, Windows]:
         "The training part of a CSV file, and how it is cut."
         if self.horizon is None:
-            raise ValueError(f'{file} is a time series: say how many steps a window has with '
-                             '--horizon, and how many before it are known with --context')
+            raise ValueError(
+                f'{file} is a time series: say how many steps a window has with '
+                '--horizon, and how many before it are known with --context'
+            )
         series = read_series(file, self.columns, self.time, self.gaps)
         if self.until is not None:
             begin = series.times[0]
             series = series.before(self.until)
-            if not len(series): raise ValueError(f'until must be after {begin}, got {self.until}')
+            if not len(series):
+                raise ValueError(f'until must be after {begin}, got {self.until}')
         return series, Windows.fit(series, self.context, self.horizon, self.periods)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Teach(Windowed, Watched, Networks):
     "Train a teacher with EDM preconditioning; run the same command again to resume."
+
     # folder for checkpoints and the finished teacher; a run there is resumed
     out: Positional[Named]
     # fashion_mnist, cifar10, ring, moons, spiral, checkerboard, a folder of images, a CSV file of
@@ -601,17 +799,18 @@ class Teach(Windowed, Watched, Networks):
     data: str = 'fashion_mnist'
     # a folder's images are cropped and resized to SIZE or HEIGHT,WIDTH; default: their own
     size: tuple[int, ...] | None = None
-    path: str | None = None # folder with the files of fashion_mnist or cifar10
-    download: bool = False # may torchvision download the training images?
-    max_gb: float = 8. # refuse a folder of images that takes more memory
-    preset_name: str = 'standard' # quick, standard or long; the other options change it
+    path: str | None = None  # folder with the files of fashion_mnist or cifar10
+    download: bool = False  # may torchvision download the training images?
+    max_gb: float = 8.0  # refuse a folder of images that takes more memory
+    preset_name: str = 'standard'  # quick, standard or long; the other options change it
     # JSON file with fields of TrainConfig and Hardware, or command.json of a run, which holds its
     # options, too; options change it
     config: str | None = None
-    batch: int | None = None # images an iteration; default: the preset's
-    net: str | None = None # module:callable that makes the network; default: an MLP or a U-Net
-    null_class: int | None = None # the class of the data that stands for "no class"
-    overwrite: bool = False # forget a run that is in the folder, and start again
+    batch: int | None = None  # images an iteration; default: the preset's
+    net: str | None = None  # module:callable that makes the network; default: an MLP or a U-Net
+    null_class: int | None = None  # the class of the data that stands for "no class"
+    overwrite: bool = False  # forget a run that is in the folder, and start again
+
 
 def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
     "The preset, a stored configuration on top; the warm-up suits the number of iterations."
@@ -619,23 +818,29 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
     check_choice('preset', name, TEACH_PRESETS)
     chosen = {k: v for k, v in TEACH_PRESETS[name].items() if k != 'batch'}
     stored = read_config(said.get('config'))
-    chosen |= dict(schedule='cosine', clip_grad=1., checkpoint_every=500) | stored.config
+    chosen |= dict(schedule='cosine', clip_grad=1.0, checkpoint_every=500) | stored.config
     steps = said.get('steps', '')
-    if steps.isdigit(): chosen['steps'] = int(steps)
-    chosen.setdefault('warmup', min(500, chosen['steps']//10))
-    return (with_fields(TrainConfig, chosen, said.get('config', '')),
-            with_fields(Hardware, stored.hardware, said.get('config', '')))
+    if steps.isdigit():
+        chosen['steps'] = int(steps)
+    chosen.setdefault('warmup', min(500, chosen['steps'] // 10))
+    return (
+        with_fields(TrainConfig, chosen, said.get('config', '')),
+        with_fields(Hardware, stored.hardware, said.get('config', '')),
+    )
+
 
 def teach_data(
     options: Teach,
     seed: int,
-) -> tuple[Tensor, Tensor | dict | None, Callable | None]: # data, conditions, what makes a network
+) -> tuple[Tensor, Tensor | dict | None, Callable | None]:  # data, conditions, what makes a network
     "What a teacher is trained on, and what makes its network."
     make = find_net(options.net)
-    if not options.data.lower().endswith('.csv'): return *image_data(options, seed), make
+    if not options.data.lower().endswith('.csv'):
+        return *image_data(options, seed), make
     refuse_options(options, ('size', 'path', 'download', 'null_class'), options.data)
     series, windows = options.series(options.data)
     return *windows.cut(series), make or (lambda: temporal_denoiser(windows, seed=seed).net)
+
 
 def refuse_options(options: Options, names: Sequence[str], data: str) -> None:
     "Refuse options that belong to data of another kind."
@@ -643,68 +848,107 @@ def refuse_options(options: Options, names: Sequence[str], data: str) -> None:
         if f.name in names and getattr(options, f.name) != f.default:
             raise ValueError(f'{f.name} does not belong to {data}: leave it out')
 
+
 def image_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
     "Images or points by name or by folder, and labels."
     data, size = options.data, options.size
     refuse_options(options, [f.name for f in fields(Windowed)], data)
     kept = options.path or options.download
     folder = data not in DATA and Path(data).is_dir()
-    refuse('', {
-        f'size must be one number, or height and width, got {size}':
+    refuse(
+        '',
+        (
             size and (len(size) > 2 or min(size) < 1),
-        f'path and download belong to fashion_mnist and cifar10, not to {data}':
+            f'size must be one number, or height and width, got {size}',
+        ),
+        (
             kept and data not in ('fashion_mnist', 'cifar10'),
-        'size belongs to a folder of images': size and not folder})
-    if not folder: return read_data(data, 'train', options.path, options.download, seed=seed)
+            f'path and download belong to fashion_mnist and cifar10, not to {data}',
+        ),
+        (size and not folder, 'size belongs to a folder of images'),
+    )
+    if not folder:
+        return read_data(data, 'train', options.path, options.download, seed=seed)
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
+
 
 def _teacher_trials(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None) -> Callable:
     "What makes a model and its updates for the first samples, as `estimate_training` takes it."
     device = device_of(denoiser)
+
     def make(n):
         def step(model, i):
-            yield edm_loss(model, x[:n].to(device), map_cond(lambda t: t[:n].to(device), y),
-                           torch.Generator().manual_seed(i))
+            yield edm_loss(
+                model,
+                x[:n].to(device),
+                map_cond(lambda t: t[:n].to(device), y),
+                torch.Generator().manual_seed(i),
+            )
+
         return copied(denoiser).train(), step
+
     return make
 
-def teach_plan(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None, cfg: TrainConfig,
-               batch: int, data: str, hardware: Hardware = Hardware()) -> dict:
+
+def teach_plan(
+    denoiser: EDMDenoiser,
+    x: Tensor,
+    y: Tensor | dict | None,
+    cfg: TrainConfig,
+    batch: int,
+    data: str,
+    hardware: Hardware = Hardware(),
+) -> dict:
     "What a training would do and take."
     device = device_of(denoiser)
     make = _teacher_trials(denoiser, x, y)
     some = min(batch, len(x))
     guess = dict(estimate_training(make, some, cfg, hardware), batch=batch)
     each = guess['seconds']
-    return dict(trains=f'an EDM denoiser, {type(denoiser.net).__name__}',
-                parameters=sum(p.numel() for p in denoiser.parameters()),
-                data=data_line(x, y, data), updates=cfg.steps, batch=batch,
-                images_seen=cfg.steps*batch, epochs=cfg.steps*batch/len(x),
-                sigma_data=denoiser.sigma_data, memory_gb=guess['memory_gb'], device=str(device),
-                device_memory_gb=(device_bytes(device) or 0)/1e9 or None,
-                seconds=None if each is None else each*cfg.steps*batch/some,
-                estimated_from=how_measured(guess))
+    return dict(
+        trains=f'an EDM denoiser, {type(denoiser.net).__name__}',
+        parameters=sum(p.numel() for p in denoiser.parameters()),
+        data=data_line(x, y, data),
+        updates=cfg.steps,
+        batch=batch,
+        images_seen=cfg.steps * batch,
+        epochs=cfg.steps * batch / len(x),
+        sigma_data=denoiser.sigma_data,
+        memory_gb=guess['memory_gb'],
+        device=str(device),
+        device_memory_gb=(device_bytes(device) or 0) / 1e9 or None,
+        seconds=None if each is None else each * cfg.steps * batch / some,
+        estimated_from=how_measured(guess),
+    )
+
 
 def forget_run(out: str, names: Sequence[str]) -> None:
     "Remove what an earlier run left in a folder."
-    for path in (Path(out)/name for name in names):
-        if path.is_dir(): shutil.rmtree(path)
-        else: path.unlink(missing_ok=True)
+    for path in (Path(out) / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
-def _seeded_denoiser(options: Teach, seed: int, x: Tensor, y: Tensor | dict | None,
-                     make: Callable | None) -> EDMDenoiser:
+
+def _seeded_denoiser(
+    options: Teach, seed: int, x: Tensor, y: Tensor | dict | None, make: Callable | None
+) -> EDMDenoiser:
     "The network that a teacher starts as, where it is trained."
     labelled = isinstance(y, Tensor)
     n_classes = int(y.max()) + 1 - (options.null_class is not None) if labelled else 0
     torch.manual_seed(seed)
     return new_denoiser(x, n_classes, options.data, make).to(find_device(options.device))
 
-def _store_conditions(y: Tensor | dict | None, out: str) -> dict: # its checksum, if there are some
+
+def _store_conditions(y: Tensor | dict | None, out: str) -> dict:  # its checksum, if there are some
     "Write the table of conditions that a teacher is trained on."
-    if not isinstance(y, dict): return {}
+    if not isinstance(y, dict):
+        return {}
     table = ConditionTable(y)
-    table.save(Path(out)/CONDITIONS)
+    table.save(Path(out) / CONDITIONS)
     return dict(conditions_sha256=checksum(table.tensors, {}))
+
 
 def _batch_of(options: Teach) -> int:
     "Samples of an iteration."
@@ -712,132 +956,189 @@ def _batch_of(options: Teach) -> int:
     check_int('batch', batch, 1)
     return batch
 
+
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
     out, data = options.out, options.data
-    hooks = options.hooks # a library that is missing is found out now
+    hooks = options.hooks  # a library that is missing is found out now
     check_folder(out, ('checkpoints',), line)
     batch = _batch_of(options)
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
-    if options.dry_run: return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
+    if options.dry_run:
+        return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
     with alone(out), started(out, line, options, config=cfg, hardware=hardware):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', CONDITIONS])
         how = dict(hardware=hardware, null_class=options.null_class, hooks=hooks)
-        result = train_teacher(denoiser, x, y, cfg, batch, Path(out)/'checkpoints', **how)
-        about = dict(data=data, shape=list(x.shape[1:]), seed=cfg.seed,
-                     null_class=options.null_class, images_seen=cfg.steps*batch,
-                     seconds=round(result.seconds), **about_run())
+        result = train_teacher(denoiser, x, y, cfg, batch, Path(out) / 'checkpoints', **how)
+        about = dict(
+            data=data,
+            shape=list(x.shape[1:]),
+            seed=cfg.seed,
+            null_class=options.null_class,
+            images_seen=cfg.steps * batch,
+            seconds=round(result.seconds),
+            **about_run(),
+        )
         if is_main():
             about |= _store_conditions(y, out)
             run = dict(config=asdict(cfg), computed_with=asdict(hardware), history=result.history)
             save_denoiser(result.ema or result.model, out, dict(command=line.text) | about | run)
-    rate = cfg.steps*batch/result.seconds
+    rate = cfg.steps * batch / result.seconds
     print(f'the teacher is in {out}: {result.seconds:.0f} s, {rate:.0f} samples a second')
-    return dict(out=out, updates=cfg.steps, loss=result.history[-1]['loss'],
-                parameters=sum(p.numel() for p in denoiser.parameters()), **about)
+    return dict(
+        out=out,
+        updates=cfg.steps,
+        loss=result.history[-1]['loss'],
+        parameters=sum(p.numel() for p in denoiser.parameters()),
+        **about,
+    )
 
 # %% ../../nbs/app/03_commands.ipynb #9b9478ef
 def is_diffusers(name: str) -> bool:
     "Does this folder hold a diffusers pipeline or U-Net?"
     folder = Path(name)
-    if any((folder/part).exists() for part in ('model_index.json', 'unet', 'transformer')):
+    if any((folder / part).exists() for part in ('model_index.json', 'unet', 'transformer')):
         return True
-    config = folder/'config.json'
+    config = folder / 'config.json'
     return config.is_file() and '_diffusers_version' in read_json(config)
+
 
 def is_code(name: str) -> bool:
     "Does this name a callable that makes a teacher, as module:callable?"
     return ':' in name and not Path(name).exists()
 
-def about_teacher(name: str) -> dict: # {} of a diffusers model
-    "What a teacher's folder says of it."
-    if is_diffusers(name) or is_code(name): return {}
-    return read_about(data_dir()/TEACHERS[name] if name in TEACHERS else name).get('about', {})
 
-def teacher_facts(name: str) -> dict[str, str]: # 'licence' and 'teacher_data', where known
+def about_teacher(name: str) -> dict:  # {} of a diffusers model
+    "What a teacher's folder says of it."
+    if is_diffusers(name) or is_code(name):
+        return {}
+    return read_about(data_dir() / TEACHERS[name] if name in TEACHERS else name).get('about', {})
+
+
+def teacher_facts(name: str) -> dict[str, str]:  # 'licence' and 'teacher_data', where known
     "What a teacher's folder says for the model cards of its students."
     about = about_teacher(name)
-    folder = data_dir()/TEACHERS[name] if name in TEACHERS else Path(name)
-    if (sampling := folder/'sampling.json').is_file(): about = read_json(sampling)
-    card = folder/'README.md'
+    folder = data_dir() / TEACHERS[name] if name in TEACHERS else Path(name)
+    if (sampling := folder / 'sampling.json').is_file():
+        about = read_json(sampling)
+    card = folder / 'README.md'
     text = card.read_text(encoding='utf-8', errors='replace') if card.is_file() else ''
     head = text.split('---')[1] if text.startswith('---') else ''
     found = re.search('^license: *["\']?([\\w.-]+)', head, re.M)
     licence = found[1] if found and found[1] != 'unknown' else None
-    if name in TEACHERS: licence = 'apache-2.0' # as all that ships with this package
-    facts = dict(licence=about.get('licence') or licence,
-                 teacher_data=about.get('teacher_data') or about.get('data'))
+    if name in TEACHERS:
+        licence = 'apache-2.0'  # as all that ships with this package
+    facts = dict(
+        licence=about.get('licence') or licence,
+        teacher_data=about.get('teacher_data') or about.get('data'),
+    )
     return {k: v for k, v in facts.items() if v}
+
 
 def is_student(name: str) -> bool:
     "Does this folder hold a student rather than a teacher?"
-    if name in TEACHERS or not Path(name).is_dir(): return False
-    if (Path(name)/'sampling.json').is_file(): return True
-    return (Path(name)/'config.json').is_file() and 'student' in about_teacher(name)
+    if name in TEACHERS or not Path(name).is_dir():
+        return False
+    if (Path(name) / 'sampling.json').is_file():
+        return True
+    return (Path(name) / 'config.json').is_file() and 'student' in about_teacher(name)
 
-def pickle_note(name: str) -> str: # '': there is none
+
+def pickle_note(name: str) -> str:  # '': there is none
     "Why a pickle is no teacher."
     files = sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
     pickles = [p for p in files if p.suffix in PICKLES]
-    return (f'; {pickles[0].name} is a pickle, which is not read, since reading one can run any '
-            f'code: write the model as safetensors, with save_denoiser or with diffusers\' '
-            f'save_pretrained' if pickles else '')
+    return (
+        f'; {pickles[0].name} is a pickle, which is not read, since reading one can run any '
+        f"code: write the model as safetensors, with save_denoiser or with diffusers' "
+        f'save_pretrained'
+        if pickles
+        else ''
+    )
+
 
 def read_diffusers(name: str, options: Teachers) -> NetDenoiser:
     "A diffusers model by folder."
-    if not any((Path(name)/part/'scheduler_config.json').is_file() for part in ('scheduler', '.')):
-        raise ValueError(f'{name} does not say its noise levels: there is no '
-                         f'{name}/scheduler/scheduler_config.json; write it there with '
-                         f'save_pretrained("{name}/scheduler") of the scheduler that the model was '
-                         f'trained with')
-    with reworded(str, TypeError): # a model of another kind
+    if not any(
+        (Path(name) / part / 'scheduler_config.json').is_file() for part in ('scheduler', '.')
+    ):
+        raise ValueError(
+            f'{name} does not say its noise levels: there is no '
+            f'{name}/scheduler/scheduler_config.json; write it there with '
+            f'save_pretrained("{name}/scheduler") of the scheduler that the model was '
+            f'trained with'
+        )
+    with reworded(str, TypeError):  # a model of another kind
         return from_diffusers(name, null_class=options.null_class)
+
 
 def teacher_of_code(name: str) -> NetDenoiser:
     "What the callable of `module:callable` makes; what is no denoiser of a network is refused."
     made = find_net(name)()
     draw = getattr(made, 'conditions', None)
-    refuse('', {
-        f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a network '
-        'EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one, of a module that says D(x, sigma) '
-        'itself, as EDM\'s do, as_denoiser(module)': not isinstance(made, NetDenoiser),
-        f'the conditions of {name} must be a ConditionTable(rows), got a {type(draw).__name__}':
-            draw is not None and not callable(draw)})
+    refuse(
+        '',
+        (
+            not isinstance(made, NetDenoiser),
+            f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a network '
+            'EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one, of a module that says D(x, '
+            "sigma) itself, as EDM's do, as_denoiser(module)",
+        ),
+        (
+            draw is not None and not callable(draw),
+            f'the conditions of {name} must be a ConditionTable(rows), got a {type(draw).__name__}',
+        ),
+    )
     return made
+
 
 def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
-    if name in TEACHERS: return load_teacher(name, device)
+    if name in TEACHERS:
+        return load_teacher(name, device)
     if is_code(name):
         made = teacher_of_code(name)
-        if device_of(made).type != 'meta': return made.to(device)
-        if options.dry_run and isinstance(options, Distill): return made
-        raise ValueError(f'{name} makes a network on the device meta, without numbers, which '
-                         'bdense_distill --dry_run alone can take')
+        if device_of(made).type != 'meta':
+            return made.to(device)
+        if options.dry_run and isinstance(options, Distill):
+            return made
+        raise ValueError(
+            f'{name} makes a network on the device meta, without numbers, which '
+            'bdense_distill --dry_run alone can take'
+        )
     if not Path(name).is_dir():
-        raise ValueError(f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a '
-                         f'folder that bdense_teach or diffusers wrote{pickle_note(name)}')
-    if (Path(name)/'sampling.json').is_file(): return load_pretrained(name, device).denoiser
-    if is_diffusers(name): return read_diffusers(name, options).to(device)
+        raise ValueError(
+            f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a '
+            f'folder that bdense_teach or diffusers wrote{pickle_note(name)}'
+        )
+    if (Path(name) / 'sampling.json').is_file():
+        return load_pretrained(name, device).denoiser
+    if is_diffusers(name):
+        return read_diffusers(name, options).to(device)
     with reworded(lambda e: f'{e}{pickle_note(name)}', FileNotFoundError):
         teacher = load_denoiser(name, device, find_net(options.net))
-    table = Path(name)/CONDITIONS # what a teacher of a time series was shown before its windows
+    table = Path(name) / CONDITIONS  # what a teacher of a time series was shown before its windows
     if digest := about_teacher(name).get('conditions_sha256'):
         teacher.conditions = load_table(Path(name), digest)
-    elif table.is_file(): teacher.conditions = ConditionTable.load(table) # written without one
+    elif table.is_file():
+        teacher.conditions = ConditionTable.load(table)  # written without one
     return teacher
 
-def known_shape(name: str, net: torch.nn.Module) -> tuple[int, ...]: # (C,): the size is not said
+
+def known_shape(name: str, net: torch.nn.Module) -> tuple[int, ...]:  # (C,): the size is not said
     "What a teacher says of the shape of its samples; (): nothing."
-    if isinstance(net, (MLP, TemporalNet, DiffusersNet)): return net.sample_shape
+    if isinstance(net, (MLP, TemporalNet, DiffusersNet)):
+        return net.sample_shape
     about = about_teacher(name)
     stored = about.get('shape') or about.get('student', {}).get('shape') or ()
-    if not stored and about.get('data') == 'fashion_mnist': stored = (1, 28, 28)
+    if not stored and about.get('data') == 'fashion_mnist':
+        stored = (1, 28, 28)
     channels = getattr(net, 'config', {}).get('channels')
     return (channels, *stored[1:]) if channels else tuple(stored)
+
 
 def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:
     "The shape of a teacher's samples; size: of images, or the whole shape."
@@ -845,75 +1146,102 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
     fixed = isinstance(net, (MLP, TemporalNet))
     sized = len(known) == 3 or len(known) == 1 and 'channels' in getattr(net, 'config', {})
     images = not fixed and known[1:2] != (None,) and sized
-    if images and size and len(size) < 3: size = (known[0], *size*(3 - len(size)))
-    refuse('', {
-        f'the samples of {name} are of shape {known}, not {size}: leave --size and --shape out, or '
-        'pass the height and width of images':
+    if images and size and len(size) < 3:
+        size = (known[0], *size * (3 - len(size)))
+    refuse(
+        '',
+        (
             size and (size != known if fixed else images and size[0] != known[0]),
-        f'{name} does not say the size of its images: pass --size':
+            f'the samples of {name} are of shape {known}, not {size}: leave --size and --shape '
+            'out, or pass the height and width of images',
+        ),
+        (
             images and not size and len(known) == 1,
-        f'{name} does not say the shape of its samples: pass --shape': not (size or known)})
+            f'{name} does not say the size of its images: pass --size',
+        ),
+        (not (size or known), f'{name} does not say the shape of its samples: pass --shape'),
+    )
     return size or known
+
 
 def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tuple[int, ...]:
     "The shape of the samples of a run: as it is said, that of a file of samples, or the teacher's."
-    if 'shape' in line.given: return tuple(cfg.shape)
+    if 'shape' in line.given:
+        return tuple(cfg.shape)
     if is_stored(options.data) and not options.size:
         return tuple(read_samples(options.data)[0].shape[1:])
     return shape_of(options.teacher, source, options.size)
 
-def data_of(name: str) -> str | None: # None: nobody knows
+
+def data_of(name: str) -> str | None:  # None: nobody knows
     "The data that a teacher was trained on, as `read_data` takes it."
     return about_teacher(name).get('data')
 
+
 def find_data(
-    name: str, # a teacher
+    name: str,  # a teacher
     teacher: NetDenoiser,
-    shape: tuple[int, ...], # of its samples
-    data: str | None = None, # what was asked for
-    **how, # split, path, download: see `read_data`
-) -> tuple[Tensor, Tensor | None]: # clean data [N, *D], labels [N] or None
+    shape: tuple[int, ...],  # of its samples
+    data: str | None = None,  # what was asked for
+    **how,  # split, path, download: see `read_data`
+) -> tuple[Tensor, Tensor | None]:  # clean data [N, *D], labels [N] or None
     "Data for a teacher, in its own shape; labels only if it has classes."
     kind = data or data_of(name)
     if data is None and not is_here(kind):
         why = 'does not say which' if kind is None else f'was trained on {kind}, which is not here,'
-        raise ValueError(f'Progressive Distillation noises real data, and {name} {why}: pass '
-                         f'--data, a folder of images for instance')
+        raise ValueError(
+            f'Progressive Distillation noises real data, and {name} {why}: pass '
+            f'--data, a folder of images for instance'
+        )
     x, y = read_data(kind, shape=shape, **how)
     if y is None and teacher.n_classes:
         how = 'sort the images into one sub-folder for each class'
-        if is_stored(kind): how = 'write labels, int64 [N], beside the samples in a .safetensors'
+        if is_stored(kind):
+            how = 'write labels, int64 [N], beside the samples in a .safetensors'
         raise ValueError(f'{name} has {teacher.n_classes} classes, and {kind} has none: {how}')
     return x, y if teacher.n_classes else None
+
 
 def check_conditions(denoiser: NetDenoiser, name: str) -> None:
     "Refuse a network that must be told more than a class, and has nothing to be told."
     net = denoiser.net
-    if denoiser.conditions is None and isinstance(net, DiffusersNet) and net.takes \
-            and not net.n_classes:
-        raise ValueError(f'{name} must be told {", ".join(net.takes)}: pass --conditions, a '
-                         'safetensors file with rows of these names, such as prompt_conditions '
-                         'makes of prompts')
+    if (
+        denoiser.conditions is None
+        and isinstance(net, DiffusersNet)
+        and net.takes
+        and not net.n_classes
+    ):
+        raise ValueError(
+            f'{name} must be told {", ".join(net.takes)}: pass --conditions, a '
+            'safetensors file with rows of these names, such as prompt_conditions '
+            'makes of prompts'
+        )
+
 
 def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     "A student by folder; of one for several step counts the one asked for."
     device = find_device(options.device)
-    if (Path(folder)/'sampling.json').is_file(): student = load_pretrained(folder, device)
-    else: student = load_student(folder, device, find_net(options.net))
+    if (Path(folder) / 'sampling.json').is_file():
+        student = load_pretrained(folder, device)
+    else:
+        student = load_student(folder, device, find_net(options.net))
     if table := getattr(options, 'conditions', None):
         student.denoiser.conditions = ConditionTable.load(table)
     check_conditions(student.denoiser, folder)
     several = isinstance(student, VariableStudent)
     counts = ', '.join(map(str, student.nfe)) if several else student.nfe
-    refuse(f'{folder} holds a student for', {
-        f'{counts} NFE: say which with --nfe': several and nfe is None,
-        f'{counts} NFE, not {nfe}': not several and nfe not in (None, counts)})
+    refuse(
+        f'{folder} holds a student for',
+        (several and nfe is None, f'{counts} NFE: say which with --nfe'),
+        (not several and nfe not in (None, counts), f'{counts} NFE, not {nfe}'),
+    )
     return student.at(nfe) if several else student
 
 # %% ../../nbs/app/03_commands.ipynb #06321b8a
 @dataclass(frozen=True, kw_only=True)
 class Distilled(Teachers):
     "A teacher, and how it is distilled."
+
     # a shipped teacher, a folder that bdense_teach or diffusers wrote, or module:callable that
     # makes a denoiser
     teacher: str = 'fashion_mnist'
@@ -930,11 +1258,11 @@ class Distilled(Teachers):
     data: str | None = None
     # of images, a number or HEIGHT,WIDTH, or of a sample, its shape; default: the teacher's
     size: tuple[int, ...] | None = None
-    split: Literal['test', 'train'] = 'test' # of fashion_mnist (10,000 images, shipped) or cifar10
+    split: Literal['test', 'train'] = 'test'  # of fashion_mnist (10,000 images, shipped) or cifar10
     # distil the teacher as classifier-free guidance of this scale makes it: the student needs one
     # call where the guided teacher needs two
     guidance_scale: float | None = None
-    guidance_interval: tuple[float, float] | None = None # noise levels between which it acts
+    guidance_interval: tuple[float, float] | None = None  # noise levels between which it acts
     # safetensors whose rows are the teacher's conditions, such as embeddings of prompts, each
     # sample gets one by its seed, and sample i of --data row i; default: the teacher's own, or
     # random classes
@@ -942,10 +1270,12 @@ class Distilled(Teachers):
     # safetensors of one row: the condition of "nothing", to guide
     null_condition: str | None = None
 
+
 @dataclass(frozen=True, kw_only=True)
 class Distill(Watched, Distilled):
     """Distil a teacher with K branches; run the same command again to resume. The teacher may be an
     SFD student's folder: its second stage, to one network call."""
+
     # folder for the student and its checkpoints; a run found there is resumed
     out: Positional[Named]
     # SFD: a folder that keeps the teacher's trajectories for this run and the next
@@ -956,11 +1286,13 @@ class Distill(Watched, Distilled):
     licence: str | None = None
     # for the model card: what the teacher was trained on; default: as it says, or else --data
     teacher_data: str | None = None
-    overwrite: bool = False # forget a run or a student that is in the folder, and start again
+    overwrite: bool = False  # forget a run or a student that is in the folder, and start again
+
 
 def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | GuidedDenoiser:
     "A teacher with the conditions and the guidance that were asked for."
-    if options.conditions: teacher.conditions = ConditionTable.load(options.conditions)
+    if options.conditions:
+        teacher.conditions = ConditionTable.load(options.conditions)
     check_conditions(teacher, options.teacher)
     net, scale = teacher.net, options.guidance_scale
     extra = [k for k in ('guidance_interval', 'null_condition') if getattr(options, k)]
@@ -970,17 +1302,29 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     rows = len(null or ())
     untold = isinstance(net, DiffusersNet) and net.null_class is None and not (net.takes and null)
     how = 'takes no condition: leave --guidance_scale out'
-    if untold and net.takes: how = 'does not say it: pass ' + (
-        '--null_class, its last class' if net.n_classes else
-        '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, [""]))')
-    refuse('', {
-        f'{"".join(extra[:1])} belongs to guidance: pass --guidance_scale too':
+    if untold and net.takes:
+        how = 'does not say it: pass ' + (
+            '--null_class, its last class'
+            if net.n_classes
+            else '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, '
+            '[""]))'
+        )
+    refuse(
+        '',
+        (
             scale is None and extra,
-        f'{options.null_condition} must hold one row, it holds {rows}': null and rows != 1,
-        f'guidance compares with the condition of "nothing", and {options.teacher} {how}':
-            scale not in (None, 1) and untold})
-    if scale is None: return teacher
+            f'{"".join(extra[:1])} belongs to guidance: pass --guidance_scale too',
+        ),
+        (null and rows != 1, f'{options.null_condition} must hold one row, it holds {rows}'),
+        (
+            scale not in (None, 1) and untold,
+            f'guidance compares with the condition of "nothing", and {options.teacher} {how}',
+        ),
+    )
+    if scale is None:
+        return teacher
     return GuidedDenoiser(teacher, scale, null.rows if null else None, options.guidance_interval)
+
 
 def host_of(stored: Stored, base) -> type:
     "The class of a stored configuration: of the host that it names, or else of the preset's."
@@ -990,23 +1334,35 @@ def host_of(stored: Stored, base) -> type:
     check_choice('host', stored.host, hosts())
     return hosts()[stored.host]
 
+
 def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     "The preset, a stored configuration on top, or the second stage of a student."
     base = preset(said.get('preset_name', 'fashion_mnist'))
     where = said.get('config', '')
     stored = read_config(said.get('config'))
     host = host_of(stored, base)
-    if ',' in said.get('nfe', '') and host is SFDConfig: host = SFDVConfig
+    if ',' in said.get('nfe', '') and host is SFDConfig:
+        host = SFDVConfig
     teacher = said.get('teacher') or 'fashion_mnist'
-    if host is SFDVConfig and isinstance(base, SFDConfig): base = several(base)
-    elif host is not type(base): base = host()
+    if host is SFDVConfig and isinstance(base, SFDConfig):
+        base = several(base)
+    elif host is not type(base):
+        base = host()
     elif host is SFDConfig and is_student(teacher):
         start = five_calls(teacher, said.get('net'))
-        halves = start.afs and len(start.sigmas) % 2 == 1 # an analytic step, and one more
+        halves = start.afs and len(start.sigmas) % 2 == 1  # an analytic step, and one more
         afs = 'afs' in said or halves and 'no_afs' not in said
-        base = second_stage(start, afs=afs, steps=base.steps, batch=base.batch, pool=base.pool,
-                            lr=base.lr, lr_schedule=base.lr_schedule)
+        base = second_stage(
+            start,
+            afs=afs,
+            steps=base.steps,
+            batch=base.batch,
+            pool=base.pool,
+            lr=base.lr,
+            lr_schedule=base.lr_schedule,
+        )
     return with_fields(base, stored.config, where), with_fields(Hardware, stored.hardware, where)
+
 
 def five_calls(folder: str, net: str | None = None) -> Student:
     """The student that the second stage starts from; of one for several counts that of 5 calls,
@@ -1016,110 +1372,168 @@ def five_calls(folder: str, net: str | None = None) -> Student:
     most = 5 if 5 in counts else max(counts, default=None)
     return find_student(folder, most, Networks(device='cpu', net=net))
 
+
 def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
     return bool(cfg.pool or bank)
 
-def on_paper(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
-             student: NetDenoiser | None = None) -> dict: # of the step count that needs most
-    "What a run needs on one GPU that is not here, see `memory_on_paper`."
-    return max((memory_on_paper(source, one, shape, student, hardware=hardware)
-                for one in cfg.each.values()), key=lambda plan: plan['memory_gb'])
 
-def on_one_gpu(source: NetDenoiser, cfg, shape: tuple[int, ...], hardware: Hardware,
-               student: NetDenoiser | None = None) -> dict: # gpu_memory_gb, on_one_gpu
+def on_paper(
+    source: NetDenoiser,
+    cfg,
+    shape: tuple[int, ...],
+    hardware: Hardware,
+    student: NetDenoiser | None = None,
+) -> dict:  # of the step count that needs most
+    "What a run needs on one GPU that is not here, see `memory_on_paper`."
+    return max(
+        (
+            memory_on_paper(source, one, shape, student, hardware=hardware)
+            for one in cfg.each.values()
+        ),
+        key=lambda plan: plan['memory_gb'],
+    )
+
+
+def on_one_gpu(
+    source: NetDenoiser,
+    cfg,
+    shape: tuple[int, ...],
+    hardware: Hardware,
+    student: NetDenoiser | None = None,
+) -> dict:  # gpu_memory_gb, on_one_gpu
     "Does a run fit on one GPU of 80 GB, and what makes it fit, or why nobody knows."
-    try: plan = on_paper(source, cfg, shape, hardware, student)
-    except Exception as e: # whatever a foreign network raises where there are no numbers
+    try:
+        plan = on_paper(source, cfg, shape, hardware, student)
+    except Exception as e:  # whatever a foreign network raises where there are no numbers
         why = f'unknown ({type(e).__name__}: {e})'[:200]
         return dict(gpu_memory_gb=None, on_one_gpu=why)
-    asked, gb = cfg.batch//hardware.accumulate, plan['memory_gb']
+    asked, gb = cfg.batch // hardware.accumulate, plan['memory_gb']
     said = f'of {plan["device_gb"]:.0f} GB: '
     if plan['batch_fits'] >= asked:
-        return dict(gpu_memory_gb=gb, on_one_gpu=f'{said}fits, with up to {plan["batch_fits"]:,} '
-                                                 'samples at a time')
+        return dict(
+            gpu_memory_gb=gb,
+            on_one_gpu=f'{said}fits, with up to {plan["batch_fits"]:,} samples at a time',
+        )
     said += f'{asked} samples at a time do not fit; '
-    return dict(gpu_memory_gb=gb, on_one_gpu=said + _what_fits(source, cfg, shape, hardware,
-                                                               student, plan))
+    return dict(
+        gpu_memory_gb=gb, on_one_gpu=said + _what_fits(source, cfg, shape, hardware, student, plan)
+    )
+
 
 def _what_fits(source, cfg, shape, hardware: Hardware, student, plan: dict) -> str:
     "Which options let a run fit that does not: the first that do."
     tries = {'': (hardware, student)}
     lean = replace(hardware, recompute=True)
-    if not hardware.recompute: tries['--recompute '] = (lean, student)
+    if not hardware.recompute:
+        tries['--recompute '] = (lean, student)
     if student is None and isinstance(unguided(source).net, DiffusersNet):
         with contextlib.suppress(ImportError, ValueError):
             light = with_adapters(unguided(source), 8)
             tries |= {'--lora 8 ': (hardware, light), '--lora 8 --recompute ': (lean, light)}
     for options, how in tries.items():
-        try: fits = on_paper(source, cfg, shape, *how)['batch_fits']
-        except ValueError: continue # no blocks to compute again
-        if not fits: continue
-        parts = next(d for d in range(1, cfg.batch + 1) if not cfg.batch % d
-                     and cfg.batch//d <= fits)
-        more = f'--accumulate {parts} '*(parts != hardware.accumulate)
+        try:
+            fits = on_paper(source, cfg, shape, *how)['batch_fits']
+        except ValueError:
+            continue  # no blocks to compute again
+        if not fits:
+            continue
+        parts = next(
+            d for d in range(1, cfg.batch + 1) if not cfg.batch % d and cfg.batch // d <= fits
+        )
+        more = f'--accumulate {parts} ' * (parts != hardware.accumulate)
         return f'{options}{more}makes it fit, with up to {fits:,} samples at a time'
-    return (f'not even one does, weights and training alone take '
-            f'{plan["weights_gb"] + plan["training_gb"]:.0f} GB: take several GPUs with --shard')
+    return (
+        f'not even one does, weights and training alone take '
+        f'{plan["weights_gb"] + plan["training_gb"]:.0f} GB: take several GPUs with --shard'
+    )
 
-def distill_plan(source: NetDenoiser, teacher: str, cfg, shape: tuple[int, ...], data: str,
-                 bank: str | None, hardware: Hardware = Hardware(),
-                 student: NetDenoiser | None = None) -> dict:
+
+def distill_plan(
+    source: NetDenoiser,
+    teacher: str,
+    cfg,
+    shape: tuple[int, ...],
+    data: str,
+    bank: str | None,
+    hardware: Hardware = Hardware(),
+    student: NetDenoiser | None = None,
+) -> dict:
     "What a distillation would do and take."
     cfg = cfg.suited(source)
     what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank, hardware, student)
-    plan = dict(trains=f'{cfg.title}, K = {cfg.K} branches{what}', teacher=teacher,
-                shape=list(shape), data=data)
+    plan = dict(
+        trains=f'{cfg.title}, K = {cfg.K} branches{what}',
+        teacher=teacher,
+        shape=list(shape),
+        data=data,
+    )
     if cfg.rounds:
         ladder = [cfg.start_steps, *cfg.rounds]
         plan['rounds'] = [f'{a} to {b} steps' for a, b in zip(ladder, ladder[1:])]
     else:
-        plan['bank'] = (f'the teacher\'s trajectories are kept in {bank or "memory"}'
-                        if is_banked(cfg, bank) else 'none: the teacher walks during training')
+        plan['bank'] = (
+            f"the teacher's trajectories are kept in {bank or 'memory'}"
+            if is_banked(cfg, bank)
+            else 'none: the teacher walks during training'
+        )
     grids = [one.sampler(source, shape).sigmas for one in cfg.each.values()]
     return plan | {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids} | found
 
+
 def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
     "The teacher's trajectories: a bank, or for several step counts one for each; None: not kept."
-    if not is_banked(cfg, bank): return None
-    if (note := folder/'run.json').is_file(): # another run's folder is refused before the walks
+    if not is_banked(cfg, bank):
+        return None
+    if (note := folder / 'run.json').is_file():  # another run's folder is refused before the walks
         # None may be filled in later
         said = {k: v for k, v in asdict(cfg).items() if v is not None}
         claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free, cfg.fixed)
     return cfg.bank(source, bank)
 
+
 def is_known(name: str) -> bool:
     "Is this a shipped teacher, a student, or one that `bdense_teach` made?"
-    if name in TEACHERS or is_student(name): return True
+    if name in TEACHERS or is_student(name):
+        return True
     return str(about_teacher(name).get('command', '')).startswith('bdense_teach')
 
-def check_source(source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=None,
-                 trust: bool = False) -> None: # pairs: clean data and labels, if there are any
+
+def check_source(
+    source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=None, trust: bool = False
+) -> None:  # pairs: clean data and labels, if there are any
     "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
-    with torch.no_grad(): frozen_copy(source, shape) # what does not fit says so
-    if pairs is None and is_known(name) or device_of(source).type == 'meta': return
-    plain = unguided(source) # guidance exaggerates
+    with torch.no_grad():
+        frozen_copy(source, shape)  # what does not fit says so
+    if pairs is None and is_known(name) or device_of(source).type == 'meta':
+        return
+    plain = unguided(source)  # guidance exaggerates
     also = '' if pairs else ', or it has learned too little'
     if not pairs:
-        seeds = range(min(max(2048//math.prod(shape), 4), 512))
-        start = draw_start(plain, shape, seeds, 1.)
+        seeds = range(min(max(2048 // math.prod(shape), 4), 512))
+        start = draw_start(plain, shape, seeds, 1.0)
     with reworded(lambda e: f'{e}{also}; --trust_teacher goes on all the same', ValueError):
-        if pairs: found = check_teacher(plain, *pairs, refuse=not trust)
-        else: found = check_itself(plain, *start, refuse=not trust)
-    if not found.ok: return print(f'the teacher is trusted, although {found.message()}{also}')
+        if pairs:
+            found = check_teacher(plain, *pairs, refuse=not trust)
+        else:
+            found = check_itself(plain, *start, refuse=not trust)
+    if not found.ok:
+        return print(f'the teacher is trusted, although {found.message()}{also}')
     on = '' if pairs else ' of its own samples'
-    print(f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
-          f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}')
+    print(
+        f'the teacher answers with clean estimates{on} at all {len(found.sigmas)} noise levels '
+        f'that were tried, {found.sigmas[0]:.3g} to {found.sigmas[-1]:.3g}'
+    )
     if not pairs:
-        print('NOT CHECKED ON DATA: a wrong table of noise levels, and on nearly Gaussian data a '
-              'wrong prediction type, may still pass; --data with some of what the teacher was '
-              'trained on checks both')
+        print(
+            'NOT CHECKED ON DATA: a wrong table of noise levels, and on nearly Gaussian data a '
+            'wrong prediction type, may still pass; --data with some of what the teacher was '
+            'trained on checks both'
+        )
 
 
-
-def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
-                 shape: tuple[int, ...]):
+def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser, shape: tuple[int, ...]):
     "Clean data and labels: what was asked for, or what Progressive Distillation needs; else None."
     needed = cfg.needs_data
     table = getattr(source, 'conditions', None)
@@ -1128,7 +1542,8 @@ def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
     kind = options.data or data_of(options.teacher) if options.data or needed else None
     if 'split' in line.given and kind not in ('fashion_mnist', 'cifar10'):
         raise ValueError(f'split belongs to fashion_mnist and cifar10, not to {kind or "no data"}')
-    if options.data is None and not needed: return None
+    if options.data is None and not needed:
+        return None
     x, y = find_data(options.teacher, source, shape, options.data, split=options.split)
     null_class = about_teacher(options.teacher).get('null_class', options.null_class)
     if y is not None:
@@ -1138,66 +1553,92 @@ def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser,
         check_classes(y, len(x), source.n_classes)
     return x, y
 
+
 def conditioned_data(options: Distilled, table: Callable, shape: tuple[int, ...]):
     "Samples from a file, and the condition of each: the row of the table with its number."
-    if options.data: check_data(options.data)
+    if options.data:
+        check_data(options.data)
     if not is_stored(options.data) or not isinstance(table, ConditionTable):
-        raise ValueError('Progressive Distillation needs the condition of every sample of its '
-                         'data: pass --data FILE.safetensors with samples [N, *D], such as the '
-                         'latents of N images, and --conditions with N rows; or choose a preset '
-                         'of SFD, which needs no data')
+        raise ValueError(
+            'Progressive Distillation needs the condition of every sample of its '
+            'data: pass --data FILE.safetensors with samples [N, *D], such as the '
+            'latents of N images, and --conditions with N rows; or choose a preset '
+            'of SFD, which needs no data'
+        )
     x, _ = read_samples(options.data)
-    refuse(options.data, {
-        f'holds {len(x)} samples and the conditions have {len(table)} rows: row i must belong to '
-        'sample i': len(x) != len(table),
-        f'has samples of shape {tuple(x.shape[1:])}, and {shape} was asked for':
-            tuple(x.shape[1:]) != shape})
+    refuse(
+        options.data,
+        (
+            len(x) != len(table),
+            f'holds {len(x)} samples and the conditions have {len(table)} rows: row i must belong '
+            'to sample i',
+        ),
+        (
+            tuple(x.shape[1:]) != shape,
+            f'has samples of shape {tuple(x.shape[1:])}, and {shape} was asked for',
+        ),
+    )
     return x, table.rows
+
 
 def note_pipeline(source: NetDenoiser, cfg, shape: tuple[int, ...]) -> None:
     "Say before the training where no stock pipeline will take the student."
-    if not isinstance(source.net, DiffusersNet): return
+    if not isinstance(source.net, DiffusersNet):
+        return
     end = next(iter(cfg.suited(source).each.values())).sampler(source, shape)
     if (off := abs(unit_noise_excess(end))) > NOISE_OFF and is_main():
-        how = '; with --no_afs it can'*bool(end.afs)
-        print('the student is sampled as its README will say: it cannot go into a stock pipeline, '
-              f'whose noise is {off:.1%} off{how}')
+        how = '; with --no_afs it can' * bool(end.afs)
+        print(
+            'the student is sampled as its README will say: it cannot go into a stock pipeline, '
+            f'whose noise is {off:.1%} off{how}'
+        )
+
 
 def teacher_and_shape(
     options: Distilled,
     line: Line,
-    cfg, # of a host
-) -> tuple[NetDenoiser | GuidedDenoiser, tuple[int, ...]]: # with its conditions; shape of a sample
+    cfg,  # of a host
+) -> tuple[NetDenoiser | GuidedDenoiser, tuple[int, ...]]:  # with its conditions; shape of a sample
     "The teacher that a command names, as it is asked, and what its samples look like."
     source = find_teacher(options.teacher, options)
     shape = asked_shape(options, line, cfg, unguided(source))
     return conditioned(source, options), shape
 
-def _distilled(source: NetDenoiser | GuidedDenoiser, cfg, options: Distill, pairs, start,
-               **how) -> Student:
+
+def _distilled(
+    source: NetDenoiser | GuidedDenoiser, cfg, options: Distill, pairs, start, **how
+) -> Student:
     "The training, with the trajectories that it uses."
-    folder = Path(options.out)/'checkpoints'
+    folder = Path(options.out) / 'checkpoints'
     banks = make_banks(source, cfg, options.bank, folder)
     data, labels = pairs or (None, None)
     return distill(source, cfg, data, labels, banks, folder, student=start, **how)
 
+
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
-    hooks = options.hooks # a library that is missing is found out now
+    hooks = options.hooks  # a library that is missing is found out now
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
-    if options.bank: check_folder(options.bank, ('nfe-*',))
+    if options.bank:
+        check_folder(options.bank, ('nfe-*',))
     source, shape = teacher_and_shape(options, line, cfg)
-    second = isinstance(cfg, SFDConfig) and is_student(teacher) # its grid is the student's own
+    second = isinstance(cfg, SFDConfig) and is_student(teacher)  # its grid is the student's own
     cfg = cfg.fitted(source, shape, line.given | ({'config'} if second else set()))
-    if options.lora is not None: check_int('lora', options.lora, 1)
-    refuse('', {
-        'a bank belongs to SFD; choose another preset': cfg.needs_data and options.bank,
-        f'lora is for networks of diffusers, and {teacher} is none; leave it out, or freeze '
-        'weights in Python and pass student=':
-            options.lora is not None and not isinstance(unguided(source).net, DiffusersNet)})
-    start = None # a student of which adapters alone are trained, where they are asked for
-    if options.lora is not None: start = with_adapters(unguided(source), options.lora)
+    if options.lora is not None:
+        check_int('lora', options.lora, 1)
+    refuse(
+        '',
+        (cfg.needs_data and options.bank, 'a bank belongs to SFD; choose another preset'),
+        (
+            options.lora is not None and not isinstance(unguided(source).net, DiffusersNet),
+            f'lora is for networks of diffusers, and {teacher} is none; leave it out, or freeze '
+            'weights in Python and pass student=',
+        ),
+    )
+    start = None  # a student of which adapters alone are trained, where they are asked for
+    if options.lora is not None:
+        start = with_adapters(unguided(source), options.lora)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
     check_source(source, teacher, shape, pairs, options.trust_teacher)
@@ -1206,12 +1647,13 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     note_pipeline(unguided(source), cfg, shape)
     if options.dry_run:
         return show_plan(plan() | on_one_gpu(source, cfg.suited(source), shape, hardware, start))
-    announce(plan, Path(out)/'checkpoints')
+    announce(plan, Path(out) / 'checkpoints')
     with alone(out), started(out, line, options, config=cfg, hardware=hardware):
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
         student = _distilled(source, cfg, options, pairs, start, hardware=hardware, hooks=hooks)
         return finish(student, options, line, kind, hardware)
+
 
 def finish(student, options: Distill, line: Line, data: str | None, hardware: Hardware) -> dict:
     "Write a student, and say so."
@@ -1219,19 +1661,29 @@ def finish(student, options: Distill, line: Line, data: str | None, hardware: Ha
     about |= dict(command=line.text, data=data, computed_with=asdict(hardware), **about_run())
     about |= teacher_facts(options.teacher)
     about |= {k: v for k in ('licence', 'teacher_data') if (v := getattr(options, k))}
-    if is_main(): # several processes, one folder
+    if is_main():  # several processes, one folder
         unet = isinstance(student, Student) and isinstance(student.denoiser.net, DiffusersNet)
-        if unet and not student.denoiser.net.adapters: student.save_pretrained(options.out)
-        else: student.save(options.out, overwrite=options.overwrite)
+        if unet and not student.denoiser.net.adapters:
+            student.save_pretrained(options.out)
+        else:
+            student.save(options.out, overwrite=options.overwrite)
     print(f'the student is in {options.out}: {student.nfe} NFE, {about["seconds"]:.0f} s')
     history = about['rounds'][-1]['history'] if 'rounds' in about else about['history']
-    return dict(out=options.out, nfe=student.nfe, host=about['host'], loss=history[-1]['loss'],
-                seconds=about['seconds'], config=about['config'], **about_run())
+    return dict(
+        out=options.out,
+        nfe=student.nfe,
+        host=about['host'],
+        loss=history[-1]['loss'],
+        seconds=about['seconds'],
+        config=about['config'],
+        **about_run(),
+    )
 
 # %% ../../nbs/app/03_commands.ipynb #5539bf17
 @dataclass(frozen=True, kw_only=True)
 class Search(Teachers):
     "Search for branch weights by paired error, and confirm what was found on other training seeds."
+
     # folder for search.db, search.json and search.png; a search there goes on
     out: Positional[Named]
     # a shipped teacher, or a folder that bdense_teach or diffusers wrote
@@ -1240,44 +1692,73 @@ class Search(Teachers):
     preset_name: str = 'demo'
     # JSON file with SFD's configuration, see bdense_distill; options change it
     config: str | None = None
-    trials: int = 16 # trainings altogether, the named weights among them
-    seeds: int = 3 # training seeds of the confirmation, at least 3
-    n: int = 256 # samples that score a training
+    trials: int = 16  # trainings altogether, the named weights among them
+    seeds: int = 3  # training seeds of the confirmation, at least 3
+    n: int = 256  # samples that score a training
+
 
 def search_configs(said: dict[str, str]) -> tuple[SFDConfig, Hardware]:
     "SFD's configuration, and Hardware."
     cfg, hardware = distill_configs(dict(preset_name='demo') | said)
-    if type(cfg) is SFDConfig: return cfg, hardware
-    raise ValueError(f'the search distils by SFD to one number of calls, and {type(cfg).__name__} '
-                     f'is the configuration of something else')
+    if type(cfg) is SFDConfig:
+        return cfg, hardware
+    raise ValueError(
+        f'the search distils by SFD to one number of calls, and {type(cfg).__name__} '
+        f'is the configuration of something else'
+    )
 
-def search_plan(source: NetDenoiser, options: Search, cfg: SFDConfig,
-                hardware: Hardware = Hardware()) -> dict:
+
+def search_plan(
+    source: NetDenoiser, options: Search, cfg: SFDConfig, hardware: Hardware = Hardware()
+) -> dict:
     "What a search would do and take."
     one = estimate(source, cfg, cfg.shape, hardware=hardware)
     n = options.n
     arms = 1 + len(STARTS)
-    runs = options.trials + options.seeds*arms
+    runs = options.trials + options.seeds * arms
     careful = cfg.reference().sampler(source)
     few = cfg.sampler(source)
-    scoring = n*(runs*few.seconds_per_sample + 2*careful.seconds_per_sample)
+    scoring = n * (runs * few.seconds_per_sample + 2 * careful.seconds_per_sample)
     walking = training = None
     if one['seconds'] is not None:
-        walking = (options.seeds + 1)*one['seconds_teacher']
-        training = runs*one['seconds_student']
-    return dict(searches=f'{cfg.K} branch weights for SFD', teacher=options.teacher,
-                trials=options.trials, trainings=runs,
-                confirmation=f'{options.seeds} seeds of {arms} trainings each') | one | dict(
-        samples_scored=n, seconds_teacher=walking, seconds_student=training,
-        seconds_scoring=scoring,
-        seconds=None if training is None else walking + training + scoring)
+        walking = (options.seeds + 1) * one['seconds_teacher']
+        training = runs * one['seconds_student']
+    return (
+        dict(
+            searches=f'{cfg.K} branch weights for SFD',
+            teacher=options.teacher,
+            trials=options.trials,
+            trainings=runs,
+            confirmation=f'{options.seeds} seeds of {arms} trainings each',
+        )
+        | one
+        | dict(
+            samples_scored=n,
+            seconds_teacher=walking,
+            seconds_student=training,
+            seconds_scoring=scoring,
+            seconds=None if training is None else walking + training + scoring,
+        )
+    )
+
 
 def confirmed_differences(result: SearchResult) -> list[Difference]:
     "The best weights against each of the named ones, on seeds that the search did not see."
     cfg = result.cfg
-    return [Difference(f'best minus {name}', cfg.nfe, cfg.steps, None, sum(scores)/len(scores),
-                       result.difference(name), cfg.steps)
-            for name, scores in result.confirmed.items() if name != 'best']
+    return [
+        Difference(
+            f'best minus {name}',
+            cfg.nfe,
+            cfg.steps,
+            None,
+            sum(scores) / len(scores),
+            result.difference(name),
+            cfg.steps,
+        )
+        for name, scores in result.confirmed.items()
+        if name != 'best'
+    ]
+
 
 def _check_search(options: Search, line: Line, cfg: SFDConfig) -> None:
     "Refuse what cannot be searched, before any work."
@@ -1285,16 +1766,27 @@ def _check_search(options: Search, line: Line, cfg: SFDConfig) -> None:
     for name, low in (('seeds', 3), ('trials', 1), ('n', 1)):
         check_int(name, getattr(options, name), low)
     if cfg.K == 1:
-        raise ValueError('K = 1 has one branch, whose weight is 1: there is nothing to search; use '
-                         '--branches of at least 2')
+        raise ValueError(
+            'K = 1 has one branch, whose weight is 1: there is nothing to search; use '
+            '--branches of at least 2'
+        )
+
 
 def _show_found(weights: list[float], found: list[Difference], seeds: int, out: Path) -> None:
     "What a search has found, and whether other seeds confirm it."
-    print(f'best weights: {", ".join(f"{w:.3f}" for w in weights)}; {out}/ holds search.json and '
-          f'search.png')
-    print(f'paired error on {seeds} other seeds:', '; '.join(
-        f'{d.arm} {d.interval.mean:.2g} [{d.interval.low:.2g}, {d.interval.high:.2g}], {d.verdict}'
-        for d in found))
+    print(
+        f'best weights: {", ".join(f"{w:.3f}" for w in weights)}; {out}/ holds search.json and '
+        f'search.png'
+    )
+    print(
+        f'paired error on {seeds} other seeds:',
+        '; '.join(
+            f'{d.arm} {d.interval.mean:.2g} [{d.interval.low:.2g}, {d.interval.high:.2g}], '
+            f'{d.verdict}'
+            for d in found
+        ),
+    )
+
 
 def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> dict:
     "Search, confirm, draw."
@@ -1304,74 +1796,113 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
-    if options.dry_run: return show_plan(search_plan(source, options, cfg, hardware))
+    if options.dry_run:
+        return show_plan(search_plan(source, options, cfg, hardware))
     with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
-        result = search_weights(source, cfg, options.trials, out/'search.db', n_samples=options.n,
-                                seed=cfg.seed, hardware=hardware)
+        result = search_weights(
+            source,
+            cfg,
+            options.trials,
+            out / 'search.db',
+            n_samples=options.n,
+            seed=cfg.seed,
+            hardware=hardware,
+        )
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
-        result = confirm_weights(source, result, seeds, out/'search.db', hardware=hardware)
-        save_search(out/'search.json', result, command=line.text, **about_run())
-        show_search(result, out/'search.png')
+        result = confirm_weights(source, result, seeds, out / 'search.db', hardware=hardware)
+        save_search(out / 'search.json', result, command=line.text, **about_run())
+        show_search(result, out / 'search.png')
     weights = list(result.best.weights)
     found = confirmed_differences(result)
     _show_found(weights, found, len(seeds), out)
-    return dict(out=str(out), weights=weights, score=result.best.score, trials=len(result.trials),
-                confirmed={k: list(v) for k, v in result.confirmed.items()},
-                differences=difference_rows(dict(paired_error=found)), **about_run())
+    return dict(
+        out=str(out),
+        weights=weights,
+        score=result.best.score,
+        trials=len(result.trials),
+        confirmed={k: list(v) for k, v in result.confirmed.items()},
+        differences=difference_rows(dict(paired_error=found)),
+        **about_run(),
+    )
 
 # %% ../../nbs/app/03_commands.ipynb #598d70ce
 @dataclass(frozen=True, kw_only=True)
 class Sample(Students):
     "Sample a student."
-    student: Positional[Named] # a folder that bdense_distill or bdense_demo wrote
+
+    student: Positional[Named]  # a folder that bdense_distill or bdense_demo wrote
     # a picture of images or points; the samples themselves go beside it as .safetensors
     out: str = 'samples.png'
-    n: int = 64 # how many
-    seed: int = 0 # sample i depends on seed + i alone
-    label: int | None = None # one class for all; default: drawn from the seeds
+    n: int = 64  # how many
+    seed: int = 0  # sample i depends on seed + i alone
+    label: int | None = None  # one class for all; default: drawn from the seeds
     # rows of the conditions, numbered from 0: sample i gets the i-th of them, and again from the
     # first; default: drawn from the seeds
     rows: tuple[int, ...] | None = None
 
+
 def sampling_plan(arm: Student, n: int, **what) -> dict:
     "What sampling would do and take."
     each = torch.Size(arm.shape).numel()
-    return dict(what, network=type(arm.denoiser.net).__name__, samples=n, shape=list(arm.shape),
-                nfe=arm.nfe, grid=arm.sigmas.tolist(), network_calls=n*arm.nfe,
-                samples_gb=4*n*each/1e9, device=str(device_of(arm.denoiser)),
-                seconds=n*arm.seconds_per_sample,
-                estimated_from='a few samples drawn on this device')
+    return dict(
+        what,
+        network=type(arm.denoiser.net).__name__,
+        samples=n,
+        shape=list(arm.shape),
+        nfe=arm.nfe,
+        grid=arm.sigmas.tolist(),
+        network_calls=n * arm.nfe,
+        samples_gb=4 * n * each / 1e9,
+        device=str(device_of(arm.denoiser)),
+        seconds=n * arm.seconds_per_sample,
+        estimated_from='a few samples drawn on this device',
+    )
+
 
 def are_samples(path: Path) -> bool:
     "Was this file, or the one beside it, written by `bdense_sample`?"
     return {'student', 'seed'} <= load_tensors(path.with_suffix('.safetensors'))[1].keys()
 
+
 def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
     "The conditions that samples are asked for, a class or rows of the table; None: none."
     table, classes = arm.denoiser.conditions, arm.denoiser.n_classes
-    refuse('', {
-        'label is a class, and rows are of a table: choose one of them':
+    refuse(
+        '',
+        (
             options.label is not None and options.rows,
-        'label is a class, and this student has none'
-        + '; rows of its table of conditions are --rows'*bool(table):
+            'label is a class, and rows are of a table: choose one of them',
+        ),
+        (
             options.label is not None and classes == 0,
-        'rows are of a table of conditions, and this student has none'
-        + '; a class is --label'*bool(classes):
-            options.rows is not None and not isinstance(table, ConditionTable)})
-    if options.rows is None: return options.label
-    for row in options.rows: check_int('each of the rows', row, 0, len(table) - 1)
+            'label is a class, and this student has none'
+            + '; rows of its table of conditions are --rows' * bool(table),
+        ),
+        (
+            options.rows is not None and not isinstance(table, ConditionTable),
+            'rows are of a table of conditions, and this student has none'
+            + '; a class is --label' * bool(classes),
+        ),
+    )
+    if options.rows is None:
+        return options.label
+    for row in options.rows:
+        check_int('each of the rows', row, 0, len(table) - 1)
     index = torch.tensor([options.rows[i % len(options.rows)] for i in range(options.n)])
     return map_cond(lambda t: t[index], table.rows)
 
-def _draw_samples(samples: Tensor, out: Path, seed: int) -> str: # what is in it; '': no picture
+
+def _draw_samples(samples: Tensor, out: Path, seed: int) -> str:  # what is in it; '': no picture
     "A picture of images, of the first 512, or of points."
     if samples.ndim == 4:
         n = min(len(samples), 512)
-        show_rows({str(seed + i): samples[i:i + 8] for i in range(0, n, 8)}, 8, save=out)
+        show_rows({str(seed + i): samples[i : i + 8] for i in range(0, n, 8)}, 8, save=out)
         return 'them' if n == len(samples) else 'the first 512'
-    if samples.shape[1:] != (2,): return ''
+    if samples.shape[1:] != (2,):
+        return ''
     show_points(samples, out)
     return 'them'
+
 
 def sample_student(options: Sample, line: Line) -> dict:
     "Draw samples, and a picture of them."
@@ -1381,11 +1912,14 @@ def sample_student(options: Sample, line: Line) -> dict:
     check_int('n', n, 1)
     check_int('seed', seed, 0)
     tensors = out.with_suffix('.safetensors')
-    for file in (out, tensors): check_file(str(file), are_samples)
+    for file in (out, tensors):
+        check_file(str(file), are_samples)
     arm = find_student(options.student, options.nfe, options)
     asked = asked_rows(arm, options)
-    if options.dry_run: return show_plan(sampling_plan(arm, n, student=options.student))
-    for file in (out, tensors): sweep(file.parent, file.name)
+    if options.dry_run:
+        return show_plan(sampling_plan(arm, n, student=options.student))
+    for file in (out, tensors):
+        sweep(file.parent, file.name)
     samples = arm.sample(n, seed, asked)
     asked = ('student', 'seed', 'label', 'nfe', 'conditions', 'rows')
     save_tensors(tensors, {'samples': samples}, {k: getattr(options, k) for k in asked})
@@ -1394,22 +1928,30 @@ def sample_student(options: Sample, line: Line) -> dict:
     config = getattr(getattr(arm.denoiser, 'net', None), 'config', {})
     scale = ', scaled and without season (`forecast` has the units of the data)'
     print(f'{n} samples are in {tensors}{scale if "series" in config else ""}{shown}')
-    return dict(samples=str(tensors), picture=str(out) if drawn else None, n=n,
-                shape=list(arm.shape), nfe=arm.nfe, seeds=[seed, seed + n - 1])
+    return dict(
+        samples=str(tensors),
+        picture=str(out) if drawn else None,
+        n=n,
+        shape=list(arm.shape),
+        nfe=arm.nfe,
+        seeds=[seed, seed + n - 1],
+    )
 
 # %% ../../nbs/app/03_commands.ipynb #ccd89c96
-AMOUNTS = {'quick': 200, 'standard': 1000, 'full': 10_000} # samples
-SHIPPED = (1, 28, 28) # images that the shipped features are for
+AMOUNTS = {'quick': 200, 'standard': 1000, 'full': 10_000}  # samples
+SHIPPED = (1, 28, 28)  # images that the shipped features are for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Teachers):
     "Measure a student by paired error and Fréchet distance, or run an experiment."
+
     # a folder that bdense_distill or bdense_demo wrote; not needed with --experiment
     student: Positional[Annotated[str | None, tyro.conf.arg(metavar='FOLDER')]] = None
-    teacher: str = 'fashion_mnist' # what it was distilled from
+    teacher: str = 'fashion_mnist'  # what it was distilled from
     # how many samples: 200, 1,000 or 10,000
     preset_name: Literal['quick', 'standard', 'full'] = 'standard'
-    n: int | None = None # samples, from seeds 0..n-1
+    n: int | None = None  # samples, from seeds 0..n-1
     # what they are compared with: fashion_mnist, cifar10, a 2-D set, a file of samples, or a folder
     # of images, which are brought to the samples' size; default: what the teacher was trained on
     data: str | None = None
@@ -1422,251 +1964,384 @@ class Evaluate(Teachers):
     # a JSON file for the figures; of an experiment: default NAME.json, and runs found there are not
     # repeated
     out: str | None = None
-    nfe: int | None = None # of a student for several step counts: which one
-    conditions: str | None = None # see bdense_sample
-    null_condition: str | None = None # of a guided teacher: see bdense_distill
-    host: str | None = None # module:class of your own host, if it made the student
-    experiment: str | None = None # run this experiment instead; list: name them all
-    limit: int | None = None # of an experiment: stop after so many runs
-    jobs: int = 1 # of an experiment: processes that run seeds side by side
+    nfe: int | None = None  # of a student for several step counts: which one
+    conditions: str | None = None  # see bdense_sample
+    null_condition: str | None = None  # of a guided teacher: see bdense_distill
+    host: str | None = None  # module:class of your own host, if it made the student
+    experiment: str | None = None  # run this experiment instead; list: name them all
+    limit: int | None = None  # of an experiment: stop after so many runs
+    jobs: int = 1  # of an experiment: processes that run seeds side by side
+
 
 @dataclass(frozen=True)
 class Reality:
     "What samples are compared with."
-    data: str | None # as `read_data` takes it; None: nobody knows
-    features: str | None = None # a key of `FEATURE_SPACES`; None: no Fréchet distance
-    samples: Tensor | None = None # [N, *D]; None: the shipped statistics, or fresh points
-    note: str = '' # why there is no distance
+
+    data: str | None  # as `read_data` takes it; None: nobody knows
+    features: str | None = None  # a key of `FEATURE_SPACES`; None: no Fréchet distance
+    samples: Tensor | None = None  # [N, *D]; None: the shipped statistics, or fresh points
+    note: str = ''  # why there is no distance
 
     @property
-    def line(self) -> str: # in words
+    def line(self) -> str:  # in words
         "What the samples are compared with, in words."
-        if self.samples is not None: return data_line(self.samples, None, self.data)
-        if self.note: return self.note
-        return ('the 60,000 training images of Fashion-MNIST' if self.features
-                else f'fresh points of {self.data}')
+        if self.samples is not None:
+            return data_line(self.samples, None, self.data)
+        if self.note:
+            return self.note
+        return (
+            'the 60,000 training images of Fashion-MNIST'
+            if self.features
+            else f'fresh points of {self.data}'
+        )
 
-    def space(self, options) -> Callable[[Tensor], Tensor] | None: # None: no images are compared
+    def space(self, options) -> Callable[[Tensor], Tensor] | None:  # None: no images are compared
         "What maps the images to features, on the device of the options; it may be missing."
-        if self.samples is None or self.features is None: return None
+        if self.samples is None or self.features is None:
+            return None
         return load_space(self.features, find_device(options.device), options.features_path)
+
 
 def check_features(features: str | None, shape: tuple[int, ...]) -> None:
     "Refuse features that do not suit the samples."
-    if features is None: return
+    if features is None:
+        return
     check_choice('features', features, FEATURE_SPACES)
-    refuse('', {
-        f'features are for images, and a sample is of shape {shape}: leave --features out':
+    refuse(
+        '',
+        (
             len(shape) != 3,
-        f'the features fashion_mnist are for images of shape {SHIPPED}, these are {shape}: take '
-        '--features inception': features == 'fashion_mnist' and shape != SHIPPED})
+            f'features are for images, and a sample is of shape {shape}: leave --features out',
+        ),
+        (
+            features == 'fashion_mnist' and shape != SHIPPED,
+            f'the features fashion_mnist are for images of shape {SHIPPED}, these are {shape}: '
+            'take --features inception',
+        ),
+    )
 
-def find_reality(teacher: str, shape: tuple[int, ...], data: str | None = None,
-                 features: str | None = None) -> Reality:
+
+def find_reality(
+    teacher: str, shape: tuple[int, ...], data: str | None = None, features: str | None = None
+) -> Reality:
     "What a student's samples are compared with: what was asked for, else its teacher's data."
     kind = data or data_of(teacher)
     pictures = len(shape) == 3
     space = features or ('fashion_mnist' if shape == SHIPPED else None)
     check_features(features, shape)
-    if kind in TOY_SETS and shape == (2,): return Reality(kind)
+    if kind in TOY_SETS and shape == (2,):
+        return Reality(kind)
     if data is None and not is_here(kind):
-        why = ('does not say what it was trained on' if kind is None
-               else f'was trained on {kind}, which is no data set here')
-        what, how = (('Fréchet distance', 'folder of images') if pictures
-                     else ('distance to data', 'file of samples'))
+        why = (
+            'does not say what it was trained on'
+            if kind is None
+            else f'was trained on {kind}, which is no data set here'
+        )
+        what, how = (
+            ('Fréchet distance', 'folder of images')
+            if pictures
+            else ('distance to data', 'file of samples')
+        )
         return Reality(kind, note=f'no {what}: {teacher} {why}; pass --data, a {how} for instance')
     if pictures and space is None:
-        return Reality(kind, note=f'no Fréchet distance: the shipped features are for images of '
-                                  f'shape {SHIPPED}, these are {shape}; --features inception takes '
-                                  f'any (pip install "bdense-nb[fid]")')
-    if kind == space == 'fashion_mnist': return Reality(kind, space)
+        return Reality(
+            kind,
+            note=f'no Fréchet distance: the shipped features are for images of '
+            f'shape {SHIPPED}, these are {shape}; --features inception takes '
+            f'any (pip install "bdense-nb[fid]")',
+        )
+    if kind == space == 'fashion_mnist':
+        return Reality(kind, space)
     samples, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
     if pictures and len(samples) < 2:
         raise ValueError(f'{kind} holds a single image, and a Fréchet distance needs at least two')
     return Reality(kind, space, samples)
+
 
 def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict[str, Callable]:
     "Name -> how like real data a set of samples is; space: where images are compared."
     if space is not None:
         seen = space(reality.samples)
         return dict(frechet_distance=lambda x: frechet_distance(space(x), seen))
-    if reality.features: return dict(frechet_distance=fashion_fd)
-    if reality.note: return {}
-    def sliced(x): # as many of each
+    if reality.features:
+        return dict(frechet_distance=fashion_fd)
+    if reality.note:
+        return {}
+
+    def sliced(x):  # as many of each
         real = toy_2d(reality.data, len(x), 10**6) if reality.samples is None else reality.samples
-        return sliced_wasserstein(x[:len(real)].flatten(1), real[:len(x)].flatten(1))
+        return sliced_wasserstein(x[: len(real)].flatten(1), real[: len(x)].flatten(1))
+
     return dict(sliced_wasserstein=sliced)
+
 
 def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
     "The teacher with the conditions of its student, and the guidance that its card names."
     source = find_teacher(options.teacher, options)
-    if arm.denoiser.conditions is not None: source.conditions = arm.denoiser.conditions
+    if arm.denoiser.conditions is not None:
+        source.conditions = arm.denoiser.conditions
     guidance = guidance_of(arm.about)
-    if guidance == source.guidance: guidance = {} # of a second stage: its teacher has learned it
+    if guidance == source.guidance:
+        guidance = {}  # of a second stage: its teacher has learned it
     if 'guidance_interval' in guidance:
         guidance['guidance_interval'] = tuple(guidance['guidance_interval'])
-    return conditioned(source, Distilled(teacher=options.teacher, conditions=None,
-                                         null_condition=options.null_condition, **guidance))
+    return conditioned(
+        source,
+        Distilled(
+            teacher=options.teacher,
+            conditions=None,
+            null_condition=options.null_condition,
+            **guidance,
+        ),
+    )
+
 
 def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) -> None:
     "Refuse to measure a student against a teacher that it does not come from."
-    try: theirs = denoiser_hash(frozen_copy(source, arm.shape))
-    except (ValueError, TypeError) as e: # what to do is said to those who distil
+    try:
+        theirs = denoiser_hash(frozen_copy(source, arm.shape))
+    except (ValueError, TypeError) as e:  # what to do is said to those who distil
         theirs = f'stops at such samples ({str(e).partition(": pass")[0]})'
     if (mine := arm.about.get('teacher')) != theirs:
-        null = ', and what guided it with --null_condition'*bool(guidance_of(arm.about))
-        raise ValueError(f'{student} was not distilled from {teacher}: its teacher is {mine}, this '
-                         f'one {theirs}; name its own with --teacher{null}')
+        null = ', and what guided it with --null_condition' * bool(guidance_of(arm.about))
+        raise ValueError(
+            f'{student} was not distilled from {teacher}: its teacher is {mine}, this '
+            f'one {theirs}; name its own with --teacher{null}'
+        )
+
 
 def measure_student(arm: Student, careful: Sampler, options: Evaluate, reality: Reality) -> dict:
     "A row of the table: sample student and teacher from the same seeds, and measure."
-    measures = distances(reality, reality.space(options)) # first, since features may be missing
+    measures = distances(reality, reality.space(options))  # first, since features may be missing
     end = draw_samples(careful, options.n, 'teacher')
     images = draw_samples(arm, options.n, 'student')
     found = {name: float(measure(images)) for name, measure in measures.items()}
-    return dict(what=options.student, nfe=arm.nfe, paired_error=paired_error(images, end),
-                **dict(frechet_distance=None) | found)
+    return dict(
+        what=options.student,
+        nfe=arm.nfe,
+        paired_error=paired_error(images, end),
+        **dict(frechet_distance=None) | found,
+    )
+
 
 def evaluate_plan(arm: Student, careful: Sampler, options: Evaluate, reality: Reality) -> dict:
     "What a measurement would take."
     plan = sampling_plan(arm, options.n, student=options.student, teacher=options.teacher)
-    by_teacher = options.n*careful.seconds_per_sample
-    return plan | dict(compared_with=reality.line, features=reality.features or 'none',
-                       teacher_nfe=careful.nfe, seconds_teacher=by_teacher,
-                       seconds=plan['seconds'] + by_teacher)
+    by_teacher = options.n * careful.seconds_per_sample
+    return plan | dict(
+        compared_with=reality.line,
+        features=reality.features or 'none',
+        teacher_nfe=careful.nfe,
+        seconds_teacher=by_teacher,
+        seconds=plan['seconds'] + by_teacher,
+    )
+
 
 def evaluate_student(options: Evaluate) -> dict:
     "Plan or make a measurement, write it down, and show it."
-    find_net(options.host, 'host') # known once it is imported
+    find_net(options.host, 'host')  # known once it is imported
     arm = find_student(options.student, options.nfe, options)
     source = taught_by(arm, options)
     check_pair(arm, source, options.student, options.teacher)
     check_source(source, options.teacher, arm.shape, trust=options.trust_teacher)
     reality = find_reality(options.teacher, arm.shape, options.data, options.features)
     careful = config_of(arm.about).reference(arm.shape).sampler(source)
-    if options.dry_run: return show_plan(evaluate_plan(arm, careful, options, reality))
+    if options.dry_run:
+        return show_plan(evaluate_plan(arm, careful, options, reality))
     row = measure_student(arm, careful, options, reality)
-    report = dict(rows=[row], samples=options.n, sampling_seeds=[0, options.n - 1],
-                  data=reality.data, features=reality.features, compared_with=reality.line,
-                  **about_run())
-    if options.out: write_json(options.out, report) # first, since nobody may be there to listen
+    report = dict(
+        rows=[row],
+        samples=options.n,
+        sampling_seeds=[0, options.n - 1],
+        data=reality.data,
+        features=reality.features,
+        compared_with=reality.line,
+        **about_run(),
+    )
+    if options.out:
+        write_json(options.out, report)  # first, since nobody may be there to listen
     print_table([row])
     if 'sliced_wasserstein' in row:
         print(f'sliced Wasserstein distance {row["sliced_wasserstein"]:.4f}, to {reality.line}')
     else:
-        print(reality.note or f'Fréchet distance in the features {reality.features}, to '
-                              f'{reality.line}')
+        print(
+            reality.note
+            or f'Fréchet distance in the features {reality.features}, to {reality.line}'
+        )
     return report
 
 # %% ../../nbs/app/03_commands.ipynb #f7834c08
 def list_experiments() -> dict:
     "Name the experiments that can be run."
-    runs = {name: len(e.arms)*e.seeds for name, e in EXPERIMENTS.items()}
-    for name, e in EXPERIMENTS.items(): print(f'{name:20}{runs[name]:>5} runs  {e.about}')
-    return dict(experiments={name: dict(about=e.about, runs=runs[name])
-                             for name, e in EXPERIMENTS.items()})
+    runs = {name: len(e.arms) * e.seeds for name, e in EXPERIMENTS.items()}
+    for name, e in EXPERIMENTS.items():
+        print(f'{name:20}{runs[name]:>5} runs  {e.about}')
+    return dict(
+        experiments={name: dict(about=e.about, runs=runs[name]) for name, e in EXPERIMENTS.items()}
+    )
+
 
 def experiment_plan(name: str, file: str, device: str | None = None, jobs: int = 1) -> dict:
     "What an experiment would do, and from the runs that are there what it would take."
     e = replace(EXPERIMENTS[name], device=device)
     rows = stored_rows(e, Path(file))
-    runs = len(e.arms)*e.seeds
+    runs = len(e.arms) * e.seeds
     done = len({run_name(r) for r in rows})
-    each = sum(r['cpu_seconds'] for r in rows)/done if done else None
-    return dict(experiment=name, asks=e.about, world=e.world, arms=len(e.arms), seeds=e.seeds,
-                runs=runs, runs_done=done, file=file,
-                seconds=None if each is None else each*math.ceil(max(runs - done, 0)/jobs),
-                estimated_from='the CPU time of the runs that are there' if done
-                else 'nothing yet: after a first run (--limit 1) there is an estimate')
+    each = sum(r['cpu_seconds'] for r in rows) / done if done else None
+    return dict(
+        experiment=name,
+        asks=e.about,
+        world=e.world,
+        arms=len(e.arms),
+        seeds=e.seeds,
+        runs=runs,
+        runs_done=done,
+        file=file,
+        seconds=None if each is None else each * math.ceil(max(runs - done, 0) / jobs),
+        estimated_from='the CPU time of the runs that are there'
+        if done
+        else 'nothing yet: after a first run (--limit 1) there is an estimate',
+    )
+
 
 def show_differences(result: dict) -> list[dict]:
     "Print what came out so far, arm against host; and the same for a program."
     found = {m: differences(result, m) for m in EXPERIMENTS[result['experiment']].measures}
     for measure, ds in found.items():
-        if ds: print('', difference_table(result, measure), sep='\n')
+        if ds:
+            print('', difference_table(result, measure), sep='\n')
     return difference_rows(found)
 
-def difference_rows(found: dict[str, list]) -> list[dict]: # a row for each
+
+def difference_rows(found: dict[str, list]) -> list[dict]:  # a row for each
     "Differences for a program; that there are none yet is said."
     if not any(found.values()):
         print('no intervals yet: they need three seeds of an arm and of its host')
-    return [dict(measure=m, arm=d.arm, nfe=d.nfe, iterations=d.iterations, width=d.width,
-                 host=d.host, verdict=d.verdict, **asdict(d.interval))
-            for m, ds in found.items() for d in ds]
+    return [
+        dict(
+            measure=m,
+            arm=d.arm,
+            nfe=d.nfe,
+            iterations=d.iterations,
+            width=d.width,
+            host=d.host,
+            verdict=d.verdict,
+            **asdict(d.interval),
+        )
+        for m, ds in found.items()
+        for d in ds
+    ]
+
 
 def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> dict:
     "List, plan or run an experiment."
     name = options.experiment
     file = options.out or f'{name}.json'
-    if name == 'list': return list_experiments()
+    if name == 'list':
+        return list_experiments()
     check_choice('experiment', name, [*EXPERIMENTS, 'list'])
     check_int('jobs', options.jobs, 1)
     device = options.device and str(find_device(options.device))
-    if device == 'cpu': device = None
-    if options.dry_run: return show_plan(experiment_plan(name, file, device, options.jobs))
-    if options.limit is not None: check_int('limit', options.limit, 1)
-    result = run_experiment(name, file, options.limit, jobs=options.jobs, device=device,
-                            hardware=hardware)
-    return dict(experiment=name, file=file, rows=len(result['rows']),
-                differences=show_differences(result))
+    if device == 'cpu':
+        device = None
+    if options.dry_run:
+        return show_plan(experiment_plan(name, file, device, options.jobs))
+    if options.limit is not None:
+        check_int('limit', options.limit, 1)
+    result = run_experiment(
+        name, file, options.limit, jobs=options.jobs, device=device, hardware=hardware
+    )
+    return dict(
+        experiment=name, file=file, rows=len(result['rows']), differences=show_differences(result)
+    )
+
 
 def evaluate(options: Evaluate, line: Line, hardware: Hardware) -> dict:
     "Measure a student, or run an experiment."
     runs = options.experiment is not None
     trains = sorted(line.given & {*options_of(Hardware)})
-    refuse('', {
-        'an experiment trains its own students: leave the student out':
+    refuse(
+        '',
+        (
             runs and options.student is not None,
-        'name the folder of a student, or an experiment with --experiment NAME (--experiment list '
-        'names them)': not runs and options.student is None,
-        'limit belongs to an experiment; the number of samples is --n':
+            'an experiment trains its own students: leave the student out',
+        ),
+        (
+            not runs and options.student is None,
+            'name the folder of a student, or an experiment with --experiment NAME (--experiment '
+            'list names them)',
+        ),
+        (
             not runs and options.limit is not None,
-        'jobs belongs to an experiment': not runs and options.jobs != 1,
-        f'{", ".join(trains)} is of a training, and belongs to an experiment': not runs and trains})
-    if runs: return evaluate_experiment(options, hardware)
-    if options.data is not None: check_data(options.data)
+            'limit belongs to an experiment; the number of samples is --n',
+        ),
+        (not runs and options.jobs != 1, 'jobs belongs to an experiment'),
+        (
+            not runs and trains,
+            f'{", ".join(trains)} is of a training, and belongs to an experiment',
+        ),
+    )
+    if runs:
+        return evaluate_experiment(options, hardware)
+    if options.data is not None:
+        check_data(options.data)
     n = AMOUNTS[options.preset_name] if options.n is None else options.n
     check_int('n', n, 2)
-    if options.out: check_file(options.out, lambda path: 'rows' in read_json(path))
+    if options.out:
+        check_file(options.out, lambda path: 'rows' in read_json(path))
     return evaluate_student(replace(options, n=n))
 
 # %% ../../nbs/app/03_commands.ipynb #5a0c2aab
 #: format -> what is written
-EXPORTED = { # what each format writes
+EXPORTED = {  # what each format writes
     'diffusers': ('unet/', 'scheduler/', 'sampling.json', 'README.md'),
     'onnx': ('step.onnx', 'sampling.json'),
-    'state_dict': ('model.safetensors', 'sampling.json')}
+    'state_dict': ('model.safetensors', 'sampling.json'),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Students):
     "Write a student for use without this package."
-    student: Positional[Named] # a folder that bdense_distill or bdense_demo wrote
-    out: Positional[Named] # folder to write
-    to: str = 'state_dict' # diffusers, onnx or state_dict
+
+    student: Positional[Named]  # a folder that bdense_distill or bdense_demo wrote
+    out: Positional[Named]  # folder to write
+    to: str = 'state_dict'  # diffusers, onnx or state_dict
     # of diffusers: a folder with the pipeline that was distilled; its other parts come along, and
     # the folder written is what the stock pipeline loads
     pipeline: str | None = None
-    merge: bool = False # of diffusers: add LoRA adapters to the weights
-    licence: str | None = None # of the weights, for the model card: apache-2.0 for instance
-    data: str | None = None # what the teacher was trained on, for the model card
+    merge: bool = False  # of diffusers: add LoRA adapters to the weights
+    licence: str | None = None  # of the weights, for the model card: apache-2.0 for instance
+    data: str | None = None  # what the teacher was trained on, for the model card
+
 
 def check_export(arm: Student, options: Export, line: Line) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
     out, net = options.out, arm.denoiser.net
     stock = options.to == 'diffusers'
-    refuse('', {
-        'only students of a diffusers network can be written for diffusers, this one has a network '
-        f'{type(net).__name__}: choose --to onnx or state_dict':
+    refuse(
+        '',
+        (
             stock and not isinstance(net, DiffusersNet),
-        'pipeline and merge belong to --to diffusers':
-            not stock and (options.pipeline or options.merge)})
+            'only students of a diffusers network can be written for diffusers, this one has a '
+            f'network {type(net).__name__}: choose --to onnx or state_dict',
+        ),
+        (
+            not stock and (options.pipeline or options.merge),
+            'pipeline and merge belong to --to diffusers',
+        ),
+    )
     check_folder(out, ('sampling.json',), line)
-    if not (file := Path(out)/'sampling.json').is_file(): return
+    if not (file := Path(out) / 'sampling.json').is_file():
+        return
     mine = json.loads(json.dumps(sampling_json(arm)))
-    try: theirs = read_json(file)
-    except ValueError: theirs = {}
+    try:
+        theirs = read_json(file)
+    except ValueError:
+        theirs = {}
     if any(theirs.get(k) != mine[k] for k in ('grid', 'shape', 'about')):
         raise ValueError(f'{out} holds another student: name a new or an empty folder')
+
 
 def export(options: Export, line: Line) -> dict:
     "Write a student in one of the formats."
@@ -1676,19 +2351,29 @@ def export(options: Export, line: Line) -> dict:
     check_export(arm, options, line)
     more = dict(pipeline=options.pipeline, merge=options.merge) if to == 'diffusers' else {}
     if options.dry_run:
-        weights = sum(v.numel()*v.element_size() for v in arm.denoiser.net.state_dict().values())
-        return show_plan(dict(student=options.student, format=to, folder=out,
-                              files=list(EXPORTED[to]), weights_gb=weights/1e9, nfe=arm.nfe,
-                              grid=arm.sigmas.tolist(), shape=list(arm.shape)))
+        weights = sum(v.numel() * v.element_size() for v in arm.denoiser.net.state_dict().values())
+        return show_plan(
+            dict(
+                student=options.student,
+                format=to,
+                folder=out,
+                files=list(EXPORTED[to]),
+                weights_gb=weights / 1e9,
+                nfe=arm.nfe,
+                grid=arm.sigmas.tolist(),
+                shape=list(arm.shape),
+            )
+        )
     new = not Path(out).exists()
     try:
         with alone(out):
             note_start(out, line, options)
             export_student(arm, to, out, licence=options.licence, data=options.data, **more)
-            (Path(out)/STARTED).unlink(missing_ok=True) # all is there
-    finally: # what was refused leaves nothing
+            (Path(out) / STARTED).unlink(missing_ok=True)  # all is there
+    finally:  # what was refused leaves nothing
         left = {p.name for p in Path(out).glob('*')}
-        if new and left <= {STARTED, '.lock'}: shutil.rmtree(out, ignore_errors=True)
+        if new and left <= {STARTED, '.lock'}:
+            shutil.rmtree(out, ignore_errors=True)
     files = sorted(p.name for p in Path(out).iterdir() if not p.name.startswith('.'))
     print(f'{to}: {", ".join(files)} in {out}')
     return dict(out=out, format=to, files=files, nfe=arm.nfe)
@@ -1696,58 +2381,125 @@ def export(options: Export, line: Line) -> dict:
 # %% ../../nbs/app/03_commands.ipynb #a45b8db2
 #: name -> command
 COMMANDS = {
-    'bdense_demo': Command(demo, Demo, [
-        ('', 'the demonstration of the README'),
-        ('--dry_run', 'what it would take on this device'),
-        ('--steps 10 --n 100 --out quick', 'a tenth of it, to see that it runs')],
-        lambda said: (Hardware(),), [Hardware]),
-    'bdense_teach': Command(teach, Teach, [
-        ('runs/ring --data ring --preset_name quick', 'a teacher for points, in seconds'),
-        ('runs/mine --data points.npy --preset_name quick', 'one for your own: an array [N, D]'),
-        ('runs/photos --data ~/photos --size 32',
-         'one for a folder of images, cropped and resized; sub-folders are classes'),
-        ('runs/photos --data ~/photos --size 32 --dry_run', 'what that would take'),
-        ('runs/weather --data weather.csv --horizon 7 --context 14 --periods year '
-         '--preset_name quick', 'one for a time series; learn it shortly, or it knows it by heart'),
-        ('runs/photos --data ~/photos --size 32 --precision bf16 --compile', 'faster on a GPU')],
-        teach_configs, [TrainConfig, Hardware]),
-    'bdense_distill': Command(distill_run, Distill, [
-        ('runs/student --preset_name demo', 'the shipped teacher to 2 NFE by SFD with 4 branches'),
-        ('runs/student --preset_name demo --dry_run', 'what that would take on this device'),
-        ('runs/host --preset_name demo --branches 1', 'the same without branches: plain SFD'),
-        ('runs/few --nfe 2,3,4,5', 'one student for 2, 3, 4 and 5 NFE'),
-        ('runs/one --teacher runs/few', 'its second stage: 1 NFE'),
-        ('runs/pd --preset_name fashion_mnist_pd --nfe 4', 'Progressive Distillation to 4 steps'),
-        ('runs/mine --teacher my_unet --preset_name fashion_mnist_pd --data ~/photos',
-         'a diffusers U-Net, with a folder of images'),
-        ('runs/text --teacher my_sd3 --preset_name fashion_mnist_pd --data latents.safetensors '
-         '--conditions prompts.safetensors', 'a model of text: latents, and the prompt of each'),
-        ('runs/again --config runs/student/command.json --lr 1e-4', 'a run again, with a change')],
-        distill_configs, [SFDConfig, SFDVConfig, PDConfig, Hardware]),
-    'bdense_search': Command(search, Search, [
-        ('runs/search', 'weights for the budget of bdense_demo: hours on a CPU'),
-        ('runs/search --trials 8 --steps 8 --pool 256', 'a small search'),
-        ('runs/search --trials 32', 'again: the search goes on'),
-        ('runs/search --teacher runs/ring --dry_run', 'what a search would take')],
-        search_configs, [SFDConfig, Hardware]),
-    'bdense_sample': Command(sample_student, Sample, [
-        ('runs/student', '64 samples as a picture, and as tensors beside it'),
-        ('runs/student --n 8 --label 9 --seed 100 --out boots.png', 'eight of one class'),
-        ('runs/few --nfe 3', 'of a student for several step counts'),
-        ('runs/student --n 50000 --dry_run', 'how long many samples take')]),
-    'bdense_evaluate': Command(evaluate, Evaluate, [
-        ('runs/student', 'a student of the shipped teacher: Fréchet distance and paired error'),
-        ('runs/mine --teacher my_unet --preset_name quick', 'one of another teacher, few samples'),
-        ('runs/student --dry_run', 'how long it takes'),
-        ('runs/mine --teacher my_unet --data ~/photos --features inception',
-         'to a folder of images, in the features of published FIDs'),
-        ('runs/student --out figures.json', 'the figures as a file'),
-        ('--experiment list', 'comparisons over several seeds that can be run'),
-        ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on')],
-        lambda said: (Hardware(),), [Hardware]),
-    'bdense_export': Command(export, Export, [
-        ('runs/student exported', 'the plain weights, and how to step'),
-        ('runs/mine exported --to diffusers --licence mit', 'as stock diffusers loads it'),
-        ('runs/few exported --to onnx --nfe 3', 'one step as ONNX'),
-        ('runs/student exported --dry_run', 'what would be written')]),
+    'bdense_demo': Command(
+        demo,
+        Demo,
+        [
+            ('', 'the demonstration of the README'),
+            ('--dry_run', 'what it would take on this device'),
+            ('--steps 10 --n 100 --out quick', 'a tenth of it, to see that it runs'),
+        ],
+        lambda said: (Hardware(),),
+        [Hardware],
+    ),
+    'bdense_teach': Command(
+        teach,
+        Teach,
+        [
+            ('runs/ring --data ring --preset_name quick', 'a teacher for points, in seconds'),
+            (
+                'runs/mine --data points.npy --preset_name quick',
+                'one for your own: an array [N, D]',
+            ),
+            (
+                'runs/photos --data ~/photos --size 32',
+                'one for a folder of images, cropped and resized; sub-folders are classes',
+            ),
+            ('runs/photos --data ~/photos --size 32 --dry_run', 'what that would take'),
+            (
+                'runs/weather --data weather.csv --horizon 7 --context 14 --periods year '
+                '--preset_name quick',
+                'one for a time series; learn it shortly, or it knows it by heart',
+            ),
+            ('runs/photos --data ~/photos --size 32 --precision bf16 --compile', 'faster on a GPU'),
+        ],
+        teach_configs,
+        [TrainConfig, Hardware],
+    ),
+    'bdense_distill': Command(
+        distill_run,
+        Distill,
+        [
+            (
+                'runs/student --preset_name demo',
+                'the shipped teacher to 2 NFE by SFD with 4 branches',
+            ),
+            ('runs/student --preset_name demo --dry_run', 'what that would take on this device'),
+            ('runs/host --preset_name demo --branches 1', 'the same without branches: plain SFD'),
+            ('runs/few --nfe 2,3,4,5', 'one student for 2, 3, 4 and 5 NFE'),
+            ('runs/one --teacher runs/few', 'its second stage: 1 NFE'),
+            (
+                'runs/pd --preset_name fashion_mnist_pd --nfe 4',
+                'Progressive Distillation to 4 steps',
+            ),
+            (
+                'runs/mine --teacher my_unet --preset_name fashion_mnist_pd --data ~/photos',
+                'a diffusers U-Net, with a folder of images',
+            ),
+            (
+                'runs/text --teacher my_sd3 --preset_name fashion_mnist_pd --data '
+                'latents.safetensors --conditions prompts.safetensors',
+                'a model of text: latents, and the prompt of each',
+            ),
+            (
+                'runs/again --config runs/student/command.json --lr 1e-4',
+                'a run again, with a change',
+            ),
+        ],
+        distill_configs,
+        [SFDConfig, SFDVConfig, PDConfig, Hardware],
+    ),
+    'bdense_search': Command(
+        search,
+        Search,
+        [
+            ('runs/search', 'weights for the budget of bdense_demo: hours on a CPU'),
+            ('runs/search --trials 8 --steps 8 --pool 256', 'a small search'),
+            ('runs/search --trials 32', 'again: the search goes on'),
+            ('runs/search --teacher runs/ring --dry_run', 'what a search would take'),
+        ],
+        search_configs,
+        [SFDConfig, Hardware],
+    ),
+    'bdense_sample': Command(
+        sample_student,
+        Sample,
+        [
+            ('runs/student', '64 samples as a picture, and as tensors beside it'),
+            ('runs/student --n 8 --label 9 --seed 100 --out boots.png', 'eight of one class'),
+            ('runs/few --nfe 3', 'of a student for several step counts'),
+            ('runs/student --n 50000 --dry_run', 'how long many samples take'),
+        ],
+    ),
+    'bdense_evaluate': Command(
+        evaluate,
+        Evaluate,
+        [
+            ('runs/student', 'a student of the shipped teacher: Fréchet distance and paired error'),
+            (
+                'runs/mine --teacher my_unet --preset_name quick',
+                'one of another teacher, few samples',
+            ),
+            ('runs/student --dry_run', 'how long it takes'),
+            (
+                'runs/mine --teacher my_unet --data ~/photos --features inception',
+                'to a folder of images, in the features of published FIDs',
+            ),
+            ('runs/student --out figures.json', 'the figures as a file'),
+            ('--experiment list', 'comparisons over several seeds that can be run'),
+            ('--experiment ring_sfd --limit 2', 'two runs of one; again: it goes on'),
+        ],
+        lambda said: (Hardware(),),
+        [Hardware],
+    ),
+    'bdense_export': Command(
+        export,
+        Export,
+        [
+            ('runs/student exported', 'the plain weights, and how to step'),
+            ('runs/mine exported --to diffusers --licence mit', 'as stock diffusers loads it'),
+            ('runs/few exported --to onnx --nfe 3', 'one step as ONNX'),
+            ('runs/student exported --dry_run', 'what would be written'),
+        ],
+    ),
 }

@@ -15,7 +15,7 @@ from .commands import difference_rows, distances, distill_configs
 from .commands import distill_data, distill_plan, find_reality
 from .commands import show_plan, started, teacher_and_shape
 from .shell import Command, Line
-from ..core import atomic_path, check_int, read_json, refuse, reworded
+from ..core import atomic_path, check_int, interrupted, read_json, refuse
 from ..diffusion.denoisers import unguided
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
@@ -29,26 +29,37 @@ from ..training.config import Hardware
 __all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
-def read_value(text: str): # a number, a tuple, None or a word
+def read_value(text: str):  # a number, a tuple, None or a word
     "A field's value as it stands in a line."
-    if ',' in text: return tuple(read_value(word) for word in text.split(','))
-    if text.startswith('.'): text = f'0{text}'
-    try: return json.loads({'None': 'null', 'True': 'true', 'False': 'false'}.get(text, text))
-    except ValueError: return text
+    if ',' in text:
+        return tuple(read_value(word) for word in text.split(','))
+    if text.startswith('.'):
+        text = f'0{text}'
+    try:
+        return json.loads({'None': 'null', 'True': 'true', 'False': 'false'}.get(text, text))
+    except ValueError:
+        return text
 
-def read_arms(text: str) -> dict[str, dict]: # name -> fields that it changes
+
+def read_arms(text: str) -> dict[str, dict]:  # name -> fields that it changes
     "Arms from a line, or from a JSON file."
-    if text.endswith('.json'): return read_json(text)
+    if text.endswith('.json'):
+        return read_json(text)
     arms = {}
     for part in filter(None, map(str.strip, text.split(';'))):
         name, colon, changes = part.partition(':')
         pairs = [change.partition('=') for change in changes.split()]
         name = name.strip()
         whole = all(field and equals and value for field, equals, value in pairs)
-        refuse('', {
-            'arms must look like "host: K=1; B-DENSE: K=4 loss=l2" or name a JSON file, got '
-            f'{part!r}': not colon or not whole,
-            f'two arms have the same name, {name!r}': name in arms})
+        refuse(
+            '',
+            (
+                not colon or not whole,
+                'arms must look like "host: K=1; B-DENSE: K=4 loss=l2" or name a JSON file, got '
+                f'{part!r}',
+            ),
+            (name in arms, f'two arms have the same name, {name!r}'),
+        )
         arms[name] = {field: read_value(value) for field, _, value in pairs}
     return arms
 
@@ -56,55 +67,79 @@ def read_arms(text: str) -> dict[str, dict]: # name -> fields that it changes
 @dataclass(frozen=True, kw_only=True)
 class Compare(Distilled):
     "Distil with and without branches over several seeds, and compare; again: it goes on."
+
     # folder for every run, the trajectories and what came out; a comparison there goes on
     out: Positional[Named]
     # what is compared: NAME: FIELD=VALUE ...; NAME: ...; the first is the host. Or a JSON file
     arms: str = 'host: K=1; B-DENSE:'
-    seeds: int = 5 # trainings of each arm, at least 3
-    calls: tuple[int, ...] | None = None # network calls to compare at; default: the preset's
+    seeds: int = 5  # trainings of each arm, at least 3
+    calls: tuple[int, ...] | None = None  # network calls to compare at; default: the preset's
     # iterations (Progressive Distillation: updates a round) to compare at; default: the preset's
     budgets: tuple[int, ...] | None = None
-    n: int = 1000 # samples that are measured
-    features: str | None = None # of the Fréchet distance: see bdense_evaluate
-    features_path: str | None = None # a copy of the features' weights
-    limit: int | None = None # stop after so many trainings
+    n: int = 1000  # samples that are measured
+    features: str | None = None  # of the Fréchet distance: see bdense_evaluate
+    features_path: str | None = None  # a copy of the features' weights
+    limit: int | None = None  # stop after so many trainings
+
 
 def measuring_seconds(source, arms: tuple, shape: tuple[int, ...], n: int, seeds: int) -> float:
     "What it takes to draw n samples of every student, and of the teacher in its finest steps."
     cfgs = [one for arm in arms for one in arm.cfg.each.values()]
     calls = sum(sum(one.rounds or [one.nfe]) for one in cfgs)
     few = cfgs[0].sampler(unguided(source), shape)
-    judges = {arm.judged(n).reference(shape) # each walks once
-              for arm in same_ends(arms, shape) for n in arm.cfg.each}
+    judges = {
+        arm.judged(n).reference(shape)  # each walks once
+        for arm in same_ends(arms, shape)
+        for n in arm.cfg.each
+    }
     walks = sum(plan.sampler(source).seconds_per_sample for plan in judges)
-    return n*(walks + seeds*calls*few.seconds_per_sample/few.nfe)
+    return n * (walks + seeds * calls * few.seconds_per_sample / few.nfe)
 
-def compare_plan(source, options: Compare, arms: tuple, shape: tuple[int, ...], data: str,
-                 reality: Reality, hardware: Hardware) -> dict:
+
+def compare_plan(
+    source,
+    options: Compare,
+    arms: tuple,
+    shape: tuple[int, ...],
+    data: str,
+    reality: Reality,
+    hardware: Hardware,
+) -> dict:
     "What a comparison would do and take."
-    plans = [distill_plan(source, options.teacher, arm.cfg, shape, data, options.out, hardware)
-             for arm in arms]
+    plans = [
+        distill_plan(source, options.teacher, arm.cfg, shape, data, options.out, hardware)
+        for arm in arms
+    ]
     each = [plan['seconds'] for plan in plans]
     training = measuring = None
     if None not in each:
-        training = options.seeds*sum(each)
+        training = options.seeds * sum(each)
         measuring = measuring_seconds(source, arms, shape, options.n, options.seeds)
-    runs = [f'{a.name} ({a.key["calls"]} calls, {a.key["iterations"]} iterations)'
-            for a in arms]
-    shared = {k: plans[0][k] for k in ('teacher', 'shape', 'data', 'parameters', 'batch', 'device',
-                                       'estimated_from')}
-    return dict(trains=f'{len(arms)} arms, {options.seeds} seeds of each',
-                arms='; '.join(runs), **shared,
-                compared_with=reality.line, samples=options.n,
-                memory_gb=max(p['memory_gb'] or 0 for p in plans) or None,
-                seconds_training=training, seconds_measuring=measuring,
-                seconds=None if training is None else training + measuring)
+    runs = [f'{a.name} ({a.key["calls"]} calls, {a.key["iterations"]} iterations)' for a in arms]
+    shared = {
+        k: plans[0][k]
+        for k in ('teacher', 'shape', 'data', 'parameters', 'batch', 'device', 'estimated_from')
+    }
+    return dict(
+        trains=f'{len(arms)} arms, {options.seeds} seeds of each',
+        arms='; '.join(runs),
+        **shared,
+        compared_with=reality.line,
+        samples=options.n,
+        memory_gb=max(p['memory_gb'] or 0 for p in plans) or None,
+        seconds_training=training,
+        seconds_measuring=measuring,
+        seconds=None if training is None else training + measuring,
+    )
+
 
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
     "Check, plan, compare, show."
     check_folder(options.out, ('comparison.json',), line)
-    for name, low in (('seeds', 3), ('n', 2)): check_int(name, getattr(options, name), low)
-    if options.limit is not None: check_int('limit', options.limit, 1)
+    for name, low in (('seeds', 3), ('n', 2)):
+        check_int(name, getattr(options, name), low)
+    if options.limit is not None:
+        check_int('limit', options.limit, 1)
     source, shape = teacher_and_shape(options, line, cfg)
     cfg = cfg.fitted(source, shape, line.given)
     which = dict(calls=options.calls or (), budgets=options.budgets or ())
@@ -118,34 +153,66 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     if options.dry_run:
         return show_plan(compare_plan(source, options, made, shape, line_of, reality, hardware))
     quality = distances(reality, reality.space(options))
-    quiet = reworded(lambda e: 'interrupted; the same command goes on', KeyboardInterrupt,
-                     error=KeyboardInterrupt)
+    goes_on = interrupted(lambda: 'interrupted; the same command goes on')
     note = started(options.out, line, options, config=cfg, hardware=hardware)
-    with alone(options.out), note, quiet:
-        found = compare(source, cfg, arms, options.seeds, options.out, **which, data=data,
-                        labels=labels, quality=quality, n=options.n, hardware=hardware,
-                        trust_teacher=True, limit=options.limit, command=line.text)
+    with alone(options.out), note, goes_on:
+        found = compare(
+            source,
+            cfg,
+            arms,
+            options.seeds,
+            options.out,
+            **which,
+            data=data,
+            labels=labels,
+            quality=quality,
+            n=options.n,
+            hardware=hardware,
+            trust_teacher=True,
+            limit=options.limit,
+            command=line.text,
+        )
     return finish(found, options.out)
+
 
 def finish(found: Comparison, out: str) -> dict:
     "Show what is known so far."
     told = difference_rows({m: found.differences(m) for m in measures_of(found.result)})
     if told:
-        with atomic_path(Path(out)/'comparison.md') as path:
+        with atomic_path(Path(out) / 'comparison.md') as path:
             path.write_text(found.table + '\n', 'utf-8')
-        found.figure(Path(out)/'comparison.png')
+        found.figure(Path(out) / 'comparison.png')
         print('', found.table, sep='\n')
         print(f'{out}/ holds comparison.json, comparison.md and comparison.png')
     return dict(out=out, rows=len(found.result['rows']), differences=told, speed=found.speed)
 
+
 #: name -> command
-COMMANDS = {'bdense_compare': Command(compare_run, Compare, [
-    ('runs/compare --preset_name demo', 'plain SFD against 4 branches, the shipped teacher'),
-    ('runs/compare --preset_name demo --dry_run', 'what that would take'),
-    ('runs/spiral --teacher runs/ring --calls 2,4 --budgets 100,1000 --batch 256',
-     'early and late, at 2 and at 4 network calls'),
-    ('runs/arms --arms "host: K=1; two: K=2; heavy: branch_weights=.05,.1,.15,.7"',
-     'arms of your own'),
-    ('runs/cifar --teacher mine:teacher --preset_name cifar10-sfd --data cifar10 '
-     '--features inception', 'a published setting, with a teacher that your own code makes')],
-    distill_configs, [SFDConfig, SFDVConfig, PDConfig, Hardware])}
+COMMANDS = {
+    'bdense_compare': Command(
+        compare_run,
+        Compare,
+        [
+            (
+                'runs/compare --preset_name demo',
+                'plain SFD against 4 branches, the shipped teacher',
+            ),
+            ('runs/compare --preset_name demo --dry_run', 'what that would take'),
+            (
+                'runs/spiral --teacher runs/ring --calls 2,4 --budgets 100,1000 --batch 256',
+                'early and late, at 2 and at 4 network calls',
+            ),
+            (
+                'runs/arms --arms "host: K=1; two: K=2; heavy: branch_weights=.05,.1,.15,.7"',
+                'arms of your own',
+            ),
+            (
+                'runs/cifar --teacher mine:teacher --preset_name cifar10-sfd --data cifar10 '
+                '--features inception',
+                'a published setting, with a teacher that your own code makes',
+            ),
+        ],
+        distill_configs,
+        [SFDConfig, SFDVConfig, PDConfig, Hardware],
+    )
+}

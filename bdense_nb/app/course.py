@@ -21,45 +21,50 @@ from ..core import atomic_path, data_dir, locked, read_json, refuse, shipped
 from ..core import sweep, write_json
 from tyro.conf import Positional, arg
 
-_all_ = ['bdense_notebooks'] # also the entry point of older installations
+_all_ = ['bdense_notebooks']  # also the entry point of older installations
 
 # %% auto #0
 __all__ = ['PICTURES', 'NOTE', 'COMMANDS', 'notebooks_dir', 'relink', 'course_files', 'is_ours', 'copy_notebooks', 'Notebooks',
            'notebooks', 'bdense_notebooks']
 
 # %% ../../nbs/app/04_course.ipynb #5303f25b
-def notebooks_dir() -> Path: # the folder of `index.ipynb`
+def notebooks_dir() -> Path:  # the folder of `index.ipynb`
     """The shipped notebooks: inside an installed wheel in the package's own `nbs/`, in a checkout
     in `nbs/`."""
     return shipped('the notebooks were', 'index.ipynb', 'nbs', 'nbs')
 
 # %% ../../nbs/app/04_course.ipynb #ab3e3d5b
 def relink(
-    markdown: str, # the text of a cell or file
-    to: Callable[[str], str], # a link's target -> another
+    markdown: str,  # the text of a cell or file
+    to: Callable[[str], str],  # a link's target -> another
 ) -> str:
     "Change the targets of links to files; addresses, anchors and absolute paths stay."
     return re.sub(r'(?<=\]\()(?![a-z]+:|[#/])[^)\s]+(?=\))', lambda m: to(m[0]), markdown)
 
 # %% ../../nbs/app/04_course.ipynb #748f84df
-PICTURES = ('.png', '.svg', '.gif') # suffixes of what notebooks show
+PICTURES = ('.png', '.svg', '.gif')  # suffixes of what notebooks show
 
-def course_files() -> dict[str, bytes]: # path inside the copy -> contents
+
+def course_files() -> dict[str, bytes]:  # path inside the copy -> contents
     "The notebooks with links that hold anywhere, and the pictures that they show."
     folder = notebooks_dir()
     files = {}
     home = metadata('bdense-nb')['Home-page']
+
     def target(link, name):
-        inside = normpath(join('nbs', name, '..', link)) # as it is in the repository
-        if inside.startswith('nbs/'): return link
-        picture = data_dir()/inside.removeprefix('data/')
+        inside = normpath(join('nbs', name, '..', link))  # as it is in the repository
+        if inside.startswith('nbs/'):
+            return link
+        picture = data_dir() / inside.removeprefix('data/')
         if picture.suffix not in PICTURES or not picture.is_file():
             return f'{home}/blob/HEAD/{inside}'
         files[f'pictures/{picture.name}'] = picture.read_bytes()
-        return '../'*name.count('/') + f'pictures/{picture.name}'
+        return '../' * name.count('/') + f'pictures/{picture.name}'
+
     for path in sorted(folder.rglob('*.ipynb')):
         name = path.relative_to(folder).as_posix()
-        if name.startswith('.') or '/.' in name: continue
+        if name.startswith('.') or '/.' in name:
+            continue
         nb = json.loads(path.read_text(encoding='utf-8'))
         for cell in nb['cells']:
             if cell['cell_type'] == 'markdown':
@@ -68,48 +73,62 @@ def course_files() -> dict[str, bytes]: # path inside the copy -> contents
     return files
 
 # %% ../../nbs/app/04_course.ipynb #9a926237
-NOTE = '.bdense-course.json' # path inside the copy -> checksums of what was written there
+NOTE = '.bdense-course.json'  # path inside the copy -> checksums of what was written there
+
 
 def is_ours(old: bytes, content: bytes, written: list[str]) -> bool:
     "Is a file that differs from the course an earlier copy of it, or the beginning of one?"
     return hashlib.sha256(old).hexdigest() in written or content.startswith(old)
 
+
 def copy_notebooks(
-    folder: Path | str, # made if it is not there
-    overwrite: bool = False, # replace files that the reader has changed?
-) -> dict[str, list[str]]: # 'written', 'replaced', 'kept', 'same' -> paths inside the folder
+    folder: Path | str,  # made if it is not there
+    overwrite: bool = False,  # replace files that the reader has changed?
+) -> dict[str, list[str]]:  # 'written', 'replaced', 'kept', 'same' -> paths inside the folder
     "Copy the course; what the reader has changed is kept, but with `overwrite`."
-    refuse('', {
-        'name a folder for the copy': not str(folder),
-        f'{folder} holds the originals; choose a folder of your own':
-            Path(folder).resolve().is_relative_to(notebooks_dir())})
+    refuse(
+        '',
+        (not str(folder), 'name a folder for the copy'),
+        (
+            Path(folder).resolve().is_relative_to(notebooks_dir()),
+            f'{folder} holds the originals; choose a folder of your own',
+        ),
+    )
     folder = Path(folder)
     done = {'written': [], 'replaced': [], 'kept': [], 'same': []}
     files = course_files()
     with locked(folder):
-        for part in {(folder/name).parent for name in files}: sweep(part)
-        written = read_json(folder/NOTE) if (folder/NOTE).exists() else {}
+        for part in {(folder / name).parent for name in files}:
+            sweep(part)
+        written = read_json(folder / NOTE) if (folder / NOTE).exists() else {}
         for name, content in files.items():
-            old = (folder/name).read_bytes() if (folder/name).exists() else None
-            if old is None: what = 'written'
-            elif old == content: what = 'same'
-            elif overwrite or is_ours(old, content, written.get(name, [])): what = 'replaced'
-            else: what = 'kept'
+            old = (folder / name).read_bytes() if (folder / name).exists() else None
+            if old is None:
+                what = 'written'
+            elif old == content:
+                what = 'same'
+            elif overwrite or is_ours(old, content, written.get(name, [])):
+                what = 'replaced'
+            else:
+                what = 'kept'
             done[what].append(name)
         for name in done['written'] + done['replaced']:
             written.setdefault(name, []).append(hashlib.sha256(files[name]).hexdigest())
-        write_json(folder/NOTE, written) # before the files: a kill must not make ours theirs
+        write_json(folder / NOTE, written)  # before the files: a kill must not make ours theirs
         for name in done['written'] + done['replaced']:
-            with atomic_path(folder/name) as temporary: temporary.write_bytes(files[name])
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(files[name])
     return done
 
 # %% ../../nbs/app/04_course.ipynb #48cf09c8
 @dataclass(frozen=True, kw_only=True)
 class Notebooks(Options):
     "Copy the course's notebooks into a folder of your own."
-    folder: Positional[Annotated[str, arg(metavar='FOLDER')]] # where the copy goes
+
+    folder: Positional[Annotated[str, arg(metavar='FOLDER')]]  # where the copy goes
     # replace notebooks there that you have changed, with all you wrote in them
     overwrite: bool = False
+
 
 def notebooks(options: Notebooks, line: Line) -> dict:
     "Copy, and say what was done."
@@ -121,10 +140,18 @@ def notebooks(options: Notebooks, line: Line) -> dict:
         print('kept, because you changed them (--overwrite replaces them):', *done['kept'])
     if find_spec('jupyterlab') is None:
         print('JupyterLab and all that single notebooks need: pip install "bdense-nb[notebooks]"')
-    print(f'open them: jupyter lab {Path(folder)/"index.ipynb"}')
+    print(f'open them: jupyter lab {Path(folder) / "index.ipynb"}')
     return dict(folder=folder, **done)
 
+
 #: name -> command
-COMMANDS = {'bdense_notebooks': Command(notebooks, Notebooks, [
-    ('course', 'the course in a folder of that name; what you have changed there stays'),
-    ('course --overwrite', 'all of it as it ships')])}
+COMMANDS = {
+    'bdense_notebooks': Command(
+        notebooks,
+        Notebooks,
+        [
+            ('course', 'the course in a folder of that name; what you have changed there stays'),
+            ('course --overwrite', 'all of it as it ships'),
+        ],
+    )
+}

@@ -28,151 +28,222 @@ from ..evaluation.metrics import paired_error
 __all__ = ['EXERCISES', 'CAPSTONE', 'check']
 
 # %% ../../nbs/app/05_exercises.ipynb #39146e4a
-EXERCISES = {} # number -> (what runs the answer, what judges the result, the hint for any other)
+EXERCISES = {}  # number -> (what runs the answer, what judges the result, the hint for any other)
+
 
 def _exercise(number: str, hint: str, run: Callable | None = None):
     "Register a judge: result -> True, a hint, or None."
+
     def register(judge: Callable) -> Callable:
         EXERCISES[number] = run, judge, hint
         return judge
+
     return register
 
+
 def check(
-    number: str, # of the exercise, such as '3.1', or 'capstone'
-    answer, # what you wrote: a value or a function; None: not answered yet
-) -> bool: # is it right?
+    number: str,  # of the exercise, such as '3.1', or 'capstone'
+    answer,  # what you wrote: a value or a function; None: not answered yet
+) -> bool:  # is it right?
     "Print 'not answered yet', 'correct', or a hint that names the mistake."
     check_choice('exercise', number, EXERCISES)
     run, judge, hint = EXERCISES[number]
     if run and not callable(answer) and answer is not None:
         judge = lambda got: 'give the function, without calling it'
-    if not (run and callable(answer)): return check_answer(lambda: answer, judge, hint)
+    if not (run and callable(answer)):
+        return check_answer(lambda: answer, judge, hint)
     code = getattr(answer, '__code__', run.__code__).co_code
     begun = len(code) > len((lambda: None).__code__.co_code)
+
     def given():
         got = run(answer)
         parts = got if isinstance(got, (list, tuple)) else [got]
         return _NONE if begun and any(part is None for part in parts) else got
+
     return check_answer(given, lambda got: got if got is _NONE else judge(got), hint)
+
 
 _NONE = 'your function gives None: is its return missing?'
 
-def _tensor(v) -> Tensor: # a list: of results
-    if isinstance(v, list): return torch.stack([torch.as_tensor(u).double() for u in v])
+
+def _tensor(v) -> Tensor:  # a list: of results
+    if isinstance(v, list):
+        return torch.stack([torch.as_tensor(u).double() for u in v])
     return torch.as_tensor(v).double()
+
 
 def _close(a, b, tol: float = 1e-5) -> bool:
     a = _tensor(a)
     b = _tensor(b)
     return a.shape == b.shape and torch.allclose(a, b, rtol=tol, atol=tol)
 
+
 def _named(got, mistakes: dict[str, object], tol: float = 1e-5) -> str | None:
     "The hint whose mistake gives this result; a tuple: of one of its results."
-    return next((hint for hint, wrong in mistakes.items()
-                 for one in (wrong if isinstance(wrong, tuple) else (wrong,))
-                 if _close(got, one, tol)), None)
+    return next(
+        (
+            hint
+            for hint, wrong in mistakes.items()
+            for one in (wrong if isinstance(wrong, tuple) else (wrong,))
+            if _close(got, one, tol)
+        ),
+        None,
+    )
 
-def _formula(number: str, hint: str, points: Callable, right: Callable, wrong: dict,
-             more: Callable[[list], str | None] = lambda got: None):
+
+def _formula(
+    number: str,
+    hint: str,
+    points: Callable,
+    right: Callable,
+    wrong: dict,
+    more: Callable[[list], str | None] = lambda got: None,
+):
     """Register an exercise that asks for a formula: the answer, the right one and the wrong ones
     are evaluated at the same `points`, a list of arguments that is made anew for each; `more`
     looks at what is none of them."""
-    def at(f): return [f(*arguments) for arguments in points()]
+
+    def at(f):
+        return [f(*arguments) for arguments in points()]
+
     def judge(got):
         want = at(right)
         shape = list(_tensor(want[0]).shape)
         if any(list(_tensor(one).shape) != shape for one in got):
             return f'the result has the shape {shape}, yours {list(_tensor(got[0]).shape)}'
-        return _close(got, want) or _named(got, {
-            said: tuple(map(at, f if isinstance(f, tuple) else (f,))) for said, f in wrong.items()
-            }) or more(got)
+        return (
+            _close(got, want)
+            or _named(
+                got,
+                {
+                    said: tuple(map(at, f if isinstance(f, tuple) else (f,)))
+                    for said, f in wrong.items()
+                },
+            )
+            or more(got)
+        )
+
     _exercise(number, hint, at)(judge)
 
 # %% ../../nbs/app/05_exercises.ipynb #fd65c0b6
 @cache
 def _blobs() -> MixtureDenoiser:
-    angle = torch.arange(8)*torch.pi/4
+    angle = torch.arange(8) * torch.pi / 4
     means = torch.stack([angle.cos(), angle.sin()], 1)
-    return MixtureDenoiser(means, torch.full((8,), .1), torch.ones(8))
+    return MixtureDenoiser(means, torch.full((8,), 0.1), torch.ones(8))
+
 
 # made anew for every answer, which may change what it is given
-def _noised() -> Tensor: return 2*sample_noise(range(64), (2,)).double() # [64, 2]
+def _noised() -> Tensor:
+    return 2 * sample_noise(range(64), (2,)).double()  # [64, 2]
 
-def _grid() -> Tensor: return karras_sigmas(8, .1, 2.)
 
-_LEVELS = ((1.7, .45), (1.3, .6)) # t and s: no factor of a formula is 1, or looks like another
+def _grid() -> Tensor:
+    return karras_sigmas(8, 0.1, 2.0)
+
+
+_LEVELS = ((1.7, 0.45), (1.3, 0.6))  # t and s: no factor of a formula is 1, or looks like another
 
 # %% ../../nbs/app/05_exercises.ipynb #05e03242
-_formula('1.1', 'x + (s - t) times the slope (x - x0_hat)/t',
-    lambda: [(_noised(), _blobs()(_noised(), t), t, s) for t, s in _LEVELS], euler_step, {
-    'that walks away from the guess: (x - x0_hat)/t times s - t, which is negative':
-        lambda x, g, t, s: x - (s - t)*(x - g)/t,
-    'that jumps all the way to the guess; go only from level t to level s': lambda x, g, t, s: g,
-    'the slope is (x - x0_hat)/t; the division is missing': lambda x, g, t, s: x + (s - t)*(x - g),
-    'divide by t, the level at which the guess was made, not by s':
-        lambda x, g, t, s: x + (s - t)*(x - g)/s,
-    'upside down: the part of x - x0_hat that is left is s/t, not t/s':
-        lambda x, g, t, s: g + t/s*(x - g),
-    'what is left of x - x0_hat is s/t of it; t is missing': lambda x, g, t, s: g + s*(x - g),
-    'that is the slope for a level that falls by one; multiply it by s - t':
-        (lambda x, g, t, s: x - (x - g)/t, lambda x, g, t, s: x + (x - g)/t),
-    'the slope is (x - x0_hat)/t; x is missing': lambda x, g, t, s: x + (s - t)*g/t,
-    'that is the noise that is left; the guess is missing': lambda x, g, t, s: s/t*(x - g),
-    'nothing has moved: that is x': lambda x, g, t, s: x,
-    's - t multiplies the slope: parentheses': lambda x, g, t, s: x + s - t*(x - g)/t,
-    'that is the step alone; add it to x': lambda x, g, t, s: (s - t)*(x - g)/t})
+_formula(
+    '1.1',
+    'x + (s - t) times the slope (x - x0_hat)/t',
+    lambda: [(_noised(), _blobs()(_noised(), t), t, s) for t, s in _LEVELS],
+    euler_step,
+    {
+        'that walks away from the guess: (x - x0_hat)/t times s - t, '
+        'which is negative': lambda x, g, t, s: x - (s - t) * (x - g) / t,
+        'that jumps all the way to the guess; go only from level t to level s': lambda x, g, t, s: (
+            g
+        ),
+        'the slope is (x - x0_hat)/t; the division is missing': lambda x, g, t, s: (
+            x + (s - t) * (x - g)
+        ),
+        'divide by t, the level at which the guess was made, not by s': lambda x, g, t, s: (
+            x + (s - t) * (x - g) / s
+        ),
+        'upside down: the part of x - x0_hat that is left is s/t, not t/s': lambda x, g, t, s: (
+            g + t / s * (x - g)
+        ),
+        'what is left of x - x0_hat is s/t of it; t is missing': lambda x, g, t, s: g + s * (x - g),
+        'that is the slope for a level that falls by one; multiply it by s - t': (
+            lambda x, g, t, s: x - (x - g) / t,
+            lambda x, g, t, s: x + (x - g) / t,
+        ),
+        'the slope is (x - x0_hat)/t; x is missing': lambda x, g, t, s: x + (s - t) * g / t,
+        'that is the noise that is left; the guess is missing': lambda x, g, t, s: s / t * (x - g),
+        'nothing has moved: that is x': lambda x, g, t, s: x,
+        's - t multiplies the slope: parentheses': lambda x, g, t, s: x + s - t * (x - g) / t,
+        'that is the step alone; add it to x': lambda x, g, t, s: (s - t) * (x - g) / t,
+    },
+)
+
 
 def _walk(x, ask: Callable, slope: Callable) -> Tensor:
     for t, s in zip(_grid()[:-1].tolist(), _grid()[1:].tolist()):
-        x = x + (s - t)*slope(x, ask(x, t, s), t, s)
+        x = x + (s - t) * slope(x, ask(x, t, s), t, s)
     return x
+
 
 def _last_guesses(D: Callable, x: Tensor):
     "What the walk, or the one with the bug, asks last; and what it would ask at its end."
     for told in (lambda t, s: t, lambda t, s: s):
         asked = []
+
         def ask(x, t, s):
             asked.append(D(x, told(t, s)))
             return asked[-1]
-        end = _walk(x, ask, lambda x, guess, t, s: (x - guess)/t)
+
+        end = _walk(x, ask, lambda x, guess, t, s: (x - guess) / t)
         yield from (asked[-1], D(end, _grid()[-1].item()))
+
 
 def _wrong_walks(D: Callable, x: Tensor) -> dict:
     "Walks with mistakes, by their hints."
+
     def walked(*slopes, ask=lambda x, t, s: D(x, t)):
         return tuple(_walk(x, ask, slope) for slope in slopes)
-    at_s = lambda x, t, s: D(x, s)
-    right = lambda x, guess, t, s: (x - guess)/t
-    over_s = lambda x, guess, t, s: (x - guess)/s
-    away = lambda x, guess, t, s: (guess - x)/t
-    away_s = lambda x, guess, t, s: (guess - x)/s
-    over_2 = lambda x, guess, t, s: (x - guess)/2
-    whole = lambda x, guess, t, s: (x - guess)/(t - s)
-    return {
-        'still the same: x carries noise of level t, and the denoiser is told s':
-            walked(right, over_s, ask=at_s),
-        'you divide by s; the slope at level t is (x - guess)/t': walked(over_s),
-        'every step starts at the same noise; x must move on to where the last step ended':
-            x + sum((s - t)*(x - D(x, t))/t for t, s in zip(_grid()[:-1], _grid()[1:])),
-        'that walks away from the guess: move by s - t, which is negative': walked(away),
-        'the denoiser is told s, where x carries noise of level t; and move by s - t, not t - s':
-            walked(away, away_s, ask=at_s),
-        'that is one step: does your return stand inside the loop?':
-            euler_step(x, D(x, 2.), 2., _grid()[1].item()),
-        'the level falls from step to step: ask at t, not always at sigmas[0]':
-            walked(right, over_2, ask=lambda x, t, s: D(x, 2.)),
-        'the division by t is missing': walked(lambda x, guess, t, s: x - guess),
-        'x becomes the guess itself; it moves towards it, by s - t times the slope':
-            walked(whole) + walked(whole, ask=at_s),
-        'that is the last guess; return x, where the walk has come to': tuple(_last_guesses(D, x)),
-        'that is the guess for pure noise; the walk has not begun': D(x, 2.),
-        'that is where the walk starts; nothing has moved': x}
 
-@_exercise('1.2', 'in every step: guess at (x, t), slope (x - guess)/t, move by s - t',
-           lambda f: f(_blobs(), _noised(), _grid()))
+    at_s = lambda x, t, s: D(x, s)
+    right = lambda x, guess, t, s: (x - guess) / t
+    over_s = lambda x, guess, t, s: (x - guess) / s
+    away = lambda x, guess, t, s: (guess - x) / t
+    away_s = lambda x, guess, t, s: (guess - x) / s
+    over_2 = lambda x, guess, t, s: (x - guess) / 2
+    whole = lambda x, guess, t, s: (x - guess) / (t - s)
+    return {
+        'still the same: x carries noise of level t, and the denoiser is told s': walked(
+            right, over_s, ask=at_s
+        ),
+        'you divide by s; the slope at level t is (x - guess)/t': walked(over_s),
+        'every step starts at the same noise; x must move on to where the last step ended': x
+        + sum((s - t) * (x - D(x, t)) / t for t, s in zip(_grid()[:-1], _grid()[1:])),
+        'that walks away from the guess: move by s - t, which is negative': walked(away),
+        'the denoiser is told s, where x carries noise of level t; and '
+        'move by s - t, not t - s': walked(away, away_s, ask=at_s),
+        'that is one step: does your return stand inside the loop?': euler_step(
+            x, D(x, 2.0), 2.0, _grid()[1].item()
+        ),
+        'the level falls from step to step: ask at t, not always at sigmas[0]': walked(
+            right, over_2, ask=lambda x, t, s: D(x, 2.0)
+        ),
+        'the division by t is missing': walked(lambda x, guess, t, s: x - guess),
+        'x becomes the guess itself; it moves towards it, by s - t times the slope': walked(whole)
+        + walked(whole, ask=at_s),
+        'that is the last guess; return x, where the walk has come to': tuple(_last_guesses(D, x)),
+        'that is the guess for pure noise; the walk has not begun': D(x, 2.0),
+        'that is where the walk starts; nothing has moved': x,
+    }
+
+
+@_exercise(
+    '1.2',
+    'in every step: guess at (x, t), slope (x - guess)/t, move by s - t',
+    lambda f: f(_blobs(), _noised(), _grid()),
+)
 def _(got):
     D = _blobs()
-    right = _walk(_noised(), lambda x, t, s: D(x, t), lambda x, guess, t, s: (x - guess)/t)
+    right = _walk(_noised(), lambda x, t, s: D(x, t), lambda x, guess, t, s: (x - guess) / t)
     return _close(got, right) or _named(got, _wrong_walks(D, _noised()))
 
 # %% ../../nbs/app/05_exercises.ipynb #837271c7
@@ -182,353 +253,557 @@ def _(got):
     if not isinstance(got, str) and torch.as_tensor(got).numel() == 2:
         return 'one number for both axes together'
     want = points.std().item()
-    near = lambda value: abs(float(got) - value) < .012
-    if near(want): return True
-    if near(want**2): return 'that is the variance; the standard deviation is its root'
-    if near(points.abs().max().item()): return (
-        'that is the largest coordinate, and the spread of points that were scaled; these were '
-        'not')
-    if near((points.max() - points.min()).item()): return 'that is the range, not the spread'
+    near = lambda value: abs(float(got) - value) < 0.012
+    if near(want):
+        return True
+    if near(want**2):
+        return 'that is the variance; the standard deviation is its root'
+    if near(points.abs().max().item()):
+        return (
+            'that is the largest coordinate, and the spread of points that were scaled; these were '
+            'not'
+        )
+    if near((points.max() - points.min()).item()):
+        return 'that is the range, not the spread'
     if near(points.norm(dim=1).mean().item()):
         return 'that is the mean distance from the origin; take the spread of the coordinates'
-    if near(80.): return 'that is the noisiest level; the spread of the clean points is asked for'
-    if near(points.mean().item()): return 'that is the mean; take the standard deviation'
+    if near(80.0):
+        return 'that is the noisiest level; the spread of the clean points is asked for'
+    if near(points.mean().item()):
+        return 'that is the mean; take the standard deviation'
     if near(points.square().sum(1).mean().sqrt().item()):
         return 'that is the size of a point in the plane; take the spread of the coordinates'
     if near(points.abs().mean().item()):
         return 'that is the mean size of a coordinate; take the standard deviation'
 
-def _student() -> Sampler: return Sampler(_blobs(), karras_sigmas(2, .1, 20.), False, (2,))
+
+def _student() -> Sampler:
+    return Sampler(_blobs(), karras_sigmas(2, 0.1, 20.0), False, (2,))
+
 
 @cache
-def _end(first: int, scale: float, n: int = 500) -> Tensor: # where the teacher ends
-    noise = scale*sample_noise(range(first, first + n), (2,))
-    return sample(_blobs(), noise, karras_sigmas(16, .1, 20.))
+def _end(first: int, scale: float, n: int = 500) -> Tensor:  # where the teacher ends
+    noise = scale * sample_noise(range(first, first + n), (2,))
+    return sample(_blobs(), noise, karras_sigmas(16, 0.1, 20.0))
+
 
 def _wrong_errors(out: Tensor, want: Tensor, strangers: float) -> dict:
     "Distances with mistakes, by their hints."
     gap = (out - want).double()
     beside = lambda end: paired_error(out, end)
-    noise = 20.*sample_noise(range(500), (2,))
+    noise = 20.0 * sample_noise(range(500), (2,))
     return {
         'still the same: student and teacher draw from different noise, seed by seed': strangers,
-        'the grid is an argument: its first level need not be 80, multiply by sigmas[0]':
-            beside(_end(0, 80.)),
-        'the teacher starts at noise level sigmas[0], so its noise must be multiplied by it':
-            beside(_end(0, 1.)),
+        'the grid is an argument: its first level need not be 80, multiply by sigmas[0]': beside(
+            _end(0, 80.0)
+        ),
+        'the teacher starts at noise level sigmas[0], so its noise '
+        'must be multiplied by it': beside(_end(0, 1.0)),
         'that is the mean of the squares; take its root': (gap.square().mean(), strangers**2),
-        'that is the mean of the absolute differences; take the root of the mean square':
-            gap.abs().mean(),
-        'that is the distance in the plane; take the mean over coordinates, too':
-            (gap.square().sum(1).mean().sqrt(), gap.norm(dim=1).mean()),
+        'that is the mean of the absolute differences; take the root '
+        'of the mean square': gap.abs().mean(),
+        'that is the distance in the plane; take the mean over coordinates, too': (
+            gap.square().sum(1).mean().sqrt(),
+            gap.norm(dim=1).mean(),
+        ),
         'take the mean of the squares before the root, not their sum': gap.norm(),
-        'that is one guess of the teacher; it must walk: sample(teacher, noise, sigmas)':
-            beside(_blobs()(noise, 20.)),
-        'that compares with the noise itself; let the teacher walk from it': beside(noise)}
+        'that is one guess of the teacher; it must walk: sample(teacher, noise, sigmas)': beside(
+            _blobs()(noise, 20.0)
+        ),
+        'that compares with the noise itself; let the teacher walk from it': beside(noise),
+    }
 
-@_exercise('2.2', 'the noise of seeds 0 to n-1 for both, times sigmas[0]; root of the mean square',
-           lambda f: f(_student(), _blobs(), karras_sigmas(16, .1, 20.)))
+
+@_exercise(
+    '2.2',
+    'the noise of seeds 0 to n-1 for both, times sigmas[0]; root of the mean square',
+    lambda f: f(_student(), _blobs(), karras_sigmas(16, 0.1, 20.0)),
+)
 def _(got):
     out = _student().sample(500)
-    want = _end(0, 20.)
-    later = _student().sample(500, seed=500), _end(500, 20.) # another way to make pairs
-    if any(_close(got, paired_error(*pair), 1e-4) for pair in ((out, want), later)): return True
-    if any(_close(got, paired_error(_student().sample(n), _end(0, 20., n)), 1e-4)
-           for n in (64, 100, 128, 200, 256, 1000, 2000, 4000)): return True
-    strangers = paired_error(out, _end(500, 20.))
+    want = _end(0, 20.0)
+    later = _student().sample(500, seed=500), _end(500, 20.0)  # another way to make pairs
+    if any(_close(got, paired_error(*pair), 1e-4) for pair in ((out, want), later)):
+        return True
+    if any(
+        _close(got, paired_error(_student().sample(n), _end(0, 20.0, n)), 1e-4)
+        for n in (64, 100, 128, 200, 256, 1000, 2000, 4000)
+    ):
+        return True
+    strangers = paired_error(out, _end(500, 20.0))
     named = _named(got, _wrong_errors(out, want, strangers), 1e-4)
-    if torch.as_tensor(got).numel() > 1: return 'one number is asked for'
-    if named is None and abs(float(got)/float(strangers) - 1) < .1:
-        return ('that is as far apart as two strangers: sample number i of the student and of the '
-                'teacher must start from the noise of the same seed')
+    if torch.as_tensor(got).numel() > 1:
+        return 'one number is asked for'
+    if named is None and abs(float(got) / float(strangers) - 1) < 0.1:
+        return (
+            'that is as far apart as two strangers: sample number i of the student and of the '
+            'teacher must start from the noise of the same seed'
+        )
     return named
 
 # %% ../../nbs/app/05_exercises.ipynb #eaaeb0bb
-def _at_t(t: float, s: float) -> float: return t
-def _at_s(t: float, s: float) -> float: return s
-def _one(t: float, s: float) -> float: return 1.
+def _at_t(t: float, s: float) -> float:
+    return t
 
-def _heun(first: Callable = _at_t, second: Callable = _at_s, way: float = 1.,
-          mean: Callable = lambda d, e: (d + e)/2) -> Callable:
+
+def _at_s(t: float, s: float) -> float:
+    return s
+
+
+def _one(t: float, s: float) -> float:
+    return 1.0
+
+
+def _heun(
+    first: Callable = _at_t,
+    second: Callable = _at_s,
+    way: float = 1.0,
+    mean: Callable = lambda d, e: (d + e) / 2,
+) -> Callable:
     "Heun's step, or one that divides by other levels, walks the other way, or takes another mean."
+
     def step(D, x, t, s):
-        d = way*(x - D(x, t))/first(t, s)
-        y = x + (s - t)*d
-        return x + (s - t)*mean(d, way*(y - D(y, s))/second(t, s))
+        d = way * (x - D(x, t)) / first(t, s)
+        y = x + (s - t) * d
+        return x + (s - t) * mean(d, way * (y - D(y, s)) / second(t, s))
+
     return step
 
-def _second(slope: Callable, away: float = 1.) -> Callable:
+
+def _second(slope: Callable, away: float = 1.0) -> Callable:
     "Heun's step with another second slope, or whose first step goes another way."
+
     def step(D, x, t, s):
-        d = (x - D(x, t))/t
-        return x + (s - t)*(d + slope(D, x, x + away*(s - t)*d, t, s))/2
+        d = (x - D(x, t)) / t
+        return x + (s - t) * (d + slope(D, x, x + away * (s - t) * d, t, s)) / 2
+
     return step
+
 
 def _euler(D: Callable, x: Tensor, t: float, s: float) -> Tensor:
     return euler_step(x, D(x, t), t, s)
 
-def _halfway(rule: Callable) -> tuple[Callable, ...]: # for both of the levels called the middle
-    middles = (lambda t, s: (t + s)/2, lambda t, s: (t*s)**.5)
+
+def _halfway(rule: Callable) -> tuple[Callable, ...]:  # for both of the levels called the middle
+    middles = (lambda t, s: (t + s) / 2, lambda t, s: (t * s) ** 0.5)
     return tuple(lambda D, x, t, s, m=m: rule(D, x, t, m(t, s), s) for m in middles)
 
-_formula('3.1', 'x + (s - t) times the mean of the two slopes',
-    lambda: [(_blobs(), _noised(), t, s) for t, s in _LEVELS], _heun(), {
-    "that is Euler's step; ask once more, where it landed": _euler,
-    'that is the second slope alone; take the mean of both': _heun(mean=lambda d, e: e),
-    'walk from the start, not from where the first step landed':
-        lambda D, x, t, s: _heun()(D, x, t, s) + _euler(D, x, t, s) - x,
-    'the first step landed at level s: ask there with s, not with t':
-        (_second(lambda D, x, y, t, s: (y - D(y, t))/s),
-         _second(lambda D, x, y, t, s: (y - D(y, t))/t)),
-    'the second slope begins where the first step landed: (y - D(y, s))/s, not (x - D(y, s))/s':
-        _second(lambda D, x, y, t, s: (x - D(y, s))/s),
-    'divide each slope by the level it was asked at':
-        (_heun(second=_at_t), _heun(first=_at_s), _heun(_at_s, _at_t)),
-    'ask the second time where the first step landed, at (y, s), not at (x, s)':
-        tuple(_second(lambda D, x, y, t, s, y_too=y_too, level=level:
-                      ((y if y_too else x) - D(x, s))/level(t, s))
-              for y_too in (False, True) for level in (_at_s, _at_t)),
-    'that is the midpoint rule; Heun asks at the end of the step, not in its middle':
-        _halfway(lambda D, x, t, m, s:
-                 x + (s - t)*(_euler(D, x, t, m) - D(_euler(D, x, t, m), m))/m),
-    'take the mean of the two slopes, not of the two guesses':
-        lambda D, x, t, s: euler_step(x, (D(x, t) + D(_euler(D, x, t, s), s))/2, t, s),
-    'that is two Euler steps of half the length; Heun takes one step with a mean slope':
-        _halfway(lambda D, x, t, m, s: _euler(D, _euler(D, x, t, m), m, s)),
-    'each slope is divided by its level: (x - D(x, t))/t and (y - D(y, s))/s':
-        (_heun(_one, _one), _heun(first=_one), _heun(second=_one), lambda D, x, t, s:
-         x + (s - t)*(x - D(x, t) + _euler(D, x, t, s) - D(_euler(D, x, t, s), s))/2),
-    'that is the step alone; add it to x': lambda D, x, t, s: _heun()(D, x, t, s) - x,
-    'that is the mean slope; the step is x + (s - t) times it':
-        lambda D, x, t, s: (_heun()(D, x, t, s) - x)/(s - t),
-    'nothing has moved: that is x': lambda D, x, t, s: x,
-    'that is the sum of the two slopes; take their mean': _heun(mean=lambda d, e: d + e),
-    'one slope alone is halved: the mean is (d + d2)/2, with parentheses':
-        (_heun(mean=lambda d, e: d + e/2), _heun(mean=lambda d, e: d/2 + e)),
-    'you walk away from the guess: the slope is (x - D)/t, and the level changes by s - t, which '
-    'is negative': (_heun(way=-1.), lambda D, x, t, s: 2*x - _heun()(D, x, t, s),
-                    _second(lambda D, x, y, t, s: (y - D(y, s))/s, away=-1.))})
 
-def _var(sigma: float, std: float) -> float: return std**2 + sigma**2
-def _noise(sigma: float, std: float) -> float: return sigma**2
-def _none(sigma: float, std: float) -> float: return 0.
+_formula(
+    '3.1',
+    'x + (s - t) times the mean of the two slopes',
+    lambda: [(_blobs(), _noised(), t, s) for t, s in _LEVELS],
+    _heun(),
+    {
+        "that is Euler's step; ask once more, where it landed": _euler,
+        'that is the second slope alone; take the mean of both': _heun(mean=lambda d, e: e),
+        'walk from the start, not from where the first step landed': lambda D, x, t, s: (
+            _heun()(D, x, t, s) + _euler(D, x, t, s) - x
+        ),
+        'the first step landed at level s: ask there with s, not with t': (
+            _second(lambda D, x, y, t, s: (y - D(y, t)) / s),
+            _second(lambda D, x, y, t, s: (y - D(y, t)) / t),
+        ),
+        'the second slope begins where the first step landed: (y - '
+        'D(y, s))/s, not (x - D(y, s))/s': _second(lambda D, x, y, t, s: (x - D(y, s)) / s),
+        'divide each slope by the level it was asked at': (
+            _heun(second=_at_t),
+            _heun(first=_at_s),
+            _heun(_at_s, _at_t),
+        ),
+        'ask the second time where the first step landed, at (y, s), not at (x, s)': tuple(
+            _second(
+                lambda D, x, y, t, s, y_too=y_too, level=level: (
+                    ((y if y_too else x) - D(x, s)) / level(t, s)
+                )
+            )
+            for y_too in (False, True)
+            for level in (_at_s, _at_t)
+        ),
+        'that is the midpoint rule; Heun asks at the end of the step, not in its middle': _halfway(
+            lambda D, x, t, m, s: x + (s - t) * (_euler(D, x, t, m) - D(_euler(D, x, t, m), m)) / m
+        ),
+        'take the mean of the two slopes, not of the two guesses': lambda D, x, t, s: euler_step(
+            x, (D(x, t) + D(_euler(D, x, t, s), s)) / 2, t, s
+        ),
+        'that is two Euler steps of half the length; Heun takes one '
+        'step with a mean slope': _halfway(
+            lambda D, x, t, m, s: _euler(D, _euler(D, x, t, m), m, s)
+        ),
+        'each slope is divided by its level: (x - D(x, t))/t and (y - D(y, s))/s': (
+            _heun(_one, _one),
+            _heun(first=_one),
+            _heun(second=_one),
+            lambda D, x, t, s: (
+                x + (s - t) * (x - D(x, t) + _euler(D, x, t, s) - D(_euler(D, x, t, s), s)) / 2
+            ),
+        ),
+        'that is the step alone; add it to x': lambda D, x, t, s: _heun()(D, x, t, s) - x,
+        'that is the mean slope; the step is x + (s - t) times it': lambda D, x, t, s: (
+            (_heun()(D, x, t, s) - x) / (s - t)
+        ),
+        'nothing has moved: that is x': lambda D, x, t, s: x,
+        'that is the sum of the two slopes; take their mean': _heun(mean=lambda d, e: d + e),
+        'one slope alone is halved: the mean is (d + d2)/2, with parentheses': (
+            _heun(mean=lambda d, e: d + e / 2),
+            _heun(mean=lambda d, e: d / 2 + e),
+        ),
+        'you walk away from the guess: the slope is (x - D)/t, and the '
+        'level changes by s - t, which is negative': (
+            _heun(way=-1.0),
+            lambda D, x, t, s: 2 * x - _heun()(D, x, t, s),
+            _second(lambda D, x, y, t, s: (y - D(y, s)) / s, away=-1.0),
+        ),
+    },
+)
 
-def _mixture(spread: Callable = _var, pull: Callable = lambda sigma, std: std**2/_var(sigma, std),
-             guess: Callable = lambda means, gap, pull: means + pull*gap, dim: int = 1,
-             size: Callable = lambda gap: gap.square().sum(-1)) -> Callable:
+
+def _var(sigma: float, std: float) -> float:
+    return std**2 + sigma**2
+
+
+def _noise(sigma: float, std: float) -> float:
+    return sigma**2
+
+
+def _none(sigma: float, std: float) -> float:
+    return 0.0
+
+
+def _mixture(
+    spread: Callable = _var,
+    pull: Callable = lambda sigma, std: std**2 / _var(sigma, std),
+    guess: Callable = lambda means, gap, pull: means + pull * gap,
+    dim: int = 1,
+    size: Callable = lambda gap: gap.square().sum(-1),
+) -> Callable:
     "The guess among blobs, or with another variance in the weights or pull towards x."
+
     def formula(x, sigma, means, std):
         gap = x[:, None] - means
-        weights = (-size(gap)/(2*spread(sigma, std))).softmax(dim)
-        return (weights[..., None]*guess(means, gap, pull(sigma, std))).sum(1)
+        weights = (-size(gap) / (2 * spread(sigma, std))).softmax(dim)
+        return (weights[..., None] * guess(means, gap, pull(sigma, std))).sum(1)
+
     return formula
 
-_formula('3.2', 'both the weights and the guess inside a blob need std**2 + sigma**2',
-    lambda: [(_noised(), sigma, _blobs().means, std) for sigma, std in ((.5, .1), (.7, .3))],
-    lambda x, sigma, means, std: MixtureDenoiser(means, torch.full((8,), std),
-                                                 torch.ones(8))(x, sigma), {
-    'still the same: these are the weights for points without width': _mixture(_noise, _none),
-    'the weights are right; inside a blob the guess is not its middle, it moves towards x':
-        _mixture(pull=_none),
-    'the guess inside a blob is right; the weights still take the blobs for points':
-        _mixture(_noise),
-    'towards x is + (x - means), the other way round you move away from it':
-        _mixture(pull=lambda sigma, std: -std**2/_var(sigma, std)),
-    'the pull towards x is std**2 of the whole variance: little where the noise is large':
-        _mixture(pull=lambda sigma, std: sigma**2/_var(sigma, std)),
-    'the weights need sigma**2, too: how wide is a blob with noise?':
-        (_mixture(lambda sigma, std: std**2, _none), _mixture(lambda sigma, std: std**2)),
-    'the weights are right; the pull towards x is std**2/(std**2 + sigma**2)': (
-        _mixture(pull=lambda sigma, std: std/(std + sigma)), _mixture(pull=lambda sigma, std: 1.)),
-    'the pull towards x is std**2 over the whole variance, not over sigma**2':
-        tuple(_mixture(spread, lambda sigma, std: std**2/sigma**2) for spread in (_var, _noise)),
-    'the pull towards x is std**2/(std**2 + sigma**2), not std alone':
-        (_mixture(pull=lambda sigma, std: std), _mixture(pull=lambda sigma, std: std**2)),
-    'inside a blob add the pull times x - means, not times x':
-        _mixture(guess=lambda means, gap, pull: means + pull*(means + gap)),
-    'the guess inside a blob starts at its middle; means is missing':
-        _mixture(guess=lambda means, gap, pull: pull*gap),
-    'the exponent has the square of the distance, not the distance':
-        (_mixture(size=lambda gap: gap.norm(dim=-1)),
-         _mixture(pull=_none, size=lambda gap: gap.norm(dim=-1))),
-    'the exponent divides by twice the variance, not by twice its root':
-        tuple(_mixture(lambda sigma, std: _var(sigma, std)**.5, **pull)
-              for pull in (dict(pull=_none), {})),
-    'variances add: std**2 + sigma**2, not (std + sigma)**2':
-        (_mixture(lambda sigma, std: (std + sigma)**2),
-         _mixture(lambda sigma, std: (std + sigma)**2, lambda sigma, std: (std/(std + sigma))**2)),
-    'std is a standard deviation: its square is the variance, in both places':
-        _mixture(lambda sigma, std: std + sigma**2, lambda sigma, std: std/(std + sigma**2)),
-    'the exponent of a normal distribution divides by 2 times the variance':
-        _mixture(lambda sigma, std: _var(sigma, std)/2),
-    'the pull towards x is a ratio of variances, std**2/var, not of standard deviations':
-        _mixture(pull=lambda sigma, std: std/_var(sigma, std)**.5),
-    'the weights of one point over all blobs must sum to 1: softmax over blobs': _mixture(dim=0)})
+
+_formula(
+    '3.2',
+    'both the weights and the guess inside a blob need std**2 + sigma**2',
+    lambda: [(_noised(), sigma, _blobs().means, std) for sigma, std in ((0.5, 0.1), (0.7, 0.3))],
+    lambda x, sigma, means, std: MixtureDenoiser(means, torch.full((8,), std), torch.ones(8))(
+        x, sigma
+    ),
+    {
+        'still the same: these are the weights for points without width': _mixture(_noise, _none),
+        'the weights are right; inside a blob the guess is not its '
+        'middle, it moves towards x': _mixture(pull=_none),
+        'the guess inside a blob is right; the weights still take the blobs for points': _mixture(
+            _noise
+        ),
+        'towards x is + (x - means), the other way round you move away from it': _mixture(
+            pull=lambda sigma, std: -(std**2) / _var(sigma, std)
+        ),
+        'the pull towards x is std**2 of the whole variance: little '
+        'where the noise is large': _mixture(pull=lambda sigma, std: sigma**2 / _var(sigma, std)),
+        'the weights need sigma**2, too: how wide is a blob with noise?': (
+            _mixture(lambda sigma, std: std**2, _none),
+            _mixture(lambda sigma, std: std**2),
+        ),
+        'the weights are right; the pull towards x is std**2/(std**2 + sigma**2)': (
+            _mixture(pull=lambda sigma, std: std / (std + sigma)),
+            _mixture(pull=lambda sigma, std: 1.0),
+        ),
+        'the pull towards x is std**2 over the whole variance, not over sigma**2': tuple(
+            _mixture(spread, lambda sigma, std: std**2 / sigma**2) for spread in (_var, _noise)
+        ),
+        'the pull towards x is std**2/(std**2 + sigma**2), not std alone': (
+            _mixture(pull=lambda sigma, std: std),
+            _mixture(pull=lambda sigma, std: std**2),
+        ),
+        'inside a blob add the pull times x - means, not times x': _mixture(
+            guess=lambda means, gap, pull: means + pull * (means + gap)
+        ),
+        'the guess inside a blob starts at its middle; means is missing': _mixture(
+            guess=lambda means, gap, pull: pull * gap
+        ),
+        'the exponent has the square of the distance, not the distance': (
+            _mixture(size=lambda gap: gap.norm(dim=-1)),
+            _mixture(pull=_none, size=lambda gap: gap.norm(dim=-1)),
+        ),
+        'the exponent divides by twice the variance, not by twice its root': tuple(
+            _mixture(lambda sigma, std: _var(sigma, std) ** 0.5, **pull)
+            for pull in (dict(pull=_none), {})
+        ),
+        'variances add: std**2 + sigma**2, not (std + sigma)**2': (
+            _mixture(lambda sigma, std: (std + sigma) ** 2),
+            _mixture(
+                lambda sigma, std: (std + sigma) ** 2, lambda sigma, std: (std / (std + sigma)) ** 2
+            ),
+        ),
+        'std is a standard deviation: its square is the variance, in both places': _mixture(
+            lambda sigma, std: std + sigma**2, lambda sigma, std: std / (std + sigma**2)
+        ),
+        'the exponent of a normal distribution divides by 2 times the variance': _mixture(
+            lambda sigma, std: _var(sigma, std) / 2
+        ),
+        'the pull towards x is a ratio of variances, std**2/var, not '
+        'of standard deviations': _mixture(pull=lambda sigma, std: std / _var(sigma, std) ** 0.5),
+        'the weights of one point over all blobs must sum to 1: softmax over blobs': _mixture(
+            dim=0
+        ),
+    },
+)
 
 # %% ../../nbs/app/05_exercises.ipynb #d168b603
-def _solved(w: SimpleNamespace) -> Tensor: return (w.y - w.r*w.x)/(1 - w.r)
+def _solved(w: SimpleNamespace) -> Tensor:
+    return (w.y - w.r * w.x) / (1 - w.r)
 
-def _mixed(omega: Callable) -> Callable: # a mean of the two guesses
-    return _target(lambda w: w.first + omega(w)*(w.second - w.first))
+
+def _mixed(omega: Callable) -> Callable:  # a mean of the two guesses
+    return _target(lambda w: w.first + omega(w) * (w.second - w.first))
+
 
 def _target(give: Callable = _solved, **other: Callable) -> Callable:
     "The target, or one with another `half`, `second` or `y` on the way; `give` has all of it."
-    way = dict(half=lambda w: euler_step(w.x, w.first, w.t, w.mid),
-               second=lambda w: w.D(w.half, w.mid),
-               y=lambda w: euler_step(w.half, w.second, w.mid, w.end)) | other
+    way = (
+        dict(
+            half=lambda w: euler_step(w.x, w.first, w.t, w.mid),
+            second=lambda w: w.D(w.half, w.mid),
+            y=lambda w: euler_step(w.half, w.second, w.mid, w.end),
+        )
+        | other
+    )
+
     def formula(D, x, t, mid, end):
-        w = SimpleNamespace(D=D, x=x, t=t, mid=mid, end=end, first=D(x, t), r=end/t, q=end/mid)
-        for name, f in way.items(): setattr(w, name, f(w))
+        w = SimpleNamespace(D=D, x=x, t=t, mid=mid, end=end, first=D(x, t), r=end / t, q=end / mid)
+        for name, f in way.items():
+            setattr(w, name, f(w))
         return give(w)
+
     return formula
 
-_formula('4.1', 'two steps of the teacher give y; solve y = x0 + end/t*(x - x0) for x0',
-    lambda: [(_blobs(), _noised(), *levels) for levels in ((2.3, .9, .35), (1.7, .6, .2))],
-    _target(lambda w: progressive_targets(w.y[:, None], w.x, w.t,
-                                          w.x.new_tensor([w.end]))[:, 0]), {
-    "the teacher's last guess is the tempting target, and a long step with it goes too far":
-        _target(lambda w: w.second),
-    'it is an average of the two guesses, but not with equal weights': _mixed(lambda w: .5),
-    'the weights are the wrong way round': _mixed(lambda w: 1 - (1 - w.q)/(1 - w.r)),
-    'omega has the ratio of the second step, end/mid: (1 - end/mid)/(1 - end/t)':
-        _mixed(lambda w: (1 - w.mid/w.t)/(1 - w.r)),
-    'omega is (1 - end/mid)/(1 - end/t); the division by mid is missing':
-        _mixed(lambda w: (1 - w.end)/(1 - w.r)),
-    'the division by 1 - end/t is missing':
-        (_target(lambda w: w.y - w.r*w.x), _mixed(lambda w: 1 - w.q)),
-    'the ratio is end/t, in both places; a division by t is missing':
-        (_target(lambda w: (w.y - w.end*w.x)/(1 - w.end)), _mixed(lambda w: (1 - w.q)/(1 - w.end)),
-         _target(lambda w: (w.y - w.end*w.x)/(1 - w.r)),
-         _target(lambda w: (w.y - w.r*w.x)/(1 - w.end))),
-    'the student steps from t to end: its ratio is end/t, not end/mid':
-        _target(lambda w: (w.y - w.q*w.x)/(1 - w.q)),
-    'subtract end/t*x from the state before you divide': _target(lambda w: w.y/(1 - w.r)),
-    'subtract end/t*x, not the whole of x': _target(lambda w: (w.y - w.x)/(1 - w.r)),
-    'the signs: y - end/t*x above, 1 - end/t below':
-        (_target(lambda w: (w.y + w.r*w.x)/(1 - w.r)), _target(lambda w: (w.y + w.r*w.x)/(1 + w.r)),
-         _target(lambda w: (w.y - w.r*w.x)/(1 + w.r))),
-    'the whole of y - end/t*x is divided: parentheses':
-        _target(lambda w: w.y - w.r*w.x/(1 - w.r)),
-    'upside down: the ratio is end/t, not t/end': _target(lambda w: (w.y - w.x/w.r)/(1 - 1/w.r)),
-    'omega is upside down: (1 - end/mid)/(1 - end/t)': _mixed(lambda w: (1 - w.r)/(1 - w.q)),
-    'the student steps from t to end: its ratio is end/t, not mid/t':
-        _target(lambda w: (w.y - w.mid/w.t*w.x)/(1 - w.mid/w.t)),
-    'that is where the first step of the teacher landed; it takes a second one':
-        _target(lambda w: w.half),
-    'the first step ends at mid: mid/t of x - first is left':
-        (_target(half=lambda w: w.first + 1/w.t*(w.x - w.first)),
-         _target(half=lambda w: w.first + w.mid*(w.x - w.first)),
-         _target(half=lambda w: w.x + (w.mid - w.t)*(w.x - w.first))),
-    'the first step walks away from the guess: mid - t is negative, as it must be':
-        _target(half=lambda w: w.x + (w.t - w.mid)*(w.x - w.first)/w.t),
-    'the second step begins where the first one ended, not at x':
-        _target(y=lambda w: euler_step(w.x, w.second, w.mid, w.end)),
-    'the second step leaves end/mid of half - second; the division by mid is missing':
-        (_target(y=lambda w: w.second + w.end*(w.half - w.second)),
-         _target(y=lambda w: w.half + (w.end - w.mid)*(w.half - w.second))),
-    'the second step begins at mid: divide by mid there, not by t':
-        (_target(y=lambda w: w.second + w.r*(w.half - w.second)),
-         _target(y=lambda w: w.half + (w.end - w.mid)*(w.half - w.second)/w.t)),
-    'the second guess is asked where the first step landed, not at x':
-        _target(second=lambda w: w.D(w.x, w.mid)),
-    'the second guess is asked at level mid, not at t': _target(second=lambda w: w.D(w.half, w.t)),
-    'the second guess is asked at level mid, not at end':
-        _target(second=lambda w: w.D(w.half, w.end)),
-    'that is the state where the student must land; what must it predict to land there?':
-        _target(lambda w: w.y),
-    'the guess at the start is right for one teacher step, not for two':
-        _target(lambda w: w.first)})
+
+_formula(
+    '4.1',
+    'two steps of the teacher give y; solve y = x0 + end/t*(x - x0) for x0',
+    lambda: [(_blobs(), _noised(), *levels) for levels in ((2.3, 0.9, 0.35), (1.7, 0.6, 0.2))],
+    _target(lambda w: progressive_targets(w.y[:, None], w.x, w.t, w.x.new_tensor([w.end]))[:, 0]),
+    {
+        "the teacher's last guess is the tempting target, and a long "
+        'step with it goes too far': _target(lambda w: w.second),
+        'it is an average of the two guesses, but not with equal weights': _mixed(lambda w: 0.5),
+        'the weights are the wrong way round': _mixed(lambda w: 1 - (1 - w.q) / (1 - w.r)),
+        'omega has the ratio of the second step, end/mid: (1 - end/mid)/(1 - end/t)': _mixed(
+            lambda w: (1 - w.mid / w.t) / (1 - w.r)
+        ),
+        'omega is (1 - end/mid)/(1 - end/t); the division by mid is missing': _mixed(
+            lambda w: (1 - w.end) / (1 - w.r)
+        ),
+        'the division by 1 - end/t is missing': (
+            _target(lambda w: w.y - w.r * w.x),
+            _mixed(lambda w: 1 - w.q),
+        ),
+        'the ratio is end/t, in both places; a division by t is missing': (
+            _target(lambda w: (w.y - w.end * w.x) / (1 - w.end)),
+            _mixed(lambda w: (1 - w.q) / (1 - w.end)),
+            _target(lambda w: (w.y - w.end * w.x) / (1 - w.r)),
+            _target(lambda w: (w.y - w.r * w.x) / (1 - w.end)),
+        ),
+        'the student steps from t to end: its ratio is end/t, not end/mid': _target(
+            lambda w: (w.y - w.q * w.x) / (1 - w.q)
+        ),
+        'subtract end/t*x from the state before you divide': _target(lambda w: w.y / (1 - w.r)),
+        'subtract end/t*x, not the whole of x': _target(lambda w: (w.y - w.x) / (1 - w.r)),
+        'the signs: y - end/t*x above, 1 - end/t below': (
+            _target(lambda w: (w.y + w.r * w.x) / (1 - w.r)),
+            _target(lambda w: (w.y + w.r * w.x) / (1 + w.r)),
+            _target(lambda w: (w.y - w.r * w.x) / (1 + w.r)),
+        ),
+        'the whole of y - end/t*x is divided: parentheses': _target(
+            lambda w: w.y - w.r * w.x / (1 - w.r)
+        ),
+        'upside down: the ratio is end/t, not t/end': _target(
+            lambda w: (w.y - w.x / w.r) / (1 - 1 / w.r)
+        ),
+        'omega is upside down: (1 - end/mid)/(1 - end/t)': _mixed(lambda w: (1 - w.r) / (1 - w.q)),
+        'the student steps from t to end: its ratio is end/t, not mid/t': _target(
+            lambda w: (w.y - w.mid / w.t * w.x) / (1 - w.mid / w.t)
+        ),
+        'that is where the first step of the teacher landed; it takes a second one': _target(
+            lambda w: w.half
+        ),
+        'the first step ends at mid: mid/t of x - first is left': (
+            _target(half=lambda w: w.first + 1 / w.t * (w.x - w.first)),
+            _target(half=lambda w: w.first + w.mid * (w.x - w.first)),
+            _target(half=lambda w: w.x + (w.mid - w.t) * (w.x - w.first)),
+        ),
+        'the first step walks away from the guess: mid - t is negative, as it must be': _target(
+            half=lambda w: w.x + (w.t - w.mid) * (w.x - w.first) / w.t
+        ),
+        'the second step begins where the first one ended, not at x': _target(
+            y=lambda w: euler_step(w.x, w.second, w.mid, w.end)
+        ),
+        'the second step leaves end/mid of half - second; the division by mid is missing': (
+            _target(y=lambda w: w.second + w.end * (w.half - w.second)),
+            _target(y=lambda w: w.half + (w.end - w.mid) * (w.half - w.second)),
+        ),
+        'the second step begins at mid: divide by mid there, not by t': (
+            _target(y=lambda w: w.second + w.r * (w.half - w.second)),
+            _target(y=lambda w: w.half + (w.end - w.mid) * (w.half - w.second) / w.t),
+        ),
+        'the second guess is asked where the first step landed, not at x': _target(
+            second=lambda w: w.D(w.x, w.mid)
+        ),
+        'the second guess is asked at level mid, not at t': _target(
+            second=lambda w: w.D(w.half, w.t)
+        ),
+        'the second guess is asked at level mid, not at end': _target(
+            second=lambda w: w.D(w.half, w.end)
+        ),
+        'that is the state where the student must land; what must it '
+        'predict to land there?': _target(lambda w: w.y),
+        'the guess at the start is right for one teacher step, not for two': _target(
+            lambda w: w.first
+        ),
+    },
+)
+
 
 def _wrong_cuts(grid: Tensor) -> dict:
     "Rows with mistakes, by their hints."
     coarse = grid[::2]
     return {
-        'still the same: the next student step must start where the last one ends':
-            grid.unfold(0, 3, 1),
+        'still the same: the next student step must start where the last one ends': grid.unfold(
+            0, 3, 1
+        ),
         'the level in the middle is missing; the teacher stops there': coarse.unfold(0, 2, 1),
         "these are the student's levels in one list; cut a row for each of its steps": coarse,
-        'the window moves by two, as it must, but a row of two levels leaves out where it ends':
-            grid.unfold(0, 2, 2),
-        'cut like this, no step leads from one piece to the next; neighbours share a level':
-            grid.reshape(3, 3),
+        'the window moves by two, as it must, but a row of two levels '
+        'leaves out where it ends': grid.unfold(0, 2, 2),
+        'cut like this, no step leads from one piece to the next; '
+        'neighbours share a level': grid.reshape(3, 3),
         'levels fall: the noisiest first': grid.unfold(0, 3, 2).flip(1),
         'every second student step is missing': grid.unfold(0, 3, 4),
-        'a row has neighbours of the whole grid, where yours leaves the middles out':
-            coarse.unfold(0, 3, 1),
-        'the last student step is missing; rows must reach the last level':
-            (grid[:-1].unfold(0, 3, 2), grid.unfold(0, 3, 1)[:4], grid.unfold(0, 3, 1)[:3]),
+        'a row has neighbours of the whole grid, where yours leaves the middles out': coarse.unfold(
+            0, 3, 1
+        ),
+        'the last student step is missing; rows must reach the last level': (
+            grid[:-1].unfold(0, 3, 2),
+            grid.unfold(0, 3, 1)[:4],
+            grid.unfold(0, 3, 1)[:3],
+        ),
         'the first row must begin at the first level': grid.unfold(0, 3, 1)[1::2],
-        'a row is a student step; you have rows and columns exchanged': grid.unfold(0, 3, 2).T}
+        'a row is a student step; you have rows and columns exchanged': grid.unfold(0, 3, 2).T,
+    }
 
-@_exercise('4.2', 'rows [n/2, 3]; row i holds the levels 2i, 2i + 1 and 2i + 2',
-           lambda f: f(_grid()))
+
+@_exercise(
+    '4.2', 'rows [n/2, 3]; row i holds the levels 2i, 2i + 1 and 2i + 2', lambda f: f(_grid())
+)
 def _(got):
     got = torch.stack([torch.as_tensor(row) for row in got])
-    if _close(got, _grid().unfold(0, 3, 2)): return True
+    if _close(got, _grid().unfold(0, 3, 2)):
+        return True
     shape = None if got.shape[1:] == (3,) else 'each row has three levels: t, m and s'
     return _named(got, _wrong_cuts(_grid())) or shape
 
 # %% ../../nbs/app/05_exercises.ipynb #5ab0ff74
 _PLANS = [(points, asks, afs) for points in (3, 4, 9) for asks in (1, 2) for afs in (False, True)]
 
+
 def _counted(points: int, asks: int, afs: bool) -> int:
     counter = NFECounter(_blobs())
     solver = ('euler', 'heun')[asks - 1]
-    sample(counter, _noised(), karras_sigmas(points - 1, .02, 2.), solver, afs=afs)
+    sample(counter, _noised(), karras_sigmas(points - 1, 0.02, 2.0), solver, afs=afs)
     return counter.nfe
 
-_formula('5.1', 'steps times calls in a step, less the free one', lambda: _PLANS, _counted, {
-    'a grid of n levels has n - 1 steps': lambda p, a, f: p*a - f,
-    'a grid of n levels has n - 1 steps, not n - 2':
-        (lambda p, a, f: (p - 2)*a - f, lambda p, a, f: (p - 2)*a),
-    'with the analytic first step one call is free': lambda p, a, f: (p - 1)*a,
-    'one call is free only with afs; without it every call counts': lambda p, a, f: (p - 1)*a - 1,
-    'a grid of n levels has n - 1 steps, and one call is free only with afs':
-        lambda p, a, f: p*a - 1,
-    'that saves one call, not the whole step: Heun still asks a second time':
-        lambda p, a, f: a*(p - 1 - f),
-    'a grid of n levels has n - 1 steps, and the analytic one saves one call, not the whole step':
-        lambda p, a, f: a*p - a*f,
-    'Heun asks twice in every step': lambda p, a, f: p - 1 - f,
-    'Heun asks twice in every step, and with afs one call is free': lambda p, a, f: p - 1,
-    'one call is free in the first step alone, not in every step': lambda p, a, f: (p - 1)*(a - f),
-    'a grid of n levels has n - 1 steps, and with afs one call is free': lambda p, a, f: p*a,
-    'that is one call too few without afs': lambda p, a, f: (p - 1)*a - 1 + f,
-    'the free step makes it fewer calls, not more': lambda p, a, f: (p - 1)*a + f})
 
-def _paths() -> tuple[Tensor, Tensor, Tensor]: # states [13, 64, 2], their levels, the student's
-    fine = karras_sigmas(12, .02, 20.)
-    return trajectory(_blobs(), 10*_noised().float(), fine).xs, fine, fine[::4]
+_formula(
+    '5.1',
+    'steps times calls in a step, less the free one',
+    lambda: _PLANS,
+    _counted,
+    {
+        'a grid of n levels has n - 1 steps': lambda p, a, f: p * a - f,
+        'a grid of n levels has n - 1 steps, not n - 2': (
+            lambda p, a, f: (p - 2) * a - f,
+            lambda p, a, f: (p - 2) * a,
+        ),
+        'with the analytic first step one call is free': lambda p, a, f: (p - 1) * a,
+        'one call is free only with afs; without it every call counts': lambda p, a, f: (
+            (p - 1) * a - 1
+        ),
+        'a grid of n levels has n - 1 steps, and one call is free only with afs': lambda p, a, f: (
+            p * a - 1
+        ),
+        'that saves one call, not the whole step: Heun still asks a second time': lambda p, a, f: (
+            a * (p - 1 - f)
+        ),
+        'a grid of n levels has n - 1 steps, and the analytic one '
+        'saves one call, not the whole step': lambda p, a, f: a * p - a * f,
+        'Heun asks twice in every step': lambda p, a, f: p - 1 - f,
+        'Heun asks twice in every step, and with afs one call is free': lambda p, a, f: p - 1,
+        'one call is free in the first step alone, not in every step': lambda p, a, f: (
+            (p - 1) * (a - f)
+        ),
+        'a grid of n levels has n - 1 steps, and with afs one call is free': lambda p, a, f: p * a,
+        'that is one call too few without afs': lambda p, a, f: (p - 1) * a - 1 + f,
+        'the free step makes it fewer calls, not more': lambda p, a, f: (p - 1) * a + f,
+    },
+)
+
+
+def _paths() -> tuple[Tensor, Tensor, Tensor]:  # states [13, 64, 2], their levels, the student's
+    fine = karras_sigmas(12, 0.02, 20.0)
+    return trajectory(_blobs(), 10 * _noised().float(), fine).xs, fine, fine[::4]
+
 
 def _losses(iteration: Callable) -> list[float]:
     "What an iteration's losses are for a fresh student, with updates."
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        student = EDMDenoiser(MLP(width=16, depth=1), .7)
-    opt = torch.optim.Adam(student.parameters(), .01)
+        student = EDMDenoiser(MLP(width=16, depth=1), 0.7)
+    opt = torch.optim.Adam(student.parameters(), 0.01)
+
     def update(loss):
         opt.zero_grad()
         loss.backward()
         opt.step()
+
     counter = NFECounter(student)
-    try: found = iteration(counter, *_paths(), update)
+    try:
+        found = iteration(counter, *_paths(), update)
     except RuntimeError as e:
-        if 'backward through the graph' in str(e) or 'inplace' in str(e): return _ATTACHED
+        if 'backward through the graph' in str(e) or 'inplace' in str(e):
+            return _ATTACHED
         raise
-    if counter.nfe == 3: return _CALLED
+    if counter.nfe == 3:
+        return _CALLED
     return None if found is None else [float(loss) for loss in found]
+
 
 _CALLED = 'the first step is analytic: it asks the student nothing, and yours asks three times'
 _ATTACHED = 'the next step must start without gradient: detach the state that the last one ended in'
 
-def _first(x: Tensor, levels: Tensor) -> Tensor: # the analytic step of a grid
+
+def _first(x: Tensor, levels: Tensor) -> Tensor:  # the analytic step of a grid
     return euler_step(x, afs_x0(x, levels[0]), levels[0], levels[1])
 
-def _size(gap: Tensor) -> Tensor: return gap.abs().sum(1).mean()
 
-def _rollout(start: Callable = lambda x, y, n: x, first: Callable | None = None,
-             target: Callable = lambda n: 4*n + 4, size: Callable = _size, train: bool = True):
+def _size(gap: Tensor) -> Tensor:
+    return gap.abs().sum(1).mean()
+
+
+def _rollout(
+    start: Callable = lambda x, y, n: x,
+    first: Callable | None = None,
+    target: Callable = lambda n: 4 * n + 4,
+    size: Callable = _size,
+    train: bool = True,
+):
     "What an iteration of SFD loses; `start` chooses where a step begins, `first` where the walk."
+
     def iteration(student, y, fine, coarse, update):
         x = (first or _first)(y[0], coarse)
         losses = []
@@ -536,102 +811,142 @@ def _rollout(start: Callable = lambda x, y, n: x, first: Callable | None = None,
             x = start(x, y, n)
             x = euler_step(x, student(x, coarse[n]), coarse[n], coarse[n + 1])
             loss = size(x - y[target(n)])
-            if train: update(loss)
+            if train:
+                update(loss)
             losses.append(loss.item())
             x = x.detach()
         return losses
+
     return _losses(iteration)
 
-def _again(x: Tensor, n: int) -> Tensor: # the analytic step before every call
+
+def _again(x: Tensor, n: int) -> Tensor:  # the analytic step before every call
     _, _, coarse = _paths()
-    return x if n == 1 else _first(x, coarse[n - 1:])
+    return x if n == 1 else _first(x, coarse[n - 1 :])
+
 
 def _wrong_starts() -> dict:
     "What iterations lose whose steps begin elsewhere, by their hints."
     _, fine, coarse = _paths()
     return {
-        'the teacher stands at y[4]; the student stands where its analytic step from y[0] led':
-            _rollout(lambda x, y, n: y[4] if n == 1 else x),
-        'the analytic step is missing: from y[0] with afs_x0(y[0], coarse[0]) to coarse[1]':
-            _rollout(first=lambda x, coarse: x),
-        'afs_x0 gives a guess, not a state: take an Euler step with it, to coarse[1]':
-            _rollout(first=lambda x, coarse: afs_x0(x, coarse[0])),
-        'the analytic step ends at coarse[1], the next level of the student, not at fine[1]':
-            _rollout(first=lambda x, coarse: _first(x, fine)),
-        'the analytic step comes once, before the loop, not in it':
-            (_rollout(lambda x, y, n: _first(y[0], coarse)), _rollout(lambda x, y, n: _again(x, n)),
-             _rollout(lambda x, y, n: x if n == 1 else _first(x, coarse))),
-        "still the same: each step starts at the teacher's state, where the student never is":
-            _rollout(lambda x, y, n: y[4*n]),
-        "the first step is right; the second starts where the student landed, not at y[8]":
-            _rollout(lambda x, y, n: x if n == 1 else y[8]),
-        'the first loss is right, the second comes before an update: call update(loss) in the loop':
-            _rollout(train=False)}
+        'the teacher stands at y[4]; the student stands where its '
+        'analytic step from y[0] led': _rollout(lambda x, y, n: y[4] if n == 1 else x),
+        'the analytic step is missing: from y[0] with afs_x0(y[0], '
+        'coarse[0]) to coarse[1]': _rollout(first=lambda x, coarse: x),
+        'afs_x0 gives a guess, not a state: take an Euler step with it, to coarse[1]': _rollout(
+            first=lambda x, coarse: afs_x0(x, coarse[0])
+        ),
+        'the analytic step ends at coarse[1], the next level of the '
+        'student, not at fine[1]': _rollout(first=lambda x, coarse: _first(x, fine)),
+        'the analytic step comes once, before the loop, not in it': (
+            _rollout(lambda x, y, n: _first(y[0], coarse)),
+            _rollout(lambda x, y, n: _again(x, n)),
+            _rollout(lambda x, y, n: x if n == 1 else _first(x, coarse)),
+        ),
+        "still the same: each step starts at the teacher's state, "
+        'where the student never is': _rollout(lambda x, y, n: y[4 * n]),
+        'the first step is right; the second starts where the student '
+        'landed, not at y[8]': _rollout(lambda x, y, n: x if n == 1 else y[8]),
+        'the first loss is right, the second comes before an update: '
+        'call update(loss) in the loop': _rollout(train=False),
+    }
+
 
 def _wrong_losses() -> dict:
     "What iterations lose with another target or loss, by their hints."
     _, _, coarse = _paths()
     return {
-        "the target of step n is the teacher's state at the end of that step, y[4*n + 4]":
-            (_rollout(target=lambda n: 4*n), _rollout(target=lambda n: 4*n + 3),
-             _rollout(target=lambda n: 12)),
-        'y has the levels of the teacher, four to a step of yours: the target is y[4*n + 4]':
-            (_rollout(target=lambda n: n + 1), _rollout(target=lambda n: n)),
-        'sum over the coordinates and average over the batch; you average over both':
-            _rollout(size=lambda gap: gap.abs().mean()),
-        'sum over the coordinates and average over the batch; you sum over both':
-            _rollout(size=lambda gap: gap.abs().sum()),
-        'the loss sums absolute values; yours is the Euclidean distance':
-            (_rollout(size=lambda gap: gap.norm(dim=1).mean()), _rollout(size=Tensor.norm)),
-        'the loss is the absolute difference, not its square':
-            (_rollout(size=lambda gap: gap.square().sum(1).mean()),
-             _rollout(size=lambda gap: gap.square().mean())),
-        'the analytic step divides by sqrt(1 + t**2), not by t: use afs_x0(y[0], coarse[0])':
-            _rollout(first=lambda x, coarse: coarse[1]/coarse[0]*x),
-        'only the first step may start at the noise; later ones start where the last one ended':
-            _rollout(lambda x, y, n: y[0])}
+        "the target of step n is the teacher's state at the end of that step, y[4*n + 4]": (
+            _rollout(target=lambda n: 4 * n),
+            _rollout(target=lambda n: 4 * n + 3),
+            _rollout(target=lambda n: 12),
+        ),
+        'y has the levels of the teacher, four to a step of yours: the target is y[4*n + 4]': (
+            _rollout(target=lambda n: n + 1),
+            _rollout(target=lambda n: n),
+        ),
+        'sum over the coordinates and average over the batch; you average over both': _rollout(
+            size=lambda gap: gap.abs().mean()
+        ),
+        'sum over the coordinates and average over the batch; you sum over both': _rollout(
+            size=lambda gap: gap.abs().sum()
+        ),
+        'the loss sums absolute values; yours is the Euclidean distance': (
+            _rollout(size=lambda gap: gap.norm(dim=1).mean()),
+            _rollout(size=Tensor.norm),
+        ),
+        'the loss is the absolute difference, not its square': (
+            _rollout(size=lambda gap: gap.square().sum(1).mean()),
+            _rollout(size=lambda gap: gap.square().mean()),
+        ),
+        'the analytic step divides by sqrt(1 + t**2), not by t: use '
+        'afs_x0(y[0], coarse[0])': _rollout(first=lambda x, coarse: coarse[1] / coarse[0] * x),
+        'only the first step may start at the noise; later ones start '
+        'where the last one ended': _rollout(lambda x, y, n: y[0]),
+    }
+
 
 @cache
-def _wrong_rollouts() -> dict: return _wrong_starts() | _wrong_losses()
+def _wrong_rollouts() -> dict:
+    return _wrong_starts() | _wrong_losses()
 
-@_exercise('5.2', 'compare with the iteration above: where each step starts, its target, its loss, '
-           'and when update is called', _losses)
+
+@_exercise(
+    '5.2',
+    'compare with the iteration above: where each step starts, its target, its loss, '
+    'and when update is called',
+    _losses,
+)
 def _(got):
-    if got in (_ATTACHED, _CALLED): return got
-    if len(got) != 2: return f'one loss for each of the two calls, please; yours are {len(got)}'
+    if got in (_ATTACHED, _CALLED):
+        return got
+    if len(got) != 2:
+        return f'one loss for each of the two calls, please; yours are {len(got)}'
     return _close(got, _rollout(), 1e-4) or _named(got, _wrong_rollouts(), 1e-4)
 
 # %% ../../nbs/app/05_exercises.ipynb #bde36cec
-def _wide(K: int) -> nn.Linear: # K branches of three outputs
+def _wide(K: int) -> nn.Linear:  # K branches of three outputs
     with torch.random.fork_rng():
         torch.manual_seed(0)
         wide = widen(nn.Linear(5, 3), K)
         with torch.no_grad():
-            for p in wide.parameters(): p.add_(torch.randn(p.shape))
+            for p in wide.parameters():
+                p.add_(torch.randn(p.shape))
     return wide
+
 
 _K = (2, 4)
 
-def _kept_of(take: Callable) -> list: # of the branches of each layer, [7, K, 3] -> [7, 3]
+
+def _kept_of(take: Callable) -> list:  # of the branches of each layer, [7, K, 3] -> [7, 3]
     x = sample_noise(range(7), (5,))
     return [take(_wide(K)(x).detach().unflatten(1, (K, 3))) for K in _K]
+
 
 def _wrong_branches() -> dict:
     "What other layers keep, by their hints."
     return {
         'that is the first branch; the endpoint is the last': _kept_of(lambda out: out[:, 0]),
-        'that is the last of two branches; of K the endpoint has the last three rows':
-            _kept_of(lambda out: out[:, 1]),
-        'branches do not alternate: the first three rows are branch 1, the next three branch 2':
-            (_kept_of(lambda out: out.flatten(1)[:, out.shape[1] - 1::out.shape[1]]),
-             _kept_of(lambda out: out.flatten(1)[:, ::out.shape[1]])),
+        'that is the last of two branches; of K the endpoint has the last three rows': _kept_of(
+            lambda out: out[:, 1]
+        ),
+        'branches do not alternate: the first three rows are branch 1, the next three branch 2': (
+            _kept_of(lambda out: out.flatten(1)[:, out.shape[1] - 1 :: out.shape[1]]),
+            _kept_of(lambda out: out.flatten(1)[:, :: out.shape[1]]),
+        ),
         'one branch is kept, not their mean': _kept_of(lambda out: out.mean(1)),
         'one branch is kept, not their sum': _kept_of(lambda out: out.sum(1)),
-        'the endpoint has the last three rows: layer.weight[-3:]':
-            _kept_of(lambda out: out.flatten(1)[:, -4:-1])}
+        'the endpoint has the last three rows: layer.weight[-3:]': _kept_of(
+            lambda out: out.flatten(1)[:, -4:-1]
+        ),
+    }
 
-@_exercise('6.1', 'the last three rows of weight and bias, in a new nn.Linear(5, 3)',
-           lambda f: [f(_wide(K), K) for K in _K])
+
+@_exercise(
+    '6.1',
+    'the last three rows of weight and bias, in a new nn.Linear(5, 3)',
+    lambda f: [f(_wide(K), K) for K in _K],
+)
 def _(layers):
     x = sample_noise(range(7), (5,))
     got = []
@@ -640,9 +955,12 @@ def _(layers):
             return f'a layer is asked for, such as nn.Linear(5, 3), got {type(new).__name__}'
         got.append(new(x).detach())
         if got[-1].shape != (7, 3):
-            return (f'one branch of three outputs is kept; of K = {K} branches yours keeps '
-                    f'{got[-1].shape[1]} outputs')
-    if _close(got, _kept_of(lambda out: out[:, -1])): return True
+            return (
+                f'one branch of three outputs is kept; of K = {K} branches yours keeps '
+                f'{got[-1].shape[1]} outputs'
+            )
+    if _close(got, _kept_of(lambda out: out[:, -1])):
+        return True
     same = lambda f: all(_close(f(new), f(_wide(K))[-3:]) for new, K in zip(layers, _K))
     if same(lambda layer: layer.weight.detach()):
         return 'the weight is right; the bias has rows, too'
@@ -650,272 +968,394 @@ def _(layers):
         return 'the bias is right; the weight must be that of the same branch'
     return _named(got, _wrong_branches())
 
+
 @cache
 def _path(t: float) -> Trajectory:
-    return trajectory(_blobs(), _noised(), karras_sigmas(16, .1, t), 'heun')
+    return trajectory(_blobs(), _noised(), karras_sigmas(16, 0.1, t), 'heun')
 
-def _segment(t: float) -> tuple: # four states [64, 4, 2], the noise, its level, theirs
+
+def _segment(t: float) -> tuple:  # four states [64, 4, 2], the noise, its level, theirs
     path = _path(t)
     return path.xs[4::4].transpose(0, 1).clone(), _noised(), t, path.sigmas[4::4].clone()
 
-def _off(got: list) -> str: # where the branches' own steps end with these targets
-    off = (branch_states(got[0], *_segment(2.)[1:]) - _segment(2.)[0]).norm(dim=-1).mean(0)
-    return (f'with these, the branches\' own steps end {", ".join(f"{v:.3f}" for v in off)} '
-            f'off their states, where 0 is asked for')
+
+def _off(got: list) -> str:  # where the branches' own steps end with these targets
+    off = (branch_states(got[0], *_segment(2.0)[1:]) - _segment(2.0)[0]).norm(dim=-1).mean(0)
+    return (
+        f"with these, the branches' own steps end {', '.join(f'{v:.3f}' for v in off)} "
+        f'off their states, where 0 is asked for'
+    )
+
 
 def _guess(above: Callable, below: Callable | None = None) -> Callable:
     "The target, with other ratios `[K, 1]` above and below the line."
+
     def formula(states, x, t, levels):
         s = levels[:, None]
-        return (states - above(s, t)*x[:, None])/(1 - (below or above)(s, t))
+        return (states - above(s, t) * x[:, None]) / (1 - (below or above)(s, t))
+
     return formula
 
-def _own(s: Tensor, t: float) -> Tensor: return s/t
-def _last(s: Tensor, t: float) -> Tensor: return s[-1]/t
 
-_formula('6.2', 'the ratio has a row for each branch, to multiply coordinates: levels[:, None]/t; '
-         'and x_t needs an axis for branches: x_t[:, None]',
-         lambda: [_segment(2.), _segment(1.7)], progressive_targets, {
-    'still the same: which level does branch k step to, and which one is used?': _guess(_last),
-    'the level of its own belongs into both: you have it above, and the last one below':
-        _guess(_own, _last),
-    'the level of its own belongs into both: you have it below, and the last one above':
-        _guess(_last, _own),
-    'the ratio is levels/t; the division by t is missing': (
-        _guess(lambda s, t: s), _guess(lambda s, t: s, _own), _guess(_own, lambda s, t: s)),
-    'subtract ratio*x_t from the state before you divide': _guess(lambda s, t: 0., _own),
-    'the state is where the branch must land, not what it must predict':
-        lambda states, x, t, levels: states,
-    'the step takes 1 - s_k/t of the prediction; what you have is still multiplied by that':
-        _guess(_own, lambda s, t: 0.),
-    'upside down: the ratio is levels/t, the level that the step ends at over the one it '
-    'starts at': _guess(lambda s, t: t/s),
-    'every branch steps from t, not from the level of the branch before it':
-        _guess(lambda s, t: s/torch.cat([s.new_tensor([[t]]), s[:-1]])),
-    'that uses the first level for all branches': _guess(lambda s, t: s[0]/t)}, _off)
+def _own(s: Tensor, t: float) -> Tensor:
+    return s / t
+
+
+def _last(s: Tensor, t: float) -> Tensor:
+    return s[-1] / t
+
+
+_formula(
+    '6.2',
+    'the ratio has a row for each branch, to multiply coordinates: levels[:, None]/t; '
+    'and x_t needs an axis for branches: x_t[:, None]',
+    lambda: [_segment(2.0), _segment(1.7)],
+    progressive_targets,
+    {
+        'still the same: which level does branch k step to, and which one is used?': _guess(_last),
+        'the level of its own belongs into both: you have it above, and the last one below': _guess(
+            _own, _last
+        ),
+        'the level of its own belongs into both: you have it below, and the last one above': _guess(
+            _last, _own
+        ),
+        'the ratio is levels/t; the division by t is missing': (
+            _guess(lambda s, t: s),
+            _guess(lambda s, t: s, _own),
+            _guess(_own, lambda s, t: s),
+        ),
+        'subtract ratio*x_t from the state before you divide': _guess(lambda s, t: 0.0, _own),
+        'the state is where the branch must land, not what it must '
+        'predict': lambda states, x, t, levels: states,
+        'the step takes 1 - s_k/t of the prediction; what you have is '
+        'still multiplied by that': _guess(_own, lambda s, t: 0.0),
+        'upside down: the ratio is levels/t, the level that the step ends at over the one it '
+        'starts at': _guess(lambda s, t: t / s),
+        'every branch steps from t, not from the level of the branch before it': _guess(
+            lambda s, t: s / torch.cat([s.new_tensor([[t]]), s[:-1]])
+        ),
+        'that uses the first level for all branches': _guess(lambda s, t: s[0] / t),
+    },
+    _off,
+)
 
 # %% ../../nbs/app/05_exercises.ipynb #8be4e505
-_WITHOUT = [.0751, .0769, .0751, .0754, .0763]
-_WITH = [.0722, .0729, .0718, .0720, .0741]
+_WITHOUT = [0.0751, 0.0769, 0.0751, 0.0754, 0.0763]
+_WITH = [0.0722, 0.0729, 0.0718, 0.0720, 0.0741]
+
 
 def _wrong_widths() -> dict:
     "How many times as wide as it should be an interval with a mistake is, by its hint."
     a, b = torch.tensor(_WITH), torch.tensor(_WITHOUT)
     spread = (a - b).std().item()
-    t = student_t(.95, 4)
+    t = student_t(0.95, 4)
     return {
-        'the error of a mean is smaller than the spread of one value: divide by sqrt(n)': 5**.5,
-        'that is the spread of one difference: t times it over sqrt(n)': 5**.5/t,
-        'the standard deviation of a mean falls with sqrt(n), not with n': 5**-.5,
+        'the error of a mean is smaller than the spread of one value: divide by sqrt(n)': 5**0.5,
+        'that is the spread of one difference: t times it over sqrt(n)': 5**0.5 / t,
+        'the standard deviation of a mean falls with sqrt(n), not with n': 5**-0.5,
         'that is the variance; take the standard deviation of a - b': spread,
-        'the factor 1.96 is for many seeds; with five it is student_t(.95, 4)': 1.96/t,
-        'the standard deviation of a sample divides by n - 1': (4/5)**.5,
-        'n differences leave n - 1 degrees of freedom': student_t(.95, 5)/t,
-        'the root of n is asked for; n - 1 is for student_t': (5/4)**.5,
-        'the factor 2 is for many seeds; with five it is student_t(.95, 4)': 2/t,
-        'the factor t is missing: student_t(.95, 4)': 1/t,
-        'student_t(.95, 4) has both sides in it already; .975 is too wide': student_t(.975, 4)/t,
-        'take the spread of the differences, not of the two arms':
-            (a.var() + b.var()).sqrt().item()/spread,
-        'take the spread of the differences, not of one arm': a.std().item()/spread}
+        'the factor 1.96 is for many seeds; with five it is student_t(.95, 4)': 1.96 / t,
+        'the standard deviation of a sample divides by n - 1': (4 / 5) ** 0.5,
+        'n differences leave n - 1 degrees of freedom': student_t(0.95, 5) / t,
+        'the root of n is asked for; n - 1 is for student_t': (5 / 4) ** 0.5,
+        'the factor 2 is for many seeds; with five it is student_t(.95, 4)': 2 / t,
+        'the factor t is missing: student_t(.95, 4)': 1 / t,
+        'student_t(.95, 4) has both sides in it already; .975 is too wide': student_t(0.975, 4) / t,
+        'take the spread of the differences, not of the two arms': (a.var() + b.var()).sqrt().item()
+        / spread,
+        'take the spread of the differences, not of one arm': a.std().item() / spread,
+    }
 
-@_exercise('7.1', 'a and b are lists: make tensors of them; then the mean of a - b, plus and minus '
-           't times the standard deviation of a - b over sqrt(n)',
-           lambda f: f(list(_WITH), list(_WITHOUT)))
+
+@_exercise(
+    '7.1',
+    'a and b are lists: make tensors of them; then the mean of a - b, plus and minus '
+    't times the standard deviation of a - b over sqrt(n)',
+    lambda f: f(list(_WITH), list(_WITHOUT)),
+)
 def _(got):
     got = torch.tensor([float(v) for v in got])
     want = paired_interval(_WITH, _WITHOUT)
-    if _close(got, [want.mean, want.low, want.high], 1e-7): return True
+    if _close(got, [want.mean, want.low, want.high], 1e-7):
+        return True
     if _close(got.sort().values, sorted([want.mean, want.low, want.high]), 1e-7):
         return 'the numbers are right, their order is not: the mean, the lower end, the upper one'
     if _close(got.sort().values, sorted([-want.mean, -want.low, -want.high]), 1e-7):
         return 'the sign: a - b is asked for, and that is b - a'
     if len(got) == 2 and _close(got, [want.low, want.high], 1e-7):
         return 'three numbers, please: the mean first'
-    if not _close(got[0], want.mean, 1e-7): return 'the mean of a - b, seed by seed'
-    if len(got) < 3 or _close(got[1:].abs(), 2*[want.high - want.mean], 1e-7):
+    if not _close(got[0], want.mean, 1e-7):
+        return 'the mean of a - b, seed by seed'
+    if len(got) < 3 or _close(got[1:].abs(), 2 * [want.high - want.mean], 1e-7):
         return 'return the ends, mean - half and mean + half, not the half-width'
-    mine = (got[2] - got[1]).item()/(want.high - want.low)
+    mine = (got[2] - got[1]).item() / (want.high - want.low)
     wrong = _wrong_widths().items()
-    return next((hint for hint, ratio in wrong if abs(mine/ratio - 1) < .004), None)
+    return next((hint for hint, ratio in wrong if abs(mine / ratio - 1) < 0.004), None)
 
-def _score(K: int, seed: int) -> float: # seeds differ more than the arms do
-    return .05 + .01*(seed*5 % 13) + .001*(K > 1)*(seed % 3 - 1.5)
 
-def _difference(a: list[float], b: list[float]) -> list[float]: return [v - u for u, v in zip(a, b)]
+def _score(K: int, seed: int) -> float:  # seeds differ more than the arms do
+    return 0.05 + 0.01 * (seed * 5 % 13) + 0.001 * (K > 1) * (seed % 3 - 1.5)
 
-def _wrong_differences(arm: list, later: list) -> dict: # scores of both arms; on other seeds
+
+def _difference(a: list[float], b: list[float]) -> list[float]:
+    return [v - u for u, v in zip(a, b)]
+
+
+def _wrong_differences(arm: list, later: list) -> dict:  # scores of both arms; on other seeds
     "Differences with mistakes, by their hints."
     right = _difference(*arm)
     return {
-        'still the same: the two arms of a pair were trained with different seeds':
-            (_difference(arm[0], later[1]), _difference(later[0], arm[1])),
-        'one difference for each seed; the interval needs their spread': sum(right)/6,
-        'the new arm minus the host: below zero must mean that branches help':
-            _difference(*arm[::-1]),
-        'the sign counts: below zero means that branches help, above that they hurt':
-            [abs(gap) for gap in right],
+        'still the same: the two arms of a pair were trained with different seeds': (
+            _difference(arm[0], later[1]),
+            _difference(later[0], arm[1]),
+        ),
+        'one difference for each seed; the interval needs their spread': sum(right) / 6,
+        'the new arm minus the host: below zero must mean that branches help': _difference(
+            *arm[::-1]
+        ),
+        'the sign counts: below zero means that branches help, above that they hurt': [
+            abs(gap) for gap in right
+        ],
         'sorting each list breaks the pairs': _difference(*map(sorted, arm)),
-        'that is relative; take the plain difference':
-            tuple([scale*(v/u - one) for u, v in zip(*arm)]
-                  for scale in (1, 100) for one in (1, 0)),
+        'that is relative; take the plain difference': tuple(
+            [scale * (v / u - one) for u, v in zip(*arm)] for scale in (1, 100) for one in (1, 0)
+        ),
         'that is the new arm alone; subtract run(1, seed)': arm[1],
-        'that is one seed; all of them are asked for': (right[:1], right[0], 6*right[:1]),
-        'the host is run with the same seed as the new arm, not always with the first':
-            [v - arm[0][0] for v in arm[1]],
-        'each run against the host of the same seed, not against all of them':
-            [v - u for v in arm[1] for u in arm[0]]}
+        'that is one seed; all of them are asked for': (right[:1], right[0], 6 * right[:1]),
+        'the host is run with the same seed as the new arm, not always with the first': [
+            v - arm[0][0] for v in arm[1]
+        ],
+        'each run against the host of the same seed, not against all of them': [
+            v - u for v in arm[1] for u in arm[0]
+        ],
+    }
 
-@_exercise('7.2', 'a list with run(4, seed) - run(1, seed) for every seed',
-           lambda f: (lambda got: list(got) if isinstance(got, Iterator) else got)(
-               f(_score, range(6))))
+
+@_exercise(
+    '7.2',
+    'a list with run(4, seed) - run(1, seed) for every seed',
+    lambda f: (lambda got: list(got) if isinstance(got, Iterator) else got)(f(_score, range(6))),
+)
 def _(got):
-    arm, later = ([[_score(K, seed) for seed in range(first, first + 6)] for K in (1, 4)]
-                  for first in (0, 100))
-    if any(_close(got, _difference(*pair), 1e-7) for pair in (arm, later)): return True
+    arm, later = (
+        [[_score(K, seed) for seed in range(first, first + 6)] for K in (1, 4)]
+        for first in (0, 100)
+    )
+    if any(_close(got, _difference(*pair), 1e-7) for pair in (arm, later)):
+        return True
     return _named(got, _wrong_differences(arm, later), 1e-7)
 
 # %% ../../nbs/app/05_exercises.ipynb #a7152d80
 @_exercise('8.1', 'the batch is the whole batch: processes and micro-batches both divide it')
 def _(got):
     return float(got) == 12 or {
-        1.: 'a GPU takes a micro-batch at once, not one image after another',
-        2.: 'that is into how many micro-batches a GPU cuts its part; how many images has one?',
-        4.: 'that is GPUs over micro-batches; where is the batch of 192?',
-        8.: 'that is the number of GPUs; how many images has one?',
-        24.: 'each GPU also cuts its part into two micro-batches',
-        96.: 'eight GPUs share the batch',
-        192.: 'that is the whole batch, of all GPUs together',
-        384.: 'accumulate divides the batch, it does not multiply it',
-        48.: 'each GPU has 24; accumulate=2 halves that, it does not double it',
-        1536.: 'the batch is not one for each GPU: it is the whole one'}.get(float(got))
+        1.0: 'a GPU takes a micro-batch at once, not one image after another',
+        2.0: 'that is into how many micro-batches a GPU cuts its part; how many images has one?',
+        4.0: 'that is GPUs over micro-batches; where is the batch of 192?',
+        8.0: 'that is the number of GPUs; how many images has one?',
+        24.0: 'each GPU also cuts its part into two micro-batches',
+        96.0: 'eight GPUs share the batch',
+        192.0: 'that is the whole batch, of all GPUs together',
+        384.0: 'accumulate divides the batch, it does not multiply it',
+        48.0: 'each GPU has 24; accumulate=2 halves that, it does not double it',
+        1536.0: 'the batch is not one for each GPU: it is the whole one',
+    }.get(float(got))
 
-_formula('8.2', 'sqrt(1 - alpha_bar) of noise for sqrt(alpha_bar) of signal',
-    lambda: [(torch.tensor([.9, .6, .1], dtype=torch.float64),)], sigma_from_alpha_bar, {
-    'still the same: that is the noise in z; x is z divided by sqrt(alpha_bar)':
-        lambda a: (1 - a).sqrt(),
-    'that is the variance of the noise; sigma is its root': lambda a: (1 - a)/a,
-    'upside down: more signal must mean less noise': lambda a: (a/(1 - a)).sqrt(),
-    'that is the variance of the noise in z': lambda a: 1 - a,
-    'x is z divided by sqrt(alpha_bar), not by alpha_bar': lambda a: (1 - a).sqrt()/a,
-    'divide by sqrt(alpha_bar), do not multiply': lambda a: ((1 - a)*a).sqrt(),
-    'alpha_bar is the square of the signal already: no further square':
-        (lambda a: (1 - a**2).sqrt()/a, lambda a: (1 - a**2).sqrt()),
-    'the noise has the scale sqrt(1 - alpha_bar), not 1 - sqrt(alpha_bar)':
-        (lambda a: 1/a.sqrt() - 1, lambda a: 1 - a.sqrt()),
-    'that is the signal-to-noise ratio; noise over signal is asked for': lambda a: a/(1 - a),
-    'that is the scale of the signal': lambda a: a.sqrt(),
-    'that is one over the scale of the signal; the noise is missing': lambda a: (1/a).sqrt()})
+
+_formula(
+    '8.2',
+    'sqrt(1 - alpha_bar) of noise for sqrt(alpha_bar) of signal',
+    lambda: [(torch.tensor([0.9, 0.6, 0.1], dtype=torch.float64),)],
+    sigma_from_alpha_bar,
+    {
+        'still the same: that is the noise in z; x is z divided by sqrt(alpha_bar)': lambda a: (
+            1 - a
+        ).sqrt(),
+        'that is the variance of the noise; sigma is its root': lambda a: (1 - a) / a,
+        'upside down: more signal must mean less noise': lambda a: (a / (1 - a)).sqrt(),
+        'that is the variance of the noise in z': lambda a: 1 - a,
+        'x is z divided by sqrt(alpha_bar), not by alpha_bar': lambda a: (1 - a).sqrt() / a,
+        'divide by sqrt(alpha_bar), do not multiply': lambda a: ((1 - a) * a).sqrt(),
+        'alpha_bar is the square of the signal already: no further square': (
+            lambda a: (1 - a**2).sqrt() / a,
+            lambda a: (1 - a**2).sqrt(),
+        ),
+        'the noise has the scale sqrt(1 - alpha_bar), not 1 - sqrt(alpha_bar)': (
+            lambda a: 1 / a.sqrt() - 1,
+            lambda a: 1 - a.sqrt(),
+        ),
+        'that is the signal-to-noise ratio; noise over signal is asked for': lambda a: a / (1 - a),
+        'that is the scale of the signal': lambda a: a.sqrt(),
+        'that is one over the scale of the signal; the noise is missing': lambda a: (1 / a).sqrt(),
+    },
+)
 
 # %% ../../nbs/app/05_exercises.ipynb #e7a10002
 @_exercise('forecasting.1', 'average the first entry of crps_by_day over the seeds of ARIMA')
 def _(got):
-    rows = read_json(data_dir()/'results'/'forecasting_methods.json')['rows']
-    def days(method): return torch.tensor([r['crps_by_day'] for r in rows if r['method'] == method])
+    rows = read_json(data_dir() / 'results' / 'forecasting_methods.json')['rows']
+
+    def days(method):
+        return torch.tensor([r['crps_by_day'] for r in rows if r['method'] == method])
+
     first = days('ARIMA')
-    return _close(got, first[:, 0].mean(), 5e-4) or _named(got, {
-        'that is the last day; the first is entry 0': first[:, -1].mean(),
-        'that is the second day: Python counts from 0': first[:, 1].mean(),
-        'that is the mean over the week; one day is asked for': first.mean(),
-        'that is one seed; average over all': first[0, 0],
-        'that is their sum; divide by the number of seeds': first[:, 0].sum(),
-        'that is the diffusion teacher, not ARIMA': days('teacher')[:, 0].mean()}, 5e-4)
+    return _close(got, first[:, 0].mean(), 5e-4) or _named(
+        got,
+        {
+            'that is the last day; the first is entry 0': first[:, -1].mean(),
+            'that is the second day: Python counts from 0': first[:, 1].mean(),
+            'that is the mean over the week; one day is asked for': first.mean(),
+            'that is one seed; average over all': first[0, 0],
+            'that is their sum; divide by the number of seeds': first[:, 0].sum(),
+            'that is the diffusion teacher, not ARIMA': days('teacher')[:, 0].mean(),
+        },
+        5e-4,
+    )
+
 
 @_exercise('forecasting.2', 'the windows are those of training; what does Windows.fit measure?')
 def _(got):
     text = str(got).lower()
-    measured = (r'scal(e|ing)|season|std|spread|normali[sz]|deviation|standardi[sz]|'
-                r'(?<!no )varia(n|t)|statistic|\b(the|their|its|and|daily|monthly) means?\b|'
-                r'\bmeans? (and|of|value)|^\W*means?\W*$')
-    if re.search(measured, text): return True
-    named = {'calendar': 'dates are known in advance: nobody has to wait for them',
-             'date': 'dates are known in advance: nobody has to wait for them',
-             'context': 'what a window looks back on ends before 2015, as the window does',
-             'horizon': 'the seven days of every window here lie before 2015',
-             'future': 'the seven days of every window here lie before 2015',
-             'window': 'they are cut from the days before 2015; by what are their values divided?',
-             'x0': 'they are cut from the days before 2015; by what are their values divided?'}
+    measured = (
+        r'scal(e|ing)|season|std|spread|normali[sz]|deviation|standardi[sz]|'
+        r'(?<!no )varia(n|t)|statistic|\b(the|their|its|and|daily|monthly) means?\b|'
+        r'\bmeans? (and|of|value)|^\W*means?\W*$'
+    )
+    if re.search(measured, text):
+        return True
+    named = {
+        'calendar': 'dates are known in advance: nobody has to wait for them',
+        'date': 'dates are known in advance: nobody has to wait for them',
+        'context': 'what a window looks back on ends before 2015, as the window does',
+        'horizon': 'the seven days of every window here lie before 2015',
+        'future': 'the seven days of every window here lie before 2015',
+        'window': 'they are cut from the days before 2015; by what are their values divided?',
+        'x0': 'they are cut from the days before 2015; by what are their values divided?',
+    }
     return next((hint for word, hint in named.items() if word in text), None)
 
+
 def _deviation(values: Tensor, days: int, first: int, reduce: Callable = torch.std) -> Tensor:
-    scores = torch.full(values.shape[1:], 99.)
-    for t in range(days - 1, values.shape[1]): scores[t] = reduce(values[first, t - days + 1:t + 1])
+    scores = torch.full(values.shape[1:], 99.0)
+    for t in range(days - 1, values.shape[1]):
+        scores[t] = reduce(values[first, t - days + 1 : t + 1])
     return scores
 
-def _station() -> Tensor: # three channels of forty days
+
+def _station() -> Tensor:  # three channels of forty days
     return torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).cumsum(1)
 
-@_exercise('anomalies.1', 'compare values[0, t - 6:t + 1] among themselves',
-           lambda f: f(_station().clone()))
+
+@_exercise(
+    'anomalies.1',
+    'compare values[0, t - 6:t + 1] among themselves',
+    lambda f: f(_station().clone()),
+)
 def _(got):
     x = _station()
     biased = _deviation(x, 7, 0, lambda v: v.std(correction=0))
-    if any(_close(got, want) for want in (_deviation(x, 7, 0), biased)): return True
+    if any(_close(got, want) for want in (_deviation(x, 7, 0), biased)):
+        return True
     whole = _deviation(x, 7, 0)
-    return _named(got, {
-        'six days: the slice leaves out its end, so it is t - 6 to t + 1':
-            (_deviation(x, 6, 0), torch.cat([whole[:6], _deviation(x, 6, 0)[6:]])),
-        'eight days: t - 6 to t + 1 are seven':
-            (_deviation(x, 8, 0), torch.cat([whole[:6], _deviation(x, 8, 0)[6:]])),
-        'where there are no seven days yet, 99 is asked for': whole*(whole != 99.),
-        'that is the second channel; the first has index 0': _deviation(x, 7, 1),
-        'all channels; the first alone is asked for': _deviation(x, 7, slice(None)),
-        'that is the variance, its square': whole.where(whole == 99., whole**2),
-        'that is the mean, not how much the days differ': _deviation(x, 7, 0, torch.mean),
-        'these are the days before t; its own counts too':
-            torch.cat([torch.full((1,), 99.), whole[:-1]])})
+    return _named(
+        got,
+        {
+            'six days: the slice leaves out its end, so it is t - 6 to t + 1': (
+                _deviation(x, 6, 0),
+                torch.cat([whole[:6], _deviation(x, 6, 0)[6:]]),
+            ),
+            'eight days: t - 6 to t + 1 are seven': (
+                _deviation(x, 8, 0),
+                torch.cat([whole[:6], _deviation(x, 8, 0)[6:]]),
+            ),
+            'where there are no seven days yet, 99 is asked for': whole * (whole != 99.0),
+            'that is the second channel; the first has index 0': _deviation(x, 7, 1),
+            'all channels; the first alone is asked for': _deviation(x, 7, slice(None)),
+            'that is the variance, its square': whole.where(whole == 99.0, whole**2),
+            'that is the mean, not how much the days differ': _deviation(x, 7, 0, torch.mean),
+            'these are the days before t; its own counts too': torch.cat(
+                [torch.full((1,), 99.0), whole[:-1]]
+            ),
+        },
+    )
+
 
 @_exercise('anomalies.2', 'how long is the training part?')
 def _(got):
     points = float(str(got).replace(',', ''))
     return points == 1200 or {
-        7501.: 'that is the whole signal, with the anomaly in it',
-        6301.: 'that is the test part: its scores are what the threshold must judge',
-        12.: 'that is how many points are labelled; the threshold may not know',
-        7489.: 'to leave out the anomaly alone, one must know where it is',
-        0.: 'a threshold comes from scores; of which part are they allowed?'}.get(points)
+        7501.0: 'that is the whole signal, with the anomaly in it',
+        6301.0: 'that is the test part: its scores are what the threshold must judge',
+        12.0: 'that is how many points are labelled; the threshold may not know',
+        7489.0: 'to leave out the anomaly alone, one must know where it is',
+        0.0: 'a threshold comes from scores; of which part are they allowed?',
+    }.get(points)
 
 # %% ../../nbs/app/05_exercises.ipynb #2e0c0d79
-CAPSTONE = .04 # the largest paired error that passes, in two calls on the spiral
+CAPSTONE = 0.04  # the largest paired error that passes, in two calls on the spiral
+
 
 def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
     "What keeps a student so far away: the walks that it was taught, or its training."
     if about.get('host') != 'sfd':
-        return ('is it the lesson (how far from forty steps does the teacher end in the steps that '
-                'you taught?), or the training (does the loss still fall)?')
+        return (
+            'is it the lesson (how far from forty steps does the teacher end in the steps that '
+            'you taught?), or the training (does the loss still fall)?'
+        )
     cfg = config_of(about)
-    lesson = paired_error(sample(load_teacher('spiral', 'cpu'), cfg.grids[0][0]*noise, cfg.grids[0],
-                                 cfg.solver, afs=cfg.teacher_afs), goal)
-    if lesson >= CAPSTONE and error < 2*lesson:
-        return (f'in cfg.grids[0] the teacher itself ends {lesson:.3f} from forty steps, and no '
-                f'training comes closer: give it a finer grid')
-    if cfg.lr >= .01: return f'most of it is training: a rate of {cfg.lr:g} is too high, lower it'
-    return ('most of it is training: train longer, with a larger batch'
-            + ' or a higher rate'*(cfg.lr < .002))
+    lesson = paired_error(
+        sample(
+            load_teacher('spiral', 'cpu'),
+            cfg.grids[0][0] * noise,
+            cfg.grids[0],
+            cfg.solver,
+            afs=cfg.teacher_afs,
+        ),
+        goal,
+    )
+    if lesson >= CAPSTONE and error < 2 * lesson:
+        return (
+            f'in cfg.grids[0] the teacher itself ends {lesson:.3f} from forty steps, and no '
+            f'training comes closer: give it a finer grid'
+        )
+    if cfg.lr >= 0.01:
+        return f'most of it is training: a rate of {cfg.lr:g} is too high, lower it'
+    return 'most of it is training: train longer, with a larger batch' + ' or a higher rate' * (
+        cfg.lr < 0.002
+    )
+
 
 @cache
-def _judged() -> tuple[Tensor, Tensor]: # noise of seeds that are not those of training, its ends
+def _judged() -> tuple[Tensor, Tensor]:  # noise of seeds that are not those of training, its ends
     noise = sample_noise(range(10**6, 10**6 + 2000), (2,))
     teacher = load_teacher('spiral', 'cpu')
-    return noise, sample(teacher, 80*noise, karras_sigmas(40, .006, 80.), 'dpmpp3m')
+    return noise, sample(teacher, 80 * noise, karras_sigmas(40, 0.006, 80.0), 'dpmpp3m')
 
-@_exercise('capstone', 'give the student that sfd or progressive returned, or that of your own '
-           'loop: cfg.sampler(fold(net)), since fold leaves the last branch')
+
+@_exercise(
+    'capstone',
+    'give the student that sfd or progressive returned, or that of your own '
+    'loop: cfg.sampler(fold(net)), since fold leaves the last branch',
+)
 def _(student):
     if not isinstance(student, Sampler):
         return f'give the student that sfd returned, not {type(student).__name__}'
-    if student.nfe != 2: return f'two network calls are asked for; yours takes {student.nfe}'
+    if student.nfe != 2:
+        return f'two network calls are asked for; yours takes {student.nfe}'
     if tuple(student.shape) != (2,):
         return f'points in the plane are asked for, not {tuple(student.shape)}'
     noise, goal = _judged()
     error = paired_error(student.sample(2000, seed=10**6, batch=2000), goal)
     about = getattr(student, 'about', {})
-    seconds = about.get('seconds', 0) # 0: a loop of one's own
+    seconds = about.get('seconds', 0)  # 0: a loop of one's own
     took = f', trained in {seconds:.0f} s' if seconds else ''
     print(f'{error:.4f} away from the teacher{took}')
     if seconds > 60:
-        return (f'a minute is allowed, and its iterations took {seconds:.0f} s: student.about has '
-                f'the seconds that count, of earlier parts of a resumed run too; if the machine '
-                f'was busy, train again when it is quiet')
-    if error < CAPSTONE: return True
+        return (
+            f'a minute is allowed, and its iterations took {seconds:.0f} s: student.about has '
+            f'the seconds that count, of earlier parts of a resumed run too; if the machine '
+            f'was busy, train again when it is quiet'
+        )
+    if error < CAPSTONE:
+        return True
     return f'below {CAPSTONE:.2f} is asked for; {_why(about, error, noise, goal)}'

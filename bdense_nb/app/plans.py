@@ -34,103 +34,126 @@ __all__ = ['Trial', 'time_iteration', 'growing_trials', 'prolong', 'kept_bytes',
 
 # %% ../../nbs/app/01_plans.ipynb #4307c099
 def time_iteration(
-    model: nn.Module, # trained in place: give a copy
+    model: nn.Module,  # trained in place: give a copy
     step: StepFunction,
-    cfg: TrainConfig, # of the run; its step count and folder do not matter
-    hardware: Hardware = Hardware(), # of the run
-    teacher: Callable | None = None, # what `step` calls
-) -> float: # seconds
+    cfg: TrainConfig,  # of the run; its step count and folder do not matter
+    hardware: Hardware = Hardware(),  # of the run
+    teacher: Callable | None = None,  # what `step` calls
+) -> float:  # seconds
     "What one iteration takes in the real training loop, once warm."
     marks = []
     device = device_of(model)
+
     def marked(model, i):
-        if device.type == 'cuda': torch.cuda.synchronize(device)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
         yield from step(model, i)
+
     short = dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0)
     fit(model, marked, short, show=False, hardware=hardware, teacher=teacher)
     return min(marks[2] - marks[1], marks[3] - marks[2])
 
 # %% ../../nbs/app/01_plans.ipynb #959952d3
 def growing_trials(
-    trial: Callable[[int], tuple[float, ...]], # batch size -> measurements, the first in seconds
-    batch: int, # of the run
-) -> dict[int, tuple[float, ...]]: # batch size -> measurements, ascending; {}: none fits
+    trial: Callable[[int], tuple[float, ...]],  # batch size -> measurements, the first in seconds
+    batch: int,  # of the run
+) -> dict[int, tuple[float, ...]]:  # batch size -> measurements, ascending; {}: none fits
     """Try growing batches until one is the run's own, is slow, or does not fit into the GPU's
     memory; at once the run's own, where that is fast."""
     found = {}
-    sizes = [*(m for m in (2*4**k for k in range(12)) if m < batch), batch]
+    sizes = [*(m for m in (2 * 4**k for k in range(12)) if m < batch), batch]
     fast = False
     while sizes:
         n = sizes.pop(-1 if fast else 0)
-        try: found[n] = trial(n)
+        try:
+            found[n] = trial(n)
         except torch.cuda.OutOfMemoryError:
-            if not fast: break
-            fast = False # some between may fit
+            if not fast:
+                break
+            fast = False  # some between may fit
             continue
         # a line needs two points, if they can be afforded
-        if n == batch or found[n][0] > (5 if len(found) == 1 else .5): break
-        fast = batch in sizes and found[n][0]*batch < .5*n
+        if n == batch or found[n][0] > (5 if len(found) == 1 else 0.5):
+            break
+        fast = batch in sizes and found[n][0] * batch < 0.5 * n
     return found
 
+
 def prolong(
-    found: dict[int, float], # batch size -> measurement, ascending, at least one
-    batch: int, # of the run
+    found: dict[int, float],  # batch size -> measurement, ascending, at least one
+    batch: int,  # of the run
 ) -> float:
     """A measurement at the run's batch: a line through the last two; from a single one, in
     proportion."""
     (n, b), *before = reversed(found.items())
-    if not before: return b*batch/n
+    if not before:
+        return b * batch / n
     m, a = before[0]
-    return b + max((b - a)/(n - m), 0.)*(batch - n)
+    return b + max((b - a) / (n - m), 0.0) * (batch - n)
 
 # %% ../../nbs/app/01_plans.ipynb #443abb42
 def kept_bytes(
     model: nn.Module,
     step: StepFunction,
-) -> int: # without the parameters themselves
+) -> int:  # without the parameters themselves
     "What autograd keeps for the backward pass of one update."
     kept = {}
+
     def keep(t: Tensor) -> Tensor:
         kept[t.untyped_storage()._cdata] = t
         return t
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): next(step(model, 0))
-    for p in model.parameters(): kept.pop(p.untyped_storage()._cdata, None)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        next(step(model, 0))
+    for p in model.parameters():
+        kept.pop(p.untyped_storage()._cdata, None)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
-def device_bytes(device: torch.device) -> int | None: # None where the system does not say
+
+def device_bytes(device: torch.device) -> int | None:  # None where the system does not say
     "All the memory that a device has."
-    if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
-    if device.type == 'meta' or not hasattr(os, 'sysconf'): return None
-    return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    if device.type == 'cuda':
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == 'meta' or not hasattr(os, 'sysconf'):
+        return None
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 # %% ../../nbs/app/01_plans.ipynb #abcf11a7
 def estimate_training(
-    make: Callable[[int], tuple[nn.Module, StepFunction]], # batch size -> model and step
-    batch: int, # of the run
-    cfg: TrainConfig, # of the run
-    hardware: Hardware = Hardware(), # of the run
-    teacher: Callable | None = None, # what the steps call
-) -> dict[str, float | None]: # seconds of an iteration, memory_gb, measured_batch; None: none fits
+    make: Callable[[int], tuple[nn.Module, StepFunction]],  # batch size -> model and step
+    batch: int,  # of the run
+    cfg: TrainConfig,  # of the run
+    hardware: Hardware = Hardware(),  # of the run
+    teacher: Callable | None = None,  # what the steps call
+) -> dict[str, float | None]:  # seconds of an iteration, memory_gb, measured_batch; None: none fits
     """Time and memory of one iteration, measured in the real loop, and prolonged to the run's own
     batch where that is slow."""
     kept = {}
+
     def trial(n: int) -> tuple[float, ...]:
         model, step = make(n)
         device = device_of(model)
-        if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
-        else: kept[n] = kept_bytes(model, step)
-        parts = math.gcd(n, hardware.accumulate) # a small batch may have no more
+        if device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            kept[n] = kept_bytes(model, step)
+        parts = math.gcd(n, hardware.accumulate)  # a small batch may have no more
         how = dataclasses.replace(hardware, accumulate=parts)
         return time_iteration(model, step, cfg, how, teacher), peak_bytes(device)
+
     found = growing_trials(trial, batch)
-    if not found: return dict(seconds=None, memory_gb=None, measured_batch=None)
+    if not found:
+        return dict(seconds=None, memory_gb=None, measured_batch=None)
     last = max(found)
     peaks = {n: peak for n, (_, peak) in found.items()}
     seconds = prolong({n: t for n, (t, _) in found.items()}, batch)
-    if None in peaks.values(): memory = None
-    elif kept: memory = (peaks[last] + prolong(kept, batch) - kept[last])/1e9
-    else: memory = prolong(peaks, batch)/1e9
+    if None in peaks.values():
+        memory = None
+    elif kept:
+        memory = (peaks[last] + prolong(kept, batch) - kept[last]) / 1e9
+    else:
+        memory = prolong(peaks, batch) / 1e9
     return dict(seconds=seconds, memory_gb=memory, measured_batch=last)
 
 # %% ../../nbs/app/01_plans.ipynb #877f0f24
@@ -144,48 +167,70 @@ def _walk_seconds(teacher: nn.Module, cfg: Host, precision: str) -> float:
                 cfg.plan.walk(teacher, cfg.all_seeds)[0].xs.cpu()
     return time.perf_counter() - begin
 
+
 #: a model and the step function that trains it
 Trial = tuple[nn.Module, StepFunction]
 
-def _trial_maker(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
-                 walks: dict[int, float], hardware: Hardware) -> Callable[[int], Trial]:
+
+def _trial_maker(
+    teacher: Callable,
+    cfg: Host,
+    shape: tuple[int, ...],
+    student: NetDenoiser | None,
+    walks: dict[int, float],
+    hardware: Hardware,
+) -> Callable[[int], Trial]:
     "Models and steps of a run by batch; into `walks` go the seconds of the teacher's trajectories."
+
     def make(n):
         model = branched_student(teacher, student, cfg.K, cfg.layer, shape)
         small = cfg.small(n)
         begin = time.perf_counter()
         bank = small.bank(teacher, show=False)
-        if bank is not None: walks[n] = time.perf_counter() - begin
+        if bank is not None:
+            walks[n] = time.perf_counter() - begin
         if bank is not None and device_of(teacher).type != 'cpu':
-            same = not cfg.pool and hardware.teacher_precision == 'same' # a bank is float32
-            walks[n] = _walk_seconds(teacher, small, chosen_precision(
-                hardware.precision, model, device_of(teacher)) if same else 'no')
-        return model, small.step_function(teacher, bank, sample_noise(range(n), shape),
-                                          draw_conditions(model.denoiser, range(n)))
+            same = not cfg.pool and hardware.teacher_precision == 'same'  # a bank is float32
+            walks[n] = _walk_seconds(
+                teacher,
+                small,
+                chosen_precision(hardware.precision, model, device_of(teacher)) if same else 'no',
+            )
+        return model, small.step_function(
+            teacher, bank, sample_noise(range(n), shape), draw_conditions(model.denoiser, range(n))
+        )
+
     return make
 
-def _trial_costs(teacher: Callable, cfg: Host, shape: tuple[int, ...], student: NetDenoiser | None,
-                 hardware: Hardware) -> tuple[dict, float, float | None]:
+
+def _trial_costs(
+    teacher: Callable,
+    cfg: Host,
+    shape: tuple[int, ...],
+    student: NetDenoiser | None,
+    hardware: Hardware,
+) -> tuple[dict, float, float | None]:
     "An iteration, see `estimate_training`; the seconds of all trajectories, and of all iterations."
-    if device_of(student or teacher).type == 'meta': # nothing to measure, but branches must fit
+    if device_of(student or teacher).type == 'meta':  # nothing to measure, but branches must fit
         branched_student(teacher, student, cfg.K, cfg.layer, shape)
-        return dict(seconds=None, memory_gb=None, measured_batch=None), 0., None
+        return dict(seconds=None, memory_gb=None, measured_batch=None), 0.0, None
     walks = {}
     maker = _trial_maker(teacher, cfg, shape, student, walks, hardware)
     one = estimate_training(maker, cfg.batch, cfg.loop, hardware, teacher)
     walks = {n: t for n, t in walks.items() if n <= (one['measured_batch'] or 0)}
-    by_teacher = prolong(walks, cfg.batch)*cfg.n_trajectories/cfg.batch if walks else 0.
-    iterations = len(cfg.rounds or [0])*cfg.loop.steps
-    return one, by_teacher, None if one['seconds'] is None else one['seconds']*iterations
+    by_teacher = prolong(walks, cfg.batch) * cfg.n_trajectories / cfg.batch if walks else 0.0
+    iterations = len(cfg.rounds or [0]) * cfg.loop.steps
+    return one, by_teacher, None if one['seconds'] is None else one['seconds'] * iterations
+
 
 def estimate_run(
-    teacher: Callable, # any denoiser
-    cfg: Host, # of SFD-v: `cfg.at(nfe)`
-    shape: tuple[int, ...] | None = None, # of one sample; SFD's configuration says it
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
+    teacher: Callable,  # any denoiser
+    cfg: Host,  # of SFD-v: `cfg.at(nfe)`
+    shape: tuple[int, ...] | None = None,  # of one sample; SFD's configuration says it
+    student: NetDenoiser | None = None,  # where the student starts; None: as a copy of the teacher
     *,
-    hardware: Hardware = Hardware(), # of the run
-) -> dict: # `Host.cost`, nfe, rounds, seconds, memory_gb, ...; None: unknown, or does not fit
+    hardware: Hardware = Hardware(),  # of the run
+) -> dict:  # `Host.cost`, nfe, rounds, seconds, memory_gb, ...; None: unknown, or does not fit
     """What a run will take on this device, from a few iterations of it.
 
     Nothing is written, the teacher is not touched. The seconds are the teacher's, the student's
@@ -199,59 +244,81 @@ def estimate_run(
     device = device_of(start)
     teacher = frozen_copy(teacher, shape)
     one, by_teacher, by_student = _trial_costs(teacher, cfg, shape, student, hardware)
-    banked = cfg.n_trajectories and bank_megabytes(cfg.plan, cfg.n_trajectories)/1e3
-    return dict(cfg.cost_with(teacher), nfe=cfg.sampler(GaussianDenoiser(0., 1.), shape).nfe,
-                rounds=cfg.rounds,
-                parameters=sum(p.numel() for p in start.parameters()), batch=cfg.batch,
-                measured_batch=one['measured_batch'], seconds_teacher=by_teacher,
-                seconds_student=by_student,
-                seconds=None if by_student is None else by_teacher + by_student,
-                memory_gb=one['memory_gb'], bank_gb=banked, device=str(device),
-                device_gb=(device_bytes(device) or 0)/1e9 or None)
+    banked = cfg.n_trajectories and bank_megabytes(cfg.plan, cfg.n_trajectories) / 1e3
+    return dict(
+        cfg.cost_with(teacher),
+        nfe=cfg.sampler(GaussianDenoiser(0.0, 1.0), shape).nfe,
+        rounds=cfg.rounds,
+        parameters=sum(p.numel() for p in start.parameters()),
+        batch=cfg.batch,
+        measured_batch=one['measured_batch'],
+        seconds_teacher=by_teacher,
+        seconds_student=by_student,
+        seconds=None if by_student is None else by_teacher + by_student,
+        memory_gb=one['memory_gb'],
+        bank_gb=banked,
+        device=str(device),
+        device_gb=(device_bytes(device) or 0) / 1e9 or None,
+    )
 
 # %% ../../nbs/app/01_plans.ipynb #74475bae
 class _Fused(torch.autograd.Function):
     "What fused attention keeps: its inputs and its answer, and no matrix of weights."
+
     @staticmethod
     def forward(ctx, q, k, v):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out)
         return out
 
-def _fused(query, key, value, *args, **kwargs): return _Fused.apply(query, key, value)
 
-def _nowhere(model: nn.Module) -> nn.Module: # a copy without numbers
+def _fused(query, key, value, *args, **kwargs):
+    return _Fused.apply(query, key, value)
+
+
+def _nowhere(model: nn.Module) -> nn.Module:  # a copy without numbers
     place = lambda t: torch.empty_like(t, device='meta')
     memo = {id(p): nn.Parameter(place(p), p.requires_grad) for p in model.parameters()}
     return copied(model, memo | {id(b): place(b) for b in model.buffers()})
 
-def _silent(teacher: nn.Module) -> nn.Module: # asks no network; one condition shows all shapes
+
+def _silent(teacher: nn.Module) -> nn.Module:  # asks no network; one condition shows all shapes
     mute, draw = copy.copy(teacher), getattr(teacher, 'conditions', None)
     mute.forward = lambda x, sigma, cond=None: torch.empty_like(x)
-    if draw is None: return mute
+    if draw is None:
+        return mute
     row = draw(range(1))
     mute.conditions = lambda seeds: map_cond(
-        lambda t: t.new_empty(len(seeds), *t.shape[1:], device='meta'), row)
+        lambda t: t.new_empty(len(seeds), *t.shape[1:], device='meta'), row
+    )
     return mute
 
-def _bytes(*models: nn.Module) -> int: # what several hold together is counted once
+
+def _bytes(*models: nn.Module) -> int:  # what several hold together is counted once
     tensors = [t for m in models for t in (*m.parameters(), *m.buffers())]
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(held.values())
+
 
 def _activations(model: nn.Module, step: StepFunction, hardware: Hardware, half: bool) -> float:
     "What the backward pass of a student without numbers needs, in bytes."
     inputs = 0
     with mock.patch.object(F, 'scaled_dot_product_attention', _fused):
         size = kept_bytes(model, step)
-        if hardware.recompute: # the inputs of all blocks, and what one of them keeps
+        if hardware.recompute:  # the inputs of all blocks, and what one of them keeps
             recompute_blocks(model)
             inputs = kept_bytes(model, step)
-            size = (size - inputs)/len(blocks(model))
-    return inputs + (size/2 + 2*sum(p.numel() for p in model.parameters()) if half else size)
+            size = (size - inputs) / len(blocks(model))
+    return inputs + (size / 2 + 2 * sum(p.numel() for p in model.parameters()) if half else size)
 
-def _trained_on_paper(teacher: NetDenoiser | GuidedDenoiser, cfg: Host, shape: tuple[int, ...],
-                      student: NetDenoiser | None, n: int) -> tuple[nn.Module, StepFunction]:
+
+def _trained_on_paper(
+    teacher: NetDenoiser | GuidedDenoiser,
+    cfg: Host,
+    shape: tuple[int, ...],
+    student: NetDenoiser | None,
+    n: int,
+) -> tuple[nn.Module, StepFunction]:
     "The student of a run and an iteration of n samples, both without numbers."
     source = _nowhere(teacher)
     model = branched_student(source, student and _nowhere(student), cfg.K, cfg.layer, shape)
@@ -259,28 +326,41 @@ def _trained_on_paper(teacher: NetDenoiser | GuidedDenoiser, cfg: Host, shape: t
     noise = sample_noise(range(n), shape)
     return model, cfg.small(n).step_function(_silent(source), None, noise, conditions)
 
-def _trained_bytes(model: nn.Module) -> int: # of the parameters that are trained
+
+def _trained_bytes(model: nn.Module) -> int:  # of the parameters that are trained
     return sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
-def _paper_sizes(teacher: nn.Module, start: nn.Module, model: nn.Module, step: StepFunction,
-                 hardware: Hardware, ema: bool) -> tuple[float, float, float, float]:
+
+def _paper_sizes(
+    teacher: nn.Module,
+    start: nn.Module,
+    model: nn.Module,
+    step: StepFunction,
+    hardware: Hardware,
+    ema: bool,
+) -> tuple[float, float, float, float]:
     "10**9 bytes of weights, of what training holds, of activations, of the copies in 16 bits."
     half = hardware.precision in ('bf16', 'fp16') or (
-        hardware.precision == 'auto' and sum(p.numel() for p in start.parameters()) >= LARGE)
-    anew = _trained_bytes(teacher) # its frozen copy
-    return ((_bytes(teacher, start) + anew)/1e9, (4 + ema)*_trained_bytes(model)/1e9,
-            _activations(model, step, hardware, half)/1e9,
-            2e-9*sum(p.numel() for p in model.parameters())*half)
+        hardware.precision == 'auto' and sum(p.numel() for p in start.parameters()) >= LARGE
+    )
+    anew = _trained_bytes(teacher)  # its frozen copy
+    return (
+        (_bytes(teacher, start) + anew) / 1e9,
+        (4 + ema) * _trained_bytes(model) / 1e9,
+        _activations(model, step, hardware, half) / 1e9,
+        2e-9 * sum(p.numel() for p in model.parameters()) * half,
+    )
+
 
 def memory_on_paper(
-    teacher: NetDenoiser | GuidedDenoiser, # its network may be on the `meta` device
-    cfg: Host, # of SFD-v: `cfg.at(nfe)`
-    shape: tuple[int, ...] | None = None, # of one sample; SFD's configuration says it
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
+    teacher: NetDenoiser | GuidedDenoiser,  # its network may be on the `meta` device
+    cfg: Host,  # of SFD-v: `cfg.at(nfe)`
+    shape: tuple[int, ...] | None = None,  # of one sample; SFD's configuration says it
+    student: NetDenoiser | None = None,  # where the student starts; None: as a copy of the teacher
     *,
     hardware: Hardware = Hardware(),
-    device_gb: float = 80., # of one GPU
-) -> dict: # parameters, trained, memory_gb and its three parts, batch_fits, ...
+    device_gb: float = 80.0,  # of one GPU
+) -> dict:  # parameters, trained, memory_gb and its three parts, batch_fits, ...
     """What a distillation needs on one GPU that is not here: nothing is computed or allocated.
 
     Weights that teacher and student share are counted once, those of a teacher that is not frozen
@@ -291,14 +371,21 @@ def memory_on_paper(
     most samples at a time, leaves a tenth free."""
     start = student or unguided(teacher)
     cfg = cfg.suited(teacher, start)
-    n = cfg.batch//hardware.accumulate
+    n = cfg.batch // hardware.accumulate
     model, step = _trained_on_paper(teacher, cfg, tuple(cfg.shape or shape), student, n)
     sizes = _paper_sizes(teacher, start, model, step, hardware, bool(cfg.loop.ema))
     weights, training, activations, copies = sizes
-    per_sample = (activations - copies)/n
+    per_sample = (activations - copies) / n
     fixed = weights + training + copies
-    return dict(parameters=sum(p.numel() for p in start.parameters()),
-                trained=_trained_bytes(model)//4, batch=cfg.batch, at_once=n,
-                weights_gb=weights, training_gb=training,
-                activations_gb=activations, memory_gb=weights + training + activations,
-                device_gb=device_gb, batch_fits=max(int((.9*device_gb - fixed)/per_sample), 0))
+    return dict(
+        parameters=sum(p.numel() for p in start.parameters()),
+        trained=_trained_bytes(model) // 4,
+        batch=cfg.batch,
+        at_once=n,
+        weights_gb=weights,
+        training_gb=training,
+        activations_gb=activations,
+        memory_gb=weights + training + activations,
+        device_gb=device_gb,
+        batch_fits=max(int((0.9 * device_gb - fixed) / per_sample), 0),
+    )

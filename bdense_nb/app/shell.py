@@ -33,6 +33,7 @@ __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FUL
 @dataclass(frozen=True, kw_only=True)
 class Options:
     "What every command understands."
+
     # answer with one JSON object on standard output; everything else goes to standard error
     json: bool = False
 
@@ -41,84 +42,119 @@ class Options:
         "What a file that a line names sets: options, and names of fields of the configuration."
         return {}, frozenset()
 
+
 @dataclass(frozen=True)
 class Line:
     "What was typed."
-    text: str = '' # all of it, as it is recorded beside results
-    given: frozenset[str] = frozenset() # names of what it sets, or the file of --config
+
+    text: str = ''  # all of it, as it is recorded beside results
+    given: frozenset[str] = frozenset()  # names of what it sets, or the file of --config
+
 
 @dataclass(frozen=True)
 class Command:
     "A command, as the door must know it."
-    run: Callable[..., dict | None] # (options, line, *configurations) -> the answer
-    options: type[Options] # its own options
-    examples: Sequence[tuple[str, str]] = () # arguments, and what they do
-    configs: Callable[[dict[str, str]], Sequence] = lambda said: () # typed -> to be filled
+
+    run: Callable[..., dict | None]  # (options, line, *configurations) -> the answer
+    options: type[Options]  # its own options
+    examples: Sequence[tuple[str, str]] = ()  # arguments, and what they do
+    configs: Callable[[dict[str, str]], Sequence] = lambda said: ()  # typed -> to be filled
     # classes that `configs` may answer with, depending on what was typed
     hosts: Sequence[type] = ()
 
 # %% ../../nbs/app/02_shell.ipynb #f992177a
 #: other names of options; the first one that the command has is meant
-ALSO = {'branches': ['K'], 'preset': ['preset_name'], 'weights': ['branch_weights'],
-        'weights_end': ['branch_weights_end'], 'steps': ['updates'], 'nfe': ['end_steps'],
-        'license': ['licence'], 'root': ['path'], 'shape': ['size'], 'cond': ['conditions']}
+ALSO = {
+    'branches': ['K'],
+    'preset': ['preset_name'],
+    'weights': ['branch_weights'],
+    'weights_end': ['branch_weights_end'],
+    'steps': ['updates'],
+    'nfe': ['end_steps'],
+    'license': ['licence'],
+    'root': ['path'],
+    'shape': ['size'],
+    'cond': ['conditions'],
+}
 #: what the help of every command ends with
-EXITS = ('exit codes: 0 done, 1 something to mend (the last line says what), 2 wrong usage, '
-         '130 interrupted')
+EXITS = (
+    'exit codes: 0 done, 1 something to mend (the last line says what), 2 wrong usage, '
+    '130 interrupted'
+)
 
-def options_of(*parts) -> list[str]: # instances or classes
+
+def options_of(*parts) -> list[str]:  # instances or classes
     "The names of their options."
     return [f.name for part in parts for f in fields(part)]
+
 
 def spelled(args: Sequence[str], options: Iterable[str]) -> list[str]:
     "Arguments with their options as the parser knows them."
     options = set(options)
+
     def one(arg):
         name, equals, value = arg.partition('=')
-        if not name.startswith('--'): return arg
+        if not name.startswith('--'):
+            return arg
         name = name[2:].replace('-', '_')
         known = [o for o in (name, *ALSO.get(name, ())) if o in options]
         return f'--{known[0] if known else name}{equals}{value}'
+
     return [one(arg) for arg in args]
 
-def said(args: Sequence[str]) -> dict[str, str]: # after `spelled`
+
+def said(args: Sequence[str]) -> dict[str, str]:  # after `spelled`
     "Which options a line sets, and the word behind each."
     found = {}
     for arg, after in zip(args, [*args[1:], '']):
         name, equals, value = arg.partition('=')
-        if name.startswith('--'): found[name[2:]] = value if equals else after
+        if name.startswith('--'):
+            found[name[2:]] = value if equals else after
     return found
 
 # %% ../../nbs/app/02_shell.ipynb #17d0875d
 def read_commas(
-    text: str, # one word of the command line
-    kind: Any, # a type that allows a tuple of numbers, and perhaps names or None
+    text: str,  # one word of the command line
+    kind: Any,  # a type that allows a tuple of numbers, and perhaps names or None
 ):
     "'.1,.9' as a tuple, 'linear' as it is."
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     names = [name for k in kinds if get_origin(k) is Literal for name in get_args(k)]
-    if text in names or str in kinds and re.fullmatch('[A-Za-z_]+', text): return text
-    if type(None) in kinds and text.lower() == 'none': return None
+    if text in names or str in kinds and re.fullmatch('[A-Za-z_]+', text):
+        return text
+    if type(None) in kinds and text.lower() == 'none':
+        return None
     number = next(get_args(k)[0] for k in kinds if get_origin(k) is tuple)
-    try: return tuple(number(word) for word in text.split(','))
+    try:
+        return tuple(number(word) for word in text.split(','))
     except ValueError:
-        raise ValueError(f'must be {"".join(f"{name}, " for name in names)}'
-                         f'numbers with commas between, such as 1,2, got {text!r}') from None
+        raise ValueError(
+            f'must be {"".join(f"{name}, " for name in names)}'
+            f'numbers with commas between, such as 1,2, got {text!r}'
+        ) from None
+
 
 def commas_rule(info):
     "For tyro: one word for a tuple."
     kinds = [info.type, *get_args(info.type)]
-    if not any(get_origin(k) is tuple for k in kinds): return None
+    if not any(get_origin(k) is tuple for k in kinds):
+        return None
     from tyro.constructors import PrimitiveConstructorSpec
-    def words(value): return [','.join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return PrimitiveConstructorSpec(1, 'A,B,...', lambda args: read_commas(args[0], info.type),
-                                    lambda value: True, words)
+
+    def words(value):
+        return [','.join(map(str, value)) if isinstance(value, tuple) else str(value)]
+
+    return PrimitiveConstructorSpec(
+        1, 'A,B,...', lambda args: read_commas(args[0], info.type), lambda value: True, words
+    )
 
 # %% ../../nbs/app/02_shell.ipynb #a53538ff
 class Usage(ValueError):
     "The line itself is wrong: exit code 2."
 
-RULE = re.compile(r'^ *-{3,} *\n', re.M) # what tyro draws where no frames can be drawn
+
+RULE = re.compile(r'^ *-{3,} *\n', re.M)  # what tyro draws where no frames can be drawn
+
 
 def check_values(args: Sequence[str]) -> None:
     "Refuse an empty word, and a number that is larger than anything that can be counted."
@@ -130,16 +166,19 @@ def check_values(args: Sequence[str]) -> None:
         if name.startswith('--') and re.fullmatch(r'[-+\d,_]*\d{19,}[-+\d,_]*', value):
             raise ValueError(f'{what} must be a number of at most 18 digits, got {value}')
 
-def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own options, configurations
+
+def parse(name: str, command: Command, args: Sequence[str]) -> tuple:  # own options, configurations
     "Read a command line; help is printed, and a mistake is a `Usage`."
     import tyro
+
     check_values(args)
     own = spelled(args, options_of(command.options))
     asked = bool({'-h', '--help'} & set(args))
-    more, named = ({}, ()) if asked else command.options.stored(name, said(own))
+    more, named = ({}, ()) if asked else command.options.stored(name, said(own))  # a file
     configs = command.configs({} if asked else said([*words(**more), *own]))
-    parts = [(type(c).__name__, tyro.conf.OmitArgPrefixes[type(c)], field(default=c))
-             for c in configs]
+    parts = [
+        (type(c).__name__, tyro.conf.OmitArgPrefixes[type(c)], field(default=c)) for c in configs
+    ]
     kind = make_dataclass(name, [(name, tyro.conf.OmitArgPrefixes[command.options]), *parts])
     known = options_of(command.options, *configs)
     args = spelled(args, known)
@@ -150,42 +189,60 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple: # own opti
     plain = () if asked else (tyro.conf.HelptextFromCommentsOff,)
     try:
         with registry, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            found = tyro.cli(kind, prog=name, description='', args=[*words(**more), *args],
-                             use_underscores=True, config=plain)
+            found = tyro.cli(
+                kind,
+                prog=name,
+                description='',
+                args=[*words(**more), *args],
+                use_underscores=True,
+                config=plain,
+            )
     except SystemExit as e:
-        if e.code and 'Error parsing --' not in text.getvalue(): refused_by_config(e)
-        if e.code: raise Usage(usage_error(text.getvalue(), name, command, known)) from None
+        if e.code and 'Error parsing --' not in text.getvalue():
+            refused_by_config(e)
+        if e.code:
+            raise Usage(usage_error(text.getvalue(), name, command, known)) from None
         print(re.sub(r' *\n', '\n', RULE.sub('', text.getvalue())) + epilog(name, command, known))
         raise
     given = {key.removeprefix('no_') if key not in known else key for key in said(args)}
-    given = given - {'config'} | {*named} # a file stands for what it sets
-    line = Line(' '.join([name, *args]), frozenset(given))
+    line = Line(' '.join([name, *args]), frozenset(given - {'config'} | {*named}))
     return getattr(found, name), line, *(getattr(found, type(c).__name__) for c in configs)
+
 
 def refused_by_config(e: BaseException) -> None:
     "Raise what a configuration's own checks said, if they are behind an error of tyro."
     while e := e.__context__:
-        if isinstance(e, ValueError): raise e from None
+        if isinstance(e, ValueError):
+            raise e from None
+
 
 def usage_error(said: str, name: str, command: Command, known: Sequence[str]) -> str:
     "What is wrong with a command line, and where to look, in one line."
     message = ' '.join(RULE.split(said)[1].split())
     unknown = re.findall(r'--(\w+)', message) if 'nrecognized' in message else []
-    near = unknown and difflib.get_close_matches(unknown[0], known, 1, .75)
+    near = unknown and difflib.get_close_matches(unknown[0], known, 1, 0.75)
     owners = [h.__name__ for h in command.hosts if unknown and unknown[0] in options_of(h)]
-    if owners: message += f'; it belongs to {" and ".join(owners)}: choose another --preset_name'
-    elif near: message += f'; did you mean --{near[0]}?'
+    if owners:
+        message += f'; it belongs to {" and ".join(owners)}: choose another --preset_name'
+    elif near:
+        message += f'; did you mean --{near[0]}?'
     return f'{message} (all options: {name} --help)'
+
 
 def epilog(name: str, command: Command, known: Sequence[str]) -> str:
     "What help ends with."
     lines = ['', 'examples:']
-    for args, does in command.examples: lines += [f'  {name} {args}', f'      {does}']
+    for args, does in command.examples:
+        lines += [f'  {name} {args}', f'      {does}']
     for host in command.hosts:
         if more := [f'--{o}' for o in options_of(host) if o not in known]:
             lines += ['', f'also, with a preset of {host.__name__}: {" ".join(more)}']
-    also = ', '.join(f'--{a} for --{o}' for a, names in ALSO.items() for o in names
-                     if o in known and a not in known)
+    also = ', '.join(
+        f'--{a} for --{o}'
+        for a, names in ALSO.items()
+        for o in names
+        if o in known and a not in known
+    )
     lines += ['', 'options may also be written with - for _' + (f', and {also}' if also else '')]
     return '\n'.join([*lines, EXITS])
 
@@ -194,12 +251,16 @@ def words(*args, **kwargs) -> list[str]:
     "A call from Python as a command line; None: not given."
     found = [str(arg) for arg in args]
     for name, value in kwargs.items():
-        if isinstance(value, bool): found.append(f'--{"" if value else "no_"}{name}')
-        elif isinstance(value, (tuple, list)): found.append(f'--{name}={",".join(map(str, value))}')
-        elif value is not None: found.append(f'--{name}={value}')
+        if isinstance(value, bool):
+            found.append(f'--{"" if value else "no_"}{name}')
+        elif isinstance(value, (tuple, list)):
+            found.append(f'--{name}={",".join(map(str, value))}')
+        elif value is not None:
+            found.append(f'--{name}={value}')
     return found
 
-def call(name: str, command: Command, args: Sequence[str]) -> dict | None: # its answer
+
+def call(name: str, command: Command, args: Sequence[str]) -> dict | None:  # its answer
     "Parse and run."
     options, line, *configs = parse(name, command, args)
     return command.run(options, line, *configs)
@@ -210,43 +271,53 @@ MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 #: modules whose own errors are about files
 LIBRARIES = ('safetensors', 'safetensors_rust', 'sqlalchemy', 'sqlite3', 'optuna', 'PIL', 'torch')
 #: messages of libraries that ran out of memory
-FULL_MEMORY = re.compile("can't allocate|cannot allocate|out of memory|not enough memory|bad_alloc",
-                         re.I)
+FULL_MEMORY = re.compile(
+    "can't allocate|cannot allocate|out of memory|not enough memory|bad_alloc", re.I
+)
 #: messages of libraries that ran out of disk space
 FULL_DISK = re.compile('no space left|os error 28|disk is full|disk I/O error|quota exceeded', re.I)
 #: error numbers of what may not be read or written
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-def explain(e: Exception) -> str | None: # None: a bug, which keeps its traceback
+
+def explain(e: Exception) -> str | None:  # None: a bug, which keeps its traceback
     "What the user can do about an error, in one line."
     text = ' '.join(str(e).split())
     full = isinstance(e, MemoryError) or isinstance(e, RuntimeError) and FULL_MEMORY.search(text)
-    if full and 'Hardware(' not in text: # else the library has said what to do
+    if full and 'Hardware(' not in text:  # else the library has said what to do
         return f'the memory does not suffice ({text[:150] or "MemoryError"}): take a smaller batch'
     foreign = type(e).__module__.split('.')[0] in LIBRARIES
     ours = isinstance(e, ImportError) and (e.name or '').startswith('bdense_nb')
-    if ours or not (foreign or isinstance(e, MENDABLE)): return None
-    if isinstance(e, BrokenPipeError): return 'the work is done, but what read the output has gone'
+    if ours or not (foreign or isinstance(e, MENDABLE)):
+        return None
+    if isinstance(e, BrokenPipeError):
+        return 'the work is done, but what read the output has gone'
     if isinstance(e, (FileExistsError, NotADirectoryError)) and e.filename:
         return f'{e.filename} cannot be a folder: a file is in the way'
-    if isinstance(e, OSError) and e.filename: text = f'{e.filename2 or e.filename}: {e.strerror}'
+    if isinstance(e, OSError) and e.filename:
+        text = f'{e.filename2 or e.filename}: {e.strerror}'
     if isinstance(e, OSError) and e.errno in NO_ACCESS:
         return f'{text}; choose another place, or ask for the permission'
     if FULL_DISK.search(text) and 'make room' not in text:
         return f'{text}; make room on the disk, and run the same command again'
-    if foreign: return f'{type(e).__name__}: {text[:500]}'
+    if foreign:
+        return f'{type(e).__name__}: {text[:500]}'
     return text or type(e).__name__
+
 
 def in_shell(message: str, options: Iterable[str]) -> str:
     "A message of the library in the words of the shell."
+
     def option(m):
         names = [o for o in (m[1], *ALSO.get(m[1], ())) if o in options]
         return f'--{names[0]}' + (f' {m[2]}' if m[2] else '') if names else m[0]
+
     def part(m):
         value = '' if m[2] == 'True' else f' {m[2]}'
         return f'--{m[1]}{value}' if m[1] in options else m[0]
+
     message = re.sub(r'(?<=\bpass )(\w+)=(\d+)\b', part, message)
-    made = r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)' # Hardware(recompute=True)
+    made = r'(?:\w+=)?\b[A-Z]\w*\((\w+)=\'?([^()\']*)\'?\)'  # Hardware(recompute=True)
     message = re.sub(made, part, message)
     return re.sub(r'\b(\w+)=(?:True\b|\'(\w+)\')?(?=[\s,;:)]|\.?(?:\s|$))', option, message)
 
@@ -254,17 +325,22 @@ def in_shell(message: str, options: Iterable[str]) -> str:
 def check_launch(environ: dict[str, str] = os.environ) -> None:
     "Refuse to be one process where several were asked for."
     if 'ACCELERATE_USE_CPU' in environ and 'MASTER_ADDR' in environ and 'WORLD_SIZE' not in environ:
-        raise ValueError('accelerate launch --cpu has started one process alone; several on a CPU '
-                         'are started by: torchrun --nproc_per_node 2 --no-python '
-                         + ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+        raise ValueError(
+            'accelerate launch --cpu has started one process alone; several on a CPU '
+            'are started by: torchrun --nproc_per_node 2 --no-python '
+            + ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        )
+
 
 class Output:
     "Standard output that may be closed or full: the work goes on, and the end says so."
+
     def __init__(self, stream):
         self.stream = stream
         self.error = None
 
-    def __getattr__(self, name): return getattr(self.stream, name)
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         "Write, and remember the first error."
@@ -277,25 +353,34 @@ class Output:
 
     def _try(self, does: Callable, *args) -> None:
         try:
-            if self.error is None: does(*args)
-        except OSError as e: self.error = e
+            if self.error is None:
+                does(*args)
+        except OSError as e:
+            self.error = e
 
     def check(self) -> None:
         "Raise that error."
         self.flush()
-        if self.error: raise self.error
+        if self.error:
+            raise self.error
+
 
 @contextlib.contextmanager
 def interrupts_later() -> Iterator[None]:
     "Ctrl-C waits for the end of the block: half imported, some libraries abort or blame others."
     came = []
     before = signal.getsignal(signal.SIGINT)
-    usual = before is signal.default_int_handler # else it is ignored, or somebody else's
-    if usual: signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try: yield
+    usual = before is signal.default_int_handler  # else it is ignored, or somebody else's
+    if usual:
+        signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
     finally:
-        if usual: signal.signal(signal.SIGINT, before)
-    if came: raise KeyboardInterrupt
+        if usual:
+            signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
 
 def find_command(name: str) -> Command:
     "Import a command, which may take seconds."
@@ -303,61 +388,79 @@ def find_command(name: str) -> Command:
     module = elsewhere.get(name, 'commands')
     return import_module(f'bdense_nb.app.{module}').COMMANDS[name]
 
-def _stopped(name: str, code: int, message: str, answer: Output | None) -> int: # the exit code
+
+def _stopped(name: str, code: int, message: str, answer: Output | None) -> int:  # the exit code
     "Say why a command stopped; also in JSON, if it was asked for and there is one who reads it."
     with contextlib.suppress(OSError):
         print(f'{name}: {message}', file=sys.stderr, flush=True)
         if answer:
-            print(json.dumps(dict(command=name, exit_code=code, error=message)), file=answer,
-                  flush=True)
+            print(
+                json.dumps(dict(command=name, exit_code=code, error=message)),
+                file=answer,
+                flush=True,
+            )
     return code
 
+
 def from_shell(
-    name: str, # of the command
-    args: Sequence[str], # what was typed
-    find: Callable[[str], Command] = find_command, # name -> command
-) -> int: # exit code
+    name: str,  # of the command
+    args: Sequence[str],  # what was typed
+    find: Callable[[str], Command] = find_command,  # name -> command
+) -> int:  # exit code
     "Run a command as a shell asks for it."
     answer = Output(sys.stdout)
     as_json = '--json' in args
     options = []
-    def stop(code, message): return _stopped(name, code, message, answer if as_json else None)
+
+    def stop(code, message):
+        return _stopped(name, code, message, answer if as_json else None)
+
     def warn(message, *where):
         print(f'{name}: note: {in_shell(" ".join(str(message).split()), options)}', file=sys.stderr)
+
     warnings.showwarning = warn
     try:
         check_launch()
-        with interrupts_later(): command = find(name)
+        with interrupts_later():
+            command = find(name)
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
             result = call(name, command, args)
         done = dict(command=name, exit_code=0, **(result or {}))
-        if as_json: print(json.dumps(done), file=answer)
+        if as_json:
+            print(json.dumps(done), file=answer)
         answer.check()
-    except Usage as e: return stop(2, str(e))
-    except KeyboardInterrupt as e: return stop(130, str(e) or 'interrupted')
+    except Usage as e:
+        return stop(2, str(e))
+    except KeyboardInterrupt as e:
+        return stop(130, str(e) or 'interrupted')
     except Exception as e:
-        if (message := explain(e)) is None: raise
+        if (message := explain(e)) is None:
+            raise
         return stop(1, in_shell(message, options))
     return 0
 
 # %% ../../nbs/app/02_shell.ipynb #a247f601
 def program(name: str) -> Callable:
     "The entry point of a command, for a shell and for Python."
+
     def run(*args, **kwargs):
         if args or kwargs or Path(sys.argv[0]).stem != name:
             return call(name, find_command(name), words(*args, **kwargs))
-        os.environ['MPLBACKEND'] = 'agg' # pictures are written, never shown
-        for stream in (sys.stdout, sys.stderr): # an ASCII terminal shows ? for what it lacks
-            if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors='replace')
+        os.environ['MPLBACKEND'] = 'agg'  # pictures are written, never shown
+        for stream in (sys.stdout, sys.stderr):  # an ASCII terminal shows ? for what it lacks
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors='replace')
         code = from_shell(name, sys.argv[1:])
-        with contextlib.suppress(OSError): # what is left for a closed pipe must not fail at exit
+        with contextlib.suppress(OSError):  # what is left for a closed pipe must not fail at exit
             sys.stdout.flush()
             sys.exit(code)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
+
     run.__name__ = run.__qualname__ = name
     return run
+
 
 #: the program of this name
 bdense_demo = program('bdense_demo')

@@ -30,24 +30,26 @@ __all__ = ['NORMAL', 'DETECTOR_SFD', 'FAULTS', 'train_normal', 'branched_student
 
 # %% ../../nbs/applications/02_anomalies.ipynb #5193bc20
 #: how a teacher of what is normal is trained
-NORMAL = TrainConfig(300, 3e-3, schedule='cosine', ema=.99, clip_grad=1.)
+NORMAL = TrainConfig(300, 3e-3, schedule='cosine', ema=0.99, clip_grad=1.0)
 #: how its student is distilled
 DETECTOR_SFD = SFDConfig(nfe=2, K=4, steps=200, batch=64, pool=2048, lr=1e-3, lr_schedule='cosine')
 
+
 def train_normal(
-    series: Series, # without anomalies, as far as one knows
-    windows: Windows, # from `Windows.fit(series, 0, length)`
+    series: Series,  # without anomalies, as far as one knows
+    windows: Windows,  # from `Windows.fit(series, 0, length)`
     cfg: TrainConfig = NORMAL,
-    batch: int = 64, # windows an iteration
-    **how, # width=, blocks=: of the network
-) -> EDMDenoiser: # frozen
+    batch: int = 64,  # windows an iteration
+    **how,  # width=, blocks=: of the network
+) -> EDMDenoiser:  # frozen
     "Train a teacher that knows what windows of a normal signal look like."
     return train_forecaster(series, windows, cfg, batch, **how, show=False)
 
+
 def branched_student_of(
     teacher: EDMDenoiser,
-    cfg: SFDConfig = DETECTOR_SFD, # its shape is the teacher's
-) -> tuple[BranchedDenoiser, Sampler]: # with its branches, frozen; and folded
+    cfg: SFDConfig = DETECTOR_SFD,  # its shape is the teacher's
+) -> tuple[BranchedDenoiser, Sampler]:  # with its branches, frozen; and folded
     "Distil as `sfd` does, and keep the branches, which a finished student has no more."
     shape = teacher.net.sample_shape
     cfg, teacher, model = starting_run(replace(cfg, shape=shape), teacher, None, shape)
@@ -59,66 +61,75 @@ def branched_student_of(
 # %% ../../nbs/applications/02_anomalies.ipynb #7e39417e
 def middle_level(
     sampler: Sampler,
-    sigma: float = .5, # of the scaled data, whose standard deviation is .5
-) -> int: # index into its levels
+    sigma: float = 0.5,  # of the scaled data, whose standard deviation is .5
+) -> int:  # index into its levels
     "The sampler's own noise level nearest to one in the middle; it ends at the last one."
     check_number('sigma', sigma, Within(above=0))
     return int((sampler.sigmas[:-1].log() - torch.tensor(sigma).log()).abs().argmin())
 
+
 def reconstructions(
-    sampler: Sampler, # a teacher at many steps, or a student
-    x0: Tensor, # [B, C, L], scaled windows
-    cond: dict[str, Tensor] | None = None, # their conditions
-    sigma: float = .5, # how much noise they are given, see `middle_level`
-    draws: int = 8, # noises for each window
+    sampler: Sampler,  # a teacher at many steps, or a student
+    x0: Tensor,  # [B, C, L], scaled windows
+    cond: dict[str, Tensor] | None = None,  # their conditions
+    sigma: float = 0.5,  # how much noise they are given, see `middle_level`
+    draws: int = 8,  # noises for each window
     seed: int = 0,
-) -> Tensor: # [draws, B, C, L]
+) -> Tensor:  # [draws, B, C, L]
     "Noise windows to a middle level, and let the sampler walk the rest of its way back."
     first = middle_level(sampler, sigma)
-    return _noised(x0, float(sampler.sigmas[first]), draws, seed, lambda x: sample(
-        sampler.denoiser, x, sampler.sigmas[first:], sampler.solver, cond=cond))
+    return _noised(
+        x0,
+        float(sampler.sigmas[first]),
+        draws,
+        seed,
+        lambda x: sample(sampler.denoiser, x, sampler.sigmas[first:], sampler.solver, cond=cond),
+    )
+
 
 def _noised(x0: Tensor, level: float, draws: int, seed: int, answer: Callable) -> Tensor:
     "What `answer` makes of the windows with each of several noises: the same for all windows."
     check_int('draws', draws, 1)
     eps = sample_noise(range(seed, seed + draws), x0.shape[1:])
-    return torch.stack([answer(x0 + level*e) for e in eps])
+    return torch.stack([answer(x0 + level * e) for e in eps])
+
 
 @torch.no_grad()
 def branch_guesses(
     branched: BranchedDenoiser,
-    sampler: Sampler, # the same student, folded
-    x0: Tensor, # [B, C, L], scaled windows
-    cond: dict[str, Tensor] | None = None, # their conditions
-    sigma: float = .5, # see `middle_level`
-    draws: int = 8, # noises for each window
+    sampler: Sampler,  # the same student, folded
+    x0: Tensor,  # [B, C, L], scaled windows
+    cond: dict[str, Tensor] | None = None,  # their conditions
+    sigma: float = 0.5,  # see `middle_level`
+    draws: int = 8,  # noises for each window
     seed: int = 0,
-) -> Tensor: # [draws, B, K, C, L]
+) -> Tensor:  # [draws, B, K, C, L]
     "What the K branches say of noised windows, in one call each."
     level = float(sampler.sigmas[middle_level(sampler, sigma)])
     return _noised(x0, level, draws, seed, lambda x: branched(x, level, cond))
 
 # %% ../../nbs/applications/02_anomalies.ipynb #2a0dbd0a
 def by_point(
-    scores: Tensor, # [N, L], of the steps of each window
-    starts: Tensor, # [N], where the windows start
-    length: int, # of the series
-) -> Tensor: # [length]; NaN where no window lies
+    scores: Tensor,  # [N, L], of the steps of each window
+    starts: Tensor,  # [N], where the windows start
+    length: int,  # of the series
+) -> Tensor:  # [length]; NaN where no window lies
     "The mean over all windows that a time step lies in."
     places = (starts[:, None] + torch.arange(scores.shape[1])).flatten()
     total = torch.zeros(length).index_add(0, places, scores.flatten().float())
     count = torch.zeros(length).index_add(0, places, torch.ones(len(places)))
-    return total/count
+    return total / count
+
 
 def anomaly_scores(
-    sampler: Sampler, # a teacher at many steps, or a student
+    sampler: Sampler,  # a teacher at many steps, or a student
     series: Series,
-    branched: BranchedDenoiser | None = None, # the student with its branches
-    sigma: float = .5, # see `middle_level`
-    draws: int = 8, # noises for each window, at least 2
-    every: int = 4, # steps from one window to the next
+    branched: BranchedDenoiser | None = None,  # the student with its branches
+    sigma: float = 0.5,  # see `middle_level`
+    draws: int = 8,  # noises for each window, at least 2
+    every: int = 4,  # steps from one window to the next
     seed: int = 0,
-) -> dict[str, Tensor]: # name -> [T], higher is stranger; NaN where nothing is known
+) -> dict[str, Tensor]:  # name -> [T], higher is stranger; NaN where nothing is known
     """How far each time step is from its reconstruction; how much reconstructions from several
     noises differ; and, with branches, how much these disagree. A mean over the channels that are
     known; the first steps of a network that looks back have no score."""
@@ -132,65 +143,86 @@ def anomaly_scores(
     back = reconstructions(sampler, x0, cond, sigma, draws, seed)
     found = dict(reconstruction=(back - x0).abs().mean(0), spread=back.std(0))
     if branched is not None:
-        check_type(branched, BranchedDenoiser, 'branched must be the student with its branches, as '
-                                               '`branched_student_of` gives it')
+        check_type(
+            branched,
+            BranchedDenoiser,
+            'branched must be the student with its branches, as `branched_student_of` gives it',
+        )
         check_int('K of the branches that could disagree', branched.K, 2)
         guesses = branch_guesses(branched, sampler, x0, cond, sigma, draws, seed)
         found['disagreement'] = guesses.std(2).mean(0)
-    each = {name: (s*known).sum(1)/known.sum(1) for name, s in found.items()} # 0/0 in a gap: NaN
+    each = {
+        name: (s * known).sum(1) / known.sum(1) for name, s in found.items()
+    }  # 0/0 in a gap: NaN
     return {name: by_point(s, starts, len(series)) for name, s in each.items()}
 
+
 def roc_auc(
-    labels: Tensor, # [T], 1 in an anomaly and 0 elsewhere
-    scores: Tensor, # [T], higher is stranger
-) -> float: # 1: every step of it scores above all others; .5: chance
+    labels: Tensor,  # [T], 1 in an anomaly and 0 elsewhere
+    scores: Tensor,  # [T], higher is stranger
+) -> float:  # 1: every step of it scores above all others; .5: chance
     "Area under the receiver operating characteristic, by the rank test of scipy."
     inside = labels == 1
-    refuse('', {
-        'labels have to mark some steps, and not all': not 0 < inside.sum() < len(labels),
-        'scores hold NaN: leave out steps without a score': scores.isnan().any()})
-    n = int(inside.sum())*int((~inside).sum())
-    return float(mannwhitneyu(scores[inside], scores[~inside]).statistic)/n
+    refuse(
+        '',
+        (not 0 < inside.sum() < len(labels), 'labels have to mark some steps, and not all'),
+        (scores.isnan().any(), 'scores hold NaN: leave out steps without a score'),
+    )
+    n = int(inside.sum()) * int((~inside).sum())
+    return float(mannwhitneyu(scores[inside], scores[~inside]).statistic) / n
+
 
 def alarm_threshold(
-    scores: Tensor, # [T], of the training part
-    rate: float = .005, # of its steps that may raise an alarm
+    scores: Tensor,  # [T], of the training part
+    rate: float = 0.005,  # of its steps that may raise an alarm
 ) -> float:
     "A threshold from training data alone."
     check_number('rate', rate, Within(above=0, below=1))
-    if scores.isnan().all(): raise ValueError('no step of the training part has a score')
+    if scores.isnan().all():
+        raise ValueError('no step of the training part has a score')
     return float(scores.nanquantile(1 - rate))
 
 # %% ../../nbs/applications/02_anomalies.ipynb #d87d82b9
 def _spiked(x: Tensor, at: int) -> int:
-    x[0, at] += 12.
+    x[0, at] += 12.0
     return 1
 
+
 def _stuck(x: Tensor, at: int) -> int:
-    x[0, at:at + 7] = x[0, at].clone()
+    x[0, at : at + 7] = x[0, at].clone()
     return 7
+
 
 def _offset(x: Tensor, at: int) -> int:
-    x[0, at:at + 7] += 8.
+    x[0, at : at + 7] += 8.0
     return 7
+
 
 def _swapped(x: Tensor, at: int) -> int:
-    x[:2, at:at + 7] = x[:2, at:at + 7].flip(0)
+    x[:2, at : at + 7] = x[:2, at : at + 7].flip(0)
     return 7
 
+
 def _out_of_season(x: Tensor, at: int) -> int:
-    x[:, at:at + 14] = x[:, (at + x.shape[1]//2) % (x.shape[1] - 14):][:, :14].clone()
+    x[:, at : at + 14] = x[:, (at + x.shape[1] // 2) % (x.shape[1] - 14) :][:, :14].clone()
     return 14
 
+
 #: faults of a weather station whose first two channels are the highest and lowest temperature
-FAULTS = {'spike': _spiked, 'stuck': _stuck, 'offset': _offset, 'swapped': _swapped,
-          'out of season': _out_of_season}
+FAULTS = {
+    'spike': _spiked,
+    'stuck': _stuck,
+    'offset': _offset,
+    'swapped': _swapped,
+    'out of season': _out_of_season,
+}
+
 
 def with_fault(
-    series: Series, # [C, T] with C at least 2
-    kind: str, # a key of `FAULTS`
-    seed: int = 0, # of the place
-) -> tuple[Series, Tensor]: # a copy with a fault, and where it is: [T], 1 or 0
+    series: Series,  # [C, T] with C at least 2
+    kind: str,  # a key of `FAULTS`
+    seed: int = 0,  # of the place
+) -> tuple[Series, Tensor]:  # a copy with a fault, and where it is: [T], 1 or 0
     "Plant one fault at a random place."
     check_choice('fault', kind, FAULTS)
     check_int('number of steps', len(series), 61)
@@ -199,8 +231,9 @@ def with_fault(
     at = int(torch.randint(20, len(series) - 40, (), generator=g))
     values = series.values.clone()
     labels = torch.zeros(len(series))
-    labels[at:at + FAULTS[kind](values, at)] = 1
+    labels[at : at + FAULTS[kind](values, at)] = 1
     return replace(series, values=values), labels
+
 
 @functools.cache
 def faults_world() -> World:
@@ -210,14 +243,26 @@ def faults_world() -> World:
     windows = Windows.fit(train, 0, 16, ['year'])
     cases = [with_fault(unseen, kind, place) for kind in FAULTS for place in range(6)]
     shape, n = (3, 16), 1000
+
     @functools.cache
-    def teacher(seed): return train_normal(train, windows, replace(NORMAL, seed=seed))
+    def teacher(seed):
+        return train_normal(train, windows, replace(NORMAL, seed=seed))
+
     def missed(sampler):
-        aucs = [roc_auc(labels, anomaly_scores(sampler, s, draws=4)['reconstruction'])
-                for s, labels in cases]
-        return 1 - sum(aucs)/len(aucs)
-    return World('a weather station, a teacher for each seed; students start as copies of it',
-                 teacher, shape, network=lambda seed, width: None,
-                 data=lambda seed: windows.cut(train),
-                 ends=ReferenceEnds(teacher, shape, n), quality={}, n=n,
-                 work=dict(missed_auc=missed))
+        aucs = [
+            roc_auc(labels, anomaly_scores(sampler, s, draws=4)['reconstruction'])
+            for s, labels in cases
+        ]
+        return 1 - sum(aucs) / len(aucs)
+
+    return World(
+        'a weather station, a teacher for each seed; students start as copies of it',
+        teacher,
+        shape,
+        network=lambda seed, width: None,
+        data=lambda seed: windows.cut(train),
+        ends=ReferenceEnds(teacher, shape, n),
+        quality={},
+        n=n,
+        work=dict(missed_auc=missed),
+    )

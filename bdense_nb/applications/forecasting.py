@@ -30,29 +30,38 @@ __all__ = ['QUICK', 'MEMBERS', 'temporal_denoiser', 'train_forecaster', 'Forecas
 # %% ../../nbs/applications/01_forecasting.ipynb #71f6e5a9
 #: a forecaster of a few years of days, in seconds on a CPU; more iterations learn them by heart:
 #: the number was chosen on 2014, after training on 2012 and 2013 (`tools/forecasting.py`)
-QUICK = TrainConfig(400, 3e-3, schedule='cosine', ema=.99, clip_grad=1.)
+QUICK = TrainConfig(400, 3e-3, schedule='cosine', ema=0.99, clip_grad=1.0)
+
 
 def temporal_denoiser(
-    windows: Windows, # how the series is cut; the network remembers it
-    width: int = 16, # see `TemporalNet`
-    blocks: int = 4, # see `TemporalNet`
-    seed: int = 0, # of the weights
-) -> EDMDenoiser: # untrained
+    windows: Windows,  # how the series is cut; the network remembers it
+    width: int = 16,  # see `TemporalNet`
+    blocks: int = 4,  # see `TemporalNet`
+    seed: int = 0,  # of the weights
+) -> EDMDenoiser:  # untrained
     "A denoiser of windows of a series, given what is known before them."
     torch.manual_seed(seed)
-    net = TemporalNet(len(windows.names), windows.horizon, windows.context, 2*len(windows.periods),
-                      width, blocks, windows.config)
+    net = TemporalNet(
+        len(windows.names),
+        windows.horizon,
+        windows.context,
+        2 * len(windows.periods),
+        width,
+        blocks,
+        windows.config,
+    )
     return EDMDenoiser(net, windows.sigma_data)
 
+
 def train_forecaster(
-    series: Series, # the training part
-    windows: Windows, # from `Windows.fit`
+    series: Series,  # the training part
+    windows: Windows,  # from `Windows.fit`
     cfg: TrainConfig = QUICK,
-    batch: int = 64, # windows an iteration
-    width: int = 16, # see `TemporalNet`
-    blocks: int = 4, # see `TemporalNet`
-    **how, # folder=, show=, hardware=, hooks=: see `train_teacher`
-) -> EDMDenoiser: # frozen; it draws its conditions from the training windows
+    batch: int = 64,  # windows an iteration
+    width: int = 16,  # see `TemporalNet`
+    blocks: int = 4,  # see `TemporalNet`
+    **how,  # folder=, show=, hardware=, hooks=: see `train_teacher`
+) -> EDMDenoiser:  # frozen; it draws its conditions from the training windows
     "Train a teacher that samples windows of a series, given what is known before them."
     windows.check_training(series)
     x0, cond = windows.cut(series)
@@ -66,48 +75,54 @@ def train_forecaster(
 @dataclass(frozen=True)
 class Forecast:
     "Futures of a series, equally likely."
-    samples: Tensor # [n, C, horizon], in the units of the data
-    times: np.ndarray # [horizon], datetime64[s]
-    names: tuple[str, ...] # of the channels
 
-    def quantile(self, levels: Sequence[float]) -> Tensor: # [len(levels), C, horizon]
+    samples: Tensor  # [n, C, horizon], in the units of the data
+    times: np.ndarray  # [horizon], datetime64[s]
+    names: tuple[str, ...]  # of the channels
+
+    def quantile(self, levels: Sequence[float]) -> Tensor:  # [len(levels), C, horizon]
         "Quantiles at every step, of the futures there."
         return self.samples.quantile(torch.tensor(levels), dim=0)
 
+
 def rolling_forecasts(
-    sampler: Sampler, # a teacher at many steps, or a student
+    sampler: Sampler,  # a teacher at many steps, or a student
     series: Series,
-    starts: Sequence[int], # positions in the series at which the forecasts start
-    n: int = 100, # futures each
-    seed: int = 0, # of the first future; the others count on
-    batch: int = 2048, # futures at a time
-) -> Tensor: # [N, n, C, horizon], in the units of the data
+    starts: Sequence[int],  # positions in the series at which the forecasts start
+    n: int = 100,  # futures each
+    seed: int = 0,  # of the first future; the others count on
+    batch: int = 2048,  # futures at a time
+) -> Tensor:  # [N, n, C, horizon], in the units of the data
     "Futures from many origins; a start sees what lies before it, and nothing else."
     windows = Windows.of_sampler(sampler)
     check_int('n', n, 1)
     known = windows.conditions(series, starts)
     if windows.context and not known['mask'].flatten(1).any(1).all():
         raise ValueError(f'nothing is known in the {windows.context} steps before a start')
-    first, = windows.span(series, range(int(min(starts)), int(min(starts)) + 1))
+    (first,) = windows.span(series, range(int(min(starts)), int(min(starts)) + 1))
     if first <= moment_of(windows.until):
-        warnings.warn(f'the forecast of {first} is of a time that training has seen (until '
-                      f'{windows.until}): it says nothing about how good forecasts are',
-                      stacklevel=2)
+        warnings.warn(
+            f'the forecast of {first} is of a time that training has seen (until '
+            f'{windows.until}): it says nothing about how good forecasts are',
+            stacklevel=2,
+        )
     cond = {k: v.repeat_interleave(n, 0) for k, v in known.items()}
-    x = sampler.sample(len(starts)*n, seed, cond, batch).unflatten(0, (-1, n))
+    x = sampler.sample(len(starts) * n, seed, cond, batch).unflatten(0, (-1, n))
     return _unscaled(windows, x, series, starts)
+
 
 def _unscaled(windows: Windows, x: Tensor, series: Series, starts: Sequence[int]) -> Tensor:
     "Windows [N, n, C, horizon] in the units of the data, each at its own time."
     ahead = lambda start: windows.span(series, range(start, start + windows.horizon))
     return torch.stack([windows.unscaled(row, ahead(s)) for row, s in zip(x, starts)])
 
+
 def forecast(
-    sampler: Sampler, # a teacher at many steps, or a student, whose network is a `TemporalNet`
-    context: Series, # what is known; the forecast begins where it ends
-    horizon: int | None = None, # steps; None: as many as the network was trained for
-    n: int = 100, # how many futures are drawn
-    seed: int = 0, # future i depends on seed + i alone
+    sampler: Sampler,  # a teacher at many steps, or a student, whose network is a `TemporalNet`
+    context: Series,  # what is known; the forecast begins where it ends
+    horizon: int | None = None,  # steps; None: as many as the network was trained for
+    n: int = 100,  # how many futures are drawn
+    seed: int = 0,  # future i depends on seed + i alone
     # the moment of the forecast: a context that reaches it is refused; None: where the context ends
     origin: str | np.datetime64 | None = None,
 ) -> Forecast:
@@ -120,114 +135,138 @@ def forecast(
     times = windows.span(context, range(end, end + horizon))
     last = context.times[-1]
     origin = times[0] if origin is None else moment_of(origin)
-    refuse('the context', {
-        f'reaches to {last}, and the forecast is made at {origin}: it would know its own future; '
-        f'pass context.before({str(origin)!r})': last >= origin,
-        f'ends at {last}, so its forecast starts at {times[0]}, not at {origin}':
-            times[0] != origin})
+    refuse(
+        'the context',
+        (
+            last >= origin,
+            f'reaches to {last}, and the forecast is made at {origin}: it would know its own '
+            f'future; pass context.before({str(origin)!r})',
+        ),
+        (
+            times[0] != origin,
+            f'ends at {last}, so its forecast starts at {times[0]}, not at {origin}',
+        ),
+    )
     futures = rolling_forecasts(sampler, context, [end], n, seed)[0]
     return Forecast(futures[..., :horizon], times, context.names)
 
 # %% ../../nbs/applications/01_forecasting.ipynb #7d924629
 def teacher_sampler(
     teacher: EDMDenoiser,
-    nfe: int = 24, # network calls
+    nfe: int = 24,  # network calls
 ) -> Sampler:
     "A forecaster that takes many steps, on the noise levels that its students end at."
-    return Sampler(teacher, karras_sigmas(nfe, .006, 80.), False, teacher.net.sample_shape,
-                   solver='dpmpp3m')
+    return Sampler(
+        teacher, karras_sigmas(nfe, 0.006, 80.0), False, teacher.net.sample_shape, solver='dpmpp3m'
+    )
+
 
 def show_forecast(
-    ax, # of matplotlib
-    context: Series, # what was known
+    ax,  # of matplotlib
+    context: Series,  # what was known
     found: Forecast,
-    truth: Series | None = None, # what came, if it is known
-    channel: int = 0, # which series of those side by side
-    back: int = 21, # steps of the context that are shown
+    truth: Series | None = None,  # what came, if it is known
+    channel: int = 0,  # which series of those side by side
+    back: int = 21,  # steps of the context that are shown
 ) -> None:
     "A fan: the median, and the central 50 and 90 % of the futures."
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     check_int('channel', channel, 0, len(found.names) - 1)
-    quantiles = found.quantile([.05, .25, .5, .75, .95])[:, channel]
+    quantiles = found.quantile([0.05, 0.25, 0.5, 0.75, 0.95])[:, channel]
     ax.plot(context.times[-back:], context.shown[channel, -back:], 'k', lw=1)
     band = dict(color='C0', lw=0)
-    ax.fill_between(found.times, quantiles[0], quantiles[4], alpha=.2, label='90 %', **band)
-    ax.fill_between(found.times, quantiles[1], quantiles[3], alpha=.35, label='50 %', **band)
+    ax.fill_between(found.times, quantiles[0], quantiles[4], alpha=0.2, label='90 %', **band)
+    ax.fill_between(found.times, quantiles[1], quantiles[3], alpha=0.35, label='50 %', **band)
     ax.plot(found.times, quantiles[2], color='C0', lw=1.5, label='median')
     if truth is not None:
-        came = truth.after(found.times[0])[:len(found.times)]
+        came = truth.after(found.times[0])[: len(found.times)]
         ax.plot(came.times, came.shown[channel], 'k.', ms=4, label='what came')
     locator = AutoDateLocator(minticks=2, maxticks=5)
     ax.xaxis.set_major_locator(locator)
     days = ('%d %b', '%d %b', '%H:%M', '%H:%M')
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(
-        locator, formats=('%Y', '%b', days[0], *days[2:], '%S.%f'),
-        zero_formats=('', '%b %Y', *days), show_offset=False))
+    ax.xaxis.set_major_formatter(
+        ConciseDateFormatter(
+            locator,
+            formats=('%Y', '%b', days[0], *days[2:], '%S.%f'),
+            zero_formats=('', '%b %Y', *days),
+            show_offset=False,
+        )
+    )
     ax.tick_params(axis='x', labelsize=7)
 
 # %% ../../nbs/applications/01_forecasting.ipynb #5ffe7f6e
 def forecast_scores(
-    futures: Tensor, # [N, n, horizon], of one channel, from N origins
-    truth: Tensor, # [N, horizon], what came
-    naive: float, # mean absolute error of the naive forecast in training, for MASE
-) -> dict[str, float]: # lower is better
+    futures: Tensor,  # [N, n, horizon], of one channel, from N origins
+    truth: Tensor,  # [N, horizon], what came
+    naive: float,  # mean absolute error of the naive forecast in training, for MASE
+) -> dict[str, float]:  # lower is better
     """CRPS of each step and energy score of the path (Gneiting & Raftery 2007), and the absolute
     error of the median, in units of the naive one (MASE, Hyndman & Koehler 2006)."""
     rules = import_extra('scoringrules', 'timeseries')
     if futures.shape[::2] != truth.shape:
-        raise ValueError('futures [N, n, horizon] and truth [N, horizon] do not belong together: '
-                         f'{tuple(futures.shape)} and {tuple(truth.shape)}')
+        raise ValueError(
+            'futures [N, n, horizon] and truth [N, horizon] do not belong together: '
+            f'{tuple(futures.shape)} and {tuple(truth.shape)}'
+        )
     y, ensemble = truth.double().numpy(), futures.double().numpy()
     crps = rules.crps_ensemble(y, ensemble, m_axis=1, estimator='fair')
     energy = rules.es_ensemble(y, ensemble, m_axis=1, v_axis=2)
     # torch's median of an expanded tensor is wrong
     error = (futures.contiguous().median(1).values - truth).abs().mean()
-    return dict(crps=float(crps.mean()), energy_score=float(energy.mean()),
-                mase=float(error)/naive)
+    return dict(
+        crps=float(crps.mean()), energy_score=float(energy.mean()), mase=float(error) / naive
+    )
+
 
 def coverage(
-    futures: Tensor, # [N, n, horizon]
-    truth: Tensor, # [N, horizon]
-    level: float, # of the central interval
-) -> float: # in [0, 1]
+    futures: Tensor,  # [N, n, horizon]
+    truth: Tensor,  # [N, horizon]
+    level: float,  # of the central interval
+) -> float:  # in [0, 1]
     "How often the central interval of the futures holds what came."
-    ends = torch.tensor([(1 - level)/2, (1 + level)/2])
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2])
     low, high = futures.float().quantile(ends, dim=1)
     return float(((truth >= low) & (truth <= high)).float().mean())
 
 # %% ../../nbs/applications/01_forecasting.ipynb #d0484ca1
-MEMBERS = 25 # futures of an origin
+MEMBERS = 25  # futures of an origin
+
 
 def weather_task(
-    year: int = 2015, # to test on; the years from 2012 to it are learned from
-    every: int = 3, # days from one origin to the next
-) -> tuple[Series, Series, Windows, list[int]]: # up to that year, training part, windows, origins
+    year: int = 2015,  # to test on; the years from 2012 to it are learned from
+    every: int = 3,  # days from one origin to the next
+) -> tuple[Series, Series, Windows, list[int]]:  # up to that year, training part, windows, origins
     "The daily high of Seattle, 14 days seen and 7 forecast."
     series = shipped_series('seattle_weather', 'temp_max').before(f'{year + 1}-01-01')
     train = series.before(f'{year}-01-01')
     windows = Windows.fit(train, context=14, horizon=7, periods=['year'])
     return series, train, windows, windows.origins(series, every)
 
+
 def truth_at(
     series: Series,
-    starts: Sequence[int], # origins, as numbers of time steps
-    horizon: int, # time steps after each
-) -> Tensor: # [N, horizon], of the first channel
+    starts: Sequence[int],  # origins, as numbers of time steps
+    horizon: int,  # time steps after each
+) -> Tensor:  # [N, horizon], of the first channel
     "What came after each origin; where that is not known, it is refused."
     known = series.known[0].unfold(0, horizon, 1).amin(1)
     if bad := [s for s in starts if not 0 <= s < len(known) or not known[s]]:
         raise ValueError(f'the {horizon} steps from {bad[0]} on are not all known')
-    return torch.stack([series.values[0, s:s + horizon] for s in starts])
+    return torch.stack([series.values[0, s : s + horizon] for s in starts])
 
-def naive_error(series: Series) -> float: # of the first channel
+
+def naive_error(series: Series) -> float:  # of the first channel
     "Mean absolute error of forecasting each value by the one before it."
     return float(series.shown[0].diff().abs().nanmean())
+
 
 @functools.cache
 def weather_teacher(seed: int) -> EDMDenoiser:
     "The forecaster of the daily high that is distilled: a network for each seed."
     _, train, windows, _ = weather_task()
     return train_forecaster(train, windows, replace(QUICK, seed=seed), show=False)
+
 
 @functools.cache
 def weather_world() -> World:
@@ -237,15 +276,24 @@ def weather_world() -> World:
     known = windows.conditions(series, starts)
     cond = {k: v.repeat_interleave(MEMBERS, 0) for k, v in known.items()}
     truth = truth_at(series, starts, windows.horizon)
-    n = len(starts)*MEMBERS
+    n = len(starts) * MEMBERS
+
     @functools.lru_cache(maxsize=1)
     def scores(out):
         futures = _unscaled(windows, out.unflatten(0, (-1, MEMBERS)), series, starts)[:, :, 0]
         return forecast_scores(futures, truth, naive_error(train))
-    quality = {name: lambda out, name=name: scores(out)[name]
-               for name in ('crps', 'energy_score', 'mase')}
-    return World('daily high of Seattle, a teacher for each seed; students start as copies of it',
-                 weather_teacher, shape, network=lambda seed, width: None,
-                 data=lambda seed: windows.cut(train),
-                 ends=ReferenceEnds(weather_teacher, shape, n, batch=2048, cond=cond),
-                 quality=quality, n=n, cond=cond)
+
+    quality = {
+        name: lambda out, name=name: scores(out)[name] for name in ('crps', 'energy_score', 'mase')
+    }
+    return World(
+        'daily high of Seattle, a teacher for each seed; students start as copies of it',
+        weather_teacher,
+        shape,
+        network=lambda seed, width: None,
+        data=lambda seed: windows.cut(train),
+        ends=ReferenceEnds(weather_teacher, shape, n, batch=2048, cond=cond),
+        quality=quality,
+        n=n,
+        cond=cond,
+    )

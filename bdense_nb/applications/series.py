@@ -27,39 +27,44 @@ __all__ = ['NO_SECONDS', 'GAPS', 'SHIPPED', 'PERIODS', 'Series', 'moment_of', 'r
 @dataclass(frozen=True)
 class Series:
     "Channels of a time series on even steps, and which of their values are known."
-    values: Tensor # [C, T], float32, in the units of the data; 0 where it is not known
-    known: Tensor # [C, T], float32, 1 or 0
-    times: np.ndarray # [T], datetime64[s], evenly spaced, without a time zone
-    names: tuple[str, ...] # of the channels
 
-    def __len__(self) -> int: return len(self.times)
+    values: Tensor  # [C, T], float32, in the units of the data; 0 where it is not known
+    known: Tensor  # [C, T], float32, 1 or 0
+    times: np.ndarray  # [T], datetime64[s], evenly spaced, without a time zone
+    names: tuple[str, ...]  # of the channels
+
+    def __len__(self) -> int:
+        return len(self.times)
 
     @property
-    def step(self) -> float: # seconds
+    def step(self) -> float:  # seconds
         "From one value to the next."
-        if len(self) < 2: raise ValueError(f'a series needs at least 2 steps, this has {len(self)}')
-        return float((self.times[1] - self.times[0])/np.timedelta64(1, 's'))
+        if len(self) < 2:
+            raise ValueError(f'a series needs at least 2 steps, this has {len(self)}')
+        return float((self.times[1] - self.times[0]) / np.timedelta64(1, 's'))
 
     def __getitem__(self, part: slice) -> Series:
         "A part of it, by position."
-        if not isinstance(part, slice): raise TypeError(f'a part is series[a:b], got [{part!r}]')
+        if not isinstance(part, slice):
+            raise TypeError(f'a part is series[a:b], got [{part!r}]')
         return Series(self.values[:, part], self.known[:, part], self.times[part], self.names)
 
     @property
-    def shown(self) -> Tensor: # [C, T]; NaN where it is not known
+    def shown(self) -> Tensor:  # [C, T]; NaN where it is not known
         "The values, as a plot or a mean should take them."
         return torch.where(self.known == 1, self.values, math.nan)
 
     def before(self, time: str | np.datetime64) -> Series:
         "What is known before a moment, such as '2015-01-01'."
-        return self[:self._place(time)]
+        return self[: self._place(time)]
 
     def after(self, time: str | np.datetime64) -> Series:
         "The rest: from that moment on."
-        return self[self._place(time):]
+        return self[self._place(time) :]
 
     def _place(self, time: str | np.datetime64) -> int:
         return int(np.searchsorted(self.times, moment_of(time)))
+
 
 def moment_of(time: str | np.datetime64) -> np.datetime64:
     "A moment as a series has it, without a time zone."
@@ -70,30 +75,41 @@ def moment_of(time: str | np.datetime64) -> np.datetime64:
 #: years, months and days without dashes; days as spreadsheets count them, from 1982 to 2064
 NO_SECONDS = r'(19|20)(\d\d|\d{4}|\d{6})|[3-5]\d{4}'
 
-def _moment(text: str) -> datetime: # without a time zone
+
+def _moment(text: str) -> datetime:  # without a time zone
     "A time stamp in ISO format, with slashes if need be; a bare number counts seconds."
     text = text.strip().replace('/', '-')
-    if text.isdigit(): return datetime.fromtimestamp(int(text), timezone.utc).replace(tzinfo=None)
+    if text.isdigit():
+        return datetime.fromtimestamp(int(text), timezone.utc).replace(tzinfo=None)
     moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None: return moment
+    if moment.tzinfo is None:
+        return moment
     return moment.astimezone(timezone.utc).replace(tzinfo=None)
 
-def _number(text: str) -> float: # NaN where nothing is written, or that nothing is known
+
+def _number(text: str) -> float:  # NaN where nothing is written, or that nothing is known
     text = text.strip()
     return math.nan if text.lower() in ('', 'na', 'n/a', '#n/a', 'null', 'none') else float(text)
 
+
 def _parses(text: str | None, parse) -> bool:
-    try: parse(text)
-    except (ValueError, AttributeError, TypeError, OverflowError, OSError): return False
+    try:
+        parse(text)
+    except (ValueError, AttributeError, TypeError, OverflowError, OSError):
+        return False
     return True
+
 
 def _column(rows: list[dict], name: str, path: Path, parse, what: str) -> list:
     "A column of a file; a cell that does not parse is refused by row and name."
     for i, row in enumerate(rows):
         if not _parses(row[name], parse):
-            raise ValueError(f'{path}, row {i + 2}: {name} is {row[name]!r}, which is no {what}; '
-                             'name the columns with columns= and time=')
+            raise ValueError(
+                f'{path}, row {i + 2}: {name} is {row[name]!r}, which is no {what}; '
+                'name the columns with columns= and time='
+            )
     return [parse(row[name]) for row in rows]
+
 
 def _time_column(heads: list[str], rows: list[dict], time: str | None, path: Path) -> str:
     "Which column has the time stamps; a file without a header, or with days only, is refused."
@@ -101,13 +117,20 @@ def _time_column(heads: list[str], rows: list[dict], time: str | None, path: Pat
         usual = ('date', 'time', 'timestamp', 'datetime')
         time = next((h for h in heads if h.strip().lower() in usual), heads[0])
     check_choice('time column', time, heads)
-    refuse('', {
-        f'{path} has no header: its first row is {heads}; name the columns there':
+    refuse(
+        '',
+        (
             _parses(time, _moment),
-        f"{path}: {time} has years, months or days without dashes, or a spreadsheet's numbers of "
-        f'days, such as {rows[0][time]!r}: write 2020-01-31':
-            all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows)})
+            f'{path} has no header: its first row is {heads}; name the columns there',
+        ),
+        (
+            all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows),
+            f"{path}: {time} has years, months or days without dashes, or a spreadsheet's numbers "
+            f'of days, such as {rows[0][time]!r}: write 2020-01-31',
+        ),
+    )
     return time
+
 
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
@@ -117,35 +140,51 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
     reader = csv.DictReader(lines, delimiter=max(',;\t', key=(lines or [''])[0].count))
     rows = list(reader)
     wider = [f'row {i + 2}' for i, row in enumerate(rows) if None in row]
-    refuse('', {
-        f'{path} holds no rows below its header': not rows,
-        f'{path}, {"".join(wider[:1])} has more cells than the header': wider})
+    refuse(
+        '',
+        (not rows, f'{path} holds no rows below its header'),
+        (wider, f'{path}, {"".join(wider[:1])} has more cells than the header'),
+    )
     heads = list(reader.fieldnames)
     time = _time_column(heads, rows, time, path)
     names = _listed(columns, [h for h in heads if h != time])
-    times = _column(rows, time, path, _moment, 'time stamp such as '
-                    '2020-01-31 or 2020-01-31T14:00, or a count of seconds')
+    times = _column(
+        rows,
+        time,
+        path,
+        _moment,
+        'time stamp such as 2020-01-31 or 2020-01-31T14:00, or a count of seconds',
+    )
     values = [_column(rows, name, path, _number, 'number') for name in names]
     return np.array(times, 'datetime64[us]'), np.array(values), names
+
 
 def _listed(columns, heads: list[str]) -> list[str]:
     "The channels that are asked for; all there are if none are named."
     names = heads if columns is None else [columns] if isinstance(columns, str) else list(columns)
-    for name in names: check_choice('column', name, heads)
+    for name in names:
+        check_choice('column', name, heads)
     twice = {n for n in names if heads.count(n) > 1 or names.count(n) > 1}
-    refuse('', {
-        f'{", ".join(sorted(twice))}: more than one column has this name': twice,
-        'a series needs a column of values besides its time stamps': not names})
+    refuse(
+        '',
+        (twice, f'{", ".join(sorted(twice))}: more than one column has this name'),
+        (not names, 'a series needs a column of values besides its time stamps'),
+    )
     return names
+
 
 def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "The same from a pandas series or frame."
     index = frame.index
     if not hasattr(index, 'tz_localize'):
-        raise TypeError('a pandas series needs a DatetimeIndex, which pd.to_datetime makes; got '
-                        f'{type(index).__name__}')
-    if index.tz is not None: index = index.tz_convert('UTC').tz_localize(None)
-    if not hasattr(frame, 'columns'): frame = frame.to_frame(frame.name or 'value')
+        raise TypeError(
+            'a pandas series needs a DatetimeIndex, which pd.to_datetime makes; got '
+            f'{type(index).__name__}'
+        )
+    if index.tz is not None:
+        index = index.tz_convert('UTC').tz_localize(None)
+    if not hasattr(frame, 'columns'):
+        frame = frame.to_frame(frame.name or 'value')
     heads = [str(c) for c in frame.columns]
     names = _listed(columns, heads)
     chosen = frame.iloc[:, [heads.index(n) for n in names]]
@@ -158,141 +197,198 @@ def _read_pandas(frame, columns) -> tuple[np.ndarray, np.ndarray, list[str]]:
 #: what becomes of steps that are missing
 GAPS = ('refuse', 'mask')
 
+
 def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
     "Times [T] on even steps and values [C, T]; steps that are missing become NaN, or an error."
     ahead = np.diff(times).astype('int64')
     if (ahead <= 0).any():
         at = int(np.argmax(ahead <= 0)) + 1
-        raise ValueError(f'time stamps must ascend: {times[at]} follows {times[at - 1]}; sort the '
-                         'rows, and leave out rows that repeat a time')
+        raise ValueError(
+            f'time stamps must ascend: {times[at]} follows {times[at - 1]}; sort the '
+            'rows, and leave out rows that repeat a time'
+        )
     step = Counter(ahead.tolist()).most_common(1)[0][0]
-    if (ahead == step).all(): return times, values
+    if (ahead == step).all():
+        return times, values
     at = int(np.argmax(ahead != step))
     where = f'{step} s apart, but {times[at + 1]} follows {times[at]}'
-    place = np.concatenate([[0], np.cumsum(ahead//step)])
-    refuse('', {
-        f'time stamps are irregular: most are {where}; resample it to steps of one length, such as '
-        'days or weeks': (ahead % step).any(),
-        f"the series has gaps: most time stamps are {where}; pass gaps='mask' to mark what is "
-        'missing, or resample': gaps == 'refuse',
-        f'most time stamps are {where}: of {place[-1] + 1:,} steps only {len(times)} would be '
-        'known; leave out what lies apart': place[-1] >= 100*len(times)})
+    place = np.concatenate([[0], np.cumsum(ahead // step)])
+    refuse(
+        '',
+        (
+            (ahead % step).any(),
+            f'time stamps are irregular: most are {where}; resample it to steps of one length, '
+            'such as days or weeks',
+        ),
+        (
+            gaps == 'refuse',
+            f"the series has gaps: most time stamps are {where}; pass gaps='mask' to mark what is "
+            'missing, or resample',
+        ),
+        (
+            place[-1] >= 100 * len(times),
+            f'most time stamps are {where}: of {place[-1] + 1:,} steps only {len(times)} would be '
+            'known; leave out what lies apart',
+        ),
+    )
     full = np.full((len(values), place[-1] + 1), math.nan)
     full[:, place] = values
-    return times[0] + step*np.arange(place[-1] + 1).astype('timedelta64[s]'), full
+    return times[0] + step * np.arange(place[-1] + 1).astype('timedelta64[s]'), full
+
 
 def _check_channels(names: list[str], values: np.ndarray, times: np.ndarray, gaps: str) -> None:
     "Refuse what a network cannot learn from, by the name of its channel."
     for name, row, holes in zip(names, values, np.isnan(values)):
         beyond = np.isinf(row)
-        refuse(name, {
-            f'is infinite at {times[beyond.argmax()]} (above 3.4e38)': beyond.any(),
-            f'has {holes.sum()} missing values (NaN), the first at {times[holes.argmax()]}; pass '
-            "gaps='mask' to mark them, or fill them in": holes.any() and gaps == 'refuse',
-            'is constant to seven digits, so there is nothing to learn; leave it out with '
-            'columns=': len(np.unique(row[~holes])) < 2})
+        refuse(
+            name,
+            (beyond.any(), f'is infinite at {times[beyond.argmax()]} (above 3.4e38)'),
+            (
+                holes.any() and gaps == 'refuse',
+                f'has {holes.sum()} missing values (NaN), the first at {times[holes.argmax()]}; '
+                "pass gaps='mask' to mark them, or fill them in",
+            ),
+            (
+                len(np.unique(row[~holes])) < 2,
+                'is constant to seven digits, so there is nothing to learn; leave it out with '
+                'columns=',
+            ),
+        )
+
 
 def _read_any(source, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "Times [T], values [C, T] and names from a CSV file or from pandas."
     if hasattr(source, 'index') and hasattr(source, 'to_numpy'):
         return _read_pandas(source, columns)
-    check_type(source, str | Path, 'a series needs time stamps: give the path of a CSV file, '
-                                   'or a pandas Series or DataFrame')
+    check_type(
+        source,
+        str | Path,
+        'a series needs time stamps: give the path of a CSV file, or a pandas Series or DataFrame',
+    )
     return _read_csv(check_file(source, 'CSV file'), columns, time)
 
+
 def read_series(
-    source, # a CSV file with a header; or a pandas Series or DataFrame with a DatetimeIndex
-    columns: str | Sequence[str] | None = None, # the channels; None: all but the time stamps
+    source,  # a CSV file with a header; or a pandas Series or DataFrame with a DatetimeIndex
+    columns: str | Sequence[str] | None = None,  # the channels; None: all but the time stamps
     # a file's column of time stamps; None: 'date' or the like, or the first
     time: str | None = None,
-    gaps: str = 'refuse', # or 'mask': missing and NaN values become unknown
+    gaps: str = 'refuse',  # or 'mask': missing and NaN values become unknown
 ) -> Series:
     "Read a time series; what would be silently wrong is refused by name."
     check_choice('gaps', gaps, GAPS)
     times, values, names = _read_any(source, columns, time)
     times, fine = times.astype('datetime64[s]'), times
     split = fine[(fine != times) & ~np.isnat(fine)]
-    refuse('', {
-        f'a series has steps of whole seconds, and {"".join(map(str, split[:1]))} lies between '
-        'two: give the times another unit': len(split),
-        f'a series needs at least 3 time stamps, got {len(times)}': len(times) < 3,
-        'a time stamp is missing (NaT); drop its row': np.isnat(times).any()})
+    refuse(
+        '',
+        (
+            len(split),
+            f'a series has steps of whole seconds, and {"".join(map(str, split[:1]))} lies between '
+            'two: give the times another unit',
+        ),
+        (len(times) < 3, f'a series needs at least 3 time stamps, got {len(times)}'),
+        (np.isnat(times).any(), 'a time stamp is missing (NaT); drop its row'),
+    )
     times, values = _on_even_steps(times, values, gaps)
-    with np.errstate(over='ignore'): values = values.astype(np.float32) # what a network takes
+    with np.errstate(over='ignore'):
+        values = values.astype(np.float32)  # what a network takes
     missing = np.isnan(values)
     _check_channels(names, values, times, gaps)
-    return Series(torch.from_numpy(np.where(missing, np.float32(0), values)),
-                  torch.from_numpy(~missing).float(), times, tuple(names))
+    return Series(
+        torch.from_numpy(np.where(missing, np.float32(0), values)),
+        torch.from_numpy(~missing).float(),
+        times,
+        tuple(names),
+    )
 
 # %% ../../nbs/applications/00_series.ipynb #b330f807
 #: name -> file in data/ and its SHA-256
-SHIPPED = {'seattle_weather': ('seattle-weather.csv',
-               '62f0609f787158128aa2bd102967173a4953122dd4f872bf1d502cae1037df0b'),
-           'seattle_temps': ('seattle-temps.csv',
-               'c220666521ff4bec4ffb6f0d9acfdc5c1056564b1aad6f78d3b06aa0a0c8b085')}
+SHIPPED = {
+    'seattle_weather': (
+        'seattle-weather.csv',
+        '62f0609f787158128aa2bd102967173a4953122dd4f872bf1d502cae1037df0b',
+    ),
+    'seattle_temps': (
+        'seattle-temps.csv',
+        'c220666521ff4bec4ffb6f0d9acfdc5c1056564b1aad6f78d3b06aa0a0c8b085',
+    ),
+}
+
 
 def shipped_series(
-    name: str = 'seattle_weather', # a key of `SHIPPED`
-    columns: str | Sequence[str] | None = None, # as for `read_series`
-    gaps: str = 'refuse', # as for `read_series`
+    name: str = 'seattle_weather',  # a key of `SHIPPED`
+    columns: str | Sequence[str] | None = None,  # as for `read_series`
+    gaps: str = 'refuse',  # as for `read_series`
 ) -> Series:
     "A series that ships with the package (NOAA, public domain; see data/), its checksum verified."
     check_choice('series', name, SHIPPED)
     file, digest = SHIPPED[name]
-    path = data_dir()/name/file
+    path = data_dir() / name / file
     if (got := sha256(check_file(path, 'shipped series'))) != digest:
-        raise ValueError(f'{path} is not the file that was shipped: its SHA-256 is {got}, not '
-                         f'{digest}; install the package again')
+        raise ValueError(
+            f'{path} is not the file that was shipped: its SHA-256 is {got}, not '
+            f'{digest}; install the package again'
+        )
     return read_series(path, columns, 'date', gaps)
 
 # %% ../../nbs/applications/00_series.ipynb #811aace3
-PERIODS = {'day': 86_400., 'week': 604_800., 'year': 31_556_952.} # seconds
+PERIODS = {'day': 86_400.0, 'week': 604_800.0, 'year': 31_556_952.0}  # seconds
 
-def _waves(times: np.ndarray, periods: Sequence[str]) -> Tensor: # [F, T]
+
+def _waves(times: np.ndarray, periods: Sequence[str]) -> Tensor:  # [F, T]
     "Sine and cosine of each period."
     seconds = torch.from_numpy(times.astype('datetime64[s]').astype('int64')).double()
-    angles = [2*math.pi*seconds/PERIODS[p] for p in periods]
+    angles = [2 * math.pi * seconds / PERIODS[p] for p in periods]
     waves = [wave for a in angles for wave in (a.sin(), a.cos())]
     return torch.stack(waves).float() if waves else torch.zeros(0, len(times))
 
+
 def _check_periods(periods: Sequence[str], series: Series) -> None:
     "Refuse a season that is too short for the steps, or too long for the series."
-    length = len(series)*series.step
+    length = len(series) * series.step
     for period in periods:
         check_choice('period', period, PERIODS)
-        if not 2*series.step < PERIODS[period] < 1.01*length:
-            raise ValueError(f'{period!r} cannot be a period here: it must be longer than two '
-                             f'steps of {series.step:g} s, and the training part, {length:g} '
-                             's, must hold one')
+        if not 2 * series.step < PERIODS[period] < 1.01 * length:
+            raise ValueError(
+                f'{period!r} cannot be a period here: it must be longer than two '
+                f'steps of {series.step:g} s, and the training part, {length:g} '
+                's, must hold one'
+            )
+
 
 @dataclass(frozen=True)
 class Windows:
     "How a series is cut into windows, scaled and dated; fixed by its training part alone."
-    context: int # steps before a window that may be known; 0: none
-    horizon: int # steps of a window
-    step: float # seconds from one time to the next
-    names: tuple[str, ...] # of the channels
+
+    context: int  # steps before a window that may be known; 0: none
+    horizon: int  # steps of a window
+    step: float  # seconds from one time to the next
+    names: tuple[str, ...]  # of the channels
     # of each channel in training: its mean, then what multiplies each wave of the calendar
     season: tuple[tuple[float, ...], ...]
-    std: tuple[float, ...] # around it
-    until: str # last moment of the training part
-    periods: tuple[str, ...] = () # of season and calendar, keys of `PERIODS`
-    sigma_data = .5 # standard deviation of the scaled data
+    std: tuple[float, ...]  # around it
+    until: str  # last moment of the training part
+    periods: tuple[str, ...] = ()  # of season and calendar, keys of `PERIODS`
+    sigma_data = 0.5  # standard deviation of the scaled data
 
     @classmethod
-    def fit(cls,
-        series: Series, # the training part
-        context: int, # time steps before a window that are known
-        horizon: int, # time steps of a window
-        periods: Sequence[str] = (), # keys of `PERIODS` that the network is told
+    def fit(
+        cls,
+        series: Series,  # the training part
+        context: int,  # time steps before a window that are known
+        horizon: int,  # time steps of a window
+        periods: Sequence[str] = (),  # keys of `PERIODS` that the network is told
     ) -> Windows:
         "Season, scale and end of a training part."
         check_int('context', context, 0)
         check_int('horizon', horizon, 1)
         _check_periods(periods, series)
-        if len(series) < 2*(context + horizon):
-            raise ValueError(f'the series is too short: {len(series)} steps, and windows of '
-                             f'{context} + {horizon} need at least {2*(context + horizon)}')
+        if len(series) < 2 * (context + horizon):
+            raise ValueError(
+                f'the series is too short: {len(series)} steps, and windows of '
+                f'{context} + {horizon} need at least {2 * (context + horizon)}'
+            )
         waves = torch.cat([torch.ones(1, len(series)), _waves(series.times, periods)]).double()
         season, std = [], []
         for name, row, mask in zip(series.names, series.values.double(), series.known == 1):
@@ -302,70 +398,98 @@ class Windows:
             weights = torch.linalg.lstsq(seen.T, row[:, None], driver='gelsd').solution[:, 0]
             season.append(tuple(weights.tolist()))
             std.append(float((row - weights @ seen).std()))
-        return cls(context, horizon, series.step, tuple(series.names), tuple(season), tuple(std),
-                   str(series.times[-1]), tuple(periods))
+        return cls(
+            context,
+            horizon,
+            series.step,
+            tuple(series.names),
+            tuple(season),
+            tuple(std),
+            str(series.times[-1]),
+            tuple(periods),
+        )
 
     @classmethod
-    def of(cls, denoiser) -> Windows: # a network's denoiser, a teacher's or a student's
+    def of(cls, denoiser) -> Windows:  # a network's denoiser, a teacher's or a student's
         "What a network was trained on."
         said = getattr(getattr(denoiser, 'net', None), 'config', {}).get('series')
         if said is None:
-            raise ValueError('this denoiser does not say how its series was cut and scaled: it '
-                             'must be a TemporalNet with series=, as `temporal_denoiser` makes it')
+            raise ValueError(
+                'this denoiser does not say how its series was cut and scaled: it '
+                'must be a TemporalNet with series=, as `temporal_denoiser` makes it'
+            )
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
         return cls(**dict(fields, season=tuple(map(tuple, fields['season']))))
 
     @classmethod
-    def of_sampler(cls, sampler) -> Windows: # a student, or a teacher at many steps
+    def of_sampler(cls, sampler) -> Windows:  # a student, or a teacher at many steps
         "What its network was trained on."
-        if hasattr(sampler, 'denoiser'): return cls.of(sampler.denoiser)
-        raise TypeError('this takes a sampler, a student or teacher_sampler(teacher), and got '
-                        f'{type(sampler).__name__}')
+        if hasattr(sampler, 'denoiser'):
+            return cls.of(sampler.denoiser)
+        raise TypeError(
+            'this takes a sampler, a student or teacher_sampler(teacher), and got '
+            f'{type(sampler).__name__}'
+        )
 
     @property
-    def config(self) -> dict: # as JSON has it
+    def config(self) -> dict:  # as JSON has it
         "All that decides how a series is cut and scaled."
         return json.loads(json.dumps(asdict(self)))
 
     def check(self, series: Series) -> None:
         "Refuse what is no series, or has other channels, another step or values that are none."
         check_type(series, Series, 'this takes a Series, as `read_series` gives it')
-        refuse('', {
-            f'this network knows the channels {", ".join(self.names)}, got '
-            f'{", ".join(series.names)}': tuple(series.names) != self.names,
-            f'this network knows steps of {self.step:g} s, got {series.step:g} s; resample the '
-            'series': series.step != self.step,
-            'the values hold NaN or infinite ones: where nothing is known, known is 0 and the '
-            'value a number': not series.values.isfinite().all()})
+        refuse(
+            '',
+            (
+                tuple(series.names) != self.names,
+                f'this network knows the channels {", ".join(self.names)}, got '
+                f'{", ".join(series.names)}',
+            ),
+            (
+                series.step != self.step,
+                f'this network knows steps of {self.step:g} s, got {series.step:g} s; resample the '
+                'series',
+            ),
+            (
+                not series.values.isfinite().all(),
+                'the values hold NaN or infinite ones: where nothing is known, known is 0 and the '
+                'value a number',
+            ),
+        )
 
     def check_training(self, series: Series) -> None:
         "Refuse a series that is not the one whose scale these windows have."
         self.check(series)
         if (last := str(series.times[-1])) != self.until:
-            raise ValueError(f'the series reaches to {last}, but the scale was taken from what was '
-                             f'known until {self.until}: pass the same training part to both')
+            raise ValueError(
+                f'the series reaches to {last}, but the scale was taken from what was '
+                f'known until {self.until}: pass the same training part to both'
+            )
 
-    def _season(self, times: np.ndarray) -> Tensor: # [C, T]
+    def _season(self, times: np.ndarray) -> Tensor:  # [C, T]
         waves = _waves(times, self.periods)
         return torch.tensor(self.season) @ torch.cat([torch.ones(1, len(times)), waves])
 
-    def scaled(self, series: Series) -> Tensor: # [C, T]; 0 where it is not known
+    def scaled(self, series: Series) -> Tensor:  # [C, T]; 0 where it is not known
         "What differs from the season, with standard deviation `sigma_data`."
-        std = torch.tensor(self.std)[:, None]/self.sigma_data
-        return (series.values - self._season(series.times))/std*series.known
+        std = torch.tensor(self.std)[:, None] / self.sigma_data
+        return (series.values - self._season(series.times)) / std * series.known
 
-    def unscaled(self,
-        x: Tensor, # [..., C, T]
-        times: np.ndarray, # [T], when each value was measured
-    ) -> Tensor: # like x, in the units of the data
+    def unscaled(
+        self,
+        x: Tensor,  # [..., C, T]
+        times: np.ndarray,  # [T], when each value was measured
+    ) -> Tensor:  # like x, in the units of the data
         "Back from the network's scale."
-        return x*torch.tensor(self.std)[:, None]/self.sigma_data + self._season(times)
+        return x * torch.tensor(self.std)[:, None] / self.sigma_data + self._season(times)
 
-    def conditions(self,
+    def conditions(
+        self,
         series: Series,
         # positions in the series at which a window starts, `context` steps or more from its start
         starts: Sequence[int],
-    ) -> dict[str, Tensor]: # context and mask [N, C, context], calendar [N, F, context+horizon]
+    ) -> dict[str, Tensor]:  # context and mask [N, C, context], calendar [N, F, context+horizon]
         "What is known before each window; values from its start on are never looked at."
         starts = self._checked(series, starts, 0)
         back = starts[:, None] + torch.arange(-self.context, 0)
@@ -375,53 +499,70 @@ class Windows:
         calendar = _waves(times, self.periods).unfold(1, self.context + self.horizon, 1)
         return dict(context=values, mask=known, calendar=calendar[:, starts].transpose(0, 1))
 
-    def _checked(self, series: Series, starts: Sequence[int], ahead: int) -> Tensor: # [N]
+    def _checked(self, series: Series, starts: Sequence[int], ahead: int) -> Tensor:  # [N]
         "Starts of windows that lie in a series, with so many steps from each on."
         self.check(series)
         starts = torch.as_tensor(starts).long()
         bad = starts[(starts < self.context) | (starts > len(series) - ahead)].tolist()
-        refuse('', {
-            'no start of a window is named': not len(starts),
-            f'this network looks back {self.context} steps and ahead {ahead}, and the series has '
-            f'{len(series)}: no window starts at {"".join(map(str, bad[:1]))}': bad})
+        refuse(
+            '',
+            (not len(starts), 'no start of a window is named'),
+            (
+                bad,
+                f'this network looks back {self.context} steps and ahead {ahead}, and the series '
+                f'has {len(series)}: no window starts at {"".join(map(str, bad[:1]))}',
+            ),
+        )
         return starts
 
-    def span(self, series: Series, places: range) -> np.ndarray: # datetime64[s]
+    def span(self, series: Series, places: range) -> np.ndarray:  # datetime64[s]
         "Moments at these places of a series, before its start and after its end too."
         step = np.timedelta64(int(self.step), 's')
-        return series.times[0] + step*np.arange(places.start, places.stop)
+        return series.times[0] + step * np.arange(places.start, places.stop)
 
-    def cut(self,
+    def cut(
+        self,
         series: Series,
-        starts: Sequence[int] | None = None, # None: all windows that are known as a whole
-    ) -> tuple[Tensor, dict[str, Tensor]]: # scaled windows [N, C, horizon], their conditions
+        starts: Sequence[int] | None = None,  # None: all windows that are known as a whole
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # scaled windows [N, C, horizon], their conditions
         "Windows of a series with what is known before each."
-        if starts is None: starts = self._whole(series)
+        if starts is None:
+            starts = self._whole(series)
         starts = self._checked(series, starts, self.horizon)
         ahead = starts[:, None] + torch.arange(self.horizon)
         return self.scaled(series)[:, ahead].transpose(0, 1), self.conditions(series, starts)
 
     def _whole(self, series: Series) -> list[int]:
         "Starts of the windows that are known as a whole."
-        count = torch.cat([torch.zeros(1, dtype=torch.int64),
-                           series.known.amin(0).cumsum(0, dtype=torch.int64)])
-        whole = count[self.horizon:] - count[:-self.horizon] == self.horizon
+        count = torch.cat(
+            [torch.zeros(1, dtype=torch.int64), series.known.amin(0).cumsum(0, dtype=torch.int64)]
+        )
+        whole = count[self.horizon :] - count[: -self.horizon] == self.horizon
         starts = whole.nonzero()[:, 0]
         starts = starts[starts >= self.context].tolist()
-        if starts: return starts
-        raise ValueError(f'the series is too short: {len(series)} steps hold no window of '
-                         f'{self.context} + {self.horizon} without gaps')
+        if starts:
+            return starts
+        raise ValueError(
+            f'the series is too short: {len(series)} steps hold no window of '
+            f'{self.context} + {self.horizon} without gaps'
+        )
 
-    def origins(self,
+    def origins(
+        self,
         series: Series,
-        every: int = 1, # steps from one to the next
-    ) -> list[int]: # positions at which a window starts that training has not seen
+        every: int = 1,  # steps from one to the next
+    ) -> list[int]:  # positions at which a window starts that training has not seen
         "Rolling origins: forecasts start here, after the end of the training part."
         self.check(series)
         check_int('every', every, 1)
-        unseen = [i for i in self._whole(series) if (i - self.context) % every == 0
-                  and series.times[i] > np.datetime64(self.until)]
+        unseen = [
+            i
+            for i in self._whole(series)
+            if (i - self.context) % every == 0 and series.times[i] > np.datetime64(self.until)
+        ]
         if not unseen:
-            raise ValueError(f'no window of this series starts after {self.until}, where training '
-                             'ended: what training has seen measures nothing')
+            raise ValueError(
+                f'no window of this series starts after {self.until}, where training '
+                'ended: what training has seen measures nothing'
+            )
         return unseen

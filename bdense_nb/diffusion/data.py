@@ -31,37 +31,58 @@ __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXE
 
 # %% ../../nbs/diffusion/05_data.ipynb #079f95c2
 #: names of Fashion-MNIST's classes, in the order of their labels
-FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
-                   'Sneaker', 'Bag', 'Ankle boot')
+FASHION_CLASSES = (
+    'T-shirt/top',
+    'Trouser',
+    'Pullover',
+    'Dress',
+    'Coat',
+    'Sandal',
+    'Shirt',
+    'Sneaker',
+    'Bag',
+    'Ankle boot',
+)
 
 #: SHA-256 of each file's *uncompressed* bytes: the same whoever packed it
-FASHION_SHA256 = {f'{part}-ubyte.gz': digest for part, digest in (
-    ('train-images-idx3', 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888'),
-    ('train-labels-idx1', 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9'),
-    ('t10k-images-idx3', '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b'),
-    ('t10k-labels-idx1', '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'))}
+FASHION_SHA256 = {
+    f'{part}-ubyte.gz': digest
+    for part, digest in (
+        ('train-images-idx3', 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888'),
+        ('train-labels-idx1', 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9'),
+        ('t10k-images-idx3', '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b'),
+        ('t10k-labels-idx1', '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'),
+    )
+}
 
 # %% ../../nbs/diffusion/05_data.ipynb #102b89fa
 def read_idx(
-    path: Path | str, # a gzipped IDX file
-    sha256: str | None = None, # SHA-256 expected of the uncompressed bytes
-) -> np.ndarray: # uint8, in the shape that the file's header gives
+    path: Path | str,  # a gzipped IDX file
+    sha256: str | None = None,  # SHA-256 expected of the uncompressed bytes
+) -> np.ndarray:  # uint8, in the shape that the file's header gives
     "Read a gzipped IDX file of bytes (LeCun's MNIST format); a damaged one is refused by name."
     path = check_file(path, 'data file')
     wanted = ''
     if sha256:
         wanted = f'; its uncompressed bytes should have SHA-256 {sha256}, so delete or replace it'
     broken = lambda e: f'{path} is truncated or damaged ({e}){wanted}'
-    with reworded(broken, OSError, EOFError, zlib.error): raw = gzip.decompress(path.read_bytes())
+    with reworded(broken, OSError, EOFError, zlib.error):
+        raw = gzip.decompress(path.read_bytes())
     got = hashlib.sha256(raw).hexdigest()
     axes = raw[3] if len(raw) > 3 else 0
-    start = 4 + 4*axes
-    refuse(str(path), {
-        f'is not the expected file: SHA-256 of its uncompressed bytes is {got}{wanted}':
+    start = 4 + 4 * axes
+    refuse(
+        str(path),
+        (
             sha256 and got != sha256,
-        f'is not an IDX file of bytes: it starts with {raw[:4].hex()}':
+            f'is not the expected file: SHA-256 of its uncompressed bytes is {got}{wanted}',
+        ),
+        (
             len(raw) < 4 or raw[:3] != b'\x00\x00\x08',
-        f'ends inside its header: {len(raw)} bytes of {start}': len(raw) < start})
+            f'is not an IDX file of bytes: it starts with {raw[:4].hex()}',
+        ),
+        (len(raw) < start, f'ends inside its header: {len(raw)} bytes of {start}'),
+    )
     shape = struct.unpack(f'>{axes}I', raw[4:start])
     if len(raw) != start + math.prod(shape):
         raise ValueError(f'{path} announces shape {shape} but holds {len(raw)} bytes')
@@ -69,82 +90,95 @@ def read_idx(
 
 # %% ../../nbs/diffusion/05_data.ipynb #8c39a1a0
 def to_images(
-    pixels: np.ndarray, # uint8 [N, C, H, W]
-) -> Tensor: # float32 [N, C, H, W] in [-1, 1]
+    pixels: np.ndarray,  # uint8 [N, C, H, W]
+) -> Tensor:  # float32 [N, C, H, W] in [-1, 1]
     "Bytes to the range that diffusion models use: 0 is -1, 255 is 1."
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         kind = getattr(pixels, 'dtype', type(pixels).__name__)
         raise TypeError(f'pixels must be a numpy array of uint8, got {kind}')
     return torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1)
 
+
 def to_pixels(
-    images: Tensor, # [N, C, H, W], nominally in [-1, 1]
-) -> Tensor: # uint8 [N, C, H, W]
+    images: Tensor,  # [N, C, H, W], nominally in [-1, 1]
+) -> Tensor:  # uint8 [N, C, H, W]
     "Images to bytes as the field's FID protocol has it: clip(127.5 x + 128, 0, 255), truncated."
     check_state(images, 'images')
-    return (images.detach().float()*127.5 + 128).clamp_(0, 255).to(torch.uint8)
+    return (images.detach().float() * 127.5 + 128).clamp_(0, 255).to(torch.uint8)
 
 # %% ../../nbs/diffusion/05_data.ipynb #bb6f454c
-DEBIAN_FASHION = Path('/usr/share/datasets/fashion-mnist') # Debian's `dataset-fashion-mnist`
+DEBIAN_FASHION = Path('/usr/share/datasets/fashion-mnist')  # Debian's `dataset-fashion-mnist`
 
-def cache_dir() -> Path: # where downloads go
+
+def cache_dir() -> Path:  # where downloads go
     "`$BDENSE_CACHE`, else `~/.cache/bdense_nb`."
-    return Path(os.environ.get('BDENSE_CACHE') or Path.home()/'.cache'/'bdense_nb')
+    return Path(os.environ.get('BDENSE_CACHE') or Path.home() / '.cache' / 'bdense_nb')
+
 
 def _download_fashion(name: str, folder: Path) -> None:
     "Have torchvision download one file; it is kept only if its checksum fits."
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
+
     url = FashionMNIST.mirrors[0] + name
     broken = lambda e: f'the download of {url} was refused and removed: {e}'
     away = lambda e: f'{url} could not be downloaded ({e}); pass path= or try again later'
-    with (reworded(away, OSError, RuntimeError, error=ConnectionError),
-          reworded(broken, ValueError), atomic_path(folder/name) as tmp):
-        tmp.unlink() # torchvision takes a file that exists for a finished download
+    with (
+        reworded(away, OSError, RuntimeError, error=ConnectionError),
+        reworded(broken, ValueError),
+        atomic_path(folder / name) as tmp,
+    ):
+        tmp.unlink()  # torchvision takes a file that exists for a finished download
         download_url(url, str(tmp.parent), tmp.name)
         read_idx(tmp, FASHION_SHA256[name])
 
 # %% ../../nbs/diffusion/05_data.ipynb #0859068f
 def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
     "The first folder that has these files: shipped, Debian's, cached, or downloaded."
-    cached = cache_dir()/'FashionMNIST'/'raw'
-    folders = [data_dir()/'fashion_mnist', DEBIAN_FASHION, cached]
+    cached = cache_dir() / 'FashionMNIST' / 'raw'
+    folders = [data_dir() / 'fashion_mnist', DEBIAN_FASHION, cached]
     for folder in folders:
-        if all((folder/name).is_file() for name in names): return folder
+        if all((folder / name).is_file() for name in names):
+            return folder
     if not download:
-        raise FileNotFoundError(f'{" and ".join(names)} of Fashion-MNIST are in none of '
-                                f'{", ".join(map(str, folders))}. Pass path=, install Debian\'s '
-                                'package dataset-fashion-mnist, or pass download=True')
+        raise FileNotFoundError(
+            f'{" and ".join(names)} of Fashion-MNIST are in none of '
+            f"{', '.join(map(str, folders))}. Pass path=, install Debian's "
+            'package dataset-fashion-mnist, or pass download=True'
+        )
     for name in names:
-        if not (cached/name).is_file(): _download_fashion(name, cached)
+        if not (cached / name).is_file():
+            _download_fashion(name, cached)
     return cached
 
 # %% ../../nbs/diffusion/05_data.ipynb #8f391ca5
 def fashion_mnist(
-    split: str = 'test', # 'test' (10,000 images, shipped) or 'train' (60,000)
-    path: Path | str | None = None, # a folder with the gzipped IDX files; then only it is searched
-    download: bool = False, # may torchvision download what is not on this machine?
-) -> tuple[Tensor, Tensor]: # images [N, 1, 28, 28], float32 in [-1, 1]; labels [N], int64 in 0..9
+    split: str = 'test',  # 'test' (10,000 images, shipped) or 'train' (60,000)
+    path: Path | str | None = None,  # a folder with the gzipped IDX files; then only it is searched
+    download: bool = False,  # may torchvision download what is not on this machine?
+) -> tuple[Tensor, Tensor]:  # images [N, 1, 28, 28], float32 in [-1, 1]; labels [N], int64 in 0..9
     "Fashion-MNIST (Xiao et al. 2017, MIT licence), checksums verified on every load."
     check_choice('split', split, ('train', 'test'))
     prefix = 'train' if split == 'train' else 't10k'
     names = (f'{prefix}-images-idx3-ubyte.gz', f'{prefix}-labels-idx1-ubyte.gz')
     folder = Path(path) if path is not None else _fashion_folder(names, download)
-    images, labels = (read_idx(folder/name, FASHION_SHA256[name]) for name in names)
+    images, labels = (read_idx(folder / name, FASHION_SHA256[name]) for name in names)
     return to_images(images[:, None]), torch.from_numpy(labels.astype(np.int64))
 
 # %% ../../nbs/diffusion/05_data.ipynb #509fe1d1
 def cifar10(
-    split: str = 'train', # 'train' (50,000) or 'test' (10,000)
-    root: Path | str | None = None, # torchvision's root folder; default `cache_dir()`
-    download: bool = False, # may torchvision download it (170 MB)?
-) -> tuple[Tensor, Tensor]: # images [N, 3, 32, 32], float32 in [-1, 1]; labels [N], int64 in 0..9
+    split: str = 'train',  # 'train' (50,000) or 'test' (10,000)
+    root: Path | str | None = None,  # torchvision's root folder; default `cache_dir()`
+    download: bool = False,  # may torchvision download it (170 MB)?
+) -> tuple[Tensor, Tensor]:  # images [N, 3, 32, 32], float32 in [-1, 1]; labels [N], int64 in 0..9
     "CIFAR-10 (Krizhevsky 2009) through torchvision, which verifies its checksums."
     from torchvision.datasets import CIFAR10
+
     check_choice('split', split, ('train', 'test'))
     root = Path(root) if root is not None else cache_dir()
-    missing = lambda e: (f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= or '
-                         'download=True')
+    missing = lambda e: (
+        f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= or download=True'
+    )
     with reworded(missing, RuntimeError, OSError, error=FileNotFoundError):
         ds = CIFAR10(root, train=split == 'train', download=download)
     return to_images(ds.data.transpose(0, 3, 1, 2)), torch.tensor(ds.targets)
@@ -158,32 +192,40 @@ _COLOUR = ('P', 'RGB', 'RGBA', 'CMYK')
 # what Pillow's decoders raise
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, struct.error)
 
+
 def _read_image(file: Path, look: Callable):
     "What `look` makes of an image file; one that cannot be read is refused by name."
-    enormous = lambda e: (f'{file} claims to be enormous and was not unpacked ({e}); if it is what '
-                          'it should be, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS')
-    broken = lambda e: (f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); '
-                        'replace or remove it')
+    enormous = lambda e: (
+        f'{file} claims to be enormous and was not unpacked ({e}); if it is what '
+        'it should be, make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS'
+    )
+    broken = lambda e: (
+        f'{file} is truncated, damaged or no PNG, JPEG or WebP image ({e}); replace or remove it'
+    )
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     with reworded(enormous, *bombs), reworded(broken, *_BROKEN), warnings.catch_warnings():
         warnings.simplefilter('error', Image.DecompressionBombWarning)
-        with Image.open(file, formats=('PNG', 'JPEG', 'WEBP')) as image: return look(image)
+        with Image.open(file, formats=('PNG', 'JPEG', 'WEBP')) as image:
+            return look(image)
 
 # %% ../../nbs/diffusion/05_data.ipynb #d93bcaf2
 def _header(image: Image.Image) -> tuple[str, tuple[int, int], bool]:
     "What a file says of itself: kind of pixels, (H, W), is it an animation? No pixel is unpacked."
-    turned = image.format != 'PNG' and image.getexif().get(0x0112, 1) >= 5 # by a quarter
+    turned = image.format != 'PNG' and image.getexif().get(0x0112, 1) >= 5  # by a quarter
     size = image.size if turned else image.size[::-1]
     return image.mode, size, getattr(image, 'is_animated', False)
 
+
 def _pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> np.ndarray:
     "uint8 [C, H, W], turned as its camera says, on white, in the colours and the size asked for."
-    if image.format != 'PNG': image = ImageOps.exif_transpose(image)
+    if image.format != 'PNG':
+        image = ImageOps.exif_transpose(image)
     if image.mode in ('LA', 'RGBA') or 'transparency' in image.info:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     image = image.convert('L' if channels == 1 else 'RGB')
-    if image.size != size[::-1]: image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+    if image.size != size[::-1]:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
 
 # %% ../../nbs/diffusion/05_data.ipynb #23e34096
@@ -193,57 +235,82 @@ def _images_in(folder: Path, files) -> list[Path]:
     names = [name for name in inside if not any(part.startswith('.') for part in name.parts)]
     return [inside[name] for name in sorted(names, key=Path.as_posix) if inside[name].is_file()]
 
+
 def _image_files(folder: Path) -> tuple[list[Path], list[int] | None]:
     "All images of a folder, and the class of each if sub-folders are classes."
-    if not folder.is_dir(): raise FileNotFoundError(f'no such folder of images: {folder}')
+    if not folder.is_dir():
+        raise FileNotFoundError(f'no such folder of images: {folder}')
     flat = _images_in(folder, folder.iterdir())
-    classes = {d.name: _images_in(d, d.rglob('*')) for d in sorted(folder.iterdir())
-               if d.is_dir() and not d.name.startswith('.')}
+    classes = {
+        d.name: _images_in(d, d.rglob('*'))
+        for d in sorted(folder.iterdir())
+        if d.is_dir() and not d.name.startswith('.')
+    }
     if not any(classes.values()):
-        if flat: return flat, None
+        if flat:
+            return flat, None
         there = Counter(p.suffix or 'no suffix' for p in folder.rglob('*') if p.is_file())
         found = ', '.join(f'{n} x {kind}' for kind, n in there.most_common(5)) or 'no files'
-        raise ValueError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)}); found there: '
-                         f'{found}')
-    empty = [str(folder/name) for name, files in classes.items() if not files]
-    refuse('', {
-        f'{folder} holds images ({"".join(p.name for p in flat[:1])}) beside folders of images '
-        f'({", ".join(list(classes)[:5])}); sub-folders are classes, so every image must be in '
-        'one of them or none': flat,
-        f'sub-folders are classes, but {"".join(empty[:1])} holds no images': empty})
+        raise ValueError(
+            f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)}); found there: {found}'
+        )
+    empty = [str(folder / name) for name, files in classes.items() if not files]
+    refuse(
+        '',
+        (
+            flat,
+            f'{folder} holds images ({"".join(p.name for p in flat[:1])}) beside folders of images '
+            f'({", ".join(list(classes)[:5])}); sub-folders are classes, so every image must be in '
+            'one of them or none',
+        ),
+        (empty, f'sub-folders are classes, but {"".join(empty[:1])} holds no images'),
+    )
     labels = [c for c, files in enumerate(classes.values()) for _ in files]
     return list(chain(*classes.values())), labels
 
 # %% ../../nbs/diffusion/05_data.ipynb #5513ad20
-def _one_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]: # (H, W)
+def _one_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]:  # (H, W)
     "The size that all images have, or an error that says which have which."
-    if len(set(sizes)) == 1: return sizes[0]
+    if len(set(sizes)) == 1:
+        return sizes[0]
     example = lambda size: f' ({Path(*files[sizes.index(size)].parts[-2:])})'
-    raise ValueError(f'the images have {len(set(sizes))} sizes, height x width: '
-                     f'{_listed(sizes, example)}; pass size= to crop and resize all to one')
+    raise ValueError(
+        f'the images have {len(set(sizes))} sizes, height x width: '
+        f'{_listed(sizes, example)}; pass size= to crop and resize all to one'
+    )
+
 
 def _listed(sizes: list[tuple[int, int]], note: Callable = lambda size: '') -> str:
     "How many images have which size."
     count = Counter(sizes).most_common()
     parts = [f'{n} of {size[0]} x {size[1]}{note(size)}' for size, n in count[:4]]
-    return ', '.join(parts + ['...'][:len(count) > 4])
+    return ', '.join(parts + ['...'][: len(count) > 4])
+
 
 def _changes(sizes: list, modes: list[str], size: tuple[int, int], channels: int) -> str:
     "What is done to images of another size or colour; '': nothing."
     other = [s for s in sizes if s != size]
     coloured = sum(mode not in _GREY for mode in modes) if channels == 1 else 0
     said = []
-    if other: said.append(f'{_listed(other)} cropped and resized to {size[0]} x {size[1]}')
-    if coloured: said.append(f'{coloured} in colour made grey')
+    if other:
+        said.append(f'{_listed(other)} cropped and resized to {size[0]} x {size[1]}')
+    if coloured:
+        said.append(f'{coloured} in colour made grey')
     return '; '.join(said)
+
 
 def _check_headers(files: list[Path], modes: list[str], animated: list[bool]) -> None:
     "Refuse pixels of an unknown kind and animations."
     for file, mode, moves in zip(files, modes, animated):
-        refuse(str(file), {
-            f'has pixels of kind {mode!r} (16 bits or more); convert it to 8 bits: grey, colour or '
-            'palette, with or without transparency': mode not in _GREY + _COLOUR,
-            'is an animation; store its frames as images': moves})
+        refuse(
+            str(file),
+            (
+                mode not in _GREY + _COLOUR,
+                f'has pixels of kind {mode!r} (16 bits or more); convert it to 8 bits: grey, '
+                'colour or palette, with or without transparency',
+            ),
+            (moves, 'is an animation; store its frames as images'),
+        )
 
 # %% ../../nbs/diffusion/05_data.ipynb #14e7c2c3
 def _all_pixels(files: list[Path], channels: int, size: tuple[int, int]) -> np.ndarray:
@@ -254,72 +321,84 @@ def _all_pixels(files: list[Path], channels: int, size: tuple[int, int]) -> np.n
         pixels[i] = _read_image(files[i], lambda image: _pixels(image, channels, size))
     return pixels
 
+
 def image_folder(
-    path: Path | str, # with PNG, JPEG or WebP files, or with a sub-folder of them for each class
-    size: int | tuple[int, int] | None = None, # (H, W) or one side: crop and resize; None: as is
+    path: Path | str,  # with PNG, JPEG or WebP files, or with a sub-folder of them for each class
+    size: int | tuple[int, int] | None = None,  # (H, W) or one side: crop and resize; None: as is
     # 1: grey, 3: colour (as palettes and WebP); None: as the files are
     channels: int | None = None,
-    max_gb: float = 8., # refuse a set that takes more memory, in GB of 2**30 bytes
-) -> tuple[Tensor, Tensor | None]: # [N, C, H, W], float32 in [-1, 1], by name; labels [N], int64
+    max_gb: float = 8.0,  # refuse a set that takes more memory, in GB of 2**30 bytes
+) -> tuple[Tensor, Tensor | None]:  # [N, C, H, W], float32 in [-1, 1], by name; labels [N], int64
     "A folder of images as one tensor; what cannot be read is refused by name, if possible early."
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    refuse('', {
-        f'name a folder of images, got {path!r}': not str(path).strip(),
-        f'size must be one number or (height, width), got {sides!r}': len(sides) != 2})
-    if channels is not None: check_choice('channels', channels, (1, 3))
+    refuse(
+        '',
+        (not str(path).strip(), f'name a folder of images, got {path!r}'),
+        (len(sides) != 2, f'size must be one number or (height, width), got {sides!r}'),
+    )
+    if channels is not None:
+        check_choice('channels', channels, (1, 3))
     if size is not None:
         size = sides
-        for side in size: check_int('size', side, 1)
+        for side in size:
+            check_int('size', side, 1)
     files, labels = _image_files(Path(path))
     modes, sizes, animated = map(list, zip(*(_read_image(file, _header) for file in files)))
     _check_headers(files, modes, animated)
     channels = channels or (1 if set(modes) <= set(_GREY) else 3)
     size = size or _one_size(files, sizes)
-    needed = 5*len(files)*channels*math.prod(size)/2**30
+    needed = 5 * len(files) * channels * math.prod(size) / 2**30
     if needed > max_gb:
-        raise ValueError(f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need '
-                         f'{needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller '
-                         'size=, or a larger max_gb=')
-    if changes := _changes(sizes, modes, size, channels): print(f'{path}: {changes}')
+        raise ValueError(
+            f'{len(files):,} x {channels} x {size[0]} x {size[1]} values need '
+            f'{needed:.1f} GB of memory, more than max_gb={max_gb:g}; pass a smaller '
+            'size=, or a larger max_gb='
+        )
+    if changes := _changes(sizes, modes, size, channels):
+        print(f'{path}: {changes}')
     pixels = _all_pixels(files, channels, size)
     return to_images(pixels), None if labels is None else torch.tensor(labels)
 
 # %% ../../nbs/diffusion/05_data.ipynb #da569714
 def _ring(n: int, g: torch.Generator, modes: int = 8) -> Tensor:
     "Small Gaussians on the unit circle."
-    angle = torch.randint(modes, (n,), generator=g) * (2*math.pi/modes)
-    return torch.stack([angle.cos(), angle.sin()], 1) + 0.05*torch.randn(n, 2, generator=g)
+    angle = torch.randint(modes, (n,), generator=g) * (2 * math.pi / modes)
+    return torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(n, 2, generator=g)
+
 
 def _moons(n: int, g: torch.Generator) -> Tensor:
     "Two half circles that reach into each other."
-    t = math.pi*torch.rand(n, generator=g)
-    upper = torch.rand(n, generator=g) < .5
-    x = torch.where(upper, t.cos(), 1 - t.cos()) - .5
-    y = torch.where(upper, t.sin(), .5 - t.sin()) - .25
-    return torch.stack([x, y], 1)/1.5 + 0.04*torch.randn(n, 2, generator=g)
+    t = math.pi * torch.rand(n, generator=g)
+    upper = torch.rand(n, generator=g) < 0.5
+    x = torch.where(upper, t.cos(), 1 - t.cos()) - 0.5
+    y = torch.where(upper, t.sin(), 0.5 - t.sin()) - 0.25
+    return torch.stack([x, y], 1) / 1.5 + 0.04 * torch.randn(n, 2, generator=g)
+
 
 def _spiral(n: int, g: torch.Generator) -> Tensor:
     "One and a half turns of a spiral."
     t = torch.rand(n, generator=g).sqrt()
-    points = torch.stack([(3*math.pi*t).cos(), (3*math.pi*t).sin()], 1)*t[:, None]
-    return points + 0.02*torch.randn(n, 2, generator=g)
+    points = torch.stack([(3 * math.pi * t).cos(), (3 * math.pi * t).sin()], 1) * t[:, None]
+    return points + 0.02 * torch.randn(n, 2, generator=g)
+
 
 def _checker(n: int, g: torch.Generator) -> Tensor:
     "The dark squares of a 4 x 4 board."
-    x = torch.rand(n, generator=g)*4
+    x = torch.rand(n, generator=g) * 4
     row = torch.randint(2, (n,), generator=g)
-    y = 2*row + torch.rand(n, generator=g) + x.floor() % 2
-    return torch.stack([x, y], 1)/2 - 1
+    y = 2 * row + torch.rand(n, generator=g) + x.floor() % 2
+    return torch.stack([x, y], 1) / 2 - 1
 
 # %% ../../nbs/diffusion/05_data.ipynb #5ec00050
 #: sets of points in the plane: name -> (n, generator) -> points
 TOY_SETS = {'ring': _ring, 'moons': _moons, 'spiral': _spiral, 'checkerboard': _checker}
 
+
 def toy_2d(
-    name: str = 'ring', # a key of `TOY_SETS`
-    n: int = 1000, # number of points, at least 1
-    seed: int = 0, # same seed, same points; 0 to 2**32 - 1
-) -> Tensor: # [n, 2], float32, roughly in [-1, 1]
+    name: str = 'ring',  # a key of `TOY_SETS`
+    n: int = 1000,  # number of points, at least 1
+    seed: int = 0,  # same seed, same points; 0 to 2**32 - 1
+) -> Tensor:  # [n, 2], float32, roughly in [-1, 1]
     "Points of a two-dimensional set."
     check_choice('2-D set', name, TOY_SETS)
     check_int('n', n, 1)

@@ -51,28 +51,34 @@ __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_colum
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
-    sigma: float | Tensor, # [] or [B]
-    x: Tensor, # [B, *D]
-) -> Tensor: # [1 or B, 1, ...], in the dtype and on the device of x
+    sigma: float | Tensor,  # [] or [B]
+    x: Tensor,  # [B, *D]
+) -> Tensor:  # [1 or B, 1, ...], in the dtype and on the device of x
     "Shape a noise level so that it multiplies a batch."
-    if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
-    if isinstance(sigma, (int, float)): sigma = x.new_full((), sigma) # nothing is copied to a GPU
-    else: sigma = send(torch.as_tensor(sigma).to(x.dtype), x.device)
+    if not x.is_floating_point():
+        raise TypeError(f'x must be floating point, got {x.dtype}')
+    if isinstance(sigma, (int, float)):
+        sigma = x.new_full((), sigma)  # nothing is copied to a GPU
+    else:
+        sigma = send(torch.as_tensor(sigma).to(x.dtype), x.device)
     if sigma.ndim > 1 or sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0]):
         raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
-    return sigma.reshape(-1, *[1]*(x.ndim - 1))
+    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+
 
 def map_cond(
-    f: Callable[[Tensor], Tensor], # what is done to each tensor
-    cond: Tensor | dict[str, Tensor] | None, # a condition
-) -> Tensor | dict[str, Tensor] | None: # of the same kind
+    f: Callable[[Tensor], Tensor],  # what is done to each tensor
+    cond: Tensor | dict[str, Tensor] | None,  # a condition
+) -> Tensor | dict[str, Tensor] | None:  # of the same kind
     "Apply a function to a condition: to the tensor, or to each tensor of the dict."
-    if isinstance(cond, dict): return {k: f(v) for k, v in cond.items()}
+    if isinstance(cond, dict):
+        return {k: f(v) for k, v in cond.items()}
     return None if cond is None else f(cond)
 
+
 def cond_like(
-    cond: Tensor | dict[str, Tensor] | None, # a condition
-    x: Tensor, # the samples it belongs to
+    cond: Tensor | dict[str, Tensor] | None,  # a condition
+    x: Tensor,  # the samples it belongs to
 ) -> Tensor | dict[str, Tensor] | None:
     "A condition on the device of its samples, and in their dtype if it is floating point."
     kind = lambda t: t.to(x.dtype) if t.is_floating_point() else t
@@ -81,9 +87,11 @@ def cond_like(
 # %% ../../nbs/diffusion/02_denoisers.ipynb #634c7040
 class GaussianDenoiser:
     "The exact denoiser of data drawn from N(mean, std^2), independently in each coordinate."
-    def __init__(self,
-        mean: float | Tensor, # scalar or [*D]
-        std: float, # above 0
+
+    def __init__(
+        self,
+        mean: float | Tensor,  # scalar or [*D]
+        std: float,  # above 0
     ):
         check_number('std', std, Within(above=0))
         self.mean = mean
@@ -96,191 +104,282 @@ class GaussianDenoiser:
         "The mean of all clean samples that could have become x."
         s = as_column(sigma, x)
         mean = self._mean(x)
-        return mean + self.std**2/(self.std**2 + s**2)*(x - mean)
+        return mean + self.std**2 / (self.std**2 + s**2) * (x - mean)
 
     def flow(self, x: Tensor, sigma_from, sigma_to) -> Tensor:
         "Carry x exactly along the probability-flow ODE from one noise level to another."
         t = as_column(sigma_from, x)
         s = as_column(sigma_to, x)
         mean = self._mean(x)
-        return mean + ((self.std**2 + s**2)/(self.std**2 + t**2)).sqrt()*(x - mean)
+        return mean + ((self.std**2 + s**2) / (self.std**2 + t**2)).sqrt() * (x - mean)
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #7fe2d999
 class MixtureDenoiser:
     "The exact denoiser of a mixture of isotropic Gaussians."
-    def __init__(self,
-        means: Tensor, # [M, *D]
-        stds: Tensor, # [M], above 0
-        weights: Tensor, # [M], non-negative; normalised here
+
+    def __init__(
+        self,
+        means: Tensor,  # [M, *D]
+        stds: Tensor,  # [M], above 0
+        weights: Tensor,  # [M], non-negative; normalised here
     ):
-        means, stds, weights = (torch.as_tensor(a, dtype=torch.float64)
-                                for a in (means, stds, weights))
+        means, stds, weights = (
+            torch.as_tensor(a, dtype=torch.float64) for a in (means, stds, weights)
+        )
         if means.ndim < 2:
             raise ValueError(f'means must have shape [M, *D], got {tuple(means.shape)}')
-        for name, values, within in (('stds', stds, Within(above=0)),
-                                     ('weights', weights, Within(at_least=0))):
+        for name, values, within in (
+            ('stds', stds, Within(above=0)),
+            ('weights', weights, Within(at_least=0)),
+        ):
             check_shape(name, values, len(means))
-            for v in values.tolist(): check_number(f'each of the {name}', v, within)
+            for v in values.tolist():
+                check_number(f'each of the {name}', v, within)
         check_number('the sum of the weights', float(weights.sum()), Within(above=0))
         self.means = means
         self.stds = stds
-        self.weights = weights/weights.sum()
+        self.weights = weights / weights.sum()
 
     def __call__(self, x: Tensor, sigma, cond=None) -> Tensor:
         "The mean of all clean samples that could have become x."
         check_shape('x', x, 'B', *self.means.shape[1:])
-        means = self.means.to(x).flatten(1)                                 # [M, d]
+        means = self.means.to(x).flatten(1)  # [M, d]
         stds = self.stds.to(x)
-        var = stds**2 + as_column(sigma, x).reshape(-1, 1)**2               # [1 or B, M]
-        gap = x.flatten(1)[:, None] - means                                 # [B, M, d]
-        logits = self.weights.to(x).log() - gap.square().sum(-1)/(2*var) - gap.shape[2]/2*var.log()
-        shrink = (stds**2/var)[..., None]                                   # [1 or B, M, 1]
-        return (logits.softmax(1)[..., None]*(means + shrink*gap)).sum(1).reshape(x.shape)
+        var = stds**2 + as_column(sigma, x).reshape(-1, 1) ** 2  # [1 or B, M]
+        gap = x.flatten(1)[:, None] - means  # [B, M, d]
+        logits = (
+            self.weights.to(x).log()
+            - gap.square().sum(-1) / (2 * var)
+            - gap.shape[2] / 2 * var.log()
+        )
+        shrink = (stds**2 / var)[..., None]  # [1 or B, M, 1]
+        return (logits.softmax(1)[..., None] * (means + shrink * gap)).sum(1).reshape(x.shape)
 
-    def sample(self, n: int, seed: int = 0) -> Tensor: # [n, *D], float32
+    def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, *D], float32
         "Draw clean data."
         g = torch.Generator().manual_seed(seed)
         i = torch.multinomial(self.weights, n, replacement=True, generator=g)
         eps = torch.randn(n, *self.means.shape[1:], generator=g, dtype=torch.float64)
-        return (self.means[i] + as_column(self.stds[i], eps)*eps).float()
+        return (self.means[i] + as_column(self.stds[i], eps) * eps).float()
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #5b1d7c3a
 class _Words(str):
     "Words that stand in a repr as they are."
+
     __repr__ = str.__str__
 
-_UNTOLD = 'not compared' # with what is stored, when it is loaded
+
+_UNTOLD = 'not compared'  # with what is stored, when it is loaded
 
 #: libraries whose own hidden attributes are no constants of a user
 _LIBRARIES = ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')
 #: modules whose classes are no part of a formula: logs, chance, locks, streams
-_BESIDE = {'logging', 'random', '_random', 'threading', '_thread', 'weakref',
-           'numpy.random.mtrand', 'numpy.random._generator', 'torch.cuda.streams'}
+_BESIDE = {
+    'logging',
+    'random',
+    '_random',
+    'threading',
+    '_thread',
+    'weakref',
+    'numpy.random.mtrand',
+    'numpy.random._generator',
+    'torch.cuda.streams',
+}
 # what libraries leave in a module whose forward they replace
 _WRAPPED = {'_original_forward', '_old_forward'}
-_MACHINERY = _WRAPPED | {*nn.Module().__dict__, '_compiled_call_impl', '_is_torch_compile',
-                         '_is_accelerate_prepared', '_hf_hook', '_diffusers_hook',
-                         '_gradient_checkpointing_func',
-                         'gradient_checkpointing'} # how, not what
+_MACHINERY = _WRAPPED | {
+    *nn.Module().__dict__,
+    '_compiled_call_impl',
+    '_is_torch_compile',
+    '_is_accelerate_prepared',
+    '_hf_hook',
+    '_diffusers_hook',
+    '_gradient_checkpointing_func',
+    'gradient_checkpointing',
+}  # how, not what
 # of torch's own layers: their weights' shapes say the same
-_SIZES = {'in_features', 'out_features', 'in_channels', 'out_channels', 'num_features',
-          'num_channels', 'num_embeddings', 'embedding_dim'}
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.layout,
-          torch.memory_format, torch.finfo, torch.iinfo)
+_SIZES = {
+    'in_features',
+    'out_features',
+    'in_channels',
+    'out_channels',
+    'num_features',
+    'num_channels',
+    'num_embeddings',
+    'embedding_dim',
+}
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    range,
+    torch.dtype,
+    torch.layout,
+    torch.memory_format,
+    torch.finfo,
+    torch.iinfo,
+)
+
 
 def ignored(
-    thing, # a denoiser, or a part of one
-) -> set[str]: # see `denoiser_hash`
+    thing,  # a denoiser, or a part of one
+) -> set[str]:  # see `denoiser_hash`
     "Attributes that its class says change no answer."
     return {name for kind in type(thing).__mro__ for name in getattr(kind, 'hash_ignores', ())}
 
-def _visible(thing, found: dict) -> dict: # found: its attributes or entries
+
+def _visible(thing, found: dict) -> dict:  # found: its attributes or entries
     "Without the hidden ones, where a library made the class."
     hidden = type(thing).__module__.partition('.')[0] in _LIBRARIES
     return {k: v for k, v in found.items() if not (hidden and str(k).startswith('_'))}
 
-def _is_function(thing) -> bool: # or method
+
+def _is_function(thing) -> bool:  # or method
     return inspect.isroutine(thing) or isinstance(thing, torch.jit.ScriptFunction)
 
-def _is_installed(thing) -> bool: # a class or function
+
+def _is_installed(thing) -> bool:  # a class or function
     return thing.__module__ != '__main__' and '<' not in f'{thing.__module__}.{thing.__qualname__}'
 
-def _attributes(thing) -> dict: # without those that change no answer
+
+def _attributes(thing) -> dict:  # without those that change no answer
     found = dict(vars(thing)) if hasattr(thing, '__dict__') else {}
     for kind in type(thing).__mro__:
         names = getattr(kind, '__slots__', ())
         for name in (names,) if isinstance(names, str) else names:
             if hasattr(thing, name) and not name.startswith('__'):
                 found[name] = getattr(thing, name)
-    if isinstance(thing, NFECounter): found['nfe'] = 0
+    if isinstance(thing, NFECounter):
+        found['nfe'] = 0
     skip = ignored(thing)
     if isinstance(thing, nn.Module):
         skip |= _MACHINERY | (_SIZES if type(thing).__module__.startswith('torch.') else set())
         forward = found.get('forward')
         wrapper = forward.func.__module__ if isinstance(forward, partial) else ''
         recomputed = wrapper == 'torch.utils.checkpoint'
-        if recomputed or _WRAPPED & found.keys(): skip.add('forward')
+        if recomputed or _WRAPPED & found.keys():
+            skip.add('forward')
     return {k: v for k, v in found.items() if k not in skip and not isinstance(v, torch.device)}
 
-def _is_plain(value) -> bool: # does its repr say all?
+
+def _is_plain(value) -> bool:  # does its repr say all?
     if isinstance(value, dict):
         return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
     return isinstance(value, _PLAIN) or type(value) in (list, tuple) and all(map(_is_plain, value))
 
-def _sha(t: Tensor) -> str: return hashlib.sha256(tensor_bytes(t)).hexdigest()
-def _digest(told) -> str: return hashlib.sha256(repr(told).encode()).hexdigest()
 
-def _codes(code) -> Iterator: # of a function, and of those inside of it
+def _sha(t: Tensor) -> str:
+    return hashlib.sha256(tensor_bytes(t)).hexdigest()
+
+
+def _digest(told) -> str:
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _codes(code) -> Iterator:  # of a function, and of those inside of it
     yield code
-    for c in filter(inspect.iscode, code.co_consts): yield from _codes(c)
+    for c in filter(inspect.iscode, code.co_consts):
+        yield from _codes(c)
 
-def _pickled(thing) -> list | None: # None: it cannot be
+
+def _pickled(thing) -> list | None:  # None: it cannot be
     "What pickle would keep of an object without attributes, such as a deque."
     reduce = copyreg.dispatch_table.get(type(thing), lambda t: t.__reduce_ex__(2))
-    try: made = reduce(thing)
-    except Exception: return None # whatever its class raises
-    if isinstance(made, str): return [made]
+    try:
+        made = reduce(thing)
+    except Exception:
+        return None  # whatever its class raises
+    if isinstance(made, str):
+        return [made]
     make, args, state, items, pairs = (*made, None, None, None)[:5]
-    if make is copyreg.__newobj__: args, state = args[1:], None
+    if make is copyreg.__newobj__:
+        args, state = args[1:], None
     return [args, state, *(items or ()), *(pairs or ())]
 
-def _as_configured(denoiser: nn.Module) -> nn.Module: # empty where that cannot be done
+
+def _as_configured(denoiser: nn.Module) -> nn.Module:  # empty where that cannot be done
     "The same denoiser, made anew from its configuration."
     net = getattr(denoiser, 'net', None)
     kinds = (EDMDenoiser, VPDenoiser, FlowDenoiser)
-    if type(denoiser) not in kinds or type(net) not in NETS.values(): return nn.Module()
+    if type(denoiser) not in kinds or type(net) not in NETS.values():
+        return nn.Module()
     with torch.random.fork_rng(devices=[]), torch.device('cpu'):
         return type(denoiser)(type(net)(**net.config), **denoiser.config)
 
+
 class _Teller:
     "Says in words what a value is, so that equal words are equal values."
-    def __init__(self, refuse: bool = False): # what cannot be told? Else in a reader's words
+
+    def __init__(self, refuse: bool = False):  # what cannot be told? Else in a reader's words
         self.refuse = refuse
-        self.known = {} # id -> (value, its words): things may refer to each other
+        self.known = {}  # id -> (value, its words): things may refer to each other
 
     def told(self, value, path: str, above: dict[int, str] | None = None):
         "Something whose repr tells a value from others; above: what it is a part of."
-        if not self.refuse and isinstance(value, np.generic): value = value.item()
-        if isinstance(value, _PLAIN): return value
+        if not self.refuse and isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, _PLAIN):
+            return value
         above = above or {}
-        if id(value) in above: return f'the same as {above[id(value)]}'
-        if id(value) in self.known: # again: a long one by its digest, or words would double
+        if id(value) in above:
+            return f'the same as {above[id(value)]}'
+        if id(value) in self.known:  # again: a long one by its digest, or words would double
             said = self.known[id(value)][1]
-            if not isinstance(said, str) and len(repr(said)) > 1000: said = _digest(said)
-        elif len(above) > 100: return self.opaque(value, path)
-        else: said = self.said(value, path, above | {id(value): path})
+            if not isinstance(said, str) and len(repr(said)) > 1000:
+                said = _digest(said)
+        elif len(above) > 100:
+            return self.opaque(value, path)
+        else:
+            said = self.said(value, path, above | {id(value): path})
         self.known[id(value)] = value, said
         return said
 
     def opaque(self, value, path: str) -> str:
-        if not self.refuse: return _Words(f'a {type(value).__name__}, {_UNTOLD}')
-        raise TypeError(f'cannot tell this denoiser from others: its attribute {path:.200} is a '
-                        f'{type(value).__name__}, which cannot be compared; list it in '
-                        'hash_ignores of its class if it changes no answer')
+        if not self.refuse:
+            return _Words(f'a {type(value).__name__}, {_UNTOLD}')
+        raise TypeError(
+            f'cannot tell this denoiser from others: its attribute {path:.200} is a '
+            f'{type(value).__name__}, which cannot be compared; list it in '
+            'hash_ignores of its class if it changes no answer'
+        )
 
-    def short(self, what: str, told): # for a reader
+    def short(self, what: str, told):  # for a reader
         return told if self.refuse else _Words(f'{what} ({_digest(told)[:8]})')
 
     def said(self, value, path: str, above: dict[int, str]):
         inner = lambda v, name: self.told(v, f'{path}.{name}', above)
-        if isinstance(value, Tensor): return self.tensor(value, path)
-        if isinstance(value, GenericAlias): value = value.__origin__, value.__args__ # list[int]
-        if isinstance(value, (list, tuple, Mapping)): return self.entries(value, inner)
-        if isinstance(value, set | frozenset): return sorted(repr(inner(v, 'entry')) for v in value)
-        if isinstance(value, type): return self.kind(value, inner)
-        if isinstance(value, Enum): return f'{type(value).__name__}.{value.name}'
-        if isinstance(value, PurePath): return str(value)
-        if isinstance(value, ModuleType | np.ufunc): return value.__name__
+        if isinstance(value, Tensor):
+            return self.tensor(value, path)
+        if isinstance(value, GenericAlias):
+            value = value.__origin__, value.__args__  # list[int]
+        if isinstance(value, (list, tuple, Mapping)):
+            return self.entries(value, inner)
+        if isinstance(value, set | frozenset):
+            return sorted(repr(inner(v, 'entry')) for v in value)
+        if isinstance(value, type):
+            return self.kind(value, inner)
+        if isinstance(value, Enum):
+            return f'{type(value).__name__}.{value.name}'
+        if isinstance(value, PurePath):
+            return str(value)
+        if isinstance(value, ModuleType | np.ufunc):
+            return value.__name__
         if isinstance(value, partial):
             return [inner(getattr(value, name), name) for name in ('func', 'args', 'keywords')]
         if inspect.isroutine(value):
-            owner = getattr(value, '__self__', None) # of a method
+            owner = getattr(value, '__self__', None)  # of a method
             if inspect.ismethod(value) or not isinstance(owner, (type, ModuleType, type(None))):
                 return [inner(owner, '__self__'), value.__name__]
             return self.function(value, inner)
-        if isinstance(value, np.ndarray | np.generic): return self.array(value, inner)
+        if isinstance(value, np.ndarray | np.generic):
+            return self.array(value, inner)
         if isinstance(value, nn.Module):
-            if self.refuse: return self.hash(value, above)
+            if self.refuse:
+                return self.hash(value, above)
             return self.short(f'a {type(value).__name__}', self.settings(value, above))
         return self.thing(value, path, above, inner)
 
@@ -288,66 +387,96 @@ class _Teller:
         "Something of no kind that is known: its attributes, or its pickle."
         name = type(value).__name__
         beside = _BESIDE & {base.__module__ for base in type(value).__mro__}
-        if beside or isinstance(value, torch.device | torch.Generator | datetime): return [name, {}]
+        if beside or isinstance(value, torch.device | torch.Generator | datetime):
+            return [name, {}]
         python = type(value).__module__.partition('.')[0] in sys.stdlib_module_names
-        if isinstance(value, Iterator) and python or _is_function(value): # moved in use; compiled
+        if isinstance(value, Iterator) and python or _is_function(value):  # moved in use; compiled
             return self.opaque(value, path)
         found = self.attributes(value, path, above)
-        if found or ignored(value): return [name, found]
-        if (content := _pickled(value)) is None: return self.opaque(value, path)
+        if found or ignored(value):
+            return [name, found]
+        if (content := _pickled(value)) is None:
+            return self.opaque(value, path)
         return [name, {}, inner(content, 'content')] if any(content) else [name, {}]
 
     def tensor(self, value: Tensor, path: str):
-        if value.is_meta: return self.opaque(value, path)
-        if self.refuse: return [str(value.dtype), tuple(value.shape), _sha(value)]
+        if value.is_meta:
+            return self.opaque(value, path)
+        if self.refuse:
+            return [str(value.dtype), tuple(value.shape), _sha(value)]
         t = value.detach() if value.is_complex() else value.detach().double()
         return _Words(f'a tensor {list(t.shape)} ({_sha(t)[:8]})')
 
     def array(self, value, inner: Callable):
-        kept = inner(value.tolist(), 'entry') if value.dtype.hasobject else \
-            hashlib.sha256(value.tobytes()).hexdigest()
-        more = _attributes(value) # of a class of its own, such as a mask
-        said = [str(value.dtype), value.shape, kept, *[inner(more, 'attributes')]*bool(more)]
+        kept = (
+            inner(value.tolist(), 'entry')
+            if value.dtype.hasobject
+            else hashlib.sha256(value.tobytes()).hexdigest()
+        )
+        more = _attributes(value)  # of a class of its own, such as a mask
+        said = [str(value.dtype), value.shape, kept, *[inner(more, 'attributes')] * bool(more)]
         return self.short('an array', said)
 
     def entries(self, value, inner: Callable):
         "Of a list or a mapping, and what a class of their kind keeps beside."
         if isinstance(value, Mapping):
             plain = lambda k: self.refuse and (_is_plain(k) or isinstance(k, type | Enum))
-            said = [(str(k) if plain(k) else _Words(repr(inner(k, 'key'))), inner(v, k))
-                    for k, v in _visible(value, value).items()]
+            said = [
+                (str(k) if plain(k) else _Words(repr(inner(k, 'key'))), inner(v, k))
+                for k, v in _visible(value, value).items()
+            ]
             said = dict(said if self.refuse else sorted(said, key=lambda told: told[0]))
-        else: said = [inner(v, i) for i, v in enumerate(value)] # JSON makes no difference
-        if not isinstance(value, list | tuple | dict): return said
-        entries = value if isinstance(value, dict) else () # a dictionary's may be attributes too
+        else:
+            said = [inner(v, i) for i, v in enumerate(value)]  # JSON makes no difference
+        if not isinstance(value, list | tuple | dict):
+            return said
+        entries = value if isinstance(value, dict) else ()  # a dictionary's may be attributes too
         more = {k: v for k, v in _visible(value, _attributes(value)).items() if k not in entries}
-        if getattr(value, 'default_factory', None): more['default'] = value.default_factory
+        if getattr(value, 'default_factory', None):
+            more['default'] = value.default_factory
         return [said, inner(more, 'attributes')] if more else said
 
     def kind(self, value: type, inner: Callable):
         "A class of an installed module by its name, any other with the constants in it."
         name = f'{value.__module__}.{value.__qualname__}'
-        own = {} if _is_installed(value) else {
-            k: v for base in reversed(value.__mro__) if not _is_installed(base)
-            for k, v in vars(base).items()
-            if not k.startswith(('__', '_abc_')) and not hasattr(type(v), '__get__')}
+        own = (
+            {}
+            if _is_installed(value)
+            else {
+                k: v
+                for base in reversed(value.__mro__)
+                if not _is_installed(base)
+                for k, v in vars(base).items()
+                if not k.startswith(('__', '_abc_')) and not hasattr(type(v), '__get__')
+            }
+        )
         return [name, inner(own, 'attributes')] if own else name
 
     def function(self, f: Callable, inner: Callable):
         """A function of an installed module by its name, any other by its code and all that it
         reads."""
-        while not hasattr(f, '__code__') and hasattr(f, '__wrapped__'): f = f.__wrapped__
-        name = f'{getattr(f, "__module__", None)}.{f.__qualname__}' # list.append has none
-        if not hasattr(f, '__code__') or _is_installed(f): return name
+        while not hasattr(f, '__code__') and hasattr(f, '__wrapped__'):
+            f = f.__wrapped__
+        name = f'{getattr(f, "__module__", None)}.{f.__qualname__}'  # list.append has none
+        if not hasattr(f, '__code__') or _is_installed(f):
+            return name
         codes = list(_codes(f.__code__))
-        names = dict.fromkeys(i.argval for c in codes for i in dis.get_instructions(c)
-                              if i.opname == 'LOAD_GLOBAL')
+        names = dict.fromkeys(
+            i.argval for c in codes for i in dis.get_instructions(c) if i.opname == 'LOAD_GLOBAL'
+        )
         reads = {n: f.__globals__[n] for n in names if n in f.__globals__}
         for n, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):
-            with contextlib.suppress(ValueError): reads[n] = cell.cell_contents # it may be empty
+            with contextlib.suppress(ValueError):
+                reads[n] = cell.cell_contents  # it may be empty
         reads |= dict(defaults=f.__defaults__, keywords=f.__kwdefaults__)
-        does = [[c.co_code, c.co_names, inner([v for v in c.co_consts if not inspect.iscode(v)],
-                                              'constants')] for c in codes]
+        does = [
+            [
+                c.co_code,
+                c.co_names,
+                inner([v for v in c.co_consts if not inspect.iscode(v)], 'constants'),
+            ]
+            for c in codes
+        ]
         said = [name, does, {n: inner(v, n) for n, v in reads.items()}]
         return self.short(f.__name__, said)
 
@@ -359,23 +488,32 @@ class _Teller:
         """What changes a module's answers besides its parameters: classes, attributes and buffers
         that are not stored."""
         stored = model.state_dict().keys()
-        rows = [[name, type(m).__name__, self.attributes(m, name, above | {id(m): name})]
-                for name, m in model.named_modules()]
-        rows += [[name, tuple(b.shape), _sha(b.double() if b.is_floating_point() else b)]
-                 for name, b in model.named_buffers() if name not in stored]
+        rows = [
+            [name, type(m).__name__, self.attributes(m, name, above | {id(m): name})]
+            for name, m in model.named_modules()
+        ]
+        rows += [
+            [name, tuple(b.shape), _sha(b.double() if b.is_floating_point() else b)]
+            for name, b in model.named_buffers()
+            if name not in stored
+        ]
         return rows
 
-    def hash(self, denoiser: Callable, above: dict[int, str]) -> str: # 16 hex digits
+    def hash(self, denoiser: Callable, above: dict[int, str]) -> str:  # 16 hex digits
         denoiser = uncompiled(denoiser)
         if not hasattr(denoiser, '__dict__') or _is_function(denoiser):
-            raise TypeError(f'cannot tell {denoiser!r} from another function; make the denoiser a '
-                            'class that keeps its settings as attributes')
-        if ('hash', id(denoiser)) in self.known: return self.known['hash', id(denoiser)][1]
+            raise TypeError(
+                f'cannot tell {denoiser!r} from another function; make the denoiser a '
+                'class that keeps its settings as attributes'
+            )
+        if ('hash', id(denoiser)) in self.known:
+            return self.known['hash', id(denoiser)][1]
         above = above | {id(denoiser): type(denoiser).__name__}
         digest = hashlib.sha256(type(denoiser).__name__.encode())
         if isinstance(denoiser, nn.Module):
             parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None))
-        else: parts = _attributes(denoiser)
+        else:
+            parts = _attributes(denoiser)
         for name, value in parts.items():
             digest.update(name.encode())
             named = isinstance(value, partial | type | GenericAlias) or _is_function(value)
@@ -396,26 +534,31 @@ class _Teller:
         self.known['hash', id(denoiser)] = denoiser, digest.hexdigest()[:16]
         return digest.hexdigest()[:16]
 
+
 #: frozen copy in which calls leave something -> its hash after the first one
 _AT_FIRST = weakref.WeakKeyDictionary()
 
-def moving_parts(denoiser: nn.Module) -> list | None: # None: they cannot be told
+
+def moving_parts(denoiser: nn.Module) -> list | None:  # None: they cannot be told
     "What a call may leave something in: all but the parameters."
     with contextlib.suppress(TypeError):
         told = _Teller(refuse=True).settings(denoiser, {})
         return [*told, *(_sha(b) for b in denoiser.buffers())]
 
+
 def remember_hash(
-    copy: nn.Module, # a frozen one, called once
-    denoiser: nn.Module, # what it is a copy of
-    before: list | None, # its `moving_parts` before that call
+    copy: nn.Module,  # a frozen one, called once
+    denoiser: nn.Module,  # what it is a copy of
+    before: list | None,  # its `moving_parts` before that call
 ) -> None:
     "Where calls leave something in it let it keep the hash of now, or that of its original."
     known = _AT_FIRST.get(denoiser)
     with contextlib.suppress(TypeError):
-        if known or moving_parts(copy) != before: _AT_FIRST[copy] = known or denoiser_hash(copy)
+        if known or moving_parts(copy) != before:
+            _AT_FIRST[copy] = known or denoiser_hash(copy)
 
-def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
+
+def denoiser_hash(denoiser: Callable) -> str:  # 16 hex digits
     """Tells denoisers apart: by class, numbers and every attribute, not by the code of an
     importable class (see `bank.answers`); a class may list attributes that change no answer in
     `hash_ignores`."""
@@ -425,17 +568,20 @@ def denoiser_hash(denoiser: Callable) -> str: # 16 hex digits
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8dc2bd06
 class CalledNet(nn.Module):
     "A network that takes no condition, or more than one: `functools.partial(net, name=value)`."
-    def __init__(self,
-        net: nn.Module, # called with x, noise and `more`
-        more: dict, # its further arguments by name; tensors move with it
-        takes_cond: bool, # is it also given the condition?
+
+    def __init__(
+        self,
+        net: nn.Module,  # called with x, noise and `more`
+        more: dict,  # its further arguments by name; tensors move with it
+        takes_cond: bool,  # is it also given the condition?
     ):
         super().__init__()
         self.net = net
         self.takes_cond = takes_cond
         self.more = {k: v for k, v in more.items() if not isinstance(v, Tensor)}
         self.tensors = tuple(more.keys() - self.more.keys())
-        for name in self.tensors: self.register_buffer(f'more_{name}', more[name], persistent=False)
+        for name in self.tensors:
+            self.register_buffer(f'more_{name}', more[name], persistent=False)
 
     @property
     def n_classes(self) -> int:
@@ -443,7 +589,7 @@ class CalledNet(nn.Module):
         return getattr(self.net, 'n_classes', 0)
 
     @property
-    def given(self) -> dict[str, str]: # JSON-able
+    def given(self) -> dict[str, str]:  # JSON-able
         "Its further arguments in words that tell one value from another."
         tensors = {name: getattr(self, f'more_{name}') for name in self.tensors}
         return {k: repr(_Teller().told(v, k)) for k, v in (self.more | tensors).items()}
@@ -451,105 +597,137 @@ class CalledNet(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
         "The network's answer."
         more = self.more | {name: getattr(self, f'more_{name}') for name in self.tensors}
-        if self.takes_cond: return self.net(x, noise, cond, **more)
+        if self.takes_cond:
+            return self.net(x, noise, cond, **more)
         if cond is not None:
             raise ValueError(f'{type(self.net).__name__} takes no condition, so cond must be None')
         return self.net(x, noise, **more)
 
+
 def _n_taken(name: str, known: Collection[inspect.Parameter]) -> int:
     "How many arguments a network is called with, of the three; one that needs others is refused."
     free = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    missing = [p.name for p in [*free[3:], *(p for p in known if p.kind is p.KEYWORD_ONLY)]
-               if p.default is p.empty]
+    missing = [
+        p.name
+        for p in [*free[3:], *(p for p in known if p.kind is p.KEYWORD_ONLY)]
+        if p.default is p.empty
+    ]
     if missing:
-        raise TypeError(f'a network is called with three arguments, (x [B, *D], noise [B], cond), '
-                        f'and {name} needs {", ".join(missing)} too: give it by functools.partial')
+        raise TypeError(
+            f'a network is called with three arguments, (x [B, *D], noise [B], cond), '
+            f'and {name} needs {", ".join(missing)} too: give it by functools.partial'
+        )
     return 3 if any(p.kind is p.VAR_POSITIONAL for p in known) else len(free)
+
 
 def as_net(
     # `net(x, noise)`, `net(x, noise, cond)`, or that by functools.partial
     net: nn.Module | partial,
-) -> nn.Module: # that is called with three arguments
+) -> nn.Module:  # that is called with three arguments
     "A network as denoisers call one; what cannot be called so is refused."
     call, more = net, {}
-    if isinstance(net, partial): call, more = net.func, net.keywords
+    if isinstance(net, partial):
+        call, more = net.func, net.keywords
     call = uncompiled(call)
     if not isinstance(call, nn.Module):
         got = f'the class {net.__name__}' if isinstance(net, type) else type(net).__name__
-        raise TypeError(f'a network is a torch.nn.Module, or a functools.partial of one, got '
-                        f'{got}' + f' of {call!r:.60}'*(call is not net))
+        raise TypeError(
+            f'a network is a torch.nn.Module, or a functools.partial of one, got '
+            f'{got}' + f' of {call!r:.60}' * (call is not net)
+        )
     name = type(call).__name__
     if isinstance(call, torch.jit.ScriptModule):
-        raise TypeError('a network of torch.jit can be neither copied nor widened: pass the module '
-                        'that was scripted or traced')
+        raise TypeError(
+            'a network of torch.jit can be neither copied nor widened: pass the module '
+            'that was scripted or traced'
+        )
     if getattr(net, 'args', ()):
-        raise ValueError(f'functools.partial({name}) must give its arguments by name: the first '
-                         'three are x, noise and the condition')
-    try: known = inspect.signature(call.forward)
-    except (TypeError, ValueError): # it does not say what it takes
+        raise ValueError(
+            f'functools.partial({name}) must give its arguments by name: the first '
+            'three are x, noise and the condition'
+        )
+    try:
+        known = inspect.signature(call.forward)
+    except (TypeError, ValueError):  # it does not say what it takes
         return CalledNet(call, more, True) if more else call
     _check_names(name, more, known.parameters)
     takes = _n_taken(name, inspect.signature(partial(call.forward, **more)).parameters.values())
     return CalledNet(call, more, takes > 2) if more or takes == 2 else call
 
+
 def _check_names(name: str, more: dict, known: dict[str, inspect.Parameter]) -> None:
     "Refuse arguments that a network does not take."
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()): return
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = [k for k, p in known.items() if p.kind in kinds]
     for key in more:
         if key not in named:
-            raise TypeError(f'functools.partial gives {name} an argument {key!r}, which it does '
-                            f'not take; it takes: {", ".join(named)}')
+            raise TypeError(
+                f'functools.partial gives {name} an argument {key!r}, which it does '
+                f'not take; it takes: {", ".join(named)}'
+            )
+
 
 def _config(*names: str) -> property:
     "Of a denoiser's class: these attributes, which make the same one around the same network."
-    def config(self) -> dict: # JSON-able
+
+    def config(self) -> dict:  # JSON-able
         found = {name: getattr(self, name) for name in names}
         return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in found.items()}
+
     return property(config)
+
 
 class NetDenoiser(nn.Module):
     "A network made into a denoiser: `raw` calls it, `to_x0` makes its output a clean estimate."
-    conditions: Callable | None = None # draws them from seeds, see `samplers.ConditionTable`
-    scales = True # does it scale what its network sees and says?
-    guidance: dict = {} # that was distilled into its weights, as `GuidedDenoiser.config` has it
+
+    conditions: Callable | None = None  # draws them from seeds, see `samplers.ConditionTable`
+    scales = True  # does it scale what its network sees and says?
+    guidance: dict = {}  # that was distilled into its weights, as `GuidedDenoiser.config` has it
     hash_ignores = ('guidance',)
 
-    def __init__(self,
-        net: nn.Module | partial, # `net(x_in, noise, cond)`, noise [B]: see `as_net`
+    def __init__(
+        self,
+        net: nn.Module | partial,  # `net(x_in, noise, cond)`, noise [B]: see `as_net`
     ):
         super().__init__()
         self.net = as_net(net)
         known = [name for name in ('sigma_data', 'round_sigma') if hasattr(net, name)]
         if self.scales and (known or isinstance(net, NetDenoiser)):
-            warnings.warn(f'{type(net).__name__} seems to be a denoiser already'
-                          f'{", since it has " + known[0] if known else ""}, and '
-                          f'{type(self).__name__} scales its samples and answers once more: '
-                          'as_denoiser takes it as it is', stacklevel=3)
+            warnings.warn(
+                f'{type(net).__name__} seems to be a denoiser already'
+                f'{", since it has " + known[0] if known else ""}, and '
+                f'{type(self).__name__} scales its samples and answers once more: '
+                'as_denoiser takes it as it is',
+                stacklevel=3,
+            )
 
     @property
     def n_classes(self) -> int:
         "How many classes the network knows; 0: it takes none."
-        return getattr(self.net, 'n_classes', 0) # 0: unconditional
+        return getattr(self.net, 'n_classes', 0)  # 0: unconditional
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         "What the network itself answers, in its own coordinates."
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
+
     def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
         "The clean estimate that a raw answer stands for."
         raise TypeError('use a subclass: EDMDenoiser, VPDenoiser or FlowDenoiser')
-    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor: # raw [B, K, *D]
+
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor:  # raw [B, K, *D]
         "The same for the answers of K branches, `[B, K, *D]`."
         return self.to_x0(raw, x[:, None], sigma)
 
-    def forward(self,
-        x: Tensor, # [B, *D] = x0 + sigma*eps
-        sigma: float | Tensor, # [] or [B], above 0
+    def forward(
+        self,
+        x: Tensor,  # [B, *D] = x0 + sigma*eps
+        sigma: float | Tensor,  # [] or [B], above 0
         # classes [B], int64 in 0..n_classes-1; or what else the network takes with its x, a tensor
         # or a dict of tensors, batch first; None: the null class
         cond: Tensor | dict | None = None,
-    ) -> Tensor: # [B, *D], the clean estimate
+    ) -> Tensor:  # [B, *D], the clean estimate
         "The clean estimate of noisy samples."
         return self.to_x0(self.raw(x, sigma, cond), x, sigma)
 
@@ -563,74 +741,100 @@ class NetDenoiser(nn.Module):
             raise TypeError(f'x is {x.dtype} but the denoiser is {mine.dtype}')
         s = torch.as_tensor(sigma)
         good = (s > 0) & (s < math.inf)
-        if s.device.type == 'cpu' and not good.all(): # a GPU would have to be waited for
+        if s.device.type == 'cpu' and not good.all():  # a GPU would have to be waited for
             raise ValueError(f'sigma must be finite and above 0, got {sigma}')
         check_cond(cond, x, self.n_classes)
 
+
 def check_cond(
-    cond: Tensor | dict | None, # classes [B], int64; or a tensor or dict of tensors with B rows
-    x: Tensor, # [B, *D], the samples it belongs to
-    n_classes: int | None = None, # that the network knows, 0: none; None: it does not say
+    cond: Tensor | dict | None,  # classes [B], int64; or a tensor or dict of tensors with B rows
+    x: Tensor,  # [B, *D], the samples it belongs to
+    n_classes: int | None = None,  # that the network knows, 0: none; None: it does not say
 ) -> None:
     "Refuse a condition that cannot belong to its samples, and classes that are not known."
-    if cond is None: return
+    if cond is None:
+        return
     labels = cond
-    if n_classes and isinstance(cond, dict) and len(cond) == 1: labels, = cond.values()
+    if n_classes and isinstance(cond, dict) and len(cond) == 1:
+        (labels,) = cond.values()
     known = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.ndim == 1
     if known and n_classes is not None or n_classes and not isinstance(cond, dict):
         check_classes(labels, len(x), n_classes)
     check_rows(cond, len(x))
     for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
-        if t.device != x.device: raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
+        if t.device != x.device:
+            raise ValueError(f'{name} is on {t.device} but x is on {x.device}')
+
 
 def check_rows(
-    cond: Tensor | dict | None, # a condition
-    n: int | None = None, # samples; None: any number
+    cond: Tensor | dict | None,  # a condition
+    n: int | None = None,  # samples; None: any number
 ) -> None:
     "Refuse what is no tensor or dict of tensors with a row for each sample."
     for name, t in cond.items() if isinstance(cond, dict) else [('cond', cond)]:
-        check_type(t, Tensor, f'{name} must be a tensor (a condition is a tensor or a dict of '
-                              'tensors, batch first)')
+        check_type(
+            t,
+            Tensor,
+            f'{name} must be a tensor (a condition is a tensor or a dict of tensors, batch first)',
+        )
         if not t.ndim or n not in (None, len(t)):
-            raise ValueError(f'{name} must have a row for each of the {n or ""} samples, got shape '
-                             f'{tuple(t.shape)}'.replace('the  ', 'the '))
+            raise ValueError(
+                f'{name} must have a row for each of the {n or ""} samples, got shape '
+                f'{tuple(t.shape)}'.replace('the  ', 'the ')
+            )
+
 
 def check_classes(
-    label: Tensor | None, # [B], class of each sample; None: none is given
-    n: int, # how many samples there are
-    n_classes: int, # that the network knows; 0: none
+    label: Tensor | None,  # [B], class of each sample; None: none is given
+    n: int,  # how many samples there are
+    n_classes: int,  # that the network knows; 0: none
 ) -> None:
     "Refuse labels that a network does not know."
-    if label is None: return
+    if label is None:
+        return
     kind = getattr(label, 'dtype', type(label).__name__)
     shape = getattr(label, 'shape', ())
     fits = kind == torch.long and shape == (n,)
     low = high = 0
-    if fits and n and label.device.type == 'cpu': # reading it elsewhere would wait for the GPU
+    if fits and n and label.device.type == 'cpu':  # reading it elsewhere would wait for the GPU
         low, high = map(int, label.aminmax())
-    if fits and 0 <= low <= high < n_classes: return
+    if fits and 0 <= low <= high < n_classes:
+        return
     known = f'0..{(n_classes or 1) - 1}'
-    refuse('', {
-        'this denoiser has no classes, so label must be None; if its network takes classes by '
-        'number, say how many before it is wrapped, as with net.n_classes = 10': not n_classes,
-        f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} '
-        f'{tuple(shape)}': not fits,
-        f'label must be in {known}, got values from {low} to {high}': True})
+    refuse(
+        '',
+        (
+            not n_classes,
+            'this denoiser has no classes, so label must be None; if its network takes classes by '
+            'number, say how many before it is wrapped, as with net.n_classes = 10',
+        ),
+        (
+            not fits,
+            f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} '
+            f'{tuple(shape)}',
+        ),
+        (True, f'label must be in {known}, got values from {low} to {high}'),
+    )
+
 
 def check_precision(denoiser: Callable) -> None:
     "Refuse a network whose weights are kept in half precision."
     for name, p in denoiser.named_parameters() if isinstance(denoiser, nn.Module) else ():
         if p.dtype in HALF:
-            raise TypeError(f'{name} of this denoiser is {p.dtype}: noise levels and small updates '
-                            'need weights in float32; convert it with .float() (its arithmetic can '
-                            'still be bf16 or fp16, with hardware=Hardware(precision=...))')
+            raise TypeError(
+                f'{name} of this denoiser is {p.dtype}: noise levels and small updates '
+                'need weights in float32; convert it with .float() (its arithmetic can '
+                'still be bf16 or fp16, with hardware=Hardware(precision=...))'
+            )
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #51c788a3
 class EDMDenoiser(NetDenoiser):
     "EDM (Karras et al. 2022, table 1): scaled so that the network sees and predicts unit variance."
-    def __init__(self,
-        net: nn.Module, # `net(x_in, c_noise, cond)`, c_noise = ln(sigma)/4
-        sigma_data: float = .5, # standard deviation of the data
+
+    def __init__(
+        self,
+        net: nn.Module,  # `net(x_in, c_noise, cond)`, c_noise = ln(sigma)/4
+        sigma_data: float = 0.5,  # standard deviation of the data
     ):
         super().__init__(net)
         check_number('sigma_data', sigma_data, Within(above=0))
@@ -638,38 +842,43 @@ class EDMDenoiser(NetDenoiser):
 
     config = _config('sigma_data')
 
-    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor: # [B or B*K, *D]
+    def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:  # [B or B*K, *D]
         s = as_column(sigma, x)
-        noise = (s.flatten().log()/4).expand(x.shape[0])
-        return self.net(x/(s**2 + self.sigma_data**2).sqrt(), noise, cond)
+        noise = (s.flatten().log() / 4).expand(x.shape[0])
+        return self.net(x / (s**2 + self.sigma_data**2).sqrt(), noise, cond)
 
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:  # broadcasts over a branch axis
         s = as_column(sigma, x)
         d = self.sigma_data
         v = s**2 + d**2
-        return d**2/v*x + s*d/v.sqrt()*raw
+        return d**2 / v * x + s * d / v.sqrt() * raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
-def _outside(denoiser: NetDenoiser) -> Iterator[tuple[str, nn.Module]]: # names and parts
+def _outside(denoiser: NetDenoiser) -> Iterator[tuple[str, nn.Module]]:  # names and parts
     "Of a module with formulas of its own: all but its network."
     net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
     outer = getattr(denoiser, 'outer', net if isinstance(denoiser, ModuleDenoiser) else None)
     return iter(()) if outer is None else outer.named_modules()
 
-def _constants(denoiser: NetDenoiser) -> dict[str, str]: # name -> value in words, JSON-able
+
+def _constants(denoiser: NetDenoiser) -> dict[str, str]:  # name -> value in words, JSON-able
     "What a module with formulas of its own keeps as plain attributes, outside of its network."
     found = {}
     for part, m in _outside(denoiser):
-        if type(m).__module__.startswith('torch.'): continue # their weights' shapes say it
+        if type(m).__module__.startswith('torch.'):
+            continue  # their weights' shapes say it
         kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set - ignored(m))}
         for name, value in _visible(m, _attributes(m) | kept).items():
             flag = name.startswith('_') and (value is None or isinstance(value, bool))
             path = f'{part}.{name}'.lstrip('.')
-            if not flag: found[path] = repr(_Teller().told(value, path, {id(m): part}))
+            if not flag:
+                found[path] = repr(_Teller().told(value, path, {id(m): part}))
     return found
+
 
 class ModuleDenoiser(NetDenoiser):
     "A module that is a denoiser already, `D(x, sigma, cond)`; sigma reaches it as [B]."
+
     scales = False
     hash_ignores = ('_first',)
 
@@ -682,64 +891,84 @@ class ModuleDenoiser(NetDenoiser):
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         return self.net(x, as_column(sigma, x).flatten().expand(x.shape[0]), cond)
 
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: return raw
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:
+        return raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #66cc43ed
 class _Socket(nn.Module):
     "Stands where a network was: answers as it is told to, and notes how it was used."
+
     hash_ignores = ('asked', 'answer')
 
     def __init__(self):
         super().__init__()
-        self.asked = None # during a call: names that were used of it, '' for a call of it
+        self.asked = None  # during a call: names that were used of it, '' for a call of it
         self.answer = None
 
     def forward(self, *args, **kwargs):
         self.asked.append('')
         return self.answer(*args, **kwargs)
 
-    def __bool__(self): return True
-    def __len__(self): return self.__getattr__('__len__')
-    def __iter__(self): return self.__getattr__('__iter__')
-    def __getitem__(self, key): return self.__getattr__('__getitem__')
-    def __getattr__(self, name: str): # what else of the network is used
-        if self.asked is not None: self.asked.append(name)
-        try: return super().__getattr__(name)
+    def __bool__(self):
+        return True
+
+    def __len__(self):
+        return self.__getattr__('__len__')
+
+    def __iter__(self):
+        return self.__getattr__('__iter__')
+
+    def __getitem__(self, key):
+        return self.__getattr__('__getitem__')
+
+    def __getattr__(self, name: str):  # what else of the network is used
+        if self.asked is not None:
+            self.asked.append(name)
+        try:
+            return super().__getattr__(name)
         except AttributeError:
             raise AttributeError(f'{name} of the network', obj=self) from None
 
-class _Told(Exception): pass
 
-_PARTS = ('_parameters', '_buffers', '_modules') # of a module
+class _Told(Exception):
+    pass
+
+
+_PARTS = ('_parameters', '_buffers', '_modules')  # of a module
 _BUSY = threading.RLock()
+
 
 class PreconditionedDenoiser(NetDenoiser):
     """A module that is a denoiser, `module(x, sigma, cond)`, and combines what its inner network
     says with x itself; its branches are combined in the same way."""
+
     scales = False
     hash_ignores = ('_first',)
 
-    def __init__(self,
-        module: nn.Module, # it is copied; sigma reaches it as [B], a dict `cond` by its names
-        inner: str = 'model', # name of the network in it, which it calls once
-        takes: str | None = None, # its name for a condition that is a tensor; None: the third
+    def __init__(
+        self,
+        module: nn.Module,  # it is copied; sigma reaches it as [B], a dict `cond` by its names
+        inner: str = 'model',  # name of the network in it, which it calls once
+        takes: str | None = None,  # its name for a condition that is a tensor; None: the third
     ):
         module = copied(module)
         if not isinstance(net := getattr(module, inner, None), nn.Module):
             names = ', '.join(name for name, _ in module.named_children())
-            raise ValueError(f'{type(module).__name__} has no network {inner!r}; pass inner= the '
-                             f'name of the one it calls, of: {names}')
+            raise ValueError(
+                f'{type(module).__name__} has no network {inner!r}; pass inner= the '
+                f'name of the one it calls, of: {names}'
+            )
         super().__init__(_Socket())
-        self.net = net # called as the module calls it
+        self.net = net  # called as the module calls it
         setattr(module, inner, _Socket())
         self.outer = module
         self.inner = inner
         self.takes = takes
-        self.one_hot = int(getattr(module, 'label_dim', 0) or 0) # EDM's classes are such rows
+        self.one_hot = int(getattr(module, 'label_dim', 0) or 0)  # EDM's classes are such rows
         self._first = _constants(self)
 
     @property
-    def n_classes(self) -> int | None: # None: it takes a condition, and does not say which
+    def n_classes(self) -> int | None:  # None: it takes a condition, and does not say which
         return self.one_hot or getattr(self.net, 'n_classes', None if self.takes else 0)
 
     config = _config('inner', 'takes')
@@ -747,55 +976,67 @@ class PreconditionedDenoiser(NetDenoiser):
     def _combined(self, answer: Callable, x: Tensor, sigma, cond=None) -> Tensor:
         "What the module says where its network answers so; it must ask once."
         socket = getattr(self.outer, self.inner)
-        if self.one_hot and isinstance(cond, Tensor): cond = F.one_hot(cond, self.one_hot).to(x)
-        if self.takes and isinstance(cond, Tensor): cond = {self.takes: cond}
+        if self.one_hot and isinstance(cond, Tensor):
+            cond = F.one_hot(cond, self.one_hot).to(x)
+        if self.takes and isinstance(cond, Tensor):
+            cond = {self.takes: cond}
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
-        _BUSY.acquire() # of two threads the other waits
+        _BUSY.acquire()  # of two threads the other waits
         socket.asked, socket.answer = [], answer
         # a module may ask for its weights, such as their type, and the network has them
-        for part in _PARTS: setattr(socket, part, getattr(self.net, part))
+        for part in _PARTS:
+            setattr(socket, part, getattr(self.net, part))
         try:
             out = self.outer(x, as_column(sigma, x).flatten().expand(x.shape[0]), *rest, **named)
             n = socket.asked.count('')
             why = f'calls it {n} times for an answer' if n else 'does not call it'
             for name in filter(None, socket.asked):
-                if hasattr(self.net, name): n, why = 0, f'uses {name} of it'
-            if n == 1: return out
+                if hasattr(self.net, name):
+                    n, why = 0, f'uses {name} of it'
+            if n == 1:
+                return out
         except AttributeError as e:
-            if e.obj is not socket: raise
+            if e.obj is not socket:
+                raise
             why = f'uses {e} instead of calling it'
         finally:
             socket.asked = socket.answer = None
-            for part in _PARTS: setattr(socket, part, {})
+            for part in _PARTS:
+                setattr(socket, part, {})
             _BUSY.release()
-        raise ValueError(f'{type(self.outer).__name__} cannot be taken apart at its '
-                         f'{self.inner!r}, since it {why}: wrap that network, with a forward, in '
-                         'VPDenoiser, FlowDenoiser or EDMDenoiser, and that in GuidedDenoiser if '
-                         'the module guides; or keep it whole, with ModuleDenoiser(module)')
+        raise ValueError(
+            f'{type(self.outer).__name__} cannot be taken apart at its '
+            f'{self.inner!r}, since it {why}: wrap that network, with a forward, in '
+            'VPDenoiser, FlowDenoiser or EDMDenoiser, and that in GuidedDenoiser if '
+            'the module guides; or keep it whole, with ModuleDenoiser(module)'
+        )
 
     def forward(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         return self._combined(lambda *args, **more: self.net(*args, **more), x, sigma, cond)
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         told = []
+
         def stop(*args, **more):
             told.append((args, more))
             raise _Told
-        with contextlib.suppress(_Told): self._combined(stop, x, sigma, cond)
+
+        with contextlib.suppress(_Told):
+            self._combined(stop, x, sigma, cond)
         args, more = told[0]
         return self.net(*args, **more)
 
     def to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor:
         return self._combined(lambda *args, **more: raw, x, sigma, cond)
 
-    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor: # as in the base
+    def branches_to_x0(self, raw: Tensor, x: Tensor, sigma, cond=None) -> Tensor:  # as in the base
         each = lambda t: t.repeat_interleave(raw.shape[1], 0)
         s = each(as_column(sigma, x).flatten().expand(x.shape[0]))
         x0s = self.to_x0(raw.flatten(0, 1), each(x), s, map_cond(each, cond))
         return x0s.unflatten(0, (-1, raw.shape[1]))
 
-    def module(self) -> nn.Module: # a copy of the module that it was made of, with these weights
+    def module(self) -> nn.Module:  # a copy of the module that it was made of, with these weights
         "A copy of the whole module, the network in its place."
         whole = copied(self.outer)
         setattr(whole, self.inner, copied(self.net))
@@ -804,19 +1045,23 @@ class PreconditionedDenoiser(NetDenoiser):
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b58baf30
 class VPDenoiser(NetDenoiser):
     "A DDPM-style network (it predicts eps, x0 or v from a VP state) as a denoiser on the VE scale."
-    def __init__(self,
-        net: nn.Module, # `net(z, index, cond)`, index its time input in 0..T-1, not always whole
+
+    def __init__(
+        self,
+        net: nn.Module,  # `net(z, index, cond)`, index its time input in 0..T-1, not always whole
         # [T], descending in (0, 1); a last 0 (zero terminal SNR) is left out: sigma is infinite
         alpha_bar: Tensor,
-        prediction: str = 'eps', # one of `PREDICTIONS`
+        prediction: str = 'eps',  # one of `PREDICTIONS`
     ):
         super().__init__(net)
         check_choice('prediction', prediction, PREDICTIONS)
-        no_numbers = lambda e: ('alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), '
-                                f'got {alpha_bar!r:.60}')
+        no_numbers = lambda e: (
+            f'alpha_bar must be [T] numbers, such as linear_alpha_bar(1000), got {alpha_bar!r:.60}'
+        )
         with reworded(no_numbers, TypeError, ValueError, RuntimeError, error=TypeError):
             a = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        if a.ndim == 1 and len(a) and a[-1] == 0: a = a[:-1]
+        if a.ndim == 1 and len(a) and a[-1] == 0:
+            a = a[:-1]
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
@@ -825,32 +1070,36 @@ class VPDenoiser(NetDenoiser):
 
     config = _config('alpha_bar', 'prediction')
 
-    def index(self, sigma: Tensor) -> Tensor: # [B] in 0..T-1, float
+    def index(self, sigma: Tensor) -> Tensor:  # [B] in 0..T-1, float
         "The network's time input: exact on its table's levels, linear in ln(sigma) between them."
         want = sigma.to(self.log_sigmas.dtype).log().contiguous()
         i = torch.searchsorted(self.log_sigmas, want).clamp(1, len(self.log_sigmas) - 1)
         low = self.log_sigmas[i - 1]
         high = self.log_sigmas[i]
-        return (i - 1 + ((want - low)/(high - low)).clamp(0, 1)).to(sigma.dtype)
+        return (i - 1 + ((want - low) / (high - low)).clamp(0, 1)).to(sigma.dtype)
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         s = as_column(sigma, x)
-        return self.net(x/(1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), cond)
+        return self.net(x / (1 + s**2).sqrt(), self.index(s.flatten()).expand(x.shape[0]), cond)
 
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
-        if self.prediction == 'x0': return raw
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:  # broadcasts over a branch axis
+        if self.prediction == 'x0':
+            return raw
         s = as_column(sigma, x)
-        if self.prediction == 'eps': return x - s*raw
-        return (x/(1 + s**2).sqrt() - s*raw)/(1 + s**2).sqrt()
+        if self.prediction == 'eps':
+            return x - s * raw
+        return (x / (1 + s**2).sqrt() - s * raw) / (1 + s**2).sqrt()
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b3bc043c
 class FlowDenoiser(NetDenoiser):
     """A flow-matching network as a denoiser on the VE scale: it predicts the velocity eps - x0 at
     x_t = (1-t)*x0 + t*eps (Lipman et al. 2023; Liu et al. 2023)."""
-    def __init__(self,
-        net: nn.Module, # `net(x_t, time_scale*t, cond)`, its time input [B]
-        time_scale: float = 1., # what t in 0..1 is multiplied by; 1000 in diffusers' families
-        data_time: int = 0, # t of clean data; 1: time runs backwards, the velocity is x0 - eps
+
+    def __init__(
+        self,
+        net: nn.Module,  # `net(x_t, time_scale*t, cond)`, its time input [B]
+        time_scale: float = 1.0,  # what t in 0..1 is multiplied by; 1000 in diffusers' families
+        data_time: int = 0,  # t of clean data; 1: time runs backwards, the velocity is x0 - eps
     ):
         super().__init__(net)
         check_number('time_scale', time_scale, Within(above=0))
@@ -862,20 +1111,22 @@ class FlowDenoiser(NetDenoiser):
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         s = as_column(sigma, x)
-        t = 1/(1 + s) if self.data_time else s/(1 + s)
-        return self.net(x/(1 + s), (self.time_scale*t).flatten().expand(x.shape[0]), cond)
+        t = 1 / (1 + s) if self.data_time else s / (1 + s)
+        return self.net(x / (1 + s), (self.time_scale * t).flatten().expand(x.shape[0]), cond)
 
-    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor: # broadcasts over a branch axis
+    def to_x0(self, raw: Tensor, x: Tensor, sigma) -> Tensor:  # broadcasts over a branch axis
         s = as_column(sigma, x)
-        return (x + s*raw if self.data_time else x - s*raw)/(1 + s)
+        return (x + s * raw if self.data_time else x - s * raw) / (1 + s)
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #076b22a4
 class GuidedDenoiser(nn.Module):
     """Classifier-free guidance as a denoiser (Ho and Salimans 2022): two network calls, the
     answer without a condition plus `scale` times what the condition changes."""
-    def __init__(self,
-        denoiser: Callable, # conditional, D(x, sigma, cond)
-        scale: float, # 1: as without guidance, which is one call
+
+    def __init__(
+        self,
+        denoiser: Callable,  # conditional, D(x, sigma, cond)
+        scale: float,  # 1: as without guidance, which is one call
         # the condition of "nothing": a class, one row [1, ...] of a tensor or of each tensor of a
         # dict; None: the denoiser knows by itself
         null: int | Tensor | dict | None = None,
@@ -883,7 +1134,8 @@ class GuidedDenoiser(nn.Module):
         interval: tuple[float, float] | None = None,
     ):
         super().__init__()
-        if hasattr(scale, 'item'): scale = scale.item() # of a tensor or of NumPy
+        if hasattr(scale, 'item'):
+            scale = scale.item()  # of a tensor or of NumPy
         check_number('scale', scale, Within(at_least=0))
         self.denoiser = denoiser
         self.scale = float(scale)
@@ -903,86 +1155,115 @@ class GuidedDenoiser(nn.Module):
         return getattr(self.denoiser, 'conditions', None)
 
     @conditions.setter
-    def conditions(self, draw: Callable | None) -> None: self.denoiser.conditions = draw
+    def conditions(self, draw: Callable | None) -> None:
+        self.denoiser.conditions = draw
 
     @property
-    def config(self) -> dict: # for a student's card
+    def config(self) -> dict:  # for a student's card
         "The scale, and the interval if there is one."
         interval = {} if self.interval is None else dict(guidance_interval=list(self.interval))
         return dict(guidance_scale=self.scale, **interval)
 
-    def forward(self,
-        x: Tensor, # [B, *D]
-        sigma: float | Tensor, # [] or [B], above 0
-        cond: Tensor | dict | None = None, # with B rows
-    ) -> Tensor: # [B, *D]
+    def forward(
+        self,
+        x: Tensor,  # [B, *D]
+        sigma: float | Tensor,  # [] or [B], above 0
+        cond: Tensor | dict | None = None,  # with B rows
+    ) -> Tensor:  # [B, *D]
         "The clean estimate with the condition, exaggerated; two network calls."
         if cond is None:
-            raise ValueError('guidance exaggerates a condition, and cond is None: pass a condition '
-                             'for each sample, or leave guidance out')
+            raise ValueError(
+                'guidance exaggerates a condition, and cond is None: pass a condition '
+                'for each sample, or leave guidance out'
+            )
         acts = self.acts(sigma)
         given = self.denoiser(x, sigma, cond)
-        if not (acts if isinstance(acts, bool) else acts.any()): return given
+        if not (acts if isinstance(acts, bool) else acts.any()):
+            return given
         none = self.denoiser(x, sigma, null_rows(self.null, len(x), x.device))
-        guided = none + self.scale*(given - none)
-        if isinstance(acts, bool): return guided
-        return torch.where(acts.reshape(-1, *[1]*(x.ndim - 1)).to(x.device), guided, given)
+        guided = none + self.scale * (given - none)
+        if isinstance(acts, bool):
+            return guided
+        return torch.where(acts.reshape(-1, *[1] * (x.ndim - 1)).to(x.device), guided, given)
 
-    def acts(self, sigma: float | Tensor) -> bool | Tensor: # of each level, if there are several
+    def acts(self, sigma: float | Tensor) -> bool | Tensor:  # of each level, if there are several
         "Does guidance act at a noise level?"
-        if self.interval is None or self.scale == 1: return self.scale != 1
+        if self.interval is None or self.scale == 1:
+            return self.scale != 1
         low, high = self.interval
-        if isinstance(sigma, Tensor): return (sigma >= low) & (sigma <= high)
+        if isinstance(sigma, Tensor):
+            return (sigma >= low) & (sigma <= high)
         return low <= sigma <= high
+
 
 def _interval(interval) -> tuple[float, float] | None:
     "Two noise levels, or None: guidance acts everywhere; what is neither is refused."
-    if interval is None: return None
+    if interval is None:
+        return None
     try:
         low, high = map(float, interval)
         good = 0 <= low < high and not isinstance(interval, str)
-    except (TypeError, ValueError): good = False
-    if good: return low, high
-    raise ValueError('interval must be two noise levels (low, high) with 0 <= low < high, '
-                     f'got {interval!r}')
+    except (TypeError, ValueError):
+        good = False
+    if good:
+        return low, high
+    raise ValueError(
+        f'interval must be two noise levels (low, high) with 0 <= low < high, got {interval!r}'
+    )
+
 
 def _check_null(name: str, null) -> None:
-    "Refuse what is no condition of \"nothing\": it is a class or one row, with the batch axis."
+    'Refuse what is no condition of "nothing": it is a class or one row, with the batch axis.'
     if isinstance(null, dict):
-        for key, row in null.items(): _check_null(f'null[{key!r}]', row)
+        for key, row in null.items():
+            _check_null(f'null[{key!r}]', row)
     elif isinstance(null, Tensor) and null.ndim:
         if len(null) != 1:
-            raise ValueError(f'{name} must be a class or one row [1, ...], batch axis first, got '
-                             f'shape {list(null.shape)}; take one row with [i:i+1], or add the '
-                             'axis with [None]')
+            raise ValueError(
+                f'{name} must be a class or one row [1, ...], batch axis first, got '
+                f'shape {list(null.shape)}; take one row with [i:i+1], or add the '
+                'axis with [None]'
+            )
     elif not (null is None or isinstance(null, (int, Tensor)) and not isinstance(null, bool)):
-        raise TypeError(f'{name} must be a class, a tensor of one row, a dict of such tensors, or '
-                        f'None, got {null!r:.60}')
+        raise TypeError(
+            f'{name} must be a class, a tensor of one row, a dict of such tensors, or '
+            f'None, got {null!r:.60}'
+        )
+
 
 def _check_null_class(null, n_classes: int | None, net) -> None:
     "Refuse a class that a network has no row for: the last one after its classes, if it has that."
     for c in null.values() if isinstance(null, dict) else [null]:
         whole = isinstance(c, Tensor) and c.dtype == torch.long and c.numel() == 1
         if n_classes and (whole or isinstance(c, int)):
-            check_int('null, a class,', int(c), 0, n_classes
-                      - (getattr(net, 'null_class', n_classes) is None))
+            check_int(
+                'null, a class,',
+                int(c),
+                0,
+                n_classes - (getattr(net, 'null_class', n_classes) is None),
+            )
+
 
 def null_rows(
-    null: int | Tensor | dict | None, # a class, or single rows: see `GuidedDenoiser`
-    n: int, # how many samples are drawn
+    null: int | Tensor | dict | None,  # a class, or single rows: see `GuidedDenoiser`
+    n: int,  # how many samples are drawn
     device: torch.device,
-) -> Tensor | dict | None: # n rows
-    "The condition of \"nothing\" for a batch."
-    if isinstance(null, dict): return {k: null_rows(v, n, device) for k, v in null.items()}
-    if null is None: return None
+) -> Tensor | dict | None:  # n rows
+    'The condition of "nothing" for a batch.'
+    if isinstance(null, dict):
+        return {k: null_rows(v, n, device) for k, v in null.items()}
+    if null is None:
+        return None
     row = torch.as_tensor(null, device=device)
     return row.expand(n) if row.ndim == 0 else row.expand(n, *row.shape[1:])
 
+
 def guidance_of(
-    about: dict, # what is known of a student
-) -> dict: # empty: none
+    about: dict,  # what is known of a student
+) -> dict:  # empty: none
     "The guidance that a student's card names, as `GuidedDenoiser.config` has it."
     return {k: v for k, v in about.items() if k in ('guidance_scale', 'guidance_interval')}
+
 
 def unguided(denoiser: Callable) -> Callable:
     "What a guided denoiser guides; any other as it is."
@@ -990,31 +1271,35 @@ def unguided(denoiser: Callable) -> Callable:
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #b113963d
 def check_top(
-    sigma_max: float, # the first noise level of sampling
-    *denoisers: Callable, # the teacher, the student
+    sigma_max: float,  # the first noise level of sampling
+    *denoisers: Callable,  # the teacher, the student
 ) -> None:
     "Refuse to start above the noisiest level of a network that has a table of levels."
     for d in map(unguided, denoisers):
-        if not isinstance(d, VPDenoiser): continue
+        if not isinstance(d, VPDenoiser):
+            continue
         top = d.log_sigmas[-1].exp().item()
-        if sigma_max > top*(1 + 1e-5):
-            raise ValueError(f'sigma_max={sigma_max:g} is above the noisiest level that this '
-                             f'network was trained on, {top:.6g}, so it would be told a wrong '
-                             f'level; pass sigma_max={top:.6g} or less')
+        if sigma_max > top * (1 + 1e-5):
+            raise ValueError(
+                f'sigma_max={sigma_max:g} is above the noisiest level that this '
+                f'network was trained on, {top:.6g}, so it would be told a wrong '
+                f'level; pass sigma_max={top:.6g} or less'
+            )
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #917710ec
 @dataclass(frozen=True)
 class TeacherCheck:
     "How well a denoiser removes noise from data, level by level."
-    sigmas: tuple[float, ...] # noise levels
-    errors: tuple[float, ...] # root mean square error of the clean estimates
-    linear: tuple[float, ...] # that of the best linear estimate
-    limits: tuple[float, ...] # the most that is accepted
-    predicts: str = '' # what the network seems to predict instead
-    reason: str = '' # why it is refused, whatever the levels say
+
+    sigmas: tuple[float, ...]  # noise levels
+    errors: tuple[float, ...]  # root mean square error of the clean estimates
+    linear: tuple[float, ...]  # that of the best linear estimate
+    limits: tuple[float, ...]  # the most that is accepted
+    predicts: str = ''  # what the network seems to predict instead
+    reason: str = ''  # why it is refused, whatever the levels say
 
     @property
-    def failed(self) -> tuple[float, ...]: # noise levels
+    def failed(self) -> tuple[float, ...]:  # noise levels
         "The noise levels at which the error is above its limit."
         rows = zip(self.sigmas, self.errors, self.limits)
         return tuple(s for s, error, limit in rows if not error <= limit)
@@ -1026,7 +1311,8 @@ class TeacherCheck:
 
     def checked(self) -> TeacherCheck:
         "Itself, if it is ok; else a `ValueError`."
-        if not self.ok: raise ValueError(self.message())
+        if not self.ok:
+            raise ValueError(self.message())
         return self
 
     def __str__(self) -> str:
@@ -1043,23 +1329,31 @@ class TeacherCheck:
             return f'this denoiser does not give clean estimates: {self.reason}{also}'
         i = self.sigmas.index(self.failed[0])
         levels = ', '.join(f'{s:.3g}' for s in self.failed)
-        guess = ('its wrapper may have another parameterisation, noise schedule or scale of the '
-                 'data than the network was trained with')
-        good = self.sigmas[:len(self.sigmas) - len(self.failed)]
-        if self.predicts: guess = f'it seems to predict {self.predicts}'
-        elif len(self.failed) <= len(self.sigmas)//4 and self.failed[0] > good[-1]:
-            guess = (f'up to {good[-1]:.3g} it does, as a misread network rarely does, so it may '
-                     f'know the noisiest levels too little, as networks that predict noise do for '
-                     f'long: train it longer, or start lower, with sigma_max={good[-1]:.3g} in a '
-                     f'configuration whose schedule takes it (karras), and check those levels only')
-        return (f'this denoiser does not give clean estimates at {len(self.failed)} of '
-                f'{len(self.sigmas)} noise levels ({levels}): at {self.sigmas[i]:.3g} its root '
-                f'mean square error is {self.errors[i]:.3g}, where {self.limits[i]:.3g} would be '
-                f'accepted; {guess}')
+        guess = (
+            'its wrapper may have another parameterisation, noise schedule or scale of the '
+            'data than the network was trained with'
+        )
+        good = self.sigmas[: len(self.sigmas) - len(self.failed)]
+        if self.predicts:
+            guess = f'it seems to predict {self.predicts}'
+        elif len(self.failed) <= len(self.sigmas) // 4 and self.failed[0] > good[-1]:
+            guess = (
+                f'up to {good[-1]:.3g} it does, as a misread network rarely does, so it may '
+                f'know the noisiest levels too little, as networks that predict noise do for '
+                f'long: train it longer, or start lower, with sigma_max={good[-1]:.3g} in a '
+                f'configuration whose schedule takes it (karras), and check those levels only'
+            )
+        return (
+            f'this denoiser does not give clean estimates at {len(self.failed)} of '
+            f'{len(self.sigmas)} noise levels ({levels}): at {self.sigmas[i]:.3g} its root '
+            f'mean square error is {self.errors[i]:.3g}, where {self.limits[i]:.3g} would be '
+            f'accepted; {guess}'
+        )
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #d1eac0c9
 class _Noised:
     "Data, noise, and what a denoiser says of their sum at each level."
+
     def __init__(self, denoiser: Callable, data: Tensor, cond, sigmas: list[float], seed: int):
         self.denoiser = denoiser
         self.x0 = data
@@ -1071,103 +1365,129 @@ class _Noised:
         self.variance = float((data - self.mean).square().mean())
         self.power = float(data.square().mean())
 
-    def x(self, s: float) -> Tensor: return self.x0 + s*self.eps
+    def x(self, s: float) -> Tensor:
+        return self.x0 + s * self.eps
 
-    def ask(self, scale: float = 1.) -> list[Tensor]: # [N, *D] for each level
+    def ask(self, scale: float = 1.0) -> list[Tensor]:  # [N, *D] for each level
         "The denoiser's answers, with its noise input multiplied by `scale`."
         net = self.denoiser.net if isinstance(self.denoiser, NetDenoiser) else None
-        scaled = lambda module, args: (args[0], args[1]*scale, *args[2:])
+        scaled = lambda module, args: (args[0], args[1] * scale, *args[2:])
         hook = None if net is None or scale == 1 else net.register_forward_pre_hook(scaled)
-        outer = 1. if net is not None else scale
-        try: return [self._batched(self.x(s), outer*s) for s in self.sigmas]
+        outer = 1.0 if net is not None else scale
+        try:
+            return [self._batched(self.x(s), outer * s) for s in self.sigmas]
         finally:
-            if hook is not None: hook.remove()
+            if hook is not None:
+                hook.remove()
 
-    def ask_flow(self, data_time: int, scale: float) -> list[Tensor]: # [N, *D] for each level
+    def ask_flow(self, data_time: int, scale: float) -> list[Tensor]:  # [N, *D] for each level
         "The answers, if it is a flow-matching network: see `FlowDenoiser`."
-        pairs = [(self.x(s)/(1 + s), s/(1 + s)) for s in self.sigmas]
-        if data_time: return [z + t*self._batched(z, scale*(1 - t)) for z, t in pairs]
-        return [z - t*self._batched(z, scale*t) for z, t in pairs]
+        pairs = [(self.x(s) / (1 + s), s / (1 + s)) for s in self.sigmas]
+        if data_time:
+            return [z + t * self._batched(z, scale * (1 - t)) for z, t in pairs]
+        return [z - t * self._batched(z, scale * t) for z, t in pairs]
 
     def _batched(self, x: Tensor, sigma: float) -> Tensor:
-        batch = max(64, 4096//x[0].numel())
+        batch = max(64, 4096 // x[0].numel())
         parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
         rows = lambda p: map_cond(lambda t: t[p], self.cond)
         return torch.cat([self.denoiser(x[p], sigma, rows(p)) for p in parts])
 
-    def limits(self) -> list[float]: # mean squares
+    def limits(self) -> list[float]:  # mean squares
         q = self.power
-        return [1.5*q*s**2/(q + s**2) + .1*self.variance for s in self.sigmas]
+        return [1.5 * q * s**2 / (q + s**2) + 0.1 * self.variance for s in self.sigmas]
 
-    def errors(self, answers: list[Tensor]) -> list[float]: # mean squares
+    def errors(self, answers: list[Tensor]) -> list[float]:  # mean squares
         return [_square(answer - self.x0) for answer in answers]
 
-    def linear(self, s: float) -> Tensor: # the best linear estimate of x0
-        return self.mean + self.variance/(self.variance + s**2)*(self.x(s) - self.mean)
+    def linear(self, s: float) -> Tensor:  # the best linear estimate of x0
+        return self.mean + self.variance / (self.variance + s**2) * (self.x(s) - self.mean)
 
-    def linear_errors(self) -> list[float]: # mean squares
+    def linear_errors(self) -> list[float]:  # mean squares
         return self.errors([self.linear(s) for s in self.sigmas])
 
-def _square(t: Tensor) -> float: return float(t.double().square().mean())
+
+def _square(t: Tensor) -> float:
+    return float(t.double().square().mean())
+
 
 def _below(errors: list[float], limits: list[float]) -> bool:
     return all(e <= limit for e, limit in zip(errors, limits))
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #c3253cbd
-def _velocity(data_time: int = 0, scale: float = 1.) -> str:
-    how = f', time_scale={scale:g}'*(scale != 1) + ', data_time=1'*data_time
+def _velocity(data_time: int = 0, scale: float = 1.0) -> str:
+    how = f', time_scale={scale:g}' * (scale != 1) + ', data_time=1' * data_time
     name = 'x0 - eps' if data_time else 'eps - x0'
     return f'the velocity {name} of flow matching, which FlowDenoiser(net{how}) takes'
 
-_FLOWS = ((0, 1.), (1, 1.), (0, 1000.), (1, 1000.)) # time of the data, scale of time
+
+_FLOWS = ((0, 1.0), (1, 1.0), (0, 1000.0), (1, 1000.0))  # time of the data, scale of time
 
 # what a network may have been trained to predict, of x0, eps and sigma; and what its denoiser is
 _PREDICTIONS = {
     'x0': (lambda x0, eps, s: x0, 'the clean sample x0'),
-    'eps': (lambda x0, eps, s: eps,
-            'the noise eps, which VPDenoiser(net, alpha_bar, \'eps\') takes'),
-    'v': (lambda x0, eps, s: (eps - s*x0)/(1 + s**2)**.5,
-          'v = alpha*eps - sigma_vp*x0, which VPDenoiser(net, alpha_bar, \'v\') takes'),
+    'eps': (lambda x0, eps, s: eps, "the noise eps, which VPDenoiser(net, alpha_bar, 'eps') takes"),
+    'v': (
+        lambda x0, eps, s: (eps - s * x0) / (1 + s**2) ** 0.5,
+        "v = alpha*eps - sigma_vp*x0, which VPDenoiser(net, alpha_bar, 'v') takes",
+    ),
     'velocity': (lambda x0, eps, s: eps - x0, _velocity()),
     'minus velocity': (lambda x0, eps, s: x0 - eps, _velocity(1)),
-    'score': (lambda x0, eps, s: -eps/s, 'the score: its denoiser is x + sigma**2*net(x, sigma)')}
+    'score': (lambda x0, eps, s: -eps / s, 'the score: its denoiser is x + sigma**2*net(x, sigma)'),
+}
 
-def _guess(noised: _Noised, answers: list[Tensor]) -> str: # '' if nothing fits
+
+def _guess(noised: _Noised, answers: list[Tensor]) -> str:  # '' if nothing fits
     "What an answer is, if it is no clean estimate."
-    if any(not answer.isfinite().all() for answer in answers): return ''
-    if other := _other_prediction(noised): return other
-    if other := _other_scale(noised, answers): return other
-    as_linear = [1.1*e for e in noised.linear_errors()] # the most that a fitting velocity may have
+    if any(not answer.isfinite().all() for answer in answers):
+        return ''
+    if other := _other_prediction(noised):
+        return other
+    if other := _other_scale(noised, answers):
+        return other
+    as_linear = [
+        1.1 * e for e in noised.linear_errors()
+    ]  # the most that a fitting velocity may have
     for how in _FLOWS:
-        if _below(noised.errors(noised.ask_flow(*how)), as_linear): return _velocity(*how)
+        if _below(noised.errors(noised.ask_flow(*how)), as_linear):
+            return _velocity(*how)
     limits = noised.limits()
     failed = sum(not e <= limit for e, limit in zip(noised.errors(answers), limits))
     scores = {name: _score(noised, answers, target) for name, (target, _) in _PREDICTIONS.items()}
     best = min(scores, key=scores.get)
-    if scores[best] < .3 and failed > 1: return _PREDICTIONS[best][1]
-    for scale in (1e-3, .01, .1, .25, 4., 10., 100., 1e3):
+    if scores[best] < 0.3 and failed > 1:
+        return _PREDICTIONS[best][1]
+    for scale in (1e-3, 0.01, 0.1, 0.25, 4.0, 10.0, 100.0, 1e3):
         if _below(noised.errors(noised.ask(scale)), limits):
             return f'x0, with a noise input of another scale: {scale:g} times what it is given'
     return ''
 
-def _other_prediction(noised: _Noised) -> str: # '' if it is not that
+
+def _other_prediction(noised: _Noised) -> str:  # '' if it is not that
     "Does the network of a `VPDenoiser` or a `FlowDenoiser` predict something else than was said?"
     own = noised.denoiser
     others = []
     if isinstance(own, VPDenoiser):
-        others = [(VPDenoiser(own.net, own.alpha_bar, kind), _PREDICTIONS[kind][1])
-                  for kind in PREDICTIONS if kind != own.prediction]
+        others = [
+            (VPDenoiser(own.net, own.alpha_bar, kind), _PREDICTIONS[kind][1])
+            for kind in PREDICTIONS
+            if kind != own.prediction
+        ]
     if isinstance(own, FlowDenoiser):
-        others = [(FlowDenoiser(own.net, scale, data_time), _velocity(data_time, scale))
-                  for data_time, scale in _FLOWS
-                  if (data_time, scale) != (own.data_time, own.time_scale)]
+        others = [
+            (FlowDenoiser(own.net, scale, data_time), _velocity(data_time, scale))
+            for data_time, scale in _FLOWS
+            if (data_time, scale) != (own.data_time, own.time_scale)
+        ]
     found = {}
     for other, name in others:
         asked = copy.copy(noised)
         asked.denoiser = other
         errors = asked.errors(asked.ask())
-        if _below(errors, noised.limits()): found[name] = sum(errors)
+        if _below(errors, noised.limits()):
+            found[name] = sum(errors)
     return min(found, key=found.get, default='')
+
 
 def _noise_in_flow(noised: _Noised, answers: list[Tensor]) -> tuple[list[float], str]:
     """Errors, if the network of a `FlowDenoiser` predicts the noise, and a name for that ('' if
@@ -1176,17 +1496,19 @@ def _noise_in_flow(noised: _Noised, answers: list[Tensor]) -> tuple[list[float],
     Read as a velocity, its clean estimates come out divided by 1 + sigma, which no level alone
     betrays where the data are small: only that this reading is better does."""
     own = noised.denoiser
-    if not isinstance(own, FlowDenoiser): return [], ''
+    if not isinstance(own, FlowDenoiser):
+        return [], ''
     x0s = []
     for s, answer in zip(noised.sigmas, answers):
         x = noised.x(s)
-        x0s.append((2*x if own.data_time else 0*x) + (1 - 2*own.data_time)*(1 + s)*answer)
+        x0s.append((2 * x if own.data_time else 0 * x) + (1 - 2 * own.data_time) * (1 + s) * answer)
     velocity = '(x_t - eps)/t' if own.data_time else '(eps - x_t)/(1 - t)'
     errors = noised.errors(x0s)
-    ratios = [(a + 1e-12)/(b + 1e-12) for a, b in zip(errors, noised.errors(answers))]
-    better = max(ratios) < 1.05 and math.prod(ratios)**(1/len(ratios)) < .97
+    ratios = [(a + 1e-12) / (b + 1e-12) for a, b in zip(errors, noised.errors(answers))]
+    better = max(ratios) < 1.05 and math.prod(ratios) ** (1 / len(ratios)) < 0.97
     name = f'the noise eps; a network that answers {velocity} predicts the velocity'
     return errors, name if better else ''
+
 
 def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
     "How far answers are from a prediction where it fits best; at 0 as far as a linear guess at it."
@@ -1197,95 +1519,129 @@ def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
         x = noised.x(s)
         x0 = noised.linear(s)
         right = to_x0(target(noised.x0, noised.eps, s), x, s)
-        if torch.equal(right, noised.x0): return math.inf # what it is taken for
-        guess = to_x0(target(x0, (x - x0)/s, s), x, s)
+        if torch.equal(right, noised.x0):
+            return math.inf  # what it is taken for
+        guess = to_x0(target(x0, (x - x0) / s, s), x, s)
         none = to_x0(torch.zeros_like(x), x, s)
         error = _square(answer - right)
-        ratio = math.log((error + 1e-12)/(_square(guess - right) + 1e-12))
-        rows.append((min(ratio, 3.), error/_square(none - right)))
-    half = sorted(rows)[:(len(rows) + 1)//2]
-    if sum(unexplained for _, unexplained in half) > .9*len(half): return math.inf
-    mean = lambda pairs: sum(ratio for ratio, _ in pairs)/len(pairs)
-    return max(mean(half), -1.) + .01*mean(rows)
+        ratio = math.log((error + 1e-12) / (_square(guess - right) + 1e-12))
+        rows.append((min(ratio, 3.0), error / _square(none - right)))
+    half = sorted(rows)[: (len(rows) + 1) // 2]
+    if sum(unexplained for _, unexplained in half) > 0.9 * len(half):
+        return math.inf
+    mean = lambda pairs: sum(ratio for ratio, _ in pairs) / len(pairs)
+    return max(mean(half), -1.0) + 0.01 * mean(rows)
 
-_NOISIEST = 80. # where walks begin, if no table ends before
+
+_NOISIEST = 80.0  # where walks begin, if no table ends before
+
 
 def _top(denoiser: Callable) -> float:
-    if not isinstance(denoiser, VPDenoiser): return _NOISIEST
+    if not isinstance(denoiser, VPDenoiser):
+        return _NOISIEST
     return min(_NOISIEST, denoiser.log_sigmas[-1].exp().item())
 
-def _follows(denoiser: Callable, noise: Tensor, cond) -> str: # '' if it is what it is said to be
+
+def _follows(denoiser: Callable, noise: Tensor, cond) -> str:  # '' if it is what it is said to be
     """Does a network answer to pure noise as its prediction does? The noise and a velocity follow
     it by 1, x0 and v by 0; a network learns this first."""
     top = _top(denoiser)
-    if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)) or top < 5: return ''
-    if isinstance(denoiser, FlowDenoiser): want = 1. - 2*denoiser.data_time
-    else: want = float(denoiser.prediction == 'eps')
-    raw = denoiser.raw(top*noise, top, cond).double()
-    got = float((raw*noise).mean()/noise.double().square().mean())
-    if abs(got - want) < .5: return ''
-    kinds = {1: 'the noise eps or the velocity eps - x0', 0: 'x0 or v, or has not learned yet',
-             -1: 'the velocity x0 - eps'}
+    if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)) or top < 5:
+        return ''
+    if isinstance(denoiser, FlowDenoiser):
+        want = 1.0 - 2 * denoiser.data_time
+    else:
+        want = float(denoiser.prediction == 'eps')
+    raw = denoiser.raw(top * noise, top, cond).double()
+    got = float((raw * noise).mean() / noise.double().square().mean())
+    if abs(got - want) < 0.5:
+        return ''
+    kinds = {
+        1: 'the noise eps or the velocity eps - x0',
+        0: 'x0 or v, or has not learned yet',
+        -1: 'the velocity x0 - eps',
+    }
     named = kinds.get(round(got), 'neither noise, velocity, x0 nor v')
-    return (f'shown noise alone, its network follows it by {got:.2g}, where {want:g} is expected: '
-            f'it predicts {named}')
+    return (
+        f'shown noise alone, its network follows it by {got:.2g}, where {want:g} is expected: '
+        f'it predicts {named}'
+    )
 
-def _readings(denoiser: Callable) -> dict[str, Callable]: # name -> the network, read otherwise
+
+def _readings(denoiser: Callable) -> dict[str, Callable]:  # name -> the network, read otherwise
     "What else the network of a VP or flow denoiser could be."
-    if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)): return {}
+    if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)):
+        return {}
     T = len(denoiser.alpha_bar) if isinstance(denoiser, VPDenoiser) else 1000
     place = next(denoiser.parameters(), torch.empty(0)).device
-    scaled = 1 - torch.linspace(.00085**.5, .012**.5, T, dtype=torch.float64)**2
-    tables = {f'linear_alpha_bar({T})': linear_alpha_bar(T),
-              f'cosine_alpha_bar({T})': cosine_alpha_bar(T), 'Stable Diffusion\'s alpha_bar':
-              scaled.cumprod(0)}
-    if isinstance(denoiser, VPDenoiser): tables = {'alpha_bar': denoiser.alpha_bar, **tables}
-    found = {f"VPDenoiser(net, {name}, '{kind}')": VPDenoiser(denoiser.net, table.to(place), kind)
-             for name, table in tables.items() for kind in PREDICTIONS}
-    found |= {f'FlowDenoiser(net, {scale:g}, {end})': FlowDenoiser(denoiser.net, scale, end)
-              for end, scale in _FLOWS}
-    return {name: d for name, d in found.items()
-            if (type(d), d.config) != (type(denoiser), denoiser.config)}
+    scaled = 1 - torch.linspace(0.00085**0.5, 0.012**0.5, T, dtype=torch.float64) ** 2
+    tables = {
+        f'linear_alpha_bar({T})': linear_alpha_bar(T),
+        f'cosine_alpha_bar({T})': cosine_alpha_bar(T),
+        "Stable Diffusion's alpha_bar": scaled.cumprod(0),
+    }
+    if isinstance(denoiser, VPDenoiser):
+        tables = {'alpha_bar': denoiser.alpha_bar, **tables}
+    found = {
+        f"VPDenoiser(net, {name}, '{kind}')": VPDenoiser(denoiser.net, table.to(place), kind)
+        for name, table in tables.items()
+        for kind in PREDICTIONS
+    }
+    found |= {
+        f'FlowDenoiser(net, {scale:g}, {end})': FlowDenoiser(denoiser.net, scale, end)
+        for end, scale in _FLOWS
+    }
+    return {
+        name: d
+        for name, d in found.items()
+        if (type(d), d.config) != (type(denoiser), denoiser.config)
+    }
 
-def _better_reading(noised: _Noised) -> str: # '' if there is none
+
+def _better_reading(noised: _Noised) -> str:  # '' if there is none
     "Is the network of a VP or flow denoiser better, on this data, as something else?"
     few = copy.copy(noised)
-    few.x0 = noised.x0[:max(16, 4096//noised.x0[0].numel())]
-    few.eps = noised.eps[:len(few.x0)]
-    few.cond = map_cond(lambda t: t[:len(few.x0)], noised.cond)
+    few.x0 = noised.x0[: max(16, 4096 // noised.x0[0].numel())]
+    few.eps = noised.eps[: len(few.x0)]
+    few.cond = map_cond(lambda t: t[: len(few.x0)], noised.cond)
     few.sigmas = noised.sigmas[1:6:2] or noised.sigmas
     own = few.errors(few.ask())
     found = {}
     for name, other in _readings(noised.denoiser).items():
         few.denoiser = other
-        try: errors = few.errors(few.ask())
-        except (IndexError, RuntimeError, TypeError, ValueError): continue # it cannot be this one
-        ratios = [math.log((a + 1e-12)/(b + 1e-12)) for a, b in zip(errors, own)]
-        found[name] = sum(ratios)/len(ratios)
+        try:
+            errors = few.errors(few.ask())
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            continue  # it cannot be this one
+        ratios = [math.log((a + 1e-12) / (b + 1e-12)) for a, b in zip(errors, own)]
+        found[name] = sum(ratios) / len(ratios)
     best = min(found, key=found.get, default='')
-    return best if best and found[best] < -.05 else ''
+    return best if best and found[best] < -0.05 else ''
 
-def _other_scale(noised: _Noised, answers: list[Tensor]) -> str: # '' if it is not that
+
+def _other_scale(noised: _Noised, answers: list[Tensor]) -> str:  # '' if it is not that
     "Is the answer a*x0 + b where there is little noise?"
-    calm = [i for i, s in enumerate(noised.sigmas) if s**2 < .1*noised.variance]
-    if not calm: return ''
+    calm = [i for i, s in enumerate(noised.sigmas) if s**2 < 0.1 * noised.variance]
+    if not calm:
+        return ''
     given = torch.stack([answers[i] for i in calm]).double().flatten()
     x0 = noised.x0.double().expand(len(calm), *noised.x0.shape).flatten()
-    a = float(((given - given.mean())*(x0 - x0.mean())).mean()/x0.var(correction=0))
-    b = float(given.mean() - a*x0.mean())
-    same = .8 < a < 1.25 and abs(b) < .3*noised.variance**.5
-    if a < .01 or same or _square(given - a*x0 - b) > .1*float(given.var()): return ''
+    a = float(((given - given.mean()) * (x0 - x0.mean())).mean() / x0.var(correction=0))
+    b = float(given.mean() - a * x0.mean())
+    same = 0.8 < a < 1.25 and abs(b) < 0.3 * noised.variance**0.5
+    if a < 0.01 or same or _square(given - a * x0 - b) > 0.1 * float(given.var()):
+        return ''
     return f'x0 in another scale: about {a:.3g}*x0 {"-" if b < 0 else "+"} {abs(b):.3g}'
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #a7268516
 def check_teacher(
-    denoiser: Callable, # D(x, sigma, cond)
-    data: Tensor, # [N, *D], clean, some of what it was trained on; without any: `check_itself`
-    cond: Tensor | dict | None = None, # [N] classes, or whatever the denoiser takes with its x
-    sigmas: tuple[float, ...] | None = None, # noise levels; None: 8, .05 to 20 times the data
-    n: int | None = None, # samples to use; None: enough
-    seed: int = 0, # of the noise, and of which samples are used
-    refuse: bool = True, # raise a ValueError if a level fails
+    denoiser: Callable,  # D(x, sigma, cond)
+    data: Tensor,  # [N, *D], clean, some of what it was trained on; without any: `check_itself`
+    cond: Tensor | dict | None = None,  # [N] classes, or whatever the denoiser takes with its x
+    sigmas: tuple[float, ...] | None = None,  # noise levels; None: 8, .05 to 20 times the data
+    n: int | None = None,  # samples to use; None: enough
+    seed: int = 0,  # of the noise, and of which samples are used
+    refuse: bool = True,  # raise a ValueError if a level fails
 ) -> TeacherCheck:
     """Put noise on data and let a denoiser remove it: are its answers clean estimates?
     (A guided one exaggerates: check what it guides.) Errors up to what is accepted pass. These
@@ -1294,7 +1650,7 @@ def check_teacher(
     an `EDMDenoiser`, a flow with the wrong `data_time`."""
     check_type(denoiser, Callable, 'a denoiser is a callable')
     check_state(data, 'data')
-    n = max(64, 4096//data[0].numel()) if n is None else n
+    n = max(64, 4096 // data[0].numel()) if n is None else n
     check_int('n', n, 1)
     pick = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
     mine = next(denoiser.parameters(), data) if isinstance(denoiser, nn.Module) else data
@@ -1303,13 +1659,15 @@ def check_teacher(
     with undisturbed(denoiser):
         noised = _Noised(denoiser, chosen, cond, _levels(denoiser, chosen, sigmas), seed)
         answers = noised.ask()
-        check_shape('the denoiser\'s answer', answers[0], *chosen.shape)
+        check_shape("the denoiser's answer", answers[0], *chosen.shape)
         squares = (noised.errors(answers), noised.linear_errors(), noised.limits())
-        rms = (tuple(v**.5 for v in values) for values in squares)
-        found = TeacherCheck(tuple(noised.sigmas), *rms,
-                             reason=_follows(denoiser, noised.eps, cond))
+        rms = (tuple(v**0.5 for v in values) for values in squares)
+        found = TeacherCheck(
+            tuple(noised.sigmas), *rms, reason=_follows(denoiser, noised.eps, cond)
+        )
         found = _judged(noised, answers, found)
     return found.checked() if refuse else found
+
 
 def _judged(noised: _Noised, answers: list[Tensor], found: TeacherCheck) -> TeacherCheck:
     "With what the network seems to predict, if that is something else."
@@ -1317,49 +1675,59 @@ def _judged(noised: _Noised, answers: list[Tensor], found: TeacherCheck) -> Teac
     better = '' if name or found.reason else _better_reading(noised)
     if found.ok and better:
         found = replace(found, reason='another reading of its network is closer to the data')
-    if found.ok and not name: return found
+    if found.ok and not name:
+        return found
     limits = found.limits
-    if name: limits = tuple(min(a, e**.5) for a, e in zip(limits, errors))
-    if '_alpha_bar(' in better or 'Stable' in better: name = f'what {better} takes'
+    if name:
+        limits = tuple(min(a, e**0.5) for a, e in zip(limits, errors))
+    if '_alpha_bar(' in better or 'Stable' in better:
+        name = f'what {better} takes'
     name = name or _guess(noised, answers)
     itself = f"alpha_bar, '{getattr(noised.denoiser, 'prediction', None)}')" in name
     return replace(found, limits=limits, predicts='' if itself else name)
+
 
 def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
     if sigmas is not None:
         levels = [float(s) for s in sigmas]
         check_int('number of sigmas', len(levels), 1)
-        for s in levels: check_number('each of the sigmas', s, Within(above=0))
+        for s in levels:
+            check_number('each of the sigmas', s, Within(above=0))
         return levels
-    size = float(data.square().mean().sqrt()) or 1.
-    return _in_table(denoiser, [size*.05*400**(i/7) for i in range(8)])
+    size = float(data.square().mean().sqrt()) or 1.0
+    return _in_table(denoiser, [size * 0.05 * 400 ** (i / 7) for i in range(8)])
 
-def _in_table(denoiser: Callable, levels: list[float]) -> list[float]: # that it was trained on
-    if not isinstance(denoiser, VPDenoiser): return levels
+
+def _in_table(denoiser: Callable, levels: list[float]) -> list[float]:  # that it was trained on
+    if not isinstance(denoiser, VPDenoiser):
+        return levels
     low, high = denoiser.log_sigmas[[0, -1]].exp().tolist()
     return sorted({min(max(s, low), high) for s in levels})
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #8bf313aa
 def own_samples(
-    denoiser: Callable, # D(x, sigma, cond)
-    noise: Tensor, # [N, *D], standard normal
-    cond: Tensor | dict | None = None, # with N rows
-) -> Tensor: # [N, *D]
+    denoiser: Callable,  # D(x, sigma, cond)
+    noise: Tensor,  # [N, *D], standard normal
+    cond: Tensor | dict | None = None,  # with N rows
+) -> Tensor:  # [N, *D]
     "Where 24 Euler steps lead a denoiser from noise: to clean samples, if it is one."
-    sigmas = [*karras_sigmas(23, .02, _top(denoiser)).tolist(), 0.]
-    x = sigmas[0]*noise
+    sigmas = [*karras_sigmas(23, 0.02, _top(denoiser)).tolist(), 0.0]
+    x = sigmas[0] * noise
     with undisturbed(denoiser):
-        for t, s in zip(sigmas[:-1], sigmas[1:]): x = torch.lerp(denoiser(x, t, cond), x, s/t)
+        for t, s in zip(sigmas[:-1], sigmas[1:]):
+            x = torch.lerp(denoiser(x, t, cond), x, s / t)
     return x
 
+
 #: noise levels of the check without data, times the root mean square of the denoiser's samples
-OWN_LEVELS = (.12, .28, .65, 1.53)
+OWN_LEVELS = (0.12, 0.28, 0.65, 1.53)
+
 
 def check_itself(
-    denoiser: Callable, # D(x, sigma, cond)
-    noise: Tensor, # [N, *D], standard normal
-    cond: Tensor | dict | None = None, # with N rows
-    refuse: bool = True, # raise a ValueError if it does not fit, and say what does
+    denoiser: Callable,  # D(x, sigma, cond)
+    noise: Tensor,  # [N, *D], standard normal
+    cond: Tensor | dict | None = None,  # with N rows
+    refuse: bool = True,  # raise a ValueError if it does not fit, and say what does
 ) -> TeacherCheck:
     """Is a denoiser right about its own samples? It makes some, noise is put on them, and it must
     remove that at least as well as the best linear estimate, as a right one does of what it makes.
@@ -1371,34 +1739,50 @@ def check_itself(
     with undisturbed(denoiser):
         found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
         if found.ok and _is_deaf(denoiser, noise, cond):
-            found = replace(found, reason='told a time of 0 to 1 its network hardly hears it, and '
-                            'told one of 0 to 1000 it does; data (check_teacher, --data) would '
-                            'say whether its time is in another scale')
-        if found.ok: found = _against_others(denoiser, noise, cond, found)
+            found = replace(
+                found,
+                reason='told a time of 0 to 1 its network hardly hears it, and '
+                'told one of 0 to 1000 it does; data (check_teacher, --data) would '
+                'say whether its time is in another scale',
+            )
+        if found.ok:
+            found = _against_others(denoiser, noise, cond, found)
         elif refuse:
-            n = max(8, 1024//noise[0].numel()) # it is a guess
+            n = max(8, 1024 // noise[0].numel())  # it is a guess
             few = (noise[:n], map_cond(lambda t: t[:n], cond))
-            scores = {name: _fit(_by_itself(d, *few, _follows(d, *few)))
-                      for name, d in _readings(denoiser).items() if not _is_deaf(d, *few)}
+            scores = {
+                name: _fit(_by_itself(d, *few, _follows(d, *few)))
+                for name, d in _readings(denoiser).items()
+                if not _is_deaf(d, *few)
+            }
             best = min(scores, key=scores.get, default='')
-            if best and scores[best] < 0: found = replace(found, predicts=f'what {best} takes')
+            if best and scores[best] < 0:
+                found = replace(found, predicts=f'what {best} takes')
     return found.checked() if refuse else found
+
 
 def _is_deaf(denoiser: Callable, noise: Tensor, cond) -> bool:
     """Is it a flow with a time of 0 to 1, while its network hears one a thousand times as long?
     Its time stands still nearly, and what it makes then may fit itself whatever the network is."""
-    if not isinstance(denoiser, FlowDenoiser) or denoiser.time_scale > 1: return False
-    def heard(scale: float) -> float: # how much the answer moves with the time, 0 to 4
-        ends = [denoiser.net(noise, noise.new_full((len(noise),), t*scale), cond).double()
-                for t in (.02, .98)]
-        return _square(ends[1] - ends[0])/(_square(ends[0]) + _square(ends[1]) + 1e-12)
+    if not isinstance(denoiser, FlowDenoiser) or denoiser.time_scale > 1:
+        return False
+
+    def heard(scale: float) -> float:  # how much the answer moves with the time, 0 to 4
+        ends = [
+            denoiser.net(noise, noise.new_full((len(noise),), t * scale), cond).double()
+            for t in (0.02, 0.98)
+        ]
+        return _square(ends[1] - ends[0]) / (_square(ends[0]) + _square(ends[1]) + 1e-12)
+
     with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError):
-        return heard(denoiser.time_scale) < .03*heard(1000*denoiser.time_scale)
+        return heard(denoiser.time_scale) < 0.03 * heard(1000 * denoiser.time_scale)
     return False
+
 
 #: by how much another reading must be closer to its own samples, in the sum over the levels of the
 #: logarithms of the errors
-_CLOSER = .5
+_CLOSER = 0.5
+
 
 def _against_others(denoiser: Callable, noise: Tensor, cond, found: TeacherCheck) -> TeacherCheck:
     """Is the network, read as another prediction, far closer to the samples that it makes as such?
@@ -1407,68 +1791,94 @@ def _against_others(denoiser: Callable, noise: Tensor, cond, found: TeacherCheck
     fits = {}
     for name, other in _readings(denoiser).items():
         table = isinstance(denoiser, VPDenoiser) and isinstance(other, VPDenoiser)
-        if table and ', alpha_bar, ' not in name: continue # a right table may fit worse
-        with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError): # not this one
+        if table and ', alpha_bar, ' not in name:
+            continue  # a right table may fit worse
+        with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError):  # not this one
             if not _follows(other, noise, cond) and not _is_deaf(other, noise, cond):
                 fits[name] = _fit(_by_itself(other, noise, cond, '', varied=True))
     best = min(fits, key=fits.get, default='')
-    if not best or fits[best] > _fit(found) - _CLOSER: return found
-    return replace(found, predicts=f'what {best} takes', reason='read as another prediction, '
-                   'its network is far closer to the samples that it makes as such')
+    if not best or fits[best] > _fit(found) - _CLOSER:
+        return found
+    return replace(
+        found,
+        predicts=f'what {best} takes',
+        reason='read as another prediction, '
+        'its network is far closer to the samples that it makes as such',
+    )
 
-def _fit(found: TeacherCheck) -> float: # below 0: better than linear
+
+def _fit(found: TeacherCheck) -> float:  # below 0: better than linear
     pairs = zip(found.errors, found.linear)
-    return sum(math.log(e/g) for e, g in pairs) if found.ok else math.inf
+    return sum(math.log(e / g) for e, g in pairs) if found.ok else math.inf
 
-_OTHER_SEED = 714_025_366 # noise other than that which the samples are made of
 
-def _by_itself(denoiser: Callable, noise: Tensor, cond, reason: str,
-               varied: bool = False) -> TeacherCheck: # refuse samples that are nearly one?
+_OTHER_SEED = 714_025_366  # noise other than that which the samples are made of
+
+
+def _by_itself(
+    denoiser: Callable, noise: Tensor, cond, reason: str, varied: bool = False
+) -> TeacherCheck:  # refuse samples that are nearly one?
     x0 = own_samples(denoiser, noise, cond)
     size = float(x0.double().square().mean().sqrt())
-    alike = varied and _square(x0 - x0.mean(0)) < size**2/16
-    if alike or not 0 < size < _NOISIEST/2: # NaN neither
+    alike = varied and _square(x0 - x0.mean(0)) < size**2 / 16
+    if alike or not 0 < size < _NOISIEST / 2:  # NaN neither
         why = f'its own samples have a root mean square of {size:.3g}'
         return TeacherCheck((), (), (), (), reason=reason or why)
-    sigmas = _in_table(denoiser, [size*level for level in OWN_LEVELS])
+    sigmas = _in_table(denoiser, [size * level for level in OWN_LEVELS])
     noised = _Noised(denoiser, x0, cond, sigmas, _OTHER_SEED)
-    errors = [e**.5 for e in noised.errors(noised.ask())]
+    errors = [e**0.5 for e in noised.errors(noised.ask())]
     variance = float(x0.double().var(correction=0))
-    linear = [(variance*s**2/(variance + s**2))**.5 for s in sigmas]
-    return TeacherCheck(tuple(sigmas), tuple(errors), tuple(linear),
-                        tuple(1.1**.5*g for g in linear), reason=reason)
+    linear = [(variance * s**2 / (variance + s**2)) ** 0.5 for s in sigmas]
+    return TeacherCheck(
+        tuple(sigmas),
+        tuple(errors),
+        tuple(linear),
+        tuple(1.1**0.5 * g for g in linear),
+        reason=reason,
+    )
+
 
 def check_samples(
-    x_end: Tensor, # [B, *D], where a teacher's trajectories end
-    sigma_max: float, # the noise level where they began
-    scale: float | None = None, # root mean square of the data, where it is known
+    x_end: Tensor,  # [B, *D], where a teacher's trajectories end
+    sigma_max: float,  # the noise level where they began
+    scale: float | None = None,  # root mean square of the data, where it is known
 ) -> None:
     "Refuse a teacher whose own samples are not finite, or as large as the noise at the start."
     bad = int((~x_end.isfinite()).flatten(1).any(1).sum())
-    size = _square(x_end)**.5
-    limit = max(sigma_max/2, 3.) if scale is None else 3*scale
-    refuse('', {
-        f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is no denoiser '
-        'D(x, sigma) at all of these noise levels; check_teacher(teacher, data) says at which': bad,
-        f'samples of the teacher have a root mean square of {size:.4g}, more than {limit:.4g}, '
-        f'when they began at sigma_max={sigma_max:g}: the teacher does not remove the noise, so it '
-        'is no denoiser D(x, sigma) of clean estimates; check_teacher(teacher, data) says what it '
-        'seems to predict': size > limit})
+    size = _square(x_end) ** 0.5
+    limit = max(sigma_max / 2, 3.0) if scale is None else 3 * scale
+    refuse(
+        '',
+        (
+            bad,
+            f'{bad} of {len(x_end)} samples of the teacher are NaN or infinite: it is no denoiser '
+            'D(x, sigma) at all of these noise levels; check_teacher(teacher, data) says at which',
+        ),
+        (
+            size > limit,
+            f'samples of the teacher have a root mean square of {size:.4g}, more than '
+            f'{limit:.4g}, when they began at sigma_max={sigma_max:g}: the teacher does not '
+            'remove the noise, so it is no denoiser D(x, sigma) of clean estimates; '
+            'check_teacher(teacher, data) says what it seems to predict',
+        ),
+    )
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #00abb1c2
 #: every kind of denoiser that a folder can hold, by its name
-DENOISERS = {kind.__name__: kind
-             for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser,
-                          PreconditionedDenoiser)}
+DENOISERS = {
+    kind.__name__: kind
+    for kind in (EDMDenoiser, VPDenoiser, FlowDenoiser, ModuleDenoiser, PreconditionedDenoiser)
+}
 #: file of a denoiser's weights
 WEIGHTS = 'model.safetensors'
-CONFIG = 'config.json' # written last, with the checksum of the weights: see `is_whole`
+CONFIG = 'config.json'  # written last, with the checksum of the weights: see `is_whole`
+
 
 def save_denoiser(
-    denoiser: NetDenoiser, # around any network; `load_denoiser` must be given an unknown one
-    folder: Path | str, # gets model.safetensors and config.json
-    about: dict | None = None, # anything JSON-able to keep beside the weights
-    run: dict | None = None, # what tells it from others, JSON-able; with the weights: `read_run`
+    denoiser: NetDenoiser,  # around any network; `load_denoiser` must be given an unknown one
+    folder: Path | str,  # gets model.safetensors and config.json
+    about: dict | None = None,  # anything JSON-able to keep beside the weights
+    run: dict | None = None,  # what tells it from others, JSON-able; with the weights: `read_run`
 ) -> None:
     "Write a denoiser as weights (safetensors) and a JSON that says how to rebuild it."
     check_choice('denoiser', type(denoiser).__name__, DENOISERS)
@@ -1477,41 +1887,51 @@ def save_denoiser(
     found = NETS.get(net.__name__)
     inner = type(denoiser.net.net) if net is CalledNet else net
     known = found is net or str(found).startswith(f'{net.__module__}:')
-    first = getattr(denoiser, '_first', {}) # without what has moved in use, such as a counter
+    first = getattr(denoiser, '_first', {})  # without what has moved in use, such as a counter
     kept = {k: v for k, v in _constants(denoiser).items() if first.get(k) == v}
-    save_tensors(folder/WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
-    write_json(folder/CONFIG, dict(
-        denoiser=type(denoiser).__name__, config=denoiser.config,
-        net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
-        net_config=denoiser.net.config if known else None,
-        given=denoiser.net.given if net is CalledNet else {}, kept=kept,
-        sha256=sha256(folder/WEIGHTS), about=about or {}))
+    save_tensors(folder / WEIGHTS, denoiser.state_dict(), dict(kind='denoiser', run=run or {}))
+    write_json(
+        folder / CONFIG,
+        dict(
+            denoiser=type(denoiser).__name__,
+            config=denoiser.config,
+            net=net.__name__ if known else f'{inner.__module__}:{inner.__qualname__}',
+            net_config=denoiser.net.config if known else None,
+            given=denoiser.net.given if net is CalledNet else {},
+            kept=kept,
+            sha256=sha256(folder / WEIGHTS),
+            about=about or {},
+        ),
+    )
+
 
 def is_whole(
     folder: Path | str,
 ) -> bool:
     "Did `save_denoiser` come to its end there?"
-    weights = Path(folder)/WEIGHTS
-    both = weights.is_file() and (Path(folder)/CONFIG).is_file()
+    weights = Path(folder) / WEIGHTS
+    both = weights.is_file() and (Path(folder) / CONFIG).is_file()
     return both and read_about(folder)['sha256'] == sha256(weights)
+
 
 def read_run(
     folder: Path | str,
-) -> dict | None: # None: no weights there, or not of a denoiser
+) -> dict | None:  # None: no weights there, or not of a denoiser
     "What the weights in a folder say that they are, even where `save_denoiser` was interrupted."
     try:
-        with safe_open(Path(folder)/WEIGHTS, 'pt') as f:
+        with safe_open(Path(folder) / WEIGHTS, 'pt') as f:
             meta = json.loads((f.metadata() or {}).get('meta', '{}'))
-    except (OSError, SafetensorError, ValueError): return None
+    except (OSError, SafetensorError, ValueError):
+        return None
     ours = isinstance(meta, dict) and meta.get('kind') == 'denoiser'
     return meta.get('run', {}) if ours else None
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #aed7f61f
 def read_about(
-    folder: Path | str, # written by `save_denoiser`
-) -> dict: # the content of config.json
+    folder: Path | str,  # written by `save_denoiser`
+) -> dict:  # the content of config.json
     "What is known of a stored denoiser: classes, configuration, checksum, and how it was made."
-    path = Path(folder)/CONFIG
+    path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
     about = read_json(path, ('denoiser', 'config', 'net', 'net_config', 'sha256'))
@@ -1526,8 +1946,14 @@ def read_about(
 def _check_given(denoiser: NetDenoiser, about: dict) -> None:
     "Refuse a network that is given other arguments than the stored one was."
     if 'given' in about:
-        _check_same(about, 'arguments of functools.partial', 'a partial with the stored ones',
-                    about['given'] or {}, getattr(denoiser.net, 'given', {}))
+        _check_same(
+            about,
+            'arguments of functools.partial',
+            'a partial with the stored ones',
+            about['given'] or {},
+            getattr(denoiser.net, 'given', {}),
+        )
+
 
 def _placed(denoiser: NetDenoiser, device: torch.device) -> NetDenoiser:
     "Frozen, in evaluation mode, on a device, and laid out as it is fast there."
@@ -1535,24 +1961,30 @@ def _placed(denoiser: NetDenoiser, device: torch.device) -> NetDenoiser:
     # group normalisation on CUDA would lay every answer out anew
     return denoiser if device.type == 'cuda' else to_channels_last(denoiser)
 
+
 def load_denoiser(
-    folder: Path | str, # written by `save_denoiser`
-    device: torch.device | str | None = None, # default: `default_device()`
-    net: nn.Module | Callable[[], nn.Module] | None = None, # or what makes it; if not in `NETS`
-) -> NetDenoiser: # in evaluation mode, frozen
+    folder: Path | str,  # written by `save_denoiser`
+    device: torch.device | str | None = None,  # default: `default_device()`
+    net: nn.Module | Callable[[], nn.Module] | None = None,  # or what makes it; if not in `NETS`
+) -> NetDenoiser:  # in evaluation mode, frozen
     "Rebuild a denoiser; missing, damaged or foreign files are refused by name."
     folder = Path(folder)
     about = read_about(folder)
-    path = folder/WEIGHTS
-    if not path.is_file(): raise FileNotFoundError(f'{folder} has a {CONFIG} but no {WEIGHTS}')
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f'{folder} has a {CONFIG} but no {WEIGHTS}')
     check_digest(path, sha256(path), about['sha256'])
     tensors, _ = load_tensors(path)
-    if net is not None: net = _given(net, about['net'])
+    if net is not None:
+        net = _given(net, about['net'])
     check_type(net, nn.Module | partial | None, 'net must be a network or make one')
-    misfit = lambda e: (f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
-                        + _other_class(net, about['net']))
+    misfit = lambda e: (
+        f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
+        + _other_class(net, about['net'])
+    )
     with reworded(misfit, TypeError, RuntimeError):
-        if net is None: net = _network(folder, about, sum(t.numel() for t in tensors.values()))
+        if net is None:
+            net = _network(folder, about, sum(t.numel() for t in tensors.values()))
         denoiser = DENOISERS[about['denoiser']](net, **about['config'])
         _check_given(denoiser, about)
         _check_weights(path, tensors, denoiser.state_dict())
@@ -1562,19 +1994,26 @@ def load_denoiser(
     denoiser.guidance = guidance_of(about.get('about') or {})
     return _placed(denoiser, torch.device(device or default_device()))
 
+
 def _check_constants(denoiser: NetDenoiser, about: dict) -> None:
     "Refuse a network with other constants than the stored one had."
     silent = {f'{part}.{k}'.lstrip('.') for part, m in _outside(denoiser) for k in ignored(m)}
     kept = about.get('kept', about.get('constants', {}))
     mine = {k: v for k, v in kept.items() if k not in silent}
     theirs = _constants(denoiser) if mine else {}
-    _check_same(about, 'constants of its module', 'a module with the stored ones, and list '
-                'what moves in use in hash_ignores of its class', mine,
-                {k: v for k, v in theirs.items() if k in mine})
+    _check_same(
+        about,
+        'constants of its module',
+        'a module with the stored ones, and list what moves in use in hash_ignores of its class',
+        mine,
+        {k: v for k, v in theirs.items() if k in mine},
+    )
 
-def _other_class(net: nn.Module, stored: str) -> str: # in words; '': it is the stored one
+
+def _other_class(net: nn.Module, stored: str) -> str:  # in words; '': it is the stored one
     name = type(net).__name__
     return '' if name in stored else f' (it is of a {stored}, and net= is a {name})'
+
 
 def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
@@ -1583,69 +2022,96 @@ def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     made = copied(net) if ready else net()
     if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
-    if isinstance(made, PreconditionedDenoiser): return made.module()
+    if isinstance(made, PreconditionedDenoiser):
+        return made.module()
     return made.net if isinstance(made, NetDenoiser) else made
 
-def _to_float32(denoiser: NetDenoiser) -> None: # changed in place
+
+def _to_float32(denoiser: NetDenoiser) -> None:  # changed in place
     "Weights that all are of another precision get that of samples."
     kinds = {p.dtype for p in denoiser.parameters() if p.is_floating_point()}
     if kinds and torch.float32 not in kinds:
-        for part in denoiser.children(): part.float()
+        for part in denoiser.children():
+            part.float()
 
-def _is_literal(words: str) -> bool: # of earlier versions, that they told as we do
+
+def _is_literal(words: str) -> bool:  # of earlier versions, that they told as we do
     with contextlib.suppress(SyntaxError, ValueError):
         ast.literal_eval(words)
         return '(' not in words
     return False
 
-def _check_same(about: dict, what: str, where: str, mine: dict[str, str],
-                theirs: dict[str, str]) -> None:
+
+def _check_same(
+    about: dict, what: str, where: str, mine: dict[str, str], theirs: dict[str, str]
+) -> None:
     "Refuse other constants than a network was stored with, and name what cannot be compared."
     differ = {k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)}
     old = {k for k in differ if 'kept' not in about and k in mine and not _is_literal(mine[k])}
     if untold := sorted(old | {k for k, v in mine.items() if _UNTOLD in v}):
-        warnings.warn(f'{", ".join(untold)}, {what}, cannot be compared with what the network was '
-                      'stored with: see that it is the same', stacklevel=3)
-    if said := [f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
-                for k in sorted(differ - old)]:
-        raise ValueError(f'this network was stored with other {what}: {"; ".join(said)}; pass '
-                         f'net= {where}')
+        warnings.warn(
+            f'{", ".join(untold)}, {what}, cannot be compared with what the network was '
+            'stored with: see that it is the same',
+            stacklevel=3,
+        )
+    if said := [
+        f'{k}={mine.get(k, "not given")} there, {theirs.get(k, "not given")} here'
+        for k in sorted(differ - old)
+    ]:
+        raise ValueError(
+            f'this network was stored with other {what}: {"; ".join(said)}; pass net= {where}'
+        )
+
 
 def _network(folder: Path, about: dict, n: int) -> nn.Module:
     "The network that a file describes, unless it is larger than the n numbers stored."
     if about['net'] not in NETS or about['net_config'] is None:
-        raise ValueError(f'{folder} holds a {about["net"]}, which this package cannot build: pass '
-                         'net=, a network of that kind or a function that makes one (from a shell '
-                         'it is named as module:function)')
-    with torch.device('meta'): empty = build_net(about['net'], about['net_config'])
+        raise ValueError(
+            f'{folder} holds a {about["net"]}, which this package cannot build: pass '
+            'net=, a network of that kind or a function that makes one (from a shell '
+            'it is named as module:function)'
+        )
+    with torch.device('meta'):
+        empty = build_net(about['net'], about['net_config'])
     needs = sum(t.numel() for t in empty.state_dict().values())
-    if needs > n: raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')
+    if needs > n:
+        raise RuntimeError(f'the network has {needs:,} numbers, the file {n:,}')
     return build_net(about['net'], about['net_config'])
+
 
 def _check_weights(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     "Refuse numbers that a checksum does not: those of another kind, and those that are none."
     for name, t in tensors.items():
         want, floats = wanted.get(name, t), t.is_floating_point()
-        refuse(str(path), {
-            f'is of another kind: its {name} is {t.dtype}, expected {want.dtype}':
+        refuse(
+            str(path),
+            (
                 floats != want.is_floating_point(),
-            f'is of no use: its {name} has NaN or infinite numbers':
-                floats and not t.isfinite().all()})
+                f'is of another kind: its {name} is {t.dtype}, expected {want.dtype}',
+            ),
+            (
+                floats and not t.isfinite().all(),
+                f'is of no use: its {name} has NaN or infinite numbers',
+            ),
+        )
 
-def to_channels_last(model: nn.Module) -> nn.Module: # changed in place
+
+def to_channels_last(model: nn.Module) -> nn.Module:  # changed in place
     "Lay out 4-D weights as convolutions prefer them: channels last in memory."
     for t in (*model.parameters(), *model.buffers()):
-        if t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last)
+        if t.ndim == 4:
+            t.data = t.data.to(memory_format=torch.channels_last)
     return model
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #48bb5e0a
 #: -> folder in data/; the wide one draws better and costs more: see the model cards there
 TEACHERS = {name: f'{name}_teacher' for name in ('fashion_mnist', 'fashion_mnist_wide', 'spiral')}
 
+
 def load_teacher(
-    name: str = 'fashion_mnist', # a key of `TEACHERS`
-    device: torch.device | str | None = None, # default: `default_device()`
-) -> NetDenoiser: # frozen, in evaluation mode; label=None is the null class
+    name: str = 'fashion_mnist',  # a key of `TEACHERS`
+    device: torch.device | str | None = None,  # default: `default_device()`
+) -> NetDenoiser:  # frozen, in evaluation mode; label=None is the null class
     "A teacher that ships with the package; its folder has a model card, README.md."
     check_choice('teacher', name, TEACHERS)
-    return load_denoiser(data_dir()/TEACHERS[name], device)
+    return load_denoiser(data_dir() / TEACHERS[name], device)

@@ -21,30 +21,35 @@ __all__ = ['HALF', 'NETS', 'NoiseEmbedding', 'GroupNorm', 'ResBlock', 'attend', 
 # %% ../../nbs/diffusion/04_nets.ipynb #8976b0b6
 def _zero(layer: nn.Module) -> nn.Module:
     "A layer that gives 0 at first."
-    for p in layer.parameters(): nn.init.zeros_(p)
+    for p in layer.parameters():
+        nn.init.zeros_(p)
     return layer
+
 
 class NoiseEmbedding(nn.Module):
     "Sinusoidal features of the noise input, then two linear layers with a class embedding between."
-    def __init__(self,
-        dim: int, # width of the embedding, even
-        n_classes: int = 0, # classes; one more row is kept for the null class
-        time_scale: float = 1., # of the noise input: 1 for ln(sigma)/4, 1/400 for DDPM's 0..999
-        n_freqs: int = 32, # sines and cosines each
+
+    def __init__(
+        self,
+        dim: int,  # width of the embedding, even
+        n_classes: int = 0,  # classes; one more row is kept for the null class
+        time_scale: float = 1.0,  # of the noise input: 1 for ln(sigma)/4, 1/400 for DDPM's 0..999
+        n_freqs: int = 32,  # sines and cosines each
     ):
         super().__init__()
         self.n_classes = n_classes
         self.time_scale = time_scale
-        freqs = math.pi*torch.logspace(-2, 5, n_freqs, base=2.)
+        freqs = math.pi * torch.logspace(-2, 5, n_freqs, base=2.0)
         self.register_buffer('freqs', freqs, persistent=False)
-        self.lin1 = nn.Linear(2*n_freqs, dim)
+        self.lin1 = nn.Linear(2 * n_freqs, dim)
         self.lin2 = nn.Linear(dim, dim)
         self.classes = nn.Embedding(n_classes + 1, dim) if n_classes else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         "One vector a sample from its noise level and class."
-        if c_noise.stride(0) == 0: c_noise = c_noise[:1] # one level for all: embed it once
-        angle = self.time_scale*c_noise.reshape(-1, 1)*self.freqs
+        if c_noise.stride(0) == 0:
+            c_noise = c_noise[:1]  # one level for all: embed it once
+        angle = self.time_scale * c_noise.reshape(-1, 1) * self.freqs
         h = self.lin1(torch.cat([angle.sin(), angle.cos()], 1))
         if self.classes is not None:
             null = h.new_full((1,), self.n_classes, dtype=torch.long)
@@ -57,26 +62,31 @@ class NoiseEmbedding(nn.Module):
 #: dtypes that norms and a CPU's attention are not computed in
 HALF = (torch.bfloat16, torch.float16)
 
+
 class GroupNorm(nn.GroupNorm):
     "Group normalisation in float32 under any autocast, as CUDA's does it and a CPU's does not."
-    hash_ignores = ('num_channels',) # the weights say it, as those of torch's own do
+
+    hash_ignores = ('num_channels',)  # the weights say it, as those of torch's own do
 
     def forward(self, x: Tensor) -> Tensor:
         "Normalised features; of half precision in float32."
         return super().forward(x.float() if x.dtype in HALF else x)
 
+
 class ResBlock(nn.Module):
     "Two 3x3 convolutions and a residual connection; the embedding scales and shifts between them."
-    def __init__(self,
-        c_in: int, # channels in, a multiple of 8
-        c_out: int, # channels out, a multiple of 8
-        emb: int, # width of the noise embedding
-        dropout: float = 0., # probability, in training
+
+    def __init__(
+        self,
+        c_in: int,  # channels in, a multiple of 8
+        c_out: int,  # channels out, a multiple of 8
+        emb: int,  # width of the noise embedding
+        dropout: float = 0.0,  # probability, in training
     ):
         super().__init__()
         self.norm1 = GroupNorm(8, c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.emb = nn.Linear(emb, 2*c_out)
+        self.emb = nn.Linear(emb, 2 * c_out)
         self.norm2 = GroupNorm(8, c_out)
         self.conv2 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -90,40 +100,50 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(h))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #9ced4ac7
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor: # [..., L, d] each
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [..., L, d] each
     """Attention; on a CPU that of half precision is computed in float32, whose backward pass is
     several times faster there."""
-    if q.device.type != 'cpu' or q.dtype not in HALF: return F.scaled_dot_product_attention(q, k, v)
+    if q.device.type != 'cpu' or q.dtype not in HALF:
+        return F.scaled_dot_product_attention(q, k, v)
     with torch.autocast('cpu', enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
 
+
 class SelfAttention(nn.Module):
     "Every position of a small feature map looks at every other one."
-    def __init__(self,
-        c: int, # channels, a multiple of 32 (the size of a head)
+
+    def __init__(
+        self,
+        c: int,  # channels, a multiple of 32 (the size of a head)
     ):
         super().__init__()
         self.norm = GroupNorm(8, c)
-        self.qkv = nn.Conv2d(c, 3*c, 1)
+        self.qkv = nn.Conv2d(c, 3 * c, 1)
         self.proj = _zero(nn.Conv2d(c, c, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         "Every place looks at every other; the input is added."
         B, C, H, W = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(B, 3, C//32, 32, H*W).transpose(-1, -2).unbind(1)
+        q, k, v = (
+            self.qkv(self.norm(x)).reshape(B, 3, C // 32, 32, H * W).transpose(-1, -2).unbind(1)
+        )
         h = attend(q, k, v)
         return x + self.proj(h.transpose(-1, -2).reshape(B, C, H, W))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #407d86e8
 def _check_ints(n_classes: int, **sizes: int) -> None:
     check_int('n_classes', n_classes, 0)
-    for name, value in sizes.items(): check_int(name, value, 1)
+    for name, value in sizes.items():
+        check_int(name, value, 1)
+
 
 def _check_widths(widths: tuple[int, ...]) -> None:
     "Refuse widths that groups of channels and heads of attention do not divide."
-    for w in widths: check_int('a width', w, 8)
+    for w in widths:
+        check_int('a width', w, 8)
     if not widths or any(w % 8 for w in widths) or widths[-1] % 32:
         raise ValueError(f'widths must be multiples of 8, the last of 32, got {tuple(widths)}')
+
 
 def _levels(widths: tuple[int, ...], blocks: int, res: Callable) -> tuple[nn.ModuleList, ...]:
     "The layers down to the lowest resolution, and up again; res makes a residual block."
@@ -131,87 +151,109 @@ def _levels(widths: tuple[int, ...], blocks: int, res: Callable) -> tuple[nn.Mod
     up = nn.ModuleList()
     for w, wider in pairwise(widths):
         shrink = [*[res(w, w) for _ in range(blocks)], nn.Conv2d(w, wider, 3, stride=2, padding=1)]
-        grow = [nn.Conv2d(wider, w, 3, padding=1), res(2*w, w),
-                *[res(w, w) for _ in range(blocks - 1)]]
+        grow = [
+            nn.Conv2d(wider, w, 3, padding=1),
+            res(2 * w, w),
+            *[res(w, w) for _ in range(blocks - 1)],
+        ]
         down.append(nn.ModuleList(shrink))
         up.insert(0, nn.ModuleList(grow))
     return down, up
 
+
 class UNet(nn.Module):
     "A U-Net of residual blocks on squares of pixels; self-attention at its lowest resolution."
-    def __init__(self,
-        channels: int = 1, # image channels C
-        widths: tuple[int, ...] = (48, 96), # channels by level, finest first; 8*n, the last 32*n
-        blocks: int = 1, # residual blocks a level
-        n_classes: int = 0, # 0: unconditional; otherwise a null class is added
-        patch: int = 2, # side of the pixel squares folded into channels by the stem (1: none)
-        dropout: float = 0., # inside residual blocks
-        time_scale: float = 1., # see `NoiseEmbedding`
+
+    def __init__(
+        self,
+        channels: int = 1,  # image channels C
+        widths: tuple[int, ...] = (48, 96),  # channels by level, finest first; 8*n, the last 32*n
+        blocks: int = 1,  # residual blocks a level
+        n_classes: int = 0,  # 0: unconditional; otherwise a null class is added
+        patch: int = 2,  # side of the pixel squares folded into channels by the stem (1: none)
+        dropout: float = 0.0,  # inside residual blocks
+        time_scale: float = 1.0,  # see `NoiseEmbedding`
     ):
         super().__init__()
         _check_widths(widths)
         _check_ints(channels=channels, blocks=blocks, patch=patch, n_classes=n_classes)
-        self.config = dict(channels=channels, widths=list(widths), blocks=blocks,
-                           n_classes=n_classes, patch=patch, dropout=dropout, time_scale=time_scale)
+        self.config = dict(
+            channels=channels,
+            widths=list(widths),
+            blocks=blocks,
+            n_classes=n_classes,
+            patch=patch,
+            dropout=dropout,
+            time_scale=time_scale,
+        )
         self.n_classes = n_classes
         self.patch = patch
-        self.divisor = patch*2**(len(widths) - 1)
+        self.divisor = patch * 2 ** (len(widths) - 1)
         first = widths[0]
         last = widths[-1]
-        self.embed = NoiseEmbedding(4*first, n_classes, time_scale)
-        self.stem = nn.Conv2d(channels*patch**2, first, 3, padding=1)
-        res = lambda i, o: ResBlock(i, o, 4*first, dropout)
+        self.embed = NoiseEmbedding(4 * first, n_classes, time_scale)
+        self.stem = nn.Conv2d(channels * patch**2, first, 3, padding=1)
+        res = lambda i, o: ResBlock(i, o, 4 * first, dropout)
         self.down, self.up = _levels(widths, blocks, res)
-        self.middle = nn.ModuleList([*[res(last, last) for _ in range(blocks)],
-                                     SelfAttention(last), res(last, last)])
+        self.middle = nn.ModuleList(
+            [*[res(last, last) for _ in range(blocks)], SelfAttention(last), res(last, last)]
+        )
         self.norm = GroupNorm(8, first)
-        self.out = _zero(nn.Conv2d(first, channels*patch**2, 3, padding=1))
+        self.out = _zero(nn.Conv2d(first, channels * patch**2, 3, padding=1))
 
     @property
-    def small_shape(self) -> tuple[int, int, int]: # [C, H, W], the next to smallest there is
+    def small_shape(self) -> tuple[int, int, int]:  # [C, H, W], the next to smallest there is
         "A small shape that the network takes."
-        side = 2*self.divisor
+        side = 2 * self.divisor
         return self.config['channels'], side, side
 
-    def forward(self,
-        x: Tensor, # [B, C, H, W], H and W multiples of `divisor`
-        c_noise: Tensor, # [B] (or [1], for all), the noise input
-        label: Tensor | None = None, # [B], int64; None: the null class
-    ) -> Tensor: # [B, C, H, W]
+    def forward(
+        self,
+        x: Tensor,  # [B, C, H, W], H and W multiples of `divisor`
+        c_noise: Tensor,  # [B] (or [1], for all), the noise input
+        label: Tensor | None = None,  # [B], int64; None: the null class
+    ) -> Tensor:  # [B, C, H, W]
         "An image for each image, level and class."
         C = self.config['channels']
         n = self.divisor
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % n or x.shape[3] % n:
-            raise ValueError(f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got '
-                             f'{tuple(x.shape)}; its arguments channels, widths and patch decide')
+            raise ValueError(
+                f'this U-Net takes [B, {C}, H, W] with H and W multiples of {n}, got '
+                f'{tuple(x.shape)}; its arguments channels, widths and patch decide'
+            )
         emb = self.embed(c_noise, label)
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = []
         for *level, shrink in self.down:
-            for block in level: h = block(h, emb)
+            for block in level:
+                h = block(h, emb)
             skips.append(h)
             h = shrink(h)
         for block in self.middle:
             h = block(h) if isinstance(block, SelfAttention) else block(h, emb)
         for grow, *level in self.up:
-            h = torch.cat([F.interpolate(grow(h), scale_factor=2.), skips.pop()], 1)
-            for block in level: h = block(h, emb)
+            h = torch.cat([F.interpolate(grow(h), scale_factor=2.0), skips.pop()], 1)
+            for block in level:
+                h = block(h, emb)
         return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
 
 # %% ../../nbs/diffusion/04_nets.ipynb #bc874fd7
 class MLP(nn.Module):
     "Residual layers on flat vectors, each shifted by the noise embedding."
-    def __init__(self,
-        dim: int = 2, # length of a sample
-        width: int = 128, # hidden units
-        depth: int = 3, # hidden layers
-        n_classes: int = 0, # 0: unconditional
-        time_scale: float = 1., # see `NoiseEmbedding`
+
+    def __init__(
+        self,
+        dim: int = 2,  # length of a sample
+        width: int = 128,  # hidden units
+        depth: int = 3,  # hidden layers
+        n_classes: int = 0,  # 0: unconditional
+        time_scale: float = 1.0,  # see `NoiseEmbedding`
     ):
         super().__init__()
         _check_ints(dim=dim, width=width, depth=depth, n_classes=n_classes)
-        self.config = dict(dim=dim, width=width, depth=depth, n_classes=n_classes,
-                           time_scale=time_scale)
+        self.config = dict(
+            dim=dim, width=width, depth=depth, n_classes=n_classes, time_scale=time_scale
+        )
         self.n_classes = n_classes
         self.embed = NoiseEmbedding(width, n_classes, time_scale)
         self.stem = nn.Linear(dim, width)
@@ -223,32 +265,38 @@ class MLP(nn.Module):
         "The shape that the network takes."
         return (self.config['dim'],)
 
-    def forward(self,
-        x: Tensor, # [B, dim]
-        c_noise: Tensor, # [B] (or [1], for all)
-        label: Tensor | None = None, # [B], int64; None: the null class
-    ) -> Tensor: # [B, dim]
+    def forward(
+        self,
+        x: Tensor,  # [B, dim]
+        c_noise: Tensor,  # [B] (or [1], for all)
+        label: Tensor | None = None,  # [B], int64; None: the null class
+    ) -> Tensor:  # [B, dim]
         "A point for each point, level and class."
         if x.ndim != 2 or x.shape[1] != self.config['dim']:
-            raise ValueError(f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}; its '
-                             f'argument dim decides')
+            raise ValueError(
+                f'this MLP takes [B, {self.config["dim"]}], got {tuple(x.shape)}; its '
+                f'argument dim decides'
+            )
         emb = self.embed(c_noise, label)
         h = self.stem(x)
-        for layer in self.layers: h = h + layer(F.silu(h + emb))
+        for layer in self.layers:
+            h = h + layer(F.silu(h + emb))
         return self.out(F.silu(h))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #239203f9
 class DilatedBlock(nn.Module):
     "A dilated 3-wide convolution and a residual connection; the embedding scales and shifts."
-    def __init__(self,
-        c: int, # channels, a multiple of 8
-        emb: int, # width of the noise embedding
-        dilation: int, # time steps between the values that are looked at
+
+    def __init__(
+        self,
+        c: int,  # channels, a multiple of 8
+        emb: int,  # width of the noise embedding
+        dilation: int,  # time steps between the values that are looked at
     ):
         super().__init__()
         self.norm = GroupNorm(8, c)
         self.conv = nn.Conv1d(c, c, 3, padding=dilation, dilation=dilation)
-        self.emb = nn.Linear(emb, 2*c)
+        self.emb = nn.Linear(emb, 2 * c)
         self.proj = _zero(nn.Conv1d(c, c, 1))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -257,30 +305,43 @@ class DilatedBlock(nn.Module):
         h = self.conv(torch.addcmul(shift, self.norm(x), 1 + scale))
         return x + self.proj(F.silu(h))
 
+
 class TemporalNet(nn.Module):
     "Dilated convolutions on a window of a time series, with what is known before it and beside it."
-    def __init__(self,
-        channels: int = 1, # C, series side by side
-        length: int = 24, # L, time steps of a window
-        context: int = 0, # time steps before it that may be known
-        calendar: int = 0, # features of every time step, of context and window
-        width: int = 32, # hidden channels, a multiple of 8
-        blocks: int = 6, # the first has dilation 1, each further one twice as much, up to 32
+
+    def __init__(
+        self,
+        channels: int = 1,  # C, series side by side
+        length: int = 24,  # L, time steps of a window
+        context: int = 0,  # time steps before it that may be known
+        calendar: int = 0,  # features of every time step, of context and window
+        width: int = 32,  # hidden channels, a multiple of 8
+        blocks: int = 6,  # the first has dilation 1, each further one twice as much, up to 32
         # what its windows are made of, as JSON has it; see `applications.series.Windows`
         series: dict | None = None,
-        time_scale: float = 1., # see `NoiseEmbedding`
+        time_scale: float = 1.0,  # see `NoiseEmbedding`
     ):
         super().__init__()
         _check_ints(calendar, channels=channels, length=length, width=width, blocks=blocks)
         check_int('context', context, 0)
-        if width % 8: raise ValueError(f'width must be a multiple of 8, got {width}')
-        self.config = dict(channels=channels, length=length, context=context, calendar=calendar,
-                           width=width, blocks=blocks, series=series, time_scale=time_scale)
-        self.embed = NoiseEmbedding(2*width, 0, time_scale)
+        if width % 8:
+            raise ValueError(f'width must be a multiple of 8, got {width}')
+        self.config = dict(
+            channels=channels,
+            length=length,
+            context=context,
+            calendar=calendar,
+            width=width,
+            blocks=blocks,
+            series=series,
+            time_scale=time_scale,
+        )
+        self.embed = NoiseEmbedding(2 * width, 0, time_scale)
         # values, known or not, in the window or before it, calendar
-        self.stem = nn.Conv1d(2*channels + 1 + calendar, width, 3, padding=1)
-        self.blocks = nn.ModuleList([DilatedBlock(width, 2*width, min(2**i, 32))
-                                     for i in range(blocks)])
+        self.stem = nn.Conv1d(2 * channels + 1 + calendar, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            [DilatedBlock(width, 2 * width, min(2**i, 32)) for i in range(blocks)]
+        )
         self.norm = GroupNorm(8, width)
         self.out = _zero(nn.Conv1d(width, channels, 1))
 
@@ -296,20 +357,24 @@ class TemporalNet(nn.Module):
         N = self.config['context']
         context = cond.get('context', x.new_zeros(B, C, N))
         known = cond.get('mask')
-        if known is None: known = x.new_full(context.shape, float('context' in cond))
+        if known is None:
+            known = x.new_full(context.shape, float('context' in cond))
         calendar = cond.get('calendar', x.new_zeros(B, self.config['calendar'], N + L))
-        return context*known, known, calendar
+        return context * known, known, calendar
 
-    def forward(self,
-        x: Tensor, # [B, C, L]
-        c_noise: Tensor, # [B] (or [1], for all)
+    def forward(
+        self,
+        x: Tensor,  # [B, C, L]
+        c_noise: Tensor,  # [B] (or [1], for all)
         # context [B, C, N], mask like it (1: known), calendar [B, F, N+L]; None: nothing is known
         cond: dict[str, Tensor] | None = None,
-    ) -> Tensor: # [B, C, L]
+    ) -> Tensor:  # [B, C, L]
         "What the network answers for noised windows."
         if x.ndim != 3 or x.shape[1:] != self.sample_shape:
-            raise ValueError(f'this network takes [B, {", ".join(map(str, self.sample_shape))}], '
-                             f'got {tuple(x.shape)}')
+            raise ValueError(
+                f'this network takes [B, {", ".join(map(str, self.sample_shape))}], '
+                f'got {tuple(x.shape)}'
+            )
         context, known, calendar = self._beside(x, cond)
         before = known.new_zeros(len(x), 1, context.shape[2])
         here = torch.cat([before, torch.ones_like(x[:, :1])], 2)
@@ -317,36 +382,55 @@ class TemporalNet(nn.Module):
         known = torch.cat([known, torch.zeros_like(x)], 2)
         h = self.stem(torch.cat([values, known, here, calendar], 1))
         emb = self.embed(c_noise)
-        for block in self.blocks: h = block(h, emb)
-        return self.out(F.silu(self.norm(h[:, :, -x.shape[2]:])))
+        for block in self.blocks:
+            h = block(h, emb)
+        return self.out(F.silu(self.norm(h[:, :, -x.shape[2] :])))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #23a1f3ed
 #: name -> class, or 'module:function' where an optional library is imported to build it
-NETS = {'UNet': UNet, 'MLP': MLP, 'TemporalNet': TemporalNet,
-        'DiffusersNet': 'bdense_nb.interop.diffusers:net_from_config'}
-_LARGEST = dict(channels=4096, widths=16_384, blocks=256, n_classes=1_000_000, patch=64,
-                dim=1_000_000, width=65_536, depth=4096, length=1_000_000, context=1_000_000,
-                calendar=4096) # far above what is of use
+NETS = {
+    'UNet': UNet,
+    'MLP': MLP,
+    'TemporalNet': TemporalNet,
+    'DiffusersNet': 'bdense_nb.interop.diffusers:net_from_config',
+}
+_LARGEST = dict(
+    channels=4096,
+    widths=16_384,
+    blocks=256,
+    n_classes=1_000_000,
+    patch=64,
+    dim=1_000_000,
+    width=65_536,
+    depth=4096,
+    length=1_000_000,
+    context=1_000_000,
+    calendar=4096,
+)  # far above what is of use
+
 
 def check_sizes(
-    config: dict, # of a network, perhaps from a foreign file
-    largest: dict[str, int], # for its fields that are sizes, or lists of sizes
+    config: dict,  # of a network, perhaps from a foreign file
+    largest: dict[str, int],  # for its fields that are sizes, or lists of sizes
 ) -> None:
     "Refuse sizes that no network has, before a layer is built."
     for key in config.keys() & largest.keys():
         values = config[key] if isinstance(config[key], (list, tuple)) else [config[key]]
         check_int(f'number of {key}', len(values), 0, 16)
-        for value in values: check_int(key, value, 0, largest[key])
+        for value in values:
+            check_int(key, value, 0, largest[key])
+
 
 def build_net(
-    name: str, # a key of `NETS`
-    config: dict, # what the network was made with (its `.config`)
+    name: str,  # a key of `NETS`
+    config: dict,  # what the network was made with (its `.config`)
 ) -> nn.Module:
     "A freshly initialised network from its name and configuration, as stored beside its weights."
     check_choice('network', name, NETS)
     check_type(config, dict, 'the configuration of a network is a dict')
     check_sizes(config, _LARGEST)
     make = NETS[name]
-    if not isinstance(make, str): return make(**config)
+    if not isinstance(make, str):
+        return make(**config)
     module, function = make.split(':')
     return getattr(importlib.import_module(module), function)(config)

@@ -29,64 +29,72 @@ __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'he
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #0d6c6aaf
 def euler_step(
-    x: Tensor, # [B, *D], state at `sigma`
-    x0_hat: Tensor, # [B, *D], clean estimate there
-    sigma: float, # noise level, > 0
-    sigma_next: float, # next noise level, >= 0
-) -> Tensor: # [B, *D], state at `sigma_next`
+    x: Tensor,  # [B, *D], state at `sigma`
+    x0_hat: Tensor,  # [B, *D], clean estimate there
+    sigma: float,  # noise level, > 0
+    sigma_next: float,  # next noise level, >= 0
+) -> Tensor:  # [B, *D], state at `sigma_next`
     "Euler's step, which is also DDIM's; at `sigma_next` 0 it returns `x0_hat` exactly."
-    return torch.lerp(x0_hat, x, sigma_next/sigma)
+    return torch.lerp(x0_hat, x, sigma_next / sigma)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #198278bd
 def heun_step(
-    x: Tensor, # [B, *D], state at `sigma`
-    x0_hat: Tensor, # [B, *D], clean estimate there
-    sigma: float, # noise level, > 0
-    sigma_next: float, # next noise level; at 0 the step is Euler's
-    denoise: Callable[[Tensor, float], Tensor], # (x, sigma) -> x0_hat, called once
-) -> Tensor: # [B, *D], state at `sigma_next`
+    x: Tensor,  # [B, *D], state at `sigma`
+    x0_hat: Tensor,  # [B, *D], clean estimate there
+    sigma: float,  # noise level, > 0
+    sigma_next: float,  # next noise level; at 0 the step is Euler's
+    denoise: Callable[[Tensor, float], Tensor],  # (x, sigma) -> x0_hat, called once
+) -> Tensor:  # [B, *D], state at `sigma_next`
     "Average the slopes at both ends (Karras et al. 2022, Algorithm 1)."
     y = euler_step(x, x0_hat, sigma, sigma_next)
-    if sigma_next == 0: return y
-    d = (x - x0_hat)/sigma
-    d_end = (y - denoise(y, sigma_next))/sigma_next
-    return x + (sigma_next - sigma)/2*(d + d_end)
+    if sigma_next == 0:
+        return y
+    d = (x - x0_hat) / sigma
+    d_end = (y - denoise(y, sigma_next)) / sigma_next
+    return x + (sigma_next - sigma) / 2 * (d + d_end)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #5b520b56
 def dpm2_step(
-    x: Tensor, # [B, *D], state at `sigma`
-    x0_hat: Tensor, # [B, *D], clean estimate there
-    sigma: float, # noise level, > 0
-    sigma_next: float, # next noise level; at 0 the step is Euler's
-    denoise: Callable[[Tensor, float], Tensor], # (x, sigma) -> x0_hat, called once
-) -> Tensor: # [B, *D], state at `sigma_next`
+    x: Tensor,  # [B, *D], state at `sigma`
+    x0_hat: Tensor,  # [B, *D], clean estimate there
+    sigma: float,  # noise level, > 0
+    sigma_next: float,  # next noise level; at 0 the step is Euler's
+    denoise: Callable[[Tensor, float], Tensor],  # (x, sigma) -> x0_hat, called once
+) -> Tensor:  # [B, *D], state at `sigma_next`
     "Use the slope at the geometric middle (DPM-Solver-2 with r = 1/2, Lu et al. 2022)."
-    if sigma_next == 0: return euler_step(x, x0_hat, sigma, sigma_next)
-    middle = math.sqrt(sigma*sigma_next)
+    if sigma_next == 0:
+        return euler_step(x, x0_hat, sigma, sigma_next)
+    middle = math.sqrt(sigma * sigma_next)
     y = euler_step(x, x0_hat, sigma, middle)
-    return x + (sigma_next - sigma)*(y - denoise(y, middle))/middle
+    return x + (sigma_next - sigma) * (y - denoise(y, middle)) / middle
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #fdd8e201
 # Adams-Bashforth, newest slope first
-IPNDM_WEIGHTS = ((1,), (3/2, -1/2), (23/12, -16/12, 5/12), (55/24, -59/24, 37/24, -9/24))
+IPNDM_WEIGHTS = (
+    (1,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
 
 def ipndm_step(
-    x: Tensor, # [B, *D], state at `sigma`
-    slopes: Sequence[Tensor], # 1 to 4 (the order) slopes (x - x0_hat)/sigma, newest first
-    sigma: float, # noise level, > 0
-    sigma_next: float, # next noise level, >= 0
-) -> Tensor: # [B, *D], state at `sigma_next`
+    x: Tensor,  # [B, *D], state at `sigma`
+    slopes: Sequence[Tensor],  # 1 to 4 (the order) slopes (x - x0_hat)/sigma, newest first
+    sigma: float,  # noise level, > 0
+    sigma_next: float,  # next noise level, >= 0
+) -> Tensor:  # [B, *D], state at `sigma_next`
     "Extrapolate the slope as if all steps were equal (iPNDM, Zhang and Chen 2023)."
     weights = IPNDM_WEIGHTS[len(slopes) - 1]
-    return x + (sigma_next - sigma)*sum(w*d for w, d in zip(weights, slopes))
+    return x + (sigma_next - sigma) * sum(w * d for w, d in zip(weights, slopes))
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #8547d75c
 def dpmpp_step(
-    x: Tensor, # [B, *D], state at `levels[1]`
-    values: Sequence[Tensor], # 1 to 3 model values, newest first; their number is the order
-    levels: Sequence[float], # newest first: next (> 0), current, one for each older value
-    predict: str = 'x0', # what the values are: 'x0' or 'eps' (the slope)
-) -> Tensor: # [B, *D], state at `levels[0]`
+    x: Tensor,  # [B, *D], state at `levels[1]`
+    values: Sequence[Tensor],  # 1 to 3 model values, newest first; their number is the order
+    levels: Sequence[float],  # newest first: next (> 0), current, one for each older value
+    predict: str = 'x0',  # what the values are: 'x0' or 'eps' (the slope)
+) -> Tensor:  # [B, *D], state at `levels[0]`
     """DPM-Solver++ multistep (Lu et al. 2022b): order 1 holds the model value, order 2 adds its
     last slope in log sigma (as published: half of phi1 times it), order 3 its bend too."""
     s, t = levels[:2]
@@ -94,115 +102,143 @@ def dpmpp_step(
     h = lam[0] - lam[1]
     clean = predict == 'x0'
     g = -h if clean else h
-    base = s/t if clean else 1.
-    scale = 1. if clean else s
+    base = s / t if clean else 1.0
+    scale = 1.0 if clean else s
     phi1 = math.expm1(g)
-    phi2 = phi1/g - 1
-    phi3 = phi2/g - 1/2
-    out = base*x - scale*phi1*values[0]
-    if len(values) == 1: return out
-    r0 = (lam[1] - lam[2])/h
-    delta0 = (values[0] - values[1])/r0
-    if len(values) == 2: return out - scale*phi1/2*delta0
-    r1 = (lam[2] - lam[3])/h
-    bend = (delta0 - (values[1] - values[2])/r1)/(r0 + r1)
-    return out - scale*phi2*(delta0 + r0*bend) - scale*phi3*bend
+    phi2 = phi1 / g - 1
+    phi3 = phi2 / g - 1 / 2
+    out = base * x - scale * phi1 * values[0]
+    if len(values) == 1:
+        return out
+    r0 = (lam[1] - lam[2]) / h
+    delta0 = (values[0] - values[1]) / r0
+    if len(values) == 2:
+        return out - scale * phi1 / 2 * delta0
+    r1 = (lam[2] - lam[3]) / h
+    bend = (delta0 - (values[1] - values[2]) / r1) / (r0 + r1)
+    return out - scale * phi2 * (delta0 + r0 * bend) - scale * phi3 * bend
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #aef925fd
 #: a solver moves x from sigmas[i] to sigmas[i+1]: (x, x0_hat, sigmas, i, past, denoise) -> x.
 #: `past` is the solver's own memory, a list that starts empty;
 #: `denoise(x, sigma)` costs one more network call.
 Solver = Callable[
-    [Tensor, Tensor, Sequence[float], int, list, Callable[[Tensor, float], Tensor]], Tensor]
+    [Tensor, Tensor, Sequence[float], int, list, Callable[[Tensor, float], Tensor]], Tensor
+]
+
 
 def euler(x, x0_hat, sigmas, i, past, denoise):
     "Euler's solver, one call a step."
-    return euler_step(x, x0_hat, *sigmas[i:i+2])
+    return euler_step(x, x0_hat, *sigmas[i : i + 2])
+
 
 def heun(x, x0_hat, sigmas, i, past, denoise):
     "Heun's solver, two calls a step."
-    return heun_step(x, x0_hat, *sigmas[i:i+2], denoise)
+    return heun_step(x, x0_hat, *sigmas[i : i + 2], denoise)
+
 
 def dpm2(x, x0_hat, sigmas, i, past, denoise):
     "DPM-Solver-2, two calls a step."
-    return dpm2_step(x, x0_hat, *sigmas[i:i+2], denoise)
+    return dpm2_step(x, x0_hat, *sigmas[i : i + 2], denoise)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #394c7f9a
 def ipndm(
-    order: int, # 1..4; the first steps use as many slopes as there are
+    order: int,  # 1..4; the first steps use as many slopes as there are
 ) -> Solver:
     "The iPNDM solver of an order."
     check_choice('iPNDM order', order, (1, 2, 3, 4))
+
     def advance(x, x0_hat, sigmas, i, past, denoise):
-        if order == 1: return euler_step(x, x0_hat, *sigmas[i:i+2])
-        past.insert(0, (x - x0_hat)/sigmas[i])
+        if order == 1:
+            return euler_step(x, x0_hat, *sigmas[i : i + 2])
+        past.insert(0, (x - x0_hat) / sigmas[i])
         del past[order:]
-        return ipndm_step(x, past, *sigmas[i:i+2])
+        return ipndm_step(x, past, *sigmas[i : i + 2])
+
     return advance
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #33d71662
 def dpmpp_order(
-    order: int, # 1..3, the most the solver uses
-    i: int, # step, 0..n_steps-1
-    n_steps: int, # number of steps
-    lower_order_final: bool = True, # come down to order 1 at the end?
-) -> int: # order of this step
+    order: int,  # 1..3, the most the solver uses
+    i: int,  # step, 0..n_steps-1
+    n_steps: int,  # number of steps
+    lower_order_final: bool = True,  # come down to order 1 at the end?
+) -> int:  # order of this step
     "Order of a DPM-Solver++ step: it rises from 1, and may come down again at the end."
-    if i + 1 < order: return i + 1
+    if i + 1 < order:
+        return i + 1
     return min(order, n_steps - i) if lower_order_final else order
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #c9759686
 def dpmpp(
-    order: int, # order of the step, 1 to 3
-    predict: str = 'x0', # 'x0' or 'eps'
-    lower_order_final: bool = True, # come down to order 1 at the end?
+    order: int,  # order of the step, 1 to 3
+    predict: str = 'x0',  # 'x0' or 'eps'
+    lower_order_final: bool = True,  # come down to order 1 at the end?
 ) -> Solver:
     "The DPM-Solver++ multistep solver of an order; a step to 0 is always Euler's."
     check_choice('DPM-Solver++ order', order, (1, 2, 3))
     check_choice('prediction', predict, ('x0', 'eps'))
+
     def advance(x, x0_hat, sigmas, i, past, denoise):
-        past.insert(0, x0_hat if predict == 'x0' else (x - x0_hat)/sigmas[i])
+        past.insert(0, x0_hat if predict == 'x0' else (x - x0_hat) / sigmas[i])
         del past[order:]
-        if sigmas[i+1] == 0: return euler_step(x, x0_hat, *sigmas[i:i+2])
+        if sigmas[i + 1] == 0:
+            return euler_step(x, x0_hat, *sigmas[i : i + 2])
         q = dpmpp_order(order, i, len(sigmas) - 1, lower_order_final)
-        return dpmpp_step(x, past[:q], sigmas[i+1::-1][:q+1], predict)
+        return dpmpp_step(x, past[:q], sigmas[i + 1 :: -1][: q + 1], predict)
+
     return advance
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #f12c4488
 #: every solver by name; DPM-Solver++ comes down to order 1 at the end, as SFD's teacher does
 SOLVERS: dict[str, Solver] = {
-    'euler': euler, 'heun': heun, 'dpm2': dpm2,
-    'dpmpp1': dpmpp(1), 'dpmpp2m': dpmpp(2), 'dpmpp3m': dpmpp(3),
-    'dpmpp2m_eps': dpmpp(2, 'eps'), 'dpmpp3m_eps': dpmpp(3, 'eps'),
-    'ipndm1': ipndm(1), 'ipndm2': ipndm(2), 'ipndm3': ipndm(3), 'ipndm4': ipndm(4)}
+    'euler': euler,
+    'heun': heun,
+    'dpm2': dpm2,
+    'dpmpp1': dpmpp(1),
+    'dpmpp2m': dpmpp(2),
+    'dpmpp3m': dpmpp(3),
+    'dpmpp2m_eps': dpmpp(2, 'eps'),
+    'dpmpp3m_eps': dpmpp(3, 'eps'),
+    'ipndm1': ipndm(1),
+    'ipndm2': ipndm(2),
+    'ipndm3': ipndm(3),
+    'ipndm4': ipndm(4),
+}
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #ade71e75
 def afs_x0(
-    x: Tensor, # [B, *D], state at `sigma`
-    sigma: float, # the first noise level
-) -> Tensor: # [B, *D], clean estimate
+    x: Tensor,  # [B, *D], state at `sigma`
+    sigma: float,  # the first noise level
+) -> Tensor:  # [B, *D], clean estimate
     "The analytic first step's clean estimate: its slope is x/sqrt(1+sigma^2), without a network."
-    return x*(1 - sigma/math.sqrt(1 + sigma**2))
+    return x * (1 - sigma / math.sqrt(1 + sigma**2))
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #cd0cee1f
 def _bind(denoiser: Callable, cond: Tensor | dict | None) -> Callable[[Tensor, float], Tensor]:
     "The denoiser with its condition filled in and the shape of its answer checked."
+
     def denoise(x: Tensor, sigma: float) -> Tensor:
         out = denoiser(x, sigma, cond)
         if out.shape != x.shape:
-            raise ValueError(f'the denoiser returned shape {tuple(out.shape)} for a state of shape '
-                             f'{tuple(x.shape)}; they must be equal (fold a branched denoiser '
-                             'first)')
+            raise ValueError(
+                f'the denoiser returned shape {tuple(out.shape)} for a state of shape '
+                f'{tuple(x.shape)}; they must be equal (fold a branched denoiser '
+                'first)'
+            )
         return out.to(x.dtype)
+
     return denoise
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #a89a5f24
 class SamplerStep(NamedTuple):
     "What one step did."
-    i: int # step, 0..n_steps-1
-    sigma: float # noise level it arrived at
-    x: Tensor # [B, *D], state there
-    x0_hat: Tensor # [B, *D], clean estimate it started from
+
+    i: int  # step, 0..n_steps-1
+    sigma: float  # noise level it arrived at
+    x: Tensor  # [B, *D], state there
+    x0_hat: Tensor  # [B, *D], clean estimate it started from
+
 
 @torch.no_grad()
 def _steps(denoise, x, sigmas, advance, afs) -> Iterator[SamplerStep]:
@@ -210,20 +246,21 @@ def _steps(denoise, x, sigmas, advance, afs) -> Iterator[SamplerStep]:
     for i, sigma in enumerate(sigmas[:-1]):
         x0_hat = afs_x0(x, sigma) if afs and i == 0 else denoise(x, sigma)
         x = advance(x, x0_hat, sigmas, i, past, denoise)
-        yield SamplerStep(i, sigmas[i+1], x, x0_hat)
+        yield SamplerStep(i, sigmas[i + 1], x, x0_hat)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #ef4ad240
 def sampler_steps(
-    denoiser: Callable, # D(x, sigma, cond) -> x0_hat; sigma is passed as a float
-    x: Tensor, # [B, *D], already scaled: sigmas[0]*noise
-    sigmas: Tensor | Sequence[float], # [n_steps+1], descending; the last may be 0
-    solver: str | Solver = 'euler', # a key of `SOLVERS`, or a solver
-    afs: bool = False, # analytic first step: saves the first network call
+    denoiser: Callable,  # D(x, sigma, cond) -> x0_hat; sigma is passed as a float
+    x: Tensor,  # [B, *D], already scaled: sigmas[0]*noise
+    sigmas: Tensor | Sequence[float],  # [n_steps+1], descending; the last may be 0
+    solver: str | Solver = 'euler',  # a key of `SOLVERS`, or a solver
+    afs: bool = False,  # analytic first step: saves the first network call
     # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
     cond: Tensor | dict | None = None,
 ) -> Iterator[SamplerStep]:
     "Take one step at a time: nothing happens until the next step is asked for."
-    if not callable(solver): check_choice('solver', solver, SOLVERS)
+    if not callable(solver):
+        check_choice('solver', solver, SOLVERS)
     check_state(x)
     check_cond(cond, x, getattr(denoiser, 'n_classes', None))
     advance = solver if callable(solver) else SOLVERS[solver]
@@ -231,78 +268,82 @@ def sampler_steps(
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #8bdd2a36
 def sample(
-    denoiser: Callable, # D(x, sigma, cond) -> x0_hat
-    x: Tensor, # [B, *D], already scaled: sigmas[0]*noise
-    sigmas: Tensor | Sequence[float], # [n_steps+1], descending; the last may be 0
-    solver: str | Solver = 'euler', # a key of `SOLVERS`, or a solver
-    afs: bool = False, # analytic first step: saves the first network call
+    denoiser: Callable,  # D(x, sigma, cond) -> x0_hat
+    x: Tensor,  # [B, *D], already scaled: sigmas[0]*noise
+    sigmas: Tensor | Sequence[float],  # [n_steps+1], descending; the last may be 0
+    solver: str | Solver = 'euler',  # a key of `SOLVERS`, or a solver
+    afs: bool = False,  # analytic first step: saves the first network call
     # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
     cond: Tensor | dict | None = None,
-) -> Tensor: # [B, *D], state at sigmas[-1]
+) -> Tensor:  # [B, *D], state at sigmas[-1]
     "Take all steps of the grid and return the last state."
-    for step in sampler_steps(denoiser, x, sigmas, solver, afs, cond): pass
+    for step in sampler_steps(denoiser, x, sigmas, solver, afs, cond):
+        pass
     return step.x
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #446c3469
 @torch.no_grad()
 def trajectory(
-    denoiser: Callable, # D(x, sigma, cond) -> x0_hat
-    x: Tensor, # [B, *D], already scaled: sigmas[0]*noise
-    sigmas: Tensor | Sequence[float], # [n_steps+1], descending; the last may be 0
-    solver: str | Solver = 'euler', # a key of `SOLVERS`, or a solver
-    afs: bool = False, # analytic first step: saves the first network call
+    denoiser: Callable,  # D(x, sigma, cond) -> x0_hat
+    x: Tensor,  # [B, *D], already scaled: sigmas[0]*noise
+    sigmas: Tensor | Sequence[float],  # [n_steps+1], descending; the last may be 0
+    solver: str | Solver = 'euler',  # a key of `SOLVERS`, or a solver
+    afs: bool = False,  # analytic first step: saves the first network call
     # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
     cond: Tensor | dict | None = None,
-) -> Trajectory: # every state, the start included
+) -> Trajectory:  # every state, the start included
     "Take all steps of the grid and keep every state."
     steps = sampler_steps(denoiser, x, sigmas, solver, afs, cond)
     xs = x.new_empty(len(sigmas), *x.shape)
     xs[0] = x
-    for step in steps: xs[step.i + 1] = step.x
+    for step in steps:
+        xs[step.i + 1] = step.x
     return Trajectory(check_sigmas(sigmas), xs)
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #54f4241d
 def ddim_step(
-    z: Tensor, # [B, *D], VP state
-    x0_hat: Tensor, # [B, *D], clean estimate there
-    alpha_bar: float, # signal power of z, in (0, 1)
-    alpha_bar_next: float, # the next one, in (alpha_bar, 1]; at 1 the step returns `x0_hat`
-    eta: float = 0., # 0 is deterministic, 1 is ancestral; in [0, 1]
-    noise: Tensor | None = None, # [B, *D], standard normal; needed when eta > 0
-) -> Tensor: # [B, *D], VP state
+    z: Tensor,  # [B, *D], VP state
+    x0_hat: Tensor,  # [B, *D], clean estimate there
+    alpha_bar: float,  # signal power of z, in (0, 1)
+    alpha_bar_next: float,  # the next one, in (alpha_bar, 1]; at 1 the step returns `x0_hat`
+    eta: float = 0.0,  # 0 is deterministic, 1 is ancestral; in [0, 1]
+    noise: Tensor | None = None,  # [B, *D], standard normal; needed when eta > 0
+) -> Tensor:  # [B, *D], VP state
     "DDIM in VP coordinates (Song et al. 2021, Eq. 12)."
     check_number('eta', eta, Within(at_least=0, at_most=1))
     if eta > 0 and noise is None:
         raise ValueError(f'eta={eta!r} needs noise; only eta=0 is deterministic')
     a = alpha_bar
     b = alpha_bar_next
-    eps_hat = (z - math.sqrt(a)*x0_hat)/math.sqrt(1 - a)
-    var = eta**2*(1 - b)/(1 - a)*(1 - a/b)
-    z_next = math.sqrt(b)*x0_hat + math.sqrt(max(1 - b - var, 0.))*eps_hat
-    return z_next + math.sqrt(var)*noise if var > 0 else z_next
+    eps_hat = (z - math.sqrt(a) * x0_hat) / math.sqrt(1 - a)
+    var = eta**2 * (1 - b) / (1 - a) * (1 - a / b)
+    z_next = math.sqrt(b) * x0_hat + math.sqrt(max(1 - b - var, 0.0)) * eps_hat
+    return z_next + math.sqrt(var) * noise if var > 0 else z_next
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #10b4e12e
 def ddpm_step(
-    z: Tensor, # [B, *D], VP state
-    x0_hat: Tensor, # [B, *D], clean estimate there
-    alpha_bar: float, # signal power of z, in (0, 1)
-    alpha_bar_next: float, # the next one, in (alpha_bar, 1]; at 1 no noise is added
-    noise: Tensor, # [B, *D], standard normal
-    variance: str = 'small', # 'small' (posterior) or 'large' (beta)
-) -> Tensor: # [B, *D], VP state
+    z: Tensor,  # [B, *D], VP state
+    x0_hat: Tensor,  # [B, *D], clean estimate there
+    alpha_bar: float,  # signal power of z, in (0, 1)
+    alpha_bar_next: float,  # the next one, in (alpha_bar, 1]; at 1 no noise is added
+    noise: Tensor,  # [B, *D], standard normal
+    variance: str = 'small',  # 'small' (posterior) or 'large' (beta)
+) -> Tensor:  # [B, *D], VP state
     "DDPM's ancestral step (Ho et al. 2020, Eqs. 6-7), for a step of any length."
     check_choice('variance', variance, ('small', 'large'))
     a = alpha_bar
     b = alpha_bar_next
-    beta = 1 - a/b
-    mean = math.sqrt(b)*beta/(1 - a)*x0_hat + math.sqrt(a/b)*(1 - b)/(1 - a)*z
-    if b == 1: return mean
-    return mean + math.sqrt(beta*((1 - b)/(1 - a) if variance == 'small' else 1))*noise
+    beta = 1 - a / b
+    mean = math.sqrt(b) * beta / (1 - a) * x0_hat + math.sqrt(a / b) * (1 - b) / (1 - a) * z
+    if b == 1:
+        return mean
+    return mean + math.sqrt(beta * ((1 - b) / (1 - a) if variance == 'small' else 1)) * noise
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #f62ad172
 def _noise_like(z: Tensor, generator) -> Tensor:
     "Standard normal noise in the shape of z, from one generator or from one per sample."
-    if generator is None: return torch.randn_like(z)
+    if generator is None:
+        return torch.randn_like(z)
     if isinstance(generator, torch.Generator):
         device = generator.device
         return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=device).to(z.device)
@@ -311,20 +352,20 @@ def _noise_like(z: Tensor, generator) -> Tensor:
     return torch.stack([_noise_like(row, g) for row, g in zip(z, generator)])
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #65adc7cd
-VP_METHODS = ('ddim', 'ddpm', 'ddpm_large') # DDPM is ancestral, with small or large variance
+VP_METHODS = ('ddim', 'ddpm', 'ddpm_large')  # DDPM is ancestral, with small or large variance
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #4e2ab09f
 @torch.no_grad()
 def sample_vp(
-    denoiser: Callable, # D(x, sigma, cond) -> x0_hat, on the VE scale like every denoiser
-    z: Tensor, # [B, *D], VP state at alpha_bars[0]: standard normal noise
-    alpha_bars: Tensor | Sequence[float], # [n_steps+1], ascending in (0, 1]: see `strided_nodes`
-    method: str = 'ddim', # one of `VP_METHODS`
-    eta: float = 0., # for 'ddim' alone: 0 deterministic .. 1 ancestral
-    generator: torch.Generator | Sequence[torch.Generator] | None = None, # one, or one per sample
+    denoiser: Callable,  # D(x, sigma, cond) -> x0_hat, on the VE scale like every denoiser
+    z: Tensor,  # [B, *D], VP state at alpha_bars[0]: standard normal noise
+    alpha_bars: Tensor | Sequence[float],  # [n_steps+1], ascending in (0, 1]: see `strided_nodes`
+    method: str = 'ddim',  # one of `VP_METHODS`
+    eta: float = 0.0,  # for 'ddim' alone: 0 deterministic .. 1 ancestral
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,  # one, or one per sample
     # classes [B], int64, or what else the denoiser takes, B rows; None: the null class
     cond: Tensor | dict | None = None,
-) -> Tensor: # [B, *D], VP state at alpha_bars[-1]
+) -> Tensor:  # [B, *D], VP state at alpha_bars[-1]
     "Sample in VP coordinates, with noise if the method has any; at 1 it is the clean estimate."
     check_choice('method', method, VP_METHODS)
     check_state(z, 'z')
@@ -333,16 +374,22 @@ def sample_vp(
     ascending = nodes.ndim == 1 and len(nodes) > 1 and bool((nodes.diff() > 0).all())
     bad = not ascending or not 0 < nodes[0] < nodes[-1] <= 1
     # a tensor takes a millisecond to be printed
-    refuse('', {
-        f'eta belongs to method ddim, got eta={eta!r} with {method!r}':
+    refuse(
+        '',
+        (
             eta != 0 and method != 'ddim',
-        f'alpha_bars must be two or more, ascending in (0, 1], got {nodes if bad else ""}': bad})
+            f'eta belongs to method ddim, got eta={eta!r} with {method!r}',
+        ),
+        (bad, f'alpha_bars must be two or more, ascending in (0, 1], got {nodes if bad else ""}'),
+    )
     denoise = _bind(denoiser, cond)
     for a, b in pairwise(nodes.tolist()):
-        x0_hat = denoise(z/math.sqrt(a), math.sqrt((1 - a)/a))
+        x0_hat = denoise(z / math.sqrt(a), math.sqrt((1 - a) / a))
         noise = _noise_like(z, generator) if method != 'ddim' or eta > 0 else None
-        if method == 'ddim': z = ddim_step(z, x0_hat, a, b, eta, noise)
-        else: z = ddpm_step(z, x0_hat, a, b, noise, 'small' if method == 'ddpm' else 'large')
+        if method == 'ddim':
+            z = ddim_step(z, x0_hat, a, b, eta, noise)
+        else:
+            z = ddpm_step(z, x0_hat, a, b, noise, 'small' if method == 'ddpm' else 'large')
     return z
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #05581b0f
@@ -351,38 +398,46 @@ def device_of(denoiser: Callable) -> torch.device:
     first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
     return torch.device('cpu') if first is None else first.device
 
+
 def draw_start(
-    denoiser: Callable, # a teacher or a student
-    shape: Sequence[int], # of one sample
-    seeds: Sequence[int], # one per sample
-    sigma_max: float, # what unit noise is multiplied by
-) -> tuple[Tensor, Tensor | dict | None]: # x [B, *D] on the denoiser's device, B conditions
+    denoiser: Callable,  # a teacher or a student
+    shape: Sequence[int],  # of one sample
+    seeds: Sequence[int],  # one per sample
+    sigma_max: float,  # what unit noise is multiplied by
+) -> tuple[Tensor, Tensor | dict | None]:  # x [B, *D] on the denoiser's device, B conditions
     "The start of a trajectory from seeds: noise, and the conditions of `draw_conditions`."
-    x = sigma_max*sample_noise(seeds, shape, device_of(denoiser))
+    x = sigma_max * sample_noise(seeds, shape, device_of(denoiser))
     return x, cond_like(draw_conditions(denoiser, seeds), x)
 
+
 def draw_conditions(
-    denoiser: Callable, # says what it takes: `conditions`, or else `n_classes`
-    seeds: Sequence[int], # one per sample
-) -> Tensor | dict | None: # on the CPU; None: it takes none
+    denoiser: Callable,  # says what it takes: `conditions`, or else `n_classes`
+    seeds: Sequence[int],  # one per sample
+) -> Tensor | dict | None:  # on the CPU; None: it takes none
     "A denoiser's conditions from seeds: by its own `conditions`, or uniform over its classes."
     n_classes = getattr(denoiser, 'n_classes', 0)
     if (draw := getattr(denoiser, 'conditions', None)) is not None:
-        check_type(draw, Callable, "a denoiser's `conditions` must draw them from seeds, as a "
-                                   'ConditionTable(rows) does')
+        check_type(
+            draw,
+            Callable,
+            "a denoiser's `conditions` must draw them from seeds, as a ConditionTable(rows) does",
+        )
         check_rows(drawn := draw(seeds), len(seeds))
         one = next(iter(drawn.values())) if isinstance(drawn, dict) else drawn
-        if one.device.type != 'meta': check_cond(drawn, one, n_classes or None)
+        if one.device.type != 'meta':
+            check_cond(drawn, one, n_classes or None)
         return drawn
     return sample_labels(seeds, n_classes) if n_classes else None
 
+
 def asked_conditions(
-    asked: int | Sequence[int] | Tensor | dict | None, # see `Sampler.sample`
-    n: int, # how many samples are drawn
-    n_classes: int, # that the denoiser knows; 0: none
-) -> Tensor | dict | None: # n rows, on the CPU; None: none were asked for
+    asked: int | Sequence[int] | Tensor | dict | None,  # see `Sampler.sample`
+    n: int,  # how many samples are drawn
+    n_classes: int,  # that the denoiser knows; 0: none
+) -> Tensor | dict | None:  # n rows, on the CPU; None: none were asked for
     "The conditions that a caller asks for, checked before any work."
-    if asked is None: return None
+    if asked is None:
+        return None
     free = n_classes is None or isinstance(asked, Tensor) and asked.is_floating_point()
     if isinstance(asked, dict) or isinstance(asked, Tensor) and free:
         each = lambda t: t.cpu().expand(n, *t.shape[1:]) if len(t) == 1 else t.cpu()
@@ -392,21 +447,31 @@ def asked_conditions(
         return given
     return _asked_classes(asked, n, n_classes)
 
+
 def _check_finite(rows: Tensor | dict) -> None:
     "Refuse conditions that are NaN or infinite."
     for name, t in rows.items() if isinstance(rows, dict) else [('rows', rows)]:
         bad = (~t.isfinite()).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
-        if bad: raise ValueError(f'{name}: row {bad[0]} has numbers that are NaN or infinite '
-                                 f'({len(bad)} of {len(t)} rows have)')
+        if bad:
+            raise ValueError(
+                f'{name}: row {bad[0]} has numbers that are NaN or infinite '
+                f'({len(bad)} of {len(t)} rows have)'
+            )
 
-def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
+
+def _asked_classes(label, n: int, n_classes: int) -> Tensor:  # [n], int64
     words = label if isinstance(label, (list, tuple)) else [label]
     if not n_classes and any(isinstance(word, str) for word in words):
-        raise TypeError(f'a condition is numbers, got {label!r:.60}: of prompts it is what '
-                        'prompt_conditions(pipeline, prompts) makes')
-    try: given = torch.as_tensor(label).cpu()
-    except (TypeError, ValueError, RuntimeError): given = None
-    if given is not None and given.ndim == 0: given = given.expand(n)
+        raise TypeError(
+            f'a condition is numbers, got {label!r:.60}: of prompts it is what '
+            'prompt_conditions(pipeline, prompts) makes'
+        )
+    try:
+        given = torch.as_tensor(label).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        given = None
+    if given is not None and given.ndim == 0:
+        given = given.expand(n)
     if n_classes and (given is None or given.dtype != torch.long or given.shape != (n,)):
         what = f'{label!r}' if given is None else f'{given.dtype} of shape {tuple(given.shape)}'
         raise ValueError(f'label must be one class or {n} of them, whole numbers, got {what}')
@@ -417,39 +482,45 @@ def _asked_classes(label, n: int, n_classes: int) -> Tensor: # [n], int64
 class ConditionTable:
     """Draws conditions from seeds, for a denoiser's `conditions`: a sample gets a row of a table,
     such as the embeddings of a thousand prompts, made once."""
-    def __init__(self,
-        rows: Tensor | dict[str, Tensor], # [N, ...], or several of as many rows
+
+    def __init__(
+        self,
+        rows: Tensor | dict[str, Tensor],  # [N, ...], or several of as many rows
     ):
         check_rows(rows)
         sizes = {len(t) for t in (rows.values() if isinstance(rows, dict) else [rows])}
         if len(sizes) != 1 or 0 in sizes:
-            raise ValueError('a table of conditions needs one number of rows, at least 1, got '
-                             f'{sorted(sizes)}')
+            raise ValueError(
+                f'a table of conditions needs one number of rows, at least 1, got {sorted(sizes)}'
+            )
         _check_finite(rows)
-        if isinstance(rows, dict): rows = dict(sorted(rows.items()))
+        if isinstance(rows, dict):
+            rows = dict(sorted(rows.items()))
         self.rows = map_cond(lambda t: t.detach().cpu(), rows)
         self.n = sizes.pop()
 
-    def __len__(self) -> int: return self.n
+    def __len__(self) -> int:
+        return self.n
 
-    def __call__(self, seeds: Sequence[int]) -> Tensor | dict: # B rows
+    def __call__(self, seeds: Sequence[int]) -> Tensor | dict:  # B rows
         "A row for each seed: it depends on the seed alone."
         index = sample_labels(seeds, self.n)
         return map_cond(lambda t: t[index], self.rows)
 
-    def __deepcopy__(self, memo: dict) -> ConditionTable: return self # copies share the table
+    def __deepcopy__(self, memo: dict) -> ConditionTable:
+        return self  # copies share the table
 
     @property
-    def tensors(self) -> dict[str, Tensor]: # by name
+    def tensors(self) -> dict[str, Tensor]:  # by name
         "The rows by name."
         return self.rows if isinstance(self.rows, dict) else {'rows': self.rows}
 
-    def save(self, path: Path | str) -> None: # ends in .safetensors
+    def save(self, path: Path | str) -> None:  # ends in .safetensors
         "Write the rows as safetensors."
         save_tensors(path, self.tensors, dict(one=not isinstance(self.rows, dict)))
 
     @classmethod
-    def load(cls, path: Path | str) -> ConditionTable: # written by `save`, or any safetensors
+    def load(cls, path: Path | str) -> ConditionTable:  # written by `save`, or any safetensors
         "Read such a file."
         tensors, meta = load_tensors(path)
         return cls(tensors['rows'] if meta.get('one') else tensors)
@@ -458,59 +529,66 @@ class ConditionTable:
 @dataclass(repr=False)
 class Sampler:
     "A denoiser with all that sampling needs: a teacher at many steps, or at few, or a student."
-    denoiser: Callable # D(x, sigma, cond) -> x0_hat; it says what conditions it takes
-    sigmas: Tensor # [n_steps+1], noise levels, descending; kept in float64
-    afs: bool # is the first step analytic?
-    shape: tuple[int, ...] # of one sample
-    solver: str | Solver = field(default='euler', kw_only=True) # a key of `SOLVERS`, or a solver
+
+    denoiser: Callable  # D(x, sigma, cond) -> x0_hat; it says what conditions it takes
+    sigmas: Tensor  # [n_steps+1], noise levels, descending; kept in float64
+    afs: bool  # is the first step analytic?
+    shape: tuple[int, ...]  # of one sample
+    solver: str | Solver = field(default='euler', kw_only=True)  # a key of `SOLVERS`, or a solver
 
     def __post_init__(self):
         self.sigmas = check_sigmas(self.sigmas)
 
-    def __repr__(self) -> str: # in a line: a network's or a history's own would fill pages
+    def __repr__(self) -> str:  # in a line: a network's or a history's own would fill pages
         kind = type(self.denoiser).__name__
         steps = self.solver if isinstance(self.solver, str) else 'own'
-        return (f'{type(self).__name__}({kind}, samples {list(self.shape)}, {self.nfe} network '
-                f'calls, {len(self.sigmas) - 1} {steps} steps from {self.sigmas[0]:g})')
+        return (
+            f'{type(self).__name__}({kind}, samples {list(self.shape)}, {self.nfe} network '
+            f'calls, {len(self.sigmas) - 1} {steps} steps from {self.sigmas[0]:g})'
+        )
 
-    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | dict | None]: # see draw_start
+    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | dict | None]:  # see draw_start
         "Scaled noise and conditions of some seeds: the same for all that start at one noise level."
         return draw_start(self.denoiser, self.shape, seeds, float(self.sigmas[0]))
 
-    def _starts(self, n: int, seed: int, cond, batch: int) -> Iterator[tuple]: # (x, conditions)
+    def _starts(self, n: int, seed: int, cond, batch: int) -> Iterator[tuple]:  # (x, conditions)
         "Batch after batch, with the conditions that were asked for."
         for name, value, low in (('n', n, 1), ('batch', batch, 1), ('seed', seed, 0)):
             check_int(name, value, low)
         asked = asked_conditions(cond, n, getattr(self.denoiser, 'n_classes', 0))
         for i in range(0, n, batch):
             x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
-            given = cond_like(map_cond(lambda t: t[i:i + batch], asked), x)
+            given = cond_like(map_cond(lambda t: t[i : i + batch], asked), x)
             yield x, drawn if asked is None else given
 
-    def sample(self,
-        n: int, # how many
-        seed: int = 0, # sample i depends on seed + i alone
+    def sample(
+        self,
+        n: int,  # how many
+        seed: int = 0,  # sample i depends on seed + i alone
         # one class for all, [n] classes, a tensor or a dict of tensors with n rows or one for all;
         # None: drawn from the seeds
         cond: int | Sequence[int] | Tensor | dict | None = None,
-        batch: int = 256, # at a time; changes speed and memory, and the samples by rounding alone
-    ) -> Tensor: # [n, *D], on the CPU
+        batch: int = 256,  # at a time; changes speed and memory, and the samples by rounding alone
+    ) -> Tensor:  # [n, *D], on the CPU
         "Generate samples."
-        ends = [sample(self.denoiser, x, self.sigmas, self.solver, self.afs, given).cpu()
-                for x, given in self._starts(n, seed, cond, batch)]
+        ends = [
+            sample(self.denoiser, x, self.sigmas, self.solver, self.afs, given).cpu()
+            for x, given in self._starts(n, seed, cond, batch)
+        ]
         return torch.cat(ends)
 
-    def trajectory(self,
-        n: int = 1, # how many
-        seed: int = 0, # trajectory i depends on seed + i alone
-        cond: int | Sequence[int] | Tensor | dict | None = None, # as for `sample`
-    ) -> Trajectory: # xs [n_steps+1, n, *D]
+    def trajectory(
+        self,
+        n: int = 1,  # how many
+        seed: int = 0,  # trajectory i depends on seed + i alone
+        cond: int | Sequence[int] | Tensor | dict | None = None,  # as for `sample`
+    ) -> Trajectory:  # xs [n_steps+1, n, *D]
         "All states on the way of the samples of these seeds."
         x, given = next(self._starts(n, seed, cond, n))
         return trajectory(self.denoiser, x, self.sigmas, self.solver, self.afs, given)
 
     @cached_property
-    def nfe(self) -> int: # network calls a sample costs
+    def nfe(self) -> int:  # network calls a sample costs
         "Counted, not computed: one sample is drawn behind an `NFECounter`."
         counter = NFECounter(self.denoiser)
         x, cond = self.start([0])
@@ -518,37 +596,43 @@ class Sampler:
         return counter.nfe
 
     @cached_property
-    def seconds_per_sample(self) -> float: # infinite where not even two fit into the memory
+    def seconds_per_sample(self) -> float:  # infinite where not even two fit into the memory
         "Measured here: batches grow up to 256 samples, while .2 seconds should do for one."
-        took, last, seconds, more = math.inf, 0, 0., 0. # more: what one more sample took
-        for n in (2, 2, 8, 32, 128, 256): # the first one warms up
-            if seconds + more*(n - last) > (5 if n == last else .2): break
+        took, last, seconds, more = math.inf, 0, 0.0, 0.0  # more: what one more sample took
+        for n in (2, 2, 8, 32, 128, 256):  # the first one warms up
+            if seconds + more * (n - last) > (5 if n == last else 0.2):
+                break
             begin = time.perf_counter()
-            try: self.sample(n)
-            except torch.cuda.OutOfMemoryError: break
+            try:
+                self.sample(n)
+            except torch.cuda.OutOfMemoryError:
+                break
             before, seconds = seconds, time.perf_counter() - begin
-            took, more = seconds/n, n > last > 0 and max(seconds - before, 0.)/(n - last)
+            took, more = seconds / n, n > last > 0 and max(seconds - before, 0.0) / (n - last)
             last = n
         return took
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #3c83d5b5
 def clipped(
-    denoiser: Callable, # any D(x, sigma, cond)
-    low: float = -1., # smallest value of the data
-    high: float = 1., # largest value of the data
-) -> Callable: # a denoiser
+    denoiser: Callable,  # any D(x, sigma, cond)
+    low: float = -1.0,  # smallest value of the data
+    high: float = 1.0,  # largest value of the data
+) -> Callable:  # a denoiser
     "A denoiser whose estimates stay in the range of the data (PD's evaluation sampler)."
     return lambda x, sigma, cond=None: denoiser(x, sigma, cond).clamp(low, high)
 
+
 def thresholded(
-    denoiser: Callable, # any D(x, sigma, cond)
-    quantile: float = 0.995, # share of the pixels that stays untouched, in (0, 1]
-) -> Callable: # a denoiser
+    denoiser: Callable,  # any D(x, sigma, cond)
+    quantile: float = 0.995,  # share of the pixels that stays untouched, in (0, 1]
+) -> Callable:  # a denoiser
     "Dynamic thresholding (Saharia et al. 2022): clip at a sample's own quantile, then rescale."
     check_number('quantile', quantile, Within(above=0, at_most=1))
+
     def denoise(x: Tensor, sigma, cond=None) -> Tensor:
         x0_hat = denoiser(x, sigma, cond)
         top = x0_hat.abs().flatten(1).float().quantile(quantile, dim=1).clamp(min=1)
-        top = top.to(x0_hat.dtype).reshape(-1, *[1]*(x.ndim - 1))
-        return x0_hat.clamp(-top, top)/top
+        top = top.to(x0_hat.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return x0_hat.clamp(-top, top) / top
+
     return denoise

@@ -19,14 +19,17 @@ __all__ = ['SCHEDULES', 'SHIFTED', 'PREDICTIONS', 'karras_sigmas', 'logsnr_sigma
            'vp_from_ve']
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #0483b69c
-def _ramp(n_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.) -> Tensor:
+def _ramp(n_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
     "The fractions i/n_steps, i = 0..n_steps, after checking what every schedule is given."
     check_int('n_steps', n_steps, 1)
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError('a schedule needs 0 < sigma_min < sigma_max < inf, got '
-                         f'sigma_min={sigma_min!r}, sigma_max={sigma_max!r}')
+        raise ValueError(
+            'a schedule needs 0 < sigma_min < sigma_max < inf, got '
+            f'sigma_min={sigma_min!r}, sigma_max={sigma_max!r}'
+        )
     check_number('rho', rho, Within(above=0))
     return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+
 
 def _pin(grid: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
     "The grid with its two ends free of rounding, so that `grid[0] == sigma_max`."
@@ -36,90 +39,92 @@ def _pin(grid: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #9c4c0376
 def karras_sigmas(
-    n_steps: int, # number of steps, at least 1
-    sigma_min: float = 0.002, # last noise level, > 0
-    sigma_max: float = 80., # first noise level
-    rho: float = 7., # 1 is evenly spaced in sigma; larger favours low noise; > 0
-) -> Tensor: # [n_steps+1], float64, descending
+    n_steps: int,  # number of steps, at least 1
+    sigma_min: float = 0.002,  # last noise level, > 0
+    sigma_max: float = 80.0,  # first noise level
+    rho: float = 7.0,  # 1 is evenly spaced in sigma; larger favours low noise; > 0
+) -> Tensor:  # [n_steps+1], float64, descending
     "Evenly spaced in `sigma**(1/rho)` (Karras et al. 2022, Eq. 5)."
     ramp = _ramp(n_steps, sigma_min, sigma_max, rho)
-    top = sigma_max**(1/rho)
-    bottom = sigma_min**(1/rho)
-    return _pin((top + ramp*(bottom - top))**rho, sigma_min, sigma_max)
+    top = sigma_max ** (1 / rho)
+    bottom = sigma_min ** (1 / rho)
+    return _pin((top + ramp * (bottom - top)) ** rho, sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #7bbf8ca3
 def logsnr_sigmas(
-    n_steps: int, # number of steps, at least 1
-    sigma_min: float = 0.002, # last noise level, > 0
-    sigma_max: float = 80., # first noise level
-) -> Tensor: # [n_steps+1], float64, descending
+    n_steps: int,  # number of steps, at least 1
+    sigma_min: float = 0.002,  # last noise level, > 0
+    sigma_max: float = 80.0,  # first noise level
+) -> Tensor:  # [n_steps+1], float64, descending
     "Evenly spaced in log sigma, so a geometric sequence."
     ramp = _ramp(n_steps, sigma_min, sigma_max)
-    log_sigmas = math.log(sigma_max) + ramp*math.log(sigma_min/sigma_max)
+    log_sigmas = math.log(sigma_max) + ramp * math.log(sigma_min / sigma_max)
     return _pin(torch.exp(log_sigmas), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #18ac2f34
 def vp_betas(
-    sigma_min: float = 0.002, # the level at time `eps_s`
-    sigma_max: float = 80., # the level at time 1
-    eps_s: float = 1e-3, # smallest time, in (0, 1)
-) -> tuple[float, float]: # (beta_d, beta_min)
+    sigma_min: float = 0.002,  # the level at time `eps_s`
+    sigma_max: float = 80.0,  # the level at time 1
+    eps_s: float = 1e-3,  # smallest time, in (0, 1)
+) -> tuple[float, float]:  # (beta_d, beta_min)
     "The linear-beta VP process that has `sigma_min` at time `eps_s`, and `sigma_max` at time 1."
     top = math.log1p(sigma_max**2)
-    beta_d = 2/(eps_s - 1)*(math.log1p(sigma_min**2)/eps_s - top)
-    return beta_d, top - beta_d/2
+    beta_d = 2 / (eps_s - 1) * (math.log1p(sigma_min**2) / eps_s - top)
+    return beta_d, top - beta_d / 2
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a3243b31
 def time_uniform_sigmas(
-    n_steps: int, # number of steps, at least 1
-    sigma_min: float = 0.002, # last noise level, > 0
-    sigma_max: float = 80., # first noise level
-    rho: float = 1., # 1 is evenly spaced in time; > 0
-    eps_s: float = 1e-3, # smallest time, in (0, 1)
-) -> Tensor: # [n_steps+1], float64, descending
+    n_steps: int,  # number of steps, at least 1
+    sigma_min: float = 0.002,  # last noise level, > 0
+    sigma_max: float = 80.0,  # first noise level
+    rho: float = 1.0,  # 1 is evenly spaced in time; > 0
+    eps_s: float = 1e-3,  # smallest time, in (0, 1)
+) -> Tensor:  # [n_steps+1], float64, descending
     "Evenly spaced in the time of a linear-beta VP process (SFD's `time_uniform`)."
     ramp = _ramp(n_steps, sigma_min, sigma_max, rho)
     check_number('eps_s', eps_s, Within(above=0, below=1))
     beta_d, beta_min = vp_betas(sigma_min, sigma_max, eps_s)
-    u = (1 + ramp*(eps_s**(1/rho) - 1))**rho
-    return _pin(torch.expm1(beta_d*u**2/2 + beta_min*u).sqrt(), sigma_min, sigma_max)
+    u = (1 + ramp * (eps_s ** (1 / rho) - 1)) ** rho
+    return _pin(torch.expm1(beta_d * u**2 / 2 + beta_min * u).sqrt(), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #c7912230
 def sigma_from_alpha_bar(
-    a: Tensor | float, # alpha_bar, in [0, 1]; 0 gives infinity
-) -> Tensor: # VE noise level, float64
+    a: Tensor | float,  # alpha_bar, in [0, 1]; 0 gives infinity
+) -> Tensor:  # VE noise level, float64
     "VE noise level of a VP signal power: sqrt((1-a)/a)."
     a = torch.as_tensor(a, dtype=torch.float64)
-    return ((1 - a)/a).sqrt()
+    return ((1 - a) / a).sqrt()
+
 
 def alpha_bar_from_sigma(
-    s: Tensor | float, # VE noise level, >= 0
-) -> Tensor: # alpha_bar in (0, 1], float64
+    s: Tensor | float,  # VE noise level, >= 0
+) -> Tensor:  # alpha_bar in (0, 1], float64
     "VP signal power of a VE noise level: 1/(1+s^2)."
-    return 1/(1 + torch.as_tensor(s, dtype=torch.float64)**2)
+    return 1 / (1 + torch.as_tensor(s, dtype=torch.float64) ** 2)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #e941adcc
 def linear_alpha_bar(
-    T: int = 1000, # number of noise levels, at least 21 (below, beta would reach 1)
-) -> Tensor: # [T], float64, descending; entry i is noise level i+1
+    T: int = 1000,  # number of noise levels, at least 21 (below, beta would reach 1)
+) -> Tensor:  # [T], float64, descending; entry i is noise level i+1
     "DDPM's table: beta from 1e-4 to 0.02 at T = 1000, both scaled by 1000/T (Ho et al. 2020)."
     check_int('T', T, 21)
-    return (1 - torch.linspace(0.1/T, 20/T, T, dtype=torch.float64)).cumprod(0)
+    return (1 - torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64)).cumprod(0)
+
 
 def cosine_alpha_bar(
-    T: int = 1000, # number of noise levels, at least 1
-) -> Tensor: # [T], float64, descending; entry i is noise level i+1
+    T: int = 1000,  # number of noise levels, at least 1
+) -> Tensor:  # [T], float64, descending; entry i is noise level i+1
     "iDDPM's table, with beta clipped at 0.999 (Nichol and Dhariwal 2021, Eq. 17)."
     check_int('T', T, 1)
     u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
-    f = torch.cos((u + 0.008)/1.008*math.pi/2)**2
-    return (f[1:]/f[:-1]).clamp(min=0.001).cumprod(0)
+    f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (f[1:] / f[:-1]).clamp(min=0.001).cumprod(0)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #afb35772
 def strided_nodes(
-    alpha_bar: Tensor, # [T], a table such as `linear_alpha_bar()`
-    n_steps: int, # number of steps, 1..T
-) -> tuple[Tensor, Tensor]: # alpha_bar [n_steps+1], ending in 1; network indices [n_steps], int64
+    alpha_bar: Tensor,  # [T], a table such as `linear_alpha_bar()`
+    n_steps: int,  # number of steps, 1..T
+) -> tuple[Tensor, Tensor]:  # alpha_bar [n_steps+1], ending in 1; network indices [n_steps], int64
     "`n_steps` steps through a DDPM table: from its noisiest entry to clean data."
     T = len(alpha_bar)
     check_int('n_steps', n_steps, 1, T)
@@ -131,116 +136,129 @@ def strided_nodes(
 def _interp(x: Tensor, xp: Tensor, fp: Tensor) -> Tensor:
     "Piecewise linear interpolation through the points (xp ascending, fp)."
     i = torch.searchsorted(xp, x.contiguous()).clamp(1, len(xp) - 1)
-    return torch.lerp(fp[i-1], fp[i], (x - xp[i-1])/(xp[i] - xp[i-1]))
+    return torch.lerp(fp[i - 1], fp[i], (x - xp[i - 1]) / (xp[i] - xp[i - 1]))
+
 
 def discrete_sigmas(
-    n_steps: int, # number of steps, at least 1
-    sigma_min: float = 0.002, # last noise level, > 0
-    sigma_max: float = 80., # first noise level, at most the noisiest of the table
-    rho: float = 1., # 1 is evenly spaced in time; > 0
-    alpha_bar: Tensor | None = None, # [T], the network's table; default `linear_alpha_bar()`
-) -> Tensor: # [n_steps+1], float64, descending
+    n_steps: int,  # number of steps, at least 1
+    sigma_min: float = 0.002,  # last noise level, > 0
+    sigma_max: float = 80.0,  # first noise level, at most the noisiest of the table
+    rho: float = 1.0,  # 1 is evenly spaced in time; > 0
+    alpha_bar: Tensor | None = None,  # [T], the network's table; default `linear_alpha_bar()`
+) -> Tensor:  # [n_steps+1], float64, descending
     "Evenly spaced in the time of a discrete network (LDM's `discrete`)."
     ramp = _ramp(n_steps, sigma_min, sigma_max, rho)
     table = (linear_alpha_bar() if alpha_bar is None else alpha_bar).double().cpu()
     # -ln(alpha_bar) at times 0, 1/T, .., 1; ascending
     log_power = torch.cat([table.new_zeros(1), -table.log()])
     time = torch.linspace(0, 1, len(log_power), dtype=torch.float64)
-    ends = torch.log1p(torch.tensor([sigma_max, sigma_min], dtype=torch.float64)**2)
-    if ends[0] > log_power[-1]*(1 + 1e-9):
-        raise ValueError(f'sigma_max={sigma_max!r} is above the noisiest level of the table, '
-                         f'{sigma_from_alpha_bar(table[-1]):.6g}')
-    top, bottom = _interp(ends, log_power, time)**(1/rho)
-    powers = _interp((top + ramp*(bottom - top))**rho, time, log_power)
+    ends = torch.log1p(torch.tensor([sigma_max, sigma_min], dtype=torch.float64) ** 2)
+    if ends[0] > log_power[-1] * (1 + 1e-9):
+        raise ValueError(
+            f'sigma_max={sigma_max!r} is above the noisiest level of the table, '
+            f'{sigma_from_alpha_bar(table[-1]):.6g}'
+        )
+    top, bottom = _interp(ends, log_power, time) ** (1 / rho)
+    powers = _interp((top + ramp * (bottom - top)) ** rho, time, log_power)
     return _pin(torch.expm1(powers).sqrt(), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #186ee052
-def logsnr_from_sigma(s: Tensor | float) -> Tensor: # PD's convention
+def logsnr_from_sigma(s: Tensor | float) -> Tensor:  # PD's convention
     "PD's log-SNR, ln(alpha^2/sigma_vp^2) = -2 ln(sigma)."
-    return -2*torch.as_tensor(s, dtype=torch.float64).log()
+    return -2 * torch.as_tensor(s, dtype=torch.float64).log()
 
-def sigma_from_logsnr(logsnr: Tensor | float) -> Tensor: # VE noise level
+
+def sigma_from_logsnr(logsnr: Tensor | float) -> Tensor:  # VE noise level
     "Inverse of `logsnr_from_sigma`."
-    return torch.exp(-torch.as_tensor(logsnr, dtype=torch.float64)/2)
+    return torch.exp(-torch.as_tensor(logsnr, dtype=torch.float64) / 2)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #5774a4d2
 def pd_cosine_logsnr(
-    u: Tensor | float, # continuous time in [0, 1]; 0 is clean, 1 is noise
-    logsnr_min: float = -20., # at u = 1
-    logsnr_max: float = 20., # at u = 0
-) -> Tensor: # log-SNR in PD's convention, float64
+    u: Tensor | float,  # continuous time in [0, 1]; 0 is clean, 1 is noise
+    logsnr_min: float = -20.0,  # at u = 1
+    logsnr_max: float = 20.0,  # at u = 0
+) -> Tensor:  # log-SNR in PD's convention, float64
     "Log-SNR whose angle is linear in time (Salimans and Ho 2022)."
-    b = math.atan(math.exp(-logsnr_max/2))
-    a = math.atan(math.exp(-logsnr_min/2)) - b
-    return -2*torch.tan(a*torch.as_tensor(u, dtype=torch.float64) + b).log()
+    b = math.atan(math.exp(-logsnr_max / 2))
+    a = math.atan(math.exp(-logsnr_min / 2)) - b
+    return -2 * torch.tan(a * torch.as_tensor(u, dtype=torch.float64) + b).log()
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a60ae802
 def pd_cosine_sigmas(
-    n_steps: int, # number of steps, at least 1
-    sigma_min: float = math.exp(-10), # last noise level: log-SNR 20
-    sigma_max: float = math.exp(10), # first noise level: log-SNR -20
-) -> Tensor: # [n_steps+1], float64, descending
+    n_steps: int,  # number of steps, at least 1
+    sigma_min: float = math.exp(-10),  # last noise level: log-SNR 20
+    sigma_max: float = math.exp(10),  # first noise level: log-SNR -20
+) -> Tensor:  # [n_steps+1], float64, descending
     "PD's cosine log-SNR as a grid: evenly spaced in arctan(sigma)."
     u = 1 - _ramp(n_steps, sigma_min, sigma_max)
-    logsnr = pd_cosine_logsnr(u, -2*math.log(sigma_max), -2*math.log(sigma_min))
+    logsnr = pd_cosine_logsnr(u, -2 * math.log(sigma_max), -2 * math.log(sigma_min))
     return _pin(sigma_from_logsnr(logsnr), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #05d59635
 def flow_sigmas(
-    n_steps: int, # number of steps, at least 1
-    sigma_min: float = 0.002, # last noise level, > 0
-    sigma_max: float = 80., # first noise level
-) -> Tensor: # [n_steps+1], float64, descending
+    n_steps: int,  # number of steps, at least 1
+    sigma_min: float = 0.002,  # last noise level, > 0
+    sigma_max: float = 80.0,  # first noise level
+) -> Tensor:  # [n_steps+1], float64, descending
     "Evenly spaced in flow-matching time t = sigma/(1 + sigma)."
     ramp = _ramp(n_steps, sigma_min, sigma_max)
-    top = sigma_max/(1 + sigma_max)
-    t = top + ramp*(sigma_min/(1 + sigma_min) - top)
-    return _pin(t/(1 - t), sigma_min, sigma_max)
+    top = sigma_max / (1 + sigma_max)
+    t = top + ramp * (sigma_min / (1 + sigma_min) - top)
+    return _pin(t / (1 - t), sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #5665efa1
 #: every grid by name; each takes (n_steps, sigma_min, sigma_max)
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
-    'karras': karras_sigmas, 'logsnr': logsnr_sigmas, 'time_uniform': time_uniform_sigmas,
-    'discrete': discrete_sigmas, 'pd_cosine': pd_cosine_sigmas, 'flow': flow_sigmas}
+    'karras': karras_sigmas,
+    'logsnr': logsnr_sigmas,
+    'time_uniform': time_uniform_sigmas,
+    'discrete': discrete_sigmas,
+    'pd_cosine': pd_cosine_sigmas,
+    'flow': flow_sigmas,
+}
 
 #: those that a shift changes; the steps of the others depend on their two ends alone
 SHIFTED = ('flow', 'discrete', 'time_uniform', 'pd_cosine')
 
+
 def make_sigmas(
-    schedule: str, # a key of `SCHEDULES`
-    n_steps: int, # number of steps, at least 1
-    sigma_min: float = 0.002, # last noise level, > 0
-    sigma_max: float = 80., # first noise level
-    shift: float = 1., # above 1: more steps at high noise, as for large images; above 0
-) -> Tensor: # [n_steps+1], float64, descending
+    schedule: str,  # a key of `SCHEDULES`
+    n_steps: int,  # number of steps, at least 1
+    sigma_min: float = 0.002,  # last noise level, > 0
+    sigma_max: float = 80.0,  # first noise level
+    shift: float = 1.0,  # above 1: more steps at high noise, as for large images; above 0
+) -> Tensor:  # [n_steps+1], float64, descending
     "The grid of a named schedule, stretched by `shift` between the same ends."
     check_choice('schedule', schedule, SCHEDULES)
     check_number('shift', shift, Within(above=0))
-    grid = SCHEDULES[schedule](n_steps, sigma_min/shift, sigma_max/shift)
-    return grid if shift == 1 else _pin(shift*grid, sigma_min, sigma_max)
+    grid = SCHEDULES[schedule](n_steps, sigma_min / shift, sigma_max / shift)
+    return grid if shift == 1 else _pin(shift * grid, sigma_min, sigma_max)
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #dd78fda8
 def nested_sigmas(
-    n_steps: int, # student steps, at least 1
-    substeps: int, # teacher steps inside one student step, at least 1
-    schedule: str = 'karras', # a key of `SCHEDULES`
-    sigma_min: float = 0.002, # last noise level, > 0
-    sigma_max: float = 80., # first noise level
-    shift: float = 1., # see `make_sigmas`
-) -> tuple[Tensor, Tensor]: # teacher's [n_steps*substeps+1] and student's [n_steps+1], float64
+    n_steps: int,  # student steps, at least 1
+    substeps: int,  # teacher steps inside one student step, at least 1
+    schedule: str = 'karras',  # a key of `SCHEDULES`
+    sigma_min: float = 0.002,  # last noise level, > 0
+    sigma_max: float = 80.0,  # first noise level
+    shift: float = 1.0,  # see `make_sigmas`
+) -> tuple[Tensor, Tensor]:  # teacher's [n_steps*substeps+1] and student's [n_steps+1], float64
     "One fine grid for the teacher, and every `substeps`-th of its points for the student."
     check_int('n_steps', n_steps, 1)
     check_int('substeps', substeps, 1)
-    fine = make_sigmas(schedule, n_steps*substeps, sigma_min, sigma_max, shift)
+    fine = make_sigmas(schedule, n_steps * substeps, sigma_min, sigma_max, shift)
     return fine, fine[::substeps]
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a27460c1
-PREDICTIONS = ('x0', 'eps', 'v') # what a network may predict
+PREDICTIONS = ('x0', 'eps', 'v')  # what a network may predict
+
 
 def _column(scale: Tensor | float, z: Tensor) -> Tensor | float:
     "A scale shaped to multiply `z`: its own axes are the leading axes of `z`."
-    if not isinstance(scale, Tensor) or scale.ndim == 0: return scale
-    return scale.to(z).reshape(scale.shape + (1,)*(z.ndim - scale.ndim))
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        return scale
+    return scale.to(z).reshape(scale.shape + (1,) * (z.ndim - scale.ndim))
+
 
 def _columns(z: Tensor, alpha, sigma_vp, prediction: str) -> tuple:
     "Both scales shaped to multiply `z`, after a check of the prediction."
@@ -249,62 +267,67 @@ def _columns(z: Tensor, alpha, sigma_vp, prediction: str) -> tuple:
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #c9e63db8
 def to_x0(
-    out: Tensor, # [B, *D], what the network predicted
-    z: Tensor, # [B, *D], VP state
-    alpha: Tensor | float, # signal scale, float, [] or [B]
-    sigma_vp: Tensor | float, # noise scale, float, [] or [B]
-    prediction: str, # one of `PREDICTIONS`
-) -> Tensor: # [B, *D], clean estimate
+    out: Tensor,  # [B, *D], what the network predicted
+    z: Tensor,  # [B, *D], VP state
+    alpha: Tensor | float,  # signal scale, float, [] or [B]
+    sigma_vp: Tensor | float,  # noise scale, float, [] or [B]
+    prediction: str,  # one of `PREDICTIONS`
+) -> Tensor:  # [B, *D], clean estimate
     "Clean estimate from any prediction."
     alpha, sigma_vp = _columns(z, alpha, sigma_vp, prediction)
-    if prediction == 'x0': return out
-    return (z - sigma_vp*out)/alpha if prediction == 'eps' else alpha*z - sigma_vp*out
+    if prediction == 'x0':
+        return out
+    return (z - sigma_vp * out) / alpha if prediction == 'eps' else alpha * z - sigma_vp * out
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #217ca554
 def to_eps(
-    out: Tensor, # [B, *D], what the network predicted
-    z: Tensor, # [B, *D], VP state
-    alpha: Tensor | float, # signal scale, float, [] or [B]
-    sigma_vp: Tensor | float, # noise scale, float, [] or [B]
-    prediction: str, # one of `PREDICTIONS`
-) -> Tensor: # [B, *D], noise estimate
+    out: Tensor,  # [B, *D], what the network predicted
+    z: Tensor,  # [B, *D], VP state
+    alpha: Tensor | float,  # signal scale, float, [] or [B]
+    sigma_vp: Tensor | float,  # noise scale, float, [] or [B]
+    prediction: str,  # one of `PREDICTIONS`
+) -> Tensor:  # [B, *D], noise estimate
     "Noise estimate from any prediction."
     alpha, sigma_vp = _columns(z, alpha, sigma_vp, prediction)
-    if prediction == 'eps': return out
-    return (z - alpha*out)/sigma_vp if prediction == 'x0' else sigma_vp*z + alpha*out
+    if prediction == 'eps':
+        return out
+    return (z - alpha * out) / sigma_vp if prediction == 'x0' else sigma_vp * z + alpha * out
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #2cc3c45b
 def to_v(
-    out: Tensor, # [B, *D], what the network predicted
-    z: Tensor, # [B, *D], VP state
-    alpha: Tensor | float, # signal scale, float, [] or [B]
-    sigma_vp: Tensor | float, # noise scale, float, [] or [B]
-    prediction: str, # one of `PREDICTIONS`
-) -> Tensor: # [B, *D], v = alpha*eps - sigma_vp*x0
+    out: Tensor,  # [B, *D], what the network predicted
+    z: Tensor,  # [B, *D], VP state
+    alpha: Tensor | float,  # signal scale, float, [] or [B]
+    sigma_vp: Tensor | float,  # noise scale, float, [] or [B]
+    prediction: str,  # one of `PREDICTIONS`
+) -> Tensor:  # [B, *D], v = alpha*eps - sigma_vp*x0
     "`v` from any prediction (Salimans and Ho 2022)."
     alpha, sigma_vp = _columns(z, alpha, sigma_vp, prediction)
-    if prediction == 'v': return out
-    return (alpha*z - out)/sigma_vp if prediction == 'x0' else (out - sigma_vp*z)/alpha
+    if prediction == 'v':
+        return out
+    return (alpha * z - out) / sigma_vp if prediction == 'x0' else (out - sigma_vp * z) / alpha
 
 # %% ../../nbs/diffusion/01_schedules.ipynb #a1ab6b1c
 def vp_scales(
-    sigma: Tensor | float, # VE noise level, >= 0, finite
-) -> tuple[Tensor, Tensor]: # (alpha, sigma_vp), float64
+    sigma: Tensor | float,  # VE noise level, >= 0, finite
+) -> tuple[Tensor, Tensor]:  # (alpha, sigma_vp), float64
     "Signal and noise scale of the VP state at a VE noise level."
     s = torch.as_tensor(sigma, dtype=torch.float64)
-    alpha = 1/(1 + s**2).sqrt()
-    return alpha, s*alpha
+    alpha = 1 / (1 + s**2).sqrt()
+    return alpha, s * alpha
+
 
 def ve_from_vp(
-    z: Tensor, # [B, *D], VP state
-    sigma: Tensor | float, # its VE noise level, float, [] or [B]
-) -> Tensor: # [B, *D], VE state
+    z: Tensor,  # [B, *D], VP state
+    sigma: Tensor | float,  # its VE noise level, float, [] or [B]
+) -> Tensor:  # [B, *D], VE state
     "The VE state of a VP state: x = z/alpha."
-    return z/_column(vp_scales(sigma)[0], z)
+    return z / _column(vp_scales(sigma)[0], z)
+
 
 def vp_from_ve(
-    x: Tensor, # [B, *D], VE state
-    sigma: Tensor | float, # its noise level, float, [] or [B]
-) -> Tensor: # [B, *D], VP state
+    x: Tensor,  # [B, *D], VE state
+    sigma: Tensor | float,  # its noise level, float, [] or [B]
+) -> Tensor:  # [B, *D], VP state
     "The VP state of a VE state: z = alpha*x."
-    return x*_column(vp_scales(sigma)[0], x)
+    return x * _column(vp_scales(sigma)[0], x)

@@ -41,9 +41,9 @@ _all_ = ['device_of', 'draw_start', 'denoiser_hash']
 
 # %% ../../nbs/distillation/05_bank.ipynb #2fb74909
 def frozen_copy(
-    denoiser: Callable, # a network or a closed form
-    shape: tuple[int, ...], # of one sample; must fit
-) -> Callable: # a network: in evaluation mode, without gradients
+    denoiser: Callable,  # a network or a closed form
+    shape: tuple[int, ...],  # of one sample; must fit
+) -> Callable:  # a network: in evaluation mode, without gradients
     """A copy that training cannot change; weights that are frozen already are shared, so leave
     them frozen. Refused unless it answers samples of this shape with the same shape."""
     check_type(denoiser, Callable, 'the teacher must be a denoiser D(x, sigma, cond)')
@@ -51,38 +51,52 @@ def frozen_copy(
     if isinstance(denoiser, nn.Module):
         original, denoiser = denoiser, lean_copy(denoiser).requires_grad_(False).eval()
         before = moving_parts(denoiser)
-    x, cond = draw_start(denoiser, shape, [0, 1], 1.)
+    x, cond = draw_start(denoiser, shape, [0, 1], 1.0)
     plain = unguided(denoiser)
     out = _first_answer(plain, x, cond, f'shape={shape} with cond={_sizes(cond)}')
-    if plain is not denoiser: _check_nothing(denoiser, x, cond)
+    if plain is not denoiser:
+        _check_nothing(denoiser, x, cond)
     if out.shape != x.shape:
         if not out.ndim:
-            raise TypeError(f'{_name(denoiser)} answers with one number, as a loss does: wrap the '
-                            'network that it trains')
-        raise ValueError(f'shape={shape} does not fit the teacher, which answers with '
-                         f'{tuple(out.shape[1:])}')
-    if isinstance(denoiser, nn.Module): remember_hash(denoiser, original, before)
+            raise TypeError(
+                f'{_name(denoiser)} answers with one number, as a loss does: wrap the '
+                'network that it trains'
+            )
+        raise ValueError(
+            f'shape={shape} does not fit the teacher, which answers with {tuple(out.shape[1:])}'
+        )
+    if isinstance(denoiser, nn.Module):
+        remember_hash(denoiser, original, before)
     known = sample_shape(plain) if isinstance(plain, nn.Module) else None
     if known and None not in known and len(known) == len(shape) and known != tuple(shape):
-        warnings.warn(f'samples of shape={tuple(shape)} are asked for, and the network says that '
-                      f'its own are {known}: it was perhaps not trained for these', stacklevel=3)
+        warnings.warn(
+            f'samples of shape={tuple(shape)} are asked for, and the network says that '
+            f'its own are {known}: it was perhaps not trained for these',
+            stacklevel=3,
+        )
     return denoiser
 
-def _sizes(cond: Tensor | dict | None): # the shapes in it
+
+def _sizes(cond: Tensor | dict | None):  # the shapes in it
     return map_cond(lambda t: list(t.shape), cond)
 
+
 def _check_nothing(guided: GuidedDenoiser, x: Tensor, cond) -> None:
-    "Refuse a condition of \"nothing\" that cannot stand where the others do."
-    if cond is None: guided(x, 1., cond) # which says so
-    if guided.scale == 1: return # it is not asked
+    'Refuse a condition of "nothing" that cannot stand where the others do.'
+    if cond is None:
+        guided(x, 1.0, cond)  # which says so
+    if guided.scale == 1:
+        return  # it is not asked
     null = null_rows(guided.null, 1, x.device)
     mine, theirs = ({'': c} if isinstance(c, Tensor) else c or {} for c in (null, cond))
-    if len(mine) == len(theirs) == 1: mine = dict(zip(theirs, mine.values()))
+    if len(mine) == len(theirs) == 1:
+        mine = dict(zip(theirs, mine.values()))
     said = f'null={_sizes(null)}, the condition of "nothing" that guidance compares with,'
     sides = [{k: row.shape[1:] for k, row in rows.items()} for rows in (mine, theirs)]
     if mine and sides[0] != sides[1]:
         raise ValueError(f'{said} must be of the shape of the others, {_sizes(cond)}')
     _first_answer(guided.denoiser, x, null_rows(guided.null, len(x), x.device), said)
+
 
 def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     "What a denoiser says; where it stops, what it was given, and what may be missing."
@@ -93,74 +107,103 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     drawn = lambda: torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
     before = drawn()
     refused = lambda e: f'{given} does not fit the teacher: {e}'
+
     def stopped(e):
-        classes = getattr(cond, 'dtype', None) is torch.long # their number is known
+        classes = getattr(cond, 'dtype', None) is torch.long  # their number is known
         why = misfit(denoiser, tuple(x.shape[1:]), e)
         conditions = cond is not None and not classes and why.startswith('shape=')
         return refused(e) if conditions else why
+
     foreign = lambda e: _not_called(denoiser, net, answers, cond, e)
     kinds = (AttributeError, TypeError, LookupError, AssertionError)
     try:
-        with (reworded(foreign, *kinds, error=TypeError), reworded(stopped, RuntimeError),
-              reworded(refused, ValueError)):
-            out = denoiser(x, 1., cond)
-            out.shape # of a tensor
-        if not torch.equal(before, drawn()): _warn_of_chance(denoiser)
+        with (
+            reworded(foreign, *kinds, error=TypeError),
+            reworded(stopped, RuntimeError),
+            reworded(refused, ValueError),
+        ):
+            out = denoiser(x, 1.0, cond)
+            out.shape  # of a tensor
+        if not torch.equal(before, drawn()):
+            _warn_of_chance(denoiser)
         return out
     finally:
-        if hook: hook.remove()
+        if hook:
+            hook.remove()
 
-def _name(denoiser: Callable) -> str: # of what it was made of
+
+def _name(denoiser: Callable) -> str:  # of what it was made of
     net = getattr(denoiser, 'net', denoiser)
     return type(net.net if isinstance(net, CalledNet) else net).__name__
 
+
 def _warn_of_chance(denoiser: Callable) -> None:
-    warnings.warn(f'{_name(denoiser)} draws random numbers in evaluation mode too, so it may '
-                  'answer the same question in two ways; where it drops conditions at random, turn '
-                  'that off, as with functools.partial(net, cond_drop_prob=0.)', stacklevel=4)
+    warnings.warn(
+        f'{_name(denoiser)} draws random numbers in evaluation mode too, so it may '
+        'answer the same question in two ways; where it drops conditions at random, turn '
+        'that off, as with functools.partial(net, cond_drop_prob=0.)',
+        stacklevel=4,
+    )
+
 
 def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Exception) -> str:
     "Why something is no denoiser, or its network no network."
-    draw = ("; if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
-            'samplers.ConditionTable')*(cond is None)
+    draw = (
+        "; if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
+        'samplers.ConditionTable'
+    ) * (cond is None)
     if net is None:
-        return (f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({error}); wrap a '
-                f'network in EDMDenoiser, VPDenoiser or FlowDenoiser{draw}')
+        return (
+            f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({error}); wrap a '
+            f'network in EDMDenoiser, VPDenoiser or FlowDenoiser{draw}'
+        )
     if answers and not issubclass(answers[-1], Tensor):
         error = f'it answers with a {answers[-1].__name__}'
         draw = ''
-    return (f'{_name(denoiser)} is called with three arguments, (x [B, *D], noise [B], cond), '
-            f'cond None where there is none, and must answer with a tensor like x: {error}{draw}')
+    return (
+        f'{_name(denoiser)} is called with three arguments, (x [B, *D], noise [B], cond), '
+        f'cond None where there is none, and must answer with a tensor like x: {error}{draw}'
+    )
+
 
 def answers(
-    denoiser: Callable, # of a network a copy is asked, in evaluation mode
-    shape: tuple[int, ...], # of one sample
-    conditions: Callable | None = None, # that a network gets; None: it has its own, if any
-) -> list[float] | None: # up to 32 at each of three noise levels; None: chance is in them
+    denoiser: Callable,  # of a network a copy is asked, in evaluation mode
+    shape: tuple[int, ...],  # of one sample
+    conditions: Callable | None = None,  # that a network gets; None: it has its own, if any
+) -> list[float] | None:  # up to 32 at each of three noise levels; None: chance is in them
     "What tells a denoiser from one of other code with the same weights, which its hash does not."
     if isinstance(denoiser, nn.Module):
         denoiser = lean_copy(denoiser)
-        if conditions is not None: denoiser.conditions = conditions
-    def asked(sigma): # None: it does not take such a level, or no condition is known
+        if conditions is not None:
+            denoiser.conditions = conditions
+
+    def asked(sigma):  # None: it does not take such a level, or no condition is known
         with contextlib.suppress(Exception):
             x, cond = draw_start(denoiser, shape, range(2), sigma)
             return denoiser(x, sigma, cond).flatten().cpu()
-    def at_levels(): # at one level alone, a network's time may be hidden
-        rows = [*map(asked, (.2, 1., 8.))]
+
+    def at_levels():  # at one level alone, a network's time may be hidden
+        rows = [*map(asked, (0.2, 1.0, 8.0))]
         some = next((r for r in rows if r is not None), None)
-        if some is not None: return torch.stack([some*0 if r is None else r for r in rows])
-    with undisturbed(denoiser): first, again = at_levels(), at_levels()
-    if first is None or again is None: return None
-    if not (first - again).norm() <= 1e-4*first.norm(): return None # or a number is none
+        if some is not None:
+            return torch.stack([some * 0 if r is None else r for r in rows])
+
+    with undisturbed(denoiser):
+        first, again = at_levels(), at_levels()
+    if first is None or again is None:
+        return None
+    if not (first - again).norm() <= 1e-4 * first.norm():
+        return None  # or a number is none
     n = first.shape[1]
     return first[:, torch.linspace(0, n - 1, min(32, n)).long()].flatten().tolist()
 
+
 def answers_note(
-    shape: tuple[int, ...], # of one sample
-    *denoisers: Callable | None, # the teacher first; None: it is not there
-) -> dict: # JSON-able, a part of a run's note; {}: none is known
+    shape: tuple[int, ...],  # of one sample
+    *denoisers: Callable | None,  # the teacher first; None: it is not there
+) -> dict:  # JSON-able, a part of a run's note; {}: none is known
     "The `answers` of denoisers, as `same_run` compares them."
-    drawn = getattr(denoisers[0], 'conditions', None) # of the teacher, which its student gets
+    drawn = getattr(denoisers[0], 'conditions', None)  # of the teacher, which its student gets
     found = [None if d is None else answers(d, shape, drawn) for d in denoisers]
     return dict(answers=found) if any(found) else {}
 
@@ -168,14 +211,16 @@ def answers_note(
 #: what a bank's numbers can be kept in; float16 halves it, and rounds a state by up to 1/2048
 BANK_DTYPES = ('float32', 'float16')
 
+
 @dataclass(frozen=True)
 class TrajectoryPlan:
     "What fixes a teacher's trajectory besides the teacher and the seed."
-    sigmas: tuple[float, ...] # [n_steps+1], noise levels, descending
-    solver: str # a key of `SOLVERS`
-    shape: tuple[int, ...] # of one sample
-    afs: bool = False # is the teacher's first step analytic?
-    bank_dtype: Literal[*BANK_DTYPES] = 'float32' # what a bank keeps its states in
+
+    sigmas: tuple[float, ...]  # [n_steps+1], noise levels, descending
+    solver: str  # a key of `SOLVERS`
+    shape: tuple[int, ...]  # of one sample
+    afs: bool = False  # is the teacher's first step analytic?
+    bank_dtype: Literal[*BANK_DTYPES] = 'float32'  # what a bank keeps its states in
 
     def __post_init__(self):
         check_choice('solver', self.solver, SOLVERS)
@@ -187,60 +232,78 @@ class TrajectoryPlan:
         "The teacher that takes these steps."
         return Sampler(teacher, self.sigmas, self.afs, self.shape, solver=self.solver)
 
-    def walk(self,
-        teacher: Callable, # a denoiser, which stays frozen
+    def walk(
+        self,
+        teacher: Callable,  # a denoiser, which stays frozen
         seeds: range,
-    ) -> tuple[Trajectory, Tensor | dict | None]: # xs [n_steps+1, B, *D], conditions of B rows
+    ) -> tuple[Trajectory, Tensor | dict | None]:  # xs [n_steps+1, B, *D], conditions of B rows
         "The teacher's trajectories from these seeds, computed now."
         x, cond = draw_start(teacher, self.shape, seeds, self.sigmas[0])
         traj = trajectory(teacher, x, self.sigmas, self.solver, self.afs, cond)
-        if traj.xs.device.type == 'cpu': check_ends(traj[-1], seeds) # a GPU is not waited for
-        if self.bank_dtype == 'float16': # whether they are kept or not
+        if traj.xs.device.type == 'cpu':
+            check_ends(traj[-1], seeds)  # a GPU is not waited for
+        if self.bank_dtype == 'float16':  # whether they are kept or not
             traj = Trajectory(traj.sigmas, _halved(traj.xs).to(traj.xs.dtype))
         return traj, cond
 
-def check_ends(x: Tensor, seeds: range) -> None: # x [B, *D], on the CPU
+
+def check_ends(x: Tensor, seeds: range) -> None:  # x [B, *D], on the CPU
     "Refuse trajectories that end in NaN or infinity."
-    if torch.isfinite(x).all(): return
-    raise FloatingPointError('the teacher ends in NaN or infinity (among seeds '
-                             f'{seeds.start}..{seeds.stop - 1}); a student would learn just that')
+    if torch.isfinite(x).all():
+        return
+    raise FloatingPointError(
+        'the teacher ends in NaN or infinity (among seeds '
+        f'{seeds.start}..{seeds.stop - 1}); a student would learn just that'
+    )
 
 # %% ../../nbs/distillation/05_bank.ipynb #e4b00fd6
 @contextlib.contextmanager
 def _open_shard(path: Path) -> Iterator[safe_open]:
     "A file of trajectories, memory-mapped; a truncated, foreign or missing one is refused by name."
-    gone = lambda e: (f'{path} is damaged or gone ({e}); remove it and make the bank again: only '
-                      'what is missing is computed')
-    with reworded(gone, SafetensorError, OSError), safe_open(path, 'pt') as f: yield f
+    gone = lambda e: (
+        f'{path} is damaged or gone ({e}); remove it and make the bank again: only '
+        'what is missing is computed'
+    )
+    with reworded(gone, SafetensorError, OSError), safe_open(path, 'pt') as f:
+        yield f
+
 
 def _header(path: Path, f: safe_open) -> dict:
-    try: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
-    except ValueError: meta = None
-    if isinstance(meta, dict): return meta
+    try:
+        meta = json.loads((f.metadata() or {}).get('meta', '{}'))
+    except ValueError:
+        meta = None
+    if isinstance(meta, dict):
+        return meta
     raise ValueError(f'{path} is no part of this bank: its header is of another kind; remove it')
+
 
 def _verify(path: Path, f: safe_open) -> None:
     "Compare a file's numbers with the checksum in its header (files of older versions have none)."
     note = _header(path, f)
     expected = note.pop('checksum', None)
     if expected is not None and checksum({k: f.get_tensor(k) for k in f.keys()}, note) != expected:
-        raise ValueError(f'{path} is damaged: its checksum does not fit its numbers; remove it and '
-                         'make the bank again: only what is missing is computed')
+        raise ValueError(
+            f'{path} is damaged: its checksum does not fit its numbers; remove it and '
+            'make the bank again: only what is missing is computed'
+        )
 
 # %% ../../nbs/distillation/05_bank.ipynb #f642eb3b
 class TrajectoryBank:
     """Teacher trajectories looked up by seed, from memory or from a folder that is read as it is
     needed."""
-    def __init__(self,
+
+    def __init__(
+        self,
         plan: TrajectoryPlan,
-        seeds: range, # one per trajectory, consecutive
-        teacher: str, # its `denoiser_hash`
-        shard: int, # trajectories in each shard
+        seeds: range,  # one per trajectory, consecutive
+        teacher: str,  # its `denoiser_hash`
+        shard: int,  # trajectories in each shard
         # each {'xs': [n, n_steps+1, *D], 'labels': [n]} in memory, or the path of such a file
         shards: list,
-        device: torch.device | str = 'cpu', # where batches go
-        conditions: Callable | None = None, # the teacher's own, which are drawn again from seeds
-        said: dict = {}, # the teacher's `answers_note`
+        device: torch.device | str = 'cpu',  # where batches go
+        conditions: Callable | None = None,  # the teacher's own, which are drawn again from seeds
+        said: dict = {},  # the teacher's `answers_note`
     ):
         self.plan = plan
         self.seeds = seeds
@@ -250,11 +313,11 @@ class TrajectoryBank:
         self.device = torch.device(device)
         self.conditions = conditions
         self.said = said
-        self._verified = set() # of the files, those whose checksum was found right
+        self._verified = set()  # of the files, those whose checksum was found right
 
-    def span(self, i: int) -> range: # seeds
+    def span(self, i: int) -> range:  # seeds
         "What shard i holds."
-        return self.seeds[i*self.shard:(i + 1)*self.shard]
+        return self.seeds[i * self.shard : (i + 1) * self.shard]
 
     def check(self, teacher: Callable, plan: TrajectoryPlan, seeds: range) -> None:
         "Refuse a bank that is not of this run, and say what differs."
@@ -265,131 +328,180 @@ class TrajectoryBank:
             asked = asked_of[name]
             if mine != asked:
                 moved = name == 'teacher' and not isinstance(teacher, nn.Module)
-                hint = '; what its calls change in it belongs in hash_ignores of its class'*moved
-                raise ValueError(f'this bank was computed with another {name}: {mine} there, '
-                                 f'{asked} asked for{hint}')
+                hint = '; what its calls change in it belongs in hash_ignores of its class' * moved
+                raise ValueError(
+                    f'this bank was computed with another {name}: {mine} there, '
+                    f'{asked} asked for{hint}'
+                )
         refuse_other('this bank', same_run(self.said, answers_note(plan.shape, teacher)))
         self._check_seeds(seeds)
 
     def _check_seeds(self, seeds: range) -> None:
         inside = seeds and self.seeds.start <= seeds.start and seeds.stop <= self.seeds.stop
         if not inside or seeds.step != 1:
-            raise ValueError('this bank holds the trajectories of seeds '
-                             f'{self.seeds.start}..{self.seeds.stop - 1}, asked for {seeds}')
+            raise ValueError(
+                'this bank holds the trajectories of seeds '
+                f'{self.seeds.start}..{self.seeds.stop - 1}, asked for {seeds}'
+            )
 
     def _read(self, i: int, rows: slice) -> dict[str, Tensor]:
         path = self.shards[i]
-        if isinstance(path, dict): return {k: v[rows] for k, v in path.items()}
+        if isinstance(path, dict):
+            return {k: v[rows] for k, v in path.items()}
         with _open_shard(path) as f:
-            if i not in self._verified: _verify(path, f)
+            if i not in self._verified:
+                _verify(path, f)
             self._verified.add(i)
             return {k: f.get_slice(k)[rows] for k in f.keys()}
 
-    def batch(self,
-        seeds: range, # which trajectories, consecutive
-    ) -> tuple[Trajectory, Tensor | dict | None]: # the trajectories and their conditions
+    def batch(
+        self,
+        seeds: range,  # which trajectories, consecutive
+    ) -> tuple[Trajectory, Tensor | dict | None]:  # the trajectories and their conditions
         "Look trajectories up by their seeds."
         self._check_seeds(seeds)
         first, last = seeds.start - self.seeds.start, seeds.stop - self.seeds.start
-        parts = [self._read(i, slice(max(first - i*self.shard, 0), last - i*self.shard))
-                 for i in range(first//self.shard, -(-last//self.shard))]
+        parts = [
+            self._read(i, slice(max(first - i * self.shard, 0), last - i * self.shard))
+            for i in range(first // self.shard, -(-last // self.shard))
+        ]
         whole = parts[0]
-        if len(parts) > 1: whole = {k: torch.cat([p[k] for p in parts]) for k in whole}
+        if len(parts) > 1:
+            whole = {k: torch.cat([p[k] for p in parts]) for k in whole}
         whole = {k: send(v, self.device) for k, v in whole.items()}
-        if whole['xs'].dtype == torch.float16: whole['xs'] = whole['xs'].float()
+        if whole['xs'].dtype == torch.float16:
+            whole['xs'] = whole['xs'].float()
         sigmas = torch.tensor(self.plan.sigmas, dtype=torch.float64)
         cond = whole.get('labels')
-        if self.conditions is not None: cond = cond_like(self.conditions(seeds), whole['xs'])
+        if self.conditions is not None:
+            cond = cond_like(self.conditions(seeds), whole['xs'])
         return Trajectory(sigmas, whole['xs'].transpose(0, 1)), cond
 
 # %% ../../nbs/distillation/05_bank.ipynb #f60b1093
 def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
     "One shard, in memory."
-    parts = [plan.walk(teacher, seeds[i:i + batch]) for i in range(0, len(seeds), batch)]
+    parts = [plan.walk(teacher, seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
     tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
     check_ends(tensors['xs'][:, -1], seeds)
-    if plan.bank_dtype == 'float16': tensors['xs'] = _halved(tensors['xs'])
-    if not _labelled(teacher): return tensors
+    if plan.bank_dtype == 'float16':
+        tensors['xs'] = _halved(tensors['xs'])
+    if not _labelled(teacher):
+        return tensors
     return dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
 
-def _halved(xs: Tensor) -> Tensor: # the same in float16
-    most = torch.finfo(torch.float16).max
-    if xs.device.type != 'cpu': return xs.half() # it would have to be waited for
-    if (largest := float(xs.abs().max())) <= most: return xs.half()
-    raise ValueError(f'states reach {largest:.4g}, and float16 ends at {most:g}: take '
-                     "bank_dtype='float32', or start at a lower sigma_max")
 
-def _labelled(teacher: Callable) -> bool: # are classes stored with its trajectories?
+def _halved(xs: Tensor) -> Tensor:  # the same in float16
+    most = torch.finfo(torch.float16).max
+    if xs.device.type != 'cpu':
+        return xs.half()  # it would have to be waited for
+    if (largest := float(xs.abs().max())) <= most:
+        return xs.half()
+    raise ValueError(
+        f'states reach {largest:.4g}, and float16 ends at {most:g}: take '
+        "bank_dtype='float32', or start at a lower sigma_max"
+    )
+
+
+def _labelled(teacher: Callable) -> bool:  # are classes stored with its trajectories?
     return bool(getattr(teacher, 'n_classes', 0)) and getattr(teacher, 'conditions', None) is None
+
 
 def bank_megabytes(
     plan: TrajectoryPlan,
-    n: int, # how many trajectories are stored
-) -> float: # 10**6 bytes, in memory or on disk
+    n: int,  # how many trajectories are stored
+) -> float:  # 10**6 bytes, in memory or on disk
     "What a bank takes."
     size = getattr(torch, plan.bank_dtype).itemsize
-    return 1e-6*size*n*len(plan.sigmas)*torch.Size(plan.shape).numel()
+    return 1e-6 * size * n * len(plan.sigmas) * torch.Size(plan.shape).numel()
 
 # %% ../../nbs/distillation/05_bank.ipynb #8ad9f69a
-def _empty_bank(teacher: Callable, plan: TrajectoryPlan, seeds: range,
-                batch: int) -> TrajectoryBank:
+def _empty_bank(
+    teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int
+) -> TrajectoryBank:
     "A bank whose shards are all missing."
-    shard = batch*max(1024//batch, 1)
-    n = -(-len(seeds)//shard)
-    return TrajectoryBank(plan, seeds, denoiser_hash(teacher), shard, [None]*n, device_of(teacher),
-                          getattr(teacher, 'conditions', None), answers_note(plan.shape, teacher))
+    shard = batch * max(1024 // batch, 1)
+    n = -(-len(seeds) // shard)
+    return TrajectoryBank(
+        plan,
+        seeds,
+        denoiser_hash(teacher),
+        shard,
+        [None] * n,
+        device_of(teacher),
+        getattr(teacher, 'conditions', None),
+        answers_note(plan.shape, teacher),
+    )
 
-def _fill(bank: TrajectoryBank, mine: list[int], teacher: Callable, batch: int,
-          files: _Files | None, show: bool) -> None:
+
+def _fill(
+    bank: TrajectoryBank,
+    mine: list[int],
+    teacher: Callable,
+    batch: int,
+    files: _Files | None,
+    show: bool,
+) -> None:
     "Compute the shards of this process."
-    if not mine: return
+    if not mine:
+        return
     with replayed(teacher):
         for j in progress(len(mine), 'teacher trajectories', show=show and is_main()):
             i = mine[j]
             tensors = _walk(teacher, bank.plan, bank.span(i), batch)
             bank.shards[i] = tensors if files is None else files.write(i, tensors)
 
+
 def make_bank(
-    teacher: Callable, # a denoiser, which stays frozen
+    teacher: Callable,  # a denoiser, which stays frozen
     plan: TrajectoryPlan,
-    seeds: range, # one per trajectory, consecutive; a multiple of `batch`
+    seeds: range,  # one per trajectory, consecutive; a multiple of `batch`
     # trajectories at a time: use the batch of the runs to come, then they round alike
     batch: int = 128,
     # keep them on disk; a bank found there is completed and used, or refused. None: in memory
     folder: Path | str | None = None,
-    show: bool = True, # size and progress bar
+    show: bool = True,  # size and progress bar
 ) -> TrajectoryBank:
     """Compute the teacher's trajectories once, for every run with the same teacher, plan and
     seeds; several processes divide them."""
     check_int('batch', batch, 1)
     if not seeds or len(seeds) % batch or seeds.step != 1:
-        raise ValueError(f'a bank needs consecutive seeds, a multiple of batch={batch}, got '
-                         f'{seeds}')
+        raise ValueError(
+            f'a bank needs consecutive seeds, a multiple of batch={batch}, got {seeds}'
+        )
     bank = _empty_bank(teacher, plan, seeds, batch)
     peers = Processes(bank.device) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else None
     with contextlib.ExitStack() as held:
         labels = _labelled(teacher)
         files = None if folder is None else _Files(Path(folder), bank, batch, labels)
-        if files is not None: files.take_over(held, peers)
+        if files is not None:
+            files.take_over(held, peers)
         todo = [i for i, there in enumerate(bank.shards) if there is None]
-        if show and is_main(): print(_announcement(bank, folder, len(todo)))
-        mine = todo if peers is None else todo[peers.rank::peers.world]
+        if show and is_main():
+            print(_announcement(bank, folder, len(todo)))
+        mine = todo if peers is None else todo[peers.rank :: peers.world]
         _fill(bank, mine, teacher, batch, files, show)
-        if peers is not None: _exchange(bank, todo, peers, None if files is None else files.path)
+        if peers is not None:
+            _exchange(bank, todo, peers, None if files is None else files.path)
     return bank
+
 
 def _announcement(bank: TrajectoryBank, folder: Path | str | None, todo: int) -> str:
     where = 'memory' if folder is None else f'disk in {folder}'
-    return (f'teacher trajectories: {len(bank.seeds)} x {len(bank.plan.sigmas)} states, '
-            f'{bank_megabytes(bank.plan, len(bank.seeds)):.1f} MB of {where}; {todo} of '
-            f'{len(bank.shards)} shards to compute, '
-            f'{2*bank_megabytes(bank.plan, min(bank.shard, len(bank.seeds))):.1f} MB of memory for '
-            'a shard meanwhile')
+    return (
+        f'teacher trajectories: {len(bank.seeds)} x {len(bank.plan.sigmas)} states, '
+        f'{bank_megabytes(bank.plan, len(bank.seeds)):.1f} MB of {where}; {todo} of '
+        f'{len(bank.shards)} shards to compute, '
+        f'{2 * bank_megabytes(bank.plan, min(bank.shard, len(bank.seeds))):.1f} MB of memory for '
+        'a shard meanwhile'
+    )
 
-def _exchange(bank: TrajectoryBank, todo: list[int], peers: Processes,
-              path: Callable[[int], Path] | None) -> None:
+
+def _exchange(
+    bank: TrajectoryBank, todo: list[int], peers: Processes, path: Callable[[int], Path] | None
+) -> None:
     "Every process waits for the others, and gets what they computed."
     import torch.distributed as dist
+
     peers.wait()
     for j, i in enumerate(todo):
         if path is not None:
@@ -399,8 +511,9 @@ def _exchange(bank: TrajectoryBank, todo: list[int], peers: Processes,
         mine = bank.shards[i]
         kinds = [mine and {k: (v.shape, v.dtype) for k, v in mine.items()}]
         dist.broadcast_object_list(kinds, owner)
-        held = mine or {k: torch.empty(shape, dtype=dtype)
-                        for k, (shape, dtype) in kinds[0].items()}
+        held = mine or {
+            k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in kinds[0].items()
+        }
         bank.shards[i] = {}
         for k, v in held.items():
             sent = v.to(peers.device)
@@ -410,17 +523,26 @@ def _exchange(bank: TrajectoryBank, todo: list[int], peers: Processes,
 # %% ../../nbs/distillation/05_bank.ipynb #25da037a
 class _Files:
     "A bank's folder."
+
     def __init__(self, folder: Path, bank: TrajectoryBank, batch: int, labels: bool):
         plan = bank.plan
         self.folder = folder
         self.bank = bank
         self.labels = labels
-        self.note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver,
-                         afs=plan.afs, shape=list(plan.shape), batch=batch,
-                         seeds=[bank.seeds.start, bank.seeds.stop])
-        if plan.bank_dtype != 'float32': self.note['bank_dtype'] = plan.bank_dtype
+        self.note = dict(
+            teacher=bank.teacher,
+            sigmas=list(plan.sigmas),
+            solver=plan.solver,
+            afs=plan.afs,
+            shape=list(plan.shape),
+            batch=batch,
+            seeds=[bank.seeds.start, bank.seeds.stop],
+        )
+        if plan.bank_dtype != 'float32':
+            self.note['bank_dtype'] = plan.bank_dtype
 
-    def path(self, i: int) -> Path: return self.folder/f'trajectories-{i:05d}.safetensors'
+    def path(self, i: int) -> Path:
+        return self.folder / f'trajectories-{i:05d}.safetensors'
 
     def missing(self) -> list[int]:
         return [i for i in range(len(self.bank.shards)) if not self.path(i).is_file()]
@@ -434,24 +556,29 @@ class _Files:
         while they are written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if is_main():
-            if self.missing(): held.enter_context(locked(self.folder))
+            if self.missing():
+                held.enter_context(locked(self.folder))
             self.check_disk()
             self.claim()
-        if peers is not None: peers.wait()
-        if not is_main(): self.claim()
+        if peers is not None:
+            peers.wait()
+        if not is_main():
+            self.claim()
         missing = self.missing()
-        if peers is not None: peers.wait() # all have looked before the first one writes
+        if peers is not None:
+            peers.wait()  # all have looked before the first one writes
         for i in range(len(self.bank.shards)):
-            if i in missing: continue
+            if i in missing:
+                continue
             self.check_shard(i)
             self.bank.shards[i] = self.path(i)
 
-    def claim(self) -> None: # a note without bank_dtype is of float32
+    def claim(self) -> None:  # a note without bank_dtype is of float32
         claim_folder(self.folder, self.note | self.bank.said, dict(bank_dtype='float32'))
 
     def check_disk(self) -> None:
         need = sum(bank_megabytes(self.bank.plan, len(self.bank.span(i))) for i in self.missing())
-        free = shutil.disk_usage(self.folder).free/1e6
+        free = shutil.disk_usage(self.folder).free / 1e6
         if need > free:
             raise OSError(f'{self.folder} has {free:.0f} MB free, the bank takes {need:.0f} MB')
 
@@ -465,9 +592,11 @@ class _Files:
             got = {k: f.get_slice(k).get_shape() for k in f.keys()}
         theirs.pop('checksum', None)
         if theirs != self.header(i) or got != shapes:
-            raise ValueError(f'{self.path(i)} is no part of this bank: it holds {got} of seeds '
-                             f'{theirs.get("rows")}, expected {shapes} of seeds '
-                             f'{self.header(i)["rows"]} and the same teacher and plan; remove it')
+            raise ValueError(
+                f'{self.path(i)} is no part of this bank: it holds {got} of seeds '
+                f'{theirs.get("rows")}, expected {shapes} of seeds '
+                f'{self.header(i)["rows"]} and the same teacher and plan; remove it'
+            )
 
     def write(self, i: int, tensors: dict[str, Tensor]) -> Path:
         header = self.header(i)

@@ -28,16 +28,24 @@ def _resized(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module
     "A copy of a layer with other weights, which has as many outputs as `weight` has rows."
     new = copy.deepcopy(layer)
     for name, value in (('weight', weight), ('bias', bias)):
-        if value is None: continue
+        if value is None:
+            continue
         trainable = getattr(layer, name).requires_grad
         setattr(new, name, nn.Parameter(value.detach().clone(), requires_grad=trainable))
     for name in ('out_features', 'out_channels'):
-        if hasattr(layer, name): setattr(new, name, len(weight))
+        if hasattr(layer, name):
+            setattr(new, name, len(weight))
     return new
 
 # %% ../../nbs/distillation/02_branches.ipynb #cb453d0d
-_NO_ROWS = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d,
-            nn.ConvTranspose3d)
+_NO_ROWS = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
 
 def has_rows(layer: nn.Module) -> bool:
     "Is each output of this layer made by one row of its `weight`, from all inputs?"
@@ -47,46 +55,56 @@ def has_rows(layer: nn.Module) -> bool:
     rows = weight is not None and weight.ndim > 1
     return rows and not grouped and not isinstance(layer, _NO_ROWS)
 
+
 def widen(
     # linear, a convolution without groups, or any other for which `has_rows` holds
     layer: nn.Module,
-    K: int, # at least 1
-) -> nn.Module: # [K*R, ...] rows: branch after branch, each a copy of the layer
+    K: int,  # at least 1
+) -> nn.Module:  # [K*R, ...] rows: branch after branch, each a copy of the layer
     "Tile a layer's output K times, branch-major."
     check_int('K', K, 1)
     if not has_rows(layer):
-        raise TypeError('only a layer whose weight has one row for each output can be widened, '
-                        f'such as a linear layer or a convolution without groups, got {layer}')
-    tile = lambda p: None if p is None else p.repeat(K, *[1]*(p.ndim - 1))
+        raise TypeError(
+            'only a layer whose weight has one row for each output can be widened, '
+            f'such as a linear layer or a convolution without groups, got {layer}'
+        )
+    tile = lambda p: None if p is None else p.repeat(K, *[1] * (p.ndim - 1))
     return _resized(layer, tile(layer.weight), tile(getattr(layer, 'bias', None)))
 
-def _rows(layer: nn.Module, K: int, k: int) -> nn.Module: # branch k alone
-    n = len(layer.weight)//K
+
+def _rows(layer: nn.Module, K: int, k: int) -> nn.Module:  # branch k alone
+    n = len(layer.weight) // K
     bias = getattr(layer, 'bias', None)
-    mine = slice(k*n, (k + 1)*n)
+    mine = slice(k * n, (k + 1) * n)
     plain = _resized(layer, layer.weight[mine], None if bias is None else bias[mine])
     for key, hook in list(plain._forward_hooks.items()):
-        if isinstance(hook, BranchesToBatch): del plain._forward_hooks[key]
+        if isinstance(hook, BranchesToBatch):
+            del plain._forward_hooks[key]
     return plain
 
+
 def narrow(
-    layer: nn.Module, # a widened layer
-    K: int, # how many branches it has
-) -> nn.Module: # the last branch's rows alone
+    layer: nn.Module,  # a widened layer
+    K: int,  # how many branches it has
+) -> nn.Module:  # the last branch's rows alone
     "Keep the endpoint branch of a widened layer."
     check_int('K', K, 1)
     if len(layer.weight) % K:
-        raise ValueError(f'a layer with {len(layer.weight)} rows of output does not hold K={K} '
-                         'branches')
+        raise ValueError(
+            f'a layer with {len(layer.weight)} rows of output does not hold K={K} branches'
+        )
     return _rows(layer, K, K - 1)
 
 # %% ../../nbs/distillation/02_branches.ipynb #0a18c099
 class BranchesToBatch:
     """A hook for a widened layer: its K blocks of rows become K samples, [B, K*R, ...] -> [B*K,
     R, ...]."""
-    def __init__(self,
-        K: int, # how many branches the student has
-    ): self.K = K
+
+    def __init__(
+        self,
+        K: int,  # how many branches the student has
+    ):
+        self.K = K
 
     def __call__(self, layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
         "Put a widened layer's K blocks of outputs on the batch axis."
@@ -95,12 +113,15 @@ class BranchesToBatch:
             return out.unflatten(-1, (self.K, -1)).movedim(-2, 1).flatten(0, 1)
         return out.unflatten(1, (self.K, -1)).flatten(0, 1)
 
+
 class BranchedDenoiser(nn.Module):
     "A denoiser whose network predicts K clean estimates at once; `branch` makes one."
-    def __init__(self,
+
+    def __init__(
+        self,
         # its output layer is K-fold wide and has a `BranchesToBatch`, if K > 1
         denoiser: NetDenoiser,
-        K: int, # number of branches
+        K: int,  # number of branches
         # name of the output layer inside `denoiser.net`; None: there is one branch
         layer: str | None = 'out',
         # names of modules inside `denoiser` that stay in evaluation mode
@@ -115,7 +136,8 @@ class BranchedDenoiser(nn.Module):
     def train(self, mode: bool = True) -> BranchedDenoiser:
         "Training mode, but for what stays as it is."
         super().train(mode)
-        for name in self.still: self.denoiser.get_submodule(name).eval()
+        for name in self.still:
+            self.denoiser.get_submodule(name).eval()
         return self
 
     @property
@@ -128,11 +150,12 @@ class BranchedDenoiser(nn.Module):
         "Where the denoiser's conditions are drawn from."
         return self.denoiser.conditions
 
-    def forward(self,
-        x: Tensor, # [B, *D]
-        sigma: float | Tensor, # [] or [B], above 0
-        cond: Tensor | dict | None = None, # with B rows; None: the null class
-    ) -> Tensor: # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
+    def forward(
+        self,
+        x: Tensor,  # [B, *D]
+        sigma: float | Tensor,  # [] or [B], above 0
+        cond: Tensor | dict | None = None,  # with B rows; None: the null class
+    ) -> Tensor:  # [B, K, *D], k = 0 nearest the input, k = K-1 the endpoint
         "Clean estimates of K branches, `[B, K, *D]`, in one network call."
         raw = self.denoiser.raw(x, sigma, cond).unflatten(0, (-1, self.K))
         return self.denoiser.branches_to_x0(raw, x, sigma, cond)
@@ -141,65 +164,87 @@ class BranchedDenoiser(nn.Module):
 def branch(
     # the teacher, or the network that a student starts from; it is copied, not touched
     denoiser: NetDenoiser,
-    K: int, # number of branches, at least 1
+    K: int,  # number of branches, at least 1
     # name of the output layer inside `denoiser.net`; None: found by `output_layer`
     layer: str | None = None,
     # of one sample; None: what the network itself says, see `sample_shape`
     shape: tuple[int, ...] | None = None,
-) -> BranchedDenoiser: # on the teacher's device; every branch starts as the teacher
+) -> BranchedDenoiser:  # on the teacher's device; every branch starts as the teacher
     """Copy a network and widen its output layer K-fold; what was trainable stays so, and if
     nothing was, all is; where there are adapters of peft, these and the output layer. What stays
     frozen is held in memory once, with the original."""
-    check_type(denoiser, NetDenoiser,
-               'branch needs a network denoiser such as EDMDenoiser or VPDenoiser')
+    check_type(
+        denoiser, NetDenoiser, 'branch needs a network denoiser such as EDMDenoiser or VPDenoiser'
+    )
     check_int('K', K, 1)
     check_precision(denoiser)
-    if layer is not None: _layer(denoiser.net, layer)
-    if adapters(denoiser.net): student, layer = _with_adapters(denoiser, layer, shape)
-    else: student = trainable_copy(denoiser)
+    if layer is not None:
+        _layer(denoiser.net, layer)
+    if adapters(denoiser.net):
+        student, layer = _with_adapters(denoiser, layer, shape)
+    else:
+        student = trainable_copy(denoiser)
     still = _kept_still(student, shape or sample_shape(student, any_size=True))
-    if K == 1: return BranchedDenoiser(student, 1, layer, still)
+    if K == 1:
+        return BranchedDenoiser(student, 1, layer, still)
     layer = layer or output_layer(student, shape)
     old = _layer(student.net, layer)
     wide = widen(old, K)
     wide.register_forward_hook(BranchesToBatch(K))
     if not old.weight.requires_grad:
-        warnings.warn(f'the output layer {layer!r} is frozen, so all K={K} branches will stay '
-                      'equal: make it trainable, or take K=1', stacklevel=2)
+        warnings.warn(
+            f'the output layer {layer!r} is frozen, so all K={K} branches will stay '
+            'equal: make it trainable, or take K=1',
+            stacklevel=2,
+        )
     _replace(student.net, layer, wide)
     branched = BranchedDenoiser(student, K, layer, still)
     _check_branches(branched, _known_shape(student, shape))
     return branched
 
-def adapters(net: nn.Module) -> dict[str, nn.Module]: # name of a layer -> what peft made of it
+
+def adapters(net: nn.Module) -> dict[str, nn.Module]:  # name of a layer -> what peft made of it
     "The layers that have adapters (LoRA, by peft) beside their own weights."
     return {name: m for name, m in net.named_modules() if hasattr(m, 'base_layer')}
 
-def _with_adapters(denoiser: NetDenoiser, layer: str | None,
-                   shape: tuple[int, ...] | None) -> tuple[NetDenoiser, str]: # output layer's name
+
+def _with_adapters(
+    denoiser: NetDenoiser, layer: str | None, shape: tuple[int, ...] | None
+) -> tuple[NetDenoiser, str]:  # output layer's name
     "A copy of which adapters are trained, those that are trainable or else all, and the head."
     student = lean_copy(denoiser)
     found = adapters(student.net)
     layer = layer or output_layer(student, shape)
     if any(f'{layer}.'.startswith(f'{name}.') for name in found):
-        raise ValueError(f'the output layer, {layer.split(".lora_")[0]!r}, has an adapter, and is '
-                         'trained as a whole: leave it out of target_modules')
+        raise ValueError(
+            f'the output layer, {layer.split(".lora_")[0]!r}, has an adapter, and is '
+            'trained as a whole: leave it out of target_modules'
+        )
     parts = [part for m in found.values() for part in getattr(m, 'adapter_layer_names', ())]
     mine = [p for name, p in student.net.named_parameters() if {*parts} & {*name.split('.')}]
-    if any(p.requires_grad for p in mine): mine = []
+    if any(p.requires_grad for p in mine):
+        mine = []
     for p in [*mine, *_layer(student.net, layer).parameters()]:
-        if not p.requires_grad: p.data = p.detach().clone() # it shares the original's memory
+        if not p.requires_grad:
+            p.data = p.detach().clone()  # it shares the original's memory
         p.requires_grad_(True)
-    if hasattr(student.net, 'keep_adapters'): student.net.keep_adapters()
+    if hasattr(student.net, 'keep_adapters'):
+        student.net.keep_adapters()
     return student, layer
 
-def _layer(net: nn.Module, name: str) -> nn.Module:
-    absent = lambda e: (f'{type(net).__name__} has no layer {name!r}; pass layer= the name of its '
-                        f'output layer, one of: {", ".join(_candidates(net))}')
-    with reworded(absent, AttributeError): return net.get_submodule(name)
 
-def _candidates(net: nn.Module) -> list[str]: # in the order in which the network registered them
+def _layer(net: nn.Module, name: str) -> nn.Module:
+    absent = lambda e: (
+        f'{type(net).__name__} has no layer {name!r}; pass layer= the name of its '
+        f'output layer, one of: {", ".join(_candidates(net))}'
+    )
+    with reworded(absent, AttributeError):
+        return net.get_submodule(name)
+
+
+def _candidates(net: nn.Module) -> list[str]:  # in the order in which the network registered them
     return [name for name, m in net.named_modules() if has_rows(m)]
+
 
 def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, last = name.rpartition('.')
@@ -210,90 +255,125 @@ def output_layer(
     denoiser: NetDenoiser,
     # of one sample; None: what the network itself says, see `sample_shape`
     shape: tuple[int, ...] | None = None,
-) -> str: # inside `denoiser.net`
+) -> str:  # inside `denoiser.net`
     """Find the layer that writes a network's output: of those that can be widened, the last that
     a call reaches."""
     names = _candidates(denoiser.net)
     if not names:
-        raise ValueError(f'{type(denoiser.net).__name__} has no layer that can be widened, which '
-                         'takes a weight with one row for each output (a linear layer, a '
-                         'convolution without groups); take K=1')
+        raise ValueError(
+            f'{type(denoiser.net).__name__} has no layer that can be widened, which '
+            'takes a weight with one row for each output (a linear layer, a '
+            'convolution without groups); take K=1'
+        )
     layers = {name: denoiser.net.get_submodule(name) for name in names}
     shape = _known_shape(denoiser, shape)
-    if last := _last_called(layers, lambda: _fitting_call(denoiser, shape)): return last
-    raise ValueError(f'{type(denoiser.net).__name__} calls none of its layers that can be widened; '
-                     f'pass layer= the name of its output layer, one of: {", ".join(names)}')
+    if last := _last_called(layers, lambda: _fitting_call(denoiser, shape)):
+        return last
+    raise ValueError(
+        f'{type(denoiser.net).__name__} calls none of its layers that can be widened; '
+        f'pass layer= the name of its output layer, one of: {", ".join(names)}'
+    )
 
-def _last_called(layers: dict[str, nn.Module], call: Callable) -> str: # '': none is called
+
+def _last_called(layers: dict[str, nn.Module], call: Callable) -> str:  # '': none is called
     "Which of some layers is the last that a call reaches."
     called = ['']
-    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name))
-             for name, m in layers.items()]
-    try: call()
+    hooks = [
+        m.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, m in layers.items()
+    ]
+    try:
+        call()
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return called[-1]
+
 
 def sample_shape(
     denoiser: NetDenoiser,
-    any_size: bool = False, # of a network that takes many shapes, a small one; else None
-) -> tuple[int, ...] | None: # None: it does not say
+    any_size: bool = False,  # of a network that takes many shapes, a small one; else None
+) -> tuple[int, ...] | None:  # None: it does not say
     "The shape of a network's samples, as our networks, those of diffusers and EDM's say it."
     for m in denoiser.modules():
-        if m is denoiser: continue
-        if hasattr(m, 'sample_shape'): return tuple(m.sample_shape)
-        if any_size and hasattr(m, 'small_shape'): return tuple(m.small_shape)
+        if m is denoiser:
+            continue
+        if hasattr(m, 'sample_shape'):
+            return tuple(m.sample_shape)
+        if any_size and hasattr(m, 'small_shape'):
+            return tuple(m.small_shape)
         if hasattr(m, 'img_channels') and hasattr(m, 'img_resolution'):
             return (m.img_channels, m.img_resolution, m.img_resolution)
         config = getattr(m, 'config', None)
         channels, size = (getattr(config, name, None) for name in ('in_channels', 'sample_size'))
-        if channels and size: return (channels, *((size, size) if isinstance(size, int) else size))
+        if channels and size:
+            return (channels, *((size, size) if isinstance(size, int) else size))
     return None
+
 
 def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
     "What to say where a network stops at samples of a shape with an error."
     if isinstance(denoiser, nn.Module):
         if torch.float64 in {p.dtype for p in denoiser.parameters()}:
-            return ('the weights of this network are torch.float64, and samples are in float32: '
-                    'convert it with .float()')
+            return (
+                'the weights of this network are torch.float64, and samples are in float32: '
+                'convert it with .float()'
+            )
     if not re.search('size|shape|dimension|channels|must match|at least', str(error)):
         whole = ''
         if 'indices' in str(error):
-            whole = ('; it looks up (nn.Embedding) what is no whole number: noise levels are '
-                     'fractions, so let its forward round them, or interpolate')
+            whole = (
+                '; it looks up (nn.Embedding) what is no whole number: noise levels are '
+                'fractions, so let its forward round them, or interpolate'
+            )
         elif getattr(denoiser, 'conditions', None) and 'long' in str(error).lower():
             whole = '; conditions of whole numbers stay such: make others of them with .float()'
-        return (f'the network stops with {type(error).__name__}: {error}, at samples of '
-                f'shape={shape}{whole}')
+        return (
+            f'the network stops with {type(error).__name__}: {error}, at samples of '
+            f'shape={shape}{whole}'
+        )
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
-    own = f'; it says that they are {known}' if known and known != tuple(shape) else (
-        '; a picture has a shape (C, H, W)')*(len(shape) < 3) + (
-        '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
-        'pictures, and some take squares alone')*(len(shape) > 1) + (
-        '; a video network may take other axes first, as (T, C, H, W)')*(len(shape) == 4)
+    own = (
+        f'; it says that they are {known}'
+        if known and known != tuple(shape)
+        else ('; a picture has a shape (C, H, W)') * (len(shape) < 3)
+        + (
+            '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
+            'pictures, and some take squares alone'
+        )
+        * (len(shape) > 1)
+        + ('; a video network may take other axes first, as (T, C, H, W)') * (len(shape) == 4)
+    )
     return f'shape={shape} does not fit the teacher: its network stops at such samples{own}'
+
 
 def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     known = tuple(shape or sample_shape(denoiser, any_size=True) or ())
-    if known: return known
-    raise ValueError(f'{type(denoiser.net).__name__} does not say what samples it takes; pass '
-                     'shape= the shape of one, with which the output layer is found and the '
-                     'branches are tested')
+    if known:
+        return known
+    raise ValueError(
+        f'{type(denoiser.net).__name__} does not say what samples it takes; pass '
+        'shape= the shape of one, with which the output layer is found and the '
+        'branches are tested'
+    )
 
 # %% ../../nbs/distillation/02_branches.ipynb #30417b4a
 # [2, *D], or [2*K, *D] with branches
 def _call(denoiser: NetDenoiser, shape: tuple[int, ...], mode=undisturbed) -> Tensor:
     "What the network says of two different samples, with different noise levels and conditions."
     first = next(denoiser.parameters())
-    x = 1.5*sample_noise([0, 1], shape).to(first)
+    x = 1.5 * sample_noise([0, 1], shape).to(first)
     n = denoiser.n_classes
     cond = torch.tensor([0, n - 1]) if n else None
-    if denoiser.conditions is not None: cond = draw_conditions(denoiser, [0, 1])
+    if denoiser.conditions is not None:
+        cond = draw_conditions(denoiser, [0, 1])
     with mode(denoiser):
-        return denoiser.raw(x, torch.tensor([.7, 2.]).to(x), cond_like(cond, x))
+        return denoiser.raw(x, torch.tensor([0.7, 2.0]).to(x), cond_like(cond, x))
+
 
 class _LeftAlone(TorchDispatchMode):
     "What would be written into some tensors is not, but noted."
+
     def __init__(self, tensors: list[Tensor]):
         super().__init__()
         self.kept = {t.untyped_storage().data_ptr(): t for t in tensors}
@@ -301,12 +381,14 @@ class _LeftAlone(TorchDispatchMode):
 
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         for given, a in zip(f._schema.arguments, args):
-            if not (given.alias_info and given.alias_info.is_write): continue
+            if not (given.alias_info and given.alias_info.is_write):
+                continue
             kept = self.kept.get(a.untyped_storage().data_ptr()) if isinstance(a, Tensor) else None
             if kept is not None:
                 self.changed.append(kept)
                 return a
         return f(*args, **kwargs or {})
+
 
 @contextlib.contextmanager
 def _in_training(model: nn.Module) -> Iterator[None]:
@@ -315,30 +397,44 @@ def _in_training(model: nn.Module) -> Iterator[None]:
     buffers = [(b, b.clone()) for b in model.buffers()]
     gpus = {p.device for p in model.parameters() if p.device.type == 'cuda'}
     try:
-        with torch.no_grad(), torch.random.fork_rng(gpus): yield model.train()
+        with torch.no_grad(), torch.random.fork_rng(gpus):
+            yield model.train()
     finally:
-        for m, mode in modes.items(): m.training = mode
-        for b, before in buffers: b.copy_(before)
+        for m, mode in modes.items():
+            m.training = mode
+        for b, before in buffers:
+            b.copy_(before)
 
-def _kept_still(student: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[str, ...]: # names
+
+def _kept_still(student: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[str, ...]:  # names
     """Which modules write into their frozen weights in training mode, as EDM2's layers do: they
     stay in evaluation mode. Those weights are not shared with the original."""
     frozen = [p for p in student.parameters() if not p.requires_grad and not p.is_meta]
-    if not frozen or shape is None: return ()
+    if not frozen or shape is None:
+        return ()
     alone = _LeftAlone(frozen)
     # what stops here stops later, where it is said
-    with contextlib.suppress(Exception), alone: _call(student, shape, _in_training)
-    for p in alone.changed: p.data = p.detach().clone()
+    with contextlib.suppress(Exception), alone:
+        _call(student, shape, _in_training)
+    for p in alone.changed:
+        p.data = p.detach().clone()
     changed = {id(p) for p in alone.changed}
-    return tuple(name for name, m in student.named_modules()
-                 if changed & {id(p) for p in m.parameters(recurse=False)})
+    return tuple(
+        name
+        for name, m in student.named_modules()
+        if changed & {id(p) for p in m.parameters(recurse=False)}
+    )
+
 
 def _moved_apart(wide: nn.Module) -> nn.Module:
     "A copy of a widened layer whose branches differ."
     g = torch.Generator().manual_seed(0)
-    draw = lambda p: p.detach() + torch.randn(p.shape, generator=g).to(p)/wide.weight[0].numel()**.5
+    draw = lambda p: (
+        p.detach() + torch.randn(p.shape, generator=g).to(p) / wide.weight[0].numel() ** 0.5
+    )
     bias = getattr(wide, 'bias', None)
     return _resized(wide, draw(wide.weight), None if bias is None else draw(bias))
+
 
 def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
     """Refuse a network that mixes its branches: with K different heads, each must answer as the
@@ -348,60 +444,82 @@ def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
     apart = _moved_apart(wide)
     alone = []
     try:
-        for k in range(1 if apart.weight.is_meta else K): # without numbers all are alike
+        for k in range(1 if apart.weight.is_meta else K):  # without numbers all are alike
             _replace(denoiser.net, layer, _rows(apart, K, k))
             alone.append(_fitting_call(denoiser, shape))
         _replace(denoiser.net, layer, apart)
-        alone = torch.stack(alone*(K//len(alone)), 1)
-        try: reason = _difference(_call(denoiser, shape), alone, layer)
+        alone = torch.stack(alone * (K // len(alone)), 1)
+        try:
+            reason = _difference(_call(denoiser, shape), alone, layer)
         # whatever a foreign network raises
-        except Exception as e: reason = f'behind it the network stops with {type(e).__name__}: {e}'
-    finally: _replace(denoiser.net, layer, wide)
+        except Exception as e:
+            reason = f'behind it the network stops with {type(e).__name__}: {e}'
+    finally:
+        _replace(denoiser.net, layer, wide)
     if reason:
         _replace(denoiser.net, layer, _rows(wide, K, 0))
         raise ValueError(
-            _plain_head(denoiser, shape) or
-            f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer {layer!r}: '
-            f'{reason}. Behind this layer the branches of a sample are samples of their own, so '
-            'each sample must be treated alone and without other tensors of the batch (a skip '
-            'connection, a scale from the noise level); pass layer= another layer, name the '
-            'network inside (PreconditionedDenoiser), or take K=1')
+            _plain_head(denoiser, shape)
+            or f'{type(denoiser.net).__name__} cannot be given {K} branches at its layer '
+            f'{layer!r}: {reason}. Behind this layer the branches of a sample are samples of '
+            'their own, so each sample must be treated alone and without other tensors of the '
+            'batch (a skip connection, a scale from the noise level); pass layer= another '
+            'layer, name the network inside (PreconditionedDenoiser), or take K=1'
+        )
 
-def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str: # '' if it is not that
+
+def _plain_head(denoiser: NetDenoiser, shape: tuple[int, ...]) -> str:  # '' if it is not that
     "Why a network cannot have branches whose last layer cannot be widened."
-    layers = {name: m for name, m in denoiser.net.named_modules()
-              if isinstance(getattr(m, 'weight', None), Tensor) and m.weight.ndim > 1}
+    layers = {
+        name: m
+        for name, m in denoiser.net.named_modules()
+        if isinstance(getattr(m, 'weight', None), Tensor) and m.weight.ndim > 1
+    }
     last = _last_called(layers, lambda: _call(denoiser, shape))
-    if not last or has_rows(head := layers[last]): return ''
+    if not last or has_rows(head := layers[last]):
+        return ''
     why = f'groups={getattr(head, "groups", 1)}, so an output is not made from all its inputs'
-    if isinstance(head, _NO_ROWS): why = 'a weight with one row for each input, not each output'
+    if isinstance(head, _NO_ROWS):
+        why = 'a weight with one row for each input, not each output'
     way = ''
     if 'weight' not in head._parameters:
         why = 'a weight that is computed from others (as by weight norm)'
-        way = ('make it a plain one with torch.nn.utils.parametrize.remove_parametrizations(layer, '
-               "'weight'), or ")
-    return (f'{type(denoiser.net).__name__} cannot be given branches: its output layer '
-            f'{last!r} has {why}; {way}take K=1')
+        way = (
+            'make it a plain one with torch.nn.utils.parametrize.remove_parametrizations(layer, '
+            "'weight'), or "
+        )
+    return (
+        f'{type(denoiser.net).__name__} cannot be given branches: its output layer '
+        f'{last!r} has {why}; {way}take K=1'
+    )
 
-def _difference(many: Tensor, alone: Tensor, layer: str) -> str: # '' if there is none
+
+def _difference(many: Tensor, alone: Tensor, layer: str) -> str:  # '' if there is none
     "In which way an answer [B*K, *D] is not that of the networks with one head each, [B, K, *D]."
     want = alone.flatten(0, 1).shape
-    wrong = f'it answers with shape {list(many.shape)} instead of {list(want)}'*(many.shape != want)
-    if many.is_meta: return wrong
+    wrong = f'it answers with shape {list(many.shape)} instead of {list(want)}' * (
+        many.shape != want
+    )
+    if many.is_meta:
+        return wrong
     if not alone.isfinite().all():
         return 'it answers with NaN or infinity, so nothing can be compared'
     size = (alone - alone.mean(1, keepdim=True)).abs().max()
-    if size == 0: return 'the answer does not depend on it'
-    if wrong: return wrong
+    if size == 0:
+        return 'the answer does not depend on it'
+    if wrong:
+        return wrong
     apart = (many.unflatten(0, (len(alone), -1)) - alone).abs()
-    gap = (apart.flatten(2).amax((0, 2))/size).tolist()
-    if max(gap) < .02: return ''
+    gap = (apart.flatten(2).amax((0, 2)) / size).tolist()
+    if max(gap) < 0.02:
+        return ''
     k = gap.index(max(gap)) + 1
     return f'branch {k} does not answer as the network does that has its head alone'
 
+
 def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
     "The same; where it fails, the shape is to blame."
-    draw_conditions(denoiser, [0, 1]) # what cannot draw any is no matter of the shape
+    draw_conditions(denoiser, [0, 1])  # what cannot draw any is no matter of the shape
     refused = lambda e: f'shape={shape} does not fit the teacher: {e}'
     stopped = lambda e: misfit(denoiser, shape, e)
     with reworded(stopped, RuntimeError), reworded(refused, ValueError, TypeError):
@@ -409,8 +527,8 @@ def _fitting_call(denoiser: NetDenoiser, shape: tuple[int, ...]) -> Tensor:
 
 # %% ../../nbs/distillation/02_branches.ipynb #beda7f42
 def fold(
-    student: BranchedDenoiser, # as `branch` made it, trained or not
-) -> NetDenoiser: # the teacher's own classes, keys and shapes; frozen, in evaluation mode
+    student: BranchedDenoiser,  # as `branch` made it, trained or not
+) -> NetDenoiser:  # the teacher's own classes, keys and shapes; frozen, in evaluation mode
     "Keep the endpoint branch: the student costs what the teacher costs."
     check_type(student, BranchedDenoiser, 'fold needs a branched student')
     plain = copied(student.denoiser)

@@ -24,58 +24,81 @@ __all__ = ['HOSTS', 'PRESETS', 'check_config', 'distill', 'hosts', 'config_of', 
            'sfd_step', 'sfd_variable', 'teacher_bank']
 
 # %% ../../nbs/distillation/10_distill.ipynb #781c9f54
-_all_ = ['PDConfig', 'SFDConfig', 'SFDVConfig', 'Student', 'VariableStudent', 'load_student',
-         'progressive', 'progressive_rounds', 'second_stage', 'sfd', 'sfd_step', 'sfd_variable',
-         'teacher_bank']
+_all_ = [
+    'PDConfig',
+    'SFDConfig',
+    'SFDVConfig',
+    'Student',
+    'VariableStudent',
+    'load_student',
+    'progressive',
+    'progressive_rounds',
+    'second_stage',
+    'sfd',
+    'sfd_step',
+    'sfd_variable',
+    'teacher_bank',
+]
 
 # %% ../../nbs/distillation/10_distill.ipynb #4ac85c2f
 #: host -> its configuration
 HOSTS = {cfg.host: cfg for cfg in (SFDConfig, SFDVConfig, PDConfig)}
 
+
 def check_config(cfg) -> None:
     "Raise unless it is the configuration of a host."
     if not isinstance(cfg, Host):
-        raise TypeError(f'cfg must be one of: {", ".join(c.__name__ for c in HOSTS.values())}, got '
-                        f'{cfg!r}')
+        raise TypeError(
+            f'cfg must be one of: {", ".join(c.__name__ for c in HOSTS.values())}, got {cfg!r}'
+        )
+
 
 def distill(
-    teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: Host, # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
-    data: Tensor | None = None, # [N, *D], clean; Progressive Distillation needs it, SFD does not
-    labels: Tensor | dict | None = None, # [N], int64, or other conditions with N rows
+    teacher: Callable,  # a denoiser; it is copied, not touched
+    cfg: Host,  # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
+    data: Tensor | None = None,  # [N, *D], clean; Progressive Distillation needs it, SFD does not
+    labels: Tensor | dict | None = None,  # [N], int64, or other conditions with N rows
     # SFD's teacher trajectories, from `teacher_bank`; for SFD-v one for each number of calls
     bank: TrajectoryBank | dict[int, TrajectoryBank] | None = None,
-    folder: Path | str | None = None, # checkpoints; a run found there is resumed
-    show: bool = True, # progress bar
+    folder: Path | str | None = None,  # checkpoints; a run found there is resumed
+    show: bool = True,  # progress bar
     # where the student starts; None: as a copy of the teacher, which is then a network
     student: NetDenoiser | None = None,
     *,
-    hardware: Hardware = Hardware(), # how the numbers are computed
-    hooks: Sequence = (), # see `loop.fit`
+    hardware: Hardware = Hardware(),  # how the numbers are computed
+    hooks: Sequence = (),  # see `loop.fit`
 ) -> Student | VariableStudent:
     "Distil by the host that the configuration belongs to."
     check_config(cfg)
-    return cfg.run(teacher, data, labels, bank, folder, show, student, hardware=hardware,
-                   hooks=hooks)
+    return cfg.run(
+        teacher, data, labels, bank, folder, show, student, hardware=hardware, hooks=hooks
+    )
+
 
 def hosts(base: type[Host] = Host) -> dict[str, type[Host]]:
     "All hosts that have been imported, your own too, by the name in a student's `about`."
     found = {}
     for kind in base.__subclasses__():
-        if 'host' in vars(kind): found[kind.host] = kind
+        if 'host' in vars(kind):
+            found[kind.host] = kind
         found |= hosts(kind)
     return found
 
+
 def config_of(
-    about: dict, # a student's `.about`
-) -> Host: # of one step count of SFD-v: that of SFD
+    about: dict,  # a student's `.about`
+) -> Host:  # of one step count of SFD-v: that of SFD
     "The configuration that a student was made with; your own host's, once it has been imported."
     known = hosts()
     check_choice('host', about.get('host'), known)
     kind = known[about['host']]
-    def tuples(v): return tuple(map(tuples, v)) if isinstance(v, list) else v # JSON has none
-    with reworded(lambda e: f'the student\'s config is none of {kind.title}: {e}',
-                  KeyError, TypeError):
+
+    def tuples(v):
+        return tuple(map(tuples, v)) if isinstance(v, list) else v  # JSON has none
+
+    with reworded(
+        lambda e: f"the student's config is none of {kind.title}: {e}", KeyError, TypeError
+    ):
         cfg = kind(**{name: tuples(v) for name, v in about['config'].items()})
     return cfg.each[about['nfe']] if 'nfe' in about else cfg
 
@@ -85,8 +108,15 @@ PRESETS: dict[str, SFDConfig | PDConfig] = {
     # the budget of `make demo`
     'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'),
     # ten times as much, with the recipe of the course's seventh lesson
-    'fashion_mnist': SFDConfig(substeps=8, steps=512, batch=128, pool=8192, lr=5e-4,
-                               lr_schedule='cosine', branch_weights='endpoint-heavy'),
+    'fashion_mnist': SFDConfig(
+        substeps=8,
+        steps=512,
+        batch=128,
+        pool=8192,
+        lr=5e-4,
+        lr_schedule='cosine',
+        branch_weights='endpoint-heavy',
+    ),
     # down to one step; the run of the notebook on Progressive Distillation. Without branches (K=1)
     # it ends nearer to its teacher
     'fashion_mnist_pd': PDConfig(start_steps=64, updates=100, batch=64),
@@ -98,9 +128,10 @@ PRESETS: dict[str, SFDConfig | PDConfig] = {
     'cifar10-pd': PDConfig(start_steps=1024, end_steps=128, schedule='vp_linear', snr_weight='snr'),
 }
 
+
 def preset(
-    name: str, # a key of `PRESETS`
-    **changes, # fields to set differently
+    name: str,  # a key of `PRESETS`
+    **changes,  # fields to set differently
 ) -> SFDConfig | PDConfig:
     "A preset, with changes."
     check_choice('preset', name, PRESETS)

@@ -18,10 +18,11 @@ __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'schedule
 #: weights with a name: growing with k, equal, all on the endpoint, most of it there
 BRANCH_WEIGHTS = ('linear', 'uniform', 'endpoint', 'endpoint-heavy')
 
+
 def branch_weights(
-    K: int, # number of branches, at least 1
-    kind: str | Sequence[float] = 'linear', # one of `BRANCH_WEIGHTS`, or K non-negative numbers
-) -> Tensor: # [K], float64, sums to 1
+    K: int,  # number of branches, at least 1
+    kind: str | Sequence[float] = 'linear',  # one of `BRANCH_WEIGHTS`, or K non-negative numbers
+) -> Tensor:  # [K], float64, sums to 1
     """Weights of the branches: proportional to k, equal, all on the endpoint, seven tenths on it
     and the rest proportional to k, or given; always normalised."""
     check_int('K', K, 1)
@@ -29,65 +30,89 @@ def branch_weights(
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
         linear = torch.arange(1, K + 1, dtype=torch.float64)
         last = F.one_hot(torch.tensor(K - 1), K).double()
-        rest = linear*(1 - last)
-        w = {'linear': linear, 'uniform': torch.ones_like(linear), 'endpoint': last,
-             'endpoint-heavy': .7*last + .3*rest/rest.sum().clamp(min=1)}[kind]
+        rest = linear * (1 - last)
+        w = {
+            'linear': linear,
+            'uniform': torch.ones_like(linear),
+            'endpoint': last,
+            'endpoint-heavy': 0.7 * last + 0.3 * rest / rest.sum().clamp(min=1),
+        }[kind]
     else:
-        no_numbers = lambda e: (f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K '
-                                f'numbers, got {kind!r}')
+        no_numbers = lambda e: (
+            f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K numbers, got {kind!r}'
+        )
         with reworded(no_numbers, TypeError, ValueError, RuntimeError):
             w = torch.as_tensor(kind, dtype=torch.float64)
-        refuse('branch weights', {
-            f'need one number for each of the K={K} branches, got {kind!r}': w.shape != (K,),
-            f'must be finite, non-negative and not all zero, got {kind!r}':
-                not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0})
-    return w/w.sum()
+        refuse(
+            'branch weights',
+            (w.shape != (K,), f'need one number for each of the K={K} branches, got {kind!r}'),
+            (
+                not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0,
+                f'must be finite, non-negative and not all zero, got {kind!r}',
+            ),
+        )
+    return w / w.sum()
 
 # %% ../../nbs/distillation/04_losses.ipynb #1cb69492
 def scheduled_weights(
-    start: Tensor, # [K], as `branch_weights` gives them: at the beginning
-    end: Tensor | None, # [K], at the end; None: they stay
-    done: float, # share of training that is done, in [0, 1]
-) -> Tensor: # [K], sums to 1
+    start: Tensor,  # [K], as `branch_weights` gives them: at the beginning
+    end: Tensor | None,  # [K], at the end; None: they stay
+    done: float,  # share of training that is done, in [0, 1]
+) -> Tensor:  # [K], sums to 1
     "Branch weights on their straight way from one set to another."
-    if end is None: end = start
-    refuse('', {
-        f'done must be the share of training that is done, in [0, 1], got {done!r}':
+    if end is None:
+        end = start
+    refuse(
+        '',
+        (
             not 0 <= done <= 1,
-        f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got '
-        f'{tuple(end.shape)}': end.shape != start.shape})
+            f'done must be the share of training that is done, in [0, 1], got {done!r}',
+        ),
+        (
+            end.shape != start.shape,
+            f'the weights at the end must be as many as at the start, {tuple(start.shape)}, got '
+            f'{tuple(end.shape)}',
+        ),
+    )
     return start if end is start else torch.lerp(start, end, done)
 
 # %% ../../nbs/distillation/04_losses.ipynb #2782b5e6
 #: distances between a prediction and its target, for each number
-NORMS = {'l1': lambda a, b: (a - b).abs(), 'l2': lambda a, b: (a - b).square(),
-         'huber': lambda a, b: F.huber_loss(a, b, reduction='none')}
+NORMS = {
+    'l1': lambda a, b: (a - b).abs(),
+    'l2': lambda a, b: (a - b).square(),
+    'huber': lambda a, b: F.huber_loss(a, b, reduction='none'),
+}
 
 # %% ../../nbs/distillation/04_losses.ipynb #07fe22f2
 def _check_factors(name: str, given: Tensor, n: int, what: str, maker: str) -> None:
     check_type(given, Tensor, f'{name} must be a tensor, as `{maker}` gives it')
     if given.shape != (n,):
-        raise ValueError(f'{name} must have one entry for each of the {n} {what}, got shape '
-                         f'{tuple(given.shape)}')
+        raise ValueError(
+            f'{name} must have one entry for each of the {n} {what}, got shape {tuple(given.shape)}'
+        )
+
 
 def dense_alignment_loss(
-    pred: Tensor, # [B, K, *D], where the branches land (or what they predict)
-    target: Tensor, # [B, K, *D], the teacher's states (or the targets made from them)
-    weights: Tensor, # [K], as `branch_weights` gives them
-    norm: str = 'l1', # a key of `NORMS`; Huber's corner is at 1
-    sample_weights: Tensor | None = None, # [B], a factor for every sample; None: 1
-) -> Tensor: # scalar
+    pred: Tensor,  # [B, K, *D], where the branches land (or what they predict)
+    target: Tensor,  # [B, K, *D], the teacher's states (or the targets made from them)
+    weights: Tensor,  # [K], as `branch_weights` gives them
+    norm: str = 'l1',  # a key of `NORMS`; Huber's corner is at 1
+    sample_weights: Tensor | None = None,  # [B], a factor for every sample; None: 1
+) -> Tensor:  # scalar
     "Distance summed over pixels, averaged over the batch, weighted over the branches."
     check_choice('norm', norm, NORMS)
     if pred.shape != target.shape or pred.ndim < 3:
-        raise ValueError('pred and target must have the same shape [B, K, *D], got '
-                         f'{tuple(pred.shape)} and {tuple(target.shape)}')
+        raise ValueError(
+            'pred and target must have the same shape [B, K, *D], got '
+            f'{tuple(pred.shape)} and {tuple(target.shape)}'
+        )
     _check_factors('weights', weights, pred.shape[1], 'branches', 'branch_weights')
     distance = NORMS[norm](pred, target).flatten(2).sum(2)
     if sample_weights is not None:
         _check_factors('sample_weights', sample_weights, len(pred), 'samples', 'snr_weight')
         sample_weights = send(sample_weights.to(distance.dtype), distance.device)
-        distance = distance*sample_weights[:, None]
+        distance = distance * sample_weights[:, None]
     per_branch = distance.mean(0)
     return per_branch @ send(weights.to(per_branch.dtype), per_branch.device)
 
@@ -95,17 +120,23 @@ def dense_alignment_loss(
 #: weights of a noise level: truncated SNR, 1, SNR, SNR + 1 (Salimans and Ho 2022)
 SNR_WEIGHTS = ('trunc', 'const', 'snr', 'snr+1')
 
+
 def snr_weight(
-    sigma: Tensor, # [B], noise levels of the inputs, above 0
-    kind: str = 'trunc', # one of `SNR_WEIGHTS`
-) -> Tensor: # [B], in the dtype of sigma
+    sigma: Tensor,  # [B], noise levels of the inputs, above 0
+    kind: str = 'trunc',  # one of `SNR_WEIGHTS`
+) -> Tensor:  # [B], in the dtype of sigma
     """Weight of a squared error in the clean estimate: truncated SNR, 1, SNR (an error in eps),
     or SNR + 1 (an error in v)."""
     check_choice('SNR weight', kind, SNR_WEIGHTS)
     if sigma.device.type == 'cpu' and not (sigma > 0).all():
-        raise ValueError('noise levels of inputs must be above 0, got '
-                         f'{sigma.tolist()}') # on a GPU this would wait
-    snr = 1/sigma**2
-    kinds = {'trunc': snr.clamp(min=1.), 'const': torch.ones_like(snr), 'snr': snr,
-             'snr+1': snr + 1}
+        raise ValueError(
+            f'noise levels of inputs must be above 0, got {sigma.tolist()}'
+        )  # on a GPU this would wait
+    snr = 1 / sigma**2
+    kinds = {
+        'trunc': snr.clamp(min=1.0),
+        'const': torch.ones_like(snr),
+        'snr': snr,
+        'snr+1': snr + 1,
+    }
     return kinds[kind]

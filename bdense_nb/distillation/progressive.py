@@ -44,22 +44,23 @@ __all__ = ['VP_TABLES', 'PD_SCHEDULES', 'PD_TARGETS', 'HEADS', 'progressive_sigm
 #: schedules that are tables of alpha_bar: name -> function of the number of levels
 VP_TABLES = {'vp_linear': linear_alpha_bar, 'vp_cosine': cosine_alpha_bar}
 
+
 def progressive_sigmas(
-    n_steps: int, # of the first teacher
+    n_steps: int,  # of the first teacher
     # a key of `schedules.SCHEDULES`, or of `VP_TABLES`: a DDPM network's own levels
     schedule: str = 'pd_cosine',
-    levels: int = 1024, # length of a DDPM table
-    sigma_min: float = .002, # lowest level of the other schedules, which then counts as clean
-    sigma_max: float = 80., # their highest level
-    shift: float = 1., # theirs, see `make_sigmas`
-) -> Tensor: # [n_steps+1], float64, descending, ends in 0
+    levels: int = 1024,  # length of a DDPM table
+    sigma_min: float = 0.002,  # lowest level of the other schedules, which then counts as clean
+    sigma_max: float = 80.0,  # their highest level
+    shift: float = 1.0,  # theirs, see `make_sigmas`
+) -> Tensor:  # [n_steps+1], float64, descending, ends in 0
     """The first teacher's grid; every later one is a slice of it. The last step goes to 0, so it
     returns the clean estimate itself."""
     check_choice('schedule', schedule, [*SCHEDULES, *VP_TABLES])
     if schedule in VP_TABLES:
         return sigma_from_alpha_bar(strided_nodes(VP_TABLES[schedule](levels), n_steps)[0])
     sigmas = make_sigmas(schedule, n_steps, sigma_min, sigma_max, shift)
-    sigmas[-1] = 0.
+    sigmas[-1] = 0.0
     return sigmas
 
 # %% ../../nbs/distillation/09_progressive.ipynb #68e3c536
@@ -71,15 +72,17 @@ PD_TARGETS = ('x0', 'state', 'raw_x0')
 #: where the next round's branches come from: copies of the endpoint's, or this round's
 HEADS = ('tile', 'carry')
 
+
 @dataclass(frozen=True)
 class PDConfig(Host):
     "Progressive Distillation (Salimans & Ho 2022) with K branches; K = 1 is the host itself."
-    start_steps: Annotated[int, Within(at_least=2, at_most=2**20)] = 128 # of the first teacher
+
+    start_steps: Annotated[int, Within(at_least=2, at_most=2**20)] = 128  # of the first teacher
     # of the last student; start_steps is end_steps times a power of substeps
     end_steps: AtLeast1 = 1
     # teacher steps inside one student step: what the number of steps is divided by each round
     substeps: Annotated[int, Within(at_least=2)] = 2
-    K: AtLeast1 = 2 # branches; divides substeps; 1 is the host itself
+    K: AtLeast1 = 2  # branches; divides substeps; 1 is the host itself
     # of the branches: linear (growing), uniform, endpoint (all there), endpoint-heavy (.7 there),
     # or K numbers
     branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
@@ -90,7 +93,7 @@ class PDConfig(Host):
     # x0: estimates that land on the teacher's states; state: the states themselves; raw_x0: the
     # teacher's own estimates there (biased, for comparison)
     target: Literal[*PD_TARGETS] = 'x0'
-    loss: Literal[*NORMS] = 'l2' # distance between prediction and target
+    loss: Literal[*NORMS] = 'l2'  # distance between prediction and target
     # weight of a noise level in the loss; snr suits networks that predict eps
     snr_weight: Literal[*SNR_WEIGHTS] = 'trunc'
     # how a round's branches start: tile: all as the teacher; carry: as the last round left them
@@ -102,28 +105,28 @@ class PDConfig(Host):
     # for schedule teacher: the first teacher's grid; None: read from the network when the run
     # starts
     teacher_sigmas: tuple[float, ...] | None = None
-    sigma_min: Above0 = .002 # for the other schedules: counts as clean
-    sigma_max: Above0 = 80. # for the other schedules: where they start
-    updates: AtLeast1 = 50_000 # a round
-    batch: AtLeast1 = 128 # images an update
-    lr: Above0 = 2e-4 # peak learning rate of Adam
-    clip_grad: Above0 | None = 1. # largest gradient norm; None: no clipping
+    sigma_min: Above0 = 0.002  # for the other schedules: counts as clean
+    sigma_max: Above0 = 80.0  # for the other schedules: where they start
+    updates: AtLeast1 = 50_000  # a round
+    batch: AtLeast1 = 128  # images an update
+    lr: Above0 = 2e-4  # peak learning rate of Adam
+    clip_grad: Above0 | None = 1.0  # largest gradient norm; None: no clipping
     # decay of the weight average that is promoted after a round; None: the weights themselves are
     ema: Fraction | None = None
-    seed: Annotated[int, Within(at_least=0, at_most=2**26 - 1)] = 0 # of images, steps and noise
-    layer: str | None = None # name of the network's output layer; None: it is looked for
+    seed: Annotated[int, Within(at_least=0, at_most=2**26 - 1)] = 0  # of images, steps and noise
+    layer: str | None = None  # name of the network's output layer; None: it is looked for
     # of the learning rate in each round, after the warm-up; linear: falls to 0
     lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'linear'
-    warmup: AtLeast0 = 0 # updates of linear warm-up in each round
-    betas: tuple[Beta, Beta] = (.9, .999) # decay rates of Adam's two averages
+    warmup: AtLeast0 = 0  # updates of linear warm-up in each round
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # decay rates of Adam's two averages
     # updates between readings of the loss; None: a hundredth of a round
     log_every: AtLeast1 | None = None
     # updates between checkpoints; 0: only at the end of a round; None: a tenth of it
     checkpoint_every: AtLeast0 | None = None
-    keep: AtLeast1 = 2 # checkpoints of a round that stay, besides the best one
-    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    keep: AtLeast1 = 2  # checkpoints of a round that stay, besides the best one
+    on_nan: Literal['stop', 'skip'] = 'stop'  # at a NaN: skip leaves the update out
     # of schedule flow: above 1 more steps at high noise, as large images want; 1: even steps
-    shift: Above0 = 1.
+    shift: Above0 = 1.0
     host = 'pd'
     title = 'Progressive Distillation'
     needs_data = True
@@ -131,55 +134,75 @@ class PDConfig(Host):
 
     def __post_init__(self):
         validate(self)
-        n = self.end_steps*self.substeps
-        while n < self.start_steps: n *= self.substeps
+        n = self.end_steps * self.substeps
+        while n < self.start_steps:
+            n *= self.substeps
         if n != self.start_steps:
-            raise ValueError('start_steps must be end_steps times a power of substeps, such as '
-                             f'{n}; got {self.start_steps} from {self.end_steps} and '
-                             f'{self.substeps}')
+            raise ValueError(
+                'start_steps must be end_steps times a power of substeps, such as '
+                f'{n}; got {self.start_steps} from {self.end_steps} and '
+                f'{self.substeps}'
+            )
         check_substeps(self.substeps, self.substeps, self.K)
-        self.weights(0.)
+        self.weights(0.0)
         self.train_config(self.end_steps)
-        if self.teacher_sigmas is not None: self._check_teacher_sigmas()
-        elif self.schedule != 'teacher': self.sigmas
+        if self.teacher_sigmas is not None:
+            self._check_teacher_sigmas()
+        elif self.schedule != 'teacher':
+            self.sigmas
         tabled = self.schedule == 'teacher' or self.schedule in VP_TABLES
-        for name, usual in (('sigma_min', .002), ('sigma_max', 80.)):
+        for name, usual in (('sigma_min', 0.002), ('sigma_max', 80.0)):
             if tabled and (value := getattr(self, name)) != usual:
-                raise ValueError(f'schedule {self.schedule!r} takes its levels from a table, so it '
-                                 f'has no {name}, got {value:g}; schedule karras takes one')
+                raise ValueError(
+                    f'schedule {self.schedule!r} takes its levels from a table, so it '
+                    f'has no {name}, got {value:g}; schedule karras takes one'
+                )
 
     def _check_teacher_sigmas(self) -> None:
         s, n = check_sigmas(self.teacher_sigmas), self.start_steps
-        refuse('', {
-            f"teacher_sigmas belongs to schedule 'teacher', not to {self.schedule!r}; leave it out":
+        refuse(
+            '',
+            (
                 self.schedule != 'teacher',
-            f'{n} steps need {n + 1} levels in teacher_sigmas, the last one 0, got {len(s)} down '
-            f'to {s[-1]:g}; leave it out to have it filled in': len(s) != n + 1 or s[-1] != 0})
+                f"teacher_sigmas belongs to schedule 'teacher', not to {self.schedule!r}; leave "
+                'it out',
+            ),
+            (
+                len(s) != n + 1 or s[-1] != 0,
+                f'{n} steps need {n + 1} levels in teacher_sigmas, the last one 0, got {len(s)} '
+                f'down to {s[-1]:g}; leave it out to have it filled in',
+            ),
+        )
 
     @property
-    def sigmas(self) -> Tensor: # [start_steps+1], the first teacher's grid
+    def sigmas(self) -> Tensor:  # [start_steps+1], the first teacher's grid
         "The noise levels of the first round's teacher."
-        if self.teacher_sigmas is not None: return check_sigmas(self.teacher_sigmas)
+        if self.teacher_sigmas is not None:
+            return check_sigmas(self.teacher_sigmas)
         if self.schedule == 'teacher':
-            raise ValueError("with schedule 'teacher' the levels are the network's: ask "
-                             "cfg.on_table(teacher).sigmas")
-        return progressive_sigmas(self.start_steps, self.schedule, self.levels, self.sigma_min,
-                                  self.sigma_max, self.shift)
+            raise ValueError(
+                "with schedule 'teacher' the levels are the network's: ask "
+                'cfg.on_table(teacher).sigmas'
+            )
+        return progressive_sigmas(
+            self.start_steps, self.schedule, self.levels, self.sigma_min, self.sigma_max, self.shift
+        )
 
     @property
-    def rounds(self) -> list[int]: # steps of each round's student
+    def rounds(self) -> list[int]:  # steps of each round's student
         "The student's steps in each round."
-        counts = [self.start_steps//self.substeps]
-        while counts[-1] > self.end_steps: counts.append(counts[-1]//self.substeps)
+        counts = [self.start_steps // self.substeps]
+        while counts[-1] > self.end_steps:
+            counts.append(counts[-1] // self.substeps)
         return counts
 
-    def grid(self, n_steps: int) -> Tensor: # [n_steps+1], a slice of `sigmas`
+    def grid(self, n_steps: int) -> Tensor:  # [n_steps+1], a slice of `sigmas`
         "The noise levels of a number of steps."
-        return self.sigmas[::self.start_steps//n_steps]
+        return self.sigmas[:: self.start_steps // n_steps]
 
-    def train_config(self, n_steps: int) -> TrainConfig: # of the round whose student takes n_steps
+    def train_config(self, n_steps: int) -> TrainConfig:  # of the round whose student takes n_steps
         "What one round optimises, and how."
-        return train_config(self, self.updates, self.seed*64 + self.rounds.index(n_steps))
+        return train_config(self, self.updates, self.seed * 64 + self.rounds.index(n_steps))
 
     # the first teacher's, in at most so many steps
     def plan(self, shape: tuple[int, ...], most: int = 2**20) -> TrajectoryPlan:
@@ -190,12 +213,12 @@ class PDConfig(Host):
     @property
     def nfe(self) -> int:
         "Network calls of the last round's student."
-        return self.end_steps # network calls of the last student
+        return self.end_steps  # network calls of the last student
 
     @property
     def loop(self) -> TrainConfig:
         "The first round's loop."
-        return self.train_config(self.rounds[0]) # of the first round
+        return self.train_config(self.rounds[0])  # of the first round
 
     def suited(self, *denoisers: Callable) -> PDConfig:
         cfg = self.on_table(*denoisers)
@@ -203,16 +226,20 @@ class PDConfig(Host):
         check_grid(cfg, *denoisers)
         return cfg
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...],
-               given: frozenset[str] = frozenset()) -> Host:
+    def fitted(
+        self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str] = frozenset()
+    ) -> Host:
         fit = in_flow_time(self, teacher, shape, given)
-        if isinstance(unguided(teacher), VPDenoiser): fit = dict(schedule='teacher')
+        if isinstance(unguided(teacher), VPDenoiser):
+            fit = dict(schedule='teacher')
         return fitting(self, fit, given)
 
-    def small(self, n: int) -> PDConfig: return replace(self, batch=n, updates=4, warmup=0)
+    def small(self, n: int) -> PDConfig:
+        return replace(self, batch=n, updates=4, warmup=0)
 
-    def step_function(self, teacher: Callable, bank: None, data: Tensor,
-                      labels: Tensor | None) -> StepFunction: # of the first round
+    def step_function(
+        self, teacher: Callable, bank: None, data: Tensor, labels: Tensor | None
+    ) -> StepFunction:  # of the first round
         "The first round's step function."
         return pd_step(teacher, data, labels, self, self.rounds[0])
 
@@ -227,71 +254,89 @@ class PDConfig(Host):
     @property
     def cost(self) -> dict[str, int]:
         "Updates, and samples through the networks."
-        updates = len(self.rounds)*self.updates
-        return dict(updates=updates, teacher=self.substeps*updates*self.batch,
-                    student=updates*self.batch)
+        updates = len(self.rounds) * self.updates
+        return dict(
+            updates=updates,
+            teacher=self.substeps * updates * self.batch,
+            student=updates * self.batch,
+        )
 
-    def run(self, teacher: Callable, data: Tensor | None = None, labels: Tensor | None = None,
-            bank: None = None, *run, **how) -> Student: # the last round's
+    def run(
+        self,
+        teacher: Callable,
+        data: Tensor | None = None,
+        labels: Tensor | None = None,
+        bank: None = None,
+        *run,
+        **how,
+    ) -> Student:  # the last round's
         if data is None:
             raise ValueError('Progressive Distillation noises real data: pass data=')
         return progressive(teacher, data, self, labels, *run, **how)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #63839148
 @patch
-def on_table(self: PDConfig,
-    *denoisers: Callable, # the teacher, and the network that the first student starts from
+def on_table(
+    self: PDConfig,
+    *denoisers: Callable,  # the teacher, and the network that the first student starts from
 ) -> PDConfig:
     """With schedule 'teacher': the same with the levels of these networks' table filled in; any
     other configuration as it is."""
-    if self.schedule != 'teacher': return self
+    if self.schedule != 'teacher':
+        return self
     denoisers = [unguided(d) for d in denoisers]
     tables = [d.alpha_bar.cpu() for d in denoisers if isinstance(d, VPDenoiser)]
     if not tables:
-        raise ValueError("schedule 'teacher' takes the levels of a network's own table, and "
-                         f"{', '.join({type(d).__name__: d for d in denoisers})} has none; "
-                         f"choose one of: {', '.join(PD_SCHEDULES[:-1])}")
+        raise ValueError(
+            "schedule 'teacher' takes the levels of a network's own table, and "
+            f'{", ".join({type(d).__name__: d for d in denoisers})} has none; '
+            f'choose one of: {", ".join(PD_SCHEDULES[:-1])}'
+        )
     for table in tables:
         check_int(f'start_steps on a table of {len(table)} levels', self.start_steps, 2, len(table))
-    grids = ([sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0])
-              for table in tables] + ([] if self.teacher_sigmas is None else [self.sigmas]))
+    grids = [
+        sigma_from_alpha_bar(strided_nodes(table, self.start_steps)[0]) for table in tables
+    ] + ([] if self.teacher_sigmas is None else [self.sigmas])
     for other in grids[1:]:
         if not torch.allclose(grids[0], other, rtol=1e-3):
-            raise ValueError("schedule 'teacher': the table of one network is not that of the "
-                             "other, or not the one in teacher_sigmas: they start at "
-                             f"{grids[0][0]:.6g} and {other[0]:.6g}")
+            raise ValueError(
+                "schedule 'teacher': the table of one network is not that of the "
+                'other, or not the one in teacher_sigmas: they start at '
+                f'{grids[0][0]:.6g} and {other[0]:.6g}'
+            )
     return self if self.teacher_sigmas else replace(self, teacher_sigmas=tuple(grids[0].tolist()))
 
 # %% ../../nbs/distillation/09_progressive.ipynb #8fba69ff
 def draw_noised(
-    data: Tensor, # [N, *D], clean
-    rows: Tensor, # [n_steps, S+1], float64: the levels of each student step
+    data: Tensor,  # [N, *D], clean
+    rows: Tensor,  # [n_steps, S+1], float64: the levels of each student step
     batch: int,
     generator: torch.Generator,
     device: torch.device | str = 'cpu',
-) -> tuple[Tensor, Tensor, Tensor]: # which data [B], levels [B, S+1], x_t [B, *D]
+) -> tuple[Tensor, Tensor, Tensor]:  # which data [B], levels [B, S+1], x_t [B, *D]
     "A batch of clean data, each noised to the start of a student step of its own."
     pick = torch.randint(len(data), (batch,), generator=generator)
     levels = rows[torch.randint(len(rows), (batch,), generator=generator)]
     noise = torch.randn(batch, *data.shape[1:], generator=generator)
-    x_t = data[pick] + levels[:, 0].to(data.dtype).reshape(-1, *[1]*(data.ndim - 1))*noise
+    x_t = data[pick] + levels[:, 0].to(data.dtype).reshape(-1, *[1] * (data.ndim - 1)) * noise
     return pick, levels, send(x_t, device)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #50afccac
 def pd_step(
-    teacher: Callable, # a denoiser, which stays frozen
-    data: Tensor, # [N, *D], clean
-    labels: Tensor | dict | None, # [N], int64, or other conditions with N rows
+    teacher: Callable,  # a denoiser, which stays frozen
+    data: Tensor,  # [N, *D], clean
+    labels: Tensor | dict | None,  # [N], int64, or other conditions with N rows
     cfg: PDConfig,
-    n_steps: int, # of this round's student
-) -> StepFunction: # for `loop.fit`
+    n_steps: int,  # of this round's student
+) -> StepFunction:  # for `loop.fit`
     """The student answers noised data once; every branch is pulled towards where the teacher's
     next steps lead."""
     check_choice('n_steps', n_steps, cfg.rounds)
     train, S = cfg.train_config(n_steps), cfg.substeps
-    rows = cfg.grid(n_steps*S).unfold(0, S + 1, S)
+    rows = cfg.grid(n_steps * S).unfold(0, S + 1, S)
+
     def step(student, i):
-        g = torch.Generator().manual_seed(train.seed*1_000_003 + i)
+        g = torch.Generator().manual_seed(train.seed * 1_000_003 + i)
         # drawn for all, so that parts are parts of one batch
         pick, levels, x_t = map(share, draw_noised(data, rows, cfg.batch, g, device_of(student)))
         cond = cond_like(map_cond(lambda t: t[pick], labels), x_t)
@@ -302,113 +347,164 @@ def pd_step(
             pred = branch_states(pred, x_t, seg.sigma, seg.sigmas_k, cfg.branch_step)
             target = seg.states
         # a mean over pixels, as the host has it
-        scale = snr_weight(seg.sigma, cfg.snr_weight)/data[0].numel()
-        yield dense_alignment_loss(pred, target, cfg.weights(i/cfg.updates), cfg.loss, scale)
+        scale = snr_weight(seg.sigma, cfg.snr_weight) / data[0].numel()
+        yield dense_alignment_loss(pred, target, cfg.weights(i / cfg.updates), cfg.loss, scale)
+
     return step
 
 # %% ../../nbs/distillation/09_progressive.ipynb #57f7ec2f
 def check_data(
-    data: Tensor, # [N, *D]
-    labels: Tensor | dict | None, # [N], classes; or other conditions with N rows
-    n_classes: int, # of the network; 0: none
-    conditioned: bool = False, # does it take others than classes?
+    data: Tensor,  # [N, *D]
+    labels: Tensor | dict | None,  # [N], classes; or other conditions with N rows
+    n_classes: int,  # of the network; 0: none
+    conditioned: bool = False,  # does it take others than classes?
 ) -> None:
     "Refuse data and conditions that do not fit, before any work."
     usable = isinstance(data, Tensor) and data.dtype == torch.float32
     if not usable or data.ndim < 2 or not len(data):
-        raise ValueError('data must be a float32 tensor [N, *D] with N of at least 1, got '
-                         f'{getattr(data, "dtype", type(data).__name__)} '
-                         f'{tuple(getattr(data, "shape", ()))}')
-    def here(t): return t.cpu() if isinstance(t, Tensor) else t
-    data = here(data) # where values may be looked at
+        raise ValueError(
+            'data must be a float32 tensor [N, *D] with N of at least 1, got '
+            f'{getattr(data, "dtype", type(data).__name__)} '
+            f'{tuple(getattr(data, "shape", ()))}'
+        )
+
+    def here(t):
+        return t.cpu() if isinstance(t, Tensor) else t
+
+    data = here(data)  # where values may be looked at
     check_state(data, 'data')
-    refuse('this network', {
-        f'has {n_classes} classes: pass labels=, one for each of the {len(data)} samples':
+    refuse(
+        'this network',
+        (
             labels is None and n_classes,
-        'takes conditions: pass labels=, a tensor or a dict of tensors with a row for each of the '
-        f'{len(data)} samples': labels is None and conditioned})
+            f'has {n_classes} classes: pass labels=, one for each of the {len(data)} samples',
+        ),
+        (
+            labels is None and conditioned,
+            'takes conditions: pass labels=, a tensor or a dict of tensors with a row for each '
+            f'of the {len(data)} samples',
+        ),
+    )
     check_cond(map_cond(here, labels), data, n_classes)
+
 
 def check_tables(
     cfg: PDConfig,
-    *denoisers: Callable, # the teacher, and the network that the first student starts from
+    *denoisers: Callable,  # the teacher, and the network that the first student starts from
 ) -> None:
     "Refuse DDPM networks whose levels are not those of the schedule."
     for d in map(unguided, denoisers):
-        if not isinstance(d, VPDenoiser) or cfg.schedule not in VP_TABLES: continue
+        if not isinstance(d, VPDenoiser) or cfg.schedule not in VP_TABLES:
+            continue
         mine = sigma_from_alpha_bar(d.alpha_bar.cpu())
         grid = sigma_from_alpha_bar(VP_TABLES[cfg.schedule](cfg.levels))
         if len(mine) != len(grid) or not torch.allclose(mine, grid, rtol=1e-3):
-            raise ValueError(f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table '
-                             f'of this network: {len(grid)} levels up to {grid[-1]:.6g} there, '
-                             f'{len(mine)} up to {mine[-1]:.6g} here; schedule=\'teacher\' takes '
-                             'the network\'s own')
+            raise ValueError(
+                f'schedule {cfg.schedule!r} with levels={cfg.levels} is not the table '
+                f'of this network: {len(grid)} levels up to {grid[-1]:.6g} there, '
+                f"{len(mine)} up to {mine[-1]:.6g} here; schedule='teacher' takes "
+                "the network's own"
+            )
     check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #32fd22b5
-def _claim_rounds(folder: Path | str | None, cfg: PDConfig, networks: tuple, data: Tensor,
-                  labels: Tensor | dict | None) -> dict: # `about_teacher`
+def _claim_rounds(
+    folder: Path | str | None,
+    cfg: PDConfig,
+    networks: tuple,
+    data: Tensor,
+    labels: Tensor | dict | None,
+) -> dict:  # `about_teacher`
     "Take a folder for a run, which teacher, student, data and labels define."
     teacher, student = networks
     origin = about_teacher(teacher)
     conditions = labels.values() if isinstance(labels, dict) else [labels]
-    claim_run(folder, cfg, networks, tuple(data.shape[1:]), teacher=origin['teacher'],
-              student=None if student is None else denoiser_hash(student),
-              data=fingerprint(data, *[] if labels is None else conditions))
+    claim_run(
+        folder,
+        cfg,
+        networks,
+        tuple(data.shape[1:]),
+        teacher=origin['teacher'],
+        student=None if student is None else denoiser_hash(student),
+        data=fingerprint(data, *[] if labels is None else conditions),
+    )
     return origin
 
-def _train_rounds(cfg: PDConfig, teacher: Callable, model: BranchedDenoiser, origin: dict,
-                  data: Tensor, labels: Tensor | dict | None, folder: Path | str | None,
-                  show: bool, **how) -> Iterator[Student]:
+
+def _train_rounds(
+    cfg: PDConfig,
+    teacher: Callable,
+    model: BranchedDenoiser,
+    origin: dict,
+    data: Tensor,
+    labels: Tensor | dict | None,
+    folder: Path | str | None,
+    show: bool,
+    **how,
+) -> Iterator[Student]:
     "The rounds, once all is checked; model: the first student, as it starts."
     history = []
     shape = tuple(data.shape[1:])
     for n in cfg.rounds:
-        part = None if folder is None else Path(folder)/f'steps-{n:05d}'
+        part = None if folder is None else Path(folder) / f'steps-{n:05d}'
         step = pd_step(teacher, data, labels, cfg, n)
         title = f'PD, K = {cfg.K}, {n} steps'
-        done = fit(model.eval(), step, cfg.train_config(n), part, title, show, teacher=teacher,
-                   **how)
+        done = fit(
+            model.eval(), step, cfg.train_config(n), part, title, show, teacher=teacher, **how
+        )
         model = kept(done)
         teacher = fold(model)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(host='pd', **origin, config=asdict(cfg), rounds=list(history),
-                     seconds=round(sum(r['seconds'] for r in history), 1))
+        about = dict(
+            host='pd',
+            **origin,
+            config=asdict(cfg),
+            rounds=list(history),
+            seconds=round(sum(r['seconds'] for r in history), 1),
+        )
         yield Student(fold(model), cfg.grid(n), False, shape, about)
-        if cfg.heads == 'tile': model = _tiled(teacher, model, shape)
+        if cfg.heads == 'tile':
+            model = _tiled(teacher, model, shape)
+
 
 def progressive_rounds(
-    teacher: Callable, # a denoiser; it is copied, not touched
-    data: Tensor, # [N, *D], float32, clean
+    teacher: Callable,  # a denoiser; it is copied, not touched
+    data: Tensor,  # [N, *D], float32, clean
     cfg: PDConfig,
     # [N], int64, or other conditions with N rows; a network that takes them needs them
     labels: Tensor | dict | None = None,
-    folder: Path | str | None = None, # checkpoints; a run found there is resumed
-    show: bool = True, # progress bar
+    folder: Path | str | None = None,  # checkpoints; a run found there is resumed
+    show: bool = True,  # progress bar
     # where the first student starts; None: as a copy of the teacher, which is then a network
     student: NetDenoiser | None = None,
     *,
-    hardware: Hardware = Hardware(), # how the numbers are computed
-    hooks: Sequence = (), # see `loop.fit`; they see each round
-) -> Iterator[Student]: # one after each round; with `ema`, the average of the weights
+    hardware: Hardware = Hardware(),  # how the numbers are computed
+    hooks: Sequence = (),  # see `loop.fit`; they see each round
+) -> Iterator[Student]:  # one after each round; with `ema`, the average of the weights
     "Distil round after round; each student is the next round's teacher."
     check_type(cfg, PDConfig, 'cfg must be a PDConfig')
     start = starting_network(teacher, student)
     check_data(data, labels, start.n_classes, getattr(teacher, 'conditions', None) is not None)
     shape = tuple(data.shape[1:])
-    cfg, teacher, model = starting_run(cfg, teacher, student, shape,
-                                       lambda cfg: cfg.plan(shape, most=32))
+    cfg, teacher, model = starting_run(
+        cfg, teacher, student, shape, lambda cfg: cfg.plan(shape, most=32)
+    )
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
     origin = _claim_rounds(folder, cfg, (teacher, student), data, labels)
-    yield from _train_rounds(cfg, teacher, model, origin, data, labels, folder, show,
-                             hardware=hardware, hooks=hooks)
+    yield from _train_rounds(
+        cfg, teacher, model, origin, data, labels, folder, show, hardware=hardware, hooks=hooks
+    )
+
 
 def _check_first_loss(model: BranchedDenoiser, step: StepFunction) -> None:
     "What cannot be trained is refused now."
-    with torch.no_grad(): loss = float(next(step(model, 0)))
+    with torch.no_grad():
+        loss = float(next(step(model, 0)))
     if not math.isfinite(loss):
-        raise FloatingPointError(f'the first loss is {loss}: the teacher or the student answers '
-                                 'with NaN or infinity')
+        raise FloatingPointError(
+            f'the first loss is {loss}: the teacher or the student answers with NaN or infinity'
+        )
+
 
 def _tiled(plain: NetDenoiser, model: BranchedDenoiser, shape: tuple[int, ...]) -> BranchedDenoiser:
     "The next round's student: branches anew, and trainable where the last one was."
@@ -419,21 +515,23 @@ def _tiled(plain: NetDenoiser, model: BranchedDenoiser, shape: tuple[int, ...]) 
 
 # %% ../../nbs/distillation/09_progressive.ipynb #b46a5c64
 def progressive(
-    teacher: Callable, # a denoiser; it is copied, not touched
-    data: Tensor, # [N, *D], float32, clean
+    teacher: Callable,  # a denoiser; it is copied, not touched
+    data: Tensor,  # [N, *D], float32, clean
     cfg: PDConfig = PDConfig(),
     # [N], int64, or other conditions with N rows; a network that takes them needs them
     labels: Tensor | dict | None = None,
-    folder: Path | str | None = None, # checkpoints; a run found there is resumed
-    show: bool = True, # progress bar
+    folder: Path | str | None = None,  # checkpoints; a run found there is resumed
+    show: bool = True,  # progress bar
     # where the first student starts; None: as a copy of the teacher, which is then a network
     student: NetDenoiser | None = None,
     *,
-    hardware: Hardware = Hardware(), # how the numbers are computed
-    hooks: Sequence = (), # see `loop.fit`; they see each round
-) -> Student: # of cfg.end_steps; with `ema`, the average of the weights
+    hardware: Hardware = Hardware(),  # how the numbers are computed
+    hooks: Sequence = (),  # see `loop.fit`; they see each round
+) -> Student:  # of cfg.end_steps; with `ema`, the average of the weights
     "Progressive Distillation, down to the last round's student (dense alignment for K > 1)."
-    rounds = progressive_rounds(teacher, data, cfg, labels, folder, show, student,
-                                hardware=hardware, hooks=hooks)
-    for last in rounds: pass
+    rounds = progressive_rounds(
+        teacher, data, cfg, labels, folder, show, student, hardware=hardware, hooks=hooks
+    )
+    for last in rounds:
+        pass
     return last

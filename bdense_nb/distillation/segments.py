@@ -21,71 +21,92 @@ __all__ = ['BRANCH_STEPS', 'Segment', 'check_branched', 'segments', 'check_subst
 @dataclass(frozen=True)
 class Segment:
     "One student step, and the teacher's states inside it."
-    x_t: Tensor # [B, *D], the student's input
-    sigma: float | Tensor # its noise level, [] or [B]
+
+    x_t: Tensor  # [B, *D], the student's input
+    sigma: float | Tensor  # its noise level, [] or [B]
     # [K] or [B, K], the noise levels inside the step, descending; the last is where the step ends
     sigmas_k: Tensor
-    states: Tensor # [B, K, *D], the teacher's states there
+    states: Tensor  # [B, K, *D], the teacher's states there
     # [B, K, *D], clean estimates that land on the states, where known better than rounded states
     # can tell
     x0s: Tensor | None = None
 
     def __post_init__(self):
         check_branched('states', self.states, self.x_t, self.sigmas_k)
-        if self.x0s is not None: check_branched('x0s', self.x0s, self.x_t, self.sigmas_k)
+        if self.x0s is not None:
+            check_branched('x0s', self.x0s, self.x_t, self.sigmas_k)
+
 
 def check_branched(name: str, value: Tensor, x_t: Tensor, sigmas_k: Tensor) -> None:
     """Raise unless `value` is [B, K, *D] for inputs [B, *D] and K levels; broadcasting would hide
     it."""
     want = (len(x_t), torch.as_tensor(sigmas_k).shape[-1], *x_t.shape[1:])
     if value.shape != want:
-        raise ValueError(f'{name} must have shape [B, K, *D] = {want} for inputs '
-                         f'{tuple(x_t.shape)} and {want[1]} noise levels, got {tuple(value.shape)}')
+        raise ValueError(
+            f'{name} must have shape [B, K, *D] = {want} for inputs '
+            f'{tuple(x_t.shape)} and {want[1]} noise levels, got {tuple(value.shape)}'
+        )
 
 # %% ../../nbs/distillation/03_segments.ipynb #bea6b263
 def segments(
-    traj: Trajectory, # the teacher's, on the fine grid
-    substeps: int, # teacher steps inside one student step
-    K: int, # branches; divides `substeps`
-) -> list[Segment]: # one per student step, noise first; inputs are the teacher's own states
+    traj: Trajectory,  # the teacher's, on the fine grid
+    substeps: int,  # teacher steps inside one student step
+    K: int,  # branches; divides `substeps`
+) -> list[Segment]:  # one per student step, noise first; inputs are the teacher's own states
     "Cut a teacher trajectory into student steps and keep K evenly spaced states of each."
     check_substeps(len(traj) - 1, substeps, K)
-    every = substeps//K
+    every = substeps // K
     found = []
     for n in range(0, len(traj) - 1, substeps):
         inside = slice(n + every, n + substeps + 1, every)
-        found.append(Segment(traj.xs[n], float(traj.sigmas[n]), traj.sigmas[inside],
-                             traj.xs[inside].transpose(0, 1)))
+        found.append(
+            Segment(
+                traj.xs[n],
+                float(traj.sigmas[n]),
+                traj.sigmas[inside],
+                traj.xs[inside].transpose(0, 1),
+            )
+        )
     return found
+
 
 def check_substeps(n_fine: int, substeps: int, K: int) -> None:
     "Raise unless the fine grid divides into student steps, and those into K parts."
     check_int('K', K, 1)
     check_int('substeps', substeps, 1)
-    refuse('', {
-        f'K must divide the teacher steps inside one student step: K={K}, substeps={substeps}':
+    refuse(
+        '',
+        (
             substeps % K,
-        f'{n_fine} teacher steps do not divide into student steps of {substeps}':
-            n_fine % substeps})
+            f'K must divide the teacher steps inside one student step: K={K}, substeps={substeps}',
+        ),
+        (
+            n_fine % substeps,
+            f'{n_fine} teacher steps do not divide into student steps of {substeps}',
+        ),
+    )
 
 # %% ../../nbs/distillation/03_segments.ipynb #de1d6e58
 #: where a branch steps to: its own teacher state's level, or the end of the step
 BRANCH_STEPS = ('own', 'end')
 
+
 def branch_states(
-    x0_hats: Tensor, # [B, K, *D], the branches' clean estimates
-    x_t: Tensor, # [B, *D], the student's input
-    sigma: float | Tensor, # its noise level, [] or [B]
-    sigmas_k: Tensor, # [K] or [B, K], noise levels inside the step
+    x0_hats: Tensor,  # [B, K, *D], the branches' clean estimates
+    x_t: Tensor,  # [B, *D], the student's input
+    sigma: float | Tensor,  # its noise level, [] or [B]
+    sigmas_k: Tensor,  # [K] or [B, K], noise levels inside the step
     # 'own': branch k steps to sigmas_k[k]; 'end': every branch steps to the last level
     step: str = 'own',
-) -> Tensor: # [B, K, *D], states
+) -> Tensor:  # [B, K, *D], states
     "One Euler step per branch from the same input: x + (s_k - t)(x - D_k)/t."
     check_choice('branch step', step, BRANCH_STEPS)
     check_branched('x0_hats', x0_hats, x_t, sigmas_k)
     ratio = step_ratios(x_t, sigma, sigmas_k)
-    if step == 'end': ratio = ratio[:, -1:]
-    return x0_hats + ratio*(x_t[:, None] - x0_hats)
+    if step == 'end':
+        ratio = ratio[:, -1:]
+    return x0_hats + ratio * (x_t[:, None] - x0_hats)
+
 
 # [1 or B, K, 1, ...], s_k/t in [0, 1)
 def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor:
@@ -93,54 +114,57 @@ def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor:
     of x_t."""
     t = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1)
     s = torch.as_tensor(sigmas_k, dtype=torch.float64)
-    if s.ndim == 1: s = s[None]
-    ratio = s.to(t.device)/t
+    if s.ndim == 1:
+        s = s[None]
+    ratio = s.to(t.device) / t
     if ratio.device.type == 'cpu' and not ((ratio >= 0) & (ratio < 1)).all():
-        raise ValueError('the levels inside a step must lie below its start and not below 0: '
-                         f'sigma={sigma}, sigmas_k={sigmas_k}')
-    ratio = ratio.reshape(*ratio.shape, *[1]*(x_t.ndim - 1))
+        raise ValueError(
+            'the levels inside a step must lie below its start and not below 0: '
+            f'sigma={sigma}, sigmas_k={sigmas_k}'
+        )
+    ratio = ratio.reshape(*ratio.shape, *[1] * (x_t.ndim - 1))
     return send(ratio.to(x_t.dtype), x_t.device)
 
 # %% ../../nbs/distillation/03_segments.ipynb #054acce2
 def progressive_targets(
-    states: Tensor, # [B, K, *D], the teacher's states
-    x_t: Tensor, # [B, *D], the student's input
-    sigma: float | Tensor, # its noise level, [] or [B]
-    sigmas_k: Tensor, # [K] or [B, K]
-) -> Tensor: # [B, K, *D], clean estimates; computed in float64, given in the dtype of the states
+    states: Tensor,  # [B, K, *D], the teacher's states
+    x_t: Tensor,  # [B, *D], the student's input
+    sigma: float | Tensor,  # its noise level, [] or [B]
+    sigmas_k: Tensor,  # [K] or [B, K]
+) -> Tensor:  # [B, K, *D], clean estimates; computed in float64, given in the dtype of the states
     """The clean estimate whose Euler (DDIM) step from x_t lands exactly on each state (Salimans &
     Ho 2022, for any K)."""
     check_branched('states', states, x_t, sigmas_k)
     wide, x = states.double(), x_t.double()
     ratio = step_ratios(x, sigma, sigmas_k)
-    return ((wide - ratio*x[:, None])/(1 - ratio)).to(states.dtype)
+    return ((wide - ratio * x[:, None]) / (1 - ratio)).to(states.dtype)
 
 # %% ../../nbs/distillation/03_segments.ipynb #9b0a720b
 def average_weights(
-    levels: Tensor, # [S+1] or [B, S+1], descending; the first is the input's, the last may be 0
-) -> Tensor: # [S, S] or [B, S, S], float64, lower triangular; row k sums to 1
+    levels: Tensor,  # [S+1] or [B, S+1], descending; the first is the input's, the last may be 0
+) -> Tensor:  # [S, S] or [B, S, S], float64, lower triangular; row k sums to 1
     """How much each of the teacher's S clean estimates counts in the target of each level below
     the input's."""
     s = torch.as_tensor(levels, dtype=torch.float64)
     S = s.shape[-1] - 1
     # [.., S, S+1], s_k/s_j
-    ratio = s[..., 1:, None]/s[..., None, :].clamp(min=torch.finfo(s.dtype).tiny)
+    ratio = s[..., 1:, None] / s[..., None, :].clamp(min=torch.finfo(s.dtype).tiny)
     # s_k/s_k, at level 0 too
-    ratio[..., range(S), range(1, S + 1)] = 1.
-    return (ratio.diff(dim=-1)/(1 - ratio[..., :1])).tril()
+    ratio[..., range(S), range(1, S + 1)] = 1.0
+    return (ratio.diff(dim=-1) / (1 - ratio[..., :1])).tril()
 
 # %% ../../nbs/distillation/03_segments.ipynb #a587b9fc
 @torch.no_grad()
 def progressive_segment(
-    teacher: Callable, # D(x, sigma, cond) -> x0_hat
-    x_t: Tensor, # [B, *D], noised data
+    teacher: Callable,  # D(x, sigma, cond) -> x0_hat
+    x_t: Tensor,  # [B, *D], noised data
     # [B, S+1], float64: its noise level and the teacher's next S; the last may be 0
     levels: Tensor,
-    K: int, # branches; divides S
-    cond: Tensor | dict | None = None, # with B rows
+    K: int,  # branches; divides S
+    cond: Tensor | dict | None = None,  # with B rows
     # the naive target instead: the teacher's own estimate at the level before each state
     raw: bool = False,
-) -> Segment: # the teacher's DDIM steps from x_t; S network calls
+) -> Segment:  # the teacher's DDIM steps from x_t; S network calls
     """Let the teacher take S DDIM steps from noised data, and keep K of the states and the
     targets that land on them."""
     S = levels.shape[-1] - 1
@@ -148,25 +172,29 @@ def progressive_segment(
     said, x = [], x_t
     for j in range(S):
         said.append(teacher(x, levels[:, j], cond))
-        if j + 1 < S: x = euler_step(x, said[-1], 1., as_column(levels[:, j + 1]/levels[:, j], x))
+        if j + 1 < S:
+            x = euler_step(x, said[-1], 1.0, as_column(levels[:, j + 1] / levels[:, j], x))
     weights = average_weights(levels)
-    if raw: weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S)
-    rows = send(weights[:, S//K - 1::S//K].to(x.dtype), x.device)
+    if raw:
+        weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S)
+    rows = send(weights[:, S // K - 1 :: S // K].to(x.dtype), x.device)
     x0s = torch.einsum('bks,bs...->bk...', rows, torch.stack(said, 1))
-    sigmas_k = levels[:, S//K::S//K]
+    sigmas_k = levels[:, S // K :: S // K]
     states = branch_states(x0s, x_t, levels[:, 0], sigmas_k)
     return Segment(x_t, levels[:, 0], sigmas_k, states, x0s)
 
 # %% ../../nbs/distillation/03_segments.ipynb #44dc9464
 def branch_targets(
     seg: Segment,
-    step: str = 'own', # how branches step, see `branch_states`
-) -> Tensor: # [B, K, *D], clean estimates
+    step: str = 'own',  # how branches step, see `branch_states`
+) -> Tensor:  # [B, K, *D], clean estimates
     "What each branch must predict so that its step lands on its own state."
     check_choice('branch step', step, BRANCH_STEPS)
     x0s = seg.x0s
-    if x0s is None: x0s = progressive_targets(seg.states, seg.x_t, seg.sigma, seg.sigmas_k)
-    if step == 'own': return x0s
+    if x0s is None:
+        x0s = progressive_targets(seg.states, seg.x_t, seg.sigma, seg.sigmas_k)
+    if step == 'own':
+        return x0s
     ratio = step_ratios(seg.x_t, seg.sigma, seg.sigmas_k)
     end = ratio[:, -1:]
-    return x0s + (ratio - end)/(1 - end)*(seg.x_t[:, None] - x0s)
+    return x0s + (ratio - end) / (1 - end) * (seg.x_t[:, None] - x0s)

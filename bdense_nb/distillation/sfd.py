@@ -33,12 +33,14 @@ from ..training.loop import StepFunction
 #: one teacher path from the noise, or one restarted at each of the student's states
 TEACHER_STATES = ('global', 'local')
 
+
 @dataclass(frozen=True)
 class SFDBase(Host):
     "What SFD and SFD-v have in common; the types say what is allowed."
+
     nfe: AtLeast1 | tuple[AtLeast1, ...] = 2
-    K: AtLeast1 = 4 # branches; divides substeps; 1 is the host itself
-    substeps: AtLeast1 = 4 # teacher steps inside one student step
+    K: AtLeast1 = 4  # branches; divides substeps; 1 is the host itself
+    substeps: AtLeast1 = 4  # teacher steps inside one student step
     # of the branches: linear (growing), uniform, endpoint (all there), endpoint-heavy (.7 there),
     # or K numbers
     branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
@@ -48,31 +50,31 @@ class SFDBase(Host):
     branch_step: Literal[*BRANCH_STEPS] = 'own'
     # global: one teacher path from the noise; local: restarted where the student stands
     teacher_states: Literal[*TEACHER_STATES] = 'global'
-    loss: Literal[*NORMS] = 'l1' # distance between the student's states and the teacher's
-    solver: Literal[*SOLVERS] = 'dpmpp3m' # the teacher's; the student's is Euler
+    loss: Literal[*NORMS] = 'l1'  # distance between the student's states and the teacher's
+    solver: Literal[*SOLVERS] = 'dpmpp3m'  # the teacher's; the student's is Euler
     # is the teacher's first step analytic too? (for a teacher that is itself an SFD student)
     teacher_afs: bool = False
-    teacher_own_steps: bool = False # is the teacher a student, which knows no steps but these?
-    schedule: Literal[*SCHEDULES] = 'karras' # spacing of the noise levels
-    sigma_min: Above0 = .006 # where student and teacher end
-    sigma_max: Above0 = 80. # where they start
-    afs: bool = True # the student's first step is analytic and costs no network call
+    teacher_own_steps: bool = False  # is the teacher a student, which knows no steps but these?
+    schedule: Literal[*SCHEDULES] = 'karras'  # spacing of the noise levels
+    sigma_min: Above0 = 0.006  # where student and teacher end
+    sigma_max: Above0 = 80.0  # where they start
+    afs: bool = True  # the student's first step is analytic and costs no network call
     # iterations; each takes one optimiser step per student step that calls the network
     steps: AtLeast1 = 1563
-    batch: AtLeast1 = 128 # trajectories an iteration
+    batch: AtLeast1 = 128  # trajectories an iteration
     # distinct trajectories, gone through again and again; None: all fresh
     pool: AtLeast1 | None = None
     # what a bank keeps the teacher's states in: float16 takes half the space, and rounds them
     bank_dtype: Literal[*BANK_DTYPES] = 'float32'
-    lr: Above0 = 5e-5 # peak learning rate of Adam
+    lr: Above0 = 5e-5  # peak learning rate of Adam
     # of the learning rate after the warm-up; drop: x0.1 at half-time
     lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop'
-    seed: AtLeast0 = 0 # of the noise, the labels and dropout
-    shape: tuple[AtLeast1, ...] = (1, 28, 28) # of one sample
-    layer: str | None = None # name of the network's output layer; None: it is looked for
-    warmup: AtLeast0 = 0 # iterations of linear warm-up
-    betas: tuple[Beta, Beta] = (.9, .999) # decay rates of Adam's two averages
-    clip_grad: Above0 | None = None # largest gradient norm; None: no clipping
+    seed: AtLeast0 = 0  # of the noise, the labels and dropout
+    shape: tuple[AtLeast1, ...] = (1, 28, 28)  # of one sample
+    layer: str | None = None  # name of the network's output layer; None: it is looked for
+    warmup: AtLeast0 = 0  # iterations of linear warm-up
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # decay rates of Adam's two averages
+    clip_grad: Above0 | None = None  # largest gradient norm; None: no clipping
     # decay of the weight average per iteration; the finished student is the average; None: no
     # average
     ema: Fraction | None = None
@@ -80,20 +82,26 @@ class SFDBase(Host):
     log_every: AtLeast1 | None = None
     # iterations between checkpoints; 0: only at the end; None: a tenth of them
     checkpoint_every: AtLeast0 | None = None
-    keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
-    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+    keep: AtLeast1 = 2  # checkpoints that stay, besides the best one
+    on_nan: Literal['stop', 'skip'] = 'stop'  # at a NaN: skip leaves the update out
     # of schedule flow: above 1 more steps at high noise, as large images want; 1: even steps
-    shift: Above0 = 1.
+    shift: Above0 = 1.0
 
     def __post_init__(self):
         validate(self)
-        refuse('', {
-            'shape must be the shape of one sample, such as (1, 28, 28), got ()': not self.shape,
-            "bank_dtype='float16' is for teacher_states='global': no bank keeps what restarts at "
-            'the student': self.bank_dtype != 'float32' and self.teacher_states == 'local'})
-        if self.pool is not None: check_int('pool', self.pool, self.batch)
+        refuse(
+            '',
+            (not self.shape, 'shape must be the shape of one sample, such as (1, 28, 28), got ()'),
+            (
+                self.bank_dtype != 'float32' and self.teacher_states == 'local',
+                "bank_dtype='float16' is for teacher_states='global': no bank keeps what restarts "
+                'at the student',
+            ),
+        )
+        if self.pool is not None:
+            check_int('pool', self.pool, self.batch)
         check_substeps(self.substeps, self.substeps, self.K)
-        self.weights(0.)
+        self.weights(0.0)
         self.train_config
 
     @property
@@ -111,31 +119,35 @@ class SFDBase(Host):
         check_grid(self, *denoisers)
         return self
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...],
-               given: frozenset[str] = frozenset()) -> Host:
+    def fitted(
+        self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str] = frozenset()
+    ) -> Host:
         levels = getattr(unguided(teacher), 'log_sigmas', None)
-        own = getattr(unguided(teacher), 'outer', None) # a module that may name its range
-        low, top = (float(getattr(own, name, getattr(self, name)))
-                    for name in ('sigma_min', 'sigma_max'))
-        if levels is not None: top = levels[-1].exp().item()
-        fit = dict(shape=shape, sigma_min=max(self.sigma_min, low),
-                   sigma_max=min(self.sigma_max, top))
+        own = getattr(unguided(teacher), 'outer', None)  # a module that may name its range
+        low, top = (
+            float(getattr(own, name, getattr(self, name))) for name in ('sigma_min', 'sigma_max')
+        )
+        if levels is not None:
+            top = levels[-1].exp().item()
+        fit = dict(
+            shape=shape, sigma_min=max(self.sigma_min, low), sigma_max=min(self.sigma_max, top)
+        )
         return fitting(self, fit | in_flow_time(self, teacher, shape, given), given)
 
     def small(self, n: int) -> Host:
         return replace(self, batch=n, pool=n, steps=4, warmup=0)
 
     @property
-    def n_trajectories(self) -> int: # distinct ones that the run sees
-        return min(self.steps, self.pool//self.batch if self.pool else self.steps)*self.batch
+    def n_trajectories(self) -> int:  # distinct ones that the run sees
+        return min(self.steps, self.pool // self.batch if self.pool else self.steps) * self.batch
 
-    def seeds(self, i: int) -> range: # of iteration i
+    def seeds(self, i: int) -> range:  # of iteration i
         "One seed per trajectory, apart from those that sampling uses."
-        start = (self.seed + 1 << 32) + i*self.batch % self.n_trajectories
+        start = (self.seed + 1 << 32) + i * self.batch % self.n_trajectories
         return range(start, start + self.batch)
 
     @property
-    def all_seeds(self) -> range: # of the whole run
+    def all_seeds(self) -> range:  # of the whole run
         "The seeds of all trajectories."
         return range(self.seeds(0).start, self.seeds(0).start + self.n_trajectories)
 
@@ -146,15 +158,18 @@ class SFDBase(Host):
         return () if self.fixed else ('steps',)
 
     @property
-    def fixed(self) -> dict[str, str]: # field -> why it may not differ
+    def fixed(self) -> dict[str, str]:  # field -> why it may not differ
         "Fields that may not, each with the reason."
-        if self.branch_weights_end is None: return {}
+        if self.branch_weights_end is None:
+            return {}
         return dict(steps='with branch_weights_end the weights of every iteration depend on steps')
+
 
 @dataclass(frozen=True)
 class SFDConfig(SFDBase):
     "Simple and Fast Distillation (Zhou et al. 2024) with K branches; K = 1 is the host itself."
-    nfe: AtLeast1 = 2 # network calls of the finished student
+
+    nfe: AtLeast1 = 2  # network calls of the finished student
     host = 'sfd'
     title = 'SFD'
 
@@ -171,17 +186,23 @@ class SFDConfig(SFDBase):
     # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
     def grids(self) -> tuple[Tensor, Tensor]:
         "Noise levels of the teacher's steps and of the student's."
-        return nested_sigmas(self.n_steps, self.substeps, self.schedule, self.sigma_min,
-                             self.sigma_max, self.shift)
+        return nested_sigmas(
+            self.n_steps, self.substeps, self.schedule, self.sigma_min, self.sigma_max, self.shift
+        )
 
     @property
-    def plan(self) -> TrajectoryPlan: # what the teacher walks
+    def plan(self) -> TrajectoryPlan:  # what the teacher walks
         "The teacher's trajectories: levels, solver, shape."
         levels = tuple(self.grids[0].tolist())
         return TrajectoryPlan(levels, self.solver, self.shape, self.teacher_afs, self.bank_dtype)
 
-    def step_function(self, teacher: Callable, bank: TrajectoryBank | None = None,
-                      data: None = None, labels: None = None) -> StepFunction:
+    def step_function(
+        self,
+        teacher: Callable,
+        bank: TrajectoryBank | None = None,
+        data: None = None,
+        labels: None = None,
+    ) -> StepFunction:
         "The step function that trains the student."
         return sfd_step(teacher, self, bank)
 
@@ -191,41 +212,53 @@ class SFDConfig(SFDBase):
 
     def reference(self, shape: tuple[int, ...] | None = None) -> TrajectoryPlan:
         "The teacher on a grid twice as fine; one that is itself a student knows no other steps."
-        if self.teacher_own_steps or self.teacher_afs: return self.plan
-        return replace(self, substeps=2*self.substeps, shape=shape or self.shape).plan
+        if self.teacher_own_steps or self.teacher_afs:
+            return self.plan
+        return replace(self, substeps=2 * self.substeps, shape=shape or self.shape).plan
 
-    def bank(self, teacher: Callable, folder: Path | str | None = None,
-             show: bool = True) -> TrajectoryBank | None: # None: states restart at the student's
+    def bank(
+        self, teacher: Callable, folder: Path | str | None = None, show: bool = True
+    ) -> TrajectoryBank | None:  # None: states restart at the student's
         "The trajectories of this number of calls; on disk in a part of the folder."
-        if self.teacher_states == 'local': return None
-        part = None if folder is None else Path(folder)/f'nfe-{self.nfe}'
+        if self.teacher_states == 'local':
+            return None
+        part = None if folder is None else Path(folder) / f'nfe-{self.nfe}'
         return teacher_bank(teacher, self, folder=part, show=show)
 
     @property
     def cost(self) -> dict[str, int]:
         "Updates, and samples through the networks, where each trajectory is walked once."
-        counter = NFECounter(GaussianDenoiser(0., 1.))
-        def student(x, sigma, cond): return x[:, None].expand(-1, self.K, *x.shape[1:])
-        for _ in sfd_step(counter, self)(student, 0): pass # one iteration
-        fresh = self.teacher_states == 'local' # the walks depend on the student
-        walks = self.steps*self.batch if fresh else self.n_trajectories
-        return dict(updates=self.nfe*self.steps, teacher=counter.nfe*walks,
-                    student=self.nfe*self.steps*self.batch)
+        counter = NFECounter(GaussianDenoiser(0.0, 1.0))
+
+        def student(x, sigma, cond):
+            return x[:, None].expand(-1, self.K, *x.shape[1:])
+
+        for _ in sfd_step(counter, self)(student, 0):
+            pass  # one iteration
+        fresh = self.teacher_states == 'local'  # the walks depend on the student
+        walks = self.steps * self.batch if fresh else self.n_trajectories
+        return dict(
+            updates=self.nfe * self.steps,
+            teacher=counter.nfe * walks,
+            student=self.nfe * self.steps * self.batch,
+        )
 
 # %% ../../nbs/distillation/07_sfd.ipynb #d9a2bfcb
 def sfd_step(
-    teacher: Callable, # a denoiser, which stays frozen
+    teacher: Callable,  # a denoiser, which stays frozen
     cfg: SFDConfig,
     # teacher trajectories made beforehand; None: made on the fly
     bank: TrajectoryBank | None = None,
-) -> StepFunction: # for `loop.fit`: yields one loss per student step that calls the network
+) -> StepFunction:  # for `loop.fit`: yields one loss per student step that calls the network
     """The student walks from noise to image; every step is pulled towards the teacher's K states,
     and begins where the last one ended."""
     nodes, plan, local = cfg.grids[1].tolist(), cfg.plan, cfg.teacher_states == 'local'
+
     def step(student, i):
         # this process's part of the batch
-        weights, seeds = cfg.weights(i/cfg.steps), share(cfg.seeds(i))
-        if local: x, cond = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
+        weights, seeds = cfg.weights(i / cfg.steps), share(cfg.seeds(i))
+        if local:
+            x, cond = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
         else:
             traj, cond = plan.walk(teacher, seeds) if bank is None else bank.batch(seeds)
             x, path = traj[0], segments(traj, cfg.substeps, cfg.K)
@@ -238,48 +271,71 @@ def sfd_step(
             yield dense_alignment_loss(states, seg.states, weights, cfg.loss)
             # the endpoint branch, from before the update; no gradient crosses student steps
             x = states[:, -1].detach()
+
     return step
 
-def local_segment(teacher: Callable, cfg: SFDConfig, x: Tensor, n: int,
-                  cond: Tensor | dict | None) -> Segment:
+
+def local_segment(
+    teacher: Callable, cfg: SFDConfig, x: Tensor, n: int, cond: Tensor | dict | None
+) -> Segment:
     "Student step n with the teacher restarted from the student's own state."
-    levels, first, solver = cfg.grids[0], n*cfg.substeps, SOLVERS[cfg.solver]
-    whole = levels.tolist() # the solver sees the whole grid, so that it knows where the path ends
+    levels, first, solver = cfg.grids[0], n * cfg.substeps, SOLVERS[cfg.solver]
+    whole = levels.tolist()  # the solver sees the whole grid, so that it knows where the path ends
+
     def advance(x, x0_hat, sigmas, i, past, denoise):
         return solver(x, x0_hat, whole, first + i, past, denoise)
-    return segments(trajectory(teacher, x, levels[first:first + cfg.substeps + 1], advance,
-                               afs=cfg.teacher_afs and n == 0, cond=cond), cfg.substeps, cfg.K)[0]
+
+    return segments(
+        trajectory(
+            teacher,
+            x,
+            levels[first : first + cfg.substeps + 1],
+            advance,
+            afs=cfg.teacher_afs and n == 0,
+            cond=cond,
+        ),
+        cfg.substeps,
+        cfg.K,
+    )[0]
 
 # %% ../../nbs/distillation/07_sfd.ipynb #834741e9
 def teacher_bank(
-    teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: SFDConfig, # its plan and seeds are used
-    n: int | None = None, # trajectories, at least one batch; default: all that the run will see
-    folder: Path | str | None = None, # keep them there; None: in memory
-    show: bool = True, # progress bar
+    teacher: Callable,  # a denoiser; it is copied, not touched
+    cfg: SFDConfig,  # its plan and seeds are used
+    n: int | None = None,  # trajectories, at least one batch; default: all that the run will see
+    folder: Path | str | None = None,  # keep them there; None: in memory
+    show: bool = True,  # progress bar
 ) -> TrajectoryBank:
     "The teacher trajectories of a run, for every run with the same teacher, plan and seeds."
-    if n is not None: check_int('n', n, cfg.batch)
+    if n is not None:
+        check_int('n', n, cfg.batch)
     cfg = cfg.suited(teacher)
     first = cfg.seeds(0).start
-    seeds = cfg.all_seeds if n is None else range(first, first + n//cfg.batch*cfg.batch)
+    seeds = cfg.all_seeds if n is None else range(first, first + n // cfg.batch * cfg.batch)
     return make_bank(frozen_copy(teacher, cfg.shape), cfg.plan, seeds, cfg.batch, folder, show)
 
 # %% ../../nbs/distillation/07_sfd.ipynb #0a2a84f6
 def sfd(
-    teacher: Callable, # a denoiser; it is copied, not touched
+    teacher: Callable,  # a denoiser; it is copied, not touched
     cfg: SFDConfig = SFDConfig(),
     # from `teacher_bank`, to share teacher trajectories between runs
     bank: TrajectoryBank | None = None,
-    folder: Path | str | None = None, # checkpoints; a run found there is resumed
-    show: bool = True, # progress bar
+    folder: Path | str | None = None,  # checkpoints; a run found there is resumed
+    show: bool = True,  # progress bar
     # where the student starts; None: as a copy of the teacher, which is then a network
     student: NetDenoiser | None = None,
     *,
-    hardware: Hardware = Hardware(), # how the numbers are computed
-    hooks: Sequence = (), # see `loop.fit`
-) -> Student: # with `ema`, the average of the weights
+    hardware: Hardware = Hardware(),  # how the numbers are computed
+    hooks: Sequence = (),  # see `loop.fit`
+) -> Student:  # with `ema`, the average of the weights
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     check_type(cfg, SFDConfig, "cfg must be an SFDConfig, such as preset('demo')")
-    return cfg.run(teacher, bank=bank, folder=folder, show=show, student=student,
-                   hardware=hardware, hooks=hooks)
+    return cfg.run(
+        teacher,
+        bank=bank,
+        folder=folder,
+        show=show,
+        student=student,
+        hardware=hardware,
+        hooks=hooks,
+    )

@@ -42,26 +42,33 @@ __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'abou
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
-    teacher: Callable, # what is distilled
-    student: NetDenoiser | None, # where the student starts; None: as the teacher
+    teacher: Callable,  # what is distilled
+    student: NetDenoiser | None,  # where the student starts; None: as the teacher
 ) -> NetDenoiser:
     """The network that a student starts from, of a guided teacher the one that is guided; refused
     unless it is one, with the teacher's classes."""
     start = unguided(teacher) if student is None else student
-    check_type(start, NetDenoiser, 'the student must start from an EDMDenoiser, VPDenoiser or the '
-               'like', ': pass a network as student=' if student is None else ' as student=')
+    check_type(
+        start,
+        NetDenoiser,
+        'the student must start from an EDMDenoiser, VPDenoiser or the like',
+        ': pass a network as student=' if student is None else ' as student=',
+    )
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
-        raise ValueError('teacher and student must know the same classes: the teacher has '
-                         f'{taught}, the student {start.n_classes}')
+        raise ValueError(
+            'teacher and student must know the same classes: the teacher has '
+            f'{taught}, the student {start.n_classes}'
+        )
     return start
 
+
 def branched_student(
-    teacher: Callable, # what is distilled
-    student: NetDenoiser | None, # where the student starts; None: as a copy of the teacher
-    K: int, # how many branches the student has
-    layer: str | None, # name of the network's output layer; None: found by `branches.output_layer`
-    shape: tuple[int, ...] | None = None, # of one sample, which helps to find the layer
-) -> BranchedDenoiser: # trainable, in training mode
+    teacher: Callable,  # what is distilled
+    student: NetDenoiser | None,  # where the student starts; None: as a copy of the teacher
+    K: int,  # how many branches the student has
+    layer: str | None,  # name of the network's output layer; None: found by `branches.output_layer`
+    shape: tuple[int, ...] | None = None,  # of one sample, which helps to find the layer
+) -> BranchedDenoiser:  # trainable, in training mode
     "The network that is trained: a copy of the teacher, or of another network, with K branches."
     start = starting_network(teacher, student)
     if (drawn := getattr(teacher, 'conditions', None)) is not start.conditions:
@@ -69,7 +76,8 @@ def branched_student(
         start.conditions = drawn
     return branch(start, K, layer, shape).train()
 
-def about_teacher(teacher: Callable) -> dict: # JSON-able
+
+def about_teacher(teacher: Callable) -> dict:  # JSON-able
     "What a student's card says of its teacher: which one it was, and the guidance it was given."
     guided = isinstance(teacher, GuidedDenoiser)
     guidance = teacher.config if guided else getattr(teacher, 'guidance', {})
@@ -77,62 +85,90 @@ def about_teacher(teacher: Callable) -> dict: # JSON-able
 
 # %% ../../nbs/distillation/06_students.ipynb #7ed581e1
 def train_config(
-    cfg, # a host's configuration
-    steps: int, # how many iterations the run has
+    cfg,  # a host's configuration
+    steps: int,  # how many iterations the run has
     seed: int,
 ) -> TrainConfig:
     """A host's fields for the training loop; read a hundred times and saved ten times, unless it
     says otherwise."""
-    log = max(steps//100, 1) if cfg.log_every is None else cfg.log_every
-    save = max(steps//10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every
-    return TrainConfig(steps, cfg.lr, cfg.warmup, cfg.lr_schedule, cfg.betas, cfg.clip_grad,
-                       cfg.ema, seed, log_every=log, checkpoint_every=save, keep=cfg.keep,
-                       on_nan=cfg.on_nan)
+    log = max(steps // 100, 1) if cfg.log_every is None else cfg.log_every
+    save = max(steps // 10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every
+    return TrainConfig(
+        steps,
+        cfg.lr,
+        cfg.warmup,
+        cfg.lr_schedule,
+        cfg.betas,
+        cfg.clip_grad,
+        cfg.ema,
+        seed,
+        log_every=log,
+        checkpoint_every=save,
+        keep=cfg.keep,
+        on_nan=cfg.on_nan,
+    )
+
 
 def claim_run(
-    folder: Path | str | None, # of a run, with checkpoints; None: there is none
-    cfg, # a host's configuration
-    networks: Sequence[Callable | None], # teacher, and the student where it is another
-    shape: tuple[int, ...], # of one sample
-    free: Sequence[str] = (), # fields that may differ when the run goes on
-    **more, # what else defines the run: hashes of teacher, student and data
+    folder: Path | str | None,  # of a run, with checkpoints; None: there is none
+    cfg,  # a host's configuration
+    networks: Sequence[Callable | None],  # teacher, and the student where it is another
+    shape: tuple[int, ...],  # of one sample
+    free: Sequence[str] = (),  # fields that may differ when the run goes on
+    **more,  # what else defines the run: hashes of teacher, student and data
 ) -> None:
     "Take a folder for a run; one that holds another run is refused."
     if folder is not None:
         run = dict(asdict(cfg), host=cfg.host, **more, **answers_note(shape, *networks))
-        known = dict(asdict(type(cfg)()), host=cfg.host) # older notes do not name the host
+        known = dict(asdict(type(cfg)()), host=cfg.host)  # older notes do not name the host
         claim_folder(folder, run, known, ('on_nan', *free), cfg.fixed)
 
+
 def claim_training(
-    folder: Path | str | None, # of the run, with checkpoints; None: there is none
+    folder: Path | str | None,  # of the run, with checkpoints; None: there is none
     cfg: Host,
-    networks: Sequence[Callable | None], # teacher, and the student where it is another
-    start: nn.Module, # the network that is trained, as it starts
-) -> dict: # `about_teacher`
+    networks: Sequence[Callable | None],  # teacher, and the student where it is another
+    start: nn.Module,  # the network that is trained, as it starts
+) -> dict:  # `about_teacher`
     "Take a folder for a run of one training."
     origin = about_teacher(networks[0])
-    claim_run(folder, cfg, networks, cfg.shape, cfg.free, teacher=origin['teacher'],
-              student=denoiser_hash(start))
+    claim_run(
+        folder,
+        cfg,
+        networks,
+        cfg.shape,
+        cfg.free,
+        teacher=origin['teacher'],
+        student=denoiser_hash(start),
+    )
     return origin
+
 
 def about_training(
     cfg: Host,
-    origin: dict, # see `about_teacher`
+    origin: dict,  # see `about_teacher`
     done: Fit,
-) -> dict: # JSON-able
+) -> dict:  # JSON-able
     "How a student came about, in one training."
-    return dict(host=cfg.host, **origin, config=asdict(cfg), history=done.history,
-                seconds=round(done.seconds, 1))
+    return dict(
+        host=cfg.host,
+        **origin,
+        config=asdict(cfg),
+        history=done.history,
+        seconds=round(done.seconds, 1),
+    )
+
 
 def check_own_samples(
-    teacher: Callable, # a denoiser, which stays frozen
-    plan: TrajectoryPlan, # how it samples
+    teacher: Callable,  # a denoiser, which stays frozen
+    plan: TrajectoryPlan,  # how it samples
 ) -> None:
     "Refuse a teacher whose own samples are not finite, or as large as the noise."
     traj, _ = plan.walk(teacher, range(4))
     check_samples(traj[-1], plan.sigmas[0])
 
-def kept(done: Fit) -> nn.Module: # the average, if there is one
+
+def kept(done: Fit) -> nn.Module:  # the average, if there is one
     "The weights that a finished student has."
     return done.model if done.ema is None else done.ema
 
@@ -140,7 +176,8 @@ def kept(done: Fit) -> nn.Module: # the average, if there is one
 @dataclass(repr=False)
 class Student(Sampler):
     "A sampler that was distilled, and knows how; it takes Euler steps."
-    about: dict = field(default_factory=dict) # host, configuration, loss curve
+
+    about: dict = field(default_factory=dict)  # host, configuration, loss curve
     solver: str = field(default='euler', init=False)
 
     def __post_init__(self):
@@ -148,9 +185,10 @@ class Student(Sampler):
         if self.about and isinstance(self.denoiser, NetDenoiser):
             self.denoiser.guidance = guidance_of(self.about)
 
-    def save(self,
-        folder: Path | str, # gets model.safetensors and config.json
-        overwrite: bool = False, # replace another student, or other files of these names
+    def save(
+        self,
+        folder: Path | str,  # gets model.safetensors and config.json
+        overwrite: bool = False,  # replace another student, or other files of these names
     ) -> None:
         "Write weights (safetensors), and then a JSON that says how to sample."
         _save(self, folder, dict(sigmas=self.sigmas.tolist()), {}, overwrite)
@@ -158,25 +196,38 @@ class Student(Sampler):
 # %% ../../nbs/distillation/06_students.ipynb #0072d5ec
 #: file of the biases of an SFD-v student
 BIASES = 'step_biases.safetensors'
-CONDITIONS = 'conditions.safetensors' # the table that conditions are drawn from, if there is one
+CONDITIONS = 'conditions.safetensors'  # the table that conditions are drawn from, if there is one
 
-def _save(student: Student | VariableStudent, folder: Path | str, how: dict,
-          more: dict[str, Tensor], overwrite: bool) -> None:
+
+def _save(
+    student: Student | VariableStudent,
+    folder: Path | str,
+    how: dict,
+    more: dict[str, Tensor],
+    overwrite: bool,
+) -> None:
     """Write a student: further tensors by file name, then its denoiser, whose config.json comes
     last."""
     folder = Path(folder)
     how = dict(how, afs=student.afs, shape=list(student.shape))
     check_choice('denoiser', type(student.denoiser).__name__, DENOISERS)
     table = table_of(student.denoiser)
-    if table is not None: how['conditions_sha256'] = checksum(table.tensors, {})
+    if table is not None:
+        how['conditions_sha256'] = checksum(table.tensors, {})
     run = _run_of(student.about, how)
-    if not overwrite: _check_replaceable(student, folder, run)
-    if said := _answers(student.denoiser, student.shape): how['answers'] = said
+    if not overwrite:
+        _check_replaceable(student, folder, run)
+    if said := _answers(student.denoiser, student.shape):
+        how['answers'] = said
     with locked(folder):
-        if overwrite: (folder/CONFIG).unlink(missing_ok=True)
-        for name, tensor in more.items(): save_tensors(folder/name, {'biases': tensor})
-        if table is not None: table.save(folder/CONDITIONS)
+        if overwrite:
+            (folder / CONFIG).unlink(missing_ok=True)
+        for name, tensor in more.items():
+            save_tensors(folder / name, {'biases': tensor})
+        if table is not None:
+            table.save(folder / CONDITIONS)
         save_denoiser(student.denoiser, folder, dict(student=how, **student.about), run)
+
 
 def _answers(denoiser: NetDenoiser, shape: tuple[int, ...]) -> list[float] | None:
     "Of a network that somebody else makes anew; with conditions, if they are kept with it."
@@ -184,34 +235,48 @@ def _answers(denoiser: NetDenoiser, shape: tuple[int, ...]) -> list[float] | Non
     kept = isinstance(denoiser.conditions, ConditionTable | None)
     return answers(denoiser, shape) if kept and not own else None
 
+
 def _check_answers(denoiser: NetDenoiser, shape: tuple[int, ...], stored) -> None:
     "Refuse a network that was made otherwise than the stored one."
     mine = stored and _answers(denoiser, shape)
     if mine and apart(mine, stored) > SAME_ANSWERS:
-        raise ValueError('the network that was given answers otherwise than the one that was '
-                         f'stored: {apart(mine, stored):.1%} away with the same weights and input'
-                         '; make it with the settings that it had (activations, constants, ...)')
+        raise ValueError(
+            'the network that was given answers otherwise than the one that was '
+            f'stored: {apart(mine, stored):.1%} away with the same weights and input'
+            '; make it with the settings that it had (activations, constants, ...)'
+        )
 
-def table_of(denoiser: NetDenoiser) -> ConditionTable | None: # None: it has none
+
+def table_of(denoiser: NetDenoiser) -> ConditionTable | None:  # None: it has none
     "The table that a student's conditions are drawn from; other ways to draw are not kept."
     draw = denoiser.conditions
-    if isinstance(draw, ConditionTable | None): return draw
-    warnings.warn(f'the conditions of this student are drawn by a {type(draw).__name__}, which is '
-                  'not kept with it, as a ConditionTable would be: set denoiser.conditions again '
-                  'after loading, or pass cond= to sample', stacklevel=4)
+    if isinstance(draw, ConditionTable | None):
+        return draw
+    warnings.warn(
+        f'the conditions of this student are drawn by a {type(draw).__name__}, which is '
+        'not kept with it, as a ConditionTable would be: set denoiser.conditions again '
+        'after loading, or pass cond= to sample',
+        stacklevel=4,
+    )
 
 # %% ../../nbs/distillation/06_students.ipynb #9ac09aeb
-def _run_of(about: dict, how: dict) -> dict: # as JSON has it
+def _run_of(about: dict, how: dict) -> dict:  # as JSON has it
     "What tells one run's student from another's: its sampling, host, teacher and settings."
-    run = dict(how, host=about.get('host'), teacher=about.get('teacher'), nfe=about.get('nfe'),
-               **{f'config.{k}': v for k, v in about.get('config', {}).items()})
+    run = dict(
+        how,
+        host=about.get('host'),
+        teacher=about.get('teacher'),
+        nfe=about.get('nfe'),
+        **{f'config.{k}': v for k, v in about.get('config', {}).items()},
+    )
     # a resumed run may round differently
     return json.loads(json.dumps({k: v for k, v in run.items() if k != 'biases_sha256'}))
 
-def _stored_run(folder: Path) -> dict: # as `_run_of`
+
+def _stored_run(folder: Path) -> dict:  # as `_run_of`
     """Which run's student is in a folder; a save that was cut off has no config.json, but its
     weights say it."""
-    if not (folder/CONFIG).exists():
+    if not (folder / CONFIG).exists():
         if (run := read_run(folder)) is None:
             raise ValueError(f'{WEIGHTS} was not written by Student.save')
         return run
@@ -220,70 +285,86 @@ def _stored_run(folder: Path) -> dict: # as `_run_of`
         raise ValueError('it is a denoiser that is no student, a teacher perhaps')
     return _run_of(about, about.pop('student'))
 
+
 def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: dict) -> None:
     "Refuse to replace anything but a save of the same run, whole or cut off."
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'{folder} is a file, so nothing can be saved into it: name a folder')
-    if not any((folder/name).exists() for name in (CONFIG, WEIGHTS)): return
+    if not any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
+        return
     instead = 'choose another folder, or pass overwrite=True'
-    foreign = lambda e: f'{folder} holds files that are no student\'s ({e}); {instead}'
-    with reworded(foreign, ValueError, OSError): theirs = _stored_run(folder)
+    foreign = lambda e: f"{folder} holds files that are no student's ({e}); {instead}"
+    with reworded(foreign, ValueError, OSError):
+        theirs = _stored_run(folder)
     free = [f'config.{k}' for k in ('on_nan', *FREE)]
-    if _is_longer(mine, theirs): free.append('config.steps')
-    differ = [f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now'
-              for k in mine if k in theirs and theirs[k] != mine[k] and k not in free]
-    by_hand = 'config' not in student.about # then nothing else tells
-    whole = (folder/CONFIG).exists()
+    if _is_longer(mine, theirs):
+        free.append('config.steps')
+    differ = [
+        f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now'
+        for k in mine
+        if k in theirs and theirs[k] != mine[k] and k not in free
+    ]
+    by_hand = 'config' not in student.about  # then nothing else tells
+    whole = (folder / CONFIG).exists()
     if not differ and by_hand and whole and not _same_weights(student.denoiser, folder):
         differ = ['its weights']
     if differ or ('grids' in theirs) != ('grids' in mine):
-        raise ValueError(f'{folder} holds another student '
-                         f'({"; ".join(differ) or "for several step counts, or for one"}); '
-                         f'{instead}')
+        raise ValueError(
+            f'{folder} holds another student '
+            f'({"; ".join(differ) or "for several step counts, or for one"}); '
+            f'{instead}'
+        )
 
-def _is_longer(mine: dict, theirs: dict) -> bool: # both as `_run_of`
+
+def _is_longer(mine: dict, theirs: dict) -> bool:  # both as `_run_of`
     "Is this the same run, gone on with more iterations?"
     steady = mine.get('config.lr_schedule') == 'constant'
     moving = mine.get('config.branch_weights_end') is not None
     return steady and not moving and mine.get('config.steps', 0) > theirs.get('config.steps', 0)
 
+
 def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
     "Are the weights in the folder these?"
-    try: mine, theirs = denoiser.state_dict(), load_tensors(folder/WEIGHTS)[0]
-    except (ValueError, FileNotFoundError): return False
-    return (mine.keys() == theirs.keys()
-            and all(torch.equal(v.cpu(), theirs[k]) for k, v in mine.items()))
+    try:
+        mine, theirs = denoiser.state_dict(), load_tensors(folder / WEIGHTS)[0]
+    except (ValueError, FileNotFoundError):
+        return False
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(v.cpu(), theirs[k]) for k, v in mine.items()
+    )
 
 # %% ../../nbs/distillation/06_students.ipynb #ae9fece1
 @dataclass
 class VariableStudent:
     """One denoiser for several step counts, which differ in the bias of one layer alone (SFD-v,
     the notebook on variable steps)."""
-    denoiser: NetDenoiser # plain; its own bias in that layer is that of the first count
-    biases: Tensor # [n, width], a row for each grid, in their order
-    step_layer: str # name of that layer inside `denoiser.net`
-    grids: dict[int, Tensor] # network calls -> noise levels [n_steps+1], float64
-    afs: bool # is the first step analytic?
-    shape: tuple[int, ...] # of one sample
-    about: dict = field(default_factory=dict) # host, configuration, loss curve
+
+    denoiser: NetDenoiser  # plain; its own bias in that layer is that of the first count
+    biases: Tensor  # [n, width], a row for each grid, in their order
+    step_layer: str  # name of that layer inside `denoiser.net`
+    grids: dict[int, Tensor]  # network calls -> noise levels [n_steps+1], float64
+    afs: bool  # is the first step analytic?
+    shape: tuple[int, ...]  # of one sample
+    about: dict = field(default_factory=dict)  # host, configuration, loss curve
 
     def __post_init__(self):
         bias = getattr(dict(self.denoiser.net.named_modules()).get(self.step_layer), 'bias', None)
         if bias is None:
-            raise ValueError(f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} '
-                             'with a bias')
-        check_shape('biases, a row for each step count,', self.biases, len(self.grids),
-                    len(bias))
+            raise ValueError(
+                f'{type(self.denoiser.net).__name__} has no layer {self.step_layer!r} with a bias'
+            )
+        check_shape('biases, a row for each step count,', self.biases, len(self.grids), len(bias))
         check_state(self.biases, 'biases')
         self.grids = {nfe: check_sigmas(sigmas) for nfe, sigmas in self.grids.items()}
 
     def __getattr__(self, name: str):
-        one = '; the student of n calls, at(n), has'*hasattr(Student, name)
+        one = '; the student of n calls, at(n), has' * hasattr(Student, name)
         raise AttributeError(f'a VariableStudent has no {name}{one}', name=name, obj=self)
 
-    def at(self,
-        nfe: int, # network calls, one of those it was trained for
-    ) -> Student: # plain: the teacher's architecture and keys
+    def at(
+        self,
+        nfe: int,  # network calls, one of those it was trained for
+    ) -> Student:  # plain: the teacher's architecture and keys
         "The student of one step count, a copy that needs nothing of this one."
         check_choice('nfe', nfe, self.grids)
         plain = copied(self.denoiser)
@@ -293,16 +374,17 @@ class VariableStudent:
         return Student(plain, self.grids[nfe], self.afs, self.shape, dict(self.about, nfe=nfe))
 
     @cached_property
-    def nfe(self) -> tuple[int, ...]: # network calls that a sample may cost
+    def nfe(self) -> tuple[int, ...]:  # network calls that a sample may cost
         "Counted, as a student's are."
         return tuple(self.at(n).nfe for n in self.grids)
 
-    def sample(self,
-        n: int, # how many
-        seed: int = 0, # sample i depends on seed + i alone
-        nfe: int | None = None, # network calls a sample; None: the most that it was trained for
-        **how, # cond, batch: see `Student.sample`
-    ) -> Tensor: # [n, *D], on the CPU
+    def sample(
+        self,
+        n: int,  # how many
+        seed: int = 0,  # sample i depends on seed + i alone
+        nfe: int | None = None,  # network calls a sample; None: the most that it was trained for
+        **how,  # cond, batch: see `Student.sample`
+    ) -> Tensor:  # [n, *D], on the CPU
         "Generate samples with one of the step counts."
         return self.at(max(self.grids) if nfe is None else nfe).sample(n, seed, **how)
 
@@ -317,55 +399,64 @@ class VariableStudent:
 @dataclass(frozen=True)
 class _Sampling:
     "What config.json says of how to sample."
+
     afs: bool
     shape: tuple[AtLeast1, ...]
-    sigmas: tuple[float, ...] | None = None # of a student of one step count
-    grids: dict | None = None # of several
+    sigmas: tuple[float, ...] | None = None  # of a student of one step count
+    grids: dict | None = None  # of several
     step_layer: str | None = None
     biases_sha256: str | None = None
     conditions_sha256: str | None = None
-    answers: tuple[float, ...] | None = None # of a network that somebody else makes, to a noise
+    answers: tuple[float, ...] | None = None  # of a network that somebody else makes, to a noise
 
     def __post_init__(self):
         validate(self)
-        if not self.shape: raise ValueError('shape is empty')
+        if not self.shape:
+            raise ValueError('shape is empty')
+
 
 def _sampling(path: Path, about: dict) -> _Sampling:
     how = about.pop('student', {})
     wanted = ('grids', 'step_layer', 'biases_sha256') if 'grids' in how else ('sigmas',)
     if missing := [k for k in (*wanted, 'afs', 'shape') if k not in how]:
-        raise ValueError(f'{path.parent} holds a denoiser but not a student: its config.json does '
-                         f'not say how to sample ({", ".join(missing)})')
-    with _says_how(path): return _Sampling(**how)
+        raise ValueError(
+            f'{path.parent} holds a denoiser but not a student: its config.json does '
+            f'not say how to sample ({", ".join(missing)})'
+        )
+    with _says_how(path):
+        return _Sampling(**how)
 
-def _says_how(path: Path): # a context
+
+def _says_how(path: Path):  # a context
     return reworded(lambda e: f'{path} does not say how to sample: {e}', TypeError, ValueError)
 
+
 def load_student(
-    folder: Path | str, # written by `Student.save`
-    device: torch.device | str | None = None, # default: the fastest there is
+    folder: Path | str,  # written by `Student.save`
+    device: torch.device | str | None = None,  # default: the fastest there is
     # the network, or what makes it, if it is not this package's; its weights do not matter
     net: nn.Module | Callable[[], nn.Module] | None = None,
-) -> Student | VariableStudent: # the kind that was saved
+) -> Student | VariableStudent:  # the kind that was saved
     "Read a student back."
     folder = Path(folder)
-    if not (folder/CONFIG).exists():
+    if not (folder / CONFIG).exists():
         half = ''
-        if (folder/WEIGHTS).is_file():
+        if (folder / WEIGHTS).is_file():
             half = ': its weights are there, but saving was cut off; save it again'
-        if (folder/'sampling.json').is_file():
+        if (folder / 'sampling.json').is_file():
             half = '; it is one for other programs: bdense_nb.interop.export.load_pretrained'
         raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
     about = dict(read_about(folder).get('about', {}))
-    how = _sampling(folder/CONFIG, about)
+    how = _sampling(folder / CONFIG, about)
     denoiser = load_denoiser(folder, device, net)
     if how.conditions_sha256 is not None:
         denoiser.conditions = load_table(folder, how.conditions_sha256)
     _check_answers(denoiser, how.shape, how.answers)
     common = (how.afs, how.shape, about)
     biases = None if how.grids is None else _load_biases(folder, how.biases_sha256)
-    with _says_how(folder/CONFIG):
-        if biases is None: return Student(denoiser, how.sigmas, *common)
+    with _says_how(folder / CONFIG):
+        if biases is None:
+            return Student(denoiser, how.sigmas, *common)
         grids = {int(nfe): levels for nfe, levels in how.grids.items()}
         return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
 
@@ -374,26 +465,28 @@ def load_student(
 def _digest(biases: Tensor) -> str:
     return hashlib.sha256(biases.detach().cpu().contiguous().numpy()).hexdigest()
 
-def _load_biases(folder: Path, digest: str) -> Tensor: # [n, width]
+
+def _load_biases(folder: Path, digest: str) -> Tensor:  # [n, width]
     "The biases of the step counts; missing, damaged or foreign ones are refused by name."
-    biases = load_tensors(path := folder/BIASES)[0].get('biases')
+    biases = load_tensors(path := folder / BIASES)[0].get('biases')
     check_digest(path, 'none' if biases is None else _digest(biases), digest)
     return biases
 
+
 def load_table(folder: Path, digest: str) -> ConditionTable:
     "The table of conditions; a missing, damaged or foreign one is refused by name."
-    table = ConditionTable.load(path := folder/CONDITIONS)
+    table = ConditionTable.load(path := folder / CONDITIONS)
     check_digest(path, checksum(table.tensors, {}), digest)
     return table
 
 # %% ../../nbs/distillation/06_students.ipynb #33083618
 def starting_run(
     cfg: Host,
-    teacher: Callable, # a denoiser
-    student: NetDenoiser | None, # where the student starts; None: as the teacher
-    shape: tuple[int, ...], # of one sample
-    walk: Callable[[Host], TrajectoryPlan] = lambda cfg: cfg.plan, # that the teacher must survive
-) -> tuple[Host, Callable, BranchedDenoiser]: # as these networks need it; frozen; to be trained
+    teacher: Callable,  # a denoiser
+    student: NetDenoiser | None,  # where the student starts; None: as the teacher
+    shape: tuple[int, ...],  # of one sample
+    walk: Callable[[Host], TrajectoryPlan] = lambda cfg: cfg.plan,  # that the teacher must survive
+) -> tuple[Host, Callable, BranchedDenoiser]:  # as these networks need it; frozen; to be trained
     "Configuration, teacher and student of a run, if the two can do what they must."
     start = starting_network(teacher, student)
     teacher = frozen_copy(teacher, shape)
@@ -401,44 +494,66 @@ def starting_run(
     check_own_samples(teacher, walk(cfg))
     return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
 
-def in_flow_time(cfg: Host, teacher: Callable, shape: tuple[int, ...],
-                 given: frozenset[str]) -> dict: # fields
+
+def in_flow_time(
+    cfg: Host, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]
+) -> dict:  # fields
     """Of a flow-matching teacher the grid of its own time, with its scheduler's shift, and no
     analytic first step; {} for other teachers, and if a stored configuration has a grid."""
     flow = unguided(teacher)
-    if not isinstance(flow, FlowDenoiser) or 'config' in given: return {}
-    fit = dict(schedule='flow', sigma_max=1000., afs=False)
-    if 'schedule' in given and cfg.schedule != 'flow': return fit
-    return fit | dict(shift=flow.net.shift_for(shape) if hasattr(flow.net, 'shift_for') else 1.)
+    if not isinstance(flow, FlowDenoiser) or 'config' in given:
+        return {}
+    fit = dict(schedule='flow', sigma_max=1000.0, afs=False)
+    if 'schedule' in given and cfg.schedule != 'flow':
+        return fit
+    return fit | dict(shift=flow.net.shift_for(shape) if hasattr(flow.net, 'shift_for') else 1.0)
+
 
 def fitting(
     cfg: Host,
-    fields: dict, # name -> value, perhaps of fields that this host has not
-    given: frozenset[str], # names of the fields that were asked for, which stay
+    fields: dict,  # name -> value, perhaps of fields that this host has not
+    given: frozenset[str],  # names of the fields that were asked for, which stay
 ) -> Host:
     "A configuration with those of these fields that it has, but for the given ones."
-    return dataclasses.replace(cfg, **{name: value for name, value in fields.items()
-                                       if name not in given and hasattr(cfg, name)})
+    return dataclasses.replace(
+        cfg,
+        **{
+            name: value
+            for name, value in fields.items()
+            if name not in given and hasattr(cfg, name)
+        },
+    )
+
 
 def check_grid(cfg: Host, *denoisers: Callable) -> None:
     """Refuse a shift that changes nothing, an analytic first step of flow matching, and guidance
     that acts at no step."""
     for one, d in product(cfg.each.values(), denoisers):
-        if not isinstance(d, GuidedDenoiser) or d.scale == 1: continue
+        if not isinstance(d, GuidedDenoiser) or d.scale == 1:
+            continue
         levels, acts = one.guided_at(d)
         if not acts.any():
-            raise ValueError(f'guidance in the interval {d.interval} acts at no step of this run: '
-                             f'its teacher is asked at {len(levels)} noise levels (sigma, no time '
-                             f'steps) from {levels[0]:.4g} to {levels[-1]:.4g}, and none is in it')
+            raise ValueError(
+                f'guidance in the interval {d.interval} acts at no step of this run: '
+                f'its teacher is asked at {len(levels)} noise levels (sigma, no time '
+                f'steps) from {levels[0]:.4g} to {levels[-1]:.4g}, and none is in it'
+            )
     flows = any(isinstance(unguided(d), FlowDenoiser) for d in denoisers)
-    refuse('', {
-        f'shift={cfg.shift:g} moves no level of schedule {cfg.schedule!r}: its steps depend on '
-        f'their two ends alone, or on a table; it acts in {", ".join(SHIFTED)}':
+    refuse(
+        '',
+        (
             cfg.shift != 1 and cfg.schedule not in SHIFTED,
-        'afs=True, an analytic first step, leads a flow-matching teacher away from its path, and '
-        "no stock pipeline takes it: pass afs=False with schedule='flow', sigma_max=1000. and the "
-        "scheduler's shift, which cfg.fitted(teacher, shape) has":
-            flows and getattr(cfg, 'afs', False)})
+            f'shift={cfg.shift:g} moves no level of schedule {cfg.schedule!r}: its steps depend on '
+            f'their two ends alone, or on a table; it acts in {", ".join(SHIFTED)}',
+        ),
+        (
+            flows and getattr(cfg, 'afs', False),
+            'afs=True, an analytic first step, leads a flow-matching teacher away from its path, '
+            "and no stock pipeline takes it: pass afs=False with schedule='flow', sigma_max=1000. "
+            "and the scheduler's shift, which cfg.fitted(teacher, shape) has",
+        ),
+    )
+
 
 class Host:
     """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
@@ -452,15 +567,16 @@ class Host:
     - `cost`: a dictionary of updates, and of samples through teacher and student;
 
     and it has `loop`, the `TrainConfig`, and `plan`, the steps that its teacher takes."""
-    host = title = '' # for a student's `about`, and in words
-    layer = None # the network's output layer; None: it is looked for
-    shape = None # of one sample; None: the data's
-    rounds = None # steps of the student of each round, if there are several
-    pool = None # distinct trajectories; None: all fresh
-    all_seeds = None # of the trajectories that the run sees; None: it walks none
+
+    host = title = ''  # for a student's `about`, and in words
+    layer = None  # the network's output layer; None: it is looked for
+    shape = None  # of one sample; None: the data's
+    rounds = None  # steps of the student of each round, if there are several
+    pool = None  # distinct trajectories; None: all fresh
+    all_seeds = None  # of the trajectories that the run sees; None: it walks none
     needs_data = False
-    free = () # fields that may differ when a run goes on
-    fixed = {} # field -> why it may not
+    free = ()  # fields that may differ when a run goes on
+    fixed = {}  # field -> why it may not
 
     @property
     # by network calls, if there are several
@@ -477,22 +593,23 @@ class Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
         return self
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...],
-               given: frozenset[str] = frozenset()) -> Host:
+    def fitted(
+        self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str] = frozenset()
+    ) -> Host:
         "The same as a teacher of samples of this shape needs it; `given`: fields that stay."
         return self
 
-    def weights(self, done: float) -> Tensor: # [K], when this share of the training is done
+    def weights(self, done: float) -> Tensor:  # [K], when this share of the training is done
         "The K branch weights when a part of the training, or of a round, is done."
         end = self.branch_weights_end
         end = None if end is None else branch_weights(self.K, end)
         return scheduled_weights(branch_weights(self.K, self.branch_weights), end, done)
 
-    def small(self, n: int) -> Host: # whose first four iterations are timed
+    def small(self, n: int) -> Host:  # whose first four iterations are timed
         "The same with a few samples and iterations, to try it out."
         return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
 
-    def guided_at(self, teacher: GuidedDenoiser) -> tuple[Tensor, Tensor]: # two of [n_steps]
+    def guided_at(self, teacher: GuidedDenoiser) -> tuple[Tensor, Tensor]:  # two of [n_steps]
         "The noise levels that a teacher is asked at, and whether its guidance acts there."
         plan = self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
         levels = torch.tensor(plan.sigmas[:-1])
@@ -501,35 +618,50 @@ class Host:
     def cost_with(self, teacher: Callable) -> dict[str, int]:
         "`cost`, where a guided teacher calls its network twice; of a later round it is a student."
         cost = dict(self.cost)
-        if not isinstance(teacher, GuidedDenoiser): return cost
+        if not isinstance(teacher, GuidedDenoiser):
+            return cost
         acts = float(self.guided_at(teacher)[1].float().mean())
-        cost['teacher'] += round(acts*cost['teacher']/len(self.rounds or [0]))
+        cost['teacher'] += round(acts * cost['teacher'] / len(self.rounds or [0]))
         return cost
 
     def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:
         "The trajectories that the runs share; None: each walks by itself."
 
-    def run(self,
-        teacher: Callable, # a denoiser; it is copied, not touched
-        data: Tensor | None = None, # [N, *D], clean
-        labels: Tensor | dict | None = None, # [N], int64, or other conditions with N rows
-        bank: TrajectoryBank | None = None, # the teacher's trajectories
-        folder: Path | str | None = None, # checkpoints; a run found there is resumed
-        show: bool = True, # progress bar
-        student: NetDenoiser | None = None, # where the student starts; None: as the teacher
+    def run(
+        self,
+        teacher: Callable,  # a denoiser; it is copied, not touched
+        data: Tensor | None = None,  # [N, *D], clean
+        labels: Tensor | dict | None = None,  # [N], int64, or other conditions with N rows
+        bank: TrajectoryBank | None = None,  # the teacher's trajectories
+        folder: Path | str | None = None,  # checkpoints; a run found there is resumed
+        show: bool = True,  # progress bar
+        student: NetDenoiser | None = None,  # where the student starts; None: as the teacher
         *,
         hardware: Hardware = Hardware(),
-        hooks: Sequence = (), # see `loop.fit`
+        hooks: Sequence = (),  # see `loop.fit`
     ) -> Student:
         "Distil in one training."
-        check_type(bank, TrajectoryBank | None,
-                   'bank must come from teacher_bank(teacher, cfg, folder=...)')
+        check_type(
+            bank,
+            TrajectoryBank | None,
+            'bank must come from teacher_bank(teacher, cfg, folder=...)',
+        )
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
-        if bank is not None: bank.check(teacher, cfg.plan, cfg.all_seeds)
+        if bank is not None:
+            bank.check(teacher, cfg.plan, cfg.all_seeds)
         origin = claim_training(folder, cfg, (teacher, student), model.denoiser)
         step = cfg.step_function(teacher, bank, data, labels)
-        done = fit(model, step, cfg.loop, folder, f'{cfg.title}, K = {cfg.K}', show,
-                   hardware=hardware, hooks=hooks, teacher=teacher)
+        done = fit(
+            model,
+            step,
+            cfg.loop,
+            folder,
+            f'{cfg.title}, K = {cfg.K}',
+            show,
+            hardware=hardware,
+            hooks=hooks,
+            teacher=teacher,
+        )
         end = cfg.sampler(fold(kept(done)))
         about = about_training(cfg, origin, done)
         return Student(end.denoiser, end.sigmas, end.afs, end.shape, about)

@@ -25,43 +25,45 @@ __all__ = ['edm_loss', 'train_teacher', 'root_mean_square']
 # %% ../../nbs/distillation/01_teaching.ipynb #d39ee93c
 def edm_loss(
     denoiser: EDMDenoiser,
-    x0: Tensor, # [B, *D], clean data: the whole batch, of which `share` takes this process's part
-    label: Tensor | dict | None = None, # [B] class labels, or other conditions with B rows
+    x0: Tensor,  # [B, *D], clean data: the whole batch, of which `share` takes this process's part
+    label: Tensor | dict | None = None,  # [B] class labels, or other conditions with B rows
     # on the CPU, so that a seed means the same on every device
     generator: torch.Generator | None = None,
     # probability of hiding all labels of the batch: this is how the null class is learned
-    label_drop: float = .1,
-) -> Tensor: # scalar
+    label_drop: float = 0.1,
+) -> Tensor:  # scalar
     """EDM's loss: noise levels from ln(sigma) ~ N(-1.2, 1.2^2), errors weighted to unit size at
     initialisation."""
+
     # drawn for all, so that parts are parts of one batch
     def draw(shape):
         noise = send(torch.randn(shape, generator=generator), x0.device)
         return share(noise.to(x0.dtype))
-    sigma = (draw((len(x0),))*1.2 - 1.2).exp()
+
+    sigma = (draw((len(x0),)) * 1.2 - 1.2).exp()
     if label is not None:
         hidden = torch.rand((), generator=generator) < label_drop
         label = None if hidden else map_cond(share, label)
     eps, x0 = draw(x0.shape), share(x0)
     s, d = as_column(sigma, x0), denoiser.sigma_data
-    x0_hat = denoiser(x0 + s*eps, sigma, label)
-    return ((s**2 + d**2)/(s*d)**2*(x0_hat - x0)**2).mean()
+    x0_hat = denoiser(x0 + s * eps, sigma, label)
+    return ((s**2 + d**2) / (s * d) ** 2 * (x0_hat - x0) ** 2).mean()
 
 # %% ../../nbs/distillation/01_teaching.ipynb #be19f920
 def train_teacher(
-    denoiser: EDMDenoiser, # trained in place; its parameters' device is used
-    images: Tensor, # [N, *D], float32
-    labels: Tensor | dict | None, # [N], int64; or other conditions with N rows; or None
+    denoiser: EDMDenoiser,  # trained in place; its parameters' device is used
+    images: Tensor,  # [N, *D], float32
+    labels: Tensor | dict | None,  # [N], int64; or other conditions with N rows; or None
     cfg: TrainConfig,
-    batch: int = 128, # images an iteration
-    folder: Path | str | None = None, # checkpoints; a run found there is resumed
-    show: bool = True, # progress bar
+    batch: int = 128,  # images an iteration
+    folder: Path | str | None = None,  # checkpoints; a run found there is resumed
+    show: bool = True,  # progress bar
     *,
     hardware: Hardware = Hardware(),
-    hooks: Sequence = (), # see `loop.fit`
+    hooks: Sequence = (),  # see `loop.fit`
     # the class in `labels` that stands for "no class"; None: there is none
     null_class: int | None = None,
-) -> Fit: # `.ema` is the teacher to keep
+) -> Fit:  # `.ema` is the teacher to keep
     """Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a
     resumed run is the same run."""
     check_int('batch', batch, 1)
@@ -74,43 +76,57 @@ def train_teacher(
         data = fingerprint(images, *[t for t in given if t is not None])
         claim_folder(folder, dict(batch=batch, data=data))
     device = next(denoiser.parameters()).device
+
     def step(model, i):
-        g = torch.Generator().manual_seed(cfg.seed*1_000_003 + i)
+        g = torch.Generator().manual_seed(cfg.seed * 1_000_003 + i)
         pick = torch.randint(len(images), (batch,), generator=g)
         label = map_cond(lambda t: send(t[pick], device), labels)
         yield edm_loss(model, send(images[pick], device), label, g)
+
     return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
+
 
 def root_mean_square(t: Tensor) -> float:
     "The size of numbers, about zero; nothing is copied."
-    return (torch.linalg.vector_norm(t)/t.numel()**.5).item()
+    return (torch.linalg.vector_norm(t) / t.numel() ** 0.5).item()
+
 
 def _check_scale(denoiser: NetDenoiser, images: Tensor) -> None:
     "Refuse data of another dtype than the weights, and warn of another size than was told."
     if images.dtype != (dtype := next(denoiser.parameters()).dtype):
-        raise TypeError(f'the data are {images.dtype}, the network is {dtype}: convert one of them '
-                        f'with .to()')
+        raise TypeError(
+            f'the data are {images.dtype}, the network is {dtype}: convert one of them with .to()'
+        )
     size = root_mean_square(images)
-    if not 1/3 <= size/denoiser.sigma_data <= 3:
-        warnings.warn(f'the data have a root mean square of {size:.3g}, but this denoiser is made '
-                      f'for sigma_data={denoiser.sigma_data:.3g}: subtract the mean of the data '
-                      f'and scale them, or make the denoiser with their size', stacklevel=3)
+    if not 1 / 3 <= size / denoiser.sigma_data <= 3:
+        warnings.warn(
+            f'the data have a root mean square of {size:.3g}, but this denoiser is made '
+            f'for sigma_data={denoiser.sigma_data:.3g}: subtract the mean of the data '
+            f'and scale them, or make the denoiser with their size',
+            stacklevel=3,
+        )
 
-def _training_labels(denoiser: NetDenoiser, labels: Tensor | dict | None, n: int,
-                     null_class: int | None) -> Tensor | dict | None:
+
+def _training_labels(
+    denoiser: NetDenoiser, labels: Tensor | dict | None, n: int, null_class: int | None
+) -> Tensor | dict | None:
     "Labels as the network counts them: its classes, then the null class; a dict as it is."
-    if labels is None: return None
+    if labels is None:
+        return None
     if isinstance(labels, dict):
         check_cond(labels, torch.empty(n))
         return labels
-    if len(labels) != n: raise ValueError(f'{n} images need as many labels, got {len(labels)}')
+    if len(labels) != n:
+        raise ValueError(f'{n} images need as many labels, got {len(labels)}')
     if null_class is None:
         check_classes(labels, n, denoiser.n_classes)
         return labels
     check_int('null_class', null_class, 0)
     check_classes(torch.where(labels == null_class, 0, labels), n, denoiser.n_classes)
     if null_class < denoiser.n_classes:
-        raise ValueError(f'null_class={null_class} is one of the {denoiser.n_classes} classes of '
-                         f'this network; make the network with {null_class} classes, and let the '
-                         'null class be the last')
+        raise ValueError(
+            f'null_class={null_class} is one of the {denoiser.n_classes} classes of '
+            f'this network; make the network with {null_class} classes, and let the '
+            'null class be the last'
+        )
     return torch.where(labels == null_class, denoiser.n_classes, labels)

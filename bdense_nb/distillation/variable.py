@@ -33,9 +33,11 @@ __all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 
 class StepBias(nn.Module):
     """A linear layer with one bias for each step count instead of one for all; `index` says which
     is in use."""
-    def __init__(self,
-        linear: nn.Linear, # with a bias; its parameters are taken over
-        n: int, # number of step counts
+
+    def __init__(
+        self,
+        linear: nn.Linear,  # with a bias; its parameters are taken over
+        n: int,  # number of step counts
     ):
         super().__init__()
         check_int('n', n, 1)
@@ -47,7 +49,7 @@ class StepBias(nn.Module):
         "The layer with the bias of the current step."
         return F.linear(x, self.weight, self.biases[self.index])
 
-    def plain(self) -> nn.Linear: # shares no memory with this one
+    def plain(self) -> nn.Linear:  # shares no memory with this one
         "The ordinary layer of the step count in use."
         linear = nn.Linear(*self.weight.shape[::-1], device='meta')
         linear.weight = nn.Parameter(self.weight.detach().clone())
@@ -57,28 +59,44 @@ class StepBias(nn.Module):
 # %% ../../nbs/distillation/08_variable.ipynb #f7e6b269
 def find_step_layer(
     denoiser: NetDenoiser,
-    name: str | None = None, # the one that was asked for; None: it is looked for
-) -> str: # inside `denoiser.net`: 'embed.lin1', or the first layer of a time embedding
+    name: str | None = None,  # the one that was asked for; None: it is looked for
+) -> str:  # inside `denoiser.net`: 'embed.lin1', or the first layer of a time embedding
     "The layer through which the noise level enters a network, where its name is one of the usual."
-    check_type(denoiser, NetDenoiser,
-               'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser)')
-    names = [name for name, m in denoiser.net.named_modules()
-             if isinstance(m, nn.Linear) and m.bias is not None]
-    if name in names: return name
+    check_type(
+        denoiser,
+        NetDenoiser,
+        'only a network can be conditioned on its step count (EDMDenoiser, VPDenoiser)',
+    )
+    names = [
+        name
+        for name, m in denoiser.net.named_modules()
+        if isinstance(m, nn.Linear) and m.bias is not None
+    ]
+    if name in names:
+        return name
     usual = [name for name in names if re.search(r'^embed\.lin1$|time\w*\.linear_1$', name)]
     kind = type(denoiser.net).__name__
-    refuse('', {
-        f'{kind} has no linear layer {name!r} with a bias; the step count can enter at one of: '
-        f'{", ".join(names)}': name is not None,
-        f'which layer of this {kind} takes the noise level is not known: pass step_layer= its '
-        f'name, one of: {", ".join(names) or "it has no linear layer with a bias"}': not usual})
+    refuse(
+        '',
+        (
+            name is not None,
+            f'{kind} has no linear layer {name!r} with a bias; the step count can enter at one of: '
+            f'{", ".join(names)}',
+        ),
+        (
+            not usual,
+            f'which layer of this {kind} takes the noise level is not known: pass step_layer= its '
+            f'name, one of: {", ".join(names) or "it has no linear layer with a bias"}',
+        ),
+    )
     return usual[0]
 
+
 def condition(
-    denoiser: NetDenoiser, # it is copied, not touched
-    n: int, # number of step counts
-    layer: str = 'embed.lin1', # name of an early linear layer inside `denoiser.net`
-) -> NetDenoiser: # the same function; trainable, or as far as the given one is
+    denoiser: NetDenoiser,  # it is copied, not touched
+    n: int,  # number of step counts
+    layer: str = 'embed.lin1',  # name of an early linear layer inside `denoiser.net`
+) -> NetDenoiser:  # the same function; trainable, or as far as the given one is
     "Give one layer a bias of its own for each step count."
     find_step_layer(denoiser, layer)
     conditioned = trainable_copy(denoiser)
@@ -87,8 +105,8 @@ def condition(
 
 # %% ../../nbs/distillation/08_variable.ipynb #acff7f83
 def choose(
-    model: nn.Module, # holds a conditioned network
-    index: int, # which of its biases, from 0
+    model: nn.Module,  # holds a conditioned network
+    index: int,  # which of its biases, from 0
 ) -> None:
     "Use the bias of one step count from now on."
     for m in model.modules():
@@ -96,15 +114,16 @@ def choose(
             check_int('index', index, 0, len(m.biases) - 1)
             m.index = index
 
+
 def uncondition(
-    denoiser: NetDenoiser, # from `condition`, trained or not; it is copied, not touched
-    layer: str = 'embed.lin1', # the layer that was named there
-) -> tuple[NetDenoiser, Tensor]: # frozen, with the bias in use; all biases [n, width]
+    denoiser: NetDenoiser,  # from `condition`, trained or not; it is copied, not touched
+    layer: str = 'embed.lin1',  # the layer that was named there
+) -> tuple[NetDenoiser, Tensor]:  # frozen, with the bias in use; all biases [n, width]
     "Take a conditioned network apart: a plain one, and a table of biases."
     plain = copied(denoiser)
     told = plain.net.get_submodule(layer)
     _replace(plain.net, layer, told.plain())
-    if getattr(plain.net, 'adapters', None): # it is trained beside them, and written with them
+    if getattr(plain.net, 'adapters', None):  # it is trained beside them, and written with them
         plain.net.trained = (*plain.net.trained, f'{layer.partition(".")[2]}.bias')
     return plain.requires_grad_(False).eval(), told.biases.detach()
 
@@ -113,6 +132,7 @@ def uncondition(
 class SFDVConfig(SFDBase):
     """SFD-v (Zhou et al. 2024): one student for several numbers of network calls; with branches
     for K > 1."""
+
     # network calls that can be chosen afterwards, all different
     nfe: tuple[AtLeast1, ...] = (2, 3, 4, 5)
     # name of the early linear layer that gets a bias for each of them; None: it is looked for
@@ -123,39 +143,50 @@ class SFDVConfig(SFDBase):
     def __post_init__(self):
         super().__post_init__()
         if not self.nfe or len(set(self.nfe)) < len(self.nfe):
-            raise ValueError('nfe must be different numbers of network calls, at least one, got '
-                             f'{self.nfe}')
+            raise ValueError(
+                f'nfe must be different numbers of network calls, at least one, got {self.nfe}'
+            )
         self.each
 
-    def fitted(self, teacher: Callable, shape: tuple[int, ...],
-               given: frozenset[str] = frozenset()) -> SFDVConfig:
+    def fitted(
+        self, teacher: Callable, shape: tuple[int, ...], given: frozenset[str] = frozenset()
+    ) -> SFDVConfig:
         found = find_step_layer(unguided(teacher), self.step_layer)
         return replace(super().fitted(teacher, shape, given), step_layer=found)
 
     @property
-    def each(self) -> dict[int, SFDConfig]: # in this order
+    def each(self) -> dict[int, SFDConfig]:  # in this order
         "The configuration of every step count; all share noise, labels and optimiser."
         common = {f.name: getattr(self, f.name) for f in fields(SFDBase)}
         return {nfe: SFDConfig(**common | dict(nfe=nfe)) for nfe in self.nfe}
 
-    def at(self, nfe: int) -> SFDConfig: # of one of its step counts
+    def at(self, nfe: int) -> SFDConfig:  # of one of its step counts
         "The configuration of one number of calls."
         check_choice('nfe', nfe, self.nfe)
         return self.each[nfe]
 
-    def bank(self, teacher: Callable, folder: Path | str | None = None,
-             show: bool = True) -> dict[int, TrajectoryBank]:
+    def bank(
+        self, teacher: Callable, folder: Path | str | None = None, show: bool = True
+    ) -> dict[int, TrajectoryBank]:
         return {nfe: cfg.bank(teacher, folder, show) for nfe, cfg in self.each.items()}
 
-    def run(self, teacher: Callable, data: None = None, labels: None = None,
-            bank: dict[int, TrajectoryBank] | None = None, *run, **how) -> VariableStudent:
+    def run(
+        self,
+        teacher: Callable,
+        data: None = None,
+        labels: None = None,
+        bank: dict[int, TrajectoryBank] | None = None,
+        *run,
+        **how,
+    ) -> VariableStudent:
         return sfd_variable(teacher, self, None, bank, *run, **how)
 
+
 def several(
-    cfg: SFDConfig | SFDVConfig, # of one step count, or of several
+    cfg: SFDConfig | SFDVConfig,  # of one step count, or of several
     # network calls, all different; None: the configuration's, or 2, 3, 4 and 5
     nfes: Sequence[int] | None = None,
-    **changes, # other fields
+    **changes,  # other fields
 ) -> SFDVConfig:
     "A configuration of SFD made one of SFD-v."
     check_type(cfg, SFDBase, 'cfg must be an SFDVConfig, or an SFDConfig whose nfe is replaced')
@@ -163,27 +194,31 @@ def several(
         cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
     return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))
 
-def draw_index(seed: int, n: int, i: int) -> int: # in 0..n-1
+
+def draw_index(seed: int, n: int, i: int) -> int:  # in 0..n-1
     """Which step count iteration i trains: uniform, from seed and iteration alone, so that all
     processes agree and a resumed run goes on alike."""
-    return int(torch.randint(n, (), generator=torch.Generator().manual_seed(seed*1_000_003 + i)))
+    return int(torch.randint(n, (), generator=torch.Generator().manual_seed(seed * 1_000_003 + i)))
 
 # %% ../../nbs/distillation/08_variable.ipynb #c8bf2874
 def variable_step(
-    teacher: Callable, # a denoiser, which stays frozen
-    cfgs: dict[int, SFDConfig], # `each` of an SFDVConfig
+    teacher: Callable,  # a denoiser, which stays frozen
+    cfgs: dict[int, SFDConfig],  # `each` of an SFDVConfig
     # one for each; None: trajectories are made on the fly
     banks: dict[int, TrajectoryBank] | None = None,
-) -> StepFunction: # for `loop.fit`
+) -> StepFunction:  # for `loop.fit`
     """SFD-v (Zhou et al. 2024): each iteration draws a step count, tells the student, and is an
     iteration of SFD with that count."""
-    steps = [sfd_step(teacher, cfg, None if banks is None else banks[nfe])
-             for nfe, cfg in cfgs.items()]
+    steps = [
+        sfd_step(teacher, cfg, None if banks is None else banks[nfe]) for nfe, cfg in cfgs.items()
+    ]
     seed = next(iter(cfgs.values())).seed
+
     def step(student, i):
         j = draw_index(seed, len(steps), i)
         choose(student, j)
         yield from steps[j](student, i)
+
     return step
 
 # %% ../../nbs/distillation/08_variable.ipynb #57524b3f
@@ -191,10 +226,13 @@ def _tell_steps(model: BranchedDenoiser, cfg: SFDVConfig, layer: str | None) -> 
     "Give a student its biases, one for each step count; the configuration with their layer."
     cfg = replace(cfg, step_layer=find_step_layer(model.denoiser, layer or cfg.step_layer))
     if cfg.step_layer == model.layer:
-        raise ValueError(f'step_layer must be an early layer; {cfg.step_layer!r} is the output '
-                         'layer, which holds the branches')
+        raise ValueError(
+            f'step_layer must be an early layer; {cfg.step_layer!r} is the output '
+            'layer, which holds the branches'
+        )
     model.denoiser = condition(model.denoiser, len(cfg.nfe), cfg.step_layer)
     return cfg
+
 
 def _variable_student(model: BranchedDenoiser, cfg: SFDVConfig, about: dict) -> VariableStudent:
     "What a trained student is sampled as."
@@ -203,30 +241,33 @@ def _variable_student(model: BranchedDenoiser, cfg: SFDVConfig, about: dict) -> 
     grids = {nfe: c.grids[1] for nfe, c in cfg.each.items()}
     return VariableStudent(plain, biases, cfg.step_layer, grids, cfg.afs, cfg.shape, about)
 
+
 def sfd_variable(
-    teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: SFDVConfig | SFDConfig = SFDVConfig(), # of several step counts; of one: with `nfes`
+    teacher: Callable,  # a denoiser; it is copied, not touched
+    cfg: SFDVConfig | SFDConfig = SFDVConfig(),  # of several step counts; of one: with `nfes`
     # network calls that can be chosen afterwards; None: the configuration's
     nfes: Sequence[int] | None = None,
     # for each of them, `teacher_bank` of its configuration
     banks: dict[int, TrajectoryBank] | None = None,
-    folder: Path | str | None = None, # checkpoints; a run found there is resumed
-    show: bool = True, # progress bar
+    folder: Path | str | None = None,  # checkpoints; a run found there is resumed
+    show: bool = True,  # progress bar
     # where the student starts; None: as a copy of the teacher, which is then a network
     student: NetDenoiser | None = None,
     # which layer gets the biases, see `condition`; None: the configuration's
     step_layer: str | None = None,
     *,
-    hardware: Hardware = Hardware(), # how the numbers are computed
-    hooks: Sequence = (), # see `loop.fit`
-) -> VariableStudent: # with `ema`, the average of the weights
+    hardware: Hardware = Hardware(),  # how the numbers are computed
+    hooks: Sequence = (),  # see `loop.fit`
+) -> VariableStudent:  # with `ema`, the average of the weights
     "Distil a teacher into one student for several step counts (SFD-v; with branches for K > 1)."
     cfg = several(cfg, nfes)
-    cfg, teacher, model = starting_run(cfg, teacher, student, cfg.shape,
-                                       lambda cfg: cfg.at(max(cfg.nfe)).plan)
+    cfg, teacher, model = starting_run(
+        cfg, teacher, student, cfg.shape, lambda cfg: cfg.at(max(cfg.nfe)).plan
+    )
     start = model.denoiser
     cfg = _tell_steps(model, cfg, step_layer)
-    if banks is not None: _check_banks(banks, teacher, cfg.each)
+    if banks is not None:
+        _check_banks(banks, teacher, cfg.each)
     origin = claim_training(folder, cfg, (teacher, student), start)
     how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
     step = variable_step(teacher, cfg.each, banks)
@@ -234,64 +275,98 @@ def sfd_variable(
     return _variable_student(kept(done), cfg, about_training(cfg, origin, done))
 
 # %% ../../nbs/distillation/08_variable.ipynb #2dfd081a
-def _check_banks(banks: dict[int, TrajectoryBank], teacher: Callable,
-                 cfgs: dict[int, SFDConfig]) -> None:
+def _check_banks(
+    banks: dict[int, TrajectoryBank], teacher: Callable, cfgs: dict[int, SFDConfig]
+) -> None:
     "Refuse banks that are not those of the run."
     if not isinstance(banks, dict) or banks.keys() != cfgs.keys():
-        raise ValueError(f'banks must hold one for each number of calls {list(cfgs)}, got '
-                         f'{list(banks) if isinstance(banks, dict) else type(banks).__name__}')
-    for nfe, cfg in cfgs.items(): banks[nfe].check(teacher, cfg.plan, cfg.all_seeds)
+        raise ValueError(
+            f'banks must hold one for each number of calls {list(cfgs)}, got '
+            f'{list(banks) if isinstance(banks, dict) else type(banks).__name__}'
+        )
+    for nfe, cfg in cfgs.items():
+        banks[nfe].check(teacher, cfg.plan, cfg.all_seeds)
 
 # %% ../../nbs/distillation/08_variable.ipynb #0b8f7269
-def _trained_grid(student: Student) -> Tensor: # [n_steps+1]
+def _trained_grid(student: Student) -> Tensor:  # [n_steps+1]
     grid = student.sigmas.clone()
-    if grid[-1] == 0 and student.about.get('host') != 'pd': # written as diffusers ends a flow
-        grid[-1] = student.about.get('config', {}).get('sigma_min', 0.)
+    if grid[-1] == 0 and student.about.get('host') != 'pd':  # written as diffusers ends a flow
+        grid[-1] = student.about.get('config', {}).get('sigma_min', 0.0)
     if grid[-1] == 0:
-        raise ValueError('this student ends at noise level 0, as those of Progressive '
-                         'Distillation do; the second stage starts from an SFD student')
+        raise ValueError(
+            'this student ends at noise level 0, as those of Progressive '
+            'Distillation do; the second stage starts from an SFD student'
+        )
     return grid
 
-def _fits(sigmas: Tensor, grid: Tensor) -> bool: # are these the levels of the grid?
+
+def _fits(sigmas: Tensor, grid: Tensor) -> bool:  # are these the levels of the grid?
     return sigmas.shape == grid.shape and torch.allclose(sigmas, grid, rtol=1e-12, atol=0)
 
-def _schedule_of(grid: Tensor, shift: float) -> str | None: # a key of `SCHEDULES`; None: of none
+
+def _schedule_of(grid: Tensor, shift: float) -> str | None:  # a key of `SCHEDULES`; None: of none
     "The schedule that has these levels."
     steps, ends = len(grid) - 1, (grid[-1].item(), grid[0].item())
+
     def is_own(name):
-        with contextlib.suppress(ValueError): # its table may end below
+        with contextlib.suppress(ValueError):  # its table may end below
             return _fits(make_sigmas(name, steps, *ends, shift), grid)
+
     return next(filter(is_own, SCHEDULES), None)
 
-def _own_steps(student: Student, grid: Tensor, substeps: int) -> dict: # fields of `SFDConfig`
+
+def _own_steps(student: Student, grid: Tensor, substeps: int) -> dict:  # fields of `SFDConfig`
     "A teacher that walks the student's own grid, so many steps in one of the next student."
-    return dict(K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs,
-                teacher_own_steps=True, sigma_min=grid[-1].item(), sigma_max=grid[0].item(),
-                steps=15_625, lr=5e-4, shape=student.shape)
+    return dict(
+        K=substeps,
+        substeps=substeps,
+        solver='euler',
+        teacher_afs=student.afs,
+        teacher_own_steps=True,
+        sigma_min=grid[-1].item(),
+        sigma_max=grid[0].item(),
+        steps=15_625,
+        lr=5e-4,
+        shape=student.shape,
+    )
+
 
 def second_stage(
-    student: Student, # the teacher to be: from `sfd`, or `VariableStudent.at`
-    **changes, # any fields of `SFDConfig`; its grid must stay the student's
-) -> SFDConfig: # for `sfd(student.denoiser, cfg)`
+    student: Student,  # the teacher to be: from `sfd`, or `VariableStudent.at`
+    **changes,  # any fields of `SFDConfig`; its grid must stay the student's
+) -> SFDConfig:  # for `sfd(student.denoiser, cfg)`
     """The configuration of SFD's second stage (Zhou et al. 2024): the student's own steps are
     what one network call must learn."""
-    check_type(student, Student, 'the second stage starts from a Student',
-               '; of a VariableStudent take .at(nfe)')
+    check_type(
+        student,
+        Student,
+        'the second stage starts from a Student',
+        '; of a VariableStudent take .at(nfe)',
+    )
     grid = _trained_grid(student)
     asked = {k: v for k, v in changes.items() if k in ('nfe', 'afs')}
     goal = SFDConfig(**dict(nfe=1, afs=student.afs) | asked)
     steps = len(grid) - 1
-    shift = student.about.get('config', {}).get('shift', 1.)
+    shift = student.about.get('config', {}).get('shift', 1.0)
     schedule = _schedule_of(grid, shift)
-    refuse('', {
-        f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the '
-        f'steps of nfe={goal.nfe} with afs={goal.afs}': steps % goal.n_steps,
-        f'the grid {grid.tolist()} of this student is none of: {", ".join(SCHEDULES)}':
-            schedule is None})
+    refuse(
+        '',
+        (
+            steps % goal.n_steps,
+            f'the {steps} steps of this student do not divide into {goal.n_steps} equal parts, the '
+            f'steps of nfe={goal.nfe} with afs={goal.afs}',
+        ),
+        (
+            schedule is None,
+            f'the grid {grid.tolist()} of this student is none of: {", ".join(SCHEDULES)}',
+        ),
+    )
     own = dict(nfe=1, afs=goal.afs, schedule=schedule, shift=shift)
-    own |= _own_steps(student, grid, steps//goal.n_steps)
+    own |= _own_steps(student, grid, steps // goal.n_steps)
     cfg = SFDConfig(**own | changes)
     if not _fits(cfg.grids[0], grid):
-        raise ValueError(f'the teacher must walk its own grid {grid.tolist()}, these '
-                         f'changes give it {cfg.grids[0].tolist()}')
+        raise ValueError(
+            f'the teacher must walk its own grid {grid.tolist()}, these '
+            f'changes give it {cfg.grids[0].tolist()}'
+        )
     return cfg

@@ -23,34 +23,43 @@ from .metrics import precision_recall
 __all__ = ['FEATURE_SPACES', 'inception_weights', 'load_inception', 'FeatureSpace', 'load_space', 'set_scores']
 
 # %% ../../nbs/evaluation/03_features.ipynb #12c2c22a
-def _fidelity(): return import_extra('torch_fidelity.feature_extractor_inceptionv3', 'fid')
+def _fidelity():
+    return import_extra('torch_fidelity.feature_extractor_inceptionv3', 'fid')
+
 
 def inception_weights(
-    path: Path | str | None = None, # a copy of the file; None: from torch's cache, or fetched
+    path: Path | str | None = None,  # a copy of the file; None: from torch's cache, or fetched
 ) -> Path:
     "The weights of the field's Inception-v3; fetched ones must have the hash in their name."
-    if path is not None: return check_file(path)
+    if path is not None:
+        return check_file(path)
     url = _fidelity().URL_INCEPTION_V3
     # where torch-fidelity and torchmetrics look, too
-    path = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1]
-    if path.is_file(): return path
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / url.split('/')[-1]
+    if path.is_file():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    away = lambda e: (f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put '
-                      f'the file at {path}, or pass its path')
+    away = lambda e: (
+        f'cannot fetch the Inception weights ({e}). Fetch {url} elsewhere and put '
+        f'the file at {path}, or pass its path'
+    )
     with reworded(away, OSError, RuntimeError, error=ConnectionError):
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
     return path
 
+
 def load_inception(
-    device: torch.device | str | None = None, # default CPU
-    path: Path | str | None = None, # see `inception_weights`
-) -> nn.Module: # uint8 [B, 3, H, W] -> ([B, 2048],); frozen, in evaluation mode
+    device: torch.device | str | None = None,  # default CPU
+    path: Path | str | None = None,  # see `inception_weights`
+) -> nn.Module:  # uint8 [B, 3, H, W] -> ([B, 2048],); frozen, in evaluation mode
     "The Inception-v3 of published FIDs (torch-fidelity's)."
     extractor = _fidelity().FeatureExtractorInceptionV3
     path = inception_weights(path)
-    def foreign(e): # one line, no colours
+
+    def foreign(e):  # one line, no colours
         reason = str(e).partition('\n')[0].partition('\x1b')[0]
         return f'{path} does not hold the weights of this Inception-v3: {reason}'
+
     kinds = (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError)
     with reworded(foreign, *kinds):
         # refuses a file that could run code; the network's own loader would not
@@ -61,41 +70,54 @@ def load_inception(
 @dataclass(frozen=True)
 class FeatureSpace:
     "A named map from images to feature vectors."
-    name: str # a key of `FEATURE_SPACES`
-    n_features: int # length of a feature vector
-    extract: Callable[[Tensor, int], Tensor] # images, batch size -> [N, n_features]
 
-    def __call__(self,
-        images: Tensor, # [N, C, H, W], nominally in [-1, 1]
-        batch_size: int = 100, # images a call; changes no result
-    ) -> Tensor: # [N, n_features], float32, on the CPU
+    name: str  # a key of `FEATURE_SPACES`
+    n_features: int  # length of a feature vector
+    extract: Callable[[Tensor, int], Tensor]  # images, batch size -> [N, n_features]
+
+    def __call__(
+        self,
+        images: Tensor,  # [N, C, H, W], nominally in [-1, 1]
+        batch_size: int = 100,  # images a call; changes no result
+    ) -> Tensor:  # [N, n_features], float32, on the CPU
         "Features of images, `[B, n]`."
         return self.extract(images, batch_size)
 
+
 def _fashion_space(device, path) -> FeatureSpace:
     net = load_features(device, path)
-    return FeatureSpace('fashion_mnist', net.config['n_features'],
-                        lambda images, batch_size: image_features(images, net, batch_size))
+    return FeatureSpace(
+        'fashion_mnist',
+        net.config['n_features'],
+        lambda images, batch_size: image_features(images, net, batch_size),
+    )
+
 
 def _inception_space(device, path) -> FeatureSpace:
     net = load_inception(device, path)
+
     def extract(images: Tensor, batch_size: int) -> Tensor:
         check_state(images, 'images')
         check_int('batch_size', batch_size, 1)
         if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-            raise ValueError('images must have shape [N, 1 or 3, H, W] with N of at least 1, got '
-                             f'{tuple(images.shape)}')
+            raise ValueError(
+                'images must have shape [N, 1 or 3, H, W] with N of at least 1, got '
+                f'{tuple(images.shape)}'
+            )
         pixels = (to_pixels(x).expand(-1, 3, -1, -1) for x in images.split(batch_size))
         return torch.cat([net(x.to(device or 'cpu'))[0].cpu() for x in pixels])
+
     return FeatureSpace('inception', 2048, extract)
+
 
 #: name -> function that makes the space
 FEATURE_SPACES = {'fashion_mnist': _fashion_space, 'inception': _inception_space}
 
+
 def load_space(
-    name: str = 'fashion_mnist', # a key of `FEATURE_SPACES`
-    device: torch.device | str | None = None, # where features are computed; default CPU
-    path: Path | str | None = None, # another file of weights
+    name: str = 'fashion_mnist',  # a key of `FEATURE_SPACES`
+    device: torch.device | str | None = None,  # where features are computed; default CPU
+    path: Path | str | None = None,  # another file of weights
 ) -> FeatureSpace:
     "A feature space: 'fashion_mnist' (28 x 28, grey) or 'inception' (of published FIDs)."
     check_choice('feature space', name, FEATURE_SPACES)
@@ -103,10 +125,14 @@ def load_space(
 
 # %% ../../nbs/evaluation/03_features.ipynb #f2eb8974
 def set_scores(
-    real: Tensor | np.ndarray, # features of real images, [N, d]
-    fake: Tensor | np.ndarray, # features of samples, [M, d]; tables compare equal M
-) -> dict[str, float]: # JSON-able
+    real: Tensor | np.ndarray,  # features of real images, [N, d]
+    fake: Tensor | np.ndarray,  # features of samples, [M, d]; tables compare equal M
+) -> dict[str, float]:  # JSON-able
     "Every score of a set of samples against a set of real images."
-    return dict(n=len(fake), frechet_distance=frechet_distance(fake, real),
-                kernel_distance=kernel_distance(real, fake),
-                **precision_recall(real, fake)._asdict(), **density_coverage(real, fake)._asdict())
+    return dict(
+        n=len(fake),
+        frechet_distance=frechet_distance(fake, real),
+        kernel_distance=kernel_distance(real, fake),
+        **precision_recall(real, fake)._asdict(),
+        **density_coverage(real, fake)._asdict(),
+    )

@@ -18,50 +18,60 @@ __all__ = ['INTERVAL_METHODS', 'student_t', 'Interval', 'mean_interval', 'paired
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #1a04ef10
 def student_t(
-    level: float, # probability inside, strictly between 0 and 1
-    dof: int, # degrees of freedom, at least 1
-) -> float: # the t with P(|T| <= t) = level
+    level: float,  # probability inside, strictly between 0 and 1
+    dof: int,  # degrees of freedom, at least 1
+) -> float:  # the t with P(|T| <= t) = level
     "Half-width, in standard errors, of a two-sided interval from Student's t distribution."
     check_number('level', level, Within(above=0, below=1))
     check_int('dof', dof, 1)
-    from scipy.special import stdtrit # takes a while, and few commands need it
-    return float(stdtrit(dof, (1 + level)/2))
+    from scipy.special import stdtrit  # takes a while, and few commands need it
+
+    return float(stdtrit(dof, (1 + level) / 2))
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #c41356ca
 @dataclass(frozen=True)
 class Interval:
     "A mean and the interval that should contain the true one in `level` of all experiments."
-    mean: float # mean of the values, or of the paired differences
-    low: float # lower end
-    high: float # upper end
-    n: int # number of values or pairs
-    level: float # such as .95
-    method: str # how it was computed
+
+    mean: float  # mean of the values, or of the paired differences
+    low: float  # lower end
+    high: float  # upper end
+    n: int  # number of values or pairs
+    level: float  # such as .95
+    method: str  # how it was computed
 
     def __str__(self) -> str:
-        return (f'{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] '
-                f'({self.level:.0%}, n={self.n}, {self.method})')
+        return (
+            f'{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] '
+            f'({self.level:.0%}, n={self.n}, {self.method})'
+        )
+
 
 def _check_scores(values, name: str) -> Tensor:
     "Scores, one per seed, as float64 [n] with n >= 3, or an error that says what is wrong."
     no_numbers = lambda e: f'{name} must be numbers, one per seed, got {values!r}'
     with reworded(no_numbers, TypeError, ValueError, RuntimeError, error=TypeError):
         v = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
-    refuse(name, {
-        f'needs at least 3 values, one a seed, got shape {tuple(v.shape)}':
+    refuse(
+        name,
+        (
             v.ndim != 1 or len(v) < 3,
-        f'contains NaN or infinite values: {v.tolist()}': not v.isfinite().all()})
+            f'needs at least 3 values, one a seed, got shape {tuple(v.shape)}',
+        ),
+        (not v.isfinite().all(), f'contains NaN or infinite values: {v.tolist()}'),
+    )
     return v
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #694a7893
 #: Student's t, or resampling
 INTERVAL_METHODS = ('t', 'bootstrap')
 
+
 def mean_interval(
-    values: Sequence[float] | Tensor, # one score per seed, at least 3
-    level: float = .95, # share of experiments in which the interval should contain the truth
-    method: str = 't', # 't', or 'bootstrap' (10,000 resamples; too narrow below about 10 values)
-    seed: int = 0, # of the bootstrap
+    values: Sequence[float] | Tensor,  # one score per seed, at least 3
+    level: float = 0.95,  # share of experiments in which the interval should contain the truth
+    method: str = 't',  # 't', or 'bootstrap' (10,000 resamples; too narrow below about 10 values)
+    seed: int = 0,  # of the bootstrap
 ) -> Interval:
     "Mean over seeds, with an interval."
     v = _check_scores(values, 'values')
@@ -69,20 +79,20 @@ def mean_interval(
     check_choice('interval method', method, INTERVAL_METHODS)
     mean = float(v.mean())
     if method == 't':
-        half = student_t(level, len(v) - 1)*float(v.std())/math.sqrt(len(v))
+        half = student_t(level, len(v) - 1) * float(v.std()) / math.sqrt(len(v))
         return Interval(mean, mean - half, mean + half, len(v), level, method)
     pick = torch.randint(len(v), (10_000, len(v)), generator=torch.Generator().manual_seed(seed))
-    ends = torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float64)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return Interval(mean, *v[pick].mean(1).quantile(ends).tolist(), len(v), level, method)
 
 # %% ../../nbs/evaluation/01_intervals.ipynb #d1b1bcfc
 def paired_interval(
-    a: Sequence[float] | Tensor, # scores of one arm, one per seed, at least 3
-    b: Sequence[float] | Tensor, # scores of the other arm with the same seeds in the same order
-    level: float = .95, # share of experiments in which the interval should contain the truth
-    method: str = 't', # 't' or 'bootstrap'; see `mean_interval`
-    seed: int = 0, # of the bootstrap
-) -> Interval: # of the mean of a - b; below 0: a scores lower
+    a: Sequence[float] | Tensor,  # scores of one arm, one per seed, at least 3
+    b: Sequence[float] | Tensor,  # scores of the other arm with the same seeds in the same order
+    level: float = 0.95,  # share of experiments in which the interval should contain the truth
+    method: str = 't',  # 't' or 'bootstrap'; see `mean_interval`
+    seed: int = 0,  # of the bootstrap
+) -> Interval:  # of the mean of a - b; below 0: a scores lower
     "Mean difference between two arms that share their seeds, with an interval."
     a = _check_scores(a, 'a')
     b = _check_scores(b, 'b')

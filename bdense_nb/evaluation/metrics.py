@@ -32,60 +32,69 @@ _all_ = ['INTERVAL_METHODS', 'Interval', 'mean_interval', 'paired_interval', 'st
 # %% ../../nbs/evaluation/02_metrics.ipynb #3c215334
 def _conv(n_in: int, n_out: int, size: int, stride: int) -> nn.Sequential:
     "Convolution, batch norm, ReLU."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, padding=size//2, bias=False),
-                         nn.BatchNorm2d(n_out), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, size, stride, padding=size // 2, bias=False),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(),
+    )
+
 
 class FeatureNet(nn.Module):
     "A small Fashion-MNIST classifier; sets of images are compared by what precedes its last layer."
-    def __init__(self,
-        width: int = 48, # channels of the first convolution
-        n_features: int = 64, # length of a feature vector
-        n_classes: int = 10, # number of classes
+
+    def __init__(
+        self,
+        width: int = 48,  # channels of the first convolution
+        n_features: int = 64,  # length of a feature vector
+        n_classes: int = 10,  # number of classes
     ):
         super().__init__()
         self.config = dict(width=width, n_features=n_features, n_classes=n_classes)
         self.body = nn.Sequential(
-            _conv(1, width, 5, 2), # 28 -> 14 pixels
-            _conv(width, 2*width, 3, 2), # -> 7
-            _conv(2*width, 2*width, 3, 1),
-            _conv(2*width, 3*width, 3, 2), # -> 4
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3*width, n_features, bias=False),
-            nn.BatchNorm1d(n_features, affine=False)) # mean 0, variance 1 on the training images
+            _conv(1, width, 5, 2),  # 28 -> 14 pixels
+            _conv(width, 2 * width, 3, 2),  # -> 7
+            _conv(2 * width, 2 * width, 3, 1),
+            _conv(2 * width, 3 * width, 3, 2),  # -> 4
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(3 * width, n_features, bias=False),
+            nn.BatchNorm1d(n_features, affine=False),
+        )  # mean 0, variance 1 on the training images
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(n_features, n_classes))
 
-    def features(self, x: Tensor) -> Tensor: # [B, 1, 28, 28] -> [B, n_features]
+    def features(self, x: Tensor) -> Tensor:  # [B, 1, 28, 28] -> [B, n_features]
         "What the Fréchet distance compares, `[B, n]`."
         return self.body(x)
 
-    def forward(self, x: Tensor) -> Tensor: # [B, 1, 28, 28] -> [B, n_classes]
+    def forward(self, x: Tensor) -> Tensor:  # [B, 1, 28, 28] -> [B, n_classes]
         "Scores of the ten classes, `[B, 10]`."
         return self.head(self.features(x))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #85cdd250
 def random_shift(
-    images: Tensor, # [B, C, H, W]
-    pixels: int, # largest shift in each direction
-    generator: torch.Generator, # source of the shifts
-) -> Tensor: # [B, C, H, W]
+    images: Tensor,  # [B, C, H, W]
+    pixels: int,  # largest shift in each direction
+    generator: torch.Generator,  # source of the shifts
+) -> Tensor:  # [B, C, H, W]
     "Every image moved by its own random number of pixels; -1 (black) comes in from the border."
     B, C, H, W = images.shape
-    padded = F.pad(images, (pixels,)*4, value=-1.)
-    dy, dx = torch.randint(2*pixels + 1, (2, B, 1), generator=generator)
-    rows = (dy + torch.arange(H))[:, :, None] # [B, H, 1]
-    cols = (dx + torch.arange(W))[:, None] # [B, 1, W]
+    padded = F.pad(images, (pixels,) * 4, value=-1.0)
+    dy, dx = torch.randint(2 * pixels + 1, (2, B, 1), generator=generator)
+    rows = (dy + torch.arange(H))[:, :, None]  # [B, H, 1]
+    cols = (dx + torch.arange(W))[:, None]  # [B, 1, W]
     image = torch.arange(B)[:, None, None]
     return padded.permute(0, 2, 3, 1)[image, rows, cols].permute(0, 3, 1, 2)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #67a67188
 def train_feature_net(
-    images: Tensor, # [N, 1, 28, 28], float32 in [-1, 1]
-    labels: Tensor, # [N], int64
-    epochs: int = 10, # passes over the images
-    seed: int = 0, # weights, order and shifts depend on it and on nothing else
-    batch_size: int = 256, # images a step
-    lr: float = 4e-3, # the highest learning rate of the one-cycle schedule
-    progress: bool = True, # show a progress bar
-) -> FeatureNet: # in eval mode, on the CPU
+    images: Tensor,  # [N, 1, 28, 28], float32 in [-1, 1]
+    labels: Tensor,  # [N], int64
+    epochs: int = 10,  # passes over the images
+    seed: int = 0,  # weights, order and shifts depend on it and on nothing else
+    batch_size: int = 256,  # images a step
+    lr: float = 4e-3,  # the highest learning rate of the one-cycle schedule
+    progress: bool = True,  # show a progress bar
+) -> FeatureNet:  # in eval mode, on the CPU
     "Train a `FeatureNet` on the CPU: AdamW, one-cycle schedule, images shifted by up to 2 pixels."
     check_int('epochs', epochs, 1)
     check_int('batch_size', batch_size, 2, len(images))
@@ -93,12 +102,13 @@ def train_feature_net(
         torch.manual_seed(seed)
         net = FeatureNet().to(memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(seed)
-    per_epoch = len(images)//batch_size
+    per_epoch = len(images) // batch_size
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.05)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*per_epoch)
-    for step in (bar := progress_bar(range(epochs*per_epoch), display=progress)):
-        if step % per_epoch == 0: order = torch.randperm(len(images), generator=g)
-        i = order[step % per_epoch*batch_size:][:batch_size]
+    cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs * per_epoch)
+    for step in (bar := progress_bar(range(epochs * per_epoch), display=progress)):
+        if step % per_epoch == 0:
+            order = torch.randperm(len(images), generator=g)
+        i = order[step % per_epoch * batch_size :][:batch_size]
         loss = F.cross_entropy(net(random_shift(images[i], 2, g)), labels[i])
         opt.zero_grad()
         loss.backward()
@@ -110,22 +120,23 @@ def train_feature_net(
 # %% ../../nbs/evaluation/02_metrics.ipynb #a2d63fe2
 @torch.no_grad()
 def accuracy(
-    net: nn.Module, # images -> logits
-    images: Tensor, # [N, C, H, W]
-    labels: Tensor, # [N], int64
-    batch_size: int = 500, # images a call
-) -> float: # in [0, 1]
+    net: nn.Module,  # images -> logits
+    images: Tensor,  # [N, C, H, W]
+    labels: Tensor,  # [N], int64
+    batch_size: int = 500,  # images a call
+) -> float:  # in [0, 1]
     "The share of images whose largest logit is at the label."
     batches = zip(images.split(batch_size), labels.split(batch_size))
-    return sum(int((net(x).argmax(1) == y).sum()) for x, y in batches)/len(images)
+    return sum(int((net(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #2d0a6b4d
 def load_features(
-    device: torch.device | str | None = None, # where the network lives; default CPU
-    path: Path | str | None = None, # another file with a `FeatureNet`; default the shipped one
-) -> FeatureNet: # in eval mode, without gradients
+    device: torch.device | str | None = None,  # where the network lives; default CPU
+    path: Path | str | None = None,  # another file with a `FeatureNet`; default the shipped one
+) -> FeatureNet:  # in eval mode, without gradients
     "The shipped Fashion-MNIST feature network."
-    if path is None: path = data_dir()/'fashion_mnist_features'/'model.safetensors'
+    if path is None:
+        path = data_dir() / 'fashion_mnist_features' / 'model.safetensors'
     weights, meta = load_tensors(path)
     if meta.get('kind') != 'FeatureNet':
         raise ValueError(f'{path} holds {meta.get("kind")!r}, expected a FeatureNet')
@@ -136,26 +147,27 @@ def load_features(
 # %% ../../nbs/evaluation/02_metrics.ipynb #4b2893ca
 @torch.no_grad()
 def image_features(
-    images: Tensor, # [N, 1, 28, 28]; nominally in [-1, 1]
-    net: nn.Module, # has `.features(images) -> [B, d]`, such as `load_features()`
-    batch_size: int = 500, # images a call; changes no result
-) -> Tensor: # [N, d], float32, on the CPU
+    images: Tensor,  # [N, 1, 28, 28]; nominally in [-1, 1]
+    net: nn.Module,  # has `.features(images) -> [B, d]`, such as `load_features()`
+    batch_size: int = 500,  # images a call; changes no result
+) -> Tensor:  # [N, d], float32, on the CPU
     "Features of images as one sees them: first clipped to [-1, 1] and rounded to 256 levels."
     check_state(images, 'images')
     check_shape('images', images, 'N', 1, 28, 28)
     check_int('number of images', len(images), 1)
     check_int('batch_size', batch_size, 1)
     device = next(net.parameters()).device
-    seen = (to_pixels(x).to(device).float()/127.5 - 1 for x in images.split(batch_size))
+    seen = (to_pixels(x).to(device).float() / 127.5 - 1 for x in images.split(batch_size))
     return torch.cat([net.features(x).float().cpu() for x in seen])
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #48ed22b2
 @dataclass(frozen=True)
 class GaussianStats:
     "Mean and covariance of a set of feature vectors: all that the Fréchet distance looks at."
-    mean: Tensor # [d], float64
-    cov: Tensor # [d, d], float64, symmetric, no negative eigenvalue
-    n: int | None = None # number of vectors they come from, if known
+
+    mean: Tensor  # [d], float64
+    cov: Tensor  # [d, d], float64, symmetric, no negative eigenvalue
+    n: int | None = None  # number of vectors they come from, if known
 
     def __post_init__(self):
         check_shape('mean', self.mean, 'd')
@@ -163,11 +175,13 @@ class GaussianStats:
         for name, t in (('mean', self.mean), ('covariance', self.cov)):
             if not torch.isfinite(t).all():
                 raise ValueError(f'the {name} contains NaN or infinite values')
-        least = 1e-6*float(self.cov.abs().max())
+        least = 1e-6 * float(self.cov.abs().max())
         low = float(torch.linalg.eigvalsh(self.cov)[0])
-        refuse('the covariance', {
-            'is not symmetric': float((self.cov - self.cov.T).abs().max()) > least,
-            f'has a negative eigenvalue, {low:.3g}': low < -least})
+        refuse(
+            'the covariance',
+            (float((self.cov - self.cov.T).abs().max()) > least, 'is not symmetric'),
+            (low < -least, f'has a negative eigenvalue, {low:.3g}'),
+        )
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #bf2a6d14
 def _check_features(feats: Tensor | np.ndarray, name: str = 'features') -> Tensor:
@@ -177,8 +191,11 @@ def _check_features(feats: Tensor | np.ndarray, name: str = 'features') -> Tenso
     check_shape(name, feats, 'N', 'd')
     return feats.detach().cpu().double()
 
+
 def _check_lengths(a: int, b: int) -> None:
-    if a != b: raise ValueError(f'the two sets have features of different lengths: {a} and {b}')
+    if a != b:
+        raise ValueError(f'the two sets have features of different lengths: {a} and {b}')
+
 
 def _check_pair(a, b, names: tuple[str, str], least: int = 0) -> tuple[Tensor, Tensor]:
     "Two sets of features of one length, at least so many of each; in float64."
@@ -188,107 +205,120 @@ def _check_pair(a, b, names: tuple[str, str], least: int = 0) -> tuple[Tensor, T
     check_int('number of feature vectors of both sets', min(len(a), len(b)), least)
     return a, b
 
+
 def feature_stats(
-    feats: Tensor | np.ndarray, # [N, d], N >= 2, any floating-point type
+    feats: Tensor | np.ndarray,  # [N, d], N >= 2, any floating-point type
 ) -> GaussianStats:
     "Mean and unbiased covariance (division by N-1), in float64."
     feats = _check_features(feats)
     check_int('number of feature vectors', len(feats), 2)
     mean = feats.mean(0)
-    return GaussianStats(mean, (feats - mean).T @ (feats - mean)/(len(feats) - 1), len(feats))
+    return GaussianStats(mean, (feats - mean).T @ (feats - mean) / (len(feats) - 1), len(feats))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #e58d3293
 def _as_stats(x, name: str) -> GaussianStats:
     "Features, a (mean, covariance) pair or `GaussianStats`, as `GaussianStats`."
-    if isinstance(x, GaussianStats): return x
+    if isinstance(x, GaussianStats):
+        return x
     if isinstance(x, tuple) and len(x) == 2:
         return GaussianStats(*(torch.as_tensor(t).detach().cpu().double() for t in x))
-    check_type(x, Tensor | np.ndarray,
-               f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats')
+    check_type(
+        x,
+        Tensor | np.ndarray,
+        f'{name} must be features [N, d], a (mean, covariance) pair or GaussianStats',
+    )
     return feature_stats(x)
+
 
 def _psd_root(c: Tensor) -> Tensor:
     "The symmetric square root of a symmetric matrix without negative eigenvalues."
     values, vectors = torch.linalg.eigh(c)
-    return vectors*values.clamp_min(0).sqrt() @ vectors.T
+    return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #eda52245
 def frechet_distance(
-    feats_a: Tensor | np.ndarray | tuple | GaussianStats, # [N, d]; or mean [d], covariance [d, d]
-    feats_b: Tensor | np.ndarray | tuple | GaussianStats, # the other set; its N may differ
-) -> float: # at least 0; 0 when means and covariances agree
+    feats_a: Tensor | np.ndarray | tuple | GaussianStats,  # [N, d]; or mean [d], covariance [d, d]
+    feats_b: Tensor | np.ndarray | tuple | GaussianStats,  # the other set; its N may differ
+) -> float:  # at least 0; 0 when means and covariances agree
     "Squared Fréchet distance of the Gaussians fitted to two sets (Heusel et al. 2017), in float64."
     a = _as_stats(feats_a, 'feats_a')
     b = _as_stats(feats_b, 'feats_b')
     _check_lengths(len(a.mean), len(b.mean))
     trace_root = torch.linalg.svdvals(_psd_root(a.cov) @ _psd_root(b.cov)).sum()
-    distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*trace_root
-    return max(float(distance), 0.)
+    distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * trace_root
+    return max(float(distance), 0.0)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #28e8ec39
 #: parts of Fashion-MNIST whose features ship
 REFERENCES = ('train',)
 
+
 def load_reference(
-    reference: str = 'train', # 'train': all 60,000 training images
+    reference: str = 'train',  # 'train': all 60,000 training images
 ) -> GaussianStats:
     "The shipped mean and covariance of real images' features under `load_features()`."
     check_choice('reference', reference, REFERENCES)
-    tensors, meta = load_tensors(data_dir()/'fashion_mnist_features'/'reference.safetensors')
+    tensors, meta = load_tensors(data_dir() / 'fashion_mnist_features' / 'reference.safetensors')
     return GaussianStats(tensors['mean'], tensors['cov'], meta['n'])
 
+
 def fashion_fd(
-    images: Tensor, # [N, 1, 28, 28]; nominally in [-1, 1]; N of at least 2,000 is sensible
-    reference: str | GaussianStats = 'train', # or statistics made with the same feature network
-    device: torch.device | str | None = None, # where the features are computed; default CPU
-) -> float: # at least 0
+    images: Tensor,  # [N, 1, 28, 28]; nominally in [-1, 1]; N of at least 2,000 is sensible
+    reference: str | GaussianStats = 'train',  # or statistics made with the same feature network
+    device: torch.device | str | None = None,  # where the features are computed; default CPU
+) -> float:  # at least 0
     "Fréchet distance of images to real Fashion-MNIST, in the shipped feature network's space."
     stats = reference if isinstance(reference, GaussianStats) else load_reference(reference)
     return frechet_distance(image_features(images, load_features(device)), stats)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #16b25fd1
 def frechet_at_infinity(
-    feats: Tensor | np.ndarray, # features of samples, [N, d]; N of at least 10 d
-    reference: Tensor | np.ndarray | tuple | GaussianStats, # the other set, of many more images
-    n_points: int = 8, # subsets, of sizes evenly spaced from N/5 to N
-    seed: int = 0, # which images are in them
-) -> float: # an estimate; may be a little below 0
+    feats: Tensor | np.ndarray,  # features of samples, [N, d]; N of at least 10 d
+    reference: Tensor | np.ndarray | tuple | GaussianStats,  # the other set, of many more images
+    n_points: int = 8,  # subsets, of sizes evenly spaced from N/5 to N
+    seed: int = 0,  # which images are in them
+) -> float:  # an estimate; may be a little below 0
     "Fréchet distance extrapolated to infinite N: the intercept in 1/N (Chong & Forsyth 2020)."
     feats = _check_features(feats)
     stats = _as_stats(reference, 'reference')
     check_int('n_points', n_points, 2)
     N, d = feats.shape
-    check_int(f'number of feature vectors of length {d}', N, 10*d)
-    sizes = torch.linspace(N/5, N, n_points).round().long()
+    check_int(f'number of feature vectors of length {d}', N, 10 * d)
+    sizes = torch.linspace(N / 5, N, n_points).round().long()
     g = torch.Generator().manual_seed(seed)
     subsets = (feats[torch.randperm(N, generator=g)[:n]] for n in sizes.tolist())
     scores = torch.tensor([frechet_distance(s, stats) for s in subsets], dtype=torch.float64)
-    line = torch.stack([torch.ones(n_points), 1/sizes], 1).double()
+    line = torch.stack([torch.ones(n_points), 1 / sizes], 1).double()
     return float(torch.linalg.lstsq(line, scores[:, None]).solution[0])
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #c467eb1f
 def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
     "Sum of (a_i b_j/d + 1)^3 over all pairs, a thousand rows at a time."
-    return sum((part @ b.T/b.shape[1] + 1).pow(3).sum() for part in a.split(1000))
+    return sum((part @ b.T / b.shape[1] + 1).pow(3).sum() for part in a.split(1000))
+
 
 def _kernel_distance(a: Tensor, b: Tensor) -> Tensor:
     "Unbiased squared maximum mean discrepancy of two sets."
+
     def within(x):
-        own = (x.square().sum(1)/x.shape[1] + 1).pow(3).sum() # of each point with itself
-        return (_kernel_sum(x, x) - own)/(len(x)*(len(x) - 1))
-    return within(a) + within(b) - 2*_kernel_sum(a, b)/(len(a)*len(b))
+        own = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()  # of each point with itself
+        return (_kernel_sum(x, x) - own) / (len(x) * (len(x) - 1))
+
+    return within(a) + within(b) - 2 * _kernel_sum(a, b) / (len(a) * len(b))
+
 
 def kernel_distance(
-    real: Tensor | np.ndarray, # features of real images, [N, d], N >= 2
-    fake: Tensor | np.ndarray, # features of samples, [M, d], M >= 2
-    subsets: int = 0, # 0: all at once; else a mean over random subsets, as published KIDs are
-    size: int = 1000, # vectors of each set in a subset
-    seed: int = 0, # of the subsets
-) -> float: # around 0 for equal distributions, and then as often below as above
+    real: Tensor | np.ndarray,  # features of real images, [N, d], N >= 2
+    fake: Tensor | np.ndarray,  # features of samples, [M, d], M >= 2
+    subsets: int = 0,  # 0: all at once; else a mean over random subsets, as published KIDs are
+    size: int = 1000,  # vectors of each set in a subset
+    seed: int = 0,  # of the subsets
+) -> float:  # around 0 for equal distributions, and then as often below as above
     "Kernel distance (KID, Bińkowski et al. 2018): unbiased, polynomial of degree 3, in float64."
     real, fake = _check_pair(real, fake, ('real', 'fake'), 2)
     check_int('subsets', subsets, 0)
-    if not subsets: return float(_kernel_distance(real, fake))
+    if not subsets:
+        return float(_kernel_distance(real, fake))
     check_int('size', size, 2, min(len(real), len(fake)))
     g = torch.Generator().manual_seed(seed)
     pick = lambda x: x[torch.randperm(len(x), generator=g)[:size]]
@@ -298,40 +328,52 @@ def kernel_distance(
 # %% ../../nbs/evaluation/02_metrics.ipynb #c4dfe6bc
 def _knn_radii(points: Tensor, k: int) -> Tensor:
     "Distance from each point to its k-th nearest other point, [N]."
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values # 1: the point itself
-                      for part in points.split(1000)])
+    return torch.cat(
+        [
+            torch.cdist(part, points).kthvalue(k + 1, dim=1).values  # 1: the point itself
+            for part in points.split(1000)
+        ]
+    )
+
 
 def _fraction_inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
     "The fraction of `points` inside at least one ball."
     inside = [(torch.cdist(part, centres) <= radii).any(1) for part in points.split(1000)]
     return float(torch.cat(inside).double().mean())
 
+
 class PrecisionRecall(NamedTuple):
     "Fractions in [0, 1]."
-    precision: float # of the samples, how many lie among the real ones
-    recall: float # of the real ones, how many lie among the samples
+
+    precision: float  # of the samples, how many lie among the real ones
+    recall: float  # of the real ones, how many lie among the samples
+
 
 def precision_recall(
-    real: Tensor | np.ndarray, # features of real images, [N, d]
-    fake: Tensor | np.ndarray, # features of samples, [M, d]
-    k: int = 3, # a ball reaches to the k-th nearest neighbour
+    real: Tensor | np.ndarray,  # features of real images, [N, d]
+    fake: Tensor | np.ndarray,  # features of samples, [M, d]
+    k: int = 3,  # a ball reaches to the k-th nearest neighbour
 ) -> PrecisionRecall:
     "Precision and recall by nearest-neighbour balls (Kynkäänniemi et al. 2019), in float64."
     real, fake = _check_pair(real, fake, ('real', 'fake'), 2)
     check_int('k', k, 1, min(len(real), len(fake)) - 1)
-    return PrecisionRecall(_fraction_inside(fake, real, _knn_radii(real, k)),
-                           _fraction_inside(real, fake, _knn_radii(fake, k)))
+    return PrecisionRecall(
+        _fraction_inside(fake, real, _knn_radii(real, k)),
+        _fraction_inside(real, fake, _knn_radii(fake, k)),
+    )
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #4d923fad
 class DensityCoverage(NamedTuple):
     "How thickly samples lie among the real ones, and how many real ones they reach."
-    density: float # at least 0; 1 on average for equal distributions, above 1 where samples crowd
-    coverage: float # in [0, 1]
+
+    density: float  # at least 0; 1 on average for equal distributions, above 1 where samples crowd
+    coverage: float  # in [0, 1]
+
 
 def density_coverage(
-    real: Tensor | np.ndarray, # features of real images, [N, d]
-    fake: Tensor | np.ndarray, # features of samples, [M, d]
-    k: int = 5, # a ball reaches to the k-th nearest real neighbour
+    real: Tensor | np.ndarray,  # features of real images, [N, d]
+    fake: Tensor | np.ndarray,  # features of samples, [M, d]
+    k: int = 5,  # a ball reaches to the k-th nearest real neighbour
 ) -> DensityCoverage:
     "Density and coverage by the balls of the real images (Naeem et al. 2020), in float64."
     real, fake = _check_pair(real, fake, ('real', 'fake'), 2)
@@ -343,15 +385,15 @@ def density_coverage(
         inside = torch.cdist(part, real) <= radii
         hits += int(inside.sum())
         reached |= inside.any(0)
-    return DensityCoverage(hits/(k*len(fake)), float(reached.double().mean()))
+    return DensityCoverage(hits / (k * len(fake)), float(reached.double().mean()))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #9b4d800a
 def sliced_wasserstein(
-    a: Tensor | np.ndarray, # points [N, d]
-    b: Tensor | np.ndarray, # as many points, [N, d]
-    n_directions: int = 128, # random directions; more is less noisy
-    seed: int = 0, # of the directions; compare scores only at one seed
-) -> float: # at least 0, in the points' own unit
+    a: Tensor | np.ndarray,  # points [N, d]
+    b: Tensor | np.ndarray,  # as many points, [N, d]
+    n_directions: int = 128,  # random directions; more is less noisy
+    seed: int = 0,  # of the directions; compare scores only at one seed
+) -> float:  # at least 0, in the points' own unit
     "Sliced 2-Wasserstein distance between two equally large sets of points."
     a, b = _check_pair(a, b, ('a', 'b'))
     check_shape('b (paired with a)', b, *a.shape)
@@ -361,20 +403,21 @@ def sliced_wasserstein(
     theta = F.normalize(theta, dim=0)
     return float(((a @ theta).sort(0).values - (b @ theta).sort(0).values).square().mean().sqrt())
 
+
 def energy_distance(
-    a: Tensor | np.ndarray, # points [N, d]
-    b: Tensor | np.ndarray, # points [M, d]
-) -> float: # at least 0, in the points' own unit
+    a: Tensor | np.ndarray,  # points [N, d]
+    b: Tensor | np.ndarray,  # points [M, d]
+) -> float:  # at least 0, in the points' own unit
     "Energy distance (Székely & Rizzo 2013); never negative, since all pairs of a set are counted."
     a, b = _check_pair(a, b, ('a', 'b'))
     distance = lambda x, y: torch.cdist(x, y).mean()
-    return max(float(2*distance(a, b) - distance(a, a) - distance(b, b)), 0.)
+    return max(float(2 * distance(a, b) - distance(a, a) - distance(b, b)), 0.0)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #ce84d5c4
 def paired_errors(
-    student_out: Tensor, # [B, *D]
-    teacher_out: Tensor, # [B, *D], from the same noise and labels, in the same order
-) -> Tensor: # [B], float64, on the CPU; root-mean-square difference of each pair
+    student_out: Tensor,  # [B, *D]
+    teacher_out: Tensor,  # [B, *D], from the same noise and labels, in the same order
+) -> Tensor:  # [B], float64, on the CPU; root-mean-square difference of each pair
     "How far each student sample is from the teacher's, in units of pixel value."
     check_state(student_out, 'student_out')
     check_state(teacher_out, 'teacher_out')
@@ -383,9 +426,10 @@ def paired_errors(
     difference = student_out.detach().cpu().double() - teacher_out.detach().cpu().double()
     return difference.flatten(1).square().mean(1).sqrt()
 
+
 def paired_error(
-    student_out: Tensor, # [B, *D]
-    teacher_out: Tensor, # [B, *D], from the same noise and labels, in the same order
-) -> float: # at least 0, in units of pixel value
+    student_out: Tensor,  # [B, *D]
+    teacher_out: Tensor,  # [B, *D], from the same noise and labels, in the same order
+) -> float:  # at least 0, in units of pixel value
     "Root-mean-square difference between student and teacher samples from the same noise."
     return float(paired_errors(student_out, teacher_out).square().mean().sqrt())

@@ -17,9 +17,9 @@ __all__ = ['tile', 'show_rows', 'show_points', 'displayable', 'show_trajectories
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #6bad0c05
 def tile(
-    rows: dict[str, Tensor], # label -> [n, C, H, W], nominally in [-1, 1]; n may differ
-    n: int = 10, # columns at the most
-) -> np.ndarray: # uint8 [R*(H+2), n*(W+2)] or [..., 3]; missing images are white
+    rows: dict[str, Tensor],  # label -> [n, C, H, W], nominally in [-1, 1]; n may differ
+    n: int = 10,  # columns at the most
+) -> np.ndarray:  # uint8 [R*(H+2), n*(W+2)] or [..., 3]; missing images are white
     "Lay images out in labelled rows, two white pixels apart."
     check_int('n', n, 1)
     shapes = {tuple(row.shape[1:]) for row in rows.values()}
@@ -28,72 +28,76 @@ def tile(
         raise ValueError(f'rows must be tensors [n, C, H, W] of one image size, got {given}')
     C, H, W = shapes.pop()
     n = min(n, max(map(len, rows.values())))
-    canvas = np.full((len(rows)*(H + 2), n*(W + 2), C), 255, np.uint8)
+    canvas = np.full((len(rows) * (H + 2), n * (W + 2), C), 255, np.uint8)
     for i, row in enumerate(rows.values()):
         for j, image in enumerate(to_pixels(row[:n].cpu()).permute(0, 2, 3, 1).numpy()):
-            canvas[i*(H + 2):i*(H + 2) + H, j*(W + 2):j*(W + 2) + W] = image
+            canvas[i * (H + 2) : i * (H + 2) + H, j * (W + 2) : j * (W + 2) + W] = image
     return canvas[..., 0] if C == 1 else canvas
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #245a0570
 def show_rows(
-    rows: dict[str, Tensor], # label -> [n, C, H, W], nominally in [-1, 1]
-    n: int = 10, # columns at the most
-    titles: list[str] | None = None, # one above each column
-    save: Path | str | None = None, # a PNG
-): # a matplotlib `Figure`, with the drawn array as `.drawn`
+    rows: dict[str, Tensor],  # label -> [n, C, H, W], nominally in [-1, 1]
+    n: int = 10,  # columns at the most
+    titles: list[str] | None = None,  # one above each column
+    save: Path | str | None = None,  # a PNG
+):  # a matplotlib `Figure`, with the drawn array as `.drawn`
     "One labelled row of images for each entry."
     pixels = tile(rows, n)
     titles = titles or []
     height, width = pixels.shape[:2]
-    cell_h = height/len(rows)
-    cell_w = width/min(n, max(map(len, rows.values())))
-    margin = .3 + .09*max(len(part) for label in rows for part in label.split('\n'))
-    from matplotlib.figure import Figure # half a second, which only a picture is worth
-    figsize = (margin + width/42, height/42 + (.3 if titles else 0))
+    cell_h = height / len(rows)
+    cell_w = width / min(n, max(map(len, rows.values())))
+    margin = 0.3 + 0.09 * max(len(part) for label in rows for part in label.split('\n'))
+    from matplotlib.figure import Figure  # half a second, which only a picture is worth
+
+    figsize = (margin + width / 42, height / 42 + (0.3 if titles else 0))
     fig = Figure(figsize=figsize, dpi=100, layout='constrained')
     ax = fig.subplots()
     ax.imshow(pixels, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-    ax.set_yticks([(i + .5)*cell_h - 1 for i in range(len(rows))], rows)
-    ax.set_xticks([(j + .5)*cell_w - 1 for j in range(len(titles))], titles)
+    ax.set_yticks([(i + 0.5) * cell_h - 1 for i in range(len(rows))], rows)
+    ax.set_xticks([(j + 0.5) * cell_w - 1 for j in range(len(titles))], titles)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     fig.drawn = pixels
     if save is not None:
         with atomic_path(save) as tmp:
-            fig.savefig(tmp, format='png', bbox_inches='tight', pad_inches=.05)
+            fig.savefig(tmp, format='png', bbox_inches='tight', pad_inches=0.05)
     return fig
 
+
 def show_points(
-    points: Tensor, # [n, 2]
-    save: Path | str | None = None, # a PNG
-): # a matplotlib `Figure`
+    points: Tensor,  # [n, 2]
+    save: Path | str | None = None,  # a PNG
+):  # a matplotlib `Figure`
     "Points of the plane, in one scale for both axes."
     from matplotlib.figure import Figure
+
     fig = Figure(figsize=(4, 4), dpi=100, layout='constrained')
     ax = fig.subplots()
     ax.plot(*points.cpu().T.numpy(), '.', ms=4)
     ax.set_aspect('equal')
     if save is not None:
-        with atomic_path(save) as tmp: fig.savefig(tmp, format='png')
+        with atomic_path(save) as tmp:
+            fig.savefig(tmp, format='png')
     return fig
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #4a305d52
 def displayable(
-    traj: Trajectory, # xs [n_steps+1, B, C, H, W]
-    i: int = 0, # which sample
-    sigma_data: float = .7, # standard deviation of the data
-) -> Tensor: # [n_steps+1, C, H, W], about as large as data at every noise level
+    traj: Trajectory,  # xs [n_steps+1, B, C, H, W]
+    i: int = 0,  # which sample
+    sigma_data: float = 0.7,  # standard deviation of the data
+) -> Tensor:  # [n_steps+1, C, H, W], about as large as data at every noise level
     "The states of one sample, each scaled by the standard deviation that it should have."
     s = traj.sigmas.to(traj.xs.device, traj.xs.dtype).reshape(-1, 1, 1, 1)
-    return traj.xs[:, i]*sigma_data/(s**2 + sigma_data**2).sqrt()
+    return traj.xs[:, i] * sigma_data / (s**2 + sigma_data**2).sqrt()
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #c2e189ea
 def show_trajectories(
-    trajs: dict[str, Trajectory], # label -> trajectory; each grid is a part of the first one's
-    i: int = 0, # which sample
-    save: Path | str | None = None, # a PNG
-): # a matplotlib `Figure`, with the drawn array as `.drawn`
+    trajs: dict[str, Trajectory],  # label -> trajectory; each grid is a part of the first one's
+    i: int = 0,  # which sample
+    save: Path | str | None = None,  # a PNG
+):  # a matplotlib `Figure`, with the drawn array as `.drawn`
     "The states of one sample under several samplers, aligned by noise level."
     grid = next(iter(trajs.values())).sigmas
     rows = {}
@@ -107,25 +111,32 @@ def show_trajectories(
 
 # %% ../../nbs/evaluation/04_pictures.ipynb #342b4a8e
 def paper_table(
-    name: str, # a table of data/results/paper.json, such as 'cifar10_sfd'
-    ours: dict[str, dict[str, str | float]] | None = None, # method -> column -> what we measured
-) -> str: # markdown
+    name: str,  # a table of data/results/paper.json, such as 'cifar10_sfd'
+    ours: dict[str, dict[str, str | float]] | None = None,  # method -> column -> what we measured
+) -> str:  # markdown
     "A table of the paper, with its source; if there are any, a row of ours below each of its rows."
-    tables = read_json(data_dir()/'results'/'paper.json')
+    tables = read_json(data_dir() / 'results' / 'paper.json')
     check_choice('table', name, [k for k, v in tables.items() if isinstance(v, dict)])
     rows = {row['method']: row for row in tables[name]['rows']}
-    for method in ours or {}: check_choice(f'row of {name}', method, rows)
+    for method in ours or {}:
+        check_choice(f'row of {name}', method, rows)
     columns = list(dict.fromkeys(c for row in rows.values() for c in row if c != 'method'))
+
     def line(head, cells):
         said = [f'{v:.2f}' if isinstance(v, float) else str(v) for v in cells]
         return f'| {" | ".join([head, *said])} |'
-    lines = [line(tables[name]['title'], [f'{c} NFE' for c in columns]),
-             '|---'*(len(columns) + 1) + '|']
+
+    lines = [
+        line(tables[name]['title'], [f'{c} NFE' for c in columns]),
+        '|---' * (len(columns) + 1) + '|',
+    ]
     for method, row in rows.items():
         lines.append(line(f'{method}, paper', [row.get(c, '–') for c in columns]))
-        if ours is None: continue
+        if ours is None:
+            continue
         measured = ours.get(method, {})
-        lines.append(line(f'{method}, ours',
-                          [measured.get(c, 'not produced yet') for c in columns]))
-    source = f'Source of the paper\'s rows: {tables[name]["source"]}. No intervals are reported.'
+        lines.append(
+            line(f'{method}, ours', [measured.get(c, 'not produced yet') for c in columns])
+        )
+    source = f"Source of the paper's rows: {tables[name]['source']}. No intervals are reported."
     return '\n'.join([*lines, '', source])

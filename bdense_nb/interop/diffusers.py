@@ -35,62 +35,106 @@ __all__ = ['PREDICTION_TYPES', 'BETA_SCHEDULES', 'PICKLES', 'FAMILIES', 'noise_t
            'ModuleDenoiser']
 
 # %% ../../nbs/interop/01_diffusers.ipynb #1b28f874
-PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'} # their names, ours
+PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'}  # their names, ours
 #: schedules of diffusers that can be read
 BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace')
-PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl') # suffixes of files that are not read
-_TABLE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas',
-          'prediction_type')
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')  # suffixes of files that are not read
+_TABLE = (
+    'num_train_timesteps',
+    'beta_start',
+    'beta_end',
+    'beta_schedule',
+    'trained_betas',
+    'prediction_type',
+)
 _ZERO_SNR = 'rescale_betas_zero_snr'
 
 #: far above what is of use
-_LARGEST = dict(in_channels=4096, out_channels=4096, block_out_channels=16_384,
-                layers_per_block=256, num_class_embeds=1_000_000, num_train_timesteps=1_000_000,
-                num_layers=1024, num_single_layers=1024, num_attention_heads=1024,
-                attention_head_dim=16_384, num_embeds_ada_norm=1_000_000,
-                cross_attention_dim=65_536, caption_channels=65_536, joint_attention_dim=65_536,
-                pooled_projection_dim=65_536, caption_projection_dim=65_536, sample_size=65_536,
-                pos_embed_max_size=65_536)
+_LARGEST = dict(
+    in_channels=4096,
+    out_channels=4096,
+    block_out_channels=16_384,
+    layers_per_block=256,
+    num_class_embeds=1_000_000,
+    num_train_timesteps=1_000_000,
+    num_layers=1024,
+    num_single_layers=1024,
+    num_attention_heads=1024,
+    attention_head_dim=16_384,
+    num_embeds_ada_norm=1_000_000,
+    cross_attention_dim=65_536,
+    caption_channels=65_536,
+    joint_attention_dim=65_536,
+    pooled_projection_dim=65_536,
+    caption_projection_dim=65_536,
+    sample_size=65_536,
+    pos_embed_max_size=65_536,
+)
 
-def _check_sizes(config: dict) -> None: # of a network or a scheduler
+
+def _check_sizes(config: dict) -> None:  # of a network or a scheduler
     check_sizes({k: v for k, v in config.items() if v is not None}, _LARGEST)
 
-def _diffusers(): return import_extra('diffusers', 'diffusers') # imported when it is needed
+
+def _diffusers():
+    return import_extra('diffusers', 'diffusers')  # imported when it is needed
 
 # %% ../../nbs/interop/01_diffusers.ipynb #58b71bbd
 def _refuse_distilled(name: str) -> None:
-    refuse(name, {
-        'is of a consistency model or one distilled already, whose network is no denoiser at every '
-        'level: pass the scheduler that its teacher was trained with, if it can be called so':
-            name in ('LCMScheduler', 'TCDScheduler', 'FlowMatchLCMScheduler')})
+    refuse(
+        name,
+        (
+            name in ('LCMScheduler', 'TCDScheduler', 'FlowMatchLCMScheduler'),
+            'is of a consistency model or one distilled already, whose network is no denoiser at '
+            'every level: pass the scheduler that its teacher was trained with, if it can be '
+            'called so',
+        ),
+    )
+
 
 def _refuse_table(name: str, config: dict) -> None:
     "Refuse a scheduler whose betas do not say which noise level a time step is."
     _refuse_distilled(name)
-    refuse(name, {
-        'has no betas, so it does not say which noise level a time step is; only schedulers with '
-        'betas (DDPM, DDIM and their kind) are supported':
+    refuse(
+        name,
+        (
             not {'beta_schedule', 'beta_start', 'trained_betas'} & config.keys(),
-        f'moves its levels by snr_shift_scale={config.get("snr_shift_scale")}, which is not read; '
-        'compute alpha_bar and use VPDenoiser(net, alpha_bar, ...)':
-            config.get('snr_shift_scale', 1.) != 1.,
-        'is of flow matching (prediction_type flow_prediction) but has betas: give the folder a '
-        'FlowMatchEulerDiscreteScheduler with its shift':
+            'has no betas, so it does not say which noise level a time step is; only schedulers '
+            'with betas (DDPM, DDIM and their kind) are supported',
+        ),
+        (
+            config.get('snr_shift_scale', 1.0) != 1.0,
+            f'moves its levels by snr_shift_scale={config.get("snr_shift_scale")}, which is not '
+            'read; compute alpha_bar and use VPDenoiser(net, alpha_bar, ...)',
+        ),
+        (
             config.get('prediction_type') == 'flow_prediction',
-        'takes levels of flow matching (use_flow_sigmas), which its betas do not say: pass '
-        'scheduler= a FlowMatchEulerDiscreteScheduler for a network that predicts a velocity, else '
-        'the scheduler that the network was trained with': bool(config.get('use_flow_sigmas')),
-        f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported':
-            config.get('timestep_type', 'discrete') != 'discrete'})
+            'is of flow matching (prediction_type flow_prediction) but has betas: give the folder '
+            'a FlowMatchEulerDiscreteScheduler with its shift',
+        ),
+        (
+            bool(config.get('use_flow_sigmas')),
+            'takes levels of flow matching (use_flow_sigmas), which its betas do not say: pass '
+            'scheduler= a FlowMatchEulerDiscreteScheduler for a network that predicts a velocity, '
+            'else the scheduler that the network was trained with',
+        ),
+        (
+            config.get('timestep_type', 'discrete') != 'discrete',
+            f'has timestep_type={config.get("timestep_type")!r}; only discrete ones are supported',
+        ),
+    )
 
-def _known(name: str, read_as: str) -> type | None: # None: a warning has said how it is read
+
+def _known(name: str, read_as: str) -> type | None:  # None: a warning has said how it is read
     kind = name.endswith('Scheduler') and getattr(_diffusers(), name, None)
-    if not kind: warnings.warn(f'diffusers has no scheduler {name}: {read_as} does', stacklevel=4)
+    if not kind:
+        warnings.warn(f'diffusers has no scheduler {name}: {read_as} does', stacklevel=4)
     return kind or None
 
+
 def noise_table(
-    config: dict, # of a diffusers scheduler
-) -> tuple[dict, Tensor]: # what a network depends on, for any scheduler with betas; alpha_bar [T]
+    config: dict,  # of a diffusers scheduler
+) -> tuple[dict, Tensor]:  # what a network depends on, for any scheduler with betas; alpha_bar [T]
     """The noise levels of a network, from the configuration of its scheduler; in float64. With zero
     terminal SNR the last is infinite: sampling starts from the last that a stock scheduler tells
     from it, below 4096."""
@@ -100,54 +144,78 @@ def noise_table(
     usual = inspect.signature(kind).parameters if kind else {}
     config = {k: v for k, v in config.items() if v is not None}
     _refuse_table(name, config)
-    config = {k: usual[k].default for k in _TABLE if k in usual
-              and usual[k].default is not None} | config
+    config = {
+        k: usual[k].default for k in _TABLE if k in usual and usual[k].default is not None
+    } | config
     check_choice('prediction_type', config.get('prediction_type', 'epsilon'), PREDICTION_TYPES)
     check_choice('beta_schedule', config.get('beta_schedule', 'linear'), BETA_SCHEDULES)
     _check_sizes(config)
     ddpm = _diffusers().DDPMScheduler(**{k: config[k] for k in (*_TABLE, _ZERO_SNR) if k in config})
     alpha_bar = ddpm.alphas_cumprod.double()
-    refuse(name, {
-        'has betas that are NaN or infinite': not alpha_bar.isfinite().all(),
-        'has levels without signal before its last, where the noise level is infinite':
-            not (alpha_bar[:-1] > 0).all()})
+    refuse(
+        name,
+        (not alpha_bar.isfinite().all(), 'has betas that are NaN or infinite'),
+        (
+            not (alpha_bar[:-1] > 0).all(),
+            'has levels without signal before its last, where the noise level is infinite',
+        ),
+    )
     table = {k: ddpm.config[k] for k in _TABLE}
     if ddpm.config.get(_ZERO_SNR):
         table[_ZERO_SNR] = True
-        alpha_bar = alpha_bar[alpha_bar > 2**-24] # what it has instead of 0
+        alpha_bar = alpha_bar[alpha_bar > 2**-24]  # what it has instead of 0
     if 'trained_betas' in config or table['beta_schedule'] in ('sigmoid', 'laplace'):
-        table |= dict(trained_betas=ddpm.betas.tolist(), num_train_timesteps=len(ddpm.betas),
-                      beta_schedule='linear')
+        table |= dict(
+            trained_betas=ddpm.betas.tolist(),
+            num_train_timesteps=len(ddpm.betas),
+            beta_schedule='linear',
+        )
     return table, alpha_bar
 
 # %% ../../nbs/interop/01_diffusers.ipynb #d085a8a8
-_FLOW = dict(num_train_timesteps=1000, shift=1., use_dynamic_shifting=False)
+_FLOW = dict(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False)
 # beside these, where the shift depends on the number of tokens
-_DYNAMIC = dict(base_image_seq_len=256, max_image_seq_len=4096, base_shift=.5, max_shift=1.15,
-                time_shift_type='exponential')
+_DYNAMIC = dict(
+    base_image_seq_len=256,
+    max_image_seq_len=4096,
+    base_shift=0.5,
+    max_shift=1.15,
+    time_shift_type='exponential',
+)
+
 
 def flow_shift(
-    config: dict, # of `flow_times`
-    tokens: float, # of one sample
-) -> float: # as `make_sigmas` takes it
+    config: dict,  # of `flow_times`
+    tokens: float,  # of one sample
+) -> float:  # as `make_sigmas` takes it
     "The shift of a flow-matching scheduler, as the pipelines of diffusers compute it."
-    if not config['use_dynamic_shifting']: return config['shift']
+    if not config['use_dynamic_shifting']:
+        return config['shift']
     c = _DYNAMIC | config
-    slope = (c['max_shift'] - c['base_shift'])/(c['max_image_seq_len'] - c['base_image_seq_len'])
-    mu = c['base_shift'] + slope*(tokens - c['base_image_seq_len'])
+    slope = (c['max_shift'] - c['base_shift']) / (c['max_image_seq_len'] - c['base_image_seq_len'])
+    mu = c['base_shift'] + slope * (tokens - c['base_image_seq_len'])
     return math.exp(mu) if c['time_shift_type'] == 'exponential' else mu
 
+
 def flow_times(
-    config: dict, # of a diffusers scheduler
-) -> tuple[dict, None] | None: # what a network depends on; None: it is not of flow matching
+    config: dict,  # of a diffusers scheduler
+) -> tuple[dict, None] | None:  # what a network depends on; None: it is not of flow matching
     "How a flow-matching network counts time, from the configuration of its scheduler."
     name = str(config.get('_class_name', 'this scheduler'))
-    if not name.startswith('FlowMatch') and 'base_image_seq_len' not in config: return None
+    if not name.startswith('FlowMatch') and 'base_image_seq_len' not in config:
+        return None
     _refuse_distilled(name)
     usual = 'FlowMatchEulerDiscreteScheduler'
-    if '_class_name' in config: _known(name, f'its times are read as {usual}')
-    refuse(name, {'turns time round (invert_sigmas); wrap the network with '
-                   'FlowDenoiser(net, data_time=1)': config.get('invert_sigmas', False)})
+    if '_class_name' in config:
+        _known(name, f'its times are read as {usual}')
+    refuse(
+        name,
+        (
+            config.get('invert_sigmas', False),
+            'turns time round (invert_sigmas); wrap the network with '
+            'FlowDenoiser(net, data_time=1)',
+        ),
+    )
     _check_sizes(config)
     fields = _FLOW | (_DYNAMIC if config.get('use_dynamic_shifting') else {})
     return {k: config.get(k, v) for k, v in fields.items()}, None
@@ -156,30 +224,35 @@ def flow_times(
 @dataclass(frozen=True)
 class Family:
     "How the networks of one class are called; functions take the network's configuration."
-    part: str # its name in a pipeline: an attribute, and a folder
-    conditions: Callable # -> name of what it must be told -> shape of one sample's
-    optional: dict[str, tuple] # what it can be told beside
-    refused: Callable = lambda c: {} # -> a reason -> does it hold?
-    classes: Callable = lambda c: 0 # -> rows of its class embedding
-    null: bool = False # is the last of them always the null class?
-    variance: bool = False # may it predict a variance too, which is dropped?
-    flow: bool = False # is it trained by flow matching alone?
-    time_unit: float = 1. # what its scheduler's time steps are multiplied by
-    packed: bool = False # does it see 2x2 patches of the latent as a sequence?
-    shape: Callable = lambda c: (c.in_channels, *_pair(c.sample_size)) # -> of one sample
+
+    part: str  # its name in a pipeline: an attribute, and a folder
+    conditions: Callable  # -> name of what it must be told -> shape of one sample's
+    optional: dict[str, tuple]  # what it can be told beside
+    refused: Callable = lambda c: ()  # of a configuration: does a reason hold?, the reason
+    classes: Callable = lambda c: 0  # -> rows of its class embedding
+    null: bool = False  # is the last of them always the null class?
+    variance: bool = False  # may it predict a variance too, which is dropped?
+    flow: bool = False  # is it trained by flow matching alone?
+    time_unit: float = 1.0  # what its scheduler's time steps are multiplied by
+    packed: bool = False  # does it see 2x2 patches of the latent as a sequence?
+    shape: Callable = lambda c: (c.in_channels, *_pair(c.sample_size))  # -> of one sample
+
 
 def _pair(size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size or ())
+
 
 def _text_of_unet(c) -> dict[str, tuple]:
     "What a UNet2DConditionModel must be told."
     width = c.encoder_hid_dim or c.cross_attention_dim
     wanted = {'encoder_hidden_states': ('L', width)}
-    if c.num_class_embeds: wanted['class_labels'] = ()
-    if c.addition_embed_type == 'text_time': # SDXL: sizes and crops, and a pooled text
-        pooled = c.projection_class_embeddings_input_dim - 6*c.addition_time_embed_dim
+    if c.num_class_embeds:
+        wanted['class_labels'] = ()
+    if c.addition_embed_type == 'text_time':  # SDXL: sizes and crops, and a pooled text
+        pooled = c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim
         wanted |= {'added_cond_kwargs.text_embeds': (pooled,), 'added_cond_kwargs.time_ids': (6,)}
     return wanted
+
 
 def _text_of_pixart(c) -> dict[str, tuple]:
     "What a PixArtTransformer2DModel must be told."
@@ -189,42 +262,88 @@ def _text_of_pixart(c) -> dict[str, tuple]:
         wanted |= {'added_cond_kwargs.resolution': (2,), 'added_cond_kwargs.aspect_ratio': (1,)}
     return wanted
 
+
 def _text_of_flow(c) -> dict[str, tuple]:
     "What SD3Transformer2DModel and FluxTransformer2DModel must be told."
-    wanted = {'encoder_hidden_states': ('L', c.joint_attention_dim),
-              'pooled_projections': (c.pooled_projection_dim,)}
+    wanted = {
+        'encoder_hidden_states': ('L', c.joint_attention_dim),
+        'pooled_projections': (c.pooled_projection_dim,),
+    }
     return wanted | {'guidance': ()} if getattr(c, 'guidance_embeds', False) else wanted
 
-def _refused_unets(c) -> dict[str, bool]:
+
+def _refused_unets(c) -> list[tuple[bool, str]]:  # does it hold?, the reason
     "Reasons against a U-Net."
     time = c.time_embedding_type
-    told = {k: getattr(c, k, None) for k in ('class_embed_type', 'addition_embed_type',
-                                             'encoder_hid_dim_type', 'time_cond_proj_dim')}
+    told = {
+        k: getattr(c, k, None)
+        for k in (
+            'class_embed_type',
+            'addition_embed_type',
+            'encoder_hid_dim_type',
+            'time_cond_proj_dim',
+        )
+    }
     known = dict(addition_embed_type='text_time', encoder_hid_dim_type='text_proj')
     refiner = told['addition_embed_type'] == 'text_time' and c.cross_attention_dim == (
-        c.projection_class_embeddings_input_dim - 5*c.addition_time_embed_dim)
-    return {f'time_embedding_type={time!r}; students stop between the levels of the table, which '
-            f'only a positional embedding can express': time != 'positional',
-            'the layout of the SDXL refiner, five time_ids; only the base model\'s is': refiner,
-            **{f'{k}={v!r}; only {known.get(k, "class indices (num_class_embeds), or None")} is':
-               v not in (None, known.get(k)) for k, v in told.items()}}
+        c.projection_class_embeddings_input_dim - 5 * c.addition_time_embed_dim
+    )
+    return [
+        (
+            time != 'positional',
+            f'time_embedding_type={time!r}; students stop between the levels of the table, which '
+            f'only a positional embedding can express',
+        ),
+        (refiner, "the layout of the SDXL refiner, five time_ids; only the base model's is"),
+        *(
+            (
+                v not in (None, known.get(k)),
+                f'{k}={v!r}; only {known.get(k, "class indices (num_class_embeds), or None")} is',
+            )
+            for k, v in told.items()
+        ),
+    ]
+
 
 _MASK = dict(encoder_attention_mask=('L',))
 #: class of diffusers -> how it is called
 FAMILIES = {
-    'UNet2DModel': Family('unet', lambda c: {'class_labels': ()} if c.num_class_embeds else {}, {},
-                          _refused_unets, lambda c: c.num_class_embeds or 0),
+    'UNet2DModel': Family(
+        'unet',
+        lambda c: {'class_labels': ()} if c.num_class_embeds else {},
+        {},
+        _refused_unets,
+        lambda c: c.num_class_embeds or 0,
+    ),
     'UNet2DConditionModel': Family('unet', _text_of_unet, _MASK, _refused_unets),
-    'DiTTransformer2DModel': Family('transformer', lambda c: {'class_labels': ()}, {}, null=True,
-                                    classes=lambda c: c.num_embeds_ada_norm + 1, variance=True),
+    'DiTTransformer2DModel': Family(
+        'transformer',
+        lambda c: {'class_labels': ()},
+        {},
+        null=True,
+        classes=lambda c: c.num_embeds_ada_norm + 1,
+        variance=True,
+    ),
     'PixArtTransformer2DModel': Family('transformer', _text_of_pixart, _MASK, variance=True),
     'SD3Transformer2DModel': Family('transformer', _text_of_flow, {}, flow=True),
-    'FluxTransformer2DModel': Family('transformer', _text_of_flow, {}, flow=True, time_unit=1e-3,
-                                     packed=True, shape=lambda c: (c.in_channels//4, 128, 128))}
+    'FluxTransformer2DModel': Family(
+        'transformer',
+        _text_of_flow,
+        {},
+        flow=True,
+        time_unit=1e-3,
+        packed=True,
+        shape=lambda c: (c.in_channels // 4, 128, 128),
+    ),
+}
+
 
 def _only_families() -> str:
-    return (f'from_diffusers takes {", ".join(FAMILIES)}; wrap another network as '
-            f'VPDenoiser(net, alpha_bar, prediction), FlowDenoiser(net) or with as_denoiser')
+    return (
+        f'from_diffusers takes {", ".join(FAMILIES)}; wrap another network as '
+        f'VPDenoiser(net, alpha_bar, prediction), FlowDenoiser(net) or with as_denoiser'
+    )
+
 
 def family_of(
     model: nn.Module,
@@ -235,26 +354,34 @@ def family_of(
         raise TypeError(f'{_only_families()}; got {name}')
     return FAMILIES[name]
 
+
 def _packed_call(model: nn.Module, z: Tensor, time: Tensor, given: dict) -> Tensor:
     "Flux: 2x2 patches of the latent [B, C, H, W] as a sequence, and where each of them lies."
-    height, width = (size//2 for size in z.shape[2:])
+    height, width = (size // 2 for size in z.shape[2:])
     places = torch.cartesian_prod(*map(torch.arange, (1, height, width))).to(z)
     words = z.new_zeros(given['encoder_hidden_states'].shape[1], 3)
-    out = model(F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2), timestep=time,
-                img_ids=places, txt_ids=words, **given).sample
+    out = model(
+        F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2),
+        timestep=time,
+        img_ids=places,
+        txt_ids=words,
+        **given,
+    ).sample
     return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), 2)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #b468e01b
 class DiffusersNet(nn.Module):
     "A network of diffusers, called the way our denoisers call a network."
+
     hash_ignores = ('source',)
 
-    def __init__(self,
-        model: nn.Module, # of a class in `FAMILIES`
-        scheduler_config: dict, # the part that it depends on, see `noise_table`, `flow_times`
-        null_class: int | None = None, # the class that stands for "no class": its last. None: none
-        source: str = '', # where it came from, for the model card
-        shape: tuple[int, ...] | None = None, # of one sample, [C, H, W]; None: what it says itself
+    def __init__(
+        self,
+        model: nn.Module,  # of a class in `FAMILIES`
+        scheduler_config: dict,  # the part that it depends on, see `noise_table`, `flow_times`
+        null_class: int | None = None,  # the class that stands for "no class": its last. None: none
+        source: str = '',  # where it came from, for the model card
+        shape: tuple[int, ...] | None = None,  # of one sample, [C, H, W]; None: what it says itself
     ):
         super().__init__()
         family = family_of(model)
@@ -264,7 +391,7 @@ class DiffusersNet(nn.Module):
         rows = family.classes(model.config)
         self.null_class = rows - 1 if family.null and rows else null_class
         self.source = source
-        self.trained = () # names of the model's weights that were trained beside its adapters
+        self.trained = ()  # names of the model's weights that were trained beside its adapters
         self.sample_shape = tuple(shape or family.shape(model.config))
         only_classes = self.takes.keys() == {'class_labels'}
         self.n_classes = rows - (self.null_class is not None) if only_classes else 0
@@ -285,24 +412,25 @@ class DiffusersNet(nn.Module):
         return family_of(self.model)
 
     @property
-    def takes(self) -> dict[str, tuple]: # name -> shape of one sample's
+    def takes(self) -> dict[str, tuple]:  # name -> shape of one sample's
         "What it must be told beside noise and time; a name in a shape stands for any size."
         return self.family.conditions(self.model.config)
 
     def shift_for(self, shape: tuple[int, ...]) -> float:
         "The shift of its scheduler's grid for samples of this shape; of flow matching alone."
         patch = 2 if self.family.packed else getattr(self.model.config, 'patch_size', 1)
-        return flow_shift(self.scheduler_config, math.prod(shape[-2:])/patch**2)
+        return flow_shift(self.scheduler_config, math.prod(shape[-2:]) / patch**2)
 
     @property
-    def config(self) -> dict: # JSON-able
+    def config(self) -> dict:  # JSON-able
         "What rebuilds this network, but for its weights."
         return net_config_of(self)
 
     @property
-    def adapters(self) -> dict | None: # JSON-able; None: it has none
+    def adapters(self) -> dict | None:  # JSON-able; None: it has none
         "What rebuilds its LoRA adapters (of peft), but for their weights."
-        if not adapters(self.model): return None
+        if not adapters(self.model):
+            return None
         name, config = next(iter(self.model.peft_config.items()))
         usual = _told(type(config)())
         told = {k: v for k, v in _told(config).items() if v != usual[k] and k not in _OF_FILES}
@@ -318,18 +446,21 @@ class DiffusersNet(nn.Module):
         "As any module, but classes are never dropped at random: a student must know its own."
         super().train(mode)
         for m in self.modules():
-            if hasattr(m, 'token_drop'): m.training = False
+            if hasattr(m, 'token_drop'):
+                m.training = False
         return self
 
-    def named(self,
-        cond: Tensor | dict | None, # one tensor, where there is one condition
-        z: Tensor, # [B, ...], what it belongs to
-    ) -> dict[str, Tensor]: # the network's keyword arguments
+    def named(
+        self,
+        cond: Tensor | dict | None,  # one tensor, where there is one condition
+        z: Tensor,  # [B, ...], what it belongs to
+    ) -> dict[str, Tensor]:  # the network's keyword arguments
         "The conditions by name; what is missing, unknown or of another shape is refused."
         known = self.takes
         if cond is None and self.null_class is not None:
             cond = torch.full((z.shape[0],), self.null_class, device=z.device)
-        if isinstance(cond, Tensor) and len(known) == 1: cond = {name: cond for name in known}
+        if isinstance(cond, Tensor) and len(known) == 1:
+            cond = {name: cond for name in known}
         given = {} if cond is None else cond
         if not isinstance(given, dict) or known.keys() - given.keys():
             raise ValueError(_what_to_pass(self))
@@ -338,108 +469,165 @@ class DiffusersNet(nn.Module):
             check_choice('condition', name, shapes)
             check_shape(f'condition {name!r}', value, 'B', *shapes[name])
         _check_sides(given, shapes, z)
-        return {k: v.to(z.dtype) if shapes[k] else v for k, v in given.items()} # classes stay
+        return {k: v.to(z.dtype) if shapes[k] else v for k, v in given.items()}  # classes stay
 
-    def forward(self,
-        z: Tensor, # [B, C, H, W]
-        time: Tensor, # [1] or [B], the time step in 0..T-1, or the network's time of flow matching
-        cond: Tensor | dict | None = None, # with B rows, see `named`
-    ) -> Tensor: # [B, C, H, W], or [B*K, C, H, W] with branches
+    def forward(
+        self,
+        z: Tensor,  # [B, C, H, W]
+        time: Tensor,  # [1] or [B], the time step in 0..T-1, or the network's time of flow matching
+        cond: Tensor | dict | None = None,  # with B rows, see `named`
+    ) -> Tensor:  # [B, C, H, W], or [B*K, C, H, W] with branches
         "The network's answer, with the conditions under the names that it takes."
         given = {}
         for name, value in self.named(cond, z).items():
             outer, _, inner = name.partition('.')
-            if inner: given.setdefault(outer, {})[inner] = value
-            else: given[outer] = value
-        if self.family.packed: return _packed_call(self.model, z, time, given)
-        return self.model(z, timestep=time, **given).sample[:, :z.shape[1]]
+            if inner:
+                given.setdefault(outer, {})[inner] = value
+            else:
+                given[outer] = value
+        if self.family.packed:
+            return _packed_call(self.model, z, time, given)
+        return self.model(z, timestep=time, **given).sample[:, : z.shape[1]]
+
 
 def _check_sides(given: dict[str, Tensor], shapes: dict[str, tuple], z: Tensor) -> None:
     "Refuse conditions with another number of rows than samples, or texts of several lengths."
     for name, value in given.items():
         if value.shape[0] != z.shape[0]:
-            raise ValueError(f'condition {name!r} must have a row for each of the {z.shape[0]} '
-                             f'samples, got shape {tuple(value.shape)}')
+            raise ValueError(
+                f'condition {name!r} must have a row for each of the {z.shape[0]} '
+                f'samples, got shape {tuple(value.shape)}'
+            )
     long = [(name, value.shape[1]) for name, value in given.items() if shapes[name][:1] == ('L',)]
     for name, length in long[1:]:
         if length != long[0][1]:
-            raise ValueError(f'conditions of a text must be as long as each other: {long[0][0]} '
-                             f'has {long[0][1]} tokens, {name} has {length}')
+            raise ValueError(
+                f'conditions of a text must be as long as each other: {long[0][0]} '
+                f'has {long[0][1]} tokens, {name} has {length}'
+            )
+
 
 def _what_to_pass(net: DiffusersNet) -> str:
     "Why conditions are refused, and which are wanted."
     if n := net.n_classes:
-        return (f'this network has {n} classes and none that stands for "no class": pass cond= '
-                f'a class for each sample; if its last class is the null class, pass '
-                f'null_class={n - 1} where it is read')
-    wanted = ', '.join(f'{name} [{", ".join(map(str, ("B", *shape)))}]'
-                       for name, shape in net.takes.items())
+        return (
+            f'this network has {n} classes and none that stands for "no class": pass cond= '
+            f'a class for each sample; if its last class is the null class, pass '
+            f'null_class={n - 1} where it is read'
+        )
+    wanted = ', '.join(
+        f'{name} [{", ".join(map(str, ("B", *shape)))}]' for name, shape in net.takes.items()
+    )
     also = ', '.join(net.family.optional)
-    return (f'a {type(net.model).__name__} is told more than noise and time: pass cond= a dict '
-            f'with {wanted}' + f' (and, if you like, {also})'*bool(also) +
-            ', or let conditions= draw them (the denoiser\'s attribute, a ConditionTable); a '
-            'GuidedDenoiser also needs null=, such a dict for no text')
+    return (
+        f'a {type(net.model).__name__} is told more than noise and time: pass cond= a dict '
+        f'with {wanted}'
+        + f' (and, if you like, {also})'
+        * bool(also)
+        + ", or let conditions= draw them (the denoiser's attribute, a ConditionTable); a "
+        'GuidedDenoiser also needs null=, such a dict for no text'
+    )
+
 
 def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> None:
     "Refuse what the family of a network allows, and this package does not."
     c = net.model.config
     channels = (c.in_channels, c.out_channels or c.in_channels)
-    variance = net.family.variance and channels[1] == 2*channels[0]
+    variance = net.family.variance and channels[1] == 2 * channels[0]
     flow = 'shift' in net.scheduler_config
-    refuse('not supported:', net.family.refused(c) | {
-        f'{channels[0]} channels in and {channels[1]} out: the network predicts a variance too, '
-        f'or is given more than the noisy sample': channels[0] != channels[1] and not variance,
-        f'a {type(net.model).__name__} with a table of betas; this family is trained by flow '
-        f'matching, so pass scheduler= a FlowMatchEulerDiscreteScheduler': net.family.flow
-        and not flow,
-        f'a null class of {null_class}: this network has no classes, so leave null_class out':
+    refuse(
+        'not supported:',
+        *net.family.refused(c),
+        (
+            channels[0] != channels[1] and not variance,
+            f'{channels[0]} channels in and {channels[1]} out: the network predicts a variance '
+            f'too, or is given more than the noisy sample',
+        ),
+        (
+            net.family.flow and not flow,
+            f'a {type(net.model).__name__} with a table of betas; this family is trained by flow '
+            f'matching, so pass scheduler= a FlowMatchEulerDiscreteScheduler',
+        ),
+        (
             null_class is not None and not rows,
-        f'a null class of {null_class}: the null class must be the last of the {rows} class '
-        f'embeddings': null_class not in (None, *range(rows)[-1:])})
+            f'a null class of {null_class}: this network has no classes, so leave null_class out',
+        ),
+        (
+            null_class not in (None, *range(rows)[-1:]),
+            f'a null class of {null_class}: the null class must be the last of the {rows} class '
+            f'embeddings',
+        ),
+    )
 
 # %% ../../nbs/interop/01_diffusers.ipynb #590d1152
-def net_config_of(net: DiffusersNet) -> dict: # JSON-able
+def net_config_of(net: DiffusersNet) -> dict:  # JSON-able
     "What rebuilds such a network, but for its weights."
     inner = {k: v for k, v in net.model.config.items() if not k.startswith('_')}
-    config = dict(unet_class=type(net.model).__name__, unet=inner, scheduler=net.scheduler_config,
-                  null_class=net.null_class, source=net.source)
+    config = dict(
+        unet_class=type(net.model).__name__,
+        unet=inner,
+        scheduler=net.scheduler_config,
+        null_class=net.null_class,
+        source=net.source,
+    )
     if net.sample_shape != tuple(net.family.shape(net.model.config)):
         config['shape'] = net.sample_shape
-    if net.adapters: config['adapters'] = net.adapters
+    if net.adapters:
+        config['adapters'] = net.adapters
     return json.loads(json.dumps(config))
 
+
 def net_from_config(
-    config: dict, # from `net_config_of`
-) -> DiffusersNet: # freshly initialised
+    config: dict,  # from `net_config_of`
+) -> DiffusersNet:  # freshly initialised
     "The network that such a description is of; `nets.build_net` calls this."
     wanted = ('unet_class', 'unet', 'scheduler', 'null_class', 'source')
     differ = sorted(config.keys() - {'shape', 'adapters'} ^ set(wanted))
     if differ or not isinstance(config['unet'], dict):
-        raise TypeError(f'a DiffusersNet is described by {", ".join(wanted)} (unet is a dict); '
-                        f'unknown or missing: {", ".join(differ)}')
+        raise TypeError(
+            f'a DiffusersNet is described by {", ".join(wanted)} (unet is a dict); '
+            f'unknown or missing: {", ".join(differ)}'
+        )
     check_choice('diffusers network', config['unet_class'], FAMILIES)
     _check_sizes(config['unet'])
     model = getattr(_diffusers(), config['unet_class']).from_config(config['unet'])
-    net = DiffusersNet(model, config['scheduler'], config['null_class'], config['source'],
-                       config.get('shape'))
-    if told := config.get('adapters'): add_adapters(net, **told)
+    net = DiffusersNet(
+        model, config['scheduler'], config['null_class'], config['source'], config.get('shape')
+    )
+    if told := config.get('adapters'):
+        add_adapters(net, **told)
     return net
 
-#: what a configuration of peft says of files and of the first numbers, which are stored anyway
-_OF_FILES = ('peft_type', 'task_type', 'auto_mapping', 'base_model_name_or_path', 'revision',
-             'inference_mode', 'init_lora_weights', 'peft_version')
 
-def _told(config) -> dict: # of peft
+#: what a configuration of peft says of files and of the first numbers, which are stored anyway
+_OF_FILES = (
+    'peft_type',
+    'task_type',
+    'auto_mapping',
+    'base_model_name_or_path',
+    'revision',
+    'inference_mode',
+    'init_lora_weights',
+    'peft_version',
+)
+
+
+def _told(config) -> dict:  # of peft
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+
 
 def _check_rebuilt(net: DiffusersNet, again: nn.Module) -> None:
     "Refuse adapters where the network that its configuration makes is another one."
     mine, theirs = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, again))
     differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
-    if not differ: differ = _other_state(adapters(net), adapters(again))
+    if not differ:
+        differ = _other_state(adapters(net), adapters(again))
     if differ:
-        raise ValueError('the adapters of this network cannot be saved, since what rebuilds them '
-                         f'makes another network; it differs in {differ[0]}')
+        raise ValueError(
+            'the adapters of this network cannot be saved, since what rebuilds them '
+            f'makes another network; it differs in {differ[0]}'
+        )
+
 
 def _check_adapters(net: DiffusersNet) -> None:
     "Refuse adapters that could not be rebuilt, so that neither they nor a student can be saved."
@@ -448,184 +636,252 @@ def _check_adapters(net: DiffusersNet) -> None:
     kind = getattr(getattr(first, 'peft_type', None), 'value', None)
     start = getattr(first, 'init_lora_weights', True)
     kept = getattr(first, 'modules_to_save', None)
-    refuse('the adapters of this network cannot be saved:', {
-        f'peft has noted none of them in its {type(net.model).__name__}: add them to that, as in '
-        'inject_adapter_in_model(config, denoiser.net.model)': not configs,
-        f'it has {len(configs)} of them ({", ".join(configs)}), and one is saved: merge the others '
-        '(fuse_lora) or delete them': len(configs) != 1,
-        f'they are {kind}, and only LORA is supported: merge them first': kind != 'LORA',
-        f'init_lora_weights={start!r} changes the weights that they are added to':
+    refuse(
+        'the adapters of this network cannot be saved:',
+        (
+            not configs,
+            f'peft has noted none of them in its {type(net.model).__name__}: add them to that, as '
+            'in inject_adapter_in_model(config, denoiser.net.model)',
+        ),
+        (
+            len(configs) != 1,
+            f'it has {len(configs)} of them ({", ".join(configs)}), and one is saved: merge the '
+            'others (fuse_lora) or delete them',
+        ),
+        (kind != 'LORA', f'they are {kind}, and only LORA is supported: merge them first'),
+        (
             isinstance(start, str) and start not in ('gaussian', 'orthogonal'),
-        'lora_bias=True is not supported: leave it out': bool(getattr(first, 'lora_bias', False)),
-        f'modules_to_save={kept!r} puts copies beside layers: leave it out (the output layer is '
-        'trained as a whole by itself), and set requires_grad of others': bool(kept)})
-    with (reworded(lambda e: f'the adapters of this network cannot be saved: {e}', TypeError,
-                   ValueError), torch.device('meta')):
+            f'init_lora_weights={start!r} changes the weights that they are added to',
+        ),
+        (bool(getattr(first, 'lora_bias', False)), 'lora_bias=True is not supported: leave it out'),
+        (
+            bool(kept),
+            f'modules_to_save={kept!r} puts copies beside layers: leave it out (the output layer '
+            'is trained as a whole by itself), and set requires_grad of others',
+        ),
+    )
+    with (
+        reworded(
+            lambda e: f'the adapters of this network cannot be saved: {e}', TypeError, ValueError
+        ),
+        torch.device('meta'),
+    ):
         again = net_from_config(net_config_of(net))
     _check_rebuilt(net, again)
 
+
 def _other_state(mine: dict[str, nn.Module], theirs: dict[str, nn.Module]) -> list[str]:
     "Which layers' adapters act otherwise: in another scale, merged, switched off."
-    return [f'{key} of {name} ({getattr(m, key)})' for name, m in mine.items()
-            for key in ('scaling', 'merged_adapters', 'disable_adapters', 'active_adapters')
-            if getattr(m, key) != getattr(theirs[name], key)]
+    return [
+        f'{key} of {name} ({getattr(m, key)})'
+        for name, m in mine.items()
+        for key in ('scaling', 'merged_adapters', 'disable_adapters', 'active_adapters')
+        if getattr(m, key) != getattr(theirs[name], key)
+    ]
+
 
 def add_adapters(
-    net: DiffusersNet, # changed in place; nothing but the adapters is trainable then
-    config: dict, # of a `peft.LoraConfig`
-    name: str = 'default', # of the adapters
-    trained: Sequence[str] = (), # names of the model's weights that are trained beside them
-    seed: int = 0, # of their random halves; the other halves are 0, so that nothing changes yet
+    net: DiffusersNet,  # changed in place; nothing but the adapters is trainable then
+    config: dict,  # of a `peft.LoraConfig`
+    name: str = 'default',  # of the adapters
+    trained: Sequence[str] = (),  # names of the model's weights that are trained beside them
+    seed: int = 0,  # of their random halves; the other halves are 0, so that nothing changes yet
 ) -> None:
     "LoRA (Hu et al. 2022), by peft."
     peft = import_extra('peft', 'lora')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(peft.LoraConfig(**config), net.model, name)
-    if hasattr(net.model, 'save_lora_adapter'): net.model._hf_peft_config_loaded = True
+    if hasattr(net.model, 'save_lora_adapter'):
+        net.model._hf_peft_config_loaded = True
     net.trained = tuple(trained)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872
-_HUB_FILES = ['config.json', 'scheduler_config.json', 'sampling.json',
-              'diffusion_pytorch_model*.safetensors', '*.safetensors.index.json', 'unet/*.json',
-              'unet/*.safetensors', 'transformer/*.json', 'transformer/*.safetensors',
-              'scheduler/*.json']
+_HUB_FILES = [
+    'config.json',
+    'scheduler_config.json',
+    'sampling.json',
+    'diffusion_pytorch_model*.safetensors',
+    '*.safetensors.index.json',
+    'unet/*.json',
+    'unet/*.safetensors',
+    'transformer/*.json',
+    'transformer/*.safetensors',
+    'scheduler/*.json',
+]
+
 
 def _local(where: Path | str, revision: str | None) -> Path:
     "A model's folder; from the Hub safetensors and JSON of a pinned commit are downloaded."
-    if Path(where).is_dir(): return Path(where)
+    if Path(where).is_dir():
+        return Path(where)
     if not re.fullmatch('[0-9a-f]{40}', revision or ''):
-        raise ValueError(f'{str(where)!r} is no folder here; to download it from the Hub pass '
-                         f'revision= a commit (40 hex digits), since branches and tags can move; '
-                         f'got {revision!r}')
+        raise ValueError(
+            f'{str(where)!r} is no folder here; to download it from the Hub pass '
+            f'revision= a commit (40 hex digits), since branches and tags can move; '
+            f'got {revision!r}'
+        )
     from huggingface_hub import snapshot_download
+
     return Path(snapshot_download(str(where), revision=revision, allow_patterns=_HUB_FILES))
 
 # %% ../../nbs/interop/01_diffusers.ipynb #8edaaf6e
-def _part(folder: Path, parts: tuple[str, ...], file: str) -> Path: # the folder that holds `file`
+def _part(folder: Path, parts: tuple[str, ...], file: str) -> Path:  # the folder that holds `file`
     "A pipeline's part, or the folder itself if it holds one part only."
-    for inside in (*(folder/part for part in parts), folder):
-        if (inside/file).is_file(): return inside
+    for inside in (*(folder / part for part in parts), folder):
+        if (inside / file).is_file():
+            return inside
     instead = '; pass scheduler=' if 'scheduler' in parts else ''
     names = ' nor '.join(f'{part}/{file}' for part in parts)
     raise FileNotFoundError(f'{folder} holds neither {names} nor {file}{instead}')
+
 
 def _check_weights(folder: Path) -> None:
     "Refuse a folder whose weights are not safetensors that lie in it."
     if not list(folder.glob('diffusion_pytorch_model*.safetensors')):
         pickles = ', '.join(p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES)
-        why = (f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust '
-               f'it, convert it with save_pretrained(folder, safe_serialization=True)')
-        raise ValueError(f'{folder} holds no safetensors' + why*bool(pickles))
+        why = (
+            f'; {pickles} is a pickle, and reading a pickle can run any code: where you trust '
+            f'it, convert it with save_pretrained(folder, safe_serialization=True)'
+        )
+        raise ValueError(f'{folder} holds no safetensors' + why * bool(pickles))
     for index in folder.glob('*.safetensors.index.json'):
         for shard in read_json(index, ('weight_map',))['weight_map'].values():
             if Path(shard).suffix != '.safetensors' or Path(shard).name != shard:
-                raise ValueError(f'{folder} names {shard} among its weights; only safetensors that '
-                                 f'lie in the same folder are read')
+                raise ValueError(
+                    f'{folder} names {shard} among its weights; only safetensors that '
+                    f'lie in the same folder are read'
+                )
+
 
 def _check_no_adapter(folder: Path) -> None:
     "Refuse what a student with adapters was written as."
     if any(folder.glob('*/head.safetensors')):
-        raise ValueError(f'{folder} holds an adapter and an output layer, and no whole network: '
-                         'its README.md samples it with the network that was distilled; exported '
-                         'again with merge=True (bdense_export --merge) it is whole')
+        raise ValueError(
+            f'{folder} holds an adapter and an output layer, and no whole network: '
+            'its README.md samples it with the network that was distilled; exported '
+            'again with merge=True (bdense_export --merge) it is whole'
+        )
+
 
 def _read_network(folder: Path) -> nn.Module:
     "A network of a class in `FAMILIES`, from safetensors."
     _check_no_adapter(folder)
     inside = _part(folder, ('unet', 'transformer'), 'config.json')
-    config = read_json(inside/'config.json')
+    config = read_json(inside / 'config.json')
     name = config.get('_class_name')
-    if name not in FAMILIES: raise TypeError(f'{inside} holds a {name}; {_only_families()}')
+    if name not in FAMILIES:
+        raise TypeError(f'{inside} holds a {name}; {_only_families()}')
     _check_sizes(config)
     quantised = 'is quantised, which is not read; save the network in float32 or half precision'
-    refuse(str(inside), {quantised: 'quantization_config' in config})
+    refuse(str(inside), ('quantization_config' in config, quantised))
     _check_weights(inside)
     kind = getattr(_diffusers(), name)
     half = all('.fp16.' in file.name for file in inside.glob('*.safetensors'))
     how = dict(local_files_only=True, use_safetensors=True, variant='fp16' if half else None)
+
     def broken(e):
         why = re.sub(r'^Cannot load *because |\. If you want to .*', '', str(e), flags=re.S)
-        return (f'{inside} cannot be read as a {name}: its weights are truncated, damaged or of '
-                f'another network ({why})')
+        return (
+            f'{inside} cannot be read as a {name}: its weights are truncated, damaged or of '
+            f'another network ({why})'
+        )
+
     with reworded(broken, SafetensorError, RuntimeError, TypeError, OSError, ValueError):
         model, found = kind.from_pretrained(inside, output_loading_info=True, **how)
     lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model, half)
     broken = [k for k, p in model.named_parameters() if not lacking and not p.isfinite().all()]
-    refuse(str(inside), {
-        f'lacks {len(lacking)} of the weights of a {name}, such as {"".join(lacking[:1])}: save '
-        'the whole network': bool(lacking),
-        f'holds {"".join(whole[:1])} in whole numbers: it {quantised}': bool(whole),
-        f'has NaN or infinite numbers in {"".join(broken[:1])}: it is of no use': bool(broken)})
+    refuse(
+        str(inside),
+        (
+            bool(lacking),
+            f'lacks {len(lacking)} of the weights of a {name}, such as {"".join(lacking[:1])}: '
+            'save the whole network',
+        ),
+        (bool(whole), f'holds {"".join(whole[:1])} in whole numbers: it {quantised}'),
+        (bool(broken), f'has NaN or infinite numbers in {"".join(broken[:1])}: it is of no use'),
+    )
     return model
+
 
 def _whole_numbers(folder: Path, model: nn.Module, half: bool) -> list[str]:
     "Weights that are stored as whole numbers, in the files that were read."
     kinds = {}
-    stem = 'diffusion_pytorch_model' + '.fp16'*half
+    stem = 'diffusion_pytorch_model' + '.fp16' * half
     for file in (*folder.glob(f'{stem}.safetensors'), *folder.glob(f'{stem}-*.safetensors')):
-        with safe_open(file, 'pt') as f: kinds |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
-    return [k for k, _ in model.named_parameters() if 'F' not in kinds.get(k, 'F')] # F32, BF16, I8
+        with safe_open(file, 'pt') as f:
+            kinds |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
+    return [k for k, _ in model.named_parameters() if 'F' not in kinds.get(k, 'F')]  # F32, BF16, I8
 
 # %% ../../nbs/interop/01_diffusers.ipynb #34b5ab4d
-def _single(model: nn.Module) -> nn.Module: # changed in place
+def _single(model: nn.Module) -> nn.Module:  # changed in place
     """Half-precision weights as float32, which changes none: a student is trained from float32.
     What is under torch.compile is taken from there."""
     model = uncompiled(model)
     for m in list(model.modules()):
         for name, part in m.named_children():
-            if part is not (inner := uncompiled(part)): setattr(m, name, inner)
+            if part is not (inner := uncompiled(part)):
+                setattr(m, name, inner)
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return model.float() if dtypes and dtypes <= {torch.float16, torch.bfloat16} else model
 
-def _levels_of(scheduler) -> tuple[dict, Tensor | None]: # see `noise_table`; None: flow matching
+
+def _levels_of(scheduler) -> tuple[dict, Tensor | None]:  # see `noise_table`; None: flow matching
     "The noise levels of a scheduler: an object, its configuration, or its folder."
     if not isinstance(scheduler, (str, Path)):
         config = getattr(scheduler, 'config', scheduler)
         if not isinstance(config, dict):
-            raise TypeError('scheduler must be one of diffusers, made, such as DDPMScheduler(), '
-                            f'or its configuration or folder, got {scheduler!r:.80}')
+            raise TypeError(
+                'scheduler must be one of diffusers, made, such as DDPMScheduler(), '
+                f'or its configuration or folder, got {scheduler!r:.80}'
+            )
         config = dict(config)
-        if not isinstance(scheduler, dict): config['_class_name'] = type(scheduler).__name__
+        if not isinstance(scheduler, dict):
+            config['_class_name'] = type(scheduler).__name__
         return flow_times(config) or noise_table(config)
     file = 'scheduler_config.json'
-    path = _part(Path(scheduler), ('scheduler',), file)/file
+    path = _part(Path(scheduler), ('scheduler',), file) / file
     config = read_json(path)
     with reworded(lambda e: f'{path}: {e}', ValueError):
         return flow_times(config) or noise_table(config)
+
 
 def _denoiser_of(model: nn.Module, levels, *about) -> NetDenoiser:
     "A network of diffusers as a denoiser; null_class, source and shape as `DiffusersNet` has them."
     config, alpha_bar = levels
     net = DiffusersNet(_single(copied(model)), config, *about)
     if alpha_bar is None:
-        denoiser = FlowDenoiser(net, net.family.time_unit*config['num_train_timesteps'])
-    else: denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[config['prediction_type']])
+        denoiser = FlowDenoiser(net, net.family.time_unit * config['num_train_timesteps'])
+    else:
+        denoiser = VPDenoiser(net, alpha_bar, PREDICTION_TYPES[config['prediction_type']])
     return denoiser.requires_grad_(False).eval()
 
+
 def network_of(
-    pipeline, # of diffusers
+    pipeline,  # of diffusers
 ) -> nn.Module:
     "The network of a pipeline that denoises."
     found = (getattr(pipeline, part, None) for part in ('unet', 'transformer'))
     network = next((m for m in found if m is not None), pipeline)
     network = uncompiled(network)
-    return network.get_base_model() if hasattr(network, 'get_base_model') else network # of peft
+    return network.get_base_model() if hasattr(network, 'get_base_model') else network  # of peft
+
 
 def from_diffusers(
-    model, # a network of a class in `FAMILIES`, a pipeline with one, their folder or Hub name
-    scheduler=None, # a diffusers scheduler, its configuration or folder; None: the pipeline's own
-    null_class: int | None = None, # the class that stands for "no class": its last. None: none
-    revision: str | None = None, # the commit of a model on the Hub, 40 hex digits
-    shape: tuple[int, ...] | None = None, # of one sample, [C, H, W]; None: what the network says
-) -> NetDenoiser: # VPDenoiser or FlowDenoiser: frozen, in evaluation mode, of float32 or more
+    model,  # a network of a class in `FAMILIES`, a pipeline with one, their folder or Hub name
+    scheduler=None,  # a diffusers scheduler, its configuration or folder; None: the pipeline's own
+    null_class: int | None = None,  # the class that stands for "no class": its last. None: none
+    revision: str | None = None,  # the commit of a model on the Hub, 40 hex digits
+    shape: tuple[int, ...] | None = None,  # of one sample, [C, H, W]; None: what the network says
+) -> NetDenoiser:  # VPDenoiser or FlowDenoiser: frozen, in evaluation mode, of float32 or more
     """A copy of a diffusers network as a denoiser; its scheduler says the noise levels and what
     it predicts."""
     diffusers = _diffusers()
     source, levels = '', None
     if isinstance(model, diffusers.DiffusionPipeline) and scheduler is None:
         scheduler = model.scheduler
-    if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)): model = network_of(model)
+    if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)):
+        model = network_of(model)
     if isinstance(model, (str, Path)):
         folder = _local(model, revision)
         source = Path(model).resolve().name if Path(model).is_dir() else f'{model} at {revision}'
@@ -636,91 +892,117 @@ def from_diffusers(
     if levels is None and scheduler is None:
         raise ValueError('a network does not know its noise levels: pass scheduler=')
     if rows and null_class is None and not family_of(model).null:
-        warnings.warn(f'this network has {rows} class embeddings and does not say whether the last '
-                      f'one stands for "no class": all {rows} are taken for classes. If it is a '
-                      f'null class, pass null_class={rows - 1}', stacklevel=2)
+        warnings.warn(
+            f'this network has {rows} class embeddings and does not say whether the last '
+            f'one stands for "no class": all {rows} are taken for classes. If it is a '
+            f'null class, pass null_class={rows - 1}',
+            stacklevel=2,
+        )
     return _denoiser_of(model, levels or _levels_of(scheduler), null_class, source, shape)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #62b92508
-class _Caught(Exception): pass
+class _Caught(Exception):
+    pass
+
 
 def _check_takes_prompts(pipeline) -> None:
     "Refuse a pipeline of another kind."
     takes = inspect.signature(pipeline.__call__).parameters
     if not any(name.startswith('prompt') for name in takes):
-        raise TypeError(f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
-                        'such as StableDiffusionPipeline; classes are conditions as they are')
+        raise TypeError(
+            f'a {type(pipeline).__name__} is no pipeline that takes prompts: pass one, '
+            'such as StableDiffusionPipeline; classes are conditions as they are'
+        )
+
 
 def _rows_of(told: dict, prompts: Sequence[str], known: dict) -> dict[str, Tensor]:
     "Of what a network is told, the row of each prompt; known: what a network like it takes."
-    flat = {f'{k}.{name}': v for k, inner in told.items() if isinstance(inner, dict)
-            for name, v in inner.items()}
-    def own(v): # where a pipeline guides, what it compares with comes first
-        return v.float().cpu()[[i if not prompt else len(v) - len(prompts) + i
-                                for i, prompt in enumerate(prompts)]]
+    flat = {
+        f'{k}.{name}': v
+        for k, inner in told.items()
+        if isinstance(inner, dict)
+        for name, v in inner.items()
+    }
+
+    def own(v):  # where a pipeline guides, what it compares with comes first
+        return v.float().cpu()[
+            [i if not prompt else len(v) - len(prompts) + i for i, prompt in enumerate(prompts)]
+        ]
+
     return {k: own(v) for k, v in (told | flat).items() if k in known and v is not None}
 
+
 def prompt_conditions(
-    pipeline, # a diffusers pipeline with its text encoders
-    prompts: Sequence[str] | str, # at least one
-    batch: int = 8, # prompts at a time
-    **call, # what else the pipeline is called with: height, width, guidance_scale
-) -> dict[str, Tensor]: # float32, on the CPU; rows for a `ConditionTable`, or `cond` for samples
+    pipeline,  # a diffusers pipeline with its text encoders
+    prompts: Sequence[str] | str,  # at least one
+    batch: int = 8,  # prompts at a time
+    **call,  # what else the pipeline is called with: height, width, guidance_scale
+) -> dict[str, Tensor]:  # float32, on the CPU; rows for a `ConditionTable`, or `cond` for samples
     """What a pipeline tells its network of some prompts: caught at the door of the network, which
     is not called. Of the empty prompt '' it is what the pipeline's guidance compares with."""
-    if isinstance(prompts, str): prompts = [prompts]
-    if not prompts: raise ValueError('prompts must be a list of at least one prompt, got none')
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not prompts:
+        raise ValueError('prompts must be a list of at least one prompt, got none')
     _check_takes_prompts(pipeline)
     network = network_of(pipeline)
     known = family_of(network).conditions(network.config) | family_of(network).optional
+
     def catch(module, args, told):
         rows.append(_rows_of(told, part, known))
         raise _Caught
-    rows, embedded = [], 'guidance' in known # Flux is told the scale, and guides by itself
+
+    rows, embedded = [], 'guidance' in known  # Flux is told the scale, and guides by itself
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
-    how = dict(guidance_scale=1., num_inference_steps=2, output_type='latent') | call
+    how = dict(guidance_scale=1.0, num_inference_steps=2, output_type='latent') | call
     each = call.get('num_images_per_prompt', 1)
     try:
         for i in range(0, len(prompts), batch):
-            part = [p for p in prompts[i:i + batch] for _ in range(each)]
-            guide = {} if all(part) or embedded else dict(guidance_scale=2.)
-            with contextlib.suppress(_Caught): pipeline(part[::each], **how | guide)
-    finally: hook.remove()
+            part = [p for p in prompts[i : i + batch] for _ in range(each)]
+            guide = {} if all(part) or embedded else dict(guidance_scale=2.0)
+            with contextlib.suppress(_Caught):
+                pipeline(part[::each], **how | guide)
+    finally:
+        hook.remove()
     return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
 
 # %% ../../nbs/interop/01_diffusers.ipynb #3341a878
 @torch.no_grad()
 def sample_ddim_like_diffusers(
-    denoiser: Callable, # from `from_diffusers`
-    z: Tensor, # [B, C, H, W], standard normal noise
-    scheduler, # a `diffusers.DDIMScheduler`, without dynamic thresholding
-    n_steps: int, # at least 1
-    cond: Tensor | dict | None = None, # with B rows
-) -> Tensor: # [B, C, H, W]
+    denoiser: Callable,  # from `from_diffusers`
+    z: Tensor,  # [B, C, H, W], standard normal noise
+    scheduler,  # a `diffusers.DDIMScheduler`, without dynamic thresholding
+    n_steps: int,  # at least 1
+    cond: Tensor | dict | None = None,  # with B rows
+) -> Tensor:  # [B, C, H, W]
     "What `DDIMPipeline` computes, with our denoiser: its time steps and its clipping."
     check_int('n_steps', n_steps, 1)
     scheduler.set_timesteps(n_steps)
     config = scheduler.config
-    table = scheduler.alphas_cumprod.tolist() # once: reading one number waits for a GPU
+    table = scheduler.alphas_cumprod.tolist()  # once: reading one number waits for a GPU
     largest = config.clip_sample_range if config.clip_sample else torch.inf
     if config.thresholding:
         raise ValueError('dynamic thresholding is not supported; set thresholding=False')
     for t in scheduler.timesteps.tolist():
         # not always the next one of its time steps
-        before = t - config.num_train_timesteps//n_steps
+        before = t - config.num_train_timesteps // n_steps
         a = table[t]
         b = table[before] if before >= 0 else float(scheduler.final_alpha_cumprod)
-        x0_hat = denoiser(z/a**.5, ((1 - a)/a)**.5, cond)
+        x0_hat = denoiser(z / a**0.5, ((1 - a) / a) ** 0.5, cond)
         clipped = x0_hat.clamp(-largest, largest)
-        z = ddim_step(z, x0_hat, a, b) + b**.5*(clipped - x0_hat) # eps_hat is of the unclipped one
+        z = ddim_step(z, x0_hat, a, b) + b**0.5 * (
+            clipped - x0_hat
+        )  # eps_hat is of the unclipped one
     return z
 
 # %% ../../nbs/interop/01_diffusers.ipynb #f3e5ac3c
 class EDMNet(nn.Module):
     "The inner network of an EDM-style preconditioned module, which wants classes as one-hot rows."
-    def __init__(self,
-        model: nn.Module, # `model(x, c_noise, class_labels)`
-        n_classes: int, # 0: unconditional
+
+    def __init__(
+        self,
+        model: nn.Module,  # `model(x, c_noise, class_labels)`
+        n_classes: int,  # 0: unconditional
     ):
         super().__init__()
         self.model = model
@@ -734,42 +1016,57 @@ class EDMNet(nn.Module):
         return self.model(x, c_noise.expand(x.shape[0]), rows)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #8bba2a05
-_all_ = ['ModuleDenoiser'] # from the notebook on denoisers: a module that is a denoiser already
+_all_ = ['ModuleDenoiser']  # from the notebook on denoisers: a module that is a denoiser already
 
 # %% ../../nbs/interop/01_diffusers.ipynb #885fb064
 class _Asked(nn.Module):
     "Answers with what it is asked: the sample, the noise level and the classes, in one tensor."
+
     calls = 0
+
     def forward(self, x: Tensor, noise: Tensor, *rest, **more) -> Tensor:
         self.calls += 1
         told = [t for t in (*rest, *more.values()) if t is not None]
-        rows = [t.float() @ torch.arange(1., t.shape[-1] + 1) for t in told]
-        both = sum(rows, 3*noise) if len(told) < 2 else torch.nan
+        rows = [t.float() @ torch.arange(1.0, t.shape[-1] + 1) for t in told]
+        both = sum(rows, 3 * noise) if len(told) < 2 else torch.nan
         return x + torch.as_tensor(both).reshape(-1, 1, 1, 1)
 
-def _is_edm(module: nn.Module, mine: EDMDenoiser) -> bool: # without its `.model`, and with it
+
+def _is_edm(module: nn.Module, mine: EDMDenoiser) -> bool:  # without its `.model`, and with it
     "Does a module scale, and tell noise and classes, as EDM's table 1 has it?"
     network, n = module.model, mine.n_classes
     try:
         module.model = asked = _Asked()
         same = _answer_alike(EDMDenoiser(EDMNet(_Asked(), n), mine.sigma_data), module, (3, 8, 8))
-    except Exception: return False # whatever a foreign module raises
-    finally: module.model = network
-    if not same or asked.calls != 2*(1 + bool(n)): return False
+    except Exception:
+        return False  # whatever a foreign module raises
+    finally:
+        module.model = network
+    if not same or asked.calls != 2 * (1 + bool(n)):
+        return False
     shape = sample_shape(nn.ModuleList([module])) or (3, 8, 8)
-    try: return _answer_alike(mine, module, shape)
-    except Exception: return not _wants_numbers(module, shape, n) # it may take other samples
+    try:
+        return _answer_alike(mine, module, shape)
+    except Exception:
+        return not _wants_numbers(module, shape, n)  # it may take other samples
 
-def _wants_numbers(module: nn.Module, shape: tuple[int, ...], n: int) -> bool: # always False
+
+def _wants_numbers(module: nn.Module, shape: tuple[int, ...], n: int) -> bool:  # always False
     "Refuse a module whose network takes classes by their numbers."
-    if not n: return False
+    if not n:
+        return False
     x = next(module.parameters(), torch.zeros(())).new_zeros(2, *shape)
-    try: module(x, x.new_ones(2), torch.tensor([0, n - 1], device=x.device))
-    except Exception: return False # neither
-    raise ValueError(f'the network in this {type(module).__name__} takes classes by number, not '
-                     "as EDM's one-hot rows: give it n_classes, and wrap it itself: "
-                     f'net = module.model; net.n_classes = {n}; '
-                     f'EDMDenoiser(net, {float(module.sigma_data)})')
+    try:
+        module(x, x.new_ones(2), torch.tensor([0, n - 1], device=x.device))
+    except Exception:
+        return False  # neither
+    raise ValueError(
+        f'the network in this {type(module).__name__} takes classes by number, not '
+        "as EDM's one-hot rows: give it n_classes, and wrap it itself: "
+        f'net = module.model; net.n_classes = {n}; '
+        f'EDMDenoiser(net, {float(module.sigma_data)})'
+    )
+
 
 @torch.no_grad()
 def _answer_alike(mine: NetDenoiser, module: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -779,13 +1076,21 @@ def _answer_alike(mine: NetDenoiser, module: nn.Module, shape: tuple[int, ...]) 
     n = mine.n_classes
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     takes = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
+
     def own(sigma, label):
         rows = x.new_zeros(1, n) if label is None else nn.functional.one_hot(label, n).to(x)
-        return module(x, sigma, *[rows if n else None]*(len(takes) > 2))
-    questions = [(torch.tensor([s]).to(x), label) for s in (.3, 20.)
-                 for label in (None, torch.tensor([n - 1], device=x.device))[:1 + bool(n)]]
-    return all(torch.allclose(own(*question), mine(x, *question), rtol=1e-3, atol=1e-3)
-               for question in questions)
+        return module(x, sigma, *[rows if n else None] * (len(takes) > 2))
+
+    questions = [
+        (torch.tensor([s]).to(x), label)
+        for s in (0.3, 20.0)
+        for label in (None, torch.tensor([n - 1], device=x.device))[: 1 + bool(n)]
+    ]
+    return all(
+        torch.allclose(own(*question), mine(x, *question), rtol=1e-3, atol=1e-3)
+        for question in questions
+    )
+
 
 def _not_one(thing) -> str:
     "What was given instead of a denoiser, and where one is."
@@ -795,54 +1100,68 @@ def _not_one(thing) -> str:
         at = next((k for k, v in thing.items() if isinstance(v, nn.Module)), 'ema')
         return f'a dict: pass the module in it, as [{at!r}], if it holds one'
     if isinstance(thing, (str, Path)):
-        return (f'{str(thing)!r}: read it, a pickle in the checkout of its authors (a script of '
-                'the notebook interop/04_beside_others does), a folder with from_diffusers or '
-                'load_denoiser')
+        return (
+            f'{str(thing)!r}: read it, a pickle in the checkout of its authors (a script of '
+            'the notebook interop/04_beside_others does), a folder with from_diffusers or '
+            'load_denoiser'
+        )
     return type(thing).__name__
+
 
 def _refuse_no_denoiser(model: nn.Module, inner: str | None) -> None:
     "Refuse a module that trains its network, or is called with something else."
     table = hasattr(model, 'alphas_cumprod') and not hasattr(model, 'sigma_data')
     part, way = 'model', 'VPDenoiser(x.model, x.alphas_cumprod, prediction)'
-    if not table: part, way = 'net', 'EDMDenoiser(x.net, x.sigma_data)'
-    samples = hasattr(model, 'sigma_data') and hasattr(model, 'sample') # as lucidrains' do
+    if not table:
+        part, way = 'net', 'EDMDenoiser(x.net, x.sigma_data)'
+    samples = hasattr(model, 'sigma_data') and hasattr(model, 'sample')  # as lucidrains' do
     if inner is None and (table or samples) and isinstance(getattr(model, part, None), nn.Module):
-        raise TypeError(f'a {type(model).__name__} trains its network and is no denoiser itself: '
-                        f'wrap that as {way}')
+        raise TypeError(
+            f'a {type(model).__name__} trains its network and is no denoiser itself: '
+            f'wrap that as {way}'
+        )
     parts = ', '.join(part for part, _ in model.named_children()) or 'nothing'
-    foreign = lambda e: (f'a {type(model).__name__} is not called with (x, sigma), so it is no '
-                         f'denoiser ({e}): wrap the network in it, one of {parts}, as '
-                         'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser')
+    foreign = lambda e: (
+        f'a {type(model).__name__} is not called with (x, sigma), so it is no '
+        f'denoiser ({e}): wrap the network in it, one of {parts}, as '
+        'EDMDenoiser(x.net, x.sigma_data), VPDenoiser or FlowDenoiser'
+    )
     with reworded(foreign, TypeError, error=TypeError):
         inspect.signature(model.forward).bind_partial(None, None)
 
+
 def as_denoiser(
-    model: Callable, # `D(x, sigma, cond)`, or an EDM-style module (`.model`, `.sigma_data`)
+    model: Callable,  # `D(x, sigma, cond)`, or an EDM-style module (`.model`, `.sigma_data`)
     # name of the network inside, where the module combines what that says with x, as k-diffusion's
     # ('inner_model') do; None: there is none, or EDM's
     inner: str | None = None,
-    takes: str | None = None, # the module's name for a condition; None: it is the third argument
-) -> Callable: # a network: frozen, in evaluation mode, half-precision weights as float32
+    takes: str | None = None,  # the module's name for a condition; None: it is the third argument
+) -> Callable:  # a network: frozen, in evaluation mode, half-precision weights as float32
     "Anyone's denoiser as one of ours."
     model = uncompiled(model)
     if not callable(model) or isinstance(model, type):
         raise TypeError(f'a denoiser is a callable D(x, sigma, cond), got {_not_one(model)}')
     if isinstance(model, partial) and isinstance(model.func, nn.Module):
         if inner is not None or hasattr(model.func, 'label_dim'):
-            raise ValueError(f'{type(model.func).__name__} is taken apart, so functools.partial '
-                             'cannot add arguments to its call: set them in the module')
+            raise ValueError(
+                f'{type(model.func).__name__} is taken apart, so functools.partial '
+                'cannot add arguments to its call: set them in the module'
+            )
         call = partial(_single(copied(model.func)), *model.args, **model.keywords)
         return ModuleDenoiser(call).requires_grad_(False).eval()
-    if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module): return model
+    if isinstance(model, NetDenoiser) or not isinstance(model, nn.Module):
+        return model
     _refuse_no_denoiser(model, inner)
     model = _single(copied(model)).requires_grad_(False).eval()
     layout = hasattr(model, 'sigma_data') or hasattr(model, 'label_dim')
-    if inner is None and layout: # EDM's classes, and EDM2's
+    if inner is None and layout:  # EDM's classes, and EDM2's
         inner = next((name for name in ('model', 'unet') if hasattr(model, name)), None)
-        formulas = type(model).forward is not nn.Module.forward # a stand-in may have none
+        formulas = type(model).forward is not nn.Module.forward  # a stand-in may have none
         if inner == 'model' and hasattr(model, 'sigma_data'):
             net = EDMNet(model.model, int(getattr(model, 'label_dim', 0) or 0))
             mine = EDMDenoiser(net, float(model.sigma_data)).eval()
-            if not formulas or _is_edm(model, mine): return mine
-    if inner is not None: return PreconditionedDenoiser(model, inner, takes).eval()
+            if not formulas or _is_edm(model, mine):
+                return mine
+    if inner is not None:
+        return PreconditionedDenoiser(model, inner, takes).eval()
     return ModuleDenoiser(model).eval()

@@ -36,77 +36,104 @@ __all__ = ['NOISE_OFF', 'EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_exces
            'export_state_dict', 'export_student']
 
 # %% ../../nbs/interop/02_export.ipynb #30f55f1c
-def euler_grid(student: Student) -> tuple[list[float], float]: # noise levels, factor on unit noise
+def euler_grid(student: Student) -> tuple[list[float], float]:  # noise levels, factor on unit noise
     "A student's steps for a plain Euler sampler: an analytic first step only scales the noise."
     sigmas = student.sigmas.tolist()
-    if not student.afs: return sigmas, sigmas[0]
+    if not student.afs:
+        return sigmas, sigmas[0]
     t, s = sigmas[:2]
-    return sigmas[1:], t*(1 + (s - t)/(1 + t*t)**.5)
+    return sigmas[1:], t * (1 + (s - t) / (1 + t * t) ** 0.5)
 
 # %% ../../nbs/interop/02_export.ipynb #d8fbcd8d
 def ddim_steps(
-    student: Student, # of a diffusers teacher
-) -> int | None: # how many steps; None if its grid is another
+    student: Student,  # of a diffusers teacher
+) -> int | None:  # how many steps; None if its grid is another
     "Are the student's steps those of diffusers' DDIM with 'trailing' spacing?"
-    if not isinstance(student.denoiser, VPDenoiser): return None
+    if not isinstance(student.denoiser, VPDenoiser):
+        return None
     table = student.denoiser.alpha_bar.cpu()
     n = len(student.sigmas) - 1
     whole = len(table) == student.denoiser.net.scheduler_config['num_train_timesteps']
-    if not whole or student.afs or len(table) % n or student.sigmas[-1] != 0: return None
-    nodes = table[torch.arange(len(table) - 1, -1, -(len(table)//n))]
-    mine = 1/(1 + student.sigmas[:-1]**2)
+    if not whole or student.afs or len(table) % n or student.sigmas[-1] != 0:
+        return None
+    nodes = table[torch.arange(len(table) - 1, -1, -(len(table) // n))]
+    mine = 1 / (1 + student.sigmas[:-1] ** 2)
     return n if torch.allclose(mine, nodes.to(mine), rtol=1e-5, atol=0) else None
 
 # %% ../../nbs/interop/02_export.ipynb #ce6b7b90
-def unit_noise_excess(student: Student) -> float: # 0: none
+def unit_noise_excess(student: Student) -> float:  # 0: none
     "By how much the unit noise of a diffusers pipeline is stronger than this student's."
     levels, start = euler_grid(student)
-    if isinstance(student.denoiser, FlowDenoiser): return (1 + levels[0])/start - 1
-    if ddim_steps(student): return (1 + levels[0]**-2)**.5 - 1
-    return levels[0]/start - 1
+    if isinstance(student.denoiser, FlowDenoiser):
+        return (1 + levels[0]) / start - 1
+    if ddim_steps(student):
+        return (1 + levels[0] ** -2) ** 0.5 - 1
+    return levels[0] / start - 1
+
 
 #: the most by which a stock pipeline's noise may be off: its steps are those of other noise then
-NOISE_OFF = .01
+NOISE_OFF = 0.01
+
 
 def ending_at_zero(student: Student) -> Student:
     "The same steps, but the last one goes to noise level 0, where it returns the clean estimate."
-    sigmas = [*student.sigmas.tolist()[:-1], 0.]
+    sigmas = [*student.sigmas.tolist()[:-1], 0.0]
     return Student(student.denoiser, sigmas, student.afs, student.shape, student.about)
 
 # %% ../../nbs/interop/02_export.ipynb #b2ec390a
 def card_facts(
     student: Student,
-    licence: str | None = None, # an identifier of the Hub, such as 'apache-2.0'; None: of `about`
-    data: str | None = None, # what the teacher was trained on; None: what `about` has
-) -> dict[str, str]: # 'licence' and 'teacher_data', where they are known
+    licence: str | None = None,  # an identifier of the Hub, such as 'apache-2.0'; None: of `about`
+    data: str | None = None,  # what the teacher was trained on; None: what `about` has
+) -> dict[str, str]:  # 'licence' and 'teacher_data', where they are known
     "Licence and data for a student's card: as given, or as its `about` has them."
     about = student.about
-    facts = dict(licence=licence or about.get('licence'),
-                 teacher_data=data or about.get('teacher_data') or about.get('data'))
+    facts = dict(
+        licence=licence or about.get('licence'),
+        teacher_data=data or about.get('teacher_data') or about.get('data'),
+    )
     return {k: v for k, v in facts.items() if v}
+
 
 def sampling_json(
     student: Student,
-    licence: str | None = None, # see `card_facts`
-    data: str | None = None, # see `card_facts`
-) -> dict: # JSON-able
+    licence: str | None = None,  # see `card_facts`
+    data: str | None = None,  # see `card_facts`
+) -> dict:  # JSON-able
     "All that sampling a student needs beside its network."
-    check_type(student, Student, 'a Student is exported',
-               '; take one step count: .at(nfe)'*hasattr(student, 'at'))
+    check_type(
+        student,
+        Student,
+        'a Student is exported',
+        '; take one step count: .at(nfe)' * hasattr(student, 'at'),
+    )
     sigmas, start = euler_grid(student)
     net = student.denoiser.net
     table = table_of(student.denoiser)
     told = {} if table is None else dict(conditions_sha256=checksum(table.tensors, {}))
-    return dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape),
-                n_classes=student.denoiser.n_classes, null_class=getattr(net, 'null_class', None),
-                source=getattr(net, 'source', ''), grid=student.sigmas.tolist(), afs=student.afs,
-                about=student.about, **told, **card_facts(student, licence, data))
+    return dict(
+        nfe=student.nfe,
+        start=start,
+        sigmas=sigmas,
+        shape=list(student.shape),
+        n_classes=student.denoiser.n_classes,
+        null_class=getattr(net, 'null_class', None),
+        source=getattr(net, 'source', ''),
+        grid=student.sigmas.tolist(),
+        afs=student.afs,
+        about=student.about,
+        **told,
+        **card_facts(student, licence, data),
+    )
+
 
 def write_sampling(student: Student, folder: Path | str, how: dict) -> None:
     "The table of conditions, if there is one, and sampling.json, the last file of an export."
-    if 'conditions_sha256' in how: student.denoiser.conditions.save(Path(folder)/CONDITIONS)
-    else: (Path(folder)/CONDITIONS).unlink(missing_ok=True)
-    write_json(Path(folder)/'sampling.json', how)
+    if 'conditions_sha256' in how:
+        student.denoiser.conditions.save(Path(folder) / CONDITIONS)
+    else:
+        (Path(folder) / CONDITIONS).unlink(missing_ok=True)
+    write_json(Path(folder) / 'sampling.json', how)
 
 # %% ../../nbs/interop/02_export.ipynb #89b829e8
 _LOOP = """{also}import torch
@@ -138,7 +165,9 @@ _ANSWERS = dict(
         packed = torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
         answer = net(packed, timestep=time, img_ids=places, txt_ids=words, **cond).sample
         answer = answer.transpose(1, 2).unflatten(2, size)
-        answer = torch.nn.functional.pixel_shuffle(answer, 2)""")
+        answer = torch.nn.functional.pixel_shuffle(answer, 2)""",
+)
+
 
 def _loop_code(student: Student) -> str:
     "A loop of plain diffusers around any of its networks."
@@ -146,16 +175,23 @@ def _loop_code(student: Student) -> str:
     flow = isinstance(student.denoiser, FlowDenoiser)
     sigmas, start = stock_steps(student)
     how = 'packed' if net.family.packed else 'flow' if flow else 'vp'
-    more = net.family.variance*f'[:, :{student.shape[0]}]' # a learned variance is not needed
+    more = net.family.variance * f'[:, :{student.shape[0]}]'  # a learned variance is not needed
     told = ', '.join(net.takes)
     label = f', class_labels=torch.arange(4) % {net.n_classes}' if net.n_classes else ''
-    named = f'; cond: {told}, batch first'*bool(told)
+    named = f'; cond: {told}, batch first' * bool(told)
     return _LOOP.format(
-        also=_imports(net), net=_network_code(net),
+        also=_imports(net),
+        net=_network_code(net),
         scheduler=('FlowMatchEuler' if flow else 'Euler') + 'DiscreteScheduler',
-        model=type(net.model).__name__, told=named, sigmas=sigmas, start=start,
-        shape=', '.join(map(str, student.shape)), answer=_ANSWERS[how] + more,
-        example='' if told and not net.n_classes else f'\nx = sample(range(4){label})\n')
+        model=type(net.model).__name__,
+        told=named,
+        sigmas=sigmas,
+        start=start,
+        shape=', '.join(map(str, student.shape)),
+        answer=_ANSWERS[how] + more,
+        example='' if told and not net.n_classes else f'\nx = sample(range(4){label})\n',
+    )
+
 
 _ADAPTED = """# the network of the pipeline that was distilled: its folder, or its name on the Hub
 net = {model}.from_pretrained({teacher}, subfolder="{part}"{revision})
@@ -164,89 +200,121 @@ net.load_state_dict(safetensors.torch.load_file("{part}/head.safetensors"), stri
 net.eval()  # no dropout"""
 
 # with classes that diffusers adds adapters to, and with others
-_ADAPT = {True: 'net.load_lora_adapter("{part}", weight_name="pytorch_lora_weights.safetensors", '
-                'prefix=None)',
-          False: 'net = PeftModel.from_pretrained(net, "{part}").get_base_model()'}
+_ADAPT = {
+    True: 'net.load_lora_adapter("{part}", weight_name="pytorch_lora_weights.safetensors", '
+    'prefix=None)',
+    False: 'net = PeftModel.from_pretrained(net, "{part}").get_base_model()',
+}
 
-def _by_diffusers(net: DiffusersNet) -> bool: return hasattr(net.model, 'save_lora_adapter')
+
+def _by_diffusers(net: DiffusersNet) -> bool:
+    return hasattr(net.model, 'save_lora_adapter')
+
 
 def _imports(net: DiffusersNet) -> str:
-    if not net.adapters: return ''
-    return 'import safetensors.torch\n' + 'from peft import PeftModel\n'*(not _by_diffusers(net))
+    if not net.adapters:
+        return ''
+    return 'import safetensors.torch\n' + 'from peft import PeftModel\n' * (not _by_diffusers(net))
+
 
 def _network_code(net: DiffusersNet) -> str:
     "How a student's network is read: whole, or as the teacher's with adapters."
     model = type(net.model).__name__
-    if not net.adapters: return f'net = {model}.from_pretrained(here, subfolder="{net.part}")'
+    if not net.adapters:
+        return f'net = {model}.from_pretrained(here, subfolder="{net.part}")'
     teacher, _, commit = net.source.partition(' at ')
-    return _ADAPTED.format(model=model, part=net.part, teacher=json.dumps(teacher or 'teacher'),
-                           adapt=_ADAPT[_by_diffusers(net)].format(part=net.part),
-                           revision=f', revision="{commit}"'*bool(commit))
+    return _ADAPTED.format(
+        model=model,
+        part=net.part,
+        teacher=json.dumps(teacher or 'teacher'),
+        adapt=_ADAPT[_by_diffusers(net)].format(part=net.part),
+        revision=f', revision="{commit}"' * bool(commit),
+    )
 
-def stock_steps(student: Student) -> tuple[list[float], float]: # levels, factor on unit noise
+
+def stock_steps(student: Student) -> tuple[list[float], float]:  # levels, factor on unit noise
     "What the scheduler of a student is told: noise levels, or times of flow matching."
     sigmas, start = euler_grid(student)
-    if not isinstance(student.denoiser, FlowDenoiser): return sigmas, start
-    return [s/(1 + s) for s in sigmas[:-1]], start/(1 + sigmas[0]) # it ends at 0 by itself
+    if not isinstance(student.denoiser, FlowDenoiser):
+        return sigmas, start
+    return [s / (1 + s) for s in sigmas[:-1]], start / (1 + sigmas[0])  # it ends at 0 by itself
 
 # %% ../../nbs/interop/02_export.ipynb #157c0684
 def with_adapters(
-    denoiser: NetDenoiser, # from `from_diffusers`; it is copied, not touched
-    rank: int = 8, # of each adapter, at least 1
+    denoiser: NetDenoiser,  # from `from_diffusers`; it is copied, not touched
+    rank: int = 8,  # of each adapter, at least 1
     # names, or ends of names, of the layers that get one
     targets: Sequence[str] = ('to_q', 'to_k', 'to_v', 'to_out.0'),
-    seed: int = 0, # of their random halves
-) -> NetDenoiser: # answers as it did; pass it as student= to a distillation
+    seed: int = 0,  # of their random halves
+) -> NetDenoiser:  # answers as it did; pass it as student= to a distillation
     """A copy of which LoRA adapters and the output layer alone are trained; all other weights are
     held in memory once, with the original. Adapters that peft has added are trained as they are,
     without this."""
     if not isinstance(getattr(denoiser, 'net', None), DiffusersNet):
-        raise TypeError('adapters are for a denoiser from from_diffusers, got '
-                        f'{type(denoiser).__name__}; of another network freeze what shall stay, '
-                        'and pass it as student=')
+        raise TypeError(
+            'adapters are for a denoiser from from_diffusers, got '
+            f'{type(denoiser).__name__}; of another network freeze what shall stay, '
+            'and pass it as student='
+        )
     check_int('rank', rank, 1)
     if denoiser.net.adapters:
-        raise ValueError('this denoiser has adapters, which are trained as they are: pass it as '
-                         'student=, or merged(denoiser) here')
+        raise ValueError(
+            'this denoiser has adapters, which are trained as they are: pass it as '
+            'student=, or merged(denoiser) here'
+        )
     student = lean_copy(denoiser).requires_grad_(False)
     head = output_layer(student, student.net.sample_shape)
     _check_targets(student.net, targets, head)
     config = dict(r=rank, lora_alpha=rank, target_modules=list(targets))
     add_adapters(student.net, config, seed=seed)
-    for p in student.net.get_submodule(head).parameters(): # its memory is the original's
+    for p in student.net.get_submodule(head).parameters():  # its memory is the original's
         p.data = p.detach().clone()
         p.requires_grad_(True)
     return student
 
+
 def _check_targets(net: DiffusersNet, targets: Sequence[str], head: str) -> None:
     "Refuse names of layers that do not get an adapter: unknown ones, and the output layer's."
     if isinstance(targets, str) or not targets:
-        raise TypeError(f"targets must be names of layers, such as ('to_q', 'to_v'), got "
-                        f'{targets!r}')
+        raise TypeError(
+            f"targets must be names of layers, such as ('to_q', 'to_v'), got {targets!r}"
+        )
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
     names = [name for name, m in net.model.named_modules() if isinstance(m, kinds)]
     ends = sorted({re.sub(r'.*\.(?=\D)', '', name) for name in names})
     for target in targets:
         found = [name for name in names if f'.{name}'.endswith(f'.{target}')]
-        refuse(f'targets: {target!r}', {
-            'is the output layer, which is trained as a whole and gets no adapter: leave it out':
+        refuse(
+            f'targets: {target!r}',
+            (
                 head.partition('.')[2] in found,
-            f'ends no name of a linear layer or convolution of this {type(net.model).__name__}; '
-            f'such as: {", ".join(ends)}': not found})
+                'is the output layer, which is trained as a whole and gets no adapter: leave it '
+                'out',
+            ),
+            (
+                not found,
+                'ends no name of a linear layer or convolution of this '
+                f'{type(net.model).__name__}; such as: {", ".join(ends)}',
+            ),
+        )
+
 
 def merged(
-    denoiser: NetDenoiser, # of any network with adapters of peft, or without
-) -> NetDenoiser: # a copy that answers the same, of the network's own layers alone
+    denoiser: NetDenoiser,  # of any network with adapters of peft, or without
+) -> NetDenoiser:  # a copy that answers the same, of the network's own layers alone
     "LoRA adapters added to the weights."
     plain = copied(denoiser)
     for name, layer in adapters(plain.net).items():
         layer.merge()
         parent, _, last = name.rpartition('.')
         setattr(plain.net.get_submodule(parent), last, layer.base_layer)
-    if hasattr(plain.net, 'get_base_model'): plain.net = as_net(plain.net.get_base_model())
+    if hasattr(plain.net, 'get_base_model'):
+        plain.net = as_net(plain.net.get_base_model())
     model = getattr(plain.net, 'model', plain.net)
-    if hasattr(model, 'peft_config'): del model.peft_config
-    if hasattr(model, '_hf_peft_config_loaded'): model._hf_peft_config_loaded = False
+    if hasattr(model, 'peft_config'):
+        del model.peft_config
+    if hasattr(model, '_hf_peft_config_loaded'):
+        model._hf_peft_config_loaded = False
     return plain
 
 # %% ../../nbs/interop/02_export.ipynb #8f902ba5
@@ -262,15 +330,20 @@ images = pipe(batch_size=4, num_inference_steps={nfe}, generator=noise, output_t
 # %% ../../nbs/interop/02_export.ipynb #a4aac20a
 def sampling_code(
     student: Student,
-    pipeline: bool = False, # does `DDIMPipeline` take the student's steps?
-) -> str: # Python; it runs in the folder that `Student.save_pretrained` writes
+    pipeline: bool = False,  # does `DDIMPipeline` take the student's steps?
+) -> str:  # Python; it runs in the folder that `Student.save_pretrained` writes
     "Plain diffusers code whose sample `i` is sample `i` of `Student.sample`."
     excess = unit_noise_excess(student)
-    if pipeline and excess < 3e-5: return _DDIM.format(nfe=student.nfe)
+    if pipeline and excess < 3e-5:
+        return _DDIM.format(nfe=student.nfe)
     code = _loop_code(student)
-    if not pipeline: return code
-    return code + (f'# DDIMPipeline.from_pretrained(here) takes the same {student.nfe} steps, '
-                   f'from noise that is {excess:.2%} stronger\n')
+    if not pipeline:
+        return code
+    return code + (
+        f'# DDIMPipeline.from_pretrained(here) takes the same {student.nfe} steps, '
+        f'from noise that is {excess:.2%} stronger\n'
+    )
+
 
 _PIPELINE = """import torch
 from diffusers import {pipeline}
@@ -279,59 +352,90 @@ pipe = {pipeline}.from_pretrained(".")  # this folder
 images = pipe({call}).images  # the student's own steps{excess}
 """
 
+
 def stock_guidance(student: Student) -> float:
     "What a stock pipeline is given as `guidance_scale`: 1, or the scale that Flux is told."
     rows = getattr(student.denoiser.conditions, 'rows', None)
     told = isinstance(rows, dict) and 'guidance' in rows
-    return round(float(rows['guidance'][0]), 4) if told else 1.
+    return round(float(rows['guidance'][0]), 4) if told else 1.0
+
 
 def _stock_call(student: Student, pipeline: type) -> str:
     "What a stock pipeline is called with, so that it takes the student's steps."
     takes = inspect.signature(pipeline.__call__).parameters
     given = {'prompt': '"a prompt"', 'class_labels': '[0, 1]', 'batch_size': '4'}
     call = [f'{k}={v}' for k, v in given.items() if k in takes][:1]
-    if 'guidance_scale' in takes: call.append(f'guidance_scale={stock_guidance(student)}')
-    call.append(f'num_inference_steps={student.nfe}' if ddim_steps(student)
-                else f'sigmas={stock_steps(student)[0]}')
-    scale = '*pipe.vae_scale_factor'*('vae' in inspect.signature(pipeline.__init__).parameters)
+    if 'guidance_scale' in takes:
+        call.append(f'guidance_scale={stock_guidance(student)}')
+    call.append(
+        f'num_inference_steps={student.nfe}'
+        if ddim_steps(student)
+        else f'sigmas={stock_steps(student)[0]}'
+    )
+    scale = '*pipe.vae_scale_factor' * ('vae' in inspect.signature(pipeline.__init__).parameters)
     sides = dict(zip(('height', 'width'), (f'{n}{scale}' for n in student.shape[-2:])))
-    sides |= dict(use_resolution_binning=False) # which would take another size
+    sides |= dict(use_resolution_binning=False)  # which would take another size
     return ', '.join(call + [f'{k}={v}' for k, v in sides.items() if k in takes])
+
 
 def pipeline_code(
     student: Student,
-    pipeline: type, # a pipeline class of diffusers
-) -> str: # Python; it runs in the folder that `Student.save_pretrained(pipeline=)` writes
+    pipeline: type,  # a pipeline class of diffusers
+) -> str:  # Python; it runs in the folder that `Student.save_pretrained(pipeline=)` writes
     "How a stock pipeline takes the student's steps; one that cannot is refused."
     name = pipeline.__name__
     takes = inspect.signature(pipeline.__call__).parameters
     excess = unit_noise_excess(student)
     how = f'{abs(excess):.2%} {"stronger" if excess > 0 else "weaker"}'
-    refuse(name, {
-        'cannot be told noise levels, so it would not take the steps of this student: leave '
-        'pipeline= out and sample as the README says, or distil by Progressive Distillation with '
-        'schedule=\'teacher\' to a number of steps that divides the levels of the table':
+    refuse(
+        name,
+        (
             not ddim_steps(student) and 'sigmas' not in takes,
-        f'would start this student from noise that is {how} than its own, and up to '
-        f'{NOISE_OFF:.0%} is accepted: leave pipeline= out and sample as the README says, which '
-        'scales the noise, or distil again with afs=False and the sigma_max that the pipeline '
-        'starts at (1000 for flow matching)': abs(excess) > NOISE_OFF})
-    return _PIPELINE.format(pipeline=name, call=_stock_call(student, pipeline),
-                            excess=f', from noise that is {how}'*(abs(excess) > 3e-5))
+            'cannot be told noise levels, so it would not take the steps of this student: leave '
+            'pipeline= out and sample as the README says, or distil by Progressive Distillation '
+            "with schedule='teacher' to a number of steps that divides the levels of the table",
+        ),
+        (
+            abs(excess) > NOISE_OFF,
+            f'would start this student from noise that is {how} than its own, and up to '
+            f'{NOISE_OFF:.0%} is accepted: leave pipeline= out and sample as the README says, '
+            'which scales the noise, or distil again with afs=False and the sigma_max that the '
+            'pipeline starts at (1000 for flow matching)',
+        ),
+    )
+    return _PIPELINE.format(
+        pipeline=name,
+        call=_stock_call(student, pipeline),
+        excess=f', from noise that is {how}' * (abs(excess) > 3e-5),
+    )
 
 # %% ../../nbs/interop/02_export.ipynb #8ecdebbf
-def _plain(value) -> str: # Markdown that shows these characters: no HTML, link or column
+def _plain(value) -> str:  # Markdown that shows these characters: no HTML, link or column
     text = ' '.join(str(value).split())
     return re.sub(r'[&<>|\[\]`*\\]', lambda sign: f'&#{ord(sign[0])};', text)
 
-def _numbers(values) -> str: return ', '.join(f'{v:.6g}' for v in values)
 
-def _card_table(student: Student, data: str) -> str: # Markdown
+def _numbers(values) -> str:
+    return ', '.join(f'{v:.6g}' for v in values)
+
+
+def _card_table(student: Student, data: str) -> str:  # Markdown
     "What is known of how a student was made."
     about = student.about
     config = about.get('config', {})
-    kept = ('solver', 'substeps', 'branch_step', 'loss', 'schedule', 'shift', 'updates', 'steps',
-            'batch', 'lr', 'seed')
+    kept = (
+        'solver',
+        'substeps',
+        'branch_step',
+        'loss',
+        'schedule',
+        'shift',
+        'updates',
+        'steps',
+        'batch',
+        'lr',
+        'seed',
+    )
     hosts = {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}
     made = f'hash {about["teacher"]}' if 'teacher' in about else ''
     teacher = ', '.join(filter(None, [getattr(student.denoiser.net, 'source', ''), made]))
@@ -339,25 +443,28 @@ def _card_table(student: Student, data: str) -> str: # Markdown
     guided = str(about.get('guidance_scale', 'none'))
     if interval := about.get('guidance_interval'):
         guided += f'; guidance_interval: noise levels {_numbers(interval)}'
-    rows = {'Teacher': teacher, 'Teacher trained on': data,
-            'Host method': hosts.get(about.get('host')),
-            'Branches in training (K)': config.get('K'),
-            'Branch weights': _numbers(weights) if isinstance(weights, (list, tuple)) else weights,
-            'Network calls a sample (NFE)': student.nfe,
-            'Noise levels': _numbers(student.sigmas.tolist()),
-            'Guidance in the weights (guidance_scale)': guided,
-            'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config)}
+    rows = {
+        'Teacher': teacher,
+        'Teacher trained on': data,
+        'Host method': hosts.get(about.get('host')),
+        'Branches in training (K)': config.get('K'),
+        'Branch weights': _numbers(weights) if isinstance(weights, (list, tuple)) else weights,
+        'Network calls a sample (NFE)': student.nfe,
+        'Noise levels': _numbers(student.sigmas.tolist()),
+        'Guidance in the weights (guidance_scale)': guided,
+        'Settings': ', '.join(f'{k}={config[k]}' for k in kept if k in config),
+    }
     rows = {k: 'not stated' if v in (None, '') else v for k, v in rows.items()}
     rows |= about.get('figures', {})
     return '\n'.join(f'| {_plain(k)} | {_plain(v)} |' for k, v in rows.items())
 
 # %% ../../nbs/interop/02_export.ipynb #55cd3319
 def model_card(
-    student: Student, # its `about` may hold 'figures', a dict of names and measured values
-    codes: Sequence[str], # each of which samples it
-    licence: str | None = None, # see `card_facts`
-    data: str | None = None, # see `card_facts`
-) -> str: # Markdown; what a user named stands there as plain text
+    student: Student,  # its `about` may hold 'figures', a dict of names and measured values
+    codes: Sequence[str],  # each of which samples it
+    licence: str | None = None,  # see `card_facts`
+    data: str | None = None,  # see `card_facts`
+) -> str:  # Markdown; what a user named stands there as plain text
     "What a person must know before using the student."
     facts = card_facts(student, licence, data)
     licence = facts.get('licence', 'unknown')
@@ -367,8 +474,10 @@ def model_card(
     blocks = '\n'.join(f'```python\n{code}```' for code in codes)
     if student.denoiser.net.takes:
         scale = stock_guidance(student)
-        blocks += (f'\n\nGive a stock pipeline `guidance_scale={scale}`: guidance from outside '
-                   'would come on top of what the weights know.')
+        blocks += (
+            f'\n\nGive a stock pipeline `guidance_scale={scale}`: guidance from outside '
+            'would come on top of what the weights know.'
+        )
     return f"""---
 license: {json.dumps(licence, ensure_ascii=False)}
 library_name: diffusers
@@ -402,300 +511,435 @@ def _pipeline_samples_it(student: Student) -> bool:
 def _scheduler(student: Student):
     "The stock scheduler that takes the student's steps."
     config = student.denoiser.net.scheduler_config
-    if isinstance(student.denoiser, FlowDenoiser): # its steps are named, not shifted
+    if isinstance(student.denoiser, FlowDenoiser):  # its steps are named, not shifted
         return _diffusers().FlowMatchEulerDiscreteScheduler(
-            num_train_timesteps=config['num_train_timesteps'])
+            num_train_timesteps=config['num_train_timesteps']
+        )
     name = 'DDIMScheduler' if ddim_steps(student) else 'EulerDiscreteScheduler'
     more = dict(clip_sample=False) if name == 'DDIMScheduler' else {}
     return getattr(_diffusers(), name)(**config, timestep_spacing='trailing', **more)
 
+
 def _write_adapters(net: DiffusersNet, folder: Path) -> None:
     "As diffusers writes and loads them, or, of classes that it adds none to, as peft does."
     name = net.adapters['name']
-    for key, p in net.model.named_parameters(): # safetensors wants no other layout in memory
-        if '.lora_' in key: p.data = p.data.contiguous()
-    if _by_diffusers(net): return net.model.save_lora_adapter(folder, name)
+    for key, p in net.model.named_parameters():  # safetensors wants no other layout in memory
+        if '.lora_' in key:
+            p.data = p.data.contiguous()
+    if _by_diffusers(net):
+        return net.model.save_lora_adapter(folder, name)
     from peft import get_peft_model_state_dict
+
     net.model.peft_config[name].save_pretrained(folder)
     weights = get_peft_model_state_dict(net.model, adapter_name=name)
-    save_tensors(folder/'adapter_model.safetensors',
-                 {f'base_model.model.{k}': v for k, v in weights.items()})
+    save_tensors(
+        folder / 'adapter_model.safetensors',
+        {f'base_model.model.{k}': v for k, v in weights.items()},
+    )
+
 
 # files of a network: those of one with adapters, those of a whole one
-_LIGHT = ('head.safetensors', 'pytorch_lora_weights.safetensors', 'adapter_model.safetensors',
-          'adapter_config.json')
+_LIGHT = (
+    'head.safetensors',
+    'pytorch_lora_weights.safetensors',
+    'adapter_model.safetensors',
+    'adapter_config.json',
+)
 _WHOLE = ('config.json', 'diffusion_pytorch_model*')
+
 
 def _remove_other_form(folder: Path, net: DiffusersNet) -> None:
     "Remove the network of an earlier export that had adapters where this has none, or the reverse."
-    part = folder/net.part
-    card = folder/'README.md'
-    was_light = (part/'head.safetensors').is_file()
-    ours = was_light or (folder/'sampling.json').is_file() and card.is_file() \
+    part = folder / net.part
+    card = folder / 'README.md'
+    was_light = (part / 'head.safetensors').is_file()
+    ours = (
+        was_light
+        or (folder / 'sampling.json').is_file()
+        and card.is_file()
         and 'Distilled with bdense-nb' in card.read_text(encoding='utf-8', errors='replace')
-    (folder/'sampling.json').unlink(missing_ok=True) # it says that all is there
-    if not ours or was_light == bool(net.adapters): return
+    )
+    (folder / 'sampling.json').unlink(missing_ok=True)  # it says that all is there
+    if not ours or was_light == bool(net.adapters):
+        return
     for pattern in _LIGHT if was_light else _WHOLE:
-        for left in part.glob(pattern): left.unlink()
+        for left in part.glob(pattern):
+            left.unlink()
+
 
 def _write_network(net: DiffusersNet, scheduler, folder: Path) -> None:
     """unet/ or transformer/, and scheduler/, as diffusers writes them; of a network with adapters
     these and its output layer alone."""
-    scheduler.save_pretrained(folder/'scheduler')
+    scheduler.save_pretrained(folder / 'scheduler')
     if net.adapters:
-        _write_adapters(net, folder/net.part)
+        _write_adapters(net, folder / net.part)
         weights = net.model.state_dict()
-        return save_tensors(folder/net.part/'head.safetensors',
-                            {name: weights[name] for name in net.trained})
-    net.model.save_pretrained(folder/net.part, safe_serialization=True)
-    config = read_json(folder/net.part/'config.json')
-    config.pop('_name_or_path', None) # a path of the machine that it was made on
-    write_json(folder/net.part/'config.json', config)
+        return save_tensors(
+            folder / net.part / 'head.safetensors', {name: weights[name] for name in net.trained}
+        )
+    net.model.save_pretrained(folder / net.part, safe_serialization=True)
+    config = read_json(folder / net.part / 'config.json')
+    config.pop('_name_or_path', None)  # a path of the machine that it was made on
+    write_json(folder / net.part / 'config.json', config)
+
 
 def _pipeline_class(pipeline) -> type:
     "The stock class of a pipeline, or of one in a folder."
-    if isinstance(pipeline, _diffusers().DiffusionPipeline): return type(pipeline)
-    name = read_json(Path(pipeline)/'model_index.json', ('_class_name',))['_class_name']
+    if isinstance(pipeline, _diffusers().DiffusionPipeline):
+        return type(pipeline)
+    name = read_json(Path(pipeline) / 'model_index.json', ('_class_name',))['_class_name']
     kind = getattr(_diffusers(), str(name), None)
     if not isinstance(kind, type) or not name.endswith('Pipeline'):
-        raise ValueError(f'{pipeline} holds a {name}, which this diffusers does not have: leave '
-                         'pipeline= out to write the network and its scheduler alone')
-    if hasattr(kind, '_backends'): # a stand-in for what cannot be imported
+        raise ValueError(
+            f'{pipeline} holds a {name}, which this diffusers does not have: leave '
+            'pipeline= out to write the network and its scheduler alone'
+        )
+    if hasattr(kind, '_backends'):  # a stand-in for what cannot be imported
         missing = ' '.join(p for p in kind._backends if importlib.util.find_spec(p) is None)
-        raise ImportError(f'{name} needs what is not here: pip install {missing}; or leave '
-                          'pipeline= out to write the network and its scheduler alone')
+        raise ImportError(
+            f'{name} needs what is not here: pip install {missing}; or leave '
+            'pipeline= out to write the network and its scheduler alone'
+        )
     return kind
 
+
 # what a network is given and what it answers with, in its configuration
-_TAKEN = ('in_channels', 'out_channels', 'cross_attention_dim', 'encoder_hid_dim',
-          'addition_embed_type', 'addition_time_embed_dim', 'projection_class_embeddings_input_dim',
-          'num_class_embeds', 'num_embeds_ada_norm', 'caption_channels', 'joint_attention_dim',
-          'pooled_projection_dim', 'guidance_embeds', 'use_additional_conditions')
+_TAKEN = (
+    'in_channels',
+    'out_channels',
+    'cross_attention_dim',
+    'encoder_hid_dim',
+    'addition_embed_type',
+    'addition_time_embed_dim',
+    'projection_class_embeddings_input_dim',
+    'num_class_embeds',
+    'num_embeds_ada_norm',
+    'caption_channels',
+    'joint_attention_dim',
+    'pooled_projection_dim',
+    'guidance_embeds',
+    'use_additional_conditions',
+)
+
 
 def _check_pipeline(pipeline, net: DiffusersNet) -> None:
     "Refuse a pipeline whose network is of another class than the student's, or takes other things."
     if isinstance(pipeline, (str, Path)):
-        if not (Path(pipeline)/'model_index.json').is_file():
-            raise ValueError(f'{pipeline} is no folder of a diffusers pipeline: it has no '
-                             'model_index.json')
-        known = read_json(Path(pipeline)/'model_index.json').get(net.part) or [None, 'none']
-        file = Path(pipeline)/net.part/'config.json'
+        if not (Path(pipeline) / 'model_index.json').is_file():
+            raise ValueError(
+                f'{pipeline} is no folder of a diffusers pipeline: it has no model_index.json'
+            )
+        known = read_json(Path(pipeline) / 'model_index.json').get(net.part) or [None, 'none']
+        file = Path(pipeline) / net.part / 'config.json'
         name, config = known[1], read_json(file) if file.is_file() else {}
     else:
-        check_type(pipeline, _diffusers().DiffusionPipeline, 'pipeline must be one of diffusers, '
-                   'with its VAE, text encoders and so on, or the folder of one')
+        check_type(
+            pipeline,
+            _diffusers().DiffusionPipeline,
+            'pipeline must be one of diffusers, '
+            'with its VAE, text encoders and so on, or the folder of one',
+        )
         part = network_of(getattr(pipeline, net.part, None))
         name, config = type(part).__name__, getattr(part, 'config', {})
     told = lambda c: json.loads(json.dumps({k: c[k] for k in _TAKEN if k in c}))
     theirs, own = told(config), told(net.model.config)
-    differ = [f'takes {k}={v!r}, the student\'s {own[k]!r}' for k, v in theirs.items()
-              if v != own.get(k, v)]
+    differ = [
+        f"takes {k}={v!r}, the student's {own[k]!r}"
+        for k, v in theirs.items()
+        if v != own.get(k, v)
+    ]
     mine = type(net.model).__name__
-    if name != mine: differ = [f'is a {name}, the student\'s a {mine}']
+    if name != mine:
+        differ = [f"is a {name}, the student's a {mine}"]
     if differ:
-        raise ValueError(f'the network {net.part!r} of this pipeline {"; ".join(differ)}: name the '
-                         'pipeline that was distilled')
+        raise ValueError(
+            f'the network {net.part!r} of this pipeline {"; ".join(differ)}: name the '
+            'pipeline that was distilled'
+        )
+
 
 def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> None:
     "The other parts of a pipeline, as they are, and the model_index.json that names all."
     source = None if isinstance(pipeline, _diffusers().DiffusionPipeline) else Path(pipeline)
-    index = dict(pipeline.config) if source is None else read_json(source/'model_index.json')
-    index |= {'_class_name': _pipeline_class(pipeline).__name__,
-              '_diffusers_version': _diffusers().__version__}
+    index = dict(pipeline.config) if source is None else read_json(source / 'model_index.json')
+    index |= {
+        '_class_name': _pipeline_class(pipeline).__name__,
+        '_diffusers_version': _diffusers().__version__,
+    }
     index.pop('_name_or_path', None)
     new = {net.part: net.model, 'scheduler': scheduler}
     index |= {name: ['diffusers', type(part).__name__] for name, part in new.items()}
     for name in index.keys() - new.keys():
         if source is None:
             part = pipeline.components.get(name)
-            if hasattr(part, 'save_pretrained'): part.save_pretrained(folder/name)
-        elif Path(name).name == name and (source/name).is_dir():
-            shutil.copytree(source/name, folder/name, dirs_exist_ok=True,
-                            ignore=shutil.ignore_patterns('*.py'))
-    write_json(folder/'model_index.json', index)
+            if hasattr(part, 'save_pretrained'):
+                part.save_pretrained(folder / name)
+        elif Path(name).name == name and (source / name).is_dir():
+            shutil.copytree(
+                source / name,
+                folder / name,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns('*.py'),
+            )
+    write_json(folder / 'model_index.json', index)
+
 
 def _check_whole(student: Student, pipeline, merge: bool) -> None:
     "Refuse a student that diffusers cannot load and sample, before any work."
     net = student.denoiser.net
-    check_type(net, DiffusersNet, 'only students of a diffusers network can be written for '
-               'diffusers', '; Student.save, export_onnx and export_state_dict take others')
-    refuse('', {
-        'this student has no adapters, its weights are whole: leave merge out':
+    check_type(
+        net,
+        DiffusersNet,
+        'only students of a diffusers network can be written for diffusers',
+        '; Student.save, export_onnx and export_state_dict take others',
+    )
+    refuse(
+        '',
+        (
             merge and not net.adapters,
-        'a pipeline needs a whole network, and this one is an adapter to its teacher: pass '
-        'merge=True, or leave pipeline= out': net.adapters and not merge and pipeline is not None})
+            'this student has no adapters, its weights are whole: leave merge out',
+        ),
+        (
+            net.adapters and not merge and pipeline is not None,
+            'a pipeline needs a whole network, and this one is an adapter to its teacher: pass '
+            'merge=True, or leave pipeline= out',
+        ),
+    )
     check_top(student.sigmas[0].item(), student.denoiser)
-    if pipeline is not None: _check_pipeline(pipeline, net)
+    if pipeline is not None:
+        _check_pipeline(pipeline, net)
+
 
 @patch
-def save_pretrained(self: Student,
+def save_pretrained(
+    self: Student,
     # gets unet/ or transformer/, scheduler/, README.md, sampling.json, perhaps model_index.json
     folder: Path | str,
-    licence: str | None = None, # for the model card, see `card_facts`
-    data: str | None = None, # for the model card: what the teacher was trained on
-    pipeline=None, # the teacher's, or its folder: its VAE, text encoders and so on come along
-    merge: bool = False, # add LoRA adapters to the weights, and write a network of its own?
+    licence: str | None = None,  # for the model card, see `card_facts`
+    data: str | None = None,  # for the model card: what the teacher was trained on
+    pipeline=None,  # the teacher's, or its folder: its VAE, text encoders and so on come along
+    merge: bool = False,  # add LoRA adapters to the weights, and write a network of its own?
 ) -> None:
     """Write a student of a diffusers network as stock diffusers loads and samples it. Steps of
     flow matching end at noise level 0 there."""
     _check_whole(self, pipeline, merge)
     folder = Path(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
-    if merge: student = dataclasses.replace(student, denoiser=merged(student.denoiser))
+    if merge:
+        student = dataclasses.replace(student, denoiser=merged(student.denoiser))
     net = student.denoiser.net
     how = sampling_json(student, licence, data)
     alone = pipeline is None and _pipeline_samples_it(student)
     codes = [sampling_code(student, alone)]
-    if pipeline is not None: codes.append(pipeline_code(student, _pipeline_class(pipeline)))
-    if alone: pipeline = _diffusers().DDIMPipeline(net.model, _scheduler(student))
+    if pipeline is not None:
+        codes.append(pipeline_code(student, _pipeline_class(pipeline)))
+    if alone:
+        pipeline = _diffusers().DDIMPipeline(net.model, _scheduler(student))
     card = model_card(student, codes, licence, data)
     _remove_other_form(folder, net)
     _write_network(net, _scheduler(student), folder)
-    with atomic_path(folder/'README.md') as tmp: tmp.write_text(card, encoding='utf-8')
-    (folder/'model_index.json').unlink(missing_ok=True)
-    if pipeline is not None: _write_pipeline(pipeline, folder, net, _scheduler(student))
+    with atomic_path(folder / 'README.md') as tmp:
+        tmp.write_text(card, encoding='utf-8')
+    (folder / 'model_index.json').unlink(missing_ok=True)
+    if pipeline is not None:
+        _write_pipeline(pipeline, folder, net, _scheduler(student))
     write_sampling(student, folder, how)
 
 # %% ../../nbs/interop/02_export.ipynb #c4125466
 @patch
-def push_to_hub(self: Student,
-    repo_id: str, # 'user/name'; created if it is not there
-    private: bool = True, # of a new one
-    token: str | None = None, # None: the one that `hf auth login` stored
-    **card, # licence, data: see `save_pretrained`
-) -> str: # address of the commit
+def push_to_hub(
+    self: Student,
+    repo_id: str,  # 'user/name'; created if it is not there
+    private: bool = True,  # of a new one
+    token: str | None = None,  # None: the one that `hf auth login` stored
+    **card,  # licence, data: see `save_pretrained`
+) -> str:  # address of the commit
     "Upload what `save_pretrained` writes."
     from huggingface_hub import HfApi
+
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         self.save_pretrained(folder, **card)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder,
-                                     commit_message=f'A student of {self.nfe} network calls'))
+        return str(
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=f'A student of {self.nfe} network calls',
+            )
+        )
 
 # %% ../../nbs/interop/02_export.ipynb #51340f4b
 def load_pretrained(
-    folder: Path | str, # written by `Student.save_pretrained`, or its name on the Hub
-    device: torch.device | str | None = None, # default: the fastest there is
-    revision: str | None = None, # the commit, 40 hex digits
+    folder: Path | str,  # written by `Student.save_pretrained`, or its name on the Hub
+    device: torch.device | str | None = None,  # default: the fastest there is
+    revision: str | None = None,  # the commit, 40 hex digits
 ) -> Student:
     "Read such a folder back as a student."
     folder = _local(folder, revision)
-    how = read_json(folder/'sampling.json', ('grid', 'afs', 'shape', 'about', 'null_class'))
+    how = read_json(folder / 'sampling.json', ('grid', 'afs', 'shape', 'about', 'null_class'))
     facts = {k: how[k] for k in ('licence', 'teacher_data') if k in how}
-    with reworded(lambda e: f'{folder}/sampling.json does not describe a student: {e}',
-                  TypeError, ValueError, RuntimeError):
+    with reworded(
+        lambda e: f'{folder}/sampling.json does not describe a student: {e}',
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):
         check_choice('afs', how['afs'], (True, False))
-        sampling = (check_sigmas(how['grid']), how['afs'], tuple(map(int, how['shape'])),
-                    dict(how['about'], **facts))
-    denoiser = _denoiser_of(_read_network(folder), _levels_of(folder), how['null_class'],
-                            how.get('source', ''), sampling[2])
-    if digest := how.get('conditions_sha256'): denoiser.conditions = load_table(folder, digest)
+        sampling = (
+            check_sigmas(how['grid']),
+            how['afs'],
+            tuple(map(int, how['shape'])),
+            dict(how['about'], **facts),
+        )
+    denoiser = _denoiser_of(
+        _read_network(folder),
+        _levels_of(folder),
+        how['null_class'],
+        how.get('source', ''),
+        sampling[2],
+    )
+    if digest := how.get('conditions_sha256'):
+        denoiser.conditions = load_table(folder, digest)
     return Student(denoiser.to(device or default_device()), *sampling)
 
 # %% ../../nbs/interop/02_export.ipynb #b54990b6
 class StudentStep(nn.Module):
     "One Euler step of a student as a function of tensors alone."
-    def __init__(self,
-        denoiser: NetDenoiser, # copied to the CPU
+
+    def __init__(
+        self,
+        denoiser: NetDenoiser,  # copied to the CPU
     ):
         super().__init__()
         self.denoiser = copied(denoiser).cpu().eval()
 
-    def forward(self,
-        x: Tensor, # [B, *D]
-        sigma: Tensor, # [], above 0
-        sigma_next: Tensor, # [], noise level after the step
-        label: Tensor | None = None, # [B], int64
-    ) -> Tensor: # [B, *D]
+    def forward(
+        self,
+        x: Tensor,  # [B, *D]
+        sigma: Tensor,  # [], above 0
+        sigma_next: Tensor,  # [], noise level after the step
+        label: Tensor | None = None,  # [B], int64
+    ) -> Tensor:  # [B, *D]
         "The state at the next noise level."
         x0_hat = self.denoiser(x, sigma, label)
-        return x0_hat + sigma_next/sigma*(x - x0_hat)
+        return x0_hat + sigma_next / sigma * (x - x0_hat)
 
 # %% ../../nbs/interop/02_export.ipynb #cf4fbfb3
-def _count_below(op) -> Callable: # a level's place in an ascending table: the number below
+def _count_below(op) -> Callable:  # a level's place in an ascending table: the number below
     def searchsorted(levels, want, out_int32=False, right=False, side=None, sorter=None):
         last = op.Constant(value_ints=[-1])
         below = op.Less(levels, op.Unsqueeze(want, last))
         return op.ReduceSum(op.Cast(below, to=7), last, keepdims=0)
+
     return searchsorted
+
 
 class _OnePerAxis(TorchFunctionMode):
     "Where a convolution has one number for all axes, as padding=(1,), it gets one for each."
+
     def __torch_function__(self, f, types, args=(), kwargs=None):
         axes = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}.get(f, 1)
-        each = lambda v: [*v]*axes if isinstance(v, (tuple, list)) and len(v) == 1 else v
+        each = lambda v: [*v] * axes if isinstance(v, (tuple, list)) and len(v) == 1 else v
         return f(*map(each, args), **{k: each(v) for k, v in (kwargs or {}).items()})
+
 
 def _check_opens(path: Path) -> None:
     "Refuse a file that no runtime would open."
-    broken = lambda e: ('the ONNX file of this network cannot be used, so it is removed: '
-                        f'{e}; write its weights (state_dict)')
-    with reworded(broken, Exception): # whatever they raise
+    broken = lambda e: (
+        'the ONNX file of this network cannot be used, so it is removed: '
+        f'{e}; write its weights (state_dict)'
+    )
+    with reworded(broken, Exception):  # whatever they raise
         if importlib.util.find_spec('onnxruntime') is None:
             return import_extra('onnx', 'onnx').checker.check_model(path, full_check=True)
         kind = import_extra('onnxruntime', 'onnx')
         found = kind.InferenceSession(path, providers=['CPUExecutionProvider']).get_inputs()
         if isinstance(n := found[0].shape[0], int):
-            raise ValueError(f'it takes batches of {n} alone, since the network makes a Python '
-                             'number of its batch size, as numpy does')
+            raise ValueError(
+                f'it takes batches of {n} alone, since the network makes a Python '
+                'number of its batch size, as numpy does'
+            )
+
 
 def export_onnx(
     student: Student,
-    path: Path | str, # an .onnx file
+    path: Path | str,  # an .onnx file
 ) -> None:
     "One student step as ONNX, for any batch size: x, sigma, sigma_next (label) -> x_next."
     table = table_of(student.denoiser)
     classes = student.denoiser.n_classes
     told = getattr(student.denoiser.net, 'takes', None) or (table.tensors if table else ())
     if told and not classes:
-        raise ValueError('an ONNX step takes x, noise levels and classes, and this student must be '
-                         f'told {", ".join(told)}: write its weights (state_dict), or, of a '
-                         'network of diffusers, that (diffusers)')
+        raise ValueError(
+            'an ONNX step takes x, noise levels and classes, and this student must be '
+            f'told {", ".join(told)}: write its weights (state_dict), or, of a '
+            'network of diffusers, that (diffusers)'
+        )
     op = import_extra('onnxscript', 'onnx').opset18
     batch = {0: torch.export.Dim('batch')}
-    inputs = dict(x=(torch.zeros(2, *student.shape), batch), sigma=(torch.tensor(2.), {}),
-                  sigma_next=(torch.tensor(1.), {}))
-    if classes: inputs['label'] = (torch.zeros(2, dtype=torch.long), batch)
+    inputs = dict(
+        x=(torch.zeros(2, *student.shape), batch),
+        sigma=(torch.tensor(2.0), {}),
+        sigma_next=(torch.tensor(1.0), {}),
+    )
+    if classes:
+        inputs['label'] = (torch.zeros(2, dtype=torch.long), batch)
     values, shapes = zip(*inputs.values())
     known = {torch.ops.aten.searchsorted.Tensor: _count_below(op)}
     with atomic_path(path) as tmp:
         with _OnePerAxis():
-            torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, dynamo=True,
-                              external_data=False, verbose=False, input_names=list(inputs),
-                              output_names=['x_next'], dynamic_shapes=shapes,
-                              custom_translation_table=known)
+            torch.onnx.export(
+                StudentStep(student.denoiser).eval(),
+                values,
+                tmp,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=list(inputs),
+                output_names=['x_next'],
+                dynamic_shapes=shapes,
+                custom_translation_table=known,
+            )
         _check_opens(tmp)
 
 # %% ../../nbs/interop/02_export.ipynb #2dbad1be
 def export_state_dict(
     student: Student,
-    folder: Path | str, # gets model.safetensors and sampling.json
-    **card, # licence, data: see `card_facts`
+    folder: Path | str,  # gets model.safetensors and sampling.json
+    **card,  # licence, data: see `card_facts`
 ) -> None:
     "Write the network's weights under its own keys, and how to sample: for any network."
-    how = dict(sampling_json(student, **card), network=type(student.denoiser.net).__name__,
-               denoiser=type(student.denoiser).__name__)
-    save_tensors(Path(folder)/'model.safetensors', student.denoiser.net.state_dict())
+    how = dict(
+        sampling_json(student, **card),
+        network=type(student.denoiser.net).__name__,
+        denoiser=type(student.denoiser).__name__,
+    )
+    save_tensors(Path(folder) / 'model.safetensors', student.denoiser.net.state_dict())
     write_sampling(student, folder, how)
 
 # %% ../../nbs/interop/02_export.ipynb #474f84bc
 def _onnx_folder(student: Student, folder: Path | str, **card) -> None:
     how = sampling_json(student, **card)
-    export_onnx(student, Path(folder)/'step.onnx')
+    export_onnx(student, Path(folder) / 'step.onnx')
     write_sampling(student, folder, how)
 
+
 #: format -> function that writes a student
-EXPORTS = {'diffusers': Student.save_pretrained, 'onnx': _onnx_folder,
-           'state_dict': export_state_dict}
+EXPORTS = {
+    'diffusers': Student.save_pretrained,
+    'onnx': _onnx_folder,
+    'state_dict': export_state_dict,
+}
+
 
 def export_student(
     student: Student,
-    to: str, # a key of `EXPORTS`
-    folder: Path | str, # gets sampling.json, and step.onnx, model.safetensors or unet/
-    licence: str | None = None, # for sampling.json and the model card, see `card_facts`
-    data: str | None = None, # likewise: what the teacher was trained on
-    **more, # of diffusers, pipeline and merge: see `Student.save_pretrained`
+    to: str,  # a key of `EXPORTS`
+    folder: Path | str,  # gets sampling.json, and step.onnx, model.safetensors or unet/
+    licence: str | None = None,  # for sampling.json and the model card, see `card_facts`
+    data: str | None = None,  # likewise: what the teacher was trained on
+    **more,  # of diffusers, pipeline and merge: see `Student.save_pretrained`
 ) -> None:
     "Write a student for use without this package; once sampling.json is there, all is there."
     check_choice('format', to, EXPORTS)

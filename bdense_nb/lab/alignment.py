@@ -31,21 +31,22 @@ __all__ = ['ERRORS', 'Course', 'student_segment', 'rollout', 'Alignment', 'align
 class Course:
     """Where teacher and student stop on their way, in the words of an `SFDConfig`: for students
     that have none."""
-    plan: TrajectoryPlan # the teacher's walk from noise to data
-    substeps: int # teacher steps inside one student step
-    K: int = 1 # states of each student step that are compared; divides `substeps`
-    afs: bool = False # is the student's first step analytic?
-    branch_step: str = 'own' # 'own' or 'end', see `segments.branch_states`
+
+    plan: TrajectoryPlan  # the teacher's walk from noise to data
+    substeps: int  # teacher steps inside one student step
+    K: int = 1  # states of each student step that are compared; divides `substeps`
+    afs: bool = False  # is the student's first step analytic?
+    branch_step: str = 'own'  # 'own' or 'end', see `segments.branch_states`
 
     def __post_init__(self):
         check_substeps(len(self.plan.sigmas) - 1, self.substeps, self.K)
         check_choice('branch_step', self.branch_step, BRANCH_STEPS)
 
     @property
-    def grids(self) -> tuple[Tensor, Tensor]: # the teacher's levels, and the student's
+    def grids(self) -> tuple[Tensor, Tensor]:  # the teacher's levels, and the student's
         "Noise levels of the teacher's steps and of the student's."
         fine = torch.tensor(self.plan.sigmas, dtype=torch.float64)
-        return fine, fine[::self.substeps]
+        return fine, fine[:: self.substeps]
 
     @property
     def solver(self) -> str:
@@ -59,29 +60,31 @@ class Course:
 
 # %% ../../nbs/lab/03_alignment.ipynb #0ad1e137
 def student_segment(
-    model: Callable, # D(x, sigma, label): branched, or plain (then K = 1)
-    course: SFDConfig | Course, # grids of teacher and student
-    n: int, # which student step, 0 begins with noise
-    x: Tensor, # [B, *D], where it begins; any state at that step's level
-    label: Tensor | None = None, # [B], int64
-) -> Segment: # its `states` and `x0s` are the student's: [B, K, *D]
+    model: Callable,  # D(x, sigma, label): branched, or plain (then K = 1)
+    course: SFDConfig | Course,  # grids of teacher and student
+    n: int,  # which student step, 0 begins with noise
+    x: Tensor,  # [B, *D], where it begins; any state at that step's level
+    label: Tensor | None = None,  # [B], int64
+) -> Segment:  # its `states` and `x0s` are the student's: [B, K, *D]
     "One student step: what the branches estimate, and where they land."
     fine, nodes = course.grids
     K = getattr(model, 'K', 1)
-    every = course.substeps//K
-    levels = fine[n*course.substeps:(n + 1)*course.substeps + 1][every::every]
+    every = course.substeps // K
+    levels = fine[n * course.substeps : (n + 1) * course.substeps + 1][every::every]
     t = float(nodes[n])
     x0s = afs_x0(x, t) if course.afs and n == 0 else model(x, t, label)
-    if x0s.ndim == x.ndim: x0s = x0s[:, None].expand(-1, K, *x.shape[1:]) # one estimate for all
+    if x0s.ndim == x.ndim:
+        x0s = x0s[:, None].expand(-1, K, *x.shape[1:])  # one estimate for all
     return Segment(x, t, levels, branch_states(x0s, x, t, levels, course.branch_step), x0s)
+
 
 @torch.no_grad()
 def rollout(
-    model: Callable, # D(x, sigma, label): branched, or plain (then K = 1)
-    course: SFDConfig | Course, # grids of teacher and student
-    x: Tensor, # [B, *D], scaled noise
-    label: Tensor | None = None, # [B], int64
-) -> list[Segment]: # one for each student step, as `student_segment` makes them
+    model: Callable,  # D(x, sigma, label): branched, or plain (then K = 1)
+    course: SFDConfig | Course,  # grids of teacher and student
+    x: Tensor,  # [B, *D], scaled noise
+    label: Tensor | None = None,  # [B], int64
+) -> list[Segment]:  # one for each student step, as `student_segment` makes them
     "The student's own path: every step begins where the endpoint branch of the last one ended."
     path = []
     for n in range(len(course.grids[1]) - 1):
@@ -93,27 +96,37 @@ def rollout(
 #: on the student's own states or on the teacher's; the teacher from the noise or restarted there
 ERRORS = ('own_global', 'own_local', 'teacher_global', 'teacher_local')
 
+
 @dataclass(frozen=True)
 class Alignment:
     "Root-mean-square pixel distances of a student from its teacher, by step and branch."
-    sigmas: Tensor # [n_steps+1], where the student's steps begin and end
-    levels: Tensor # [n_steps, K], where the compared states lie
+
+    sigmas: Tensor  # [n_steps+1], where the student's steps begin and end
+    levels: Tensor  # [n_steps, K], where the compared states lie
     # all [n_steps, K]: from the student's own states, against the teacher's path from the noise
-    own_global: Tensor # the last entry is the end point's paired error
-    own_local: Tensor # against the teacher restarted where each step begins
-    teacher_global: Tensor # every step begins on the teacher's path
-    teacher_local: Tensor # and the teacher is restarted there
+    own_global: Tensor  # the last entry is the end point's paired error
+    own_local: Tensor  # against the teacher restarted where each step begins
+    teacher_global: Tensor  # every step begins on the teacher's path
+    teacher_local: Tensor  # and the teacher is restarted there
 
     @property
-    def gap(self) -> Tensor: # [n_steps, K], how much worse it is on its own: the exposure gap
+    def gap(self) -> Tensor:  # [n_steps, K], how much worse it is on its own: the exposure gap
         "How much worse the student is on its own states: the exposure gap."
         return self.own_global - self.teacher_global
 
-    def rows(self) -> list[dict]: # JSON-able; steps from 0, branches from 1
+    def rows(self) -> list[dict]:  # JSON-able; steps from 0, branches from 1
         "The same as a table."
-        return [dict(step=n, branch=k + 1, sigma=float(self.sigmas[n]), level=float(level),
-                     **{name: float(getattr(self, name)[n, k]) for name in ERRORS})
-                for n, levels in enumerate(self.levels) for k, level in enumerate(levels)]
+        return [
+            dict(
+                step=n,
+                branch=k + 1,
+                sigma=float(self.sigmas[n]),
+                level=float(level),
+                **{name: float(getattr(self, name)[n, k]) for name in ERRORS},
+            )
+            for n, levels in enumerate(self.levels)
+            for k, level in enumerate(levels)
+        ]
 
 # %% ../../nbs/lab/03_alignment.ipynb #1e213749
 def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
@@ -122,20 +135,29 @@ def _plain(student: Callable, course: SFDConfig | Course) -> Callable:
         mine, nodes = student.sigmas, course.grids[1]
         same = mine.shape == nodes.shape and torch.allclose(mine, nodes)
         if not same or student.afs != course.afs:
-            raise ValueError(f'this student samples at other levels than the course: '
-                             f'{[round(s, 4) for s in mine.tolist()]} with afs={student.afs}, not '
-                             f'{[round(s, 4) for s in nodes.tolist()]} with afs={course.afs}')
+            raise ValueError(
+                f'this student samples at other levels than the course: '
+                f'{[round(s, 4) for s in mine.tolist()]} with afs={student.afs}, not '
+                f'{[round(s, 4) for s in nodes.tolist()]} with afs={course.afs}'
+            )
         student = student.denoiser
     check_type(student, Callable, 'expected a student, branched or folded')
     K = getattr(student, 'K', 1)
-    refuse('', {
-        f'a student with K={K} branches does not fit the K={course.K} of it':
+    refuse(
+        '',
+        (
             K not in (1, course.K),
-        'the student is in training mode, where dropout is random: call .eval()':
-            getattr(student, 'training', False)})
+            f'a student with K={K} branches does not fit the K={course.K} of it',
+        ),
+        (
+            getattr(student, 'training', False),
+            'the student is in training mode, where dropout is random: call .eval()',
+        ),
+    )
     return student
 
-def _squares(mine: Segment, teacher: Segment) -> Tensor: # [K], summed over samples
+
+def _squares(mine: Segment, teacher: Segment) -> Tensor:  # [K], summed over samples
     "Squared distances of each branch's state; a student without branches has the endpoint alone."
     K = mine.states.shape[1]
     pairs = zip(mine.states.unbind(1), teacher.states.unbind(1)[-K:])
@@ -144,50 +166,52 @@ def _squares(mine: Segment, teacher: Segment) -> Tensor: # [K], summed over samp
 # %% ../../nbs/lab/03_alignment.ipynb #a2db7769
 @torch.no_grad()
 def alignment_errors(
-    student: Student | BranchedDenoiser | Callable, # branched, or folded (its end points)
-    course: SFDConfig | Course, # where it and its teacher stop
-    teacher: Callable, # a denoiser, on the student's device
-    seeds: range = range(256), # of the noise and labels; sampling seeds, which training never uses
-    batch: int = 256, # trajectories at a time; changes memory, not the result
+    student: Student | BranchedDenoiser | Callable,  # branched, or folded (its end points)
+    course: SFDConfig | Course,  # where it and its teacher stop
+    teacher: Callable,  # a denoiser, on the student's device
+    seeds: range = range(256),  # of the noise and labels; sampling seeds, which training never uses
+    batch: int = 256,  # trajectories at a time; changes memory, not the result
 ) -> Alignment:
     "How far every branch is from the teacher, on its own and on the teacher's states."
     model = _plain(student, course)
     check_int('number of seeds', len(seeds), 1)
     check_int('batch', batch, 1)
-    total = 0.
+    total = 0.0
     for i in range(0, len(seeds), batch):
-        traj, label = course.plan.walk(teacher, seeds[i:i + batch])
+        traj, label = course.plan.walk(teacher, seeds[i : i + batch])
         path = segments(traj, course.substeps, course.K)
         steps = rollout(model, course, traj[0], label)
-        def squares(n): # in the order of `ERRORS`
+
+        def squares(n):  # in the order of `ERRORS`
             for x in (steps[n].x_t, path[n].x_t):
                 mine = student_segment(model, course, n, x, label)
                 yield _squares(mine, path[n])
                 yield _squares(mine, local_segment(teacher, course, x, n, label))
+
         total += torch.stack([torch.stack([*squares(n)]) for n in range(len(path))])
     levels = torch.stack([step.sigmas_k for step in steps])
-    return Alignment(course.grids[1], levels, *(total/len(seeds)).sqrt().unbind(1))
+    return Alignment(course.grids[1], levels, *(total / len(seeds)).sqrt().unbind(1))
 
 # %% ../../nbs/lab/03_alignment.ipynb #f3264db9
 def finished_course(
-    student: Student, # of SFD, of one step count of SFD-v, or of Progressive Distillation
+    student: Student,  # of SFD, of one step count of SFD-v, or of Progressive Distillation
 ) -> Course:
     "What a finished student is measured against: the teacher at many steps."
     plan = config_of(student.about).reference(student.shape)
     n_steps = len(student.sigmas) - 1
-    return Course(plan, (len(plan.sigmas) - 1)//n_steps, afs=student.afs)
+    return Course(plan, (len(plan.sigmas) - 1) // n_steps, afs=student.afs)
 
 # %% ../../nbs/lab/03_alignment.ipynb #e9287020
 @torch.no_grad()
 def noised_errors(
-    student: Student | BranchedDenoiser | Callable, # see `alignment_errors`
-    course: SFDConfig | Course, # where it and its teacher stop
-    teacher: Callable, # a denoiser
-    data: Tensor, # [N, *D], clean
-    labels: Tensor | None = None, # [N], int64
-    n: int = 256, # noised samples for each step
-    seed: int = 0, # which data, and the noise
-) -> Tensor: # [n_steps, K], float64; beside `Alignment.own_local`
+    student: Student | BranchedDenoiser | Callable,  # see `alignment_errors`
+    course: SFDConfig | Course,  # where it and its teacher stop
+    teacher: Callable,  # a denoiser
+    data: Tensor,  # [N, *D], clean
+    labels: Tensor | None = None,  # [N], int64
+    n: int = 256,  # noised samples for each step
+    seed: int = 0,  # which data, and the noise
+) -> Tensor:  # [n_steps, K], float64; beside `Alignment.own_local`
     "The local error of each branch from noised data, the inputs of Progressive Distillation."
     model = _plain(student, course)
     check_int('n', n, 1)
@@ -195,25 +219,31 @@ def noised_errors(
     g = torch.Generator().manual_seed(seed)
     rows = []
     for step in range(len(nodes) - 1):
-        pick, _, x = draw_noised(data, nodes[step:step + 1, None], n, g, data.device)
+        pick, _, x = draw_noised(data, nodes[step : step + 1, None], n, g, data.device)
         label = None if labels is None else labels[pick].to(x.device)
-        rows.append(_squares(student_segment(model, course, step, x, label),
-                             local_segment(teacher, course, x, step, label)))
-    return (torch.stack(rows)/n).sqrt()
+        rows.append(
+            _squares(
+                student_segment(model, course, step, x, label),
+                local_segment(teacher, course, x, step, label),
+            )
+        )
+    return (torch.stack(rows) / n).sqrt()
 
 # %% ../../nbs/lab/03_alignment.ipynb #e07ae909
 class Straightness(NamedTuple):
     "How far a trajectory is from one straight step."
-    stretch: Tensor # [B], length of the path over that of its chord, at least 1
-    deviation: Tensor # [n_steps+1], root-mean-square pixel distance from the chord at each level
+
+    stretch: Tensor  # [B], length of the path over that of its chord, at least 1
+    deviation: Tensor  # [n_steps+1], root-mean-square pixel distance from the chord at each level
+
 
 def straightness(
-    traj: Trajectory, # a whole one, or the part inside one student step
-) -> Straightness: # float64
+    traj: Trajectory,  # a whole one, or the part inside one student step
+) -> Straightness:  # float64
     "Compare a path with its chord, walked evenly in sigma."
     xs = traj.xs.double().flatten(2)
     s = traj.sigmas.to(xs.device)
-    stretch = xs.diff(dim=0).norm(dim=-1).sum(0)/(xs[-1] - xs[0]).norm(dim=-1)
-    chord = xs[-1] + ((s - s[-1])/(s[0] - s[-1]))[:, None, None]*(xs[0] - xs[-1])
+    stretch = xs.diff(dim=0).norm(dim=-1).sum(0) / (xs[-1] - xs[0]).norm(dim=-1)
+    chord = xs[-1] + ((s - s[-1]) / (s[0] - s[-1]))[:, None, None] * (xs[0] - xs[-1])
     deviation = [paired_errors(a, b).square().mean().sqrt() for a, b in zip(xs, chord)]
     return Straightness(stretch, torch.stack(deviation))

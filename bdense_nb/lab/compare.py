@@ -32,23 +32,27 @@ __all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 't
            'compare']
 
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
-def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]: # name -> measure
+def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]:  # name -> measure
     "How far a set of samples is from data."
-    def sliced(x): # as many of each
-        return sliced_wasserstein(x[:len(data)].flatten(1), data[:len(x)].flatten(1))
-    if features is None: return dict(sliced_wasserstein=sliced)
+
+    def sliced(x):  # as many of each
+        return sliced_wasserstein(x[: len(data)].flatten(1), data[: len(x)].flatten(1))
+
+    if features is None:
+        return dict(sliced_wasserstein=sliced)
     real = features(data)
     return dict(frechet_distance=lambda x: frechet_distance(features(x), real))
 
+
 def teacher_world(
-    teacher: Callable, # a denoiser; it is copied, not touched
-    shape: tuple[int, ...], # of one sample
-    n: int = 1000, # samples that are measured
-    data: Tensor | None = None, # [N, *D], clean; for hosts that train on it, and a second measure
-    labels: Tensor | None = None, # [N], int64
-    features: Callable | None = None, # images [N, *D] -> vectors [N, F], for the Fréchet distance
-    quality: dict[str, Callable] | None = None, # measures of your own; None: as data allow
-) -> World: # for `Experiment`
+    teacher: Callable,  # a denoiser; it is copied, not touched
+    shape: tuple[int, ...],  # of one sample
+    n: int = 1000,  # samples that are measured
+    data: Tensor | None = None,  # [N, *D], clean; for hosts that train on it, and a second measure
+    labels: Tensor | None = None,  # [N], int64
+    features: Callable | None = None,  # images [N, *D] -> vectors [N, F], for the Fréchet distance
+    quality: dict[str, Callable] | None = None,  # measures of your own; None: as data allow
+) -> World:  # for `Experiment`
     "Where students of this teacher are trained and measured."
     teacher = frozen_copy(teacher, shape)
     about = f'samples of shape {shape}'
@@ -56,186 +60,254 @@ def teacher_world(
         digest = hashlib.sha256(tensor_bytes(data)).hexdigest()[:12]
         about += f', {len(data)} data {digest}'
         by = features is not None or len(shape) != 3
-        if quality is None: quality = _distance(data, features) if by else {}
-    return World(about, lambda seed: teacher, tuple(shape), lambda seed, width: None,
-                 data=lambda seed: (data, labels),
-                 ends=ReferenceEnds(lambda seed: teacher, tuple(shape), n, 256),
-                 quality=quality or {}, n=n)
+        if quality is None:
+            quality = _distance(data, features) if by else {}
+    return World(
+        about,
+        lambda seed: teacher,
+        tuple(shape),
+        lambda seed, width: None,
+        data=lambda seed: (data, labels),
+        ends=ReferenceEnds(lambda seed: teacher, tuple(shape), n, 256),
+        quality=quality or {},
+        n=n,
+    )
 
 # %% ../../nbs/lab/05_compare.ipynb #9aa01f52
 #: what is compared where nothing else is asked for
 ARMS = {'host': dict(K=1), 'B-DENSE': {}}
 
-def _named(cfg: Host, choices: Sequence[str], what: str) -> str: # the one that this host has
+
+def _named(cfg: Host, choices: Sequence[str], what: str) -> str:  # the one that this host has
     found = [name for name in choices if name in {f.name for f in dataclasses.fields(cfg)}]
-    if found: return found[0]
+    if found:
+        return found[0]
     raise ValueError(f'{type(cfg).__name__} has no {" or ".join(choices)}: leave {what} out')
+
 
 def make_arms(
     cfg: Host,
-    arms: dict[str, dict] = ARMS, # name -> fields that it changes
-    calls: Sequence[int] = (), # network calls; (): the configuration's
-    budgets: Sequence[int] = (), # iterations, or updates of a round; (): the configuration's
+    arms: dict[str, dict] = ARMS,  # name -> fields that it changes
+    calls: Sequence[int] = (),  # network calls; (): the configuration's
+    budgets: Sequence[int] = (),  # iterations, or updates of a round; (): the configuration's
 ) -> tuple[Arm, ...]:
     "Every arm at every number of calls and budget."
     check_config(cfg)
-    refuse('', {
-        f'a comparison needs two arms or more, got {", ".join(arms) or "none"}': len(arms) < 2,
-        'calls and budgets are several numbers each, such as (2, 4)':
-            isinstance(calls, int) or isinstance(budgets, int)})
+    refuse(
+        '',
+        (len(arms) < 2, f'a comparison needs two arms or more, got {", ".join(arms) or "none"}'),
+        (
+            isinstance(calls, int) or isinstance(budgets, int),
+            'calls and budgets are several numbers each, such as (2, 4)',
+        ),
+    )
     known = sorted({f.name for f in dataclasses.fields(cfg)} - {'seed'})
     for name, changes in arms.items():
-        for one in changes: check_choice(f'field of the arm {name!r}', one, known)
+        for one in changes:
+            check_choice(f'field of the arm {name!r}', one, known)
     nfe = [{_named(cfg, ('nfe', 'end_steps'), 'calls'): n} for n in calls] or [{}]
     steps = [{_named(cfg, ('steps', 'updates'), 'budgets'): n} for n in budgets] or [{}]
-    alone = dict(branch_weights='linear', branch_weights_end=None) # one branch has no others
-    arms = {name: ({k: v for k, v in alone.items() if k in known} if changes.get('K') == 1 else {})
-            | changes for name, changes in arms.items()}
-    return tuple(Arm(name, dataclasses.replace(cfg, **many, **long, **changes))
-                 for many, long in itertools.product(nfe, steps)
-                 for name, changes in arms.items())
+    alone = dict(branch_weights='linear', branch_weights_end=None)  # one branch has no others
+    arms = {
+        name: ({k: v for k, v in alone.items() if k in known} if changes.get('K') == 1 else {})
+        | changes
+        for name, changes in arms.items()
+    }
+    return tuple(
+        Arm(name, dataclasses.replace(cfg, **many, **long, **changes))
+        for many, long in itertools.product(nfe, steps)
+        for name, changes in arms.items()
+    )
+
 
 def same_ends(arms: Sequence[Arm], shape: tuple[int, ...]) -> tuple[Arm, ...]:
     """Arms whose teachers end elsewhere get one judge at each number of calls: the first one, in
     steps as fine as the finest one's."""
-    judges = {} # calls -> the first arm's configuration
-    for arm in arms: judges.setdefault(tuple(arm.cfg.each), []).append(arm.cfg)
+    judges = {}  # calls -> the first arm's configuration
+    for arm in arms:
+        judges.setdefault(tuple(arm.cfg.each), []).append(arm.cfg)
+
     def judge(arm):
         cfgs = judges[tuple(arm.cfg.each)]
         first = cfgs[0]
         walks = [{n: c.reference(shape) for n, c in cfg.each.items()} for cfg in cfgs]
-        if all(walk == walks[0] for walk in walks): return arm
+        if all(walk == walks[0] for walk in walks):
+            return arm
         if isinstance(first, SFDBase) and not (first.teacher_own_steps or first.teacher_afs):
-            first = dataclasses.replace(first, K=1, branch_weights='linear',
-                                        branch_weights_end=None,
-                                        substeps=max(cfg.substeps for cfg in cfgs))
+            first = dataclasses.replace(
+                first,
+                K=1,
+                branch_weights='linear',
+                branch_weights_end=None,
+                substeps=max(cfg.substeps for cfg in cfgs),
+            )
         return dataclasses.replace(arm, judge=first)
+
     return tuple(map(judge, arms))
 
 # %% ../../nbs/lab/05_compare.ipynb #a885c40e
-def side_by_side(samplers: dict[str, Sampler]) -> list[dict]: # a row for each
+def side_by_side(samplers: dict[str, Sampler]) -> list[dict]:  # a row for each
     "Network calls and seconds per sample, measured in turns; the median of three times."
     seconds = {name: [] for name in samplers}
     for _ in range(3):
         for name, one in samplers.items():
             seconds[name].append(dataclasses.replace(one).seconds_per_sample)
-    return [dict(what=name, nfe=one.nfe, seconds_per_sample=statistics.median(seconds[name]))
-            for name, one in samplers.items()]
+    return [
+        dict(what=name, nfe=one.nfe, seconds_per_sample=statistics.median(seconds[name]))
+        for name, one in samplers.items()
+    ]
 
-def told_apart(result: dict) -> dict[str, str]: # arm -> its fields, as text
+
+def told_apart(result: dict) -> dict[str, str]:  # arm -> its fields, as text
     "In which fields of their configurations arms differ, and how their branches are weighted."
     cfgs = {c['arm']: c['config']['cfg'] for c in reversed(result['configs'])}
     words = {arm: {k: json.dumps(v) for k, v in cfg.items()} for arm, cfg in cfgs.items()}
     names = dict.fromkeys(k for cfg in words.values() for k in cfg)
     differ = [k for k in names if len({cfg.get(k) for cfg in words.values()}) > 1]
+
     def fields(cfg):
         shown = dict.fromkeys(['K', 'branch_weights', *differ])
-        alone = cfg.get('K') == '1' # no other branch to weigh
-        return ', '.join(f'{k}={cfg[k]}' for k in shown
-                         if k in cfg and not (alone and k.startswith('branch_')))
+        alone = cfg.get('K') == '1'  # no other branch to weigh
+        return ', '.join(
+            f'{k}={cfg[k]}' for k in shown if k in cfg and not (alone and k.startswith('branch_'))
+        )
+
     return {arm: fields(words[arm]) for arm in reversed(words)}
+
 
 @dataclass
 class Comparison:
     "What came out."
-    result: dict = field(repr=False) # every run, as `run_experiment` returns it
-    speed: list[dict] # of teacher and students, as `side_by_side` returns it
+
+    result: dict = field(repr=False)  # every run, as `run_experiment` returns it
+    speed: list[dict]  # of teacher and students, as `side_by_side` returns it
     # calls -> how far from the ends the teacher's own steps end, which the first arm is taught
     taught: dict[int, float] = field(default_factory=dict)
 
-    def differences(self, measure: str = 'paired_error') -> list: # of `Difference`
+    def differences(self, measure: str = 'paired_error') -> list:  # of `Difference`
         "Arms against the host."
         return differences(self.result, measure)
 
     @property
-    def table(self) -> str: # markdown
+    def table(self) -> str:  # markdown
         "Differences to the host in every measure, and what a sample costs."
         arms = '; '.join(f'{name}: {changes}' for name, changes in told_apart(self.result).items())
         known = [m for m in measures_of(self.result) if self.differences(m)]
         tables = [difference_table(self.result, m) for m in known]
         tables = tables or ['No intervals yet: they need three seeds of an arm and of its host.']
         rows = ['| sampler | network calls | ms a sample |', '| --- | --- | --- |']
-        rows += [f'| {r["what"]} | {r["nfe"]} | {1000*r["seconds_per_sample"]:.3g} |'
-                 for r in self.speed]
-        reads = ('Below zero an arm is better than the host; bold: the interval excludes zero. '
-                 'What holds at one budget need not hold at another.')
-        taught = ', '.join(f'{error:.4f} away at {calls} calls'
-                           for calls, error in self.taught.items())
-        floor = [f'What the first arm is taught ends {taught} (paired error): a finer teacher '
-                 '(`substeps=`) ends nearer.']*bool(taught)
+        rows += [
+            f'| {r["what"]} | {r["nfe"]} | {1000 * r["seconds_per_sample"]:.3g} |'
+            for r in self.speed
+        ]
+        reads = (
+            'Below zero an arm is better than the host; bold: the interval excludes zero. '
+            'What holds at one budget need not hold at another.'
+        )
+        taught = ', '.join(
+            f'{error:.4f} away at {calls} calls' for calls, error in self.taught.items()
+        )
+        floor = [
+            f'What the first arm is taught ends {taught} (paired error): a finer teacher '
+            '(`substeps=`) ends nearer.'
+        ] * bool(taught)
         return '\n\n'.join([f'Arms: {arms}.', reads, *tables, *floor, '\n'.join(rows)])
 
-    def __str__(self) -> str: return self.table
+    def __str__(self) -> str:
+        return self.table
 
-    def _repr_markdown_(self) -> str: return self.table
+    def _repr_markdown_(self) -> str:
+        return self.table
 
     def figure(self, save: Path | str | None = None) -> None:
         "Differences with their intervals."
         show_differences(self.result, save=save)
 
-def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]: # of one sample
+
+def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]:  # of one sample
     "The shape that students of this configuration make."
     given = None if data is None else tuple(data.shape[1:])
     shape = tuple(cfg.shape or given or ())
-    refuse('', {
-        f'{type(cfg).__name__} does not say the shape of a sample: pass data': not shape,
-        f'data have samples of shape {given}, the configuration of {shape}: set its field shape':
-            given not in (None, shape)})
+    refuse(
+        '',
+        (not shape, f'{type(cfg).__name__} does not say the shape of a sample: pass data'),
+        (
+            given not in (None, shape),
+            f'data have samples of shape {given}, the configuration of {shape}: set its field '
+            'shape',
+        ),
+    )
     return shape
+
 
 def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict], dict[int, float]]:
     "Speed of teacher and students, and what is taught; what was measured before is read."
     teacher = world.teacher(0)
-    lessons = {calls: (one, arm.judged(calls)) for arm in arms if arm.name == arms[0].name
-               for calls, one in arm.cfg.each.items()}
+    lessons = {
+        calls: (one, arm.judged(calls))
+        for arm in arms
+        if arm.name == arms[0].name
+        for calls, one in arm.cfg.each.items()
+    }
     _, judge = next(iter(lessons.values()))
     samplers = {'teacher': judge.reference(world.shape).sampler(teacher)}
-    samplers |= {f'student, {calls} calls': one.sampler(unguided(teacher), world.shape)
-                 for arm in arms for calls, one in arm.cfg.each.items()}
+    samplers |= {
+        f'student, {calls} calls': one.sampler(unguided(teacher), world.shape)
+        for arm in arms
+        for calls, one in arm.cfg.each.items()
+    }
     found = read_json(path) if path.is_file() else {}
     speed = found.get('rows', [])
     if 'taught' in found and [(r['what'], r['nfe']) for r in speed] == [
-            (k, s.nfe) for k, s in samplers.items()]:
+        (k, s.nfe) for k, s in samplers.items()
+    ]:
         return speed, {int(calls): error for calls, error in found['taught'].items()}
-    taught = {calls: paired_error(one.plan.sampler(teacher).sample(world.n, batch=256),
-                                  world.ends(judge, 0))
-              for calls, (one, judge) in lessons.items()
-              if isinstance(getattr(one, 'plan', None), TrajectoryPlan)}
+    taught = {
+        calls: paired_error(
+            one.plan.sampler(teacher).sample(world.n, batch=256), world.ends(judge, 0)
+        )
+        for calls, (one, judge) in lessons.items()
+        if isinstance(getattr(one, 'plan', None), TrajectoryPlan)
+    }
     speed = side_by_side(samplers)
     write_json(path, dict(rows=speed, taught=taught))
     return speed, taught
 
+
 def compare(
-    teacher: Callable, # a denoiser
-    cfg: Host, # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
-    arms: dict[str, dict] = ARMS, # name -> fields that it changes; the first is the host
-    seeds: int = 5, # trainings of each, at least 3
-    folder: Path | str = 'comparison', # every run, trajectories, checkpoints; goes on from there
+    teacher: Callable,  # a denoiser
+    cfg: Host,  # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
+    arms: dict[str, dict] = ARMS,  # name -> fields that it changes; the first is the host
+    seeds: int = 5,  # trainings of each, at least 3
+    folder: Path | str = 'comparison',  # every run, trajectories, checkpoints; goes on from there
     *,
-    calls: Sequence[int] = (), # network calls to compare at; (): the configuration's
-    budgets: Sequence[int] = (), # iterations (or updates a round) to compare at
-    data: Tensor | None = None, # see `teacher_world`, as the next four
+    calls: Sequence[int] = (),  # network calls to compare at; (): the configuration's
+    budgets: Sequence[int] = (),  # iterations (or updates a round) to compare at
+    data: Tensor | None = None,  # see `teacher_world`, as the next four
     labels: Tensor | None = None,
-    features: Callable | None = None, # images [N, *D] -> vectors [N, F]
-    quality: dict[str, Callable] | None = None, # name -> samples to a number
+    features: Callable | None = None,  # images [N, *D] -> vectors [N, F]
+    quality: dict[str, Callable] | None = None,  # name -> samples to a number
     n: int = 1000,
     hardware: Hardware = Hardware(),
-    trust_teacher: bool = False, # with data: go on with a teacher that gives no clean estimates
-    limit: int | None = None, # stop after so many trainings; call again to go on
-    show: bool = True, # progress bar of each training
-    say: Callable[[str], None] = print, # called after each
-    command: str = 'compare', # what tables say made them
+    trust_teacher: bool = False,  # with data: go on with a teacher that gives no clean estimates
+    limit: int | None = None,  # stop after so many trainings; call again to go on
+    show: bool = True,  # progress bar of each training
+    say: Callable[[str], None] = print,  # called after each
+    command: str = 'compare',  # what tables say made them
 ) -> Comparison:
     "Train with and without branches, the same seeds for all; writes comparison.json as it goes."
     check_int('n', n, 2)
-    if limit is not None: check_int('limit', limit, 1)
+    if limit is not None:
+        check_int('limit', limit, 1)
     folder = Path(folder)
     shape = check_shape(cfg, data)
-    if data is not None and not trust_teacher: check_teacher(unguided(teacher), data, labels)
+    if data is not None and not trust_teacher:
+        check_teacher(unguided(teacher), data, labels)
     world = teacher_world(teacher, shape, n, data, labels, features, quality)
     made = same_ends(make_arms(cfg, arms, calls, budgets), shape)
-    e = Experiment('Do branches help this teacher\'s students?', world, made, next(iter(arms)),
-                   seeds)
+    e = Experiment(
+        "Do branches help this teacher's students?", world, made, next(iter(arms)), seeds
+    )
     how = dict(show=show, hardware=hardware, command=command)
-    result = run_experiment(e, folder/'comparison.json', limit, say, folder, **how)
-    return Comparison(result, *_measured(made, world, folder/'speed.json'))
+    result = run_experiment(e, folder / 'comparison.json', limit, say, folder, **how)
+    return Comparison(result, *_measured(made, world, folder / 'speed.json'))

@@ -58,18 +58,19 @@ __all__ = ['PLANE', 'WORLDS', 'BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD'
 @dataclass(frozen=True)
 class World:
     "Where an experiment takes place."
-    about: str # one line
-    teacher: Callable[[int], Callable] # seed -> a denoiser: the same for all, or one for each
-    shape: tuple[int, ...] # of one sample
+
+    about: str  # one line
+    teacher: Callable[[int], Callable]  # seed -> a denoiser: the same for all, or one for each
+    shape: tuple[int, ...]  # of one sample
     # seed, width -> where the students of that seed start; None: as the teacher
     network: Callable[[int, int | None], NetDenoiser | None]
     # seed -> what Progressive Distillation trains on, and its labels
     data: Callable[[int], tuple[Tensor, Tensor | None]]
     # configuration, seed -> where the samples of seeds 0..n-1 should end
     ends: Callable[[Host, int], Tensor]
-    quality: dict[str, Callable[[Tensor], float]] # measures of a set of samples, lower is better
-    n: int # samples that are measured
-    cond: dict[str, Tensor] | None = None # their conditions, n rows; None: drawn from the seeds
+    quality: dict[str, Callable[[Tensor], float]]  # measures of a set of samples, lower is better
+    n: int  # samples that are measured
+    cond: dict[str, Tensor] | None = None  # their conditions, n rows; None: drawn from the seeds
     # measures of a sampler at the work it is for, lower is better
     work: dict[str, Callable[[Sampler], float]] = field(default_factory=dict)
 
@@ -86,79 +87,98 @@ class World:
 @dataclass
 class ReferenceEnds:
     "Where the teacher's walks in many steps end, as `World` takes it; a walk is made once."
-    teacher: Callable[[int], Callable] # seed -> a denoiser, see `World`
-    shape: tuple[int, ...] # of one sample
-    n: int # how many
-    batch: int = 250 # at a time
-    cond: dict[str, Tensor] | None = None # n rows; None: drawn from the seeds
-    finer: int | None = None # teacher steps in a student step; None: twice the student's
-    made: dict = field(default_factory=dict, repr=False) # (plan, denoiser) -> samples; the last 8
 
-    def __call__(self, cfg: Host, seed: int) -> Tensor: # [n, *shape]
+    teacher: Callable[[int], Callable]  # seed -> a denoiser, see `World`
+    shape: tuple[int, ...]  # of one sample
+    n: int  # how many
+    batch: int = 250  # at a time
+    cond: dict[str, Tensor] | None = None  # n rows; None: drawn from the seeds
+    finer: int | None = None  # teacher steps in a student step; None: twice the student's
+    made: dict = field(default_factory=dict, repr=False)  # (plan, denoiser) -> samples; the last 8
+
+    def __call__(self, cfg: Host, seed: int) -> Tensor:  # [n, *shape]
         "The ends of a configuration's reference."
-        if self.finer is not None: cfg = dataclasses.replace(cfg, substeps=self.finer//2)
+        if self.finer is not None:
+            cfg = dataclasses.replace(cfg, substeps=self.finer // 2)
         plan, teacher = walk = cfg.reference(self.shape), self.teacher(seed)
         if walk not in self.made:
-            while len(self.made) > 7: del self.made[next(iter(self.made))]
+            while len(self.made) > 7:
+                del self.made[next(iter(self.made))]
             self.made[walk] = plan.sampler(teacher).sample(self.n, cond=self.cond, batch=self.batch)
         return self.made[walk]
 
+
 @functools.cache
 def fashion_world(
-    device: str = 'cpu', # where the teacher is
-    finer: int | None = None, # see `plane_world`
+    device: str = 'cpu',  # where the teacher is
+    finer: int | None = None,  # see `plane_world`
 ) -> World:
     "The shipped Fashion-MNIST teacher, on a device."
     teacher = load_teacher(device=device)
     shape = (1, 28, 28)
     n = 1000
-    return World('Fashion-MNIST, the shipped teacher; students start as copies of it',
-                 lambda seed: teacher, shape,
-                 network=lambda seed, width: None, data=lambda seed: fashion_mnist('test'),
-                 ends=ReferenceEnds(lambda seed: teacher, shape, n, finer=finer),
-                 quality=dict(frechet_distance=fashion_fd), n=n)
+    return World(
+        'Fashion-MNIST, the shipped teacher; students start as copies of it',
+        lambda seed: teacher,
+        shape,
+        network=lambda seed, width: None,
+        data=lambda seed: fashion_mnist('test'),
+        ends=ReferenceEnds(lambda seed: teacher, shape, n, finer=finer),
+        quality=dict(frechet_distance=fashion_fd),
+        n=n,
+    )
 
 # %% ../../nbs/lab/01_experiments.ipynb #1d4b43b7
 @functools.cache
 def ring_world() -> World:
     "Eight Gaussians on a circle of radius 1, whose exact flow is known."
-    angle = torch.arange(8)*torch.pi/4
+    angle = torch.arange(8) * torch.pi / 4
     means = torch.stack([angle.cos(), angle.sin()], 1)
-    teacher = MixtureDenoiser(means, torch.full((8,), .1), torch.ones(8))
+    teacher = MixtureDenoiser(means, torch.full((8,), 0.1), torch.ones(8))
     n = 4000
     fresh = teacher.sample(n, 10**6)
+
     @functools.cache
     def network(seed, width):
         torch.manual_seed(seed)
-        net = EDMDenoiser(MLP(width=width or 64, depth=2), .7)
-        config = TrainConfig(1500, 5e-3, schedule='cosine', ema=.99, seed=seed)
+        net = EDMDenoiser(MLP(width=width or 64, depth=2), 0.7)
+        config = TrainConfig(1500, 5e-3, schedule='cosine', ema=0.99, seed=seed)
         fit = train_teacher(net, teacher.sample(50_000, seed), None, config, 256, show=False)
         return fit.ema.requires_grad_(False).eval()
+
     @functools.cache
-    def flow(sigma_end): # 256 Heun steps; to clean data one more
-        grid = karras_sigmas(256, sigma_end or .002, 80.)
-        if not sigma_end: grid = torch.cat([grid, grid.new_zeros(1)])
+    def flow(sigma_end):  # 256 Heun steps; to clean data one more
+        grid = karras_sigmas(256, sigma_end or 0.002, 80.0)
+        if not sigma_end:
+            grid = torch.cat([grid, grid.new_zeros(1)])
         noise = sample_noise(range(n), (2,)).double()
-        return sample(teacher, 80.*noise, grid, 'heun').float()
-    return World('eight Gaussians on a circle, an exact teacher; '
-                 'students start as networks trained on 50,000 points',
-                 lambda seed: teacher, (2,), network,
-                 data=lambda seed: (teacher.sample(50_000, seed), None),
-                 ends=lambda cfg, seed: flow(0. if isinstance(cfg, PDConfig) else cfg.sigma_min),
-                 quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
+        return sample(teacher, 80.0 * noise, grid, 'heun').float()
+
+    return World(
+        'eight Gaussians on a circle, an exact teacher; '
+        'students start as networks trained on 50,000 points',
+        lambda seed: teacher,
+        (2,),
+        network,
+        data=lambda seed: (teacher.sample(50_000, seed), None),
+        ends=lambda cfg, seed: flow(0.0 if isinstance(cfg, PDConfig) else cfg.sigma_min),
+        quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)),
+        n=n,
+    )
 
 # %% ../../nbs/lab/01_experiments.ipynb #95a4b092
 def _learned(points: Tensor, seed: int, width: int | None = None) -> NetDenoiser:
     "A network trained on points of the plane, frozen."
     torch.manual_seed(seed)
-    net = EDMDenoiser(MLP(width=width or 128, depth=3), .7)
-    config = TrainConfig(6000, 2e-3, schedule='cosine', ema=.999, seed=seed)
+    net = EDMDenoiser(MLP(width=width or 128, depth=3), 0.7)
+    config = TrainConfig(6000, 2e-3, schedule='cosine', ema=0.999, seed=seed)
     done = train_teacher(net, points, None, config, 512, show=False)
     return done.ema.requires_grad_(False).eval()
 
+
 @functools.cache
 def plane_world(
-    name: str, # a key of `data.TOY_SETS`
+    name: str,  # a key of `data.TOY_SETS`
     # the teacher: a mixture known in closed form; else a network of each seed
     exact: bool = False,
     # students start as copies of the teacher; else as networks of other seeds
@@ -168,52 +188,76 @@ def plane_world(
 ) -> World:
     "Points in the plane, with a teacher for each seed."
     n = 4000
-    mixture = MixtureDenoiser(toy_2d(name, 500, 7), torch.full((500,), .04), torch.ones(500))
+    mixture = MixtureDenoiser(toy_2d(name, 500, 7), torch.full((500,), 0.04), torch.ones(500))
+
     def data(seed):
         return mixture.sample(50_000, seed) if exact else toy_2d(name, 50_000, 1000 + seed)
+
     learned = functools.cache(lambda seed, width=None: _learned(data(seed), seed, width))
-    def teacher(seed): return mixture if exact else learned(seed)
-    def start(seed, width): return None if copies else learned(seed if exact else seed + 500, width)
+
+    def teacher(seed):
+        return mixture if exact else learned(seed)
+
+    def start(seed, width):
+        return None if copies else learned(seed if exact else seed + 500, width)
+
     fresh = mixture.sample(n, 10**6) if exact else toy_2d(name, n, 10**6)
     kind = 'an exact mixture as teacher' if exact else 'a network as teacher, one of each seed'
     begin = 'copies of it' if copies else 'networks trained with another seed'
-    return World(f'{name}, {kind}; students start as {begin}', teacher, (2,), start,
-                 data=lambda seed: (data(seed), None),
-                 ends=ReferenceEnds(teacher, (2,), n, n, finer=finer),
-                 quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)), n=n)
+    return World(
+        f'{name}, {kind}; students start as {begin}',
+        teacher,
+        (2,),
+        start,
+        data=lambda seed: (data(seed), None),
+        ends=ReferenceEnds(teacher, (2,), n, n, finer=finer),
+        quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)),
+        n=n,
+    )
+
 
 #: in the plane: students that begin as copies, as other networks, and those of an exact teacher
-PLANE = {'copies': {}, 'other networks': dict(copies=False),
-         'exact': dict(exact=True, copies=False)}
+PLANE = {
+    'copies': {},
+    'other networks': dict(copies=False),
+    'exact': dict(exact=True, copies=False),
+}
 #: name -> what makes a world, or 'module:function' where it is imported to make one
-WORLDS = {'ring': ring_world, 'fashion_mnist': fashion_world,
-          'weather': 'bdense_nb.applications.forecasting:weather_world',
-          'weather faults': 'bdense_nb.applications.anomalies:faults_world',
-          **{f'{name}, {kind}': functools.partial(plane_world, name, **how)
-             for name in ('spiral', 'moons', 'ring') for kind, how in PLANE.items()},
-          'spiral, fine': functools.partial(plane_world, 'spiral', finer=48),
-          'fashion_mnist, fine': functools.partial(fashion_world, finer=48)}
+WORLDS = {
+    'ring': ring_world,
+    'fashion_mnist': fashion_world,
+    'weather': 'bdense_nb.applications.forecasting:weather_world',
+    'weather faults': 'bdense_nb.applications.anomalies:faults_world',
+    **{
+        f'{name}, {kind}': functools.partial(plane_world, name, **how)
+        for name in ('spiral', 'moons', 'ring')
+        for kind, how in PLANE.items()
+    },
+    'spiral, fine': functools.partial(plane_world, 'spiral', finer=48),
+    'fashion_mnist, fine': functools.partial(fashion_world, finer=48),
+}
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
 class Arm:
     "One way to train."
-    name: str # arms of one experiment that differ only in calls and budget have one name
-    cfg: Host # its seed is replaced
-    nfes: tuple[int, ...] = () # SFD-v: one student for all of these
-    untold: bool = False # SFD-v: the network does not learn how many steps it may take
-    stage: dict = field(default_factory=dict) # changes of a second stage, to one call
-    width: int | None = None # of the ring's networks; None: 64
-    judge: Host | None = None # whose reference it is measured against; None: its own
+
+    name: str  # arms of one experiment that differ only in calls and budget have one name
+    cfg: Host  # its seed is replaced
+    nfes: tuple[int, ...] = ()  # SFD-v: one student for all of these
+    untold: bool = False  # SFD-v: the network does not learn how many steps it may take
+    stage: dict = field(default_factory=dict)  # changes of a second stage, to one call
+    width: int | None = None  # of the ring's networks; None: 64
+    judge: Host | None = None  # whose reference it is measured against; None: its own
 
     @property
-    def key(self) -> dict: # without the seed
+    def key(self) -> dict:  # without the seed
         "What distinguishes the arm's runs from those of the others."
         calls = 1 if self.stage else max(self.each(self.cfg))
         key = dict(arm=self.name, calls=calls, iterations=self.cfg.loop.steps)
         return key | dict(width=self.width) if self.width else key
 
-    def each(self, cfg: Host) -> dict[int, Host]: # cfg: the arm's, with a seed
+    def each(self, cfg: Host) -> dict[int, Host]:  # cfg: the arm's, with a seed
         "The configuration of each number of calls."
         return several(cfg, self.nfes).each if self.nfes else cfg.each
 
@@ -223,47 +267,55 @@ class Arm:
         return judge.each.get(nfe, judge)
 
     @property
-    def config(self) -> dict: # as JSON has it
+    def config(self) -> dict:  # as JSON has it
         "All that decides a run besides world and seed."
         given = {k: v for k, v in asdict(self).items() if v and k != 'name'}
         del given['cfg']['seed']
-        if self.judge: # what it changes in the walk
+        if self.judge:  # what it changes in the walk
             walk = {f.name for f in dataclasses.fields(self.judge)} - _NO_WALK
-            given['judge'] = {k: v for k, v in given['judge'].items()
-                              if k in walk and v != given['cfg'].get(k)}
+            given['judge'] = {
+                k: v for k, v in given['judge'].items() if k in walk and v != given['cfg'].get(k)
+            }
         return json.loads(json.dumps(given))
+
 
 #: fields that may differ between arms of one name: their calls and budgets
 BUDGETS = ('nfe', 'nfes', 'end_steps', 'steps', 'updates', 'width')
-_NO_WALK = {'seed', 'K', 'branch_weights', 'branch_weights_end'} # these do not move the teacher
+_NO_WALK = {'seed', 'K', 'branch_weights', 'branch_weights_end'}  # these do not move the teacher
 
 # %% ../../nbs/lab/01_experiments.ipynb #7e445fbe
 class Banks:
     "Teacher trajectories of the current seed, made once for all arms that walk the same plan."
-    def __init__(self, teacher: Callable[[int], Callable], arms: Sequence[Arm],
-                 folder: Path | None = None): # keep them there; None: in memory
+
+    def __init__(
+        self, teacher: Callable[[int], Callable], arms: Sequence[Arm], folder: Path | None = None
+    ):  # keep them there; None: in memory
         self.teacher = teacher
         self.folder = folder
         self.seed = None
-        self.made = {} # plan -> bank of this seed
-        self.need = {} # plan -> the configuration that needs most of its trajectories
+        self.made = {}  # plan -> bank of this seed
+        self.need = {}  # plan -> the configuration that needs most of its trajectories
         for arm in arms:
-            if not isinstance(arm.cfg, SFDBase): continue # it walks by itself
+            if not isinstance(arm.cfg, SFDBase):
+                continue  # it walks by itself
             for cfg in arm.each(arm.cfg).values():
                 most = self.need.setdefault(cfg.plan, cfg)
-                if cfg.n_trajectories > most.n_trajectories: self.need[cfg.plan] = cfg
+                if cfg.n_trajectories > most.n_trajectories:
+                    self.need[cfg.plan] = cfg
 
-    def __call__(self, cfg: SFDConfig) -> TrajectoryBank | None: # None: teacher states are local
+    def __call__(self, cfg: SFDConfig) -> TrajectoryBank | None:  # None: teacher states are local
         "The bank that a run needs."
-        if cfg.teacher_states == 'local': return None
-        if cfg.seed != self.seed: self.made = {}
+        if cfg.teacher_states == 'local':
+            return None
+        if cfg.seed != self.seed:
+            self.made = {}
         self.seed = cfg.seed
         if cfg.plan not in self.made:
             longest = dataclasses.replace(self.need[cfg.plan], seed=cfg.seed)
-            walk = hashlib.sha256(repr(cfg.plan).encode()).hexdigest()[:8] # solver, dtype, ...
+            walk = hashlib.sha256(repr(cfg.plan).encode()).hexdigest()[:8]  # solver, dtype, ...
             # another budget may need more
             many = f'bank-{cfg.seed}-{longest.n_trajectories}-{walk}'
-            place = self.folder and self.folder/many
+            place = self.folder and self.folder / many
             self.made[cfg.plan] = longest.bank(self.teacher(cfg.seed), place, show=False)
         return self.made[cfg.plan]
 
@@ -271,11 +323,11 @@ class Banks:
 def untold(
     teacher: Callable,
     cfg: SFDConfig,
-    nfes: Sequence[int], # numbers of calls
-    banks: dict[int, TrajectoryBank], # of each of them
-    student: Callable | None, # where it starts; None: as a copy of the teacher
-    **how, # folder=, hardware=, hooks=, show=: as `fit` takes them
-) -> list[Student]: # one network for all of them
+    nfes: Sequence[int],  # numbers of calls
+    banks: dict[int, TrajectoryBank],  # of each of them
+    student: Callable | None,  # where it starts; None: as a copy of the teacher
+    **how,  # folder=, hardware=, hooks=, show=: as `fit` takes them
+) -> list[Student]:  # one network for all of them
     "SFD-v whose network does not learn the step count."
     cfgs = several(cfg, nfes).each
     model = branched_student(teacher, student, cfg.K, cfg.layer)
@@ -283,13 +335,14 @@ def untold(
     plain = fold(fit(model, step, cfg.train_config, teacher=teacher, **how).model)
     return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
 
+
 def students(
     world: World,
     arm: Arm,
     seed: int,
     banks: Banks,
-    folder: Path | None = None, # checkpoints; a run found there goes on
-    **how, # hardware=, hooks=, show=
+    folder: Path | None = None,  # checkpoints; a run found there goes on
+    **how,  # hardware=, hooks=, show=
 ) -> Iterator[tuple[Student, float]]:
     "Train an arm: a student, or one for each round or step count, with its seconds of CPU time."
     cfg = dataclasses.replace(arm.cfg, seed=seed)
@@ -304,48 +357,60 @@ def students(
         return
     walked = {n: banks(c) for n, c in arm.each(cfg).items()} if isinstance(cfg, SFDBase) else {}
     begin = time.process_time()
-    if arm.untold: made = untold(teacher, cfg, arm.nfes, walked, **start)
-    elif arm.nfes: made = sfd_variable(teacher, cfg, arm.nfes, walked, **start)
+    if arm.untold:
+        made = untold(teacher, cfg, arm.nfes, walked, **start)
+    elif arm.nfes:
+        made = sfd_variable(teacher, cfg, arm.nfes, walked, **start)
     else:
         bank = walked.get(cfg.nfe) if isinstance(cfg, SFDConfig) else walked or None
         made = distill(teacher, cfg, data, labels, bank, **start)
-    if isinstance(made, VariableStudent): made = [made.at(n) for n in walked]
-    elif isinstance(made, Student): made = [made]
+    if isinstance(made, VariableStudent):
+        made = [made.at(n) for n in walked]
+    elif isinstance(made, Student):
+        made = [made]
     if arm.stage:
         last = made[-1]
-        how['folder'] = folder and folder/'second stage'
+        how['folder'] = folder and folder / 'second stage'
         made = [sfd(last.denoiser, second_stage(last, seed=seed, **arm.stage), **how)]
-    for student in made: yield student, time.process_time() - begin
+    for student in made:
+        yield student, time.process_time() - begin
 
 # %% ../../nbs/lab/01_experiments.ipynb #483145f2
 @dataclass(frozen=True)
 class Experiment:
     "Arms that are trained with the same seeds."
-    about: str # the question, in one line
-    world: str | World # a key of `WORLDS`, or a world of your own
+
+    about: str  # the question, in one line
+    world: str | World  # a key of `WORLDS`, or a world of your own
     arms: tuple[Arm, ...]
-    host: str # name of the arm that the others are compared with
-    seeds: int # how many
+    host: str  # name of the arm that the others are compared with
+    seeds: int  # how many
     # iterations of an arm -> of the host it is compared with, where they differ
     budgets: dict[int, int] = field(default_factory=dict)
-    device: str | None = None # of the Fashion-MNIST teacher and its students; None: the CPU
+    device: str | None = None  # of the Fashion-MNIST teacher and its students; None: the CPU
 
     def __post_init__(self):
-        if not isinstance(self.world, World): check_choice('world', self.world, WORLDS)
+        if not isinstance(self.world, World):
+            check_choice('world', self.world, WORLDS)
         check_int('seeds', self.seeds, 3)
         keys = [run_name(a.key) for a in self.arms]
         twice = sorted({k for k in keys if keys.count(k) > 1})
-        refuse('', {
-            f'device={self.device!r} is for the world fashion_mnist; networks of the others are '
-            'too small to gain by it':
+        refuse(
+            '',
+            (
                 self.device and not str(self.world).startswith('fashion_mnist'),
-            f'two arms have the same name, calls and budget: {"; ".join(twice)}': twice})
+                f'device={self.device!r} is for the world fashion_mnist; networks of the others '
+                'are too small to gain by it',
+            ),
+            (twice, f'two arms have the same name, calls and budget: {"; ".join(twice)}'),
+        )
         check_choice('host', self.host, {a.name for a in self.arms})
 
     @property
-    def place(self) -> World: # made when it is asked for
+    def place(self) -> World:  # made when it is asked for
         "The world that it is done in."
-        if isinstance(self.world, World): return self.world
+        if isinstance(self.world, World):
+            return self.world
         make = WORLDS[self.world]
         if isinstance(make, str):
             module, function = make.split(':')
@@ -358,35 +423,45 @@ class Experiment:
         return ['paired_error', *self.place.quality, *self.place.work]
 
     @property
-    def origin(self) -> dict: # as JSON has it
+    def origin(self) -> dict:  # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
         kind = self.device and torch.device(self.device).type
-        if isinstance(self.world, str): return dict(world=self.world, device=kind)
+        if isinstance(self.world, str):
+            return dict(world=self.world, device=kind)
         teacher, student = self.world.teacher(0), self.world.network(0, self.arms[0].width)
         noise = sample_noise(range(64), self.world.shape)
-        return dict(world=self.world.about, teacher=denoiser_hash(teacher), samples=self.world.n,
-                    measures=self.measures,
-                    of_noise={k: _said(m, noise) for k, m in self.world.quality.items()},
-                    **answers_note(self.world.shape, teacher, student))
+        return dict(
+            world=self.world.about,
+            teacher=denoiser_hash(teacher),
+            samples=self.world.n,
+            measures=self.measures,
+            of_noise={k: _said(m, noise) for k, m in self.world.quality.items()},
+            **answers_note(self.world.shape, teacher, student),
+        )
 
-def _said(measure: Callable, x: Tensor) -> float | None: # None: it needs other samples
+
+def _said(measure: Callable, x: Tensor) -> float | None:  # None: it needs other samples
     "What tells a measure from another one of its name."
-    with contextlib.suppress(Exception): return float(measure(x))
+    with contextlib.suppress(Exception):
+        return float(measure(x))
 
-def run_name(key: dict) -> str: # as `Arm.key` gives it, perhaps with a seed, perhaps a row
+
+def run_name(key: dict) -> str:  # as `Arm.key` gives it, perhaps with a seed, perhaps a row
     "A run in words."
     more = ''.join(f', {k} {key[k]}' for k in ('width', 'seed') if k in key)
     return f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations{more}'
 
 # %% ../../nbs/lab/01_experiments.ipynb #e0e9866d
-def measures_of(result: dict) -> list[str]: # as `run_experiment` returns it
+def measures_of(result: dict) -> list[str]:  # as `run_experiment` returns it
     "What was measured in every run."
     run = ('arm', 'calls', 'iterations', 'width', 'seed', 'nfe', 'cpu_seconds')
     return [k for k in next(iter(result['rows']), {}) if k not in run]
 
-def defaults(arm: Arm) -> dict: # as JSON has it
+
+def defaults(arm: Arm) -> dict:  # as JSON has it
     "The defaults of a configuration: a field that is younger than a result had this value then."
     return Arm('', type(arm.cfg)()).config['cfg']
+
 
 def _other_settings(arms: Sequence[Arm], configs: dict, alike: dict) -> list[str]:
     "Where the runs of a file (by name, by arm) had other settings than these arms."
@@ -395,28 +470,41 @@ def _other_settings(arms: Sequence[Arm], configs: dict, alike: dict) -> list[str
         name = run_name(arm.key)
         mine = arm.config | arm.config['cfg']
         there = same_run(configs.get(name, mine), mine, defaults(arm), free=('cfg',))
-        there = there or same_run(alike.get(arm.name, mine), mine, defaults(arm),
-                                  free=('cfg', *BUDGETS))
+        there = there or same_run(
+            alike.get(arm.name, mine), mine, defaults(arm), free=('cfg', *BUDGETS)
+        )
         if there:
             found.append(f'it holds runs of {name} with other settings ({"; ".join(there)})')
     return found
 
+
 def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
     "Rows of an earlier start; a file that belongs to other settings is refused."
-    if not out.exists(): return []
+    if not out.exists():
+        return []
     stored = read_json(out, ('world', 'configs', 'rows'))
     origin = experiment.origin
     try:
-        named = {run_name({k: v for k, v in r.items() if k != 'seed'})
-                 for r in stored['rows'] if r['seed'] >= 0}
+        named = {
+            run_name({k: v for k, v in r.items() if k != 'seed'})
+            for r in stored['rows']
+            if r['seed'] >= 0
+        }
         configs = {run_name(c): c['config'] | dict(c['config']['cfg']) for c in stored['configs']}
         alike = {c['arm']: configs[run_name(c)] for c in stored['configs']}
         measures = measures_of(stored) if 'measures' in origin else None
-        differ = same_run({k: v for k, v in stored.items() if k in origin}, origin,
-                          dict(device=None, of_noise={}, measures=measures), ('of_noise',))
+        differ = same_run(
+            {k: v for k, v in stored.items() if k in origin},
+            origin,
+            dict(device=None, of_noise={}, measures=measures),
+            ('of_noise',),
+        )
         differ += _other_measures(stored.get('of_noise', {}), origin.get('of_noise', {}))
-        differ += [f'it does not say with which settings {name} was trained'
-                   for name in named if name not in configs]
+        differ += [
+            f'it does not say with which settings {name} was trained'
+            for name in named
+            if name not in configs
+        ]
     except (KeyError, TypeError, ValueError) as e:
         differ = [f'it is not the result of an experiment ({e!r})']
         configs = alike = {}
@@ -425,31 +513,43 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
         raise ValueError(f'{out} cannot go on: {differ[0]}; move it away or name another file')
     return stored['rows']
 
-def _other_measures(theirs: dict, mine: dict) -> list[str]: # name -> what it says of noise
+
+def _other_measures(theirs: dict, mine: dict) -> list[str]:  # name -> what it says of noise
     "Which measures have the same name, and are others."
-    return [f'{name} of noise is {theirs[name]:.4g} there, {mine[name]:.4g} now: it is another '
-            'measure' for name in mine if None not in (mine[name], theirs.get(name))
-            and abs(theirs[name] - mine[name]) > SAME_ANSWERS*abs(mine[name])]
+    return [
+        f'{name} of noise is {theirs[name]:.4g} there, {mine[name]:.4g} now: it is another measure'
+        for name in mine
+        if None not in (mine[name], theirs.get(name))
+        and abs(theirs[name] - mine[name]) > SAME_ANSWERS * abs(mine[name])
+    ]
+
 
 def run_experiment(
-    experiment: str | Experiment, # a key of `EXPERIMENTS`, or one of your own
-    out: Path | str | None = None, # JSON file; runs found there are not repeated; None: NAME.json
-    limit: int | None = None, # stop after so many runs; None: all
-    say: Callable[[str], None] = functools.partial(print, flush=True), # called after every run
+    experiment: str | Experiment,  # a key of `EXPERIMENTS`, or one of your own
+    out: Path | str | None = None,  # JSON file; runs found there are not repeated; None: NAME.json
+    limit: int | None = None,  # stop after so many runs; None: all
+    say: Callable[[str], None] = functools.partial(print, flush=True),  # called after every run
     # trajectories and checkpoints, from where a killed run goes on; None: in memory
     folder: Path | str | None = None,
-    jobs: int = 1, # processes that run seeds side by side, sharing the cores
-    device: str | None = None, # as `Experiment` has it
-    command: str = 'run_experiment', # of an experiment of your own: what tables say made it
-    **how, # hardware=, hooks=, show=: of the trainings, as `distill` takes them
-) -> dict: # what is in the file
+    jobs: int = 1,  # processes that run seeds side by side, sharing the cores
+    device: str | None = None,  # as `Experiment` has it
+    command: str = 'run_experiment',  # of an experiment of your own: what tables say made it
+    **how,  # hardware=, hooks=, show=: of the trainings, as `distill` takes them
+) -> dict:  # what is in the file
     "Run an experiment, or the rest of it."
     check_int('jobs', jobs, 1)
-    refuse('', {
-        'experiments and comparisons run in one process: start this without torchrun or '
-        'accelerate launch': int(os.environ.get('WORLD_SIZE', 1)) > 1,
-        'an experiment of your own needs a file for its runs: pass out=':
-            out is None and not isinstance(experiment, str)})
+    refuse(
+        '',
+        (
+            int(os.environ.get('WORLD_SIZE', 1)) > 1,
+            'experiments and comparisons run in one process: start this without torchrun or '
+            'accelerate launch',
+        ),
+        (
+            out is None and not isinstance(experiment, str),
+            'an experiment of your own needs a file for its runs: pass out=',
+        ),
+    )
     if isinstance(experiment, str):
         check_choice('experiment', experiment, EXPERIMENTS)
         called = dict(experiment=experiment, command=_command(experiment, device, how))
@@ -463,28 +563,47 @@ def run_experiment(
     with locked(out.parent, out.name):
         return _run_rest(experiment, out, called, limit, say, how, jobs)
 
+
 def _command(name: str, device: str | None, how: dict) -> str:
     "What a shell is asked for these runs."
     changed = asdict(how.get('hardware', Hardware())).items() - asdict(Hardware()).items()
     given = dict(device=device) if device else {}
     return f'bdense_evaluate --experiment {name}' + ''.join(
-        f' --{"no_"*(v is False)}{k}' + f' {v}'*(not isinstance(v, bool))
-        for k, v in [*given.items(), *sorted(changed)])
+        f' --{"no_" * (v is False)}{k}' + f' {v}' * (not isinstance(v, bool))
+        for k, v in [*given.items(), *sorted(changed)]
+    )
 
-def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Callable,
-              how: dict, jobs: int) -> dict:
+
+def _run_rest(
+    e: Experiment, out: Path, called: dict, limit: int | None, say: Callable, how: dict, jobs: int
+) -> dict:
     "The runs that are not in the file yet."
     rows = stored_rows(e, out)
     done = {run_name(r) for r in rows}
-    todo = [(arm, key) for seed in range(e.seeds) for arm in e.arms
-            if run_name(key := dict(arm.key, seed=seed)) not in done][:limit]
+    todo = [
+        (arm, key)
+        for seed in range(e.seeds)
+        for arm in e.arms
+        if run_name(key := dict(arm.key, seed=seed)) not in done
+    ][:limit]
     say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
-    if not todo: return read_json(out) if out.exists() else {}
+    if not todo:
+        return read_json(out) if out.exists() else {}
     configs = read_json(out)['configs'] if out.exists() else []
     configs += [dict(a.key, config=a.config) for a in e.arms]
-    about = dict(called, about=e.about, host=e.host, teacher=denoiser_hash(e.place.teacher(0)),
-                 samples=e.place.n, **about_run(e.device or 'cpu'), budgets=list(e.budgets.items()),
-                 configs=list({run_name(c): c for c in configs}.values())) | e.origin
+    about = (
+        dict(
+            called,
+            about=e.about,
+            host=e.host,
+            teacher=denoiser_hash(e.place.teacher(0)),
+            samples=e.place.n,
+            **about_run(e.device or 'cpu'),
+            budgets=list(e.budgets.items()),
+            configs=list({run_name(c): c for c in configs}.values()),
+        )
+        | e.origin
+    )
     jobs = min(jobs, len({key['seed'] for _, key in todo}))  # one seed that is left is run here
     made = _side_by_side(e, todo, how, jobs) if jobs > 1 else _one_by_one(e, todo, **how)
     for i, new in enumerate(made):
@@ -494,52 +613,65 @@ def _run_rest(e: Experiment, out: Path, called: dict, limit: int | None, say: Ca
         say(f'{i + 1} of {len(todo)}: {run_name(new[0])}: {"; ".join(found)}')
     return read_json(out)
 
+
 def _one_by_one(e: Experiment, todo: list, folder: Path | None, **how) -> Iterator[list[dict]]:
     "Train and measure; the rows of each run."
     world = e.place
     banks = Banks(world.teacher, e.arms, folder)
     for arm, key in todo:
-        place = folder and folder/'runs'/re.sub(r'[^\w.=]+', '_', run_name(key))
+        place = folder and folder / 'runs' / re.sub(r'[^\w.=]+', '_', run_name(key))
         new = []
         for student, seconds in students(world, arm, key['seed'], banks, place, **how):
             measured = world.measure(student, arm.judged(student.nfe), key['seed'])
             new.append(dict(key, **measured, cpu_seconds=round(seconds, 2)))
             if place and isinstance(student.denoiser, NetDenoiser):
-                student.save(place/f'student-{student.nfe}-calls', overwrite=True)
+                student.save(place / f'student-{student.nfe}-calls', overwrite=True)
         yield new
+
 
 def _job(e: Experiment, todo: list, how: dict, rows, threads: int) -> None:
     torch.set_num_threads(threads)
-    for new in _one_by_one(e, todo, **how): rows.put(new)
+    for new in _one_by_one(e, todo, **how):
+        rows.put(new)
+
 
 def _side_by_side(e: Experiment, todo: list, how: dict, jobs: int) -> Iterator[list[dict]]:
     "The same by several processes; the runs of a seed stay in one, which keeps their bank."
-    local = lambda error: (f'jobs={jobs} sends the experiment to other processes, so the functions '
-                           f'of its world must be those of a module: {error}')
-    with reworded(local, AttributeError, TypeError, pickle.PicklingError): pickle.dumps((e, how))
+    local = lambda error: (
+        f'jobs={jobs} sends the experiment to other processes, so the functions '
+        f'of its world must be those of a module: {error}'
+    )
+    with reworded(local, AttributeError, TypeError, pickle.PicklingError):
+        pickle.dumps((e, how))
     seeds = {}
-    for arm, key in todo: seeds.setdefault(key['seed'], []).append((arm, key))
-    threads = max(1, torch.get_num_threads()//jobs)
+    for arm, key in todo:
+        seeds.setdefault(key['seed'], []).append((arm, key))
+    threads = max(1, torch.get_num_threads() // jobs)
     spawn = multiprocessing.get_context('spawn')
     with spawn.Manager() as manager, ProcessPoolExecutor(jobs, spawn) as pool:
         rows = manager.Queue()
         jobs = [pool.submit(_job, e, mine, how, rows, threads) for mine in seeds.values()]
         try:
             while not all(j.done() for j in jobs) or not rows.empty():
-                try: yield rows.get(timeout=.5)
-                except queue.Empty: pass
-            for job in jobs: job.result() # raises what it raised, when the others' rows are kept
-        finally: # also where somebody interrupts: nobody reads what is still being made
+                try:
+                    yield rows.get(timeout=0.5)
+                except queue.Empty:
+                    pass
+            for job in jobs:
+                job.result()  # raises what it raised, when the others' rows are kept
+        finally:  # also where somebody interrupts: nobody reads what is still being made
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
-                if process.name.startswith('SpawnProcess'): process.terminate()
+                if process.name.startswith('SpawnProcess'):
+                    process.terminate()
 
 # %% ../../nbs/lab/01_experiments.ipynb #d14835c9
 #: short trainings on Fashion-MNIST
 FASHION_SFD = SFDConfig(steps=64, batch=32, pool=1024, lr=5e-4, lr_schedule='cosine')
 #: trainings on the ring
-RING_SFD = SFDConfig(K=4, substeps=8, solver='heun', steps=400, batch=256, lr=1e-3,
-                     lr_schedule='cosine', shape=(2,))
+RING_SFD = SFDConfig(
+    K=4, substeps=8, solver='heun', steps=400, batch=256, lr=1e-3, lr_schedule='cosine', shape=(2,)
+)
 #: short rounds on Fashion-MNIST
 FASHION_PD = PDConfig(updates=100, batch=32)
 #: shorter trainings on the ring, to compare options
@@ -548,32 +680,56 @@ RING_OPTIONS = dataclasses.replace(RING_SFD, steps=200, batch=128, lr=2e-3)
 RING_PD = PDConfig(start_steps=32, updates=200, batch=256, lr=1e-3)
 
 #: arms that differ in their branch weights
-WEIGHTS = {'endpoint (SFD)': dict(branch_weights='endpoint'),
-           'uniform': dict(branch_weights='uniform'), 'linear': dict(branch_weights='linear'),
-           'endpoint-heavy': dict(branch_weights=(.05, .1, .15, .7)),
-           'linear, then endpoint': dict(branch_weights='linear', branch_weights_end='endpoint')}
+WEIGHTS = {
+    'endpoint (SFD)': dict(branch_weights='endpoint'),
+    'uniform': dict(branch_weights='uniform'),
+    'linear': dict(branch_weights='linear'),
+    'endpoint-heavy': dict(branch_weights=(0.05, 0.1, 0.15, 0.7)),
+    'linear, then endpoint': dict(branch_weights='linear', branch_weights_end='endpoint'),
+}
 
 #: arms that differ in one option of B-DENSE
-MORE_OPTIONS = {'K = 8': dict(K=8), "branch_weights='uniform'": dict(branch_weights='uniform'),
-                "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'),
-                "loss='l2'": dict(loss='l2'), "loss='huber'": dict(loss='huber')}
+MORE_OPTIONS = {
+    'K = 8': dict(K=8),
+    "branch_weights='uniform'": dict(branch_weights='uniform'),
+    "branch_weights_end='endpoint'": dict(branch_weights_end='endpoint'),
+    "loss='l2'": dict(loss='l2'),
+    "loss='huber'": dict(loss='huber'),
+}
+
 
 def vary(base: Host, arms: dict[str, dict], width: int | None = None, **shared) -> list[Arm]:
     "Arms that are a configuration with some changes each, in the order of the table."
-    return [Arm(name, dataclasses.replace(base, **shared, **changes), width=width)
-            for name, changes in arms.items()]
+    return [
+        Arm(name, dataclasses.replace(base, **shared, **changes), width=width)
+        for name, changes in arms.items()
+    ]
+
 
 def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple[Arm, ...]:
     "Arms at several numbers of calls and budgets."
-    return tuple(arm for nfe in calls for steps in budgets
-                 for arm in vary(base, arms, nfe=nfe, steps=steps))
+    return tuple(
+        arm for nfe in calls for steps in budgets for arm in vary(base, arms, nfe=nfe, steps=steps)
+    )
+
 
 def option_arms(base: SFDConfig, more: dict[str, dict] = {}) -> tuple[Arm, ...]:
     "One option changed at a time, two calls."
-    return tuple(vary(base, {
-        'default': {}, 'K = 1': dict(K=1), "branch_step='end'": dict(branch_step='end'),
-        "teacher_states='local'": dict(teacher_states='local'), 'afs=False': dict(afs=False),
-        'afs=False, K = 1': dict(afs=False, K=1), **more}))
+    return tuple(
+        vary(
+            base,
+            {
+                'default': {},
+                'K = 1': dict(K=1),
+                "branch_step='end'": dict(branch_step='end'),
+                "teacher_states='local'": dict(teacher_states='local'),
+                'afs=False': dict(afs=False),
+                'afs=False, K = 1': dict(afs=False, K=1),
+                **more,
+            },
+        )
+    )
+
 
 def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]:
     "K = 1, 2, 4 and 8 with as many iterations, and with as much time: `steps` of each K."
@@ -582,12 +738,13 @@ def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]:
     arms |= {f'K = {K}, equal time': dict(K=K, steps=n) for K, n in steps.items()}
     return tuple(vary(base, arms))
 
+
 def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]:
     "SFD-v with the trajectories of four students; one call in two stages, and directly."
     nfes = (2, 3, 4, 5)
     last = dict(steps=base.steps, batch=base.batch, lr=base.lr, lr_schedule=base.lr_schedule)
     # the trajectories of the short runs, seen four times as often
-    several = dataclasses.replace(base, K=1, steps=4*base.steps, pool=base.n_trajectories)
+    several = dataclasses.replace(base, K=1, steps=4 * base.steps, pool=base.n_trajectories)
     arms = [Arm('SFD-v, K = 1, not told', several, nfes, untold=True)] if more else []
     for K in (1, 4):
         one = dataclasses.replace(base, K=K)
@@ -598,97 +755,153 @@ def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]:
         arms += [Arm(f'SFD-v, K = {K}', many, nfes)]
         five = dataclasses.replace(one, nfe=5)
         arms += [Arm(f'one each, then one call, K = {K}', five, stage=stage)]
-        arms += vary(one, directly, nfe=1, steps=2*base.steps) # as many iterations as both stages
+        arms += vary(
+            one, directly, nfe=1, steps=2 * base.steps
+        )  # as many iterations as both stages
         if more:
             arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)]
-            arms += vary(one, directly, nfe=1, steps=5*base.steps)
+            arms += vary(one, directly, nfe=1, steps=5 * base.steps)
     return tuple(arms)
+
 
 def pd_arms(base: PDConfig, budgets: Sequence[int]) -> tuple[Arm, ...]:
     "Halving, without branches and with two of them, with several numbers of updates in a round."
-    weights = {'K = 1 (PD)': dict(K=1), 'K = 2, linear': {},
-               'K = 2, endpoint-heavy': dict(branch_weights=(.1, .9)),
-               'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint')}
+    weights = {
+        'K = 1 (PD)': dict(K=1),
+        'K = 2, linear': {},
+        'K = 2, endpoint-heavy': dict(branch_weights=(0.1, 0.9)),
+        'K = 2, linear, then endpoint': dict(branch_weights_end='endpoint'),
+    }
     return tuple(arm for updates in budgets for arm in vary(base, weights, updates=updates))
+
 
 def capacity_arms(base: Host, host: dict) -> tuple[Arm, ...]:
     "With and without branches (the changes of `host`), in narrow and in wide networks."
     arms = {'host': host, 'linear': {}}
     return tuple(arm for width in (16, 64, 256) for arm in vary(base, arms, width))
 
+
 def quarter_arms(base: PDConfig, start: int, end: int) -> tuple[Arm, ...]:
     "A quarter of the steps in each round."
-    return tuple(vary(base, {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)},
-                      start_steps=start, end_steps=end, substeps=4))
+    return tuple(
+        vary(
+            base,
+            {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)},
+            start_steps=start,
+            end_steps=end,
+            substeps=4,
+        )
+    )
 
 # %% ../../nbs/lab/01_experiments.ipynb #1ba999d8
 def _fashion(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
     return Experiment(about, 'fashion_mnist', tuple(arms), host, 5, **budgets)
 
+
 def _ring(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
     return Experiment(about, 'ring', tuple(arms), host, 10, **budgets)
 
+
 class _Made(UserDict):
     "What is given as a function is made when it is first asked for: commands need few of them."
+
     def __getitem__(self, name):
         made = self.data[name]
-        if not isinstance(made, Experiment): made = self.data[name] = made()
+        if not isinstance(made, Experiment):
+            made = self.data[name] = made()
         return made
 
+
 #: every experiment by name
-EXPERIMENTS = _Made({
-    'fashion_sfd': lambda: _fashion(
-        'Which branch weights help SFD, at how many calls, early and late?',
-        budget_arms(FASHION_SFD, WEIGHTS, (2, 3, 4, 5), (16, 64)), 'endpoint (SFD)'),
-    'fashion_pd': lambda: _fashion(
-        'Do two branches help Progressive Distillation, from 128 steps to 1?',
-        pd_arms(FASHION_PD, (100,))[:3], 'K = 1 (PD)'),
-    'fashion_pd_long': lambda: _fashion(
-        'Do two branches help Progressive Distillation with 1,000 updates of 128 a round, '
-        'from 64 steps to 1?',
-        pd_arms(dataclasses.replace(FASHION_PD, start_steps=64, batch=128), (1000,))[:3],
-        'K = 1 (PD)'),
-    'fashion_pd_quarter': lambda: _fashion(
-        'Do four branches help when every round takes a quarter of the steps, from 128 to 2?',
-        quarter_arms(FASHION_PD, 128, 2), 'K = 1 (PD)'),
-    'fashion_branches': lambda: _fashion(
-        'How many branches, with as many iterations and with as much time?',
-        branch_arms(FASHION_SFD, {4: 63, 8: 62}), 'K = 1', budgets={63: 64, 62: 64}),
-    'fashion_options': lambda: _fashion(
-        'What are own or end steps, global or local states and the analytic first step worth?',
-        option_arms(FASHION_SFD), 'default'),
-    'fashion_variable': lambda: _fashion( # K = 4 for one each: 'linear' of fashion_sfd
-        'One student for several step counts, one call, and branches in either?',
-        [a for a in variable_arms(FASHION_SFD) if a.name != 'one each, K = 4'],
-        'one each, K = 1', budgets={256: 64}),
-    'ring_sfd': lambda: _ring(
-        'Which branch weights help SFD, at how many calls, early and late, '
-        'where the exact flow is known?',
-        budget_arms(RING_SFD, WEIGHTS, (2, 3, 4, 5), (50, 400)), 'endpoint (SFD)'),
-    'ring_pd': lambda: _ring(
-        'Do two branches help Progressive Distillation where the exact flow is known?',
-        pd_arms(RING_PD, (50, 200, 800)), 'K = 1 (PD)'),
-    'ring_pd_quarter': lambda: _ring(
-        'Do four branches help in rounds of a quarter, where the exact flow is known?',
-        quarter_arms(RING_PD, 64, 1), 'K = 1 (PD)'),
-    'ring_capacity_sfd': lambda: _ring(
-        'Does the width of the network decide whether branches help SFD?',
-        [arm for nfe in (2, 4) for arm in capacity_arms(
-            dataclasses.replace(RING_SFD, nfe=nfe), dict(branch_weights='endpoint'))], 'host'),
-    'ring_capacity_pd': lambda: _ring(
-        'Does the width of the network decide whether branches hurt Progressive Distillation?',
-        capacity_arms(RING_PD, dict(K=1)), 'host'),
-    'ring_options': lambda: _ring(
-        'What are the options of SFD worth where the exact flow is known?',
-        option_arms(RING_OPTIONS, MORE_OPTIONS), 'default'),
-    'ring_variable': lambda: _ring(
-        'One student for several step counts, one call, and branches in either, '
-        'where the exact flow is known?',
-        variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True),
-        'one each, K = 1', budgets={400: 100}),
-    'ring_branches': lambda: _ring(
-        'How many branches, where the exact flow is known?', branch_arms(RING_SFD, {}), 'K = 1'),
-})
+EXPERIMENTS = _Made(
+    {
+        'fashion_sfd': lambda: _fashion(
+            'Which branch weights help SFD, at how many calls, early and late?',
+            budget_arms(FASHION_SFD, WEIGHTS, (2, 3, 4, 5), (16, 64)),
+            'endpoint (SFD)',
+        ),
+        'fashion_pd': lambda: _fashion(
+            'Do two branches help Progressive Distillation, from 128 steps to 1?',
+            pd_arms(FASHION_PD, (100,))[:3],
+            'K = 1 (PD)',
+        ),
+        'fashion_pd_long': lambda: _fashion(
+            'Do two branches help Progressive Distillation with 1,000 updates of 128 a round, '
+            'from 64 steps to 1?',
+            pd_arms(dataclasses.replace(FASHION_PD, start_steps=64, batch=128), (1000,))[:3],
+            'K = 1 (PD)',
+        ),
+        'fashion_pd_quarter': lambda: _fashion(
+            'Do four branches help when every round takes a quarter of the steps, from 128 to 2?',
+            quarter_arms(FASHION_PD, 128, 2),
+            'K = 1 (PD)',
+        ),
+        'fashion_branches': lambda: _fashion(
+            'How many branches, with as many iterations and with as much time?',
+            branch_arms(FASHION_SFD, {4: 63, 8: 62}),
+            'K = 1',
+            budgets={63: 64, 62: 64},
+        ),
+        'fashion_options': lambda: _fashion(
+            'What are own or end steps, global or local states and the analytic first step worth?',
+            option_arms(FASHION_SFD),
+            'default',
+        ),
+        'fashion_variable': lambda: _fashion(  # K = 4 for one each: 'linear' of fashion_sfd
+            'One student for several step counts, one call, and branches in either?',
+            [a for a in variable_arms(FASHION_SFD) if a.name != 'one each, K = 4'],
+            'one each, K = 1',
+            budgets={256: 64},
+        ),
+        'ring_sfd': lambda: _ring(
+            'Which branch weights help SFD, at how many calls, early and late, '
+            'where the exact flow is known?',
+            budget_arms(RING_SFD, WEIGHTS, (2, 3, 4, 5), (50, 400)),
+            'endpoint (SFD)',
+        ),
+        'ring_pd': lambda: _ring(
+            'Do two branches help Progressive Distillation where the exact flow is known?',
+            pd_arms(RING_PD, (50, 200, 800)),
+            'K = 1 (PD)',
+        ),
+        'ring_pd_quarter': lambda: _ring(
+            'Do four branches help in rounds of a quarter, where the exact flow is known?',
+            quarter_arms(RING_PD, 64, 1),
+            'K = 1 (PD)',
+        ),
+        'ring_capacity_sfd': lambda: _ring(
+            'Does the width of the network decide whether branches help SFD?',
+            [
+                arm
+                for nfe in (2, 4)
+                for arm in capacity_arms(
+                    dataclasses.replace(RING_SFD, nfe=nfe), dict(branch_weights='endpoint')
+                )
+            ],
+            'host',
+        ),
+        'ring_capacity_pd': lambda: _ring(
+            'Does the width of the network decide whether branches hurt Progressive Distillation?',
+            capacity_arms(RING_PD, dict(K=1)),
+            'host',
+        ),
+        'ring_options': lambda: _ring(
+            'What are the options of SFD worth where the exact flow is known?',
+            option_arms(RING_OPTIONS, MORE_OPTIONS),
+            'default',
+        ),
+        'ring_variable': lambda: _ring(
+            'One student for several step counts, one call, and branches in either, '
+            'where the exact flow is known?',
+            variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True),
+            'one each, K = 1',
+            budgets={400: 100},
+        ),
+        'ring_branches': lambda: _ring(
+            'How many branches, where the exact flow is known?', branch_arms(RING_SFD, {}), 'K = 1'
+        ),
+    }
+)
 
 # %% ../../nbs/lab/01_experiments.ipynb #5b379d27
 #: trainings on points in the plane
@@ -700,107 +913,179 @@ FASHION_LONG = SFDConfig(steps=256, batch=128, pool=16_384, lr=5e-4, lr_schedule
 #: the longest, on a GPU
 FASHION_GPU = dataclasses.replace(FASHION_LONG, pool=65_536)
 #: arms of the experiments in the plane
-PLANE_WEIGHTS = {'K = 1': dict(K=1), 'K = 2, linear': dict(K=2), 'K = 4, linear': {},
-                 'K = 4, endpoint-heavy': WEIGHTS['endpoint-heavy']}
+PLANE_WEIGHTS = {
+    'K = 1': dict(K=1),
+    'K = 2, linear': dict(K=2),
+    'K = 4, linear': {},
+    'K = 4, endpoint-heavy': WEIGHTS['endpoint-heavy'],
+}
 #: those of the longest
 LATE = {k: PLANE_WEIGHTS[k] for k in PLANE_WEIGHTS if 'K = 2' not in k}
 #: what else may move a student, with and without branches
-RECIPE = {'K = 1': dict(K=1), 'K = 4, endpoint-heavy': {},
-          **{f'{name}{what}': dict(**more, **changes)
-             for what, changes in ((', EMA .99', dict(ema=.99)), (", loss='l2'", dict(loss='l2')),
-                                   (", loss='huber'", dict(loss='huber')),
-                                   (', 8 teacher steps', dict(substeps=8)),
-                                   (', 12 teacher steps', dict(substeps=12)),
-                                   (', warm-up', dict(warmup=50)), (', lr x 2', dict(lr=2e-3)))
-             for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))},
-          'K = 8, 8 teacher steps': dict(K=8, substeps=8), 'K = 4, linear':
-          dict(branch_weights='linear'), 'K = 1, twice as long': dict(K=1, steps=2000)}
+RECIPE = {
+    'K = 1': dict(K=1),
+    'K = 4, endpoint-heavy': {},
+    **{
+        f'{name}{what}': dict(**more, **changes)
+        for what, changes in (
+            (', EMA .99', dict(ema=0.99)),
+            (", loss='l2'", dict(loss='l2')),
+            (", loss='huber'", dict(loss='huber')),
+            (', 8 teacher steps', dict(substeps=8)),
+            (', 12 teacher steps', dict(substeps=12)),
+            (', warm-up', dict(warmup=50)),
+            (', lr x 2', dict(lr=2e-3)),
+        )
+        for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))
+    },
+    'K = 8, 8 teacher steps': dict(K=8, substeps=8),
+    'K = 4, linear': dict(branch_weights='linear'),
+    'K = 1, twice as long': dict(K=1, steps=2000),
+}
 #: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
 BEST = {name: WEIGHTS[name] for name in ('endpoint (SFD)', 'linear', 'endpoint-heavy')}
 
 EXPERIMENTS |= {
-    **{f'{name}_{kind.replace(" ", "_")}': lambda name=name, kind=kind: Experiment(
-        f'{name}: do branches help SFD, early and late, with this teacher and this start?',
-        f'{name}, {kind}', budget_arms(PLANE_SFD, PLANE_WEIGHTS, (2,), (100, 300, 1000)),
-        'K = 1', 10)
-       for name in ('spiral', 'moons', 'ring') for kind in PLANE},
+    **{
+        f'{name}_{kind.replace(" ", "_")}': lambda name=name, kind=kind: Experiment(
+            f'{name}: do branches help SFD, early and late, with this teacher and this start?',
+            f'{name}, {kind}',
+            budget_arms(PLANE_SFD, PLANE_WEIGHTS, (2,), (100, 300, 1000)),
+            'K = 1',
+            10,
+        )
+        for name in ('spiral', 'moons', 'ring')
+        for kind in PLANE
+    },
     'spiral_calls': lambda: Experiment(
-        'spiral: do branches help SFD at 3, 4 and 5 calls?', 'spiral, copies',
-        (*budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
-         *budget_arms(PLANE_SFD, LATE, (5,), (3000,))), 'K = 1', 10),
+        'spiral: do branches help SFD at 3, 4 and 5 calls?',
+        'spiral, copies',
+        (
+            *budget_arms(PLANE_SFD, PLANE_WEIGHTS, (3, 4, 5), (300, 1000)),
+            *budget_arms(PLANE_SFD, LATE, (5,), (3000,)),
+        ),
+        'K = 1',
+        10,
+    ),
     'spiral_pd': lambda: Experiment(
         'spiral: do two branches help Progressive Distillation, from 64 steps to 1, early and '
-        'late?', 'spiral, copies',
+        'late?',
+        'spiral, copies',
         tuple(arm for arm in pd_arms(PLANE_PD, (200, 1000)) if 'then' not in arm.name),
-        'K = 1 (PD)', 10),
+        'K = 1 (PD)',
+        10,
+    ),
     'spiral_recipe': lambda: Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
-        'spiral, fine', vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'),
-                             RECIPE), 'K = 1', 6, {2000: 1000}),
+        'spiral, fine',
+        vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'), RECIPE),
+        'K = 1',
+        6,
+        {2000: 1000},
+    ),
     'spiral_longest': lambda: Experiment(
-        'spiral: do branches help SFD with 3,000 iterations?', 'spiral, copies',
-        budget_arms(PLANE_SFD, LATE, (2,), (3000,)), 'K = 1', 10),
+        'spiral: do branches help SFD with 3,000 iterations?',
+        'spiral, copies',
+        budget_arms(PLANE_SFD, LATE, (2,), (3000,)),
+        'K = 1',
+        10,
+    ),
     'fashion_lesson': lambda: Experiment(
         'How much does a finer teacher move a student, with and without branches?',
-        'fashion_mnist, fine', vary(
+        'fashion_mnist, fine',
+        vary(
             dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
-            {name: RECIPE[name] for name in (
-                'K = 1', 'K = 4, endpoint-heavy', 'K = 1, 8 teacher steps',
-                'K = 4, endpoint-heavy, 8 teacher steps')}), 'K = 1', 5),
+            {
+                name: RECIPE[name]
+                for name in (
+                    'K = 1',
+                    'K = 4, endpoint-heavy',
+                    'K = 1, 8 teacher steps',
+                    'K = 4, endpoint-heavy, 8 teacher steps',
+                )
+            },
+        ),
+        'K = 1',
+        5,
+    ),
     'fashion_long': lambda: _fashion(
         'Which branch weights help SFD with 256 iterations of 128?',
-        budget_arms(FASHION_LONG, LONG_WEIGHTS, (2,), (256,)), 'endpoint (SFD)'),
+        budget_arms(FASHION_LONG, LONG_WEIGHTS, (2,), (256,)),
+        'endpoint (SFD)',
+    ),
     'fashion_long_calls': lambda: _fashion(
         'Do branches help SFD with 256 iterations of 128, at 3 to 5 calls?',
-        budget_arms(FASHION_LONG, BEST, (4, 3, 5), (256,)), 'endpoint (SFD)'),
+        budget_arms(FASHION_LONG, BEST, (4, 3, 5), (256,)),
+        'endpoint (SFD)',
+    ),
     'fashion_longest': lambda: _fashion(
         'Do branches help SFD with 1,024 iterations of 128?',
-        budget_arms(FASHION_LONG, BEST, (2,), (1024,)), 'endpoint (SFD)'),
+        budget_arms(FASHION_LONG, BEST, (2,), (1024,)),
+        'endpoint (SFD)',
+    ),
     # minutes to an hour on a GPU: --device cuda --jobs 8
-    **{name: lambda nfe=nfe, steps=steps, arms=arms: Experiment(
-        f'Do branches help SFD at {nfe} calls with {steps:,} iterations of 128?', 'fashion_mnist',
-        budget_arms(FASHION_GPU, {k: BEST[k] for k in arms}, (nfe,), (steps,)),
-        'endpoint (SFD)', 8)
-       for name, nfe, steps, arms in (
-           ('fashion_4096', 2, 4096, BEST),
-           ('fashion_16384', 2, 16_384, ('endpoint (SFD)', 'endpoint-heavy')),
-           ('fashion_4096_calls', 4, 4096, ('endpoint (SFD)', 'endpoint-heavy')))},
+    **{
+        name: lambda nfe=nfe, steps=steps, arms=arms: Experiment(
+            f'Do branches help SFD at {nfe} calls with {steps:,} iterations of 128?',
+            'fashion_mnist',
+            budget_arms(FASHION_GPU, {k: BEST[k] for k in arms}, (nfe,), (steps,)),
+            'endpoint (SFD)',
+            8,
+        )
+        for name, nfe, steps, arms in (
+            ('fashion_4096', 2, 4096, BEST),
+            ('fashion_16384', 2, 16_384, ('endpoint (SFD)', 'endpoint-heavy')),
+            ('fashion_4096_calls', 4, 4096, ('endpoint (SFD)', 'endpoint-heavy')),
+        )
+    },
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #fae70e46
 #: short trainings on a week of temperatures
 WEATHER_SFD = SFDConfig(steps=200, batch=64, pool=2048, lr=1e-3, lr_schedule='cosine', shape=(1, 7))
 #: short rounds on a week of temperatures
-WEATHER_PD = PDConfig(start_steps=32, updates=100, batch=64, lr=1e-3, sigma_min=.006)
+WEATHER_PD = PDConfig(start_steps=32, updates=100, batch=64, lr=1e-3, sigma_min=0.006)
 #: short trainings on two weeks of a weather station
 STATION_SFD = dataclasses.replace(WEATHER_SFD, shape=(3, 16))
 
 EXPERIMENTS |= {
     'forecasting': lambda: Experiment(
-        'Seven days of temperature from 1, 2 and 4 network calls: do branches help SFD?', 'weather',
+        'Seven days of temperature from 1, 2 and 4 network calls: do branches help SFD?',
+        'weather',
         budget_arms(WEATHER_SFD, {k: BEST[k] for k in BEST if k != 'linear'}, (1, 2, 4), (50, 200)),
-        'endpoint (SFD)', 5),
+        'endpoint (SFD)',
+        5,
+    ),
     'forecasting_pd': lambda: Experiment(
-        'Seven days of temperature: do two branches help Progressive Distillation?', 'weather',
-        pd_arms(WEATHER_PD, (100,))[:3], 'K = 1 (PD)', 5),
+        'Seven days of temperature: do two branches help Progressive Distillation?',
+        'weather',
+        pd_arms(WEATHER_PD, (100,))[:3],
+        'K = 1 (PD)',
+        5,
+    ),
     'anomalies': lambda: Experiment(
-        'Faults of a weather station, found by reconstruction: do branches help?', 'weather faults',
-        budget_arms(STATION_SFD, BEST, (2, 4), (50, 200)), 'endpoint (SFD)', 5),
+        'Faults of a weather station, found by reconstruction: do branches help?',
+        'weather faults',
+        budget_arms(STATION_SFD, BEST, (2, 4), (50, 200)),
+        'endpoint (SFD)',
+        5,
+    ),
 }
 
 # %% ../../nbs/lab/01_experiments.ipynb #89052a7c
 @dataclass(frozen=True)
 class Difference:
     "An arm against the host, at one number of calls and one budget."
-    arm: str # its name
-    nfe: int # network calls of the student
-    iterations: int # of the arm; of Progressive Distillation updates a round
-    width: int | None # of the networks, where the experiment varies it
-    host: float # the host's mean
-    interval: Interval # of arm - host
-    host_iterations: int # of the host
+
+    arm: str  # its name
+    nfe: int  # network calls of the student
+    iterations: int  # of the arm; of Progressive Distillation updates a round
+    width: int | None  # of the networks, where the experiment varies it
+    host: float  # the host's mean
+    interval: Interval  # of arm - host
+    host_iterations: int  # of the host
 
     @property
     def name(self) -> str:
@@ -811,33 +1096,35 @@ class Difference:
     @property
     def verdict(self) -> str:
         "What the interval says: better, worse, or no significant difference."
-        if self.interval.high < 0: return 'better'
+        if self.interval.high < 0:
+            return 'better'
         return 'worse' if self.interval.low > 0 else 'not told apart'
 
     @property
-    def percent(self) -> str: # markdown
+    def percent(self) -> str:  # markdown
         "Of the host's mean, with its interval; bold where that excludes zero."
         i = self.interval
-        mean, low, high = (100*v/self.host for v in (i.mean, i.low, i.high))
+        mean, low, high = (100 * v / self.host for v in (i.mean, i.low, i.high))
         text = f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]'
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
 
 def differences(
-    result: dict, # as `run_experiment` returns it
-    measure: str = 'paired_error', # or another measure of its rows; lower is better
-    host: str | None = None, # name of the arm to compare with; None: the experiment's
-    budgets: dict[int, int] | None = None, # see `Experiment`; None: as the experiment says
-    level: float = .95, # of the interval
+    result: dict,  # as `run_experiment` returns it
+    measure: str = 'paired_error',  # or another measure of its rows; lower is better
+    host: str | None = None,  # name of the arm to compare with; None: the experiment's
+    budgets: dict[int, int] | None = None,  # see `Experiment`; None: as the experiment says
+    level: float = 0.95,  # of the interval
 ) -> list[Difference]:
     "Every arm against the host, over the seeds that both have, if these are three or more."
     table = {}
     for r in result['rows']:
         place = (r['arm'], r['nfe'], r['iterations'], r.get('width'))
         table.setdefault(place, {})[r['seed']] = r[measure]
-    if host is not None: check_choice('host', host, {arm for arm, *_ in table})
+    if host is not None:
+        check_choice('host', host, {arm for arm, *_ in table})
     host = host or result['host']
-    if budgets is None: # an old file has none
+    if budgets is None:  # an old file has none
         known = EXPERIMENTS.get(result.get('experiment'))
         budgets = dict(result.get('budgets', known.budgets if known else {}))
     found = []
@@ -845,11 +1132,21 @@ def differences(
         host_iterations = budgets.get(iterations, iterations)
         theirs = table.get((host, nfe, host_iterations, width), {})
         seeds = sorted(mine.keys() & theirs.keys())
-        if arm == host or len(seeds) < 3: continue
+        if arm == host or len(seeds) < 3:
+            continue
         a = [mine[s] for s in seeds]
         b = [theirs[s] for s in seeds]
-        found.append(Difference(arm, nfe, iterations, width, sum(b)/len(b),
-                                paired_interval(a, b, level), host_iterations))
+        found.append(
+            Difference(
+                arm,
+                nfe,
+                iterations,
+                width,
+                sum(b) / len(b),
+                paired_interval(a, b, level),
+                host_iterations,
+            )
+        )
     return found
 
 # %% ../../nbs/lab/01_experiments.ipynb #e91dfafe
@@ -858,14 +1155,18 @@ def _words(measure: str) -> str:
         measure = measure.replace(plain, name)
     return measure
 
+
 def _check_found(found: list) -> None:
-    if not found: raise ValueError('no arm has three seeds in common with the host yet: run more '
-                                   'of the experiment')
+    if not found:
+        raise ValueError(
+            'no arm has three seeds in common with the host yet: run more of the experiment'
+        )
+
 
 def difference_table(
-    result: dict, # as `run_experiment` returns it
-    measure: str = 'paired_error', # or another measure of its rows
-) -> str: # markdown
+    result: dict,  # as `run_experiment` returns it
+    measure: str = 'paired_error',  # or another measure of its rows
+) -> str:  # markdown
     "Arm minus host in percent of the host, with intervals; arms against calls and budgets."
     ds = differences(result, measure)
     _check_found(ds)
@@ -874,31 +1175,45 @@ def difference_table(
     places = list(dict.fromkeys(place for _, place in cells))
     heads = [f'{n} calls, {i} it.' + (f', width {w}' if w else '') for n, i, w in places]
     hosts = [next(f'{cells[a, p].host:.4f}' for a in arms if (a, p) in cells) for p in places]
-    grid = [['', *heads], [f'*{result["host"]}*', *hosts],
-            *([a, *(cells[a, p].percent if (a, p) in cells else '' for p in places)] for a in arms)]
-    if len(places) > len(arms): grid = list(zip(*grid))
-    lines = ['| ' + ' | '.join(row) + ' |' for row in (grid[0], ['---']*len(grid[0]), *grid[1:])]
+    grid = [
+        ['', *heads],
+        [f'*{result["host"]}*', *hosts],
+        *([a, *(cells[a, p].percent if (a, p) in cells else '' for p in places)] for a in arms),
+    ]
+    if len(places) > len(arms):
+        grid = list(zip(*grid))
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (grid[0], ['---'] * len(grid[0]), *grid[1:])]
     seeds = ' or '.join(map(str, sorted({d.interval.n for d in ds})))
-    about = (f'*{_words(measure)}: of "{result["host"]}" the mean, of the others the difference '
-             f'to it in percent of it, with 95 % intervals over {seeds} seeds; made by '
-             f'`{result["command"]}` on {result["hardware"]}.*')
+    about = (
+        f'*{_words(measure)}: of "{result["host"]}" the mean, of the others the difference '
+        f'to it in percent of it, with 95 % intervals over {seeds} seeds; made by '
+        f'`{result["command"]}` on {result["hardware"]}.*'
+    )
     return '\n'.join([about, '', *lines])
 
 # %% ../../nbs/lab/01_experiments.ipynb #f85ed083
 def show_differences(
-    result: dict, # as `run_experiment` returns it
-    measures: Sequence[str] | None = None, # None: all of the experiment's
-    save: Path | str | None = None, # picture to write
-) -> dict[str, list[Difference]]: # by measure
+    result: dict,  # as `run_experiment` returns it
+    measures: Sequence[str] | None = None,  # None: all of the experiment's
+    save: Path | str | None = None,  # picture to write
+) -> dict[str, list[Difference]]:  # by measure
     """Arm minus host in percent, with intervals: a panel for each measure and budget, calls from
     left to right."""
     found = {m: differences(result, m) for m in measures or measures_of(result)}
     budgets = sorted({d.host_iterations for ds in found.values() for d in ds})
     _check_found(budgets)
-    import matplotlib.pyplot as plt # half a second, which commands need not wait for
-    size = (3.4*len(budgets) + 1.6, 2.5*len(found))
-    fig, axes = plt.subplots(len(found), len(budgets), figsize=size, squeeze=False, sharex=True,
-                             sharey='row', layout='constrained')
+    import matplotlib.pyplot as plt  # half a second, which commands need not wait for
+
+    size = (3.4 * len(budgets) + 1.6, 2.5 * len(found))
+    fig, axes = plt.subplots(
+        len(found),
+        len(budgets),
+        figsize=size,
+        squeeze=False,
+        sharex=True,
+        sharey='row',
+        layout='constrained',
+    )
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
             _panel(ax, [d for d in ds if d.host_iterations == budget])
@@ -906,8 +1221,10 @@ def show_differences(
         row[0].set_ylabel('arm minus host, %', fontsize=8)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper')
     axes[-1, 0].set_xlabel('network calls', fontsize=8)
-    if save: fig.savefig(save, dpi=110)
+    if save:
+        fig.savefig(save, dpi=110)
     return found
+
 
 def _panel(ax, ds: list[Difference]) -> None:
     "Points with whiskers, arms side by side at each number of calls."
@@ -915,73 +1232,94 @@ def _panel(ax, ds: list[Difference]) -> None:
     calls = sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
-        places = [calls.index(d.nfe) + (j + .5)/len(arms)*.6 - .3 for d in mine]
+        places = [calls.index(d.nfe) + (j + 0.5) / len(arms) * 0.6 - 0.3 for d in mine]
         _whiskers(ax, places, mine, fmt='o', label=arm)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
 
+
 def _whiskers(ax, places: list[float], ds: list[Difference], **how) -> None:
     "Differences at their places, in percent, with intervals; how: as `errorbar` takes it."
-    scale = [100/d.host for d in ds]
-    means = [d.interval.mean*s for d, s in zip(ds, scale)]
-    lengths = [(d.interval.high - d.interval.mean)*s for d, s in zip(ds, scale)]
+    scale = [100 / d.host for d in ds]
+    means = [d.interval.mean * s for d, s in zip(ds, scale)]
+    lengths = [(d.interval.high - d.interval.mean) * s for d, s in zip(ds, scale)]
     ax.errorbar(places, means, lengths, ms=4, capsize=2, **how)
 
 # %% ../../nbs/lab/01_experiments.ipynb #28de6abb
-def trajectories_of(result: dict) -> dict[tuple, int]: # (arm, calls, iterations) -> how many
+def trajectories_of(result: dict) -> dict[tuple, int]:  # (arm, calls, iterations) -> how many
     "Teacher trajectories that an arm was trained on, counted as often as they were seen."
-    return {(c['arm'], c['calls'], c['iterations']): c['iterations']*c['config']['cfg']['batch']
-            for c in result['configs']}
+    return {
+        (c['arm'], c['calls'], c['iterations']): c['iterations'] * c['config']['cfg']['batch']
+        for c in result['configs']
+    }
+
 
 #: worlds: network calls of the students, and the experiments that train there with growing budgets
-GAINS = {'spiral': (2, ('spiral_copies', 'spiral_longest')), 'two moons': (2, ('moons_copies',)),
-         'ring': (2, ('ring_copies',)),
-         'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
-         'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls'))}
+GAINS = {
+    'spiral': (2, ('spiral_copies', 'spiral_longest')),
+    'two moons': (2, ('moons_copies',)),
+    'ring': (2, ('ring_copies',)),
+    'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
+    'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls')),
+}
 #: the arms that all of them have
 HELD = ('linear', 'endpoint-heavy', 'K = 4, linear', 'K = 4, endpoint-heavy')
 
-def stored_gains() -> dict[str, list[dict]]: # as `show_gains` takes it
+
+def stored_gains() -> dict[str, list[dict]]:  # as `show_gains` takes it
     "The results of these experiments that travel with the package, at one number of calls each."
+
     def at(nfe, name):
-        found = read_json(data_dir()/'results'/f'{name}.json')
+        found = read_json(data_dir() / 'results' / f'{name}.json')
         return dict(found, rows=[r for r in found['rows'] if r['nfe'] == nfe])
+
     return {title: [at(nfe, name) for name in names] for title, (nfe, names) in GAINS.items()}
 
-def _named(result: dict) -> dict[str, str]: # arm -> its name, which says K
+
+def _named(result: dict) -> dict[str, str]:  # arm -> its name, which says K
     "The same arm has the same name, whether its experiment varies K or not."
     ks = {c['arm']: c['config'].get('cfg', {}).get('K') for c in result['configs']}
     return {arm: arm if K is None or 'K = ' in arm else f'K = {K}, {arm}' for arm, K in ks.items()}
 
+
 def _gain_panel(
-    ax, # drawn on
-    places: list[tuple[int, Difference]], # trajectories, difference
-    names: dict[str, str], # arm -> its name, which has the same colour everywhere
+    ax,  # drawn on
+    places: list[tuple[int, Difference]],  # trajectories, difference
+    names: dict[str, str],  # arm -> its name, which has the same colour everywhere
 ) -> None:
     "A line for each arm over the budget, with intervals."
     kinds = list(dict.fromkeys(names.values()))
     for arm in dict.fromkeys(d.arm for _, d in places):
         j = kinds.index(names[arm])
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-        _whiskers(ax, [n*1.08**j for n, _ in mine], [d for _, d in mine], fmt='o-', lw=1,
-                  color=f'C{j}', label=names[arm])
+        _whiskers(
+            ax,
+            [n * 1.08**j for n, _ in mine],
+            [d for _, d in mine],
+            fmt='o-',
+            lw=1,
+            color=f'C{j}',
+            label=names[arm],
+        )
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
     ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])
     ax.minorticks_off()
     ax.tick_params(labelsize=8)
 
+
 def show_gains(
     # title -> results of one world at one number of calls, early and late
     settings: dict[str, Sequence[dict]],
-    arms: Sequence[str] | None = None, # None: all
-    save: Path | str | None = None, # picture to write
-) -> dict[str, dict[str, list[tuple[int, Difference]]]]: # by title, then measure
+    arms: Sequence[str] | None = None,  # None: all
+    save: Path | str | None = None,  # picture to write
+) -> dict[str, dict[str, list[tuple[int, Difference]]]]:  # by title, then measure
     "Arm minus host in percent against the budget: a row for each world, a column for each measure."
     import matplotlib.pyplot as plt
+
     found = {}
-    names = {} # of the arms that are drawn
+    names = {}  # of the arms that are drawn
     for title, results in settings.items():
         for result in results:
             named = _named(result)
@@ -991,16 +1329,18 @@ def show_gains(
                 names |= {d.arm: named[d.arm] for d in mine}
                 places = found.setdefault(title, {}).setdefault(measure, [])
                 places += [(seen[d.arm, d.nfe, d.iterations], d) for d in mine]
-    fig, axes = plt.subplots(len(found), 2, figsize=(5.4, 1.8*len(found)), squeeze=False,
-                             layout='constrained')
+    fig, axes = plt.subplots(
+        len(found), 2, figsize=(5.4, 1.8 * len(found)), squeeze=False, layout='constrained'
+    )
     for row, (title, measures) in zip(axes, found.items()):
         for ax, (measure, places) in zip(row, measures.items()):
             _gain_panel(ax, places, names)
             ax.set_title(f'{title}: {_words(measure)}', fontsize=10)
-    for ax in axes[-1]: ax.set_xlabel('trajectories seen in training', fontsize=9)
+    for ax in axes[-1]:
+        ax.set_xlabel('trajectories seen in training', fontsize=9)
     fig.supylabel('with branches minus host, %', fontsize=9)
-    lines = {name: line for ax in axes.flat
-             for line, name in zip(*ax.get_legend_handles_labels())}
+    lines = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels())}
     fig.legend(lines.values(), lines, loc='outside upper center', ncols=2, fontsize=8)
-    if save: fig.savefig(save, dpi=110)
+    if save:
+        fig.savefig(save, dpi=110)
     return found

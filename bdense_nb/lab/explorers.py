@@ -38,13 +38,15 @@ __all__ = ['SCRIPT', 'MOST_FRAMES', 'PAGE', 'RACERS', 'RANGES', 'Frame', 'png', 
 # %% ../../nbs/lab/04_explorers.ipynb #946ba52f
 class Frame(NamedTuple):
     "What one setting of the controls shows."
-    png: bytes # the picture
-    text: str # the same in words
+
+    png: bytes  # the picture
+    text: str  # the same in words
+
 
 def png(
-    picture: Figure | np.ndarray, # a figure, or uint8 pixels [H, W] or [H, W, 3]
-    colours: int = 16, # at the most; between 2 and 256
-) -> bytes: # the same bytes for the same picture
+    picture: Figure | np.ndarray,  # a figure, or uint8 pixels [H, W] or [H, W, 3]
+    colours: int = 16,  # at the most; between 2 and 256
+) -> bytes:  # the same bytes for the same picture
     "A small PNG: a few colours, far apart, are enough for text, lines and grey images."
     check_int('colours', colours, 2, 256)
     if isinstance(picture, Figure):
@@ -52,8 +54,9 @@ def png(
         canvas.draw()
         picture = np.asarray(canvas.buffer_rgba())
     if getattr(picture, 'dtype', None) != np.uint8:
-        raise TypeError(f'a picture is a matplotlib Figure or an array of uint8, '
-                        f'got {type(picture).__name__}')
+        raise TypeError(
+            f'a picture is a matplotlib Figure or an array of uint8, got {type(picture).__name__}'
+        )
     image = Image.fromarray(picture).convert('RGB')
     image = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     out = io.BytesIO()
@@ -62,7 +65,7 @@ def png(
 
 # %% ../../nbs/lab/04_explorers.ipynb #6f1c6eb8
 #: what moves an explorer on a page
-SCRIPT = '''
+SCRIPT = """
 for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])')) {
   root.dataset.ready = 'yes';
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
@@ -101,23 +104,27 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
     input.addEventListener('input', () => { at[n] = Number(input.value); say(); show(); });
   });
 }
-'''
+"""
 
 # %% ../../nbs/lab/04_explorers.ipynb #2f7846f9
 #: pictures that an explorer may hold
 MOST_FRAMES = 500
 
-def spoken(value: str | int | float) -> str: # as a control shows it
+
+def spoken(value: str | int | float) -> str:  # as a control shows it
     "A value as a control shows it."
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
+
 class Explorer:
     "A picture with controls: one frame for every combination of their values."
-    def __init__(self,
-        title: str, # what is explored
-        controls: dict[str, Sequence], # name -> its values: numbers make a slider, words a menu
-        frame: Callable[..., Frame], # called with one value for each name
-        start: dict | None = None, # name -> the value it starts at; default: the first
+
+    def __init__(
+        self,
+        title: str,  # what is explored
+        controls: dict[str, Sequence],  # name -> its values: numbers make a slider, words a menu
+        frame: Callable[..., Frame],  # called with one value for each name
+        start: dict | None = None,  # name -> the value it starts at; default: the first
     ):
         self.title = title
         self.frame = frame
@@ -133,14 +140,18 @@ class Explorer:
             check_choice(f'start of {name!r}', value, self.controls[name])
 
     @cached_property
-    def frames(self) -> dict[tuple, Frame]: # values of the controls -> what they show
+    def frames(self) -> dict[tuple, Frame]:  # values of the controls -> what they show
         "Every frame, drawn when first asked for."
         n = math.prod(len(values) for values in self.controls.values())
         if n > MOST_FRAMES:
-            raise ValueError(f'{self.title!r} has {n} settings, more than the {MOST_FRAMES} that '
-                             f'are drawn beforehand: use live(), or offer fewer')
-        return {values: self.frame(**dict(zip(self.controls, values)))
-                for values in itertools.product(*self.controls.values())}
+            raise ValueError(
+                f'{self.title!r} has {n} settings, more than the {MOST_FRAMES} that '
+                f'are drawn beforehand: use live(), or offer fewer'
+            )
+        return {
+            values: self.frame(**dict(zip(self.controls, values)))
+            for values in itertools.product(*self.controls.values())
+        }
 
     @property
     def first(self) -> Frame:
@@ -149,7 +160,7 @@ class Explorer:
 
 # %% ../../nbs/lab/04_explorers.ipynb #4f095056
 #: an explorer as HTML
-PAGE = '''<div class="bdense-explorer" role="group" aria-label="{title}" style="max-width: 44em">
+PAGE = """<div class="bdense-explorer" role="group" aria-label="{title}" style="max-width: 44em">
 <div class="bdense-controls">
 <strong>Run the notebook up to here: then the controls appear.</strong></div>
 <img src="data:image/png;base64,{png}" alt="{text}"
@@ -157,100 +168,144 @@ style="max-width: 100%; height: auto; background: white">
 <p aria-live="polite" style="margin: .3em 0; min-height: 3em">{text}</p>
 <script type="application/json">{data}</script>
 <script>{script}</script>
-</div>'''
+</div>"""
 
-def _base64(data: bytes) -> str: return base64.b64encode(data).decode()
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
 
 @patch
 def html(self: Explorer) -> str:
     "The explorer as one self-contained piece of HTML."
     stored = list(dict.fromkeys(self.frames.values()))
     number = {frame: i for i, frame in enumerate(stored)}
-    controls = [dict(name=name, values=list(map(spoken, v)), slider=not isinstance(v[0], str))
-                for name, v in self.controls.items()]
-    data = dict(controls=controls,
-                start=[self.controls[name].index(value) for name, value in self.start.items()],
-                order=[number[frame] for frame in self.frames.values()],
-                frames=[dict(png=_base64(f.png), text=f.text) for f in stored])
-    return PAGE.format(title=escape(self.title), png=_base64(self.first.png),
-                       text=escape(self.first.text), script=SCRIPT,
-                       data=json.dumps(data).replace('<', '\\u003c')) # no tag begins in it
+    controls = [
+        dict(name=name, values=list(map(spoken, v)), slider=not isinstance(v[0], str))
+        for name, v in self.controls.items()
+    ]
+    data = dict(
+        controls=controls,
+        start=[self.controls[name].index(value) for name, value in self.start.items()],
+        order=[number[frame] for frame in self.frames.values()],
+        frames=[dict(png=_base64(f.png), text=f.text) for f in stored],
+    )
+    return PAGE.format(
+        title=escape(self.title),
+        png=_base64(self.first.png),
+        text=escape(self.first.text),
+        script=SCRIPT,
+        data=json.dumps(data).replace('<', '\\u003c'),
+    )  # no tag begins in it
+
 
 @patch
 def _repr_mimebundle_(self: Explorer, include=None, exclude=None) -> dict:
     return {'text/html': self.html(), 'text/plain': f'{self.title}: {self.first.text}'}
 
 # %% ../../nbs/lab/04_explorers.ipynb #b1bc4fbd
-def _control(name: str, values: Sequence, start): # a widget of ipywidgets
+def _control(name: str, values: Sequence, start):  # a widget of ipywidgets
     "A menu of words, or a slider of numbers."
     widgets = import_extra('ipywidgets', 'widgets')
     kind = widgets.Dropdown if isinstance(values[0], str) else widgets.SelectionSlider
-    return kind(description=name, options=[(spoken(v), v) for v in values], value=start,
-                style={'description_width': '10em'}, layout={'width': '34em', 'max_width': '100%'})
+    return kind(
+        description=name,
+        options=[(spoken(v), v) for v in values],
+        value=start,
+        style={'description_width': '10em'},
+        layout={'width': '34em', 'max_width': '100%'},
+    )
+
 
 @patch
-def live(self: Explorer,
-    **widgets, # control -> a widget of ipywidgets in place of its list
-): # an `ipywidgets.VBox`
+def live(
+    self: Explorer,
+    **widgets,  # control -> a widget of ipywidgets in place of its list
+):  # an `ipywidgets.VBox`
     "The explorer with a kernel behind it: each frame is made when it is asked for."
     ipywidgets = import_extra('ipywidgets', 'widgets')
-    for name in widgets: check_choice('control', name, self.controls)
-    shown = {name: widgets.get(name) or _control(name, values, self.start[name])
-             for name, values in self.controls.items() if len(values) > 1 or name in widgets}
+    for name in widgets:
+        check_choice('control', name, self.controls)
+    shown = {
+        name: widgets.get(name) or _control(name, values, self.start[name])
+        for name, values in self.controls.items()
+        if len(values) > 1 or name in widgets
+    }
     out = ipywidgets.Output()
+
     def update(_=None):
         chosen = self.start | {name: widget.value for name, widget in shown.items()}
         try:
             frame = self.frame(**chosen)
             page = _LIVE.format(png=_base64(frame.png), text=escape(frame.text))
-        except ValueError as e: page = f'<p role="status">{escape(str(e))}</p>'
-        out.outputs = ({'output_type': 'display_data', 'metadata': {},
-                        'data': {'text/html': page, 'text/plain': self.title}},)
-    for widget in shown.values(): widget.observe(update, 'value')
+        except ValueError as e:
+            page = f'<p role="status">{escape(str(e))}</p>'
+        out.outputs = (
+            {
+                'output_type': 'display_data',
+                'metadata': {},
+                'data': {'text/html': page, 'text/plain': self.title},
+            },
+        )
+
+    for widget in shown.values():
+        widget.observe(update, 'value')
     update()
     return ipywidgets.VBox([*shown.values(), out])
 
-_LIVE = '''<img src="data:image/png;base64,{png}" alt="{text}"
+
+_LIVE = """<img src="data:image/png;base64,{png}" alt="{text}"
 style="max-width: 100%; height: auto; background: white">
-<p role="status">{text}</p>'''
+<p role="status">{text}</p>"""
 
 # %% ../../nbs/lab/04_explorers.ipynb #d2f38c6f
 def put_images(
-    fig: Figure, # drawn on
-    rows: Tensor, # [R, n, 1, H, W], nominally in [-1, 1]
-    left: int, # where the first column begins, in pixels
-    bottom: int, # where the last row begins, in pixels
-    scale: int = 2, # pixels of the figure for each pixel of the image
-    titles: Sequence[str] = (), # one below each column
+    fig: Figure,  # drawn on
+    rows: Tensor,  # [R, n, 1, H, W], nominally in [-1, 1]
+    left: int,  # where the first column begins, in pixels
+    bottom: int,  # where the last row begins, in pixels
+    scale: int = 2,  # pixels of the figure for each pixel of the image
+    titles: Sequence[str] = (),  # one below each column
 ) -> None:
     "Draw images pixel for pixel, two pixels apart."
     canvas = tile({str(i): row for i, row in enumerate(rows)}, rows.shape[1])
-    fig.figimage(canvas.repeat(scale, 0).repeat(scale, 1), left, bottom, cmap='gray', vmin=0,
-                 vmax=255, origin='upper')
+    fig.figimage(
+        canvas.repeat(scale, 0).repeat(scale, 1),
+        left,
+        bottom,
+        cmap='gray',
+        vmin=0,
+        vmax=255,
+        origin='upper',
+    )
     for j, title in enumerate(titles):
-        x = (left + scale*(canvas.shape[1]/len(titles)*(j + .5) - 1))/fig.bbox.width
-        y = (bottom - 4)/fig.bbox.height
+        x = (left + scale * (canvas.shape[1] / len(titles) * (j + 0.5) - 1)) / fig.bbox.width
+        y = (bottom - 4) / fig.bbox.height
         fig.text(x, y, title, ha='center', va='top', size=9)
 
 # %% ../../nbs/lab/04_explorers.ipynb #51282f5b
 def quantile_flow(
-    teacher: MixtureDenoiser, # of data in one dimension, means [M, 1]
-    x: Tensor, # [B, 1], at noise level t
+    teacher: MixtureDenoiser,  # of data in one dimension, means [M, 1]
+    x: Tensor,  # [B, 1], at noise level t
     t: float,
-    s: float, # where to go
-) -> Tensor: # [B, 1], float64
+    s: float,  # where to go
+) -> Tensor:  # [B, 1], float64
     "Carry x exactly along the probability flow of a mixture on a line."
     if teacher.means.shape[1:] != (1,) or x.shape[1:] != (1,):
-        raise ValueError(f'quantiles need data on a line, [B, 1], got means '
-                         f'{tuple(teacher.means.shape)} and x {tuple(x.shape)}')
+        raise ValueError(
+            f'quantiles need data on a line, [B, 1], got means '
+            f'{tuple(teacher.means.shape)} and x {tuple(x.shape)}'
+        )
+
     def cdf(x, sigma):
-        z = (x - teacher.means.T)/(teacher.stds**2 + sigma**2).sqrt()
-        return (teacher.weights*torch.special.ndtr(z)).sum(1, keepdim=True)
+        z = (x - teacher.means.T) / (teacher.stds**2 + sigma**2).sqrt()
+        return (teacher.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
+
     want = cdf(x.double(), t)
-    high = torch.full_like(want, 10*(teacher.means.abs().max() + teacher.stds.max() + s))
+    high = torch.full_like(want, 10 * (teacher.means.abs().max() + teacher.stds.max() + s))
     low = -high
     for _ in range(80):
-        middle = (low + high)/2
+        middle = (low + high) / 2
         below = cdf(middle, s) < want
         low = torch.where(below, middle, low)
         high = torch.where(below, high, middle)
@@ -260,33 +315,40 @@ def quantile_flow(
 #: solver -> network calls a step
 RACERS = {'euler': 1, 'heun': 2, 'dpmpp2m': 1, 'dpmpp3m': 1, 'ipndm4': 1}
 
-def race_teacher() -> MixtureDenoiser: # data on a line
+
+def race_teacher() -> MixtureDenoiser:  # data on a line
     "Three clusters of different width and weight."
-    return MixtureDenoiser(torch.tensor([[-1.], [.2], [1.]]), torch.tensor([.25, .15, .3]),
-                           torch.tensor([.5, .2, .3]))
+    return MixtureDenoiser(
+        torch.tensor([[-1.0], [0.2], [1.0]]),
+        torch.tensor([0.25, 0.15, 0.3]),
+        torch.tensor([0.5, 0.2, 0.3]),
+    )
+
 
 def _ticks(axis, places: Sequence[float]) -> None:
     axis.set_ticks(places, [f'{t:g}' for t in places])
     axis.set_ticks([], minor=True)
 
+
 @cache
-def _race(nfes: tuple[int, ...]) -> dict: # (solver, NFE) -> paths of 64 points, error at their end
-    x = 80*sample_noise(range(64), (1,)).double()
-    exact = quantile_flow(race_teacher(), x, 80., .006)
+def _race(nfes: tuple[int, ...]) -> dict:  # (solver, NFE) -> paths of 64 points, error at their end
+    x = 80 * sample_noise(range(64), (1,)).double()
+    exact = quantile_flow(race_teacher(), x, 80.0, 0.006)
     runs = {}
     for solver, nfe in itertools.product(RACERS, nfes):
         counter = NFECounter(race_teacher())
-        traj = trajectory(counter, x, karras_sigmas(nfe//RACERS[solver], .006, 80.), solver)
+        traj = trajectory(counter, x, karras_sigmas(nfe // RACERS[solver], 0.006, 80.0), solver)
         if counter.nfe != nfe:
             raise ValueError(f'numbers of network calls must be even, got {nfes}')
         runs[solver, nfe] = traj, paired_error(traj[-1], exact)
     return runs
 
+
 @cache
-def _exact_paths() -> Trajectory: # of the first nine of those points
-    levels = logsnr_sigmas(40, .006, 80.)
-    x = 80*sample_noise(range(9), (1,)).double()
-    xs = [quantile_flow(race_teacher(), x, 80., float(s)) for s in levels]
+def _exact_paths() -> Trajectory:  # of the first nine of those points
+    levels = logsnr_sigmas(40, 0.006, 80.0)
+    x = 80 * sample_noise(range(9), (1,)).double()
+    xs = [quantile_flow(race_teacher(), x, 80.0, float(s)) for s in levels]
     return Trajectory(levels, torch.stack(xs))
 
 # %% ../../nbs/lab/04_explorers.ipynb #5b8d00eb
@@ -294,13 +356,18 @@ def _draw_race(runs: dict, solver: str, nfe: int, nfes: tuple[int, ...]) -> Figu
     "Paths beside the exact ones, and the errors of all solvers; runs: see `_race`."
     traj, error = runs[solver, nfe]
     fig = Figure(figsize=(4.8, 2.5), dpi=120)
-    left = fig.add_axes((.02, .2, .5, .66))
+    left = fig.add_axes((0.02, 0.2, 0.5, 0.66))
     left.plot(_exact_paths().sigmas, _scaled(_exact_paths()), '0.6', lw=3)
     left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
-    left.set(xscale='log', xlim=(110, .004), yticks=[], title=f'{solver}, NFE {nfe}',
-             xlabel='noise level sigma')
-    _ticks(left.xaxis, [80, 1, .1, .01])
-    right = fig.add_axes((.66, .2, .32, .66))
+    left.set(
+        xscale='log',
+        xlim=(110, 0.004),
+        yticks=[],
+        title=f'{solver}, NFE {nfe}',
+        xlabel='noise level sigma',
+    )
+    _ticks(left.xaxis, [80, 1, 0.1, 0.01])
+    right = fig.add_axes((0.66, 0.2, 0.32, 0.66))
     for name in RACERS:
         colour = 'C0' if name == solver else '0.7'
         errors = [runs[name, n][1] for n in nfes]
@@ -309,37 +376,44 @@ def _draw_race(runs: dict, solver: str, nfe: int, nfes: tuple[int, ...]) -> Figu
     right.set(xscale='log', yscale='log', ylim=(5e-3, 3))
     right.set(title='error at the end', xlabel='NFE')
     _ticks(right.xaxis, nfes)
-    _ticks(right.yaxis, [.01, .1, 1])
+    _ticks(right.yaxis, [0.01, 0.1, 1])
     return fig
 
+
 def sampler_race(
-    nfes: Sequence[int] = (4, 8, 12, 20), # numbers of network calls offered, even
+    nfes: Sequence[int] = (4, 8, 12, 20),  # numbers of network calls offered, even
 ) -> Explorer:
     "Solvers and numbers of network calls, from the same noise, against the exact flow."
     nfes = tuple(nfes)
+
     def frame(solver: str, nfe: int) -> Frame:
         runs = _race(nfes)
         traj, error = runs[solver, nfe]
         ranked = sorted(RACERS, key=lambda name: runs[name, nfe][1])
         order = ', '.join(f'{n} {runs[n, nfe][1]:.3f}' for n in ranked)
-        said = (f'{solver}, {nfe} network calls in {len(traj) - 1} steps: root-mean-square error '
-                f'{error:.3f} against the exact flow, place {ranked.index(solver) + 1} of '
-                f'{len(ranked)} at this cost. In order: {order}.')
+        said = (
+            f'{solver}, {nfe} network calls in {len(traj) - 1} steps: root-mean-square error '
+            f'{error:.3f} against the exact flow, place {ranked.index(solver) + 1} of '
+            f'{len(ranked)} at this cost. In order: {order}.'
+        )
         return Frame(png(_draw_race(runs, solver, nfe, nfes), 8), said)
+
     return Explorer('Sampler race', {'solver': tuple(RACERS), 'nfe': nfes}, frame)
 
-def _scaled(traj: Trajectory) -> Tensor: # [n_steps+1, B], every level as wide as the data
-    return traj.xs[..., 0]/(1 + traj.sigmas[:, None]**2).sqrt()
+
+def _scaled(traj: Trajectory) -> Tensor:  # [n_steps+1, B], every level as wide as the data
+    return traj.xs[..., 0] / (1 + traj.sigmas[:, None] ** 2).sqrt()
 
 # %% ../../nbs/lab/04_explorers.ipynb #6ca81d1d
 #: ranges of noise levels on offer
-RANGES = {'0.002 to 80': (.002, 80.), '0.02 to 20': (.02, 20.)}
+RANGES = {'0.002 to 80': (0.002, 80.0), '0.02 to 20': (0.02, 20.0)}
+
 
 def schedule_frame(
-    grid: str, # a key of `SCHEDULES`
-    rho: float, # of the Karras grid; the others have none
-    n_steps: int, # how many steps the grid has
-    sigmas: str, # a key of `RANGES`
+    grid: str,  # a key of `SCHEDULES`
+    rho: float,  # of the Karras grid; the others have none
+    n_steps: int,  # how many steps the grid has
+    sigmas: str,  # a key of `RANGES`
 ) -> Frame:
     "A grid on a logarithmic axis, Euler's error at its levels, and an image with their noise."
     check_choice('grid', grid, SCHEDULES)
@@ -348,79 +422,93 @@ def schedule_frame(
 
 # %% ../../nbs/lab/04_explorers.ipynb #1f5333be
 @cache
-def _first_image() -> Tensor: # [1, 1, 28, 28]
+def _first_image() -> Tensor:  # [1, 1, 28, 28]
     return fashion_mnist('test')[0][:1]
 
-def _euler_errors(levels: Tensor) -> Tensor: # [n_steps+1], root-mean-square, in units of the data
+
+def _euler_errors(levels: Tensor) -> Tensor:  # [n_steps+1], root-mean-square, in units of the data
     "How far Euler's method is from the exact flow at each level."
     start = float(levels[0])
-    traj = trajectory(race_teacher(), start*sample_noise(range(64), (1,)).double(), levels)
+    traj = trajectory(race_teacher(), start * sample_noise(range(64), (1,)).double(), levels)
     exact = [quantile_flow(race_teacher(), traj[0], start, float(s)) for s in levels]
     gap = Trajectory(levels, traj.xs - torch.stack(exact))
     return _scaled(gap).square().mean(1).sqrt()
 
+
 def _draw_grid(fig: Figure, levels: Tensor, errors: Tensor, title: str) -> None:
     "The levels as lines, and below them the error on the way."
-    top, below = fig.add_axes((.1, .77, .88, .14)), fig.add_axes((.1, .35, .88, .32))
+    top, below = fig.add_axes((0.1, 0.77, 0.88, 0.14)), fig.add_axes((0.1, 0.35, 0.88, 0.32))
     top.vlines(levels, 0, 1, 'C0')
     top.set_title(title, size=10)
     below.plot(levels[1:], errors[1:], 'C3.-')
     below.set_title(f"Euler's error on the way; at the end {errors[-1]:.3f}", size=10)
     for ax in (top, below):
-        ax.axvspan(.1, 3, color='C1', alpha=.3, lw=0)
-        ax.set(xscale='log', xlim=(120, .0014))
-        _ticks(ax.xaxis, [.002, .01, .1, 1, 3, 20, 80])
+        ax.axvspan(0.1, 3, color='C1', alpha=0.3, lw=0)
+        ax.set(xscale='log', xlim=(120, 0.0014))
+        _ticks(ax.xaxis, [0.002, 0.01, 0.1, 1, 3, 20, 80])
     top.set(xticks=[], yticks=[], ylim=(0, 1))
     below.set(yscale='log', ylim=(2e-3, 2))
-    _ticks(below.yaxis, [.01, .1, 1])
+    _ticks(below.yaxis, [0.01, 0.1, 1])
 
-@cache # a rho that changes nothing makes no frame of its own
+
+@cache  # a rho that changes nothing makes no frame of its own
 def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: float) -> Frame:
-    if rho is None: levels = make_sigmas(grid, n_steps, low, high)
-    else: levels = karras_sigmas(n_steps, low, high, rho)
+    if rho is None:
+        levels = make_sigmas(grid, n_steps, low, high)
+    else:
+        levels = karras_sigmas(n_steps, low, high, rho)
     name = f'{grid} (no rho)' if rho is None else f'{grid}, rho {spoken(rho)}'
     errors = _euler_errors(levels)
     fig = Figure(figsize=(4.6, 3.2), dpi=120)
     _draw_grid(fig, levels, errors, f'{name}, {n_steps} steps: noise levels sigma')
     shown = levels[np.linspace(0, n_steps, min(n_steps, 6) + 1).round()]
     eps = sample_noise([0], (1, 28, 28))
-    noised = Trajectory(shown, torch.stack([_first_image() + s*eps for s in shown.float()]))
+    noised = Trajectory(shown, torch.stack([_first_image() + s * eps for s in shown.float()]))
     put_images(fig, displayable(noised)[None], 68, 26, titles=[f'{s:.2g}' for s in shown])
     above = int((levels[1:] >= 3).sum())
     worst = int(errors.argmax())
-    return Frame(png(fig), f'{name}: {n_steps} steps from {high:g} to {low:g}. Euler ends with an '
-                 f'error of {errors[-1]:.3f} against the exact flow; on the way it is largest, '
-                 f'{errors[worst]:.3f}, at sigma {levels[worst]:.2g}. {above} of the steps end '
-                 f'above 3, where there is little but noise to see.')
+    return Frame(
+        png(fig),
+        f'{name}: {n_steps} steps from {high:g} to {low:g}. Euler ends with an '
+        f'error of {errors[-1]:.3f} against the exact flow; on the way it is largest, '
+        f'{errors[worst]:.3f}, at sigma {levels[worst]:.2g}. {above} of the steps end '
+        f'above 3, where there is little but noise to see.',
+    )
 
 # %% ../../nbs/lab/04_explorers.ipynb #aded17d0
 def schedule_explorer(
-    rhos: Sequence[float] = (1., 3., 7., 15.), # offered for the Karras grid
-    n_steps: Sequence[int] = (4, 8, 16), # step counts that are offered
+    rhos: Sequence[float] = (1.0, 3.0, 7.0, 15.0),  # offered for the Karras grid
+    n_steps: Sequence[int] = (4, 8, 16),  # step counts that are offered
 ) -> Explorer:
     "Grid, rho, number of steps and range of noise levels, and the error that they lead to."
-    controls = {'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'), 'rho': rhos,
-                'n_steps': n_steps, 'sigmas': tuple(RANGES)}
-    start = {'rho': rhos[len(rhos)//2], 'n_steps': n_steps[len(n_steps)//2]}
+    controls = {
+        'grid': ('karras', 'logsnr', 'time_uniform', 'pd_cosine'),
+        'rho': rhos,
+        'n_steps': n_steps,
+        'sigmas': tuple(RANGES),
+    }
+    start = {'rho': rhos[len(rhos) // 2], 'n_steps': n_steps[len(n_steps) // 2]}
     return Explorer('Schedule explorer', controls, schedule_frame, start)
 
 # %% ../../nbs/lab/04_explorers.ipynb #398852a2
-def _size(sigma: Tensor | float) -> Tensor: # what makes a state at this level as large as data
-    return .7/(torch.as_tensor(sigma) ** 2 + .7**2).sqrt()
+def _size(sigma: Tensor | float) -> Tensor:  # what makes a state at this level as large as data
+    return 0.7 / (torch.as_tensor(sigma) ** 2 + 0.7**2).sqrt()
+
 
 @cache
-def branch_record() -> tuple[dict[str, Tensor], dict]: # tensors, and how they were made
+def branch_record() -> tuple[dict[str, Tensor], dict]:  # tensors, and how they were made
     "What the branches of the shipped student answered before they were folded."
     # labels [n], sigmas [13], teacher [13, n, ...], x0s and states [n, 3, 4, ...]
-    tensors, meta = load_tensors(data_dir()/'results'/'branch_viewer.safetensors')
+    tensors, meta = load_tensors(data_dir() / 'results' / 'branch_viewer.safetensors')
     return {k: t.float() if t.dtype == torch.float16 else t for k, t in tensors.items()}, meta
 
+
 @cache
-def branch_errors() -> Tensor: # [n, 12]
+def branch_errors() -> Tensor:  # [n, 12]
     "Root-mean-square distance of the student's states to the teacher's, in units of what is shown."
     record, _ = branch_record()
     gap = record['states'].flatten(1, 2) - record['teacher'][1:].transpose(0, 1)
-    return gap.flatten(2).square().mean(2).sqrt()*_size(record['sigmas'][1:])
+    return gap.flatten(2).square().mean(2).sqrt() * _size(record['sigmas'][1:])
 
 # %% ../../nbs/lab/04_explorers.ipynb #33d2cb47
 def _branch_frame(sample: int, level: int) -> Frame:
@@ -429,64 +517,91 @@ def _branch_frame(sample: int, level: int) -> Frame:
     step, k = divmod(level, K)
     levels = record['sigmas'][1:].tolist()
     at = levels[level]
-    teacher = record['teacher'][level + 1, sample]*_size(at)
-    student = record['states'][sample, step, k]*_size(at)
+    teacher = record['teacher'][level + 1, sample] * _size(at)
+    student = record['states'][sample, step, k] * _size(at)
     x0_hat = record['x0s'][sample, step, k]
     fig = Figure(figsize=(4.6, 3), dpi=120)
-    put_images(fig, torch.stack([teacher, student, student - teacher, x0_hat]).float()[None],
-               24, 226, scale=4, titles=('teacher', 'student', 'difference', 'estimate'))
+    put_images(
+        fig,
+        torch.stack([teacher, student, student - teacher, x0_hat]).float()[None],
+        24,
+        226,
+        scale=4,
+        titles=('teacher', 'student', 'difference', 'estimate'),
+    )
     errors = branch_errors()[sample].tolist()
     places = range(len(errors))
-    ax = fig.add_axes((.1, .15, .88, .35))
+    ax = fig.add_axes((0.1, 0.15, 0.88, 0.35))
     colours = ['C0' if i >= K else '0.7' for i in places]
     colours[level] = 'C1'
     ax.bar(places, errors, color=colours)
     ax.set_xticks(places, [f'{s:.2g}' for s in levels], rotation=45)
     ax.tick_params(labelsize=8, pad=1)
-    for edge in places[K::K]: ax.axvline(edge - .5, color='k', lw=.8)
+    for edge in places[K::K]:
+        ax.axvline(edge - 0.5, color='k', lw=0.8)
     ax.set_title('error of each branch, step by step', size=10)
-    inside = ', '.join(f'{e:.3f}' for e in errors[step*K:(step + 1)*K])
+    inside = ', '.join(f'{e:.3f}' for e in errors[step * K : (step + 1) * K])
     who = f'branch {k + 1} of {K}' if step else 'an analytic step without network'
-    return Frame(png(fig), f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of '
-                 f'{len(errors)//K}, {who}, at sigma {at:.3g}: the student is {errors[level]:.3f} '
-                 f'away from the teacher (root-mean-square, in units of the picture). '
-                 f'Errors inside this step: {inside}.')
+    return Frame(
+        png(fig),
+        f'{FASHION_CLASSES[record["labels"][sample]]}, step {step + 1} of '
+        f'{len(errors) // K}, {who}, at sigma {at:.3g}: the student is {errors[level]:.3f} '
+        f'away from the teacher (root-mean-square, in units of the picture). '
+        f'Errors inside this step: {inside}.',
+    )
 
 # %% ../../nbs/lab/04_explorers.ipynb #51fc8293
 def branch_viewer(
-    n: int = 2, # how many images are offered; four were kept
+    n: int = 2,  # how many images are offered; four were kept
 ) -> Explorer:
     "Along a trajectory: the teacher's states, where the student's branches land, and their errors."
     record, meta = branch_record()
     check_int('n', n, 1, len(meta['seeds']))
-    samples = {f'{FASHION_CLASSES[label]}, seed {seed}': i
-               for i, (label, seed) in enumerate(zip(record['labels'][:n], meta['seeds']))}
+    samples = {
+        f'{FASHION_CLASSES[label]}, seed {seed}': i
+        for i, (label, seed) in enumerate(zip(record['labels'][:n], meta['seeds']))
+    }
     levels = {float(f'{s:.3g}'): i for i, s in enumerate(record['sigmas'][1:].tolist())}
-    def frame(image, sigma): return _branch_frame(samples[image], levels[sigma])
-    return Explorer('Branch viewer', {'image': tuple(samples), 'sigma': tuple(levels)}, frame,
-                    {'sigma': list(levels)[6]})
+
+    def frame(image, sigma):
+        return _branch_frame(samples[image], levels[sigma])
+
+    return Explorer(
+        'Branch viewer',
+        {'image': tuple(samples), 'sigma': tuple(levels)},
+        frame,
+        {'sigma': list(levels)[6]},
+    )
 
 # %% ../../nbs/lab/04_explorers.ipynb #02f7928b
 @cache
 def shipped_student() -> Student:
     "The student that `tools/explorers.py` distilled from the shipped teacher: 2 network calls."
-    return load_student(data_dir()/'fashion_mnist_student', 'cpu')
+    return load_student(data_dir() / 'fashion_mnist_student', 'cpu')
+
 
 def student_picker(
-    student: Student | None = None, # default: the shipped one
-    seeds: Sequence[int] = (0, 100), # offered beforehand; with `live`, any
-    n: int = 8, # images, from consecutive seeds
+    student: Student | None = None,  # default: the shipped one
+    seeds: Sequence[int] = (0, 100),  # offered beforehand; with `live`, any
+    n: int = 8,  # images, from consecutive seeds
 ) -> Explorer:
     "Choose a class and a seed; the student samples."
     student = shipped_student() if student is None else student
     found = (student.denoiser.n_classes, student.shape)
     if found != (10, (1, 28, 28)):
-        raise ValueError(f'the picker needs a student of Fashion-MNIST, 10 classes of shape '
-                         f'(1, 28, 28), got {found[0]} classes of shape {found[1]}')
+        raise ValueError(
+            f'the picker needs a student of Fashion-MNIST, 10 classes of shape '
+            f'(1, 28, 28), got {found[0]} classes of shape {found[1]}'
+        )
+
     def frame(label: str, seed: int) -> Frame:
         images = student.sample(n, seed, FASHION_CLASSES.index(label))
-        fig = Figure(figsize=((2*30*n + 4)/120, .55), dpi=120)
+        fig = Figure(figsize=((2 * 30 * n + 4) / 120, 0.55), dpi=120)
         put_images(fig, images[None], 4, 4)
-        return Frame(png(fig), f'{n} samples of the class {label}, seeds {seed} to {seed + n - 1}, '
-                     f'{student.nfe} network calls each.')
+        return Frame(
+            png(fig),
+            f'{n} samples of the class {label}, seeds {seed} to {seed + n - 1}, '
+            f'{student.nfe} network calls each.',
+        )
+
     return Explorer('Class and seed', {'label': FASHION_CLASSES, 'seed': tuple(seeds)}, frame)

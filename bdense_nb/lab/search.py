@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import atomic_path, check_choice, check_int, check_type
-from ..core import import_extra, locked, read_json, reworded, write_json
+from ..core import import_extra, interrupted, locked, read_json, reworded
+from ..core import write_json
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
@@ -34,55 +35,60 @@ __all__ = ['LOG_RATIOS', 'STARTS', 'ratios_to_weights', 'weights_to_ratios', 'st
            'save_search', 'load_search']
 
 # %% ../../nbs/lab/02_search.ipynb #831a4dae
-LOG_RATIOS = (-4., 1.) # range of ln(w_k/w_K)
-STARTS = ('linear', 'uniform', 'endpoint') # named weights that every search tries
+LOG_RATIOS = (-4.0, 1.0)  # range of ln(w_k/w_K)
+STARTS = ('linear', 'uniform', 'endpoint')  # named weights that every search tries
+
 
 def ratios_to_weights(
-    log_ratios: Sequence[float], # [K-1], ln(w_k/w_K) of every branch but the endpoint
-) -> tuple[float, ...]: # [K], above 0, sums to 1
+    log_ratios: Sequence[float],  # [K-1], ln(w_k/w_K) of every branch but the endpoint
+) -> tuple[float, ...]:  # [K], above 0, sums to 1
     "Branch weights as the softmax of their log-ratios to the endpoint's weight."
-    return tuple(torch.tensor([*log_ratios, 0.], dtype=torch.float64).softmax(0).tolist())
+    return tuple(torch.tensor([*log_ratios, 0.0], dtype=torch.float64).softmax(0).tolist())
+
 
 def weights_to_ratios(
-    weights: Sequence[float] | Tensor, # [K], the last above 0
-) -> tuple[float, ...]: # [K-1], in `LOG_RATIOS`
+    weights: Sequence[float] | Tensor,  # [K], the last above 0
+) -> tuple[float, ...]:  # [K-1], in `LOG_RATIOS`
     "The log-ratios of some weights, or the nearest that the search can reach."
     w = torch.as_tensor(weights, dtype=torch.float64)
     if w.ndim != 1 or len(w) < 2 or not torch.isfinite(w).all() or (w < 0).any() or w[-1] == 0:
-        raise ValueError(f'log-ratios need at least 2 finite, non-negative weights, '
-                         f'the last above 0, got {w.tolist()}')
-    return tuple((w[:-1]/w[-1]).log().clamp(*LOG_RATIOS).tolist())
+        raise ValueError(
+            f'log-ratios need at least 2 finite, non-negative weights, '
+            f'the last above 0, got {w.tolist()}'
+        )
+    return tuple((w[:-1] / w[-1]).log().clamp(*LOG_RATIOS).tolist())
 
 # %% ../../nbs/lab/02_search.ipynb #1311717e
 def start_trials(
-    K: int, # how many branches the student has
-) -> dict[str, tuple[float, ...]]: # name -> log-ratios [K-1]
+    K: int,  # how many branches the student has
+) -> dict[str, tuple[float, ...]]:  # name -> log-ratios [K-1]
     "The named weights, or the nearest in the range: a search begins there, and ends no worse."
     return {kind: weights_to_ratios(branch_weights(K, kind)) for kind in STARTS}
 
 # %% ../../nbs/lab/02_search.ipynb #53bd1102
 def many_step_sample(
-    teacher: Callable, # a denoiser, which stays frozen
+    teacher: Callable,  # a denoiser, which stays frozen
     cfg: SFDConfig,
-    seeds: range, # of the noise and the labels
-) -> Tensor: # [n, *D], on the CPU
+    seeds: range,  # of the noise and the labels
+) -> Tensor:  # [n, *D], on the CPU
     """Where the teacher's many-step trajectory ends, see `SFDConfig.reference`: what students are
     scored against."""
     plan = cfg.reference()
-    parts = (seeds[i:i + 256] for i in range(0, len(seeds), 256))
+    parts = (seeds[i : i + 256] for i in range(0, len(seeds), 256))
     return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
 
+
 def score_weights(
-    teacher: Callable, # a denoiser, which stays frozen
+    teacher: Callable,  # a denoiser, which stays frozen
     cfg: SFDConfig,
-    weights: Sequence[float], # [K], weight of each branch
-    bank: TrajectoryBank | None, # from `teacher_bank`
-    target: Tensor, # [n, *D], from `many_step_sample`
-    first: int = 0, # seed of the first sample
-    student: NetDenoiser | None = None, # where the student starts; None: as a copy of the teacher
+    weights: Sequence[float],  # [K], weight of each branch
+    bank: TrajectoryBank | None,  # from `teacher_bank`
+    target: Tensor,  # [n, *D], from `many_step_sample`
+    first: int = 0,  # seed of the first sample
+    student: NetDenoiser | None = None,  # where the student starts; None: as a copy of the teacher
     *,
-    hardware: Hardware = Hardware(), # how the numbers are computed
-) -> float: # root-mean-square pixel difference
+    hardware: Hardware = Hardware(),  # how the numbers are computed
+) -> float:  # root-mean-square pixel difference
     "Distil with these weights, and measure how far the student ends from the teacher."
     cfg = replace(cfg, branch_weights=tuple(weights))
     trained = sfd(teacher, cfg, bank, show=False, student=student, hardware=hardware)
@@ -92,19 +98,22 @@ def score_weights(
 @dataclass(frozen=True)
 class SearchTrial:
     "One point of a search."
-    name: str # of the start trial; '' if the sampler chose it
-    log_ratios: tuple[float, ...] # [K-1], ln(w_k/w_K) of each branch but the last
-    weights: tuple[float, ...] # [K], sums to 1
-    score: float # paired error; infinite if the training diverged
-    seconds: float # it took
+
+    name: str  # of the start trial; '' if the sampler chose it
+    log_ratios: tuple[float, ...]  # [K-1], ln(w_k/w_K) of each branch but the last
+    weights: tuple[float, ...]  # [K], sums to 1
+    score: float  # paired error; infinite if the training diverged
+    seconds: float  # it took
+
 
 @dataclass(frozen=True)
 class SearchResult:
     "What a search found, and what became of it on other seeds."
-    cfg: SFDConfig # of every trial, but for the branch weights
-    n_samples: int # that each student is scored on
-    trials: tuple[SearchTrial, ...] # in their order
-    confirm_seeds: tuple[int, ...] = () # training seeds of the confirmation
+
+    cfg: SFDConfig  # of every trial, but for the branch weights
+    n_samples: int  # that each student is scored on
+    trials: tuple[SearchTrial, ...]  # in their order
+    confirm_seeds: tuple[int, ...] = ()  # training seeds of the confirmation
     # 'best' and named weights -> their scores
     confirmed: dict[str, tuple[float, ...]] | None = None
 
@@ -113,13 +122,13 @@ class SearchResult:
         "The trial with the lowest score."
         return min(self.trials, key=lambda t: t.score)
 
-    def gap(self, reference: str = 'uniform') -> float: # on the seed of the search: optimistic
+    def gap(self, reference: str = 'uniform') -> float:  # on the seed of the search: optimistic
         "Score of the best trial minus that of a start trial."
         named = {t.name: t.score for t in self.trials if t.name}
         check_choice('reference', reference, named)
         return self.best.score - named[reference]
 
-    def difference(self, reference: str = 'uniform', level: float = .95) -> Interval:
+    def difference(self, reference: str = 'uniform', level: float = 0.95) -> Interval:
         "The same on the seeds of the confirmation, new to the search; below 0, the find is better."
         if self.confirmed is None:
             raise ValueError('nothing is confirmed yet: run `confirm_weights`')
@@ -131,27 +140,36 @@ class SearchResult:
 def _held(storage: Path | str | None) -> Iterator[None]:
     "Hold the folder of a storage; errors of SQLite, below Optuna and SQLAlchemy, name the file."
     with contextlib.nullcontext() if storage is None else locked(Path(storage).parent):
-        try: yield
+        try:
+            yield
         except Exception as e:
             cause = e
-            while cause and not isinstance(cause, sqlite3.Error): cause = cause.__cause__
+            while cause and not isinstance(cause, sqlite3.Error):
+                cause = cause.__cause__
             if isinstance(cause, sqlite3.OperationalError):
-                raise OSError(f'{storage} cannot be used ({cause}): it must be a file that you may '
-                              f'write, on a disk with room, and that no other program holds') from e
-            if cause: raise ValueError(f'{storage} is damaged, or no SQLite file ({cause})') from e
+                raise OSError(
+                    f'{storage} cannot be used ({cause}): it must be a file that you may '
+                    f'write, on a disk with room, and that no other program holds'
+                ) from e
+            if cause:
+                raise ValueError(f'{storage} is damaged, or no SQLite file ({cause})') from e
             raise
+
 
 def _check_tables(storage: Path | str) -> None:
     "Refuse the database of another program, before Optuna writes into it."
     with contextlib.closing(sqlite3.connect(storage)) as db:
         found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    tables = {name for name, in found}
+    tables = {name for (name,) in found}
     if tables and not tables & {'studies', 'version_info'}:
-        raise ValueError(f'{storage} is an SQLite file of another kind: '
-                         f'it holds {", ".join(sorted(tables))}')
+        raise ValueError(
+            f'{storage} is an SQLite file of another kind: it holds {", ".join(sorted(tables))}'
+        )
 
 # %% ../../nbs/lab/02_search.ipynb #3c612f27
-def _optuna(): return import_extra('optuna', 'search') # only a search needs it
+def _optuna():
+    return import_extra('optuna', 'search')  # only a search needs it
+
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
@@ -161,56 +179,74 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(logging.WARNING)
     experimental = _optuna().exceptions.ExperimentalWarning
     try:
-        with warnings.catch_warnings(category=experimental, action='ignore'): yield
-    finally: logging.set_verbosity(old)
+        with warnings.catch_warnings(category=experimental, action='ignore'):
+            yield
+    finally:
+        logging.set_verbosity(old)
+
 
 def _open_study(run: dict, storage: Path | str | None, name: str):
     "The study of this name, or a new one; one that belongs to another search is refused."
-    if storage is not None and Path(storage).exists(): _check_tables(storage)
+    if storage is not None and Path(storage).exists():
+        _check_tables(storage)
     where = None if storage is None else f'sqlite:///{Path(storage).resolve()}'
     with _quiet():
         study = _optuna().create_study(storage=where, study_name=name, load_if_exists=True)
     theirs = study.user_attrs.get('run')
     differ = ['it is no search for branch weights'] if study.trials else []
-    if theirs: differ = same_run(theirs, run, asdict(SFDConfig()), free=('best',)) # of old files
+    if theirs:
+        differ = same_run(theirs, run, asdict(SFDConfig()), free=('best',))  # of old files
     if differ:
-        raise ValueError(f'{storage} holds a study named {name!r} with another configuration '
-                         f'({"; ".join(differ)}); use another name, or another storage')
-    study.set_user_attr('run', run) # also of a known study: can the file be written?
+        raise ValueError(
+            f'{storage} holds a study named {name!r} with another configuration '
+            f'({"; ".join(differ)}); use another name, or another storage'
+        )
+    study.set_user_attr('run', run)  # also of a known study: can the file be written?
     return study
 
 # %% ../../nbs/lab/02_search.ipynb #448d5459
-def _space(K: int) -> dict: # name of a log-ratio -> its range
+def _space(K: int) -> dict:  # name of a log-ratio -> its range
     log_ratio = _optuna().distributions.FloatDistribution(*LOG_RATIOS)
     return {f'ln(w{k}/w{K})': log_ratio for k in range(1, K)}
+
 
 def _as_optuna(trial: SearchTrial):
     "A finished trial as Optuna keeps it."
     space = _space(len(trial.weights))
-    return _optuna().create_trial(value=trial.score, distributions=space,
-                                  params=dict(zip(space, trial.log_ratios)),
-                                  user_attrs=dict(name=trial.name, seconds=trial.seconds))
+    return _optuna().create_trial(
+        value=trial.score,
+        distributions=space,
+        params=dict(zip(space, trial.log_ratios)),
+        user_attrs=dict(name=trial.name, seconds=trial.seconds),
+    )
+
 
 def _from_optuna(trial, K: int) -> SearchTrial:
     point = tuple(trial.params[axis] for axis in _space(K))
-    return SearchTrial(log_ratios=point, weights=ratios_to_weights(point), score=trial.value,
-                       **trial.user_attrs)
+    return SearchTrial(
+        log_ratios=point, weights=ratios_to_weights(point), score=trial.value, **trial.user_attrs
+    )
+
 
 def search_study(
-    trials: Sequence[SearchTrial], # weights that were tried, with their scores
-    sampler=None, # one of Optuna's
-): # an `optuna.Study`, in memory
+    trials: Sequence[SearchTrial],  # weights that were tried, with their scores
+    sampler=None,  # one of Optuna's
+):  # an `optuna.Study`, in memory
     "Trials as Optuna has them, for its plots, such as `plot_slice(search_study(result.trials))`."
-    with _quiet(): study = _optuna().create_study(sampler=sampler)
+    with _quiet():
+        study = _optuna().create_study(sampler=sampler)
     study.add_trials([_as_optuna(t) for t in trials])
     return study
+
 
 def _next_point(trials: list[SearchTrial], K: int, seed: int) -> tuple[str, tuple[float, ...]]:
     "Name and log-ratios: a start trial, or what TPE proposes from the seed and the trials so far."
     starts = list(start_trials(K).items())
-    if len(trials) < len(starts): return starts[len(trials)]
-    seed = (seed*1_000_003 + len(trials)) % 2**32
-    with _quiet(): sampler = _optuna().samplers.TPESampler(seed=seed, multivariate=True)
+    if len(trials) < len(starts):
+        return starts[len(trials)]
+    seed = (seed * 1_000_003 + len(trials)) % 2**32
+    with _quiet():
+        sampler = _optuna().samplers.TPESampler(seed=seed, multivariate=True)
     point = search_study(trials, sampler).ask(_space(K)).params
     return '', tuple(point[axis] for axis in _space(K))
 
@@ -219,38 +255,48 @@ def _run_note(teacher: Callable, cfg: SFDConfig, student, n_samples: int, seed: 
     "What defines a search; what cannot be searched is refused, before any work."
     check_type(cfg, SFDConfig, "cfg must be an SFDConfig, such as preset('demo')")
     if cfg.K == 1 or cfg.branch_weights_end is not None:
-        raise ValueError(f'there is nothing to search with K={cfg.K}, branch_weights_end='
-                         f'{cfg.branch_weights_end!r}; use K of at least 2, and weights that stay')
-    note = dict(asdict(cfg), teacher=denoiser_hash(teacher), n_samples=n_samples, search_seed=seed,
-                student=denoiser_hash(teacher if student is None else student),
-                **answers_note(cfg.shape, teacher, student))
+        raise ValueError(
+            f'there is nothing to search with K={cfg.K}, branch_weights_end='
+            f'{cfg.branch_weights_end!r}; use K of at least 2, and weights that stay'
+        )
+    note = dict(
+        asdict(cfg),
+        teacher=denoiser_hash(teacher),
+        n_samples=n_samples,
+        search_seed=seed,
+        student=denoiser_hash(teacher if student is None else student),
+        **answers_note(cfg.shape, teacher, student),
+    )
     del note['branch_weights']
     return note
+
 
 def _run_trial(name: str, point: tuple[float, ...], score: Callable) -> SearchTrial:
     "One training; if it diverges, that is a score, but of the first: it is hardly the weights."
     weights = ratios_to_weights(point)
     begin = time.monotonic()
-    try: value = score(weights)
+    try:
+        value = score(weights)
     except FloatingPointError:
-        if name == next(iter(STARTS)): raise
+        if name == next(iter(STARTS)):
+            raise
         value = math.inf
     return SearchTrial(name, point, weights, value, round(time.monotonic() - begin, 2))
 
 # %% ../../nbs/lab/02_search.ipynb #f2bf4a07
 def search_weights(
-    teacher: Callable, # a denoiser; it is copied, not touched
-    cfg: SFDConfig, # of every trial, but for the branch weights; K of at least 2
-    n_trials: int, # in total, with those that the storage already holds
-    storage: Path | str | None = None, # an SQLite file; a search there goes on. None: in memory
-    bank: TrajectoryBank | None = None, # from `teacher_bank`, for all trials; None: made in memory
-    n_samples: int = 256, # that each student is scored on, of sampling seeds 0..n_samples-1
-    seed: int = 0, # of the search; `cfg.seed` is that of the trainings
-    name: str = 'branch_weights', # of the search in its storage
-    student: NetDenoiser | None = None, # where the students start; None: as a copy of the teacher
-    show: bool = True, # progress bar
+    teacher: Callable,  # a denoiser; it is copied, not touched
+    cfg: SFDConfig,  # of every trial, but for the branch weights; K of at least 2
+    n_trials: int,  # in total, with those that the storage already holds
+    storage: Path | str | None = None,  # an SQLite file; a search there goes on. None: in memory
+    bank: TrajectoryBank | None = None,  # from `teacher_bank`, for all trials; None: made in memory
+    n_samples: int = 256,  # that each student is scored on, of sampling seeds 0..n_samples-1
+    seed: int = 0,  # of the search; `cfg.seed` is that of the trainings
+    name: str = 'branch_weights',  # of the search in its storage
+    student: NetDenoiser | None = None,  # where the students start; None: as a copy of the teacher
+    show: bool = True,  # progress bar
     *,
-    hardware: Hardware = Hardware(), # see `score_weights`
+    hardware: Hardware = Hardware(),  # see `score_weights`
 ) -> SearchResult:
     "Search for the branch weights whose student ends closest to the teacher."
     check_int('n_trials', n_trials, 1)
@@ -265,42 +311,47 @@ def search_weights(
         if done < n_trials:
             bank = bank or cfg.bank(teacher, show=show)
             target = many_step_sample(teacher, cfg, range(n_samples))
-        score = lambda weights: score_weights(teacher, cfg, weights, bank, target, 0, student,
-                                              hardware=hardware)
+        score = lambda weights: score_weights(
+            teacher, cfg, weights, bank, target, 0, student, hardware=hardware
+        )
         best = lambda: f'best {min(t.score for t in trials):.4f}'
         on = f'; run it again to go on from {storage}' if storage else ''
-        with reworded(lambda e: f'{len(trials)} of {n_trials} trials are done{on}',
-                      KeyboardInterrupt, error=KeyboardInterrupt):
+        with interrupted(lambda: f'{len(trials)} of {n_trials} trials are done{on}'):
             for _ in progress(n_trials, 'search', done, best, show):
                 trial = _run_trial(*_next_point(trials, cfg.K, seed), score)
-                study.add_trial(_as_optuna(trial)) # all of it at once, when it has ended
+                study.add_trial(_as_optuna(trial))  # all of it at once, when it has ended
                 trials.append(trial)
     return SearchResult(cfg, n_samples, tuple(trials))
 
 # %% ../../nbs/lab/02_search.ipynb #d44fecce
 def show_search(
     result: SearchResult,
-    save: Path | str | None = None, # a PNG
-): # a matplotlib `Figure`, with what it shows as `.drawn`
+    save: Path | str | None = None,  # a PNG
+):  # a matplotlib `Figure`, with what it shows as `.drawn`
     "The scores in their order, and the best weights against the named ones on new seeds."
     from matplotlib.figure import Figure
+
     panels = 2 if result.confirmed else 1
-    fig = Figure(figsize=(4.2*panels, 2.8), layout='constrained')
+    fig = Figure(figsize=(4.2 * panels, 2.8), layout='constrained')
     history, *rest = fig.subplots(1, panels, squeeze=False).flat
     scores = [t.score for t in result.trials]
     fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)))
     history.plot(scores, 'o', ms=4, color='.6')
     history.step(range(len(scores)), fig.drawn['best_so_far'], where='post', label='best so far')
     for i, t in enumerate(result.trials):
-        if t.name: history.plot(i, t.score, 'o', ms=5, label=t.name)
+        if t.name:
+            history.plot(i, t.score, 'o', ms=5, label=t.name)
     history.set(xlabel='trial', ylabel='paired error', title='history')
     history.legend(fontsize=7)
-    for ax in rest: fig.drawn['confirmed'] = _draw_confirmed(ax, result)
+    for ax in rest:
+        fig.drawn['confirmed'] = _draw_confirmed(ax, result)
     if save is not None:
-        with atomic_path(save) as tmp: fig.savefig(tmp, format='png')
+        with atomic_path(save) as tmp:
+            fig.savefig(tmp, format='png')
     return fig
 
-def _draw_confirmed(ax, result: SearchResult) -> dict: # named weights -> what is drawn of them
+
+def _draw_confirmed(ax, result: SearchResult) -> dict:  # named weights -> what is drawn of them
     "The best weights against each of the named ones."
     drawn = {}
     # a search of few trials has not tried all named weights
@@ -309,34 +360,38 @@ def _draw_confirmed(ax, result: SearchResult) -> dict: # named weights -> what i
         pairs = [b - r for b, r in zip(result.confirmed['best'], result.confirmed[arm])]
         i = result.difference(arm)
         whiskers = [[i.mean - i.low], [i.high - i.mean]]
-        ax.errorbar([x + .15], [i.mean], whiskers, fmt='_', color='C0')
-        ax.plot([x]*len(pairs), pairs, 'o', ms=4, color='C0')
+        ax.errorbar([x + 0.15], [i.mean], whiskers, fmt='_', color='C0')
+        ax.plot([x] * len(pairs), pairs, 'o', ms=4, color='C0')
         gap = result.gap(arm) if arm in tried else math.nan
-        ax.plot(x - .15, gap, 'D', ms=5, mfc='none', color='C3')
+        ax.plot(x - 0.15, gap, 'D', ms=5, mfc='none', color='C3')
         drawn[arm] = dict(differences=pairs, interval=(i.low, i.high), gap=gap)
     ax.axhline(0, color='.7', lw=1, zorder=0)
-    ax.set(xlim=(-.5, len(drawn) - .5), title='best minus ...')
+    ax.set(xlim=(-0.5, len(drawn) - 0.5), title='best minus ...')
     ax.set_xticks(range(len(drawn)), drawn, fontsize=8)
     return drawn
 
 # %% ../../nbs/lab/02_search.ipynb #eb0e83dc
-def _check_other_seeds(seeds: tuple[int, ...], own: int) -> None: # the search's
+def _check_other_seeds(seeds: tuple[int, ...], own: int) -> None:  # the search's
     "Refuse seeds that are too few, or not all new."
-    for s in seeds: check_int('every seed', s, 0)
+    for s in seeds:
+        check_int('every seed', s, 0)
     if len(set(seeds) - {own}) < max(3, len(seeds)):
-        raise ValueError(f'a confirmation needs at least 3 training seeds, all different, without '
-                         f'the search\'s own {own}; got {seeds}')
+        raise ValueError(
+            f'a confirmation needs at least 3 training seeds, all different, without '
+            f"the search's own {own}; got {seeds}"
+        )
+
 
 def confirm_weights(
-    teacher: Callable, # the teacher of the search
-    result: SearchResult, # what is to be confirmed
-    seeds: Sequence[int] = (1, 2, 3), # of training, at least 3, none of them the search's
-    storage: Path | str | None = None, # an SQLite file; runs found there are not repeated
-    student: NetDenoiser | None = None, # the one of the search
-    show: bool = True, # progress bar
+    teacher: Callable,  # the teacher of the search
+    result: SearchResult,  # what is to be confirmed
+    seeds: Sequence[int] = (1, 2, 3),  # of training, at least 3, none of them the search's
+    storage: Path | str | None = None,  # an SQLite file; runs found there are not repeated
+    student: NetDenoiser | None = None,  # the one of the search
+    show: bool = True,  # progress bar
     *,
-    hardware: Hardware = Hardware(), # see `score_weights`
-) -> SearchResult: # the same, with `confirmed`
+    hardware: Hardware = Hardware(),  # see `score_weights`
+) -> SearchResult:  # the same, with `confirmed`
     "Train the best and the named weights again on other noise, and score them on other samples."
     cfg = result.cfg
     n = result.n_samples
@@ -350,16 +405,19 @@ def confirm_weights(
     weights[best] = result.best.weights
     with _held(storage):
         study = _open_study(note, storage, 'confirmation')
-        scores = dict(study.user_attrs) # 'uniform, seed 3' -> score
+        scores = dict(study.user_attrs)  # 'uniform, seed 3' -> score
         pairs = [(s, arm) for s in seeds for arm in arms.values()]
         todo = [(s, arm) for s, arm in pairs if f'{arm}, seed {s}' not in scores]
-        if todo: target = many_step_sample(teacher, cfg, range(n, 2*n))
+        if todo:
+            target = many_step_sample(teacher, cfg, range(n, 2 * n))
         for i in progress(len(todo), 'confirmation', show=show):
             s, arm = todo[i]
             again = replace(cfg, seed=s)
-            if i == 0 or todo[i - 1][0] != s: bank = again.bank(teacher, show=False)
-            score = score_weights(teacher, again, weights[arm], bank, target, n, student,
-                                  hardware=hardware)
+            if i == 0 or todo[i - 1][0] != s:
+                bank = again.bank(teacher, show=False)
+            score = score_weights(
+                teacher, again, weights[arm], bank, target, n, student, hardware=hardware
+            )
             scores[f'{arm}, seed {s}'] = score
             study.set_user_attr(f'{arm}, seed {s}', score)
     confirmed = {k: tuple(scores[f'{arm}, seed {s}'] for s in seeds) for k, arm in arms.items()}
@@ -367,26 +425,36 @@ def confirm_weights(
 
 # %% ../../nbs/lab/02_search.ipynb #40941e2c
 def save_search(
-    path: Path | str, # a JSON file
+    path: Path | str,  # a JSON file
     result: SearchResult,
-    **about, # anything JSON-able to keep beside it
+    **about,  # anything JSON-able to keep beside it
 ) -> None:
     "Write what a search found."
     kept = asdict(result)
     for t in kept['trials']:
-        if math.isinf(t['score']): t['score'] = None # JSON knows no infinity
+        if math.isinf(t['score']):
+            t['score'] = None  # JSON knows no infinity
     write_json(path, dict(about, **kept))
 
+
 def load_search(
-    path: Path | str, # written by `save_search`
+    path: Path | str,  # written by `save_search`
 ) -> SearchResult:
     "Read a search back."
     kept = read_json(path, [f.name for f in fields(SearchResult)])
-    def tuples(found): return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
+    def tuples(found):
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
     foreign = lambda e: f'{path} holds no search that `save_search` wrote: {e!r}'
     with reworded(foreign, ValueError, KeyError, TypeError, AttributeError):
         trials = [SearchTrial(**tuples(t)) for t in kept['trials']]
         trials = [replace(t, score=math.inf) if t.score is None else t for t in trials]
         confirmed = kept['confirmed'] and tuples(kept['confirmed'])
-        return SearchResult(SFDConfig(**kept['cfg']), kept['n_samples'], tuple(trials),
-                            tuple(kept['confirm_seeds']), confirmed)
+        return SearchResult(
+            SFDConfig(**kept['cfg']),
+            kept['n_samples'],
+            tuple(trials),
+            tuple(kept['confirm_seeds']),
+            confirmed,
+        )

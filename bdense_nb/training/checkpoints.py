@@ -26,8 +26,8 @@ __all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'SAME_ANSWERS', 'checksum', 'checkpoin
 # %% ../../nbs/training/02_checkpoints.ipynb #90800adb
 def checksum(
     tensors: dict[str, Tensor],
-    meta: dict, # what else is stored: anything that JSON can hold
-) -> str: # 64 hex digits
+    meta: dict,  # what else is stored: anything that JSON can hold
+) -> str:  # 64 hex digits
     "SHA-256 of all that a checkpoint says: names, types, shapes, numbers and description."
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name, t in sorted(tensors.items()):
@@ -36,54 +36,65 @@ def checksum(
     return digest.hexdigest()
 
 # %% ../../nbs/training/02_checkpoints.ipynb #71395841
-CHECKPOINTS = 'checkpoint-[0-9]*.safetensors' # the number is that of iterations done
+CHECKPOINTS = 'checkpoint-[0-9]*.safetensors'  # the number is that of iterations done
 #: file of the best model of a run
 BEST = 'best.safetensors'
 
+
 def checkpoint_path(folder: Path | str, done: int) -> Path:
     "Where the checkpoint after so many iterations is."
-    return Path(folder)/f'checkpoint-{done:08d}.safetensors'
+    return Path(folder) / f'checkpoint-{done:08d}.safetensors'
+
 
 def read_checkpoint(
-    path: Path | str, # a file written by `write_checkpoint`
-) -> tuple[dict[str, Tensor], dict]: # tensors on the CPU, and the description
+    path: Path | str,  # a file written by `write_checkpoint`
+) -> tuple[dict[str, Tensor], dict]:  # tensors on the CPU, and the description
     "Read a checkpoint; anything but what was written is a ValueError."
     tensors, meta = load_tensors(path)
     if not isinstance(meta, dict) or not {'done', 'config', 'checksum'} <= meta.keys():
         raise ValueError(f'{path} is not a checkpoint of a training run')
     broken = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
-    refuse(str(path), {
-        'is damaged: its checksum does not fit its content':
+    refuse(
+        str(path),
+        (
             meta.pop('checksum') != checksum(tensors, meta),
-        f'cannot be used: its {"".join(broken[:1])} holds NaN or infinite numbers': broken})
+            'is damaged: its checksum does not fit its content',
+        ),
+        (broken, f'cannot be used: its {"".join(broken[:1])} holds NaN or infinite numbers'),
+    )
     return tensors, meta
 
 # %% ../../nbs/training/02_checkpoints.ipynb #8f38e538
 def write_checkpoint(
     folder: Path | str,
     tensors: dict[str, Tensor],
-    meta: dict, # JSON-able, with `done` (iterations) and `config`
-    keep: int = 2, # newest checkpoints that stay
-    best: bool = False, # is it the best one so far? then it is also kept as `BEST`
-) -> Path: # what was written
+    meta: dict,  # JSON-able, with `done` (iterations) and `config`
+    keep: int = 2,  # newest checkpoints that stay
+    best: bool = False,  # is it the best one so far? then it is also kept as `BEST`
+) -> Path:  # what was written
     "Write a checkpoint; only when it is safely on disk do the oldest ones go."
     folder = Path(folder)
     path = checkpoint_path(folder, meta['done'])
+
     def failed(e):
         left = sorted(folder.glob(CHECKPOINTS))
         advice = 'there is none before it'
         if left:
             advice = f'the last good one is {left[-1]}: make room, and run again to go on there'
         return f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}'
+
     with reworded(failed, OSError, SafetensorError, error=OSError):
         save_tensors(path, tensors, dict(meta, checksum=checksum(tensors, meta)))
-        if best: keep_as_best(path)
+        if best:
+            keep_as_best(path)
     fd = os.open(folder, os.O_RDONLY)
-    os.fsync(fd) # the new name too must be on disk before an old file goes
+    os.fsync(fd)  # the new name too must be on disk before an old file goes
     os.close(fd)
     for old in sorted(folder.glob(CHECKPOINTS))[:-keep]:
-        if old.is_file(): old.unlink()
+        if old.is_file():
+            old.unlink()
     return path
+
 
 def keep_as_best(path: Path) -> None:
     "Give a checkpoint the second name `BEST` (a hard link, so it costs no space) to keep it."
@@ -93,56 +104,68 @@ def keep_as_best(path: Path) -> None:
 
 # %% ../../nbs/training/02_checkpoints.ipynb #2e42b90a
 def newest_checkpoint(
-    folder: Path | str, # where a run writes
-) -> tuple[dict[str, Tensor], dict] | None: # tensors and description; None if there is none
+    folder: Path | str,  # where a run writes
+) -> tuple[dict[str, Tensor], dict] | None:  # tensors and description; None if there is none
     "The newest checkpoint that can be read; a warning names one that cannot."
     paths = sorted(Path(folder).glob(CHECKPOINTS), reverse=True)
     for path in paths:
-        try: return read_checkpoint(path)
+        try:
+            return read_checkpoint(path)
         except (ValueError, OSError) as e:
             warnings.warn(f'{e}; trying the checkpoint before it', stacklevel=2)
     if paths:
-        raise ValueError(f'none of the {len(paths)} checkpoints in {folder} can be read; remove '
-                         f'the folder to start again')
+        raise ValueError(
+            f'none of the {len(paths)} checkpoints in {folder} can be read; remove '
+            f'the folder to start again'
+        )
     return None
 
 # %% ../../nbs/training/02_checkpoints.ipynb #d7d0f6d6
-def is_main() -> bool: # True unless this is one of several processes, and not the first
+def is_main() -> bool:  # True unless this is one of several processes, and not the first
     "Is this the process that writes files and shows progress?"
     return int(os.environ.get('RANK', 0)) == 0
 
-def fingerprint(*tensors: Tensor) -> str: # 16 hex digits
+
+def fingerprint(*tensors: Tensor) -> str:  # 16 hex digits
     "Tells tensors apart by their bytes."
     digest = hashlib.sha256()
-    for t in tensors: digest.update(tensor_bytes(t))
+    for t in tensors:
+        digest.update(tensor_bytes(t))
     return digest.hexdigest()[:16]
 
-FREE = ('log_every', 'checkpoint_every', 'keep') # what is written and when: never another run
 
-SAME_ANSWERS = .01 # of their norm: another GPU rounds its products to 10 bits, .1 to .4 % of it
+FREE = ('log_every', 'checkpoint_every', 'keep')  # what is written and when: never another run
+
+SAME_ANSWERS = 0.01  # of their norm: another GPU rounds its products to 10 bits, .1 to .4 % of it
+
 
 def apart(
-    a: Sequence[float], # a network's answers at three noise levels
-    b: Sequence[float], # those it is compared with
-) -> float: # 0: they are the same
+    a: Sequence[float],  # a network's answers at three noise levels
+    b: Sequence[float],  # those it is compared with
+) -> float:  # 0: they are the same
     "By how much of their norm answers differ, at the level where it is most."
-    if len(a) != len(b): return math.inf # of samples of another shape
+    if len(a) != len(b):
+        return math.inf  # of samples of another shape
     a, b = (torch.as_tensor(t, dtype=torch.float64, device='cpu').reshape(3, -1) for t in (a, b))
-    return ((a - b).norm(dim=1)/b.norm(dim=1).clamp(min=1e-12)).max().item()
+    return ((a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12)).max().item()
 
-def _answers_differ(theirs: list, mine: list) -> list[str]: # in words
+
+def _answers_differ(theirs: list, mine: list) -> list[str]:  # in words
     "Compare the networks' answers in two notes, where both know them."
     pairs = [(a, b) for a, b in zip(mine, theirs) if a and b and len(a) == len(b)]
-    most = max((apart(a, b) for a, b in pairs), default=0.)
-    return [f'the network answers {most:.1%} away there: its code, a constant, a hook or its '
-            'conditions are others']*(most > SAME_ANSWERS)
+    most = max((apart(a, b) for a, b in pairs), default=0.0)
+    return [
+        f'the network answers {most:.1%} away there: its code, a constant, a hook or its '
+        'conditions are others'
+    ] * (most > SAME_ANSWERS)
+
 
 def same_run(
-    theirs: dict, # a configuration that was stored; its 'answers' are compared where both know any
-    mine: dict, # the one of now
-    defaults: dict = {}, # of fields that one of the two may lack, because it is older
-    free: Sequence[str] = (), # fields that may differ, besides `FREE`
-) -> list[str]: # differences in words; none: it is the same run
+    theirs: dict,  # a configuration that was stored; its 'answers' are compared where both know any
+    mine: dict,  # the one of now
+    defaults: dict = {},  # of fields that one of the two may lack, because it is older
+    free: Sequence[str] = (),  # fields that may differ, besides `FREE`
+) -> list[str]:  # differences in words; none: it is the same run
     "Compare the configurations of two runs."
     stored = lambda config: json.loads(json.dumps({**defaults, **config}))
     theirs = stored(theirs)
@@ -157,28 +180,40 @@ def same_run(
             differ.append(f'{name}: {there} there, {mine[name]!r} now')
     return differ or _answers_differ(*said)
 
+
 def refuse_other(
-    folder: Path | str, # of a run
-    differ: Sequence[str], # what `same_run` found
-    why: str = '', # they may not differ
+    folder: Path | str,  # of a run
+    differ: Sequence[str],  # what `same_run` found
+    why: str = '',  # they may not differ
 ) -> None:
     "Raise if the run in a folder is another one."
     if differ:
-        raise ValueError(f'{folder} was made with another configuration ({"; ".join(differ)})'
-                         f'{why}; use that one, or another folder')
+        raise ValueError(
+            f'{folder} was made with another configuration ({"; ".join(differ)})'
+            f'{why}; use that one, or another folder'
+        )
+
 
 def claim_folder(
-    folder: Path | str, # for checkpoints
-    run: dict, # what defines the run, JSON-able
-    defaults: dict = {}, # see `same_run`
-    free: Sequence[str] = (), # see `same_run`
-    why: dict[str, str] = {}, # field -> why it may not differ
+    folder: Path | str,  # for checkpoints
+    run: dict,  # what defines the run, JSON-able
+    defaults: dict = {},  # see `same_run`
+    free: Sequence[str] = (),  # see `same_run`
+    why: dict[str, str] = {},  # field -> why it may not differ
 ) -> None:
     "Note in a folder what defines its run, or refuse a folder that holds another one."
-    note = Path(folder)/'run.json'
+    note = Path(folder) / 'run.json'
     if not note.exists():
-        if is_main(): write_json(note, run)
+        if is_main():
+            write_json(note, run)
         return
     differ = same_run(read_json(note), run, defaults, free)
-    refuse_other(folder, differ, ''.join(f'; {text}' for name, text in why.items()
-                                         if any(d.startswith(f'{name}:') for d in differ)))
+    refuse_other(
+        folder,
+        differ,
+        ''.join(
+            f'; {text}'
+            for name, text in why.items()
+            if any(d.startswith(f'{name}:') for d in differ)
+        ),
+    )

@@ -18,41 +18,47 @@ Schedule = Literal['constant', 'cosine', 'linear', 'drop']
 #: the same names as a tuple
 LR_SCHEDULES = get_args(Schedule)
 
+
 @dataclass(frozen=True)
 class TrainConfig:
     "What is optimised how: everything here changes the result. It knows nothing of the model."
-    steps: AtLeast1 # iterations of the step function
-    lr: Above0 = 1e-3 # peak learning rate of Adam
-    warmup: AtLeast0 = 0 # iterations of linear warm-up
-    schedule: Schedule = 'constant' # of the rate after the warm-up; drop: SFD's x0.1 at half-time
-    betas: tuple[Beta, Beta] = (.9, .999) # decay rates of Adam's two averages
-    clip_grad: Above0 | None = None # largest global gradient norm; None: no clipping
-    ema: Fraction | None = None # decay of the weights' moving average; None: no average
-    seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0 # of all that is random
-    log_every: AtLeast1 = 10 # iterations between readings of the loss
-    checkpoint_every: AtLeast0 = 0 # iterations between checkpoints; 0: only at the end
-    keep: AtLeast1 = 2 # checkpoints that stay, besides the best one
-    on_nan: Literal['stop', 'skip'] = 'stop' # at a NaN: skip leaves the update out
+
+    steps: AtLeast1  # iterations of the step function
+    lr: Above0 = 1e-3  # peak learning rate of Adam
+    warmup: AtLeast0 = 0  # iterations of linear warm-up
+    schedule: Schedule = 'constant'  # of the rate after the warm-up; drop: SFD's x0.1 at half-time
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # decay rates of Adam's two averages
+    clip_grad: Above0 | None = None  # largest global gradient norm; None: no clipping
+    ema: Fraction | None = None  # decay of the weights' moving average; None: no average
+    seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0  # of all that is random
+    log_every: AtLeast1 = 10  # iterations between readings of the loss
+    checkpoint_every: AtLeast0 = 0  # iterations between checkpoints; 0: only at the end
+    keep: AtLeast1 = 2  # checkpoints that stay, besides the best one
+    on_nan: Literal['stop', 'skip'] = 'stop'  # at a NaN: skip leaves the update out
 
     def __post_init__(self):
         validate(self)
         if self.warmup > self.steps:
-            raise ValueError(f'warmup must be at most steps, got warmup={self.warmup} and '
-                             f'steps={self.steps}: the learning rate would never reach lr')
+            raise ValueError(
+                f'warmup must be at most steps, got warmup={self.warmup} and '
+                f'steps={self.steps}: the learning rate would never reach lr'
+            )
 
 # %% ../../nbs/training/01_config.ipynb #8afb27b0
 @dataclass(frozen=True)
 class Hardware:
     "How numbers are computed; all of it may differ when a run is resumed."
-    precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto' # auto: bf16 if large, on a GPU
-    teacher_precision: Literal['same', 'no'] = 'same' # same: as the student; no: float32
-    accumulate: AtLeast1 = 1 # micro-batches that a batch is cut into, to save memory
-    shard: bool = False # FSDP: spread weights and moments over processes; without channels_last
-    compile: bool = False # torch.compile, of student and teacher
-    recompute: bool = False # activation checkpointing: saves memory, costs a second forward pass
-    tf32: bool = True # matrix products with 10-bit mantissas on GPUs that have them
-    channels_last: bool = True # lay 4-D weights as convolutions prefer them; not on CUDA
-    on_oom: Literal['stop', 'halve'] = 'stop' # out of memory: stop, or halve the batch
-    peak_tflops: Above0 | None = None # of the device at best; given, its utilisation is logged
 
-    def __post_init__(self): validate(self)
+    precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto'  # auto: bf16 if large, on a GPU
+    teacher_precision: Literal['same', 'no'] = 'same'  # same: as the student; no: float32
+    accumulate: AtLeast1 = 1  # micro-batches that a batch is cut into, to save memory
+    shard: bool = False  # FSDP: spread weights and moments over processes; without channels_last
+    compile: bool = False  # torch.compile, of student and teacher
+    recompute: bool = False  # activation checkpointing: saves memory, costs a second forward pass
+    tf32: bool = True  # matrix products with 10-bit mantissas on GPUs that have them
+    channels_last: bool = True  # lay 4-D weights as convolutions prefer them; not on CUDA
+    on_oom: Literal['stop', 'halve'] = 'stop'  # out of memory: stop, or halve the batch
+    peak_tflops: Above0 | None = None  # of the device at best; given, its utilisation is logged
+
+    def __post_init__(self):
+        validate(self)

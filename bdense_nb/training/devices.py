@@ -28,31 +28,38 @@ __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompu
 @dataclass
 class Part:
     "Which part of every batch is being looked at."
-    index: int = 0 # which one, from 0
-    parts: int = 1 # into how many a batch is cut
-    asked: bool = False # was `share` called?
+
+    index: int = 0  # which one, from 0
+    parts: int = 1  # into how many a batch is cut
+    asked: bool = False  # was `share` called?
+
 
 _PART = ContextVar('part', default=Part())
+
 
 @contextlib.contextmanager
 def as_part(index: int, parts: int) -> Iterator[Part]:
     "What runs inside is for this part of every batch."
     token = _PART.set(Part(index, parts))
-    try: yield _PART.get()
-    finally: _PART.reset(token)
+    try:
+        yield _PART.get()
+    finally:
+        _PART.reset(token)
 
 # %% ../../nbs/training/03_devices.ipynb #84ddba24
 def share(
-    whole: int | Sequence | Tensor, # a batch's size, or a sequence or tensor [B, ...]
-) -> Sequence | Tensor: # a range of indices for a size, otherwise a slice
+    whole: int | Sequence | Tensor,  # a batch's size, or a sequence or tensor [B, ...]
+) -> Sequence | Tensor:  # a range of indices for a size, otherwise a slice
     "The part of a batch for this process and micro-batch: all of it where there is only one."
     part = _PART.get()
     n = whole if isinstance(whole, int) else len(whole)
     part.asked = True
     if n % part.parts:
-        raise ValueError(f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x '
-                         f'micro-batches)')
-    own = slice(part.index*n//part.parts, (part.index + 1)*n//part.parts)
+        raise ValueError(
+            f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x '
+            f'micro-batches)'
+        )
+    own = slice(part.index * n // part.parts, (part.index + 1) * n // part.parts)
     return range(n)[own] if isinstance(whole, int) else whole[own]
 
 # %% ../../nbs/training/03_devices.ipynb #065ff6a5
@@ -60,7 +67,10 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated parts of a network: what stands in its lists or dictionaries of modules and has
     two parts with weights, the innermost of these (single layers of lists, where there are no
     others)."""
-    def parts(m): return sum(any(True for _ in part.parameters()) for part in m.children())
+
+    def parts(m):
+        return sum(any(True for _ in part.parameters()) for part in m.children())
+
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     named = [m for m in model.modules() if isinstance(m, nn.ModuleDict)]
     every = [m for group in lists for m in group if m is not None]
@@ -70,183 +80,238 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     known = set(chosen)
     return [m for m in chosen if known.isdisjoint(set(m.modules()) - {m})]
 
+
 def recompute_blocks(model: nn.Module) -> None:
     "Let each block forget what it computed, and compute it again when the gradient asks."
     if not (found := blocks(model)):
-        raise ValueError(f'recompute=True computes the blocks in an nn.ModuleList or nn.ModuleDict '
-                         f'again, and {type(model).__name__} has neither')
+        raise ValueError(
+            f'recompute=True computes the blocks in an nn.ModuleList or nn.ModuleDict '
+            f'again, and {type(model).__name__} has neither'
+        )
     for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
-def lean_copy(model: nn.Module) -> nn.Module: # a parameter that is not trained shares its memory
+
+def lean_copy(model: nn.Module) -> nn.Module:  # a parameter that is not trained shares its memory
     "A copy that holds what is trained anew, and what is frozen together with the original."
     frozen = [p for p in model.parameters() if type(p) is nn.Parameter and not p.requires_grad]
     memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in frozen}
     return copied(model, memo)
 
-def trainable_copy(model: nn.Module) -> nn.Module: # where nothing is trainable, all of it is
+
+def trainable_copy(model: nn.Module) -> nn.Module:  # where nothing is trainable, all of it is
     "A copy to be trained, as far as the original says it."
-    if any(p.requires_grad for p in model.parameters()): return lean_copy(model)
+    if any(p.requires_grad for p in model.parameters()):
+        return lean_copy(model)
     return copied(model).requires_grad_(True)
 
 # %% ../../nbs/training/03_devices.ipynb #eeb29eaf
 class Processes:
     "Which of how many processes this is, on which device, and what they do together."
-    def __init__(self,
-        device: torch.device, # where the model is
+
+    def __init__(
+        self,
+        device: torch.device,  # where the model is
     ):
         from accelerate import PartialState
+
         state = PartialState(cpu=device.type == 'cpu')
         self.rank = state.process_index
         self.world = state.num_processes
         self.device = state.device if self.world > 1 else device
         cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() == 'true'
         if self.world == 1 and cpu and 'MASTER_PORT' in os.environ and 'RANK' not in os.environ:
-            warnings.warn('accelerate launch --cpu started one process only; for N processes on '
-                          'CPUs run: torchrun --nproc_per_node N script.py', stacklevel=2)
+            warnings.warn(
+                'accelerate launch --cpu started one process only; for N processes on '
+                'CPUs run: torchrun --nproc_per_node N script.py',
+                stacklevel=2,
+            )
 
     def mean(self, t: Tensor) -> Tensor:
         "The mean over all processes."
-        if self.world == 1: return t
+        if self.world == 1:
+            return t
         total = t.clone()
         torch.distributed.all_reduce(total)
-        return total/self.world
+        return total / self.world
 
     def largest(self, number: float) -> float:
         "The largest of the numbers that the processes give."
-        if self.world == 1: return number
+        if self.world == 1:
+            return number
         found = torch.tensor(float(number), device=self.device)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return float(found)
 
     def wait(self) -> None:
         "Until all processes are here."
-        if self.world > 1: torch.distributed.barrier()
+        if self.world > 1:
+            torch.distributed.barrier()
 
 # %% ../../nbs/training/03_devices.ipynb #e0ef86e9
 class Averaged(nn.parallel.DistributedDataParallel):
     "A model with gradients averaged over processes, and the attributes of the model itself."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,
         device: torch.device,
-        find_unused: bool = False, # may an update leave parameters without a gradient?
+        find_unused: bool = False,  # may an update leave parameters without a gradient?
     ):
         devices = [device] if device.type == 'cuda' else None
         super().__init__(model, devices, find_unused_parameters=find_unused)
 
     def __getattr__(self, name):
-        try: return super().__getattr__(name)
-        except AttributeError: return getattr(self.module, name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.module, name)
+
 
 def average_gradients(params: Sequence[nn.Parameter], processes: Processes) -> None:
     "Average gradients after a backward pass; one that a process has not counts there as zero."
     has = torch.tensor([float(p.grad is not None) for p in params], device=processes.device)
     for p, used in zip(params, processes.mean(has).tolist()):
-        if not used: continue
+        if not used:
+            continue
         p.grad = processes.mean(torch.zeros_like(p) if p.grad is None else p.grad)
 
 # %% ../../nbs/training/03_devices.ipynb #44adce0a
 def shard_model(model: nn.Module) -> None:
     "FSDP: every process keeps a part of each block's weights, and gathers the rest when needed."
     from torch.distributed.fsdp import fully_shard
-    for part in (*blocks(model), model): fully_shard(part)
 
-def full_tensor(t: Tensor) -> Tensor: # the same numbers in one place
+    for part in (*blocks(model), model):
+        fully_shard(part)
+
+
+def full_tensor(t: Tensor) -> Tensor:  # the same numbers in one place
     "Gather a tensor that is sharded over processes; any other is returned as it is."
     return t.full_tensor() if hasattr(t, 'full_tensor') else t
+
 
 def is_whole(t: Tensor) -> bool:
     "Is it in one place, not sharded?"
     return not hasattr(t, 'full_tensor')
 
+
 def shard_like(t: Tensor, like: Tensor) -> Tensor:
     "Shard a tensor as another one is; if that one is not, it stays in one place."
-    if is_whole(like) or t.shape != like.shape: return t
+    if is_whole(like) or t.shape != like.shape:
+        return t
     from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
 
 # %% ../../nbs/training/03_devices.ipynb #7a843a35
-def peak_bytes(device: torch.device) -> int | None: # None where the system does not say
+def peak_bytes(device: torch.device) -> int | None:  # None where the system does not say
     "The most memory held so far: of a GPU since its peak was last reset, else of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    if sys.platform == 'win32': return None
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == 'win32':
+        return None
     import resource
+
     unit = 1 if sys.platform == 'darwin' else 1024
-    return unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
 
 #: name -> type that a network computes in; None: that of its weights
 PRECISIONS = {'no': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 #: what auto calls a large network
-LARGE = 10_000_000 # weights; below, casting them to 16 bits takes longer than it saves
+LARGE = 10_000_000  # weights; below, casting them to 16 bits takes longer than it saves
+
 
 def chosen_precision(
-    precision: str, # auto or a key of `PRECISIONS`
+    precision: str,  # auto or a key of `PRECISIONS`
     model: nn.Module,
     device: torch.device,
-) -> str: # a key of `PRECISIONS`
+) -> str:  # a key of `PRECISIONS`
     "What auto stands for: bf16 for a large network on a GPU that has it, else float32."
-    if precision != 'auto': return precision
-    if device.type != 'cuda' or sum(p.numel() for p in model.parameters()) < LARGE: return 'no'
+    if precision != 'auto':
+        return precision
+    if device.type != 'cuda' or sum(p.numel() for p in model.parameters()) < LARGE:
+        return 'no'
     return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
 
-def _in_16_bits(forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype,
-                *args, **kwargs):
-    with torch.autocast(device, dtype): return to_float32(forward(*args, **kwargs))
+
+def _in_16_bits(
+    forward: Callable, to_float32: Callable, device: str, dtype: torch.dtype, *args, **kwargs
+):
+    with torch.autocast(device, dtype):
+        return to_float32(forward(*args, **kwargs))
+
 
 def set_precision(
-    model: nn.Module, # changed in place, until `left_as_found` ends
-    precision: str, # auto or a key of `PRECISIONS`
+    model: nn.Module,  # changed in place, until `left_as_found` ends
+    precision: str,  # auto or a key of `PRECISIONS`
     device: torch.device,
 ) -> None:
     "Let a model compute in 16 bits: its weights and its answers stay in float32."
     dtype = PRECISIONS[chosen_precision(precision, model, device)]
     if dtype is torch.float16 and device.type == 'cpu':
         raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
-    if dtype is None: return
+    if dtype is None:
+        return
     from accelerate.utils import convert_to_fp32
+
     model.forward = partial(_in_16_bits, model.forward, convert_to_fp32, device.type, dtype)
 
+
 def set_memory_format(
-    model: nn.Module, # changed in place
-    channels_last: bool, # True: 4-D weights in training lie as [out, height, width, in]
+    model: nn.Module,  # changed in place
+    channels_last: bool,  # True: 4-D weights in training lie as [out, height, width, in]
 ) -> None:
     "Channels last, which convolutions prefer; or contiguous, as FSDP wants it."
     for t in (*model.parameters(), *model.buffers()):
-        if not channels_last: t.data = t.data.contiguous()
-        elif t.ndim == 4 and t.requires_grad: t.data = t.data.to(memory_format=torch.channels_last)
+        if not channels_last:
+            t.data = t.data.contiguous()
+        elif t.ndim == 4 and t.requires_grad:
+            t.data = t.data.to(memory_format=torch.channels_last)
+
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
     "Afterwards, the modules' own forward functions are back."
     before = [(m, m.__dict__.get('forward')) for m in model.modules()]
-    try: yield
+    try:
+        yield
     finally:
         for m, forward in before:
             m.__dict__.pop('forward', None)
-            if forward is not None: m.forward = forward
+            if forward is not None:
+                m.forward = forward
 
-_all_ = ['send'] # from core, for those who train
+
+_all_ = ['send']  # from core, for those who train
+
 
 def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
     """Hook before a compiled model's call: a Python number would be compiled for anew each time,
     and a noise level from the CPU would be copied inside the graph."""
     x = args[0]
+
     def put(a):
-        if isinstance(a, float): return x.new_full((), a)
-        if not isinstance(a, Tensor) or a.device == x.device: return a
+        if isinstance(a, float):
+            return x.new_full((), a)
+        if not isinstance(a, Tensor) or a.device == x.device:
+            return a
         return send(a.to(x.dtype) if a.is_floating_point() else a, x.device)
+
     return tuple(map(put, args))
 
 # %% ../../nbs/training/03_devices.ipynb #5e1ab0c8
 class Replayed:
     """A frozen network's calls, each shape recorded once as a CUDA graph and replayed: one launch
     instead of hundreds. A network that cannot be recorded, or answers otherwise, is called."""
-    def __init__(self,
-        forward: Callable, # of a denoiser: D(x, sigma, cond), where nothing trains
+
+    def __init__(
+        self,
+        forward: Callable,  # of a denoiser: D(x, sigma, cond), where nothing trains
     ):
         self.forward = forward
-        self.made = {} # shapes and dtypes of the inputs -> what replays them
+        self.made = {}  # shapes and dtypes of the inputs -> what replays them
 
     def __call__(self, x: Tensor, sigma: float | Tensor, cond: Tensor | None = None) -> Tensor:
         "The network's answer."
@@ -254,27 +319,35 @@ class Replayed:
         if torch.is_grad_enabled() or not all(isinstance(t, Tensor) for t in given):
             return self.forward(x, sigma, cond)
         key = tuple((t.shape, t.dtype) for t in given)
-        if key not in self.made and len(self.made) < 4: # each holds memory for its answers
-            with torch.cuda.device(x.device): self.made[key] = self._recorded(*given)
+        if key not in self.made and len(self.made) < 4:  # each holds memory for its answers
+            with torch.cuda.device(x.device):
+                self.made[key] = self._recorded(*given)
         replay = self.made.get(key)
         return replay(*given) if replay else self.forward(x, sigma, cond)
 
-    def _recorded(self, *inputs: Tensor) -> Callable | None: # None: it cannot be
+    def _recorded(self, *inputs: Tensor) -> Callable | None:  # None: it cannot be
         held = [t.clone() for t in inputs]
         try:
-            with _no_waiting(): # as in a graph; libraries choose their algorithms
-                for _ in range(2): self.forward(*held)
+            with _no_waiting():  # as in a graph; libraries choose their algorithms
+                for _ in range(2):
+                    self.forward(*held)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph): out = self.forward(*held)
-        except Exception: return None # what is wrong with it, the call itself will say
+            with torch.cuda.graph(graph):
+                out = self.forward(*held)
+        except Exception:
+            return None  # what is wrong with it, the call itself will say
+
         def replay(*given):
-            for mine, t in zip(held, given, strict=True): mine.copy_(t)
+            for mine, t in zip(held, given, strict=True):
+                mine.copy_(t)
             graph.replay()
             return out.clone()
-        other = [inputs[0].flip(0), inputs[1]/2, *inputs[2:]]
+
+        other = [inputs[0].flip(0), inputs[1] / 2, *inputs[2:]]
         called = self.forward(*other)
         apart = torch.linalg.vector_norm(replay(*other) - called)
-        return replay if apart <= 1e-5*torch.linalg.vector_norm(called) else None
+        return replay if apart <= 1e-5 * torch.linalg.vector_norm(called) else None
+
 
 @contextlib.contextmanager
 def _no_waiting() -> Iterator[None]:
@@ -284,20 +357,22 @@ def _no_waiting() -> Iterator[None]:
     side.wait_stream(torch.cuda.current_stream())
     try:
         with warnings.catch_warnings(), torch.cuda.stream(side):
-            warnings.simplefilter('ignore') # the mode is a prototype
+            warnings.simplefilter('ignore')  # the mode is a prototype
             torch.cuda.set_sync_debug_mode('error')
             yield
     finally:
         torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream().wait_stream(side)
 
+
 @contextlib.contextmanager
 def replayed(
-    model: Callable, # a denoiser that does not train
+    model: Callable,  # a denoiser that does not train
 ) -> Iterator[None]:
     "Inside, the calls of a small network on a GPU are replayed; large ones wait for no launch."
     at = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     small = at is not None and at.is_cuda and sum(p.numel() for p in model.parameters()) < LARGE
     with left_as_found(model) if small else contextlib.nullcontext():
-        if small: model.forward = Replayed(model.forward)
+        if small:
+            model.forward = Replayed(model.forward)
         yield

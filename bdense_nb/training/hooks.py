@@ -28,17 +28,20 @@ __all__ = ['METRICS', 'INSTALL', 'Checkpoints', 'MetricsFile', 'progress', 'Prog
 # %% ../../nbs/training/04_hooks.ipynb #d260e50e
 class Checkpoints:
     "Resume a folder's run, and save it: every `checkpoint_every` iterations and at its end."
+
     def __init__(self):
-        self.newest = 0 # checkpoint: iterations done
+        self.newest = 0  # checkpoint: iterations done
 
     def start(self, state) -> None:
         "Go on from the newest checkpoint, if there is one."
         found = newest_checkpoint(state.folder)
-        if found: state.load(*found)
+        if found:
+            state.load(*found)
         self.newest = state.done
-        state.processes.wait() # all have read before anything is renamed
-        if not is_main(): return
-        for path in state.folder.glob(CHECKPOINTS): # what could not be read gets out of the way
+        state.processes.wait()  # all have read before anything is renamed
+        if not is_main():
+            return
+        for path in state.folder.glob(CHECKPOINTS):  # what could not be read gets out of the way
             if path > checkpoint_path(state.folder, state.done):
                 path.rename(path.with_name(path.name + '.damaged'))
         if state.done and state.best['step'] == state.done:
@@ -46,17 +49,20 @@ class Checkpoints:
 
     def after_iteration(self, state) -> None:
         "Save when it is time."
-        if state.saving: self.save(state)
+        if state.saving:
+            self.save(state)
 
     def end(self, state) -> None:
         "Save what a stopped run has done."
-        if state.stop and state.done > self.newest: self.save(state)
+        if state.stop and state.done > self.newest:
+            self.save(state)
 
     def save(self, state) -> None:
         "Write a checkpoint of this iteration."
         tensors, meta = state.contents()
         best = meta['best']['step'] == state.done
-        if is_main(): write_checkpoint(state.folder, tensors, meta, state.cfg.keep, best)
+        if is_main():
+            write_checkpoint(state.folder, tensors, meta, state.cfg.keep, best)
         self.newest = state.done
         state.tell('saved', checkpoint_path(state.folder, state.done))
 
@@ -64,36 +70,44 @@ class Checkpoints:
 #: file of a run's readings, one JSON object a line
 METRICS = 'metrics.jsonl'
 
+
 class MetricsFile:
     "A line of JSON in `metrics.jsonl` for every reading of the loss."
+
     def start(self, state) -> None:
         "Iterations after the checkpoint will be done again: their lines go."
-        if not is_main(): return
-        path = state.folder/METRICS
+        if not is_main():
+            return
+        path = state.folder / METRICS
         rows = []
         for line in path.read_text(errors='replace').splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError): # a line may be cut off
+            with contextlib.suppress(ValueError):  # a line may be cut off
                 rows.append(json.loads(line))
         rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get('step'), int)]
         if rows and not state.done:
-            warnings.warn(f'{state.folder} has metrics up to iteration {rows[-1]["step"]} but no '
-                          f'checkpoint: training starts from the beginning', stacklevel=6)
+            warnings.warn(
+                f'{state.folder} has metrics up to iteration {rows[-1]["step"]} but no '
+                f'checkpoint: training starts from the beginning',
+                stacklevel=6,
+            )
         rows = [row for row in rows if row['step'] <= state.done]
         with atomic_path(path) as tmp:
             tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
     def logged(self, state, row: dict) -> None:
         "Append a reading to the file."
-        if not is_main(): return
-        with open(state.folder/METRICS, 'a') as f: f.write(json.dumps(row) + '\n')
+        if not is_main():
+            return
+        with open(state.folder / METRICS, 'a') as f:
+            f.write(json.dumps(row) + '\n')
 
 # %% ../../nbs/training/04_hooks.ipynb #836eee62
 def progress(
-    total: int, # how many
-    label: str = '', # shown before the bar
-    start: int = 0, # where to begin
-    note: Callable[[], str] = lambda: '', # asked for a comment now and then
-    show: bool = True, # False: silent
+    total: int,  # how many
+    label: str = '',  # shown before the bar
+    start: int = 0,  # where to begin
+    note: Callable[[], str] = lambda: '',  # asked for a comment now and then
+    show: bool = True,  # False: silent
 ) -> Iterator[int]:
     "Count from `start` to `total` behind a bar; in a log, print a line every half minute."
     if not show:
@@ -111,16 +125,20 @@ def progress(
         now = time.monotonic()
         if i + 1 == total or now - last > 30:
             last = now
-            rate = (now - begin)/(i + 1 - start)
-            left = rate*(total - i - 1)
-            print(f'{label} {i + 1}/{total}  {now - begin:.0f} s, {left:.0f} s left  {note()}',
-                  flush=True)
+            rate = (now - begin) / (i + 1 - start)
+            left = rate * (total - i - 1)
+            print(
+                f'{label} {i + 1}/{total}  {now - begin:.0f} s, {left:.0f} s left  {note()}',
+                flush=True,
+            )
 
 # %% ../../nbs/training/04_hooks.ipynb #ba7c5287
 class ProgressBar:
     "How far a run is, with the last loss beside it."
-    def __init__(self,
-        label: str = 'train', # shown before the bar
+
+    def __init__(
+        self,
+        label: str = 'train',  # shown before the bar
     ):
         self.label = label
         self.bar = iter(())
@@ -138,12 +156,14 @@ class ProgressBar:
 # %% ../../nbs/training/04_hooks.ipynb #83ac57c3
 class LossGraph:
     "In a notebook, the loss so far as one picture that is drawn again every few seconds."
-    def __init__(self,
-        seconds: float = 3., # between two drawings, at least
+
+    def __init__(
+        self,
+        seconds: float = 3.0,  # between two drawings, at least
     ):
         self.seconds = seconds
         self.bar = None
-        self.last = 0.
+        self.last = 0.0
 
     def start(self, state) -> None:
         "Prepare the graph; outside a notebook there is none."
@@ -152,11 +172,13 @@ class LossGraph:
 
     def logged(self, state, row: dict) -> None:
         "Draw again, but not more often than asked."
-        if time.monotonic() - self.last >= self.seconds: self.draw(state.history)
+        if time.monotonic() - self.last >= self.seconds:
+            self.draw(state.history)
 
     def draw(self, history: list[dict]) -> None:
         "Draw the loss of all readings."
-        if self.bar is None or len(history) < 2: return
+        if self.bar is None or len(history) < 2:
+            return
         self.bar.names = ['loss']
         self.last = time.monotonic()
         line = [[h['step'] for h in history], [h['loss'] for h in history]]
@@ -167,17 +189,22 @@ class LossGraph:
         self.draw(state.history)
         if hasattr(self.bar, 'graph_fig'):
             import matplotlib.pyplot as plt
-            plt.close(self.bar.graph_fig) # the notebook would show it a second time
+
+            plt.close(self.bar.graph_fig)  # the notebook would show it a second time
 
 # %% ../../nbs/training/04_hooks.ipynb #57db151a
 def _check_folder(what: str, state) -> None:
-    if state.folder is None: raise ValueError(f'{what} writes files: it needs a run with a folder')
+    if state.folder is None:
+        raise ValueError(f'{what} writes files: it needs a run with a folder')
+
 
 class Every:
     "Call a function with the average, or the model, every few iterations: without gradients."
-    def __init__(self,
-        every: int, # iterations between two calls
-        call: Callable[[nn.Module, int], object], # model and iterations done
+
+    def __init__(
+        self,
+        every: int,  # iterations between two calls
+        call: Callable[[nn.Module, int], object],  # model and iterations done
     ):
         check_int('every', every, 1)
         self.every = every
@@ -185,19 +212,24 @@ class Every:
 
     def after_iteration(self, state) -> None:
         "Evaluate the model when it is time."
-        if state.done % self.every: return
-        with state.evaluated() as model: # where weights are sharded, all processes gather them
-            if is_main(): self.use(state, self.call(model, state.done))
+        if state.done % self.every:
+            return
+        with state.evaluated() as model:  # where weights are sharded, all processes gather them
+            if is_main():
+                self.use(state, self.call(model, state.done))
 
     def use(self, state, answer) -> None:
         "What to do with the function's answer: nothing."
 
+
 class SampleSheets(Every):
     "A picture of samples every few iterations, in the run's folder under `samples/`."
-    def __init__(self,
-        every: int, # iterations between two pictures
-        sample: Callable[[nn.Module], Tensor], # images [B, C, H, W] in [-1, 1], or points [B, 2]
-        columns: int = 8, # of images
+
+    def __init__(
+        self,
+        every: int,  # iterations between two pictures
+        sample: Callable[[nn.Module], Tensor],  # images [B, C, H, W] in [-1, 1], or points [B, 2]
+        columns: int = 8,  # of images
     ):
         super().__init__(every, lambda model, done: sample(model))
         self.columns = columns
@@ -209,24 +241,31 @@ class SampleSheets(Every):
     def use(self, state, answer: Tensor) -> None:
         "Write the samples as a picture."
         from torchvision.utils import save_image
+
         answer = answer.detach().float().cpu()
-        with atomic_path(state.folder/'samples'/f'{state.done:08d}.png') as tmp:
-            if answer.ndim != 4: self.scatter(answer, tmp)
-            else: save_image((answer.clamp(-1, 1) + 1)/2, tmp, 'png', nrow=self.columns)
+        with atomic_path(state.folder / 'samples' / f'{state.done:08d}.png') as tmp:
+            if answer.ndim != 4:
+                self.scatter(answer, tmp)
+            else:
+                save_image((answer.clamp(-1, 1) + 1) / 2, tmp, 'png', nrow=self.columns)
 
     def scatter(self, points: Tensor, path: Path) -> None:
         "Draw points by their first two coordinates."
         from matplotlib.figure import Figure
+
         figure = Figure(figsize=(3, 3))
         figure.subplots().scatter(*points.flatten(1)[:, :2].T, s=2)
         figure.savefig(path, format='png')
 
+
 class PairedError(Every):
     "The error against a reference every few iterations, as a row of the metrics."
-    def __init__(self,
-        every: int, # iterations between two measurements
-        error: Callable[[nn.Module], float], # for instance against the teacher's samples
-        name: str = 'paired_error', # of the number
+
+    def __init__(
+        self,
+        every: int,  # iterations between two measurements
+        error: Callable[[nn.Module], float],  # for instance against the teacher's samples
+        name: str = 'paired_error',  # of the number
     ):
         super().__init__(every, lambda model, done: float(error(model)))
         self.name = name
@@ -236,15 +275,19 @@ class PairedError(Every):
         state.tell('logged', {'step': state.done, self.name: answer})
 
 # %% ../../nbs/training/04_hooks.ipynb #87a5e1b5
-INSTALL = {'tensorboard': 'pip install "bdense-nb[tensorboard]"'} # others by their own names
+INSTALL = {'tensorboard': 'pip install "bdense-nb[tensorboard]"'}  # others by their own names
+
 
 class Trackers:
     "The metrics for TensorBoard, Weights & Biases or another library that Accelerate knows."
-    def __init__(self,
-        log_with: str | Sequence[str] = 'tensorboard', # or 'wandb', ...: Accelerate's names
-        name: str = 'bdense-nb', # the project's, where the library asks for one
+
+    def __init__(
+        self,
+        log_with: str | Sequence[str] = 'tensorboard',  # or 'wandb', ...: Accelerate's names
+        name: str = 'bdense-nb',  # the project's, where the library asks for one
     ):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
         self.log_with = (log_with,) if isinstance(log_with, str) else tuple(log_with)
         self.name = name
         self.trackers = []
@@ -257,32 +300,41 @@ class Trackers:
     def start(self, state) -> None:
         "Open each library's tracker."
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
         for library in self.log_with if is_main() else ():
             kind = LOGGER_TYPE_TO_CLASS[library]
-            if kind.requires_logging_directory: _check_folder(f'log_with={library!r}', state)
-            if not kind.requires_logging_directory: tracker = kind(self.name)
-            elif library == 'tensorboard': # what a killed run wrote after its last checkpoint goes
+            if kind.requires_logging_directory:
+                _check_folder(f'log_with={library!r}', state)
+            if not kind.requires_logging_directory:
+                tracker = kind(self.name)
+            elif library == 'tensorboard':  # what a killed run wrote after its last checkpoint goes
                 tracker = kind('tensorboard', state.folder, purge_step=state.done)
-            else: tracker = kind(self.name, logging_dir=state.folder)
-            if hasattr(tracker, 'start'): tracker.start() # older versions start by themselves
+            else:
+                tracker = kind(self.name, logging_dir=state.folder)
+            if hasattr(tracker, 'start'):
+                tracker.start()  # older versions start by themselves
             self.trackers.append(tracker)
 
     def logged(self, state, row: dict) -> None:
         "Send a reading to all of them."
         values = {k: v for k, v in row.items() if k != 'step' and v is not None}
-        for tracker in self.trackers: tracker.log(values, step=row['step'])
+        for tracker in self.trackers:
+            tracker.log(values, step=row['step'])
 
     def end(self, state) -> None:
         "Close them."
-        for tracker in self.trackers: tracker.finish()
+        for tracker in self.trackers:
+            tracker.finish()
         self.trackers = []
 
 # %% ../../nbs/training/04_hooks.ipynb #240eb7d5
 class Profiler:
     "A trace of a few iterations in the run's folder: open `trace.json` in ui.perfetto.dev."
-    def __init__(self,
-        skip: int = 2, # iterations before it, which are slower than the rest
-        iterations: int = 3, # to be traced
+
+    def __init__(
+        self,
+        skip: int = 2,  # iterations before it, which are slower than the rest
+        iterations: int = 3,  # to be traced
     ):
         self.skip = skip
         self.iterations = iterations
@@ -291,24 +343,31 @@ class Profiler:
     def start(self, state) -> None:
         "Begin to record; a run without a folder is refused."
         _check_folder('Profiler', state)
-        if not is_main(): return
+        if not is_main():
+            return
+
         def export(profile):
-            with atomic_path(state.folder/'trace.json') as tmp:
+            with atomic_path(state.folder / 'trace.json') as tmp:
                 profile.export_chrome_trace(str(tmp))
+
         warmup = min(self.skip, 1)
-        schedule = torch.profiler.schedule(skip_first=self.skip - warmup, wait=0, warmup=warmup,
-                                           active=self.iterations, repeat=1)
+        schedule = torch.profiler.schedule(
+            skip_first=self.skip - warmup, wait=0, warmup=warmup, active=self.iterations, repeat=1
+        )
         kinds = torch.profiler.ProfilerActivity
         kinds = [kinds.CPU, kinds.CUDA] if state.device.type == 'cuda' else [kinds.CPU]
-        self.profile = torch.profiler.profile(activities=kinds, schedule=schedule,
-                                              on_trace_ready=export)
+        self.profile = torch.profiler.profile(
+            activities=kinds, schedule=schedule, on_trace_ready=export
+        )
         self.profile.start()
 
     def after_iteration(self, state) -> None:
         "Count an iteration."
-        if self.profile is not None: self.profile.step()
+        if self.profile is not None:
+            self.profile.step()
 
     def end(self, state) -> None:
         "Stop, and let the file be written."
-        if self.profile is not None: self.profile.stop()
+        if self.profile is not None:
+            self.profile.stop()
         self.profile = None

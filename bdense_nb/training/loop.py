@@ -40,21 +40,27 @@ __all__ = ['StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
 def lr_factor(
     cfg: TrainConfig,
-    i: int, # iteration, from 0
-) -> float: # what `cfg.lr` is multiplied by in iteration i
+    i: int,  # iteration, from 0
+) -> float:  # what `cfg.lr` is multiplied by in iteration i
     "Linear warm-up, then the schedule over what is left."
-    if i < cfg.warmup: return (i + 1)/(cfg.warmup + 1)
-    done = (i - cfg.warmup)/max(cfg.steps - cfg.warmup, 1)
-    if cfg.schedule == 'cosine': return .5*(1 + math.cos(math.pi*min(done, 1.)))
-    if cfg.schedule == 'linear': return max(1 - done, 0.)
-    if cfg.schedule == 'drop': return .1 if i - 1 >= cfg.steps/2 else 1.
-    return 1.
+    if i < cfg.warmup:
+        return (i + 1) / (cfg.warmup + 1)
+    done = (i - cfg.warmup) / max(cfg.steps - cfg.warmup, 1)
+    if cfg.schedule == 'cosine':
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if cfg.schedule == 'linear':
+        return max(1 - done, 0.0)
+    if cfg.schedule == 'drop':
+        return 0.1 if i - 1 >= cfg.steps / 2 else 1.0
+    return 1.0
 
 # %% ../../nbs/training/05_loop.ipynb #dd753621
 class Updates:
     "Adam: gradients become an update of the weights, or are left out."
-    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware,
-                 processes: Processes):
+
+    def __init__(
+        self, model: nn.Module, cfg: TrainConfig, hardware: Hardware, processes: Processes
+    ):
         self.cfg = cfg
         self.processes = processes
         self.params = dict(model.named_parameters())
@@ -62,42 +68,52 @@ class Updates:
         self.adam = torch.optim.Adam(list(self.params.values()), cfg.lr, cfg.betas, fused=fused)
         half = hardware.precision == 'fp16'
         self.scaler = torch.amp.GradScaler(processes.device.type) if half else None
-        self.losses = [] # (iteration, loss) of the updates since the last reading
-        self.skipped = 0 # updates left out since then
-        self.norm = None # of the last gradient that was measured
+        self.losses = []  # (iteration, loss) of the updates since the last reading
+        self.skipped = 0  # updates left out since then
+        self.norm = None  # of the last gradient that was measured
 
     def backward(self, loss: Tensor) -> None:
         "Gradients of a loss, scaled where the precision needs it."
         if not loss.requires_grad:
-            raise ValueError('this loss has no gradient: does the forward of the network run under '
-                             'torch.no_grad, or detach its answer?')
+            raise ValueError(
+                'this loss has no gradient: does the forward of the network run under '
+                'torch.no_grad, or detach its answer?'
+            )
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def update(self, loss: Tensor, i: int) -> None:
         "Clip, and take one step of Adam, or leave it out."
         cfg = self.cfg
-        for group in self.adam.param_groups: group['lr'] = cfg.lr*lr_factor(cfg, i)
-        if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0: # it is asked for
-            if self.scaler is not None: self.scaler.unscale_(self.adam)
+        for group in self.adam.param_groups:
+            group['lr'] = cfg.lr * lr_factor(cfg, i)
+        if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0:  # it is asked for
+            if self.scaler is not None:
+                self.scaler.unscale_(self.adam)
             norm = clip_grad_norm_(list(self.params.values()), cfg.clip_grad or math.inf)
             self.norm = full_tensor(norm)
         good = True
         if cfg.on_nan == 'skip':
-            loss = self.processes.mean(loss) # all processes must agree
+            loss = self.processes.mean(loss)  # all processes must agree
             good = math.isfinite(loss) and math.isfinite(self.norm)
-        if self.scaler is not None: # it leaves bad steps out by itself, and learns from them
+        if self.scaler is not None:  # it leaves bad steps out by itself, and learns from them
             self.scaler.step(self.adam)
             self.scaler.update()
-        elif good: self.adam.step()
-        if good: self.losses.append((i, loss))
-        else: self.skipped += 1
+        elif good:
+            self.adam.step()
+        if good:
+            self.losses.append((i, loss))
+        else:
+            self.skipped += 1
 
     def state_dict(self) -> dict[str, Tensor]:
         "Adam's moments and step counts by the names of the parameters."
         names = list(self.params)
         state = self.adam.state_dict()['state']
-        return {f'{names[i]}.{k}': torch.as_tensor(v)
-                for i, moments in state.items() for k, v in moments.items()}
+        return {
+            f'{names[i]}.{k}': torch.as_tensor(v)
+            for i, moments in state.items()
+            for k, v in moments.items()
+        }
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         "The way back; older checkpoints have a parameter's number in place of its name."
@@ -107,10 +123,11 @@ class Updates:
         params = list(self.params.values())
         for key, value in tensors.items():
             name, _, k = key.rpartition('.')
-            if name not in number: raise ValueError(f'the optimiser has no parameter {name}')
+            if name not in number:
+                raise ValueError(f'the optimiser has no parameter {name}')
             like = params[number[name]]
             value = shard_like(value, like)
-            if value.shape == like.shape and is_whole(like): # fused Adam wants moments as weights
+            if value.shape == like.shape and is_whole(like):  # fused Adam wants moments as weights
                 value = torch.empty_like(like).copy_(value)
             state['state'].setdefault(number[name], {})[k] = value
         self.adam.load_state_dict(state)
@@ -118,53 +135,61 @@ class Updates:
 # %% ../../nbs/training/05_loop.ipynb #311ad9da
 class Interrupts:
     "While it is entered, a first Ctrl-C or SIGTERM is only noted; a second one acts at once."
+
     def __init__(self):
-        self.asked = 0 # the number of the signal
-        self.before = {} # handlers
-        self.depth = 0 # how often it is entered
+        self.asked = 0  # the number of the signal
+        self.before = {}  # handlers
+        self.depth = 0  # how often it is entered
 
     def __enter__(self) -> Interrupts:
         self.depth += 1
-        if self.depth > 1 or threading.current_thread() is not threading.main_thread(): return self
+        if self.depth > 1 or threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             old = signal.getsignal(number)
             default = old is signal.SIG_DFL and number == signal.SIGTERM
-            if callable(old) or default: # not where it is ignored
+            if callable(old) or default:  # not where it is ignored
                 self.before[number] = old
                 signal.signal(number, self.note)
         return self
 
     def note(self, number: int, frame) -> None:
         "The first signal asks for a stop; the second acts as it did before."
-        if not self.asked: self.asked = number
-        elif callable(self.before[number]): self.before[number](number, frame)
+        if not self.asked:
+            self.asked = number
+        elif callable(self.before[number]):
+            self.before[number](number, frame)
         else:
             signal.signal(number, self.before[number])
             signal.raise_signal(number)
 
     def __exit__(self, *error) -> None:
         self.depth -= 1
-        while self.before and not self.depth: signal.signal(*self.before.popitem())
+        while self.before and not self.depth:
+            signal.signal(*self.before.popitem())
 
     def act(self, message: str) -> None:
         "Do now what the signal asked for."
-        if self.asked == signal.SIGINT: raise KeyboardInterrupt(message)
-        if not self.asked: return
+        if self.asked == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        if not self.asked:
+            return
         print(message, file=sys.stderr, flush=True)
         signal.raise_signal(self.asked)
-        raise SystemExit(128 + self.asked) # where a handler of the caller's returned
+        raise SystemExit(128 + self.asked)  # where a handler of the caller's returned
 
 # %% ../../nbs/training/05_loop.ipynb #c058d392
 class Meter:
     "Speed, waiting, memory and arithmetic of the iterations between two readings of the loss."
+
     def __init__(self, device: torch.device, peak_tflops: float | None):
         self.device = device
         self.peak_tflops = peak_tflops
-        self.flops = None # of an iteration
+        self.flops = None  # of an iteration
         self.iterations = 0
-        self.seconds = 0. # in them
-        self.waited = 0. # of these, before the step function first called the model
-        self.since = None # when a step function was asked for a loss
+        self.seconds = 0.0  # in them
+        self.waited = 0.0  # of these, before the step function first called the model
+        self.since = None  # when a step function was asked for a loss
 
     def asked(self) -> None:
         "A step function was asked for a loss."
@@ -172,7 +197,8 @@ class Meter:
 
     def called(self, module, args) -> None:
         "Hook of the model: the step function has its data."
-        if self.since is not None: self.waited += time.perf_counter() - self.since
+        if self.since is not None:
+            self.waited += time.perf_counter() - self.since
         self.since = None
 
     @contextlib.contextmanager
@@ -195,29 +221,36 @@ class Meter:
             yield
             return
         from torch.utils.flop_counter import FlopCounterMode
-        with FlopCounterMode(display=False) as counter: yield
+
+        with FlopCounterMode(display=False) as counter:
+            yield
         self.flops = counter.get_total_flops()
 
     def read(self) -> dict:
         "The numbers since the last reading."
-        rate = self.iterations/self.seconds
+        rate = self.iterations / self.seconds
         peak = peak_bytes(self.device)
-        out = dict(iterations_per_second=rate, waiting=self.waited/self.seconds,
-                   peak_memory_mb=peak and peak/1e6)
+        out = dict(
+            iterations_per_second=rate,
+            waiting=self.waited / self.seconds,
+            peak_memory_mb=peak and peak / 1e6,
+        )
         if self.flops:
-            tflops = self.flops*rate/1e12
-            out |= dict(tflops=tflops, utilisation=tflops/self.peak_tflops)
+            tflops = self.flops * rate / 1e12
+            out |= dict(tflops=tflops, utilisation=tflops / self.peak_tflops)
         self.iterations = 0
-        self.seconds = 0.
-        self.waited = 0.
+        self.seconds = 0.0
+        self.waited = 0.0
         return out
 
 # %% ../../nbs/training/05_loop.ipynb #2ae3fd58
 #: (model, iteration) -> losses, each followed by an update
 StepFunction = Callable[[nn.Module, int], Iterator[Tensor]]
 
+
 class MicroBatches:
     "Runs a step function for every micro-batch in turn: losses and gradients are their means."
+
     def __init__(self, model: nn.Module, updates: Updates, meter: Meter, hardware: Hardware):
         self.model = model
         self.updates = updates
@@ -225,12 +258,12 @@ class MicroBatches:
         self.processes = updates.processes
         self.compile = hardware.compile
         self.accumulate = hardware.accumulate
-        self.averages = self.processes.world > 1 and not hardware.shard # FSDP averages by itself
-        self.first = True # the first iteration shows which parameters a step function leaves out
+        self.averages = self.processes.world > 1 and not hardware.shard  # FSDP averages by itself
+        self.first = True  # the first iteration shows which parameters a step function leaves out
         self.unused = set()
-        self.local = False # has the step function asked for its part of the batch?
-        self.eager = model # what the step function calls: the model or its wrapper
-        self.ready = model # the same, compiled if that is wanted
+        self.local = False  # has the step function asked for its part of the batch?
+        self.eager = model  # what the step function calls: the model or its wrapper
+        self.ready = model  # the same, compiled if that is wanted
         self.hook = None
         self.wrap()
 
@@ -239,8 +272,10 @@ class MicroBatches:
         if self.averages:
             self.eager = Averaged(self.model, self.processes.device, bool(self.unused))
         self.ready = torch.compile(self.eager, dynamic=False) if self.compile else self.eager
-        if self.compile: self.ready.register_forward_pre_hook(numbers_as_tensors)
-        if self.hook is not None: self.hook.remove()
+        if self.compile:
+            self.ready.register_forward_pre_hook(numbers_as_tensors)
+        if self.hook is not None:
+            self.hook.remove()
         self.hook = self.ready.register_forward_pre_hook(self.meter.called)
 
     def iterate(self, step: StepFunction, model: nn.Module, i: int) -> None:
@@ -251,8 +286,10 @@ class MicroBatches:
         while (loss := self.backward(generators)) is not None:
             self.updates.update(loss, i)
             updates += 1
-        if not updates: raise ValueError(f'the step function yielded no loss in iteration {i}')
-        if self.averages and self.first and self.unused: self.wrap()
+        if not updates:
+            raise ValueError(f'the step function yielded no loss in iteration {i}')
+        if self.averages and self.first and self.unused:
+            self.wrap()
         self.first = False
 
     def backward(self, generators: list[Iterator[Tensor]]) -> Tensor | None:
@@ -260,22 +297,27 @@ class MicroBatches:
         n = len(generators)
         losses = []
         for j, generator in enumerate(generators):
-            waits = self.averages and (self.first or j < n - 1) # processes exchange gradients once
+            waits = self.averages and (self.first or j < n - 1)  # processes exchange gradients once
             with self.eager.no_sync() if waits else contextlib.nullcontext():
-                if (loss := self.ask(generator, j)) is None: continue
-                if not losses: self.updates.adam.zero_grad(set_to_none=True)
-                self.updates.backward(loss/n if n > 1 else loss)
+                if (loss := self.ask(generator, j)) is None:
+                    continue
+                if not losses:
+                    self.updates.adam.zero_grad(set_to_none=True)
+                self.updates.backward(loss / n if n > 1 else loss)
                 losses.append(loss.detach())
         if len(losses) not in (0, n):
-            raise ValueError(f'the step function must yield equally often for every micro-batch, '
-                             f'got {len(losses)} losses from {n}')
-        if losses: self.check(self.processes.world*n)
+            raise ValueError(
+                f'the step function must yield equally often for every micro-batch, '
+                f'got {len(losses)} losses from {n}'
+            )
+        if losses:
+            self.check(self.processes.world * n)
         return torch.stack(losses).mean() if n > 1 and losses else losses[0] if losses else None
 
     def ask(self, generator: Iterator[Tensor], j: int) -> Tensor | None:
         "The next loss of micro-batch j; None at its end."
-        index = self.processes.rank*self.accumulate + j
-        with as_part(index, self.processes.world*self.accumulate) as part:
+        index = self.processes.rank * self.accumulate + j
+        with as_part(index, self.processes.world * self.accumulate) as part:
             self.meter.asked()
             loss = next(generator, None)
         self.local |= part.asked
@@ -284,39 +326,53 @@ class MicroBatches:
     def check(self, parts: int) -> None:
         "Are these gradients of one batch cut into parts, and have the processes exchanged them?"
         if parts > 1 and not self.local:
-            raise ValueError(f'the step function took the whole batch {parts} times: it must cut '
-                             f'its part out with share()')
-        if not self.averages: return
+            raise ValueError(
+                f'the step function took the whole batch {parts} times: it must cut '
+                f'its part out with share()'
+            )
+        if not self.averages:
+            return
         params = self.updates.params
-        if self.first: average_gradients(list(params.values()), self.processes)
+        if self.first:
+            average_gradients(list(params.values()), self.processes)
         unused = {name for name, p in params.items() if p.requires_grad and p.grad is None}
-        if self.first: self.unused |= unused
+        if self.first:
+            self.unused |= unused
         elif unused and not self.unused:
-            raise ValueError(f'this iteration leaves {min(unused)} without a gradient, though the '
-                             f'first one used every parameter: let every loss use it (with '
-                             f'weight 0), or run one process')
+            raise ValueError(
+                f'this iteration leaves {min(unused)} without a gradient, though the '
+                f'first one used every parameter: let every loss use it (with '
+                f'weight 0), or run one process'
+            )
 
 # %% ../../nbs/training/05_loop.ipynb #63a95fe0
 class State:
     "A run between two iterations: what `training` yields, and what hooks are given."
-    def __init__(self, model: nn.Module, cfg: TrainConfig, hardware: Hardware,
-                 folder: Path | None, hooks: Sequence):
-        self.model = model # trained in place
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: TrainConfig,
+        hardware: Hardware,
+        folder: Path | None,
+        hooks: Sequence,
+    ):
+        self.model = model  # trained in place
         self.cfg = cfg
         self.hardware = hardware
         self.folder = folder
         self.hooks = hooks
-        self.done = 0 # iterations
-        self.history = [] # loss and learning rate at every reading
+        self.done = 0  # iterations
+        self.history = []  # loss and learning rate at every reading
         self.best = dict(step=0, loss=math.inf)
-        self.seconds = 0. # in iterations and hooks, resumed parts included
-        self.since = 0. # when these seconds were counted
-        self.stop = False # set it, and the run is saved and ends
+        self.seconds = 0.0  # in iterations and hooks, resumed parts included
+        self.since = 0.0  # when these seconds were counted
+        self.stop = False  # set it, and the run is saved and ends
         self.interrupts = Interrupts()
         self.processes = Processes(next(model.parameters()).device)
         self.device = self.processes.device
-        self.ema = None # the moving average, an AveragedModel
-        self.plain = None # with shard: a copy in one place, for gathered weights
+        self.ema = None  # the moving average, an AveragedModel
+        self.plain = None  # with shard: a copy in one place, for gathered weights
         self.prepare()
         self.meter = Meter(self.device, hardware.peak_tflops)
         self.updates = Updates(model, cfg, hardware, self.processes)
@@ -326,22 +382,29 @@ class State:
         "From the inside out: device, memory format, average, recomputation, precision, shards."
         hardware = self.hardware
         if hardware.shard and self.processes.world == 1:
-            raise ValueError('shard=True needs several processes, and this is the only one: start '
-                             'it with accelerate launch')
-        if self.processes.world > 1: self.model.to(self.device)
-        last = hardware.channels_last and self.device.type != 'cuda' # there it stays as it is
+            raise ValueError(
+                'shard=True needs several processes, and this is the only one: start '
+                'it with accelerate launch'
+            )
+        if self.processes.world > 1:
+            self.model.to(self.device)
+        last = hardware.channels_last and self.device.type != 'cuda'  # there it stays as it is
         if hardware.shard or last:
             set_memory_format(self.model, channels_last=not hardware.shard)
         if self.cfg.ema:
             self.ema = AveragedModel(nn.Identity())
-            self.ema.module = lean_copy(self.model) # what is frozen is its own average
-        if hardware.shard: self.plain = copied(self.model).cpu()
-        if hardware.recompute: recompute_blocks(self.model)
+            self.ema.module = lean_copy(self.model)  # what is frozen is its own average
+        if hardware.shard:
+            self.plain = copied(self.model).cpu()
+        if hardware.recompute:
+            recompute_blocks(self.model)
         self.precision = chosen_precision(hardware.precision, self.model, self.device)
         set_precision(self.model, self.precision, self.device)
-        if not hardware.shard: return
+        if not hardware.shard:
+            return
         shard_model(self.model)
-        if self.ema is not None: shard_model(self.ema.module)
+        if self.ema is not None:
+            shard_model(self.ema.module)
 
     @property
     def saving(self) -> bool:
@@ -356,9 +419,12 @@ class State:
         matmul = torch.get_float32_matmul_precision()
         gpus = [self.device] if self.device.type == 'cuda' else []
         with self.interrupts, torch.random.fork_rng(gpus):
-            if self.hardware.tf32 and gpus: torch.set_float32_matmul_precision('high')
-            try: yield
-            finally: torch.set_float32_matmul_precision(matmul)
+            if self.hardware.tf32 and gpus:
+                torch.set_float32_matmul_precision('high')
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(matmul)
         self.tick()
 
     def tick(self) -> None:
@@ -369,7 +435,7 @@ class State:
 
     def iterate(self, step: StepFunction) -> None:
         "One iteration; where memory does not suffice, once more in smaller pieces."
-        seed = self.cfg.seed*1_000_003 + self.done + self.processes.rank*0x9E3779B1
+        seed = self.cfg.seed * 1_000_003 + self.done + self.processes.rank * 0x9E3779B1
         while True:
             dropout = torch.default_generator if self.device.type == 'cpu' else torch
             dropout.manual_seed(seed)
@@ -378,11 +444,14 @@ class State:
                 with self.meter.timing(1), self.meter.counting():
                     self.batches.iterate(step, model, self.done)
                 break
-            except torch.cuda.OutOfMemoryError as e: self.out_of_memory(e)
+            except torch.cuda.OutOfMemoryError as e:
+                self.out_of_memory(e)
             self.updates.adam.zero_grad(set_to_none=True)
             # only here, outside of `except`, is the memory free
-            if torch.cuda.is_available(): torch.cuda.empty_cache()
-        if self.ema is not None: self.average()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if self.ema is not None:
+            self.average()
         self.done += 1
         self.agree()
 
@@ -391,30 +460,37 @@ class State:
         "What `AveragedModel.update_parameters` does, which would wait for a GPU."
         pairs = zip(self.ema.module.parameters(), self.model.parameters())
         average, weights = zip(*((a, p.detach()) for a, p in pairs if p.requires_grad))
-        if self.done: get_ema_multi_avg_fn(self.cfg.ema)(list(average), list(weights), None)
+        if self.done:
+            get_ema_multi_avg_fn(self.cfg.ema)(list(average), list(weights), None)
         else:
-            for a, w in zip(average, weights): a.copy_(w)
-        for a, b in zip(self.ema.module.buffers(), self.model.buffers()): a.copy_(b)
+            for a, w in zip(average, weights):
+                a.copy_(w)
+        for a, b in zip(self.ema.module.buffers(), self.model.buffers()):
+            a.copy_(b)
         self.ema.n_averaged += 1
 
     def out_of_memory(self, error: Exception) -> None:
         "Halve the micro-batch if that is wanted, or say what to do."
-        n = 2*self.batches.accumulate
+        n = 2 * self.batches.accumulate
         if self.hardware.on_oom == 'stop' or self.processes.world > 1:
             raise torch.cuda.OutOfMemoryError(
                 f'iteration {self.done} needs more memory than the device has; use '
-                f'hardware=Hardware(accumulate={n}) (on_oom=\'halve\' does it by itself on one '
-                f'device), Hardware(recompute=True) or Hardware(precision=\'bf16\'). First '
+                f"hardware=Hardware(accumulate={n}) (on_oom='halve' does it by itself on one "
+                f"device), Hardware(recompute=True) or Hardware(precision='bf16'). First "
                 f'message: {error}'
             ) from error
-        warnings.warn(f'out of memory in iteration {self.done}; going on with {n} micro-batches '
-                      f'(hardware=Hardware(accumulate={n}))', stacklevel=2)
+        warnings.warn(
+            f'out of memory in iteration {self.done}; going on with {n} micro-batches '
+            f'(hardware=Hardware(accumulate={n}))',
+            stacklevel=2,
+        )
         self.batches.accumulate = n
         self.batches.local = False
 
     def agree(self) -> None:
         "Has any process been asked to stop? They tell each other only where they meet anyway."
-        if self.processes.world > 1 and self.done % self.cfg.log_every: return
+        if self.processes.world > 1 and self.done % self.cfg.log_every:
+            return
         self.interrupts.asked = int(self.processes.largest(self.interrupts.asked))
         self.stop = bool(self.processes.largest(self.stop or self.interrupts.asked > 0))
 
@@ -425,12 +501,18 @@ class State:
             losses = [loss for _, loss in updates.losses]
             values = self.processes.mean(torch.stack(losses).float()).tolist() if losses else []
         for (i, _), value in zip(updates.losses, values):
-            if not math.isfinite(value): self.refuse(f'the loss of iteration {i} became {value}')
+            if not math.isfinite(value):
+                self.refuse(f'the loss of iteration {i} became {value}')
         if not values:
             since = self.done - self.meter.iterations
             self.refuse(f'every update since iteration {since} had to be skipped')
-        self.history.append(dict(step=self.done, loss=statistics.fmean(values),
-                                 lr=self.cfg.lr*lr_factor(self.cfg, self.done - 1)))
+        self.history.append(
+            dict(
+                step=self.done,
+                loss=statistics.fmean(values),
+                lr=self.cfg.lr * lr_factor(self.cfg, self.done - 1),
+            )
+        )
         norm = updates.norm
         norm = float(norm) if norm is not None and math.isfinite(norm) else None
         row = self.history[-1] | self.meter.read() | dict(skipped=updates.skipped, grad_norm=norm)
@@ -445,58 +527,77 @@ class State:
         broken = next((k for k, v in params if not full_tensor(v).isfinite().all()), None)
         where = f' (by now {broken} is no longer finite)' if broken else ''
         back = f'. The last good checkpoint is {kept[-1]}' if kept else ''
-        raise FloatingPointError(f"{what}{where}; lower lr, clip gradients (clip_grad), or set "
-                                 f"on_nan='skip'{back}")
+        raise FloatingPointError(
+            f"{what}{where}; lower lr, clip gradients (clip_grad), or set on_nan='skip'{back}"
+        )
 
     def tell(self, event: str, *args) -> None:
         "Call a method of all hooks that have it."
         for hook in self.hooks:
-            if hasattr(hook, event): getattr(hook, event)(self, *args)
+            if hasattr(hook, event):
+                getattr(hook, event)(self, *args)
 
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
         "The average, or the model if there is none: in evaluation mode, without gradients."
         model = self.in_one_place(self.model if self.ema is None else self.ema.module)
-        with undisturbed(model): yield model
+        with undisturbed(model):
+            yield model
 
     def in_one_place(self, model: nn.Module) -> nn.Module:
         "A model itself, or a copy gathered from all processes."
-        if self.plain is None: return model
+        if self.plain is None:
+            return model
         fresh = copied(self.plain)
         fresh.load_state_dict({k: full_tensor(v) for k, v in model.state_dict().items()})
         return fresh.to(self.device)
 
     @cached_property
-    def frozen(self) -> dict[str, str]: # name -> digest
+    def frozen(self) -> dict[str, str]:  # name -> digest
         "What is not trained, so that checkpoints leave it out: a run that goes on must have it."
-        return {k: fingerprint(full_tensor(p)) for k, p in self.model.named_parameters()
-                if not p.requires_grad}
+        return {
+            k: fingerprint(full_tensor(p))
+            for k, p in self.model.named_parameters()
+            if not p.requires_grad
+        }
 
-    def contents(self) -> tuple[dict[str, Tensor], dict]: # tensors, and what describes them
+    def contents(self) -> tuple[dict[str, Tensor], dict]:  # tensors, and what describes them
         "A checkpoint: weights, their average, Adam's moments, and all that is needed to go on."
-        if self.updates.losses or self.updates.skipped: self.report()
+        if self.updates.losses or self.updates.skipped:
+            self.report()
         tensors = {}
         left = {f'{part}.{k}' for k in self.frozen for part in ('model', 'ema.module')}
         for name, part in (('model', self.model), ('optim', self.updates), ('ema', self.ema)):
-            if part is None: continue
-            tensors |= {f'{name}.{k}': full_tensor(v) for k, v in part.state_dict().items()
-                        if f'{name}.{k}' not in left}
-        for name, t in tensors.items(): # a finite loss can still have had an infinite gradient
+            if part is None:
+                continue
+            tensors |= {
+                f'{name}.{k}': full_tensor(v)
+                for k, v in part.state_dict().items()
+                if f'{name}.{k}' not in left
+            }
+        for name, t in tensors.items():  # a finite loss can still have had an infinite gradient
             if t.is_floating_point() and not t.isfinite().all():
                 self.refuse(f'{name} is no longer finite at iteration {self.done}')
         now = dict(step=self.done, loss=self.history[-1]['loss'])
-        if now['loss'] < self.best['loss']: self.best = now
+        if now['loss'] < self.best['loss']:
+            self.best = now
         self.tick()
         scaler = None if self.updates.scaler is None else self.updates.scaler.state_dict()
-        return tensors, dict(done=self.done, history=self.history, seconds=self.seconds,
-                             best=self.best, config=asdict(self.cfg), scaler=scaler,
-                             frozen=self.frozen)
+        return tensors, dict(
+            done=self.done,
+            history=self.history,
+            seconds=self.seconds,
+            best=self.best,
+            config=asdict(self.cfg),
+            scaler=scaler,
+            frozen=self.frozen,
+        )
 
     def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
         "Go back to a checkpoint, if it is one of this run."
         _check_same(checkpoint_path(self.folder, meta['done']), meta['config'], self.cfg)
         part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-        left = meta.get('frozen', {}) # of older checkpoints nothing
+        left = meta.get('frozen', {})  # of older checkpoints nothing
         with reworded(lambda e: f'{self.folder} holds a run of another model: {e}', ValueError):
             _check_frozen(left, self.frozen if left else {})
             _load_weights(part('model.'), self.model, left)
@@ -504,38 +605,48 @@ class State:
                 _load_weights(part('ema.'), self.ema, [f'module.{k}' for k in left])
             self.updates.load_state_dict(part('optim.'))
         scaler = self.updates.scaler
-        if scaler is not None and meta['scaler']: scaler.load_state_dict(meta['scaler'])
+        if scaler is not None and meta['scaler']:
+            scaler.load_state_dict(meta['scaler'])
         self.done = meta['done']
         self.history = meta['history']
         self.seconds = meta['seconds']
         self.best = meta['best']
 
 # %% ../../nbs/training/05_loop.ipynb #c2145088
-MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware))) # of older checkpoints
+MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware)))  # of older checkpoints
+
 
 def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
     "Refuse to go on with another configuration."
     known = [f.name for f in fields(TrainConfig)]
     if new := [k for k in theirs if k not in known and k not in MOVED]:
-        raise ValueError(f'{path} was written by a newer version of bdense-nb: its configuration '
-                         f'has {", ".join(new)}, which this version does not know; update '
-                         f'bdense-nb, or use another folder')
+        raise ValueError(
+            f'{path} was written by a newer version of bdense-nb: its configuration '
+            f'has {", ".join(new)}, which this version does not know; update '
+            f'bdense-nb, or use another folder'
+        )
     defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
     longer = cfg.steps > theirs['steps']
     free = ('on_nan', *MOVED, *(('steps',) if longer and cfg.schedule == 'constant' else ()))
     why = ''
     if longer and cfg.schedule != 'constant':
-        why = (f"; with schedule={cfg.schedule!r} every learning rate depends on steps, so only a "
-               "run with schedule='constant' can be lengthened")
+        why = (
+            f'; with schedule={cfg.schedule!r} every learning rate depends on steps, so only a '
+            "run with schedule='constant' can be lengthened"
+        )
     refuse_other(path.parent, same_run(theirs, asdict(cfg), defaults, free), why)
 
-def _check_frozen(theirs: dict[str, str], mine: dict[str, str]) -> None: # digests by name
+
+def _check_frozen(theirs: dict[str, str], mine: dict[str, str]) -> None:  # digests by name
     "Refuse weights that are not those that a checkpoint was written beside."
     differ = [k for k, digest in theirs.items() if mine.get(k) != digest]
     if differ:
-        raise ValueError(f'{len(differ)} weights that were frozen, and so are not stored there, '
-                         f'are others here or trained, such as {differ[0]}: start from the same '
-                         'network, with the same weights frozen')
+        raise ValueError(
+            f'{len(differ)} weights that were frozen, and so are not stored there, '
+            f'are others here or trained, such as {differ[0]}: start from the same '
+            'network, with the same weights frozen'
+        )
+
 
 def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[str] = ()) -> None:
     """Put stored numbers into a model; other names, shapes or types are those of another one.
@@ -544,27 +655,42 @@ def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[s
     kind = lambda t: f'{str(t.dtype).removeprefix("torch.")} {list(t.shape)}'
     differ = [f'{k} is missing there' for k in mine if k not in tensors]
     differ += [f'{k} is only there' for k in tensors if k not in mine]
-    differ += [f'{k} is {kind(tensors[k])} there and {kind(t)} here' for k, t in mine.items()
-               if k in tensors and kind(tensors[k]) != kind(t)]
+    differ += [
+        f'{k} is {kind(tensors[k])} there and {kind(t)} here'
+        for k, t in mine.items()
+        if k in tensors and kind(tensors[k]) != kind(t)
+    ]
     # what is frozen may be shared with the caller's networks: it is compared, not written
-    frozen = {k for k, p in model.named_parameters()
-              if not p.requires_grad and is_whole(p) and k in mine}
+    frozen = {
+        k for k, p in model.named_parameters() if not p.requires_grad and is_whole(p) and k in mine
+    }
     if not differ:
-        differ = [f'{k} is frozen here and has other numbers there' for k in frozen
-                  if not torch.equal(tensors[k].to(mine[k].device), mine[k])]
+        differ = [
+            f'{k} is frozen here and has other numbers there'
+            for k in frozen
+            if not torch.equal(tensors[k].to(mine[k].device), mine[k])
+        ]
     if differ:
         more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
         raise ValueError('; '.join(differ[:3]) + more)
-    model.load_state_dict({k: shard_like(tensors[k], t) for k, t in mine.items()
-                           if k not in frozen}, strict=False)
+    model.load_state_dict(
+        {k: shard_like(tensors[k], t) for k, t in mine.items() if k not in frozen}, strict=False
+    )
 
 # %% ../../nbs/training/05_loop.ipynb #45eca1ba
 @contextlib.contextmanager
-def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Path | None,
-             hooks: Sequence, teacher: Callable | None) -> Iterator[State]:
+def _running(
+    model: nn.Module,
+    cfg: TrainConfig,
+    hardware: Hardware,
+    folder: Path | None,
+    hooks: Sequence,
+    teacher: Callable | None,
+) -> Iterator[State]:
     "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
     with contextlib.ExitStack() as stack:
-        if folder is not None and is_main(): stack.enter_context(locked(folder))
+        if folder is not None and is_main():
+            stack.enter_context(locked(folder))
         stack.enter_context(left_as_found(model))
         state = State(model, cfg, hardware, folder, hooks)
         stack.callback(state.batches.hook.remove)
@@ -575,73 +701,88 @@ def _running(model: nn.Module, cfg: TrainConfig, hardware: Hardware, folder: Pat
             if hardware.compile:
                 teacher.forward = torch.compile(teacher.forward, dynamic=False)
                 stack.callback(teacher.register_forward_pre_hook(numbers_as_tensors).remove)
-            else: stack.enter_context(replayed(teacher))
+            else:
+                stack.enter_context(replayed(teacher))
         try:
             state.tell('start')
             yield state
-        except BaseException as e: # of a loop that is left with `state.stop`, the run is saved
+        except BaseException as e:  # of a loop that is left with `state.stop`, the run is saved
             state.stop = state.stop and isinstance(e, GeneratorExit)
             raise
-        finally: state.tell('end')
+        finally:
+            state.tell('end')
+
 
 def training(
-    model: nn.Module, # trained in place
-    step: StepFunction, # `step(model, i)` yields a scalar loss per update in iteration i
+    model: nn.Module,  # trained in place
+    step: StepFunction,  # `step(model, i)` yields a scalar loss per update in iteration i
     cfg: TrainConfig,
     hardware: Hardware = Hardware(),
-    folder: Path | str | None = None, # for checkpoints and metrics; a run found there goes on
-    hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
-    teacher: Callable | None = None, # what `step` calls: a network gets the same precision
+    folder: Path | str | None = None,  # for checkpoints and metrics; a run found there goes on
+    hooks: Sequence = (),  # with methods start, after_iteration, logged, saved, end
+    teacher: Callable | None = None,  # what `step` calls: a network gets the same precision
 ) -> Iterator[State]:
     "Train, and yield the state after each iteration: look, go on, or set `state.stop`."
     folder = None if folder is None else Path(folder)
-    if folder is not None: hooks = (Checkpoints(), MetricsFile(), *hooks)
+    if folder is not None:
+        hooks = (Checkpoints(), MetricsFile(), *hooks)
     with _running(model, cfg, hardware, folder, hooks, teacher) as state:
         while state.done < cfg.steps and not state.stop:
             with state.turn():
                 state.iterate(step)
-                if state.saving or state.done % cfg.log_every == 0: state.report()
+                if state.saving or state.done % cfg.log_every == 0:
+                    state.report()
                 state.tell('after_iteration')
-            if not state.interrupts.asked: yield state
-    state.interrupts.act('stopped between two iterations'
-                         + (f'; run it again to go on from {folder}' if folder else ''))
+            if not state.interrupts.asked:
+                yield state
+    state.interrupts.act(
+        'stopped between two iterations'
+        + (f'; run it again to go on from {folder}' if folder else '')
+    )
 
 # %% ../../nbs/training/05_loop.ipynb #f5c2ca70
 @dataclass
 class Fit:
     "What a training run leaves behind."
-    model: nn.Module # the trained parameters
-    ema: nn.Module | None # their moving average, if one was asked for
-    history: list[dict] = field(default_factory=list) # loss and learning rate at each reading
-    seconds: float = 0. # in iterations and hooks, resumed parts included
+
+    model: nn.Module  # the trained parameters
+    ema: nn.Module | None  # their moving average, if one was asked for
+    history: list[dict] = field(default_factory=list)  # loss and learning rate at each reading
+    seconds: float = 0.0  # in iterations and hooks, resumed parts included
+
 
 class _Remember:
     "The hook that keeps the state, also of a run that was finished before; signals wait for it."
+
     def __init__(self):
         self.state = None
 
     def start(self, state: State) -> None:
         self.state = state
-        state.interrupts.__enter__() # also between two iterations
+        state.interrupts.__enter__()  # also between two iterations
 
-    def end(self, state: State) -> None: state.interrupts.__exit__()
+    def end(self, state: State) -> None:
+        state.interrupts.__exit__()
+
 
 def fit(
-    model: nn.Module, # trained in place
-    step: StepFunction, # `step(model, i)` yields a scalar loss per update in iteration i
+    model: nn.Module,  # trained in place
+    step: StepFunction,  # `step(model, i)` yields a scalar loss per update in iteration i
     cfg: TrainConfig,
-    folder: Path | str | None = None, # for checkpoints and metrics; a run found there goes on
-    label: str = 'train', # shown before the progress bar
-    show: bool = True, # False: no progress bar
+    folder: Path | str | None = None,  # for checkpoints and metrics; a run found there goes on
+    label: str = 'train',  # shown before the progress bar
+    show: bool = True,  # False: no progress bar
     *,
     hardware: Hardware = Hardware(),
-    hooks: Sequence = (), # with methods start, after_iteration, logged, saved, end
-    teacher: Callable | None = None, # what `step` calls: a network gets the same precision
+    hooks: Sequence = (),  # with methods start, after_iteration, logged, saved, end
+    teacher: Callable | None = None,  # what `step` calls: a network gets the same precision
 ) -> Fit:
     "Train `model` to the end: `training` with a progress bar."
     kept = _Remember()
-    if show: hooks = (*hooks, ProgressBar(label), LossGraph())
-    for _ in training(model, step, cfg, hardware, folder, (kept, *hooks), teacher): pass
+    if show:
+        hooks = (*hooks, ProgressBar(label), LossGraph())
+    for _ in training(model, step, cfg, hardware, folder, (kept, *hooks), teacher):
+        pass
     state = kept.state
     ema = None if state.ema is None else state.in_one_place(state.ema.module)
     return Fit(state.in_one_place(model), ema, state.history, state.seconds)
