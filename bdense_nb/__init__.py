@@ -39,8 +39,8 @@ _OLD = {
     'metrics': 'evaluation.metrics', 'viz': 'evaluation.pictures',
     'alignment': 'lab.alignment', 'experiments': 'lab.experiments', 'search': 'lab.search',
     'widgets': 'lab.explorers',
-    'checkpoints': 'training.checkpoints', 'devices': 'training.devices',
-    'cli': 'app.shell', 'notebooks': 'app.course',
+    'checkpoints': 'training.checkpoints', 'devices': 'training.devices', 'hooks': 'training.hooks',
+    'cli': 'app.shell', 'commands': 'app.commands', 'notebooks': 'app.course',
 }
 
 TYPE_CHECKING = False

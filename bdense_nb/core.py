@@ -35,11 +35,11 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
-           'sample_labels', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within', 'check_int', 'check_number',
-           'check_type', 'check_shape', 'check_file', 'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied',
-           'check_sigmas', 'check_state', 'validate', 'atomic_path', 'write_json', 'sha256', 'check_digest',
-           'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir',
-           'check_answer', 'patch', 'import_extra']
+           'sample_labels', 'iteration_seed', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within',
+           'check_int', 'check_number', 'check_type', 'check_shape', 'check_file', 'Trajectory', 'NFECounter',
+           'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state', 'validate', 'atomic_path',
+           'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors',
+           'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device:  # CUDA if present, else Apple's MPS, else CPU
@@ -113,6 +113,14 @@ def sample_labels(
         g.manual_seed(_seed32(seed) * 2654435761 + 1)
         labels[i] = torch.randint(n_classes, (), generator=g)
     return labels
+
+
+def iteration_seed(
+    seed: int,  # of the run
+    i: int,  # of the iteration
+) -> int:
+    "What iteration i of a run draws from, also where the run has been resumed."
+    return seed * 1_000_003 + i
 
 # %% ../nbs/00_core.ipynb #93ce63e0
 def check_choice(name: str, value, allowed) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within
 from ..core import check_choice, check_int, check_sigmas, check_state
-from ..core import check_type, patch, refuse, send, validate
+from ..core import check_type, iteration_seed, patch, refuse, send, validate
 from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_cond, check_top
 from ..diffusion.denoisers import cond_like, map_cond, unguided
 from ..diffusion.samplers import Sampler, device_of
@@ -336,7 +336,7 @@ def pd_step(
     rows = cfg.grid(n_steps * S).unfold(0, S + 1, S)
 
     def step(student, i):
-        g = torch.Generator().manual_seed(train.seed * 1_000_003 + i)
+        g = torch.Generator().manual_seed(iteration_seed(train.seed, i))
         # drawn for all, so that parts are parts of one batch
         pick, levels, x_t = map(share, draw_noised(data, rows, cfg.batch, g, device_of(student)))
         cond = cond_like(map_cond(lambda t: t[pick], labels), x_t)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import check_int, check_state
+from ..core import check_int, check_state, iteration_seed
 from ..diffusion.denoisers import EDMDenoiser, NetDenoiser, as_column
 from ..diffusion.denoisers import check_classes, check_cond, check_precision
 from ..diffusion.denoisers import map_cond
@@ -78,7 +78,7 @@ def train_teacher(
     device = next(denoiser.parameters()).device
 
     def step(model, i):
-        g = torch.Generator().manual_seed(cfg.seed * 1_000_003 + i)
+        g = torch.Generator().manual_seed(iteration_seed(cfg.seed, i))
         pick = torch.randint(len(images), (batch,), generator=g)
         label = map_cond(lambda t: send(t[pick], device), labels)
         yield edm_loss(model, send(images[pick], device), label, g)

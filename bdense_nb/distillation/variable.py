@@ -13,7 +13,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import AtLeast1, check_choice, check_int, check_type, copied, refuse
+from bdense_nb.core import (
+    AtLeast1,
+    check_choice,
+    check_int,
+    check_type,
+    copied,
+    iteration_seed,
+    refuse,
+)
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank
@@ -198,7 +206,8 @@ def several(
 def draw_index(seed: int, n: int, i: int) -> int:  # in 0..n-1
     """Which step count iteration i trains: uniform, from seed and iteration alone, so that all
     processes agree and a resumed run goes on alike."""
-    return int(torch.randint(n, (), generator=torch.Generator().manual_seed(seed * 1_000_003 + i)))
+    g = torch.Generator().manual_seed(iteration_seed(seed, i))
+    return int(torch.randint(n, (), generator=g))
 
 # %% ../../nbs/distillation/08_variable.ipynb #c8bf2874
 def variable_step(

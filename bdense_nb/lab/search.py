@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import atomic_path, check_choice, check_int, check_type
-from ..core import import_extra, interrupted, locked, read_json, reworded
-from ..core import write_json
+from ..core import import_extra, interrupted, iteration_seed, locked, read_json
+from ..core import reworded, write_json
 from ..diffusion.denoisers import NetDenoiser
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
@@ -244,7 +244,7 @@ def _next_point(trials: list[SearchTrial], K: int, seed: int) -> tuple[str, tupl
     starts = list(start_trials(K).items())
     if len(trials) < len(starts):
         return starts[len(trials)]
-    seed = (seed * 1_000_003 + len(trials)) % 2**32
+    seed = iteration_seed(seed, len(trials)) % 2**32
     with _quiet():
         sampler = _optuna().samplers.TPESampler(seed=seed, multivariate=True)
     point = search_study(trials, sampler).ask(_space(K)).params

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..core import check_type, copied, locked, reworded, undisturbed
+from ..core import check_type, copied, iteration_seed, locked, reworded, undisturbed
 from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
 from .checkpoints import is_main, refuse_other, same_run
 from .config import Hardware, TrainConfig
@@ -435,7 +435,7 @@ class State:
 
     def iterate(self, step: StepFunction) -> None:
         "One iteration; where memory does not suffice, once more in smaller pieces."
-        seed = self.cfg.seed * 1_000_003 + self.done + self.processes.rank * 0x9E3779B1
+        seed = iteration_seed(self.cfg.seed, self.done) + self.processes.rank * 0x9E3779B1
         while True:
             dropout = torch.default_generator if self.device.type == 'cpu' else torch
             dropout.manual_seed(seed)
