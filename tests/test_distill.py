@@ -247,7 +247,7 @@ def test_an_estimate_refuses_what_the_run_refuses(teacher):
         estimate_run(teacher, PD)
     with pytest.raises(ValueError, match='does not fit the teacher'):
         estimate_run(teacher, replace(SFD, shape=(3,)))
-    with pytest.raises(TypeError, match='SFDConfig or a PDConfig'):
+    with pytest.raises(TypeError, match="one of: SFDConfig, SFDVConfig, PDConfig, got 'demo'"):
         estimate_run(teacher, 'demo')
 
 

@@ -3,7 +3,7 @@ const BOXES = 'article pre, article .table-wrapper, article mjx-container, artic
 function scrolls(box) {
   if (box.matches('mjx-container:not([display])')) box.classList.toggle('wide', box.classList.contains('wide') || box.offsetWidth > box.parentElement.closest('p, td, dd, div').clientWidth);
   const wide = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX === 'auto';
-  const ends = () => box.classList.toggle('more', wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  const ends = () => box.classList.toggle('more', wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
   box.classList.toggle('scrolls', wide);
   if (wide || box.scrollHeight > box.clientHeight + 1 && box.matches('pre')) box.tabIndex = 0;
   box.onscroll = ends;
