@@ -631,8 +631,8 @@ def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
     why = ''
     if longer and cfg.schedule != 'constant':
         why = (
-            f'; with schedule={cfg.schedule!r} every learning rate depends on steps, so only a '
-            "run with schedule='constant' can be lengthened"
+            f'; with the {cfg.schedule} schedule every learning rate depends on steps, so only a '
+            'run whose learning rate is constant can be lengthened'
         )
     refuse_other(path.parent, same_run(theirs, asdict(cfg), defaults, free), why)
 
