@@ -1008,7 +1008,7 @@ def test_a_run_may_be_made_longer(tmp_path, teacher):
 @pytest.mark.parametrize(
     'changes, says',
     [
-        ({}, "schedule='drop'.*depends on steps"),
+        ({}, 'the drop schedule every.*depends on steps.*constant can be lengthened'),
         (dict(lr_schedule='constant', branch_weights_end='endpoint'), 'steps: 4 there, 9 now'),
     ],
     ids=str,

@@ -497,7 +497,7 @@ def test_where_the_rates_depend_on_steps_the_message_says_so(tmp_path, schedule)
     fit(net(), step, cfg, tmp_path, show=False)
     with pytest.raises(
         ValueError,
-        match=f"steps: 12 there, 20 now.*schedule='{schedule}' every learning rate depends on steps",
+        match=f'steps: 12 there, 20 now.*the {schedule} schedule every learning rate depends on steps',
     ):
         fit(net(), step, replace(cfg, steps=20), tmp_path, show=False)
 
