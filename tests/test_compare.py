@@ -25,6 +25,7 @@ from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.lab.compare import compare, make_arms, teacher_world
 from bdense_nb.evaluation.metrics import paired_error
 from bdense_nb.lab.experiments import Banks
+from bdense_nb.training.config import Hardware
 
 SHORT = SFDConfig(K=2, substeps=2, steps=4, batch=16, shape=(2,))
 
@@ -163,6 +164,10 @@ def test_another_teacher_or_other_data_are_refused(teacher, points, tmp_path):
     changed = dataclasses.replace(SHORT, lr=1e-2)
     with pytest.raises(ValueError, match='lr'):
         quiet(teacher, changed, seeds=3, folder=tmp_path, data=points)
+    how = Hardware(precision='bf16')
+    with pytest.raises(ValueError, match="precision: 'no' there, 'bf16' now"):
+        quiet(teacher, SHORT, seeds=3, folder=tmp_path, data=points, hardware=how)
+    assert read_json(tmp_path / 'comparison.json')['precision'] == 'no'
 
 
 def test_rows_of_other_settings_are_never_mixed(teacher, points, tmp_path):

@@ -34,6 +34,7 @@ from bdense_nb.lab.search import (
     start_trials,
     weights_to_ratios,
 )
+from bdense_nb.training.config import Hardware
 from warm import held, python
 
 optuna = pytest.importorskip('optuna')
@@ -285,6 +286,7 @@ def test_bad_input_is_refused_before_any_work(teacher, count, tmp_path, changes,
         (dict(seed=1), 'search_seed'),
         (dict(student=make(1)), 'student'),
         (dict(cfg=replace(CFG, K=2)), 'K: 4 there, 2 now'),
+        (dict(hardware=Hardware(precision='bf16')), "precision: 'no' there, 'bf16' now"),
     ],
     ids=lambda v: v if isinstance(v, str) else '',
 )

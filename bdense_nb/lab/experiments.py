@@ -27,7 +27,8 @@ from torch import Tensor
 from ..core import about_run, check_choice, check_int, data_dir, locked
 from ..core import read_json, refuse, reworded, sample_noise, write_json
 from ..diffusion.data import fashion_mnist, toy_2d
-from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser, load_teacher
+from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser
+from ..diffusion.denoisers import load_teacher, unguided
 from ..diffusion.nets import MLP
 from ..diffusion.samplers import Sampler, sample
 from ..diffusion.schedules import karras_sigmas
@@ -43,6 +44,7 @@ from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.checkpoints import SAME_ANSWERS, same_run
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import numerics
 from ..training.loop import fit
 
 # %% auto #0
@@ -388,6 +390,7 @@ class Experiment:
     # iterations of an arm -> of the host it is compared with, where they differ
     budgets: dict[int, int] = field(default_factory=dict)
     device: str | None = None  # of the Fashion-MNIST teacher and its students; None: the CPU
+    hardware: Hardware = Hardware()  # of every training; see `numerics`
 
     def __post_init__(self):
         if not isinstance(self.world, World):
@@ -427,7 +430,7 @@ class Experiment:
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str):
-            return dict(world=self.world, device=kind)
+            return dict(world=self.world, device=kind, **numerics(self.hardware))
         teacher, student = self.world.teacher(0), self.world.network(0, self.arms[0].width)
         noise = sample_noise(range(64), self.world.shape)
         return dict(
@@ -436,6 +439,7 @@ class Experiment:
             samples=self.world.n,
             measures=self.measures,
             of_noise={k: _said(m, noise) for k, m in self.world.quality.items()},
+            **numerics(self.hardware, student or unguided(teacher)),
             **answers_note(self.world.shape, teacher, student),
         )
 
@@ -496,7 +500,7 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
         differ = same_run(
             {k: v for k, v in stored.items() if k in origin},
             origin,
-            dict(device=None, of_noise={}, measures=measures),
+            dict(device=None, of_noise={}, measures=measures, **numerics(Hardware())),
             ('of_noise',),
         )
         differ += _other_measures(stored.get('of_noise', {}), origin.get('of_noise', {}))
@@ -558,8 +562,10 @@ def run_experiment(
     else:
         out = Path(out)
         called = dict(experiment=out.stem, command=command)
-    experiment = dataclasses.replace(experiment, device=device or experiment.device)
-    how = dict(show=False, folder=folder and Path(folder)) | how
+    how = dict(show=False, folder=folder and Path(folder), hardware=experiment.hardware) | how
+    experiment = dataclasses.replace(
+        experiment, device=device or experiment.device, hardware=how['hardware']
+    )
     with locked(out.parent, out.name):
         return _run_rest(experiment, out, called, limit, say, how, jobs)
 

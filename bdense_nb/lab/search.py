@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import atomic_path, check_choice, check_int, check_type
 from ..core import import_extra, interrupted, iteration_seed, locked, read_json
 from ..core import reworded, write_json
-from ..diffusion.denoisers import NetDenoiser
+from ..diffusion.denoisers import NetDenoiser, unguided
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash, frozen_copy
 from ..distillation.losses import branch_weights
 from ..distillation.sfd import SFDConfig, sfd
@@ -27,6 +27,7 @@ from ..evaluation.intervals import Interval, paired_interval
 from ..evaluation.metrics import paired_error
 from ..training.checkpoints import same_run
 from ..training.config import Hardware
+from ..training.devices import numerics
 from ..training.hooks import progress
 
 # %% auto #0
@@ -195,7 +196,8 @@ def _open_study(run: dict, storage: Path | str | None, name: str):
     theirs = study.user_attrs.get('run')
     differ = ['it is no search for branch weights'] if study.trials else []
     if theirs:
-        differ = same_run(theirs, run, asdict(SFDConfig()), free=('best',))  # of old files
+        known = asdict(SFDConfig()) | numerics(Hardware())  # of old files
+        differ = same_run(theirs, run, known, free=('best',))
     if differ:
         raise ValueError(
             f'{storage} holds a study named {name!r} with another configuration '
@@ -251,7 +253,9 @@ def _next_point(trials: list[SearchTrial], K: int, seed: int) -> tuple[str, tupl
     return '', tuple(point[axis] for axis in _space(K))
 
 # %% ../../nbs/lab/02_search.ipynb #7a114a3c
-def _run_note(teacher: Callable, cfg: SFDConfig, student, n_samples: int, seed: int = 0) -> dict:
+def _run_note(
+    teacher: Callable, cfg: SFDConfig, student, n_samples: int, hardware: Hardware, seed: int = 0
+) -> dict:
     "What defines a search; what cannot be searched is refused, before any work."
     check_type(cfg, SFDConfig, "cfg must be an SFDConfig, such as preset('demo')")
     if cfg.K == 1 or cfg.branch_weights_end is not None:
@@ -265,6 +269,7 @@ def _run_note(teacher: Callable, cfg: SFDConfig, student, n_samples: int, seed: 
         n_samples=n_samples,
         search_seed=seed,
         student=denoiser_hash(teacher if student is None else student),
+        **numerics(hardware, student or unguided(teacher)),
         **answers_note(cfg.shape, teacher, student),
     )
     del note['branch_weights']
@@ -302,7 +307,7 @@ def search_weights(
     check_int('n_trials', n_trials, 1)
     check_int('n_samples', n_samples, 1)
     check_int('seed', seed, 0)
-    note = _run_note(teacher, cfg, student, n_samples, seed)
+    note = _run_note(teacher, cfg, student, n_samples, hardware, seed)
     teacher = frozen_copy(teacher, cfg.shape)
     with _held(storage):
         study = _open_study(note, storage, name)
@@ -397,7 +402,7 @@ def confirm_weights(
     n = result.n_samples
     seeds = tuple(seeds)
     _check_other_seeds(seeds, cfg.seed)
-    note = _run_note(teacher, cfg, student, n)
+    note = _run_note(teacher, cfg, student, n, hardware)
     teacher = frozen_copy(teacher, cfg.shape)
     weights = {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in STARTS}
     best = f'weights {", ".join(map(repr, result.best.weights))}'

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..core import copied, send
+from .config import Hardware
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
            'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_whole', 'shard_like',
-           'peak_bytes', 'chosen_precision', 'set_precision', 'set_memory_format', 'left_as_found',
+           'peak_bytes', 'chosen_precision', 'numerics', 'set_precision', 'set_memory_format', 'left_as_found',
            'numbers_as_tensors', 'Replayed', 'replayed', 'send']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
@@ -234,6 +235,20 @@ def chosen_precision(
     if device.type != 'cuda' or sum(p.numel() for p in model.parameters()) < LARGE:
         return 'no'
     return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
+
+
+def numerics(
+    hardware: Hardware,
+    model: Callable | None = None,  # that is trained; None: a small one, on the CPU
+) -> dict:  # JSON-able
+    "What of the hardware decides how numbers are rounded: runs that are compared have it alike."
+    device = next((p.device for p in getattr(model, 'parameters', tuple)()), torch.device('cpu'))
+    return dict(
+        precision=chosen_precision(hardware.precision, model, device),
+        teacher_precision=hardware.teacher_precision,
+        tf32=hardware.tf32,
+        compile=hardware.compile,
+    )
 
 
 def _in_16_bits(
