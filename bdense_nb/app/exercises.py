@@ -983,7 +983,7 @@ def _off(got: list) -> str:  # where the branches' own steps end with these targ
     off = (branch_states(got[0], *_segment(2.0)[1:]) - _segment(2.0)[0]).norm(dim=-1).mean(0)
     return (
         f"with these, the branches' own steps end {', '.join(f'{v:.3f}' for v in off)} "
-        f'off their states, where 0 is asked for'
+        'off their states, where 0 is asked for'
     )
 
 
@@ -1316,7 +1316,7 @@ def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
     if lesson >= CAPSTONE and error < 2 * lesson:
         return (
             f'in cfg.grids[0] the teacher itself ends {lesson:.3f} from forty steps, and no '
-            f'training comes closer: give it a finer grid'
+            'training comes closer: give it a finer grid'
         )
     if cfg.lr >= 0.01:
         return f'most of it is training: a rate of {cfg.lr:g} is too high, lower it'
@@ -1353,8 +1353,8 @@ def _(student):
     if seconds > 60:
         return (
             f'a minute is allowed, and its iterations took {seconds:.0f} s: student.about has '
-            f'the seconds that count, of earlier parts of a resumed run too; if the machine '
-            f'was busy, train again when it is quiet'
+            'the seconds that count, of earlier parts of a resumed run too; if the machine '
+            'was busy, train again when it is quiet'
         )
     if error < CAPSTONE:
         return True

@@ -102,8 +102,7 @@ class PDConfig(Host):
     schedule: Literal[*PD_SCHEDULES] = 'pd_cosine'
     # length of the DDPM table, for schedule vp_linear or vp_cosine
     levels: Annotated[int, Within(at_least=1, at_most=2**20)] = 1024
-    # for schedule teacher: the first teacher's grid; None: read from the network when the run
-    # starts
+    # for schedule teacher: the first teacher's grid; None: read from the network at the start
     teacher_sigmas: tuple[float, ...] | None = None
     sigma_min: Above0 = 0.002  # for the other schedules: counts as clean
     sigma_max: Above0 = 80.0  # for the other schedules: where they start

@@ -27,8 +27,7 @@ class Segment:
     # [K] or [B, K], the noise levels inside the step, descending; the last is where the step ends
     sigmas_k: Tensor
     states: Tensor  # [B, K, *D], the teacher's states there
-    # [B, K, *D], clean estimates that land on the states, where known better than rounded states
-    # can tell
+    # [B, K, *D], clean estimates that land on the states, where known better than by rounded ones
     x0s: Tensor | None = None
 
     def __post_init__(self):

@@ -75,8 +75,7 @@ class SFDBase(Host):
     warmup: AtLeast0 = 0  # iterations of linear warm-up
     betas: tuple[Beta, Beta] = (0.9, 0.999)  # decay rates of Adam's two averages
     clip_grad: Above0 | None = None  # largest gradient norm; None: no clipping
-    # decay of the weight average per iteration; the finished student is the average; None: no
-    # average
+    # decay of the average of the weights, which is the finished student; None: no average
     ema: Fraction | None = None
     # iterations between readings of the loss; None: a hundredth of them
     log_every: AtLeast1 | None = None

@@ -518,14 +518,12 @@ def _what_to_pass(net: DiffusersNet) -> str:
     wanted = ', '.join(
         f'{name} [{", ".join(map(str, ("B", *shape)))}]' for name, shape in net.takes.items()
     )
-    also = ', '.join(net.family.optional)
+    if net.family.optional:
+        wanted += f' (and, if you like, {", ".join(net.family.optional)})'
     return (
         f'a {type(net.model).__name__} is told more than noise and time: pass cond= a dict '
-        f'with {wanted}'
-        + f' (and, if you like, {also})'
-        * bool(also)
-        + ", or let conditions= draw them (the denoiser's attribute, a ConditionTable); a "
-        'GuidedDenoiser also needs null=, such a dict for no text'
+        f"with {wanted}, or let conditions= draw them (the denoiser's attribute, a "
+        'ConditionTable); a GuidedDenoiser also needs null=, such a dict for no text'
     )
 
 

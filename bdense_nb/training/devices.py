@@ -57,8 +57,8 @@ def share(
     part.asked = True
     if n % part.parts:
         raise ValueError(
-            f'a batch of {n} cannot be cut into {part.parts} equal parts (processes x '
-            f'micro-batches)'
+            f'a batch of {n} cannot be cut into {part.parts} equal parts '
+            '(processes x micro-batches)'
         )
     own = slice(part.index * n // part.parts, (part.index + 1) * n // part.parts)
     return range(n)[own] if isinstance(whole, int) else whole[own]
