@@ -191,6 +191,7 @@ OTHER_VALUES = {  # of fields that are bound to others
     'periods': ('day,week', ('day', 'week')),
     'columns': ('a,b', ('a', 'b')),
     'rows': ('0,2', (0, 2)),
+    'host': ('test_cli:Straight', 'test_cli:Straight'),
 }
 
 
@@ -514,6 +515,106 @@ def test_a_start_is_noted_before_the_work_and_a_refused_one_is_not(shell):
         assert (Path(out) / 'command.json').read_bytes() == kept and not (
             Path(f'new-{out}') / 'command.json'
         ).exists()
+
+
+def test_what_is_written_of_a_finished_run_stays_true(shell):
+    "Asked for again, it computes nothing; one that goes on with other hardware keeps both."
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
+    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
+    line = 'bdense_distill s --teacher plane --lr_schedule constant --batch 4 --trust_teacher --steps 1'
+    shell(line)
+    note = Path('s/command.json').read_bytes()
+    for again in (line + ' --precision bf16', 'bdense_distill s --config s'):
+        shell(again)
+        about = json.loads(Path('s/config.json').read_text())['about']
+        assert Path('s/command.json').read_bytes() == note
+        assert about['command'].startswith(line[:20]) and '--config' not in about['command']
+        assert about['computed_with']['precision'] == 'auto' and 'earlier' not in about
+    shell(line.replace('steps 1', 'steps 2') + ' --precision bf16')
+    note = json.loads(Path('s/command.json').read_text())
+    about = json.loads(Path('s/config.json').read_text())['about']
+    assert note['hardware']['precision'] == about['computed_with']['precision'] == 'bf16'
+    assert [e['hardware']['precision'] for e in note['earlier']] == ['auto']
+    assert about['earlier'] == note['earlier'] and 'steps 1' in note['earlier'][0]['command']
+
+
+def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
+    def says(content, args='', code=1, name='mine.json', command='bdense_distill'):
+        Path(name).write_text(json.dumps(content))
+        return ''.join(shell(f'{command} x --config {name} {args} --dry_run', code))
+
+    cfg = dict(K=2)
+    for content, told in (
+        (
+            dict(config=cfg, hardwear={}),
+            'mine.json names hardwear, which such a file does not have; did you mean hardware?',
+        ),
+        (
+            dict(config=cfg, options=dict(guidance=3)),
+            'names guidance, which bdense_distill does not have; did you mean guidance_scale?',
+        ),
+        (dict(config=dict(Kk=2)), 'mine.json names Kk, which SFDConfig does not have'),
+        (dict(config=dict(K='two')), 'mine.json: K must be a whole number'),
+        (dict(config=cfg, hardware=dict(precision='x')), 'mine.json: precision must be one of'),
+        (
+            dict(command='bdense_teach x', config=cfg),
+            'mine.json is of bdense_teach, and bdense_distill does',
+        ),
+        (dict(command='bdense_nothing', config=cfg), 'mine.json is of no command here'),
+    ):
+        assert told in says(content), content
+    assert 'mine.json: --guidance_scale must be a number, got ' in says(
+        dict(config=cfg, options=dict(guidance_scale='big')), code=2
+    )
+    assert '--steps must be a whole number, got ' in shell('bdense_teach x --steps many', 2)[1]
+    Path('empty').mkdir()
+    assert (
+        'empty is a folder without command.json' in shell('bdense_distill x --config empty', 1)[1]
+    )
+    for name, found in dict(
+        mine=dict(about=dict(config=cfg, anything=1), hash=2),
+        result=dict(config=cfg, bdense_nb='1', seeds=3),
+    ).items():  # what Python has kept with a student, and what a run has written
+        Path(f'{name}.json').write_text(json.dumps(found))
+        assert commands.read_config(f'{name}.json').config == cfg
+    Path('empty/command.json').write_text(json.dumps(dict(config=cfg, options=dict(data='a b'))))
+    parse(
+        'bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', 'empty', '--preset', 'demo']
+    )
+    assert "empty also sets '--data=a b'" in shell.capsys.readouterr().out
+    Path('pd.json').write_text(json.dumps(dict(cfg, host='pd')))
+    parse(
+        'bdense_distill',
+        COMMANDS['bdense_distill'],
+        ['x', '--config', 'pd.json', '--preset', 'demo'],
+    )
+    assert 'pd.json is for the host pd, not for sfd' in shell.capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_becomes_of_the_run_that_is_there(shell):
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
+    shell.monkeypatch.setattr(commands, 'distill_plan', lambda *how: {})
+    shell.monkeypatch.setattr(commands, 'teach_plan', lambda *how: {})
+    for line in (
+        'bdense_distill s --teacher plane --preset demo --batch 4 --pool 4 --steps 2 --trust_teacher',
+        'bdense_teach t --data ring --batch 4 --steps 2',
+    ):
+        assert shell.json(line + ' --dry_run')['run'] == 'begins'
+        shell.monkeypatch.setattr(commands, 'print_plan', lambda *plan: None)
+        shell(line)
+        assert shell.json(line + ' --dry_run')['run'] == 'goes on from iteration 2 of 2'
+        assert 'the run goes on from iteration 2 of 2' in shell(line)[0]
+        assert 'would be refused: ' in shell.json(line + ' --lr .5 --dry_run')['run']
+        assert shell.json(line + ' --lr .5 --dry_run --overwrite')['run'] == 'begins'
+
+
+def test_a_host_of_ones_own_is_named_in_the_line(shell):
+    Path('mine.py').write_text('from test_cli import Straight')
+    found = parse(
+        'bdense_distill', COMMANDS['bdense_distill'], ['x', '--host', 'mine:Straight', '--K', '2']
+    )
+    assert found[2] == Straight(2)
+    assert 'builtins:dict makes a dict' in shell('bdense_distill x --host builtins:dict', 1)[1]
 
 
 def tuples(found):

@@ -5,15 +5,17 @@
 # %% ../../nbs/app/03_commands.ipynb #3ce6dba5
 from __future__ import annotations
 import contextlib
+import difflib
 import importlib
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,28 +28,28 @@ from torch import Tensor
 from tyro.conf import Positional
 
 # %% auto #0
-__all__ = ['Named', 'STARTED', 'HERE', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common',
+__all__ = ['Named', 'STARTED', 'HERE', 'BESIDE', 'DATA', 'TEACH_PRESETS', 'AMOUNTS', 'SHIPPED', 'EXPORTED', 'COMMANDS', 'Common',
            'Networks', 'Students', 'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by',
-           'check_folder', 'inside', 'check_file', 'note_start', 'started', 'Stored', 'read_config', 'unsaid',
-           'with_fields', 'duration', 'readable', 'print_plan', 'show_plan', 'announce', 'how_measured', 'estimate',
-           'draw_samples', 'print_table', 'Demo', 'peak_memory_gb', 'teacher_arms', 'demo_arms', 'demo_plan',
-           'check_demo', 'measure_arms', 'draw_arms', 'demo', 'is_stored', 'is_here', 'check_data', 'read_samples',
-           'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach', 'teach_configs', 'teach_data',
-           'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'teach', 'is_diffusers', 'is_code',
-           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code',
-           'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions',
-           'find_student', 'Distilled', 'Distill', 'conditioned', 'host_of', 'distill_configs', 'five_calls',
-           'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'is_known', 'check_source',
-           'distill_data', 'conditioned_data', 'note_pipeline', 'teacher_and_shape', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples',
-           'asked_rows', 'sample_student', 'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances',
-           'taught_by', 'check_pair', 'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments',
-           'experiment_plan', 'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export',
-           'check_export', 'export']
+           'check_folder', 'inside', 'check_file', 'is_done', 'note_start', 'started', 'Stored', 'config_file',
+           'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable', 'print_plan', 'show_plan',
+           'goes_on', 'announce', 'how_measured', 'estimate', 'draw_samples', 'print_table', 'Demo', 'peak_memory_gb',
+           'teacher_arms', 'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'is_stored',
+           'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'new_denoiser', 'Windowed', 'Teach',
+           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'check_teaching',
+           'teach', 'is_diffusers', 'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note',
+           'read_diffusers', 'teacher_of_code', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of',
+           'find_data', 'check_conditions', 'find_student', 'Distilled', 'Distill', 'conditioned', 'own_host',
+           'host_of', 'distill_configs', 'five_calls', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan',
+           'make_banks', 'check_run', 'is_known', 'check_source', 'distill_data', 'conditioned_data', 'note_pipeline',
+           'teacher_and_shape', 'distill_run', 'finish', 'Search', 'search_configs', 'search_plan',
+           'confirmed_differences', 'search', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows', 'sample_student',
+           'Evaluate', 'Reality', 'check_features', 'find_reality', 'distances', 'taught_by', 'check_pair',
+           'measure_student', 'evaluate_plan', 'evaluate_student', 'list_experiments', 'experiment_plan',
+           'show_differences', 'difference_rows', 'evaluate_experiment', 'evaluate', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
-from .shell import Command, Line, Options, options_of, words
+from .shell import Command, Line, Options, find_command, options_of, words
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
 from ..core import about_run, atomic_path, check_choice, check_int
@@ -81,7 +83,8 @@ from ..lab.experiments import EXPERIMENTS, Difference, difference_table
 from ..lab.experiments import differences, run_experiment, run_name, stored_rows
 from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
 from ..lab.search import search_weights, show_search
-from ..training.checkpoints import checksum, claim_folder, is_main, same_run
+from ..training.checkpoints import CHECKPOINTS, checksum, claim_folder, is_main
+from ..training.checkpoints import refuse_other, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import peak_bytes
 from ..training.hooks import Profiler, Trackers, progress
@@ -104,14 +107,20 @@ class Common(Options):
         if 'config' not in said or 'config' not in options_of(cls):
             return {}, frozenset()
         file = read_config(said['config'])
+        writer = file.command or name
+        if 'bdense_teach' in (writer, name) and writer != name:
+            raise ValueError(f'{file.path} is of {writer}, and {name} does something else')
+        with reworded(lambda e: f'{file.path} is of no command here: {e}', KeyError):
+            theirs = find_command(writer).options
+        refuse_unknown(file.options, options_of(cls, theirs), file.path, name)
         found = unsaid(file.options, cls if file.command == name else Distilled, said)
         mine = {k: v for k, v in found.items() if k in options_of(cls)}
         told = words(**mine, **unsaid(file.hardware, Hardware, said)) if file.options else ()
         lacks = words(**{k: v for k, v in found.items() if k not in mine})
         if is_main() and (told or lacks):
             print(
-                f'{said["config"]} also sets {" ".join(told) or "nothing"}'
-                + f'; {name} has no {" ".join(lacks)}' * bool(lacks)
+                f'{said["config"]} also sets {shlex.join(told) or "nothing"}'
+                + f'; {name} has no {shlex.join(lacks)}' * bool(lacks)
             )
         return mine, frozenset(file.config.keys() - {'shape' * ('size' in said)})
 
@@ -129,8 +138,7 @@ class Students(Networks):
     "What is needed to read a student."
 
     nfe: int | None = None  # of a student for several step counts: which one
-    # safetensors whose rows are conditions, such as embeddings of prompts; default: the student's
-    # own
+    # safetensors whose rows are conditions, such as embeddings of prompts; default: its own
     conditions: str | None = None
 
 
@@ -244,25 +252,47 @@ def check_file(out: str, is_mine: Callable[[Path], bool]) -> None:  # is_mine: m
     )
 
 
-def note_start(out: str, line: Line, options: Options, **configs) -> None:
-    "Write down what was asked for, as it was resolved."
-    if not is_main():
-        return
+def is_done(out: str, config: dict) -> bool:
+    "Does a folder hold what a run of this configuration ends in, so that nothing is computed?"
+    for name in ('config.json', 'sampling.json'):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            there = read_json(Path(out) / name)['about']['config']
+            return all(v in (None, there[k]) for k, v in config.items())
+    return False
+
+
+def note_start(out: str, line: Line, options: Options, **configs) -> dict:  # the note
+    """Write down what was asked for, as it was resolved; a repetition leaves the first line there,
+    and one that asks for something else the lines and the hardware of the starts before it."""
+    asked = {k: v for k, v in asdict(options).items() if k not in HERE}
     parts = {name: asdict(config) for name, config in configs.items()}
     host = {'host': c.host for c in configs.values() if isinstance(c, Host)}
-    write_json(
-        Path(out) / STARTED, dict(command=line.text, options=asdict(options), **host, **parts)
-    )
+    note = json.loads(json.dumps(dict(command=line.text, options=asked, **host, **parts)))
+    again = not getattr(options, 'overwrite', False) and started_by(out) == line.text.split()[0]
+    before = read_json(Path(out) / STARTED) if again else {}
+    same = 'config' in note and before.get('config') == note['config']
+    if same and is_done(out, note['config']):
+        note['hardware'] = before.get('hardware', note['hardware'])
+    if before and all(before.get(k) == v for k, v in note.items() if k != 'command'):
+        return before
+    if before:
+        last = {k: before[k] for k in ('command', 'hardware') if k in before}
+        note['earlier'] = [*before.get('earlier', []), last]
+    if is_main():
+        write_json(Path(out) / STARTED, note)
+    return note
 
 
 @contextlib.contextmanager
-def started(out: str, line: Line, options: Options, **configs) -> Iterator[None]:
-    "Note a start in its folder; of one that is refused stays the note that was there, or none."
+def started(out: str, line: Line, options: Options, **configs) -> Iterator[dict]:
+    """Note a start in its folder, and give what a result says of it; of one that is refused stays
+    the note that was there, or none."""
     note = Path(out) / STARTED
     before = note.read_bytes() if note.is_file() else None
-    note_start(out, line, options, **configs)
+    found = note_start(out, line, options, **configs)
+    found = dict(computed_with=found.get('hardware'), **found)
     try:
-        yield
+        yield {k: found[k] for k in ('command', 'computed_with', 'earlier') if k in found}
     except ValueError:
         if is_main():
             note.unlink(missing_ok=True)
@@ -281,25 +311,58 @@ class Stored:
     host: str | None = None  # as `distill.hosts` names it; None: the file does not say
     options: dict = field(default_factory=dict)  # of the command that wrote it
     command: str = ''  # its name
+    path: str = ''  # the file
+
+
+#: what a file of `--config` may hold beside a configuration
+BESIDE = ('config', 'hardware', 'host', 'options', 'command', 'earlier')
+
+
+def config_file(path: str) -> Path:
+    "The file of `--config`; in a folder of a run, or of what it has made, the one that says most."
+    names = (STARTED, 'run.json', 'config.json')
+    there = [Path(path) / name for name in names if (Path(path) / name).is_file()]
+    if Path(path).is_dir() and not there:
+        raise ValueError(f'{path} is a folder without {", ".join(names)}: name a JSON file')
+    return there[0] if there else Path(path)
 
 
 def read_config(path: str | None) -> Stored:  # None: there is no file, and nothing in it
     "The configuration of a stored run or student, or of your own JSON file."
     if path is None:
         return Stored({}, {})
-    found = read_json(path)
-    about = found.get('about', found)
+    found = read_json(file := config_file(path))
+    about = found['about'] if isinstance(found.get('about'), dict) else found
     nested = isinstance(about.get('config'), dict)
+    if nested and about is found and 'bdense_nb' not in found:  # no result of a run
+        refuse_unknown(found, BESIDE, file, 'such a file')
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
     hardware = hardware if isinstance(hardware, dict) else {}  # elsewhere it names the machine
     host = about.get('host') if nested else config.pop('host', None)
-    if Path(path).name == 'run.json':  # what it tells apart runs by
+    if file.name == 'run.json':  # what it tells apart runs by
         config = {
             k: v for k, v in config.items() if k not in ('teacher', 'student', 'data', 'answers')
         }
     options = found.get('options', {}) if nested else {}
-    return Stored(config, hardware, host, options, str(found.get('command', '')).split(' ')[0])
+    command = str(found.get('command', about.get('command', ''))).split(' ')[0]
+    command = command if command.startswith('bdense_') else ''
+    return Stored(config, hardware, host, options, command, str(file))
+
+
+def refuse_unknown(
+    given: Iterable[str],  # names in a file
+    known: Sequence[str],
+    where: Path | str,  # the file
+    owner: str,  # what has the known ones
+) -> None:
+    "Refuse names with which nothing would be done."
+    if unknown := sorted({*given} - {*known}):
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        raise ValueError(
+            f'{where} names {", ".join(unknown)}, which {owner} does not have; '
+            + (f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}')
+        )
 
 
 def unsaid(found: dict, kind: type, said: dict[str, str]) -> dict:
@@ -314,14 +377,10 @@ def unsaid(found: dict, kind: type, said: dict[str, str]) -> dict:
 def with_fields(base, given: dict, where: str):  # base: a configuration, or its class
     "A configuration with fields from a file; unknown ones are refused."
     kind = base if isinstance(base, type) else type(base)
-    names = [f.name for f in fields(kind)]
-    if unknown := sorted(given.keys() - set(names)):
-        raise ValueError(
-            f'{where} names {", ".join(unknown)}, which {kind.__name__} does not '
-            f'have; it has {", ".join(names)}'
-        )
+    refuse_unknown(given, options_of(kind), where, kind.__name__)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}  # JSON has none
-    return kind(**given) if kind is base else replace(base, **given)
+    with reworded(lambda e: f'{where}: {e}' if where else str(e), ValueError, TypeError):
+        return kind(**given) if kind is base else replace(base, **given)
 
 # %% ../../nbs/app/03_commands.ipynb #37c5be64
 def duration(seconds: float) -> str:
@@ -364,10 +423,29 @@ def show_plan(plan: dict) -> dict:  # the same, JSON-able
     return dict(dry_run=True, **plan)
 
 
-def announce(plan: Callable[[], dict], folder: Path) -> None:  # folder: the run's checkpoints
-    "Say what a run will take; not of one that goes on, nor to several processes."
-    several = int(os.environ.get('WORLD_SIZE', 1)) > 1  # they would have to measure in step
-    if several or folder.exists() and any(folder.iterdir()):
+def goes_on(
+    folder: Path,  # of a run's checkpoints
+    steps: int,  # its iterations, or those of a round
+    check: Callable[[], None],  # raises where the run there is another one
+) -> str:
+    "What becomes of the run in a folder."
+    try:
+        check()
+    except ValueError as e:
+        return f'would be refused: {e}'
+    found = [(p.parent, p.stem) for p in folder.rglob(CHECKPOINTS)]
+    if not found:
+        return 'begins'
+    part = min(part for part, _ in found)  # rounds have ever fewer steps
+    done = max(int(stem.split('-')[1]) for other, stem in found if other == part)
+    return f'goes on from iteration {done} of {steps}' + f' in {part.name}' * (part != folder)
+
+
+def announce(plan: Callable[[], dict], there: str) -> None:  # there: see `goes_on`
+    "Say what a run will take, or where it goes on; several processes would measure in step."
+    if there != 'begins' and is_main():
+        print(f'the run {there}')
+    if there != 'begins' or int(os.environ.get('WORLD_SIZE', 1)) > 1:
         return
     planned = plan()
     print('the plan (--dry_run shows all of it):')
@@ -417,7 +495,7 @@ def estimate(
         nfe=sorted({p['nfe'] for p in parts}),
         updates=round(mean('updates')),
         batch=cfg.batch,
-        substeps=cfg.substeps,
+        substeps=getattr(cfg, 'substeps', None),
         teacher_samples=round(walks * mean('teacher')),
         student_samples=round(mean('student')),
         memory_gb=memory,
@@ -528,7 +606,7 @@ def check_demo(out: Path, cfg: SFDConfig, n: int, line: Line = Line()) -> None:
     if differ:
         raise ValueError(
             f'{out} holds a demonstration with other settings ({"; ".join(differ)}): '
-            f'name another folder with --out, or remove it'
+            'name another folder with --out, or remove it'
         )
 
 
@@ -577,7 +655,7 @@ def _show_demo(report: dict, arms: dict[str, Sampler], out: Path) -> None:
     print_table(report['rows'])
     steps = len(arms[report['rows'][1]['what']].sigmas) - 1
     print(
-        f"\nFréchet distance: to the 60,000 training images, in the shipped classifier's "
+        "\nFréchet distance: to the 60,000 training images, in the shipped classifier's "
         f'features, {report["samples"]} samples.\nPaired error: root-mean-square pixel '
         f"difference to the teacher's {steps}-step sample from the same noise.\n"
         f'One training seed ({report["training_seeds"][0]}) and a small budget: an '
@@ -598,12 +676,12 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     teacher = load_teacher(device=find_device(options.device))
     if options.dry_run:
         return show_plan(demo_plan(teacher, cfg, options.n))
-    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
+    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware) as note:
         arms = demo_arms(teacher, cfg, out / 'checkpoints', hardware)
         rows, samples = measure_arms(arms, options.n)
         draw_arms(arms, samples, rows, out)
         report = dict(
-            command=line.text,
+            note,
             rows=rows,
             config=asdict(cfg),
             samples=options.n,
@@ -818,14 +896,15 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
     check_choice('preset', name, TEACH_PRESETS)
     chosen = {k: v for k, v in TEACH_PRESETS[name].items() if k != 'batch'}
     stored = read_config(said.get('config'))
+    where = stored.path
     chosen |= dict(schedule='cosine', clip_grad=1.0, checkpoint_every=500) | stored.config
     steps = said.get('steps', '')
     if steps.isdigit():
         chosen['steps'] = int(steps)
     chosen.setdefault('warmup', min(500, chosen['steps'] // 10))
     return (
-        with_fields(TrainConfig, chosen, said.get('config', '')),
-        with_fields(Hardware, stored.hardware, said.get('config', '')),
+        with_fields(TrainConfig, chosen, where),
+        with_fields(Hardware, stored.hardware, where),
     )
 
 
@@ -957,6 +1036,16 @@ def _batch_of(options: Teach) -> int:
     return batch
 
 
+def check_teaching(out: str, cfg: TrainConfig, batch: int) -> None:
+    "Refuse a folder that holds another training."
+    notes = Path(out) / STARTED, Path(out) / 'checkpoints' / 'run.json'
+    if all(note.is_file() for note in notes):
+        asked, run = map(read_json, notes)
+        theirs = dict(asked['config'], batch=run['batch'])
+        free = ('on_nan', 'steps') if cfg.schedule == 'constant' else ('on_nan',)
+        refuse_other(out, same_run(theirs, dict(asdict(cfg), batch=batch), free=free))
+
+
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
     out, data = options.out, options.data
@@ -965,13 +1054,20 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     batch = _batch_of(options)
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
+    folder = Path(out) / 'checkpoints'
+    there = 'begins'
+    if not options.overwrite:
+        there = goes_on(folder, cfg.steps, partial(check_teaching, out, cfg, batch))
     if options.dry_run:
-        return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware))
-    with alone(out), started(out, line, options, config=cfg, hardware=hardware):
+        plan = teach_plan(denoiser, x, y, cfg, batch, data, hardware)
+        return show_plan(plan | dict(run=there))
+    if there != 'begins':
+        print(f'the run {there}')
+    with alone(out), started(out, line, options, config=cfg, hardware=hardware) as note:
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', CONDITIONS])
         how = dict(hardware=hardware, null_class=options.null_class, hooks=hooks)
-        result = train_teacher(denoiser, x, y, cfg, batch, Path(out) / 'checkpoints', **how)
+        result = train_teacher(denoiser, x, y, cfg, batch, folder, **how)
         about = dict(
             data=data,
             shape=list(x.shape[1:]),
@@ -983,8 +1079,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
         )
         if is_main():
             about |= _store_conditions(y, out)
-            run = dict(config=asdict(cfg), computed_with=asdict(hardware), history=result.history)
-            save_denoiser(result.ema or result.model, out, dict(command=line.text) | about | run)
+            run = dict(config=asdict(cfg), history=result.history)
+            save_denoiser(result.ema or result.model, out, note | about | run)
     rate = cfg.steps * batch / result.seconds
     print(f'the teacher is in {out}: {result.seconds:.0f} s, {rate:.0f} samples a second')
     return dict(
@@ -1052,8 +1148,8 @@ def pickle_note(name: str) -> str:  # '': there is none
     pickles = [p for p in files if p.suffix in PICKLES]
     return (
         f'; {pickles[0].name} is a pickle, which is not read, since reading one can run any '
-        f"code: write the model as safetensors, with save_denoiser or with diffusers' "
-        f'save_pretrained'
+        "code: write the model as safetensors, with save_denoiser or with diffusers' "
+        'save_pretrained'
         if pickles
         else ''
     )
@@ -1068,7 +1164,7 @@ def read_diffusers(name: str, options: Teachers) -> NetDenoiser:
             f'{name} does not say its noise levels: there is no '
             f'{name}/scheduler/scheduler_config.json; write it there with '
             f'save_pretrained("{name}/scheduler") of the scheduler that the model was '
-            f'trained with'
+            'trained with'
         )
     with reworded(str, TypeError):  # a model of another kind
         return from_diffusers(name, null_class=options.null_class)
@@ -1191,7 +1287,7 @@ def find_data(
         why = 'does not say which' if kind is None else f'was trained on {kind}, which is not here,'
         raise ValueError(
             f'Progressive Distillation noises real data, and {name} {why}: pass '
-            f'--data, a folder of images for instance'
+            '--data, a folder of images for instance'
         )
     x, y = read_data(kind, shape=shape, **how)
     if y is None and teacher.n_classes:
@@ -1248,9 +1344,10 @@ class Distilled(Teachers):
     # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation:
     # fashion_mnist_pd, cifar10-pd. The other options change it
     preset_name: str = 'fashion_mnist'
-    # JSON file with a configuration: command.json of a run, with its options, run.json of a run,
-    # config.json of a student, or your own, for the preset's method or that of its "host"; options
-    # change it
+    host: str | None = None  # module:class of a host of your own, in place of a preset
+    # JSON file with a configuration, or a run's folder: command.json of a run, with its options,
+    # its run.json, config.json of a student, or your own, for the preset's method or that of its
+    # "host"; options change it
     config: str | None = None
     # fashion_mnist, cifar10, a 2-D set, a folder of images, or a safetensors file with samples
     # (latents, say) and perhaps labels: for Progressive Distillation, to check the teacher with,
@@ -1326,6 +1423,14 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     return GuidedDenoiser(teacher, scale, null.rows if null else None, options.guidance_interval)
 
 
+def own_host(name: str | None) -> Host | None:
+    "The host that `module:class` names, with its defaults."
+    made = name and find_net(name, 'host')()
+    if made is None or isinstance(made, Host):
+        return made
+    raise ValueError(f'host must name a subclass of Host, and {name} makes a {type(made).__name__}')
+
+
 def host_of(stored: Stored, base) -> type:
     "The class of a stored configuration: of the host that it names, or else of the preset's."
     if stored.host is None:
@@ -1337,9 +1442,9 @@ def host_of(stored: Stored, base) -> type:
 
 def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     "The preset, a stored configuration on top, or the second stage of a student."
-    base = preset(said.get('preset_name', 'fashion_mnist'))
-    where = said.get('config', '')
+    base = own_host(said.get('host')) or preset(said.get('preset_name', 'fashion_mnist'))
     stored = read_config(said.get('config'))
+    where = stored.path
     host = host_of(stored, base)
     if ',' in said.get('nfe', '') and host is SFDConfig:
         host = SFDVConfig
@@ -1347,6 +1452,8 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     if host is SFDVConfig and isinstance(base, SFDConfig):
         base = several(base)
     elif host is not type(base):
+        if is_main() and {'host', 'preset_name'} & said.keys():
+            print(f'{where} is for the host {host.host}, not for {base.host}: it decides')
         base = host()
     elif host is SFDConfig and is_student(teacher):
         start = five_calls(teacher, said.get('net'))
@@ -1444,7 +1551,7 @@ def _what_fits(source, cfg, shape, hardware: Hardware, student, plan: dict) -> s
         more = f'--accumulate {parts} ' * (parts != hardware.accumulate)
         return f'{options}{more}makes it fit, with up to {fits:,} samples at a time'
     return (
-        f'not even one does, weights and training alone take '
+        'not even one does, weights and training alone take '
         f'{plan["weights_gb"] + plan["training_gb"]:.0f} GB: take several GPUs with --shard'
     )
 
@@ -1461,7 +1568,9 @@ def distill_plan(
 ) -> dict:
     "What a distillation would do and take."
     cfg = cfg.suited(source)
-    what = f', weights {readable("", cfg.branch_weights)}' if cfg.K > 1 else ' (the plain host)'
+    weights = getattr(cfg, 'branch_weights', None)  # a host of one's own may know none
+    what = f', weights {readable("", weights)}' if weights else ''
+    what = what if cfg.K > 1 else ' (the plain host)'
     found = estimate(source, cfg, shape, bank, hardware, student)
     plan = dict(
         trains=f'{cfg.title}, K = {cfg.K} branches{what}',
@@ -1486,11 +1595,18 @@ def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
     "The teacher's trajectories: a bank, or for several step counts one for each; None: not kept."
     if not is_banked(cfg, bank):
         return None
-    if (note := folder / 'run.json').is_file():  # another run's folder is refused before the walks
-        # None may be filled in later
-        said = {k: v for k, v in asdict(cfg).items() if v is not None}
-        claim_folder(folder, read_json(note) | said, asdict(type(cfg)()), cfg.free, cfg.fixed)
+    check_run(folder, cfg, source)  # before the walks
     return cfg.bank(source, bank)
+
+
+def check_run(folder: Path, cfg, source: Callable) -> None:
+    "Refuse a folder that holds another run."
+    if not (note := folder / 'run.json').is_file():
+        return
+    mine = {k: v for k, v in asdict(cfg).items() if v is not None}  # None may be filled in later
+    mine |= dict(host=cfg.host, teacher=denoiser_hash(frozen_copy(source, cfg.shape)))
+    known = dict(asdict(type(cfg)()), host=cfg.host)
+    claim_folder(folder, read_json(note) | mine, known, cfg.free, cfg.fixed)
 
 
 def is_known(name: str) -> bool:
@@ -1645,20 +1761,25 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     data = data_line(*pairs, kind) if pairs else 'none needed'
     plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)
+    folder = Path(out) / 'checkpoints'
+    there = 'begins'
+    if not options.overwrite:
+        there = goes_on(folder, cfg.loop.steps, partial(check_run, folder, cfg, source))
     if options.dry_run:
-        return show_plan(plan() | on_one_gpu(source, cfg.suited(source), shape, hardware, start))
-    announce(plan, Path(out) / 'checkpoints')
-    with alone(out), started(out, line, options, config=cfg, hardware=hardware):
+        fits = on_one_gpu(source, cfg.suited(source), shape, hardware, start)
+        return show_plan(plan() | fits | dict(run=there))
+    announce(plan, there)
+    with alone(out), started(out, line, options, config=cfg, hardware=hardware) as note:
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
         student = _distilled(source, cfg, options, pairs, start, hardware=hardware, hooks=hooks)
-        return finish(student, options, line, kind, hardware)
+        return finish(student, options, note, kind)
 
 
-def finish(student, options: Distill, line: Line, data: str | None, hardware: Hardware) -> dict:
+def finish(student, options: Distill, note: dict, data: str | None) -> dict:
     "Write a student, and say so."
     about = student.about
-    about |= dict(command=line.text, data=data, computed_with=asdict(hardware), **about_run())
+    about |= dict(note, data=data, **about_run())
     about |= teacher_facts(options.teacher)
     about |= {k: v for k in ('licence', 'teacher_data') if (v := getattr(options, k))}
     if is_main():  # several processes, one folder
@@ -1704,7 +1825,7 @@ def search_configs(said: dict[str, str]) -> tuple[SFDConfig, Hardware]:
         return cfg, hardware
     raise ValueError(
         f'the search distils by SFD to one number of calls, and {type(cfg).__name__} '
-        f'is the configuration of something else'
+        'is the configuration of something else'
     )
 
 
@@ -1776,7 +1897,7 @@ def _show_found(weights: list[float], found: list[Difference], seeds: int, out: 
     "What a search has found, and whether other seeds confirm it."
     print(
         f'best weights: {", ".join(f"{w:.3f}" for w in weights)}; {out}/ holds search.json and '
-        f'search.png'
+        'search.png'
     )
     print(
         f'paired error on {seeds} other seeds:',
@@ -1798,7 +1919,7 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
     if options.dry_run:
         return show_plan(search_plan(source, options, cfg, hardware))
-    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware):
+    with alone(out), started(options.out, line, options, config=cfg, hardware=hardware) as note:
         result = search_weights(
             source,
             cfg,
@@ -1810,7 +1931,7 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
         )
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
         result = confirm_weights(source, result, seeds, out / 'search.db', hardware=hardware)
-        save_search(out / 'search.json', result, command=line.text, **about_run())
+        save_search(out / 'search.json', result, **note, **about_run())
         show_search(result, out / 'search.png')
     weights = list(result.best.weights)
     found = confirmed_differences(result)
@@ -2046,9 +2167,9 @@ def find_reality(
     if pictures and space is None:
         return Reality(
             kind,
-            note=f'no Fréchet distance: the shipped features are for images of '
+            note='no Fréchet distance: the shipped features are for images of '
             f'shape {SHIPPED}, these are {shape}; --features inception takes '
-            f'any (pip install "bdense-nb[fid]")',
+            'any (pip install "bdense-nb[fid]")',
         )
     if kind == space == 'fashion_mnist':
         return Reality(kind, space)
@@ -2181,9 +2302,15 @@ def list_experiments() -> dict:
     )
 
 
-def experiment_plan(name: str, file: str, device: str | None = None, jobs: int = 1) -> dict:
+def experiment_plan(
+    name: str,
+    file: str,
+    device: str | None = None,
+    jobs: int = 1,
+    hardware: Hardware = Hardware(),
+) -> dict:
     "What an experiment would do, and from the runs that are there what it would take."
-    e = replace(EXPERIMENTS[name], device=device)
+    e = replace(EXPERIMENTS[name], device=device, hardware=hardware)
     rows = stored_rows(e, Path(file))
     runs = len(e.arms) * e.seeds
     done = len({run_name(r) for r in rows})
@@ -2245,7 +2372,7 @@ def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> d
     if device == 'cpu':
         device = None
     if options.dry_run:
-        return show_plan(experiment_plan(name, file, device, options.jobs))
+        return show_plan(experiment_plan(name, file, device, options.jobs, hardware))
     if options.limit is not None:
         check_int('limit', options.limit, 1)
     result = run_experiment(

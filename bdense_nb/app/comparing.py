@@ -155,7 +155,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     quality = distances(reality, reality.space(options))
     goes_on = interrupted(lambda: 'interrupted; the same command goes on')
     note = started(options.out, line, options, config=cfg, hardware=hardware)
-    with alone(options.out), note, goes_on:
+    with alone(options.out), note as asked, goes_on:
         found = compare(
             source,
             cfg,
@@ -170,7 +170,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
             hardware=hardware,
             trust_teacher=True,
             limit=options.limit,
-            command=line.text,
+            command=asked['command'],
         )
     return finish(found, options.out)
 

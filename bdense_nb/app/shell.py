@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import warnings
@@ -201,11 +202,14 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple:  # own opt
         if e.code and 'Error parsing --' not in text.getvalue():
             refused_by_config(e)
         if e.code:
-            raise Usage(usage_error(text.getvalue(), name, command, known)) from None
+            message = usage_error(text.getvalue(), name, command, known)
+            if any(f'--{option} ' in message for option in said(words(**more))):
+                message = f'{said(own)["config"]}: {message}'
+            raise Usage(message) from None
         print(re.sub(r' *\n', '\n', RULE.sub('', text.getvalue())) + epilog(name, command, known))
         raise
     given = {key.removeprefix('no_') if key not in known else key for key in said(args)}
-    line = Line(' '.join([name, *args]), frozenset(given - {'config'} | {*named}))
+    line = Line(shlex.join([name, *args]), frozenset(given - {'config'} | {*named}))
     return getattr(found, name), line, *(getattr(found, type(c).__name__) for c in configs)
 
 
@@ -219,6 +223,10 @@ def refused_by_config(e: BaseException) -> None:
 def usage_error(said: str, name: str, command: Command, known: Sequence[str]) -> str:
     "What is wrong with a command line, and where to look, in one line."
     message = ' '.join(RULE.split(said)[1].split())
+    number = re.match(r"Error parsing (--\w+): .*?\b(int|float)\b.*?'([^']*)'", message, re.I)
+    if number:
+        whole = 'whole ' * (number[2].lower() == 'int')
+        message = f'{number[1]} must be a {whole}number, got {number[3]!r}'
     unknown = re.findall(r'--(\w+)', message) if 'nrecognized' in message else []
     near = unknown and difflib.get_close_matches(unknown[0], known, 1, 0.75)
     owners = [h.__name__ for h in command.hosts if unknown and unknown[0] in options_of(h)]
@@ -328,7 +336,7 @@ def check_launch(environ: dict[str, str] = os.environ) -> None:
         raise ValueError(
             'accelerate launch --cpu has started one process alone; several on a CPU '
             'are started by: torchrun --nproc_per_node 2 --no-python '
-            + ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         )
 
 
