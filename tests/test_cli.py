@@ -21,18 +21,10 @@ import pytest
 import torch
 from PIL import Image
 from bdense_nb.app import shell as cli
-from bdense_nb.app import commands, comparing
-from bdense_nb.app.commands import (
-    Networks,
-    Stored,
-    duration,
-    find_data,
-    find_student,
-    new_denoiser,
-    note_pipeline,
-    read_data,
-    shape_of,
-)
+from bdense_nb.app import commands, common, comparing, measuring, sources
+from bdense_nb.app.commands import new_denoiser, note_pipeline
+from bdense_nb.app.common import Networks, Stored, duration
+from bdense_nb.app.sources import find_data, find_student, read_data, shape_of
 from bdense_nb.app.course import COMMANDS as COURSE
 from bdense_nb.app.plans import estimate_run, memory_on_paper
 from bdense_nb.app.shell import (
@@ -168,7 +160,8 @@ def test_help_explains_every_option_and_ends_with_examples(command, shell):
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_example_is_understood(command, monkeypatch):
-    monkeypatch.setattr(commands, 'read_config', lambda path: Stored({}, {}))
+    for room in (common, commands):
+        monkeypatch.setattr(room, 'read_config', lambda path: Stored({}, {}))
     monkeypatch.setattr(commands, 'is_student', lambda name: False)
     for args, does in COMMANDS[command].examples:
         assert does and parse(command, COMMANDS[command], args.split())[0]
@@ -421,7 +414,7 @@ def test_the_options_of_a_start_are_those_of_its_repetition(tmp_path, capsys, mo
 
     def note(command, *args):
         options, line, cfg, hardware = read(command, *args)
-        commands.note_start('.', line, options, config=cfg, hardware=hardware)
+        common.note_start('.', line, options, config=cfg, hardware=hardware)
         return options
 
     first = note(
@@ -576,7 +569,7 @@ def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
         result=dict(config=cfg, bdense_nb='1', seeds=3),
     ).items():  # what Python has kept with a student, and what a run has written
         Path(f'{name}.json').write_text(json.dumps(found))
-        assert commands.read_config(f'{name}.json').config == cfg
+        assert common.read_config(f'{name}.json').config == cfg
     Path('empty/command.json').write_text(json.dumps(dict(config=cfg, options=dict(data='a b'))))
     parse(
         'bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', 'empty', '--preset', 'demo']
@@ -600,7 +593,7 @@ def test_a_dry_run_says_what_becomes_of_the_run_that_is_there(shell):
         'bdense_teach t --data ring --batch 4 --steps 2',
     ):
         assert shell.json(line + ' --dry_run')['run'] == 'begins'
-        shell.monkeypatch.setattr(commands, 'print_plan', lambda *plan: None)
+        shell.monkeypatch.setattr(common, 'print_plan', lambda *plan: None)
         shell(line)
         assert shell.json(line + ' --dry_run')['run'] == 'goes on from iteration 2 of 2'
         assert 'the run goes on from iteration 2 of 2' in shell(line)[0]
@@ -1326,7 +1319,7 @@ def test_the_plan_of_a_distillation_is_the_estimate_of_the_library(at):
 
 
 def test_a_plan_that_does_not_fit_says_so(capsys):
-    commands.show_plan(dict(memory_gb=30.0, device_memory_gb=16.0))
+    common.show_plan(dict(memory_gb=30.0, device_memory_gb=16.0))
     assert 'smaller --batch' in capsys.readouterr().out
     assert 'not at all' in commands.how_measured(dict(measured_batch=None, batch=4))
     assert [duration(s) for s in (0.5, 119.0, 121.0, 7300.0, 200_000.0)] == [
@@ -1402,7 +1395,7 @@ def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
         print('progress')
         return dict(stored, rows=stored['rows'][:limit])
 
-    monkeypatch.setattr(commands, 'run_experiment', fake)
+    monkeypatch.setattr(measuring, 'run_experiment', fake)
     assert at.json(
         f'bdense_evaluate --experiment ring_variable --limit 2 --out {tmp_path}/x.json'
     ) == dict(
@@ -1535,7 +1528,7 @@ def test_samples_are_compared_with_a_folder_of_images(at, tmp_path):
         asked.append((name, path))
         return lambda x: x.flatten(1)[:, 300:304]
 
-    at.monkeypatch.setattr(commands, 'load_space', stand_in)
+    at.monkeypatch.setattr(measuring, 'load_space', stand_in)
     other = at.json(
         f'bdense_evaluate {tmp_path}/clothes --n 8 --data zoo --features inception --features_path weights.pth'
     )
@@ -1571,17 +1564,17 @@ def test_samples_that_are_no_pictures_are_compared_with_a_file(shape, tmp_path, 
         dict(data=str(tmp_path / 'mine.npy')),
     )
     for asked in (None, str(tmp_path / 'mine.npy')):
-        reality = commands.find_reality(str(tmp_path / 'teacher'), shape, asked)
-        measures = commands.distances(reality, reality.space(None))
+        reality = measuring.find_reality(str(tmp_path / 'teacher'), shape, asked)
+        measures = measuring.distances(reality, reality.space(None))
         assert (
             measures['sliced_wasserstein'](mine)
             == sliced_wasserstein(mine.flatten(1), real[:20].flatten(1))
             and 'mine.npy: 30 of' in reality.line
         )
-    unknown = commands.find_reality('some:code', shape)
+    unknown = measuring.find_reality('some:code', shape)
     assert (
         'pass --data, a file of samples' in unknown.note
-        and commands.distances(unknown, unknown.space(None)) == {}
+        and measuring.distances(unknown, unknown.space(None)) == {}
     )
 
 
@@ -1601,14 +1594,14 @@ def test_a_card_knows_licence_and_data(at, tmp_path):
     assert facts('a') == dict(teacher_data='moons') and facts('b') == dict(
         licence='mit', teacher_data='two-moons'
     )
-    assert commands.teacher_facts('fashion_mnist') == dict(
+    assert sources.teacher_facts('fashion_mnist') == dict(
         licence='apache-2.0', teacher_data='fashion_mnist'
     )
     (tmp_path / 'hub' / 'unet').mkdir(parents=True)
     (tmp_path / 'hub' / 'README.md').write_text(
         '---\nlicense: "openrail"\n---\nlicense: none of these'
     )
-    assert commands.teacher_facts(str(tmp_path / 'hub')) == dict(licence='openrail')
+    assert sources.teacher_facts(str(tmp_path / 'hub')) == dict(licence='openrail')
     at(f'bdense_export {tmp_path}/b {tmp_path}/out --licence bsd')
     stored = json.loads((tmp_path / 'out' / 'sampling.json').read_text())
     assert (stored['licence'], stored['teacher_data']) == ('bsd', 'two-moons')
@@ -1821,7 +1814,7 @@ def test_what_no_stock_pipeline_takes_is_said_before_the_training(tmp_path, caps
     DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear'
     ).save_pretrained(tmp_path / 'scheduler')
-    teacher, shape = commands.from_diffusers(tmp_path), (4, 8, 8)
+    teacher, shape = sources.from_diffusers(tmp_path), (4, 8, 8)
     for afs, note in (
         (True, 'cannot go into a stock pipeline, whose noise is 1.1% off; with --no_afs it can'),
         (False, ''),
@@ -2035,18 +2028,19 @@ def test_the_hardware_of_searches_and_experiments_computes_their_students(shell)
         dtypes.append((y := linear(*args)).dtype)
         return y
 
-    def phase(name, real):
+    def phase(room, name, real):
         def does(*args, **how):
             dtypes.clear()
             out = real(*args, **how)
             found[name] = set(dtypes)
             return out
 
-        shell.monkeypatch.setattr(commands, name, does)
+        shell.monkeypatch.setattr(room, name, does)
 
     found, cfg = {}, SFDConfig(K=1, steps=1, batch=4, pool=4, shape=(2,))
     for name in ('search_weights', 'confirm_weights', 'run_experiment'):
-        phase(name, getattr(commands, name))
+        room = measuring if name == 'run_experiment' else commands
+        phase(room, name, getattr(room, name))
     world = World(
         'here',
         lambda seed: teacher,
@@ -2253,12 +2247,12 @@ def test_a_teachers_table_of_conditions_has_a_checksum(tmp_path):
     )
     table.save(tmp_path / 'conditions.safetensors')
     assert torch.equal(
-        commands.find_teacher(str(tmp_path), commands.Teachers(device='cpu')).conditions.rows,
+        sources.find_teacher(str(tmp_path), common.Teachers(device='cpu')).conditions.rows,
         table.rows,
     )
     other.save(tmp_path / 'conditions.safetensors')
     with pytest.raises(ValueError, match='conditions.safetensors is damaged or not the one'):
-        commands.find_teacher(str(tmp_path), commands.Teachers(device='cpu'))
+        sources.find_teacher(str(tmp_path), common.Teachers(device='cpu'))
 
 
 def families_of_text():
@@ -2369,7 +2363,7 @@ def test_a_dry_run_says_whether_one_gpu_is_enough(width, layers, more, says):
             caption_projection_dim=64 * width,
             pos_embed_max_size=96,
         )
-    teacher = commands.from_diffusers(net, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    teacher = sources.from_diffusers(net, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
     teacher.conditions = commands.ConditionTable(
         dict(
             encoder_hidden_states=torch.zeros(1, 154, 4096), pooled_projections=torch.zeros(1, 2048)
@@ -2463,7 +2457,7 @@ def test_adapters_from_the_shell(shell):
     )
     Path('bare').mkdir()
     Path('mine/unet').rename('bare/transformer')
-    assert commands.is_diffusers('bare')
+    assert sources.is_diffusers('bare')
     Path('bare/transformer').rename('mine/unet')
     shell('bdense_export s light --to diffusers')
     shell('bdense_export s whole --to diffusers --merge')

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bdense_nb.app import shell as cli
-from bdense_nb.app import commands
+from bdense_nb.app import commands, measuring, sources
 from bdense_nb.core import NFECounter, load_tensors, sample_labels, save_tensors
 from bdense_nb.diffusion.denoisers import (
     EDMDenoiser,
@@ -715,7 +715,7 @@ def test_the_command_says_where_conditions_of_data_come_from(folder, capsys):
         out='s', teacher='textnets:flow', data='moons', conditions='prompts.safetensors'
     )
     with pytest.raises(ValueError, match='condition of every sample.*preset of SFD'):
-        commands.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))
+        sources.distill_data(options, None, preset('fashion_mnist_pd'), text(), (2,))
 
 
 @pytest.mark.parametrize(
@@ -733,9 +733,9 @@ def test_the_command_says_where_conditions_of_data_come_from(folder, capsys):
     ids=['network', 'tensor'],
 )
 def test_what_code_makes_and_no_command_can_use_is_refused(make, says, monkeypatch):
-    monkeypatch.setattr(commands, 'find_net', lambda name: make)
+    monkeypatch.setattr(sources, 'find_net', lambda name: make)
     with pytest.raises(ValueError, match=says):
-        commands.teacher_of_code('mine:make')
+        sources.teacher_of_code('mine:make')
 
 
 def test_a_teacher_that_cannot_be_a_students_is_told_why():
@@ -747,7 +747,7 @@ def test_a_teacher_that_cannot_be_a_students_is_told_why():
         with pytest.raises(
             ValueError, match=rf'its teacher is 0, this one stops at such samples \({why}'
         ):
-            commands.check_pair(student, source, 's', 't')
+            measuring.check_pair(student, source, 's', 't')
 
 
 def with_conditions(conditions):
@@ -778,7 +778,7 @@ def test_labels_of_a_file_beyond_the_classes_are_refused(null_class, labels, say
         data=str(tmp_path / 'x.safetensors'),
         null_class=null_class,
     )
-    ask = lambda: commands.distill_data(
+    ask = lambda: sources.distill_data(
         options,
         commands.Line(),
         preset('fashion_mnist_pd'),

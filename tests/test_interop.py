@@ -27,7 +27,7 @@ from diffusers import (
     UNet2DModel,
 )  # noqa: E402
 
-from bdense_nb.app import commands, shell as cli  # noqa: E402
+from bdense_nb.app import sources, shell as cli  # noqa: E402
 from bdense_nb.distillation.branches import branch, fold, output_layer  # noqa: E402
 from bdense_nb.core import load_tensors, read_json, sample_noise, write_json  # noqa: E402
 from bdense_nb.diffusion.data import fashion_mnist, image_folder, to_pixels  # noqa: E402
@@ -487,8 +487,8 @@ class Other(nn.Module):
         ),
         (lambda: from_diffusers(unet_of(), 3), 'scheduler must be .*got 3'),
         (
-            lambda: commands.conditioned(
-                from_diffusers(unet_of(), DDPMScheduler()), commands.Distilled(guidance_scale=2.0)
+            lambda: sources.conditioned(
+                from_diffusers(unet_of(), DDPMScheduler()), sources.Distilled(guidance_scale=2.0)
             ),
             'takes no condition: leave --guidance_scale out',
         ),

@@ -225,35 +225,37 @@ TABLES = {  # of a module, or of one of its functions
         'what': 'what else the plan says',
         'student': 'the student that is written',
     },
-    'app.commands.Reality.space': {'options': 'of the command, with device and features_path'},
-    'app.commands.difference_rows': {'found': 'differences to the host, by measure'},
-    'app.commands.readable': {'name': 'of the entry', 'value': 'of the entry'},
-    'app.commands.find_device': {'name': "such as 'cpu' or 'cuda:0'; None: the fastest here"},
-    'app.commands.find_net': {
+    'app.measuring.Reality.space': {'options': 'of the command, with device and features_path'},
+    'app.measuring.difference_rows': {'found': 'differences to the host, by measure'},
+    'app.common.readable': {'name': 'of the entry', 'value': 'of the entry'},
+    'app.common.find_device': {'name': "such as 'cpu' or 'cuda:0'; None: the fastest here"},
+    'app.common.find_net': {
         'name': 'module:callable; None: none',
         'option': 'what the error names',
     },
-    'app.commands.check_file': {
+    'app.common.check_file': {
         'out': 'the file, as --out names it',
         'is_mine': 'may this file be replaced?',
     },
-    'app.commands.note_start': {'configs': 'configurations by name'},
-    'app.commands.started': {'configs': 'configurations by name'},
-    'app.commands.Common.stored': {'name': 'of the command, such as bdense_distill'},
-    'app.commands.unsaid': {
+    'app.common.note_start': {'configs': 'configurations by name'},
+    'app.common.started': {'configs': 'configurations by name'},
+    'app.common.Common.stored': {'name': 'of the command, such as bdense_distill'},
+    'app.common.unsaid': {
         'found': 'options, or fields of Hardware, of a file',
         'kind': 'the dataclass that has them',
     },
-    'app.commands.with_fields': {
+    'app.common.with_fields': {
         'base': 'a configuration, or its class',
         'given': 'fields and their values',
     },
+    'app.commands.own_host': {'name': 'module:class; None: none'},
+    'app.commands.finish': {'note': 'what `started` gives'},
     'app.commands.host_of': {
         'base': 'the configuration of the preset',
         'stored': 'what the file holds',
     },
-    'app.commands.print_plan': {'names': 'only these entries; (): all'},
-    'app.commands.announce': {'plan': 'makes the plan, when it is needed'},
+    'app.common.print_plan': {'names': 'only these entries; (): all'},
+    'app.common.announce': {'plan': 'makes the plan, when it is needed'},
     'app.commands.how_measured': {'estimate': 'what `estimate` found'},
     'app.commands.draw_arms': {'samples': 'what `measure_arms` drew, by name'},
     'app.commands.new_denoiser': {
@@ -263,13 +265,13 @@ TABLES = {  # of a module, or of one of its functions
     'app.commands.Windowed': {'file': 'a CSV file'},
     'app.commands.refuse_options': {'names': 'of the options'},
     'app.commands.forget_run': {'names': 'of files and folders in it'},
-    'app.commands.check_source': {
+    'app.sources.check_source': {
         'pairs': 'clean data and labels; None: there are none',
         'trust': 'go on in any case?',
     },
-    'app.commands.check_pair': {'student': 'what to call it in the message'},
-    'app.commands.conditioned_data': {'table': 'the conditions, one row a sample'},
-    'app.commands.experiment_plan': {
+    'app.measuring.check_pair': {'student': 'what to call it in the message'},
+    'app.sources.conditioned_data': {'table': 'the conditions, one row a sample'},
+    'app.measuring.experiment_plan': {
         'name': 'a key of `EXPERIMENTS`',
         'file': 'where its runs are kept, JSON',
         'jobs': 'processes side by side',
@@ -298,6 +300,8 @@ TABLES = {  # of a module, or of one of its functions
         'net': 'a network in evaluation',
     },
 }
+# rooms of the commands
+TABLES |= dict.fromkeys(('app.common', 'app.sources', 'app.measuring'), TABLES['app.commands'])
 
 
 def usual(name: str, symbol: str) -> str:

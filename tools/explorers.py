@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bdense_nb.app.commands import draw_samples
+from bdense_nb.app.common import draw_samples
 from bdense_nb.core import about_run, data_dir, save_tensors, write_json
 from bdense_nb.diffusion.denoisers import load_teacher, read_about
 from bdense_nb.diffusion.samplers import afs_x0

@@ -7,7 +7,7 @@ python tools/teacher_card.py fashion_mnist_wide    # fifteen
 import sys
 
 import torch
-from bdense_nb.app.commands import draw_samples
+from bdense_nb.app.common import draw_samples
 from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
 from bdense_nb.diffusion.denoisers import TEACHERS, load_teacher, read_about

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional
-from .commands import Named, check_folder, find_device
+from .common import Named, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
 from ..core import AtLeast1, about_run, check_choice, check_int, import_extra

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
-from .commands import Distilled, Named, Reality, alone
-from .commands import check_folder, check_source, data_line
-from .commands import difference_rows, distances, distill_configs
-from .commands import distill_data, distill_plan, find_reality
-from .commands import show_plan, started, teacher_and_shape
+from .commands import distill_configs, distill_plan
+from .common import Named, check_folder, show_plan, started
+from .measuring import Reality, difference_rows, distances
+from .measuring import find_reality
+from .sources import Distilled, check_source, data_line, distill_data
+from .sources import teacher_and_shape
 from .shell import Command, Line
 from ..core import atomic_path, check_int, interrupted, read_json, refuse
 from ..diffusion.denoisers import unguided
@@ -155,7 +156,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     quality = distances(reality, reality.space(options))
     goes_on = interrupted(lambda: 'interrupted; the same command goes on')
     note = started(options.out, line, options, config=cfg, hardware=hardware)
-    with alone(options.out), note as asked, goes_on:
+    with note as asked, goes_on:
         found = compare(
             source,
             cfg,

@@ -186,8 +186,6 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple:  # own opt
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(commas_rule)
     text = io.StringIO()
-    # comments are read for help alone
-    plain = () if asked else (tyro.conf.HelptextFromCommentsOff,)
     try:
         with registry, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             found = tyro.cli(
@@ -196,16 +194,15 @@ def parse(name: str, command: Command, args: Sequence[str]) -> tuple:  # own opt
                 description='',
                 args=[*words(**more), *args],
                 use_underscores=True,
-                config=plain,
+                config=() if asked else (tyro.conf.HelptextFromCommentsOff,),
             )
     except SystemExit as e:
         if e.code and 'Error parsing --' not in text.getvalue():
             refused_by_config(e)
         if e.code:
             message = usage_error(text.getvalue(), name, command, known)
-            if any(f'--{option} ' in message for option in said(words(**more))):
-                message = f'{said(own)["config"]}: {message}'
-            raise Usage(message) from None
+            stored = any(f'--{option} ' in message for option in said(words(**more)))
+            raise Usage(f'{said(own).get("config")}: ' * stored + message) from None
         print(re.sub(r' *\n', '\n', RULE.sub('', text.getvalue())) + epilog(name, command, known))
         raise
     given = {key.removeprefix('no_') if key not in known else key for key in said(args)}
