@@ -255,7 +255,11 @@ TABLES = {  # of a module, or of one of its functions
         'stored': 'what the file holds',
     },
     'app.common.print_plan': {'names': 'only these entries; (): all'},
-    'app.common.announce': {'plan': 'makes the plan, when it is needed'},
+    'app.common.announce': {
+        'plan': 'makes the plan, when it is needed; None: there is none',
+        'there': 'what becomes of the run that is there, see `goes_on`',
+    },
+    'app.commands.check_run': {'source': 'the teacher'},
     'app.commands.how_measured': {'estimate': 'what `estimate` found'},
     'app.commands.draw_arms': {'samples': 'what `measure_arms` drew, by name'},
     'app.commands.new_denoiser': {

@@ -390,7 +390,7 @@ class Experiment:
     # iterations of an arm -> of the host it is compared with, where they differ
     budgets: dict[int, int] = field(default_factory=dict)
     device: str | None = None  # of the Fashion-MNIST teacher and its students; None: the CPU
-    hardware: Hardware = Hardware()  # of every training; see `numerics`
+    hardware: Hardware = field(default_factory=Hardware)  # of every training; see `numerics`
 
     def __post_init__(self):
         if not isinstance(self.world, World):
