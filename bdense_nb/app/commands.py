@@ -23,9 +23,8 @@ __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 
            'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach',
            'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'new_denoiser',
            'check_teaching', 'teach', 'Distill', 'own_host', 'host_of', 'distill_configs', 'five_calls', 'is_banked',
-           'on_paper', 'on_one_gpu', 'distill_plan', 'make_banks', 'check_run', 'note_pipeline', 'distill_run',
-           'finish', 'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export',
-           'check_export', 'export']
+           'on_paper', 'on_one_gpu', 'distill_plan', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search',
+           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .common import STARTED, Common, Named, Networks, Stored, Students
@@ -562,7 +561,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
     folder = Path(out) / 'checkpoints'
-    there = goes_on(folder, cfg.steps, partial(check_teaching, out, cfg, batch), options.overwrite)
+    there = goes_on(folder, cfg.steps, partial(check_teaching, out, cfg, batch), options)
     if options.dry_run:
         return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware) | dict(run=there))
     announce(None, there)
@@ -782,20 +781,12 @@ def distill_plan(
     return plan | {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids} | found
 
 
-def make_banks(source: NetDenoiser, cfg, bank: str | None, folder: Path):
-    "The teacher's trajectories: a bank, or for several step counts one for each; None: not kept."
-    if not is_banked(cfg, bank):
-        return None
-    check_run(folder, cfg, source)  # before the walks
-    return cfg.bank(source, bank)
-
-
-def check_run(folder: Path, cfg, source: Callable) -> None:
+def check_run(folder: Path, cfg, source: Callable, shape: tuple[int, ...]) -> None:
     "Refuse a folder that holds another run."
     if not (note := folder / 'run.json').is_file():
         return
     mine = {k: v for k, v in asdict(cfg).items() if v is not None}  # None may be filled in later
-    mine |= dict(host=cfg.host, teacher=denoiser_hash(frozen_copy(source, cfg.shape)))
+    mine |= dict(host=cfg.host, teacher=denoiser_hash(frozen_copy(source, shape)))
     known = dict(asdict(type(cfg)()), host=cfg.host)
     claim_folder(folder, read_json(note) | mine, known, cfg.free, cfg.fixed)
 
@@ -818,7 +809,7 @@ def _distilled(
 ) -> Student:
     "The training, with the trajectories that it uses."
     folder = Path(options.out) / 'checkpoints'
-    banks = make_banks(source, cfg, options.bank, folder)
+    banks = cfg.bank(source, options.bank) if is_banked(cfg, options.bank) else None
     data, labels = pairs or (None, None)
     return distill(source, cfg, data, labels, banks, folder, student=start, **how)
 
@@ -852,8 +843,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)
     folder = Path(out) / 'checkpoints'
-    check = partial(check_run, folder, cfg, source)
-    there = goes_on(folder, cfg.loop.steps, check, options.overwrite)
+    check = partial(check_run, folder, cfg, source, shape)
+    there = goes_on(folder, cfg.loop.steps, check, options)
     if options.dry_run:
         fits = on_one_gpu(source, cfg.suited(source), shape, hardware, start)
         return show_plan(plan() | fits | dict(run=there))

@@ -376,15 +376,17 @@ def goes_on(
     folder: Path,  # of a run's checkpoints
     steps: int,  # its iterations, or those of a round
     check: Callable[[], None],  # raises where the run there is another one
-    anew: bool = False,  # is it forgotten?
+    options: Common,  # with `overwrite`
 ) -> str:
-    "What becomes of the run in a folder."
-    if anew:
+    "What becomes of the run in a folder; one that is another is refused, by a dry run in words."
+    if options.overwrite:
         return 'begins'
     try:
         check()
     except ValueError as e:
-        return f'would be refused: {e}'
+        if options.dry_run:
+            return f'would be refused: {e}'
+        raise
     found = [(p.parent, p.stem) for p in folder.rglob(CHECKPOINTS)]
     if not found:
         return 'begins'
