@@ -34,6 +34,7 @@ from bdense_nb.app.bench import (
     Bench,
     Size,
     compared,
+    loop_arm,
     run_parts,
     sfd_arm,
     sfd_config,
@@ -42,6 +43,7 @@ from bdense_nb.app.bench import (
 )  # noqa: E402
 from bdense_nb.app.plans import estimate_run, peak_bytes  # noqa: E402
 from bdense_nb.core import load_tensors, save_tensors  # noqa: E402
+from bdense_nb.distillation.bank import TrajectoryPlan, frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, pd_step  # noqa: E402
 from bdense_nb.distillation.teaching import edm_loss  # noqa: E402
@@ -247,6 +249,52 @@ def part_replayed(bench: Bench) -> dict:
                 awkward(torch.randn(4, *size.shape, device=bench.device), 1.0)
             refused[kind] = list(awkward.forward.made.values()) == [None]
     return dict(rows=rows, apart=apart, refused=refused, ok=apart < 1e-5 and all(refused.values()))
+
+
+def walk_ahead(device: torch.device):  # in place of `TrajectoryPlan.walk`
+    "Walks the batch after the one that is asked for, on a stream of its own."
+    walk, side, held = TrajectoryPlan.walk, torch.cuda.Stream(device), {}
+
+    def begin(plan, teacher, seeds):
+        with torch.cuda.stream(side):
+            held[seeds] = walk(plan, teacher, seeds)
+
+    def ahead(plan, teacher, seeds):
+        if seeds not in held:
+            begin(plan, teacher, seeds)
+        stream = torch.cuda.current_stream(device)
+        stream.wait_stream(side)
+        states, cond = held.pop(seeds)
+        for t in (states.xs, cond):
+            if t is not None:
+                t.record_stream(stream)  # its memory stays until the student has used it
+        begin(plan, teacher, range(seeds.stop, seeds.stop + len(seeds)))
+        return states, cond
+
+    return ahead
+
+
+def part_ahead(bench: Bench) -> dict:
+    "Does an iteration end sooner where the teacher's next walk runs beside the student's training?"
+    if bench.device.type != 'cuda':
+        return dict(rows=[], skipped='streams need a GPU')
+    rows, apart = [], {}
+    for name, size in bench.sizes.items():
+        cfg, arms = sfd_config(size), {}
+        teacher = size.denoiser(bench.device).eval()
+        states = [cfg.plan.walk(teacher, cfg.seeds(i))[0].xs for i in range(2)]
+        with patch.object(TrajectoryPlan, 'walk', walk_ahead(bench.device)):
+            walks = [cfg.plan.walk(teacher, cfg.seeds(i))[0].xs for i in range(2)]
+        apart[name] = max((a - b).abs().max().item() for a, b in zip(states, walks))
+        for kind in ('in turns', 'beside it'):
+            teacher = frozen_copy(size.denoiser(bench.device), cfg.shape)
+            student = branch(teacher, cfg.K).train().requires_grad_(True)
+            step = cfg.step_function(teacher)
+            arms[kind] = loop_arm(student, step, Hardware(), teacher, iterations=10)
+        ahead, go_on = walk_ahead(bench.device), arms['beside it']
+        arms['beside it'] = patch.object(TrajectoryPlan, 'walk', ahead)(go_on)
+        rows += compared(arms, 'in turns', bench, name)
+    return dict(rows=rows, apart=apart, ok=not any(apart.values()))
 
 
 def child_run(folder: str, device: str, quick: str, kill: str) -> None:
@@ -526,6 +574,7 @@ def main():
         resume=partial(part_resume, out=args.out),
         scaler=part_scaler,
         replayed=part_replayed,
+        ahead=part_ahead,
         oom=part_oom,
         nccl=part_nccl,
         profile=part_profile,
@@ -533,6 +582,7 @@ def main():
     order = [
         'waits',
         'replayed',
+        'ahead',
         'sfd',
         'loop',
         'sampler',
