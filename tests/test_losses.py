@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from bdense_nb.diffusion.denoisers import EDMDenoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.distillation.branches import branch, fold
+from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.losses import (
     BRANCH_WEIGHTS,
     NORMS,
@@ -389,6 +390,13 @@ def test_bad_K(K):
 def test_unknown_kind(kind):
     with pytest.raises(ValueError, match='linear, uniform, endpoint'):
         branch_weights(2, kind)
+
+
+def test_a_single_branch_has_all_the_weight():
+    "So that K=1 is the host of every configuration, whatever its branches weigh."
+    for kind in (*BRANCH_WEIGHTS, (0.1, 0.9)):
+        assert branch_weights(1, kind).tolist() == [1.0]
+    assert preset('fashion_mnist_pd', K=1).weights(0.5).tolist() == [1.0]
 
 
 @pytest.mark.parametrize('kind', [[], [1.0], [1, 1, 1], [[1, 1]], 1.0, torch.ones(3)])

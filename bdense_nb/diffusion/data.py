@@ -382,6 +382,13 @@ def _spiral(n: int, g: torch.Generator) -> Tensor:
     return points + 0.02 * torch.randn(n, 2, generator=g)
 
 
+def _swiss_roll(n: int, g: torch.Generator) -> Tensor:
+    "The swiss roll from above: a band that is rolled up one and a half times, hollow inside."
+    t = 1 + 2 * torch.rand(n, generator=g)
+    points = torch.stack([(1.5 * math.pi * t).cos(), (1.5 * math.pi * t).sin()], 1) * t[:, None] / 3
+    return points + 0.02 * torch.randn(n, 2, generator=g)
+
+
 def _checker(n: int, g: torch.Generator) -> Tensor:
     "The dark squares of a 4 x 4 board."
     x = torch.rand(n, generator=g) * 4
@@ -391,7 +398,13 @@ def _checker(n: int, g: torch.Generator) -> Tensor:
 
 # %% ../../nbs/diffusion/05_data.ipynb #5ec00050
 #: sets of points in the plane: name -> (n, generator) -> points
-TOY_SETS = {'ring': _ring, 'moons': _moons, 'spiral': _spiral, 'checkerboard': _checker}
+TOY_SETS = {
+    'ring': _ring,
+    'moons': _moons,
+    'spiral': _spiral,
+    'checkerboard': _checker,
+    'swiss_roll': _swiss_roll,
+}
 
 
 def toy_2d(

@@ -24,7 +24,7 @@ def branch_weights(
     kind: str | Sequence[float] = 'linear',  # one of `BRANCH_WEIGHTS`, or K non-negative numbers
 ) -> Tensor:  # [K], float64, sums to 1
     """Weights of the branches: proportional to k, equal, all on the endpoint, seven tenths on it
-    and the rest proportional to k, or given; always normalised."""
+    and the rest proportional to k, or given; always normalised. A single branch has all of it."""
     check_int('K', K, 1)
     if isinstance(kind, str):
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
@@ -45,13 +45,16 @@ def branch_weights(
             w = torch.as_tensor(kind, dtype=torch.float64)
         refuse(
             'branch weights',
-            (w.shape != (K,), f'need one number for each of the K={K} branches, got {kind!r}'),
+            (
+                K > 1 and w.shape != (K,),
+                f'need one number for each of the K={K} branches, got {kind!r}',
+            ),
             (
                 not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0,
                 f'must be finite, non-negative and not all zero, got {kind!r}',
             ),
         )
-    return w / w.sum()
+    return w / w.sum() if K > 1 else torch.ones_like(w[:1])
 
 # %% ../../nbs/distillation/04_losses.ipynb #1cb69492
 def scheduled_weights(

@@ -48,7 +48,7 @@ from ..training.devices import numerics
 from ..training.loop import fit
 
 # %% auto #0
-__all__ = ['PLANE', 'WORLDS', 'BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS',
+__all__ = ['SETS', 'PLANE', 'WORLDS', 'BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS',
            'MORE_OPTIONS', 'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS',
            'LATE', 'RECIPE', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD',
            'World', 'ReferenceEnds', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
@@ -218,6 +218,8 @@ def plane_world(
     )
 
 
+#: sets of points in the plane that are compared
+SETS = ('spiral', 'moons', 'ring', 'swiss_roll')
 #: in the plane: students that begin as copies, as other networks, and those of an exact teacher
 PLANE = {
     'copies': {},
@@ -232,7 +234,7 @@ WORLDS = {
     'weather faults': 'bdense_nb.applications.anomalies:faults_world',
     **{
         f'{name}, {kind}': functools.partial(plane_world, name, **how)
-        for name in ('spiral', 'moons', 'ring')
+        for name in SETS
         for kind, how in PLANE.items()
     },
     'spiral, fine': functools.partial(plane_world, 'spiral', finer=48),
@@ -962,7 +964,7 @@ EXPERIMENTS |= {
             'K = 1',
             10,
         )
-        for name in ('spiral', 'moons', 'ring')
+        for name in SETS
         for kind in PLANE
     },
     'spiral_calls': lambda: Experiment(
