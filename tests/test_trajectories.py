@@ -877,6 +877,11 @@ def test_two_processes_divide_a_bank(tmp_path):
     ]
     assert kept[0].keys() == kept[1].keys() and len(kept[0]) == 4
     assert all(kept[0][k][1] == kept[1][k][1] for k in kept[0]), 'the same headers, checksums too'
+    (gone := shards(tmp_path / 'two' / 'bank')[1]).unlink()
+    torchrun(1, script, tmp_path / 'two', folder=tmp_path)  # one process completes what two made
+    assert load_tensors(gone)[1] == kept[0][gone.name][1]
+    calls = load_tensors(tmp_path / 'two' / 'rank0.safetensors')[0]['False calls']
+    assert calls == 16 * 2 + 6, 'of one shard'
 
 
 @pytest.mark.parametrize('damage', ['half', 'gone'])
