@@ -1,6 +1,7 @@
 "`bdense_bench` measures what it says, and no iteration of a training waits for the device."
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,7 @@ def test_the_plain_loop_is_sfd(monkeypatch):
     torch.testing.assert_close(plain_sfd(teacher, cfg)(), mine, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize('name', ['loop', 'sampler', 'sfd', 'branches', 'hardware'])
+@pytest.mark.parametrize('name', ['loop', 'sampler', 'sfd', 'branches', 'hardware', 'roofline'])
 def test_every_part_says_what_was_divided_by_what(name):
     found = module.run_part(module.PARTS[name], QUICK)
     assert 'error' not in found, found.get('traceback')
@@ -181,6 +182,38 @@ def test_memory_grows_by_the_branches_alone():
     assert (
         more[4] == pytest.approx(3 * more[2], rel=0.05) and 0 < more[4] < 0.1 * rows[0]['peer_mb']
     )
+
+
+def test_groups_of_processes_take_turns(monkeypatch):
+    "One group after the other would compare two moments of the machine."
+    called = []
+    monkeypatch.setattr(module, 'processes_arm', lambda n, *_: lambda: called.append(n))
+    (row,) = module.bench_processes(replace(QUICK, busy=True))['rows']
+    assert called == [1, 2, 1, 2, 2, 1] and row['peer'] == '1 process'
+
+
+def test_branches_are_drawn_over_their_number(monkeypatch):
+    "In order, from one branch on, with a bank and processes beside them."
+    rows = {
+        part: [
+            dict(size='S', what=what, peer=peer, ratio=2, least=1, most=3, mb=3, peer_mb=2)
+            for what, peer in pairs
+        ]
+        for part, pairs in dict(
+            branches=[('K = 2', 'K = 1'), ('K = 16', 'K = 1')],
+            sfd=[('from a bank', 'fresh'), ('SFD', 'plain loop')],
+            processes=[('2 processes', '1 process')],
+        ).items()
+    }
+    drawn = {}
+    monkeypatch.setattr(
+        'matplotlib.figure.Figure.savefig',
+        lambda fig, path, **_: drawn.update({path: [a.get_lines() for a in fig.axes]}),
+    )
+    module.figure({'here': {name: dict(rows=own) for name, own in rows.items()}}, 'p')
+    (times,), (memory,), beside = drawn['p']
+    assert times.get_xydata().tolist() == [[1, 1], [2, 2], [16, 2]]
+    assert memory.get_xydata().tolist() == [[1, 1], [2, 1.5], [16, 1.5]] and len(beside) == 2
 
 
 def test_a_failing_part_is_noted_and_tried_again_last(tmp_path, capsys):
@@ -221,7 +254,6 @@ def test_the_command(tmp_path, capsys):
         'sampler.json',
         'bench.json',
         'bench.txt',
-        'bench.png',
     }
     whole = json.loads((tmp_path / 'out' / 'bench.json').read_text())
     assert (

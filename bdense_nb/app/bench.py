@@ -7,6 +7,8 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -15,8 +17,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -40,7 +46,6 @@ from ..distillation.students import Student
 from ..distillation.teaching import edm_loss
 from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
-from ..training.checkpoints import is_main
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import Replayed, peak_bytes, set_memory_format
 from ..training.loop import StepFunction, training
@@ -48,10 +53,10 @@ from ..training.loop import StepFunction, training
 # %% auto #0
 __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared',
            'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
-           'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'bench_roofline', 'switches',
-           'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs', 'bench_diffusers', 'bench_onnx',
-           'bench_imports', 'process_seconds', 'seconds_in_processes', 'bench_processes', 'run_part', 'stored_parts',
-           'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
+           'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'training_steps', 'bench_roofline',
+           'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs', 'bench_diffusers',
+           'bench_onnx', 'bench_imports', 'processes_arm', 'bench_processes', 'run_part', 'stored_parts', 'run_parts',
+           'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -90,11 +95,6 @@ class Bench:
     def kind(self) -> dict:  # JSON-able
         "What is the same for all figures of a report."
         return dict(quick=self.quick, busy=self.busy, device=str(self.device))
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        "Seconds that passed, or on a busy machine those that this process computed."
-        return time.process_time if self.busy else time.perf_counter
 
     @property
     def sizes(self) -> dict[str, Size]:
@@ -165,7 +165,8 @@ def compared(
     size: str,  # a key of `Bench.sizes`
 ) -> list[dict]:  # `ratio` of every other arm, with `size`, `what` and `peer`
     "Arms in turns, and each over the peer."
-    times = interleaved(arms, bench.rounds(size), bench.device, bench.clock)
+    clock = time.process_time if bench.busy else time.perf_counter
+    times = interleaved(arms, bench.rounds(size), bench.device, clock)
     return [
         dict(size=size, what=name, peer=peer, **ratio(t, times[peer]))
         for name, t in times.items()
@@ -423,31 +424,41 @@ def operator_shares(
     return {name: times[name] / sum(times.values()) for name in largest}
 
 
+def training_steps(bench: Bench, size: str) -> dict[str, tuple[Hardware, int]]:
+    "What a training step can be told, by name: switches, and how many batches become one."
+    bf16 = replace(PLAIN, precision='bf16')
+    found = {
+        'float32': (PLAIN, 1),
+        'bfloat16': (bf16, 1),
+        'bfloat16, contiguous': (replace(bf16, channels_last=False), 1),
+        'bfloat16, 4 batches in one': (bf16, 4),
+    }
+    if size == 'small' and not bench.quick:  # a large one compiles for minutes
+        found['bfloat16, compiled'] = replace(bf16, compile=True), 1
+    return found
+
+
 def bench_roofline(bench: Bench) -> dict:
-    "A training step over a matrix product of as many operations, and which operators take time."
+    "Training steps over a matrix product of as many operations; which operators take time."
     rows = []
     for name, size in bench.sizes.items():
-        step = teaching_step(size, bench.device)
-        for precision, dtype in dict(no=torch.float32, bf16=torch.bfloat16).items():
+        for what, (hardware, batches) in training_steps(bench, name).items():
+            step = teaching_step(replace(size, batch=batches * size.batch), bench.device)
             model = size.denoiser(bench.device).requires_grad_(True)
             with FlopCounterMode(display=False) as counter:
                 next(step(model, 0)).backward()
+            flop = counter.get_total_flops()
+            if not hardware.channels_last:
+                set_memory_format(model, False)
+            dtype = getattr(torch, what.split(',')[0])
             a = torch.randn(2 * [256 if bench.quick else 2048], dtype=dtype, device=bench.device)
-            times = counter.get_total_flops() / (2 * len(a) ** 3)  # products
-            arm = loop_arm(model, step, replace(PLAIN, precision=precision))
-            what = f'training step, {str(dtype)[6:]}'
-            arms = {'matrix product': lambda: a @ a, what: arm}
-            for row in compared(arms, 'matrix product', bench, name):
-                scaled = {k: row[k] / times for k in ('ratio', 'least', 'most')}
-                rows.append(
-                    row
-                    | scaled
-                    | dict(
-                        peer_seconds=row['peer_seconds'] * times,
-                        gflop=counter.get_total_flops() / 1e9,
-                        operators=operator_shares(arm, bench.device),
-                    )
-                )
+            times = flop / (2 * len(a) ** 3)  # products
+            arm = loop_arm(model, step, hardware)
+            arms = {'matrix product': lambda: a @ a, f'training step, {what}': arm}
+            (row,) = compared(arms, 'matrix product', bench, name)
+            row |= {k: row[k] / times for k in ('ratio', 'least', 'most')}
+            row |= dict(peer_seconds=row['peer_seconds'] * times, gflop=flop / 1e9)
+            rows.append(row | dict(operators=operator_shares(arm, bench.device)))
     return dict(rows=rows)
 
 # %% ../../nbs/app/07_bench.ipynb #b74690d3
@@ -510,11 +521,13 @@ def without_tf32(arm: Callable) -> Callable:
 
 
 def bench_compile(bench: Bench) -> dict:
-    "`Hardware(compile=True)` over the same without it, and what the first two iterations took."
+    "`Hardware(compile=True)` over the same without it; on a CPU, of the small network alone."
     rows, failed = [], {}
     precision = 'bf16' if bench.device.type == 'cuda' else 'no'
     eager = replace(PLAIN, precision=precision)
     for name, size in bench.sizes.items():
+        if name == 'EDM' and bench.device.type == 'cpu':
+            continue
         teacher = size.denoiser(bench.device).eval()
         torch._dynamo.reset()  # another network's shapes are no reason to compile for all shapes
         begin = time.perf_counter()
@@ -678,62 +691,52 @@ def bench_imports(bench: Bench) -> dict:
     return dict(rows=compared(arms, 'import torch', clock, 'interpreter'))
 
 
-def process_seconds(path: str, device: str, quick: str, repeats: int) -> None:
-    "What each of several processes runs: the first one writes the seconds of its blocks."
-    bench = Bench(torch.device(device), quick == 'quick')
+@cache
+def _arm_of_this_process(bench: Bench) -> Callable[[], None]:
     size = bench.sizes['small']
-    arm = sfd_arm(size.denoiser(bench.device), sfd_config(size))
-    seconds = interleaved({'arm': arm}, repeats, bench.device)['arm']  # of the clock: they wait
-    if is_main():
-        write_json(path, dict(seconds=seconds))
+    return sfd_arm(size.denoiser(bench.device), sfd_config(size))
 
 
-def seconds_in_processes(n: int, bench: Bench) -> list[float]:
-    "SFD iterations of one batch that n processes divide."
-    with tempfile.TemporaryDirectory() as folder:
-        path = f'{folder}/seconds.json'
-        code = f'from bdense_nb.app.bench import process_seconds; process_seconds({path!r}, '
-        code += f'{bench.device.type!r}, {"quick" if bench.quick else ""!r}, '
-        code += f'{bench.rounds("small")})'
-        done = subprocess.run(
-            [
-                sys.executable,
-                '-m',
-                'torch.distributed.run',
-                '--standalone',
-                '--nproc_per_node',
-                str(n),
-                '--no-python',
-                sys.executable,
-                '-c',
-                code,
-            ],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        return read_json(path)['seconds']
+def _iterate(bench: Bench) -> None:
+    _arm_of_this_process(bench)()
+    wait(bench.device)
+
+
+def _join(rank: int, n: int, port: int, threads: int, device: str) -> None:
+    told = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, MASTER_PORT=port)
+    os.environ |= {k: str(v) for k, v in told.items()} | dict(MASTER_ADDR='localhost')
+    torch.set_num_threads(threads)
+    if device == 'cuda':
+        torch.cuda.set_device(rank)
+
+
+def processes_arm(
+    n: int,  # processes
+    bench: Bench,
+    stack: ExitStack,  # they end with it
+) -> Callable[[], object]:
+    "An SFD iteration of one batch that n processes divide; between two calls they wait."
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    here = replace(bench, device=torch.device(bench.device.type))
+    same = n, port, max(torch.get_num_threads() // n, 1), bench.device.type
+    pools = [ProcessPoolExecutor(1, get_context('spawn'), _join, (i, *same)) for i in range(n)]
+    for pool in pools:
+        stack.enter_context(pool)
+    return lambda: [asked.result() for asked in [pool.submit(_iterate, here) for pool in pools]]
 
 
 def bench_processes(bench: Bench) -> dict:
     "Several processes over one, with the same batch: on GPUs one each, on a CPU they share it."
-    found = torch.cuda.device_count() if bench.device.type == 'cuda' else 0
-    if bench.device.type == 'cuda' and found < 2:
+    found = torch.cuda.device_count() if bench.device.type == 'cuda' else 2
+    if found < 2:
         return dict(rows=[], skipped='several processes on CUDA need several GPUs')
-    counts = [n for n in (1, 2, 4, 8) if n <= max(found, 2)]
-    seconds = {n: seconds_in_processes(n, bench) for n in counts}
-    return dict(
-        rows=[
-            dict(
-                size='small',
-                what=f'{n} processes',
-                peer='1 process',
-                **ratio(seconds[n], seconds[1]),
-            )
-            for n in counts[1:]
-        ]
-    )
+    names = {1: '1 process'} | {n: f'{n} processes' for n in (2, 4, 8) if n <= found}
+    clock = replace(bench, busy=False)  # other processes' seconds
+    with ExitStack() as stack:
+        arms = {name: processes_arm(n, bench, stack) for n, name in names.items()}
+        return dict(rows=compared(arms, '1 process', clock, 'small'))
 
 # %% ../../nbs/app/07_bench.ipynb #74b00568
 #: what is measured, by name, the most useful first
@@ -755,7 +758,7 @@ PARTS = {
 
 def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict:  # with `error` if it failed
     "Measure one part; what goes wrong is its result, and the next one can run."
-    begin = time.perf_counter()
+    begin, date = time.perf_counter(), time.strftime('%Y-%m-%d')
     matmul = torch.get_float32_matmul_precision()
     try:
         found = part(bench)
@@ -770,7 +773,7 @@ def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict:  # with `erro
     return (
         found
         | bench.kind
-        | dict(part_seconds=time.perf_counter() - begin, **about_run(str(bench.device)))
+        | dict(date=date, part_seconds=time.perf_counter() - begin, **about_run(str(bench.device)))
     )
 
 
@@ -826,37 +829,32 @@ def table(found: dict[str, dict]) -> str:
     return '\n'.join(lines)
 
 
-def figure(found: dict[str, dict], path: Path) -> None:
-    "One panel a part: the ratio of every arm to its peer, and its spread."
-    import matplotlib
+def figure(reports: dict[str, dict[str, dict]], path: Path) -> None:  # machine -> its parts
+    "Time and memory of branches over their number; beside them, a bank and processes."
+    from matplotlib.figure import Figure
 
-    matplotlib.use('agg')
-    import matplotlib.pyplot as plt
-
-    shown = {name: part['rows'] for name, part in found.items() if part.get('rows')}
-    heights = [len(rows) + 1.5 for rows in shown.values()]
-    fig, axes = plt.subplots(
-        len(shown),
-        1,
-        figsize=(9, 0.32 * sum(heights)),
-        squeeze=False,
-        height_ratios=heights,
-        layout='constrained',
-    )
-    for ax, (name, rows) in zip(axes[:, 0], shown.items()):
-        for y, row in enumerate(rows):
-            ax.plot([row['least'], row['most']], [y, y], color='C0', lw=2, alpha=0.5)
-            ax.plot(row['ratio'], y, 'o', color='C0')
-        ax.axvline(1, color='gray', lw=0.8)
-        labels = [f'{r["what"]} / {r["peer"]} ({r["size"]})' for r in rows]
-        ax.set_yticks(range(len(rows)), labels, fontsize=8)
-        ax.invert_yaxis()
-        ax.set_xscale('log')
-        ax.set_title(name, fontsize=9, loc='left')
-    about = next(iter(found.values()))
-    fig.suptitle(f'time ratios on {about["hardware"]}, torch {about["torch"]}', fontsize=10)
+    fig = Figure(figsize=(11, 3.6), layout='constrained')
+    time_of, memory, beside = fig.subplots(1, 3)
+    for where, parts in reports.items():
+        rows = [r for part in parts.values() for r in part.get('rows', [])]
+        branches = [r for r in rows if r['peer'] == 'K = 1']
+        for size in dict.fromkeys(r['size'] for r in branches):
+            own = [r for r in branches if r['size'] == size]
+            K = [1, *(int(r['what'].split()[-1]) for r in own)]
+            times, *ends = ([1, *(r[k] for r in own)] for k in ('ratio', 'least', 'most'))
+            time_of.plot(K, times, 'o-', label=f'{where}, {size}')
+            time_of.fill_between(K, *ends, alpha=0.2)
+            memory.plot(K, [1, *(r['mb'] / r['peer_mb'] for r in own)], 'o-')
+        for r in rows:
+            if r['what'] == 'from a bank' or r['peer'] == '1 process':
+                name = f'{r["what"]} / {r["peer"]}\n({where}, {r["size"]})'
+                times = [r[k] for k in ('least', 'ratio', 'most')]
+                beside.plot(times, 3 * [name], 'C0o-', markevery=[1])
+    for ax, what in ((time_of, 'time'), (memory, 'memory')):
+        ax.set(xticks=K, xlabel='branches K', ylabel=f'{what} / {what} of K = 1', ylim=(0, 1.3))
+    time_of.legend(fontsize=8, loc='lower right')
+    beside.set(xlim=(0, None), xlabel='time / time')
     fig.savefig(path, dpi=110)
-    plt.close(fig)
 
 
 def write_report(
@@ -865,12 +863,12 @@ def write_report(
     bench: Bench,  # in whose way they were measured
     command: str,  # that made them
 ) -> dict[str, dict]:  # the parts that are there
-    "All parts in a folder that were measured alike as one JSON, a table and a figure."
+    "All parts in a folder that were measured alike as one JSON and a table; branches as a figure."
     found = stored_parts(folder, names, bench)
     write_json(folder / 'bench.json', dict(command=command) | found)
     (folder / 'bench.txt').write_text(table(found) + '\n', 'utf-8')
-    if any(part.get('rows') for part in found.values()):
-        figure(found, folder / 'bench.png')
+    if found.get('branches', {}).get('rows'):
+        figure({bench.device.type: found}, folder / 'bench.png')
     return found
 
 # %% ../../nbs/app/07_bench.ipynb #5ce9ce69
@@ -878,7 +876,7 @@ def write_report(
 class Measure(Options):
     "What training and sampling cost on this machine, as ratios to peers; again: it goes on."
 
-    # folder for a JSON of each part, and bench.json, bench.txt and bench.png of all
+    # folder for a JSON of each part, bench.json and bench.txt of all, and bench.png of branches
     out: Positional[Named]
     parts: tuple[str, ...] | None = None  # names with commas between; default: all of them
     device: str | None = None  # cpu, cuda, cuda:1, mps; default: the fastest there is
@@ -909,7 +907,7 @@ def measure(options: Measure, line: Line) -> dict:
     parts = {name: PARTS[name] for name in names}
     run_parts(parts, bench, out, math.inf if options.minutes is None else options.minutes)
     found = write_report(out, list(PARTS), bench, line.text)
-    print(table(found), f'{out}/ holds bench.json, bench.txt and bench.png', sep='\n')
+    print(table(found), f'{out}/ holds bench.json and bench.txt', sep='\n')
     failed = [name for name, part in found.items() if 'error' in part]
     return dict(out=str(out), parts=list(found), failed=failed)
 

@@ -1,8 +1,8 @@
 """What only a GPU can show: is training there right, does it wait for the device, what does it cost.
 
-    python tests/gpu/report.py OUT                  # about ten minutes on one H100; OUT gets a JSON a part
+    python tests/gpu/report.py OUT                  # about ten minutes on one H200; OUT gets a JSON a part
     python tests/gpu/report.py OUT --minutes 4      # no part begins after four minutes; run it again to go on
-    python tests/gpu/report.py OUT --device cpu     # tiny networks, to see that every part runs
+    python tests/gpu/report.py OUT --device cpu     # tiny networks, to see that every part runs; --whole: not tiny
 
 Each part writes OUT/NAME.json and is not run again; one that fails notes its error and the next one runs. The ratios
 are those of `bdense_bench` (bdense_nb/app/bench.py); the checks of correctness are below.
@@ -51,7 +51,8 @@ from bdense_nb.training.config import Hardware, TrainConfig  # noqa: E402
 from bdense_nb.training.devices import Replayed, replayed  # noqa: E402
 from bdense_nb.training.loop import training  # noqa: E402
 
-LIMIT = 150  # seconds that a part may take before it is given up
+# seconds that a part may take before it is given up
+LIMIT, LIMITS = 150, dict(compile=450, roofline=300)
 
 
 def first(bench: Bench) -> Size:
@@ -541,14 +542,14 @@ def part_profile(bench: Bench) -> dict:
 CHILDREN = dict(run=child_run, nccl=child_nccl, oom=child_oom)
 
 
-def limited(part, bench: Bench) -> dict:
+def limited(part, limit: int, bench: Bench) -> dict:
     "A part that takes too long is given up."
 
     def stop(*_):
-        raise TimeoutError(f'given up after {LIMIT} s')
+        raise TimeoutError(f'given up after {limit} s')
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT)
+    signal.alarm(limit)
     try:
         return part(bench)
     finally:
@@ -563,10 +564,12 @@ def main():
     parser.add_argument('out', type=Path)
     parser.add_argument('--minutes', type=float, default=8.0)
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
+    parser.add_argument('--whole', action='store_true', help='no tiny networks on a CPU')
     parser.add_argument('--only', help='names of parts, with commas between')
     parser.add_argument('--repeats', type=int, default=3)
     args = parser.parse_args()
-    bench = Bench(torch.device(args.device), args.device == 'cpu', args.repeats)
+    quick = args.device == 'cpu' and not args.whole
+    bench = Bench(torch.device(args.device), quick, args.repeats)
     checks = dict(
         waits=part_waits,
         precision=part_precision,
@@ -597,6 +600,7 @@ def main():
         'nccl',
         'graphs',
         'compile',
+        'roofline',
         'diffusers',
         'imports',
         'onnx',
@@ -606,7 +610,10 @@ def main():
     names = args.only.split(',') if args.only else order
     args.out.mkdir(parents=True, exist_ok=True)
     run_parts(
-        {name: partial(limited, known[name]) for name in names}, bench, args.out, args.minutes
+        {name: partial(limited, known[name], LIMITS.get(name, LIMIT)) for name in names},
+        bench,
+        args.out,
+        args.minutes,
     )
     every = write_report(
         args.out, order, bench, shlex.join(['python', 'tests/gpu/report.py', *sys.argv[1:]])
