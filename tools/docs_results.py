@@ -55,6 +55,7 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'forecasting_methods': 'How good are forecasts in few calls, beside other methods?',
     'anomalies_methods': 'How well do student and branches find anomalies, beside other detectors?',
     'bench_cpu': 'What does the package cost on a CPU, beside plain PyTorch?',
+    'bench_two_cores': 'What does a training step reach on two cores of a CPU?',
     'bench_gpu': 'What does the package cost on a GPU, beside plain PyTorch?',
     'paper': 'What does the paper report?',
 }
