@@ -37,7 +37,7 @@ _OLD = {
     'schedules': 'diffusion.schedules', 'teachers': 'diffusion.denoisers distillation.teaching',
     'features': 'evaluation.features', 'intervals': 'evaluation.intervals',
     'metrics': 'evaluation.metrics', 'viz': 'evaluation.pictures',
-    'alignment': 'lab.alignment', 'experiments': 'lab.experiments', 'search': 'lab.search',
+    'experiments': 'lab.experiments', 'search': 'lab.search',
     'widgets': 'lab.explorers',
     'checkpoints': 'training.checkpoints', 'devices': 'training.devices', 'hooks': 'training.hooks',
     'cli': 'app.shell', 'commands': 'app.commands', 'notebooks': 'app.course',

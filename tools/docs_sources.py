@@ -595,7 +595,6 @@ MAIN = {  # module -> what its page begins with; elsewhere that is what `import 
     'interop.export': 'export_student load_pretrained export_onnx',
     'lab.experiments': 'run_experiment Experiment difference_table',
     'lab.search': 'search_weights confirm_weights show_search',
-    'lab.alignment': 'alignment_errors straightness',
     'lab.explorers': 'Explorer sampler_race schedule_explorer branch_viewer student_picker',
     'applications.series': 'read_series Series Windows',
     'applications.forecasting': 'forecast train_forecaster Forecast',
