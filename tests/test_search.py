@@ -24,7 +24,6 @@ from bdense_nb.lab.search import (
     STARTS,
     confirm_weights,
     load_search,
-    many_step_sample,
     ratios_to_weights,
     save_search,
     score_weights,
@@ -155,10 +154,10 @@ def test_weights_are_in_range_normalised_and_different(whole):
 def test_score_is_the_paired_error_on_seeds_that_training_does_not_use(teacher, whole):
     t = whole.trials[5]
     student = sfd(teacher, replace(CFG, branch_weights=t.weights), show=False)
-    target = many_step_sample(frozen_copy(teacher, CFG.shape), CFG, range(8))
+    target = CFG.reference().sampler(frozen_copy(teacher, CFG.shape)).sample(8)
     assert t.score == paired_error(student.sample(8), target)
     assert CFG.seeds(0).start > 2**31 and torch.equal(
-        target[3:5], many_step_sample(teacher, CFG, range(3, 5))
+        target[3:5], CFG.reference().sampler(teacher).sample(2, 3)
     )
 
 
@@ -166,7 +165,7 @@ def test_the_target_is_the_teacher_on_a_finer_grid():
     single = MixtureDenoiser(
         torch.zeros(1, 2), torch.ones(1) * 0.5, torch.ones(1)
     )  # its flow shrinks every point by a known factor
-    x = many_step_sample(single, replace(CFG, substeps=32), range(4))
+    x = replace(CFG, substeps=32).reference().sampler(single).sample(4)
     from bdense_nb.core import sample_noise
 
     exact = 80 * sample_noise(range(4), (2,)) * math.sqrt((0.25 + CFG.sigma_min**2) / (0.25 + 6400))
@@ -215,7 +214,7 @@ def test_shared_bank_changes_nothing(teacher, whole):
 
 
 def test_a_bank_of_another_run_is_refused(teacher):
-    with pytest.raises(ValueError, match='another solver'):
+    with pytest.raises(ValueError, match='another configuration.*solver'):
         run(teacher, bank=teacher_bank(teacher, replace(CFG, solver='euler'), show=False))
 
 
@@ -385,7 +384,7 @@ def confirmed(teacher, whole):
 
 def test_confirmation_trains_on_other_noise_and_scores_other_samples(teacher, whole, confirmed):
     assert confirmed.confirm_seeds == (1, 2, 5) and set(confirmed.confirmed) == {'best', *STARTS}
-    target = many_step_sample(teacher, CFG, range(8, 16))
+    target = CFG.reference().sampler(teacher).sample(8, 8)
     for arm, weights in dict(best=whole.best.weights, endpoint=(0.0, 0.0, 0.0, 1.0)).items():
         cfg = replace(CFG, seed=5, branch_weights=weights)
         assert confirmed.confirmed[arm][2] == paired_error(

@@ -31,9 +31,9 @@ from ..training.devices import numerics
 from ..training.hooks import progress
 
 # %% auto #0
-__all__ = ['LOG_RATIOS', 'STARTS', 'ratios_to_weights', 'weights_to_ratios', 'start_trials', 'many_step_sample', 'score_weights',
-           'SearchTrial', 'SearchResult', 'search_study', 'search_weights', 'show_search', 'confirm_weights',
-           'save_search', 'load_search']
+__all__ = ['LOG_RATIOS', 'STARTS', 'ratios_to_weights', 'weights_to_ratios', 'start_trials', 'score_weights', 'SearchTrial',
+           'SearchResult', 'search_study', 'search_weights', 'show_search', 'confirm_weights', 'save_search',
+           'load_search']
 
 # %% ../../nbs/lab/02_search.ipynb #831a4dae
 LOG_RATIOS = (-4.0, 1.0)  # range of ln(w_k/w_K)
@@ -67,24 +67,12 @@ def start_trials(
     return {kind: weights_to_ratios(branch_weights(K, kind)) for kind in STARTS}
 
 # %% ../../nbs/lab/02_search.ipynb #53bd1102
-def many_step_sample(
-    teacher: Callable,  # a denoiser, which stays frozen
-    cfg: SFDConfig,
-    seeds: range,  # of the noise and the labels
-) -> Tensor:  # [n, *D], on the CPU
-    """Where the teacher's many-step trajectory ends, see `SFDConfig.reference`: what students are
-    scored against."""
-    plan = cfg.reference()
-    parts = (seeds[i : i + 256] for i in range(0, len(seeds), 256))
-    return torch.cat([plan.walk(teacher, part)[0][-1].cpu() for part in parts])
-
-
 def score_weights(
     teacher: Callable,  # a denoiser, which stays frozen
     cfg: SFDConfig,
     weights: Sequence[float],  # [K], weight of each branch
     bank: TrajectoryBank | None,  # from `teacher_bank`
-    target: Tensor,  # [n, *D], from `many_step_sample`
+    target: Tensor,  # [n, *D], where `cfg.reference()` ends from the same seeds
     first: int = 0,  # seed of the first sample
     student: NetDenoiser | None = None,  # where the student starts; None: as a copy of the teacher
     *,
@@ -315,7 +303,7 @@ def search_weights(
         done = min(len(trials), n_trials)
         if done < n_trials:
             bank = bank or cfg.bank(teacher, show=show)
-            target = many_step_sample(teacher, cfg, range(n_samples))
+            target = cfg.reference().sampler(teacher).sample(n_samples)
         score = lambda weights: score_weights(
             teacher, cfg, weights, bank, target, 0, student, hardware=hardware
         )
@@ -414,7 +402,7 @@ def confirm_weights(
         pairs = [(s, arm) for s in seeds for arm in arms.values()]
         todo = [(s, arm) for s, arm in pairs if f'{arm}, seed {s}' not in scores]
         if todo:
-            target = many_step_sample(teacher, cfg, range(n, 2 * n))
+            target = cfg.reference().sampler(teacher).sample(n, seed=n)
         for i in progress(len(todo), 'confirmation', show=show):
             s, arm = todo[i]
             again = replace(cfg, seed=s)
