@@ -450,7 +450,8 @@ def test_a_save_that_was_cut_off_is_finished_by_the_same_run(tmp_path, cut, make
         load_student(tmp_path)
     if before != 'model.safetensors':
         with pytest.raises(
-            ValueError, match='another student.*teacher: abc there, xyz now.*overwrite=True'
+            ValueError,
+            match="another student.*teacher: 'abc' there, 'xyz' now.*overwrite=True",
         ):
             make(RUN | dict(teacher='xyz')).save(tmp_path)
     make(RUN).save(tmp_path)
@@ -512,7 +513,7 @@ def test_a_run_may_be_saved_again(tmp_path, first, again):
 @pytest.mark.parametrize(
     'other, says',
     [
-        (one(RUN | dict(teacher='xyz')), 'teacher: abc there, xyz now'),
+        (one(RUN | dict(teacher='xyz')), "teacher: 'abc' there, 'xyz' now"),
         (one(RUN | dict(host='pd')), 'host'),
         (one(RUN | dict(config=dict(steps=11))), 'config.steps: 10 there, 11 now'),
         (one(RUN, grid=GRID / 2), 'sigmas'),

@@ -617,7 +617,7 @@ def test_other_plans_are_refused(changes):
     bank = make_bank(BLOBS, PLAN, range(8), 8, show=False)
     bank.check(BLOBS, PLAN, range(8))
     bank.check(BLOBS, PLAN, range(3, 5))
-    with pytest.raises(ValueError, match=f'another {next(iter(changes))}'):
+    with pytest.raises(ValueError, match=f'another configuration.*{next(iter(changes))}'):
         bank.check(BLOBS, replace(PLAN, **changes), range(8))
 
 
@@ -625,7 +625,7 @@ def test_other_teachers_are_refused():
     bank = make_bank(frozen_copy(classy(), (2,)), PLAN, range(8), 8, show=False)
     bank.check(classy(), PLAN, range(8))
     for other in (classy(1), BLOBS, EDMDenoiser(classy().net, 0.6)):
-        with pytest.raises(ValueError, match='another teacher'):
+        with pytest.raises(ValueError, match='another configuration.*teacher'):
             bank.check(other, PLAN, range(8))
 
 
@@ -977,7 +977,7 @@ def test_a_bank_in_float16_takes_half_and_rounds_a_state_by_1_in_2048(on_disk, t
             make_bank(BLOBS, PLAN, SEEDS, 64, tmp_path / 'float16', show=False)
         with pytest.raises(ValueError, match="bank_dtype: 'float32' there, 'float16' now"):
             make_bank(BLOBS, half_plan, SEEDS, 64, tmp_path / 'float32', show=False)
-    with pytest.raises(ValueError, match='another bank_dtype: float16 there, float32'):
+    with pytest.raises(ValueError, match="bank_dtype: 'float16' there, 'float32' now"):
         half.check(BLOBS, PLAN, SEEDS)
 
 

@@ -321,19 +321,12 @@ class TrajectoryBank:
 
     def check(self, teacher: Callable, plan: TrajectoryPlan, seeds: range) -> None:
         "Refuse a bank that is not of this run, and say what differs."
-        mine_of = dict(vars(self.plan), teacher=self.teacher)
-        asked_of = dict(vars(plan), teacher=denoiser_hash(teacher))
-        for name in ('teacher', 'solver', 'afs', 'shape', 'sigmas', 'bank_dtype'):
-            mine = mine_of[name]
-            asked = asked_of[name]
-            if mine != asked:
-                moved = name == 'teacher' and not isinstance(teacher, nn.Module)
-                hint = '; what its calls change in it belongs in hash_ignores of its class' * moved
-                raise ValueError(
-                    f'this bank was computed with another {name}: {mine} there, '
-                    f'{asked} asked for{hint}'
-                )
-        refuse_other('this bank', same_run(self.said, answers_note(plan.shape, teacher)))
+        theirs = dict(teacher=self.teacher, **vars(self.plan), **self.said)
+        mine = dict(teacher=denoiser_hash(teacher), **vars(plan))
+        moved = 'what its calls change in it belongs in hash_ignores of its class'
+        why = {} if isinstance(teacher, nn.Module) else dict(teacher=moved)
+        differ = same_run(theirs, mine | answers_note(plan.shape, teacher))
+        refuse_other('this bank', differ, why)
         self._check_seeds(seeds)
 
     def _check_seeds(self, seeds: range) -> None:

@@ -30,7 +30,8 @@ from .bank import TrajectoryBank, TrajectoryPlan, answers
 from .bank import answers_note, denoiser_hash, frozen_copy
 from .branches import BranchedDenoiser, branch, fold
 from .losses import branch_weights, scheduled_weights
-from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum, claim_folder
+from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum
+from ..training.checkpoints import claim_folder, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy
 from ..training.loop import Fit, fit
@@ -299,21 +300,14 @@ def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: d
     free = [f'config.{k}' for k in ('on_nan', *FREE)]
     if _is_longer(mine, theirs):
         free.append('config.steps')
-    differ = [
-        f'{k}: {str(theirs[k]):.40} there, {str(mine[k]):.40} now'
-        for k in mine
-        if k in theirs and theirs[k] != mine[k] and k not in free
-    ]
-    by_hand = 'config' not in student.about  # then nothing else tells
-    whole = (folder / CONFIG).exists()
-    if not differ and by_hand and whole and not _same_weights(student.denoiser, folder):
+    differ = same_run({k: theirs.get(k, mine[k]) for k in mine}, mine, free=free)
+    if ('grids' in theirs) != ('grids' in mine):
+        differ.append('for several step counts, or for one')
+    by_hand = 'config' not in student.about and (folder / CONFIG).exists()  # nothing else tells
+    if not differ and by_hand and not _same_weights(student.denoiser, folder):
         differ = ['its weights']
-    if differ or ('grids' in theirs) != ('grids' in mine):
-        raise ValueError(
-            f'{folder} holds another student '
-            f'({"; ".join(differ) or "for several step counts, or for one"}); '
-            f'{instead}'
-        )
+    if differ:
+        raise ValueError(f'{folder} holds another student ({"; ".join(differ)}); {instead}')
 
 
 def _is_longer(mine: dict, theirs: dict) -> bool:  # both as `_run_of`

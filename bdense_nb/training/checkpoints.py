@@ -184,13 +184,15 @@ def same_run(
 def refuse_other(
     folder: Path | str,  # of a run
     differ: Sequence[str],  # what `same_run` found
-    why: str = '',  # they may not differ
+    why: dict[str, str] = {},  # field -> why it may not differ
 ) -> None:
     "Raise if the run in a folder is another one."
     if differ:
+        names = {d.partition(':')[0] for d in differ}
+        reasons = [f'; {text}' for name, text in why.items() if name in names]
         raise ValueError(
             f'{folder} was made with another configuration ({"; ".join(differ)})'
-            f'{why}; use that one, or another folder'
+            f'{"".join(reasons)}; use that one, or another folder'
         )
 
 
@@ -199,7 +201,7 @@ def claim_folder(
     run: dict,  # what defines the run, JSON-able
     defaults: dict = {},  # see `same_run`
     free: Sequence[str] = (),  # see `same_run`
-    why: dict[str, str] = {},  # field -> why it may not differ
+    why: dict[str, str] = {},  # see `refuse_other`
 ) -> None:
     "Note in a folder what defines its run, or refuse a folder that holds another one."
     note = Path(folder) / 'run.json'
@@ -207,13 +209,4 @@ def claim_folder(
         if is_main():
             write_json(note, run)
         return
-    differ = same_run(read_json(note), run, defaults, free)
-    refuse_other(
-        folder,
-        differ,
-        ''.join(
-            f'; {text}'
-            for name, text in why.items()
-            if any(d.startswith(f'{name}:') for d in differ)
-        ),
-    )
+    refuse_other(folder, same_run(read_json(note), run, defaults, free), why)

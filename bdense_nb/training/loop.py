@@ -628,10 +628,10 @@ def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
     defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
     longer = cfg.steps > theirs['steps']
     free = ('on_nan', *MOVED, *(('steps',) if longer and cfg.schedule == 'constant' else ()))
-    why = ''
-    if longer and cfg.schedule != 'constant':
-        why = (
-            f'; with the {cfg.schedule} schedule every learning rate depends on steps, so only a '
+    why = {}
+    if longer:
+        why['steps'] = (
+            f'with the {cfg.schedule} schedule every learning rate depends on steps, so only a '
             'run whose learning rate is constant can be lengthened'
         )
     refuse_other(path.parent, same_run(theirs, asdict(cfg), defaults, free), why)
