@@ -34,9 +34,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'send', 'sample_noise',
+__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'to_device', 'sample_noise',
            'sample_labels', 'iteration_seed', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within',
-           'check_int', 'check_number', 'check_type', 'check_shape', 'check_file', 'Trajectory', 'NFECounter',
+           'check_int', 'check_number', 'check_type', 'check_shape', 'existing_file', 'Trajectory', 'NFECounter',
            'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state', 'validate', 'atomic_path',
            'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors',
            'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch', 'import_extra']
@@ -78,7 +78,7 @@ def _seed32(seed: int) -> int:
     return s if s < 2**32 else int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:4], 'big')
 
 # %% ../nbs/00_core.ipynb #ee73f5c7
-def send(t: Tensor, device: torch.device | str | None) -> Tensor:  # None: it stays
+def to_device(t: Tensor, device: torch.device | str | None) -> Tensor:  # None: it stays
     "Move a tensor; from pinned memory to a GPU, so that nobody waits for it."
     if device is None:
         return t
@@ -98,7 +98,7 @@ def sample_noise(
     noise = torch.empty(len(seeds), *shape)
     for row, seed in zip(noise, seeds):
         row.normal_(generator=g.manual_seed(_seed32(seed)))
-    return send(noise, device)
+    return to_device(noise, device)
 
 # %% ../nbs/00_core.ipynb #4dfc157b
 def sample_labels(
@@ -225,7 +225,7 @@ def check_shape(
         )
 
 
-def check_file(
+def existing_file(
     path: Path | str,
     kind: str = 'file',  # what to call it in the message
 ) -> Path:
@@ -569,7 +569,7 @@ def read_json(
     "Read a JSON file; a missing, unreadable, damaged or foreign one is an error that names it."
     path = Path(path)
     if not path.exists():
-        check_file(path)
+        existing_file(path)
     with reworded(lambda e: f'{path} cannot be read: {e.strerror}', OSError, error=OSError):
         text = path.read_bytes()
     broken = lambda e: (
@@ -649,7 +649,7 @@ def load_tensors(
     path: Path | str,  # a file written by `save_tensors`
 ) -> tuple[dict[str, Tensor], dict]:  # tensors on the CPU, and the description
     "Read tensors and their description; a foreign file is refused, and nothing is unpickled."
-    path = check_file(path)
+    path = existing_file(path)
     broken = lambda e: (
         f'{path} is not a readable safetensors file ({e}); it is truncated, '
         'damaged or of another kind'

@@ -148,7 +148,7 @@ def test_the_plain_loop_is_sfd(monkeypatch):
     "The peer does the same arithmetic: with our noise and labels its losses are ours."
     cfg = sfd_config(SIZE, K=1, steps=1)
     teacher = SIZE.denoiser(CPU)
-    traj, label = cfg.plan.walk(teacher, cfg.seeds(0))
+    traj, label = cfg.plan.trajectories(teacher, cfg.seeds(0))
     student = branch(teacher, 1).train().requires_grad_(True)
     opt, mine = torch.optim.Adam(student.parameters(), 1e-6), []
     for loss in cfg.step_function(teacher)(student, 0):

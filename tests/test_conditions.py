@@ -40,7 +40,7 @@ from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
-from bdense_nb.distillation.students import about_teacher, load_student
+from bdense_nb.distillation.students import describe_teacher, load_student
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.training.config import Hardware
 
@@ -205,7 +205,7 @@ def test_banks_draw_conditions_again(on_disk, tmp_path):
     for _ in range(2):
         bank = make_bank(D, plan, seeds, 4, tmp_path if on_disk else None, show=False)
     traj, cond = bank.batch(range(103, 109))
-    want, want_cond = plan.walk(D, range(103, 109))
+    want, want_cond = plan.trajectories(D, range(103, 109))
     assert torch.allclose(traj.xs, want.xs, atol=1e-6) and all(
         torch.equal(cond[k], want_cond[k]) for k in want_cond
     )
@@ -548,7 +548,7 @@ def test_a_guided_teacher_is_what_the_student_learns(tmp_path):
     assert to[4.0] < 0.5 * to[1.0] and apart > 0.1, (to, apart)
     student.save(tmp_path)
     for d in (student, load_student(tmp_path, 'cpu')):
-        assert about_teacher(d.denoiser) == dict(
+        assert describe_teacher(d.denoiser) == dict(
             teacher=denoiser_hash(student.denoiser), guidance_scale=4.0
         )
 

@@ -23,7 +23,7 @@ from bdense_nb.core import (
     Within,
     atomic_path,
     check_choice,
-    check_file,
+    existing_file,
     check_int,
     check_number,
     check_sigmas,
@@ -554,8 +554,8 @@ def test_a_number_outside_of_its_limits_is_refused(bad):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f'no such data file: {tmp_path}'):
-        check_file(tmp_path, 'data file')
-    assert check_file(__file__) == Path(__file__)
+        existing_file(tmp_path, 'data file')
+    assert existing_file(__file__) == Path(__file__)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_the_cost_of_sfd_is_what_the_run_asks_for(teacher, solver):
     cfg = replace(SFD, solver=solver, steps=4, pool=8)
     counter = NFECounter(teacher)
     for i in range(2):
-        cfg.plan.walk(counter, cfg.seeds(i))
+        cfg.plan.trajectories(counter, cfg.seeds(i))
     assert cfg.cost == dict(updates=8, teacher=counter.nfe * cfg.batch, student=2 * 4 * 4)
 
 
@@ -139,7 +139,7 @@ def test_the_cost_of_a_guided_teacher_is_counted(cfg, scale, interval):
     "Two calls where guidance acts; the teachers of later rounds are students, which have it in their weights."
     plan = cfg.plan if isinstance(cfg, SFDConfig) else cfg.plan((2,))
     inner = Counted()
-    plan.walk(GuidedDenoiser(inner, scale, interval=interval), range(16))
+    plan.trajectories(GuidedDenoiser(inner, scale, interval=interval), range(16))
     steps, plain = len(plan.sigmas) - 1, cfg.cost
     first = plain['teacher'] / len(cfg.rounds or [0])
     want = plain['teacher'] - first + first * inner.asked / (16 * steps)

@@ -328,9 +328,10 @@ def test_names_in_prose_become_links():
         == '# `fold`\n```\n`fold`\n```\n``fold``'
     )
     assert (
-        link_names('`search`, `notebooks` and `share`', page) == '`search`, `notebooks` and `share`'
+        link_names('`search`, `notebooks` and `local_batch`', page)
+        == '`search`, `notebooks` and `local_batch`'
     ), 'extras, an option'
-    assert link_names('`sfd`, `devices.share`', page).count('{py:obj}') == 2
+    assert link_names('`sfd`, `devices.local_batch`', page).count('{py:obj}') == 2
     assert link_names('as in lesson 2', page) == 'as in [lesson 2](../course/2_your_own_data.ipynb)'
     assert (
         link_names('Lesson 7', page) == '[Lesson 7](../course/7_when_does_it_help.ipynb)'

@@ -249,7 +249,7 @@ def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
     assert X.measures_of(result) == mine.measures == ['paired_error', 'mean', 'twice']
     assert [(d.arm, d.host_iterations) for d in X.differences(result)] == [
         ('linear', 2)
-    ] and X.show_differences(result).keys() == {'paired_error', 'mean', 'twice'}
+    ] and X.plot_differences(result).keys() == {'paired_error', 'mean', 'twice'}
     exact = cheap.teacher(0)
     moved = type(exact)(exact.means + 0.1, exact.stds, exact.weights)
     other = dataclasses.replace(cheap, teacher=lambda seed: moved)

@@ -610,7 +610,7 @@ def test_training_seeds_are_apart(pool):
 @pytest.mark.parametrize('solver', SOLVERS)
 def test_local_is_global_where_both_begin(teacher, solver):
     cfg = replace(TINY, afs=False, solver=solver)
-    traj, label = cfg.plan.walk(teacher, cfg.seeds(0))
+    traj, label = cfg.plan.trajectories(teacher, cfg.seeds(0))
     seg = local_segment(teacher, cfg, traj[0], 0, label)
     assert torch.equal(seg.states, traj.xs[1:5].transpose(0, 1))
     first = [
@@ -624,7 +624,7 @@ def test_local_is_global_where_both_begin(teacher, solver):
 def test_local_is_global_for_solvers_without_history(blobs, solver):
     "Restarted on its own path, such a teacher walks on as if nothing had happened."
     cfg = replace(TINY, solver=solver)
-    traj, _ = cfg.plan.walk(blobs, cfg.seeds(0))
+    traj, _ = cfg.plan.trajectories(blobs, cfg.seeds(0))
     assert torch.equal(
         local_segment(blobs, cfg, traj[4], 1, None).states, traj.xs[5:9].transpose(0, 1)
     )

@@ -23,7 +23,7 @@ from bdense_nb.diffusion.denoisers import (
     check_itself,
     check_samples,
     check_teacher,
-    is_whole,
+    is_complete,
     load_denoiser,
     load_teacher,
     read_about,
@@ -1096,21 +1096,21 @@ def test_any_network_is_saved_and_loaded_with_net(tmp_path, wrap, noise):
 
 def test_weights_say_what_they_are(tmp_path):
     "So that a half-saved denoiser is known: its config.json comes last."
-    assert read_run(tmp_path) is None and not is_whole(tmp_path)
+    assert read_run(tmp_path) is None and not is_complete(tmp_path)
     save_denoiser(edm(), tmp_path, run=dict(steps=3))
-    assert read_run(tmp_path) == dict(steps=3) and is_whole(tmp_path)
+    assert read_run(tmp_path) == dict(steps=3) and is_complete(tmp_path)
     (tmp_path / 'config.json').unlink()
-    assert read_run(tmp_path) == dict(steps=3) and not is_whole(tmp_path)
+    assert read_run(tmp_path) == dict(steps=3) and not is_complete(tmp_path)
     save_tensors(tmp_path / 'model.safetensors', {'a': torch.zeros(1)}, dict(kind='something else'))
     assert read_run(tmp_path) is None
     (tmp_path / 'model.safetensors').write_bytes(b'foreign')
-    assert read_run(tmp_path) is None and not is_whole(tmp_path)
+    assert read_run(tmp_path) is None and not is_complete(tmp_path)
     save_denoiser(edm(), tmp_path)
-    assert read_run(tmp_path) == {} and is_whole(tmp_path)
+    assert read_run(tmp_path) == {} and is_complete(tmp_path)
     save_tensors(
         tmp_path / 'model.safetensors', edm().state_dict()
     )  # other weights than those that config.json describes
-    assert not is_whole(tmp_path)
+    assert not is_complete(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bdense_nb.core import save_tensors
 from bdense_nb.diffusion.nets import UNet
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import LR_SCHEDULES, Hardware, TrainConfig
-from bdense_nb.training.devices import share
+from bdense_nb.training.devices import local_batch
 from bdense_nb.training.hooks import Every, Trackers, progress
 from bdense_nb.training.loop import State, fit, lr_factor
 from torch import nn
@@ -611,7 +611,7 @@ def hungry(room, tries):
     "A step that has memory for batches of `room`."
 
     def step(model, i):
-        x = share(torch.randn(16, 2, generator=torch.Generator().manual_seed(i)))
+        x = local_batch(torch.randn(16, 2, generator=torch.Generator().manual_seed(i)))
         tries.append(len(x))
         if len(x) > room:
             raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')

@@ -14,7 +14,14 @@ from bdense_nb.core import load_tensors
 from bdense_nb.diffusion.nets import MLP, TemporalNet, UNet
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
-from bdense_nb.training.devices import Replayed, blocks, chosen_precision, replayed, send, share
+from bdense_nb.training.devices import (
+    Replayed,
+    blocks,
+    chosen_precision,
+    replayed,
+    to_device,
+    local_batch,
+)
 from bdense_nb.training.loop import fit, training
 from test_training import loss_of, net
 from torch import nn
@@ -174,11 +181,11 @@ def test_skipped_updates_are_counted_on_both(both):
 def test_share_is_all_for_one():
     x = torch.arange(6)
     assert (
-        share(x) is not None
-        and torch.equal(share(x), x)
-        and share(6) == range(6)
-        and share(range(3, 9)) == range(3, 9)
-        and share('abc') == 'abc'
+        local_batch(x) is not None
+        and torch.equal(local_batch(x), x)
+        and local_batch(6) == range(6)
+        and local_batch(range(3, 9)) == range(3, 9)
+        and local_batch('abc') == 'abc'
     )
 
 
@@ -187,8 +194,8 @@ def test_shares_are_parts_of_the_whole_and_their_mean_is_its_mean(n):
     seen = []
 
     def step(model, i):
-        x = share(torch.arange(8.0).reshape(8, 1))
-        seen.append((share(8), share(range(10, 18)), x.flatten().tolist()))
+        x = local_batch(torch.arange(8.0).reshape(8, 1))
+        seen.append((local_batch(8), local_batch(range(10, 18)), x.flatten().tolist()))
         yield model(x).square().mean()
 
     torch.manual_seed(0)
@@ -204,7 +211,7 @@ def test_shares_are_parts_of_the_whole_and_their_mean_is_its_mean(n):
 @pytest.mark.parametrize('n', [2, 3, 6])
 def test_micro_batches_change_only_the_rounding(n):
     def step(model, i):
-        x = share(torch.randn(12, 2, generator=torch.Generator().manual_seed(i)))
+        x = local_batch(torch.randn(12, 2, generator=torch.Generator().manual_seed(i)))
         for _ in range(3):
             y = model(x)
             yield (y - x.flip(1)).square().mean()
@@ -229,14 +236,14 @@ def test_micro_batches_change_only_the_rounding(n):
 
 def test_a_batch_that_cannot_be_cut():
     def step(model, i):
-        yield model(share(torch.ones(7, 2))).sum()
+        yield model(local_batch(torch.ones(7, 2))).sum()
 
     with pytest.raises(ValueError, match='batch of 7 cannot be cut into 2'):
         fit(net(), step, TrainConfig(steps=1), show=False, hardware=Hardware(accumulate=2))
 
 
 def test_a_step_that_does_not_share_is_refused():
-    with pytest.raises(ValueError, match=r'share\(\)'):
+    with pytest.raises(ValueError, match=r'local_batch\(\)'):
         fit(
             net(),
             lambda m, i: iter([loss_of(m, i)]),
@@ -248,8 +255,8 @@ def test_a_step_that_does_not_share_is_refused():
 
 def test_micro_batches_that_end_at_different_times_are_refused():
     def step(model, i):
-        x = share(torch.ones(4, 2))
-        for _ in range(1 + share(4).start):
+        x = local_batch(torch.ones(4, 2))
+        for _ in range(1 + local_batch(4).start):
             yield model(x).sum()
 
     with pytest.raises(ValueError, match='equally often'):
@@ -263,7 +270,7 @@ def test_shard_needs_processes():
 
 def test_send_keeps_values():
     x = torch.randn(3)
-    assert torch.equal(send(x, 'cpu'), x) and torch.equal(send(x, torch.device('cpu')), x)
+    assert torch.equal(to_device(x, 'cpu'), x) and torch.equal(to_device(x, torch.device('cpu')), x)
 
 
 # --- precision, recomputation, compilation ---
@@ -275,7 +282,7 @@ def unet(dropout=0.0):
 
 
 def unet_step(model, i):
-    x = share(torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)))
+    x = local_batch(torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)))
     yield (model(x, torch.zeros(1)) - x).square().mean()
 
 

@@ -307,7 +307,7 @@ def test_what_does_not_change_the_run_may_change(tmp_path, straight, change):
 def test_hardware_may_change(tmp_path, straight, hardware):
     with pytest.raises(OSError):
         fit(net(), fault(7, OSError('power cut')), CFG, tmp_path / 'b', show=False)
-    with pytest.raises(ValueError, match=r'share\(\)'):
+    with pytest.raises(ValueError, match=r'local_batch\(\)'):
         fit(net(), step, CFG, tmp_path / 'b', show=False, hardware=Hardware(accumulate=2))
     fit(net(), step, CFG, tmp_path / 'b', show=False, hardware=hardware)
     (ta, _), (tb, _) = newest_checkpoint(straight), newest_checkpoint(tmp_path / 'b')

@@ -82,7 +82,7 @@ def bank_of(kind, folder, teacher=BLOBS, **changes):
 def walked(seeds, teacher=BLOBS, plan=PLAN):
     "The same trajectories, computed now in the bank's batches."
     return torch.cat(
-        [plan.walk(teacher, SEEDS[i : i + 128])[0].xs for i in range(0, len(SEEDS), 128)], 1
+        [plan.trajectories(teacher, SEEDS[i : i + 128])[0].xs for i in range(0, len(SEEDS), 128)], 1
     )[:, seeds.start - SEEDS.start : seeds.stop - SEEDS.start]
 
 
@@ -468,7 +468,7 @@ def test_functions_have_no_hash(function):
 @pytest.mark.parametrize('solver', SOLVERS)
 @pytest.mark.parametrize('afs', [False, True])
 def test_walk_is_the_trajectory(solver, afs):
-    traj, label = replace(PLAN, solver=solver, afs=afs).walk(BLOBS, range(4))
+    traj, label = replace(PLAN, solver=solver, afs=afs).trajectories(BLOBS, range(4))
     assert label is None and torch.equal(
         traj.xs, trajectory(BLOBS, 80 * sample_noise(range(4), (2,)), FINE, solver, afs).xs
     )
@@ -476,7 +476,7 @@ def test_walk_is_the_trajectory(solver, afs):
 
 def test_walk_passes_the_labels():
     teacher = frozen_copy(classy(), (2,))
-    traj, label = PLAN.walk(teacher, range(8))
+    traj, label = PLAN.trajectories(teacher, range(8))
     assert torch.equal(label, sample_labels(range(8), 10))
     assert torch.equal(traj.xs, trajectory(teacher, traj[0], FINE, 'dpmpp3m', cond=label).xs)
     assert not torch.equal(traj.xs, trajectory(teacher, traj[0], FINE, 'dpmpp3m').xs)
@@ -508,7 +508,7 @@ def test_broken_teacher_is_refused():
             return super().__call__(x, sigma) / 0.0
 
     with pytest.raises(FloatingPointError, match='seeds 4..7'):
-        PLAN.walk(Broken(0.0, 1.0), range(4, 8))
+        PLAN.trajectories(Broken(0.0, 1.0), range(4, 8))
 
 
 # --- the bank ---
@@ -550,7 +550,9 @@ def test_every_batch(tmp_path, batch, n):
     banks = [
         make_bank(BLOBS, plan, range(n), batch, folder, show=False) for folder in (None, tmp_path)
     ]
-    want = torch.cat([plan.walk(BLOBS, range(i, i + batch))[0].xs for i in range(0, n, batch)], 1)
+    want = torch.cat(
+        [plan.trajectories(BLOBS, range(i, i + batch))[0].xs for i in range(0, n, batch)], 1
+    )
     for bank in banks:
         assert torch.equal(bank.batch(range(n))[0].xs, want) and all(
             torch.equal(bank.batch(range(i, i + 1))[0].xs, want[:, i : i + 1])

@@ -677,7 +677,7 @@ def test_the_second_stage_walks_the_students_own_grid(teacher, schedule, nfe, af
     )
     assert SFDConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg
     counted = NFECounter(teacher)
-    traj, _ = cfg.plan.walk(counted, range(7))
+    traj, _ = cfg.plan.trajectories(counted, range(7))
     assert counted.nfe == nfe == student.nfe and torch.allclose(
         traj[-1], student.sample(7), rtol=0, atol=1e-6
     )

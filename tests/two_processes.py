@@ -15,7 +15,7 @@ from bdense_nb.distillation.sfd import SFDConfig, sfd, teacher_bank
 from bdense_nb.distillation.teaching import train_teacher
 from bdense_nb.distillation.variable import sfd_variable
 from bdense_nb.training.config import Hardware, TrainConfig
-from bdense_nb.training.devices import share
+from bdense_nb.training.devices import local_batch
 from bdense_nb.training.loop import fit
 from test_conditions import row, text
 from torch import nn
@@ -54,7 +54,7 @@ class Net(nn.Module):
 def several(model, i):
     "One to three updates, as many as a random number of the iteration says; each starts from the last one's answer."
     g = torch.Generator().manual_seed(i)
-    n, x = int(torch.randint(1, 4, (), generator=g)), share(torch.randn(16, 2, generator=g))
+    n, x = int(torch.randint(1, 4, (), generator=g)), local_batch(torch.randn(16, 2, generator=g))
     for _ in range(n):
         assert model.flavour == 'plain'
         y = model(x)
@@ -78,7 +78,7 @@ class Conv(nn.Module):
 
 
 def denoise(model, i):
-    x = share(torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(i)))
+    x = local_batch(torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(i)))
     yield (model(x) - x.flip(1)).square().mean()
 
 
@@ -94,7 +94,7 @@ class Late(nn.Module):
 
 
 def leaves_out_from_3(model, i):
-    yield model(share(torch.ones(4, 2)), i < 3).square().mean()
+    yield model(local_batch(torch.ones(4, 2)), i < 3).square().mean()
 
 
 def bad_at_5(model, i):

@@ -579,7 +579,7 @@ MAIN = {  # module -> what its page begins with; elsewhere that is what `import 
     'diffusion.denoisers': 'load_teacher EDMDenoiser VPDenoiser FlowDenoiser',
     'diffusion.data': 'fashion_mnist image_folder toy_2d',
     'training.checkpoints': 'write_checkpoint read_checkpoint newest_checkpoint',
-    'training.devices': 'share Processes set_precision',
+    'training.devices': 'local_batch Processes set_precision',
     'training.hooks': 'ProgressBar SampleSheets PairedError Trackers',
     'training.loop': 'fit training State',
     'distillation.segments': 'segments branch_targets progressive_targets',

@@ -181,7 +181,7 @@ TABLES = {  # of a module, or of one of its functions
         'reference': 'name of the start trial it is compared with',
         'level': 'of the confidence interval, 0 to 1',
     },
-    'lab.explorers.spoken': {'value': 'a value of a control'},
+    'lab.explorers.as_label': {'value': 'a value of a control'},
     'lab.compare': {
         'samplers': 'name -> sampler',
         'measure': 'one of those that were measured',

@@ -55,7 +55,7 @@ def walk(
 
 def residuals(model: BranchedDenoiser, cfg: SFDConfig, teacher) -> list[list[float]]:
     "Mean distance (L1, summed over pixels) of each branch to the teacher's state, for each student step that calls the network."
-    traj, label = cfg.plan.walk(teacher, HELD_OUT)
+    traj, label = cfg.plan.trajectories(teacher, HELD_OUT)
     steps, segs = walk(model, cfg, traj[0], label), segments(traj, cfg.substeps, cfg.K)
     gaps = [
         (step['states'] - seg.states).abs().flatten(2).sum(2).mean(0)
@@ -67,7 +67,7 @@ def residuals(model: BranchedDenoiser, cfg: SFDConfig, teacher) -> list[list[flo
 def keep(model: BranchedDenoiser, cfg: SFDConfig, teacher, student: Student, notes: dict) -> None:
     "The student that ships, and the branches it had."
     student.save(data_dir() / 'fashion_mnist_student')
-    traj, label = cfg.plan.walk(teacher, HELD_OUT)
+    traj, label = cfg.plan.trajectories(teacher, HELD_OUT)
     steps, shown = walk(model, cfg, traj[0], label), torch.tensor(SHOWN)
     tensors = dict(labels=label[shown], sigmas=traj.sigmas, teacher=traj.xs[:, shown].half())
     for name in ('x0s', 'states'):

@@ -373,7 +373,7 @@ def bench_sfd(bench: Bench) -> dict:
         seeds = iter(range(0, 10**9, size.batch))
 
         def walk():
-            cfg.plan.walk(teacher, range(s := next(seeds), s + size.batch))
+            cfg.plan.trajectories(teacher, range(s := next(seeds), s + size.batch))
 
         arms = {
             'fresh': arms['SFD, 4 branches'],

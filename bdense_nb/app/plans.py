@@ -164,7 +164,7 @@ def _walk_seconds(teacher: nn.Module, cfg: Host, precision: str) -> float:
         with replayed(teacher):
             for _ in range(2):
                 begin = time.perf_counter()
-                cfg.plan.walk(teacher, cfg.all_seeds)[0].xs.cpu()
+                cfg.plan.trajectories(teacher, cfg.all_seeds)[0].xs.cpu()
     return time.perf_counter() - begin
 
 

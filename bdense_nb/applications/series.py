@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import check_choice, check_file, check_int, check_type, data_dir
+from ..core import check_choice, existing_file, check_int, check_type, data_dir
 from ..core import refuse, reworded, sha256
 
 # %% auto #0
@@ -265,7 +265,7 @@ def _read_any(source, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]
         str | Path,
         'a series needs time stamps: give the path of a CSV file, or a pandas Series or DataFrame',
     )
-    return _read_csv(check_file(source, 'CSV file'), columns, time)
+    return _read_csv(existing_file(source, 'CSV file'), columns, time)
 
 
 def read_series(
@@ -325,7 +325,7 @@ def shipped_series(
     check_choice('series', name, SHIPPED)
     file, digest = SHIPPED[name]
     path = data_dir() / name / file
-    if (got := sha256(check_file(path, 'shipped series'))) != digest:
+    if (got := sha256(existing_file(path, 'shipped series'))) != digest:
         raise ValueError(
             f'{path} is not the file that was shipped: its SHA-256 is {got}, not '
             f'{digest}; install the package again'

@@ -22,7 +22,7 @@ import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from PIL import Image, ImageOps
 from torch import Tensor
-from ..core import atomic_path, check_choice, check_file, check_int, check_state
+from ..core import atomic_path, check_choice, existing_file, check_int, check_state
 from ..core import data_dir, refuse, reworded
 
 # %% auto #0
@@ -61,7 +61,7 @@ def read_idx(
     sha256: str | None = None,  # SHA-256 expected of the uncompressed bytes
 ) -> np.ndarray:  # uint8, in the shape that the file's header gives
     "Read a gzipped IDX file of bytes (LeCun's MNIST format); a damaged one is refused by name."
-    path = check_file(path, 'data file')
+    path = existing_file(path, 'data file')
     wanted = ''
     if sha256:
         wanted = f'; its uncompressed bytes should have SHA-256 {sha256}, so delete or replace it'

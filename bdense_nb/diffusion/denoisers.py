@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from ..core import NFECounter, Within, check_choice, check_digest, check_int
 from ..core import check_number, check_shape, check_state, check_type, copied
 from ..core import data_dir, default_device, load_tensors, read_json, refuse
-from ..core import reworded, save_tensors, send, sha256, tensor_bytes
+from ..core import reworded, save_tensors, to_device, sha256, tensor_bytes
 from ..core import uncompiled, undisturbed, write_json
 from .nets import HALF, NETS, build_net
 from .schedules import PREDICTIONS, cosine_alpha_bar, karras_sigmas
@@ -46,8 +46,8 @@ __all__ = ['OWN_LEVELS', 'DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'as_colum
            'NetDenoiser', 'check_cond', 'check_rows', 'check_classes', 'check_precision', 'EDMDenoiser',
            'ModuleDenoiser', 'PreconditionedDenoiser', 'VPDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'null_rows',
            'guidance_of', 'unguided', 'check_top', 'TeacherCheck', 'check_teacher', 'own_samples', 'check_itself',
-           'check_samples', 'save_denoiser', 'is_whole', 'read_run', 'read_about', 'load_denoiser', 'to_channels_last',
-           'load_teacher']
+           'check_samples', 'save_denoiser', 'is_complete', 'read_run', 'read_about', 'load_denoiser',
+           'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #ed49939b
 def as_column(
@@ -60,7 +60,7 @@ def as_column(
     if isinstance(sigma, (int, float)):
         sigma = x.new_full((), sigma)  # nothing is copied to a GPU
     else:
-        sigma = send(torch.as_tensor(sigma).to(x.dtype), x.device)
+        sigma = to_device(torch.as_tensor(sigma).to(x.dtype), x.device)
     if sigma.ndim > 1 or sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0]):
         raise ValueError(f'sigma must be a number or [B] with B={len(x)}, got {tuple(sigma.shape)}')
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
@@ -82,7 +82,7 @@ def cond_like(
 ) -> Tensor | dict[str, Tensor] | None:
     "A condition on the device of its samples, and in their dtype if it is floating point."
     kind = lambda t: t.to(x.dtype) if t.is_floating_point() else t
-    return map_cond(lambda t: send(kind(t), x.device), cond)
+    return map_cond(lambda t: to_device(kind(t), x.device), cond)
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #634c7040
 class GaussianDenoiser:
@@ -1871,7 +1871,7 @@ DENOISERS = {
 }
 #: file of a denoiser's weights
 WEIGHTS = 'model.safetensors'
-CONFIG = 'config.json'  # written last, with the checksum of the weights: see `is_whole`
+CONFIG = 'config.json'  # written last, with the checksum of the weights: see `is_complete`
 
 
 def save_denoiser(
@@ -1905,7 +1905,7 @@ def save_denoiser(
     )
 
 
-def is_whole(
+def is_complete(
     folder: Path | str,
 ) -> bool:
     "Did `save_denoiser` come to its end there?"

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import Trajectory, check_choice, check_int, check_sigmas, check_type
-from ..core import locked, reworded, save_tensors, send, undisturbed
+from ..core import locked, reworded, save_tensors, to_device, undisturbed
 from ..diffusion.denoisers import CalledNet, GuidedDenoiser, check_precision
 from ..diffusion.denoisers import cond_like, denoiser_hash, map_cond
 from ..diffusion.denoisers import moving_parts, null_rows, remember_hash
@@ -232,7 +232,7 @@ class TrajectoryPlan:
         "The teacher that takes these steps."
         return Sampler(teacher, self.sigmas, self.afs, self.shape, solver=self.solver)
 
-    def walk(
+    def trajectories(
         self,
         teacher: Callable,  # a denoiser, which stays frozen
         seeds: range,
@@ -303,7 +303,7 @@ class TrajectoryBank:
         shards: list,
         device: torch.device | str = 'cpu',  # where batches go
         conditions: Callable | None = None,  # the teacher's own, which are drawn again from seeds
-        said: dict = {},  # the teacher's `answers_note`
+        note: dict = {},  # the teacher's `answers_note`
     ):
         self.plan = plan
         self.seeds = seeds
@@ -312,7 +312,7 @@ class TrajectoryBank:
         self.shards = shards
         self.device = torch.device(device)
         self.conditions = conditions
-        self.said = said
+        self.note = note
         self._verified = set()  # of the files, those whose checksum was found right
 
     def span(self, i: int) -> range:  # seeds
@@ -321,7 +321,7 @@ class TrajectoryBank:
 
     def check(self, teacher: Callable, plan: TrajectoryPlan, seeds: range) -> None:
         "Refuse a bank that is not of this run, and say what differs."
-        theirs = dict(teacher=self.teacher, **vars(self.plan), **self.said)
+        theirs = dict(teacher=self.teacher, **vars(self.plan), **self.note)
         mine = dict(teacher=denoiser_hash(teacher), **vars(plan))
         moved = 'what its calls change in it belongs in hash_ignores of its class'
         why = {} if isinstance(teacher, nn.Module) else dict(teacher=moved)
@@ -361,7 +361,7 @@ class TrajectoryBank:
         whole = parts[0]
         if len(parts) > 1:
             whole = {k: torch.cat([p[k] for p in parts]) for k in whole}
-        whole = {k: send(v, self.device) for k, v in whole.items()}
+        whole = {k: to_device(v, self.device) for k, v in whole.items()}
         if whole['xs'].dtype == torch.float16:
             whole['xs'] = whole['xs'].float()
         sigmas = torch.tensor(self.plan.sigmas, dtype=torch.float64)
@@ -371,9 +371,9 @@ class TrajectoryBank:
         return Trajectory(sigmas, whole['xs'].transpose(0, 1)), cond
 
 # %% ../../nbs/distillation/05_bank.ipynb #f60b1093
-def _walk(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
+def _shard(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
     "One shard, in memory."
-    parts = [plan.walk(teacher, seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
+    parts = [plan.trajectories(teacher, seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
     tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
     check_ends(tensors['xs'][:, -1], seeds)
     if plan.bank_dtype == 'float16':
@@ -440,7 +440,7 @@ def _fill(
     with replayed(teacher):
         for j in progress(len(mine), 'teacher trajectories', show=show and is_main()):
             i = mine[j]
-            tensors = _walk(teacher, bank.plan, bank.span(i), batch)
+            tensors = _shard(teacher, bank.plan, bank.span(i), batch)
             bank.shards[i] = tensors if files is None else files.write(i, tensors)
 
 
@@ -567,7 +567,7 @@ class _Files:
             self.bank.shards[i] = self.path(i)
 
     def claim(self) -> None:  # a note without bank_dtype is of float32
-        claim_folder(self.folder, self.note | self.bank.said, dict(bank_dtype='float32'))
+        claim_folder(self.folder, self.note | self.bank.note, dict(bank_dtype='float32'))
 
     def check_disk(self) -> None:
         need = sum(bank_megabytes(self.bank.plan, len(self.bank.span(i))) for i in self.missing())

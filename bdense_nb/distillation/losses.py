@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import check_choice, check_int, check_type, refuse, reworded, send
+from ..core import check_choice, check_int, check_type, refuse, reworded, to_device
 
 # %% auto #0
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
@@ -114,10 +114,10 @@ def dense_alignment_loss(
     distance = NORMS[norm](pred, target).flatten(2).sum(2)
     if sample_weights is not None:
         _check_factors('sample_weights', sample_weights, len(pred), 'samples', 'snr_weight')
-        sample_weights = send(sample_weights.to(distance.dtype), distance.device)
+        sample_weights = to_device(sample_weights.to(distance.dtype), distance.device)
         distance = distance * sample_weights[:, None]
     per_branch = distance.mean(0)
-    return per_branch @ send(weights.to(per_branch.dtype), per_branch.device)
+    return per_branch @ to_device(weights.to(per_branch.dtype), per_branch.device)
 
 # %% ../../nbs/distillation/04_losses.ipynb #fd7e40a2
 #: weights of a noise level: truncated SNR, 1, SNR, SNR + 1 (Salimans and Ho 2022)

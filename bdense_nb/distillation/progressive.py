@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within
 from ..core import check_choice, check_int, check_sigmas, check_state
-from ..core import check_type, iteration_seed, patch, refuse, send, validate
+from ..core import check_type, iteration_seed, patch, refuse, to_device, validate
 from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_cond, check_top
 from ..diffusion.denoisers import cond_like, map_cond, unguided
 from ..diffusion.samplers import Sampler, device_of
@@ -27,18 +27,18 @@ from .losses import BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS
 from .losses import dense_alignment_loss, snr_weight
 from .segments import BRANCH_STEPS, branch_states, branch_targets
 from .segments import check_substeps, progressive_segment
-from .students import Host, Student, about_teacher, starting_run
-from .students import branched_student, check_grid, claim_run
+from .students import Host, Student, describe_teacher, starting_run
+from .students import branched_student, check_grid, record_run
 from .students import fitting, in_flow_time, kept
 from .students import starting_network, train_config
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import lean_copy, share
+from ..training.devices import lean_copy, local_batch
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
 __all__ = ['VP_TABLES', 'PD_SCHEDULES', 'PD_TARGETS', 'HEADS', 'progressive_sigmas', 'PDConfig', 'draw_noised', 'pd_step',
-           'check_data', 'check_tables', 'progressive_rounds', 'progressive']
+           'check_training_data', 'check_tables', 'progressive_rounds', 'progressive']
 
 # %% ../../nbs/distillation/09_progressive.ipynb #2dcab2d0
 #: schedules that are tables of alpha_bar: name -> function of the number of levels
@@ -318,7 +318,7 @@ def draw_noised(
     levels = rows[torch.randint(len(rows), (batch,), generator=generator)]
     noise = torch.randn(batch, *data.shape[1:], generator=generator)
     x_t = data[pick] + levels[:, 0].to(data.dtype).reshape(-1, *[1] * (data.ndim - 1)) * noise
-    return pick, levels, send(x_t, device)
+    return pick, levels, to_device(x_t, device)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #50afccac
 def pd_step(
@@ -337,7 +337,9 @@ def pd_step(
     def step(student, i):
         g = torch.Generator().manual_seed(iteration_seed(train.seed, i))
         # drawn for all, so that parts are parts of one batch
-        pick, levels, x_t = map(share, draw_noised(data, rows, cfg.batch, g, device_of(student)))
+        pick, levels, x_t = map(
+            local_batch, draw_noised(data, rows, cfg.batch, g, device_of(student))
+        )
         cond = cond_like(map_cond(lambda t: t[pick], labels), x_t)
         seg = progressive_segment(teacher, x_t, levels, cfg.K, cond, raw=cfg.target == 'raw_x0')
         pred = student(x_t, seg.sigma, cond)
@@ -352,7 +354,7 @@ def pd_step(
     return step
 
 # %% ../../nbs/distillation/09_progressive.ipynb #57f7ec2f
-def check_data(
+def check_training_data(
     data: Tensor,  # [N, *D]
     labels: Tensor | dict | None,  # [N], classes; or other conditions with N rows
     n_classes: int,  # of the network; 0: none
@@ -407,18 +409,18 @@ def check_tables(
     check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #32fd22b5
-def _claim_rounds(
+def _record_rounds(
     folder: Path | str | None,
     cfg: PDConfig,
     networks: tuple,
     data: Tensor,
     labels: Tensor | dict | None,
-) -> dict:  # `about_teacher`
+) -> dict:  # `describe_teacher`
     "Take a folder for a run, which teacher, student, data and labels define."
     teacher, student = networks
-    origin = about_teacher(teacher)
+    origin = describe_teacher(teacher)
     conditions = labels.values() if isinstance(labels, dict) else [labels]
-    claim_run(
+    record_run(
         folder,
         cfg,
         networks,
@@ -483,13 +485,15 @@ def progressive_rounds(
     "Distil round after round; each student is the next round's teacher."
     check_type(cfg, PDConfig, 'cfg must be a PDConfig')
     start = starting_network(teacher, student)
-    check_data(data, labels, start.n_classes, getattr(teacher, 'conditions', None) is not None)
+    check_training_data(
+        data, labels, start.n_classes, getattr(teacher, 'conditions', None) is not None
+    )
     shape = tuple(data.shape[1:])
     cfg, teacher, model = starting_run(
         cfg, teacher, student, shape, lambda cfg: cfg.plan(shape, most=32)
     )
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    origin = _claim_rounds(folder, cfg, (teacher, student), data, labels)
+    origin = _record_rounds(folder, cfg, (teacher, student), data, labels)
     yield from _train_rounds(
         cfg, teacher, model, origin, data, labels, folder, show, hardware=hardware, hooks=hooks
     )

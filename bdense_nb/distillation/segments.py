@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_int, refuse, send
+from ..core import Trajectory, check_choice, check_int, refuse, to_device
 from ..diffusion.denoisers import as_column
 from ..diffusion.samplers import euler_step
 
@@ -122,7 +122,7 @@ def step_ratios(x_t: Tensor, sigma: float | Tensor, sigmas_k: Tensor) -> Tensor:
             f'sigma={sigma}, sigmas_k={sigmas_k}'
         )
     ratio = ratio.reshape(*ratio.shape, *[1] * (x_t.ndim - 1))
-    return send(ratio.to(x_t.dtype), x_t.device)
+    return to_device(ratio.to(x_t.dtype), x_t.device)
 
 # %% ../../nbs/distillation/03_segments.ipynb #054acce2
 def progressive_targets(
@@ -176,7 +176,7 @@ def progressive_segment(
     weights = average_weights(levels)
     if raw:
         weights = torch.eye(S, dtype=levels.dtype).expand(len(x), S, S)
-    rows = send(weights[:, S // K - 1 :: S // K].to(x.dtype), x.device)
+    rows = to_device(weights[:, S // K - 1 :: S // K].to(x.dtype), x.device)
     x0s = torch.einsum('bks,bs...->bk...', rows, torch.stack(said, 1))
     sigmas_k = levels[:, S // K :: S // K]
     states = branch_states(x0s, x_t, levels[:, 0], sigmas_k)

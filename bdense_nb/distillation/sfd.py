@@ -26,7 +26,7 @@ from .segments import check_substeps, segments
 from .students import Host, Student, check_grid, fitting
 from .students import in_flow_time, train_config
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import share
+from ..training.devices import local_batch
 from ..training.loop import StepFunction
 
 # %% ../../nbs/distillation/07_sfd.ipynb #235ae7b5
@@ -255,11 +255,11 @@ def sfd_step(
 
     def step(student, i):
         # this process's part of the batch
-        weights, seeds = cfg.weights(i / cfg.steps), share(cfg.seeds(i))
+        weights, seeds = cfg.weights(i / cfg.steps), local_batch(cfg.seeds(i))
         if local:
             x, cond = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
         else:
-            traj, cond = plan.walk(teacher, seeds) if bank is None else bank.batch(seeds)
+            traj, cond = plan.trajectories(teacher, seeds) if bank is None else bank.batch(seeds)
             x, path = traj[0], segments(traj, cfg.substeps, cfg.K)
         for n, (t, s) in enumerate(zip(nodes[:-1], nodes[1:])):
             if cfg.afs and n == 0:

@@ -37,8 +37,8 @@ from ..training.devices import lean_copy
 from ..training.loop import Fit, fit
 
 # %% auto #0
-__all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'about_teacher', 'train_config', 'claim_run',
-           'claim_training', 'about_training', 'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent',
+__all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'describe_teacher', 'train_config', 'record_run',
+           'record_training', 'about_training', 'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent',
            'load_student', 'load_table', 'starting_run', 'in_flow_time', 'fitting', 'check_grid', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
@@ -78,7 +78,7 @@ def branched_student(
     return branch(start, K, layer, shape).train()
 
 
-def about_teacher(teacher: Callable) -> dict:  # JSON-able
+def describe_teacher(teacher: Callable) -> dict:  # JSON-able
     "What a student's card says of its teacher: which one it was, and the guidance it was given."
     guided = isinstance(teacher, GuidedDenoiser)
     guidance = teacher.config if guided else getattr(teacher, 'guidance', {})
@@ -110,7 +110,7 @@ def train_config(
     )
 
 
-def claim_run(
+def record_run(
     folder: Path | str | None,  # of a run, with checkpoints; None: there is none
     cfg,  # a host's configuration
     networks: Sequence[Callable | None],  # teacher, and the student where it is another
@@ -125,15 +125,15 @@ def claim_run(
         claim_folder(folder, run, known, ('on_nan', *free), cfg.fixed)
 
 
-def claim_training(
+def record_training(
     folder: Path | str | None,  # of the run, with checkpoints; None: there is none
     cfg: Host,
     networks: Sequence[Callable | None],  # teacher, and the student where it is another
     start: nn.Module,  # the network that is trained, as it starts
-) -> dict:  # `about_teacher`
+) -> dict:  # `describe_teacher`
     "Take a folder for a run of one training."
-    origin = about_teacher(networks[0])
-    claim_run(
+    origin = describe_teacher(networks[0])
+    record_run(
         folder,
         cfg,
         networks,
@@ -147,7 +147,7 @@ def claim_training(
 
 def about_training(
     cfg: Host,
-    origin: dict,  # see `about_teacher`
+    origin: dict,  # see `describe_teacher`
     done: Fit,
 ) -> dict:  # JSON-able
     "How a student came about, in one training."
@@ -165,7 +165,7 @@ def check_own_samples(
     plan: TrajectoryPlan,  # how it samples
 ) -> None:
     "Refuse a teacher whose own samples are not finite, or as large as the noise."
-    traj, _ = plan.walk(teacher, range(4))
+    traj, _ = plan.trajectories(teacher, range(4))
     check_samples(traj[-1], plan.sigmas[0])
 
 
@@ -479,13 +479,13 @@ def starting_run(
     teacher: Callable,  # a denoiser
     student: NetDenoiser | None,  # where the student starts; None: as the teacher
     shape: tuple[int, ...],  # of one sample
-    walk: Callable[[Host], TrajectoryPlan] = lambda cfg: cfg.plan,  # that the teacher must survive
+    plan: Callable[[Host], TrajectoryPlan] = lambda cfg: cfg.plan,  # that the teacher must survive
 ) -> tuple[Host, Callable, BranchedDenoiser]:  # as these networks need it; frozen; to be trained
     "Configuration, teacher and student of a run, if the two can do what they must."
     start = starting_network(teacher, student)
     teacher = frozen_copy(teacher, shape)
     cfg = cfg.suited(teacher, start)
-    check_own_samples(teacher, walk(cfg))
+    check_own_samples(teacher, plan(cfg))
     return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
 
 
@@ -619,7 +619,7 @@ class Host:
         return cost
 
     def bank(self, teacher: Callable, folder: Path | str | None = None, show: bool = True) -> None:
-        "The trajectories that the runs share; None: each walks by itself."
+        "The trajectories that the runs share; None: each makes its own."
 
     def run(
         self,
@@ -643,7 +643,7 @@ class Host:
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)
-        origin = claim_training(folder, cfg, (teacher, student), model.denoiser)
+        origin = record_training(folder, cfg, (teacher, student), model.denoiser)
         step = cfg.step_function(teacher, bank, data, labels)
         done = fit(
             model,

@@ -16,7 +16,7 @@ from ..diffusion.denoisers import check_classes, check_cond, check_precision
 from ..diffusion.denoisers import map_cond
 from ..training.checkpoints import claim_folder, fingerprint
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import send, share
+from ..training.devices import to_device, local_batch
 from ..training.loop import Fit, fit
 
 # %% auto #0
@@ -25,7 +25,7 @@ __all__ = ['edm_loss', 'train_teacher', 'root_mean_square']
 # %% ../../nbs/distillation/01_teaching.ipynb #d39ee93c
 def edm_loss(
     denoiser: EDMDenoiser,
-    x0: Tensor,  # [B, *D], clean data: the whole batch, of which `share` takes this process's part
+    x0: Tensor,  # [B, *D], clean data: the whole batch, of which `local_batch` takes a part
     label: Tensor | dict | None = None,  # [B] class labels, or other conditions with B rows
     # on the CPU, so that a seed means the same on every device
     generator: torch.Generator | None = None,
@@ -37,14 +37,14 @@ def edm_loss(
 
     # drawn for all, so that parts are parts of one batch
     def draw(shape):
-        noise = send(torch.randn(shape, generator=generator), x0.device)
-        return share(noise.to(x0.dtype))
+        noise = to_device(torch.randn(shape, generator=generator), x0.device)
+        return local_batch(noise.to(x0.dtype))
 
     sigma = (draw((len(x0),)) * 1.2 - 1.2).exp()
     if label is not None:
         hidden = torch.rand((), generator=generator) < label_drop
-        label = None if hidden else map_cond(share, label)
-    eps, x0 = draw(x0.shape), share(x0)
+        label = None if hidden else map_cond(local_batch, label)
+    eps, x0 = draw(x0.shape), local_batch(x0)
     s, d = as_column(sigma, x0), denoiser.sigma_data
     x0_hat = denoiser(x0 + s * eps, sigma, label)
     return ((s**2 + d**2) / (s * d) ** 2 * (x0_hat - x0) ** 2).mean()
@@ -80,8 +80,8 @@ def train_teacher(
     def step(model, i):
         g = torch.Generator().manual_seed(iteration_seed(cfg.seed, i))
         pick = torch.randint(len(images), (batch,), generator=g)
-        label = map_cond(lambda t: send(t[pick], device), labels)
-        yield edm_loss(model, send(images[pick], device), label, g)
+        label = map_cond(lambda t: to_device(t[pick], device), labels)
+        yield edm_loss(model, to_device(images[pick], device), label, g)
 
     return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
 

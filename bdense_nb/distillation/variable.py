@@ -27,7 +27,12 @@ from ..diffusion.schedules import SCHEDULES, make_sigmas
 from .bank import TrajectoryBank
 from .branches import BranchedDenoiser, _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
-from .students import Student, VariableStudent, about_training, claim_training
+from bdense_nb.distillation.students import (
+    Student,
+    VariableStudent,
+    about_training,
+    record_training,
+)
 from .students import kept, starting_run
 from ..training.devices import trainable_copy
 from ..training.config import Hardware
@@ -277,7 +282,7 @@ def sfd_variable(
     cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None:
         _check_banks(banks, teacher, cfg.each)
-    origin = claim_training(folder, cfg, (teacher, student), start)
+    origin = record_training(folder, cfg, (teacher, student), start)
     how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
     step = variable_step(teacher, cfg.each, banks)
     done = fit(model, step, cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show, **how)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import check_choice, check_file, check_int, check_state
+from ..core import check_choice, existing_file, check_int, check_state
 from ..core import import_extra, reworded
 from ..diffusion.data import to_pixels
 from .metrics import density_coverage, frechet_distance
@@ -32,7 +32,7 @@ def inception_weights(
 ) -> Path:
     "The weights of the field's Inception-v3; fetched ones must have the hash in their name."
     if path is not None:
-        return check_file(path)
+        return existing_file(path)
     url = _fidelity().URL_INCEPTION_V3
     # where torch-fidelity and torchmetrics look, too
     path = Path(torch.hub.get_dir()) / 'checkpoints' / url.split('/')[-1]

@@ -24,11 +24,11 @@ from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserstein
 from .experiments import Arm, Experiment, World, difference_table
 from .experiments import differences, measures_of, ReferenceEnds
-from .experiments import run_experiment, show_differences
+from .experiments import run_experiment, plot_differences
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'told_apart', 'Comparison', 'check_shape',
+__all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'distinct_fields', 'Comparison', 'data_shape',
            'compare']
 
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
@@ -158,7 +158,7 @@ def side_by_side(samplers: dict[str, Sampler]) -> list[dict]:  # a row for each
     ]
 
 
-def told_apart(result: dict) -> dict[str, str]:  # arm -> its fields, as text
+def distinct_fields(result: dict) -> dict[str, str]:  # arm -> its fields, as text
     "In which fields of their configurations arms differ, and how their branches are weighted."
     cfgs = {c['arm']: c['config']['cfg'] for c in reversed(result['configs'])}
     words = {arm: {k: json.dumps(v) for k, v in cfg.items()} for arm, cfg in cfgs.items()}
@@ -191,7 +191,9 @@ class Comparison:
     @property
     def table(self) -> str:  # markdown
         "Differences to the host in every measure, and what a sample costs."
-        arms = '; '.join(f'{name}: {changes}' for name, changes in told_apart(self.result).items())
+        arms = '; '.join(
+            f'{name}: {changes}' for name, changes in distinct_fields(self.result).items()
+        )
         known = [m for m in measures_of(self.result) if self.differences(m)]
         tables = [difference_table(self.result, m) for m in known]
         tables = tables or ['No intervals yet: they need three seeds of an arm and of its host.']
@@ -221,10 +223,10 @@ class Comparison:
 
     def figure(self, save: Path | str | None = None) -> None:
         "Differences with their intervals."
-        show_differences(self.result, save=save)
+        plot_differences(self.result, save=save)
 
 
-def check_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]:  # of one sample
+def data_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]:  # of one sample
     "The shape that students of this configuration make."
     given = None if data is None else tuple(data.shape[1:])
     shape = tuple(cfg.shape or given or ())
@@ -300,7 +302,7 @@ def compare(
     if limit is not None:
         check_int('limit', limit, 1)
     folder = Path(folder)
-    shape = check_shape(cfg, data)
+    shape = data_shape(cfg, data)
     if data is not None and not trust_teacher:
         check_teacher(unguided(teacher), data, labels)
     world = teacher_world(teacher, shape, n, data, labels, features, quality)

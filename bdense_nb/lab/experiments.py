@@ -54,7 +54,7 @@ __all__ = ['SETS', 'PLANE', 'WORLDS', 'BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FAS
            'World', 'ReferenceEnds', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
            'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
            'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference',
-           'differences', 'difference_table', 'show_differences', 'trajectories_of', 'stored_gains', 'show_gains']
+           'differences', 'difference_table', 'plot_differences', 'trajectories_of', 'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -1200,7 +1200,7 @@ def difference_table(
     return '\n'.join([about, '', *lines])
 
 # %% ../../nbs/lab/01_experiments.ipynb #f85ed083
-def show_differences(
+def plot_differences(
     result: dict,  # as `run_experiment` returns it
     measures: Sequence[str] | None = None,  # None: all of the experiment's
     save: Path | str | None = None,  # picture to write

@@ -31,7 +31,7 @@ from ..evaluation.metrics import paired_error
 from ..evaluation.pictures import displayable, tile
 
 # %% auto #0
-__all__ = ['SCRIPT', 'MOST_FRAMES', 'PAGE', 'RACERS', 'RANGES', 'Frame', 'png', 'spoken', 'Explorer', 'put_images',
+__all__ = ['SCRIPT', 'MOST_FRAMES', 'PAGE', 'RACERS', 'RANGES', 'Frame', 'png', 'as_label', 'Explorer', 'put_images',
            'quantile_flow', 'race_teacher', 'sampler_race', 'schedule_frame', 'schedule_explorer', 'branch_record',
            'branch_errors', 'branch_viewer', 'shipped_student', 'student_picker']
 
@@ -111,7 +111,7 @@ for (const root of document.querySelectorAll('.bdense-explorer:not([data-ready])
 MOST_FRAMES = 500
 
 
-def spoken(value: str | int | float) -> str:  # as a control shows it
+def as_label(value: str | int | float) -> str:  # as a control shows it
     "A value as a control shows it."
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
@@ -181,7 +181,7 @@ def html(self: Explorer) -> str:
     stored = list(dict.fromkeys(self.frames.values()))
     number = {frame: i for i, frame in enumerate(stored)}
     controls = [
-        dict(name=name, values=list(map(spoken, v)), slider=not isinstance(v[0], str))
+        dict(name=name, values=list(map(as_label, v)), slider=not isinstance(v[0], str))
         for name, v in self.controls.items()
     ]
     data = dict(
@@ -210,7 +210,7 @@ def _control(name: str, values: Sequence, start):  # a widget of ipywidgets
     kind = widgets.Dropdown if isinstance(values[0], str) else widgets.SelectionSlider
     return kind(
         description=name,
-        options=[(spoken(v), v) for v in values],
+        options=[(as_label(v), v) for v in values],
         value=start,
         style={'description_width': '10em'},
         layout={'width': '34em', 'max_width': '100%'},
@@ -457,7 +457,7 @@ def _grid_frame(grid: str, rho: float | None, n_steps: int, low: float, high: fl
         levels = make_sigmas(grid, n_steps, low, high)
     else:
         levels = karras_sigmas(n_steps, low, high, rho)
-    name = f'{grid} (no rho)' if rho is None else f'{grid}, rho {spoken(rho)}'
+    name = f'{grid} (no rho)' if rho is None else f'{grid}, rho {as_label(rho)}'
     errors = _euler_errors(levels)
     fig = Figure(figsize=(4.6, 3.2), dpi=120)
     _draw_grid(fig, levels, errors, f'{name}, {n_steps} steps: noise levels sigma')

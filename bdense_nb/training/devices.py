@@ -16,14 +16,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ..core import copied, send
+from ..core import copied, to_device
 from .config import Hardware
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'share', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
-           'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_whole', 'shard_like',
+__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
+           'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_sharded', 'shard_like',
            'peak_bytes', 'chosen_precision', 'numerics', 'set_precision', 'set_memory_format', 'left_as_found',
-           'numbers_as_tensors', 'Replayed', 'replayed', 'send']
+           'numbers_as_tensors', 'Replayed', 'replayed', 'to_device']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -32,7 +32,7 @@ class Part:
 
     index: int = 0  # which one, from 0
     parts: int = 1  # into how many a batch is cut
-    asked: bool = False  # was `share` called?
+    asked: bool = False  # was `local_batch` called?
 
 
 _PART = ContextVar('part', default=Part())
@@ -48,12 +48,12 @@ def as_part(index: int, parts: int) -> Iterator[Part]:
         _PART.reset(token)
 
 # %% ../../nbs/training/03_devices.ipynb #84ddba24
-def share(
-    whole: int | Sequence | Tensor,  # a batch's size, or a sequence or tensor [B, ...]
+def local_batch(
+    batch: int | Sequence | Tensor,  # its size, or a sequence or tensor [B, ...]
 ) -> Sequence | Tensor:  # a range of indices for a size, otherwise a slice
     "The part of a batch for this process and micro-batch: all of it where there is only one."
     part = _PART.get()
-    n = whole if isinstance(whole, int) else len(whole)
+    n = batch if isinstance(batch, int) else len(batch)
     part.asked = True
     if n % part.parts:
         raise ValueError(
@@ -61,7 +61,7 @@ def share(
             '(processes x micro-batches)'
         )
     own = slice(part.index * n // part.parts, (part.index + 1) * n // part.parts)
-    return range(n)[own] if isinstance(whole, int) else whole[own]
+    return range(n)[own] if isinstance(batch, int) else batch[own]
 
 # %% ../../nbs/training/03_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -188,17 +188,17 @@ def shard_model(model: nn.Module) -> None:
 
 def full_tensor(t: Tensor) -> Tensor:  # the same numbers in one place
     "Gather a tensor that is sharded over processes; any other is returned as it is."
-    return t.full_tensor() if hasattr(t, 'full_tensor') else t
+    return t.full_tensor() if is_sharded(t) else t
 
 
-def is_whole(t: Tensor) -> bool:
-    "Is it in one place, not sharded?"
-    return not hasattr(t, 'full_tensor')
+def is_sharded(t: Tensor) -> bool:
+    "Does each process hold a part of it?"
+    return hasattr(t, 'full_tensor')
 
 
 def shard_like(t: Tensor, like: Tensor) -> Tensor:
     "Shard a tensor as another one is; if that one is not, it stays in one place."
-    if is_whole(like) or t.shape != like.shape:
+    if not is_sharded(like) or t.shape != like.shape:
         return t
     from torch.distributed.tensor import distribute_tensor
 
@@ -299,7 +299,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 m.forward = forward
 
 
-_all_ = ['send']  # from core, for those who train
+_all_ = ['to_device']  # from core, for those who train
 
 
 def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
@@ -312,7 +312,7 @@ def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
             return x.new_full((), a)
         if not isinstance(a, Tensor) or a.device == x.device:
             return a
-        return send(a.to(x.dtype) if a.is_floating_point() else a, x.device)
+        return to_device(a.to(x.dtype) if a.is_floating_point() else a, x.device)
 
     return tuple(map(put, args))
 

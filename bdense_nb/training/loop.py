@@ -26,7 +26,7 @@ from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
 from .checkpoints import is_main, refuse_other, same_run
 from .config import Hardware, TrainConfig
 from .devices import Averaged, Processes, as_part, average_gradients
-from .devices import chosen_precision, full_tensor, is_whole
+from .devices import chosen_precision, full_tensor, is_sharded
 from .devices import lean_copy, left_as_found, numbers_as_tensors
 from .devices import peak_bytes, recompute_blocks, replayed
 from .devices import set_memory_format, set_precision, shard_like
@@ -127,7 +127,9 @@ class Updates:
                 raise ValueError(f'the optimiser has no parameter {name}')
             like = params[number[name]]
             value = shard_like(value, like)
-            if value.shape == like.shape and is_whole(like):  # fused Adam wants moments as weights
+            if value.shape == like.shape and not is_sharded(
+                like
+            ):  # fused Adam wants moments as weights
                 value = torch.empty_like(like).copy_(value)
             state['state'].setdefault(number[name], {})[k] = value
         self.adam.load_state_dict(state)
@@ -328,7 +330,7 @@ class MicroBatches:
         if parts > 1 and not self.local:
             raise ValueError(
                 f'the step function took the whole batch {parts} times: it must cut '
-                f'its part out with share()'
+                f'its part out with local_batch()'
             )
         if not self.averages:
             return
@@ -662,7 +664,9 @@ def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[s
     ]
     # what is frozen may be shared with the caller's networks: it is compared, not written
     frozen = {
-        k for k, p in model.named_parameters() if not p.requires_grad and is_whole(p) and k in mine
+        k
+        for k, p in model.named_parameters()
+        if not p.requires_grad and not is_sharded(p) and k in mine
     }
     if not differ:
         differ = [
