@@ -107,12 +107,10 @@ class Updates:
 
     def state_dict(self) -> dict[str, Tensor]:
         "Adam's moments and step counts by the names of the parameters."
-        names = list(self.params)
-        state = self.adam.state_dict()['state']
         return {
-            f'{names[i]}.{k}': torch.as_tensor(v)
-            for i, moments in state.items()
-            for k, v in moments.items()
+            f'{name}.{k}': torch.as_tensor(v)
+            for name, p in self.params.items()
+            for k, v in self.adam.state.get(p, {}).items()
         }
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -429,6 +427,17 @@ class State:
                 torch.set_float32_matmul_precision(matmul)
         self.tick()
 
+    def iterations(self, step: StepFunction) -> Iterator[State]:
+        "What is left of the run, iteration by iteration."
+        while self.done < self.cfg.steps and not self.stop:
+            with self.turn():
+                self.iterate(step)
+                if self.saving or self.done % self.cfg.log_every == 0:
+                    self.report()
+                self.tell('after_iteration')
+            if not self.interrupts.asked:
+                yield self
+
     def tick(self) -> None:
         "Add the time since the last call."
         now = time.perf_counter()
@@ -508,13 +517,8 @@ class State:
         if not values:
             since = self.done - self.meter.iterations
             self.refuse(f'every update since iteration {since} had to be skipped')
-        self.history.append(
-            dict(
-                step=self.done,
-                loss=statistics.fmean(values),
-                lr=self.cfg.lr * lr_factor(self.cfg, self.done - 1),
-            )
-        )
+        lr = self.cfg.lr * lr_factor(self.cfg, self.done - 1)
+        self.history.append(dict(step=self.done, loss=statistics.fmean(values), lr=lr))
         norm = updates.norm
         norm = float(norm) if norm is not None and math.isfinite(norm) else None
         row = self.history[-1] | self.meter.read() | dict(skipped=updates.skipped, grad_norm=norm)
@@ -692,6 +696,9 @@ def _running(
     teacher: Callable | None,
 ) -> Iterator[State]:
     "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
+    if folder is not None:
+        folder = Path(folder)
+        hooks = (Checkpoints(), MetricsFile(), *hooks)
     with contextlib.ExitStack() as stack:
         if folder is not None and is_main():
             stack.enter_context(locked(folder))
@@ -715,6 +722,10 @@ def _running(
             raise
         finally:
             state.tell('end')
+    state.interrupts.act(
+        'stopped between two iterations'
+        + (f'; run it again to go on from {folder}' if folder else '')
+    )
 
 
 def training(
@@ -727,22 +738,8 @@ def training(
     teacher: Callable | None = None,  # what `step` calls: a network gets the same precision
 ) -> Iterator[State]:
     "Train, and yield the state after each iteration: look, go on, or set `state.stop`."
-    folder = None if folder is None else Path(folder)
-    if folder is not None:
-        hooks = (Checkpoints(), MetricsFile(), *hooks)
     with _running(model, cfg, hardware, folder, hooks, teacher) as state:
-        while state.done < cfg.steps and not state.stop:
-            with state.turn():
-                state.iterate(step)
-                if state.saving or state.done % cfg.log_every == 0:
-                    state.report()
-                state.tell('after_iteration')
-            if not state.interrupts.asked:
-                yield state
-    state.interrupts.act(
-        'stopped between two iterations'
-        + (f'; run it again to go on from {folder}' if folder else '')
-    )
+        yield from state.iterations(step)
 
 # %% ../../nbs/training/05_loop.ipynb #f5c2ca70
 @dataclass
@@ -753,20 +750,6 @@ class Fit:
     ema: nn.Module | None  # their moving average, if one was asked for
     history: list[dict] = field(default_factory=list)  # loss and learning rate at each reading
     seconds: float = 0.0  # in iterations and hooks, resumed parts included
-
-
-class _Remember:
-    "The hook that keeps the state, also of a run that was finished before; signals wait for it."
-
-    def __init__(self):
-        self.state = None
-
-    def start(self, state: State) -> None:
-        self.state = state
-        state.interrupts.__enter__()  # also between two iterations
-
-    def end(self, state: State) -> None:
-        state.interrupts.__exit__()
 
 
 def fit(
@@ -782,11 +765,10 @@ def fit(
     teacher: Callable | None = None,  # what `step` calls: a network gets the same precision
 ) -> Fit:
     "Train `model` to the end: `training` with a progress bar."
-    kept = _Remember()
     if show:
         hooks = (*hooks, ProgressBar(label), LossGraph())
-    for _ in training(model, step, cfg, hardware, folder, (kept, *hooks), teacher):
-        pass
-    state = kept.state
+    with _running(model, cfg, hardware, folder, hooks, teacher) as state, state.interrupts:
+        for _ in state.iterations(step):
+            pass
     ema = None if state.ema is None else state.in_one_place(state.ema.module)
     return Fit(state.in_one_place(model), ema, state.history, state.seconds)
