@@ -413,17 +413,11 @@ def _empty_bank(
 ) -> TrajectoryBank:
     "A bank whose shards are all missing."
     shard = batch * max(1024 // batch, 1)
-    n = -(-len(seeds) // shard)
-    return TrajectoryBank(
-        plan,
-        seeds,
-        denoiser_hash(teacher),
-        shard,
-        [None] * n,
-        device_of(teacher),
-        getattr(teacher, 'conditions', None),
-        answers_note(plan.shape, teacher),
-    )
+    missing = [None] * -(-len(seeds) // shard)
+    drawn = getattr(teacher, 'conditions', None)
+    note = answers_note(plan.shape, teacher)
+    digest = denoiser_hash(teacher)
+    return TrajectoryBank(plan, seeds, digest, shard, missing, device_of(teacher), drawn, note)
 
 
 def _fill(
@@ -522,15 +516,9 @@ class _Files:
         self.folder = folder
         self.bank = bank
         self.labels = labels
-        self.note = dict(
-            teacher=bank.teacher,
-            sigmas=list(plan.sigmas),
-            solver=plan.solver,
-            afs=plan.afs,
-            shape=list(plan.shape),
-            batch=batch,
-            seeds=[bank.seeds.start, bank.seeds.stop],
-        )
+        self.note = dict(teacher=bank.teacher, sigmas=list(plan.sigmas), solver=plan.solver)
+        self.note |= dict(afs=plan.afs, shape=list(plan.shape), batch=batch)
+        self.note['seeds'] = [bank.seeds.start, bank.seeds.stop]
         if plan.bank_dtype != 'float32':
             self.note['bank_dtype'] = plan.bank_dtype
 

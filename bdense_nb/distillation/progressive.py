@@ -27,12 +27,12 @@ from .losses import BRANCH_WEIGHTS, NORMS, SNR_WEIGHTS
 from .losses import dense_alignment_loss, snr_weight
 from .segments import BRANCH_STEPS, branch_states, branch_targets
 from .segments import check_substeps, progressive_segment
-from .students import Host, Student, describe_teacher, starting_run
-from .students import branched_student, check_grid, record_run
+from .students import Host, Student, record_training, starting_run
+from .students import branched_student, check_grid
 from .students import fitting, in_flow_time, kept
 from .students import starting_network, train_config
 from ..training.checkpoints import fingerprint
-from ..training.config import Hardware, TrainConfig
+from ..training.config import Hardware, Schedule, TrainConfig
 from ..training.devices import lean_copy, local_batch
 from ..training.loop import StepFunction, fit
 
@@ -115,7 +115,7 @@ class PDConfig(Host):
     seed: Annotated[int, Within(at_least=0, at_most=2**26 - 1)] = 0  # of images, steps and noise
     layer: str | None = None  # name of the network's output layer; None: it is looked for
     # of the learning rate in each round, after the warm-up; linear: falls to 0
-    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'linear'
+    lr_schedule: Schedule = 'linear'
     warmup: AtLeast0 = 0  # updates of linear warm-up in each round
     betas: tuple[Beta, Beta] = (0.9, 0.999)  # decay rates of Adam's two averages
     # updates between readings of the loss; None: a hundredth of a round
@@ -409,29 +409,6 @@ def check_tables(
     check_top(cfg.sigmas[0].item(), *denoisers)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #32fd22b5
-def _record_rounds(
-    folder: Path | str | None,
-    cfg: PDConfig,
-    networks: tuple,
-    data: Tensor,
-    labels: Tensor | dict | None,
-) -> dict:  # `describe_teacher`
-    "Take a folder for a run, which teacher, student, data and labels define."
-    teacher, student = networks
-    origin = describe_teacher(teacher)
-    conditions = labels.values() if isinstance(labels, dict) else [labels]
-    record_run(
-        folder,
-        cfg,
-        networks,
-        tuple(data.shape[1:]),
-        teacher=origin['teacher'],
-        student=None if student is None else denoiser_hash(student),
-        data=fingerprint(data, *[] if labels is None else conditions),
-    )
-    return origin
-
-
 def _train_rounds(
     cfg: PDConfig,
     teacher: Callable,
@@ -456,13 +433,8 @@ def _train_rounds(
         model = kept(done)
         teacher = fold(model)
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
-        about = dict(
-            host='pd',
-            **origin,
-            config=asdict(cfg),
-            rounds=list(history),
-            seconds=round(sum(r['seconds'] for r in history), 1),
-        )
+        took = dict(rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
+        about = dict(host='pd', **origin, config=asdict(cfg), **took)
         yield Student(fold(model), cfg.grid(n), False, shape, about)
         if cfg.heads == 'tile':
             model = _tiled(teacher, model, shape)
@@ -493,7 +465,10 @@ def progressive_rounds(
         cfg, teacher, student, shape, lambda cfg: cfg.plan(shape, most=32)
     )
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    origin = _record_rounds(folder, cfg, (teacher, student), data, labels)
+    conditions = labels.values() if isinstance(labels, dict) else [labels]
+    digest = fingerprint(data, *[] if labels is None else conditions)
+    begin = None if student is None else denoiser_hash(student)
+    origin = record_training(folder, cfg, (teacher, student), shape, student=begin, data=digest)
     yield from _train_rounds(
         cfg, teacher, model, origin, data, labels, folder, show, hardware=hardware, hooks=hooks
     )

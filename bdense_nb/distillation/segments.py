@@ -58,14 +58,8 @@ def segments(
     found = []
     for n in range(0, len(traj) - 1, substeps):
         inside = slice(n + every, n + substeps + 1, every)
-        found.append(
-            Segment(
-                traj.xs[n],
-                float(traj.sigmas[n]),
-                traj.sigmas[inside],
-                traj.xs[inside].transpose(0, 1),
-            )
-        )
+        states = traj.xs[inside].transpose(0, 1)
+        found.append(Segment(traj.xs[n], float(traj.sigmas[n]), traj.sigmas[inside], states))
     return found
 
 

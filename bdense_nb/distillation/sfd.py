@@ -25,7 +25,7 @@ from .segments import BRANCH_STEPS, Segment, branch_states
 from .segments import check_substeps, segments
 from .students import Host, Student, check_grid, fitting
 from .students import in_flow_time, train_config
-from ..training.config import Hardware, TrainConfig
+from ..training.config import Hardware, Schedule, TrainConfig
 from ..training.devices import local_batch
 from ..training.loop import StepFunction
 
@@ -68,7 +68,7 @@ class SFDBase(Host):
     bank_dtype: Literal[*BANK_DTYPES] = 'float32'
     lr: Above0 = 5e-5  # peak learning rate of Adam
     # of the learning rate after the warm-up; drop: x0.1 at half-time
-    lr_schedule: Literal['constant', 'cosine', 'linear', 'drop'] = 'drop'
+    lr_schedule: Schedule = 'drop'
     seed: AtLeast0 = 0  # of the noise, the labels and dropout
     shape: tuple[AtLeast1, ...] = (1, 28, 28)  # of one sample
     layer: str | None = None  # name of the network's output layer; None: it is looked for
@@ -108,10 +108,7 @@ class SFDBase(Host):
         "What is optimised, and how."
         return train_config(self, self.steps, self.seed)
 
-    @property
-    def loop(self) -> TrainConfig:
-        "The training loop's configuration."
-        return self.train_config
+    loop = train_config
 
     def suited(self, *denoisers: Callable) -> Host:
         check_top(self.sigma_max, *denoisers)
@@ -284,18 +281,10 @@ def local_segment(
     def advance(x, x0_hat, sigmas, i, past, denoise):
         return solver(x, x0_hat, whole, first + i, past, denoise)
 
-    return segments(
-        trajectory(
-            teacher,
-            x,
-            levels[first : first + cfg.substeps + 1],
-            advance,
-            afs=cfg.teacher_afs and n == 0,
-            cond=cond,
-        ),
-        cfg.substeps,
-        cfg.K,
-    )[0]
+    afs = cfg.teacher_afs and n == 0
+    fine = levels[first : first + cfg.substeps + 1]
+    traj = trajectory(teacher, x, fine, advance, afs, cond)
+    return segments(traj, cfg.substeps, cfg.K)[0]
 
 # %% ../../nbs/distillation/07_sfd.ipynb #834741e9
 def teacher_bank(
@@ -329,12 +318,5 @@ def sfd(
 ) -> Student:  # with `ema`, the average of the weights
     "Distil a teacher into a student of a few steps (SFD; dense alignment for K > 1)."
     check_type(cfg, SFDConfig, "cfg must be an SFDConfig, such as preset('demo')")
-    return cfg.run(
-        teacher,
-        bank=bank,
-        folder=folder,
-        show=show,
-        student=student,
-        hardware=hardware,
-        hooks=hooks,
-    )
+    how = dict(hardware=hardware, hooks=hooks)
+    return cfg.run(teacher, bank=bank, folder=folder, show=show, student=student, **how)

@@ -37,9 +37,9 @@ from ..training.devices import lean_copy
 from ..training.loop import Fit, fit
 
 # %% auto #0
-__all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'describe_teacher', 'train_config', 'record_run',
-           'record_training', 'about_training', 'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent',
-           'load_student', 'load_table', 'starting_run', 'in_flow_time', 'fitting', 'check_grid', 'Host']
+__all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'describe_teacher', 'train_config', 'record_training',
+           'about_training', 'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent', 'load_student',
+           'load_table', 'starting_run', 'in_flow_time', 'fitting', 'check_grid', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -94,54 +94,25 @@ def train_config(
     says otherwise."""
     log = max(steps // 100, 1) if cfg.log_every is None else cfg.log_every
     save = max(steps // 10, 1) if cfg.checkpoint_every is None else cfg.checkpoint_every
-    return TrainConfig(
-        steps,
-        cfg.lr,
-        cfg.warmup,
-        cfg.lr_schedule,
-        cfg.betas,
-        cfg.clip_grad,
-        cfg.ema,
-        seed,
-        log_every=log,
-        checkpoint_every=save,
-        keep=cfg.keep,
-        on_nan=cfg.on_nan,
-    )
-
-
-def record_run(
-    folder: Path | str | None,  # of a run, with checkpoints; None: there is none
-    cfg,  # a host's configuration
-    networks: Sequence[Callable | None],  # teacher, and the student where it is another
-    shape: tuple[int, ...],  # of one sample
-    free: Sequence[str] = (),  # fields that may differ when the run goes on
-    **more,  # what else defines the run: hashes of teacher, student and data
-) -> None:
-    "Take a folder for a run; one that holds another run is refused."
-    if folder is not None:
-        run = dict(asdict(cfg), host=cfg.host, **more, **answers_note(shape, *networks))
-        known = dict(asdict(type(cfg)()), host=cfg.host)  # older notes do not name the host
-        claim_folder(folder, run, known, ('on_nan', *free), cfg.fixed)
+    names = ('lr', 'warmup', 'betas', 'clip_grad', 'ema', 'keep', 'on_nan')
+    same = {name: getattr(cfg, name) for name in names}
+    own = dict(schedule=cfg.lr_schedule, seed=seed, log_every=log, checkpoint_every=save)
+    return TrainConfig(steps, **same, **own)
 
 
 def record_training(
     folder: Path | str | None,  # of the run, with checkpoints; None: there is none
     cfg: Host,
     networks: Sequence[Callable | None],  # teacher, and the student where it is another
-    start: nn.Module,  # the network that is trained, as it starts
+    shape: tuple[int, ...],  # of one sample
+    **more,  # what else defines the run: hashes of student and data
 ) -> dict:  # `describe_teacher`
-    "Take a folder for a run of one training."
+    "Take a folder for a run; one that holds another run is refused."
     origin = describe_teacher(networks[0])
-    record_run(
-        folder,
-        cfg,
-        networks,
-        cfg.shape,
-        cfg.free,
-        teacher=origin['teacher'],
-        student=denoiser_hash(start),
-    )
+    if folder is not None:
+        more |= dict(host=cfg.host, teacher=origin['teacher'], **answers_note(shape, *networks))
+        known = dict(asdict(type(cfg)()), host=cfg.host)  # older notes do not name the host
+        claim_folder(folder, asdict(cfg) | more, known, ('on_nan', *cfg.free), cfg.fixed)
     return origin
 
 
@@ -151,13 +122,8 @@ def about_training(
     done: Fit,
 ) -> dict:  # JSON-able
     "How a student came about, in one training."
-    return dict(
-        host=cfg.host,
-        **origin,
-        config=asdict(cfg),
-        history=done.history,
-        seconds=round(done.seconds, 1),
-    )
+    took = dict(history=done.history, seconds=round(done.seconds, 1))
+    return dict(host=cfg.host, **origin, config=asdict(cfg), **took)
 
 
 def check_own_samples(
@@ -509,14 +475,8 @@ def fitting(
     given: frozenset[str],  # names of the fields that were asked for, which stay
 ) -> Host:
     "A configuration with those of these fields that it has, but for the given ones."
-    return dataclasses.replace(
-        cfg,
-        **{
-            name: value
-            for name, value in fields.items()
-            if name not in given and hasattr(cfg, name)
-        },
-    )
+    free = {k: v for k, v in fields.items() if k not in given and hasattr(cfg, k)}
+    return dataclasses.replace(cfg, **free)
 
 
 def check_grid(cfg: Host, *denoisers: Callable) -> None:
@@ -573,7 +533,6 @@ class Host:
     fixed = {}  # field -> why it may not
 
     @property
-    # by network calls, if there are several
     def each(self) -> dict[int, Host]:
         "Number of calls -> its configuration; most hosts have one."
         return {self.nfe: self}
@@ -643,19 +602,11 @@ class Host:
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)
-        origin = record_training(folder, cfg, (teacher, student), model.denoiser)
+        start = denoiser_hash(model.denoiser)
+        origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)
         step = cfg.step_function(teacher, bank, data, labels)
-        done = fit(
-            model,
-            step,
-            cfg.loop,
-            folder,
-            f'{cfg.title}, K = {cfg.K}',
-            show,
-            hardware=hardware,
-            hooks=hooks,
-            teacher=teacher,
-        )
+        how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
+        done = fit(model, step, cfg.loop, folder, f'{cfg.title}, K = {cfg.K}', show, **how)
         end = cfg.sampler(fold(kept(done)))
         about = about_training(cfg, origin, done)
         return Student(end.denoiser, end.sigmas, end.afs, end.shape, about)

@@ -13,27 +13,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from bdense_nb.core import (
-    AtLeast1,
-    check_choice,
-    check_int,
-    check_type,
-    copied,
-    iteration_seed,
-    refuse,
-)
+from ..core import AtLeast1, check_choice, check_int, check_type
+from ..core import copied, iteration_seed, refuse
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.schedules import SCHEDULES, make_sigmas
-from .bank import TrajectoryBank
+from .bank import TrajectoryBank, denoiser_hash
 from .branches import BranchedDenoiser, _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
-from bdense_nb.distillation.students import (
-    Student,
-    VariableStudent,
-    about_training,
-    record_training,
-)
-from .students import kept, starting_run
+from .students import Student, VariableStudent, about_training
+from .students import kept, record_training, starting_run
 from ..training.devices import trainable_copy
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit
@@ -278,11 +266,11 @@ def sfd_variable(
     cfg, teacher, model = starting_run(
         cfg, teacher, student, cfg.shape, lambda cfg: cfg.at(max(cfg.nfe)).plan
     )
-    start = model.denoiser
+    start = denoiser_hash(model.denoiser)
     cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None:
         _check_banks(banks, teacher, cfg.each)
-    origin = record_training(folder, cfg, (teacher, student), start)
+    origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)
     how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
     step = variable_step(teacher, cfg.each, banks)
     done = fit(model, step, cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show, **how)
