@@ -599,19 +599,10 @@ def _run_rest(
         return read_json(out) if out.exists() else {}
     configs = read_json(out)['configs'] if out.exists() else []
     configs += [dict(a.key, config=a.config) for a in e.arms]
-    about = (
-        dict(
-            called,
-            about=e.about,
-            host=e.host,
-            teacher=denoiser_hash(e.place.teacher(0)),
-            samples=e.place.n,
-            **about_run(e.device or 'cpu'),
-            budgets=list(e.budgets.items()),
-            configs=list({run_name(c): c for c in configs}.values()),
-        )
-        | e.origin
-    )
+    teacher = denoiser_hash(e.place.teacher(0))
+    about = called | dict(about=e.about, host=e.host, teacher=teacher, samples=e.place.n)
+    about |= about_run(e.device or 'cpu') | dict(budgets=list(e.budgets.items()))
+    about |= dict(configs=list({run_name(c): c for c in configs}.values())) | e.origin
     jobs = min(jobs, len({key['seed'] for _, key in todo}))  # one seed that is left is run here
     made = _side_by_side(e, todo, how, jobs) if jobs > 1 else _one_by_one(e, todo, **how)
     for i, new in enumerate(made):
@@ -723,20 +714,15 @@ def budget_arms(base: SFDConfig, arms: dict[str, dict], calls, budgets) -> tuple
 
 def option_arms(base: SFDConfig, more: dict[str, dict] = {}) -> tuple[Arm, ...]:
     "One option changed at a time, two calls."
-    return tuple(
-        vary(
-            base,
-            {
-                'default': {},
-                'K = 1': dict(K=1),
-                "branch_step='end'": dict(branch_step='end'),
-                "teacher_states='local'": dict(teacher_states='local'),
-                'afs=False': dict(afs=False),
-                'afs=False, K = 1': dict(afs=False, K=1),
-                **more,
-            },
-        )
-    )
+    arms = {
+        'default': {},
+        'K = 1': dict(K=1),
+        "branch_step='end'": dict(branch_step='end'),
+        "teacher_states='local'": dict(teacher_states='local'),
+        'afs=False': dict(afs=False),
+        'afs=False, K = 1': dict(afs=False, K=1),
+    }
+    return tuple(vary(base, arms | more))
 
 
 def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]:
@@ -763,9 +749,8 @@ def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]:
         arms += [Arm(f'SFD-v, K = {K}', many, nfes)]
         five = dataclasses.replace(one, nfe=5)
         arms += [Arm(f'one each, then one call, K = {K}', five, stage=stage)]
-        arms += vary(
-            one, directly, nfe=1, steps=2 * base.steps
-        )  # as many iterations as both stages
+        # as many iterations as both stages
+        arms += vary(one, directly, nfe=1, steps=2 * base.steps)
         if more:
             arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)]
             arms += vary(one, directly, nfe=1, steps=5 * base.steps)
@@ -791,15 +776,8 @@ def capacity_arms(base: Host, host: dict) -> tuple[Arm, ...]:
 
 def quarter_arms(base: PDConfig, start: int, end: int) -> tuple[Arm, ...]:
     "A quarter of the steps in each round."
-    return tuple(
-        vary(
-            base,
-            {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)},
-            start_steps=start,
-            end_steps=end,
-            substeps=4,
-        )
-    )
+    arms = {'K = 1 (PD)': dict(K=1), 'K = 4, linear': dict(K=4)}
+    return tuple(vary(base, arms, start_steps=start, end_steps=end, substeps=4))
 
 # %% ../../nbs/lab/01_experiments.ipynb #1ba999d8
 def _fashion(about: str, arms: Sequence[Arm], host: str, **budgets) -> Experiment:
@@ -1144,17 +1122,9 @@ def differences(
             continue
         a = [mine[s] for s in seeds]
         b = [theirs[s] for s in seeds]
-        found.append(
-            Difference(
-                arm,
-                nfe,
-                iterations,
-                width,
-                sum(b) / len(b),
-                paired_interval(a, b, level),
-                host_iterations,
-            )
-        )
+        mean = sum(b) / len(b)
+        gap = paired_interval(a, b, level)
+        found.append(Difference(arm, nfe, iterations, width, mean, gap, host_iterations))
     return found
 
 # %% ../../nbs/lab/01_experiments.ipynb #e91dfafe
@@ -1213,15 +1183,8 @@ def plot_differences(
     import matplotlib.pyplot as plt  # half a second, which commands need not wait for
 
     size = (3.4 * len(budgets) + 1.6, 2.5 * len(found))
-    fig, axes = plt.subplots(
-        len(found),
-        len(budgets),
-        figsize=size,
-        squeeze=False,
-        sharex=True,
-        sharey='row',
-        layout='constrained',
-    )
+    how = dict(figsize=size, squeeze=False, sharex=True, sharey='row', layout='constrained')
+    fig, axes = plt.subplots(len(found), len(budgets), **how)
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
             _panel(ax, [d for d in ds if d.host_iterations == budget])
@@ -1301,15 +1264,8 @@ def _gain_panel(
     for arm in dict.fromkeys(d.arm for _, d in places):
         j = kinds.index(names[arm])
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-        _whiskers(
-            ax,
-            [n * 1.08**j for n, _ in mine],
-            [d for _, d in mine],
-            fmt='o-',
-            lw=1,
-            color=f'C{j}',
-            label=names[arm],
-        )
+        how = dict(fmt='o-', lw=1, color=f'C{j}', label=names[arm])
+        _whiskers(ax, [n * 1.08**j for n, _ in mine], [d for _, d in mine], **how)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
     ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])

@@ -240,13 +240,8 @@ def live(
             page = _LIVE.format(png=_base64(frame.png), text=escape(frame.text))
         except ValueError as e:
             page = f'<p role="status">{escape(str(e))}</p>'
-        out.outputs = (
-            {
-                'output_type': 'display_data',
-                'metadata': {},
-                'data': {'text/html': page, 'text/plain': self.title},
-            },
-        )
+        data = {'text/html': page, 'text/plain': self.title}
+        out.outputs = ({'output_type': 'display_data', 'metadata': {}, 'data': data},)
 
     for widget in shown.values():
         widget.observe(update, 'value')
@@ -269,15 +264,8 @@ def put_images(
 ) -> None:
     "Draw images pixel for pixel, two pixels apart."
     canvas = tile({str(i): row for i, row in enumerate(rows)}, rows.shape[1])
-    fig.figimage(
-        canvas.repeat(scale, 0).repeat(scale, 1),
-        left,
-        bottom,
-        cmap='gray',
-        vmin=0,
-        vmax=255,
-        origin='upper',
-    )
+    grey = dict(cmap='gray', vmin=0, vmax=255, origin='upper')
+    fig.figimage(canvas.repeat(scale, 0).repeat(scale, 1), left, bottom, **grey)
     for j, title in enumerate(titles):
         x = (left + scale * (canvas.shape[1] / len(titles) * (j + 0.5) - 1)) / fig.bbox.width
         y = (bottom - 4) / fig.bbox.height
@@ -359,13 +347,8 @@ def _draw_race(runs: dict, solver: str, nfe: int, nfes: tuple[int, ...]) -> Figu
     left = fig.add_axes((0.02, 0.2, 0.5, 0.66))
     left.plot(_exact_paths().sigmas, _scaled(_exact_paths()), '0.6', lw=3)
     left.plot(traj.sigmas, _scaled(traj)[:, :9], 'C0.-', lw=1)
-    left.set(
-        xscale='log',
-        xlim=(110, 0.004),
-        yticks=[],
-        title=f'{solver}, NFE {nfe}',
-        xlabel='noise level sigma',
-    )
+    left.set(xscale='log', xlim=(110, 0.004), yticks=[])
+    left.set(title=f'{solver}, NFE {nfe}', xlabel='noise level sigma')
     _ticks(left.xaxis, [80, 1, 0.1, 0.01])
     right = fig.add_axes((0.66, 0.2, 0.32, 0.66))
     for name in RACERS:
@@ -521,14 +504,9 @@ def _branch_frame(sample: int, level: int) -> Frame:
     student = record['states'][sample, step, k] * _size(at)
     x0_hat = record['x0s'][sample, step, k]
     fig = Figure(figsize=(4.6, 3), dpi=120)
-    put_images(
-        fig,
-        torch.stack([teacher, student, student - teacher, x0_hat]).float()[None],
-        24,
-        226,
-        scale=4,
-        titles=('teacher', 'student', 'difference', 'estimate'),
-    )
+    images = torch.stack([teacher, student, student - teacher, x0_hat]).float()[None]
+    titles = ('teacher', 'student', 'difference', 'estimate')
+    put_images(fig, images, 24, 226, scale=4, titles=titles)
     errors = branch_errors()[sample].tolist()
     places = range(len(errors))
     ax = fig.add_axes((0.1, 0.15, 0.88, 0.35))
@@ -566,12 +544,8 @@ def branch_viewer(
     def frame(image, sigma):
         return _branch_frame(samples[image], levels[sigma])
 
-    return Explorer(
-        'Branch viewer',
-        {'image': tuple(samples), 'sigma': tuple(levels)},
-        frame,
-        {'sigma': list(levels)[6]},
-    )
+    controls = {'image': tuple(samples), 'sigma': tuple(levels)}
+    return Explorer('Branch viewer', controls, frame, {'sigma': list(levels)[6]})
 
 # %% ../../nbs/lab/04_explorers.ipynb #02f7928b
 @cache

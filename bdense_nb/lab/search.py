@@ -444,10 +444,6 @@ def load_search(
         trials = [SearchTrial(**tuples(t)) for t in kept['trials']]
         trials = [replace(t, score=math.inf) if t.score is None else t for t in trials]
         confirmed = kept['confirmed'] and tuples(kept['confirmed'])
-        return SearchResult(
-            SFDConfig(**kept['cfg']),
-            kept['n_samples'],
-            tuple(trials),
-            tuple(kept['confirm_seeds']),
-            confirmed,
-        )
+        seeds = tuple(kept['confirm_seeds'])
+        cfg = SFDConfig(**kept['cfg'])
+        return SearchResult(cfg, kept['n_samples'], tuple(trials), seeds, confirmed)
