@@ -31,17 +31,8 @@ __all__ = ['FASHION_CLASSES', 'FASHION_SHA256', 'DEBIAN_FASHION', 'IMAGE_SUFFIXE
 
 # %% ../../nbs/diffusion/05_data.ipynb #079f95c2
 #: names of Fashion-MNIST's classes, in the order of their labels
-FASHION_CLASSES = (
-    'T-shirt/top',
-    'Trouser',
-    'Pullover',
-    'Dress',
-    'Coat',
-    'Sandal',
-    'Shirt',
-    'Sneaker',
-    'Bag',
-    'Ankle boot',
+FASHION_CLASSES = tuple(
+    'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot'.split(',')
 )
 
 #: SHA-256 of each file's *uncompressed* bytes: the same whoever packed it

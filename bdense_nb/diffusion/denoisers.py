@@ -174,55 +174,29 @@ _UNTOLD = 'not compared'  # with what is stored, when it is loaded
 #: libraries whose own hidden attributes are no constants of a user
 _LIBRARIES = ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')
 #: modules whose classes are no part of a formula: logs, chance, locks, streams
-_BESIDE = {
-    'logging',
-    'random',
-    '_random',
-    'threading',
-    '_thread',
-    'weakref',
-    'numpy.random.mtrand',
-    'numpy.random._generator',
-    'torch.cuda.streams',
-}
+_BESIDE = set(
+    (
+        'logging random _random threading _thread weakref numpy.random.mtrand '
+        'numpy.random._generator torch.cuda.streams'
+    ).split()
+)
 # what libraries leave in a module whose forward they replace
 _WRAPPED = {'_original_forward', '_old_forward'}
-_MACHINERY = _WRAPPED | {
-    *nn.Module().__dict__,
-    '_compiled_call_impl',
-    '_is_torch_compile',
-    '_is_accelerate_prepared',
-    '_hf_hook',
-    '_diffusers_hook',
-    '_gradient_checkpointing_func',
-    'gradient_checkpointing',
-}  # how, not what
-# of torch's own layers: their weights' shapes say the same
-_SIZES = {
-    'in_features',
-    'out_features',
-    'in_channels',
-    'out_channels',
-    'num_features',
-    'num_channels',
-    'num_embeddings',
-    'embedding_dim',
-}
-_PLAIN = (
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    range,
-    torch.dtype,
-    torch.layout,
-    torch.memory_format,
-    torch.finfo,
-    torch.iinfo,
+# how, not what
+_MACHINERY = _WRAPPED.union(
+    nn.Module().__dict__,
+    '_compiled_call_impl _is_torch_compile _is_accelerate_prepared _hf_hook'.split(),
+    '_diffusers_hook _gradient_checkpointing_func gradient_checkpointing'.split(),
 )
+# of torch's own layers: their weights' shapes say the same
+_SIZES = set(
+    (
+        'in_features out_features in_channels out_channels num_features num_channels '
+        'num_embeddings embedding_dim'
+    ).split()
+)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
+_PLAIN += (torch.dtype, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
 
 
 def ignored(
@@ -1236,12 +1210,8 @@ def _check_null_class(null, n_classes: int | None, net) -> None:
     for c in null.values() if isinstance(null, dict) else [null]:
         whole = isinstance(c, Tensor) and c.dtype == torch.long and c.numel() == 1
         if n_classes and (whole or isinstance(c, int)):
-            check_int(
-                'null, a class,',
-                int(c),
-                0,
-                n_classes - (getattr(net, 'null_class', n_classes) is None),
-            )
+            last = n_classes - (getattr(net, 'null_class', n_classes) is None)
+            check_int('null, a class,', int(c), 0, last)
 
 
 def null_rows(
@@ -1445,9 +1415,8 @@ def _guess(noised: _Noised, answers: list[Tensor]) -> str:  # '' if nothing fits
         return other
     if other := _other_scale(noised, answers):
         return other
-    as_linear = [
-        1.1 * e for e in noised.linear_errors()
-    ]  # the most that a fitting velocity may have
+    # the most that a fitting velocity may have
+    as_linear = [1.1 * e for e in noised.linear_errors()]
     for how in _FLOWS:
         if _below(noised.errors(noised.ask_flow(*how)), as_linear):
             return _velocity(*how)
@@ -1829,13 +1798,8 @@ def _by_itself(
     errors = [e**0.5 for e in noised.errors(noised.ask())]
     variance = float(x0.double().var(correction=0))
     linear = [(variance * s**2 / (variance + s**2)) ** 0.5 for s in sigmas]
-    return TeacherCheck(
-        tuple(sigmas),
-        tuple(errors),
-        tuple(linear),
-        tuple(1.1**0.5 * g for g in linear),
-        reason=reason,
-    )
+    limits = tuple(1.1**0.5 * g for g in linear)
+    return TeacherCheck(tuple(sigmas), tuple(errors), tuple(linear), limits, reason=reason)
 
 
 def check_samples(

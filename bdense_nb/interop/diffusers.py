@@ -40,36 +40,24 @@ PREDICTION_TYPES = {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'}  # th
 BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace')
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')  # suffixes of files that are not read
 _TABLE = (
-    'num_train_timesteps',
-    'beta_start',
-    'beta_end',
-    'beta_schedule',
-    'trained_betas',
-    'prediction_type',
-)
+    'num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type'
+).split()
 _ZERO_SNR = 'rescale_betas_zero_snr'
 
 #: far above what is of use
-_LARGEST = dict(
-    in_channels=4096,
-    out_channels=4096,
-    block_out_channels=16_384,
-    layers_per_block=256,
-    num_class_embeds=1_000_000,
-    num_train_timesteps=1_000_000,
-    num_layers=1024,
-    num_single_layers=1024,
-    num_attention_heads=1024,
-    attention_head_dim=16_384,
-    num_embeds_ada_norm=1_000_000,
-    cross_attention_dim=65_536,
-    caption_channels=65_536,
-    joint_attention_dim=65_536,
-    pooled_projection_dim=65_536,
-    caption_projection_dim=65_536,
-    sample_size=65_536,
-    pos_embed_max_size=65_536,
-)
+_LARGEST = {
+    name: limit
+    for limit, names in {
+        256: 'layers_per_block',
+        1024: 'num_layers num_single_layers num_attention_heads',
+        4096: 'in_channels out_channels',
+        16_384: 'block_out_channels attention_head_dim',
+        65_536: 'cross_attention_dim caption_channels joint_attention_dim pooled_projection_dim '
+        'caption_projection_dim sample_size pos_embed_max_size',
+        1_000_000: 'num_class_embeds num_train_timesteps num_embeds_ada_norm',
+    }.items()
+    for name in names.split()
+}
 
 
 def _check_sizes(config: dict) -> None:  # of a network or a scheduler
@@ -275,15 +263,8 @@ def _text_of_flow(c) -> dict[str, tuple]:
 def _refused_unets(c) -> list[tuple[bool, str]]:  # does it hold?, the reason
     "Reasons against a U-Net."
     time = c.time_embedding_type
-    told = {
-        k: getattr(c, k, None)
-        for k in (
-            'class_embed_type',
-            'addition_embed_type',
-            'encoder_hid_dim_type',
-            'time_cond_proj_dim',
-        )
-    }
+    names = 'class_embed_type addition_embed_type encoder_hid_dim_type time_cond_proj_dim'.split()
+    told = {k: getattr(c, k, None) for k in names}
     known = dict(addition_embed_type='text_time', encoder_hid_dim_type='text_proj')
     refiner = told['addition_embed_type'] == 'text_time' and c.cross_attention_dim == (
         c.projection_class_embeddings_input_dim - 5 * c.addition_time_embed_dim
@@ -360,13 +341,8 @@ def _packed_call(model: nn.Module, z: Tensor, time: Tensor, given: dict) -> Tens
     height, width = (size // 2 for size in z.shape[2:])
     places = torch.cartesian_prod(*map(torch.arange, (1, height, width))).to(z)
     words = z.new_zeros(given['encoder_hidden_states'].shape[1], 3)
-    out = model(
-        F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2),
-        timestep=time,
-        img_ids=places,
-        txt_ids=words,
-        **given,
-    ).sample
+    patches = F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
+    out = model(patches, timestep=time, img_ids=places, txt_ids=words, **given).sample
     return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), 2)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #b468e01b
@@ -599,15 +575,9 @@ def net_from_config(
 
 #: what a configuration of peft says of files and of the first numbers, which are stored anyway
 _OF_FILES = (
-    'peft_type',
-    'task_type',
-    'auto_mapping',
-    'base_model_name_or_path',
-    'revision',
-    'inference_mode',
-    'init_lora_weights',
-    'peft_version',
-)
+    'peft_type task_type auto_mapping base_model_name_or_path revision inference_mode '
+    'init_lora_weights peft_version'
+).split()
 
 
 def _told(config) -> dict:  # of peft
@@ -695,18 +665,11 @@ def add_adapters(
     net.trained = tuple(trained)
 
 # %% ../../nbs/interop/01_diffusers.ipynb #43788872
-_HUB_FILES = [
-    'config.json',
-    'scheduler_config.json',
-    'sampling.json',
-    'diffusion_pytorch_model*.safetensors',
-    '*.safetensors.index.json',
-    'unet/*.json',
-    'unet/*.safetensors',
-    'transformer/*.json',
-    'transformer/*.safetensors',
-    'scheduler/*.json',
-]
+_HUB_FILES = (
+    'config.json scheduler_config.json sampling.json diffusion_pytorch_model*.safetensors '
+    '*.safetensors.index.json unet/*.json unet/*.safetensors transformer/*.json '
+    'transformer/*.safetensors scheduler/*.json'
+).split()
 
 
 def _local(where: Path | str, revision: str | None) -> Path:
@@ -988,9 +951,8 @@ def sample_ddim_like_diffusers(
         b = table[before] if before >= 0 else float(scheduler.final_alpha_cumprod)
         x0_hat = denoiser(z / a**0.5, ((1 - a) / a) ** 0.5, cond)
         clipped = x0_hat.clamp(-largest, largest)
-        z = ddim_step(z, x0_hat, a, b) + b**0.5 * (
-            clipped - x0_hat
-        )  # eps_hat is of the unclipped one
+        # eps_hat is of the unclipped one
+        z = ddim_step(z, x0_hat, a, b) + b**0.5 * (clipped - x0_hat)
     return z
 
 # %% ../../nbs/interop/01_diffusers.ipynb #f3e5ac3c

@@ -423,19 +423,7 @@ def _card_table(student: Student, data: str) -> str:  # Markdown
     "What is known of how a student was made."
     about = student.about
     config = about.get('config', {})
-    kept = (
-        'solver',
-        'substeps',
-        'branch_step',
-        'loss',
-        'schedule',
-        'shift',
-        'updates',
-        'steps',
-        'batch',
-        'lr',
-        'seed',
-    )
+    kept = 'solver substeps branch_step loss schedule shift updates steps batch lr seed'.split()
     hosts = {'sfd': 'SFD', 'sfd-v': 'SFD-v', 'pd': 'Progressive Distillation'}
     made = f'hash {about["teacher"]}' if 'teacher' in about else ''
     teacher = ', '.join(filter(None, [getattr(student.denoiser.net, 'source', ''), made]))
@@ -605,21 +593,11 @@ def _pipeline_class(pipeline) -> type:
 
 # what a network is given and what it answers with, in its configuration
 _TAKEN = (
-    'in_channels',
-    'out_channels',
-    'cross_attention_dim',
-    'encoder_hid_dim',
-    'addition_embed_type',
-    'addition_time_embed_dim',
-    'projection_class_embeddings_input_dim',
-    'num_class_embeds',
-    'num_embeds_ada_norm',
-    'caption_channels',
-    'joint_attention_dim',
-    'pooled_projection_dim',
-    'guidance_embeds',
-    'use_additional_conditions',
-)
+    'in_channels out_channels cross_attention_dim encoder_hid_dim addition_embed_type '
+    'addition_time_embed_dim projection_class_embeddings_input_dim num_class_embeds '
+    'num_embeds_ada_norm caption_channels joint_attention_dim pooled_projection_dim '
+    'guidance_embeds use_additional_conditions'
+).split()
 
 
 def _check_pipeline(pipeline, net: DiffusersNet) -> None:
