@@ -59,12 +59,8 @@ def about_run(
     hardware = f'{device}, {n} thread{"s" * (n > 1)}, {platform.machine()}'
     if device == 'cuda':
         hardware = torch.cuda.get_device_name()
-    return dict(
-        bdense_nb=bdense_nb.__version__,
-        torch=torch.__version__,
-        python=platform.python_version(),
-        hardware=hardware,
-    )
+    versions = dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__)
+    return versions | dict(python=platform.python_version(), hardware=hardware)
 
 # %% ../nbs/00_core.ipynb #bb736f86
 def _seed32(seed: int) -> int:
@@ -449,13 +445,8 @@ Fraction = Annotated[float, Within(above=0, below=1)]
 #: a number from 0 to below 1
 Beta = Annotated[float, Within(at_least=0, below=1)]
 
-_WORDS = {
-    int: 'a whole number',
-    float: 'a number',
-    bool: 'True or False',
-    str: 'a name',
-    type(None): 'None',
-}
+_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False'}
+_WORDS |= {str: 'a name', type(None): 'None'}
 
 
 def _wanted(kind) -> str:

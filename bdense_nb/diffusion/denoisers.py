@@ -174,12 +174,8 @@ _UNTOLD = 'not compared'  # with what is stored, when it is loaded
 #: libraries whose own hidden attributes are no constants of a user
 _LIBRARIES = ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')
 #: modules whose classes are no part of a formula: logs, chance, locks, streams
-_BESIDE = set(
-    (
-        'logging random _random threading _thread weakref numpy.random.mtrand '
-        'numpy.random._generator torch.cuda.streams'
-    ).split()
-)
+_BESIDE = set('logging random _random threading _thread weakref torch.cuda.streams'.split())
+_BESIDE |= {'numpy.random.mtrand', 'numpy.random._generator'}
 # what libraries leave in a module whose forward they replace
 _WRAPPED = {'_original_forward', '_old_forward'}
 # how, not what
@@ -189,12 +185,8 @@ _MACHINERY = _WRAPPED.union(
     '_diffusers_hook _gradient_checkpointing_func gradient_checkpointing'.split(),
 )
 # of torch's own layers: their weights' shapes say the same
-_SIZES = set(
-    (
-        'in_features out_features in_channels out_channels num_features num_channels '
-        'num_embeddings embedding_dim'
-    ).split()
-)
+_SIZES = set('in_features out_features in_channels out_channels'.split())
+_SIZES |= set('num_features num_channels num_embeddings embedding_dim'.split())
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
 _PLAIN += (torch.dtype, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
 
@@ -1910,13 +1902,10 @@ def read_about(
 def _check_given(denoiser: NetDenoiser, about: dict) -> None:
     "Refuse a network that is given other arguments than the stored one was."
     if 'given' in about:
-        _check_same(
-            about,
-            'arguments of functools.partial',
-            'a partial with the stored ones',
-            about['given'] or {},
-            getattr(denoiser.net, 'given', {}),
-        )
+        where = 'a partial with the stored ones'
+        given = getattr(denoiser.net, 'given', {})
+        stored = about['given'] or {}
+        _check_same(about, 'arguments of functools.partial', where, stored, given)
 
 
 def _placed(denoiser: NetDenoiser, device: torch.device) -> NetDenoiser:

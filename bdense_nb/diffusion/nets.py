@@ -177,15 +177,8 @@ class UNet(nn.Module):
         super().__init__()
         _check_widths(widths)
         _check_ints(channels=channels, blocks=blocks, patch=patch, n_classes=n_classes)
-        self.config = dict(
-            channels=channels,
-            widths=list(widths),
-            blocks=blocks,
-            n_classes=n_classes,
-            patch=patch,
-            dropout=dropout,
-            time_scale=time_scale,
-        )
+        sizes = dict(channels=channels, widths=list(widths), blocks=blocks, n_classes=n_classes)
+        self.config = sizes | dict(patch=patch, dropout=dropout, time_scale=time_scale)
         self.n_classes = n_classes
         self.patch = patch
         self.divisor = patch * 2 ** (len(widths) - 1)
@@ -326,16 +319,8 @@ class TemporalNet(nn.Module):
         check_int('context', context, 0)
         if width % 8:
             raise ValueError(f'width must be a multiple of 8, got {width}')
-        self.config = dict(
-            channels=channels,
-            length=length,
-            context=context,
-            calendar=calendar,
-            width=width,
-            blocks=blocks,
-            series=series,
-            time_scale=time_scale,
-        )
+        known = dict(channels=channels, length=length, context=context, calendar=calendar)
+        self.config = known | dict(width=width, blocks=blocks, series=series, time_scale=time_scale)
         self.embed = NoiseEmbedding(2 * width, 0, time_scale)
         # values, known or not, in the window or before it, calendar
         self.stem = nn.Conv1d(2 * channels + 1 + calendar, width, 3, padding=1)
@@ -394,19 +379,10 @@ NETS = {
     'TemporalNet': TemporalNet,
     'DiffusersNet': 'bdense_nb.interop.diffusers:net_from_config',
 }
-_LARGEST = dict(
-    channels=4096,
-    widths=16_384,
-    blocks=256,
-    n_classes=1_000_000,
-    patch=64,
-    dim=1_000_000,
-    width=65_536,
-    depth=4096,
-    length=1_000_000,
-    context=1_000_000,
-    calendar=4096,
-)  # far above what is of use
+# far above what is of use
+_LARGEST = dict(channels=4096, widths=16_384, blocks=256, n_classes=1_000_000, patch=64)
+_LARGEST |= dict(dim=1_000_000, width=65_536, depth=4096)
+_LARGEST |= dict(length=1_000_000, context=1_000_000, calendar=4096)
 
 
 def check_sizes(

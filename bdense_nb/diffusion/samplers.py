@@ -200,10 +200,7 @@ SOLVERS: dict[str, Solver] = {
     'dpmpp3m': dpmpp(3),
     'dpmpp2m_eps': dpmpp(2, 'eps'),
     'dpmpp3m_eps': dpmpp(3, 'eps'),
-    'ipndm1': ipndm(1),
-    'ipndm2': ipndm(2),
-    'ipndm3': ipndm(3),
-    'ipndm4': ipndm(4),
+    **{f'ipndm{order}': ipndm(order) for order in (1, 2, 3, 4)},
 }
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #ade71e75

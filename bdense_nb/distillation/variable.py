@@ -319,18 +319,9 @@ def _schedule_of(grid: Tensor, shift: float) -> str | None:  # a key of `SCHEDUL
 
 def _own_steps(student: Student, grid: Tensor, substeps: int) -> dict:  # fields of `SFDConfig`
     "A teacher that walks the student's own grid, so many steps in one of the next student."
-    return dict(
-        K=substeps,
-        substeps=substeps,
-        solver='euler',
-        teacher_afs=student.afs,
-        teacher_own_steps=True,
-        sigma_min=grid[-1].item(),
-        sigma_max=grid[0].item(),
-        steps=15_625,
-        lr=5e-4,
-        shape=student.shape,
-    )
+    own = dict(K=substeps, substeps=substeps, solver='euler', teacher_afs=student.afs)
+    own |= dict(teacher_own_steps=True, sigma_min=grid[-1].item(), sigma_max=grid[0].item())
+    return own | dict(steps=15_625, lr=5e-4, shape=student.shape)
 
 
 def second_stage(

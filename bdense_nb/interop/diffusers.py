@@ -163,13 +163,8 @@ def noise_table(
 # %% ../../nbs/interop/01_diffusers.ipynb #d085a8a8
 _FLOW = dict(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False)
 # beside these, where the shift depends on the number of tokens
-_DYNAMIC = dict(
-    base_image_seq_len=256,
-    max_image_seq_len=4096,
-    base_shift=0.5,
-    max_shift=1.15,
-    time_shift_type='exponential',
-)
+_DYNAMIC = dict(base_image_seq_len=256, max_image_seq_len=4096)
+_DYNAMIC |= dict(base_shift=0.5, max_shift=1.15, time_shift_type='exponential')
 
 
 def flow_shift(
@@ -537,13 +532,8 @@ def _check_supported(net: DiffusersNet, null_class: int | None, rows: int) -> No
 def net_config_of(net: DiffusersNet) -> dict:  # JSON-able
     "What rebuilds such a network, but for its weights."
     inner = {k: v for k, v in net.model.config.items() if not k.startswith('_')}
-    config = dict(
-        unet_class=type(net.model).__name__,
-        unet=inner,
-        scheduler=net.scheduler_config,
-        null_class=net.null_class,
-        source=net.source,
-    )
+    config = dict(unet_class=type(net.model).__name__, unet=inner, scheduler=net.scheduler_config)
+    config |= dict(null_class=net.null_class, source=net.source)
     if net.sample_shape != tuple(net.family.shape(net.model.config)):
         config['shape'] = net.sample_shape
     if net.adapters:

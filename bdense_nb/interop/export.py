@@ -111,20 +111,10 @@ def sampling_json(
     net = student.denoiser.net
     table = table_of(student.denoiser)
     told = {} if table is None else dict(conditions_sha256=checksum(table.tensors, {}))
-    return dict(
-        nfe=student.nfe,
-        start=start,
-        sigmas=sigmas,
-        shape=list(student.shape),
-        n_classes=student.denoiser.n_classes,
-        null_class=getattr(net, 'null_class', None),
-        source=getattr(net, 'source', ''),
-        grid=student.sigmas.tolist(),
-        afs=student.afs,
-        about=student.about,
-        **told,
-        **card_facts(student, licence, data),
-    )
+    how = dict(nfe=student.nfe, start=start, sigmas=sigmas, shape=list(student.shape))
+    how |= dict(n_classes=student.denoiser.n_classes, null_class=getattr(net, 'null_class', None))
+    how |= dict(source=getattr(net, 'source', ''), grid=student.sigmas.tolist(), afs=student.afs)
+    return how | dict(about=student.about) | told | card_facts(student, licence, data)
 
 
 def write_sampling(student: Student, folder: Path | str, how: dict) -> None:
@@ -653,12 +643,8 @@ def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> Non
             if hasattr(part, 'save_pretrained'):
                 part.save_pretrained(folder / name)
         elif Path(name).name == name and (source / name).is_dir():
-            shutil.copytree(
-                source / name,
-                folder / name,
-                dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns('*.py'),
-            )
+            code = shutil.ignore_patterns('*.py')
+            shutil.copytree(source / name, folder / name, dirs_exist_ok=True, ignore=code)
     write_json(folder / 'model_index.json', index)
 
 
@@ -739,13 +725,9 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         self.save_pretrained(folder, **card)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(
-            api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=f'A student of {self.nfe} network calls',
-            )
-        )
+        message = f'A student of {self.nfe} network calls'
+        done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        return str(done)
 
 # %% ../../nbs/interop/02_export.ipynb #51340f4b
 def load_pretrained(
@@ -757,29 +739,17 @@ def load_pretrained(
     folder = _local(folder, revision)
     how = read_json(folder / 'sampling.json', ('grid', 'afs', 'shape', 'about', 'null_class'))
     facts = {k: how[k] for k in ('licence', 'teacher_data') if k in how}
-    with reworded(
-        lambda e: f'{folder}/sampling.json does not describe a student: {e}',
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ):
+    foreign = lambda e: f'{folder}/sampling.json does not describe a student: {e}'
+    with reworded(foreign, TypeError, ValueError, RuntimeError):
         check_choice('afs', how['afs'], (True, False))
-        sampling = (
-            check_sigmas(how['grid']),
-            how['afs'],
-            tuple(map(int, how['shape'])),
-            dict(how['about'], **facts),
-        )
-    denoiser = _denoiser_of(
-        _read_network(folder),
-        _levels_of(folder),
-        how['null_class'],
-        how.get('source', ''),
-        sampling[2],
-    )
+        sigmas = check_sigmas(how['grid'])
+        shape = tuple(map(int, how['shape']))
+        about = dict(how['about'], **facts)
+    more = (how['null_class'], how.get('source', ''), shape)
+    denoiser = _denoiser_of(_read_network(folder), _levels_of(folder), *more)
     if digest := how.get('conditions_sha256'):
         denoiser.conditions = load_table(folder, digest)
-    return Student(denoiser.to(device or default_device()), *sampling)
+    return Student(denoiser.to(device or default_device()), sigmas, how['afs'], shape, about)
 
 # %% ../../nbs/interop/02_export.ipynb #b54990b6
 class StudentStep(nn.Module):
@@ -865,20 +835,11 @@ def export_onnx(
         inputs['label'] = (torch.zeros(2, dtype=torch.long), batch)
     values, shapes = zip(*inputs.values())
     known = {torch.ops.aten.searchsorted.Tensor: _count_below(op)}
+    how = dict(dynamo=True, external_data=False, verbose=False, dynamic_shapes=shapes)
+    how |= dict(input_names=list(inputs), output_names=['x_next'], custom_translation_table=known)
     with atomic_path(path) as tmp:
         with _OnePerAxis():
-            torch.onnx.export(
-                StudentStep(student.denoiser).eval(),
-                values,
-                tmp,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                input_names=list(inputs),
-                output_names=['x_next'],
-                dynamic_shapes=shapes,
-                custom_translation_table=known,
-            )
+            torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, **how)
         _check_opens(tmp)
 
 # %% ../../nbs/interop/02_export.ipynb #2dbad1be

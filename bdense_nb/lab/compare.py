@@ -62,20 +62,16 @@ def teacher_world(
         by = features is not None or len(shape) != 3
         if quality is None:
             quality = _distance(data, features) if by else {}
-    return World(
-        about,
-        lambda seed: teacher,
-        tuple(shape),
-        lambda seed, width: None,
-        data=lambda seed: (data, labels),
-        ends=ReferenceEnds(lambda seed: teacher, tuple(shape), n, 256),
-        quality=quality or {},
-        n=n,
-    )
+    same = lambda seed: teacher
+    shape = tuple(shape)
+    given = dict(data=lambda seed: (data, labels), quality=quality or {}, n=n)
+    ends = ReferenceEnds(same, shape, n, 256)
+    return World(about, same, shape, lambda seed, width: None, ends=ends, **given)
 
 # %% ../../nbs/lab/05_compare.ipynb #9aa01f52
 #: what is compared where nothing else is asked for
 ARMS = {'host': dict(K=1), 'B-DENSE': {}}
+_ALONE = dict(branch_weights='linear', branch_weights_end=None)  # one branch has no others
 
 
 def _named(cfg: Host, choices: Sequence[str], what: str) -> str:  # the one that this host has
@@ -107,9 +103,8 @@ def make_arms(
             check_choice(f'field of the arm {name!r}', one, known)
     nfe = [{_named(cfg, ('nfe', 'end_steps'), 'calls'): n} for n in calls] or [{}]
     steps = [{_named(cfg, ('steps', 'updates'), 'budgets'): n} for n in budgets] or [{}]
-    alone = dict(branch_weights='linear', branch_weights_end=None)  # one branch has no others
     arms = {
-        name: ({k: v for k, v in alone.items() if k in known} if changes.get('K') == 1 else {})
+        name: ({k: v for k, v in _ALONE.items() if k in known} if changes.get('K') == 1 else {})
         | changes
         for name, changes in arms.items()
     }
@@ -134,13 +129,8 @@ def same_ends(arms: Sequence[Arm], shape: tuple[int, ...]) -> tuple[Arm, ...]:
         if all(walk == walks[0] for walk in walks):
             return arm
         if isinstance(first, SFDBase) and not (first.teacher_own_steps or first.teacher_afs):
-            first = dataclasses.replace(
-                first,
-                K=1,
-                branch_weights='linear',
-                branch_weights_end=None,
-                substeps=max(cfg.substeps for cfg in cfgs),
-            )
+            finest = max(cfg.substeps for cfg in cfgs)
+            first = dataclasses.replace(first, K=1, substeps=finest, **_ALONE)
         return dataclasses.replace(arm, judge=first)
 
     return tuple(map(judge, arms))

@@ -589,15 +589,8 @@ class State:
             self.best = now
         self.tick()
         scaler = None if self.updates.scaler is None else self.updates.scaler.state_dict()
-        return tensors, dict(
-            done=self.done,
-            history=self.history,
-            seconds=self.seconds,
-            best=self.best,
-            config=asdict(self.cfg),
-            scaler=scaler,
-            frozen=self.frozen,
-        )
+        meta = dict(done=self.done, history=self.history, seconds=self.seconds, best=self.best)
+        return tensors, meta | dict(config=asdict(self.cfg), scaler=scaler, frozen=self.frozen)
 
     def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
         "Go back to a checkpoint, if it is one of this run."
