@@ -328,8 +328,8 @@ def test_names_in_prose_become_links():
         == '# `fold`\n```\n`fold`\n```\n``fold``'
     )
     assert (
-        link_names('`search`, `notebooks` and `local_batch`', page)
-        == '`search`, `notebooks` and `local_batch`'
+        link_names('`search`, `notebooks` and `blocks`', page)
+        == '`search`, `notebooks` and `blocks`'
     ), 'extras, an option'
     assert link_names('`sfd`, `devices.local_batch`', page).count('{py:obj}') == 2
     assert link_names('as in lesson 2', page) == 'as in [lesson 2](../course/2_your_own_data.ipynb)'
