@@ -225,7 +225,7 @@ def part_replayed(bench: Bench) -> dict:
     teachers = {name: size.denoiser(bench.device).eval() for name in ('called', 'replayed')}
     teachers['replayed'].forward = Replayed(teachers['replayed'].forward)
     walks = {
-        name: partial(plan.walk, teacher, range(size.batch)) for name, teacher in teachers.items()
+        name: partial(plan.trajectories, teacher, range(size.batch)) for name, teacher in teachers.items()
     }
     states = {name: walk()[0].xs for name, walk in walks.items()}
     apart = ((states['called'] - states['replayed']).norm() / states['called'].norm()).item()
@@ -252,9 +252,9 @@ def part_replayed(bench: Bench) -> dict:
     return dict(rows=rows, apart=apart, refused=refused, ok=apart < 1e-5 and all(refused.values()))
 
 
-def walk_ahead(device: torch.device):  # in place of `TrajectoryPlan.walk`
+def walk_ahead(device: torch.device):  # in place of `TrajectoryPlan.trajectories`
     "Walks the batch after the one that is asked for, on a stream of its own."
-    walk, side, held = TrajectoryPlan.walk, torch.cuda.Stream(device), {}
+    walk, side, held = TrajectoryPlan.trajectories, torch.cuda.Stream(device), {}
 
     def begin(plan, teacher, seeds):
         with torch.cuda.stream(side):
@@ -283,9 +283,9 @@ def part_ahead(bench: Bench) -> dict:
     for name, size in bench.sizes.items():
         cfg, arms = sfd_config(size), {}
         teacher = size.denoiser(bench.device).eval()
-        states = [cfg.plan.walk(teacher, cfg.seeds(i))[0].xs for i in range(2)]
-        with patch.object(TrajectoryPlan, 'walk', walk_ahead(bench.device)):
-            walks = [cfg.plan.walk(teacher, cfg.seeds(i))[0].xs for i in range(2)]
+        states = [cfg.plan.trajectories(teacher, cfg.seeds(i))[0].xs for i in range(2)]
+        with patch.object(TrajectoryPlan, 'trajectories', walk_ahead(bench.device)):
+            walks = [cfg.plan.trajectories(teacher, cfg.seeds(i))[0].xs for i in range(2)]
         apart[name] = max((a - b).abs().max().item() for a, b in zip(states, walks))
         for kind in ('in turns', 'beside it'):
             teacher = frozen_copy(size.denoiser(bench.device), cfg.shape)
@@ -293,7 +293,7 @@ def part_ahead(bench: Bench) -> dict:
             step = cfg.step_function(teacher)
             arms[kind] = loop_arm(student, step, Hardware(), teacher, iterations=10)
         ahead, go_on = walk_ahead(bench.device), arms['beside it']
-        arms['beside it'] = patch.object(TrajectoryPlan, 'walk', ahead)(go_on)
+        arms['beside it'] = patch.object(TrajectoryPlan, 'trajectories', ahead)(go_on)
         rows += compared(arms, 'in turns', bench, name)
     return dict(rows=rows, apart=apart, ok=not any(apart.values()))
 
