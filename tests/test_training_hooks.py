@@ -9,7 +9,14 @@ import pytest
 import torch
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
-from bdense_nb.training.hooks import Every, PairedError, Profiler, SampleSheets, Trackers
+from bdense_nb.training.hooks import (
+    Every,
+    LossGraph,
+    PairedError,
+    Profiler,
+    SampleSheets,
+    Trackers,
+)
 from bdense_nb.training.loop import fit, training
 from test_training import CFG, assert_same, fault, metrics, net, step
 
@@ -294,3 +301,15 @@ def test_every_field_has_a_comment_and_a_type_that_is_checked():
                     if config is TrainConfig
                     else {name: 'nonsense'}
                 )
+
+
+def test_a_loss_graph_is_shown_with_its_line(monkeypatch):
+    "Once empty and once with it would be drawn twice."
+    shown = []
+    show = lambda figure, **how: shown.append(len(figure.axes[0].lines))
+    monkeypatch.setattr('bdense_nb.training.hooks.IN_NOTEBOOK', True)
+    monkeypatch.setattr('IPython.display.display', show)
+    graph = LossGraph()
+    graph.start(None)
+    graph.draw([dict(step=i, loss=1.0 / i) for i in (1, 2)])
+    assert shown == [1]

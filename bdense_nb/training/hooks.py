@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from fastprogress.fastprogress import IN_NOTEBOOK, master_bar, progress_bar
+from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from torch import Tensor, nn
 from ..core import atomic_path, check_choice, check_int
 from .checkpoints import CHECKPOINTS, checkpoint_path, is_main
@@ -162,12 +162,12 @@ class LossGraph:
         seconds: float = 3.0,  # between two drawings, at least
     ):
         self.seconds = seconds
-        self.bar = None
+        self.shown = self.axes = None
         self.last = 0.0
 
     def start(self, state) -> None:
-        "Prepare the graph; outside a notebook there is none."
-        self.bar = master_bar(range(1)) if IN_NOTEBOOK and is_main() else None
+        "Outside a notebook there is no graph."
+        self.shown = self.axes = None
         self.last = time.monotonic()
 
     def logged(self, state, row: dict) -> None:
@@ -177,20 +177,26 @@ class LossGraph:
 
     def draw(self, history: list[dict]) -> None:
         "Draw the loss of all readings."
-        if self.bar is None or len(history) < 2:
+        if not (IN_NOTEBOOK and is_main()) or len(history) < 2:
             return
-        self.bar.names = ['loss']
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
         self.last = time.monotonic()
-        line = [[h['step'] for h in history], [h['loss'] for h in history]]
-        self.bar.update_graph([line], figsize=(5, 2.2))
+        if self.axes is None:
+            self.axes = plt.subplots(figsize=(5, 2.2))[1]
+            plt.close(self.axes.figure)  # the notebook would show it a second time
+        self.axes.clear()
+        self.axes.plot([h['step'] for h in history], [h['loss'] for h in history], label='loss')
+        self.axes.legend(loc='upper right')
+        if self.shown is None:
+            self.shown = display(self.axes.figure, display_id=True)
+        else:
+            self.shown.update(self.axes.figure)
 
     def end(self, state) -> None:
         "Draw the last state."
         self.draw(state.history)
-        if hasattr(self.bar, 'graph_fig'):
-            import matplotlib.pyplot as plt
-
-            plt.close(self.bar.graph_fig)  # the notebook would show it a second time
 
 # %% ../../nbs/training/04_hooks.ipynb #57db151a
 def _check_folder(what: str, state) -> None:
