@@ -155,13 +155,17 @@ def start(job: dict, commands: dict[str, EntryPoint], stdout: int, stderr: int) 
 
 
 def answer(job: dict, commands: dict[str, EntryPoint]) -> dict:
-    "Run a job to its end; or only begin it (`log`: what it prints), and look later whether it has ended (`poll`: its process)."
+    "Run a job to its end, with streams of its own or not; or only begin it (`log`: what it prints), and look later whether it has ended (`poll`: its process)."
     if pid := job.get('poll'):
         found, status, used = os.wait4(pid, os.WNOHANG)
         return dict(code=os.waitstatus_to_exitcode(status) if found else None, cpu=used.ru_utime)
     if log := job.get('log'):
         with open(log, 'a') as out:
             return dict(pid=start(job, commands, out.fileno(), out.fileno()))
+    if streams := job.get('streams'):
+        with open(streams[1], 'wb') as out, open(streams[2], 'wb') as err:
+            pid = start(job | dict(stdin=streams[0]), commands, out.fileno(), err.fileno())
+        return dict(code=ended(pid))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.monotonic()
         code = ended(start(job, commands, out.fileno(), err.fileno()))
