@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +29,7 @@ from bdense_nb.core import (
     check_number,
     check_sigmas,
     check_state,
+    copied,
     data_dir,
     default_device,
     load_tensors,
@@ -580,3 +582,14 @@ def test_a_missing_extra_is_named_with_its_command():
         ImportError, match=r'this needs no_such_library.*pip install "bdense-nb\[search\]"'
     ):
         core.import_extra('no_such_library', 'search')
+
+
+def test_a_copy_has_its_own_tables_of_hooks():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    twin = copied(net)
+    twin[0].register_forward_hook(lambda *_: None)
+    assert [len(m._forward_hooks) for m in (*net, *twin)] == [0, 0, 1, 0]
+    tables = [
+        d for m in (net, *net, twin, *twin) for d in vars(m).values() if type(d) is OrderedDict
+    ]
+    assert len(set(map(id, tables))) == len(tables) > 50
