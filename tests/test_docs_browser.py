@@ -1,4 +1,4 @@
-"The documentation site in a real browser: every page at two widths, search, the explorers, dark mode, accessibility."
+"The documentation site in a real browser: every page, search, the explorers, dark mode, accessibility."
 
 import json
 import threading
@@ -167,26 +167,22 @@ def pictures(page, path):
 
 def test_every_page(visit, site):
     """No failed or foreign request, no script error, nothing raw, a phone never scrolls sideways, and every picture is dark on a dark
-    page. The pages of a folder have one template: the first is opened, and what the others say is put into it. Of the listings of source
-    some are."""
+    page. The pages of a folder have one template: the first is opened, on a desk too, and what the others say is put into it. Of the
+    listings of source some are."""
     problems, last, page, seen = {}, '', visit.page, 0
     page.set_viewport_size(PHONE)
     paths = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
     listings = [path for path in paths if path.startswith('_modules')]
-    for i, path in enumerate(
-        path for path in paths if path not in listings or path in listings[::8]
-    ):
+    for path in [path for path in paths if path not in listings or path in listings[::8]]:
         page.problems.clear()
         folder = path.split('/')[0]
-        if folder != last or not page.evaluate(PUT, f'/{path}'):
+        if fresh := folder != last or not page.evaluate(PUT, f'/{path}'):
             visit(path).evaluate(
                 "document.documentElement.style.visibility = 'hidden'"
             )  # laid out as ever, and not painted
         last = folder
         found = [*page.evaluate(INSPECT), *page.problems]
-        for size in (DESK, PHONE)[
-            :: 1 if i % 2 else -1
-        ]:  # the next page is opened in the size in which this one ends
+        for size in (DESK, PHONE) if fresh or path in KINDS.values() else (PHONE,):
             if page.viewport_size != size:
                 page.set_viewport_size(size)
             width = page.evaluate('document.documentElement.scrollWidth')
