@@ -312,17 +312,16 @@ def test_arms_that_cannot_be_read(text, says):
         read_arms(text)
 
 
-def stand_in():
-    "The size of the published settings, with a network that costs nothing."
-    torch.manual_seed(0)
-    return EDMDenoiser(UNet(3, (8, 32), patch=4), 0.5)
-
-
-@pytest.mark.parametrize('preset', ['cifar10-sfd', 'cifar10-pd'])
-def test_the_papers_settings_plan(preset, tmp_path, monkeypatch):
-    "Of each host; that of ImageNet-64 is planned as a command in test_presets.py, and runs in the notebook on a GPU."
+@pytest.mark.parametrize(
+    'preset, net',
+    [('cifar10-sfd', dict(widths=(32,), patch=4)), ('cifar10-pd', dict(widths=(8, 32), patch=8))],
+)
+def test_the_papers_settings_plan(preset, net, tmp_path, monkeypatch):
+    """Of each host, with a network that costs nothing; those of ImageNet-64 are planned as a command in test_presets.py, and run in the
+    notebook on a GPU."""
     monkeypatch.setitem(sys.modules, 'standing', type(sys)('standing'))
-    sys.modules['standing'].make = stand_in
+    torch.manual_seed(0)
+    sys.modules['standing'].make = lambda: EDMDenoiser(UNet(3, **net), 0.5)
     data = {}
     if preset.endswith('pd'):
         from PIL import Image

@@ -77,7 +77,7 @@ def test_seeds_side_by_side_give_the_same_rows(tmp_path, cheap):
     assert {r['seed'] for r in json.loads((tmp_path / 'b.json').read_text())['rows']} == {0, 2}, (
         'the others are kept'
     )
-    two = X.run_experiment(e, tmp_path / 'b.json', say=lambda s: None, jobs=2)
+    two = X.run_experiment(e, tmp_path / 'b.json', say=lambda s: None)
     by = lambda r: (r['seed'], r['arm'])
     assert len(two['rows']) == 6 and figures(one) == figures(dict(rows=sorted(two['rows'], key=by)))
     with pytest.raises(ValueError, match='jobs=2 sends the experiment'):
