@@ -308,7 +308,7 @@ def test_a_loss_graph_is_shown_with_its_line(monkeypatch):
     shown = []
     show = lambda figure, **how: shown.append(len(figure.axes[0].lines))
     monkeypatch.setattr('bdense_nb.training.hooks.IN_NOTEBOOK', True)
-    monkeypatch.setattr('IPython.display.display', show)
+    monkeypatch.setattr('fastprogress.fastprogress.display', show, raising=False)
     graph = LossGraph()
     graph.start(None)
     graph.draw([dict(step=i, loss=1.0 / i) for i in (1, 2)])

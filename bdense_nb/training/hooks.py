@@ -180,7 +180,7 @@ class LossGraph:
         if not (IN_NOTEBOOK and is_main()) or len(history) < 2:
             return
         import matplotlib.pyplot as plt
-        from IPython.display import display
+        from fastprogress.fastprogress import display  # which is there in a notebook alone
 
         self.last = time.monotonic()
         if self.axes is None:
