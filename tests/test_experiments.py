@@ -432,7 +432,7 @@ def test_the_verdict_of_the_front_page():
         for m in ('paired_error', 'frechet_distance')
     )
     assert (
-        f'by {said(524_288)} % on Fashion-MNIST after half a million trajectories ({said(32_768)} % after 33,000; {better} % with a better teacher)'
+        f'by {said(524_288)} % on Fashion-MNIST after half a million trajectories, repeats counted ({said(32_768)} % after 33,000; {better} % with a better teacher)'
         in text
     )
     pd = {
@@ -467,7 +467,7 @@ def test_the_verdict_of_the_front_page():
         for m in ('paired_error', 'frechet_distance')
     )
     assert (
-        f'in four calls by {four} %, on spiral and moons by less than 1 %' in text
+        f'in four calls by {four} %, on spiral, moons and swiss roll by less than 1 %' in text
         and min(map(float, four.split(' and '))) > 1
     )
     assert [d.verdict for _, d in heavy['Fashion, 4 calls', 'paired_error']][-2:] == [

@@ -11,7 +11,7 @@ from bdense_nb.lab.experiments import difference_table, differences, measures_of
 from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it
-    'Branches at growing budgets': 'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_* ring_copies ring_exact ring_other_networks',
+    'Branches at growing budgets': 'fashion_4096 fashion_4096_calls fashion_long fashion_long_calls fashion_wide fashion_sfd spiral_longest spiral_copies spiral_exact spiral_other_networks spiral_calls moons_* swiss_roll_* ring_copies ring_exact ring_other_networks',
     'Other choices, on pictures': 'fashion_[!m]* fashion_mnist_pd',
     'Other choices, on points': 'spiral_* ring_*',
     'Series': 'forecasting* anomalies*',
@@ -33,6 +33,9 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'moons_copies': 'Two moons: do branches help?',
     'moons_exact': 'Two moons, a teacher known in closed form: do branches help?',
     'moons_other_networks': 'Two moons, students that start as another network: do branches help?',
+    'swiss_roll_copies': 'Swiss roll: do branches help?',
+    'swiss_roll_exact': 'Swiss roll, a teacher known in closed form: do branches help?',
+    'swiss_roll_other_networks': 'Swiss roll, students that start as another network: do branches help?',
     'ring_copies': 'Ring, students that start as a copy of their teacher: do branches help?',
     'ring_exact': 'Ring, a teacher known in closed form: do branches help?',
     'ring_other_networks': 'Ring, students that start as another network: do branches help?',

@@ -1230,6 +1230,7 @@ def trajectories_of(result: dict) -> dict[tuple, int]:  # (arm, calls, iteration
 GAINS = {
     'spiral': (2, ('spiral_copies', 'spiral_longest')),
     'two moons': (2, ('moons_copies',)),
+    'swiss roll': (2, ('swiss_roll_copies',)),
     'ring': (2, ('ring_copies',)),
     'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
     'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls')),
