@@ -15,7 +15,7 @@ os.environ['IPYTHONDIR'] = tempfile.mkdtemp(
 
 import pytest  # noqa: E402
 
-from forks import FORKED, WARM, find_classes_by_name, no_parsers_of_addresses, no_waiting_for_disks  # noqa: E402
+from forks import WARM, find_classes_by_name, no_parsers_of_addresses, no_waiting_for_disks  # noqa: E402
 
 find_classes_by_name()
 no_parsers_of_addresses()
@@ -24,11 +24,9 @@ gc.disable()  # what is imported stays
 
 
 def pytest_configure(config):
-    "Where several processes test, they share one server of forks, and are forks of it."
+    "Where several processes test, they share one server of forks."
     if getattr(config.option, 'tx', None) and not hasattr(config, 'workerinput'):
         WARM.share()
-        if os.path.exists('/proc/self/fd'):
-            config.option.tx = [f'popen//python={FORKED}' for _ in config.option.tx]
 
 
 def pytest_collection_finish():

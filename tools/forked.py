@@ -6,17 +6,11 @@ Its streams are those of this program, which waits for its end.
 
 import json
 import os
-import signal
 import socket
 import sys
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # as what runs in the fork, which no terminal knows
 first, *rest = [word for word in sys.argv[1:] if word != '-u']
-code = (
-    rest.pop(0)
-    if first == '-c'
-    else f'import runpy; runpy.run_path({first!r}, run_name="__main__")'
-)
+code = rest.pop(0) if first == '-c' else f'import runpy; runpy.run_path({first!r}, run_name="__main__")'
 line = socket.socket(socket.AF_UNIX)
 line.connect(os.environ['BDENSE_FORKS'])
 jobs, replies = line.makefile('w'), line.makefile()

@@ -28,9 +28,6 @@ from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
 
-FORKED = Path(__file__).with_name('forked.py')  # a Python that is such a fork
-
-
 def find_classes_by_name(find=inspect.findsource) -> None:
     "To find a class, of whose comments help is made, Python 3.11 parses its whole module, each time anew: a search for its name does."
 

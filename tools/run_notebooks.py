@@ -25,7 +25,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from nbclient import NotebookClient
 
-from forks import FORKED, WARM
+from forks import WARM
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / 'nbs'
@@ -81,7 +81,7 @@ def sliced(get_msg):
     return get
 
 
-KERNEL = """
+KERNEL = f'FORKED = {str(Path(__file__).with_name("forked.py"))!r}' + """
 import os, sys, matplotlib
 sys.modules['debugpy'] = None  # nobody looks for it here
 os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # not what the asking process draws with
@@ -91,7 +91,7 @@ if 'BDENSE_FORKS' in os.environ and os.path.exists('/proc/self/fd'):
 from ipykernel import kernelapp as app
 app.launch_new_instance([*sys.argv[1:], f'--IPKernelApp.parent_handle={os.getppid()}'])
 app.IPKernelApp.instance().control_thread.join(5)  # else its last flush may meet what is closed already, and wait for ten seconds
-""".replace('FORKED', repr(str(FORKED)))
+"""
 
 
 class Forked(LocalProvisioner):
