@@ -10,7 +10,11 @@ import socket
 import sys
 
 first, *rest = [word for word in sys.argv[1:] if word != '-u']
-code = rest.pop(0) if first == '-c' else f'import runpy; runpy.run_path({first!r}, run_name="__main__")'
+code = (
+    rest.pop(0)
+    if first == '-c'
+    else f'import runpy; runpy.run_path({first!r}, run_name="__main__")'
+)
 line = socket.socket(socket.AF_UNIX)
 line.connect(os.environ['BDENSE_FORKS'])
 jobs, replies = line.makefile('w'), line.makefile()

@@ -163,7 +163,7 @@ def answer(job: dict, commands: dict[str, EntryPoint]) -> dict:
         with open(log, 'a') as out:
             return dict(pid=start(job, commands, out.fileno(), out.fileno()))
     if streams := job.get('streams'):
-        with open(streams[1], 'wb') as out, open(streams[2], 'wb') as err:
+        with open(streams[1], 'ab') as out, open(streams[2], 'ab') as err:
             pid = start(job | dict(stdin=streams[0]), commands, out.fileno(), err.fileno())
         return dict(code=ended(pid))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -81,7 +81,9 @@ def sliced(get_msg):
     return get
 
 
-KERNEL = f'FORKED = {str(Path(__file__).with_name("forked.py"))!r}' + """
+KERNEL = (
+    f'FORKED = {str(Path(__file__).with_name("forked.py"))!r}'
+    + """
 import os, sys, matplotlib
 sys.modules['debugpy'] = None  # nobody looks for it here
 os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # not what the asking process draws with
@@ -92,6 +94,7 @@ from ipykernel import kernelapp as app
 app.launch_new_instance([*sys.argv[1:], f'--IPKernelApp.parent_handle={os.getppid()}'])
 app.IPKernelApp.instance().control_thread.join(5)  # else its last flush may meet what is closed already, and wait for ten seconds
 """
+)
 
 
 class Forked(LocalProvisioner):

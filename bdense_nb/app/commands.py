@@ -788,7 +788,7 @@ def check_run(folder: Path, cfg, source: Callable, shape: tuple[int, ...]) -> No
     mine = {k: v for k, v in asdict(cfg).items() if v is not None}  # None may be filled in later
     mine |= dict(host=cfg.host, teacher=denoiser_hash(frozen_copy(source, shape)))
     known = dict(asdict(type(cfg)()), host=cfg.host)
-    claim_folder(folder, read_json(note) | mine, known, cfg.free, cfg.fixed)
+    claim_folder(folder, read_json(note) | mine, known, ('on_nan', *cfg.free), cfg.fixed)
 
 
 def note_pipeline(source: NetDenoiser, cfg, shape: tuple[int, ...]) -> None:

@@ -221,7 +221,9 @@ def note_start(out: str, line: Line, options: Options, **configs) -> dict:  # th
     same = 'config' in note and before.get('config') == note['config']
     if same and is_done(out, note['config']):
         note['hardware'] = before.get('hardware', note['hardware'])
-    if before and all(before.get(k) == v for k, v in note.items() if k != 'command'):
+    theirs = before.get('options', {})  # an older file may hold more of them, or fewer
+    alike = dict(before, options={k: theirs.get(k, v) for k, v in note['options'].items()})
+    if before and all(alike.get(k) == v for k, v in note.items() if k != 'command'):
         return before
     if before:
         last = {k: before[k] for k in ('command', 'hardware') if k in before}

@@ -321,11 +321,12 @@ class TrajectoryBank:
 
     def check(self, teacher: Callable, plan: TrajectoryPlan, seeds: range) -> None:
         "Refuse a bank that is not of this run, and say what differs."
-        theirs = dict(teacher=self.teacher, **vars(self.plan), **self.note)
+        theirs = dict(teacher=self.teacher, **vars(self.plan))
         mine = dict(teacher=denoiser_hash(teacher), **vars(plan))
         moved = 'what its calls change in it belongs in hash_ignores of its class'
         why = {} if isinstance(teacher, nn.Module) else dict(teacher=moved)
-        differ = same_run(theirs, mine | answers_note(plan.shape, teacher))
+        differ = same_run(theirs, mine)
+        differ = differ or same_run(self.note, answers_note(plan.shape, teacher))
         refuse_other('this bank', differ, why)
         self._check_seeds(seeds)
 

@@ -46,7 +46,7 @@ def branch_weights(
         refuse(
             'branch weights',
             (
-                K > 1 and w.shape != (K,),
+                w.ndim != 1 or 1 < K != len(w),
                 f'need one number for each of the K={K} branches, got {kind!r}',
             ),
             (
@@ -54,7 +54,7 @@ def branch_weights(
                 f'must be finite, non-negative and not all zero, got {kind!r}',
             ),
         )
-    return w / w.sum() if K > 1 else torch.ones_like(w[:1])
+    return w / w.sum() if K > 1 else torch.ones(1, dtype=torch.float64)
 
 # %% ../../nbs/distillation/04_losses.ipynb #1cb69492
 def scheduled_weights(

@@ -108,7 +108,10 @@ class SFDBase(Host):
         "What is optimised, and how."
         return train_config(self, self.steps, self.seed)
 
-    loop = train_config
+    @property
+    def loop(self) -> TrainConfig:
+        "The training loop's configuration."
+        return self.train_config
 
     def suited(self, *denoisers: Callable) -> Host:
         check_top(self.sigma_max, *denoisers)

@@ -427,12 +427,18 @@ class Experiment:
         "What is measured of each student."
         return ['paired_error', *self.place.quality, *self.place.work]
 
+    def rounding(self, hardware: Hardware) -> dict:
+        "What hardware decides of the numbers of these trainings, see `numerics`."
+        own = not isinstance(self.world, str)
+        start = own and self.world.network(0, self.arms[0].width)
+        return numerics(hardware, start or (unguided(self.world.teacher(0)) if own else None))
+
     @property
     def origin(self) -> dict:  # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str):
-            return dict(world=self.world, device=kind, **numerics(self.hardware))
+            return dict(world=self.world, device=kind, **self.rounding(self.hardware))
         teacher, student = self.world.teacher(0), self.world.network(0, self.arms[0].width)
         noise = sample_noise(range(64), self.world.shape)
         return dict(
@@ -441,7 +447,7 @@ class Experiment:
             samples=self.world.n,
             measures=self.measures,
             of_noise={k: _said(m, noise) for k, m in self.world.quality.items()},
-            **numerics(self.hardware, student or unguided(teacher)),
+            **self.rounding(self.hardware),
             **answers_note(self.world.shape, teacher, student),
         )
 
@@ -502,7 +508,7 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
         differ = same_run(
             {k: v for k, v in stored.items() if k in origin},
             origin,
-            dict(device=None, of_noise={}, measures=measures, **numerics(Hardware())),
+            dict(device=None, of_noise={}, measures=measures, **experiment.rounding(Hardware())),
             ('of_noise',),
         )
         differ += _other_measures(stored.get('of_noise', {}), origin.get('of_noise', {}))

@@ -174,7 +174,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(old)
 
 
-def _open_study(run: dict, storage: Path | str | None, name: str):
+def _open_study(run: dict, storage: Path | str | None, name: str, model: Callable):
     "The study of this name, or a new one; one that belongs to another search is refused."
     if storage is not None and Path(storage).exists():
         _check_tables(storage)
@@ -184,7 +184,7 @@ def _open_study(run: dict, storage: Path | str | None, name: str):
     theirs = study.user_attrs.get('run')
     differ = ['it is no search for branch weights'] if study.trials else []
     if theirs:
-        known = asdict(SFDConfig()) | numerics(Hardware())  # of old files
+        known = asdict(SFDConfig()) | numerics(Hardware(), model)  # of old files
         differ = same_run(theirs, run, known, free=('best',))
     if differ:
         raise ValueError(
@@ -298,7 +298,7 @@ def search_weights(
     note = _run_note(teacher, cfg, student, n_samples, hardware, seed)
     teacher = frozen_copy(teacher, cfg.shape)
     with _held(storage):
-        study = _open_study(note, storage, name)
+        study = _open_study(note, storage, name, student or unguided(teacher))
         trials = [_from_optuna(t, cfg.K) for t in study.trials]
         done = min(len(trials), n_trials)
         if done < n_trials:
@@ -397,7 +397,7 @@ def confirm_weights(
     arms = {'best': best, **{kind: kind for kind in weights}}
     weights[best] = result.best.weights
     with _held(storage):
-        study = _open_study(note, storage, 'confirmation')
+        study = _open_study(note, storage, 'confirmation', student or unguided(teacher))
         scores = dict(study.user_attrs)  # 'uniform, seed 3' -> score
         pairs = [(s, arm) for s in seeds for arm in arms.values()]
         todo = [(s, arm) for s, arm in pairs if f'{arm}, seed {s}' not in scores]

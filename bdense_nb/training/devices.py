@@ -246,7 +246,7 @@ def numerics(
     return dict(
         precision=chosen_precision(hardware.precision, model, device),
         teacher_precision=hardware.teacher_precision,
-        tf32=hardware.tf32,
+        tf32=hardware.tf32 and device.type == 'cuda',
         compile=hardware.compile,
     )
 

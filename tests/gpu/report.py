@@ -225,7 +225,8 @@ def part_replayed(bench: Bench) -> dict:
     teachers = {name: size.denoiser(bench.device).eval() for name in ('called', 'replayed')}
     teachers['replayed'].forward = Replayed(teachers['replayed'].forward)
     walks = {
-        name: partial(plan.trajectories, teacher, range(size.batch)) for name, teacher in teachers.items()
+        name: partial(plan.trajectories, teacher, range(size.batch))
+        for name, teacher in teachers.items()
     }
     states = {name: walk()[0].xs for name, walk in walks.items()}
     apart = ((states['called'] - states['replayed']).norm() / states['called'].norm()).item()
