@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -529,6 +530,11 @@ def test_what_is_written_of_a_finished_run_stays_true(shell):
     assert note['hardware']['precision'] == about['computed_with']['precision'] == 'bf16'
     assert [e['hardware']['precision'] for e in note['earlier']] == ['auto']
     assert about['earlier'] == note['earlier'] and 'steps 1' in note['earlier'][0]['command']
+    shutil.rmtree('s/checkpoints')  # so it begins anew: another run would replace it
+    assert 'none of its checkpoints' in shell(line + ' --seed 1', 1)[1]
+    shell(line.replace('steps 1', 'steps 2') + ' --tf32')
+    about = json.loads(Path('s/config.json').read_text())['about']
+    assert about['computed_with']['precision'] == 'auto' and 'earlier' not in about
 
 
 def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):

@@ -21,10 +21,10 @@ import tyro
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Named', 'STARTED', 'HERE', 'BESIDE', 'Common', 'Networks', 'Students', 'Teachers', 'find_device', 'find_net', 'alone',
-           'Watched', 'started_by', 'check_folder', 'inside', 'check_file', 'is_done', 'note_start', 'started',
-           'Stored', 'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable',
-           'print_plan', 'show_plan', 'goes_on', 'announce', 'draw_samples', 'print_table']
+__all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'BESIDE', 'Common', 'Networks', 'Students', 'Teachers', 'find_device',
+           'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside', 'check_file', 'is_done',
+           'note_start', 'started', 'Stored', 'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields',
+           'duration', 'readable', 'print_plan', 'show_plan', 'goes_on', 'announce', 'draw_samples', 'print_table']
 
 # %% ../../nbs/app/08_common.ipynb #93b86926
 from .shell import Line, Options, find_command, options_of, words
@@ -146,6 +146,8 @@ class Watched:
 # %% ../../nbs/app/08_common.ipynb #17fe921f
 #: file in which a run notes the options that it began with
 STARTED = 'command.json'
+#: commands whose folders hold checkpoints
+TRAINING = ('bdense_teach', 'bdense_distill')
 #: options of one start, which no other takes over
 HERE = ('out', 'bank', 'config', 'overwrite', 'dry_run', 'json')
 
@@ -218,12 +220,20 @@ def note_start(out: str, line: Line, options: Options, **configs) -> dict:  # th
     note = json.loads(json.dumps(dict(command=line.text, options=asked, **host, **parts)))
     again = not getattr(options, 'overwrite', False) and started_by(out) == line.text.split()[0]
     before = read_json(Path(out) / STARTED) if again else {}
-    same = 'config' in note and before.get('config') == note['config']
-    if same and is_done(out, note['config']):
-        note['hardware'] = before.get('hardware', note['hardware'])
     theirs = before.get('options', {})  # an older file may hold more of them, or fewer
     alike = dict(before, options={k: theirs.get(k, v) for k, v in note['options'].items()})
-    if before and all(alike.get(k) == v for k, v in note.items() if k != 'command'):
+    differ = {k for k, v in note.items() if k != 'command' and alike.get(k) != v}
+    if before and line.text.startswith(TRAINING) and not next(Path(out).rglob(CHECKPOINTS), None):
+        if differ - {'hardware'} and (Path(out) / 'config.json').is_file():
+            raise ValueError(
+                f'{out} holds what another run has made, and none of its checkpoints: name another '
+                'folder, or pass --overwrite'
+            )
+        before = {}  # nothing of it goes on
+    if before and 'config' in note and 'config' not in differ and is_done(out, note['config']):
+        note['hardware'] = before.get('hardware', note['hardware'])
+        differ -= {'hardware'}
+    if before and not differ:
         return before
     if before:
         last = {k: before[k] for k in ('command', 'hardware') if k in before}
