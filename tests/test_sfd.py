@@ -10,7 +10,7 @@ import torch
 from conftest import shaken
 from bdense_nb.distillation import sfd as sfd_module
 from bdense_nb.distillation import students as students_module
-from bdense_nb.core import sample_noise
+from bdense_nb.core import NFECounter, sample_noise
 from bdense_nb.diffusion.denoisers import (
     EDMDenoiser,
     GaussianDenoiser,
@@ -1175,3 +1175,13 @@ def test_the_norm_in_float32_has_the_hash_of_the_plain_one():
         if isinstance(m, torch.nn.GroupNorm):
             m.__class__ = torch.nn.GroupNorm
     assert denoiser_hash(guided) == ours
+
+
+def test_only_the_first_restarted_step_begins_analytically():
+    cfg = SFDConfig(nfe=2, shape=(2,), teacher_states='local', teacher_afs=True)
+    calls = []
+    for n in range(cfg.n_steps):
+        counter = NFECounter(GaussianDenoiser(0.0, 1.0))
+        local_segment(counter, cfg, torch.ones(3, 2), n, None)
+        calls.append(counter.nfe)
+    assert calls == [cfg.substeps - 1, cfg.substeps, cfg.substeps]
