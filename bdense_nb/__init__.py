@@ -40,7 +40,8 @@ _OLD = {
     'experiments': 'lab.experiments', 'search': 'lab.search',
     'widgets': 'lab.explorers',
     'checkpoints': 'training.checkpoints', 'devices': 'training.devices', 'hooks': 'training.hooks',
-    'cli': 'app.shell', 'commands': 'app.commands', 'notebooks': 'app.course',
+    'cli': 'app.shell', 'notebooks': 'app.course',
+    'commands': 'app.common app.sources app.measuring app.commands',
 }
 
 TYPE_CHECKING = False
