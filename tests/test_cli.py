@@ -365,7 +365,6 @@ def test_a_file_asks_for_its_fields_as_a_line_does(shell):
         dict(start_steps=4, end_steps=2, updates=1, batch=4),
         seen('distill', shell.monkeypatch),
     )
-    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
 
     def cfg(teacher, config, args='', command='bdense_distill'):
         Path('mine.json').write_text(json.dumps(config))
@@ -484,7 +483,6 @@ def test_the_options_of_a_start_are_those_of_its_repetition(tmp_path, capsys, mo
 
 def test_a_start_is_noted_before_the_work_and_a_refused_one_is_not(shell):
     save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
-    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
     small = '--teacher plane --K 2 --steps 1 --batch 4 --pool 4 --trust_teacher'
     for does, line in dict(
         train_teacher='bdense_teach {} --data moons --steps 1 --batch 4',
@@ -514,7 +512,6 @@ def test_a_start_is_noted_before_the_work_and_a_refused_one_is_not(shell):
 def test_what_is_written_of_a_finished_run_stays_true(shell):
     "Asked for again, it computes nothing; one that goes on with other hardware keeps both."
     save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
-    shell.monkeypatch.setattr(commands, 'announce', lambda *plan: None)
     line = 'bdense_distill s --teacher plane --lr_schedule constant --batch 4 --trust_teacher --steps 1'
     shell(line)
     note = Path('s/command.json').read_bytes()
@@ -1631,10 +1628,12 @@ def test_a_training_is_watched(at, tmp_path):
 
 
 def test_a_distillation_says_its_plan_before_it_starts(at, tmp_path):
+    "One of no more iterations than a plan times just starts."
     command = (
-        f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 1 --batch 4 --pool 4'
+        f'bdense_distill {tmp_path}/s --teacher plane --preset demo --steps 11 --batch 4 --pool 4'
     )
     first, again = at(command)[0], at(command)[0]
+    assert 'the plan' not in at(command.replace('/s ', '/short ').replace('11', '10'))[0]
     assert (
         first.index('the plan') < first.index('time') < first.index('the student is in')
         and 'memory' in first

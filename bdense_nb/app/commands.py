@@ -843,12 +843,12 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)
     folder = Path(out) / 'checkpoints'
-    check = partial(check_run, folder, cfg, source, shape)
-    there = goes_on(folder, cfg.loop.steps, check, options)
+    there = goes_on(folder, cfg.loop.steps, partial(check_run, folder, cfg, source, shape), options)
     if options.dry_run:
         fits = on_one_gpu(source, cfg.suited(source), shape, hardware, start)
         return show_plan(plan() | fits | dict(run=there))
-    announce(plan, there)
+    long = cfg.loop.steps * len(cfg.rounds or [0]) > 10  # a plan times as many iterations
+    announce(plan if long else None, there)
     with started(out, line, options, config=cfg, hardware=hardware) as note:
         if options.overwrite and is_main():
             forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
