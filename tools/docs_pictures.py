@@ -107,7 +107,7 @@ def explorer_on_dark(html: str) -> str:
         panels = find_panels(pixels)
         if panels is None:
             panels = np.zeros(pixels.shape[:2], bool)
-        darkened(pixels, panels).quantize(64).save(out, 'PNG', optimize=True)
+        darkened(pixels, panels).quantize(64).save(out, 'PNG')
         return base64.b64encode(out.getvalue()).decode()
 
     twin = IMAGE.sub('<img class="only-dark"', FRAME.sub(dark, html))
