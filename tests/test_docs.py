@@ -196,7 +196,7 @@ def test_a_module_begins_with_its_main_entries(parsed):
 
 def test_what_stands_behind_stars_is_no_returned_value(parsed):
     text = re.sub('<[^>]*>', '', parsed['api/distillation.students.html'].text)
-    assert text.count('what else defines the run: hashes of teacher, student and data') == 1
+    assert text.count('what else defines the run: hashes of student and data') == 1
 
 
 def test_reference_begins_with_what_people_use(parsed):

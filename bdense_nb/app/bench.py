@@ -711,7 +711,7 @@ def _join(rank: int, n: int, port: int, threads: int, device: str) -> None:
 
 
 def processes_arm(
-    n: int,  # processes
+    n: int,  # how many processes
     bench: Bench,
     stack: ExitStack,  # they end with it
 ) -> Callable[[], object]:
@@ -829,7 +829,10 @@ def table(found: dict[str, dict]) -> str:
     return '\n'.join(lines)
 
 
-def figure(reports: dict[str, dict[str, dict]], path: Path) -> None:  # machine -> its parts
+def figure(
+    reports: dict[str, dict[str, dict]],  # machine -> its parts
+    path: Path,  # of the picture
+) -> None:
     "Time and memory of branches over their number; beside them, a bank and processes."
     from matplotlib.figure import Figure
 
