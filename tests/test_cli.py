@@ -2215,6 +2215,36 @@ def test_overwrite_starts_again(at, tmp_path):
     assert load_student(tmp_path / 's').about['config']['K'] == 2
 
 
+def files_in(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob('*')
+        if p.is_file() and p.name != '.lock'
+    }
+
+
+def test_a_refused_start_loses_no_work(at, tmp_path, monkeypatch):
+    student = f'bdense_distill {tmp_path}/s --teacher plane --preset demo --batch 4 --pool 4'
+    teacher = f'bdense_teach {tmp_path}/t --data ring --steps 1 --batch 8'
+    at(f'{student} --steps 1 --bank {tmp_path}/bk')
+    at(teacher)
+    before = files_in(tmp_path)
+    fp16 = ' --precision fp16 --device cpu'
+    at(f'{student} --steps 1 --bank {tmp_path}/bk --seed 5 --overwrite', 1)
+    at(f'{student} --steps 1 --accumulate 3 --overwrite', 1)
+    at(f'{teacher}{fp16} --overwrite', 1)
+    for more in (' --overwrite', ''):
+        with pytest.raises(StopIteration):
+            at(f'{teacher} --net torch.nn:Identity{more}')
+    assert files_in(tmp_path) == before
+    killed = lambda out: None  # before its first iteration: nobody puts back
+    with monkeypatch.context() as m:
+        m.setattr(common, 'put_back', killed)
+        at(f'{teacher}{fp16} --seed 3 --overwrite', 1)
+    at(f'{teacher} --steps 1 --dry_run')
+    assert files_in(tmp_path) == before
+
+
 def test_a_folder_in_use_is_left_to_its_owner(at, tmp_path):
     with held(tmp_path / 's'):
         err = at(

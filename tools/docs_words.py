@@ -268,7 +268,6 @@ TABLES = {  # of a module, or of one of its functions
     },
     'app.commands.Windowed': {'file': 'a CSV file'},
     'app.commands.refuse_options': {'names': 'of the options'},
-    'app.commands.forget_run': {'names': 'of files and folders in it'},
     'app.sources.check_source': {
         'pairs': 'clean data and labels; None: there are none',
         'trust': 'go on in any case?',

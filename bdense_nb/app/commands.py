@@ -21,17 +21,17 @@ from tyro.conf import Positional
 # %% auto #0
 __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 'Demo', 'peak_memory_gb', 'teacher_arms',
            'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach',
-           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'forget_run', 'new_denoiser',
+           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'new_denoiser',
            'check_teaching', 'teach', 'Distill', 'own_host', 'host_of', 'distill_configs', 'five_calls', 'is_banked',
            'on_paper', 'on_one_gpu', 'distill_plan', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search',
            'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
-from .common import STARTED, Common, Named, Networks, Stored, Students
-from .common import Teachers, Watched, alone, announce, check_folder
+from .common import STARTED, Common, Forgets, Named, Networks, Stored
+from .common import Students, Teachers, Watched, alone, announce, check_folder
 from .common import draw_samples, find_device, find_net, goes_on
 from .common import inside, note_start, print_table, read_config
-from .common import readable, show_plan, started, with_fields
+from .common import put_back, readable, show_plan, started, with_fields
 from .measuring import Evaluate, Sample, difference_rows, evaluate
 from .measuring import sample_student
 from .plans import device_bytes, estimate_run, estimate_training
@@ -465,15 +465,6 @@ def teach_plan(
     )
 
 
-def forget_run(out: str, names: Sequence[str]) -> None:
-    "Remove what an earlier run left in a folder."
-    for path in (Path(out) / name for name in names):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = None) -> EDMDenoiser:
     """An untrained teacher: what `make` makes, or an MLP for points, a U-Net for images, deeper
     for larger ones."""
@@ -555,7 +546,8 @@ def check_teaching(out: str, cfg: TrainConfig, batch: int) -> None:
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
     out, data = options.out, options.data
-    hooks = options.hooks  # a library that is missing is found out now
+    hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
+    put_back(out)
     check_folder(out, ('checkpoints',), line)
     batch = _batch_of(options)
     x, y, make = teach_data(options, cfg.seed)
@@ -566,8 +558,6 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
         return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware) | dict(run=there))
     announce(None, there)
     with started(out, line, options, config=cfg, hardware=hardware) as note:
-        if options.overwrite and is_main():
-            forget_run(out, ['checkpoints', 'config.json', CONDITIONS])
         how = dict(hardware=hardware, null_class=options.null_class, hooks=hooks)
         result = train_teacher(denoiser, x, y, cfg, batch, folder, **how)
         about = dict(
@@ -817,7 +807,8 @@ def _distilled(
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
-    hooks = options.hooks  # a library that is missing is found out now
+    hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
+    put_back(out)
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank:
         check_folder(options.bank, ('nfe-*',))
@@ -850,8 +841,6 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     long = cfg.loop.steps * len(cfg.rounds or [0]) > 10  # a plan times as many iterations
     announce(plan if long else None, there)
     with started(out, line, options, config=cfg, hardware=hardware) as note:
-        if options.overwrite and is_main():
-            forget_run(out, ['checkpoints', 'config.json', 'model.safetensors', CONDITIONS])
         student = _distilled(source, cfg, options, pairs, start, hardware=hardware, hooks=hooks)
         return finish(student, options, note, kind)
 

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,17 +22,18 @@ import tyro
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'BESIDE', 'Common', 'Networks', 'Students', 'Teachers', 'find_device',
-           'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside', 'check_file', 'is_done',
-           'note_start', 'started', 'Stored', 'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields',
-           'duration', 'readable', 'print_plan', 'show_plan', 'goes_on', 'announce', 'draw_samples', 'print_table']
+__all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'ASIDE', 'WORK', 'BESIDE', 'Common', 'Networks', 'Students', 'Teachers',
+           'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside', 'check_file',
+           'is_done', 'note_start', 'put_aside', 'put_back', 'Forgets', 'work_in', 'started', 'Stored', 'config_file',
+           'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable', 'print_plan', 'show_plan',
+           'goes_on', 'announce', 'draw_samples', 'print_table']
 
 # %% ../../nbs/app/08_common.ipynb #93b86926
 from .shell import Line, Options, find_command, options_of, words
 from ..core import atomic_path, check_type, default_device, locked
 from ..core import read_json, refuse, reworded, write_json
 from ..diffusion.samplers import Sampler
-from ..distillation.students import Host
+from ..distillation.students import CONDITIONS, Host
 from ..training.checkpoints import CHECKPOINTS, is_main
 from ..training.config import Hardware
 from ..training.hooks import Profiler, Trackers, progress
@@ -150,6 +152,10 @@ STARTED = 'command.json'
 TRAINING = ('bdense_teach', 'bdense_distill')
 #: options of one start, which no other takes over
 HERE = ('out', 'bank', 'config', 'overwrite', 'dry_run', 'json')
+#: where a run lies that `--overwrite` forgets, until the first iteration of the new one
+ASIDE = '.before'
+#: files that show that something was done
+WORK = (CHECKPOINTS, 'config.json', 'search.db', 'comparison.json')
 
 
 def started_by(out: str) -> str:  # '': none, or nobody knows
@@ -243,24 +249,71 @@ def note_start(out: str, line: Line, options: Options, **configs) -> dict:  # th
     return note
 
 
+def put_aside(out: str) -> None:
+    "Put a run and its note aside; what it has made stays until `Forgets`."
+    (folder := Path(out) / 'checkpoints').mkdir(exist_ok=True)
+    if (note := Path(out) / STARTED).is_file():
+        shutil.copy(note, folder)
+    folder.rename(Path(out) / ASIDE)
+
+
+def put_back(out: str) -> None:
+    "Put a run back whose successor has ended before its first iteration, by a kill perhaps."
+    folder, aside = Path(out) / 'checkpoints', Path(out) / ASIDE
+    if not is_main() or not aside.is_dir():
+        return
+    with alone(out):
+        if (aside / STARTED).is_file():
+            os.replace(aside / STARTED, Path(out) / STARTED)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # there was none
+
+
+@dataclass
+class Forgets:
+    "Hook of `loop.fit`: after an iteration what was put aside is removed, and what it has made."
+
+    out: str  # the folder
+
+    def after_iteration(self, state) -> None:
+        "Of the first one it is."
+        if is_main() and (aside := Path(self.out) / ASIDE).is_dir():
+            for name in ('config.json', 'model.safetensors', CONDITIONS):
+                (Path(self.out) / name).unlink(missing_ok=True)
+            shutil.rmtree(aside)
+
+
+def work_in(out: str) -> set:
+    "What starts have done in a folder, and when."
+    there = [path for name in WORK for path in Path(out).rglob(name)]
+    return {(path, path.stat().st_mtime_ns) for path in there}
+
+
 @contextlib.contextmanager
 def started(out: str, line: Line, options: Options, **configs) -> Iterator[dict]:
-    """Hold a folder and note a start in it; given is what a result says of it. Of one that is
-    refused stays the note that was there, or none."""
+    """Hold a folder and note a start in it; given is what a result says of it. One that ends
+    before any work leaves the run and the note that were there."""
     note = Path(out) / STARTED
     with alone(out):
-        before = note.read_bytes() if note.is_file() else None
+        before, work = note.read_bytes() if note.is_file() else None, work_in(out)
+        if getattr(options, 'overwrite', False) and is_main():
+            put_aside(out)
         found = note_start(out, line, options, **configs)
         found = dict(computed_with=found.get('hardware'), **found)
         try:
             yield {k: found[k] for k in ('command', 'computed_with', 'earlier') if k in found}
-        except ValueError:
-            if is_main():
+        except BaseException:
+            put_back(out)
+            if is_main() and work_in(out) == work:
                 note.unlink(missing_ok=True)
-            if is_main() and before is not None:
-                with atomic_path(note) as path:
-                    path.write_bytes(before)
+                if before is not None:
+                    with atomic_path(note) as path:
+                        path.write_bytes(before)
             raise
+        if is_main():
+            shutil.rmtree(Path(out) / ASIDE, ignore_errors=True)  # of a host without hooks
 
 
 @dataclass(frozen=True)
