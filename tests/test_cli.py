@@ -615,6 +615,14 @@ def test_a_host_of_ones_own_is_named_in_the_line(shell):
     assert 'builtins:dict makes a dict' in shell('bdense_distill x --host builtins:dict', 1)[1]
 
 
+def test_a_host_of_ones_own_keeps_its_bank_as_it_likes(shell, monkeypatch):
+    (bank := Path('bk')).mkdir()
+    (bank / 'trajectories-00000.safetensors').touch()
+    reached = seen('teacher_and_shape', monkeypatch)
+    shell('bdense_distill x --host test_cli:Straight --bank bk', 130)
+    assert reached and 'holds other things' in shell('bdense_distill x --bank bk', 1)[1]
+
+
 def tuples(found):
     return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 

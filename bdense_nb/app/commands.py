@@ -55,7 +55,7 @@ from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import distill, hosts, preset
 from ..distillation.progressive import PDConfig
-from ..distillation.sfd import SFDConfig, sfd, teacher_bank
+from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
 from ..distillation.students import CONDITIONS, Host, Student
 from ..distillation.teaching import edm_loss, root_mean_square
 from ..distillation.teaching import train_teacher
@@ -811,7 +811,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     put_back(out)
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank:
-        check_folder(options.bank, ('nfe-*',))
+        check_folder(options.bank, ('nfe-*',) * isinstance(cfg, SFDBase))
     source, shape = teacher_and_shape(options, line, cfg)
     second = isinstance(cfg, SFDConfig) and is_student(teacher)  # its grid is the student's own
     cfg = cfg.fitted(source, shape, line.given | ({'config'} if second else set()))
