@@ -606,6 +606,32 @@ def test_a_dry_run_says_what_becomes_of_the_run_that_is_there(shell):
         assert shell.json(line + ' --lr .5 --dry_run --overwrite')['run'] == 'begins'
 
 
+def test_a_dry_run_refuses_what_the_start_refuses(at, tmp_path, monkeypatch):
+    for name in ('distill_plan', 'teach_plan', 'on_one_gpu'):
+        monkeypatch.setattr(commands, name, lambda *how: {})
+    monkeypatch.setattr(commands, 'announce', lambda *how: None)
+    sfd = f'bdense_distill {tmp_path}/%s --teacher plane --preset demo --batch 4 --pool 4'
+    pd = f'bdense_distill {tmp_path}/pd --teacher plane --preset fashion_mnist_pd --nfe 2 --batch 4'
+    teach = f'bdense_teach {tmp_path}/t --batch 4 --steps 2 --data'
+    pd += ' --start_steps 4 --updates 1 --data'
+    bank = f' --bank {tmp_path}/bk'
+    flat = sfd % 'flat' + ' --lr_schedule constant --steps'
+    for line in (sfd % 's' + bank + ' --steps 2', flat + ' 2', teach + ' ring', pd + ' ring'):
+        at(line)
+    for line, why in {
+        sfd % 's' + ' --steps 3': 'with the cosine schedule',
+        flat + ' 1': 'steps: 2 there, 1 now',
+        teach + ' moons': 'data: ',
+        pd + ' moons': 'data: ',
+        sfd % 'new' + bank + ' --steps 2 --seed 3': 'seeds: ',
+        sfd % 'flat' + ' --overwrite --accumulate 3': 'cannot be cut into 3 equal parts',
+    }.items():
+        found = at.json(f'{line} --dry_run')['run']
+        assert found.startswith('would be refused: ') and why in found, line
+        monkeypatch.setattr(commands, 'started', None)  # the start is refused before it
+        assert found.removeprefix('would be refused: ')[:80] in at(line, 1)[1].replace('--', '')
+
+
 def test_a_host_of_ones_own_is_named_in_the_line(shell):
     Path('mine.py').write_text('from test_cli import Straight')
     found = parse(

@@ -23,8 +23,9 @@ __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 
            'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach',
            'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'new_denoiser',
            'check_teaching', 'teach', 'Distill', 'own_host', 'host_of', 'distill_configs', 'five_calls', 'is_banked',
-           'on_paper', 'on_one_gpu', 'distill_plan', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export', 'check_export', 'export']
+           'on_paper', 'on_one_gpu', 'distill_plan', 'check_start', 'check_run', 'note_pipeline', 'distill_run',
+           'finish', 'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export',
+           'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .common import STARTED, Common, Forgets, Named, Networks, Stored
@@ -52,13 +53,13 @@ from ..diffusion.denoisers import map_cond, read_about, save_denoiser
 from ..diffusion.denoisers import unguided
 from ..diffusion.nets import MLP, UNet
 from ..diffusion.samplers import ConditionTable, Sampler
-from ..distillation.bank import denoiser_hash, device_of, frozen_copy
+from ..distillation.bank import check_bank, denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import distill, hosts, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
 from ..distillation.students import CONDITIONS, Host, Student
 from ..distillation.teaching import edm_loss, root_mean_square
-from ..distillation.teaching import train_teacher
+from ..distillation.teaching import train_teacher, training_labels
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.metrics import fashion_fd, paired_error
 from ..evaluation.pictures import show_rows, show_trajectories
@@ -68,10 +69,10 @@ from ..interop.export import sampling_json, unit_noise_excess, with_adapters
 from ..lab.experiments import Difference
 from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
 from ..lab.search import search_weights, show_search
-from ..training.checkpoints import checksum, claim_folder, is_main
+from ..training.checkpoints import checksum, claim_folder, fingerprint, is_main
 from ..training.checkpoints import refuse_other, same_run
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import peak_bytes
+from ..training.devices import check_parts, peak_bytes
 
 # %% ../../nbs/app/03_commands.ipynb #6e4f7623
 def how_measured(estimate: dict) -> str:
@@ -533,14 +534,15 @@ def _batch_of(options: Teach) -> int:
     return batch
 
 
-def check_teaching(out: str, cfg: TrainConfig, batch: int) -> None:
-    "Refuse a folder that holds another training."
+def check_teaching(out: str, cfg: TrainConfig, batch: int, data: Callable) -> None:
+    "Refuse a folder that holds another training, or one of other data."
     notes = Path(out) / STARTED, Path(out) / 'checkpoints' / 'run.json'
     if all(note.is_file() for note in notes):
         asked, run = map(read_json, notes)
         theirs = dict(asked['config'], batch=run['batch'])
         free = ('on_nan', 'steps') if cfg.schedule == 'constant' else ('on_nan',)
         refuse_other(out, same_run(theirs, dict(asdict(cfg), batch=batch), free=free))
+        claim_folder(notes[1].parent, dict(batch=batch, data=fingerprint(*data())))
 
 
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
@@ -553,7 +555,9 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
     folder = Path(out) / 'checkpoints'
-    there = goes_on(folder, cfg.steps, partial(check_teaching, out, cfg, batch), options)
+    learns = lambda: (x, training_labels(denoiser, y, len(x), options.null_class))
+    check = partial(check_teaching, out, cfg, batch, learns)
+    there = goes_on(folder, cfg, check, options, partial(check_parts, batch, hardware))
     if options.dry_run:
         return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware) | dict(run=there))
     announce(None, there)
@@ -771,14 +775,28 @@ def distill_plan(
     return plan | {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids} | found
 
 
-def check_run(folder: Path, cfg, source: Callable, shape: tuple[int, ...]) -> None:
+def check_start(cfg, source: Callable, bank: str | None, hardware: Hardware) -> None:
+    "Refuse a batch that cannot be cut, and a bank of another run."
+    check_parts(cfg.batch, hardware)
+    if bank and isinstance(cfg, SFDBase) and cfg.teacher_states == 'global':
+        for nfe, one in cfg.suited(source).each.items():
+            teacher = frozen_copy(source, one.shape)
+            check_bank(teacher, one.plan, one.all_seeds, one.batch, Path(bank) / f'nfe-{nfe}')
+
+
+def check_run(
+    folder: Path, cfg, source: Callable, shape: tuple[int, ...], pairs: tuple | None
+) -> None:
     "Refuse a folder that holds another run."
     if not (note := folder / 'run.json').is_file():
         return
     mine = {k: v for k, v in asdict(cfg).items() if v is not None}  # None may be filled in later
     mine |= dict(host=cfg.host, teacher=denoiser_hash(frozen_copy(source, shape)))
     known = dict(asdict(type(cfg)()), host=cfg.host)
-    claim_folder(folder, read_json(note) | mine, known, ('on_nan', *cfg.free), cfg.fixed)
+    theirs = read_json(note)
+    if pairs and 'data' in theirs:
+        mine['data'] = fingerprint(*pairs)
+    claim_folder(folder, theirs | mine, known, ('on_nan', *cfg.free), cfg.fixed)
 
 
 def note_pipeline(source: NetDenoiser, cfg, shape: tuple[int, ...]) -> None:
@@ -834,7 +852,9 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)
     folder = Path(out) / 'checkpoints'
-    there = goes_on(folder, cfg.loop.steps, partial(check_run, folder, cfg, source, shape), options)
+    check = partial(check_run, folder, cfg, source, shape, pairs)
+    able = partial(check_start, cfg, source, options.bank, hardware)
+    there = goes_on(folder, cfg.loop, check, options, able)
     if options.dry_run:
         fits = on_one_gpu(source, cfg.suited(source), shape, hardware, start)
         return show_plan(plan() | fits | dict(run=there))

@@ -35,8 +35,9 @@ from ..core import read_json, refuse, reworded, write_json
 from ..diffusion.samplers import Sampler
 from ..distillation.students import CONDITIONS, Host
 from ..training.checkpoints import CHECKPOINTS, is_main
-from ..training.config import Hardware
+from ..training.config import Hardware, TrainConfig
 from ..training.hooks import Profiler, Trackers, progress
+from ..training.loop import check_resumed
 
 # %% ../../nbs/app/08_common.ipynb #e5109b2f
 #: a folder, named without its option
@@ -439,25 +440,27 @@ def show_plan(plan: dict) -> dict:  # the same, JSON-able
 
 def goes_on(
     folder: Path,  # of a run's checkpoints
-    steps: int,  # its iterations, or those of a round
+    loop: TrainConfig,  # of the run, or of its first round
     check: Callable[[], None],  # raises where the run there is another one
     options: Common,  # with `overwrite`
+    able: Callable[[], None],  # raises where none can begin
 ) -> str:
-    "What becomes of the run in a folder; one that is another is refused, by a dry run in words."
-    if options.overwrite:
-        return 'begins'
+    "What becomes of the run in a folder; what cannot be done is refused, by a dry run in words."
     try:
-        check()
+        able()
+        if not options.overwrite:
+            check()
+            check_resumed(folder, loop)
     except ValueError as e:
         if options.dry_run:
             return f'would be refused: {e}'
         raise
     found = [(p.parent, p.stem) for p in folder.rglob(CHECKPOINTS)]
-    if not found:
+    if not found or options.overwrite:
         return 'begins'
     part = min(part for part, _ in found)  # rounds have ever fewer steps
     done = max(int(stem.split('-')[1]) for other, stem in found if other == part)
-    return f'goes on from iteration {done} of {steps}' + f' in {part.name}' * (part != folder)
+    return f'goes on from iteration {done} of {loop.steps}' + f' in {part.name}' * (part != folder)
 
 
 def announce(plan: Callable[[], dict] | None, there: str) -> None:  # there: see `goes_on`

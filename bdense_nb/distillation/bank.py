@@ -33,7 +33,7 @@ from ..training.hooks import progress
 
 # %% auto #0
 __all__ = ['BANK_DTYPES', 'frozen_copy', 'answers', 'answers_note', 'TrajectoryPlan', 'check_ends', 'TrajectoryBank',
-           'bank_megabytes', 'make_bank', 'device_of', 'draw_start', 'denoiser_hash']
+           'bank_megabytes', 'make_bank', 'check_bank', 'device_of', 'draw_start', 'denoiser_hash']
 
 # %% ../../nbs/distillation/05_bank.ipynb #0cfb65e2
 # of `samplers`: where a denoiser is, and the start from a seed; of `denoisers`: which it is
@@ -471,6 +471,15 @@ def make_bank(
         if peers is not None:
             _exchange(bank, todo, peers, None if files is None else files.path)
     return bank
+
+
+def check_bank(
+    teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int, folder: Path
+) -> None:
+    "Refuse a folder that holds another bank, as `make_bank` does, and do nothing."
+    if (folder / 'run.json').is_file():
+        bank = _empty_bank(teacher, plan, seeds, batch)
+        _Files(folder, bank, batch, _labelled(teacher)).claim()
 
 
 def _announcement(bank: TrajectoryBank, folder: Path | str | None, todo: int) -> str:

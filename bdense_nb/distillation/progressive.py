@@ -465,8 +465,7 @@ def progressive_rounds(
         cfg, teacher, student, shape, lambda cfg: cfg.plan(shape, most=32)
     )
     _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
-    conditions = labels.values() if isinstance(labels, dict) else [labels]
-    digest = fingerprint(data, *[] if labels is None else conditions)
+    digest = fingerprint(data, labels)
     begin = None if student is None else denoiser_hash(student)
     origin = record_training(folder, cfg, (teacher, student), shape, student=begin, data=digest)
     yield from _train_rounds(

@@ -20,7 +20,7 @@ from ..training.devices import to_device, local_batch
 from ..training.loop import Fit, fit
 
 # %% auto #0
-__all__ = ['edm_loss', 'train_teacher', 'root_mean_square']
+__all__ = ['edm_loss', 'train_teacher', 'root_mean_square', 'training_labels']
 
 # %% ../../nbs/distillation/01_teaching.ipynb #d39ee93c
 def edm_loss(
@@ -70,11 +70,9 @@ def train_teacher(
     check_state(images, 'images')
     check_precision(denoiser)
     _check_scale(denoiser, images)
-    labels = _training_labels(denoiser, labels, len(images), null_class)
+    labels = training_labels(denoiser, labels, len(images), null_class)
     if folder is not None:
-        given = labels.values() if isinstance(labels, dict) else [labels]
-        data = fingerprint(images, *[t for t in given if t is not None])
-        claim_folder(folder, dict(batch=batch, data=data))
+        claim_folder(folder, dict(batch=batch, data=fingerprint(images, labels)))
     device = next(denoiser.parameters()).device
 
     def step(model, i):
@@ -107,7 +105,7 @@ def _check_scale(denoiser: NetDenoiser, images: Tensor) -> None:
         )
 
 
-def _training_labels(
+def training_labels(
     denoiser: NetDenoiser, labels: Tensor | dict | None, n: int, null_class: int | None
 ) -> Tensor | dict | None:
     "Labels as the network counts them: its classes, then the null class; a dict as it is."

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/training/02_checkpoints.ipynb #28ca5303
 from __future__ import annotations
+import contextlib
 import hashlib
 import json
 import math
@@ -13,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from ..core import atomic_path, load_tensors, read_json, refuse, reworded
 from ..core import save_tensors, tensor_bytes, write_json
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'SAME_ANSWERS', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
-           'keep_as_best', 'newest_checkpoint', 'is_main', 'fingerprint', 'apart', 'same_run', 'refuse_other',
-           'claim_folder']
+           'keep_as_best', 'newest_checkpoint', 'newest_config', 'is_main', 'fingerprint', 'apart', 'same_run',
+           'refuse_other', 'claim_folder']
 
 # %% ../../nbs/training/02_checkpoints.ipynb #90800adb
 def checksum(
@@ -121,16 +122,25 @@ def newest_checkpoint(
     return None
 
 # %% ../../nbs/training/02_checkpoints.ipynb #d7d0f6d6
+def newest_config(folder: Path | str) -> dict | None:  # None: there is no checkpoint
+    "The configuration of the newest checkpoint; its numbers are not read."
+    for path in sorted(Path(folder).glob(CHECKPOINTS), reverse=True):
+        with contextlib.suppress(LookupError, TypeError, ValueError, OSError, SafetensorError):
+            with safe_open(path, 'pt') as f:
+                return json.loads(f.metadata()['meta'])['config']
+
+
 def is_main() -> bool:  # True unless this is one of several processes, and not the first
     "Is this the process that writes files and shows progress?"
     return int(os.environ.get('RANK', 0)) == 0
 
 
-def fingerprint(*tensors: Tensor) -> str:  # 16 hex digits
-    "Tells tensors apart by their bytes."
+def fingerprint(*tensors: Tensor | dict | None) -> str:  # 16 hex digits
+    "Tells tensors apart by their bytes, and dictionaries of them; None is nothing."
     digest = hashlib.sha256()
     for t in tensors:
-        digest.update(tensor_bytes(t))
+        for one in t.values() if isinstance(t, dict) else [t] * (t is not None):
+            digest.update(tensor_bytes(one))
     return digest.hexdigest()[:16]
 
 

@@ -20,10 +20,10 @@ from ..core import copied, to_device
 from .config import Hardware
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'blocks', 'recompute_blocks', 'lean_copy', 'trainable_copy',
-           'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_sharded', 'shard_like',
-           'peak_bytes', 'chosen_precision', 'numerics', 'set_precision', 'set_memory_format', 'left_as_found',
-           'numbers_as_tensors', 'Replayed', 'replayed', 'to_device']
+__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'check_parts', 'blocks', 'recompute_blocks', 'lean_copy',
+           'trainable_copy', 'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_sharded',
+           'shard_like', 'peak_bytes', 'chosen_precision', 'numerics', 'set_precision', 'set_memory_format',
+           'left_as_found', 'numbers_as_tensors', 'Replayed', 'replayed', 'to_device']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -62,6 +62,12 @@ def local_batch(
         )
     own = slice(part.index * n // part.parts, (part.index + 1) * n // part.parts)
     return range(n)[own] if isinstance(batch, int) else batch[own]
+
+
+def check_parts(batch: int, hardware: Hardware) -> None:
+    "Refuse before any work a batch that processes and micro-batches cannot divide."
+    with as_part(0, int(os.environ.get('WORLD_SIZE', 1)) * hardware.accumulate):
+        local_batch(batch)
 
 # %% ../../nbs/training/03_devices.ipynb #065ff6a5
 def blocks(model: nn.Module) -> list[nn.Module]:

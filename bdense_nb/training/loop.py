@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import check_type, copied, iteration_seed, locked, reworded, undisturbed
-from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
-from .checkpoints import is_main, refuse_other, same_run
+from .checkpoints import CHECKPOINTS, fingerprint
+from .checkpoints import is_main, newest_config, refuse_other, same_run
 from .config import Hardware, TrainConfig
 from .devices import Averaged, Processes, as_part, average_gradients
 from .devices import chosen_precision, full_tensor, is_sharded
@@ -34,8 +34,8 @@ from .devices import shard_model
 from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
-__all__ = ['StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State', 'training', 'Fit',
-           'fit']
+__all__ = ['StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State', 'check_resumed',
+           'training', 'Fit', 'fit']
 
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
 def lr_factor(
@@ -594,7 +594,7 @@ class State:
 
     def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
         "Go back to a checkpoint, if it is one of this run."
-        _check_same(checkpoint_path(self.folder, meta['done']), meta['config'], self.cfg)
+        check_resumed(self.folder, self.cfg, meta['config'])
         part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
         left = meta.get('frozen', {})  # of older checkpoints nothing
         with reworded(lambda e: f'{self.folder} holds a run of another model: {e}', ValueError):
@@ -615,12 +615,15 @@ class State:
 MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware)))  # of older checkpoints
 
 
-def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
-    "Refuse to go on with another configuration."
+def check_resumed(folder: Path, cfg: TrainConfig, theirs: dict | None = None) -> None:
+    "Refuse to go on with another configuration than the newest checkpoint's, or the given one."
+    theirs = theirs or newest_config(folder)
+    if theirs is None:
+        return
     known = [f.name for f in fields(TrainConfig)]
     if new := [k for k in theirs if k not in known and k not in MOVED]:
         raise ValueError(
-            f'{path} was written by a newer version of bdense-nb: its configuration '
+            f'{folder} was written by a newer version of bdense-nb: its configuration '
             f'has {", ".join(new)}, which this version does not know; update '
             f'bdense-nb, or use another folder'
         )
@@ -633,7 +636,7 @@ def _check_same(path: Path, theirs: dict, cfg: TrainConfig) -> None:
             f'with the {cfg.schedule} schedule every learning rate depends on steps, so only a '
             'run whose learning rate is constant can be lengthened'
         )
-    refuse_other(path.parent, same_run(theirs, asdict(cfg), defaults, free), why)
+    refuse_other(folder, same_run(theirs, asdict(cfg), defaults, free), why)
 
 
 def _check_frozen(theirs: dict[str, str], mine: dict[str, str]) -> None:  # digests by name
