@@ -534,7 +534,12 @@ def _batch_of(options: Teach) -> int:
     return batch
 
 
-def check_teaching(out: str, cfg: TrainConfig, batch: int, data: Callable) -> None:
+def check_teaching(
+    out: str,
+    cfg: TrainConfig,
+    batch: int,
+    data: Callable,  # gives samples and labels, if it is asked
+) -> None:
     "Refuse a folder that holds another training, or one of other data."
     notes = Path(out) / STARTED, Path(out) / 'checkpoints' / 'run.json'
     if all(note.is_file() for note in notes):
@@ -547,11 +552,10 @@ def check_teaching(out: str, cfg: TrainConfig, batch: int, data: Callable) -> No
 
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
-    out, data = options.out, options.data
+    out, data, batch = options.out, options.data, _batch_of(options)
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
     put_back(out)
     check_folder(out, ('checkpoints',), line)
-    batch = _batch_of(options)
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
     folder = Path(out) / 'checkpoints'
@@ -775,7 +779,12 @@ def distill_plan(
     return plan | {f'grid_of_{len(g) - 1}_steps': g.tolist() for g in grids} | found
 
 
-def check_start(cfg, source: Callable, bank: str | None, hardware: Hardware) -> None:
+def check_start(
+    cfg,
+    source: Callable,  # the teacher
+    bank: str | None,  # the folder that --bank names
+    hardware: Hardware,
+) -> None:
     "Refuse a batch that cannot be cut, and a bank of another run."
     check_parts(cfg.batch, hardware)
     if bank and isinstance(cfg, SFDBase) and cfg.teacher_states == 'global':
@@ -785,7 +794,11 @@ def check_start(cfg, source: Callable, bank: str | None, hardware: Hardware) -> 
 
 
 def check_run(
-    folder: Path, cfg, source: Callable, shape: tuple[int, ...], pairs: tuple | None
+    folder: Path,
+    cfg,
+    source: Callable,
+    shape: tuple[int, ...],
+    pairs: tuple | None,  # clean data and labels
 ) -> None:
     "Refuse a folder that holds another run."
     if not (note := folder / 'run.json').is_file():

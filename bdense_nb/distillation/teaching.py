@@ -106,7 +106,10 @@ def _check_scale(denoiser: NetDenoiser, images: Tensor) -> None:
 
 
 def training_labels(
-    denoiser: NetDenoiser, labels: Tensor | dict | None, n: int, null_class: int | None
+    denoiser: NetDenoiser,
+    labels: Tensor | dict | None,
+    n: int,
+    null_class: int | None,  # the class that stands for "no class"
 ) -> Tensor | dict | None:
     "Labels as the network counts them: its classes, then the null class; a dict as it is."
     if labels is None:

@@ -615,8 +615,12 @@ class State:
 MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware)))  # of older checkpoints
 
 
-def check_resumed(folder: Path, cfg: TrainConfig, theirs: dict | None = None) -> None:
-    "Refuse to go on with another configuration than the newest checkpoint's, or the given one."
+def check_resumed(
+    folder: Path,
+    cfg: TrainConfig,
+    theirs: dict | None = None,  # that of the checkpoint; None: it is read
+) -> None:
+    "Refuse to go on with another configuration than the newest checkpoint's."
     theirs = theirs or newest_config(folder)
     if theirs is None:
         return
