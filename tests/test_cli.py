@@ -619,7 +619,7 @@ def test_a_dry_run_refuses_what_the_start_refuses(at, tmp_path, monkeypatch):
     for line in (sfd % 's' + bank + ' --steps 2', flat + ' 2', teach + ' ring', pd + ' ring'):
         at(line)
     for line, why in {
-        sfd % 's' + ' --steps 3': 'with the cosine schedule',
+        sfd % 's' + bank + ' --steps 3': 'with the cosine schedule',
         flat + ' 1': 'steps: 2 there, 1 now',
         teach + ' moons': 'data: ',
         pd + ' moons': 'data: ',

@@ -447,10 +447,10 @@ def goes_on(
 ) -> str:
     "What becomes of the run in a folder; what cannot be done is refused, by a dry run in words."
     try:
-        able()
         if not options.overwrite:
             check()
             check_resumed(folder, loop)
+        able()
     except ValueError as e:
         if options.dry_run:
             return f'would be refused: {e}'
