@@ -638,7 +638,26 @@ def test_a_host_of_ones_own_is_named_in_the_line(shell):
         'bdense_distill', COMMANDS['bdense_distill'], ['x', '--host', 'mine:Straight', '--K', '2']
     )
     assert found[2] == Straight(2)
-    assert 'builtins:dict makes a dict' in shell('bdense_distill x --host builtins:dict', 1)[1]
+    for name, why in {
+        'builtins:dict': 'builtins:dict makes a dict',
+        'test_cli:Host': 'test_cli:Host makes a Host',
+        'test_cli:tuples': 'tuples() missing 1 required positional argument',
+    }.items():
+        assert why in shell(f'bdense_distill x --host {name}', 1)[1]
+    parse(
+        'bdense_distill', COMMANDS['bdense_distill'], 'x --host mine:Straight --preset demo'.split()
+    )
+    assert 'preset_name is not used' in shell.capsys.readouterr().out
+
+
+def test_what_a_file_holds_is_of_its_kind(shell):
+    for found, why in (
+        (dict(host='nobody'), 'a.json: unknown host .*--host module:Class'),
+        (dict(options=[1]), 'a.json: options must be'),
+        (dict(options=dict(trust_teacher='yes')), "trust_teacher must be true .* got 'yes'"),
+    ):
+        Path('a.json').write_text(json.dumps(dict(config={}, **found)))
+        assert re.search(why, shell('bdense_distill x --config a.json', 1)[1])
 
 
 def test_a_host_of_ones_own_keeps_its_bank_as_it_likes(shell, monkeypatch):

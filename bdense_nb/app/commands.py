@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ from .sources import shape_of, teacher_and_shape, teacher_facts
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
 from ..core import about_run, check_choice, check_int, copied, data_dir
-from ..core import read_json, refuse, write_json
+from ..core import read_json, refuse, reworded, write_json
 from ..diffusion.data import TOY_SETS, fashion_mnist, image_folder
 from ..diffusion.denoisers import TEACHERS, EDMDenoiser, GuidedDenoiser
 from ..diffusion.denoisers import NetDenoiser, load_teacher
@@ -613,10 +613,16 @@ class Distill(Watched, Distilled):
 
 def own_host(name: str | None) -> Host | None:
     "The host that `module:class` names, with its defaults."
-    made = name and find_net(name, 'host')()
-    if made is None or isinstance(made, Host):
+    if name is None:
+        return None
+    alone = lambda e: f'host must name a subclass of Host with defaults, and {name} is none: {e}'
+    with reworded(alone, TypeError):
+        made = find_net(name, 'host')()
+    if isinstance(made, Host) and is_dataclass(made):
         return made
-    raise ValueError(f'host must name a subclass of Host, and {name} makes a {type(made).__name__}')
+    raise ValueError(
+        f'host must name a subclass of Host, a dataclass, and {name} makes a {type(made).__name__}'
+    )
 
 
 def host_of(stored: Stored, base) -> type:
@@ -624,13 +630,17 @@ def host_of(stored: Stored, base) -> type:
     if stored.host is None:
         several = isinstance(base, SFDConfig) and isinstance(stored.config.get('nfe'), list)
         return SFDVConfig if several else type(base)
-    check_choice('host', stored.host, hosts())
+    own = lambda e: f'{stored.path}: {e}; your own is imported by --host module:Class'
+    with reworded(own, ValueError):
+        check_choice('host', stored.host, hosts())
     return hosts()[stored.host]
 
 
 def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     "The preset, a stored configuration on top, or the second stage of a student."
     base = own_host(said.get('host')) or preset(said.get('preset_name', 'fashion_mnist'))
+    if is_main() and {'host', 'preset_name'} <= said.keys():
+        print('host decides: preset_name is not used')
     stored = read_config(said.get('config'))
     where = stored.path
     host = host_of(stored, base)

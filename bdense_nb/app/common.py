@@ -360,6 +360,7 @@ def read_config(path: str | None) -> Stored:  # None: there is no file, and noth
             k: v for k, v in config.items() if k not in ('teacher', 'student', 'data', 'answers')
         }
     options = found.get('options', {}) if nested else {}
+    refuse(f'{file}: options', (not isinstance(options, dict), 'must be names with values'))
     command = str(found.get('command', about.get('command', ''))).split(' ')[0]
     command = command if command.startswith('bdense_') else ''
     return Stored(config, hardware, host, options, command, str(file))
@@ -384,6 +385,9 @@ def unsaid(found: dict, kind: type, said: dict[str, str]) -> dict:
     "Stored options that are not the usual ones, and for which nothing else is typed."
     usual = {f.name: f.default for f in fields(kind) if f.name not in HERE}
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    for k, v in found.items():
+        if isinstance(usual.get(k), bool) and not isinstance(v, bool):
+            raise ValueError(f'{k} must be true or false in a file, got {v!r}')
     return {
         k: v for k, v in found.items() if v != usual.get(k, v) and not {k, f'no_{k}'} & said.keys()
     }
