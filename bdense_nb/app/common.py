@@ -305,9 +305,9 @@ def started(out: str, line: Line, options: Options, **configs) -> Iterator[dict]
         found = dict(computed_with=found.get('hardware'), **found)
         try:
             yield {k: found[k] for k in ('command', 'computed_with', 'earlier') if k in found}
-        except BaseException:
+        except BaseException as e:
             put_back(out)
-            if is_main() and work_in(out) == work:
+            if isinstance(e, Exception) and is_main() and work_in(out) == work:
                 note.unlink(missing_ok=True)
                 if before is not None:
                     with atomic_path(note) as path:
