@@ -798,8 +798,8 @@ def check_start(
     "Refuse a batch that cannot be cut, and a bank of another run."
     check_parts(cfg.batch, hardware)
     if bank and isinstance(cfg, SFDBase) and cfg.teacher_states == 'global':
-        for nfe, one in cfg.suited(source).each.items():
-            teacher = frozen_copy(source, one.shape)
+        for nfe, one in cfg.each.items():
+            one, teacher = one.suited(source), frozen_copy(source, one.shape)
             check_bank(teacher, one.plan, one.all_seeds, one.batch, Path(bank) / f'nfe-{nfe}')
 
 
