@@ -21,7 +21,7 @@ from ..core import save_tensors, tensor_bytes, write_json
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'SAME_ANSWERS', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
-           'keep_as_best', 'newest_checkpoint', 'newest_config', 'is_main', 'fingerprint', 'apart', 'same_run',
+           'keep_as_best', 'newest_checkpoint', 'newest_note', 'is_main', 'fingerprint', 'apart', 'same_run',
            'refuse_other', 'claim_folder']
 
 # %% ../../nbs/training/02_checkpoints.ipynb #90800adb
@@ -122,12 +122,12 @@ def newest_checkpoint(
     return None
 
 # %% ../../nbs/training/02_checkpoints.ipynb #d7d0f6d6
-def newest_config(folder: Path | str) -> dict | None:  # None: there is no checkpoint
-    "The configuration of the newest checkpoint; its numbers are not read."
+def newest_note(folder: Path | str) -> dict | None:  # None: there is no checkpoint
+    "The description of the newest checkpoint; its numbers are not read."
     for path in sorted(Path(folder).glob(CHECKPOINTS), reverse=True):
         with contextlib.suppress(LookupError, TypeError, ValueError, OSError, SafetensorError):
             with safe_open(path, 'pt') as f:
-                return json.loads(f.metadata()['meta'])['config']
+                return json.loads(f.metadata()['meta'])
 
 
 def is_main() -> bool:  # True unless this is one of several processes, and not the first

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import check_type, copied, iteration_seed, locked, reworded, undisturbed
-from .checkpoints import CHECKPOINTS, fingerprint
-from .checkpoints import is_main, newest_config, refuse_other, same_run
+from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
+from .checkpoints import is_main, newest_note, refuse_other, same_run
 from .config import Hardware, TrainConfig
 from .devices import Averaged, Processes, as_part, average_gradients
 from .devices import chosen_precision, full_tensor, is_sharded
@@ -594,7 +594,7 @@ class State:
 
     def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
         "Go back to a checkpoint, if it is one of this run."
-        check_resumed(self.folder, self.cfg, meta['config'])
+        check_resumed(self.folder, self.cfg, meta)
         part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
         left = meta.get('frozen', {})  # of older checkpoints nothing
         with reworded(lambda e: f'{self.folder} holds a run of another model: {e}', ValueError):
@@ -618,16 +618,17 @@ MOVED = ('sample_every', 'tensorboard', *(f.name for f in fields(Hardware)))  # 
 def check_resumed(
     folder: Path,
     cfg: TrainConfig,
-    theirs: dict | None = None,  # that of the checkpoint; None: it is read
+    meta: dict | None = None,  # what describes the newest checkpoint; None: it is read
 ) -> None:
     "Refuse to go on with another configuration than the newest checkpoint's."
-    theirs = theirs or newest_config(folder)
-    if theirs is None:
+    meta = meta or newest_note(folder)
+    if meta is None:
         return
+    path, theirs = checkpoint_path(folder, meta['done']), meta['config']
     known = [f.name for f in fields(TrainConfig)]
     if new := [k for k in theirs if k not in known and k not in MOVED]:
         raise ValueError(
-            f'{folder} was written by a newer version of bdense-nb: its configuration '
+            f'{path} was written by a newer version of bdense-nb: its configuration '
             f'has {", ".join(new)}, which this version does not know; update '
             f'bdense-nb, or use another folder'
         )
