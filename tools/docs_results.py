@@ -205,7 +205,7 @@ def overview(files: dict[str, dict], heads: dict[str, str]) -> str:
     rows = [
         [*map(str, verdicts(d, 'paired_error')), f'[{heads[name]}](#{anchor(name)})']
         for name, d in files.items()
-        if 'experiment' in d
+        if 'experiment' in d and beside(name, files) == name
     ]
     return table(['better', 'worse', 'neither', 'question'], rows)
 
@@ -270,8 +270,9 @@ def summary(out: Path) -> list[str]:
 
 
 def beside(name: str, files: dict[str, dict]) -> str:
-    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves."
+    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of two cores the one of one."
     other = re.sub('_quarter$', '', re.sub('_(exact|other_networks)$', '_copies', name))
+    other = other.replace('_two_cores', '_cpu')
     return other if other in files else name
 
 

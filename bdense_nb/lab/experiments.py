@@ -1301,7 +1301,7 @@ def show_gains(
                 places = found.setdefault(title, {}).setdefault(measure, [])
                 places += [(seen[d.arm, d.nfe, d.iterations], d) for d in mine]
     fig, axes = plt.subplots(
-        len(found), 2, figsize=(5.4, 1.8 * len(found)), squeeze=False, layout='constrained'
+        len(found), 2, figsize=(5.4, 1.5 * len(found)), squeeze=False, layout='constrained'
     )
     for row, (title, measures) in zip(axes, found.items()):
         for ax, (measure, places) in zip(row, measures.items()):
