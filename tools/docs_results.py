@@ -194,10 +194,7 @@ def counted(data: dict, measure: str) -> str:
         f'{d.percent} % ({", ".join([d.name, *(text.format(getattr(d, key)) for key, text in varied.items())])})'
         for d in (found[0], found[-1])
     ]
-    return (
-        f'against "{data["host"]}" {better} better, {worse} worse, {neither} neither: '
-        + ' to '.join(dict.fromkeys(ends))
-    )
+    return f'{better} better, {worse} worse, {neither} neither: ' + ' to '.join(dict.fromkeys(ends))
 
 
 def overview(files: dict[str, dict], heads: dict[str, str]) -> str:
