@@ -881,8 +881,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     if options.dry_run:
         fits = on_one_gpu(source, cfg.suited(source), shape, hardware, start)
         return show_plan(plan() | fits | dict(run=there))
-    long = cfg.loop.steps * len(cfg.rounds or [0]) > 10  # a plan times as many iterations
-    announce(plan if long else None, there)
+    announce(plan if cfg.loop.steps * len(cfg.rounds or [0]) > 10 else None, there)  # it times 10
     with started(out, line, options, config=cfg, hardware=hardware) as note:
         student = _distilled(source, cfg, options, pairs, start, hardware=hardware, hooks=hooks)
         return finish(student, options, note, kind)
