@@ -9,10 +9,11 @@ __all__ = ['ConditionTable', 'EDMDenoiser', 'FlowDenoiser', 'GuidedDenoiser', 'H
            'from_diffusers', 'load_student', 'load_teacher', 'paired_error', 'preset', 'progressive',
            'sample', 'sfd', 'train_teacher', 'trajectory']
 _HOMES = {
-    'diffusion.denoisers': 'EDMDenoiser FlowDenoiser GuidedDenoiser MixtureDenoiser VPDenoiser '
-                           'check_teacher load_teacher',
+    'diffusion.checks': 'check_teacher',
+    'diffusion.denoisers': 'EDMDenoiser FlowDenoiser GuidedDenoiser MixtureDenoiser VPDenoiser',
     'diffusion.nets': 'MLP UNet',
     'diffusion.samplers': 'ConditionTable Sampler sample trajectory',
+    'diffusion.stored': 'load_teacher',
     'distillation.branches': 'branch fold',
     'distillation.distill': 'distill preset',
     'distillation.progressive': 'PDConfig progressive',
@@ -34,7 +35,9 @@ _OLD = {
     'targets': 'distillation.segments', 'trajectories': 'distillation.bank',
     'variable': 'distillation.variable',
     'data': 'diffusion.data', 'nets': 'diffusion.nets', 'samplers': 'diffusion.samplers',
-    'schedules': 'diffusion.schedules', 'teachers': 'diffusion.denoisers distillation.teaching',
+    'schedules': 'diffusion.schedules',
+    'teachers': 'diffusion.denoisers diffusion.identity diffusion.checks diffusion.stored '
+                'distillation.teaching',
     'features': 'evaluation.features', 'intervals': 'evaluation.intervals',
     'metrics': 'evaluation.metrics', 'viz': 'evaluation.pictures',
     'experiments': 'lab.experiments', 'search': 'lab.search',
@@ -46,9 +49,10 @@ _OLD = {
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # for editors and type checkers
+    from .diffusion.checks import check_teacher
     from .diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser
     from .diffusion.denoisers import MixtureDenoiser, VPDenoiser
-    from .diffusion.denoisers import check_teacher, load_teacher
+    from .diffusion.stored import load_teacher
     from .diffusion.nets import MLP, UNet
     from .diffusion.samplers import ConditionTable, Sampler, sample, trajectory
     from .distillation.branches import branch, fold

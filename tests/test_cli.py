@@ -43,13 +43,8 @@ from bdense_nb.app.shell import (
 )
 from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
 from bdense_nb.diffusion.data import fashion_mnist, to_pixels
-from bdense_nb.diffusion.denoisers import (
-    EDMDenoiser,
-    FlowDenoiser,
-    VPDenoiser,
-    load_denoiser,
-    save_denoiser,
-)
+from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, VPDenoiser
+from bdense_nb.diffusion.stored import load_denoiser, save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import ConditionTable
 from bdense_nb.diffusion.schedules import linear_alpha_bar
@@ -382,7 +377,7 @@ def test_a_file_asks_for_its_fields_as_a_line_does(shell):
         free.afs,
     ) == ('flow', False)
     Path('mycode.py').write_text(
-        'from bdense_nb.diffusion.denoisers import load_denoiser\ndef teacher(): return load_denoiser("plane")'
+        'from bdense_nb.diffusion.stored import load_denoiser\ndef teacher(): return load_denoiser("plane")'
     )
     assert cfg('mycode:teacher', dict(shape=[2], pool=4, batch=4, steps=1)).shape == (2,)
     found = seen('search_weights', shell.monkeypatch)
@@ -1164,7 +1159,7 @@ def test_a_student_of_ones_own_host_is_measured(at, root, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'my_hosts.py').write_text(f'{imports}\n{host}')
     make = (
-        'import torch; torch.manual_seed(0); from my_hosts import *; from bdense_nb.diffusion.denoisers import load_denoiser;'
+        'import torch; torch.manual_seed(0); from my_hosts import *; from bdense_nb.diffusion.stored import load_denoiser;'
         'distill(load_denoiser("plane"), Pairs(K=2, nfe=2, steps=2, pool=8, batch=8), show=False).save(sys.argv[1])'
     )
     assert (

@@ -11,12 +11,8 @@ from bdense_nb import load_student
 from bdense_nb.app.comparing import measuring_seconds, read_arms
 from bdense_nb.app.shell import bdense_compare, from_shell
 from bdense_nb.core import read_json
-from bdense_nb.diffusion.denoisers import (
-    EDMDenoiser,
-    GuidedDenoiser,
-    MixtureDenoiser,
-    save_denoiser,
-)
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.stored import save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.distillation.progressive import PDConfig

@@ -15,7 +15,7 @@ from torch import nn
 from bdense_nb.app.exercises import CAPSTONE, EXERCISES, check
 from bdense_nb.core import check_answer, data_dir, read_json, sample_noise
 from bdense_nb.diffusion.data import toy_2d
-from bdense_nb.diffusion.denoisers import load_teacher
+from bdense_nb.diffusion.stored import load_teacher
 from bdense_nb.diffusion.samplers import Sampler, afs_x0, euler_step, sample
 from bdense_nb.diffusion.schedules import karras_sigmas
 from bdense_nb.distillation.branches import branch

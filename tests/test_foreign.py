@@ -18,18 +18,10 @@ import torch
 from torch import nn
 
 from bdense_nb.core import NFECounter, read_json, sample_noise, write_json
-from bdense_nb.diffusion.denoisers import (
-    EDMDenoiser,
-    FlowDenoiser,
-    GaussianDenoiser,
-    ModuleDenoiser,
-    PreconditionedDenoiser,
-    VPDenoiser,
-    as_column,
-    load_denoiser,
-    load_teacher,
-    save_denoiser,
-)
+from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GaussianDenoiser
+from bdense_nb.diffusion.denoisers import ModuleDenoiser, PreconditionedDenoiser, VPDenoiser
+from bdense_nb.diffusion.denoisers import as_column
+from bdense_nb.diffusion.stored import load_denoiser, load_teacher, save_denoiser
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, linear_alpha_bar
 from bdense_nb.diffusion.samplers import ConditionTable
 from bdense_nb.diffusion.nets import MLP

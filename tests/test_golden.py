@@ -8,12 +8,8 @@ import torch
 from conftest import shaken
 from bdense_nb.core import NFECounter, data_dir, sample_labels, sample_noise
 from bdense_nb.diffusion.data import fashion_mnist, toy_2d
-from bdense_nb.diffusion.denoisers import (
-    EDMDenoiser,
-    GaussianDenoiser,
-    MixtureDenoiser,
-    load_teacher,
-)
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.stored import load_teacher
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.diffusion.samplers import SOLVERS, sample, trajectory
 from bdense_nb.diffusion.schedules import (

@@ -184,7 +184,7 @@ def test_a_teacher_is_made_distilled_sampled_measured_and_exported(user):
 
 def test_a_shipped_teacher_and_its_images(user):
     code = (
-        'import torch; from bdense_nb.diffusion.denoisers import load_teacher; from bdense_nb.diffusion.data import fashion_mnist;'
+        'import torch; from bdense_nb.diffusion.stored import load_teacher; from bdense_nb.diffusion.data import fashion_mnist;'
         'print(list(load_teacher()(torch.zeros(2, 1, 28, 28), 1.).shape), len(fashion_mnist("test")[0]))'
     )
     assert user('python', '-c', code) == '[2, 1, 28, 28] 10000'

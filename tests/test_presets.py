@@ -9,7 +9,8 @@ from bdense_nb.app.plans import estimate_run
 from bdense_nb.app.shell import bdense_distill
 from bdense_nb.core import load_tensors
 from bdense_nb.diffusion.data import to_pixels
-from bdense_nb.diffusion.denoisers import EDMDenoiser, save_denoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser
+from bdense_nb.diffusion.stored import save_denoiser
 from bdense_nb.diffusion.nets import UNet
 from bdense_nb.distillation.distill import config_of, distill, preset
 from bdense_nb.distillation.students import load_student

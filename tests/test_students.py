@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import shaken
 from bdense_nb.core import load_tensors, sample_labels, sample_noise, save_tensors, sha256
-from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, VPDenoiser, save_denoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, VPDenoiser
+from bdense_nb.diffusion.stored import save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import sample
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, karras_sigmas

@@ -29,14 +29,9 @@ from bdense_nb.core import (
     sample_noise,
     save_tensors,
 )
-from bdense_nb.diffusion.denoisers import (
-    EDMDenoiser,
-    GaussianDenoiser,
-    MixtureDenoiser,
-    ModuleDenoiser,
-    VPDenoiser,
-    load_teacher,
-)
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.denoisers import ModuleDenoiser, VPDenoiser
+from bdense_nb.diffusion.stored import load_teacher
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import SOLVERS, trajectory
 from bdense_nb.diffusion.schedules import linear_alpha_bar, nested_sigmas

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from bdense_nb.core import about_run, data_dir
-from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.diffusion.stored import load_teacher, read_about
 from bdense_nb.distillation.distill import preset
 from bdense_nb.lab.search import confirm_weights, save_search, search_weights
 

@@ -14,7 +14,7 @@ import torch
 
 from bdense_nb.core import data_dir
 from bdense_nb.diffusion.data import FASHION_CLASSES
-from bdense_nb.diffusion.denoisers import load_teacher
+from bdense_nb.diffusion.stored import load_teacher
 from bdense_nb.diffusion.samplers import Sampler, sample
 from bdense_nb.distillation.distill import preset
 from bdense_nb.distillation.students import Student, load_student

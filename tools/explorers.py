@@ -19,7 +19,7 @@ import torch
 
 from bdense_nb.app.common import draw_samples
 from bdense_nb.core import about_run, data_dir, save_tensors, write_json
-from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.diffusion.stored import load_teacher, read_about
 from bdense_nb.diffusion.samplers import afs_x0
 from bdense_nb.distillation.branches import BranchedDenoiser, branch, fold
 from bdense_nb.distillation.distill import preset

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
-from bdense_nb.diffusion.denoisers import load_teacher, read_about
+from bdense_nb.diffusion.stored import load_teacher, read_about
 from bdense_nb.distillation.progressive import PDConfig, progressive_rounds
 from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.evaluation.metrics import fashion_fd, paired_error

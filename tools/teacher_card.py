@@ -10,7 +10,7 @@ import torch
 from bdense_nb.app.common import draw_samples
 from bdense_nb.core import about_run, data_dir, write_json
 from bdense_nb.diffusion.data import FASHION_CLASSES, fashion_mnist
-from bdense_nb.diffusion.denoisers import TEACHERS, load_teacher, read_about
+from bdense_nb.diffusion.stored import TEACHERS, load_teacher, read_about
 from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas
 from bdense_nb.evaluation.intervals import mean_interval
@@ -32,7 +32,7 @@ CARD = """# The {which}Fashion-MNIST teacher
 
 A class-conditional denoiser of 28x28 images: a U-Net of {parameters:,} parameters (widths {widths}, self-attention at 7x7, pixels folded 2x2 into
 channels) under EDM preconditioning with sigma_data = {sigma_data}. Ten classes and a null class (`label=None`). Load it with
-`bdense_nb.diffusion.denoisers.load_teacher({name!r})`.
+`bdense_nb.load_teacher({name!r})`.
 
 ![Ten classes, four seeds each](samples.png)
 

@@ -35,7 +35,8 @@ from .plans import kept_bytes
 from .shell import Command, Line, Options
 from ..core import AtLeast1, about_run, check_choice, check_int, import_extra
 from ..core import read_json, sample_noise, write_json
-from ..diffusion.denoisers import EDMDenoiser, to_channels_last
+from ..diffusion.denoisers import EDMDenoiser
+from ..diffusion.stored import to_channels_last
 from ..diffusion.nets import UNet
 from ..diffusion.samplers import sample
 from ..diffusion.schedules import karras_sigmas

@@ -47,9 +47,12 @@ from ..applications.series import Series, Windows, read_series
 from ..core import about_run, check_choice, check_int, copied, data_dir
 from ..core import read_json, refuse, reworded, write_json
 from ..diffusion.data import TOY_SETS, fashion_mnist, image_folder
-from ..diffusion.denoisers import TEACHERS, EDMDenoiser, GuidedDenoiser
-from ..diffusion.denoisers import NetDenoiser, load_teacher
-from ..diffusion.denoisers import map_cond, read_about, save_denoiser
+from ..diffusion.denoisers import EDMDenoiser, GuidedDenoiser
+from ..diffusion.stored import TEACHERS
+from ..diffusion.denoisers import NetDenoiser
+from ..diffusion.stored import load_teacher
+from ..diffusion.denoisers import map_cond
+from ..diffusion.stored import read_about, save_denoiser
 from ..diffusion.denoisers import unguided
 from ..diffusion.nets import MLP, UNet
 from ..diffusion.samplers import ConditionTable, Sampler

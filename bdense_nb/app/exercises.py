@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from ..core import NFECounter, Trajectory, check_answer, check_choice, data_dir
 from ..core import read_json, sample_noise
-from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, load_teacher
+from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from ..diffusion.stored import load_teacher
 from ..diffusion.data import toy_2d
 from ..diffusion.nets import MLP
 from ..diffusion.samplers import Sampler, afs_x0, euler_step, sample, trajectory

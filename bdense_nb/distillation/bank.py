@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from ..core import Trajectory, check_choice, check_int, check_sigmas, check_type
 from ..core import locked, reworded, save_tensors, to_device, undisturbed
 from ..diffusion.denoisers import CalledNet, GuidedDenoiser, check_precision
-from ..diffusion.denoisers import cond_like, denoiser_hash, map_cond
-from ..diffusion.denoisers import moving_parts, null_rows, remember_hash
+from ..diffusion.denoisers import cond_like, map_cond
+from ..diffusion.identity import denoiser_hash
+from ..diffusion.denoisers import null_rows
+from ..diffusion.identity import moving_parts, remember_hash
 from ..diffusion.denoisers import unguided
 from ..diffusion.samplers import SOLVERS, Sampler, device_of, draw_start
 from ..diffusion.samplers import trajectory
