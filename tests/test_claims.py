@@ -25,9 +25,7 @@ GIVEN = {  # notebook -> number -> where it comes from
         '4.4': 'the last level but one of the uniform grid from 80, drawn in the figure'
     },
     'distillation/01_teaching': {'1.1': 'the first reading of the drum whose sketch is described'},
-    'diffusion/08_stored': dict.fromkeys(
-        ('1.17', '0.57'), 'the model cards of the two teachers'
-    ),
+    'diffusion/08_stored': dict.fromkeys(('1.17', '0.57'), 'the model cards of the two teachers'),
     'course/2_your_own_data': {
         '0.05': '88 % of the log-normal law in the next cell lie between 0.05 and 2'
     },
