@@ -15,10 +15,10 @@ from torch import nn
 from bdense_nb.app import shell as cli
 from bdense_nb.app import commands, measuring, sources
 from bdense_nb.core import NFECounter, load_tensors, sample_labels, save_tensors
+from bdense_nb.diffusion.checks import check_teacher
 from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GaussianDenoiser
 from bdense_nb.diffusion.denoisers import GuidedDenoiser, MixtureDenoiser, VPDenoiser, null_rows
 from bdense_nb.diffusion.denoisers import unguided
-from bdense_nb.diffusion.checks import check_teacher
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.diffusion.samplers import (
     ConditionTable,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from bdense_nb.diffusion.checks import check_teacher
 from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GaussianDenoiser
 from bdense_nb.diffusion.denoisers import MixtureDenoiser, VPDenoiser, as_column, check_top
-from bdense_nb.diffusion.checks import check_teacher
 from bdense_nb.diffusion.stored import load_denoiser, save_denoiser
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.diffusion.samplers import Sampler, trajectory

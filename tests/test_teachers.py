@@ -8,10 +8,10 @@ import pytest
 import torch
 from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
 from bdense_nb.diffusion.data import fashion_mnist
+from bdense_nb.diffusion.checks import check_itself, check_samples, check_teacher
 from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GaussianDenoiser
 from bdense_nb.diffusion.denoisers import GuidedDenoiser, MixtureDenoiser, ModuleDenoiser
 from bdense_nb.diffusion.denoisers import NetDenoiser, PreconditionedDenoiser, VPDenoiser, as_column
-from bdense_nb.diffusion.checks import check_itself, check_samples, check_teacher
 from bdense_nb.diffusion.stored import TEACHERS, is_complete, load_denoiser, load_teacher
 from bdense_nb.diffusion.stored import read_about, read_run, save_denoiser, to_channels_last
 from bdense_nb.diffusion.nets import MLP, UNet

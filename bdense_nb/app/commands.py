@@ -48,12 +48,9 @@ from ..core import about_run, check_choice, check_int, copied, data_dir
 from ..core import read_json, refuse, reworded, write_json
 from ..diffusion.data import TOY_SETS, fashion_mnist, image_folder
 from ..diffusion.denoisers import EDMDenoiser, GuidedDenoiser
-from ..diffusion.stored import TEACHERS
-from ..diffusion.denoisers import NetDenoiser
-from ..diffusion.stored import load_teacher
-from ..diffusion.denoisers import map_cond
-from ..diffusion.stored import read_about, save_denoiser
-from ..diffusion.denoisers import unguided
+from ..diffusion.denoisers import NetDenoiser, map_cond, unguided
+from ..diffusion.stored import TEACHERS, load_teacher, read_about
+from ..diffusion.stored import save_denoiser
 from ..diffusion.nets import MLP, UNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import check_bank, denoiser_hash, device_of, frozen_copy

@@ -30,12 +30,11 @@ from ..core import check_choice, data_dir, load_tensors, read_json, refuse
 from ..core import reworded
 from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder
 from ..diffusion.data import toy_2d
-from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser
-from ..diffusion.stored import TEACHERS
-from ..diffusion.denoisers import check_classes
 from ..diffusion.checks import check_itself, check_teacher
-from ..diffusion.stored import load_denoiser, load_teacher, read_about
-from ..diffusion.denoisers import unguided
+from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser
+from ..diffusion.denoisers import check_classes, unguided
+from ..diffusion.stored import TEACHERS, load_denoiser, load_teacher
+from ..diffusion.stored import read_about
 from ..diffusion.nets import MLP, TemporalNet
 from ..diffusion.samplers import ConditionTable, draw_start
 from ..distillation.bank import device_of, frozen_copy

@@ -19,12 +19,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import Trajectory, check_choice, check_int, check_sigmas, check_type
 from ..core import locked, reworded, save_tensors, to_device, undisturbed
-from ..diffusion.denoisers import CalledNet, GuidedDenoiser, check_precision
-from ..diffusion.denoisers import cond_like, map_cond
-from ..diffusion.identity import denoiser_hash
-from ..diffusion.denoisers import null_rows
-from ..diffusion.identity import moving_parts, remember_hash
-from ..diffusion.denoisers import unguided
+from ..diffusion.denoisers import CalledNet, GuidedDenoiser
+from ..diffusion.denoisers import check_precision, cond_like, map_cond
+from ..diffusion.denoisers import null_rows, unguided
+from ..diffusion.identity import denoiser_hash, moving_parts
+from ..diffusion.identity import remember_hash
 from ..diffusion.samplers import SOLVERS, Sampler, device_of, draw_start
 from ..diffusion.samplers import trajectory
 from .branches import misfit, sample_shape

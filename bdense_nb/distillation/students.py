@@ -19,14 +19,12 @@ from torch import Tensor, nn
 from ..core import AtLeast1, check_choice, check_digest, check_shape
 from ..core import check_sigmas, check_state, check_type, copied, load_tensors
 from ..core import locked, refuse, reworded, save_tensors, validate
-from ..diffusion.denoisers import FlowDenoiser
-from ..diffusion.stored import CONFIG, DENOISERS, WEIGHTS
-from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser
 from ..diffusion.checks import check_samples
-from ..diffusion.denoisers import guidance_of
-from ..diffusion.stored import load_denoiser, read_about
-from ..diffusion.denoisers import unguided
-from ..diffusion.stored import read_run, save_denoiser
+from ..diffusion.denoisers import FlowDenoiser, GuidedDenoiser
+from ..diffusion.denoisers import NetDenoiser, guidance_of, unguided
+from ..diffusion.stored import CONFIG, DENOISERS, WEIGHTS
+from ..diffusion.stored import load_denoiser, read_about, read_run
+from ..diffusion.stored import save_denoiser
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import SHIFTED

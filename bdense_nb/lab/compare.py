@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 from ..core import check_choice, check_int, read_json, refuse, tensor_bytes, write_json
-from ..diffusion.denoisers import unguided
 from ..diffusion.checks import check_teacher
+from ..diffusion.denoisers import unguided
 from ..diffusion.samplers import Sampler
 from ..distillation.bank import TrajectoryPlan, frozen_copy
 from ..distillation.distill import check_config

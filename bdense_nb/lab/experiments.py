@@ -27,8 +27,8 @@ from torch import Tensor
 from ..core import about_run, check_choice, check_int, data_dir, locked
 from ..core import read_json, refuse, reworded, sample_noise, write_json
 from ..diffusion.data import fashion_mnist, toy_2d
-from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser
-from ..diffusion.denoisers import unguided
+from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.stored import load_teacher
 from ..diffusion.nets import MLP
 from ..diffusion.samplers import Sampler, sample
