@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from ..core import Within, check_choice, check_int, check_number, check_shape
 from ..core import check_state, check_type, copied, refuse, reworded
 from ..core import to_device, uncompiled
-from .identity import Teller, attributes_of, configured, ignored
-from .identity import visible
+from .identity import attributes_in_words, configured, in_words
 from .nets import HALF
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
 
@@ -169,7 +168,7 @@ class CalledNet(nn.Module):
     def given(self) -> dict[str, str]:  # JSON-able
         "Its further arguments in words that tell one value from another."
         tensors = {name: getattr(self, f'more_{name}') for name in self.tensors}
-        return {k: repr(Teller().told(v, k)) for k, v in (self.more | tensors).items()}
+        return {k: in_words(v, k) for k, v in (self.more | tensors).items()}
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
         "The network's answer."
@@ -432,25 +431,23 @@ class EDMDenoiser(NetDenoiser):
         return d**2 / v * x + s * d / v.sqrt() * raw
 
 # %% ../../nbs/diffusion/02_denoisers.ipynb #04f88e41
-def outside_of(denoiser: NetDenoiser) -> Iterator[tuple[str, nn.Module]]:  # names and parts
+def outside_of(
+    denoiser: NetDenoiser,  # around a network, or a module that calls one
+) -> Iterator[tuple[str, nn.Module]]:  # names and parts
     "Of a module with formulas of its own: all but its network."
     net = denoiser.net.net if isinstance(denoiser.net, CalledNet) else denoiser.net
     outer = getattr(denoiser, 'outer', net if isinstance(denoiser, ModuleDenoiser) else None)
     return iter(()) if outer is None else outer.named_modules()
 
 
-def constants_of(denoiser: NetDenoiser) -> dict[str, str]:  # name -> value in words, JSON-able
+def constants_of(
+    denoiser: NetDenoiser,  # around a network, or a module that calls one
+) -> dict[str, str]:  # name -> value in words, JSON-able
     "What a module with formulas of its own keeps as plain attributes, outside of its network."
     found = {}
     for part, m in outside_of(denoiser):
-        if type(m).__module__.startswith('torch.'):
-            continue  # their weights' shapes say it
-        kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set - ignored(m))}
-        for name, value in visible(m, attributes_of(m) | kept).items():
-            flag = name.startswith('_') and (value is None or isinstance(value, bool))
-            path = f'{part}.{name}'.lstrip('.')
-            if not flag:
-                found[path] = repr(Teller().told(value, path, {id(m): part}))
+        if not type(m).__module__.startswith('torch.'):  # their weights' shapes say it
+            found |= attributes_in_words(m, part)
     return found
 
 

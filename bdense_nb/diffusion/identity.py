@@ -25,7 +25,7 @@ from ..core import NFECounter, tensor_bytes, uncompiled
 from .nets import NETS
 
 # %% auto #0
-__all__ = ['NOT_COMPARED', 'ignored', 'visible', 'attributes_of', 'configured', 'Teller', 'moving_parts', 'remember_hash',
+__all__ = ['NOT_COMPARED', 'ignored', 'configured', 'in_words', 'attributes_in_words', 'moving_parts', 'remember_hash',
            'denoiser_hash']
 
 # %% ../../nbs/diffusion/06_identity.ipynb #5b1d7c3a
@@ -64,7 +64,7 @@ def ignored(
     return {name for kind in type(thing).__mro__ for name in getattr(kind, 'hash_ignores', ())}
 
 
-def visible(thing, found: dict) -> dict:  # found: its attributes or entries
+def _visible(thing, found: dict) -> dict:  # found: its attributes or entries
     "Without the hidden ones, where a library made the class."
     hidden = type(thing).__module__.partition('.')[0] in _LIBRARIES
     return {k: v for k, v in found.items() if not (hidden and str(k).startswith('_'))}
@@ -78,7 +78,7 @@ def _is_installed(thing) -> bool:  # a class or function
     return thing.__module__ != '__main__' and '<' not in f'{thing.__module__}.{thing.__qualname__}'
 
 
-def attributes_of(thing) -> dict:  # without those that change no answer
+def _attributes(thing) -> dict:  # without those that change no answer
     found = dict(vars(thing)) if hasattr(thing, '__dict__') else {}
     for kind in type(thing).__mro__:
         names = getattr(kind, '__slots__', ())
@@ -136,7 +136,9 @@ def _pickled(thing) -> list | None:  # None: it cannot be
 _CONFIGURED = set()  # see `configured`
 
 
-def configured(kind: type) -> type:
+def configured(
+    kind: type,  # decorated, of denoisers
+) -> type:  # the same
     "Of a class of denoisers: its network and its configuration say all that it answers."
     _CONFIGURED.add(kind)
     return kind
@@ -151,7 +153,7 @@ def _as_configured(denoiser: nn.Module) -> nn.Module:  # empty where that cannot
         return type(denoiser)(type(net)(**net.config), **denoiser.config)
 
 
-class Teller:
+class _Teller:
     "Says in words what a value is, so that equal words are equal values."
 
     def __init__(self, refuse: bool = False):  # what cannot be told? Else in a reader's words
@@ -253,7 +255,7 @@ class Teller:
             if value.dtype.hasobject
             else hashlib.sha256(value.tobytes()).hexdigest()
         )
-        more = attributes_of(value)  # of a class of its own, such as a mask
+        more = _attributes(value)  # of a class of its own, such as a mask
         said = [str(value.dtype), value.shape, kept, *[inner(more, 'attributes')] * bool(more)]
         return self.short('an array', said)
 
@@ -263,7 +265,7 @@ class Teller:
             plain = lambda k: self.refuse and (_is_plain(k) or isinstance(k, type | Enum))
             said = [
                 (str(k) if plain(k) else _Words(repr(inner(k, 'key'))), inner(v, k))
-                for k, v in visible(value, value).items()
+                for k, v in _visible(value, value).items()
             ]
             said = dict(said if self.refuse else sorted(said, key=lambda told: told[0]))
         else:
@@ -271,7 +273,7 @@ class Teller:
         if not isinstance(value, list | tuple | dict):
             return said
         entries = value if isinstance(value, dict) else ()  # a dictionary's may be attributes too
-        more = {k: v for k, v in visible(value, attributes_of(value)).items() if k not in entries}
+        more = {k: v for k, v in _visible(value, _attributes(value)).items() if k not in entries}
         if getattr(value, 'default_factory', None):
             more['default'] = value.default_factory
         return [said, inner(more, 'attributes')] if more else said
@@ -321,7 +323,7 @@ class Teller:
         return self.short(f.__name__, said)
 
     def attributes(self, thing, path: str, above: dict[int, str]) -> dict:
-        found = attributes_of(thing) if self.refuse else visible(thing, attributes_of(thing))
+        found = _attributes(thing) if self.refuse else _visible(thing, _attributes(thing))
         return {k: self.told(v, f'{path}.{k}'.lstrip('.'), above) for k, v in found.items()}
 
     def settings(self, model: nn.Module, above: dict[int, str]) -> list:
@@ -353,7 +355,7 @@ class Teller:
         if isinstance(denoiser, nn.Module):
             parts = dict(denoiser.state_dict(), config=getattr(denoiser, 'config', None))
         else:
-            parts = attributes_of(denoiser)
+            parts = _attributes(denoiser)
         for name, value in parts.items():
             digest.update(name.encode())
             named = isinstance(value, partial | type | GenericAlias) or _is_function(value)
@@ -375,6 +377,30 @@ class Teller:
         return digest.hexdigest()[:16]
 
 
+def in_words(
+    value,  # anything that a denoiser keeps
+    path: str,  # its name
+    above: dict[int, str] | None = None,  # id -> name of what it is a part of
+) -> str:
+    "A value as a reader is told it, long ones by a digest."
+    return repr(_Teller().told(value, path, above))
+
+
+def attributes_in_words(
+    m: nn.Module,  # a part of a denoiser
+    part: str,  # its name
+) -> dict[str, str]:  # name -> value, see `in_words`
+    "What a module keeps as plain attributes and as buffers that are not stored."
+    kept = {k: m._buffers[k] for k in sorted(m._non_persistent_buffers_set - ignored(m))}
+    found = {}
+    for name, value in _visible(m, _attributes(m) | kept).items():
+        flag = name.startswith('_') and (value is None or isinstance(value, bool))
+        path = f'{part}.{name}'.lstrip('.')
+        if not flag:
+            found[path] = in_words(value, path, {id(m): part})
+    return found
+
+
 #: frozen copy in which calls leave something -> its hash after the first one
 _AT_FIRST = weakref.WeakKeyDictionary()
 
@@ -382,7 +408,7 @@ _AT_FIRST = weakref.WeakKeyDictionary()
 def moving_parts(denoiser: nn.Module) -> list | None:  # None: they cannot be told
     "What a call may leave something in: all but the parameters."
     with contextlib.suppress(TypeError):
-        told = Teller(refuse=True).settings(denoiser, {})
+        told = _Teller(refuse=True).settings(denoiser, {})
         return [*told, *(_sha(b) for b in denoiser.buffers())]
 
 
@@ -403,4 +429,4 @@ def denoiser_hash(denoiser: Callable) -> str:  # 16 hex digits
     importable class (see `bank.answers`); a class may list attributes that change no answer in
     `hash_ignores`."""
     known = _AT_FIRST.get(denoiser) if isinstance(denoiser, nn.Module) else None
-    return known or Teller(refuse=True).hash(denoiser, {})
+    return known or _Teller(refuse=True).hash(denoiser, {})
