@@ -576,7 +576,8 @@ def titled(text: str) -> list[str]:
 MAIN = {  # module -> what its page begins with; elsewhere that is what `import bdense_nb` gives
     'core': 'sample_noise Trajectory NFECounter data_dir',
     'diffusion.schedules': 'make_sigmas karras_sigmas',
-    'diffusion.denoisers': 'load_teacher EDMDenoiser VPDenoiser FlowDenoiser',
+    'diffusion.denoisers': 'EDMDenoiser VPDenoiser FlowDenoiser',
+    'diffusion.identity': 'denoiser_hash',
     'diffusion.data': 'fashion_mnist image_folder toy_2d',
     'training.checkpoints': 'write_checkpoint read_checkpoint newest_checkpoint',
     'training.devices': 'local_batch Processes set_precision',
