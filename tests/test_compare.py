@@ -316,6 +316,7 @@ def test_the_papers_settings_plan(preset, net, tmp_path, monkeypatch):
     """Of each host, with a network that costs nothing; those of ImageNet-64 are planned as a command in test_presets.py, and run in the
     notebook on a GPU."""
     monkeypatch.setitem(sys.modules, 'standing', type(sys)('standing'))
+    monkeypatch.setattr(Sampler, 'seconds_per_sample', property(lambda arm: float(arm.nfe)))
     torch.manual_seed(0)
     sys.modules['standing'].make = lambda: EDMDenoiser(UNet(3, **net), 0.5)
     data = {}
@@ -330,6 +331,7 @@ def test_the_papers_settings_plan(preset, net, tmp_path, monkeypatch):
         teacher='standing:make',
         preset_name=preset,
         size=32,
+        batch=2,
         trust_teacher=True,
         dry_run=True,
         **data,

@@ -35,14 +35,15 @@ def test_import_costs_next_to_nothing():
 
 
 def test_names_are_loaded_when_first_used():
-    "And Optuna by a search only."
+    "And Optuna by a search only; PyTorch's compiler not by a teacher that is loaded."
     code = (
         'import sys, bdense_nb; dir(bdense_nb); assert "torch" not in sys.modules; bdense_nb.TrainConfig;'
         'print("bdense_nb.training.loop" in sys.modules, "bdense_nb.diffusion" in sys.modules);'
         'import bdense_nb.distillation.distill; print("bdense_nb.lab.search" in sys.modules);'
-        'import bdense_nb.lab.search; print("optuna" in sys.modules)'
+        'import bdense_nb.lab.search; print("optuna" in sys.modules);'
+        'bdense_nb.load_teacher(); print("torch._dynamo" in sys.modules)'
     )
-    assert fresh(code).split() == ['True', 'False', 'False', 'False']
+    assert fresh(code).split() == ['True', 'False', 'False', 'False', 'False']
 
 
 @pytest.mark.parametrize('name', bdense_nb.__all__)

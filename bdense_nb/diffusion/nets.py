@@ -39,11 +39,13 @@ class NoiseEmbedding(nn.Module):
         super().__init__()
         self.n_classes = n_classes
         self.time_scale = time_scale
-        freqs = math.pi * torch.logspace(-2, 5, n_freqs, base=2.0)
-        self.register_buffer('freqs', freqs, persistent=False)
+        # on the meta device logspace and normal_ import torch's compiler, which takes a second
+        freqs = math.pi * torch.logspace(-2, 5, n_freqs, base=2.0, device='cpu')
+        self.register_buffer('freqs', freqs.to(torch.get_default_device()), persistent=False)
         self.lin1 = nn.Linear(2 * n_freqs, dim)
         self.lin2 = nn.Linear(dim, dim)
-        self.classes = nn.Embedding(n_classes + 1, dim) if n_classes else None
+        rows = torch.randn(n_classes + 1, dim) if n_classes else None
+        self.classes = None if rows is None else nn.Embedding.from_pretrained(rows, freeze=False)
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         "One vector a sample from its noise level and class."
