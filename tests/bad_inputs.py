@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from forks import ended, fork, run_here
 from kills import RUNS, Attack, Ended, Lab, arguments, difference, leftovers, result, watch_changes
 
-TINY = '--preset demo --K 2 --steps 12 --batch 8 --pool 16'
-HALF = f'bdense_distill half --teacher plane {TINY}'  # a run that was killed on the way
+TINY = '--preset demo --K 2 --steps 10 --batch 8 --pool 16'
+HALF = f'bdense_distill half --teacher plane {TINY.replace("10", "12")}'  # a run that was killed on the way
 SEARCH = (
     'bdense_search found --teacher plane --preset demo --K 2 --n 8 --steps 2 --batch 4 --pool 8'
 )

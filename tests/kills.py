@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from forks import ended, fork, programs, run_here
 
-TINY = '--preset demo --K 2 --steps 12 --batch 8 --pool 16 --teacher ../plane'
+TINY = '--preset demo --K 2 --steps 12 --batch 8 --pool 16 --teacher ../plane'  # its plan is timed first
+SHORT = TINY.replace('12', '10')  # this one's is not
 SAVE = """
 from bdense_nb.distillation.students import load_student
 load_student("../student").save("run")
@@ -30,9 +31,9 @@ load_student("../student").save("run")
 RUNS = {  # what is killed -> its command; it writes into run/
     'teach': 'bdense_teach run --data ring --preset quick --steps 24 --batch 8 --checkpoint_every 6',
     'SFD': f'bdense_distill run {TINY}',
-    'SFD, bank': f'bdense_distill run {TINY} --bank run/bank',
-    'SFD-v': f'bdense_distill run {TINY} --nfe 2,3',
-    'PD': 'bdense_distill run --preset fashion_mnist_pd --nfe 2 --start_steps 8 --steps 8 --batch 8 --data ring --teacher ../plane',
+    'SFD, bank': f'bdense_distill run {SHORT} --bank run/bank',
+    'SFD-v': f'bdense_distill run {SHORT} --nfe 2,3',
+    'PD': 'bdense_distill run --preset fashion_mnist_pd --nfe 2 --start_steps 8 --steps 5 --batch 8 --data ring --teacher ../plane',
     'search': 'bdense_search run --teacher ../plane --preset demo --K 2 --trials 3 --n 8 --steps 2 --batch 4 --pool 8',
     'save': f'python -c {SAVE}',
     'export': 'bdense_export ../student run',
@@ -249,10 +250,11 @@ def prepare(lab: Lab) -> None:
 def plan(
     lab: Lab, name: str, n: int, dice: random.Random
 ) -> list[tuple]:  # (moment, a function that kills there and judges)
-    "About n kills of one run, three of four by SIGKILL and the others by SIGTERM."
+    "n kills of one run, three of four by SIGKILL and the others by SIGTERM."
     whole = lab.undisturbed(name)
-    hard = attacks(dice, whole, signal.SIGKILL, max(n * 3 // 4, 1))
-    soft = attacks(dice, whole, signal.SIGTERM, n - n * 3 // 4)
+    n_hard = n * 3 // 4 or dice.randrange(2)
+    hard = attacks(dice, whole, signal.SIGKILL, n_hard)
+    soft = attacks(dice, whole, signal.SIGTERM, n - n_hard)
     return [
         (moment(attack, whole), lambda attack=attack: one_kill(lab, name, attack))
         for attack in hard + soft

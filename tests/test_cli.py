@@ -94,6 +94,11 @@ class Shell:
     def json(self, text: str, code: int = 0) -> dict:
         return json.loads(self(text + ' --json', code)[0])
 
+    def believes(self) -> None:
+        "From here on no teacher is asked whether it answers with clean estimates: it has been."
+        for room in (commands, measuring):
+            self.monkeypatch.setattr(room, 'check_source', lambda *_, **__: None)
+
 
 @pytest.fixture
 def shell(tmp_path, capsys, monkeypatch):
@@ -1773,26 +1778,23 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     for i, x in enumerate(sample_noise(range(6), (8, 8))):
         Path('photos').mkdir(exist_ok=True)
         Image.fromarray((x * 40 + 128).clamp(0, 255).byte().numpy()).save(f'photos/{i}.png')
-    shell(
-        'bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher'
-    )
     sfd = 'bdense_distill sfd --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --licence mit --teacher_data birds'
-    assert 'does not give clean estimates at' in shell(sfd, 1)[1] and not Path('sfd').exists(), (
-        'an untrained network of the noise'
-    )
+    with shell.monkeypatch.context() as m:
+        m.setattr('bdense_nb.diffusion.denoisers._readings', lambda _: {})  # no guess what fits
+        assert 'does not give clean estimates at' in shell(sfd, 1)[1], 'an untrained network'
+    assert not Path('sfd').exists()
     assert 'the teacher is trusted, although' in shell(sfd + ' --trust_teacher')[0]
+    shell.believes()
+    shell(
+        'bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos'
+    )
     assert (
         'license: "mit"' in Path('sfd/README.md').read_text()
         and '| Teacher trained on | birds |' in Path('sfd/README.md').read_text()
     )
     assert 'pass --data' in shell('bdense_distill x --teacher mine --preset fashion_mnist_pd', 1)[1]
     for name in ('pd', 'sfd'):
-        assert (
-            shell.json(f'bdense_evaluate {name} --teacher mine --n 2 --trust_teacher')['rows'][0][
-                'nfe'
-            ]
-            == 2
-        )
+        assert shell.json(f'bdense_evaluate {name} --teacher mine --n 2')['rows'][0]['nfe'] == 2
         shell(f'bdense_export {name} out-{name} --to diffusers')
         shell(f'bdense_sample out-{name} --n 2 --out {name}.png')
     assert (shell.folder / 'pd' / 'unet').is_dir() and not (
@@ -1800,7 +1802,7 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
     ).exists(), 'this short table ends far from unit noise'
     assert (shell.folder / 'out-sfd' / 'unet').is_dir()
     plan = shell.json(
-        'bdense_distill new --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --trust_teacher --dry-run'
+        'bdense_distill new --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos --dry-run'
     )
     assert plan['data'] == 'photos: 6 of shape (1, 8, 8)' and plan['rounds'] == ['4 to 2 steps']
 
@@ -1824,6 +1826,7 @@ def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell
     budget = '--teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --trust_teacher'
     assert 'pass --null_class 2' in shell(f'bdense_distill plain {budget} --dry_run')[1]
     shell(f'bdense_distill s {budget} --null_class 2')
+    shell.believes()
     assert find_student('s', None, Networks()).denoiser.n_classes == 2
     assert (
         shell.json('bdense_evaluate s --teacher mine --null_class 2 --n 2 --trust_teacher')['rows'][
@@ -1901,6 +1904,7 @@ def test_a_network_told_a_text_from_the_shell(shell):
     shell(
         run + ' --conditions text.safetensors --guidance_scale 3 --null_condition null.safetensors'
     )
+    shell.believes()
     student = find_student('s', None, Networks())
     assert torch.equal(
         student.denoiser.conditions.rows['encoder_hidden_states'], table['encoder_hidden_states']
@@ -2397,6 +2401,7 @@ def test_progressive_distillation_of_what_is_told_a_text(shell):
         if name == 'sd':
             assert 'needs the condition of every sample' in shell(run + ' --data moons', 1)[1]
         shell(run + f' --data {name}.safetensors' + (' --shape 4,4,6' if name == 'flux' else ''))
+        shell.believes()
         student = find_student(f'{name}-pd', None, Networks())
         assert (
             student.about['host'] == 'pd'
@@ -2430,9 +2435,9 @@ def test_progressive_distillation_of_what_is_told_a_text(shell):
 @pytest.mark.parametrize(
     'width, layers, more, says',
     [
-        (48, 5, {}, 'fits, with up to'),
-        (48, 5, dict(batch=512), r'512 samples .* do not fit; --accumulate \d+ makes it fit'),
-        (96, 3, {}, '--lora 8 .*makes it fit'),
+        (80, 2, {}, 'fits, with up to'),
+        (80, 2, dict(batch=512), r'512 samples .* do not fit; --accumulate \d+ makes it fit'),
+        (120, 2, {}, '--lora 8 .*makes it fit'),
     ],
 )
 def test_a_dry_run_says_whether_one_gpu_is_enough(width, layers, more, says):
@@ -2459,19 +2464,15 @@ def test_a_dry_run_says_whether_one_gpu_is_enough(width, layers, more, says):
         | more
     )
     assert sum(p.numel() for p in net.parameters()) > 1e9
-    if width == 96:
+    if 'lora' in says:
         pytest.importorskip('peft')
     found = commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware())['on_one_gpu']
     assert re.match('of 80 GB: ', found) and re.search(says, found), found
-    if parts := re.search(r'--accumulate (\d+)', found):
-        for many, fits in ((int(parts[1]), True), (int(parts[1]) // 2, False)):
-            if '--lora' not in found:
-                assert (
-                    'fits, with'
-                    in commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware(accumulate=many))[
-                        'on_one_gpu'
-                    ]
-                ) is fits
+    if '--lora' not in found and (parts := re.search(r'--accumulate (\d+)', found)):
+        n = int(parts[1])
+        again = commands.on_one_gpu(teacher, cfg, cfg.shape, Hardware(accumulate=n))['on_one_gpu']
+        fits = int(re.search(r'fits, with up to ([\d,]+)', again)[1].replace(',', ''))
+        assert cfg.batch / n <= fits < 2 * cfg.batch / n
 
 
 def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
@@ -2493,7 +2494,7 @@ def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
         gpu_memory_gb=900.0,
         on_one_gpu='of 80 GB: 8 samples at a time do not fit; not even one does, weights and training alone take 880 GB: take several GPUs with --shard',
     )
-    assert [how[3].recompute for how in tried] == [False, False, True]
+    assert [how[3].recompute for how in tried] == [False, True]
 
 
 class Shaped(torch.nn.Module):
@@ -2540,6 +2541,7 @@ def test_adapters_from_the_shell(shell):
     shell(
         'bdense_distill s --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --trust_teacher --conditions text.safetensors --lora 2'
     )
+    shell.believes()
     Path('bare').mkdir()
     Path('mine/unet').rename('bare/transformer')
     assert sources.is_diffusers('bare')

@@ -202,7 +202,6 @@ def students_of(name):
         else PD
     )
     return {
-        'SFD, K = 1': sfd(teacher, SFDConfig(**{**SFD.__dict__, 'K': 1}), show=False),
         'SFD, K = 4': sfd(teacher, SFD, show=False),
         'PD, K = 2': progressive(teacher, data, pd, rows_of(teacher, 4), show=False),
     }
@@ -572,7 +571,7 @@ def test_every_family_is_distilled_and_sampled_by_stock_diffusers(tmp_path):
         for folder, student in zip(folders, made.values())
         if type(student.denoiser) is FlowDenoiser and student.about['host'] == 'sfd'
     }
-    assert len(flows) == 8 and all(
+    assert len(flows) == 4 and all(
         second_stage(load_pretrained(folder, 'cpu')) == second_stage(student)
         for folder, student in flows.items()
     )
@@ -601,7 +600,7 @@ def kept_for_real(teacher, cfg, hardware):
     )
 
 
-@pytest.mark.parametrize('name', ['SD', 'DiT', 'SD3', 'Flux'])
+@pytest.mark.parametrize('name', ['SD', 'DiT', 'Flux'])
 def test_memory_on_paper_is_what_autograd_keeps(name):
     "A network without numbers says to 5 % what a real one keeps in float32, and to a quarter what it keeps in 16 bits."
     teacher = teacher_of(name)

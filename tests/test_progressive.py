@@ -320,7 +320,6 @@ def test_every_network_on_every_grid(kind, schedule, weight):
     'kind, schedule, weight',
     [
         ('edm', 'pd_cosine', 'trunc'),
-        ('v', 'vp_linear', 'trunc'),
         ('v', 'vp_cosine', 'snr+1'),
         ('x0', 'vp_cosine', 'const'),
         ('eps', 'vp_linear', 'snr'),

@@ -40,20 +40,23 @@ def slow_write(tensors, path, metadata):
     real(tensors, path, metadata); whole = open(path, 'rb').read()
     with open(path, 'wb') as f:
         for i in range(10): f.write(whole[i*len(whole)//10:(i + 1)*len(whole)//10]); f.flush(); time.sleep(.01)
-def slow_step(model, i): time.sleep(.02); yield from t.step(model, i)
+def slow_step(model, i): time.sleep(.01); yield from t.step(model, i)
 def child(place, ready):
     core.save_file = slow_write
     os.write(ready, b'x'); t.fit(t.net(), slow_step, t.CFG, place, show=False); os._exit(0)
-def run(place, delay):
+def run(place, delay, in_write=False):
+    written = lambda: [p for p in os.listdir(place) if p.endswith('.tmp')] if os.path.isdir(place) else []
     r, w = os.pipe(); pid = os.fork()
     if not pid: child(place, w)
     os.read(r, 1); begin = time.monotonic()
     if delay is None: os.waitpid(pid, 0); return time.monotonic() - begin
-    time.sleep(delay); writing = [p for p in os.listdir(place) if p.endswith('.tmp')] if os.path.isdir(place) else []
+    time.sleep(delay)
+    while in_write and not written() and time.monotonic() < begin + length: time.sleep(.005)
+    writing = written()
     os.kill(pid, 9); _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status): report.append(dict(folder=place, writing=bool(writing))) # else it had already finished
-length, tries = min(run(f'{folder}/whole{i}', None) for i in range(2)), 0
-while len(report) < 20 and tries < 60: tries += 1; run(f'{folder}/{tries:02d}', draw.uniform(0, length))
+length, tries = run(f'{folder}/whole', None), 0
+while len(report) < 8 and tries < 40: tries += 1; run(f'{folder}/{tries:02d}', draw.uniform(0, length), tries % 2)
 print(json.dumps(report))
 """
 
@@ -74,13 +77,13 @@ def straight(tmp_path):
 # --- killed ---
 
 
-def test_kill_9_at_twenty_random_moments(tmp_path, straight):
+def test_kill_9_at_random_moments_and_in_writes(tmp_path, straight):
     done = python(KILLS, tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     writing = sum(r['writing'] for r in report)
     print(f'{len(report)} killed, {writing} of them during a write')
-    assert len(report) == 20 and writing >= 3
+    assert len(report) == 8 and writing >= 3
     for r in report:
         again(r['folder'])
         assert_same(straight, Path(r['folder']))

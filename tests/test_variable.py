@@ -316,7 +316,7 @@ class Unplugged(TrajectoryBank):
         return super().batch(seeds)
 
 
-@pytest.mark.parametrize('at, K', [(1, 4), (13, 1), (19, 2)])
+@pytest.mark.parametrize('at, K', [(1, 4), (19, 2)])
 def test_resumed_is_the_same_run(tmp_path, teacher, at, K):
     cfg = replace(TINY, steps=20, K=K)
     banks = {

@@ -738,10 +738,10 @@ def _what_fits(source, cfg, shape, hardware: Hardware, student, plan: dict) -> s
             tries |= {'--lora 8 ': (hardware, light), '--lora 8 --recompute ': (lean, light)}
     for options, how in tries.items():
         try:
-            fits = on_paper(source, cfg, shape, *how)['batch_fits']
+            found = on_paper(source, cfg, shape, *how) if options else plan
         except ValueError:
             continue  # no blocks to compute again
-        if not fits:
+        if not (fits := found['batch_fits']):
             continue
         parts = next(
             d for d in range(1, cfg.batch + 1) if not cfg.batch % d and cfg.batch // d <= fits
