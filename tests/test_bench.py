@@ -1,5 +1,6 @@
 "`bdense_bench` measures what it says, and no iteration of a training waits for the device."
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,12 @@ SIZE = Size(dict(widths=(8, 32), n_classes=10), (1, 8, 8), 4)
 ONE_LEVEL = Size(dict(widths=(32,), n_classes=10), (1, 8, 8), 4)
 META, CPU = torch.device('meta'), torch.device('cpu')
 QUICK = Bench(CPU, quick=True)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def clean():
+    "A part ends with a search for garbage, which need not go through what earlier tests left."
+    gc.freeze()
 
 
 def on_meta(step, K: int | None, size: Size = SIZE, **config) -> None:
@@ -77,9 +84,13 @@ def test_all_that_enters_a_compiled_network_is_on_its_device(host, monkeypatch):
     monkeypatch.setattr(
         torch, 'compile', lambda f, dynamic: real(f, backend=backend, dynamic=dynamic)
     )
-    teacher, data, labels = SIZE.denoiser(META), torch.randn(8, *SIZE.shape), torch.arange(8)
+    teacher, data, labels = (
+        ONE_LEVEL.denoiser(META),
+        torch.randn(8, *ONE_LEVEL.shape),
+        torch.arange(8),
+    )
     if host == 'sfd':
-        step = (cfg := sfd_config(SIZE)).step_function(teacher)
+        step = (cfg := sfd_config(ONE_LEVEL)).step_function(teacher)
     else:
         step = pd_step(
             teacher,
@@ -88,7 +99,7 @@ def test_all_that_enters_a_compiled_network_is_on_its_device(host, monkeypatch):
             cfg := PDConfig(start_steps=8, end_steps=4, K=2, updates=4, batch=4),
             4,
         )
-    student = branch(SIZE.denoiser(CPU), cfg.K).to(META).train().requires_grad_(True)
+    student = branch(ONE_LEVEL.denoiser(CPU), cfg.K).to(META).train().requires_grad_(True)
     next(
         training(
             student, step, TrainConfig(10, log_every=10), Hardware(compile=True), teacher=teacher

@@ -21,6 +21,7 @@ from bdense_nb.distillation.branches import BranchedDenoiser, branch, fold, narr
 from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.interop.diffusers import from_diffusers
 from bdense_nb.training.devices import recompute_blocks
+from conftest import in_pairs
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -61,9 +62,7 @@ def storages(model):
 # --- every branch starts as the teacher, and folding gives the teacher back ---
 
 
-@pytest.mark.parametrize('K', [1, 2, 5])
-@pytest.mark.parametrize('wrap', WRAPS)
-@pytest.mark.parametrize('net', NETS)
+@pytest.mark.parametrize('net, wrap, K', in_pairs(NETS, WRAPS, [1, 2, 5]))
 def test_start_and_fold(net, wrap, K):
     teacher, shape, n_classes = teacher_of(net, wrap)
     x, sigma, label = inputs(shape, n_classes)
@@ -646,11 +645,10 @@ def test_compiles_without_a_break(net, wrap):
     teacher, shape, n_classes = teacher_of(net, wrap)
     x, sigma, label = inputs(shape, n_classes)
     student = branch(teacher, 3)
-    for model in (teacher, student):
+    for model, s in ((teacher, 2.0), (student, sigma)):
         torch._dynamo.reset()
         fast = torch.compile(model, fullgraph=True, backend='eager')
-        for s in (sigma, 2.0):
-            torch.testing.assert_close(fast(x, s, label), model(x, s, label))
+        torch.testing.assert_close(fast(x, s, label), model(x, s, label))
     assert all(
         a.equal(b)
         for a, b in zip(student.state_dict().values(), copy.deepcopy(student).state_dict().values())

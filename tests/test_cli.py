@@ -1277,63 +1277,65 @@ def test_a_demonstration_of_other_settings_is_not_replaced(at, tmp_path):
 # --- dry runs and answers for programs ---
 
 
-@pytest.mark.parametrize(
-    'command, holds',
-    [
-        ('bdense_teach new --data ring', dict(updates=12_000, batch=128, images_seen=12_000 * 128)),
-        ('bdense_teach new --data zoo --size 8 --preset quick', dict(updates=400, batch=64)),
-        (
-            'bdense_distill new --teacher plane --preset demo --batch 8 --pool 8 --steps 5',
-            dict(
-                updates=10,
-                nfe=[2],
-                teacher_samples=96,
-                student_samples=80,
-                shape=[2],
-                data='none needed',
-            ),
+PLANS = [  # (a command, what its plan holds)
+    ('bdense_teach new --data ring', dict(updates=12_000, batch=128, images_seen=12_000 * 128)),
+    ('bdense_teach new --data zoo --size 8 --preset quick', dict(updates=400, batch=64)),
+    (
+        'bdense_distill new --teacher plane --preset demo --batch 8 --pool 8 --steps 5',
+        dict(
+            updates=10,
+            nfe=[2],
+            teacher_samples=96,
+            student_samples=80,
+            shape=[2],
+            data='none needed',
         ),
-        (
-            'bdense_distill new --teacher plane --nfe 2,3 --batch 8 --pool 16 --steps 4',
-            dict(nfe=[2, 3], updates=10, teacher_samples=16 * 24 + 16 * 32),
-        ),
-        (
-            'bdense_distill new --teacher small --preset fashion_mnist_pd --start_steps 8 --nfe 2 --steps 5 --batch 4',
-            dict(nfe=[2], updates=10, rounds=['8 to 4 steps', '4 to 2 steps'], shape=[1, 8, 8]),
-        ),
-        (
-            'bdense_search new --teacher plane --trials 5 --steps 2 --batch 8 --pool 8 --n 8',
-            dict(trials=5, trainings=5 + 3 * 4, nfe=[2]),
-        ),
-        (
-            'bdense_sample student --n 1000 --out new.png',
-            dict(samples=1000, nfe=2, network_calls=2000),
-        ),
-        (
-            'bdense_evaluate student --teacher plane --n 100 --out new.json',
-            dict(nfe=2, teacher_nfe=24, samples=100),
-        ),
-        ('bdense_evaluate --experiment ring_pd --out new.json', dict(runs=120, runs_done=0)),
-        (
-            f'bdense_evaluate --experiment ring_pd --out {data_dir() / "results" / "ring_pd.json"}',
-            dict(runs=120, runs_done=120),
-        ),
-        (
-            f'bdense_evaluate --experiment ring_capacity_sfd --out {data_dir() / "results" / "ring_capacity_sfd.json"}',
-            dict(runs=120, runs_done=120),
-        ),
-        (
-            'bdense_export several new --nfe 5',
-            dict(nfe=5, files=['model.safetensors', 'sampling.json']),
-        ),
-    ],
-)
+    ),
+    (
+        'bdense_distill new --teacher plane --nfe 2,3 --batch 8 --pool 16 --steps 4',
+        dict(nfe=[2, 3], updates=10, teacher_samples=16 * 24 + 16 * 32),
+    ),
+    (
+        'bdense_distill new --teacher small --preset fashion_mnist_pd --start_steps 8 --nfe 2 --steps 5 --batch 4',
+        dict(nfe=[2], updates=10, rounds=['8 to 4 steps', '4 to 2 steps'], shape=[1, 8, 8]),
+    ),
+    (
+        'bdense_search new --teacher plane --trials 5 --steps 2 --batch 8 --pool 8 --n 8',
+        dict(trials=5, trainings=5 + 3 * 4, nfe=[2]),
+    ),
+    (
+        'bdense_sample student --n 1000 --out new.png',
+        dict(samples=1000, nfe=2, network_calls=2000),
+    ),
+    (
+        'bdense_evaluate student --teacher plane --n 100 --out new.json',
+        dict(nfe=2, teacher_nfe=24, samples=100),
+    ),
+    ('bdense_evaluate --experiment ring_pd --out new.json', dict(runs=120, runs_done=0)),
+    (
+        f'bdense_evaluate --experiment ring_pd --out {data_dir() / "results" / "ring_pd.json"}',
+        dict(runs=120, runs_done=120),
+    ),
+    (
+        f'bdense_evaluate --experiment ring_capacity_sfd --out {data_dir() / "results" / "ring_capacity_sfd.json"}',
+        dict(runs=120, runs_done=120),
+    ),
+    (
+        'bdense_export several new --nfe 5',
+        dict(nfe=5, files=['model.safetensors', 'sampling.json']),
+    ),
+]
+
+
+@pytest.mark.parametrize('command, holds', PLANS)
 def test_a_dry_run_tells_the_plan_and_writes_nothing(command, holds, at):
     before = {p: p.stat().st_mtime_ns for p in at.folder.rglob('*')} | {
         p: p.stat().st_mtime_ns for p in Path('.').rglob('*')
     }
-    text, _ = at(command + ' --dry-run')
-    assert 'a dry run: nothing is trained, nothing is written\n' in text
+    if command in {plan.split()[0]: plan for plan, _ in PLANS}.values():  # one of each program
+        assert (
+            'a dry run: nothing is trained, nothing is written\n' in at(command + ' --dry-run')[0]
+        )
     answer = at.json(command + ' --dry_run')
     assert answer['dry_run'] and answer['exit_code'] == 0 and {k: answer[k] for k in holds} == holds
     if 'export' not in command and 'experiment' not in command:

@@ -526,14 +526,14 @@ def test_a_guided_teacher_is_what_the_student_learns(tmp_path):
         nfe=2,
         K=4,
         substeps=4,
-        steps=300,
+        steps=200,
         batch=64,
         pool=256,
         lr=5e-3,
         sigma_max=20.0,
         lr_schedule='cosine',
     )
-    student = sfd(exact, cfg, student=start, show=False)
+    student = sfd(exact, cfg, cfg.bank(exact, show=False), student=start, show=False)
     plan = cfg.plan
     ends = {w: plan.sampler(GuidedDenoiser(Two(), w)).sample(300) for w in (1.0, 4.0)}
     to = {w: (student.sample(300) - e).square().mean().sqrt().item() for w, e in ends.items()}

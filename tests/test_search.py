@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import sqlite3
 import sys
 from dataclasses import replace
@@ -63,6 +64,14 @@ def run(teacher, n=4, storage=None, cfg=CFG, **changes):
     return search_weights(
         teacher, cfg, n, storage, **dict(dict(n_samples=8, show=False), **changes)
     )
+
+
+@pytest.fixture(scope='module')
+def begun(teacher, tmp_path_factory):
+    "A storage with one trial."
+    path = tmp_path_factory.mktemp('begun') / 's.db'
+    run(teacher, 1, path)
+    return path
 
 
 def points(result):
@@ -172,7 +181,7 @@ def test_the_target_is_the_teacher_on_a_finer_grid():
     torch.testing.assert_close(x, exact, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize('parts', [(2, N), (3, 4, N), (11, 12, N)], ids=str)
+@pytest.mark.parametrize('parts', [(2, N), (11, 12, N)], ids=str)
 def test_a_search_in_parts_is_the_whole_search(teacher, whole, tmp_path, parts):
     for n in parts:
         result = run(teacher, n, tmp_path / 's.db')
@@ -180,7 +189,7 @@ def test_a_search_in_parts_is_the_whole_search(teacher, whole, tmp_path, parts):
     assert points(result) == points(whole)
 
 
-@pytest.mark.parametrize('stop_at', [1, 2, 7, 12])
+@pytest.mark.parametrize('stop_at', [1, 12])
 def test_a_stopped_trial_is_repeated(teacher, whole, tmp_path, count, stop_at):
     count.stop_at = stop_at
     with pytest.raises(
@@ -289,13 +298,12 @@ def test_bad_input_is_refused_before_any_work(teacher, count, tmp_path, changes,
     ],
     ids=lambda v: v if isinstance(v, str) else '',
 )
-def test_another_search_in_the_storage_is_refused(teacher, tmp_path, changes, what):
-    run(teacher, 1, tmp_path / 's.db')
+def test_another_search_in_the_storage_is_refused(teacher, begun, tmp_path, changes, what):
+    shutil.copy(begun, tmp_path / 's.db')
     with pytest.raises(ValueError, match=f'another configuration.*{what}'):
         run(teacher, 2, tmp_path / 's.db', **changes)
-    assert (
-        len(run(teacher, 2, tmp_path / 's.db', name='another', **changes).trials) == 2
-    )  # beside it there is room
+    if 'search_seed' in what:  # beside it there is room
+        assert len(run(teacher, 2, tmp_path / 's.db', name='another', **changes).trials) == 2
 
 
 def test_another_teacher_is_refused(teacher, tmp_path):
@@ -455,9 +463,8 @@ def test_a_storage_that_cannot_be_written_is_named(teacher, tmp_path, count, mon
     path = tmp_path / 's.db'
     run(teacher, 1, path)
     connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, 'connect', lambda *a, **k: connect(*a, **k | dict(timeout=0.2))
-    )  # instead of five seconds
+    at_once = lambda *a, **k: connect(*a, **k | dict(timeout=0.0))  # instead of five seconds
+    monkeypatch.setattr(sqlite3.dbapi2, 'connect', at_once)
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute('BEGIN EXCLUSIVE')  # another program holds it
         with pytest.raises(OSError, match='s.db cannot be used .*locked.*no other program'):

@@ -137,23 +137,28 @@ def host_step(teacher, student, cfg, i):
         x = landed.detach()
 
 
+def edm():
+    return EDMDenoiser(MLP(width=8, depth=1))
+
+
+def image():
+    return EDMDenoiser(UNet(widths=(8, 32)))
+
+
+def v():
+    return VPDenoiser(MLP(width=8, depth=1), linear_alpha_bar(), 'v')
+
+
 @pytest.mark.parametrize(
-    'make, shape',
+    'make, shape, changes',
     [
-        (lambda: EDMDenoiser(MLP(width=8, depth=1)), (2,)),
-        (lambda: EDMDenoiser(UNet(widths=(8, 32))), (1, 8, 8)),
-        (lambda: VPDenoiser(MLP(width=8, depth=1), linear_alpha_bar(), 'v'), (2,)),
+        (edm, (2,), dict()),
+        (edm, (2,), dict(nfe=3, afs=False, solver='heun')),
+        (edm, (2,), dict(substeps=3, branch_step='end', branch_weights='uniform')),
+        (image, (1, 8, 8), dict()),
+        (v, (2,), dict(nfe=3, afs=False, solver='heun')),
     ],
-    ids=['edm', 'image', 'v'],
-)
-@pytest.mark.parametrize(
-    'changes',
-    [
-        dict(),
-        dict(nfe=3, afs=False, solver='heun'),
-        dict(substeps=3, branch_step='end', branch_weights='uniform'),
-    ],
-    ids=str,
+    ids=lambda value: getattr(value, '__name__', str(value)),
 )
 def test_one_branch_has_the_hosts_losses_and_gradients(make, shape, changes):
     cfg, source = replace(TINY, K=1, batch=16, shape=shape, **changes), shaken(make())

@@ -220,17 +220,16 @@ def test_an_iteration_is_one_of_sfd(teacher):
 
 
 @pytest.mark.parametrize(
-    'changes',
+    'nfe, changes',
     [
-        dict(),
-        dict(K=1),
-        dict(K=2, afs=False, solver='heun'),
-        dict(teacher_states='local', loss='l2'),
-        dict(branch_weights='uniform', branch_weights_end='endpoint'),
+        (2, dict()),
+        (1, dict(K=1)),
+        (2, dict(K=2, afs=False, solver='heun')),
+        (1, dict(teacher_states='local', loss='l2')),
+        (2, dict(branch_weights='uniform', branch_weights_end='endpoint')),
     ],
     ids=str,
 )
-@pytest.mark.parametrize('nfe', [1, 2])
 def test_with_a_single_count_it_is_sfd(teacher, nfe, changes):
     cfg = replace(TINY, nfe=nfe, steps=12, **changes)
     ours, host = sfd_variable(teacher, cfg, (nfe,), show=False), sfd(teacher, cfg, show=False)
