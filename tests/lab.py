@@ -103,7 +103,19 @@ def open_notebook(page, url: str, name: str = '') -> None:
     "Open it (default: what the server shows by itself) and wait until its kernel is there."
     page.goto(f'{url}/lab/tree/{name}?reset' if name else url)
     page.wait_for_selector('.jp-NotebookPanel .jp-Cell', timeout=120_000)
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY, timeout=120_000, polling=100)
+
+
+def open_another(page, path: str) -> None:
+    "Close the notebook that is open, whose kernel goes on, and open one without loading JupyterLab anew."
+    page.evaluate('() => { jupyterapp.shell.currentWidget.dispose(); }')  # asks for nothing
+    page.evaluate(
+        "async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }", path
+    )
+    page.wait_for_function(
+        'path => jupyterapp.shell.currentWidget?.context?.path === path', arg=path, polling=100
+    )
+    page.wait_for_function(READY, timeout=120_000, polling=100)
 
 
 def menu(page, name: str, command: str) -> None:
@@ -121,8 +133,9 @@ def restart_and_run_all(page) -> None:
     page.wait_for_function(
         "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[ \\]:?$/.test(p.textContent.trim()))",
         timeout=60_000,
+        polling=100,
     )
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY, timeout=120_000, polling=100)
     run_all(page)
 
 
@@ -131,8 +144,9 @@ def wait_until_done(page, timeout: float = 300) -> None:
     page.wait_for_function(
         "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[\\d+\\]:?$/.test(p.textContent.trim()))",
         timeout=1000 * timeout,
+        polling=100,
     )
-    page.wait_for_function(READY, timeout=1000 * timeout)
+    page.wait_for_function(READY, timeout=1000 * timeout, polling=100)
 
 
 def errors(page) -> list[str]:

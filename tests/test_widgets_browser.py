@@ -132,66 +132,70 @@ LESSON = [
 ]
 
 
-def test_in_jupyterlab(page, tmp_path, shots):
-    "A lesson as a person goes through it: from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
-    notebooks, home = tmp_path / 'notebooks', tmp_path / 'home'
-    notebooks.mkdir(), home.mkdir()
+def store_lesson(path):
+    "A lesson as it is stored: run, with the first picture of its live control."
     nb = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in LESSON],
         metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')),
     )
-    nbformat.write(nb, notebooks / 'lesson.ipynb')
-    nb = execute(notebooks / 'lesson.ipynb')
+    nbformat.write(nb, path)
+    nb = execute(path)
     freeze_widgets(nb)
     for cell in nb.cells:
         cell.execution_count = None  # as `make sync` leaves it
-    nbformat.write(nb, notebooks / 'lesson.ipynb')
-    with lab.server(notebooks, home) as url:
-        lab.open_notebook(page, url, 'lesson.ipynb')
-        stored = page.locator('.jp-OutputArea img').first
-        stored.scroll_into_view_if_needed()
-        assert stored.evaluate('image => image.naturalWidth') > 0, (
-            'no picture before anything has run'
-        )
-        assert page.get_by_text('Run the notebook up to here').is_visible(), (
-            'no controls, and nothing says why'
-        )
-        shots(page, 'opened')
-        lab.run_all(page)
-        for run in 'first run', 'after a restart':
-            lab.wait_until_done(page)
-            assert not lab.errors(page)
-            use_page(page)
-            use_live(page)
-            shots(page, run)
-            if run == 'first run':
-                lab.restart_and_run_all(page)
-        page.goto('about:blank')  # leaves no request of the page behind when the server ends
-    assert not page.problems
+    nbformat.write(nb, path)
 
 
-def test_make_lab(page, root, tmp_path, shots):
-    "`make lab` opens the course on its first page, with its pictures and a kernel."
-    if not (root / '.venv' / '.ready').is_file():
-        pytest.skip('make has not set up .venv here')
-    (tmp_path / 'home').mkdir()
+def see_first_page(page):
+    "The course's first page, with its pictures and a kernel."
+    assert page.url.endswith('/lab/tree/nbs/index.ipynb')
+    page.get_by_role('heading', name='bdense-nb').first.wait_for()
+    pictures = page.locator('.jp-MarkdownCell img')
+    assert pictures.count() >= 2 and all(
+        p.evaluate('async image => (await image.decode(), image.naturalWidth)') > 0
+        for p in pictures.all()
+    )
+
+
+def go_through(page, shots):
+    "The lesson from the top by the menu, its two explorers by keyboard and mouse, all once more after a restart."
+    stored = page.locator('.jp-OutputArea img').first
+    stored.scroll_into_view_if_needed()
+    assert stored.evaluate('image => image.naturalWidth') > 0, 'no picture before anything has run'
+    assert page.get_by_text('Run the notebook up to here').is_visible(), (
+        'no controls, and nothing says why'
+    )
+    shots(page, 'lesson')
+    lab.run_all(page)
+    for run in 'first run', 'after a restart':
+        lab.wait_until_done(page)
+        assert not lab.errors(page)
+        use_page(page)
+        use_live(page)
+        shots(page, run)
+        if run == 'first run':
+            lab.restart_and_run_all(page)
+
+
+def test_in_jupyterlab(page, root, tmp_path, shots):
+    "`make lab` opens the course on its first page; then a lesson, as a person goes through it. Where make has not set up .venv, JupyterLab is started without it."
+    made = (root / '.venv' / '.ready').is_file()
     command = lambda options: [
         'make',
         '--old-file=.venv/.ready',
         'lab',
         f'ARGS={" ".join(options)}',
     ]  # installs nothing now
-    with lab.server(root, tmp_path / 'home', command) as url:
-        lab.open_notebook(page, url)
-        assert page.url.endswith('/lab/tree/nbs/index.ipynb')
-        page.get_by_role('heading', name='bdense-nb').first.wait_for()
-        pictures = page.locator('.jp-MarkdownCell img')
-        assert pictures.count() >= 2 and all(
-            p.evaluate('async image => (await image.decode(), image.naturalWidth)') > 0
-            for p in pictures.all()
-        )
+    (tmp_path / 'home').mkdir()
+    lesson = root / '_screenshots' / 'lesson.ipynb'
+    store_lesson(lesson)
+    with lab.server(root, tmp_path / 'home', command if made else lab.plain) as url:
+        lab.open_notebook(page, url, '' if made else 'nbs/index.ipynb')
+        see_first_page(page)
         shots(page, 'opened')
-        page.goto('about:blank')
+        lab.open_another(page, lesson.relative_to(root).as_posix())
+        go_through(page, shots)
+        page.goto('about:blank')  # leaves no request of the page behind when the server ends
     assert not page.problems
 
 
