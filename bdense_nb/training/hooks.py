@@ -177,7 +177,7 @@ class LossGraph:
 
     def draw(self, history: list[dict]) -> None:
         "Draw the loss of all readings."
-        if not (IN_NOTEBOOK and is_main()) or len(history) < 2:
+        if not (IN_NOTEBOOK and is_main()) or len(history) < 3:
             return
         import matplotlib.pyplot as plt
         from fastprogress.fastprogress import display  # which is there in a notebook alone
