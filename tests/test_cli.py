@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from conftest import shaken
 from bdense_nb.app import shell as cli
 from bdense_nb.app import commands, common, comparing, measuring, sources
 from bdense_nb.app.commands import new_denoiser, note_pipeline
@@ -44,6 +45,7 @@ from bdense_nb.app.shell import (
 from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
 from bdense_nb.diffusion.data import fashion_mnist, to_pixels
 from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, VPDenoiser
+from bdense_nb.diffusion.identity import denoiser_hash
 from bdense_nb.diffusion.stored import load_denoiser, save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import ConditionTable
@@ -51,8 +53,8 @@ from bdense_nb.diffusion.schedules import linear_alpha_bar
 from bdense_nb.distillation.distill import PRESETS, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
-from bdense_nb.distillation.students import Host, load_student
-from bdense_nb.distillation.variable import SFDVConfig
+from bdense_nb.distillation.students import Host, VariableStudent, load_student
+from bdense_nb.distillation.variable import SFDVConfig, find_step_layer
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
 from bdense_nb.lab.experiments import EXPERIMENTS, Arm, Experiment, World
@@ -2564,3 +2566,19 @@ def test_adapters_from_the_shell(shell):
         'light holds an adapter and an output layer, and no whole network'
         in shell('bdense_sample light --n 2', 1)[1]
     )
+
+
+def test_the_teacher_of_a_second_stage_is_the_student_whose_steps_it_walks(tmp_path):
+    teacher = shaken(EDMDenoiser(MLP(width=8, depth=1)))
+    cfg = SFDVConfig(nfe=(2, 5), shape=(2,))
+    grids = {n: c.grids[1] for n, c in cfg.each.items()}
+    layer = find_step_layer(teacher)
+    biases = torch.stack([teacher.net.get_submodule(layer).bias + i for i in range(2)])
+    VariableStudent(teacher, biases, layer, grids, True, (2,), dict(host='sfd-v')).save(tmp_path)
+    five = load_student(tmp_path, 'cpu').at(5)
+    found = sources.find_teacher(str(tmp_path), common.Teachers(device='cpu'))
+    assert denoiser_hash(found) == denoiser_hash(five.denoiser)
+    for said, steps in (({}, (2, 3)), (dict(nfe='2'), (3, 2))):
+        cfg, _ = commands.distill_configs(dict(teacher=str(tmp_path), preset_name='demo') | said)
+        assert (cfg.n_steps, cfg.substeps) == steps and cfg.afs
+        assert cfg.suited(found).grids[0].tolist() == five.sigmas.tolist()

@@ -15,6 +15,7 @@ from bdense_nb.diffusion.schedules import linear_alpha_bar, make_sigmas
 from bdense_nb.distillation.bank import TrajectoryBank
 from bdense_nb.distillation.branches import branch, fold
 from bdense_nb.distillation.distill import config_of, distill
+from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig, sfd, sfd_step, teacher_bank
 from bdense_nb.distillation.students import Student, VariableStudent, load_student
 from bdense_nb.distillation.variable import (
@@ -732,3 +733,21 @@ def test_a_schedule_is_found_whatever_its_ends(teacher, ends):
         assert (
             second_stage(Student(teacher, make_sigmas(name, 4, *ends), True, (2,))).schedule == name
         )
+
+
+def test_a_student_is_a_teacher_in_its_own_steps_alone(teacher, student):
+    five = student.at(5)
+    stage = second_stage(five, K=1, steps=1, batch=2)
+    assert stage.suited(five.denoiser) == stage
+    assert TINY.suited(teacher, five.denoiser) == TINY  # another one may start as it
+    others = (dict(sigma_max=40.0), dict(substeps=4), dict(solver='heun'), dict(afs=False))
+    unsaid = dict(teacher_own_steps=False, teacher_afs=False)
+    for cfg in (
+        *(replace(stage, **changes) for changes in (*others, unsaid)),
+        SFDVConfig(shape=(2,)),
+        PDConfig(start_steps=4),
+    ):
+        with pytest.raises(ValueError, match='knows its own 6 Euler steps alone'):
+            cfg.suited(five.denoiser)
+    with pytest.raises(ValueError, match='6 Euler steps alone .* it would take 12 by dpmpp3m'):
+        sfd(five.denoiser, replace(TINY, nfe=2), show=False)

@@ -22,10 +22,9 @@ from tyro.conf import Positional
 __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 'Demo', 'peak_memory_gb', 'teacher_arms',
            'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach',
            'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'new_denoiser',
-           'check_teaching', 'teach', 'Distill', 'own_host', 'host_of', 'distill_configs', 'five_calls', 'is_banked',
-           'on_paper', 'on_one_gpu', 'distill_plan', 'check_start', 'check_run', 'note_pipeline', 'distill_run',
-           'finish', 'Search', 'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export',
-           'check_export', 'export']
+           'check_teaching', 'teach', 'Distill', 'own_host', 'host_of', 'distill_configs', 'is_banked', 'on_paper',
+           'on_one_gpu', 'distill_plan', 'check_start', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search',
+           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .common import STARTED, Common, Forgets, Named, Networks, Stored
@@ -38,9 +37,9 @@ from .measuring import sample_student
 from .plans import device_bytes, estimate_run, estimate_training
 from .plans import memory_on_paper
 from .shell import Command, Line, Options
-from .sources import DATA, Distilled, about_teacher, check_source
+from .sources import DATA, Distilled, check_source
 from .sources import data_line, data_of, distill_data, find_student
-from .sources import find_teacher, is_diffusers, is_student, read_data
+from .sources import find_teacher, five_calls, is_student, read_data
 from .sources import shape_of, teacher_and_shape, teacher_facts
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
@@ -654,11 +653,13 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
             print(f'{where} is for the host {host.host}, not for {base.host}: it decides')
         base = host()
     elif host is SFDConfig and is_student(teacher):
-        start = five_calls(teacher, said.get('net'))
-        halves = start.afs and len(start.sigmas) % 2 == 1  # an analytic step, and one more
-        afs = 'afs' in said or halves and 'no_afs' not in said
+        start = five_calls(teacher, Networks(device='cpu', net=said.get('net')))
+        calls = int(nfe) if (nfe := said.get('nfe', '1')).isdigit() else 1
+        parts = start.afs and len(start.sigmas) % (calls + 1) == 1  # an analytic step, and more
+        afs = 'afs' in said or parts and 'no_afs' not in said
         base = second_stage(
             start,
+            nfe=calls,
             afs=afs,
             steps=base.steps,
             batch=base.batch,
@@ -667,15 +668,6 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
             lr_schedule=base.lr_schedule,
         )
     return with_fields(base, stored.config, where), with_fields(Hardware, stored.hardware, where)
-
-
-def five_calls(folder: str, net: str | None = None) -> Student:
-    """The student that the second stage starts from; of one for several counts that of 5 calls,
-    or of the most."""
-    grids = {} if is_diffusers(folder) else about_teacher(folder)['student'].get('grids', {})
-    counts = [int(n) for n in grids]
-    most = 5 if 5 in counts else max(counts, default=None)
-    return find_student(folder, most, Networks(device='cpu', net=net))
 
 
 def is_banked(cfg, bank: str | None) -> bool:

@@ -20,8 +20,8 @@ from torch import Tensor
 __all__ = ['DATA', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'is_diffusers', 'is_code',
            'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code',
            'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions',
-           'find_student', 'Distilled', 'conditioned', 'is_known', 'check_source', 'distill_data', 'conditioned_data',
-           'teacher_and_shape']
+           'find_student', 'five_calls', 'Distilled', 'conditioned', 'is_known', 'check_source', 'distill_data',
+           'conditioned_data', 'teacher_and_shape']
 
 # %% ../../nbs/app/09_sources.ipynb #e2cae8a2
 from .common import Networks, Teachers, find_device, find_net
@@ -249,8 +249,8 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
             f'unknown teacher {name!r}; choose one of: {", ".join(TEACHERS)}, or a '
             f'folder that bdense_teach or diffusers wrote{pickle_note(name)}'
         )
-    if (Path(name) / 'sampling.json').is_file():
-        return load_pretrained(name, device).denoiser
+    if is_student(name):
+        return five_calls(name, options).denoiser
     if is_diffusers(name):
         return read_diffusers(name, options).to(device)
     with reworded(lambda e: f'{e}{pickle_note(name)}', FileNotFoundError):
@@ -371,6 +371,15 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
         (not several and nfe not in (None, counts), f'{counts} NFE, not {nfe}'),
     )
     return student.at(nfe) if several else student
+
+
+def five_calls(folder: str, options: Networks) -> Student:
+    """The student that a second stage starts from; of one for several counts that of 5 calls, or
+    of the most."""
+    written = (Path(folder) / 'sampling.json').is_file()  # for other programs: one count
+    grids = {} if written else about_teacher(folder)['student'].get('grids', {})
+    counts = [int(n) for n in grids]
+    return find_student(folder, 5 if 5 in counts else max(counts, default=None), options)
 
 # %% ../../nbs/app/09_sources.ipynb #fbfb39df
 @dataclass(frozen=True, kw_only=True)

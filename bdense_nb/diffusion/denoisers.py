@@ -261,7 +261,9 @@ class NetDenoiser(nn.Module):
     conditions: Callable | None = None  # draws them from seeds, see `samplers.ConditionTable`
     scales = True  # does it scale what its network sees and says?
     guidance: dict = {}  # that was distilled into its weights, as `GuidedDenoiser.config` has it
-    hash_ignores = ('guidance',)
+    # of a student: the levels that it is asked at, and whether its first step is analytic
+    learned: tuple[tuple[float, ...], bool] | None = None
+    hash_ignores = ('guidance', 'learned')
 
     def __init__(
         self,

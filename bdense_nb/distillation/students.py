@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ from ..training.loop import Fit, fit
 # %% auto #0
 __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'describe_teacher', 'train_config', 'record_training',
            'about_training', 'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent', 'load_student',
-           'load_table', 'starting_run', 'in_flow_time', 'fitting', 'check_grid', 'Host']
+           'load_table', 'starting_run', 'in_flow_time', 'fitting', 'check_learned', 'check_grid', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -153,6 +153,7 @@ class Student(Sampler):
         super().__post_init__()
         if self.about and isinstance(self.denoiser, NetDenoiser):
             self.denoiser.guidance = guidance_of(self.about)
+            self.denoiser.learned = (tuple(self.sigmas[:-1].tolist()), self.afs)
 
     def save(
         self,
@@ -481,9 +482,26 @@ def fitting(
     return dataclasses.replace(cfg, **free)
 
 
+def check_learned(cfg: Host, teacher: Callable) -> None:
+    "Refuse to walk, or to judge by, a student in other steps than its own: it knows no others."
+    if (known := getattr(unguided(teacher), 'learned', None)) is None:
+        return
+    each = cfg.each.values()
+    for walk in chain(*((one.walk, one.reference(one.shape or ())) for one in each)):
+        mine, own = (torch.tensor(levels) for levels in (walk.sigmas[:-1], known[0]))
+        same = mine.shape == own.shape and torch.allclose(mine, own)
+        if not same or (walk.afs, walk.solver) != (known[1], 'euler'):
+            raise ValueError(
+                f'the teacher is a student, which knows its own {len(own)} Euler steps alone '
+                f'(levels {", ".join(f"{s:.4g}" for s in known[0])}), and here it would take '
+                f'{len(mine)} by {walk.solver}: second_stage(student) takes its own'
+            )
+
+
 def check_grid(cfg: Host, *denoisers: Callable) -> None:
-    """Refuse a shift that changes nothing, an analytic first step of flow matching, and guidance
-    that acts at no step."""
+    """Refuse a shift that changes nothing, an analytic first step of flow matching, guidance that
+    acts at no step, and a student's teacher that is walked as it has not learned."""
+    check_learned(cfg, denoisers[0])
     for one, d in product(cfg.each.values(), denoisers):
         if not isinstance(d, GuidedDenoiser) or d.scale == 1:
             continue
@@ -546,6 +564,7 @@ class Host:
 
     def suited(self, *denoisers: Callable) -> Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
+        check_learned(self, denoisers[0])
         return self
 
     def fitted(
@@ -564,10 +583,14 @@ class Host:
         "The same with a few samples and iterations, to try it out."
         return dataclasses.replace(self, batch=n, **dict(pool=n) if self.pool else {})
 
+    @property
+    def walk(self) -> TrajectoryPlan:
+        "`plan`, which of some hosts depends on the shape of a sample."
+        return self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
+
     def guided_at(self, teacher: GuidedDenoiser) -> tuple[Tensor, Tensor]:  # two of [n_steps]
         "The noise levels that a teacher is asked at, and whether its guidance acts there."
-        plan = self.plan if isinstance(self.plan, TrajectoryPlan) else self.plan(self.shape or ())
-        levels = torch.tensor(plan.sigmas[:-1])
+        levels = torch.tensor(self.walk.sigmas[:-1])
         return levels, torch.as_tensor(teacher.acts(levels)).expand(len(levels))
 
     def cost_with(self, teacher: Callable) -> dict[str, int]:
