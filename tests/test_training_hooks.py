@@ -311,5 +311,6 @@ def test_a_loss_graph_is_shown_with_its_line(monkeypatch):
     monkeypatch.setattr('fastprogress.fastprogress.display', show, raising=False)
     graph = LossGraph()
     graph.start(None)
-    graph.draw([dict(step=i, loss=1.0 / i) for i in (1, 2)])
+    for few in 2, 3:  # two readings are no curve
+        graph.draw([dict(step=i + 1, loss=1.0 / (i + 1)) for i in range(few)])
     assert shown == [1]

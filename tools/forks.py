@@ -295,6 +295,8 @@ WARM = Server(
     'ipykernel.ipkernel',
     'ipykernel.kernelapp',
     'optuna.visualization.matplotlib',
+    'optuna.storages._rdb.models',
+    'alembic.command',
     'diffusers.pipelines.pipeline_utils',
     'diffusers.models.unets.unet_2d_condition',
     'tyro',
