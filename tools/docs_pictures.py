@@ -90,7 +90,7 @@ def twins(picture: Path) -> tuple[Path, Path] | None:
     panels = find_panels(pixels)
     if panels is None:
         return None
-    darkened(pixels, panels).save(out, optimize=True)
+    darkened(pixels, panels).save(out, compress_level=8)
     return picture, out
 
 

@@ -60,7 +60,7 @@ def png(
     image = Image.fromarray(picture).convert('RGB')
     image = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     out = io.BytesIO()
-    image.save(out, 'PNG', optimize=True)
+    image.save(out, 'PNG', compress_level=8)
     return out.getvalue()
 
 # %% ../../nbs/lab/04_explorers.ipynb #6f1c6eb8
