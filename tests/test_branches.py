@@ -387,11 +387,14 @@ def foreign(name, wrap=EDMDenoiser):
     return wrap(make()).requires_grad_(False).eval(), shape, layer
 
 
-@pytest.mark.parametrize('named', [False, True])
 @pytest.mark.parametrize(
-    'wrap', [EDMDenoiser, ModuleDenoiser, lambda net: VPDenoiser(net, linear_alpha_bar(), 'v')]
+    'name, wrap, named',
+    in_pairs(
+        [n for n in WORKS if 'last that can' not in n],
+        [EDMDenoiser, ModuleDenoiser, lambda net: VPDenoiser(net, linear_alpha_bar(), 'v')],
+        [False, True],
+    ),
 )
-@pytest.mark.parametrize('name', [n for n in WORKS if 'last that can' not in n])
 def test_heads_of_other_networks(name, wrap, named):
     "Every branch starts as the teacher, each is moved by its own rows, and folding keeps the last."
     teacher, shape, layer = foreign(name, wrap)

@@ -591,8 +591,8 @@ def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
 
 def test_a_dry_run_says_what_becomes_of_the_run_that_is_there(shell):
     save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
-    shell.monkeypatch.setattr(commands, 'distill_plan', lambda *how: {})
-    shell.monkeypatch.setattr(commands, 'teach_plan', lambda *how: {})
+    for name in ('distill_plan', 'teach_plan', 'on_one_gpu'):
+        shell.monkeypatch.setattr(commands, name, lambda *how: {})
     for line in (
         'bdense_distill s --teacher plane --preset demo --batch 4 --pool 4 --steps 2 --trust_teacher',
         'bdense_teach t --data ring --batch 4 --steps 2',
@@ -2117,9 +2117,10 @@ def test_the_hardware_of_searches_and_experiments_computes_their_students(shell)
     shell.monkeypatch.setitem(EXPERIMENTS, 'tiny', Experiment('?', world, (Arm('a', cfg),), 'a', 3))
     shell.monkeypatch.setattr(torch.nn.functional, 'linear', watched)
     for name, more in (('plain', ''), ('bf16', ' --precision bf16')):
-        shell(
-            f'bdense_search {name} --teacher plane --trust_teacher --trials 1 --K 2 --steps 1 --batch 4 --pool 4 --n 4{more}'
-        )
+        if more:
+            shell(
+                f'bdense_search {name} --teacher plane --trust_teacher --trials 1 --K 2 --steps 1 --batch 4 --pool 4 --n 4{more}'
+            )
         shell(f'bdense_evaluate --experiment tiny --limit 1 --out {name}.json{more}')
         for where, kinds in found.items():
             assert (torch.bfloat16 in kinds) is bool(more), where

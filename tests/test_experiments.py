@@ -110,7 +110,7 @@ def figures(result):
     return [{k: v for k, v in r.items() if k != 'cpu_seconds'} for r in result['rows']]
 
 
-def test_every_kind_of_arm(experiment, tmp_path):
+def test_every_kind_of_arm_stopped_and_continued(experiment, tmp_path):
     said = []
     result = X.run_experiment('try', tmp_path / 'a.json', say=said.append)
     rows = result['rows']
@@ -148,6 +148,12 @@ def test_every_kind_of_arm(experiment, tmp_path):
         X.run_experiment('try', tmp_path / 'a.json', say=said.append) == result
         and (tmp_path / 'a.json').stat().st_mtime_ns == mtime
     ), 'nothing to do'
+    for n in (1, 4, 2):
+        X.run_experiment('try', tmp_path / 'b.json', limit=n, say=lambda s: None)
+    stopped = json.loads((tmp_path / 'b.json').read_text())
+    assert len({(r['arm'], r['seed']) for r in stopped['rows']}) == 7
+    again = X.run_experiment('try', tmp_path / 'b.json', say=lambda s: None)
+    assert figures(again) == figures(result)
 
 
 @pytest.mark.parametrize('name', ['not told', 'several, stages'])
@@ -182,19 +188,6 @@ def test_two_at_once_lose_no_rows(experiment, tmp_path):
             X.run_experiment('try', tmp_path / 'a.json', 1)
         X.run_experiment('try', tmp_path / 'b.json', 1)
     X.run_experiment('try', tmp_path / 'a.json', 1)
-
-
-def test_stopped_and_continued_is_the_same(experiment, tmp_path):
-    for n in (1, 4, 2):
-        X.run_experiment('try', tmp_path / 'a.json', limit=n, say=lambda s: None)
-    assert (
-        len({(r['arm'], r['seed']) for r in json.loads((tmp_path / 'a.json').read_text())['rows']})
-        == 7
-    )
-    stopped = X.run_experiment('try', tmp_path / 'a.json', say=lambda s: None)
-    assert figures(stopped) == figures(
-        X.run_experiment('try', tmp_path / 'b.json', say=lambda s: None)
-    )
 
 
 def test_foreign_files_are_refused(experiment, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from bdense_nb.evaluation import metrics as m
 from bdense_nb.evaluation import pictures
 from bdense_nb.core import Trajectory, data_dir, load_tensors, save_tensors, sha256
 from bdense_nb.diffusion.data import fashion_mnist
+from conftest import in_pairs
 
 
 def draw(n, d, seed=0, dtype=torch.float64):
@@ -33,9 +34,14 @@ def test_set():
 # --- Fréchet distance: values ---
 
 
-@pytest.mark.parametrize('d', [1, 2, 7, 64])
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize(
+    'd, dtype, seed',
+    in_pairs(
+        [1, 2, 7, 64],
+        [torch.float64, torch.float32, torch.bfloat16, torch.float16],
+        range(3),
+    ),
+)
 def test_frechet_is_a_distance(d, dtype, seed):
     a, b = draw(3 * d + 9, d, seed, dtype), draw(2 * d + 9, d, seed + 10, dtype)
     assert m.frechet_distance(a, a) <= 1e-9 * (1 + float(a.double().square().sum()))

@@ -13,6 +13,7 @@ from bdense_nb.diffusion.nets import (
     attend,
     build_net,
 )
+from conftest import in_pairs
 
 SMALL = dict(widths=(8, 32))
 
@@ -29,11 +30,12 @@ def move_away_from_zero(net):
 # --- shapes ---
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('patch', [1, 2, 4])
-@pytest.mark.parametrize('widths', [(32,), (8, 32), (8, 16, 32)])
-@pytest.mark.parametrize('blocks', [1, 2])
-def test_unet_keeps_the_shape(channels, patch, widths, blocks):
+@pytest.mark.parametrize(
+    'sizes, patch, widths',
+    in_pairs([(1, 1), (3, 2), (1, 2), (3, 1)], [1, 2, 4], [(32,), (8, 32), (8, 16, 32)]),
+)
+def test_unet_keeps_the_shape(sizes, patch, widths):
+    channels, blocks = sizes
     net = move_away_from_zero(UNet(channels, widths, blocks, patch=patch))
     assert net.divisor == patch * 2 ** (len(widths) - 1)
     for H, W in ((16, 16), (16, 32)):

@@ -10,6 +10,7 @@ from bdense_nb.diffusion import samplers as sm
 from bdense_nb.core import NFECounter
 from bdense_nb.diffusion.denoisers import GaussianDenoiser
 from bdense_nb.diffusion.schedules import karras_sigmas, linear_alpha_bar, strided_nodes
+from conftest import in_pairs
 
 D = GaussianDenoiser(0.3, 0.5)
 GRID = karras_sigmas(5, 0.02, 20.0)
@@ -35,9 +36,10 @@ def test_the_promised_solvers_are_there():
     } <= set(sm.SOLVERS)
 
 
-@ALL
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize('shape', [(2,), (1, 4, 4)])
+@pytest.mark.parametrize(
+    'solver, dtype, shape',
+    in_pairs(sm.SOLVERS, [torch.float32, torch.float64, torch.bfloat16], [(2,), (1, 4, 4)]),
+)
 def test_dtype_and_shape_are_kept_and_the_input_is_left_alone(solver, dtype, shape):
     x = start(dtype=dtype, shape=shape)
     before = x.clone()

@@ -17,6 +17,7 @@ from bdense_nb.distillation.segments import (
     progressive_targets,
     segments,
 )
+from conftest import in_pairs
 
 BLOBS = MixtureDenoiser(
     torch.tensor([[-1.0, -0.6], [1.0, -0.6], [0.0, 1.0]]), torch.full((3,), 0.15), torch.ones(3)
@@ -32,19 +33,24 @@ def problem(K, shape=(2,), t=5.0, low=0.01, dtype=torch.float64, B=6):
 # --- landing ---
 
 
-@pytest.mark.parametrize('K', range(1, 9))
-@pytest.mark.parametrize('shape', [(1,), (2,), (3, 4, 4)], ids=str)
-@pytest.mark.parametrize('dtype, tol', [(torch.float64, 1e-12), (torch.float32, 5e-6)])
-def test_targets_land_on_the_states(K, shape, dtype, tol):
+@pytest.mark.parametrize(
+    'K, shape, exactly',
+    in_pairs(
+        range(1, 9),
+        [(1,), (2,), (3, 4, 4)],
+        [(torch.float64, 1e-12), (torch.float32, 5e-6)],
+    ),
+    ids=str,
+)
+def test_targets_land_on_the_states(K, shape, exactly):
+    dtype, tol = exactly
     x, t, levels, states = problem(K, shape, dtype=dtype)
     target = progressive_targets(states, x, t, levels)
     assert target.dtype == dtype and target.shape == states.shape
     assert (branch_states(target, x, t, levels) - states).abs().max() <= tol
 
 
-@pytest.mark.parametrize('schedule', SCHEDULES)
-@pytest.mark.parametrize('n_steps', [1, 2, 12])
-@pytest.mark.parametrize('K', [1, 2, 4])
+@pytest.mark.parametrize('schedule, n_steps, K', in_pairs(SCHEDULES, [1, 2, 12], [1, 2, 4]))
 def test_targets_land_on_every_step_of_every_grid(schedule, n_steps, K):
     fine, _ = nested_sigmas(n_steps, K, schedule, 0.006, 80.0)
     path = trajectory(BLOBS, 80 * sample_noise(range(3), (2,)).double(), fine, 'euler')
@@ -189,9 +195,7 @@ def assert_same_weights(w, grid):
             )
 
 
-@pytest.mark.parametrize('zero', [False, True])
-@pytest.mark.parametrize('S', [1, 2, 3, 4, 8, 33])
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed, S, zero', in_pairs(range(5), [1, 2, 3, 4, 8, 33], [False, True]))
 def test_average_weights_of_random_grids(seed, S, zero):
     grid = random_grid(seed, S, zero=zero)
     w = average_weights(grid)
