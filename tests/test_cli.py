@@ -2579,7 +2579,7 @@ def test_the_teacher_of_a_second_stage_is_the_student_whose_steps_it_walks(tmp_p
     five = load_student(tmp_path, 'cpu').at(5)
     found = sources.find_teacher(str(tmp_path), common.Teachers(device='cpu'))
     assert denoiser_hash(found) == denoiser_hash(five.denoiser)
-    for said, steps in (({}, (2, 3)), (dict(nfe='2'), (3, 2))):
-        cfg, _ = commands.distill_configs(dict(teacher=str(tmp_path), preset_name='demo') | said)
+    for more, steps in (({}, (2, 3)), (dict(nfe='2'), (3, 2))):
+        cfg, _ = commands.distill_configs(dict(teacher=str(tmp_path), preset_name='demo') | more)
         assert (cfg.n_steps, cfg.substeps) == steps and cfg.afs
         assert cfg.suited(found).grids[0].tolist() == five.sigmas.tolist()

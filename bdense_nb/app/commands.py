@@ -24,11 +24,13 @@ __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 
            'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'new_denoiser',
            'check_teaching', 'teach', 'Distill', 'own_host', 'host_of', 'distill_configs', 'is_banked', 'on_paper',
            'on_one_gpu', 'distill_plan', 'check_start', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'confirmed_differences', 'search', 'Export', 'check_export', 'export']
+           'search_configs', 'search_plan', 'confirmed_differences', 'going', 'search', 'Export', 'check_export',
+           'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .common import STARTED, Common, Forgets, Named, Networks, Stored
-from .common import Students, Teachers, Watched, alone, announce, check_folder
+from .common import Students, Teachers, Watched, alone, announce, becomes
+from .common import check_folder
 from .common import draw_samples, find_device, find_net, goes_on
 from .common import inside, note_start, print_table, read_config
 from .common import put_back, readable, show_plan, started, with_fields
@@ -67,7 +69,7 @@ from ..interop.export import EXPORTS, NOISE_OFF, export_student
 from ..interop.export import sampling_json, unit_noise_excess, with_adapters
 from ..lab.experiments import Difference
 from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
-from ..lab.search import search_weights, show_search
+from ..lab.search import search_weights, show_search, trials_done
 from ..training.checkpoints import checksum, claim_folder, fingerprint, is_main
 from ..training.checkpoints import refuse_other, same_run
 from ..training.config import Hardware, TrainConfig
@@ -534,32 +536,32 @@ def _batch_of(options: Teach) -> int:
 
 
 def check_teaching(
-    out: str,
+    folder: Path,  # of its checkpoints
     cfg: TrainConfig,
     batch: int,
     data: Callable,  # gives samples and labels, if it is asked
 ) -> None:
     "Refuse a folder that holds another training, or one of other data."
-    notes = Path(out) / STARTED, Path(out) / 'checkpoints' / 'run.json'
-    if all(note.is_file() for note in notes):
-        asked, run = map(read_json, notes)
+    out, run = folder.parent, folder / 'run.json'
+    note = next((p for p in (folder / STARTED, out / STARTED) if p.is_file()), None)
+    if note and run.is_file():
+        asked, run = read_json(note), read_json(run)
         theirs = dict(asked['config'], batch=run['batch'])
         free = ('on_nan', 'steps') if cfg.schedule == 'constant' else ('on_nan',)
         refuse_other(out, same_run(theirs, dict(asdict(cfg), batch=batch), free=free))
-        claim_folder(notes[1].parent, dict(batch=batch, data=fingerprint(*data())))
+        claim_folder(folder, dict(batch=batch, data=fingerprint(*data())))
 
 
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
     out, data, batch = options.out, options.data, _batch_of(options)
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
-    put_back(out)
+    folder = put_back(out, options.dry_run)
     check_folder(out, ('checkpoints',), line)
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
-    folder = Path(out) / 'checkpoints'
     learns = lambda: (x, training_labels(denoiser, y, len(x), options.null_class))
-    check = partial(check_teaching, out, cfg, batch, learns)
+    check = partial(check_teaching, folder, cfg, batch, learns)
     there = goes_on(folder, cfg, check, options, partial(check_parts, batch, hardware))
     if options.dry_run:
         return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware) | dict(run=there))
@@ -640,6 +642,9 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
     base = own_host(said.get('host')) or preset(said.get('preset_name', 'fashion_mnist'))
     if is_main() and {'host', 'preset_name'} <= said.keys():
         print('host decides: preset_name is not used')
+    name = said.get('preset_name', 'demo')
+    if is_main() and 'teacher' not in said and not name.startswith(('demo', *TEACHERS)):
+        print(f'NO TEACHER IS NAMED: {name} is for one of yours, and fashion_mnist is taken')
     stored = read_config(said.get('config'))
     where = stored.path
     host = host_of(stored, base)
@@ -841,7 +846,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
-    put_back(out)
+    folder = put_back(out, options.dry_run)
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank:
         check_folder(options.bank, ('nfe-*',) * isinstance(cfg, SFDBase))
@@ -866,7 +871,6 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     data = data_line(*pairs, kind) if pairs else 'none needed'
     plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)
-    folder = Path(out) / 'checkpoints'
     check = partial(check_run, folder, cfg, source, shape, pairs)
     able = partial(check_start, cfg, source, options.bank, hardware)
     there = goes_on(folder, cfg.loop, check, options, able)
@@ -1012,6 +1016,12 @@ def _show_found(weights: list[float], found: list[Difference], seeds: int, out: 
     )
 
 
+def going(options: Search, done: int) -> str:  # trials
+    "What a start in this folder would do."
+    done = min(done, options.trials)
+    return f'goes on: {done} of {options.trials} trials are done' if done else 'begins'
+
+
 def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> dict:
     "Search, confirm, draw."
     out = Path(options.out)
@@ -1021,7 +1031,10 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     cfg = cfg.fitted(source, shape, line.given)
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
     if options.dry_run:
-        return show_plan(search_plan(source, options, cfg, hardware))
+        plan = search_plan(source, options, cfg, hardware)
+        which = (source, cfg, out / 'search.db', options.n, cfg.seed, hardware)
+        there = becomes(lambda: going(options, trials_done(*which)), options)
+        return show_plan(plan | dict(run=there))
     with started(options.out, line, options, config=cfg, hardware=hardware) as note:
         result = search_weights(
             source,

@@ -22,11 +22,11 @@ import tyro
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'ASIDE', 'WORK', 'BESIDE', 'Common', 'Networks', 'Students', 'Teachers',
-           'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside', 'check_file',
-           'is_done', 'note_start', 'put_aside', 'put_back', 'Forgets', 'work_in', 'started', 'Stored', 'config_file',
-           'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable', 'print_plan', 'show_plan',
-           'goes_on', 'announce', 'draw_samples', 'print_table']
+__all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'ASIDE', 'WORK', 'BESIDE', 'RESULT', 'Common', 'Networks', 'Students',
+           'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside',
+           'check_file', 'is_done', 'note_start', 'put_aside', 'put_back', 'Forgets', 'work_in', 'started', 'Stored',
+           'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable',
+           'print_plan', 'show_plan', 'becomes', 'goes_on', 'announce', 'draw_samples', 'print_table']
 
 # %% ../../nbs/app/08_common.ipynb #93b86926
 from .shell import Line, Options, find_command, options_of, words
@@ -57,12 +57,15 @@ class Common(Options):
         if 'config' not in said or 'config' not in options_of(cls):
             return {}, frozenset()
         file = read_config(said['config'])
-        writer = file.command or name
+        writer = file.command or ('bdense_distill' if file.host else name)
         if 'bdense_teach' in (writer, name) and writer != name:
             raise ValueError(f'{file.path} is of {writer}, and {name} does something else')
         with reworded(lambda e: f'{file.path} is of no command here: {e}', KeyError):
             theirs = find_command(writer).options
-        refuse_unknown(file.options, options_of(cls, theirs), file.path, name)
+        known = dict.fromkeys(options_of(cls, theirs))
+        if not file.command:  # older commands have written those of their start, too
+            known = [k for k in known if k not in HERE]
+        refuse_unknown(file.options, [*known], file.path, f'a file for {name}')
         found = unsaid(file.options, theirs, said)
         mine = {k: v for k, v in found.items() if k in options_of(cls)}
         told = words(**mine, **unsaid(file.hardware, Hardware, said)) if file.options else ()
@@ -258,11 +261,13 @@ def put_aside(out: str) -> None:
     folder.rename(Path(out) / ASIDE)
 
 
-def put_back(out: str) -> None:
+def put_back(out: str, look: bool = False) -> Path:  # of its checkpoints; look: where they lie
     "Put a run back whose successor has ended before its first iteration, by a kill perhaps."
     folder, aside = Path(out) / 'checkpoints', Path(out) / ASIDE
+    if look and aside.is_dir():
+        return aside
     if not is_main() or not aside.is_dir():
-        return
+        return folder
     with alone(out):
         if (aside / STARTED).is_file():
             os.replace(aside / STARTED, Path(out) / STARTED)
@@ -270,6 +275,7 @@ def put_back(out: str) -> None:
         aside.rename(folder)
         with contextlib.suppress(OSError):
             folder.rmdir()  # there was none
+    return folder
 
 
 @dataclass
@@ -331,6 +337,8 @@ class Stored:
 
 #: what a file of `--config` may hold beside a configuration
 BESIDE = ('config', 'hardware', 'host', 'options', 'command', 'earlier')
+#: what a file holds that is no configuration: a result, figures, teacher trajectories
+RESULT = {'bdense_nb', 'rows', 'sigmas'}
 
 
 def config_file(path: str) -> Path:
@@ -351,11 +359,20 @@ def read_config(path: str | None) -> Stored:  # None: there is no file, and noth
     nested = isinstance(about.get('config'), dict)
     if nested and about is found and 'bdense_nb' not in found:  # no result of a run
         refuse_unknown(found, BESIDE, file, 'such a file')
+    run = file.name == 'run.json'
+    refuse(
+        f'{file} holds no configuration:',
+        (
+            not nested and (RESULT & found.keys() or run and 'teacher' not in found),
+            'name the folder of a run, its command.json, the run.json of a distillation, the '
+            'config.json of what it has made, or a file of yours',
+        ),
+    )
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
     hardware = hardware if isinstance(hardware, dict) else {}  # elsewhere it names the machine
     host = about.get('host') if nested else config.pop('host', None)
-    if file.name == 'run.json':  # what it tells apart runs by
+    if run:  # what it tells apart runs by
         config = {
             k: v for k, v in config.items() if k not in ('teacher', 'student', 'data', 'answers')
         }
@@ -442,6 +459,16 @@ def show_plan(plan: dict) -> dict:  # the same, JSON-able
     return dict(dry_run=True, **plan)
 
 
+def becomes(says: Callable[[], str], options: Common) -> str:
+    "What becomes of what lies in a folder; what cannot go on is refused, by a dry run in words."
+    try:
+        return says()
+    except ValueError as e:
+        if options.dry_run:
+            return f'would be refused: {e}'
+        raise
+
+
 def goes_on(
     folder: Path,  # of a run's checkpoints
     loop: TrainConfig,  # of the run, or of its first round
@@ -449,22 +476,22 @@ def goes_on(
     options: Common,  # with `overwrite`
     able: Callable[[], None],  # raises where none can begin
 ) -> str:
-    "What becomes of the run in a folder; what cannot be done is refused, by a dry run in words."
-    try:
+    "What becomes of the run in a folder, see `becomes`."
+
+    def says():
         if not options.overwrite:
             check()
             check_resumed(folder, loop)
         able()
-    except ValueError as e:
-        if options.dry_run:
-            return f'would be refused: {e}'
-        raise
-    found = [(p.parent, p.stem) for p in folder.rglob(CHECKPOINTS)]
-    if not found or options.overwrite:
-        return 'begins'
-    part = min(part for part, _ in found)  # rounds have ever fewer steps
-    done = max(int(stem.split('-')[1]) for other, stem in found if other == part)
-    return f'goes on from iteration {done} of {loop.steps}' + f' in {part.name}' * (part != folder)
+        found = [(p.parent, p.stem) for p in folder.rglob(CHECKPOINTS)]
+        if not found or options.overwrite:
+            return 'begins'
+        part = min(part for part, _ in found)  # rounds have ever fewer steps
+        done = max(int(stem.split('-')[1]) for other, stem in found if other == part)
+        where = f' in {part.name}' * (part != folder)
+        return f'goes on from iteration {done} of {loop.steps}{where}'
+
+    return becomes(says, options)
 
 
 def announce(plan: Callable[[], dict] | None, there: str) -> None:  # there: see `goes_on`

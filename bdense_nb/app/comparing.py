@@ -5,12 +5,13 @@
 # %% ../../nbs/app/06_compare.ipynb #14a7dafb
 from __future__ import annotations
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 from .commands import distill_configs, distill_plan
-from .common import Named, check_folder, show_plan, started
+from .common import Named, becomes, check_folder, show_plan, started
 from .measuring import Reality, difference_rows, distances
 from .measuring import find_reality
 from .sources import Distilled, check_source, data_line, distill_data
@@ -22,12 +23,14 @@ from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import Host
 from ..distillation.variable import SFDVConfig
-from ..lab.compare import Comparison, compare, make_arms, same_ends
-from ..lab.experiments import measures_of
+from ..lab.compare import Comparison, compare, comparison_of, make_arms
+from ..lab.compare import same_ends
+from ..lab.experiments import Experiment, measures_of, run_name, stored_rows
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'compare_run', 'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'runs_there', 'compare_run',
+           'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str):  # a number, a tuple, None or a word
@@ -134,6 +137,16 @@ def compare_plan(
     )
 
 
+def runs_there(out: str, made: Callable[[], Experiment]) -> str:
+    "How many trainings of a comparison are done; a file of another one is refused."
+    if not (file := Path(out) / 'comparison.json').is_file():
+        return 'begins'
+    e = made()
+    done = {run_name(r) for r in stored_rows(e, file)}
+    runs = [run_name(dict(arm.key, seed=seed)) for arm in e.arms for seed in range(e.seeds)]
+    return f'goes on: {len(done & {*runs})} of {len(runs)} trainings are done'
+
+
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
     "Check, plan, compare, show."
     check_folder(options.out, ('comparison.json',), line)
@@ -151,9 +164,13 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     check_source(source, options.teacher, shape, pairs, options.trust_teacher)
     reality = find_reality(options.teacher, shape, options.data, options.features)
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
+    quality = lambda: distances(reality, reality.space(options))
+    of = dict(which, data=data, labels=labels, n=options.n, hardware=hardware)
     if options.dry_run:
-        return show_plan(compare_plan(source, options, made, shape, line_of, reality, hardware))
-    quality = distances(reality, reality.space(options))
+        plan = compare_plan(source, options, made, shape, line_of, reality, hardware)
+        e = lambda: comparison_of(source, cfg, arms, options.seeds, quality=quality(), **of)
+        return show_plan(plan | dict(run=becomes(lambda: runs_there(options.out, e), options)))
+    measures = quality()
     goes_on = interrupted(lambda: 'interrupted; the same command goes on')
     note = started(options.out, line, options, config=cfg, hardware=hardware)
     with note as asked, goes_on:
@@ -163,12 +180,8 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
             arms,
             options.seeds,
             options.out,
-            **which,
-            data=data,
-            labels=labels,
-            quality=quality,
-            n=options.n,
-            hardware=hardware,
+            **of,
+            quality=measures,
             trust_teacher=True,
             limit=options.limit,
             command=asked['command'],

@@ -30,7 +30,7 @@ from ..training.config import Hardware
 
 # %% auto #0
 __all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'distinct_fields', 'Comparison', 'data_shape',
-           'compare']
+           'comparison_of', 'compare']
 
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
 def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]:  # name -> measure
@@ -267,6 +267,29 @@ def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict]
     return speed, taught
 
 
+def comparison_of(
+    teacher: Callable,  # of it and of the rest see `compare`
+    cfg: Host,
+    arms: dict[str, dict] = ARMS,
+    seeds: int = 5,
+    *,
+    calls: Sequence[int] = (),
+    budgets: Sequence[int] = (),
+    hardware: Hardware = Hardware(),
+    **world,  # n, data, labels, features, quality: see `teacher_world`
+) -> Experiment:
+    "The trainings of a comparison, as an experiment."
+    shape = data_shape(cfg, world.get('data'))
+    return Experiment(
+        "Do branches help this teacher's students?",
+        teacher_world(teacher, shape, **world),
+        same_ends(make_arms(cfg, arms, calls, budgets), shape),
+        next(iter(arms)),
+        seeds,
+        hardware=hardware,
+    )
+
+
 def compare(
     teacher: Callable,  # a denoiser
     cfg: Host,  # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
@@ -293,14 +316,12 @@ def compare(
     if limit is not None:
         check_int('limit', limit, 1)
     folder = Path(folder)
-    shape = data_shape(cfg, data)
+    data_shape(cfg, data)
     if data is not None and not trust_teacher:
         check_teacher(unguided(teacher), data, labels)
-    world = teacher_world(teacher, shape, n, data, labels, features, quality)
-    made = same_ends(make_arms(cfg, arms, calls, budgets), shape)
-    e = Experiment(
-        "Do branches help this teacher's students?", world, made, next(iter(arms)), seeds
-    )
+    world = dict(n=n, data=data, labels=labels, features=features, quality=quality)
+    which = dict(calls=calls, budgets=budgets, hardware=hardware)
+    e = comparison_of(teacher, cfg, arms, seeds, **which, **world)
     how = dict(show=show, hardware=hardware, command=command)
     result = run_experiment(e, folder / 'comparison.json', limit, say, folder, **how)
-    return Comparison(result, *_measured(made, world, folder / 'speed.json'))
+    return Comparison(result, *_measured(e.arms, e.world, folder / 'speed.json'))

@@ -434,7 +434,7 @@ class Experiment:
         start = own and self.world.network(0, self.arms[0].width)
         return numerics(hardware, start or (unguided(self.world.teacher(0)) if own else None))
 
-    @property
+    @functools.cached_property  # the teacher is asked
     def origin(self) -> dict:  # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
         kind = self.device and torch.device(self.device).type

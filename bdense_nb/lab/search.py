@@ -7,7 +7,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import shutil
 import sqlite3
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +34,8 @@ from ..training.hooks import progress
 
 # %% auto #0
 __all__ = ['LOG_RATIOS', 'STARTS', 'ratios_to_weights', 'weights_to_ratios', 'start_trials', 'score_weights', 'SearchTrial',
-           'SearchResult', 'search_study', 'search_weights', 'show_search', 'confirm_weights', 'save_search',
-           'load_search']
+           'SearchResult', 'search_study', 'search_weights', 'trials_done', 'show_search', 'confirm_weights',
+           'save_search', 'load_search']
 
 # %% ../../nbs/lab/02_search.ipynb #831a4dae
 LOG_RATIOS = (-4.0, 1.0)  # range of ln(w_k/w_K)
@@ -315,6 +317,24 @@ def search_weights(
                 study.add_trial(_as_optuna(trial))  # all of it at once, when it has ended
                 trials.append(trial)
     return SearchResult(cfg, n_samples, tuple(trials))
+
+
+def trials_done(
+    teacher: Callable,  # of this and of the rest see `search_weights`
+    cfg: SFDConfig,
+    storage: Path | str,
+    n_samples: int,
+    seed: int,
+    hardware: Hardware,
+) -> int:
+    "How many trials a storage holds; that of another search is refused. Nothing is written."
+    note = _run_note(teacher, cfg, None, n_samples, hardware, seed)
+    if not Path(storage).exists():
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(storage, folder)  # Optuna writes where it reads
+        with reworded(lambda e: str(e).replace(copy, str(storage)), ValueError):
+            return len(_open_study(note, copy, 'branch_weights', unguided(teacher)).trials)
 
 # %% ../../nbs/lab/02_search.ipynb #d44fecce
 def show_search(
