@@ -58,6 +58,7 @@ from bdense_nb.distillation.variable import SFDVConfig, find_step_layer
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
 from bdense_nb.lab.experiments import EXPERIMENTS, Arm, Experiment, World
+from bdense_nb.lab.search import search_weights
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
 from warm import WARM, held, python
@@ -549,7 +550,7 @@ def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
         ),
         (
             dict(config=cfg, options=dict(guidance=3)),
-            'names guidance, which bdense_distill does not have; did you mean guidance_scale?',
+            'names guidance, which a file for bdense_distill does not have; did you mean guidance_scale?',
         ),
         (dict(config=dict(Kk=2)), 'mine.json names Kk, which SFDConfig does not have'),
         (dict(config=dict(K='two')), 'mine.json: K must be a whole number'),
@@ -1056,7 +1057,7 @@ def test_messages_name_options_that_are_there():
 
 def test_a_lonely_process_says_how_to_start_several():
     asked = {'ACCELERATE_USE_CPU': 'True', 'MASTER_ADDR': '127.0.0.1'}
-    with pytest.raises(ValueError, match='torchrun --nproc_per_node 2 --no-python'):
+    with pytest.raises(ValueError, match='torchrun --nproc_per_node 2 --no-python -- '):
         check_launch(asked)
     check_launch(asked | {'WORLD_SIZE': '2'})
     check_launch({'ACCELERATE_USE_CPU': 'True'})
@@ -1100,11 +1101,17 @@ def test_what_is_said_to_start_several_processes_does(tmp_path):
         **dict(line.split('=', 1) for line in started.stdout.split('\0') if '=' in line),
     )
     assert (
-        f'torchrun --nproc_per_node 2 --no-python bdense_teach {" ".join(args)}' in lonely.stderr
+        f'torchrun --nproc_per_node 2 --no-python -- bdense_teach {" ".join(args)}' in lonely.stderr
         and not list(tmp_path.iterdir())
     )
     both = launched(
-        'torch.distributed.run', '--nproc_per_node', '2', '--no-python', bin / 'bdense_teach', *args
+        'torch.distributed.run',
+        '--nproc_per_node',
+        '2',
+        '--no-python',
+        '--',
+        bin / 'bdense_teach',
+        *args,
     )
     assert both.returncode == 0, both.stderr
     assert load_denoiser(tmp_path / 'teacher').net.config['dim'] == 2
@@ -2298,7 +2305,15 @@ def test_a_refused_start_loses_no_work(at, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(common, 'put_back', killed)
         at(f'{teacher}{fp16} --seed 3 --overwrite', 1)
-    at(f'{teacher} --steps 1 --dry_run')
+    common.put_aside(f'{tmp_path}/s')
+    left = files_in(tmp_path)
+    for name in ('distill_plan', 'teach_plan', 'on_one_gpu'):
+        monkeypatch.setattr(commands, name, lambda *how: {})
+    for start in (teacher, f'{student} --steps 1'):
+        assert at.json(f'{start} --dry_run')['run'] == 'goes on from iteration 1 of 1'
+    assert files_in(tmp_path) == left != before, 'a dry run puts nothing back'
+    for out in 'st':
+        common.put_back(f'{tmp_path}/{out}')
     assert files_in(tmp_path) == before
 
 
@@ -2583,3 +2598,72 @@ def test_the_teacher_of_a_second_stage_is_the_student_whose_steps_it_walks(tmp_p
         cfg, _ = commands.distill_configs(dict(teacher=str(tmp_path), preset_name='demo') | more)
         assert (cfg.n_steps, cfg.substeps) == steps and cfg.afs
         assert cfg.suited(found).grids[0].tolist() == five.sigmas.tolist()
+
+
+def test_a_preset_for_a_teacher_of_ones_own_says_that_none_is_named(capsys):
+    known = COMMANDS | comparing.COMMANDS
+    for name in ('bdense_distill', 'bdense_compare', 'bdense_search'):
+        for more, told in (
+            (['--preset', 'cifar10-sfd'], True),
+            (['--preset=imagenet64-sfd', '--teacher=spiral'], False),
+            (['--preset', 'fashion_mnist'], False),
+        ):
+            parse(name, known[name], ['x', *more])
+            assert ('NO TEACHER IS NAMED' in capsys.readouterr().out) == told
+
+
+def test_a_file_without_a_configuration_says_what_may_be_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refusal(command, found, name='mine.json'):
+        Path(name).write_text(json.dumps(found))
+        with pytest.raises(ValueError) as e:
+            parse(command, COMMANDS[command], ['x', '--config', name])
+        return str(e.value)
+
+    for command in ('bdense_teach', 'bdense_distill'):
+        for found, name in (
+            (dict(batch=4, data='1234'), 'run.json'),  # of a teacher
+            (dict(teacher='1', sigmas=[2, 1], batch=4), 'run.json'),  # of a bank
+            (dict(command='bdense_compare x', bdense_nb='1', host='host', configs=[]), 'c.json'),
+            (dict(rows=[]), 'speed.json'),
+        ):
+            assert refusal(command, found, name).startswith(f'{name} holds no configuration: name')
+    distilled = dict(K=2, host='sfd', teacher='1')
+    assert 'run.json is of bdense_distill' in refusal('bdense_teach', distilled, 'run.json')
+    for name in common.HERE:  # of one start: a file would not be obeyed
+        found = refusal('bdense_distill', dict(config=dict(K=2), options={name: 'x'}))
+        assert f'names {name}, which a file for bdense_distill does not have; it has dev' in found
+
+
+def test_weights_of_a_preset_that_do_not_suit_K_are_an_option(shell):
+    line = 'bdense_distill x --preset fashion_mnist_pd --K 4 --substeps 4'
+    assert 'such as --branch_weights linear, got (0.1, 0.9)' in shell(line, 1)[1]
+
+
+def test_a_dry_run_of_a_search_says_what_becomes_of_the_one_that_is_there(shell):
+    teacher = EDMDenoiser(MLP(width=8, depth=1))
+    save_denoiser(teacher, Path('plane'), dict(data='moons', shape=[2]))
+    shell.monkeypatch.setattr(commands, 'search_plan', lambda *how: {})
+    how = dict(steps=1, batch=4, pool=4)
+    line = 'bdense_search s --teacher plane --n 4 --dry_run --trust_teacher --trials 2'
+    line += ''.join(f' --{k} {v}' for k, v in how.items())
+    assert shell.json(line)['run'] == 'begins' and not Path('s').exists()
+    cfg = preset('demo', shape=(2,), **how)
+    Path('s').mkdir()
+    search_weights(teacher, cfg, 1, Path('s/search.db'), n_samples=4, show=False)
+    before = files_in(Path('s'))
+    assert shell.json(line)['run'] == 'goes on: 1 of 2 trials are done'
+    told = shell.json(line + ' --lr .5')['run']
+    assert told.startswith('would be refused: s/search.db holds a study') and '0.5 now' in told
+    assert files_in(Path('s')) == before
+
+
+def test_torchrun_takes_no_option_behind_two_dashes():
+    from torch.distributed.run import get_args_parser
+
+    with pytest.raises(ValueError) as e:
+        check_launch({'ACCELERATE_USE_CPU': 'True', 'MASTER_ADDR': '127.0.0.1'})
+    line = str(e.value).partition('torchrun ')[2].partition('-- ')
+    asked = get_args_parser().parse_args([*line[0].split(), '--', 'bdense_demo', '--n', '4'])
+    assert (asked.training_script, asked.training_script_args) == ('bdense_demo', ['--n', '4'])

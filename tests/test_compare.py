@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bdense_nb import load_student
+from bdense_nb.app import comparing
 from bdense_nb.app.comparing import measuring_seconds, read_arms
 from bdense_nb.app.shell import bdense_compare, from_shell
 from bdense_nb.core import read_json
@@ -20,6 +21,7 @@ from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.lab.compare import compare, make_arms, teacher_world
 from bdense_nb.evaluation.metrics import paired_error
+from bdense_nb.lab import experiments
 from bdense_nb.lab.experiments import Banks
 from bdense_nb.training.config import Hardware
 
@@ -454,3 +456,28 @@ def test_arms_that_walk_differently_keep_their_trajectories_apart(tmp_path):
     banks = Banks(lambda seed: ring, arms, tmp_path)
     made = [banks(arm.cfg) for arm in arms]
     assert len(list(tmp_path.iterdir())) == 3 and banks(dataclasses.replace(cfg, K=2)) is made[0]
+
+
+def test_a_comparison_that_goes_on_asks_its_teacher_once_and_a_dry_run_says_so(
+    teacher, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_denoiser(teacher, 'plane', dict(data='spiral', shape=[2]))
+    monkeypatch.setattr(comparing, 'compare_plan', lambda *how: {})
+    line = '--teacher plane --K 2 --steps 2 --batch 8 --pool 8 --seeds 3 --n 20 --json'
+
+    def dry(*more):
+        assert from_shell('bdense_compare', ['x', *line.split(), '--dry_run', *more]) == 0
+        return json.loads(capsys.readouterr().out)['run']
+
+    assert dry() == 'begins'
+    start = ['x', *line.split(), '--limit', '1']
+    from_shell('bdense_compare', start)
+    capsys.readouterr()
+    asked, note = [], experiments.answers_note
+    monkeypatch.setattr(experiments, 'answers_note', lambda *of: asked.append(1) or note(*of))
+    from_shell('bdense_compare', start)
+    capsys.readouterr()
+    assert len(asked) == 1
+    assert dry() == 'goes on: 2 of 6 trainings are done'
+    assert dry('--lr', '.5').startswith('would be refused: x/comparison.json cannot go on')

@@ -1427,3 +1427,18 @@ def test_a_shape_that_is_not_the_networks_own_is_said():
         frozen_copy(EDMDenoiser(net), (3,))
     with warnings.catch_warnings(action='error'):
         frozen_copy(load_teacher(device='cpu'), (1, 28, 28))  # a network that takes many shapes
+
+
+def test_the_order_of_entries_and_buffers_changes_no_constants(tmp_path):
+    def made(entries):
+        module = KDenoiser(Inner())
+        module.kept = dict(entries)
+        for i in range(9):
+            module.register_buffer(f'b{i}', torch.tensor(float(i)), persistent=False)
+        return module
+
+    entries = [('a', 1.0), ('b', 2.0)]
+    save_denoiser(as_denoiser(made(entries), 'inner_model'), tmp_path)
+    load_denoiser(tmp_path, 'cpu', made(entries[::-1]))
+    kept = [k for k in read_json(tmp_path / 'config.json')['kept'] if k.startswith('b')]
+    assert kept == [f'b{i}' for i in range(9)]

@@ -304,9 +304,13 @@ def test_every_field_has_a_comment_and_a_type_that_is_checked():
 
 
 def test_a_loss_graph_is_shown_with_its_line(monkeypatch):
-    "Once empty and once with it would be drawn twice."
+    "Once empty and once with it would be drawn twice; the next drawing takes its place."
     shown = []
-    show = lambda figure, **how: shown.append(len(figure.axes[0].lines))
+
+    def show(figure, **how):
+        shown.append(len(figure.axes[0].lines))
+        return SimpleNamespace(update=lambda figure: shown.append(figure.axes[0].lines[0]))
+
     monkeypatch.setattr('bdense_nb.training.hooks.IN_NOTEBOOK', True)
     monkeypatch.setattr('fastprogress.fastprogress.display', show, raising=False)
     graph = LossGraph()
@@ -314,3 +318,5 @@ def test_a_loss_graph_is_shown_with_its_line(monkeypatch):
     for few in 2, 3:  # two readings are no curve
         graph.draw([dict(step=i + 1, loss=1.0 / (i + 1)) for i in range(few)])
     assert shown == [1]
+    graph.draw([dict(step=i, loss=1.0 / i) for i in (1, 2, 3)])
+    assert shown[0] == 1 and [list(line.get_xdata()) for line in shown[1:]] == [[1, 2, 3]]

@@ -987,3 +987,10 @@ def test_states_beyond_float16_are_refused():
         make_bank(BLOBS, plan, range(64), 64, show=False)
     with pytest.raises(ValueError, match='bank_dtype'):
         replace(PLAN, bank_dtype='bfloat16')
+
+
+def test_the_order_of_a_set_changes_no_hash():
+    one, other = {0, 8}, {8, 0}  # they share a slot, so the first to come is the first to be told
+    assert list(one) != list(other)
+    hashes = [denoiser_hash(Guided(BLOBS, 1.0, kept=kept)) for kept in (one, other, {0, 9})]
+    assert hashes[0] == hashes[1] != hashes[2]

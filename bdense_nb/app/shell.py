@@ -332,7 +332,7 @@ def check_launch(environ: dict[str, str] = os.environ) -> None:
     if 'ACCELERATE_USE_CPU' in environ and 'MASTER_ADDR' in environ and 'WORLD_SIZE' not in environ:
         raise ValueError(
             'accelerate launch --cpu has started one process alone; several on a CPU '
-            'are started by: torchrun --nproc_per_node 2 --no-python '
+            'are started by: torchrun --nproc_per_node 2 --no-python -- '
             + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         )
 

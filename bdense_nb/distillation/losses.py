@@ -47,8 +47,8 @@ def branch_weights(
             'branch weights',
             (
                 w.ndim != 1 or 1 < K != len(w),
-                f'need one number for each of the K={K} branches, or a name such as linear, '
-                f'got {kind!r}',
+                f'need one number for each of the K={K} branches, or a name such as '
+                f"branch_weights='linear', got {kind!r}",
             ),
             (
                 not w.sum().isfinite() or (w < 0).any() or w.sum() <= 0,
