@@ -10,6 +10,8 @@ from bdense_nb.lab import experiments as X
 from bdense_nb.core import data_dir
 from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
 from bdense_nb.diffusion.nets import MLP
+from bdense_nb.diffusion.samplers import euler_step
+from bdense_nb.distillation.distill import config_of
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.training.config import Hardware
@@ -266,6 +268,42 @@ def test_banks_are_shared_inside_a_seed(cheap):
     )
     assert banks(dataclasses.replace(SHORT, seed=1)) is not first
     assert banks(dataclasses.replace(SHORT, teacher_states='local')) is None
+
+
+def test_the_last_step_counts_as_often_as_it_is_told():
+    "Once: the host bit for bit; four times: another student."
+    made = [
+        cfg.run(exact(), student=untrained(0, 8), show=False).denoiser.net.out.weight
+        for cfg in (SHORT, *(X.RecipeSFD(**vars(SHORT), last=n) for n in (1, 4)))
+    ]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[1], made[2])
+
+
+def test_a_last_layer_solved_anew():
+    "Without a ridge it is what lstsq finds from the steps themselves; with one the squares that it minimises do not grow."
+    cfg = X.RecipeSFD(**vars(SHORT), refit=True)
+    walk = SHORT.plan.trajectories(exact(), SHORT.all_seeds)[0]
+    parts = [X.Trajectory(walk.sigmas, walk.xs[:, i : i + 16]) for i in (0, 16)]
+    before = SHORT.run(exact(), student=untrained(0, 8), show=False)
+    net, grid = X.copied(before.denoiser).double(), before.sigmas
+    xs = X.trajectory(net, walk[0].double(), grid, 'euler', before.afs).xs
+
+    def gaps(weight, bias):  # of the two steps that call the network, from the same states
+        layer = {'net.out.weight': weight, 'net.out.bias': bias}
+        ask = lambda n: torch.func.functional_call(net, layer, (xs[n], grid[n]))
+        ends = [euler_step(xs[n], ask(n), grid[n], grid[n + 1]) for n in (1, 2)]
+        return (walk.xs[4::2] - torch.stack(ends)).flatten()
+
+    old = [p.detach() for p in net.net.out.parameters()]
+    slopes = [j.flatten(1) for j in torch.autograd.functional.jacobian(gaps, tuple(old))]
+    best = torch.linalg.lstsq(torch.cat(slopes, 1), -gaps(*old)).solution
+    best = [p + d.view_as(p) for p, d in zip(old, best.split([16, 2]))]
+    squares = lambda made: gaps(*(p.double() for p in made)).square().sum().item()
+    solved = X.refit(before, parts, ridge=0.0).denoiser.net.out.parameters()
+    torch.testing.assert_close([*solved], [p.float() for p in best])
+    made = cfg.run(exact(), student=untrained(0, 8), show=False)
+    assert squares(best) < squares(made.denoiser.net.out.parameters()) < squares(old)
+    assert config_of(made.about) == cfg
 
 
 def test_bad_experiments():

@@ -17,27 +17,29 @@ import queue
 import re
 import time
 from collections import UserDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from ..core import about_run, check_choice, check_int, data_dir, locked
-from ..core import read_json, refuse, reworded, sample_noise, write_json
+from ..core import Above0, Trajectory, about_run, check_choice, check_int
+from ..core import copied, data_dir, locked, read_json, refuse, reworded
+from ..core import sample_noise, write_json
 from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.stored import load_teacher
 from ..diffusion.nets import MLP
-from ..diffusion.samplers import Sampler, sample
+from ..diffusion.samplers import Sampler, sample, trajectory
 from ..diffusion.schedules import karras_sigmas
 from ..distillation.bank import TrajectoryBank, answers_note, denoiser_hash
-from ..distillation.branches import fold
+from ..distillation.branches import fold, output_layer
 from ..distillation.distill import distill
 from ..distillation.progressive import PDConfig, progressive_rounds
-from ..distillation.sfd import SFDBase, SFDConfig, sfd
+from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
 from ..distillation.students import Host, Student, VariableStudent, branched_student
 from ..distillation.teaching import train_teacher
 from ..distillation.variable import second_stage, several, sfd_variable, variable_step
@@ -46,16 +48,17 @@ from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.checkpoints import SAME_ANSWERS, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import numerics
-from ..training.loop import fit
+from ..training.loop import StepFunction, fit
 
 # %% auto #0
 __all__ = ['SETS', 'PLANE', 'WORLDS', 'BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS',
            'MORE_OPTIONS', 'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS',
            'LATE', 'RECIPE', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'GAINS', 'HELD',
-           'World', 'ReferenceEnds', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'untold', 'students',
-           'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
-           'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'Difference',
-           'differences', 'difference_table', 'plot_differences', 'trajectories_of', 'stored_gains', 'show_gains']
+           'World', 'ReferenceEnds', 'fashion_world', 'ring_world', 'plane_world', 'Arm', 'Banks', 'refit', 'RecipeSFD',
+           'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment',
+           'vary', 'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms',
+           'quarter_arms', 'Difference', 'differences', 'difference_table', 'plot_differences', 'trajectories_of',
+           'stored_gains', 'show_gains']
 
 # %% ../../nbs/lab/01_experiments.ipynb #03c4c382
 @dataclass(frozen=True)
@@ -325,6 +328,65 @@ class Banks:
         return self.made[cfg.plan]
 
 # %% ../../nbs/lab/01_experiments.ipynb #9b99087f
+@torch.no_grad()
+def refit(
+    student: Student,  # whose network ends in a linear layer
+    walks: Iterable[Trajectory],  # of its teacher
+    ridge: float = 1e-8,  # times the mean squared feature: what a change of the weights costs
+) -> Student:
+    """A student whose last layer is solved anew: least squares over the states that it visits, all
+    steps at once, from where each step ends to the teacher's state there."""
+    net, shape, sigmas = copied(student.denoiser).double(), student.shape, student.sigmas
+    layer = net.net.get_submodule(output_layer(student.denoiser, shape))
+    seen, gram, right = [], 0.0, 0.0
+    note = lambda _, given, out: seen.append(F.pad(given[0], (0, 1), value=1.0))
+    hook = layer.register_forward_hook(note)
+    one = torch.ones(1, *shape, dtype=torch.float64)
+    for walk in walks:
+        seen.clear()
+        xs = trajectory(net, walk[0].double(), sigmas, 'euler', student.afs).xs
+        every = (len(walk) - 1) // (len(xs) - 1)
+        for n, x in enumerate(seen, student.afs):
+            # a step ends at s/t x + (1 - s/t) D, and D is c_skip x + c_out F
+            scale = (1 - sigmas[n + 1] / sigmas[n]) * net.to_x0(one, 0 * one, sigmas[n]).mean()
+            gram += scale**2 * x.T @ x
+            right += scale * x.T @ (walk[every * (n + 1)] - xs[n + 1])
+    cost = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    change = torch.linalg.solve(gram + cost, right).T
+    layer.weight += change[:, :-1]
+    layer.bias += change[:, -1]
+    hook.remove()
+    return dataclasses.replace(student, denoiser=net.float())
+
+
+@dataclass(frozen=True)
+class RecipeSFD(SFDConfig):
+    "SFD with two more choices; with their defaults it is SFD."
+
+    last: Above0 = 1.0  # what the loss of the last student step is multiplied by
+    refit: bool = False  # is the last layer solved anew after training?
+    host = 'sfd_recipe'
+
+    def step_function(self, *given, **how) -> StepFunction:
+        "One iteration, in which the last of the losses counts more, or less."
+        step = super().step_function(*given, **how)
+
+        def weighted(student, i):
+            for n, loss in enumerate(step(student, i), 1):
+                yield self.last * loss if n == self.nfe else loss
+
+        return weighted
+
+    def run(self, teacher, data=None, labels=None, bank=None, *given, **how) -> Student:
+        "Distil in one training, and solve."
+        student = super().run(teacher, data, labels, bank, *given, **how)
+        if not self.refit:
+            return student
+        bank = teacher_bank(teacher, self, show=False) if bank is None else bank
+        batches = range(self.n_trajectories // self.batch)
+        return refit(student, (bank.batch(self.seeds(i))[0] for i in batches))
+
+
 def untold(
     teacher: Callable,
     cfg: SFDConfig,
@@ -928,6 +990,9 @@ RECIPE = {
             (', 12 teacher steps', dict(substeps=12)),
             (', warm-up', dict(warmup=50)),
             (', lr x 2', dict(lr=2e-3)),
+            (', last step x 4', dict(last=4.0)),
+            (', last step x 1/4', dict(last=0.25)),
+            (', last layer solved', dict(refit=True)),
         )
         for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))
     },
@@ -973,9 +1038,9 @@ EXPERIMENTS |= {
     'spiral_recipe': lambda: Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
         'spiral, fine',
-        vary(dataclasses.replace(PLANE_SFD, branch_weights='endpoint-heavy'), RECIPE),
+        vary(RecipeSFD(**vars(PLANE_SFD) | dict(branch_weights='endpoint-heavy')), RECIPE),
         'K = 1',
-        6,
+        10,
         {2000: 1000},
     ),
     'spiral_longest': lambda: Experiment(
