@@ -494,7 +494,8 @@ def check_learned(cfg: Host, teacher: Callable) -> None:
             raise ValueError(
                 f'the teacher is a student, which knows its own {len(own)} Euler steps alone '
                 f'(levels {", ".join(f"{s:.4g}" for s in known[0])}), and here it would take '
-                f'{len(mine)} by {walk.solver}: second_stage(student) takes its own'
+                f'{len(mine)} by {walk.solver}: second_stage(student) takes its own, and of '
+                f'Progressive Distillation its schedule with start_steps={len(own)}'
             )
 
 
