@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from html import unescape
-from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -47,17 +46,21 @@ from warm import python
 PAGES = {p.doc: p for p in pages()}
 
 
-class Parsed(HTMLParser):
-    "A page's ids, links, what it loads, and its pictures."
+TAG = re.compile(r'<(\w+)((?:\s+[\w:.-]+(?:="[^"]*")?)+)\s*/?>')
+ATTRIBUTE = re.compile(r'([\w:.-]+)="([^"]*)"')
+NO_TAGS = re.compile(r'(<script\b[^>]*>).*?</script>|<!--.*?-->', re.S)
+
+
+class Parsed:
+    "A page's ids, links, what it loads, and its pictures: by what Sphinx writes, four times as fast as a parser."
 
     def __init__(self, path: Path):
-        super().__init__()
         self.ids, self.links, self.loaded, self.pictures = set(), [], [], []
         self.text = path.read_text(encoding='utf-8')
-        self.feed(self.text)
+        for tag, attributes in TAG.findall(NO_TAGS.sub(r'\1', self.text)):
+            self.note(tag, {k: unescape(v) for k, v in ATTRIBUTE.findall(attributes)})
 
-    def handle_starttag(self, tag, attrs):
-        a = dict(attrs)
+    def note(self, tag: str, a: dict[str, str]):
         if 'id' in a:
             self.ids.add(a['id'])
         if tag == 'a' and 'href' in a:
