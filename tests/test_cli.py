@@ -1791,7 +1791,7 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
         Image.fromarray((x * 40 + 128).clamp(0, 255).byte().numpy()).save(f'photos/{i}.png')
     sfd = 'bdense_distill sfd --teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --licence mit --teacher_data birds'
     with shell.monkeypatch.context() as m:
-        m.setattr('bdense_nb.diffusion.denoisers._readings', lambda _: {})  # no guess what fits
+        m.setattr('bdense_nb.diffusion.checks._readings', lambda _: {})  # no guess what fits
         assert 'does not give clean estimates at' in shell(sfd, 1)[1], 'an untrained network'
     assert not Path('sfd').exists()
     assert 'the teacher is trusted, although' in shell(sfd + ' --trust_teacher')[0]
