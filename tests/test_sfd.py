@@ -575,7 +575,8 @@ def test_same_seed_same_student(teacher):
 
 @pytest.mark.parametrize('pool', [None, 8, 11])
 @pytest.mark.parametrize('kind', ['memory', 'folder'])
-def test_bank_changes_nothing(classy, tmp_path, pool, kind):
+def test_bank_changes_nothing(classy, tmp_path, pool, kind, monkeypatch):
+    monkeypatch.setattr(SFDConfig, 'is_kept', False)
     cfg = replace(TINY, steps=5, pool=pool)
     bank = teacher_bank(classy, cfg, folder=tmp_path if kind == 'folder' else None, show=False)
     assert len(bank.seeds) == (20 if pool is None else 8) and isinstance(bank.shards[0], dict) == (
@@ -593,6 +594,21 @@ def test_a_bank_saves_the_teacher_its_work():
     Spy.calls.clear()
     list(sfd_step(spy, TINY, bank)(model, 1))
     assert all(c[0] for c in Spy.calls) and len(Spy.calls) == 2
+
+
+def test_walks_that_are_seen_again_are_made_once(monkeypatch):
+    spy, asked = shaken(Spy(MLP(width=8, depth=1))), {}
+    cfg = replace(TINY, steps=6, pool=8)
+    assert cfg.is_kept and not replace(cfg, steps=2).is_kept
+    assert not replace(cfg, teacher_states='local').is_kept
+    assert not replace(cfg, shape=(10**8,)).is_kept
+    for kept in (True, False):
+        monkeypatch.setattr(SFDConfig, 'is_kept', kept)
+        Spy.calls.clear()
+        student = sfd(spy, cfg, show=False)
+        asked[kept] = student, sum(not own and len(x) == cfg.batch for own, *_, x in Spy.calls)
+    assert same(asked[True][0], asked[False][0])
+    assert asked[False][1] - asked[True][1] == (6 - 2) * (len(cfg.grids[0]) - 1)
 
 
 @pytest.mark.parametrize('pool', [None, 12])

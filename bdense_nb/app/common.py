@@ -261,7 +261,10 @@ def put_aside(out: str) -> None:
     folder.rename(Path(out) / ASIDE)
 
 
-def put_back(out: str, look: bool = False) -> Path:  # of its checkpoints; look: where they lie
+def put_back(
+    out: str,
+    look: bool = False,  # change nothing
+) -> Path:  # where its checkpoints lie
     "Put a run back whose successor has ended before its first iteration, by a kill perhaps."
     folder, aside = Path(out) / 'checkpoints', Path(out) / ASIDE
     if look and aside.is_dir():
@@ -459,7 +462,10 @@ def show_plan(plan: dict) -> dict:  # the same, JSON-able
     return dict(dry_run=True, **plan)
 
 
-def becomes(says: Callable[[], str], options: Common) -> str:
+def becomes(
+    says: Callable[[], str],  # raises a ValueError where nothing can go on
+    options: Common,
+) -> str:
     "What becomes of what lies in a folder; what cannot go on is refused, by a dry run in words."
     try:
         return says()

@@ -137,7 +137,10 @@ def compare_plan(
     )
 
 
-def runs_there(out: str, made: Callable[[], Experiment]) -> str:
+def runs_there(
+    out: str,
+    made: Callable[[], Experiment],  # its trainings
+) -> str:
     "How many trainings of a comparison are done; a file of another one is refused."
     if not (file := Path(out) / 'comparison.json').is_file():
         return 'begins'

@@ -19,7 +19,7 @@ from ..diffusion.samplers import SOLVERS, Sampler, afs_x0, draw_start
 from ..diffusion.samplers import euler_step, trajectory
 from ..diffusion.schedules import SCHEDULES, nested_sigmas
 from .bank import BANK_DTYPES, TrajectoryBank, TrajectoryPlan
-from .bank import frozen_copy, make_bank
+from .bank import bank_megabytes, frozen_copy, make_bank
 from .losses import BRANCH_WEIGHTS, NORMS, dense_alignment_loss
 from .segments import BRANCH_STEPS, Segment, branch_states
 from .segments import check_substeps, segments
@@ -62,7 +62,8 @@ class SFDBase(Host):
     # iterations; each takes one optimiser step per student step that calls the network
     steps: AtLeast1 = 1563
     batch: AtLeast1 = 128  # trajectories an iteration
-    # distinct trajectories, gone through again and again; None: all fresh
+    # distinct trajectories, gone through again and again, which up to 2 GB are kept in memory;
+    # None: all fresh
     pool: AtLeast1 | None = None
     # what a bank keeps the teacher's states in: float16 takes half the space, and rounds them
     bank_dtype: Literal[*BANK_DTYPES] = 'float32'
@@ -132,6 +133,12 @@ class SFDBase(Host):
             shape=shape, sigma_min=max(self.sigma_min, low), sigma_max=min(self.sigma_max, top)
         )
         return fitting(self, fit | in_flow_time(self, teacher, shape, given), given)
+
+    @property
+    def is_kept(self) -> bool:
+        size = sum(bank_megabytes(c.plan, c.n_trajectories) for c in self.each.values())
+        again = self.n_trajectories < self.steps * self.batch
+        return again and size < 2000 and self.teacher_states == 'global'
 
     def small(self, n: int) -> Host:
         return replace(self, batch=n, pool=n, steps=4, warmup=0)

@@ -548,6 +548,7 @@ class Host:
     shape = None  # of one sample; None: the data's
     rounds = None  # steps of the student of each round, if there are several
     pool = None  # distinct trajectories; None: all fresh
+    is_kept = False  # are walks, which are seen again, kept in memory where no bank is given?
     all_seeds = None  # of the trajectories that the run sees; None: it walks none
     needs_data = False
     free = ()  # fields that may differ when a run goes on
@@ -611,7 +612,8 @@ class Host:
         teacher: Callable,  # a denoiser; it is copied, not touched
         data: Tensor | None = None,  # [N, *D], clean
         labels: Tensor | dict | None = None,  # [N], int64, or other conditions with N rows
-        bank: TrajectoryBank | None = None,  # the teacher's trajectories
+        # the teacher's trajectories; None: made here, once where the run sees them again
+        bank: TrajectoryBank | None = None,
         folder: Path | str | None = None,  # checkpoints; a run found there is resumed
         show: bool = True,  # progress bar
         student: NetDenoiser | None = None,  # where the student starts; None: as the teacher
@@ -628,6 +630,8 @@ class Host:
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)
+        elif cfg.is_kept:
+            bank = cfg.bank(teacher, show=show)
         start = denoiser_hash(model.denoiser)
         origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)
         step = cfg.step_function(teacher, bank, data, labels)

@@ -270,6 +270,8 @@ def sfd_variable(
     cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None:
         _check_banks(banks, teacher, cfg.each)
+    elif cfg.is_kept:
+        banks = cfg.bank(teacher, show=show)
     origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)
     how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
     step = variable_step(teacher, cfg.each, banks)

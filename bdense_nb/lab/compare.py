@@ -269,13 +269,13 @@ def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict]
 
 def comparison_of(
     teacher: Callable,  # of it and of the rest see `compare`
-    cfg: Host,
-    arms: dict[str, dict] = ARMS,
-    seeds: int = 5,
+    cfg: Host,  # see `compare`
+    arms: dict[str, dict] = ARMS,  # see `compare`
+    seeds: int = 5,  # see `compare`
     *,
-    calls: Sequence[int] = (),
-    budgets: Sequence[int] = (),
-    hardware: Hardware = Hardware(),
+    calls: Sequence[int] = (),  # see `compare`
+    budgets: Sequence[int] = (),  # see `compare`
+    hardware: Hardware = Hardware(),  # see `compare`
     **world,  # n, data, labels, features, quality: see `teacher_world`
 ) -> Experiment:
     "The trainings of a comparison, as an experiment."

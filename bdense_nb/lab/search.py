@@ -321,11 +321,11 @@ def search_weights(
 
 def trials_done(
     teacher: Callable,  # of this and of the rest see `search_weights`
-    cfg: SFDConfig,
-    storage: Path | str,
-    n_samples: int,
-    seed: int,
-    hardware: Hardware,
+    cfg: SFDConfig,  # see `search_weights`
+    storage: Path | str,  # see `search_weights`
+    n_samples: int,  # see `search_weights`
+    seed: int,  # see `search_weights`
+    hardware: Hardware,  # see `search_weights`
 ) -> int:
     "How many trials a storage holds; that of another search is refused. Nothing is written."
     note = _run_note(teacher, cfg, None, n_samples, hardware, seed)
