@@ -23,6 +23,7 @@ GROUPS = {  # heading -> its files, in order; a file belongs to the first that n
 QUESTIONS = {  # of files that are no experiment, or whose own question is another file's, too
     'fashion_4096': 'Fashion-MNIST, half a million trajectories: do branches help?',
     'fashion_4096_calls': 'Fashion-MNIST, half a million trajectories, 4 calls: do branches help?',
+    'fashion_longest': 'Fashion-MNIST, 131,000 trajectories: do branches help?',
     'fashion_long_calls': 'Fashion-MNIST, 33,000 trajectories, 3 to 5 calls: do branches help?',
     'fashion_long': 'Fashion-MNIST, 33,000 trajectories: which branch weights help?',
     'fashion_wide': 'Fashion-MNIST, a teacher twice as good: do branches help, and beside finer trajectories?',

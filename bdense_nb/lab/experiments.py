@@ -1308,7 +1308,7 @@ GAINS = {
     'two moons': (2, ('moons_copies',)),
     'swiss roll': (2, ('swiss_roll_copies',)),
     'ring': (2, ('ring_copies',)),
-    'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_4096')),
+    'Fashion-MNIST': (2, ('fashion_sfd', 'fashion_long', 'fashion_longest', 'fashion_4096')),
     'Fashion, 4 calls': (4, ('fashion_sfd', 'fashion_long_calls', 'fashion_4096_calls')),
 }
 #: the arms that all of them have
@@ -1345,7 +1345,8 @@ def _gain_panel(
         _whiskers(ax, [n * 1.08**j for n, _ in mine], [d for _, d in mine], **how)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
-    ax.set_xticks(seen := sorted({n for n, _ in places}), [f'{n:,}' for n in seen])
+    seen = sorted({n for n, _ in places})
+    ax.set_xticks(seen, [f'{n / 1000:.0f}k' if n > 1000 else str(n) for n in seen])
     ax.minorticks_off()
     ax.tick_params(labelsize=8)
 
