@@ -491,11 +491,13 @@ def check_learned(cfg: Host, teacher: Callable) -> None:
         mine, own = (torch.tensor(levels) for levels in (walk.sigmas[:-1], known[0]))
         same = mine.shape == own.shape and torch.allclose(mine, own)
         if not same or (walk.afs, walk.solver) != (known[1], 'euler'):
+            told = lambda levels: ', '.join(f'{s:.4g}' for s in levels.tolist())
             raise ValueError(
                 f'the teacher is a student, which knows its own {len(own)} Euler steps alone '
-                f'(levels {", ".join(f"{s:.4g}" for s in known[0])}), and here it would take '
-                f'{len(mine)} by {walk.solver}: second_stage(student) takes its own, and of '
-                f'Progressive Distillation its schedule with start_steps={len(own)}'
+                f'(levels {told(own)}), and here it would take {len(mine)} by {walk.solver} '
+                f'(levels {told(mine)}): a second stage, to one number of calls, takes its own'
+                + f', and Progressive Distillation with start_steps={len(own)} and the schedule, '
+                'sigma_min and sigma_max that it had' * (not known[1])
             )
 
 
