@@ -136,6 +136,7 @@ class SFDBase(Host):
 
     @property
     def is_kept(self) -> bool:
+        "Are the teacher's walks seen again, and small enough to be kept in memory (2 GB)?"
         size = sum(bank_megabytes(c.plan, c.n_trajectories) for c in self.each.values())
         again = self.n_trajectories < self.steps * self.batch
         return again and size < 2000 and self.teacher_states == 'global'
