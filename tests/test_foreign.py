@@ -1055,11 +1055,16 @@ def test_what_moves_in_use_is_no_constant(tmp_path):
     load_denoiser(tmp_path, 'cpu', module)
 
 
-def test_what_is_taken_apart_becomes_onnx(tmp_path):
+@pytest.mark.parametrize(
+    'wrap',
+    [lambda: as_denoiser(EDM(0).eval()), lambda: as_denoiser(KDenoiser(Inner()), 'inner_model')],
+    ids=['EDM', 'k-diffusion'],
+)
+def test_what_is_taken_apart_becomes_onnx(wrap, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     grid = torch.tensor([80.0, 1.0, 0.1], dtype=torch.float64)
-    student = Student(as_denoiser(EDM(0).eval()), grid, True, SHAPE)
+    student = Student(wrap(), grid, True, SHAPE)
     export_onnx(student, tmp_path / 'step.onnx')
     x = sample_noise(range(3), SHAPE)
     (got,) = onnxruntime.InferenceSession(tmp_path / 'step.onnx').run(
