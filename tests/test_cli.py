@@ -1,5 +1,6 @@
 "The commands as a shell sees them: help, answers for programs, one-line errors, exit codes, and what they leave behind."
 
+import contextlib
 import dataclasses
 import errno
 import inspect
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -44,7 +46,7 @@ from bdense_nb.app.shell import (
 )
 from bdense_nb.core import data_dir, load_tensors, sample_noise, save_tensors
 from bdense_nb.diffusion.data import fashion_mnist, to_pixels
-from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, VPDenoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, FlowDenoiser, GuidedDenoiser, VPDenoiser
 from bdense_nb.diffusion.identity import denoiser_hash
 from bdense_nb.diffusion.stored import load_denoiser, save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
@@ -603,9 +605,12 @@ def test_a_dry_run_says_what_becomes_of_the_run_that_is_there(shell):
         shell.monkeypatch.setattr(common, 'print_plan', lambda *plan: None)
         shell(line)
         found = shell.json(line + ' --dry_run')['run']
-        assert found.startswith('goes on from iteration 2 of 2')
-        assert 'the run goes on from iteration 2 of 2' in shell(line)[0]
+        assert found.startswith('is finished: iteration 2 of 2')
+        assert 'the run is finished: iteration 2 of 2' in shell(line)[0]
         assert 'would be refused: ' in shell.json(line + ' --lr .5 --dry_run')['run']
+        for name in ('config.json', 'model.safetensors'):  # a kill before they were written
+            (Path(line.split()[1]) / name).unlink()
+        assert shell.json(line + ' --dry_run')['run'].startswith('goes on from iteration 2 of 2')
         assert shell.json(line + ' --lr .5 --dry_run --overwrite')['run'] == 'begins'
 
 
@@ -2310,7 +2315,9 @@ def test_a_refused_start_loses_no_work(at, tmp_path, monkeypatch):
     for name in ('distill_plan', 'teach_plan', 'on_one_gpu'):
         monkeypatch.setattr(commands, name, lambda *how: {})
     for start in (teacher, f'{student} --steps 1'):
-        assert at.json(f'{start} --dry_run')['run'] == 'goes on from iteration 1 of 1'
+        assert at.json(f'{start} --dry_run')['run'] == 'is finished: iteration 1 of 1'
+        refused = at.json(f'{start} --batch 2 --dry_run')['run']
+        assert refused.startswith(f'would be refused: {tmp_path}/') and '.before' not in refused
     assert files_in(tmp_path) == left != before, 'a dry run puts nothing back'
     for out in 'st':
         common.put_back(f'{tmp_path}/{out}')
@@ -2600,6 +2607,30 @@ def test_the_teacher_of_a_second_stage_is_the_student_whose_steps_it_walks(tmp_p
         assert cfg.suited(found).grids[0].tolist() == five.sigmas.tolist()
 
 
+def test_a_second_stage_must_save_network_calls(at, tmp_path):
+    line = f'bdense_distill {tmp_path}/x --teacher student --K 1 --steps 1 --batch 4 --pool 4 --nfe'
+    for calls in (2, 3):
+        told = at(f'{line} {calls} --dry_run', 1)[1]
+        assert f'a student of {calls} NFE saves nothing: its teacher, student, takes 2' in told
+    student, guided = EDMDenoiser(MLP(width=8, depth=1, n_classes=2)), SFDConfig(nfe=2, shape=(2,))
+    own = dict(solver='euler', substeps=1, K=1, teacher_afs=True, teacher_own_steps=True)
+    options = commands.Distill(out='x')
+    check = partial(commands._check_distill, options, dataclasses.replace(guided, **own))
+    with pytest.raises(ValueError, match='saves nothing'):
+        check(student, True)
+    check(GuidedDenoiser(student, 2.0), True)  # its two calls become one
+
+
+def test_an_export_is_said_to_be_one(at, tmp_path):
+    at(f'bdense_export student {tmp_path}/e')
+    line = f'bdense_distill {tmp_path}/x --steps 1 --batch 4 --pool 4'
+    for asked in (f'{line} --teacher {tmp_path}/e', f'bdense_sample {tmp_path}/e --n 2'):
+        told = at(asked, 1)[1]
+        assert f'{tmp_path}/e is an export for other programs' in told and 'unet' not in told
+    told = at(f'{line} --teacher plane --config {tmp_path}/e/sampling.json', 1)[1]
+    assert 'sampling.json holds no configuration: name the folder of a run' in told
+
+
 def test_a_preset_for_a_teacher_of_ones_own_says_that_none_is_named(capsys):
     known = COMMANDS | comparing.COMMANDS
     for name in ('bdense_distill', 'bdense_compare', 'bdense_search'):
@@ -2657,6 +2688,13 @@ def test_a_dry_run_of_a_search_says_what_becomes_of_the_one_that_is_there(shell)
     told = shell.json(line + ' --lr .5')['run']
     assert told.startswith('would be refused: s/search.db holds a study') and '0.5 now' in told
     assert files_in(Path('s')) == before
+    with contextlib.closing(sqlite3.connect('s/search.db')) as other:
+        other.execute('PRAGMA journal_mode=WAL')
+        search_weights(teacher, cfg, 2, Path('s/search.db'), n_samples=4, show=False)
+        assert Path('s/search.db-wal').stat().st_size
+        assert shell.json(line)['run'] == 'goes on: 2 of 2 trials are done'
+    Path('s/search.db').write_bytes(b'no database')
+    assert shell.json(line)['run'].startswith('would be refused: s/search.db is damaged')
 
 
 def test_torchrun_takes_no_option_behind_two_dashes():

@@ -31,7 +31,8 @@ from bdense_nb.distillation.variable import (
     uncondition,
     variable_step,
 )
-from bdense_nb.training.config import Hardware
+from bdense_nb.distillation.teaching import train_teacher
+from bdense_nb.training.config import Hardware, TrainConfig
 from torch import nn
 
 TINY = SFDConfig(steps=4, batch=4, lr=1e-3, shape=(2,))
@@ -751,3 +752,9 @@ def test_a_student_is_a_teacher_in_its_own_steps_alone(teacher, student):
             cfg.suited(five.denoiser)
     with pytest.raises(ValueError, match='6 Euler steps alone .* it would take 12 by dpmpp3m'):
         sfd(five.denoiser, replace(TINY, nfe=2), show=False)
+    more = TrainConfig(steps=1, lr=1e-4, ema=0.9)  # at all levels: it is a teacher like any other
+    again = train_teacher(
+        five.denoiser.requires_grad_(True), torch.randn(8, 2), None, more, 4, show=False
+    )
+    for taught in (five.denoiser, again.model, again.ema):
+        assert replace(TINY, nfe=2).suited(taught)

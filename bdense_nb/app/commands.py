@@ -842,6 +842,27 @@ def _distilled(
     return distill(source, cfg, data, labels, banks, folder, student=start, **how)
 
 
+def _check_distill(options: Distill, cfg, source: Callable, second: bool) -> None:
+    "Refuse options that do not suit the method or the teacher, and a second stage for nothing."
+    if options.lora is not None:
+        check_int('lora', options.lora, 1)
+    calls = cfg.plan.sampler(source).nfe if second else 0
+    refuse(
+        '',
+        (cfg.needs_data and options.bank, 'a bank belongs to SFD; choose another preset'),
+        (
+            options.lora is not None and not isinstance(unguided(source).net, DiffusersNet),
+            f'lora is for networks of diffusers, and {options.teacher} is none; leave it out, or '
+            'freeze weights in Python and pass student=',
+        ),
+        (
+            second and cfg.nfe >= calls,
+            f'a student of {cfg.nfe} NFE saves nothing: its teacher, {options.teacher}, takes '
+            f'{calls}; pass a smaller --nfe, or the first teacher',
+        ),
+    )
+
+
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
     out, teacher = options.out, options.teacher
@@ -853,17 +874,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     source, shape = teacher_and_shape(options, line, cfg)
     second = isinstance(cfg, SFDConfig) and is_student(teacher)  # its grid is the student's own
     cfg = cfg.fitted(source, shape, line.given | ({'config'} if second else set()))
-    if options.lora is not None:
-        check_int('lora', options.lora, 1)
-    refuse(
-        '',
-        (cfg.needs_data and options.bank, 'a bank belongs to SFD; choose another preset'),
-        (
-            options.lora is not None and not isinstance(unguided(source).net, DiffusersNet),
-            f'lora is for networks of diffusers, and {teacher} is none; leave it out, or freeze '
-            'weights in Python and pass student=',
-        ),
-    )
+    _check_distill(options, cfg, source, second)
     start = None if options.lora is None else with_adapters(unguided(source), options.lora)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
@@ -873,7 +884,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     note_pipeline(unguided(source), cfg, shape)
     check = partial(check_run, folder, cfg, source, shape, pairs)
     able = partial(check_start, cfg, source, options.bank, hardware)
-    there = goes_on(folder, cfg.loop, check, options, able)
+    there = goes_on(folder, cfg, check, options, able)
     if options.dry_run:
         fits = on_one_gpu(source, cfg.suited(source), shape, hardware, start)
         return show_plan(plan() | fits | dict(run=there))

@@ -214,6 +214,7 @@ def check_file(out: str, is_mine: Callable[[Path], bool]) -> None:  # is_mine: m
 
 def is_done(out: str, config: dict) -> bool:
     "Does a folder hold what a run of this configuration ends in, so that nothing is computed?"
+    config = json.loads(json.dumps(config))
     for name in ('config.json', 'sampling.json'):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             there = read_json(Path(out) / name)['about']['config']
@@ -366,7 +367,8 @@ def read_config(path: str | None) -> Stored:  # None: there is no file, and noth
     refuse(
         f'{file} holds no configuration:',
         (
-            not nested and (RESULT & found.keys() or run and 'teacher' not in found),
+            (not nested and (RESULT & found.keys() or run and 'teacher' not in found))
+            or 'grid' in found.keys() - about.keys(),  # of an export
             'name the folder of a run, its command.json, the run.json of a distillation, the '
             'config.json of what it has made, or a file of yours',
         ),
@@ -477,12 +479,15 @@ def becomes(
 
 def goes_on(
     folder: Path,  # of a run's checkpoints
-    loop: TrainConfig,  # of the run, or of its first round
+    cfg: Host | TrainConfig,  # of the run
     check: Callable[[], None],  # raises where the run there is another one
     options: Common,  # with `overwrite`
     able: Callable[[], None],  # raises where none can begin
 ) -> str:
     "What becomes of the run in a folder, see `becomes`."
+
+    loop = getattr(cfg, 'loop', cfg)  # or that of the first round
+    named = lambda e: str(e).replace(str(folder), str(folder.with_name('checkpoints')))
 
     def says():
         if not options.overwrite:
@@ -495,9 +500,11 @@ def goes_on(
         part = min(part for part, _ in found)  # rounds have ever fewer steps
         done = max(int(stem.split('-')[1]) for other, stem in found if other == part)
         where = f' in {part.name}' * (part != folder)
+        if done == loop.steps and is_done(options.out, asdict(cfg)):
+            return f'is finished: iteration {done} of {done}{where}'
         return f'goes on from iteration {done} of {loop.steps}{where}'
 
-    return becomes(says, options)
+    return becomes(reworded(named, ValueError)(says), options)
 
 
 def announce(plan: Callable[[], dict] | None, there: str) -> None:  # there: see `goes_on`

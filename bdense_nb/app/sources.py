@@ -356,7 +356,13 @@ def check_conditions(denoiser: NetDenoiser, name: str) -> None:
 def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     "A student by folder; of one for several step counts the one asked for."
     device = find_device(options.device)
-    if (Path(folder) / 'sampling.json').is_file():
+    exported = (Path(folder) / 'sampling.json').is_file()
+    if exported and not is_diffusers(folder):
+        raise ValueError(
+            f'{folder} is an export for other programs, which does not say what makes its network: '
+            'name the folder that bdense_distill wrote'
+        )
+    if exported:
         student = load_pretrained(folder, device)
     else:
         student = load_student(folder, device, find_net(options.net))

@@ -74,6 +74,7 @@ def train_teacher(
     if folder is not None:
         claim_folder(folder, dict(batch=batch, data=fingerprint(images, labels)))
     device = next(denoiser.parameters()).device
+    denoiser.learned = None  # a student learns levels that are not its own
 
     def step(model, i):
         g = torch.Generator().manual_seed(iteration_seed(cfg.seed, i))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import shutil
 import sqlite3
 import tempfile
 import time
@@ -128,23 +127,30 @@ class SearchResult:
 
 # %% ../../nbs/lab/02_search.ipynb #a05542db
 @contextlib.contextmanager
+def _read(storage: Path | str | None) -> Iterator[None]:
+    "Errors of SQLite, below Optuna and SQLAlchemy, name the file."
+    try:
+        yield
+    except Exception as e:
+        cause = e
+        while cause and not isinstance(cause, sqlite3.Error):
+            cause = cause.__cause__
+        if isinstance(cause, sqlite3.OperationalError):
+            raise OSError(
+                f'{storage} cannot be used ({cause}): it must be a file that you may '
+                f'write, on a disk with room, and that no other program holds'
+            ) from e
+        if cause:
+            raise ValueError(f'{storage} is damaged, or no SQLite file ({cause})') from e
+        raise
+
+
+@contextlib.contextmanager
 def _held(storage: Path | str | None) -> Iterator[None]:
-    "Hold the folder of a storage; errors of SQLite, below Optuna and SQLAlchemy, name the file."
+    "Hold the folder of a storage; see `_read`."
     with contextlib.nullcontext() if storage is None else locked(Path(storage).parent):
-        try:
+        with _read(storage):
             yield
-        except Exception as e:
-            cause = e
-            while cause and not isinstance(cause, sqlite3.Error):
-                cause = cause.__cause__
-            if isinstance(cause, sqlite3.OperationalError):
-                raise OSError(
-                    f'{storage} cannot be used ({cause}): it must be a file that you may '
-                    f'write, on a disk with room, and that no other program holds'
-                ) from e
-            if cause:
-                raise ValueError(f'{storage} is damaged, or no SQLite file ({cause})') from e
-            raise
 
 
 def _check_tables(storage: Path | str) -> None:
@@ -331,8 +337,12 @@ def trials_done(
     note = _run_note(teacher, cfg, None, n_samples, hardware, seed)
     if not Path(storage).exists():
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = shutil.copy(storage, folder)  # Optuna writes where it reads
+    with tempfile.TemporaryDirectory() as folder, _read(storage):
+        copy = str(Path(folder) / 'copy.db')  # Optuna writes where it reads
+        _check_tables(storage)
+        connect = lambda path: contextlib.closing(sqlite3.connect(path))
+        with connect(storage) as theirs, connect(copy) as mine:
+            theirs.backup(mine)  # with what lies in a log beside the file
         with reworded(lambda e: str(e).replace(copy, str(storage)), ValueError):
             return len(_open_study(note, copy, 'branch_weights', unguided(teacher)).trials)
 
