@@ -40,7 +40,7 @@ _OLD = {
                 'distillation.teaching',
     'features': 'evaluation.features', 'intervals': 'evaluation.intervals',
     'metrics': 'evaluation.metrics', 'viz': 'evaluation.pictures',
-    'experiments': 'lab.experiments', 'search': 'lab.search',
+    'experiments': 'lab.worlds lab.experiments lab.differences', 'search': 'lab.search',
     'widgets': 'lab.explorers',
     'checkpoints': 'training.checkpoints', 'devices': 'training.devices', 'hooks': 'training.hooks',
     'cli': 'app.shell', 'notebooks': 'app.course',

@@ -44,7 +44,7 @@ from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.distillation.students import load_student
 from bdense_nb.distillation.teaching import train_teacher
 from bdense_nb.evaluation.intervals import paired_interval
-from bdense_nb.lab.experiments import differences
+from bdense_nb.lab.differences import differences
 from bdense_nb.training.config import TrainConfig
 
 DAYS = [f'2020-01-{d:02d}' for d in range(1, 21)]

@@ -13,7 +13,7 @@ import pytest
 
 from bdense_nb.core import data_dir
 from bdense_nb.evaluation.intervals import paired_interval
-from bdense_nb.lab.experiments import differences
+from bdense_nb.lab.differences import differences
 from run_notebooks import NBS, notebooks, stored as stored_notebook
 
 GIVEN = {  # notebook -> number -> where it comes from
@@ -41,7 +41,7 @@ GIVEN = {  # notebook -> number -> where it comes from
     'interop/02_export': {
         '14.6': 'the last noise level of the scaled-linear table of latent diffusion models'
     },
-    'lab/01_experiments': {'0.73': 'millions of parameters: the model card of the shipped teacher'},
+    'lab/06_worlds': {'0.73': 'millions of parameters: the model card of the shipped teacher'},
     'gpu/published_settings': {
         '9.12': 'FID of one step, Salimans and Ho 2022',
         '21.19': 'billion multiply-adds of a call, counted by tools outside this package',

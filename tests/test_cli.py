@@ -59,8 +59,9 @@ from bdense_nb.distillation.students import Host, VariableStudent, load_student
 from bdense_nb.distillation.variable import SFDVConfig, find_step_layer
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
-from bdense_nb.lab.experiments import EXPERIMENTS, Arm, Experiment, World
+from bdense_nb.lab.experiments import EXPERIMENTS, Arm, Experiment
 from bdense_nb.lab.search import search_weights
+from bdense_nb.lab.worlds import World
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
 from warm import WARM, held, python

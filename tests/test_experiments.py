@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
+from bdense_nb.lab import differences as D
 from bdense_nb.lab import experiments as X
+from bdense_nb.lab import worlds as W
 from bdense_nb.core import data_dir
 from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
 from bdense_nb.diffusion.nets import MLP
@@ -27,7 +29,7 @@ SHORT = SFDConfig(steps=2, batch=16, K=2, substeps=2, solver='euler', shape=(2,)
 @pytest.fixture(scope='module')
 def cheap():
     "The ring without its costs: untrained students, few samples, an end point of few steps."
-    ring = X.ring_world()
+    ring = W.ring_world()
 
     def network(seed, width):
         torch.manual_seed(seed)
@@ -53,7 +55,7 @@ def untrained(seed, width):
     return EDMDenoiser(MLP(width=8, depth=1), 0.7)
 
 
-ends = X.ReferenceEnds(exact, (2,), 20)
+ends = W.ReferenceEnds(exact, (2,), 20)
 
 
 def spread(x):
@@ -68,7 +70,7 @@ def ends_not(cfg, seed):
 
 def test_seeds_side_by_side_give_the_same_rows(tmp_path, cheap):
     "A seed that fails leaves the rows of the others, and is run again."
-    world = X.World('a Gaussian', exact, (2,), untrained, ends, ends, dict(spread=spread), 20)
+    world = W.World('a Gaussian', exact, (2,), untrained, ends, ends, dict(spread=spread), 20)
     e = X.Experiment(
         'Does it run?', world, X.vary(SHORT, {'host': dict(K=1), 'linear': {}}), 'host', 3
     )
@@ -101,7 +103,7 @@ def experiment(monkeypatch, cheap):
         X.Arm('several, stages', dataclasses.replace(SHORT, pool=32), (2, 3), stage=STAGE),
         *X.vary(SHORT, {'wide': {}}, 12),
     )
-    monkeypatch.setitem(X.WORLDS, 'cheap', lambda: cheap)
+    monkeypatch.setitem(W.WORLDS, 'cheap', lambda: cheap)
     monkeypatch.setitem(
         X.EXPERIMENTS, 'try', X.Experiment('Does it run?', 'cheap', arms, 'host', 3)
     )
@@ -242,9 +244,9 @@ def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
         cheap.about,
     )
     assert X.measures_of(result) == mine.measures == ['paired_error', 'mean', 'twice']
-    assert [(d.arm, d.host_iterations) for d in X.differences(result)] == [
+    assert [(d.arm, d.host_iterations) for d in D.differences(result)] == [
         ('linear', 2)
-    ] and X.plot_differences(result).keys() == {'paired_error', 'mean', 'twice'}
+    ] and D.plot_differences(result).keys() == {'paired_error', 'mean', 'twice'}
     exact = cheap.teacher(0)
     moved = type(exact)(exact.means + 0.1, exact.stds, exact.weights)
     other = dataclasses.replace(cheap, teacher=lambda seed: moved)
@@ -332,7 +334,7 @@ def test_differences():
         + [row('other calls', i, 0.0, nfe=3) for i in range(5)]
         + [row('a', i, 0.0, width=16) for i in range(5)],
     )
-    (one,) = X.differences(result)
+    (one,) = D.differences(result)
     assert (
         one.arm == 'a'
         and one.verdict == 'better'
@@ -340,12 +342,12 @@ def test_differences():
         and one.interval.mean == pytest.approx(-0.48)
         and one.interval.n == 5
     )
-    assert {d.arm for d in X.differences(result, budgets={20: 10})} == {'a', 'long'}
-    (back,) = X.differences(result, host='a')
+    assert {d.arm for d in D.differences(result, budgets={20: 10})} == {'a', 'long'}
+    (back,) = D.differences(result, host='a')
     assert back.verdict == 'worse' and back.interval.mean == pytest.approx(0.48)
     with pytest.raises(ValueError, match='host'):
-        X.differences(result, host='z')
-    assert X.differences(dict(result, host='not run yet')) == []
+        D.differences(result, host='z')
+    assert D.differences(dict(result, host='not run yet')) == []
 
 
 def test_budgets_of_an_experiment(experiment, monkeypatch):
@@ -362,12 +364,12 @@ def test_budgets_of_an_experiment(experiment, monkeypatch):
         + [row('long', i, 1.9 + i, iterations=20) for i in range(3)]
         + [row('a', i, 5.0 - i) for i in range(3)],
     )
-    assert [(d.arm, d.verdict) for d in X.differences(result)] == [
+    assert [(d.arm, d.verdict) for d in D.differences(result)] == [
         ('long', 'better'),
         ('a', 'not told apart'),
     ]
-    assert [d.arm for d in X.differences(result, budgets={})] == ['a']
-    many = X.difference_table(
+    assert [d.arm for d in D.differences(result, budgets={})] == ['a']
+    many = D.difference_table(
         dict(result, rows=result['rows'] + [dict(r, nfe=n) for r in result['rows'] for n in (3, 4)])
     ).splitlines()
     assert (
@@ -375,7 +377,7 @@ def test_budgets_of_an_experiment(experiment, monkeypatch):
         and len(many) == 4 + 3
         and many[4].startswith('| 2 calls, 10 it. | 3.0000 | **-3.3 [')
     )
-    lines = X.difference_table(result).splitlines()
+    lines = D.difference_table(result).splitlines()
     assert (
         '3 seeds' in lines[0]
         and 'of "h" the mean' in lines[0]
@@ -390,7 +392,7 @@ def test_budgets_of_an_experiment(experiment, monkeypatch):
     )
     assert lines[-1].startswith('| a | +33.3 [')
     with pytest.raises(ValueError, match='three seeds'):
-        X.difference_table(dict(result, rows=result['rows'][:2]))
+        D.difference_table(dict(result, rows=result['rows'][:2]))
 
 
 @pytest.mark.parametrize('name', STORED)
@@ -452,7 +454,7 @@ def test_the_verdict_of_the_front_page():
     wide = {
         m: d
         for m in ('paired_error', 'frechet_distance')
-        for d in X.differences(stored, m)
+        for d in D.differences(stored, m)
         if d.arm == 'heavy'
     }
     assert {d.verdict for d in wide.values()} == {'better'} and {
@@ -472,7 +474,7 @@ def test_the_verdict_of_the_front_page():
     }
     found = lambda n, m: [
         d
-        for d in X.differences(pd[n], m)
+        for d in D.differences(pd[n], m)
         if 'then' not in d.arm and ('heavy' in d.arm or n == 'ring_pd')
     ]
     assert all(
@@ -484,7 +486,7 @@ def test_the_verdict_of_the_front_page():
     long = json.loads(
         (data_dir() / 'results' / 'fashion_pd_long.json').read_text()
     )  # forty times the images
-    assert {d.verdict for d in X.differences(long, 'paired_error')} == {'worse'}
+    assert {d.verdict for d in D.differences(long, 'paired_error')} == {'worse'}
     assert (
         'Progressive Distillation, too, gains on pictures in short trainings; in longer ones, and on points, it mostly loses.'
         in text
@@ -525,7 +527,7 @@ def _gains():
     "As the figure shows them, without drawing."
     import matplotlib.pyplot as plt
 
-    found = X.show_gains(X.stored_gains(), X.HELD)
+    found = D.show_gains(D.stored_gains(), D.HELD)
     legends = [[text.get_text() for text in legend.get_texts()] for legend in plt.gcf().legends]
     plt.close('all')
     assert legends == [['K = 4, linear', 'K = 4, endpoint-heavy']], (

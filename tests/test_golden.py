@@ -35,7 +35,7 @@ from bdense_nb.evaluation.metrics import (
     load_features,
     paired_error,
 )
-from bdense_nb.lab.experiments import difference_table
+from bdense_nb.lab.differences import difference_table
 
 BLOBS = MixtureDenoiser(
     torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), torch.tensor([0.2, 0.3]), torch.tensor([0.4, 0.6])

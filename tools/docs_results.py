@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bdense_nb.lab.experiments import difference_table, differences, measures_of
+from bdense_nb.lab.differences import difference_table, differences
+from bdense_nb.lab.experiments import measures_of
 from docs_sources import ROOT, copy_to, pages, table
 
 GROUPS = {  # heading -> its files, in order; a file belongs to the first that names it

@@ -17,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from bdense_nb import SFDConfig, load_teacher, sfd, trajectory
 from bdense_nb.core import data_dir
 from bdense_nb.diffusion.schedules import karras_sigmas
-from bdense_nb.lab.experiments import HELD, show_gains, stored_gains
+from bdense_nb.lab.differences import HELD, show_gains, stored_gains
 
 STYLE = """text{font:15px sans-serif;fill:var(--ink)} .small{font-size:13px} .i{font-style:italic}
 :root{--page:#fff;--ink:#1a1a1a;--line:#777;--soft:#ddd;--box:#f3f5f8;--cut:#b9b9b9;--a:#1f77b4;--b:#ff7f0e;--c:#2ca02c;--d:#d62728}

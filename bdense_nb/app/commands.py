@@ -67,7 +67,7 @@ from ..evaluation.pictures import show_rows, show_trajectories
 from ..interop.diffusers import DiffusersNet
 from ..interop.export import EXPORTS, NOISE_OFF, export_student
 from ..interop.export import sampling_json, unit_noise_excess, with_adapters
-from ..lab.experiments import Difference
+from ..lab.differences import Difference
 from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
 from ..lab.search import search_weights, show_search, trials_done
 from ..training.checkpoints import checksum, claim_folder, fingerprint, is_main

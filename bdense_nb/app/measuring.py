@@ -41,8 +41,9 @@ from ..evaluation.features import FEATURE_SPACES, load_space
 from ..evaluation.metrics import fashion_fd, frechet_distance, paired_error
 from ..evaluation.metrics import sliced_wasserstein
 from ..evaluation.pictures import show_points, show_rows
-from ..lab.experiments import EXPERIMENTS, difference_table, differences
-from ..lab.experiments import run_experiment, run_name, stored_rows
+from ..lab.differences import difference_table, differences
+from ..lab.experiments import EXPERIMENTS, run_experiment
+from ..lab.experiments import run_name, stored_rows
 from ..training.config import Hardware
 
 # %% ../../nbs/app/10_measuring.ipynb #598d70ce

@@ -20,7 +20,7 @@ from ..diffusion.samplers import Sampler, sample
 from ..distillation.branches import BranchedDenoiser, fold
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import kept, starting_run
-from ..lab.experiments import World, ReferenceEnds
+from ..lab.worlds import ReferenceEnds, World
 from ..training.config import TrainConfig
 from ..training.loop import fit
 

@@ -19,7 +19,7 @@ from ..diffusion.nets import TemporalNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import karras_sigmas
 from ..distillation.teaching import train_teacher
-from ..lab.experiments import World, ReferenceEnds
+from ..lab.worlds import ReferenceEnds, World
 from ..training.config import TrainConfig
 
 # %% auto #0

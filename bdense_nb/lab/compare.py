@@ -23,9 +23,9 @@ from ..distillation.distill import check_config
 from ..distillation.sfd import SFDBase
 from ..distillation.students import Host
 from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserstein
-from .experiments import Arm, Experiment, World, difference_table
-from .experiments import differences, measures_of, ReferenceEnds
-from .experiments import run_experiment, plot_differences
+from .differences import difference_table, differences, plot_differences
+from .experiments import Arm, Experiment, measures_of, run_experiment
+from .worlds import ReferenceEnds, World
 from ..training.config import Hardware
 
 # %% auto #0
