@@ -14,10 +14,8 @@ from forks import Server  # noqa: E402
 
 UV = [sys.executable, '-m', 'uv']
 PRELOADED = (
-    'torch._dynamo',
-    'torchvision',
+    'torch._dynamo',  # which accelerate imports, to train
     'accelerate',
-    'matplotlib.pyplot',
     'bdense_nb.app.commands',
     'bdense_nb.app.course',
 )
