@@ -29,9 +29,11 @@ from pathlib import Path
 
 
 def find_classes_by_name(find=inspect.findsource) -> None:
-    "To find a class, of whose comments help is made, Python 3.11 parses its whole module, each time anew: a search for its name does."
+    "To find a class, of whose comments help is made, Python 3.11 parses its whole module, each time anew: a search for its name does. One that was made while running is in none."
 
     def findsource(thing):
+        if inspect.isclass(thing) and thing.__module__ == 'types':  # a command's, of its options
+            raise OSError('no source')
         if not (inspect.isclass(thing) and thing.__module__.startswith('bdense_nb')):
             return find(thing)
         lines, _ = find(sys.modules[thing.__module__])
