@@ -1085,8 +1085,7 @@ def test_what_is_said_to_start_several_processes_does(tmp_path):
         )
 
     started = launched(
-        'accelerate.commands.accelerate_cli',
-        'launch',
+        'accelerate.commands.launch',
         '--cpu',
         '--num_processes',
         '2',

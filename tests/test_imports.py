@@ -1,6 +1,7 @@
 "Imports inside the library go down only: from a package to packages on lower floors, and inside a package without a circle."
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -36,10 +37,16 @@ def modules() -> dict[str, Path]:
     return {name: path for path, name in names.items() if name not in ('', '_modidx')}
 
 
+@cache
+def statements(source: str) -> list[ast.AST]:
+    "The imports of a source, which is parsed once."
+    return [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Import, ast.ImportFrom))]
+
+
 def imported(source: str, module: str = '', is_package: bool = False) -> set[str]:
     "What this source imports of the library, anywhere in it, as dotted names (a module, or a name inside one)."
     base, found = ['bdense_nb', *module.split('.')][: None if is_package else -1], set()
-    for node in ast.walk(ast.parse(source)):
+    for node in statements(source):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -127,7 +134,7 @@ def test_library_imports_without_notebook_tools():
     for path in modules().values():
         names = {
             a.name.split('.')[0]
-            for n in ast.walk(ast.parse(path.read_text()))
+            for n in statements(path.read_text())
             if isinstance(n, ast.Import)
             for a in n.names
         }
