@@ -15,7 +15,9 @@ from typing import Annotated, ForwardRef, Union, get_args, get_origin
 from docutils import nodes
 from fastcore.docments import docments, empty
 from furo.navigation import get_navigation_tree
+from ipython_pygments_lexers import IPython3Lexer
 from PIL import Image
+from pygments.lexers import PythonLexer
 from sphinx.ext.autodoc._dynamic._preserve_defaults import DefaultValue
 from sphinx.search.en import SearchEnglish
 from sphinx.util.osutil import relative_uri
@@ -217,12 +219,12 @@ def parameter_table(obj, symbol: str) -> list[str]:
             else f'``{p["default"]!r}``',
             rst(meaning(name, anno, p['docment'], symbol), module),
         ]
-        rows += [f'{"  -" if i else "* -"} {cell}' for i, cell in enumerate(cells)]
-    head = ['* - parameter', '  - type', '  - default', '  - meaning']
+        rows.append(','.join('"' + cell.replace('"', '""') + '"' for cell in cells))
+    head = ['parameter,type,default,meaning']
     return (
         [
             '',
-            '.. list-table::',
+            '.. csv-table::',  # parsed in half the time of a list-table
             '   :header-rows: 1',
             '   :widths: auto',
             '   :class: parameters',
@@ -427,7 +429,19 @@ def describe(app, pagename, templatename, context, doctree) -> None:
     )
 
 
+class CellLexer(PythonLexer):
+    "Of a notebook's cells: the lexer for IPython takes half as long again, and few cells have what is its own."
+
+    own = re.compile(r'^\s*[%!?]|\?\s*$|=\s*[!%]', re.M)  # %magic, !command, help?
+
+    def get_tokens_unprocessed(self, text, stack=('root',)):
+        if self.own.search(text):
+            return IPython3Lexer(**self.options).get_tokens_unprocessed(text)
+        return super().get_tokens_unprocessed(text, stack)
+
+
 def setup(app) -> None:
+    app.add_lexer('ipython3', CellLexer)
     app.connect('doctree-read', mark_drawings)
     app.connect('doctree-resolved', open_in_full)
     app.connect('html-page-context', neighbours, priority=100)  # before furo's
