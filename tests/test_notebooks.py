@@ -40,9 +40,10 @@ TWICE = 'training/04_hooks.ipynb'  # draws random numbers, trains, goes on after
 
 @pytest.fixture(autouse=True)
 def drawn_once(monkeypatch):
-    """By the backend of notebooks, when a cell ends; pyplot would draw each figure before it, and the search for its edges lays it out again,
-    which moves stored pictures by a pixel and shows no more faults."""
-    code = """from matplotlib import pyplot; pyplot.install_repl_displayhook = lambda: None
+    """By the backend of notebooks, when a cell ends; pyplot would draw each figure before it, and what looks for room and for its edges draws
+    its labels thrice, which moves stored pictures by some pixels and shows no more faults."""
+    code = """from matplotlib import figure, pyplot; pyplot.install_repl_displayhook = lambda: None
+figure.Figure.get_layout_engine = lambda self: None
 import sys; sys.argv.append('--InlineBackend.print_figure_kwargs={"bbox_inches": None}')
 """
     monkeypatch.setattr(run_notebooks, 'KERNEL', code + run_notebooks.KERNEL)
