@@ -17,7 +17,7 @@ from bdense_nb.distillation.distill import config_of
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.training.config import Hardware
-from warm import held
+from warm import held, spawn_in_forks
 
 STORED = sorted(
     name for name in X.EXPERIMENTS if (data_dir() / 'results' / f'{name}.json').is_file()
@@ -68,8 +68,9 @@ def ends_not(cfg, seed):
     return ends(cfg, seed)
 
 
-def test_seeds_side_by_side_give_the_same_rows(tmp_path, cheap):
+def test_seeds_side_by_side_give_the_same_rows(tmp_path, cheap, monkeypatch):
     "A seed that fails leaves the rows of the others, and is run again."
+    spawn_in_forks(monkeypatch)
     world = W.World('a Gaussian', exact, (2,), untrained, ends, ends, dict(spread=spread), 20)
     e = X.Experiment(
         'Does it run?', world, X.vary(SHORT, {'host': dict(K=1), 'linear': {}}), 'host', 3

@@ -4,6 +4,7 @@ A program sees a fresh `bdense_nb`, its own arguments, folder, variables and str
 interpreter itself (encodings, closed streams, signals while libraries are imported) is tested in true processes.
 """
 
+import multiprocessing.spawn
 import os
 import socket
 import subprocess
@@ -27,6 +28,13 @@ def python(
     done = WARM.run('python', '-c', REACH + code, *args, cwd=cwd, **os.environ | env)
     sys.stderr.write(done.stderr)
     return done
+
+
+def spawn_in_forks(monkeypatch) -> None:
+    "What `multiprocessing` spawns has imported PyTorch, where workers share a server; `bdense_nb` it imports itself."
+    if WARM.shared in os.environ:
+        program = os.fsencode(TESTS.parent / 'tools' / 'forked.py')
+        monkeypatch.setattr(multiprocessing.spawn, '_python_exe', program)
 
 
 class Waiting:
