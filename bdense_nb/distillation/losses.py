@@ -28,15 +28,14 @@ def branch_weights(
     check_int('K', K, 1)
     if isinstance(kind, str):
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
-        linear = torch.arange(1, K + 1, dtype=torch.float64)
-        last = F.one_hot(torch.tensor(K - 1), K).double()
-        rest = linear * (1 - last)
-        w = {
-            'linear': linear,
-            'uniform': torch.ones_like(linear),
-            'endpoint': last,
-            'endpoint-heavy': 0.7 * last + 0.3 * rest / rest.sum().clamp(min=1),
-        }[kind]
+        w = torch.arange(1, K + 1, dtype=torch.float64)
+        if kind == 'uniform':
+            w = torch.ones_like(w)
+        elif kind != 'linear':
+            last = F.one_hot(torch.tensor(K - 1), K).double()
+            rest = w * (1 - last)
+            heavy = kind == 'endpoint-heavy'
+            w = 0.7 * last + 0.3 * rest / rest.sum().clamp(min=1) if heavy else last
     else:
         no_numbers = lambda e: (
             f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K numbers, got {kind!r}'

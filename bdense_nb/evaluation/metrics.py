@@ -401,7 +401,8 @@ def sliced_wasserstein(
     g = torch.Generator().manual_seed(seed)
     theta = torch.randn(a.shape[1], n_directions, generator=g, dtype=torch.float64)
     theta = F.normalize(theta, dim=0)
-    return float(((a @ theta).sort(0).values - (b @ theta).sort(0).values).square().mean().sqrt())
+    in_order = lambda x: torch.from_numpy(np.sort((x @ theta).numpy(), axis=0))
+    return float((in_order(a) - in_order(b)).square().mean().sqrt())
 
 
 def energy_distance(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import check_type, copied, iteration_seed, locked, reworded, undisturbed
 from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
@@ -99,7 +99,10 @@ class Updates:
         if cfg.clip_grad or cfg.on_nan == 'skip' or (i + 1) % cfg.log_every == 0:  # it is asked for
             if self.scaler is not None:
                 self.scaler.unscale_(self.adam)
-            norm = clip_grad_norm_(list(self.params.values()), cfg.clip_grad or math.inf)
+            if cfg.clip_grad:
+                norm = clip_grad_norm_(list(self.params.values()), cfg.clip_grad)
+            else:
+                norm = get_total_norm([p.grad for p in self.params.values() if p.grad is not None])
             self.norm = full_tensor(norm)
         good = True
         if cfg.on_nan == 'skip':
