@@ -68,6 +68,14 @@ def test_notebook_runs(path, tmp_path):
     assert all('correct\n' in s for s in right), f'solutions of the exercises: {right}'
     assert all('hint: ' in s for s in wrong), f'wrong answers to the exercises: {wrong}'
     assert not widget_errors(nb), 'a widget callback raised'
+    failed = [
+        o.ename
+        for c in nb.cells
+        if 'raises-exception' not in c.metadata.get('tags', [])
+        for o in c.get('outputs', [])
+        if o.output_type == 'error'
+    ]
+    assert not failed, 'a figure could not be drawn'
     said = [
         line
         for c in nb.cells
