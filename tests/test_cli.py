@@ -2612,6 +2612,9 @@ def test_a_second_stage_must_save_network_calls(at, tmp_path):
     for calls in (2, 3):
         told = at(f'{line} {calls} --dry_run', 1)[1]
         assert f'a student of {calls} NFE saves nothing: its teacher, student, takes 2' in told
+    before = files_in(Path('student'))
+    told = at(line.replace(f'{tmp_path}/x', 'student') + ' 1 --overwrite', 1)[1]
+    assert 'student is the teacher, too' in told and files_in(Path('student')) == before
     student, guided = EDMDenoiser(MLP(width=8, depth=1, n_classes=2)), SFDConfig(nfe=2, shape=(2,))
     own = dict(solver='euler', substeps=1, K=1, teacher_afs=True, teacher_own_steps=True)
     options = commands.Distill(out='x')

@@ -849,6 +849,10 @@ def _check_distill(options: Distill, cfg, source: Callable, second: bool) -> Non
     calls = cfg.plan.sampler(source).nfe if second else 0
     refuse(
         '',
+        (
+            options.overwrite and Path(options.out).resolve() == Path(options.teacher).resolve(),
+            f'{options.out} is the teacher, too: choose another folder for what is made of it',
+        ),
         (cfg.needs_data and options.bank, 'a bank belongs to SFD; choose another preset'),
         (
             options.lora is not None and not isinstance(unguided(source).net, DiffusersNet),
