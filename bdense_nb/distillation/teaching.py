@@ -74,7 +74,6 @@ def train_teacher(
     if folder is not None:
         claim_folder(folder, dict(batch=batch, data=fingerprint(images, labels)))
     device = next(denoiser.parameters()).device
-    denoiser.learned = None  # a student learns levels that are not its own
 
     def step(model, i):
         g = torch.Generator().manual_seed(iteration_seed(cfg.seed, i))
@@ -82,7 +81,11 @@ def train_teacher(
         label = map_cond(lambda t: to_device(t[pick], device), labels)
         yield edm_loss(model, to_device(images[pick], device), label, g)
 
-    return fit(denoiser.train(), step, cfg, folder, 'teacher', show, hardware=hardware, hooks=hooks)
+    how = dict(hardware=hardware, hooks=hooks)
+    done = fit(denoiser.train(), step, cfg, folder, 'teacher', show, **how)
+    for trained in filter(None, (done.model, done.ema)):
+        trained.learned = None  # a student has now learned levels that are not its own
+    return done
 
 
 def root_mean_square(t: Tensor) -> float:
