@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import math
+import multiprocessing
 import operator
 import os
 import platform
@@ -39,8 +40,8 @@ __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device
            'sample_labels', 'iteration_seed', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within',
            'check_int', 'check_number', 'check_type', 'check_shape', 'existing_file', 'Trajectory', 'NFECounter',
            'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state', 'validate', 'atomic_path',
-           'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'sweep', 'tensor_bytes', 'save_tensors',
-           'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch', 'import_extra']
+           'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'end_with_parent', 'sweep', 'tensor_bytes',
+           'save_tensors', 'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device:  # CUDA if present, else Apple's MPS, else CPU
@@ -614,6 +615,16 @@ def locked(
         yield
     finally:
         lock.release()
+
+
+def end_with_parent() -> None:
+    "End this spawned process as soon as the one that started it is gone, however that ended."
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def sweep(folder: Path | str, file: str = '') -> None:  # file: of the writers of this one alone

@@ -593,3 +593,32 @@ def test_a_copy_has_its_own_tables_of_hooks():
         d for m in (net, *net, twin, *twin) for d in vars(m).values() if type(d) is OrderedDict
     ]
     assert len(set(map(id, tables))) == len(tables) > 50
+
+
+def test_a_process_ends_with_the_one_that_started_it():
+    "Also where that is killed: nobody would read what it makes."
+    code = """
+import multiprocessing, time
+from bdense_nb.core import end_with_parent
+
+def second(told):
+    end_with_parent()
+    told.send('it runs')
+    time.sleep(600)
+
+def first(told):
+    multiprocessing.Process(target=second, args=(told,)).start()
+    time.sleep(600)
+
+read, told = multiprocessing.Pipe(duplex=False)
+process = multiprocessing.Process(target=first, args=(told,))
+process.start()
+told.close()
+print(read.recv())
+process.kill()
+try:
+    read.recv()
+except EOFError:
+    print('and ended')
+"""
+    assert python(code).stdout.split('\n') == ['it runs', 'and ended', '']

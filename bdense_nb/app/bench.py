@@ -34,7 +34,7 @@ from .common import Named, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
 from ..core import AtLeast1, about_run, check_choice, check_int, import_extra
-from ..core import read_json, sample_noise, write_json
+from ..core import end_with_parent, read_json, sample_noise, write_json
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.stored import to_channels_last
 from ..diffusion.nets import UNet
@@ -705,6 +705,7 @@ def _iterate(bench: Bench) -> None:
 
 
 def _join(rank: int, n: int, port: int, threads: int, device: str) -> None:
+    end_with_parent()
     told = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, MASTER_PORT=port)
     os.environ |= {k: str(v) for k, v in told.items()} | dict(MASTER_ADDR='localhost')
     torch.set_num_threads(threads)

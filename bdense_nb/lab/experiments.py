@@ -20,13 +20,14 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import Above0, Trajectory, about_run, check_choice, check_int
-from ..core import copied, locked, read_json, refuse, reworded
+from ..core import copied, end_with_parent, locked, read_json, refuse, reworded
 from ..core import sample_noise, write_json
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.samplers import trajectory
@@ -526,7 +527,9 @@ def _side_by_side(e: Experiment, todo: list, how: dict, jobs: int) -> Iterator[l
         seeds.setdefault(key['seed'], []).append((arm, key))
     threads = max(1, torch.get_num_threads() // jobs)
     spawn = multiprocessing.get_context('spawn')
-    with spawn.Manager() as manager, ProcessPoolExecutor(jobs, spawn) as pool:
+    manager = SyncManager(ctx=spawn)
+    manager.start(end_with_parent)
+    with manager, ProcessPoolExecutor(jobs, spawn, end_with_parent) as pool:
         rows = manager.Queue()
         jobs = [pool.submit(_job, e, mine, how, rows, threads) for mine in seeds.values()]
         try:
