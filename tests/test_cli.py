@@ -55,8 +55,8 @@ from bdense_nb.diffusion.schedules import linear_alpha_bar
 from bdense_nb.distillation.distill import PRESETS, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.sfd import SFDConfig
-from bdense_nb.distillation.students import Host, VariableStudent, load_student
-from bdense_nb.distillation.variable import SFDVConfig, find_step_layer
+from bdense_nb.distillation.students import Host, Student, VariableStudent, load_student
+from bdense_nb.distillation.variable import SFDVConfig, find_step_layer, second_stage
 from bdense_nb.evaluation.features import load_space
 from bdense_nb.evaluation.metrics import frechet_distance, sliced_wasserstein
 from bdense_nb.lab.experiments import EXPERIMENTS, Arm, Experiment
@@ -2609,19 +2609,33 @@ def test_the_teacher_of_a_second_stage_is_the_student_whose_steps_it_walks(tmp_p
 
 def test_a_second_stage_must_save_network_calls(at, tmp_path):
     line = f'bdense_distill {tmp_path}/x --teacher student --K 1 --steps 1 --batch 4 --pool 4 --nfe'
-    for calls in (2, 3):
-        told = at(f'{line} {calls} --dry_run', 1)[1]
+    other = line.replace('distill', 'compare').replace('--K 1 ', '')
+    for asked in (f'{line} 2', f'{line} 2 --no_afs', f'{line} 3', f'{other} 2', f'{other} 7'):
+        told = at(f'{asked} --dry_run', 1)[1]
+        calls = asked.split('--nfe ')[1].split()[0]
         assert f'a student of {calls} NFE saves nothing: its teacher, student, takes 2' in told
+    assert not (tmp_path / 'x').exists()
+    other = other.replace('student', 'several').replace('--nfe', '--n 4 --calls')
+    assert 'knows its own 6 Euler steps alone' in at(f'{other} 1,2', 1)[1]
+    assert not (tmp_path / 'x/runs').exists()  # none was trained
+    with at.monkeypatch.context() as older:  # what an older version has made is not made again
+        older.setattr(sources, 'check_saving', lambda *_: None)
+        at(f'{line} 2')
+    assert at.json(f'{line} 2 --dry_run')['run'] == 'is finished: iteration 1 of 1'
+    assert 'the run is finished' in at(f'{line} 2')[0]
+    assert 'saves nothing' in at(f'{line} 2 --overwrite', 1)[1]
     before = files_in(Path('student'))
     told = at(line.replace(f'{tmp_path}/x', 'student') + ' 1 --overwrite', 1)[1]
     assert 'student is the teacher, too' in told and files_in(Path('student')) == before
-    student, guided = EDMDenoiser(MLP(width=8, depth=1, n_classes=2)), SFDConfig(nfe=2, shape=(2,))
-    own = dict(solver='euler', substeps=1, K=1, teacher_afs=True, teacher_own_steps=True)
-    options = commands.Distill(out='x')
-    check = partial(commands._check_distill, options, dataclasses.replace(guided, **own))
+    second = load_student('student', 'cpu')
+    plain = EDMDenoiser(MLP(width=8, depth=1, n_classes=2))
+    student = Student(plain, second.sigmas, second.afs, (2,), second.about).denoiser
+    options = commands.Distill(out='x', teacher='student')
+    check = partial(sources.check_stage, options, [second_stage(second, nfe=2)])
     with pytest.raises(ValueError, match='saves nothing'):
-        check(student, True)
-    check(GuidedDenoiser(student, 2.0), True)  # its two calls become one
+        check(student, lambda: False)
+    check(student, lambda: True)  # all of it was done by an older version
+    check(GuidedDenoiser(student, 2.0), lambda: False)  # its two calls become one
 
 
 def test_an_export_is_said_to_be_one(at, tmp_path):

@@ -32,17 +32,18 @@ from .common import STARTED, Common, Forgets, Named, Networks, Stored
 from .common import Students, Teachers, Watched, alone, announce, becomes
 from .common import check_folder
 from .common import draw_samples, find_device, find_net, goes_on
-from .common import inside, note_start, print_table, read_config
+from .common import inside, is_done, note_start, print_table, read_config
 from .common import put_back, readable, show_plan, started, with_fields
 from .measuring import Evaluate, Sample, difference_rows, evaluate
 from .measuring import sample_student
 from .plans import device_bytes, estimate_run, estimate_training
 from .plans import memory_on_paper
 from .shell import Command, Line, Options
-from .sources import DATA, Distilled, check_source
-from .sources import data_line, data_of, distill_data, find_student
-from .sources import find_teacher, five_calls, is_student, read_data
-from .sources import shape_of, teacher_and_shape, teacher_facts
+from .sources import DATA, Distilled, check_saving, check_source
+from .sources import check_stage, data_line, data_of, distill_data
+from .sources import find_student, find_teacher, five_calls, is_student
+from .sources import read_data, shape_of, suit, teacher_and_shape
+from .sources import teacher_facts
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
 from ..core import about_run, check_choice, check_int, copied, data_dir
@@ -662,16 +663,12 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
         calls = int(nfe) if (nfe := said.get('nfe', '1')).isdigit() else 1
         parts = start.afs and len(start.sigmas) % (calls + 1) == 1  # an analytic step, and more
         afs = 'afs' in said or parts and 'no_afs' not in said
-        base = second_stage(
-            start,
-            nfe=calls,
-            afs=afs,
-            steps=base.steps,
-            batch=base.batch,
-            pool=base.pool,
-            lr=base.lr,
-            lr_schedule=base.lr_schedule,
-        )
+        own = {k: getattr(base, k) for k in ('steps', 'batch', 'pool', 'lr', 'lr_schedule')}
+        try:
+            base = second_stage(start, nfe=calls, afs=afs, **own)
+        except ValueError:  # the steps do not divide; another number of them may not help
+            check_saving(calls, start.nfe * (1 + ('guidance_scale' in said)), teacher)
+            raise
     return with_fields(base, stored.config, where), with_fields(Hardware, stored.hardware, where)
 
 
@@ -842,11 +839,10 @@ def _distilled(
     return distill(source, cfg, data, labels, banks, folder, student=start, **how)
 
 
-def _check_distill(options: Distill, cfg, source: Callable, second: bool) -> None:
+def _check_distill(options: Distill, cfg, source: Callable) -> None:
     "Refuse options that do not suit the method or the teacher, and a second stage for nothing."
     if options.lora is not None:
         check_int('lora', options.lora, 1)
-    calls = cfg.plan.sampler(source).nfe if second else 0
     refuse(
         '',
         (
@@ -859,12 +855,9 @@ def _check_distill(options: Distill, cfg, source: Callable, second: bool) -> Non
             f'lora is for networks of diffusers, and {options.teacher} is none; leave it out, or '
             'freeze weights in Python and pass student=',
         ),
-        (
-            second and cfg.nfe >= calls,
-            f'a student of {cfg.nfe} NFE saves nothing: its teacher, {options.teacher}, takes '
-            f'{calls}; pass a smaller --nfe, or the first teacher',
-        ),
     )
+    finished = lambda: not options.overwrite and is_done(options.out, asdict(cfg))
+    check_stage(options, [cfg], source, finished)
 
 
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
@@ -876,9 +869,8 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     if options.bank:
         check_folder(options.bank, ('nfe-*',) * isinstance(cfg, SFDBase))
     source, shape = teacher_and_shape(options, line, cfg)
-    second = isinstance(cfg, SFDConfig) and is_student(teacher)  # its grid is the student's own
-    cfg = cfg.fitted(source, shape, line.given | ({'config'} if second else set()))
-    _check_distill(options, cfg, source, second)
+    cfg = suit(options, line, cfg, source, shape)
+    _check_distill(options, cfg, source)
     start = None if options.lora is None else with_adapters(unguided(source), options.lora)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)

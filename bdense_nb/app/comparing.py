@@ -14,8 +14,8 @@ from .commands import distill_configs, distill_plan
 from .common import Named, becomes, check_folder, show_plan, started
 from .measuring import Reality, difference_rows, distances
 from .measuring import find_reality
-from .sources import Distilled, check_source, data_line, distill_data
-from .sources import teacher_and_shape
+from .sources import Distilled, check_source, check_stage, data_line
+from .sources import distill_data, suit, teacher_and_shape
 from .shell import Command, Line
 from ..core import atomic_path, check_int, interrupted, read_json, refuse
 from ..diffusion.denoisers import unguided
@@ -29,8 +29,8 @@ from ..lab.experiments import Experiment, measures_of, run_name, stored_rows
 from ..training.config import Hardware
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'runs_there', 'compare_run',
-           'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'runs_done', 'runs_there',
+           'is_complete', 'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str):  # a number, a tuple, None or a word
@@ -137,17 +137,35 @@ def compare_plan(
     )
 
 
+def runs_done(
+    out: str,
+    made: Callable[[], Experiment],  # its trainings
+) -> tuple[int, int] | None:  # None: there is no comparison
+    "How many trainings of a comparison are done, and how many it has; another one is refused."
+    if not (file := Path(out) / 'comparison.json').is_file():
+        return None
+    e = made()
+    done = {run_name(r) for r in stored_rows(e, file)}
+    runs = [run_name(dict(arm.key, seed=seed)) for arm in e.arms for seed in range(e.seeds)]
+    return len(done & {*runs}), len(runs)
+
+
 def runs_there(
     out: str,
     made: Callable[[], Experiment],  # its trainings
 ) -> str:
-    "How many trainings of a comparison are done; a file of another one is refused."
-    if not (file := Path(out) / 'comparison.json').is_file():
-        return 'begins'
-    e = made()
-    done = {run_name(r) for r in stored_rows(e, file)}
-    runs = [run_name(dict(arm.key, seed=seed)) for arm in e.arms for seed in range(e.seeds)]
-    return f'goes on: {len(done & {*runs})} of {len(runs)} trainings are done'
+    "What a start in this folder would do."
+    found = runs_done(out, made)
+    return 'goes on: {} of {} trainings are done'.format(*found) if found else 'begins'
+
+
+def is_complete(
+    out: str,
+    made: Callable[[], Experiment],  # its trainings
+) -> bool:
+    "Are all trainings of a comparison done?"
+    found = runs_done(out, made)
+    return found is not None and found[0] == found[1]
 
 
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
@@ -158,7 +176,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     if options.limit is not None:
         check_int('limit', options.limit, 1)
     source, shape = teacher_and_shape(options, line, cfg)
-    cfg = cfg.fitted(source, shape, line.given)
+    cfg = suit(options, line, cfg, source, shape)
     which = dict(calls=options.calls or (), budgets=options.budgets or ())
     arms = read_arms(options.arms)
     made = make_arms(cfg, arms, **which)
@@ -169,26 +187,18 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     quality = lambda: distances(reality, reality.space(options))
     of = dict(which, data=data, labels=labels, n=options.n, hardware=hardware)
+    e = lambda: comparison_of(source, cfg, arms, options.seeds, quality=quality(), **of)
+    check_stage(options, [arm.cfg for arm in made], source, lambda: is_complete(options.out, e))
     if options.dry_run:
         plan = compare_plan(source, options, made, shape, line_of, reality, hardware)
-        e = lambda: comparison_of(source, cfg, arms, options.seeds, quality=quality(), **of)
         return show_plan(plan | dict(run=becomes(lambda: runs_there(options.out, e), options)))
     measures = quality()
     goes_on = interrupted(lambda: 'interrupted; the same command goes on')
     note = started(options.out, line, options, config=cfg, hardware=hardware)
+    how = dict(of, quality=measures, trust_teacher=True, limit=options.limit)
     with note as asked, goes_on:
-        found = compare(
-            source,
-            cfg,
-            arms,
-            options.seeds,
-            options.out,
-            **of,
-            quality=measures,
-            trust_teacher=True,
-            limit=options.limit,
-            command=asked['command'],
-        )
+        command = asked['command']
+        found = compare(source, cfg, arms, options.seeds, options.out, command=command, **how)
     return finish(found, options.out)
 
 

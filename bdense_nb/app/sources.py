@@ -21,7 +21,7 @@ __all__ = ['DATA', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_d
            'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code',
            'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions',
            'find_student', 'five_calls', 'Distilled', 'conditioned', 'is_known', 'check_source', 'distill_data',
-           'conditioned_data', 'teacher_and_shape']
+           'conditioned_data', 'teacher_and_shape', 'is_second', 'suit', 'check_saving', 'check_stage']
 
 # %% ../../nbs/app/09_sources.ipynb #e2cae8a2
 from .common import Networks, Teachers, find_device, find_net
@@ -36,9 +36,10 @@ from ..diffusion.denoisers import check_classes, unguided
 from ..diffusion.stored import TEACHERS, load_denoiser, load_teacher
 from ..diffusion.stored import read_about
 from ..diffusion.nets import MLP, TemporalNet
-from ..diffusion.samplers import ConditionTable, draw_start
+from ..diffusion.samplers import ConditionTable, Sampler, draw_start
 from ..distillation.bank import device_of, frozen_copy
-from ..distillation.students import CONDITIONS, Student, VariableStudent
+from ..distillation.sfd import SFDConfig
+from ..distillation.students import CONDITIONS, Host, Student, VariableStudent
 from ..distillation.students import load_student, load_table
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import load_pretrained
@@ -556,3 +557,49 @@ def teacher_and_shape(
     source = find_teacher(options.teacher, options)
     shape = asked_shape(options, line, cfg, unguided(source))
     return conditioned(source, options), shape
+
+
+def is_second(options: Distilled, cfg: Host) -> bool:
+    "Is this a second stage, whose teacher is a student?"
+    return isinstance(cfg, SFDConfig) and is_student(options.teacher)
+
+
+def suit(
+    options: Distilled, line: Line, cfg: Host, source: Callable, shape: tuple[int, ...]
+) -> Host:
+    "A configuration as the teacher needs it; that of a second stage has the student's own grid."
+    own = {'config'} if is_second(options, cfg) else set()
+    return cfg.fitted(source, shape, line.given | own)
+
+
+def check_saving(
+    nfe: int,  # of the student
+    calls: int,  # of its teacher, a student too
+    teacher: str,  # its name
+) -> None:
+    "Refuse a second stage that saves no network calls."
+    if nfe >= calls:
+        fewer = 'ask for fewer (--nfe), or ' * (calls > 1)
+        raise ValueError(
+            f'a student of {nfe} NFE saves nothing: its teacher, {teacher}, takes {calls}; '
+            f'{fewer}name the first teacher'
+        )
+
+
+def check_stage(
+    options: Distilled,
+    cfgs: Sequence[Host],
+    source: Callable,  # the teacher, perhaps guided: it is called twice then
+    is_there: Callable[[], bool],  # has all of it been done before?
+) -> None:
+    "Refuse what begins or goes on with a second stage that saves nothing."
+    second = [cfg for cfg in cfgs if is_second(options, cfg)]
+    if not second:
+        return
+    walk = second[0].plan.sampler(source)
+    if known := unguided(source).learned:  # whatever steps the configurations say
+        walk = Sampler(source, torch.tensor([*known[0], 0.0]), known[1], walk.shape)
+    calls = walk.nfe
+    nfe = max(cfg.nfe for cfg in second)
+    if nfe >= calls and not is_there():
+        check_saving(nfe, calls, options.teacher)

@@ -322,6 +322,8 @@ def compare(
     world = dict(n=n, data=data, labels=labels, features=features, quality=quality)
     which = dict(calls=calls, budgets=budgets, hardware=hardware)
     e = comparison_of(teacher, cfg, arms, seeds, **which, **world)
+    for arm in e.arms:
+        arm.cfg.suited(teacher)  # what this teacher refuses is refused before any training
     how = dict(show=show, hardware=hardware, command=command)
     result = run_experiment(e, folder / 'comparison.json', limit, say, folder, **how)
     return Comparison(result, *_measured(e.arms, e.world, folder / 'speed.json'))
