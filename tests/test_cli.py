@@ -549,11 +549,11 @@ def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
     for content, told in (
         (
             dict(config=cfg, hardwear={}),
-            'mine.json names hardwear, which such a file does not have; did you mean hardware?',
+            'mine.json names hardwear, which such a file does not have: take it out, or did you mean hardware?',
         ),
         (
             dict(config=cfg, options=dict(guidance=3)),
-            'names guidance, which a file for bdense_distill does not have; did you mean guidance_scale?',
+            'names guidance, which a file for bdense_distill does not have: take it out, or did you mean guidance_scale?',
         ),
         (dict(config=dict(Kk=2)), 'mine.json names Kk, which SFDConfig does not have'),
         (dict(config=dict(K='two')), 'mine.json: K must be a whole number'),
@@ -562,7 +562,18 @@ def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
             dict(command='bdense_teach x', config=cfg),
             'mine.json is of bdense_teach, and bdense_distill does',
         ),
-        (dict(command='bdense_nothing', config=cfg), 'mine.json is of no command here'),
+        (
+            dict(command='bdense_nothing x', config=cfg),
+            'mine.json names the command bdense_nothing, which is none here: take it out',
+        ),
+        (
+            dict(command='bdense_distill x', config=cfg, options=dict(gone=1)),  # an older version
+            'mine.json names gone, which a file for bdense_distill does not have: take it out; it',
+        ),
+        (dict(config=cfg, options=dict(trust_teacher='yes')), 'mine.json: trust_teacher must be'),
+        (dict(config=[2]), 'mine.json: config must be names with values'),
+        (dict(config=cfg, hardware=[2]), 'mine.json: hardware must be names with values'),
+        (dict(config=cfg, about={}), 'mine.json holds no configuration: name the folder'),
     ):
         assert told in says(content), content
     assert 'mine.json: --guidance_scale must be a number, got ' in says(
@@ -2644,8 +2655,9 @@ def test_an_export_is_said_to_be_one(at, tmp_path):
     for asked in (f'{line} --teacher {tmp_path}/e', f'bdense_sample {tmp_path}/e --n 2'):
         told = at(asked, 1)[1]
         assert f'{tmp_path}/e is an export for other programs' in told and 'unet' not in told
-    told = at(f'{line} --teacher plane --config {tmp_path}/e/sampling.json', 1)[1]
-    assert 'sampling.json holds no configuration: name the folder of a run' in told
+    for named in ('e', 'e/sampling.json'):
+        told = at(f'{line} --teacher plane --config {tmp_path}/{named}', 1)[1]
+        assert 'e/sampling.json holds no configuration: name the folder of a run' in told
 
 
 def test_a_preset_for_a_teacher_of_ones_own_says_that_none_is_named(capsys):
@@ -2681,7 +2693,8 @@ def test_a_file_without_a_configuration_says_what_may_be_given(tmp_path, monkeyp
     assert 'run.json is of bdense_distill' in refusal('bdense_teach', distilled, 'run.json')
     for name in common.HERE:  # of one start: a file would not be obeyed
         found = refusal('bdense_distill', dict(config=dict(K=2), options={name: 'x'}))
-        assert f'names {name}, which a file for bdense_distill does not have; it has dev' in found
+        assert f'names {name}, which a file for bdense_distill does not have: take it out' in found
+        assert found.startswith('mine.json') and '; it has device, net' in found
 
 
 def test_weights_of_a_preset_that_do_not_suit_K_are_an_option(shell):

@@ -60,13 +60,17 @@ class Common(Options):
         writer = file.command or ('bdense_distill' if file.host else name)
         if 'bdense_teach' in (writer, name) and writer != name:
             raise ValueError(f'{file.path} is of {writer}, and {name} does something else')
-        with reworded(lambda e: f'{file.path} is of no command here: {e}', KeyError):
+        absent = lambda e: (
+            f'{file.path} names the command {writer}, which is none here: take it out'
+        )
+        with reworded(absent, KeyError):
             theirs = find_command(writer).options
         known = dict.fromkeys(options_of(cls, theirs))
         if not file.command:  # older commands have written those of their start, too
             known = [k for k in known if k not in HERE]
         refuse_unknown(file.options, [*known], file.path, f'a file for {name}')
-        found = unsaid(file.options, theirs, said)
+        with reworded(lambda e: f'{file.path}: {e}', ValueError):
+            found = unsaid(file.options, theirs, said)
         mine = {k: v for k, v in found.items() if k in options_of(cls)}
         told = words(**mine, **unsaid(file.hardware, Hardware, said)) if file.options else ()
         lacks = words(**{k: v for k, v in found.items() if k not in mine})
@@ -348,7 +352,8 @@ RESULT = {'bdense_nb', 'rows', 'sigmas'}
 def config_file(path: str) -> Path:
     "The file of `--config`; in a folder of a run, or of what it has made, the one that says most."
     names = (STARTED, 'run.json', 'config.json')
-    there = [Path(path) / name for name in names if (Path(path) / name).is_file()]
+    seen = (*names, 'sampling.json')  # of an export, which `read_config` refuses
+    there = [Path(path) / name for name in seen if (Path(path) / name).is_file()]
     if Path(path).is_dir() and not there:
         raise ValueError(f'{path} is a folder without {", ".join(names)}: name a JSON file')
     return there[0] if there else Path(path)
@@ -361,13 +366,15 @@ def read_config(path: str | None) -> Stored:  # None: there is no file, and noth
     found = read_json(file := config_file(path))
     about = found['about'] if isinstance(found.get('about'), dict) else found
     nested = isinstance(about.get('config'), dict)
-    if nested and about is found and 'bdense_nb' not in found:  # no result of a run
+    own = nested and about is found and 'bdense_nb' not in found  # no result of a run
+    if own:
         refuse_unknown(found, BESIDE, file, 'such a file')
     run = file.name == 'run.json'
     refuse(
         f'{file} holds no configuration:',
         (
             (not nested and (RESULT & found.keys() or run and 'teacher' not in found))
+            or (not nested and about is not found)  # of a network
             or 'grid' in found.keys() - about.keys(),  # of an export
             'name the folder of a run, its command.json, the run.json of a distillation, the '
             'config.json of what it has made, or a file of yours',
@@ -375,14 +382,17 @@ def read_config(path: str | None) -> Stored:  # None: there is no file, and noth
     )
     config = dict(about['config'] if nested else about)
     hardware = about.get('computed_with', about.get('hardware'))
-    hardware = hardware if isinstance(hardware, dict) else {}  # elsewhere it names the machine
+    hardware = hardware if isinstance(hardware, dict) else {}
     host = about.get('host') if nested else config.pop('host', None)
     if run:  # what it tells apart runs by
         config = {
             k: v for k, v in config.items() if k not in ('teacher', 'student', 'data', 'answers')
         }
     options = found.get('options', {}) if nested else {}
-    refuse(f'{file}: options', (not isinstance(options, dict), 'must be names with values'))
+    parts = dict(config=about.get('config', {}), options=options)
+    parts |= dict(hardware=found.get('hardware', {})) if own else {}  # elsewhere the machine's name
+    for name, part in parts.items():
+        refuse(f'{file}: {name}', (not isinstance(part, dict), 'must be names with values'))
     command = str(found.get('command', about.get('command', ''))).split(' ')[0]
     command = command if command.startswith('bdense_') else ''
     return Stored(config, hardware, host, options, command, str(file))
@@ -398,8 +408,8 @@ def refuse_unknown(
     if unknown := sorted({*given} - {*known}):
         near = difflib.get_close_matches(unknown[0], known, 1)
         raise ValueError(
-            f'{where} names {", ".join(unknown)}, which {owner} does not have; '
-            + (f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}')
+            f'{where} names {", ".join(unknown)}, which {owner} does not have: take it out'
+            + (f', or did you mean {near[0]}?' if near else f'; it has {", ".join(known)}')
         )
 
 
