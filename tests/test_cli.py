@@ -2700,6 +2700,8 @@ def test_a_file_without_a_configuration_says_what_may_be_given(tmp_path, monkeyp
 def test_weights_of_a_preset_that_do_not_suit_K_are_an_option(shell):
     line = 'bdense_distill x --preset fashion_mnist_pd --K 4 --substeps 4'
     assert 'such as --branch_weights linear, got (0.1, 0.9)' in shell(line, 1)[1]
+    told = shell(line.replace('--substeps 4', '').replace('--K', '--branches'), 1)[1]
+    assert 'pass --substeps 4, and --branch_weights linear or 4 numbers, not (0.1, 0.9)' in told
 
 
 def test_a_dry_run_of_a_search_says_what_becomes_of_the_one_that_is_there(shell):

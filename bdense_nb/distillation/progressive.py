@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from ..core import Above0, AtLeast0, AtLeast1, Beta, Fraction, Within
 from ..core import check_choice, check_int, check_sigmas, check_state
-from ..core import check_type, iteration_seed, patch, refuse, to_device, validate
+from ..core import check_type, iteration_seed, patch, refuse, reworded
+from ..core import to_device, validate
 from ..diffusion.denoisers import NetDenoiser, VPDenoiser, check_cond, check_top
 from ..diffusion.denoisers import cond_like, map_cond, unguided
 from ..diffusion.samplers import Sampler, device_of
@@ -142,7 +143,8 @@ class PDConfig(Host):
                 f'{n}; got {self.start_steps} from {self.end_steps} and '
                 f'{self.substeps}'
             )
-        check_substeps(self.substeps, self.substeps, self.K)
+        with reworded(lambda e: f'{e}; pass substeps={self.K}{self._weights_too()}', ValueError):
+            check_substeps(self.substeps, self.substeps, self.K)
         self.weights(0.0)
         self.train_config(self.end_steps)
         if self.teacher_sigmas is not None:
@@ -156,6 +158,11 @@ class PDConfig(Host):
                     f'schedule {self.schedule!r} takes its levels from a table, so it '
                     f'has no {name}, got {value:g}; schedule karras takes one'
                 )
+
+    def _weights_too(self) -> str:  # '': the weights suit K
+        given = self.branch_weights
+        fits = isinstance(given, str) or len(given) == self.K
+        return '' if fits else f", and branch_weights='linear' or {self.K} numbers, not {given}"
 
     def _check_teacher_sigmas(self) -> None:
         s, n = check_sigmas(self.teacher_sigmas), self.start_steps
