@@ -1071,10 +1071,16 @@ def test_any_network_is_saved_and_loaded_with_net(tmp_path, wrap, noise):
         ValueError, match=f'holds a {__name__}:Mine, which this package cannot build: pass net='
     ):
         load_denoiser(tmp_path, 'cpu')
-    with pytest.raises(ValueError, match='does not fit'):
+    told = 'does not fit(.|\n)*:Mine, and net= is a MLP: pass net= the network as it was'
+    with pytest.raises(ValueError, match=told):
         load_denoiser(tmp_path, 'cpu', MLP())
-    with pytest.raises(TypeError, match='net must be a network or make one'):
-        load_denoiser(tmp_path, 'cpu', lambda: 3)
+    pipeline = type('Pipe', (), dict(save_pretrained=print, __call__=lambda self: 1 / 0))()
+    for other in (lambda: 3, 'mine', pipeline):
+        with pytest.raises(TypeError, match='net must be a network or make one, got'):
+            load_denoiser(tmp_path, 'cpu', other)
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), tmp_path)
+    with pytest.raises(ValueError, match='net= is a Mine: leave net= out, this package makes it'):
+        load_denoiser(tmp_path, 'cpu', Mine())
 
 
 def test_weights_say_what_they_are(tmp_path):

@@ -144,7 +144,7 @@ def load_denoiser(
     check_type(net, nn.Module | partial | None, 'net must be a network or make one')
     misfit = lambda e: (
         f'{path} does not fit what its {CONFIG} describes: {e!s:.400}'
-        + _other_class(net, about['net'])
+        + _what_to_pass(net, about['net'])
     )
     with reworded(misfit, TypeError, RuntimeError):
         if net is None:
@@ -174,15 +174,26 @@ def _check_constants(denoiser: NetDenoiser, about: dict) -> None:
     )
 
 
-def _other_class(net: nn.Module, stored: str) -> str:  # in words; '': it is the stored one
+def _what_to_pass(net: nn.Module | None, stored: str) -> str:  # in words; '': nothing was passed
+    if net is None:
+        return ''
     name = type(net).__name__
-    return '' if name in stored else f' (it is of a {stored}, and net= is a {name})'
+    other = '' if name in stored else f'it is of a {stored}, and net= is a {name}: '
+    if stored in NETS:
+        return f' ({other}leave net= out, this package makes it)'
+    return f' ({other}pass net= the network as it was when it was stored, or what makes it)'
 
 
 def _given(net: nn.Module | Callable[[], nn.Module], stored: str) -> nn.Module:
     """The network that the caller gave, without touching it; or the one inside what `as_denoiser`
     takes."""
     ready = isinstance(net, nn.Module) or isinstance(getattr(net, 'func', None), nn.Module)
+    pipeline = hasattr(net, 'save_pretrained') and not isinstance(net, type | nn.Module)
+    if pipeline or not callable(net):  # a pipeline that is called would draw
+        kind = type(net).__name__
+        raise TypeError(
+            f'net must be a network or make one, got {kind}{_what_to_pass(net, stored)}'
+        )
     made = copied(net) if ready else net()
     if stored == 'bdense_nb.interop.diffusers:EDMNet' and isinstance(made, nn.Module):
         made = importlib.import_module('bdense_nb.interop.diffusers').as_denoiser(made)
