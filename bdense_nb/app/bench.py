@@ -925,7 +925,7 @@ COMMANDS = {
         Measure,
         [
             ('runs/bench', 'everything; half an hour on two cores'),
-            ('runs/bench --quick', 'the same with tiny networks, in about two minutes'),
+            ('runs/bench --quick', 'the same with tiny networks, in two to three minutes of a CPU'),
             (
                 'runs/gpu --parts loop,sfd,branches --minutes 5',
                 'three parts, and none begins later',

@@ -565,7 +565,11 @@ def is_second(options: Distilled, cfg: Host) -> bool:
 
 
 def suit(
-    options: Distilled, line: Line, cfg: Host, source: Callable, shape: tuple[int, ...]
+    options: Distilled,
+    line: Line,
+    cfg: Host,
+    source: Callable,  # the teacher, perhaps guided
+    shape: tuple[int, ...],  # of one sample
 ) -> Host:
     "A configuration as the teacher needs it; that of a second stage has the student's own grid."
     own = {'config'} if is_second(options, cfg) else set()
@@ -588,7 +592,7 @@ def check_saving(
 
 def check_stage(
     options: Distilled,
-    cfgs: Sequence[Host],
+    cfgs: Sequence[Host],  # what is asked for
     source: Callable,  # the teacher, perhaps guided: it is called twice then
     is_there: Callable[[], bool],  # has all of it been done before?
 ) -> None:
