@@ -427,6 +427,14 @@ def several(about):
     )
 
 
+def test_a_folder_without_a_student_says_why(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no student: there is no such folder'):
+        load_student(tmp_path / 'none')
+    (tmp_path / 'checkpoints').mkdir()
+    with pytest.raises(FileNotFoundError, match='run there is not finished; the same command'):
+        load_student(tmp_path)
+
+
 @pytest.mark.parametrize(
     'make, before',
     [

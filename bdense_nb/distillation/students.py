@@ -406,6 +406,10 @@ def load_student(
         half = ''
         if (folder / WEIGHTS).is_file():
             half = ': its weights are there, but saving was cut off; save it again'
+        elif (folder / 'checkpoints').is_dir():
+            half = ': the run there is not finished; the same command goes on'
+        if not folder.is_dir():
+            raise FileNotFoundError(f'{folder} holds no student: there is no such folder')
         if (folder / 'sampling.json').is_file():
             half = '; it is one for other programs: bdense_nb.interop.export.load_pretrained'
         raise FileNotFoundError(f'{folder} holds no student, since it has no {CONFIG}{half}')
