@@ -11,6 +11,7 @@ from scipy.ndimage import binary_opening
 
 FRAME = re.compile(r'iVBORw0KGgo[A-Za-z0-9+/=]+')  # a PNG in base64
 IMAGE = re.compile(r'<img(?= src="data:image/png)')
+PAGE = (20 + np.arange(256) * 0.85).astype(np.uint8)  # shades of a light page on a dark one
 
 
 def pixels_of(picture) -> np.ndarray:
@@ -64,10 +65,8 @@ def find_panels(pixels: np.ndarray) -> np.ndarray | None:
 
 def darkened(pixels: np.ndarray, panels: np.ndarray) -> Image.Image:
     "The same panels on a dark page."
-    values = pixels.astype(float)
-    turned = (255 - highest(values) - lowest(values))[..., None] + values  # hues stay
-    page = (20 + turned * 0.85).astype(np.uint8)
-    return Image.fromarray(np.where(panels[..., None], pixels, page))
+    turned = (255 - highest(pixels) - lowest(pixels))[..., None] + pixels  # modulo 256; hues stay
+    return Image.fromarray(np.where(panels[..., None], pixels, PAGE[turned]))
 
 
 def themes(svg: str) -> tuple[str, str]:

@@ -194,6 +194,15 @@ def symbols() -> dict[str, Symbol]:
     return found
 
 
+@cache
+def built_by_cell() -> dict[tuple[Page, str], list[Symbol]]:
+    "The symbols of each cell of a page."
+    found = defaultdict(list)
+    for symbol in symbols().values():
+        found[symbol.page, symbol.cell].append(symbol)
+    return found
+
+
 def patched_class(node: ast.stmt) -> str:
     "The class that a function decorated with fastcore's `@patch` is a method of, or ''."
     patched = isinstance(node, ast.FunctionDef) and any(
@@ -331,10 +340,8 @@ def export_note(cell, page: Page) -> str:
     "The line above an exported cell, which is also its anchor."
     names = [
         s
-        for s in symbols().values()
-        if s.cell == cell.id
-        and s.page is page
-        and s.name.rpartition('.')[0] == f'{LIB}.{page.module}'
+        for s in built_by_cell()[page, cell.id]
+        if s.name.rpartition('.')[0] == f'{LIB}.{page.module}'
     ]
     links = ', '.join(f'{{py:obj}}`{s.name.split(".")[-1]} <{s.name}>`' for s in names)
     return f'(cell-{cell.id})=\n{{.exports}}\n' + (
