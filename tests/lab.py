@@ -45,6 +45,9 @@ def server(folder: Path, home: Path, command=plain):
         path = home / 'settings' / f'{name}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
+    page = home / 'config' / 'labconfig' / 'page_config.json'
+    page.parent.mkdir(parents=True)
+    page.write_text(json.dumps(dict(buildCheck=False, buildAvailable=False)))  # else it asks yarn
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]

@@ -123,9 +123,14 @@ def test_without_scripts_there_is_a_picture(chromium, tmp_path):
     context.close()
 
 
+FEW = """from bdense_nb.lab.explorers import Explorer, schedule_frame
+at = dict(grid='karras', n_steps=8, sigmas='0.002 to 80')
+explorer = Explorer(
+    'Schedule explorer', dict(rho=(1.0, 3.0, 7.0, 15.0)), lambda rho: schedule_frame(rho=rho, **at), dict(rho=7.0)
+)"""  # frames enough for what is done here; test_mouse has them all
 LESSON = [
-    'from bdense_nb.lab.explorers import schedule_explorer',
-    'explorer = schedule_explorer(n_steps=(8,))\nexplorer',
+    FEW,
+    'explorer',
     'explorer.live()',
     'print("the end")',
 ]
@@ -134,9 +139,8 @@ LESSON = [
 def store_lesson(path):
     "A lesson as it is stored: what its explorer shows as HTML, and no numbers of cells."
     new = nbformat.v4
-    shown = new.new_output(
-        'execute_result', data=schedule_explorer(n_steps=(8,))._repr_mimebundle_()
-    )
+    exec(FEW, made := {})
+    shown = new.new_output('execute_result', data=made['explorer']._repr_mimebundle_())
     nb = new.new_notebook(
         cells=[new.new_code_cell(source) for source in LESSON],
         metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')),
