@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument('--sample', action='store_true')
     args = parser.parse_args()
     if args.sample:
-        args.kills, args.inputs = 1, 0.005
+        args.kills, args.inputs = 1, 0.0025
     memory = Path('/dev/shm')  # no waiting for a disk
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         campaign = Campaign(kills.Lab(Path(folder)), args.seed, args.only)

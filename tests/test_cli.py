@@ -1884,6 +1884,7 @@ def text_pipeline(folder, **more):  # what bdense_distill reads of Stable Diffus
         norm_num_groups=4,
         attention_head_dim=4,
         cross_attention_dim=12,
+        mid_block_type=None,  # a third of its work
         down_block_types=('CrossAttnDownBlock2D',),
         up_block_types=('CrossAttnUpBlock2D',),
     )

@@ -95,9 +95,10 @@ MADE = {
     ),
     'U-Net, flow matching': lambda: MADE['U-Net'](),
     'SD': lambda: UNet2DConditionModel(**TEXT_UNET),
-    'SD, zero terminal SNR': lambda: UNet2DConditionModel(**TEXT_UNET),
+    'SD, zero terminal SNR': lambda: UNet2DConditionModel(**TEXT_UNET, mid_block_type=None),
     'SDXL': lambda: UNet2DConditionModel(
         **TEXT_UNET,
+        mid_block_type=None,
         addition_embed_type='text_time',
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 10,
