@@ -53,10 +53,10 @@ TWICE = 'training/04_hooks.ipynb'  # draws random numbers, trains, goes on after
 @pytest.fixture(autouse=True)
 def drawn_once(monkeypatch):
     """By the backend of notebooks, when a cell ends; pyplot would draw each figure before it, and what looks for room and for its edges draws
-    its labels thrice, which moves stored pictures by some pixels and shows no more faults."""
+    its labels thrice, which moves stored pictures by some pixels and shows no more faults. Nobody sees the pictures: they are small."""
     code = """from matplotlib import figure, pyplot; pyplot.install_repl_displayhook = lambda: None
 figure.Figure.get_layout_engine = lambda self: None
-import sys; sys.argv.append('--InlineBackend.print_figure_kwargs={"bbox_inches": None}')
+import sys; sys.argv.append('--InlineBackend.print_figure_kwargs={"bbox_inches": None, "dpi": 50, "pil_kwargs": {"compress_level": 1}}')
 """
     monkeypatch.setattr(run_notebooks, 'KERNEL', code + run_notebooks.KERNEL)
     monkeypatch.delenv(
