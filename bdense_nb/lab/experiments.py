@@ -47,10 +47,10 @@ from ..training.loop import StepFunction, fit
 # %% auto #0
 __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD',
-           'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment',
-           'vary', 'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms',
-           'quarter_arms']
+           'LESSON', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit',
+           'RecipeSFD', 'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows',
+           'run_experiment', 'vary', 'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms',
+           'capacity_arms', 'quarter_arms']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -813,6 +813,13 @@ RECIPE = {
     'K = 4, linear': dict(branch_weights='linear'),
     'K = 1, twice as long': dict(K=1, steps=2000),
 }
+#: a finer teacher and an average of the weights, with and without branches
+LESSON = {
+    f'{name}{finer}{average}': dict(**more, **steps, **ema)
+    for finer, steps in (('', {}), (', 8 teacher steps', dict(substeps=8)))
+    for average, ema in (('', {}), (', EMA .99', dict(ema=0.99)))
+    for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))
+}
 #: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
@@ -864,20 +871,9 @@ EXPERIMENTS |= {
         10,
     ),
     'fashion_lesson': lambda: Experiment(
-        'How much does a finer teacher move a student, with and without branches?',
+        'How much do a finer teacher and an average of the weights move a student?',
         'fashion_mnist, fine',
-        vary(
-            dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
-            {
-                name: RECIPE[name]
-                for name in (
-                    'K = 1',
-                    'K = 4, endpoint-heavy',
-                    'K = 1, 8 teacher steps',
-                    'K = 4, endpoint-heavy, 8 teacher steps',
-                )
-            },
-        ),
+        vary(FASHION_LONG, LESSON, pool=4096, branch_weights='endpoint-heavy'),
         'K = 1',
         5,
     ),
