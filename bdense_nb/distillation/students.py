@@ -407,7 +407,7 @@ def load_student(
         if (folder / WEIGHTS).is_file():
             half = ': its weights are there, but saving was cut off; save it again'
         elif (folder / 'checkpoints').is_dir():
-            half = ': the run there is not finished; the same command goes on, if it overwrites nothing'
+            half = ': the run there is not finished; the same command, not overwriting, goes on'
         if not folder.is_dir():
             raise FileNotFoundError(f'{folder} holds no student: there is no such folder')
         if (folder / 'sampling.json').is_file():
