@@ -75,6 +75,7 @@ from ..training.checkpoints import checksum, claim_folder, fingerprint, is_main
 from ..training.checkpoints import refuse_other, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import check_parts, peak_bytes
+from ..training.loop import is_finished
 
 # %% ../../nbs/app/03_commands.ipynb #6e4f7623
 def how_measured(estimate: dict) -> str:
@@ -584,7 +585,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
             run = dict(config=asdict(cfg), history=result.history)
             save_denoiser(result.ema or result.model, out, note | about | run)
     rate = about['images_seen'] / result.seconds
-    print(f'the teacher is in {out}: {result.seconds:.0f} s, {rate:.0f} samples a second')
+    took = f': {result.seconds:.0f} s, {rate:.0f} samples a second'
+    print(f'the teacher is in {out}' + took * (not there.startswith('is finished')))
     return dict(
         out=out,
         updates=cfg.steps,
@@ -834,7 +836,8 @@ def _distilled(
 ) -> Student:
     "The training, with the trajectories that it uses."
     folder = Path(options.out) / 'checkpoints'
-    banks = cfg.bank(source, options.bank) if is_banked(cfg, options.bank) else None
+    walks = is_banked(cfg, options.bank) and not is_finished(folder, cfg.loop)
+    banks = cfg.bank(source, options.bank) if walks else None
     data, labels = pairs or (None, None)
     return distill(source, cfg, data, labels, banks, folder, student=start, **how)
 

@@ -66,7 +66,7 @@ class Common(Options):
         with reworded(absent, KeyError):
             theirs = find_command(writer).options
         known = dict.fromkeys(options_of(cls, theirs))
-        if not file.command:  # older commands have written those of their start, too
+        if not {*HERE} & {*options_of(theirs)} <= file.options.keys():  # older files have all
             known = [k for k in known if k not in HERE]
         refuse_unknown(file.options, [*known], file.path, f'a file for {name}')
         with reworded(lambda e: f'{file.path}: {e}', ValueError):
@@ -355,7 +355,9 @@ def config_file(path: str) -> Path:
     seen = (*names, 'sampling.json')  # of an export, which `read_config` refuses
     there = [Path(path) / name for name in seen if (Path(path) / name).is_file()]
     if Path(path).is_dir() and not there:
-        raise ValueError(f'{path} is a folder without {", ".join(names)}: name a JSON file')
+        below = [p.parent for deep in ('*', '*/*') for p in Path(path).glob(f'{deep}/{STARTED}')]
+        name = f'{below[0]}, which has one' if len(below) == 1 else 'a JSON file'
+        raise ValueError(f'{path} is a folder without {", ".join(names)}: name {name}')
     return there[0] if there else Path(path)
 
 
@@ -498,18 +500,23 @@ def goes_on(
 
     loop = getattr(cfg, 'loop', cfg)  # or that of the first round
     named = lambda e: str(e).replace(str(folder), str(folder.with_name('checkpoints')))
+    other = lambda e: str(e).replace('or another folder', 'another folder, or --overwrite')
 
     def says():
         if not options.overwrite:
-            check()
-            check_resumed(folder, loop)
+            with reworded(other, ValueError):
+                check()
+                check_resumed(folder, loop)
         able()
         found = [(p.parent, p.stem) for p in folder.rglob(CHECKPOINTS)]
-        if not found or options.overwrite:
-            return 'begins'
+        if not found:
+            made = options.overwrite and (folder.parent / 'config.json').is_file()
+            return 'begins' + ', and replaces what another run has made' * made
         part = min(part for part, _ in found)  # rounds have ever fewer steps
         done = max(int(stem.split('-')[1]) for other, stem in found if other == part)
         where = f' in {part.name}' * (part != folder)
+        if options.overwrite:
+            return f'begins, and replaces one of {done} iterations{where}'
         if done == loop.steps and is_done(options.out, asdict(cfg)):
             return f'is finished: iteration {done} of {done}{where}'
         return f'goes on from iteration {done} of {loop.steps}{where}'
@@ -521,7 +528,7 @@ def announce(plan: Callable[[], dict] | None, there: str) -> None:  # there: see
     "Say what a run will take, or where it goes on; several processes would measure in step."
     if there != 'begins' and is_main():
         print(f'the run {there}')
-    if plan is None or there != 'begins' or int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if plan is None or not there.startswith('begins') or int(os.environ.get('WORLD_SIZE', 1)) > 1:
         return
     planned = plan()
     print('the plan (--dry_run shows all of it):')

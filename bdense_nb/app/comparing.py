@@ -30,7 +30,7 @@ from ..training.config import Hardware
 
 # %% auto #0
 __all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'runs_done', 'runs_there',
-           'is_complete', 'compare_run', 'finish']
+           'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str):  # a number, a tuple, None or a word
@@ -155,17 +155,10 @@ def runs_there(
     made: Callable[[], Experiment],  # its trainings
 ) -> str:
     "What a start in this folder would do."
-    found = runs_done(out, made)
-    return 'goes on: {} of {} trainings are done'.format(*found) if found else 'begins'
-
-
-def is_complete(
-    out: str,
-    made: Callable[[], Experiment],  # its trainings
-) -> bool:
-    "Are all trainings of a comparison done?"
-    found = runs_done(out, made)
-    return found is not None and found[0] == found[1]
+    if (found := runs_done(out, made)) is None:
+        return 'begins'
+    goes = 'is finished' if found[0] == found[1] else 'goes on'
+    return '{}: {} of {} trainings are done'.format(goes, *found)
 
 
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
@@ -188,7 +181,8 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     quality = lambda: distances(reality, reality.space(options))
     of = dict(which, data=data, labels=labels, n=options.n, hardware=hardware)
     e = lambda: comparison_of(source, cfg, arms, options.seeds, quality=quality(), **of)
-    check_stage(options, [arm.cfg for arm in made], source, lambda: is_complete(options.out, e))
+    finished = lambda: runs_there(options.out, e).startswith('is finished')
+    check_stage(options, [arm.cfg for arm in made], source, finished)
     if options.dry_run:
         plan = compare_plan(source, options, made, shape, line_of, reality, hardware)
         return show_plan(plan | dict(run=becomes(lambda: runs_there(options.out, e), options)))

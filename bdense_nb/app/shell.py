@@ -23,7 +23,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 # %% auto #0
-__all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FULL_DISK', 'NO_ACCESS', 'bdense_demo',
+__all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FULL_DISK', 'AGAIN', 'NO_ACCESS', 'bdense_demo',
            'bdense_teach', 'bdense_distill', 'bdense_compare', 'bdense_search', 'bdense_sample', 'bdense_evaluate',
            'bdense_export', 'bdense_bench', 'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled',
            'said', 'read_commas', 'commas_rule', 'Usage', 'check_values', 'parse', 'refused_by_config', 'usage_error',
@@ -80,7 +80,7 @@ ALSO = {
 #: what the help of every command ends with
 EXITS = (
     'exit codes: 0 done, 1 something to mend (the last line says what), 2 wrong usage, '
-    '130 interrupted'
+    '130 Ctrl-C, 143 SIGTERM'
 )
 
 
@@ -281,6 +281,8 @@ FULL_MEMORY = re.compile(
 )
 #: messages of libraries that ran out of disk space
 FULL_DISK = re.compile('no space left|os error 28|disk is full|disk I/O error|quota exceeded', re.I)
+#: advice that --overwrite would turn into a loss
+AGAIN = re.compile('run (it|the same command) again')
 #: error numbers of what may not be read or written
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -420,8 +422,12 @@ def from_shell(
     def stop(code, message):
         return _stopped(name, code, message, answer if as_json else None)
 
+    def told(message):
+        text = in_shell(message, options)
+        return AGAIN.sub(r'\g<0> without --overwrite', text) if '--overwrite' in args else text
+
     def warn(message, *where):
-        print(f'{name}: note: {in_shell(" ".join(str(message).split()), options)}', file=sys.stderr)
+        print(f'{name}: note: {told(" ".join(str(message).split()))}', file=sys.stderr)
 
     warnings.showwarning = warn
     try:
@@ -438,11 +444,11 @@ def from_shell(
     except Usage as e:
         return stop(2, str(e))
     except KeyboardInterrupt as e:
-        return stop(130, str(e) or 'interrupted')
+        return stop(130, told(str(e)) or 'interrupted')
     except Exception as e:
         if (message := explain(e)) is None:
             raise
-        return stop(1, in_shell(message, options))
+        return stop(1, told(message))
     return 0
 
 # %% ../../nbs/app/02_shell.ipynb #a247f601

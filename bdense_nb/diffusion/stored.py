@@ -27,7 +27,7 @@ from .identity import NOT_COMPARED, ignored
 from .nets import NETS, build_net
 
 # %% auto #0
-__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'save_denoiser', 'is_complete', 'read_run', 'read_about',
+__all__ = ['DENOISERS', 'WEIGHTS', 'CONFIG', 'TEACHERS', 'save_denoiser', 'is_complete', 'read_run', 'cut_off', 'read_about',
            'load_denoiser', 'to_channels_last', 'load_teacher']
 
 # %% ../../nbs/diffusion/08_stored.ipynb #00abb1c2
@@ -94,13 +94,23 @@ def read_run(
     return meta.get('run', {}) if ours else None
 
 # %% ../../nbs/diffusion/08_stored.ipynb #aed7f61f
+def cut_off(folder: Path | str) -> str:  # '': nothing
+    "What was begun in a folder without a config.json, in words."
+    if (Path(folder) / WEIGHTS).is_file():
+        return ': its weights are there, but saving was cut off; save it again'
+    if (Path(folder) / 'checkpoints').is_dir():
+        return ': the run there is not finished; the same command, not overwriting, goes on'
+    return ''
+
+
 def read_about(
     folder: Path | str,  # written by `save_denoiser`
 ) -> dict:  # the content of config.json
     "What is known of a stored denoiser: classes, configuration, checksum, and how it was made."
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}')
+        more = cut_off(folder)
+        raise FileNotFoundError(f'{folder} holds no denoiser: there is no {path}{more}')
     about = read_json(path, ('denoiser', 'config', 'net', 'net_config', 'sha256'))
     kinds = dict(denoiser=str, config=dict, net=str, sha256=str, about=dict)
     for key in kinds.keys() & about.keys():

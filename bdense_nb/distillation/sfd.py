@@ -97,6 +97,11 @@ class SFDBase(Host):
                 "bank_dtype='float16' is for teacher_states='global': no bank keeps what restarts "
                 'at the student',
             ),
+            (
+                self.teacher_own_steps and self.substeps % self.K,
+                f'the teacher of a second stage takes its own steps, {self.substeps} in one of the '
+                f"student's: K must divide {self.substeps}, got {self.K}",
+            ),
         )
         if self.pool is not None:
             check_int('pool', self.pool, self.batch)

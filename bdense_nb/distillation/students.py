@@ -23,7 +23,7 @@ from ..diffusion.checks import check_samples
 from ..diffusion.denoisers import FlowDenoiser, GuidedDenoiser
 from ..diffusion.denoisers import NetDenoiser, guidance_of, unguided
 from ..diffusion.stored import CONFIG, DENOISERS, WEIGHTS
-from ..diffusion.stored import load_denoiser, read_about, read_run
+from ..diffusion.stored import cut_off, load_denoiser, read_about, read_run
 from ..diffusion.stored import save_denoiser
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -36,7 +36,7 @@ from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum
 from ..training.checkpoints import claim_folder, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import lean_copy
-from ..training.loop import Fit, fit
+from ..training.loop import Fit, fit, is_finished
 
 # %% auto #0
 __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'describe_teacher', 'train_config', 'record_training',
@@ -403,11 +403,7 @@ def load_student(
     "Read a student back."
     folder = Path(folder)
     if not (folder / CONFIG).exists():
-        half = ''
-        if (folder / WEIGHTS).is_file():
-            half = ': its weights are there, but saving was cut off; save it again'
-        elif (folder / 'checkpoints').is_dir():
-            half = ': the run there is not finished; the same command, not overwriting, goes on'
+        half = cut_off(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f'{folder} holds no student: there is no such folder')
         if (folder / 'sampling.json').is_file():
@@ -636,7 +632,7 @@ class Host:
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)
-        elif cfg.is_kept:
+        elif cfg.is_kept and not is_finished(folder, cfg.loop):
             bank = cfg.bank(teacher, show=show)
         start = denoiser_hash(model.denoiser)
         origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)

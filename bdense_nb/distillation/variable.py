@@ -24,7 +24,7 @@ from .students import Student, VariableStudent, about_training
 from .students import kept, record_training, starting_run
 from ..training.devices import trainable_copy
 from ..training.config import Hardware
-from ..training.loop import StepFunction, fit
+from ..training.loop import StepFunction, fit, is_finished
 
 # %% auto #0
 __all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 'SFDVConfig', 'several', 'draw_index',
@@ -270,7 +270,7 @@ def sfd_variable(
     cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None:
         _check_banks(banks, teacher, cfg.each)
-    elif cfg.is_kept:
+    elif cfg.is_kept and not is_finished(folder, cfg.train_config):
         banks = cfg.bank(teacher, show=show)
     origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)
     how = dict(hardware=hardware, hooks=hooks, teacher=teacher)

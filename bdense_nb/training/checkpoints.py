@@ -81,7 +81,7 @@ def write_checkpoint(
         left = sorted(folder.glob(CHECKPOINTS))
         advice = 'there is none before it'
         if left:
-            advice = f'the last good one is {left[-1]}: make room, and run again to go on there'
+            advice = f'the last good one is {left[-1]}: make room, and run it again to go on there'
         return f'the checkpoint of iteration {meta["done"]} could not be written ({e}); {advice}'
 
     with reworded(failed, OSError, SafetensorError, error=OSError):

@@ -8,7 +8,6 @@ import contextlib
 import math
 import signal
 import statistics
-import sys
 import threading
 import time
 import warnings
@@ -35,7 +34,7 @@ from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
 __all__ = ['ADAM', 'StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State',
-           'check_resumed', 'training', 'Fit', 'fit']
+           'check_resumed', 'is_finished', 'training', 'Fit', 'fit']
 
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
 def lr_factor(
@@ -187,7 +186,8 @@ class Interrupts:
             raise KeyboardInterrupt(message)
         if not self.asked:
             return
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(Warning):  # where warnings are errors, too
+            warnings.warn(message, stacklevel=2)
         signal.raise_signal(self.asked)
         raise SystemExit(128 + self.asked)  # where a handler of the caller's returned
 
@@ -740,6 +740,15 @@ def _running(
         'stopped between two iterations'
         + (f'; run it again to go on from {folder}' if folder else '')
     )
+
+
+def is_finished(
+    folder: Path | str | None,  # of a run; None: it has none
+    cfg: TrainConfig,
+) -> bool:
+    "Are all iterations of a run done, so that it asks nothing of a teacher?"
+    note = folder and newest_note(folder)
+    return bool(note) and note['done'] >= cfg.steps
 
 
 def training(
