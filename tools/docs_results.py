@@ -236,6 +236,17 @@ def headings(files: dict[str, dict]) -> dict[str, str]:
     return {name: text[0].upper() + text[1:] for name, text in asked.items()}
 
 
+def seen(data: dict) -> str:
+    "How many trajectories the runs of an experiment see: at a time, and different ones."
+    cfgs = [c['config']['cfg'] for c in data.get('configs', ())]
+    found = []
+    for key, text in dict(batch='batches of {:,}', pool='a pool of {:,} trajectories').items():
+        sizes = {c.get(key) for c in cfgs}
+        if len(sizes) == 1 and (size := sizes.pop()):
+            found.append(text.format(size))
+    return ', '.join(found)
+
+
 def made(name: str, data: dict) -> str:
     "The file, and how it was made."
     seeds = {r['seed'] for r in data['rows']} if 'experiment' in data else ()
@@ -244,6 +255,7 @@ def made(name: str, data: dict) -> str:
         f'`{data["command"]}`' if 'command' in data else '',
         data['hardware'] if isinstance(data.get('hardware'), str) else '',  # else a part
         f'{len(seeds)} seeds' if seeds else '',
+        seen(data),
     ]
     return '{.made}\n' + ' · '.join(filter(None, parts))
 

@@ -265,4 +265,5 @@ def faults_world() -> World:
         quality={},
         n=n,
         work=dict(missed_auc=missed),
+        trained='its teacher',
     )

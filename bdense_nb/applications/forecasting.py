@@ -296,4 +296,5 @@ def weather_world() -> World:
         quality=quality,
         n=n,
         cond=cond,
+        trained='its teacher',
     )

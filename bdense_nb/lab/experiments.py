@@ -15,6 +15,7 @@ import os
 import pickle
 import queue
 import re
+import sys
 import time
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -477,27 +478,35 @@ def _run_rest(
     say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
     if not todo:
         return read_json(out) if out.exists() else {}
-    configs = read_json(out)['configs'] if out.exists() else []
-    configs += [dict(a.key, config=a.config) for a in e.arms]
-    teacher = denoiser_hash(e.place.teacher(0))
+    before = read_json(out) if out.exists() else dict(configs=[])
+    configs = before['configs'] + [dict(a.key, config=a.config) for a in e.arms]
+    teacher = before.get('teacher')  # seed 0's: known when its first run is done
     about = called | dict(about=e.about, host=e.host, teacher=teacher, samples=e.place.n)
     about |= about_run(e.device or 'cpu') | dict(budgets=list(e.budgets.items()))
     about |= dict(configs=list({run_name(c): c for c in configs}.values())) | e.origin
     jobs = min(jobs, len({key['seed'] for _, key in todo}))  # one seed that is left is run here
     made = _side_by_side(e, todo, how, jobs) if jobs > 1 else _one_by_one(e, todo, **how)
-    for i, new in enumerate(made):
+    for i, (new, teacher) in enumerate(made):
         rows += new
+        about['teacher'] = teacher or about['teacher']
         write_json(out, dict(about, rows=rows))
         found = [', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new]
         say(f'{i + 1} of {len(todo)}: {run_name(new[0])}: {"; ".join(found)}')
     return read_json(out)
 
 
-def _one_by_one(e: Experiment, todo: list, folder: Path | None, **how) -> Iterator[list[dict]]:
-    "Train and measure; the rows of each run."
+def _one_by_one(
+    e: Experiment, todo: list, folder: Path | None, **how
+) -> Iterator[tuple[list[dict], str | None]]:
+    "Train and measure; the rows of each run, and of seed 0 which teacher it had."
     world = e.place
     banks = Banks(world.teacher, e.arms, folder)
+    begun = None  # seed
     for arm, key in todo:
+        if world.trained and key['seed'] != begun:
+            begun = key['seed']
+            told = f'seed {begun}: training {world.trained}; its rows follow, one for each run'
+            print(told, file=sys.stderr, flush=True)
         place = folder and folder / 'runs' / re.sub(r'[^\w.=]+', '_', run_name(key))
         new = []
         for student, seconds in students(world, arm, key['seed'], banks, place, **how):
@@ -505,7 +514,7 @@ def _one_by_one(e: Experiment, todo: list, folder: Path | None, **how) -> Iterat
             new.append(dict(key, **measured, cpu_seconds=round(seconds, 2)))
             if place and isinstance(student.denoiser, NetDenoiser):
                 student.save(place / f'student-{student.nfe}-calls', overwrite=True)
-        yield new
+        yield new, None if key['seed'] else denoiser_hash(world.teacher(0))
 
 
 def _job(e: Experiment, todo: list, how: dict, rows, threads: int) -> None:
@@ -514,7 +523,9 @@ def _job(e: Experiment, todo: list, how: dict, rows, threads: int) -> None:
         rows.put(new)
 
 
-def _side_by_side(e: Experiment, todo: list, how: dict, jobs: int) -> Iterator[list[dict]]:
+def _side_by_side(
+    e: Experiment, todo: list, how: dict, jobs: int
+) -> Iterator[tuple[list[dict], str | None]]:
     "The same by several processes; the runs of a seed stay in one, which keeps their bank."
     local = lambda error: (
         f'jobs={jobs} sends the experiment to other processes, so the functions '

@@ -46,6 +46,7 @@ class World:
     cond: dict[str, Tensor] | None = None  # their conditions, n rows; None: drawn from the seeds
     # measures of a sampler at the work it is for, lower is better
     work: dict[str, Callable[[Sampler], float]] = field(default_factory=dict)
+    trained: str = ''  # what is trained for each seed before its runs, in words; '': nothing
 
     def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
@@ -137,6 +138,7 @@ def ring_world() -> World:
         ends=lambda cfg, seed: flow(0.0 if isinstance(cfg, PDConfig) else cfg.sigma_min),
         quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)),
         n=n,
+        trained='the network that its students start from',
     )
 
 # %% ../../nbs/lab/06_worlds.ipynb #95a4b092
@@ -177,6 +179,8 @@ def plane_world(
     fresh = mixture.sample(n, 10**6) if exact else toy_2d(name, n, 10**6)
     kind = 'an exact mixture as teacher' if exact else 'a network as teacher, one of each seed'
     begin = 'copies of it' if copies else 'networks trained with another seed'
+    trained = ['its teacher'] * (not exact)
+    trained += ['the network that its students start from'] * (not copies)
     return World(
         f'{name}, {kind}; students start as {begin}',
         teacher,
@@ -186,6 +190,7 @@ def plane_world(
         ends=ReferenceEnds(teacher, (2,), n, n, finer=finer),
         quality=dict(sliced_wasserstein=lambda x: sliced_wasserstein(x, fresh)),
         n=n,
+        trained=' and '.join(trained),
     )
 
 
