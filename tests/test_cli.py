@@ -15,6 +15,7 @@ import sys
 import time
 import types
 import typing
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -570,6 +571,10 @@ def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
             dict(command='bdense_distill x', config=cfg, options=dict(gone=1)),  # an older version
             'mine.json names gone, which a file for bdense_distill does not have: take it out; it',
         ),
+        (
+            dict(command='bdense_distill x', config=cfg, options=dict(overwrite=True)),
+            'mine.json names overwrite, which a file for bdense_distill does not have: take it out',
+        ),
         (dict(config=cfg, options=dict(trust_teacher='yes')), 'mine.json: trust_teacher must be'),
         (dict(config=[2]), 'mine.json: config must be names with values'),
         (dict(config=cfg, hardware=[2]), 'mine.json: hardware must be names with values'),
@@ -595,6 +600,12 @@ def test_what_a_file_holds_is_used_or_refused_by_its_name(shell):
         'bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', 'empty', '--preset', 'demo']
     )
     assert "empty also sets '--data=a b'" in shell.capsys.readouterr().out
+    older = dict.fromkeys(common.HERE, True) | dict(data='b')  # which has written all of its start
+    older = dict(command='bdense_distill x', config=cfg, options=older)
+    Path('older.json').write_text(json.dumps(older))
+    found = parse('bdense_distill', COMMANDS['bdense_distill'], ['x', '--config', 'older.json'])
+    assert (found[0].data, found[0].overwrite, found[0].out) == ('b', False, 'x')
+    assert 'config.json: name empty, which has one' in shell('bdense_distill x --config .', 1)[1]
     Path('pd.json').write_text(json.dumps(dict(cfg, host='pd')))
     parse(
         'bdense_distill',
@@ -618,12 +629,20 @@ def test_a_dry_run_says_what_becomes_of_the_run_that_is_there(shell):
         shell(line)
         found = shell.json(line + ' --dry_run')['run']
         assert found.startswith('is finished: iteration 2 of 2')
-        assert 'the run is finished: iteration 2 of 2' in shell(line)[0]
+        told = shell(line)[0]
+        assert 'the run is finished: iteration 2 of 2' in told
+        assert 'teacher trajectories' not in told and 'a second' not in told
         assert 'would be refused: ' in shell.json(line + ' --lr .5 --dry_run')['run']
         for name in ('config.json', 'model.safetensors'):  # a kill before they were written
             (Path(line.split()[1]) / name).unlink()
         assert shell.json(line + ' --dry_run')['run'].startswith('goes on from iteration 2 of 2')
-        assert shell.json(line + ' --lr .5 --dry_run --overwrite')['run'] == 'begins'
+        begins = shell.json(line + ' --lr .5 --dry_run --overwrite')['run']
+        assert begins.startswith('begins, and replaces one of 2 iterations')
+        shutil.rmtree(Path(line.split()[1]) / 'checkpoints')
+        assert shell.json(line + ' --dry_run --overwrite')['run'] == 'begins'
+        (Path(line.split()[1]) / 'config.json').touch()
+        begins = shell.json(line + ' --dry_run --overwrite')['run']
+        assert begins == 'begins, and replaces what another run has made'
 
 
 def test_a_dry_run_refuses_what_the_start_refuses(at, tmp_path, monkeypatch):
@@ -1043,6 +1062,21 @@ def test_interrupted_has_its_exit_code(capsys):
         raise KeyboardInterrupt
 
     assert from_shell('command', [], find) == 130
+
+
+def test_what_overwrites_does_not_go_on(capsys, monkeypatch):
+    from bdense_nb.training.loop import Interrupts
+
+    monkeypatch.setattr(signal, 'raise_signal', lambda number: None)
+    stops = Interrupts()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stops.asked = number
+        for more in ('', ' --overwrite'):
+            with contextlib.suppress(SystemExit), warnings.catch_warnings():
+                warnings.simplefilter('always')
+                from_shell('x', more.split(), lambda name: stops.act('run it again to go on'))
+            told = capsys.readouterr().err
+            assert f'run it again{more and " without --overwrite"} to go on' in told
 
 
 def test_messages_name_options_that_are_there():
@@ -2291,7 +2325,8 @@ def test_overwrite_starts_again(at, tmp_path):
         ),
     ):
         at(f'{out} {other[0]}')
-        assert 'another configuration' in at(f'{out} {other[1]}', 1)[1]
+        told = at(f'{out} {other[1]}', 1)[1]
+        assert 'another configuration' in told and 'another folder, or --overwrite' in told
         at(f'{out} {other[1]} --overwrite')
     assert load_student(tmp_path / 's').about['config']['K'] == 2
 
@@ -2626,6 +2661,7 @@ def test_a_second_stage_must_save_network_calls(at, tmp_path):
         told = at(f'{asked} --dry_run', 1)[1]
         calls = asked.split('--nfe ')[1].split()[0]
         assert f'a student of {calls} NFE saves nothing: its teacher, student, takes 2' in told
+    assert 'K must divide 3, got 2' in at(line.replace('--K 1', '--K 2') + ' 1 --no_afs', 1)[1]
     assert not (tmp_path / 'x').exists()
     other = other.replace('student', 'several').replace('--nfe', '--n 4 --calls')
     assert 'knows its own 6 Euler steps alone' in at(f'{other} 1,2', 1)[1]

@@ -1,9 +1,13 @@
 "Seeds, trajectories, counting, guards and files: bad input, and what must survive it."
 
+import contextlib
 import json
 import math
 import os
 import pickle
+import subprocess
+import sys
+import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 import torch
 
 import bdense_nb
+import forks
 from bdense_nb import core
 from bdense_nb.core import (
     Above0,
@@ -622,3 +627,26 @@ except EOFError:
     print('and ended')
 """
     assert python(code).stdout.split('\n') == ['it runs', 'and ended', '']
+
+
+def test_servers_of_forks_end_with_a_killed_test(tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(forks.__file__).parent)!r})
+from forks import Server
+server, sleep = Server(), 'import time; time.sleep(600)'
+print(server.begin('-c', sleep, log={str(tmp_path / 'log')!r}).pid, server.process.pid, flush=True)
+server.run('python', '-c', sleep)"""
+    first = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in first.stdout.readline().split()]
+    first.kill()
+    first.communicate()
+
+    def runs(pid):
+        with contextlib.suppress(OSError):
+            return Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2][0] != 'Z'
+
+    for _ in range(1000):
+        if not any(map(runs, pids)):
+            return
+        time.sleep(0.02)
+    raise AssertionError('they run on')

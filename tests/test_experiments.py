@@ -11,6 +11,7 @@ from bdense_nb.lab import experiments as X
 from bdense_nb.lab import worlds as W
 from bdense_nb.core import data_dir
 from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.identity import denoiser_hash
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.diffusion.samplers import euler_step
 from bdense_nb.distillation.distill import config_of
@@ -115,7 +116,7 @@ def figures(result):
     return [{k: v for k, v in r.items() if k != 'cpu_seconds'} for r in result['rows']]
 
 
-def test_every_kind_of_arm_stopped_and_continued(experiment, tmp_path):
+def test_every_kind_of_arm_stopped_and_continued(experiment, cheap, tmp_path, capsys):
     said = []
     result = X.run_experiment('try', tmp_path / 'a.json', say=said.append)
     rows = result['rows']
@@ -147,7 +148,10 @@ def test_every_kind_of_arm_stopped_and_continued(experiment, tmp_path):
         len(said) == 1 + 3 * len(experiment)
         and json.loads((tmp_path / 'a.json').read_text()) == result
     )
-    assert {'bdense_nb', 'torch', 'hardware', 'samples', 'teacher', 'command'} <= result.keys()
+    assert {'bdense_nb', 'torch', 'hardware', 'samples', 'command'} <= result.keys()
+    assert result['teacher'] == denoiser_hash(cheap.teacher(0))
+    told = [f'seed {i}: training the network that its students start from' for i in range(3)]
+    assert [line.partition(';')[0] for line in capsys.readouterr().err.splitlines()] == told
     mtime = (tmp_path / 'a.json').stat().st_mtime_ns
     assert (
         X.run_experiment('try', tmp_path / 'a.json', say=said.append) == result

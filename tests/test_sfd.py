@@ -596,7 +596,7 @@ def test_a_bank_saves_the_teacher_its_work():
     assert all(c[0] for c in Spy.calls) and len(Spy.calls) == 2
 
 
-def test_walks_that_are_seen_again_are_made_once(monkeypatch):
+def test_walks_that_are_seen_again_are_made_once(monkeypatch, tmp_path):
     spy, asked = shaken(Spy(MLP(width=8, depth=1))), {}
     cfg = replace(TINY, steps=6, pool=8)
     assert cfg.is_kept and not replace(cfg, steps=2).is_kept
@@ -605,10 +605,13 @@ def test_walks_that_are_seen_again_are_made_once(monkeypatch):
     for kept in (True, False):
         monkeypatch.setattr(SFDConfig, 'is_kept', kept)
         Spy.calls.clear()
-        student = sfd(spy, cfg, show=False)
+        student = sfd(spy, cfg, show=False, folder=tmp_path / str(kept))
         asked[kept] = student, sum(not own and len(x) == cfg.batch for own, *_, x in Spy.calls)
     assert same(asked[True][0], asked[False][0])
     assert asked[False][1] - asked[True][1] == (6 - 2) * (len(cfg.grids[0]) - 1)
+    monkeypatch.setattr(SFDConfig, 'is_kept', True)
+    monkeypatch.setattr(SFDConfig, 'bank', None)  # a finished run needs none
+    assert same(sfd(spy, cfg, show=False, folder=tmp_path / 'True'), student)
 
 
 @pytest.mark.parametrize('pool', [None, 12])

@@ -9,7 +9,7 @@ import torch
 from conftest import shaken
 from bdense_nb.core import load_tensors, sample_labels, sample_noise, save_tensors, sha256
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GaussianDenoiser, VPDenoiser
-from bdense_nb.diffusion.stored import save_denoiser
+from bdense_nb.diffusion.stored import load_denoiser, save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import sample
 from bdense_nb.diffusion.schedules import cosine_alpha_bar, karras_sigmas
@@ -433,6 +433,8 @@ def test_a_folder_without_a_student_says_why(tmp_path):
     (tmp_path / 'checkpoints').mkdir()
     with pytest.raises(FileNotFoundError, match='run there is not finished; the same command'):
         load_student(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no denoiser: .*run there is not finished'):
+        load_denoiser(tmp_path)
 
 
 @pytest.mark.parametrize(

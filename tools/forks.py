@@ -8,6 +8,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import inspect
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import select
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -105,15 +107,25 @@ def main_module():
     return sys.modules['__main__']
 
 
+def end_with(parent: int) -> None:
+    "End this process as soon as the one that started it is gone, even if that was killed (on Linux)."
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it is gone already
+        os._exit(1)
+
+
 def fork(
     job, stdout: int, stderr: int, folder: Path | str = '.', env: dict = {}, stdin: str = os.devnull
 ) -> int:
     "Run `job()`, which returns an exit code, in a child with these streams, folder and variables: its process id."
     sys.stdout.flush()
+    parent = os.getpid()
     if pid := os.fork():
         return pid
     code = 1
     try:
+        end_with(parent)
         os.setsid()
         weakref.finalize._registry.clear()  # temporary folders of the parent are not this child's to remove
         os.environ.update(env)
@@ -326,13 +338,16 @@ def connected(door: socket.socket) -> socket.socket:
     "In a fork for each that connects: its line."
     while door in select.select([door, sys.stdin], [], [])[0]:
         line = door.accept()[0]
+        parent = os.getpid()
         if not os.fork():
+            end_with(parent)
             return line
         line.close()
     sys.exit()
 
 
 def main() -> None:
+    end_with(os.getppid())
     modules, door = sys.argv[1:], None
     if modules[:1] == ['--at']:
         _, at, *modules = modules
