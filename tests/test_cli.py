@@ -1280,7 +1280,8 @@ def test_a_folder_with_another_run_is_refused(at):
         'distill new --teacher plane --preset demo --bank plane',
         'export student plane',
     ):
-        assert 'plane holds other things' in at(f'bdense_{command}', 1)[1]
+        told = at(f'bdense_{command}', 1)[1]
+        assert 'plane holds ' in told and 'name a new or an empty folder' in told
     for change in ('--data ring', '--batch 16', '--steps 3'):
         assert (
             'was made with another configuration'
@@ -1293,12 +1294,9 @@ def test_a_folder_with_another_run_is_refused(at):
             1,
         )[1]
     )
-    assert (
-        'was made with another configuration'
-        in at('bdense_distill plane --teacher plane --preset demo --steps 1 --batch 4 --pool 4', 1)[
-            1
-        ]
-    )
+    small = '--preset demo --steps 1 --batch 4 --pool 4 --overwrite'
+    told = at(f'bdense_distill plane --teacher student {small}', 1)[1]
+    assert 'plane holds what bdense_teach has made: name a new or an empty folder' in told
     assert Path('plane/config.json').read_bytes() == before
 
 
@@ -1895,7 +1893,8 @@ def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell
         ]['nfe']
         == 2
     )
-    assert 'was not distilled from mine' in shell('bdense_evaluate s --teacher mine --n 2', 1)[1]
+    told = shell('bdense_evaluate s --teacher mine --n 2', 1)[1]
+    assert 'was not distilled from mine' in told and 'made by: bdense_distill s --teacher' in told
     assert (
         'pass --null_class'
         not in shell(f'bdense_search new {budget} --null_class 2 --n 2 --dry_run')[1]

@@ -27,7 +27,7 @@ from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
 from docs import main, told
 from docs_live import recipe
-from docs_results import QUESTIONS, grouped, headings, result_parts
+from docs_results import QUESTIONS, grouped, headings, result_parts, seen
 from docs_sources import (
     BINDER,
     COLAB,
@@ -570,6 +570,10 @@ def test_results_of_any_shape():
         and '| K | 4 |' in parts
         and '99 entries' in parts
     )
+    cfgs = [dict(config=dict(cfg=dict(batch=8, pool=n))) for n in (4096, 4096)]
+    assert seen(dict(configs=cfgs)) == 'batches of 8, a pool of 4,096 trajectories'
+    cfgs[0]['config']['cfg']['pool'] = None  # of one arm all are fresh
+    assert seen(dict(configs=cfgs)) == 'batches of 8'
 
 
 def test_readme_lists_every_notebook(root):

@@ -182,14 +182,18 @@ def check_folder(
     "Refuse a folder that cannot be one, or that holds something else."
     nearest = next(p for p in (Path(out), *Path(out).parents) if p.exists())
     there = sorted(p.name for p in Path(out).glob('*') if not p.name.startswith('.'))
-    known = any(any(Path(out).glob(name)) for name in mine)
-    known = known or line and [started_by(out)] == line.text.split()[:1]
+    known, begun = any(any(Path(out).glob(name)) for name in mine), started_by(out)
+    here = bool(line) and [begun] == line.text.split()[:1]
     refuse(
         out,
         (not nearest.is_dir(), f'cannot be a folder: {nearest} is a file'),
         (not os.access(nearest, os.W_OK | os.X_OK), f'cannot be written: {nearest} is read-only'),
         (
-            mine and there and not known,
+            line and begun and not here,
+            f'holds what {begun} has made: name a new or an empty folder',
+        ),
+        (
+            mine and there and not (known or here),
             f'holds other things ({", ".join(there[:3])}{", ..." if len(there) > 3 else ""}) and '
             'no earlier start of this command: name a new or an empty folder',
         ),

@@ -325,9 +325,10 @@ def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) ->
         theirs = f'stops at such samples ({str(e).partition(": pass")[0]})'
     if (mine := arm.about.get('teacher')) != theirs:
         null = ', and what guided it with --null_condition' * bool(guidance_of(arm.about))
+        made = f'; it was made by: {arm.about["command"]}' if 'command' in arm.about else ''
         raise ValueError(
             f'{student} was not distilled from {teacher}: its teacher is {mine}, this '
-            f'one {theirs}; name its own with --teacher{null}'
+            f'one {theirs}; name its own with --teacher{null}{made}'
         )
 
 
