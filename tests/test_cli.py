@@ -2755,6 +2755,7 @@ def test_a_dry_run_of_a_search_says_what_becomes_of_the_one_that_is_there(shell)
     assert shell.json(line)['run'] == 'goes on: 1 of 2 trials are done'
     told = shell.json(line + ' --lr .5')['run']
     assert told.startswith('would be refused: s/search.db holds a study') and '0.5 now' in told
+    assert told.endswith('; use another folder')
     assert files_in(Path('s')) == before
     with contextlib.closing(sqlite3.connect('s/search.db')) as other:
         other.execute('PRAGMA journal_mode=WAL')

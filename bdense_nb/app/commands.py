@@ -1040,12 +1040,14 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
+    named = lambda e: str(e).replace('another name, or another storage', 'another folder')
+    told = reworded(named, ValueError)
     if options.dry_run:
         plan = search_plan(source, options, cfg, hardware)
         which = (source, cfg, out / 'search.db', options.n, cfg.seed, hardware)
-        there = becomes(lambda: going(options, trials_done(*which)), options)
+        there = becomes(told(lambda: going(options, trials_done(*which))), options)
         return show_plan(plan | dict(run=there))
-    with started(options.out, line, options, config=cfg, hardware=hardware) as note:
+    with told, started(options.out, line, options, config=cfg, hardware=hardware) as note:
         result = search_weights(
             source,
             cfg,
