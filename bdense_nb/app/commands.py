@@ -1043,10 +1043,9 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     named = lambda e: str(e).replace('another name, or another storage', 'another folder')
     told = reworded(named, ValueError)
     if options.dry_run:
-        plan = search_plan(source, options, cfg, hardware)
         which = (source, cfg, out / 'search.db', options.n, cfg.seed, hardware)
         there = becomes(told(lambda: going(options, trials_done(*which))), options)
-        return show_plan(plan | dict(run=there))
+        return show_plan(search_plan(source, options, cfg, hardware) | dict(run=there))
     with told, started(options.out, line, options, config=cfg, hardware=hardware) as note:
         result = search_weights(
             source,

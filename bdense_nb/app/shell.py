@@ -436,10 +436,9 @@ def from_shell(
             command = find(name)
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
-            result = call(name, command, args)
-        done = dict(command=name, exit_code=0, **(result or {}))
+            result = call(name, command, args) or {}
         if as_json:
-            print(json.dumps(done), file=answer)
+            print(json.dumps(dict(command=name, exit_code=0, **result)), file=answer)
         answer.check()
     except Usage as e:
         return stop(2, str(e))
