@@ -105,6 +105,27 @@ def shaken(denoiser, seed=0):
     return denoiser.requires_grad_(False).eval()
 
 
+def check_onnx_step(file, denoiser, shape):
+    "An exported step (a path or bytes) is an Euler step of its denoiser, at batch sizes that it was not exported with."
+    import onnxruntime  # not before the number of threads is set
+    import torch
+
+    from bdense_nb.core import sample_noise
+
+    run = onnxruntime.InferenceSession(file).run
+    for n in (1, 5):
+        label = torch.arange(n) % 3 if denoiser.n_classes else None
+        for t, s in ((80.0, 10.0), (0.37, 0.1), (0.002, 0.0)):
+            x = t * sample_noise(range(n), shape)
+            given = dict(x=x, sigma=torch.tensor(t), sigma_next=torch.tensor(s))
+            given |= {} if label is None else dict(label=label)
+            with torch.no_grad():
+                x0_hat = denoiser(x, t, label)
+            want = x0_hat + s / t * (x - x0_hat)
+            (got,) = run(None, {name: value.numpy() for name, value in given.items()})
+            assert (torch.from_numpy(got) - want).abs().max() < 1e-4 * want.abs().max()
+
+
 @pytest.fixture
 def noise():
     "`noise(B, *D)`: standard normal noise with per-sample seeds 0 to B-1."

@@ -1,6 +1,7 @@
 "The documentation site, as files: it builds without a warning, holds every notebook and every exported symbol, and no link is broken."
 
 import ast
+import gzip
 import json
 import posixpath
 import re
@@ -25,8 +26,9 @@ from bdense_nb.diffusion.denoisers import GaussianDenoiser
 from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas
 from colab import for_colab
+from conftest import check_onnx_step
 from docs import main, told
-from docs_live import recipe
+from docs_live import recipe, samplers
 from docs_results import QUESTIONS, grouped, headings, result_parts, seen
 from docs_sources import (
     BINDER,
@@ -629,6 +631,14 @@ def test_nbdev_can_process_the_notebooks(root, tmp_path):
     assert {'_quarto.yml', 'nbdev.yml'} <= {p.name for p in found}
     for path in found:
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_live_steps_are_those_of_python(site):
+    "Of our own U-Net with classes; the student's file is the teacher's with other weights."
+    pytest.importorskip('onnxruntime')
+    for name, sampler in samplers().items():
+        file = gzip.decompress((site / '_static' / 'live' / f'{name}.onnx.gz').read_bytes())
+        check_onnx_step(file, sampler.denoiser, sampler.shape)
 
 
 @pytest.mark.parametrize(
