@@ -301,6 +301,9 @@ os.environ.setdefault(
 )  # threads that wait without spinning, as in the Makefile
 WARM = Server(
     'torch._dynamo',
+    'torch._functorch.aot_autograd',
+    'torch.onnx._internal.exporter._core',
+    'onnxscript.function_libs.torch_lib.ops',
     'torchvision',
     'accelerate',
     'matplotlib.pyplot',
