@@ -65,7 +65,7 @@ from bdense_nb.lab.search import search_weights
 from bdense_nb.lab.worlds import World
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
-from warm import WARM, held, python
+from warm import WARM, held, in_fork, python
 
 COMMANDS = commands.COMMANDS | COURSE
 
@@ -1160,7 +1160,7 @@ def test_what_is_said_to_start_several_processes_does(tmp_path):
         '2',
         '--no-python',
         '--',
-        bin / 'bdense_teach',
+        in_fork(bin / 'bdense_teach', tmp_path),
         *args,
     )
     assert both.returncode == 0, both.stderr

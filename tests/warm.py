@@ -6,6 +6,7 @@ interpreter itself (encodings, closed streams, signals while libraries are impor
 
 import multiprocessing.spawn
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -35,6 +36,17 @@ def spawn_in_forks(monkeypatch) -> None:
     if WARM.shared in os.environ:
         program = os.fsencode(TESTS.parent / 'tools' / 'forked.py')
         monkeypatch.setattr(multiprocessing.spawn, '_python_exe', program)
+
+
+def in_fork(program: Path, folder: Path) -> Path:
+    "An installed program, or one in `folder` that runs it in a fork, where workers share a server."
+    if WARM.shared not in os.environ:
+        return program
+    script = folder / program.name
+    words = [sys.executable, str(TESTS.parent / 'tools' / 'forked.py'), str(program)]
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 class Waiting:
