@@ -15,7 +15,6 @@ import os
 import pickle
 import queue
 import re
-import sys
 import time
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -486,27 +485,32 @@ def _run_rest(
     about |= dict(configs=list({run_name(c): c for c in configs}.values())) | e.origin
     jobs = min(jobs, len({key['seed'] for _, key in todo}))  # one seed that is left is run here
     made = _side_by_side(e, todo, how, jobs) if jobs > 1 else _one_by_one(e, todo, **how)
-    for i, (new, teacher) in enumerate(made):
+    n = 0
+    for told in made:
+        if isinstance(told, str):
+            say(told)
+            continue
+        new, teacher = told
+        n += 1
         rows += new
         about['teacher'] = teacher or about['teacher']
         write_json(out, dict(about, rows=rows))
         found = [', '.join(f'{m} {r[m]:.4g}' for m in e.measures) for r in new]
-        say(f'{i + 1} of {len(todo)}: {run_name(new[0])}: {"; ".join(found)}')
+        say(f'{n} of {len(todo)}: {run_name(new[0])}: {"; ".join(found)}')
     return read_json(out)
 
 
 def _one_by_one(
     e: Experiment, todo: list, folder: Path | None, **how
-) -> Iterator[tuple[list[dict], str | None]]:
-    "Train and measure; the rows of each run, and of seed 0 which teacher it had."
+) -> Iterator[str | tuple[list[dict], str | None]]:
+    "Train and measure: what begins; the rows of each run, and of seed 0 which teacher it had."
     world = e.place
     banks = Banks(world.teacher, e.arms, folder)
     begun = None  # seed
     for arm, key in todo:
         if world.trained and key['seed'] != begun:
             begun = key['seed']
-            told = f'seed {begun}: training {world.trained}; its rows follow, one for each run'
-            print(told, file=sys.stderr, flush=True)
+            yield f'seed {begun}: training {world.trained}; its rows follow, one for each run'
         place = folder and folder / 'runs' / re.sub(r'[^\w.=]+', '_', run_name(key))
         new = []
         for student, seconds in students(world, arm, key['seed'], banks, place, **how):
@@ -525,7 +529,7 @@ def _job(e: Experiment, todo: list, how: dict, rows, threads: int) -> None:
 
 def _side_by_side(
     e: Experiment, todo: list, how: dict, jobs: int
-) -> Iterator[tuple[list[dict], str | None]]:
+) -> Iterator[str | tuple[list[dict], str | None]]:
     "The same by several processes; the runs of a seed stay in one, which keeps their bank."
     local = lambda error: (
         f'jobs={jobs} sends the experiment to other processes, so the functions '
@@ -885,6 +889,18 @@ EXPERIMENTS |= {
         'How much do a finer teacher and an average of the weights move a student?',
         'fashion_mnist, fine',
         vary(FASHION_LONG, LESSON, pool=4096, branch_weights='endpoint-heavy'),
+        'K = 1',
+        5,
+    ),
+    'fashion_lesson_calls': lambda: Experiment(
+        'Do branches and a finer teacher move a student of four calls?',
+        'fashion_mnist, fine',
+        budget_arms(
+            dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
+            {k: LESSON[k] for k in ('K = 1', 'K = 4, endpoint-heavy, 8 teacher steps')},
+            (4,),
+            (256,),
+        ),
         'K = 1',
         5,
     ),
