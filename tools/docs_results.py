@@ -283,8 +283,8 @@ def summary(out: Path) -> list[str]:
 
 
 def beside(name: str, files: dict[str, dict]) -> str:
-    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of two cores the one of one."
-    other = re.sub('_quarter$', '', re.sub('_(exact|other_networks)$', '_copies', name))
+    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of more calls the one of two, of two cores the one of one."
+    other = re.sub('_(quarter|calls)$', '', re.sub('_(exact|other_networks)$', '_copies', name))
     other = other.replace('_two_cores', '_cpu')
     return other if other in files else name
 
