@@ -841,6 +841,7 @@ MISTAKES = [
     ),
     ('bdense_distill out --nfe 2,2', 'different numbers'),
     ('bdense_distill out --size 27', 'multiples of 4'),
+    ('bdense_distill out --shape 5', 'draws (1, 28, 28): name one with --teacher'),
     ('bdense_distill out --lora 2', 'lora is for networks of diffusers, and fashion_mnist is none'),
     ('bdense_distill out --lora 0', 'lora must be at least 1, got 0'),
     ('bdense_distill out --bank /dev/null', 'cannot be a folder'),

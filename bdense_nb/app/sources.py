@@ -303,7 +303,13 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
 def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tuple[int, ...]:
     "The shape of the samples of a run: as it is said, that of a file of samples, or the teacher's."
     if 'shape' in line.given:
-        return tuple(cfg.shape)
+        shape, known = tuple(cfg.shape), known_shape(options.teacher, source.net)
+        if 'teacher' not in line.given and (len(shape), shape[0]) != (len(known), known[0]):
+            raise ValueError(
+                f'samples of shape {shape} are asked for, and {options.teacher}, the teacher where '
+                f'none is named, draws {known}: name one with --teacher'
+            )
+        return shape
     if is_stored(options.data) and not options.size:
         return tuple(read_samples(options.data)[0].shape[1:])
     return shape_of(options.teacher, source, options.size)
