@@ -47,10 +47,10 @@ from ..training.loop import StepFunction, fit
 # %% auto #0
 __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LESSON', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit',
-           'RecipeSFD', 'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows',
-           'run_experiment', 'vary', 'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms',
-           'capacity_arms', 'quarter_arms']
+           'LESSON', 'LESSON_CALLS', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks',
+           'refit', 'RecipeSFD', 'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'defaults',
+           'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms', 'branch_arms', 'variable_arms',
+           'pd_arms', 'capacity_arms', 'quarter_arms']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -835,6 +835,11 @@ LESSON = {
     for average, ema in (('', {}), (', EMA .99', dict(ema=0.99)))
     for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))
 }
+#: arms of four calls; `light` has less weight before the endpoint
+LESSON_CALLS = {
+    **{name: LESSON[name] for name in LESSON if name == 'K = 1' or name.endswith('steps')},
+    'K = 4, light, 8 teacher steps': dict(substeps=8, branch_weights=(0.02, 0.03, 0.05, 0.9)),
+}
 #: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
@@ -897,7 +902,7 @@ EXPERIMENTS |= {
         'fashion_mnist, fine',
         budget_arms(
             dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
-            {k: LESSON[k] for k in ('K = 1', 'K = 4, endpoint-heavy, 8 teacher steps')},
+            LESSON_CALLS,
             (4,),
             (256,),
         ),
