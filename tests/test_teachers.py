@@ -2,10 +2,12 @@
 
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from bdense_nb.app.sources import check_source
 from bdense_nb.core import data_dir, load_tensors, save_tensors, sha256
 from bdense_nb.diffusion.data import fashion_mnist
 from bdense_nb.diffusion.checks import check_itself, check_samples, check_teacher
@@ -23,6 +25,7 @@ from bdense_nb.diffusion.schedules import (
     linear_alpha_bar,
     sigma_from_alpha_bar,
 )
+from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.teaching import edm_loss, train_teacher
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
@@ -590,7 +593,7 @@ def test_a_time_that_a_network_hardly_hears_is_no_better_reading():
     assert check_itself(FlowDenoiser(Sees(), 1000.0), of_noise(SPOTS, 32)).ok
     with pytest.raises(
         ValueError,
-        match=r'told a time of 0 to 1 its network hardly hears it.*; data \(check_teacher, --data\) would say',
+        match=r'told a time of 0 to 1 its network hardly hears it.*; data \(check_teacher, bdense_distill --data\) would',
     ):
         check_itself(FlowDenoiser(Sees()), of_noise(SPOTS, 32))
 
@@ -799,6 +802,7 @@ def test_check_teacher_takes_conditions_with_their_samples():
         dict(sigmas=(float('nan'),)),
         dict(sigmas=()),
         dict(n=0),
+        dict(cond=torch.zeros(3)),
         dict(denoiser=lambda x, s, y=None: x[:, :1]),
     ],
     ids=lambda d: next(iter(d)),
@@ -1206,8 +1210,9 @@ def test_data_of_another_dtype_are_refused():
 def test_a_network_that_fails_at_the_top_alone_is_told_apart_from_a_misread_one(noise):
     exact = GaussianDenoiser(0.0, 0.5)
 
-    def weak(x, sigma, cond=None):
-        return exact(x, sigma) + 3 * (50 * x).sin() * (torch.as_tensor(sigma).reshape(-1, 1) > 20)
+    def weak(x, sigma, cond=None, known=20):
+        above = torch.as_tensor(sigma).reshape(-1, 1) > known
+        return exact(x, sigma) + 3 * (50 * x).sin() * above
 
     with pytest.raises(
         ValueError,
@@ -1217,6 +1222,10 @@ def test_a_network_that_fails_at_the_top_alone_is_told_apart_from_a_misread_one(
             weak, 0.5 * torch.randn(500, 2), sigmas=(0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
         )
     assert 'parameterisation' not in str(e.value)
+    lower, data = partial(weak, known=5), 0.5 * torch.randn(500, 2)
+    assert check_teacher(lower, data, refuse=False).failed
+    assert check_teacher(lower, data, sigma_max=5.0).sigmas[-1] == 5.0  # and so it is started
+    check_source(lower, 'mine', (2,), (data, None), cfg=SFDConfig(sigma_max=5.0, shape=(2,)))
     misread = lambda x, sigma, cond=None: 2 * exact(x, 2 * torch.as_tensor(sigma))
     with pytest.raises(ValueError) as e:
         check_teacher(misread, 0.5 * torch.randn(500, 2))

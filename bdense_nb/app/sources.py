@@ -474,8 +474,13 @@ def is_known(name: str) -> bool:
 
 
 def check_source(
-    source: NetDenoiser, name: str, shape: tuple[int, ...], pairs=None, trust: bool = False
-) -> None:  # pairs: clean data and labels, if there are any
+    source: NetDenoiser,
+    name: str,
+    shape: tuple[int, ...],
+    pairs=None,
+    trust: bool = False,
+    cfg=None,
+) -> None:  # pairs: clean data and labels, if there are any; cfg: of a host
     "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
     with torch.no_grad():
         frozen_copy(source, shape)  # what does not fit says so
@@ -488,7 +493,8 @@ def check_source(
         start = draw_start(plain, shape, seeds, 1.0)
     with reworded(lambda e: f'{e}{also}; --trust_teacher goes on all the same', ValueError):
         if pairs:
-            found = check_teacher(plain, *pairs, refuse=not trust)
+            top = getattr(cfg, 'sigma_max', math.inf)
+            found = check_teacher(plain, *pairs, refuse=not trust, sigma_max=top)
         else:
             found = check_itself(plain, *start, refuse=not trust)
     if not found.ok:
@@ -501,8 +507,8 @@ def check_source(
     if not pairs:
         print(
             'NOT CHECKED ON DATA: a wrong table of noise levels, and on nearly Gaussian data a '
-            'wrong prediction type, may still pass; --data with some of what the teacher was '
-            'trained on checks both'
+            'wrong prediction type, may still pass; bdense_distill --data with some of what '
+            'the teacher was trained on checks both'
         )
 
 

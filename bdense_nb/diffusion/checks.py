@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import Within, check_int, check_number, check_shape, check_state
 from ..core import check_type, refuse, undisturbed
 from .denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
-from .denoisers import cond_like, map_cond
+from .denoisers import check_rows, cond_like, map_cond
 from .schedules import PREDICTIONS, cosine_alpha_bar, karras_sigmas
 from .schedules import linear_alpha_bar
 
@@ -77,7 +77,7 @@ class TeacherCheck:
                 f'up to {good[-1]:.3g} it does, as a misread network rarely does, so it may '
                 f'know the noisiest levels too little, as networks that predict noise do for '
                 f'long: train it longer, or start lower, with sigma_max={good[-1]:.3g} in a '
-                f'configuration whose schedule takes it (karras), and check those levels only'
+                f'configuration whose schedule takes it (karras) and in check_teacher'
             )
         return (
             f'this denoiser does not give clean estimates at {len(self.failed)} of '
@@ -377,6 +377,7 @@ def check_teacher(
     n: int | None = None,  # samples to use; None: enough
     seed: int = 0,  # of the noise, and of which samples are used
     refuse: bool = True,  # raise a ValueError if a level fails
+    sigma_max: float = math.inf,  # where walks start: no level above it is tried but of `sigmas`
 ) -> TeacherCheck:
     """Put noise on data and let a denoiser remove it: are its answers clean estimates?
     (A guided one exaggerates: check what it guides.) Errors up to what is accepted pass. These
@@ -385,14 +386,17 @@ def check_teacher(
     an `EDMDenoiser`, a flow with the wrong `data_time`."""
     check_type(denoiser, Callable, 'a denoiser is a callable')
     check_state(data, 'data')
+    if cond is not None:
+        check_rows(cond, len(data))
     n = max(64, 4096 // data[0].numel()) if n is None else n
     check_int('n', n, 1)
     pick = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
     mine = next(denoiser.parameters(), data) if isinstance(denoiser, nn.Module) else data
     chosen = data[pick].to(mine)
     cond = cond_like(map_cond(lambda t: t[pick.to(t.device)], cond), chosen)
+    levels = _levels(denoiser, chosen, sigmas, sigma_max)
     with undisturbed(denoiser):
-        noised = _Noised(denoiser, chosen, cond, _levels(denoiser, chosen, sigmas), seed)
+        noised = _Noised(denoiser, chosen, cond, levels, seed)
         answers = noised.ask()
         check_shape("the denoiser's answer", answers[0], *chosen.shape)
         squares = (noised.errors(answers), noised.linear_errors(), noised.limits())
@@ -422,7 +426,7 @@ def _judged(noised: _Noised, answers: list[Tensor], found: TeacherCheck) -> Teac
     return replace(found, limits=limits, predicts='' if itself else name)
 
 
-def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
+def _levels(denoiser: Callable, data: Tensor, sigmas, top: float) -> list[float]:
     if sigmas is not None:
         levels = [float(s) for s in sigmas]
         check_int('number of sigmas', len(levels), 1)
@@ -430,7 +434,8 @@ def _levels(denoiser: Callable, data: Tensor, sigmas) -> list[float]:
             check_number('each of the sigmas', s, Within(above=0))
         return levels
     size = float(data.square().mean().sqrt()) or 1.0
-    return _in_table(denoiser, [size * 0.05 * 400 ** (i / 7) for i in range(8)])
+    usual = (size * 0.05 * 400 ** (i / 7) for i in range(8))
+    return _in_table(denoiser, sorted({min(s, top) for s in usual}))
 
 
 def _in_table(denoiser: Callable, levels: list[float]) -> list[float]:  # that it was trained on
@@ -477,8 +482,8 @@ def check_itself(
             found = replace(
                 found,
                 reason='told a time of 0 to 1 its network hardly hears it, and '
-                'told one of 0 to 1000 it does; data (check_teacher, --data) would '
-                'say whether its time is in another scale',
+                'told one of 0 to 1000 it does; data (check_teacher, bdense_distill --data) '
+                'would say whether its time is in another scale',
             )
         if found.ok:
             found = _against_others(denoiser, noise, cond, found)

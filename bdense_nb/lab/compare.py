@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -318,7 +319,8 @@ def compare(
     folder = Path(folder)
     data_shape(cfg, data)
     if data is not None and not trust_teacher:
-        check_teacher(unguided(teacher), data, labels)
+        top = getattr(cfg, 'sigma_max', math.inf)
+        check_teacher(unguided(teacher), data, labels, sigma_max=top)
     world = dict(n=n, data=data, labels=labels, features=features, quality=quality)
     which = dict(calls=calls, budgets=budgets, hardware=hardware)
     e = comparison_of(teacher, cfg, arms, seeds, **which, **world)
