@@ -680,11 +680,12 @@ def test_samples_of_a_wrong_height_are_refused_in_our_words():
             )
 
     D = EDMDenoiser(Halved())
-    for shape in ((3, 7, 8), (4, 8, 8)):
-        with pytest.raises(
-            ValueError,
-            match=r'does not fit the teacher: its network stops at such samples; sides that can be halved',
-        ) as e:
+    for shape, why in {
+        (3, 7, 8): '; sides that can be halved',
+        (4, 8, 8): ', which are expected to have 3 channels, but got 4 channels',
+    }.items():
+        stops = f'does not fit the teacher: its network stops at such samples{why}'
+        with pytest.raises(ValueError, match=stops) as e:
             sfd(D, SFDConfig(shape=shape, K=2, steps=1, batch=2), show=False)
         assert 'tensor a' not in str(e.value)
 

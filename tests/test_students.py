@@ -435,6 +435,9 @@ def test_a_folder_without_a_student_says_why(tmp_path):
         load_student(tmp_path)
     with pytest.raises(FileNotFoundError, match='no denoiser: .*run there is not finished'):
         load_denoiser(tmp_path)
+    (tmp_path / 'checkpoints' / 'run.json').touch()
+    with pytest.raises(FileNotFoundError, match='these are the checkpoints of a run'):
+        load_student(tmp_path / 'checkpoints')
 
 
 @pytest.mark.parametrize(

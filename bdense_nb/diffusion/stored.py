@@ -100,6 +100,8 @@ def cut_off(folder: Path | str) -> str:  # '': nothing
         return ': its weights are there, but saving was cut off; save it again'
     if (Path(folder) / 'checkpoints').is_dir():
         return ': the run there is not finished; the same command, not overwriting, goes on'
+    if (Path(folder) / 'run.json').is_file():
+        return ': these are the checkpoints of a run, and what it trained lies where it was saved'
     return ''
 
 

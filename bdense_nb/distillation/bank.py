@@ -151,7 +151,7 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
     "Why something is no denoiser, or its network no network."
     draw = (
         "; if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
-        'samplers.ConditionTable'
+        'samplers.ConditionTable (in a shell, --conditions)'
     ) * (cond is None)
     if net is None:
         return (

@@ -344,6 +344,8 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
         * (len(shape) > 1)
         + ('; a video network may take other axes first, as (T, C, H, W)') * (len(shape) == 4)
     )
+    if found := re.search(r'to have \d+ channels, but got \d+ channels', str(error)):
+        own = f', which are expected {found[0]}'
     return f'shape={shape} does not fit the teacher: its network stops at such samples{own}'
 
 

@@ -370,10 +370,10 @@ def check_training_data(
     "Refuse data and conditions that do not fit, before any work."
     usable = isinstance(data, Tensor) and data.dtype == torch.float32
     if not usable or data.ndim < 2 or not len(data):
+        kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(
             'data must be a float32 tensor [N, *D] with N of at least 1, got '
-            f'{getattr(data, "dtype", type(data).__name__)} '
-            f'{tuple(getattr(data, "shape", ()))}'
+            f'{kind} {tuple(getattr(data, "shape", ()))}'
         )
 
     def here(t):

@@ -55,7 +55,9 @@ def starting_network(
         start,
         NetDenoiser,
         'the student must start from an EDMDenoiser, VPDenoiser or the like',
-        ': pass a network as student=' if student is None else ' as student=',
+        ': wrap the network in one, or pass a network as student='
+        if student is None
+        else ' as student=',
     )
     if start.n_classes != (taught := getattr(teacher, 'n_classes', 0)):
         raise ValueError(
