@@ -12,6 +12,7 @@ from bdense_nb.training.config import Hardware, TrainConfig
 from bdense_nb.training.hooks import (
     Every,
     LossGraph,
+    MetricsFile,
     PairedError,
     Profiler,
     SampleSheets,
@@ -127,7 +128,9 @@ def test_ctrl_c_between_two_iterations_is_the_callers(tmp_path):
 
 def test_hooks_are_told_in_order(tmp_path):
     diary = Diary()
-    fit(net(), step, replace(CFG, steps=6), tmp_path, show=False, hooks=[diary])
+    hooks = [MetricsFile(), diary]  # a folder's run has the first by itself
+    fit(net(), step, replace(CFG, steps=6), tmp_path, show=False, hooks=hooks)
+    assert [row['step'] for row in metrics(tmp_path)] == [3, 4, 6]
     assert diary.events == [
         ('start', 0),
         ('after', 1),
@@ -193,12 +196,17 @@ def test_sample_sheets_and_paired_error(tmp_path):
 
 @pytest.mark.parametrize(
     'hook',
-    [lambda: SampleSheets(1, lambda model: model), Profiler, Trackers],
-    ids=['samples', 'profiler', 'trackers'],
+    [lambda: SampleSheets(1, lambda model: model), Profiler, Trackers, MetricsFile],
+    ids=['samples', 'profiler', 'trackers', 'metrics'],
 )
 def test_hooks_that_write_need_a_folder(hook):
     with pytest.raises(ValueError, match='needs a run with a folder'):
         fit(net(), fault(0, AssertionError('too late')), CFG, show=False, hooks=[hook()])
+
+
+def test_a_function_is_no_hook():
+    with pytest.raises(TypeError, match=r'a hook is an object .* Every\(n, f\)'):
+        fit(net(), step, CFG, show=False, hooks=[lambda *state: None])
 
 
 def test_every_refuses_zero():

@@ -26,6 +26,11 @@ __all__ = ['METRICS', 'INSTALL', 'Checkpoints', 'MetricsFile', 'progress', 'Prog
            'PairedError', 'Trackers', 'Profiler']
 
 # %% ../../nbs/training/04_hooks.ipynb #d260e50e
+def _check_folder(what: str, state) -> None:
+    if state.folder is None:
+        raise ValueError(f'{what} writes files: it needs a run with a folder')
+
+
 class Checkpoints:
     "Resume a folder's run, and save it: every `checkpoint_every` iterations and at its end."
 
@@ -34,6 +39,7 @@ class Checkpoints:
 
     def start(self, state) -> None:
         "Go on from the newest checkpoint, if there is one."
+        _check_folder('Checkpoints', state)
         found = newest_checkpoint(state.folder)
         if found:
             state.load(*found)
@@ -76,6 +82,7 @@ class MetricsFile:
 
     def start(self, state) -> None:
         "Iterations after the checkpoint will be done again: their lines go."
+        _check_folder('MetricsFile', state)
         if not is_main():
             return
         path = state.folder / METRICS
@@ -199,11 +206,6 @@ class LossGraph:
         self.draw(state.history)
 
 # %% ../../nbs/training/04_hooks.ipynb #57db151a
-def _check_folder(what: str, state) -> None:
-    if state.folder is None:
-        raise ValueError(f'{what} writes files: it needs a run with a folder')
-
-
 class Every:
     "Call a function with the average, or the model, every few iterations: without gradients."
 

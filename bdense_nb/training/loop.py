@@ -5,6 +5,7 @@
 # %% ../../nbs/training/05_loop.ipynb #12b0ea7c
 from __future__ import annotations
 import contextlib
+import inspect
 import math
 import signal
 import statistics
@@ -700,6 +701,18 @@ def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[s
     )
 
 # %% ../../nbs/training/05_loop.ipynb #45eca1ba
+def _with_own(hooks: Sequence, folder: Path | None) -> Sequence:
+    "With the two of a folder's run, once each."
+    if any(inspect.isroutine(hook) or isinstance(hook, type) for hook in hooks):
+        raise TypeError(
+            'a hook is an object with methods: Every(n, f) is one that calls a function'
+        )
+    if folder is None:
+        return hooks
+    own = (Checkpoints, MetricsFile)
+    return (*(kind() for kind in own), *(hook for hook in hooks if type(hook) not in own))
+
+
 @contextlib.contextmanager
 def _running(
     model: nn.Module,
@@ -712,7 +725,7 @@ def _running(
     "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
     if folder is not None:
         folder = Path(folder)
-        hooks = (Checkpoints(), MetricsFile(), *hooks)
+    hooks = _with_own(hooks, folder)
     with contextlib.ExitStack() as stack:
         if folder is not None and is_main():
             stack.enter_context(locked(folder))
