@@ -174,6 +174,10 @@ def test_sampling_with_dicts(kind):
         (dict(tokens=torch.zeros(2, 5, 3)), 'tokens must have a row for each of the 3'),
         (torch.zeros(4, 2), 'cond must have a row for each of the 3'),
         (torch.zeros(3, dtype=torch.long), 'no classes'),
+        (
+            dict(token=torch.zeros(3, 5, 3), pooled=torch.zeros(3, 4)),
+            'cond has token, and the conditions of this denoiser have tokens',
+        ),
     ],
 )
 def test_bad_conditions_are_refused_before_any_work(cond, message):

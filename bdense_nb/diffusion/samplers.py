@@ -445,6 +445,17 @@ def asked_conditions(
     return _asked_classes(asked, n, n_classes)
 
 
+def _check_names(given, drawn) -> None:  # conditions
+    "Refuse a name that is not known where one that is known is missing: it is misspelt."
+    names = [c.keys() if isinstance(c, dict) else set() for c in (given, drawn)]
+    unknown, missing = names[0] - names[1], names[1] - names[0]
+    if unknown and missing:
+        raise ValueError(
+            f'cond has {", ".join(sorted(unknown))}, and the conditions of this denoiser have '
+            f'{", ".join(sorted(missing))}'
+        )
+
+
 def _check_finite(rows: Tensor | dict) -> None:
     "Refuse conditions that are NaN or infinite."
     for name, t in rows.items() if isinstance(rows, dict) else [('rows', rows)]:
@@ -556,6 +567,7 @@ class Sampler:
         for i in range(0, n, batch):
             x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
             given = cond_like(map_cond(lambda t: t[i : i + batch], asked), x)
+            _check_names(given, drawn)
             yield x, drawn if asked is None else given
 
     def sample(
