@@ -680,6 +680,9 @@ def test_the_command_distils_a_guided_text_flow(folder):
     assert len(student.denoiser.conditions) == 6 and student.sample(3).shape == (3, 2)
     cli.bdense_sample('s', n=3, net='textnets:TextNet')
     torch.testing.assert_close(load_tensors('samples.safetensors')[0]['samples'], student.sample(3))
+    ConditionTable(dict(words=torch.zeros(1, 5, 3))).save('other.safetensors')
+    with pytest.raises(ValueError, match='cond has words, .* have pooled, tokens'):
+        cli.bdense_sample('s', n=3, net='textnets:TextNet', conditions='other.safetensors')
     cli.bdense_distill('plain', **COMMAND | dict(schedule='karras', sigma_max=50.0), K=1)
     other = load_student('plain', 'cpu', net=net)
     assert (

@@ -1206,3 +1206,27 @@ def test_only_the_first_restarted_step_begins_analytically():
         local_segment(counter, cfg, torch.ones(3, 2), n, None)
         calls.append(counter.nfe)
     assert calls == [cfg.substeps - 1, cfg.substeps, cfg.substeps]
+
+
+class OneLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(2, 2)
+
+    def forward(self, x, noise, cond=None):
+        return self.out(x)
+
+
+@pytest.mark.parametrize(
+    'how, says',
+    [
+        (dict(accumulate=3), 'cannot be cut into 3'),
+        (dict(recompute=True), 'has neither'),
+        (dict(shard=True), 'this is the only one'),
+        (dict(precision='fp16'), 'needs a GPU'),
+    ],
+)
+def test_hardware_that_cannot_be_is_refused_before_the_teacher_walks(how, says, monkeypatch):
+    monkeypatch.setattr(SFDConfig, 'bank', lambda *_, **__: pytest.fail('it walks'))
+    with pytest.raises(ValueError, match=says):
+        sfd(EDMDenoiser(OneLayer()), replace(TINY, pool=4), show=False, hardware=Hardware(**how))

@@ -36,11 +36,11 @@ from ..diffusion.denoisers import check_classes, unguided
 from ..diffusion.stored import TEACHERS, load_denoiser, load_teacher
 from ..diffusion.stored import read_about
 from ..diffusion.nets import MLP, TemporalNet
-from ..diffusion.samplers import ConditionTable, Sampler, draw_start
+from ..diffusion.samplers import ConditionTable, Sampler, check_names, draw_start
 from ..distillation.bank import device_of, frozen_copy
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import CONDITIONS, Host, Student, VariableStudent
-from ..distillation.students import load_student, load_table
+from ..distillation.students import load_student, load_table, table_of
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import load_pretrained
 
@@ -374,7 +374,9 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     else:
         student = load_student(folder, device, find_net(options.net))
     if table := getattr(options, 'conditions', None):
-        student.denoiser.conditions = ConditionTable.load(table)
+        own, student.denoiser.conditions = table_of(student.denoiser), ConditionTable.load(table)
+        if own:
+            check_names(student.denoiser.conditions.tensors, own.tensors)
     check_conditions(student.denoiser, folder)
     several = isinstance(student, VariableStudent)
     counts = ', '.join(map(str, student.nfe)) if several else student.nfe

@@ -25,7 +25,7 @@ from .denoisers import check_classes, check_cond, check_rows, cond_like, map_con
 __all__ = ['IPNDM_WEIGHTS', 'Solver', 'SOLVERS', 'VP_METHODS', 'euler_step', 'heun_step', 'dpm2_step', 'ipndm_step', 'dpmpp_step',
            'euler', 'heun', 'dpm2', 'ipndm', 'dpmpp_order', 'dpmpp', 'afs_x0', 'SamplerStep', 'sampler_steps', 'sample',
            'trajectory', 'ddim_step', 'ddpm_step', 'sample_vp', 'device_of', 'draw_start', 'draw_conditions',
-           'asked_conditions', 'ConditionTable', 'Sampler', 'clipped', 'thresholded']
+           'asked_conditions', 'check_names', 'ConditionTable', 'Sampler', 'clipped', 'thresholded']
 
 # %% ../../nbs/diffusion/03_samplers.ipynb #0d6c6aaf
 def euler_step(
@@ -445,7 +445,10 @@ def asked_conditions(
     return _asked_classes(asked, n, n_classes)
 
 
-def _check_names(given, drawn) -> None:  # conditions
+def check_names(
+    given: Tensor | dict | None,  # conditions that are asked for
+    drawn: Tensor | dict | None,  # those that a denoiser has by itself
+) -> None:
     "Refuse a name that is not known where one that is known is missing: it is misspelt."
     names = [c.keys() if isinstance(c, dict) else set() for c in (given, drawn)]
     unknown, missing = names[0] - names[1], names[1] - names[0]
@@ -567,7 +570,7 @@ class Sampler:
         for i in range(0, n, batch):
             x, drawn = self.start(range(seed + i, seed + min(i + batch, n)))
             given = cond_like(map_cond(lambda t: t[i : i + batch], asked), x)
-            _check_names(given, drawn)
+            check_names(given, drawn)
             yield x, drawn if asked is None else given
 
     def sample(

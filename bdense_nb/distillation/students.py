@@ -35,7 +35,7 @@ from .losses import branch_weights, scheduled_weights
 from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum
 from ..training.checkpoints import claim_folder, same_run
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import lean_copy
+from ..training.devices import check_able, lean_copy
 from ..training.loop import Fit, fit, is_finished
 
 # %% auto #0
@@ -632,6 +632,7 @@ class Host:
             'bank must come from teacher_bank(teacher, cfg, folder=...)',
         )
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
+        check_able(model, cfg.batch, hardware)
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)
         elif cfg.is_kept and not is_finished(folder, cfg.loop):

@@ -22,7 +22,7 @@ from .branches import BranchedDenoiser, _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
 from .students import Student, VariableStudent, about_training
 from .students import kept, record_training, starting_run
-from ..training.devices import trainable_copy
+from ..training.devices import check_able, trainable_copy
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit, is_finished
 
@@ -266,6 +266,7 @@ def sfd_variable(
     cfg, teacher, model = starting_run(
         cfg, teacher, student, cfg.shape, lambda cfg: cfg.at(max(cfg.nfe)).plan
     )
+    check_able(model, cfg.batch, hardware)
     start = denoiser_hash(model.denoiser)
     cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None:

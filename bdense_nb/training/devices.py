@@ -22,8 +22,8 @@ from .config import Hardware
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'check_parts', 'blocks', 'recompute_blocks', 'lean_copy',
            'trainable_copy', 'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_sharded',
-           'shard_like', 'peak_bytes', 'chosen_precision', 'numerics', 'set_precision', 'set_memory_format',
-           'left_as_found', 'numbers_as_tensors', 'Replayed', 'replayed', 'to_device']
+           'shard_like', 'peak_bytes', 'chosen_precision', 'numerics', 'check_able', 'check_shard', 'set_precision',
+           'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'Replayed', 'replayed', 'to_device']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -88,14 +88,18 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [m for m in chosen if known.isdisjoint(set(m.modules()) - {m})]
 
 
-def recompute_blocks(model: nn.Module) -> None:
-    "Let each block forget what it computed, and compute it again when the gradient asks."
+def _forgetful(model: nn.Module) -> list[nn.Module]:
     if not (found := blocks(model)):
         raise ValueError(
             f'recompute=True computes the blocks in an nn.ModuleList or nn.ModuleDict '
             f'again, and {type(model).__name__} has neither'
         )
-    for block in found:
+    return found
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    "Let each block forget what it computed, and compute it again when the gradient asks."
+    for block in _forgetful(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
@@ -264,15 +268,45 @@ def _in_16_bits(
         return to_float32(forward(*args, **kwargs))
 
 
+def _dtype(precision: str, model: nn.Module, device: torch.device) -> torch.dtype | None:
+    dtype = PRECISIONS[chosen_precision(precision, model, device)]
+    if dtype is torch.float16 and device.type == 'cpu':
+        raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
+    return dtype
+
+
+def check_able(
+    model: nn.Module,  # that is trained
+    batch: int,  # its size
+    hardware: Hardware,
+) -> None:
+    "Refuse before any work what a network, its device or the number of processes does not allow."
+    check_parts(batch, hardware)
+    check_shard(hardware, int(os.environ.get('WORLD_SIZE', 1)))
+    if hardware.recompute:
+        _forgetful(model)
+    _dtype(hardware.precision, model, next(model.parameters()).device)
+
+
+def check_shard(
+    hardware: Hardware,
+    world: int,  # processes
+) -> None:
+    "Refuse to spread weights over one process."
+    if hardware.shard and world == 1:
+        raise ValueError(
+            'shard=True needs several processes, and this is the only one: start it with '
+            'accelerate launch'
+        )
+
+
 def set_precision(
     model: nn.Module,  # changed in place, until `left_as_found` ends
     precision: str,  # auto or a key of `PRECISIONS`
     device: torch.device,
 ) -> None:
     "Let a model compute in 16 bits: its weights and its answers stay in float32."
-    dtype = PRECISIONS[chosen_precision(precision, model, device)]
-    if dtype is torch.float16 and device.type == 'cpu':
-        raise ValueError("precision='fp16' needs a GPU; a CPU computes in 'bf16' or 'no'")
+    dtype = _dtype(precision, model, device)
     if dtype is None:
         return
     from accelerate.utils import convert_to_fp32

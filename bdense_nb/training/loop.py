@@ -26,7 +26,7 @@ from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
 from .checkpoints import is_main, newest_note, refuse_other, same_run
 from .config import Hardware, TrainConfig
 from .devices import Averaged, Processes, as_part, average_gradients
-from .devices import chosen_precision, full_tensor, is_sharded
+from .devices import check_shard, chosen_precision, full_tensor, is_sharded
 from .devices import lean_copy, left_as_found, numbers_as_tensors
 from .devices import peak_bytes, recompute_blocks, replayed
 from .devices import set_memory_format, set_precision, shard_like
@@ -395,11 +395,7 @@ class State:
     def prepare(self) -> None:
         "From the inside out: device, memory format, average, recomputation, precision, shards."
         hardware = self.hardware
-        if hardware.shard and self.processes.world == 1:
-            raise ValueError(
-                'shard=True needs several processes, and this is the only one: start '
-                'it with accelerate launch'
-            )
+        check_shard(hardware, self.processes.world)
         if self.processes.world > 1:
             self.model.to(self.device)
         last = hardware.channels_last and self.device.type != 'cuda'  # there it stays as it is
