@@ -438,6 +438,10 @@ def test_a_formula_fits_a_phone(visit):
     assert formulas.count() and not formulas.evaluate_all(
         'all => all.filter(e => e.scrollWidth > e.clientWidth).length'
     )
+    page.set_viewport_size({'width': 1, 'height': 1})  # as a window may be before it is shown
+    page.wait_for_function('innerWidth < 10')
+    page.set_viewport_size(PHONE)
+    page.wait_for_function("!document.querySelector('article mjx-container.wide')")
 
 
 def test_sidebar_shows_the_place(visit):

@@ -1,7 +1,10 @@
 // What is wider than its box scrolls there: a keyboard can reach it, and it fades at the end that hides something.
 const BOXES = 'article pre, article .table-wrapper, article mjx-container, article a.full';
 function scrolls(box) {
-  if (box.matches('mjx-container:not([display])')) box.classList.toggle('wide', box.classList.contains('wide') || box.offsetWidth > box.parentElement.closest('p, td, dd, div').clientWidth);
+  if (box.matches('mjx-container:not([display])')) {
+    box.classList.remove('wide'); // measured as it stands in the line, each time anew
+    box.classList.toggle('wide', box.offsetWidth > box.parentElement.closest('p, td, dd, div').clientWidth);
+  }
   const wide = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX === 'auto';
   const ends = () => box.classList.toggle('more', wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
   box.classList.toggle('scrolls', wide);
