@@ -497,7 +497,7 @@ def test_the_verdict_of_the_front_page():
         in text
     )
     assert (
-        'weighted towards the endpoint, its student ends in two calls about two percent nearer to its teacher and to the data on small pictures, in four more than one; on points less than one, on a ring only to the data'
+        'weighted towards the endpoint, its student ends in two calls about two percent nearer to its teacher and to the data on small pictures, in four calls more than one; on points less than one, on a ring only to the data'
         in text
     )
     four = ' and '.join(
