@@ -314,6 +314,40 @@ MISTAKES = [
     ('1.1', lambda x, g, t, s: x + (s - t) * (x - g) / s, 'not by s'),
     ('1.1', lambda x, g, t, s: (s - t) * (x - g) / t, 'add it to x'),
     ('1.1', lambda x, g, t, s: x + (s - t) * (g - x) / t, 'walks away'),
+    ('1.1', lambda x, g, t, s: s / t * g + (1 - s / t) * x, 'the other way round'),
+    ('1.1', lambda x, g, t, s: (x - g) / t, 'the slope alone'),
+    ('1.1', lambda x, g, t, s: x + (s - t) * x - g / t, 'with parentheses'),
+    ('1.1', lambda x, g, t, s: x + (s - t) * (x - g / t), 'with parentheses'),
+    (
+        '1.2',
+        lambda D, x, grid: stands(
+            D,
+            x,
+            grid,
+            give=lambda x, guess: x,
+            move=lambda x, guess, t, s: guess + s * (x - guess),
+        ),
+        'division by t is missing',
+    ),
+    ('2.1', 0.5, 'where it is told nothing'),
+    ('2.1', 0.48, 'the spread of the spiral'),
+    (
+        '4.1',
+        lambda D, x, t, m, s: (s / t * x - landing(D, x, t, m, s)[2]) / (1 - s / t),
+        'the signs',
+    ),
+    (
+        '4.1',
+        lambda D, x, t, m, s: (euler_step(x, D(x, t), t, m) - s / t * x) / (1 - s / t),
+        'it takes a second one',
+    ),
+    (
+        '4.1',
+        lambda D, x, t, m, s: (
+            (landing(D, x, t, m, s)[2] - s / t * euler_step(x, D(x, t), t, m)) / (1 - s / t)
+        ),
+        'the student starts at x',
+    ),
     ('1.2', lambda D, x, grid: walk(D, x, grid, ask=lambda t, s: s), 'is told s'),
     (
         '1.2',

@@ -176,6 +176,14 @@ _formula(
         'nothing has moved: that is x': lambda x, g, t, s: x,
         's - t multiplies the slope: parentheses': lambda x, g, t, s: x + s - t * (x - g) / t,
         'that is the step alone; add it to x': lambda x, g, t, s: (s - t) * (x - g) / t,
+        'that is the slope alone; the step is x + (s - t) times it': lambda x, g, t, s: (x - g) / t,
+        'the slope is (x - x0_hat)/t, with parentheses': (
+            lambda x, g, t, s: x + (s - t) * x - g / t,
+            lambda x, g, t, s: x + (s - t) * (x - g / t),
+        ),
+        'the other way round: s/t of x - x0_hat is what is left of it, not what goes': (
+            lambda x, g, t, s: x - s / t * (x - g)
+        ),
     },
 )
 
@@ -228,7 +236,9 @@ def _wrong_walks(D: Callable, x: Tensor) -> dict:
         'the level falls from step to step: ask at t, not always at sigmas[0]': walked(
             right, over_2, ask=lambda x, t, s: D(x, 2.0)
         ),
-        'the division by t is missing': walked(lambda x, guess, t, s: x - guess),
+        'the division by t is missing': walked(
+            lambda x, guess, t, s: x - guess, lambda x, guess, t, s: (1 - s) * (x - guess) / (t - s)
+        ),
         'x becomes the guess itself; it moves towards it, by s - t times the slope': walked(whole)
         + walked(whole, ask=at_s),
         'that is the last guess; return x, where the walk has come to': tuple(_last_guesses(D, x)),
@@ -274,6 +284,10 @@ def _(got):
         return 'that is the mean; take the standard deviation'
     if near(points.square().sum(1).mean().sqrt().item()):
         return 'that is the size of a point in the plane; take the spread of the coordinates'
+    if float(got) == 0.5:
+        return 'that is what EDMDenoiser takes where it is told nothing; measure these points'
+    if round(float(got), 2) == 0.48:
+        return 'that is the spread of the spiral before it was scaled; measure these points'
     if near(points.abs().mean().item()):
         return 'that is the mean size of a coordinate; take the standard deviation'
 
@@ -620,6 +634,7 @@ _formula(
             _target(lambda w: (w.y + w.r * w.x) / (1 - w.r)),
             _target(lambda w: (w.y + w.r * w.x) / (1 + w.r)),
             _target(lambda w: (w.y - w.r * w.x) / (1 + w.r)),
+            _target(lambda w: -_solved(w)),
         ),
         'the whole of y - end/t*x is divided: parentheses': _target(
             lambda w: w.y - w.r * w.x / (1 - w.r)
@@ -631,8 +646,12 @@ _formula(
         'the student steps from t to end: its ratio is end/t, not mid/t': _target(
             lambda w: (w.y - w.mid / w.t * w.x) / (1 - w.mid / w.t)
         ),
-        'that is where the first step of the teacher landed; it takes a second one': _target(
-            lambda w: w.half
+        'that is where the first step of the teacher landed; it takes a second one': (
+            _target(lambda w: w.half),
+            _target(y=lambda w: w.half),
+        ),
+        'the student starts at x, not where the first step of the teacher landed': _target(
+            lambda w: (w.y - w.r * w.half) / (1 - w.r)
         ),
         'the first step ends at mid: mid/t of x - first is left': (
             _target(half=lambda w: w.first + 1 / w.t * (w.x - w.first)),
