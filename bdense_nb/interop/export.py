@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -838,7 +839,8 @@ def export_onnx(
     how = dict(dynamo=True, external_data=False, verbose=False, dynamic_shapes=shapes)
     how |= dict(input_names=list(inputs), output_names=['x_next'], custom_translation_table=known)
     with atomic_path(path) as tmp:
-        with _OnePerAxis():
+        with _OnePerAxis(), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '# The axis name')  # x and label have one batch axis
             torch.onnx.export(StudentStep(student.denoiser).eval(), values, tmp, **how)
         _check_opens(tmp)
 
