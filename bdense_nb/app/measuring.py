@@ -145,7 +145,7 @@ def sample_student(options: Sample, line: Line) -> dict:
     asked = ('student', 'seed', 'label', 'nfe', 'conditions', 'rows')
     save_tensors(tensors, {'samples': samples}, {k: getattr(options, k) for k in asked})
     drawn = _draw_samples(samples, out, seed)
-    shown = f', a picture of {drawn} in {out}' if drawn else ''
+    shown = f', a picture of {drawn} in {out}' if drawn else '; no picture: their shape has none'
     config = getattr(getattr(arm.denoiser, 'net', None), 'config', {})
     scale = ', scaled and without season (`forecast` has the units of the data)'
     print(f'{n} samples are in {tensors}{scale if "series" in config else ""}{shown}')
