@@ -74,7 +74,7 @@ from ..lab.search import search_weights, show_search, trials_done
 from ..training.checkpoints import checksum, claim_folder, fingerprint, is_main
 from ..training.checkpoints import refuse_other, same_run
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import check_parts, peak_bytes
+from ..training.devices import check_able, check_parts, peak_bytes
 from ..training.loop import is_finished
 
 # %% ../../nbs/app/03_commands.ipynb #6e4f7623
@@ -791,8 +791,8 @@ def check_start(
     bank: str | None,  # the folder that --bank names
     hardware: Hardware,
 ) -> None:
-    "Refuse a batch that cannot be cut, and a bank of another run."
-    check_parts(cfg.batch, hardware)
+    "Refuse what this machine cannot do, and a bank of another run."
+    check_able(unguided(source), cfg.batch, hardware)
     if bank and isinstance(cfg, SFDBase) and cfg.teacher_states == 'global':
         for nfe, one in cfg.each.items():
             one, teacher = one.suited(source), frozen_copy(source, one.shape)

@@ -27,6 +27,7 @@ from ..lab.compare import Comparison, compare, comparison_of, make_arms
 from ..lab.compare import same_ends
 from ..lab.experiments import Experiment, measures_of, run_name, stored_rows
 from ..training.config import Hardware
+from ..training.devices import check_able
 
 # %% auto #0
 __all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'runs_done', 'runs_there',
@@ -181,6 +182,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     quality = lambda: distances(reality, reality.space(options))
     of = dict(which, data=data, labels=labels, n=options.n, hardware=hardware)
     e = lambda: comparison_of(source, cfg, arms, options.seeds, quality=quality(), **of)
+    check_able(unguided(source), cfg.batch, hardware)
     finished = lambda: runs_there(options.out, e).startswith('is finished')
     check_stage(options, [arm.cfg for arm in made], source, finished)
     if options.dry_run:
