@@ -209,6 +209,11 @@ def test_a_function_is_no_hook():
         fit(net(), step, CFG, show=False, hooks=[lambda *state: None])
 
 
+def test_a_name_is_no_hardware():
+    with pytest.raises(TypeError, match=r"must be Hardware\(precision='bf16'\).*got str"):
+        fit(net(), step, CFG, show=False, hardware='bf16')
+
+
 def test_every_refuses_zero():
     with pytest.raises(ValueError, match='every must be at least 1, got 0'):
         Every(0, print)

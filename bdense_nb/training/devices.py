@@ -16,14 +16,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ..core import copied, to_device
+from ..core import check_type, copied, to_device
 from .config import Hardware
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'check_parts', 'blocks', 'recompute_blocks', 'lean_copy',
-           'trainable_copy', 'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor', 'is_sharded',
-           'shard_like', 'peak_bytes', 'chosen_precision', 'numerics', 'check_able', 'check_shard', 'set_precision',
-           'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'Replayed', 'replayed', 'to_device']
+__all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'check_hardware', 'check_parts', 'blocks', 'recompute_blocks',
+           'lean_copy', 'trainable_copy', 'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor',
+           'is_sharded', 'shard_like', 'peak_bytes', 'chosen_precision', 'numerics', 'check_able', 'check_shard',
+           'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'Replayed', 'replayed',
+           'to_device']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -64,8 +65,14 @@ def local_batch(
     return range(n)[own] if isinstance(batch, int) else batch[own]
 
 
+def check_hardware(hardware: Hardware) -> None:
+    "Refuse what is none."
+    check_type(hardware, Hardware, "hardware must be Hardware(precision='bf16') or the like")
+
+
 def check_parts(batch: int, hardware: Hardware) -> None:
     "Refuse before any work a batch that processes and micro-batches cannot divide."
+    check_hardware(hardware)
     with as_part(0, int(os.environ.get('WORLD_SIZE', 1)) * hardware.accumulate):
         local_batch(batch)
 

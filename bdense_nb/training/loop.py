@@ -25,6 +25,7 @@ from ..core import check_type, copied, iteration_seed, locked, reworded, undistu
 from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
 from .checkpoints import is_main, newest_note, refuse_other, same_run
 from .config import Hardware, TrainConfig
+from .devices import check_hardware
 from .devices import Averaged, Processes, as_part, average_gradients
 from .devices import check_shard, chosen_precision, full_tensor, is_sharded
 from .devices import lean_copy, left_as_found, numbers_as_tensors
@@ -719,6 +720,7 @@ def _running(
     teacher: Callable | None,
 ) -> Iterator[State]:
     "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
+    check_hardware(hardware)
     if folder is not None:
         folder = Path(folder)
     hooks = _with_own(hooks, folder)
