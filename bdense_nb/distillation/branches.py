@@ -332,6 +332,8 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
             f'the network stops with {type(error).__name__}: {error}, at samples of '
             f'shape={shape}{whole}'
         )
+    found = re.search(r'to have \d+ channels, but got \d+ channels', str(error))
+    channels = f', which are expected {found[0]}' if found else ''
     known = sample_shape(denoiser) if isinstance(denoiser, nn.Module) else None
     own = (
         f'; it says that they are {known}'
@@ -341,12 +343,12 @@ def misfit(denoiser: Callable, shape: tuple[int, ...], error: Exception) -> str:
             '; sides that can be halved often, such as multiples of 8 or 32, suit most networks of '
             'pictures, and some take squares alone'
         )
-        * (len(shape) > 1)
+        * (len(shape) > 1 and not found)
         + ('; a video network may take other axes first, as (T, C, H, W)') * (len(shape) == 4)
     )
-    if found := re.search(r'to have \d+ channels, but got \d+ channels', str(error)):
-        own = f', which are expected {found[0]}'
-    return f'shape={shape} does not fit the teacher: its network stops at such samples{own}'
+    return (
+        f'shape={shape} does not fit the teacher: its network stops at such samples{channels}{own}'
+    )
 
 
 def _known_shape(denoiser: NetDenoiser, shape: tuple[int, ...] | None) -> tuple[int, ...]:

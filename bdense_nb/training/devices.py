@@ -297,7 +297,7 @@ def check_able(
 
 def check_shard(
     hardware: Hardware,
-    world: int,  # processes
+    world: int,  # number of processes
 ) -> None:
     "Refuse to spread weights over one process."
     if hardware.shard and world == 1:
