@@ -151,6 +151,20 @@ def test_a_teacher_without_clean_estimates_is_refused_where_data_are_known(
         )
 
 
+def test_a_teacher_is_tried_where_the_arm_that_starts_highest_does(points, tmp_path):
+    def knows_little(x, sigma, cond=None):
+        low = torch.as_tensor(sigma).reshape(-1, 1) <= 2
+        return x / (1 + torch.as_tensor(sigma).reshape(-1, 1) ** 2) + 30 * (50 * x).sin() * ~low
+
+    low, high = dict(sigma_max=2.0), dict(sigma_max=80.0)
+    cfg = dataclasses.replace(SHORT, **low)
+    how = dict(seeds=3, data=points, trust_teacher=False)
+    with pytest.raises(ValueError, match='does not give clean estimates'):
+        quiet(knows_little, cfg, dict(a=low, b=high), folder=tmp_path / 'high', **how)
+    with pytest.raises(TypeError, match='cannot tell'):  # it passes as a teacher
+        quiet(knows_little, cfg, dict(a=low, b=dict(K=1)), folder=tmp_path / 'low', **how)
+
+
 def test_another_teacher_or_other_data_are_refused(teacher, points, tmp_path):
     quiet(teacher, SHORT, seeds=3, folder=tmp_path, data=points, limit=1)
     torch.manual_seed(5)

@@ -1225,7 +1225,9 @@ def test_a_network_that_fails_at_the_top_alone_is_told_apart_from_a_misread_one(
     lower, data = partial(weak, known=5), 0.5 * torch.randn(500, 2)
     assert check_teacher(lower, data, refuse=False).failed
     assert check_teacher(lower, data, sigma_max=5.0).sigmas[-1] == 5.0  # and so it is started
-    check_source(lower, 'mine', (2,), (data, None), cfg=SFDConfig(sigma_max=5.0, shape=(2,)))
+    check_source(
+        lower, 'mine', (2,), (data, None), top=SFDConfig(sigma_max=5.0, shape=(2,)).noisiest
+    )
     misread = lambda x, sigma, cond=None: 2 * exact(x, 2 * torch.as_tensor(sigma))
     with pytest.raises(ValueError) as e:
         check_teacher(misread, 0.5 * torch.randn(500, 2))

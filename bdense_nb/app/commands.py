@@ -877,7 +877,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     start = None if options.lora is None else with_adapters(unguided(source), options.lora)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
-    check_source(source, teacher, shape, pairs, options.trust_teacher, cfg)
+    check_source(source, teacher, shape, pairs, options.trust_teacher, cfg.noisiest)
     data = data_line(*pairs, kind) if pairs else 'none needed'
     plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)

@@ -176,7 +176,8 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     made = make_arms(cfg, arms, **which)
     pairs = distill_data(options, line, cfg, source, shape)
     data, labels = pairs or (None, None)
-    check_source(source, options.teacher, shape, pairs, options.trust_teacher, cfg)
+    top = max(arm.cfg.noisiest for arm in made)
+    check_source(source, options.teacher, shape, pairs, options.trust_teacher, top)
     reality = find_reality(options.teacher, shape, options.data, options.features)
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     quality = lambda: distances(reality, reality.space(options))

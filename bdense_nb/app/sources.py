@@ -481,8 +481,8 @@ def check_source(
     shape: tuple[int, ...],
     pairs=None,
     trust: bool = False,
-    cfg=None,
-) -> None:  # pairs: clean data and labels, if there are any; cfg: of a host
+    top: float = math.inf,
+) -> None:  # pairs: clean data and labels, if there are any; top: where walks start
     "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
     with torch.no_grad():
         frozen_copy(source, shape)  # what does not fit says so
@@ -495,7 +495,6 @@ def check_source(
         start = draw_start(plain, shape, seeds, 1.0)
     with reworded(lambda e: f'{e}{also}; --trust_teacher goes on all the same', ValueError):
         if pairs:
-            top = getattr(cfg, 'sigma_max', math.inf)
             found = check_teacher(plain, *pairs, refuse=not trust, sigma_max=top)
         else:
             found = check_itself(plain, *start, refuse=not trust)

@@ -181,6 +181,11 @@ class PDConfig(Host):
         )
 
     @property
+    def noisiest(self) -> float:
+        "The level where walks start; infinity: only the teacher says."
+        return math.inf if self.schedule == 'teacher' else float(self.sigmas[0])
+
+    @property
     def sigmas(self) -> Tensor:  # [start_steps+1], the first teacher's grid
         "The noise levels of the first round's teacher."
         if self.teacher_sigmas is not None:

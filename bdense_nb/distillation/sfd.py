@@ -119,6 +119,11 @@ class SFDBase(Host):
         "The training loop's configuration."
         return self.train_config
 
+    @property
+    def noisiest(self) -> float:
+        "The level where walks start."
+        return self.sigma_max
+
     def suited(self, *denoisers: Callable) -> Host:
         check_top(self.sigma_max, *denoisers)
         check_grid(self, *denoisers)

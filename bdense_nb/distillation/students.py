@@ -568,6 +568,11 @@ class Host:
         "How many teacher trajectories the training uses; None: it uses data."
         return self.all_seeds and len(self.all_seeds)
 
+    @property
+    def noisiest(self) -> float:
+        "The level where walks start; infinity: it is not known."
+        return float('inf')
+
     def suited(self, *denoisers: Callable) -> Host:
         "The same for this teacher and student, filled in; refused where they cannot be used."
         check_learned(self, denoisers[0])

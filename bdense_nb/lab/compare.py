@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -318,12 +317,12 @@ def compare(
         check_int('limit', limit, 1)
     folder = Path(folder)
     data_shape(cfg, data)
-    if data is not None and not trust_teacher:
-        top = getattr(cfg, 'sigma_max', math.inf)
-        check_teacher(unguided(teacher), data, labels, sigma_max=top)
     world = dict(n=n, data=data, labels=labels, features=features, quality=quality)
     which = dict(calls=calls, budgets=budgets, hardware=hardware)
     e = comparison_of(teacher, cfg, arms, seeds, **which, **world)
+    if data is not None and not trust_teacher:
+        top = max(arm.cfg.noisiest for arm in e.arms)
+        check_teacher(unguided(teacher), data, labels, sigma_max=top)
     for arm in e.arms:
         arm.cfg.suited(teacher)  # what this teacher refuses is refused before any training
     how = dict(show=show, hardware=hardware, command=command)

@@ -25,9 +25,9 @@ from ..core import check_type, copied, iteration_seed, locked, reworded, undistu
 from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
 from .checkpoints import is_main, newest_note, refuse_other, same_run
 from .config import Hardware, TrainConfig
-from .devices import check_hardware
 from .devices import Averaged, Processes, as_part, average_gradients
-from .devices import check_shard, chosen_precision, full_tensor, is_sharded
+from .devices import check_hardware, check_shard, chosen_precision
+from .devices import full_tensor, is_sharded
 from .devices import lean_copy, left_as_found, numbers_as_tensors
 from .devices import peak_bytes, recompute_blocks, replayed
 from .devices import set_memory_format, set_precision, shard_like
