@@ -481,8 +481,8 @@ def check_source(
     shape: tuple[int, ...],
     pairs=None,
     trust: bool = False,
-    top: float = math.inf,
-) -> None:  # pairs: clean data and labels, if there are any; top: where walks start
+    top: float = math.inf,  # where walks start
+) -> None:  # pairs: clean data and labels, if there are any
     "Refuse a teacher that does not answer with clean estimates: on data, or on its own samples."
     with torch.no_grad():
         frozen_copy(source, shape)  # what does not fit says so
