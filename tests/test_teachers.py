@@ -1228,6 +1228,11 @@ def test_a_network_that_fails_at_the_top_alone_is_told_apart_from_a_misread_one(
     check_source(
         lower, 'mine', (2,), (data, None), top=SFDConfig(sigma_max=5.0, shape=(2,)).noisiest
     )
+    lost = lambda x, sigma, cond=None: exact(x, sigma) / (torch.as_tensor(sigma) <= 5)
+    assert check_itself(lost, noise(64, 2), sigma_max=5.0).ok
+    check_source(lost, 'mine:made', (2,), top=5.0)
+    with pytest.raises(ValueError, match='its own samples have a root mean square of nan'):
+        check_itself(lost, noise(64, 2))
     misread = lambda x, sigma, cond=None: 2 * exact(x, 2 * torch.as_tensor(sigma))
     with pytest.raises(ValueError) as e:
         check_teacher(misread, 0.5 * torch.randn(500, 2))

@@ -18,8 +18,8 @@ from tyro.conf import Positional
 # %% auto #0
 __all__ = ['AMOUNTS', 'SHIPPED', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality',
            'check_features', 'find_reality', 'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
-           'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences', 'difference_rows',
-           'evaluate_experiment', 'evaluate']
+           'checked_on', 'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences',
+           'difference_rows', 'evaluate_experiment', 'evaluate']
 
 # %% ../../nbs/app/10_measuring.ipynb #8b0237a8
 from .common import Named, Students, Teachers, check_file, draw_samples
@@ -359,14 +359,28 @@ def evaluate_plan(arm: Student, careful: Sampler, options: Evaluate, reality: Re
     )
 
 
+def checked_on(
+    source: NetDenoiser | GuidedDenoiser,
+    shape: tuple[int, ...],
+    options: Evaluate,
+    reality: Reality,
+) -> tuple[Tensor, None] | None:
+    "What was asked for, to check a teacher with that is told nothing of it; else None."
+    if options.data is None or source.n_classes or source.conditions is not None:
+        return None
+    x = reality.samples
+    return read_data(options.data, shape=shape)[0] if x is None else x, None
+
+
 def evaluate_student(options: Evaluate) -> dict:
     "Plan or make a measurement, write it down, and show it."
     find_net(options.host, 'host')  # known once it is imported
     arm = find_student(options.student, options.nfe, options)
     source = taught_by(arm, options)
     check_pair(arm, source, options.student, options.teacher)
-    check_source(source, options.teacher, arm.shape, trust=options.trust_teacher)
     reality = find_reality(options.teacher, arm.shape, options.data, options.features)
+    pairs = checked_on(source, arm.shape, options, reality)
+    check_source(source, options.teacher, arm.shape, pairs, options.trust_teacher)
     careful = config_of(arm.about).reference(arm.shape).sampler(source)
     if options.dry_run:
         return show_plan(evaluate_plan(arm, careful, options, reality))

@@ -497,7 +497,7 @@ def check_source(
         if pairs:
             found = check_teacher(plain, *pairs, refuse=not trust, sigma_max=top)
         else:
-            found = check_itself(plain, *start, refuse=not trust)
+            found = check_itself(plain, *start, refuse=not trust, sigma_max=top)
     if not found.ok:
         return print(f'the teacher is trusted, although {found.message()}{also}')
     on = '' if pairs else ' of its own samples'

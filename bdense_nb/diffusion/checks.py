@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -271,16 +272,18 @@ def _score(noised: _Noised, answers: list[Tensor], target: Callable) -> float:
 _NOISIEST = 80.0  # where walks begin, if no table ends before
 
 
-def _top(denoiser: Callable) -> float:
+def _top(denoiser: Callable, sigma_max: float) -> float:
     if not isinstance(denoiser, VPDenoiser):
-        return _NOISIEST
-    return min(_NOISIEST, denoiser.log_sigmas[-1].exp().item())
+        return min(_NOISIEST, sigma_max)
+    return min(_NOISIEST, sigma_max, denoiser.log_sigmas[-1].exp().item())
 
 
-def _follows(denoiser: Callable, noise: Tensor, cond) -> str:  # '' if it is what it is said to be
+def _follows(  # '' if it is what it is said to be
+    denoiser: Callable, noise: Tensor, cond, sigma_max: float = math.inf
+) -> str:
     """Does a network answer to pure noise as its prediction does? The noise and a velocity follow
     it by 1, x0 and v by 0; a network learns this first."""
-    top = _top(denoiser)
+    top = _top(denoiser, sigma_max)
     if not isinstance(denoiser, (VPDenoiser, FlowDenoiser)) or top < 5:
         return ''
     if isinstance(denoiser, FlowDenoiser):
@@ -449,9 +452,10 @@ def own_samples(
     denoiser: Callable,  # D(x, sigma, cond)
     noise: Tensor,  # [N, *D], standard normal
     cond: Tensor | dict | None = None,  # with N rows
+    sigma_max: float = math.inf,  # where they start; at most 80, or where its table ends
 ) -> Tensor:  # [N, *D]
     "Where 24 Euler steps lead a denoiser from noise: to clean samples, if it is one."
-    sigmas = [*karras_sigmas(23, 0.02, _top(denoiser)).tolist(), 0.0]
+    sigmas = [*karras_sigmas(23, 0.02, _top(denoiser, sigma_max)).tolist(), 0.0]
     x = sigmas[0] * noise
     with undisturbed(denoiser):
         for t, s in zip(sigmas[:-1], sigmas[1:]):
@@ -468,6 +472,7 @@ def check_itself(
     noise: Tensor,  # [N, *D], standard normal
     cond: Tensor | dict | None = None,  # with N rows
     refuse: bool = True,  # raise a ValueError if it does not fit, and say what does
+    sigma_max: float = math.inf,  # where walks start: it is asked nothing above
 ) -> TeacherCheck:
     """Is a denoiser right about its own samples? It makes some, noise is put on them, and it must
     remove that at least as well as the best linear estimate, as a right one does of what it makes.
@@ -477,7 +482,8 @@ def check_itself(
     any prediction taken for another and a flow whose time runs backwards. `check_teacher`, on data,
     sees most of them. A network that has learned little can fail."""
     with undisturbed(denoiser):
-        found = _by_itself(denoiser, noise, cond, _follows(denoiser, noise, cond))
+        fits = partial(_by_itself, sigma_max=sigma_max)
+        found = fits(denoiser, noise, cond, _follows(denoiser, noise, cond, sigma_max))
         if found.ok and _is_deaf(denoiser, noise, cond):
             found = replace(
                 found,
@@ -486,12 +492,12 @@ def check_itself(
                 'would say whether its time is in another scale',
             )
         if found.ok:
-            found = _against_others(denoiser, noise, cond, found)
+            found = _against_others(denoiser, noise, cond, found, fits)
         elif refuse:
             n = max(8, 1024 // noise[0].numel())  # it is a guess
             few = (noise[:n], map_cond(lambda t: t[:n], cond))
             scores = {
-                name: _fit(_by_itself(d, *few, _follows(d, *few)))
+                name: _fit(fits(d, *few, _follows(d, *few, sigma_max)))
                 for name, d in _readings(denoiser).items()
                 if not _is_deaf(d, *few)
             }
@@ -524,20 +530,26 @@ def _is_deaf(denoiser: Callable, noise: Tensor, cond) -> bool:
 _CLOSER = 0.5
 
 
-def _against_others(denoiser: Callable, noise: Tensor, cond, found: TeacherCheck) -> TeacherCheck:
+def _against_others(
+    denoiser: Callable,
+    noise: Tensor,
+    cond,
+    found: TeacherCheck,
+    fits: Callable,  # see `_by_itself`
+) -> TeacherCheck:
     """Is the network, read as another prediction, far closer to the samples that it makes as such?
     A reading that makes nearly one sample only does not count: networks that have learned little
     have such."""
-    fits = {}
+    scores = {}
     for name, other in _readings(denoiser).items():
         table = isinstance(denoiser, VPDenoiser) and isinstance(other, VPDenoiser)
         if table and ', alpha_bar, ' not in name:
             continue  # a right table may fit worse
         with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError):  # not this one
             if not _follows(other, noise, cond) and not _is_deaf(other, noise, cond):
-                fits[name] = _fit(_by_itself(other, noise, cond, '', varied=True))
-    best = min(fits, key=fits.get, default='')
-    if not best or fits[best] > _fit(found) - _CLOSER:
+                scores[name] = _fit(fits(other, noise, cond, '', varied=True))
+    best = min(scores, key=scores.get, default='')
+    if not best or scores[best] > _fit(found) - _CLOSER:
         return found
     return replace(
         found,
@@ -556,9 +568,14 @@ _OTHER_SEED = 714_025_366  # noise other than that which the samples are made of
 
 
 def _by_itself(
-    denoiser: Callable, noise: Tensor, cond, reason: str, varied: bool = False
-) -> TeacherCheck:  # refuse samples that are nearly one?
-    x0 = own_samples(denoiser, noise, cond)
+    denoiser: Callable,
+    noise: Tensor,
+    cond,
+    reason: str,
+    varied: bool = False,  # refuse samples that are nearly one?
+    sigma_max: float = math.inf,
+) -> TeacherCheck:
+    x0 = own_samples(denoiser, noise, cond, sigma_max)
     size = float(x0.double().square().mean().sqrt())
     alike = varied and _square(x0 - x0.mean(0)) < size**2 / 16
     if alike or not 0 < size < _NOISIEST / 2:  # NaN neither

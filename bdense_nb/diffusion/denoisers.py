@@ -391,6 +391,7 @@ def check_classes(
             f'label must be an int64 tensor of shape {(n,)} with values in {known}, got {kind} '
             f'{tuple(shape)}',
         ),
+        (low == high, f'label must be in {known}, got {low}'),
         (True, f'label must be in {known}, got values from {low} to {high}'),
     )
 

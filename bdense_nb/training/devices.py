@@ -302,7 +302,7 @@ def check_shard(
     "Refuse to spread weights over one process."
     if hardware.shard and world == 1:
         raise ValueError(
-            'shard=True needs several processes, and this is the only one: start it with '
+            'shard needs several processes, and this is the only one: start it with '
             'accelerate launch'
         )
 
