@@ -644,8 +644,11 @@ class VPDenoiser(NetDenoiser):
         if a.ndim != 1 or len(a) < 2 or not (1 > a[0] and a[-1] > 0 and (a.diff() < 0).all()):
             raise ValueError('alpha_bar must be [T], strictly descending, above 0 and below 1')
         self.prediction = prediction
-        self.register_buffer('alpha_bar', a, persistent=False)
-        self.register_buffer('log_sigmas', sigma_from_alpha_bar(a).log(), persistent=False)
+        beside = next(self.net.parameters(), a)
+        place = beside.device if beside.is_cuda else a.device
+        levels = sigma_from_alpha_bar(a).log()
+        self.register_buffer('alpha_bar', a.to(place), persistent=False)
+        self.register_buffer('log_sigmas', levels.to(place), persistent=False)
 
     config = _config('alpha_bar', 'prediction')
 
@@ -760,11 +763,14 @@ class GuidedDenoiser(nn.Module):
         given = self.denoiser(x, sigma, cond)
         if not (acts if isinstance(acts, bool) else acts.any()):
             return given
+        here = lambda v: to_device(v, x.device) if isinstance(v, Tensor) else v
+        self.null = map_cond(here, self.null)  # once: a call that is replayed copies nothing
         none = self.denoiser(x, sigma, null_rows(self.null, len(x), x.device))
         guided = none + self.scale * (given - none)
         if isinstance(acts, bool):
             return guided
-        return torch.where(acts.reshape(-1, *[1] * (x.ndim - 1)).to(x.device), guided, given)
+        acts = to_device(acts, x.device).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(acts, guided, given)
 
     def acts(self, sigma: float | Tensor) -> bool | Tensor:  # of each level, if there are several
         "Does guidance act at a noise level?"
@@ -830,8 +836,10 @@ def null_rows(
         return {k: null_rows(v, n, device) for k, v in null.items()}
     if null is None:
         return None
-    row = torch.as_tensor(null, device=device)
-    return row.expand(n) if row.ndim == 0 else row.expand(n, *row.shape[1:])
+    if not isinstance(null, Tensor):
+        return torch.full((), null, device=device).expand(n)  # nothing is copied to a GPU
+    row = to_device(null, device)
+    return row.expand(n, *row.shape[1:])
 
 
 def guidance_of(
