@@ -329,7 +329,8 @@ def draw_noised(
     pick = torch.randint(len(data), (batch,), generator=generator)
     levels = rows[torch.randint(len(rows), (batch,), generator=generator)]
     noise = torch.randn(batch, *data.shape[1:], generator=generator)
-    x_t = data[pick] + levels[:, 0].to(data.dtype).reshape(-1, *[1] * (data.ndim - 1)) * noise
+    noise = levels[:, 0].to(data.dtype).reshape(-1, *[1] * (data.ndim - 1)) * noise
+    x_t = data[to_device(pick, data.device)] + to_device(noise, data.device)
     return pick, levels, to_device(x_t, device)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #50afccac
@@ -352,7 +353,7 @@ def pd_step(
         pick, levels, x_t = map(
             local_batch, draw_noised(data, rows, cfg.batch, g, device_of(student))
         )
-        cond = cond_like(map_cond(lambda t: t[pick], labels), x_t)
+        cond = cond_like(map_cond(lambda t: t[to_device(pick, t.device)], labels), x_t)
         seg = progressive_segment(teacher, x_t, levels, cfg.K, cond, raw=cfg.target == 'raw_x0')
         pred = student(x_t, seg.sigma, cond)
         target = branch_targets(seg, cfg.branch_step)

@@ -78,8 +78,8 @@ def train_teacher(
     def step(model, i):
         g = torch.Generator().manual_seed(iteration_seed(cfg.seed, i))
         pick = torch.randint(len(images), (batch,), generator=g)
-        label = map_cond(lambda t: to_device(t[pick], device), labels)
-        yield edm_loss(model, to_device(images[pick], device), label, g)
+        take = lambda t: to_device(t[to_device(pick, t.device)], device)
+        yield edm_loss(model, take(images), map_cond(take, labels), g)
 
     how = dict(hardware=hardware, hooks=hooks)
     done = fit(denoiser.train(), step, cfg, folder, 'teacher', show, **how)
