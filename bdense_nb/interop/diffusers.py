@@ -334,7 +334,8 @@ def family_of(
 def _packed_call(model: nn.Module, z: Tensor, time: Tensor, given: dict) -> Tensor:
     "Flux: 2x2 patches of the latent [B, C, H, W] as a sequence, and where each of them lies."
     height, width = (size // 2 for size in z.shape[2:])
-    places = torch.cartesian_prod(*map(torch.arange, (1, height, width))).to(z)
+    rows = (torch.arange(n, device=z.device) for n in (1, height, width))
+    places = torch.cartesian_prod(*rows).to(z.dtype)
     words = z.new_zeros(given['encoder_hidden_states'].shape[1], 3)
     patches = F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
     out = model(patches, timestep=time, img_ids=places, txt_ids=words, **given).sample
@@ -977,7 +978,7 @@ class _Asked(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, *rest, **more) -> Tensor:
         self.calls += 1
         told = [t for t in (*rest, *more.values()) if t is not None]
-        rows = [t.float() @ torch.arange(1.0, t.shape[-1] + 1) for t in told]
+        rows = [t.float() @ torch.arange(1.0, t.shape[-1] + 1, device=t.device) for t in told]
         both = sum(rows, 3 * noise) if len(told) < 2 else torch.nan
         return x + torch.as_tensor(both).reshape(-1, 1, 1, 1)
 
