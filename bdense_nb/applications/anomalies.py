@@ -14,9 +14,9 @@ from torch import Tensor
 from .forecasting import train_forecaster
 from .series import Series, Windows, shipped_series
 from ..core import Within, check_choice, check_int, check_number, check_type
-from ..core import refuse, sample_noise
-from ..diffusion.denoisers import EDMDenoiser
-from ..diffusion.samplers import Sampler, sample
+from ..core import refuse, sample_noise, to_device
+from ..diffusion.denoisers import EDMDenoiser, map_cond
+from ..diffusion.samplers import Sampler, device_of, sample
 from ..distillation.branches import BranchedDenoiser, fold
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import kept, starting_run
@@ -78,20 +78,20 @@ def reconstructions(
 ) -> Tensor:  # [draws, B, C, L]
     "Noise windows to a middle level, and let the sampler walk the rest of its way back."
     first = middle_level(sampler, sigma)
-    return _noised(
-        x0,
-        float(sampler.sigmas[first]),
-        draws,
-        seed,
-        lambda x: sample(sampler.denoiser, x, sampler.sigmas[first:], sampler.solver, cond=cond),
-    )
+    levels, device = sampler.sigmas[first:], device_of(sampler.denoiser)
+    cond = map_cond(lambda t: to_device(t, device), cond)
+    walk = lambda x: sample(sampler.denoiser, x, levels, sampler.solver, cond=cond)
+    return _noised(x0, float(levels[0]), draws, seed, walk, device)
 
 
-def _noised(x0: Tensor, level: float, draws: int, seed: int, answer: Callable) -> Tensor:
+def _noised(
+    x0: Tensor, level: float, draws: int, seed: int, answer: Callable, device: torch.device
+) -> Tensor:
     "What `answer` makes of the windows with each of several noises: the same for all windows."
     check_int('draws', draws, 1)
-    eps = sample_noise(range(seed, seed + draws), x0.shape[1:])
-    return torch.stack([answer(x0 + level * e) for e in eps])
+    eps = sample_noise(range(seed, seed + draws), x0.shape[1:], x0.device)
+    said = [answer(to_device(x0 + level * e, device)) for e in eps]
+    return torch.stack(said).to(x0.device)
 
 
 @torch.no_grad()
@@ -105,8 +105,9 @@ def branch_guesses(
     seed: int = 0,
 ) -> Tensor:  # [draws, B, K, C, L]
     "What the K branches say of noised windows, in one call each."
-    level = float(sampler.sigmas[middle_level(sampler, sigma)])
-    return _noised(x0, level, draws, seed, lambda x: branched(x, level, cond))
+    level, device = float(sampler.sigmas[middle_level(sampler, sigma)]), device_of(branched)
+    cond = map_cond(lambda t: to_device(t, device), cond)
+    return _noised(x0, level, draws, seed, lambda x: branched(x, level, cond), device)
 
 # %% ../../nbs/applications/02_anomalies.ipynb #2a0dbd0a
 def by_point(
