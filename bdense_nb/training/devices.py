@@ -368,6 +368,8 @@ class Replayed:
     """A frozen network's calls, each shape recorded once as a CUDA graph and replayed: one launch
     instead of hundreds. A network that cannot be recorded, or answers otherwise, is called."""
 
+    counts = False  # are operations counted? Those of a replay are not seen
+
     def __init__(
         self,
         forward: Callable,  # of a denoiser: D(x, sigma, cond), where nothing trains
@@ -378,7 +380,8 @@ class Replayed:
     def __call__(self, x: Tensor, sigma: float | Tensor, cond: Tensor | None = None) -> Tensor:
         "The network's answer."
         given = [t for t in numbers_as_tensors(self, (x, sigma, cond)) if t is not None]
-        if torch.is_grad_enabled() or not all(isinstance(t, Tensor) for t in given):
+        known = all(isinstance(t, Tensor) for t in given)
+        if self.counts or torch.is_grad_enabled() or not known:
             return self.forward(x, sigma, cond)
         key = tuple((t.shape, t.dtype) for t in given)
         if key not in self.made and len(self.made) < 4:  # each holds memory for its answers

@@ -31,7 +31,7 @@ from .devices import full_tensor, is_sharded
 from .devices import lean_copy, left_as_found, numbers_as_tensors
 from .devices import peak_bytes, recompute_blocks, replayed
 from .devices import set_memory_format, set_precision, shard_like
-from .devices import shard_model
+from .devices import Replayed, shard_model
 from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
@@ -237,8 +237,12 @@ class Meter:
             return
         from torch.utils.flop_counter import FlopCounterMode
 
-        with FlopCounterMode(display=False) as counter:
-            yield
+        Replayed.counts = True
+        try:
+            with FlopCounterMode(display=False) as counter:
+                yield
+        finally:
+            Replayed.counts = False
         self.flops = counter.get_total_flops()
 
     def read(self) -> dict:
