@@ -4,6 +4,7 @@ import gc
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,12 +20,21 @@ from bdense_nb.app.bench import (
     table,
 )
 from bdense_nb.app.shell import bdense_bench
+from bdense_nb.applications import anomalies
 from bdense_nb.core import read_json, write_json
+from bdense_nb.diffusion import denoisers
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, VPDenoiser
+from bdense_nb.diffusion.nets import MLP, TemporalNet
+from bdense_nb.diffusion.samplers import Sampler
+from bdense_nb.diffusion.schedules import karras_sigmas, linear_alpha_bar
+from bdense_nb.distillation import teaching
 from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.progressive import PDConfig, pd_step
-from bdense_nb.distillation.teaching import edm_loss
+from bdense_nb.distillation.teaching import edm_loss, train_teacher
+from bdense_nb.interop.diffusers import _Asked, _packed_call
 from bdense_nb.training.config import Hardware, TrainConfig
 from bdense_nb.training.loop import training
+from torch.overrides import TorchFunctionMode
 from warm import python
 
 SIZE = Size(dict(widths=(8, 32), n_classes=10), (1, 8, 8), 4)
@@ -65,10 +75,10 @@ def test_no_iteration_of_sfd_reads_from_the_device(changes):
     on_meta(cfg.step_function(teacher), cfg.K, ONE_LEVEL, clip_grad=1.0, ema=0.9)
 
 
-@pytest.mark.parametrize('target', ['state', 'x0'])
-def test_no_iteration_of_pd_reads_from_the_device(target):
+@pytest.mark.parametrize('target, place', [('state', CPU), ('x0', CPU), ('x0', META)], ids=str)
+def test_no_iteration_of_pd_reads_from_the_device(target, place):
     cfg = PDConfig(start_steps=8, end_steps=4, K=2, updates=4, batch=4, target=target)
-    data, labels = torch.randn(8, *SIZE.shape), torch.arange(8)
+    data, labels = torch.randn(8, *SIZE.shape).to(place), torch.arange(8).to(place)
     on_meta(pd_step(SIZE.denoiser(META), data, labels, cfg, 4), 2, clip_grad=1.0, ema=0.9)
 
 
@@ -120,6 +130,79 @@ def test_no_iteration_of_teaching_reads_from_the_device():
         )
 
     on_meta(step, None)
+
+
+class Copies(TorchFunctionMode):
+    "Counts what a call takes from the host."
+
+    n = 0
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        found = f(*args, **(kwargs or {}))
+        if f in (torch.as_tensor, torch.tensor, torch.Tensor.to):
+            self.n += found.is_meta and not getattr(args[0], 'is_meta', False)
+        return found
+
+
+@pytest.mark.parametrize('null', [10, torch.tensor(3), torch.tensor([3])], ids=repr)
+def test_guidance_takes_nothing_from_the_host(null, monkeypatch):
+    "A copy in each call would wait for a GPU, and no graph could hold it."
+    x, label = (
+        torch.zeros(4, *SIZE.shape, device=META),
+        torch.zeros(4, dtype=torch.long, device=META),
+    )
+    guided = GuidedDenoiser(ONE_LEVEL.denoiser(META), 2.0, null)
+    for _ in range(2):
+        with Copies() as copies:
+            guided(x, 1.0, label)
+    assert copies.n == 0
+    sent = []
+    monkeypatch.setattr(denoisers, 'to_device', lambda t, d: sent.append(t.dtype) or t.to(d))
+    guided.interval = 0.1, 5.0
+    guided(x, torch.ones(4), label)
+    assert torch.bool in sent  # where it acts, from pinned memory
+
+
+def test_a_table_of_levels_lies_beside_a_network_on_a_gpu():
+    class Net(torch.nn.Module):
+        def parameters(self, recurse=True):
+            yield SimpleNamespace(is_cuda=True, device=META)
+
+        def forward(self, x, noise, cond=None):
+            return x
+
+    made = VPDenoiser(Net(), linear_alpha_bar())
+    assert made.log_sigmas.is_meta and made.alpha_bar.is_meta
+
+
+def test_rows_of_data_are_picked_where_they_lie(monkeypatch):
+    sent = []
+    monkeypatch.setattr(teaching, 'to_device', lambda t, d: sent.append(t.dtype) or t)
+    denoiser = EDMDenoiser(MLP(2, 8, 1))
+    train_teacher(denoiser, torch.randn(8, 2) / 2, None, TrainConfig(1), 4, show=False)
+    assert torch.long in sent
+
+
+def test_what_foreign_networks_are_told_lies_on_their_device(monkeypatch):
+    x, rows = torch.zeros(2, 1, 4, 4, device=META), torch.zeros(2, 3, device=META)
+    assert _Asked()(x, x.new_ones(2), rows).is_meta
+    real, places = torch.arange, []
+    note = lambda *a, **k: places.append(k.get('device')) or real(*a, **k)
+    monkeypatch.setattr(torch, 'arange', note)
+    flux = lambda patches, **told: SimpleNamespace(sample=patches)
+    told = dict(encoder_hidden_states=rows[:, None])
+    assert _packed_call(flux, x, x.new_ones(2), told).shape == x.shape and places == 3 * [META]
+
+
+def test_windows_are_sent_where_their_detector_is(monkeypatch):
+    sent = []
+    monkeypatch.setattr(anomalies, 'to_device', lambda t, d: sent.append((d, len(t))) or t)
+    denoiser = EDMDenoiser(TemporalNet(1, 8, calendar=1, width=8, blocks=1))
+    sampler = Sampler(denoiser, karras_sigmas(2), False, (1, 8))
+    x, cond = torch.randn(3, 1, 8), dict(calendar=torch.zeros(3, 1, 8))
+    back = anomalies.reconstructions(sampler, x, cond, draws=2)
+    anomalies.branch_guesses(branch(denoiser, 2), sampler, x, cond, draws=2)
+    assert sent == 6 * [(CPU, 3)] and back.shape == (2, *x.shape)
 
 
 def test_a_step_that_reads_from_the_device_is_seen():

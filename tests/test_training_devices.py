@@ -22,7 +22,7 @@ from bdense_nb.training.devices import (
     to_device,
     local_batch,
 )
-from bdense_nb.training.loop import fit, training
+from bdense_nb.training.loop import Meter, fit, training
 from test_training import loss_of, net
 from torch import nn
 from warm import torchrun
@@ -624,6 +624,9 @@ def test_a_network_is_recorded_once_for_each_shape_and_called_where_it_cannot_be
     with torch.no_grad():
         assert said(2) == said(2) == 10.0 and recorded == [[(2, 1), ()]]
         assert said(2, torch.zeros(2)) == 1.0 and said(2, dict(a=1)) == 1.0 and len(recorded) == 2
+        with Meter(torch.device('cpu'), 1.0).counting():
+            assert said(2) == 1.0  # a replay hides its operations
+        assert said(2) == 10.0
         assert [said(n) for n in (3, 4, 5, 6, 3)] == [10.0, 10.0, 1.0, 1.0, 10.0]  # four are kept
     model = net()
     with replayed(model):

@@ -43,6 +43,7 @@ from bdense_nb.app.bench import (
 )  # noqa: E402
 from bdense_nb.app.plans import estimate_run, peak_bytes  # noqa: E402
 from bdense_nb.core import load_tensors, save_tensors  # noqa: E402
+from bdense_nb.diffusion.denoisers import GuidedDenoiser  # noqa: E402
 from bdense_nb.distillation.bank import TrajectoryPlan, frozen_copy  # noqa: E402
 from bdense_nb.distillation.branches import branch  # noqa: E402
 from bdense_nb.distillation.progressive import PDConfig, pd_step  # noqa: E402
@@ -167,8 +168,10 @@ def part_waits(bench: Bench) -> dict:
     cfg = sfd_config(size)
     pd = PDConfig(start_steps=8, end_steps=4, K=2, updates=4, batch=size.batch)
     found = {}
-    for name in ('SFD', 'SFD from a bank', 'SFD, local', 'PD', 'teaching'):
+    for name in ('SFD', 'SFD from a bank', 'SFD, local', 'SFD, guided', 'PD', 'teaching'):
         teacher, student = student_of(size, device, 2 if name == 'PD' else 4)
+        if 'guided' in name:
+            teacher = GuidedDenoiser(teacher, 2.0, size.net['n_classes'])
         if name == 'PD':
             step = pd_step(teacher, x0, labels, pd, 4)
         elif name == 'teaching':
