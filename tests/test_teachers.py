@@ -876,6 +876,31 @@ def test_train_teacher_resumes_exactly(tmp_path, noise):
     )
 
 
+def test_train_teacher_does_not_go_on_with_a_denoiser_of_other_settings(tmp_path, noise):
+    def go(steps, sigma_data=0.5, **net):
+        made = EDMDenoiser(MLP(width=8, depth=1, **net), sigma_data)
+        return train_teacher(made, noise(9, 2), None, TrainConfig(steps), 4, tmp_path, show=False)
+
+    go(1)
+    with pytest.raises(ValueError, match='sigma_data: 0.5 there, 0.4 now'):
+        go(2, 0.4)
+    with pytest.raises(ValueError, match="net: .*'time_scale': 1.0.* there, .*'time_scale': 2.0"):
+        go(2, time_scale=2.0)
+    note = json.loads((tmp_path / 'run.json').read_text())
+    old = {k: note[k] for k in ('batch', 'data')}  # of an earlier version
+    (tmp_path / 'run.json').write_text(json.dumps(old))
+    done = go(2)
+    assert done.history[-1]['step'] == 2 and not done.model.training
+
+
+def test_no_data_are_refused():
+    none = torch.zeros(0, 2)
+    with pytest.raises(ValueError, match='number of images must be at least 1'):
+        train_teacher(edm(), none, None, TrainConfig(1), 4, show=False)
+    with pytest.raises(ValueError, match='number of samples in data must be at least 1'):
+        check_teacher(edm(), none)
+
+
 def test_train_teacher_refuses(noise):
     cfg = TrainConfig(steps=1)
     with pytest.raises(ValueError, match='batch'):

@@ -551,7 +551,7 @@ def check_teaching(
         theirs = dict(asked['config'], batch=run['batch'])
         free = ('on_nan', 'steps') if cfg.schedule == 'constant' else ('on_nan',)
         refuse_other(out, same_run(theirs, dict(asdict(cfg), batch=batch), free=free))
-        claim_folder(folder, dict(batch=batch, data=fingerprint(*data())))
+        claim_folder(folder, run | dict(batch=batch, data=fingerprint(*data())))
 
 
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:

@@ -389,6 +389,7 @@ def check_teacher(
     an `EDMDenoiser`, a flow with the wrong `data_time`."""
     check_type(denoiser, Callable, 'a denoiser is a callable')
     check_state(data, 'data')
+    check_int('number of samples in data', len(data), 1)
     if cond is not None:
         check_rows(cond, len(data))
     n = max(64, 4096 // data[0].numel()) if n is None else n

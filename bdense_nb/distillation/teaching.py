@@ -14,6 +14,7 @@ from ..core import check_int, check_state, iteration_seed
 from ..diffusion.denoisers import EDMDenoiser, NetDenoiser, as_column
 from ..diffusion.denoisers import check_classes, check_cond, check_precision
 from ..diffusion.denoisers import map_cond
+from ..diffusion.nets import NETS
 from ..training.checkpoints import claim_folder, fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import to_device, local_batch
@@ -68,11 +69,13 @@ def train_teacher(
     resumed run is the same run."""
     check_int('batch', batch, 1)
     check_state(images, 'images')
+    check_int('number of images', len(images), 1)
     check_precision(denoiser)
     _check_scale(denoiser, images)
     labels = training_labels(denoiser, labels, len(images), null_class)
     if folder is not None:
-        claim_folder(folder, dict(batch=batch, data=fingerprint(images, labels)))
+        known = _settings(denoiser)  # older notes do not name them
+        claim_folder(folder, dict(known, batch=batch, data=fingerprint(images, labels)), known)
     device = next(denoiser.parameters()).device
 
     def step(model, i):
@@ -84,8 +87,14 @@ def train_teacher(
     how = dict(hardware=hardware, hooks=hooks)
     done = fit(denoiser.train(), step, cfg, folder, 'teacher', show, **how)
     for trained in filter(None, (done.model, done.ema)):
-        trained.learned = None  # a student has now learned levels that are not its own
+        trained.eval().learned = None  # a student has now learned levels that are not its own
     return done
+
+
+def _settings(denoiser: NetDenoiser) -> dict:  # JSON-able
+    "What the weights of a denoiser depend on, and do not say."
+    ours = type(denoiser.net) in NETS.values()
+    return denoiser.config | (dict(net=denoiser.net.config) if ours else {})
 
 
 def root_mean_square(t: Tensor) -> float:
