@@ -1309,6 +1309,31 @@ def test_a_network_made_otherwise_is_known_by_its_answers(tmp_path):
     assert 'answers' not in read_json(tmp_path / 'config.json')['about']['student']
 
 
+class Tied(nn.Module):
+    "Its output layer has the weight of its first one."
+
+    sample_shape = (4,)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.time, self.last = nn.Linear(4, 4), nn.Linear(1, 4), nn.Linear(4, 4)
+        self.last.weight = self.first.weight
+
+    def forward(self, x, noise, cond=None):
+        return self.last((self.first(x) + self.time(noise[:, None])).tanh())
+
+
+@pytest.mark.parametrize('K', [1, 2])
+def test_a_weight_that_branches_have_parted_is_loaded_as_two(tmp_path, K):
+    torch.manual_seed(0)
+    cfg = SFDConfig(nfe=2, K=K, steps=2, batch=4, lr=1e-2, shape=(4,))
+    student = sfd(EDMDenoiser(Tied(), 0.5), cfg, show=False)
+    student.save(tmp_path)
+    again = load_student(tmp_path, 'cpu', Tied)
+    assert (again.denoiser.net.last.weight is again.denoiser.net.first.weight) == (K == 1)
+    assert torch.equal(again.sample(4), student.sample(4))
+
+
 class Scaled(nn.Module):
     "What it answers hangs on a constant of its class, as well as on its weights."
 

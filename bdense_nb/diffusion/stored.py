@@ -165,6 +165,7 @@ def load_denoiser(
         _check_given(denoiser, about)
         _check_weights(path, tensors, denoiser.state_dict())
         _to_float32(denoiser)
+        _untie(denoiser, tensors)
         denoiser.load_state_dict(tensors)
         _check_constants(denoiser, about)
     denoiser.guidance = guidance_of(about.get('about') or {})
@@ -220,6 +221,17 @@ def _to_float32(denoiser: NetDenoiser) -> None:  # changed in place
     if kinds and torch.float32 not in kinds:
         for part in denoiser.children():
             part.float()
+
+
+def _untie(denoiser: NetDenoiser, tensors: dict[str, Tensor]) -> None:  # changed in place
+    "A weight that a network uses twice, and that branches have made two, is two."
+    first = {}
+    for name, p in [*denoiser.named_parameters(remove_duplicate=False)]:
+        other = first.setdefault(p, name)
+        tied = name != other and {name, other} <= tensors.keys()
+        if tied and not torch.equal(tensors[name], tensors[other]):
+            parent, _, last = name.rpartition('.')
+            setattr(denoiser.get_submodule(parent), last, nn.Parameter(p.detach().clone()))
 
 
 def _is_literal(words: str) -> bool:  # of earlier versions, that they told as we do
