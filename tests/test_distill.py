@@ -13,6 +13,7 @@ from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDe
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import SOLVERS, trajectory
 from bdense_nb.diffusion.schedules import karras_sigmas
+from bdense_nb.distillation.bank import TrajectoryPlan
 from bdense_nb.distillation.distill import PRESETS, config_of, distill, preset
 from bdense_nb.distillation.progressive import PDConfig
 from bdense_nb.distillation.segments import progressive_segment, segments
@@ -105,6 +106,16 @@ def test_the_cost_of_sfd_is_what_the_run_asks_for(teacher, solver):
     for i in range(2):
         cfg.plan.trajectories(counter, cfg.seeds(i))
     assert cfg.cost == dict(updates=8, teacher=counter.nfe * cfg.batch, student=2 * 4 * 4)
+
+
+def test_the_cost_of_large_samples_is_counted_on_one(monkeypatch):
+    walked, walk = [], TrajectoryPlan.trajectories
+    monkeypatch.setattr(
+        TrajectoryPlan,
+        'trajectories',
+        lambda plan, teacher, seeds: walked.append(len(seeds)) or walk(plan, teacher, seeds),
+    )
+    assert SFD.cost['student'] == 2 * 2 * 4 and walked == [1]
 
 
 def test_the_cost_of_progressive_distillation():

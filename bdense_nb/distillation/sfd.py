@@ -250,7 +250,7 @@ class SFDConfig(SFDBase):
         def student(x, sigma, cond):
             return x[:, None].expand(-1, self.K, *x.shape[1:])
 
-        for _ in sfd_step(counter, self)(student, 0):
+        for _ in sfd_step(counter, replace(self, batch=1))(student, 0):
             pass  # one iteration
         fresh = self.teacher_states == 'local'  # the walks depend on the student
         walks = self.steps * self.batch if fresh else self.n_trajectories
