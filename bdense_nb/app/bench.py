@@ -71,7 +71,7 @@ class Size:
     def denoiser(self, device: torch.device) -> EDMDenoiser:
         "The network with weights that are the same each time."
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             found = EDMDenoiser(UNet(**self.net), 0.5)
             # the last layer starts at zero: a network that answers with 0 has no gradients
             nn.init.normal_(found.net.out.weight, std=0.01)

@@ -99,7 +99,7 @@ def train_feature_net(
     check_int('epochs', epochs, 1)
     check_int('batch_size', batch_size, 2, len(images))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         net = FeatureNet().to(memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(seed)
     per_epoch = len(images) // batch_size

@@ -649,7 +649,7 @@ def add_adapters(
     "LoRA (Hu et al. 2022), by peft."
     peft = import_extra('peft', 'lora')
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # those of GPUs go on
         peft.inject_adapter_in_model(peft.LoraConfig(**config), net.model, name)
     if hasattr(net.model, 'save_lora_adapter'):
         net.model._hf_peft_config_loaded = True
