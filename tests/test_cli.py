@@ -645,6 +645,12 @@ def test_a_dry_run_says_what_becomes_of_the_run_that_is_there(shell):
         assert begins == 'begins, and replaces what another run has made'
 
 
+def test_walks_that_restart_at_the_student_are_not_banked():
+    cfg = preset('fashion_mnist')
+    local = dataclasses.replace(cfg, teacher_states='local')
+    assert commands.is_banked(cfg, None) and not commands.is_banked(local, None)
+
+
 def test_a_dry_run_refuses_what_the_start_refuses(at, tmp_path, monkeypatch):
     for name in ('distill_plan', 'teach_plan', 'on_one_gpu'):
         monkeypatch.setattr(commands, name, lambda *how: {})
@@ -837,6 +843,7 @@ MISTAKES = [
         'end_steps times a power of substeps',
     ),
     ('bdense_distill out --preset_name fashion_mnist_pd --bank x', 'a bank belongs to SFD'),
+    ('bdense_distill out --teacher_states local --bank x', 'no bank can keep its trajectories'),
     (
         'bdense_distill out --preset_name fashion_mnist_pd --data cats',
         "unknown data 'cats'; choose one of: fashion_mnist",

@@ -676,7 +676,7 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
 
 def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
-    return bool(cfg.pool or bank)
+    return bool(cfg.pool or bank) and getattr(cfg, 'teacher_states', '') != 'local'
 
 
 def on_paper(
@@ -853,6 +853,11 @@ def _check_distill(options: Distill, cfg, source: Callable) -> None:
             f'{options.out} is the teacher, too: choose another folder for what is made of it',
         ),
         (cfg.needs_data and options.bank, 'a bank belongs to SFD; choose another preset'),
+        (
+            options.bank and getattr(cfg, 'teacher_states', '') == 'local',
+            'teacher_states local restarts the teacher at the student, so no bank can keep its '
+            'trajectories: leave bank out',
+        ),
         (
             options.lora is not None and not isinstance(unguided(source).net, DiffusersNet),
             f'lora is for networks of diffusers, and {options.teacher} is none; leave it out, or '
