@@ -55,7 +55,7 @@ class Hardware:
     shard: bool = False  # FSDP: spread weights and moments over processes; without channels_last
     compile: bool = False  # torch.compile, of student and teacher
     recompute: bool = False  # activation checkpointing: saves memory, costs a second forward pass
-    tf32: bool = True  # matrix products with 10-bit mantissas on GPUs that have them
+    tf32: bool = True  # matrix products round to 10 bits on GPUs, as PyTorch's convolutions do
     channels_last: bool = True  # lay 4-D weights as convolutions prefer them; not on CUDA
     on_oom: Literal['stop', 'halve'] = 'stop'  # out of memory: stop, or halve the batch
     peak_tflops: Above0 | None = None  # of the device at best; given, its utilisation is logged
