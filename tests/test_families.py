@@ -1407,9 +1407,10 @@ def test_a_pipeline_whose_network_peft_has_wrapped_takes_the_merged_one(tmp_path
 
 def test_adapters_are_drawn_without_a_word_to_the_generators_of_gpus(monkeypatch):
     lora()
-    reached, before = [], torch.get_rng_state()
+    teacher, reached = teacher_of('DiT'), []
+    before = torch.get_rng_state()
     monkeypatch.setattr(torch.cuda, 'manual_seed_all', reached.append)
-    with_adapters(teacher_of('DiT'), 2)
+    with_adapters(teacher, 2)
     assert not reached and torch.equal(torch.get_rng_state(), before)
 
 
