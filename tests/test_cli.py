@@ -843,7 +843,6 @@ MISTAKES = [
         'end_steps times a power of substeps',
     ),
     ('bdense_distill out --preset_name fashion_mnist_pd --bank x', 'a bank belongs to SFD'),
-    ('bdense_distill out --teacher_states local --bank x', 'no bank can keep its trajectories'),
     (
         'bdense_distill out --preset_name fashion_mnist_pd --data cats',
         "unknown data 'cats'; choose one of: fashion_mnist",
@@ -907,6 +906,7 @@ MISTAKES = [
     ('bdense_demo --steps 0', 'steps must be a whole number, at least 1, got 0'),
     ('bdense_demo --n 1', 'n must be at least 2, got 1'),
     ('bdense_demo --out /dev/null', 'cannot be a folder'),
+    ('bdense_distill out --teacher_states local --bank x', 'no bank can keep its trajectories'),
 ]
 
 
