@@ -107,7 +107,8 @@ def config_of(
 PRESETS: dict[str, SFDConfig | PDConfig] = {
     # the budget of `make demo`
     'demo': SFDConfig(steps=48, batch=128, pool=1536, lr=5e-4, lr_schedule='cosine'),
-    # ten times as much, with the recipe of the course's seventh lesson
+    # ten times as much, with the recipe of the course's seventh lesson: better than the host in both
+    # distances at 2, 3 and 4 calls
     'fashion_mnist': SFDConfig(
         substeps=8,
         steps=512,
@@ -115,7 +116,7 @@ PRESETS: dict[str, SFDConfig | PDConfig] = {
         pool=8192,
         lr=5e-4,
         lr_schedule='cosine',
-        branch_weights='endpoint-heavy',
+        branch_weights=(0.02, 0.03, 0.05, 0.9),
     ),
     # down to one step, with the weights that gained most in so short a training; a longer one
     # ends nearer without branches (K=1)
