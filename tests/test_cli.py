@@ -1853,7 +1853,9 @@ def test_a_diffusers_teacher_by_both_hosts_and_out_again(shell):
         assert 'does not give clean estimates at' in shell(sfd, 1)[1], 'an untrained network'
     assert not Path('sfd').exists()
     assert 'the teacher is trusted, although' in shell(sfd + ' --trust_teacher')[0]
-    assert 'of 7 noise levels' in shell('bdense_evaluate sfd --teacher mine --n 2 --data photos', 1)[1]
+    assert (
+        'of 7 noise levels' in shell('bdense_evaluate sfd --teacher mine --n 2 --data photos', 1)[1]
+    )
     shell.believes()
     shell(
         'bdense_distill pd --teacher mine --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 2 --data photos'
