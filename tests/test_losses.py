@@ -47,6 +47,7 @@ def test_weights(kind, K):
         'endpoint': [0] * (K - 1) + [1],
         'endpoint-heavy': [0.6 * (k + 1) / (K * (K - 1)) for k in range(K - 1)]
         + [0.7 if K > 1 else 1],
+        'light': [0.2 * (k + 1) / (K * (K - 1)) for k in range(K - 1)] + [0.9 if K > 1 else 1],
     }[kind]
     assert w.dtype == torch.float64 and w.shape == (K,)
     assert w.tolist() == pytest.approx(expected, rel=1e-14, abs=0)
@@ -413,7 +414,9 @@ def test_weights_with_bad_values(kind):
 
 @pytest.mark.parametrize('kind', [None, ['a', 'b'], {'k': 1}, [[1], [1, 2]]])
 def test_weights_that_are_no_numbers(kind):
-    with pytest.raises(ValueError, match='linear, uniform, endpoint, endpoint-heavy or K numbers'):
+    with pytest.raises(
+        ValueError, match='linear, uniform, endpoint, endpoint-heavy, light or K numbers'
+    ):
         branch_weights(2, kind)
 
 

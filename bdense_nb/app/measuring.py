@@ -360,7 +360,7 @@ def evaluate_plan(arm: Student, careful: Sampler, options: Evaluate, reality: Re
 
 
 def checked_on(
-    source: NetDenoiser | GuidedDenoiser,
+    source: NetDenoiser | GuidedDenoiser,  # a teacher
     shape: tuple[int, ...],
     options: Evaluate,
     reality: Reality,

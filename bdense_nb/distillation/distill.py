@@ -116,7 +116,7 @@ PRESETS: dict[str, SFDConfig | PDConfig] = {
         pool=8192,
         lr=5e-4,
         lr_schedule='cosine',
-        branch_weights=(0.02, 0.03, 0.05, 0.9),
+        branch_weights='light',
     ),
     # down to one step, with the weights that gained most in so short a training; a longer one
     # ends nearer without branches (K=1)

@@ -15,16 +15,18 @@ from ..core import check_choice, check_int, check_type, refuse, reworded, to_dev
 __all__ = ['BRANCH_WEIGHTS', 'NORMS', 'SNR_WEIGHTS', 'branch_weights', 'scheduled_weights', 'dense_alignment_loss', 'snr_weight']
 
 # %% ../../nbs/distillation/04_losses.ipynb #64684352
-#: weights with a name: growing with k, equal, all on the endpoint, most of it there
-BRANCH_WEIGHTS = ('linear', 'uniform', 'endpoint', 'endpoint-heavy')
+#: weights with a name: growing with k, equal, all on the endpoint, most of it there, nearly all
+BRANCH_WEIGHTS = ('linear', 'uniform', 'endpoint', 'endpoint-heavy', 'light')
+#: what the last three leave to the branches before the endpoint
+_BEFORE = {'endpoint': 0.0, 'endpoint-heavy': 0.3, 'light': 0.1}
 
 
 def branch_weights(
     K: int,  # number of branches, at least 1
     kind: str | Sequence[float] = 'linear',  # one of `BRANCH_WEIGHTS`, or K non-negative numbers
 ) -> Tensor:  # [K], float64, sums to 1
-    """Weights of the branches: proportional to k, equal, all on the endpoint, seven tenths on it
-    and the rest proportional to k, or given; always normalised. A single branch has all of it."""
+    """Weights of the branches: proportional to k, equal, all on the endpoint, seven or nine tenths
+    on it and the rest proportional to k, or given; always normalised. One branch has all of it."""
     check_int('K', K, 1)
     if isinstance(kind, str):
         check_choice('branch weights', kind, BRANCH_WEIGHTS)
@@ -34,8 +36,8 @@ def branch_weights(
         elif kind != 'linear':
             last = F.one_hot(torch.tensor(K - 1), K).double()
             rest = w * (1 - last)
-            heavy = kind == 'endpoint-heavy'
-            w = 0.7 * last + 0.3 * rest / rest.sum().clamp(min=1) if heavy else last
+            before = _BEFORE[kind]
+            w = (1 - before) * last + before * rest / rest.sum().clamp(min=1)
     else:
         no_numbers = lambda e: (
             f'branch weights must be one of {", ".join(BRANCH_WEIGHTS)} or K numbers, got {kind!r}'

@@ -85,7 +85,7 @@ class PDConfig(Host):
     substeps: Annotated[int, Within(at_least=2)] = 2
     K: AtLeast1 = 2  # branches; divides substeps; 1 is the host itself
     # of the branches: linear (growing), uniform, endpoint (all there), endpoint-heavy (.7 there),
-    # or K numbers
+    # light (.9 there), or K numbers
     branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
     # where the weights have moved to when a round ends; None: they stay
     branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None

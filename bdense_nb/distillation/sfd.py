@@ -42,7 +42,7 @@ class SFDBase(Host):
     K: AtLeast1 = 4  # branches; divides substeps; 1 is the host itself
     substeps: AtLeast1 = 4  # teacher steps inside one student step
     # of the branches: linear (growing), uniform, endpoint (all there), endpoint-heavy (.7 there),
-    # or K numbers
+    # light (.9 there), or K numbers
     branch_weights: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] = 'linear'
     # where the weights have moved to when training ends; None: they stay
     branch_weights_end: Literal[*BRANCH_WEIGHTS] | tuple[float, ...] | None = None
