@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'to_device', 'sample_noise',
-           'sample_labels', 'iteration_seed', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within',
+           'sample_labels', 'seeded', 'iteration_seed', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within',
            'check_int', 'check_number', 'check_type', 'check_shape', 'existing_file', 'Trajectory', 'NFECounter',
            'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state', 'validate', 'atomic_path',
            'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'end_with_parent', 'sweep', 'tensor_bytes',
@@ -111,6 +111,14 @@ def sample_labels(
         g.manual_seed(_seed32(seed) * 2654435761 + 1)
         labels[i] = torch.randint(n_classes, (), generator=g)
     return labels
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    "What is drawn inside, as the weights of a new network, is the seed's; outside all goes on."
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # those of GPUs go on
+        yield
 
 
 def iteration_seed(

@@ -237,7 +237,9 @@ def test_scaling_is_undone():
     x = windows.scaled(series)
     assert torch.allclose(windows.unscaled(x, series.times), series.values, atol=1e-4)
     assert (x.std(1) - windows.sigma_data).abs().max() < 0.01
+    before = torch.get_rng_state()
     assert Windows.of(temporal_denoiser(windows)) == windows
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_short_and_constant_training_parts_are_refused():

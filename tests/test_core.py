@@ -41,6 +41,7 @@ from bdense_nb.core import (
     reworded,
     sample_labels,
     sample_noise,
+    seeded,
     save_tensors,
     sha256,
     validate,
@@ -70,7 +71,12 @@ def test_the_global_generator_is_neither_read_nor_moved():
     before = torch.get_rng_state()
     first = sample_noise([1], (5,)), sample_labels([1], 10)
     assert torch.equal(before, torch.get_rng_state())
+    with seeded(3):
+        drawn = torch.randn(2)
+    assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(99)
+    with seeded(3):
+        assert torch.equal(drawn, torch.randn(2))
     assert torch.equal(first[0], sample_noise([1], (5,))) and torch.equal(
         first[1], sample_labels([1], 10)
     )

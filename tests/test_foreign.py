@@ -704,6 +704,11 @@ def test_a_level_that_a_table_decides_is_refused(how):
         PDConfig(**how)
 
 
+def test_a_table_length_that_no_table_has_is_refused():
+    with pytest.raises(ValueError, match=r"levels=64 changes nothing with schedule 'karras'"):
+        PDConfig(schedule='karras', levels=64).suited(EDM())
+
+
 class OwnSkip(EDM):
     "As consistency models' code has it."
 

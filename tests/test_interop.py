@@ -480,6 +480,15 @@ class Other(nn.Module):
             ),
             'thresholding',
         ),
+        (
+            lambda: sample_ddim_like_diffusers(
+                from_diffusers(unet_of(), DDPMScheduler()),
+                images(),
+                DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing='trailing'),
+                2,
+            ),
+            '999, is noise alone .*infinite',
+        ),
         (lambda: as_denoiser(3), 'callable'),
         (
             lambda: from_diffusers(unet_of(), DDPMScheduler),

@@ -34,7 +34,7 @@ from .common import Named, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
 from ..core import AtLeast1, about_run, check_choice, check_int, import_extra
-from ..core import end_with_parent, read_json, sample_noise, write_json
+from ..core import end_with_parent, read_json, sample_noise, seeded, write_json
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.stored import to_channels_last
 from ..diffusion.nets import UNet
@@ -70,8 +70,7 @@ class Size:
 
     def denoiser(self, device: torch.device) -> EDMDenoiser:
         "The network with weights that are the same each time."
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+        with seeded(0):
             found = EDMDenoiser(UNet(**self.net), 0.5)
             # the last layer starts at zero: a network that answers with 0 has no gradients
             nn.init.normal_(found.net.out.weight, std=0.01)

@@ -47,7 +47,7 @@ from .sources import teacher_facts
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
 from ..core import about_run, check_choice, check_int, copied, data_dir
-from ..core import read_json, refuse, reworded, write_json
+from ..core import read_json, refuse, reworded, seeded, write_json
 from ..diffusion.data import TOY_SETS, fashion_mnist, image_folder
 from ..diffusion.denoisers import EDMDenoiser, GuidedDenoiser
 from ..diffusion.denoisers import NetDenoiser, map_cond, unguided
@@ -517,8 +517,9 @@ def _seeded_denoiser(
     "The network that a teacher starts as, where it is trained."
     labelled = isinstance(y, Tensor)
     n_classes = int(y.max()) + 1 - (options.null_class is not None) if labelled else 0
-    torch.manual_seed(seed)
-    return new_denoiser(x, n_classes, options.data, make).to(find_device(options.device))
+    with seeded(seed):
+        denoiser = new_denoiser(x, n_classes, options.data, make)
+    return denoiser.to(find_device(options.device))
 
 
 def _store_conditions(y: Tensor | dict | None, out: str) -> dict:  # its checksum, if there are some

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 from ..core import NFECounter, Trajectory, check_answer, check_choice, data_dir
-from ..core import read_json, sample_noise
+from ..core import read_json, sample_noise, seeded
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser
 from ..diffusion.stored import load_teacher
 from ..diffusion.data import toy_2d
@@ -780,8 +780,7 @@ def _paths() -> tuple[Tensor, Tensor, Tensor]:  # states [13, 64, 2], their leve
 
 def _losses(iteration: Callable) -> list[float]:
     "What an iteration's losses are for a fresh student, with updates."
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         student = EDMDenoiser(MLP(width=16, depth=1), 0.7)
     opt = torch.optim.Adam(student.parameters(), 0.01)
 
@@ -925,8 +924,7 @@ def _(got):
 
 # %% ../../nbs/app/05_exercises.ipynb #bde36cec
 def _wide(K: int) -> nn.Linear:  # K branches of three outputs
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         wide = widen(nn.Linear(5, 3), K)
         with torch.no_grad():
             for p in wide.parameters():

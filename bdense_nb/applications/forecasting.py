@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .series import Series, Windows, moment_of, shipped_series
-from ..core import check_int, import_extra, refuse
+from ..core import check_int, import_extra, refuse, seeded
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.nets import TemporalNet
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -40,16 +40,16 @@ def temporal_denoiser(
     seed: int = 0,  # of the weights
 ) -> EDMDenoiser:  # untrained
     "A denoiser of windows of a series, given what is known before them."
-    torch.manual_seed(seed)
-    net = TemporalNet(
-        len(windows.names),
-        windows.horizon,
-        windows.context,
-        2 * len(windows.periods),
-        width,
-        blocks,
-        windows.config,
-    )
+    with seeded(seed):
+        net = TemporalNet(
+            len(windows.names),
+            windows.horizon,
+            windows.context,
+            2 * len(windows.periods),
+            width,
+            blocks,
+            windows.config,
+        )
     return EDMDenoiser(net, windows.sigma_data)
 
 

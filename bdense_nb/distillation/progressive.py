@@ -406,7 +406,12 @@ def check_tables(
     cfg: PDConfig,
     *denoisers: Callable,  # the teacher, and the network that the first student starts from
 ) -> None:
-    "Refuse DDPM networks whose levels are not those of the schedule."
+    "Refuse DDPM networks whose levels are not those of the schedule, and levels that it ignores."
+    if cfg.levels != PDConfig.levels and cfg.schedule not in VP_TABLES:
+        raise ValueError(
+            f'levels={cfg.levels} changes nothing with schedule {cfg.schedule!r}: it is the length '
+            f'of the table of schedule {" or ".join(VP_TABLES)}; leave it out'
+        )
     for d in map(unguided, denoisers):
         if not isinstance(d, VPDenoiser) or cfg.schedule not in VP_TABLES:
             continue

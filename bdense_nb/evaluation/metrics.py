@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 from ..core import check_choice, check_int, check_shape, check_state, check_type
-from ..core import data_dir, load_tensors, refuse
+from ..core import data_dir, load_tensors, refuse, seeded
 from ..diffusion.data import to_pixels
 from .intervals import INTERVAL_METHODS, Interval, mean_interval
 from .intervals import paired_interval, student_t
@@ -98,8 +98,7 @@ def train_feature_net(
     "Train a `FeatureNet` on the CPU: AdamW, one-cycle schedule, images shifted by up to 2 pixels."
     check_int('epochs', epochs, 1)
     check_int('batch_size', batch_size, 2, len(images))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         net = FeatureNet().to(memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(seed)
     per_epoch = len(images) // batch_size

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import check_choice, check_int, check_shape, copied, import_extra
-from ..core import read_json, refuse, reworded, uncompiled
+from ..core import read_json, refuse, reworded, seeded, uncompiled
 from ..diffusion.denoisers import EDMDenoiser, FlowDenoiser, ModuleDenoiser
 from ..diffusion.denoisers import NetDenoiser, PreconditionedDenoiser
 from ..diffusion.denoisers import VPDenoiser
@@ -648,8 +648,7 @@ def add_adapters(
 ) -> None:
     "LoRA (Hu et al. 2022), by peft."
     peft = import_extra('peft', 'lora')
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # those of GPUs go on
+    with seeded(seed):
         peft.inject_adapter_in_model(peft.LoraConfig(**config), net.model, name)
     if hasattr(net.model, 'save_lora_adapter'):
         net.model._hf_peft_config_loaded = True
@@ -935,7 +934,13 @@ def sample_ddim_like_diffusers(
     largest = config.clip_sample_range if config.clip_sample else torch.inf
     if config.thresholding:
         raise ValueError('dynamic thresholding is not supported; set thresholding=False')
-    for t in scheduler.timesteps.tolist():
+    times = scheduler.timesteps.tolist()
+    if table[times[0]] == 0:
+        raise ValueError(
+            f'the first of these time steps, {times[0]}, is noise alone '
+            f"({_ZERO_SNR}), where sigma is infinite; timestep_spacing='leading' leaves it out"
+        )
+    for t in times:
         # not always the next one of its time steps
         before = t - config.num_train_timesteps // n_steps
         a = table[t]

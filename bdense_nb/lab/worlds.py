@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from ..core import sample_noise
+from ..core import sample_noise, seeded
 from ..diffusion.data import fashion_mnist, toy_2d
 from ..diffusion.denoisers import EDMDenoiser, MixtureDenoiser, NetDenoiser
 from ..diffusion.nets import MLP
@@ -114,8 +114,8 @@ def ring_world() -> World:
 
     @functools.cache
     def network(seed, width):
-        torch.manual_seed(seed)
-        net = EDMDenoiser(MLP(width=width or 64, depth=2), 0.7)
+        with seeded(seed):
+            net = EDMDenoiser(MLP(width=width or 64, depth=2), 0.7)
         config = TrainConfig(1500, 5e-3, schedule='cosine', ema=0.99, seed=seed)
         fit = train_teacher(net, teacher.sample(50_000, seed), None, config, 256, show=False)
         return fit.ema.requires_grad_(False).eval()
@@ -144,8 +144,8 @@ def ring_world() -> World:
 # %% ../../nbs/lab/06_worlds.ipynb #95a4b092
 def _learned(points: Tensor, seed: int, width: int | None = None) -> NetDenoiser:
     "A network trained on points of the plane, frozen."
-    torch.manual_seed(seed)
-    net = EDMDenoiser(MLP(width=width or 128, depth=3), 0.7)
+    with seeded(seed):
+        net = EDMDenoiser(MLP(width=width or 128, depth=3), 0.7)
     config = TrainConfig(6000, 2e-3, schedule='cosine', ema=0.999, seed=seed)
     done = train_teacher(net, points, None, config, 512, show=False)
     return done.ema.requires_grad_(False).eval()

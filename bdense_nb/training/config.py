@@ -38,9 +38,9 @@ class TrainConfig:
 
     def __post_init__(self):
         validate(self)
-        if self.warmup > self.steps:
+        if self.warmup >= self.steps:
             raise ValueError(
-                f'warmup must be at most steps, got warmup={self.warmup} and '
+                f'warmup must be less than steps, got warmup={self.warmup} and '
                 f'steps={self.steps}: the learning rate would never reach lr'
             )
 
