@@ -286,7 +286,7 @@ def test_every_network_on_every_grid(kind, schedule, weight):
         batch=32,
         lr=1e-3,
         schedule=schedule,
-        levels=64,
+        levels=64 if 'vp' in schedule else 1024,
         snr_weight=weight,
     )
     rows = cfg.sigmas.unfold(0, 3, 2)
@@ -334,7 +334,7 @@ def test_it_learns(kind, schedule, weight):
         batch=128,
         lr=5e-3,
         schedule=schedule,
-        levels=64,
+        levels=64 if 'vp' in schedule else 1024,
         snr_weight=weight,
         K=2,
     )
