@@ -17,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from bdense_nb import SFDConfig, load_teacher, sfd, trajectory
 from bdense_nb.core import data_dir
 from bdense_nb.diffusion.schedules import karras_sigmas
-from bdense_nb.lab.differences import HELD, show_gains, stored_gains
+from bdense_nb.lab.differences import show_answer
 
 STYLE = """text{font:15px sans-serif;fill:var(--ink)} .small{font-size:13px} .i{font-style:italic}
 :root{--page:#fff;--ink:#1a1a1a;--line:#777;--soft:#ddd;--box:#f3f5f8;--cut:#b9b9b9;--a:#1f77b4;--b:#ff7f0e;--c:#2ca02c;--d:#d62728}
@@ -162,7 +162,7 @@ def main() -> None:
     if 'spiral' in asked:
         animation().save(data_dir() / 'results' / 'spiral.gif', PillowWriter(fps=9))
     if 'gains' in asked:
-        show_gains(stored_gains(), HELD, save=data_dir() / 'results' / 'gains.png')
+        show_answer(data_dir() / 'results' / 'gains.png')
 
 
 if __name__ == '__main__':

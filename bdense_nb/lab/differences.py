@@ -13,8 +13,8 @@ from ..evaluation.intervals import Interval, paired_interval
 from .experiments import EXPERIMENTS, measures_of
 
 # %% auto #0
-__all__ = ['GAINS', 'HELD', 'Difference', 'differences', 'difference_table', 'plot_differences', 'trajectories_of',
-           'stored_gains', 'show_gains']
+__all__ = ['GAINS', 'HELD', 'FRONT', 'Difference', 'differences', 'difference_table', 'plot_differences', 'trajectories_of',
+           'stored_gains', 'gains_of', 'show_gains', 'show_answer']
 
 # %% ../../nbs/lab/07_differences.ipynb #89052a7c
 @dataclass(frozen=True)
@@ -231,38 +231,86 @@ def _gain_panel(
     ax.tick_params(labelsize=8)
 
 
-def show_gains(
+def gains_of(
     # title -> results of one world at one number of calls, early and late
     settings: dict[str, Sequence[dict]],
     arms: Sequence[str] | None = None,  # None: all
-    save: Path | str | None = None,  # picture to write
 ) -> dict[str, dict[str, list[tuple[int, Difference]]]]:  # by title, then measure
-    "Arm minus host in percent against the budget: a row for each world, a column for each measure."
-    import matplotlib.pyplot as plt
-
+    "Arm minus host, with the number of trajectories that it has seen."
     found = {}
-    names = {}  # of the arms that are drawn
     for title, results in settings.items():
-        for result in results:
-            named = _named(result)
+        for result, measure in ((r, m) for r in results for m in measures_of(r)):
             seen = trajectories_of(result)
-            for measure in measures_of(result):
-                mine = [d for d in differences(result, measure) if arms is None or d.arm in arms]
-                names |= {d.arm: named[d.arm] for d in mine}
-                places = found.setdefault(title, {}).setdefault(measure, [])
-                places += [(seen[d.arm, d.nfe, d.iterations], d) for d in mine]
-    fig, axes = plt.subplots(
-        len(found), 2, figsize=(5.4, 1.5 * len(found)), squeeze=False, layout='constrained'
-    )
+            found.setdefault(title, {}).setdefault(measure, []).extend(
+                (seen[d.arm, d.nfe, d.iterations], d)
+                for d in differences(result, measure)
+                if arms is None or d.arm in arms
+            )
+    return found
+
+
+def _gain_rows(axes, settings: dict, found: dict) -> None:
+    "A row of panels for each world, a column for each measure."
+    drawn = {d.arm for by in found.values() for places in by.values() for _, d in places}
+    names = {}
+    for result in (r for results in settings.values() for r in results):
+        names |= {arm: name for arm, name in _named(result).items() if arm in drawn}
     for row, (title, measures) in zip(axes, found.items()):
         for ax, (measure, places) in zip(row, measures.items()):
             _gain_panel(ax, places, names)
             ax.set_title(f'{title}: {_words(measure)}', fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel('trajectories seen in training', fontsize=9)
+
+
+def _legend(fig, rows, where: str) -> None:
+    "One legend of what is drawn in these rows, each arm once."
+    lines = {k: line for ax in rows.flat for line, k in zip(*ax.get_legend_handles_labels())}
+    fig.legend(lines.values(), lines, loc=where, ncols=2, fontsize=8)
+
+
+def show_gains(
+    settings: dict[str, Sequence[dict]],  # see `gains_of`
+    arms: Sequence[str] | None = None,  # None: all
+    save: Path | str | None = None,  # picture to write
+) -> dict[str, dict[str, list[tuple[int, Difference]]]]:  # as `gains_of` gives it
+    "Arm minus host in percent against the budget: a row for each world, a column for each measure."
+    import matplotlib.pyplot as plt
+
+    found = gains_of(settings, arms)
+    how = dict(figsize=(5.4, 1.5 * len(found)), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(len(found), 2, **how)
+    _gain_rows(axes, settings, found)
     fig.supylabel('with branches minus host, %', fontsize=9)
-    lines = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels())}
-    fig.legend(lines.values(), lines, loc='outside upper center', ncols=2, fontsize=8)
+    _legend(fig, axes, 'outside upper center')
     if save:
         fig.savefig(save, dpi=110)
     return found
+
+
+#: what the front page's figure shows of `fashion_lesson_calls`: a finer teacher alone, the recipe
+FRONT = ('K = 1, 8 teacher steps', 'K = 4, light, 8 teacher steps')
+
+
+def show_answer(
+    save: Path | str | None = None,  # picture to write
+) -> None:
+    """Do branches help? Arm minus host in percent: with a budget that grows, on a spiral and on
+    pictures; below, on pictures, with a finer teacher and at several numbers of calls."""
+    import matplotlib.pyplot as plt
+
+    stored = stored_gains()
+    settings = {title: stored[title] for title in ('spiral', 'Fashion-MNIST')}
+    fig, axes = plt.subplots(3, 2, figsize=(5.4, 5.8), layout='constrained')
+    _gain_rows(axes[:2], settings, gains_of(settings, HELD))
+    calls = read_json(data_dir() / 'results' / 'fashion_lesson_calls.json')
+    for ax, measure in zip(axes[2], measures_of(calls)):
+        ax.set_prop_cycle(plt.rcParams['axes.prop_cycle'][2:])  # other arms than above
+        _panel(ax, [d for d in differences(calls, measure) if d.arm in FRONT])
+        ax.set_title(f'pictures, recipe: {_words(measure)}', fontsize=10)
+        ax.set_xlabel('network calls of the student', fontsize=9)
+    fig.supylabel('minus the host, %; below 0: better', fontsize=9)
+    _legend(fig, axes[:2], 'outside upper center')
+    _legend(fig, axes[2:], 'outside lower center')
+    if save:
+        fig.savefig(save, dpi=110)
