@@ -21,12 +21,13 @@ from ..diffusion.samplers import Sampler
 from ..distillation.bank import TrajectoryPlan, frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.sfd import SFDBase
-from ..distillation.students import Host
+from ..distillation.students import Host, starting_network
 from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserstein
 from .differences import difference_table, differences, plot_differences
 from .experiments import Arm, Experiment, measures_of, run_experiment
 from .worlds import ReferenceEnds, World
 from ..training.config import Hardware
+from ..training.devices import check_able
 
 # %% auto #0
 __all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'distinct_fields', 'Comparison', 'data_shape',
@@ -323,8 +324,10 @@ def compare(
     if data is not None and not trust_teacher:
         top = max(arm.cfg.noisiest for arm in e.arms)
         check_teacher(unguided(teacher), data, labels, sigma_max=top)
-    for arm in e.arms:
-        arm.cfg.suited(teacher)  # what this teacher refuses is refused before any training
+    start = starting_network(teacher, None)
+    for arm in e.arms:  # what cannot be trained is refused before any trajectory is walked
+        arm.cfg.suited(teacher)
+        check_able(start, arm.cfg.batch, hardware)
     how = dict(show=show, hardware=hardware, command=command)
     result = run_experiment(e, folder / 'comparison.json', limit, say, folder, **how)
     return Comparison(result, *_measured(e.arms, e.world, folder / 'speed.json'))
