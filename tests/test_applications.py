@@ -250,6 +250,13 @@ def test_short_and_constant_training_parts_are_refused():
     flat = made()
     with pytest.raises(ValueError, match='a is constant in the training part'):
         Windows.fit(replace(flat, values=torch.zeros_like(flat.values)), 14, 7)
+    long = made(800)
+    wave = 10 + 3 * (2 * torch.pi * torch.arange(800.0) / 365.2425).sin().expand_as(long.values)
+    few = torch.zeros_like(long.known)
+    few[:, ::300] = 1  # three, and the season has three numbers
+    for part in (replace(long, values=wave), replace(long, known=few, values=long.values * few)):
+        with pytest.raises(ValueError, match='or nothing but its season, so it has no scale'):
+            Windows.fit(part, 14, 7, ['year'])
     with pytest.raises(ValueError, match="unknown period 'moon'"):
         Windows.fit(made(), 14, 7, ['moon'])
     for period in ('day', 'year'):  # of a step, and of more than the training part
@@ -483,7 +490,13 @@ def test_forecasts_depend_on_seeds_and_context_alone(forecaster):
 
 def test_coverage_counts():
     futures = torch.arange(101.0)[None, :, None].expand(1, 101, 2)
-    assert coverage(futures, torch.tensor([[50.0, 99.0]]), 0.9) == 0.5
+    truth = torch.tensor([[50.0, 99.0]])
+    assert coverage(futures, truth, 0.9) == 0.5
+    for bad in (truth[:, :1], truth[0], truth.T):
+        with pytest.raises(ValueError, match='do not belong together'):
+            coverage(futures, bad, 0.9)
+    with pytest.raises(ValueError, match='truth holds NaN'):
+        coverage(futures, truth * float('nan'), 0.9)
 
 
 def test_scores():
@@ -497,6 +510,8 @@ def test_scores():
     assert abs(two['crps'] - np.mean([(1 + 3) / 2 - 2, (2 + 2) / 2 - 2])) < 1e-9
     with pytest.raises(ValueError, match='do not belong together'):
         forecast_scores(torch.zeros(1, 4, 3), truth, 1.0)
+    with pytest.raises(ValueError, match='number of futures must be at least 2, got 1'):
+        forecast_scores(truth[:, None], truth, 1.0)  # a fair score of one is 0/0
 
 
 def test_gaps_are_neither_truth_nor_errors():

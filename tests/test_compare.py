@@ -182,6 +182,23 @@ def test_another_teacher_or_other_data_are_refused(teacher, points, tmp_path):
     assert read_json(tmp_path / 'comparison.json')['precision'] == 'no'
 
 
+def test_labels_tell_comparisons_apart(teacher, points):
+    classes = torch.arange(200) % 2
+    given = (None, classes, 1 - classes)
+    assert len({teacher_world(teacher, (2,), 50, points, c).about for c in given}) == 3
+
+
+def test_what_is_taught_is_measured_again_with_more_samples(teacher, tmp_path):
+    "Where the runs were moved away, and the file of the times was not."
+    how = dict(seeds=3, limit=1, show=False, say=lambda line: None)
+    few = compare(teacher, SHORT, folder=tmp_path, n=8, **how)
+    (tmp_path / 'comparison.json').unlink()
+    more = compare(teacher, SHORT, folder=tmp_path, n=16, **how)
+    assert few.taught != more.taught and few.speed != more.speed
+    again = compare(teacher, SHORT, folder=tmp_path, n=16, **how)
+    assert (again.taught, again.speed) == (more.taught, more.speed)
+
+
 def test_rows_of_other_settings_are_never_mixed(teacher, points, tmp_path):
     "Not when the arm or the budget that would show it is left out for one start."
 

@@ -311,12 +311,17 @@ def test_a_last_layer_solved_anew():
     made = cfg.run(exact(), student=untrained(0, 8), show=False)
     assert squares(best) < squares(made.denoiser.net.out.parameters()) < squares(old)
     assert config_of(made.about) == cfg
+    before.denoiser.conditions = X.sample_noise
+    with pytest.raises(ValueError, match='only for students without conditions'):
+        X.refit(before, parts)
 
 
 def test_bad_experiments():
     arms = X.vary(SHORT, {'host': {}})
     with pytest.raises(ValueError, match='same name, calls and budget'):
         X.Experiment('?', 'ring', (*arms, *arms), 'host', 3)
+    with pytest.raises(ValueError, match=r'named by: w\+, 2 calls, .*; w-, 2 calls'):
+        X.Experiment('?', 'ring', tuple(X.vary(SHORT, {'w+': {}, 'w-': dict(K=1)})), 'w+', 3)
     with pytest.raises(ValueError, match='seeds'):
         X.Experiment('?', 'ring', tuple(arms), 'host', 2)
     with pytest.raises(ValueError, match='host'):
@@ -353,6 +358,38 @@ def test_differences():
     with pytest.raises(ValueError, match='host'):
         D.differences(result, host='z')
     assert D.differences(dict(result, host='not run yet')) == []
+
+
+def test_percent_of_what_is_negative_or_zero():
+    "The sign still says which is better, and nothing stops at a measure that is 0."
+
+    def percent(*of):
+        rows = [row('h', i, of[0]) for i in range(3)] + [row('a', i, of[1]) for i in range(3)]
+        result = dict(host='h', rows=rows, experiment='x')
+        D.plot_differences(result)
+        (one,) = D.differences(result)
+        return one.percent
+
+    assert percent(-2.0, -3.0) == '**-50.0 [-50.0, -50.0]**'
+    assert 'nan' in percent(0.0, 1.0)
+
+
+def test_an_arm_has_one_colour_in_all_panels():
+    "Also where one budget lacks an arm; the legend names what any panel shows."
+    import matplotlib.pyplot as plt
+
+    rows = [
+        row(arm, i, float(i), iterations=n)
+        for n, arms in ((10, 'hab'), (20, 'hbc'))
+        for arm in arms
+        for i in range(3)
+    ]
+    plt.close('all')
+    D.plot_differences(dict(host='h', rows=rows, experiment='x'))
+    fig = plt.gcf()
+    drawn = {(c.get_label(), c[0].get_color()) for ax in fig.axes for c in ax.containers}
+    assert drawn == {('a', 'C0'), ('b', 'C1'), ('c', 'C2')}
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['a', 'b', 'c']
 
 
 def test_budgets_of_an_experiment(experiment, monkeypatch):

@@ -187,6 +187,20 @@ def test_batch_size_changes_nothing(net, test_set, batch_size):
     )
 
 
+def test_a_network_is_asked_in_evaluation_mode(net, test_set):
+    "Its own mode stays, and its statistics; labels of another shape would count what is not there."
+    images, labels = (t[:70] for t in test_set)
+    training = m.load_features().train()
+    feats = m.image_features(images, training, 7)
+    torch.testing.assert_close(feats, m.image_features(images, net), rtol=1e-4, atol=1e-4)
+    assert m.accuracy(training, images, labels, 7) == m.accuracy(net, images, labels)
+    same = zip(training.state_dict().values(), net.state_dict().values())
+    assert training.training and all(torch.equal(a, b) for a, b in same)
+    for bad in (labels[:60], labels[:, None], torch.cat([labels, labels])):
+        with pytest.raises(ValueError, match=r'labels must have shape \[70\]'):
+            m.accuracy(net, images, bad)
+
+
 @pytest.mark.parametrize(
     'bad, error',
     [
@@ -279,6 +293,8 @@ def test_set_distances_refuse(function):
     for bad in (draw(10, 3), torch.full((10, 2), math.nan), torch.zeros(10)):
         with pytest.raises(ValueError):
             function(draw(10, 2), bad)
+    with pytest.raises(ValueError, match='at least [12], got 0'):
+        function(draw(0, 2), draw(0, 2))
     for bad in (torch.zeros(10, 2, dtype=torch.int32), [[1.0, 2.0]]):
         with pytest.raises(TypeError):
             function(draw(10, 2), bad)
@@ -545,6 +561,7 @@ def test_interval_holds_its_mean(n, level, method):
     v = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     i = m.mean_interval(v, level, method)
     assert i.low < i.mean < i.high and (i.n, i.level, i.method) == (n, level, method)
+    assert f'({100 * level:g}%, n={n}, {method})' in str(i)
     assert i.mean == pytest.approx(float(v.mean()))
     shifted = m.mean_interval(v + 7, level, method)
     assert (shifted.low, shifted.high) == pytest.approx((i.low + 7, i.high + 7))
@@ -627,6 +644,10 @@ def test_method_and_dof_are_checked():
         (
             lambda: pictures.paper_table('cifar10_pd', {'SFD': {}}),
             "unknown row of cifar10_pd 'SFD'; choose one of: PD, B-DENSE",
+        ),
+        (
+            lambda: pictures.paper_table('cifar10_pd', {'PD': {2: 4.5}}),
+            'unknown column of cifar10_pd 2; choose one of: ',
         ),
     ],
 )

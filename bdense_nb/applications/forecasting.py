@@ -204,11 +204,7 @@ def forecast_scores(
     """CRPS of each step and energy score of the path (Gneiting & Raftery 2007), and the absolute
     error of the median, in units of the naive one (MASE, Hyndman & Koehler 2006)."""
     rules = import_extra('scoringrules', 'timeseries')
-    if futures.shape[::2] != truth.shape:
-        raise ValueError(
-            'futures [N, n, horizon] and truth [N, horizon] do not belong together: '
-            f'{tuple(futures.shape)} and {tuple(truth.shape)}'
-        )
+    _check_futures(futures, truth, 2)
     y, ensemble = truth.double().numpy(), futures.double().numpy()
     crps = rules.crps_ensemble(y, ensemble, m_axis=1, estimator='fair')
     energy = rules.es_ensemble(y, ensemble, m_axis=1, v_axis=2)
@@ -219,12 +215,24 @@ def forecast_scores(
     )
 
 
+def _check_futures(futures: Tensor, truth: Tensor, least: int) -> None:
+    if futures.shape[::2] != truth.shape:
+        raise ValueError(
+            'futures [N, n, horizon] and truth [N, horizon] do not belong together: '
+            f'{tuple(futures.shape)} and {tuple(truth.shape)}'
+        )
+    check_int('number of futures', futures.shape[1], least)
+    if not truth.isfinite().all():
+        raise ValueError('truth holds NaN or infinite values: leave out what is not known')
+
+
 def coverage(
     futures: Tensor,  # [N, n, horizon]
     truth: Tensor,  # [N, horizon]
     level: float,  # of the central interval
 ) -> float:  # in [0, 1]
     "How often the central interval of the futures holds what came."
+    _check_futures(futures, truth, 1)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2])
     low, high = futures.float().quantile(ends, dim=1)
     return float(((truth >= low) & (truth <= high)).float().mean())

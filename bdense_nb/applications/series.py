@@ -393,11 +393,15 @@ class Windows:
         season, std = [], []
         for name, row, mask in zip(series.names, series.values.double(), series.known == 1):
             row, seen = row[mask], waves[:, mask]
-            if len(row) < 2 or row.std() == 0:
-                raise ValueError(f'{name} is constant in the training part, so it has no scale')
             weights = torch.linalg.lstsq(seen.T, row[:, None], driver='gelsd').solution[:, 0]
+            rest = row - weights @ seen
+            if len(row) <= len(seen) or rest.std() <= 1e-6 * row.abs().max():  # of rounding
+                raise ValueError(
+                    f'{name} is constant in the training part, or nothing but its season, so it '
+                    'has no scale'
+                )
             season.append(tuple(weights.tolist()))
-            std.append(float((row - weights @ seen).std()))
+            std.append(float(rest.std()))
         return cls(
             context,
             horizon,

@@ -43,7 +43,7 @@ class Interval:
     def __str__(self) -> str:
         return (
             f'{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] '
-            f'({self.level:.0%}, n={self.n}, {self.method})'
+            f'({100 * self.level:.4g}%, n={self.n}, {self.method})'
         )
 
 

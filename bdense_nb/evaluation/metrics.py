@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 from ..core import check_choice, check_int, check_shape, check_state, check_type
-from ..core import data_dir, load_tensors, refuse, seeded
+from ..core import data_dir, load_tensors, refuse, seeded, undisturbed
 from ..diffusion.data import to_pixels
 from .intervals import INTERVAL_METHODS, Interval, mean_interval
 from .intervals import paired_interval, student_t
@@ -117,16 +117,17 @@ def train_feature_net(
     return net.eval()
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #a2d63fe2
-@torch.no_grad()
 def accuracy(
-    net: nn.Module,  # images -> logits
+    net: nn.Module,  # images -> logits; asked in evaluation mode
     images: Tensor,  # [N, C, H, W]
     labels: Tensor,  # [N], int64
     batch_size: int = 500,  # images a call
 ) -> float:  # in [0, 1]
     "The share of images whose largest logit is at the label."
+    check_shape('labels', labels, len(images))
     batches = zip(images.split(batch_size), labels.split(batch_size))
-    return sum(int((net(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
+    with undisturbed(net):
+        return sum(int((net(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #2d0a6b4d
 def load_features(
@@ -144,10 +145,9 @@ def load_features(
     return net.eval().requires_grad_(False).to(device or 'cpu')
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #4b2893ca
-@torch.no_grad()
 def image_features(
     images: Tensor,  # [N, 1, 28, 28]; nominally in [-1, 1]
-    net: nn.Module,  # has `.features(images) -> [B, d]`, such as `load_features()`
+    net: nn.Module,  # has `.features(images) -> [B, d]`; asked in evaluation mode
     batch_size: int = 500,  # images a call; changes no result
 ) -> Tensor:  # [N, d], float32, on the CPU
     "Features of images as one sees them: first clipped to [-1, 1] and rounded to 256 levels."
@@ -157,7 +157,8 @@ def image_features(
     check_int('batch_size', batch_size, 1)
     device = next(net.parameters()).device
     seen = (to_pixels(x).to(device).float() / 127.5 - 1 for x in images.split(batch_size))
-    return torch.cat([net.features(x).float().cpu() for x in seen])
+    with undisturbed(net):
+        return torch.cat([net.features(x).float().cpu() for x in seen])
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #48ed22b2
 @dataclass(frozen=True)
@@ -186,9 +187,10 @@ class GaussianStats:
 def _check_features(feats: Tensor | np.ndarray, name: str = 'features') -> Tensor:
     "Features as finite float64 [N, d] on the CPU, or an error that says what is wrong."
     feats = torch.as_tensor(feats) if isinstance(feats, np.ndarray) else feats
+    feats = feats.detach().cpu() if isinstance(feats, Tensor) else feats
     check_state(feats, name)
     check_shape(name, feats, 'N', 'd')
-    return feats.detach().cpu().double()
+    return feats.double()
 
 
 def _check_lengths(a: int, b: int) -> None:
@@ -196,7 +198,7 @@ def _check_lengths(a: int, b: int) -> None:
         raise ValueError(f'the two sets have features of different lengths: {a} and {b}')
 
 
-def _check_pair(a, b, names: tuple[str, str], least: int = 0) -> tuple[Tensor, Tensor]:
+def _check_pair(a, b, names: tuple[str, str], least: int = 1) -> tuple[Tensor, Tensor]:
     "Two sets of features of one length, at least so many of each; in float64."
     a = _check_features(a, names[0])
     b = _check_features(b, names[1])

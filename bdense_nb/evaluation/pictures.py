@@ -118,9 +118,11 @@ def paper_table(
     tables = read_json(data_dir() / 'results' / 'paper.json')
     check_choice('table', name, [k for k, v in tables.items() if isinstance(v, dict)])
     rows = {row['method']: row for row in tables[name]['rows']}
-    for method in ours or {}:
-        check_choice(f'row of {name}', method, rows)
     columns = list(dict.fromkeys(c for row in rows.values() for c in row if c != 'method'))
+    for method, measured in (ours or {}).items():
+        check_choice(f'row of {name}', method, rows)
+        for column in measured:
+            check_choice(f'column of {name}', column, columns)
 
     def line(head, cells):
         said = [f'{v:.2f}' if isinstance(v, float) else str(v) for v in cells]

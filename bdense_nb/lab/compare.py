@@ -5,7 +5,6 @@
 # %% ../../nbs/lab/05_compare.ipynb #b8226bae
 from __future__ import annotations
 import dataclasses
-import hashlib
 import itertools
 import json
 import statistics
@@ -14,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice, check_int, read_json, refuse, tensor_bytes, write_json
+from ..core import check_choice, check_int, read_json, refuse, write_json
 from ..diffusion.checks import check_teacher
 from ..diffusion.denoisers import unguided
 from ..diffusion.samplers import Sampler
-from ..distillation.bank import TrajectoryPlan, frozen_copy
+from ..distillation.bank import TrajectoryPlan, denoiser_hash, frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.sfd import SFDBase
 from ..distillation.students import Host, starting_network
@@ -26,6 +25,7 @@ from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserst
 from .differences import difference_table, differences, plot_differences
 from .experiments import Arm, Experiment, measures_of, run_experiment
 from .worlds import ReferenceEnds, World
+from ..training.checkpoints import fingerprint
 from ..training.config import Hardware
 from ..training.devices import check_able
 
@@ -59,8 +59,7 @@ def teacher_world(
     teacher = frozen_copy(teacher, shape)
     about = f'samples of shape {shape}'
     if data is not None:
-        digest = hashlib.sha256(tensor_bytes(data)).hexdigest()[:12]
-        about += f', {len(data)} data {digest}'
+        about += f', {len(data)} data {fingerprint(data, labels)[:12]}'
         by = features is not None or len(shape) != 3
         if quality is None:
             quality = _distance(data, features) if by else {}
@@ -250,9 +249,10 @@ def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict]
         for arm in arms
         for calls, one in arm.cfg.each.items()
     }
+    of = dict(teacher=denoiser_hash(teacher), samples=world.n)
     found = read_json(path) if path.is_file() else {}
     speed = found.get('rows', [])
-    if 'taught' in found and [(r['what'], r['nfe']) for r in speed] == [
+    if found.get('of') == of and [(r['what'], r['nfe']) for r in speed] == [
         (k, s.nfe) for k, s in samplers.items()
     ]:
         return speed, {int(calls): error for calls, error in found['taught'].items()}
@@ -264,7 +264,7 @@ def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict]
         if isinstance(getattr(one, 'plan', None), TrajectoryPlan)
     }
     speed = side_by_side(samplers)
-    write_json(path, dict(rows=speed, taught=taught))
+    write_json(path, dict(rows=speed, taught=taught, of=of))
     return speed, taught
 
 

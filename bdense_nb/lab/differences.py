@@ -4,6 +4,7 @@
 
 # %% ../../nbs/lab/07_differences.ipynb #5e1d0b03
 from __future__ import annotations
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,14 @@ class Difference:
         return 'worse' if self.interval.low > 0 else 'not told apart'
 
     @property
+    def _size(self) -> float:  # NaN: there is no percent of zero
+        return abs(self.host) or math.nan
+
+    @property
     def percent(self) -> str:  # markdown
         "Of the host's mean, with its interval; bold where that excludes zero."
         i = self.interval
-        mean, low, high = (100 * v / self.host for v in (i.mean, i.low, i.high))
+        mean, low, high = (100 * v / self._size for v in (i.mean, i.low, i.high))
         text = f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]'
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
@@ -141,26 +146,27 @@ def plot_differences(
     size = (3.4 * len(budgets) + 1.6, 2.5 * len(found))
     how = dict(figsize=size, squeeze=False, sharex=True, sharey='row', layout='constrained')
     fig, axes = plt.subplots(len(found), len(budgets), **how)
+    arms = list(dict.fromkeys(d.name for ds in found.values() for d in ds))
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
-            _panel(ax, [d for d in ds if d.host_iterations == budget])
+            _panel(ax, [d for d in ds if d.host_iterations == budget], arms)
             ax.set_title(f'{_words(measure)}, {budget} iterations', fontsize=9)
         row[0].set_ylabel('arm minus host, %', fontsize=8)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='outside right upper')
+    _legend(fig, axes, 'outside right upper', fontsize=7)
     axes[-1, 0].set_xlabel('network calls', fontsize=8)
     if save:
         fig.savefig(save, dpi=110)
     return found
 
 
-def _panel(ax, ds: list[Difference]) -> None:
-    "Points with whiskers, arms side by side at each number of calls."
-    arms = list(dict.fromkeys(d.name for d in ds))
+def _panel(ax, ds: list[Difference], arms: Sequence[str], first: int = 0) -> None:
+    "Points with whiskers, arms side by side at each number of calls; first: colour of the first."
     calls = sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
         places = [calls.index(d.nfe) + (j + 0.5) / len(arms) * 0.6 - 0.3 for d in mine]
-        _whiskers(ax, places, mine, fmt='o', label=arm)
+        if mine:
+            _whiskers(ax, places, mine, fmt='o', color=f'C{first + j}', label=arm)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
@@ -168,7 +174,7 @@ def _panel(ax, ds: list[Difference]) -> None:
 
 def _whiskers(ax, places: list[float], ds: list[Difference], **how) -> None:
     "Differences at their places, in percent, with intervals; how: as `errorbar` takes it."
-    scale = [100 / d.host for d in ds]
+    scale = [100 / d._size for d in ds]
     means = [d.interval.mean * s for d, s in zip(ds, scale)]
     lengths = [(d.interval.high - d.interval.mean) * s for d, s in zip(ds, scale)]
     ax.errorbar(places, means, lengths, ms=4, capsize=2, **how)
@@ -263,10 +269,10 @@ def _gain_rows(axes, settings: dict, found: dict) -> None:
         ax.set_xlabel('trajectories seen in training', fontsize=9)
 
 
-def _legend(fig, rows, where: str) -> None:
+def _legend(fig, rows, where: str, **how) -> None:
     "One legend of what is drawn in these rows, each arm once."
     lines = {k: line for ax in rows.flat for line, k in zip(*ax.get_legend_handles_labels())}
-    fig.legend(lines.values(), lines, loc=where, ncols=2, fontsize=8)
+    fig.legend(lines.values(), lines, loc=where, **how)
 
 
 def show_gains(
@@ -282,7 +288,7 @@ def show_gains(
     fig, axes = plt.subplots(len(found), 2, **how)
     _gain_rows(axes, settings, found)
     fig.supylabel('with branches minus host, %', fontsize=9)
-    _legend(fig, axes, 'outside upper center')
+    _legend(fig, axes, 'outside upper center', ncols=2, fontsize=8)
     if save:
         fig.savefig(save, dpi=110)
     return found
@@ -305,12 +311,11 @@ def show_answer(
     _gain_rows(axes[:2], settings, gains_of(settings, HELD))
     calls = read_json(data_dir() / 'results' / 'fashion_lesson_calls.json')
     for ax, measure in zip(axes[2], measures_of(calls)):
-        ax.set_prop_cycle(plt.rcParams['axes.prop_cycle'][2:])  # other arms than above
-        _panel(ax, [d for d in differences(calls, measure) if d.arm in FRONT])
+        _panel(ax, differences(calls, measure), FRONT, 2)  # other arms than above
         ax.set_title(f'pictures, recipe: {_words(measure)}', fontsize=10)
         ax.set_xlabel('network calls of the student', fontsize=9)
     fig.supylabel('minus the host, %; below 0: better', fontsize=9)
-    _legend(fig, axes[:2], 'outside upper center')
-    _legend(fig, axes[2:], 'outside lower center')
+    _legend(fig, axes[:2], 'outside upper center', ncols=2, fontsize=8)
+    _legend(fig, axes[2:], 'outside lower center', ncols=2, fontsize=8)
     if save:
         fig.savefig(save, dpi=110)

@@ -143,6 +143,8 @@ def refit(
 ) -> Student:
     """A student whose last layer is solved anew: least squares over the states that it visits, all
     steps at once, from where each step ends to the teacher's state there."""
+    if student.denoiser.n_classes or student.denoiser.conditions is not None:
+        raise ValueError('a last layer is solved anew only for students without conditions')
     net, shape, sigmas = copied(student.denoiser).double(), student.shape, student.sigmas
     layer = net.net.get_submodule(output_layer(student.denoiser, shape))
     seen, gram, right = [], 0.0, 0.0
@@ -268,8 +270,9 @@ class Experiment:
         if not isinstance(self.world, World):
             check_choice('world', self.world, WORLDS)
         check_int('seeds', self.seeds, 3)
-        keys = [run_name(a.key) for a in self.arms]
-        twice = sorted({k for k in keys if keys.count(k) > 1})
+        names = [run_name(a.key) for a in self.arms]
+        places = [_place(a.key) for a in self.arms]
+        twice = sorted({n for n, p in zip(names, places) if places.count(p) > 1})
         refuse(
             '',
             (
@@ -277,7 +280,11 @@ class Experiment:
                 f'device={self.device!r} is for the world fashion_mnist; networks of the others '
                 'are too small to gain by it',
             ),
-            (twice, f'two arms have the same name, calls and budget: {"; ".join(twice)}'),
+            (
+                twice,
+                'two arms have the same name, calls and budget, apart from signs that no folder '
+                f'is named by: {"; ".join(twice)}',
+            ),
         )
         check_choice('host', self.host, {a.name for a in self.arms})
 
@@ -336,6 +343,10 @@ def run_name(key: dict) -> str:  # as `Arm.key` gives it, perhaps with a seed, p
     "A run in words."
     more = ''.join(f', {k} {key[k]}' for k in ('width', 'seed') if k in key)
     return f'{key["arm"]}, {key["calls"]} calls, {key["iterations"]} iterations{more}'
+
+
+def _place(key: dict) -> str:  # the folder of a run
+    return re.sub(r'[^\w.=]+', '_', run_name(key))
 
 # %% ../../nbs/lab/01_experiments.ipynb #e0e9866d
 def measures_of(result: dict) -> list[str]:  # as `run_experiment` returns it
@@ -511,7 +522,7 @@ def _one_by_one(
         if world.trained and key['seed'] != begun:
             begun = key['seed']
             yield f'seed {begun}: training {world.trained}; its rows follow, one for each run'
-        place = folder and folder / 'runs' / re.sub(r'[^\w.=]+', '_', run_name(key))
+        place = folder and folder / 'runs' / _place(key)
         new = []
         for student, seconds in students(world, arm, key['seed'], banks, place, **how):
             measured = world.measure(student, arm.judged(student.nfe), key['seed'])
