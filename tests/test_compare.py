@@ -322,6 +322,16 @@ def test_the_host_needs_no_weights_of_four_branches():
         make_arms(ours.cfg, {'host': dict(K=1), 'two': dict(K=2)})
 
 
+def test_arms_that_cannot_be_told_apart_or_compared_are_refused():
+    with pytest.raises(ValueError, match='arms that differ in nothing: host, B-DENSE'):
+        make_arms(dataclasses.replace(SHORT, K=1))
+    for more in (dict(steps=8), dict(nfe=3)):
+        with pytest.raises(ValueError, match='other calls or budgets than host, .*: mine; pass'):
+            make_arms(SHORT, {'host': dict(K=1), 'mine': more})
+    halves = PDConfig(start_steps=8), {'host': dict(K=1), 'less': dict(end_steps=2)}
+    assert len(make_arms(*halves)) == 2, 'its rounds are those of the host'
+
+
 def test_arms_in_a_line():
     assert read_arms('host: K=1; B:; c: betas=.9,.99 ema=None afs=False') == {
         'host': {'K': 1},

@@ -109,10 +109,29 @@ def make_arms(
         | changes
         for name, changes in arms.items()
     }
-    return tuple(
+    made = tuple(
         Arm(name, dataclasses.replace(cfg, **many, **long, **changes))
         for many, long in itertools.product(nfe, steps)
         for name, changes in arms.items()
+    )
+    _check_pairs(made)
+    return made
+
+
+def _check_pairs(arms: tuple[Arm, ...]) -> None:
+    "Refuse arms that train alike, and those that the first one, the host, has no students for."
+    places = lambda a: {(n, a.key['iterations']) for n in a.cfg.rounds or a.cfg.each}
+    known = set().union(*(places(a) for a in arms if a.name == arms[0].name))
+    alike = [a.name for a in arms if [b.cfg for b in arms].count(a.cfg) > 1]
+    alone = [a.name for a in arms if not places(a) & known]
+    refuse(
+        '',
+        (alike, f'arms that differ in nothing: {", ".join(dict.fromkeys(alike))}'),
+        (
+            alone,
+            f'arms with other calls or budgets than {arms[0].name}, so nothing to compare them '
+            f'with: {", ".join(dict.fromkeys(alone))}; pass calls= and budgets=, for all of them',
+        ),
     )
 
 
