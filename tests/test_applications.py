@@ -171,6 +171,17 @@ def test_what_is_no_text_is_refused(tmp_path):
         read_series(tmp_path / 'mine.csv')
 
 
+def test_moments_that_are_none_or_partly_in_a_time_zone_are_refused(tmp_path):
+    for none in ('', None, 'NaT', 'soon', np.datetime64('NaT')):
+        with pytest.raises(ValueError, match='is no moment such as'):
+            made().before(none)
+    (tmp_path / 'x.csv').write_text(
+        'date,a\n2020-01-01T00:00+01:00,1\n2020-01-01 00:00,2\n2020-01-01T01:00Z,3\n'
+    )
+    with pytest.raises(ValueError, match='some time stamps have a time zone and others have none'):
+        read_series(tmp_path / 'x.csv')
+
+
 def test_time_zones_numbers_and_slashes(tmp_path):
     zone = read_series(csv(tmp_path, *[f'2020-01-01T0{h}:00:00+02:00,{h}' for h in range(5)]))
     assert zone.times[0] == np.datetime64('2019-12-31T22:00:00') and zone.step == 3600

@@ -68,8 +68,11 @@ class Series:
 
 def moment_of(time: str | np.datetime64) -> np.datetime64:
     "A moment as a series has it, without a time zone."
-    with reworded(lambda e: f'{time!r} is no moment such as 2015-01-31', ValueError):
-        return np.datetime64(time, 's')
+    with reworded(lambda e: f'{time!r} is no moment such as 2015-01-31', ValueError, TypeError):
+        moment = np.datetime64(time, 's')
+        if np.isnat(moment):
+            raise ValueError
+        return moment
 
 # %% ../../nbs/applications/00_series.ipynb #5db8afda
 #: years, months and days without dashes; days as spreadsheets count them, from 1982 to 2064
@@ -155,6 +158,9 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
         _moment,
         'time stamp such as 2020-01-31 or 2020-01-31T14:00, or a count of seconds',
     )
+    zones = {bool(re.search(r':\d\d.*(Z|[+-]\d\d:?\d\d)$', row[time].strip())) for row in rows}
+    if len(zones) > 1:
+        raise ValueError(f'{path}: some time stamps have a time zone and others have none')
     values = [_column(rows, name, path, _number, 'number') for name in names]
     return np.array(times, 'datetime64[us]'), np.array(values), names
 
