@@ -377,6 +377,7 @@ def test_percent_of_what_is_negative_or_zero():
 def test_an_arm_has_one_colour_in_all_panels():
     "Also where one budget lacks an arm; the legend names what any panel shows."
     import matplotlib.pyplot as plt
+    from matplotlib.colors import to_hex
 
     rows = [
         row(arm, i, float(i), iterations=n)
@@ -387,8 +388,8 @@ def test_an_arm_has_one_colour_in_all_panels():
     plt.close('all')
     D.plot_differences(dict(host='h', rows=rows, experiment='x'))
     fig = plt.gcf()
-    drawn = {(c.get_label(), c[0].get_color()) for ax in fig.axes for c in ax.containers}
-    assert drawn == {('a', 'C0'), ('b', 'C1'), ('c', 'C2')}
+    drawn = {(c.get_label(), to_hex(c[0].get_color())) for ax in fig.axes for c in ax.containers}
+    assert drawn == {('a', to_hex('C0')), ('b', to_hex('C1')), ('c', to_hex('C2'))}
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ['a', 'b', 'c']
 
 
