@@ -218,6 +218,16 @@ def test_image_features_refuse(net, bad, error):
         m.image_features(bad, net)
 
 
+def test_images_that_begin_at_zero_are_warned_of(net, test_set, recwarn):
+    images = test_set[0][:3]
+    m.image_features(images, net)
+    m.image_features(torch.zeros_like(images), net)
+    assert not recwarn.list
+    for seen in ((images + 1) / 2, (images + 1) * 127.5):
+        with pytest.warns(UserWarning, match='no pixel of these images is below 0'):
+            m.image_features(seen, net)
+
+
 def test_unknown_reference_and_batch_size(net):
     with pytest.raises(ValueError, match='valid.*train'):
         m.load_reference('valid')

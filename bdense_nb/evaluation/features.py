@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import check_choice, existing_file, check_int, check_state
-from ..core import import_extra, reworded
-from ..diffusion.data import to_pixels
-from .metrics import density_coverage, frechet_distance
+from ..core import check_choice, existing_file, import_extra, reworded
+from .metrics import _seen, density_coverage, frechet_distance
 from .metrics import image_features, kernel_distance, load_features
 from .metrics import precision_recall
 
@@ -97,15 +95,11 @@ def _inception_space(device, path) -> FeatureSpace:
     net = load_inception(device, path)
 
     def extract(images: Tensor, batch_size: int) -> Tensor:
-        check_state(images, 'images')
-        check_int('batch_size', batch_size, 1)
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-            raise ValueError(
-                'images must have shape [N, 1 or 3, H, W] with N of at least 1, got '
-                f'{tuple(images.shape)}'
-            )
-        pixels = (to_pixels(x).expand(-1, 3, -1, -1) for x in images.split(batch_size))
-        return torch.cat([net(x.to(device or 'cpu'))[0].cpu() for x in pixels])
+        pixels = _seen(images, batch_size)
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f'images must have shape [N, 1 or 3, H, W], got {tuple(images.shape)}')
+        colours = (x.to(device or 'cpu').expand(-1, 3, -1, -1) for x in pixels)
+        return torch.cat([net(x)[0].cpu() for x in colours])
 
     return FeatureSpace('inception', 2048, extract)
 

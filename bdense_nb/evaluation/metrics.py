@@ -4,6 +4,8 @@
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #2bb903a3
 from __future__ import annotations
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -145,19 +147,31 @@ def load_features(
     return net.eval().requires_grad_(False).to(device or 'cpu')
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #4b2893ca
+def _seen(images: Tensor, batch_size: int) -> Iterator[Tensor]:  # uint8
+    "Images as one sees them, a batch at a time."
+    check_state(images, 'images')
+    check_int('number of images', len(images), 1)
+    check_int('batch_size', batch_size, 1)
+    if images.min() >= 0 < images.max():
+        warnings.warn(
+            'no pixel of these images is below 0: black is -1 here, so make images in [0, 1] '
+            '2 * x - 1',
+            stacklevel=4,
+        )
+    return map(to_pixels, images.split(batch_size))
+
+
 def image_features(
     images: Tensor,  # [N, 1, 28, 28]; nominally in [-1, 1]
     net: nn.Module,  # has `.features(images) -> [B, d]`; asked in evaluation mode
     batch_size: int = 500,  # images a call; changes no result
 ) -> Tensor:  # [N, d], float32, on the CPU
     "Features of images as one sees them: first clipped to [-1, 1] and rounded to 256 levels."
-    check_state(images, 'images')
+    pixels = _seen(images, batch_size)
     check_shape('images', images, 'N', 1, 28, 28)
-    check_int('number of images', len(images), 1)
-    check_int('batch_size', batch_size, 1)
     device = next(net.parameters()).device
-    seen = (to_pixels(x).to(device).float() / 127.5 - 1 for x in images.split(batch_size))
     with undisturbed(net):
+        seen = (x.to(device).float() / 127.5 - 1 for x in pixels)
         return torch.cat([net.features(x).float().cpu() for x in seen])
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #48ed22b2
