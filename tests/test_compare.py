@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -242,6 +243,8 @@ def test_other_measures_are_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match='measures'):
         go(quality={'q': lambda x: float(x.abs().mean()), 'r': lambda x: 0.0})
     assert {'q'} < set(go(quality={'q': lambda x: x.abs().mean().item()}).result['rows'][-1])
+    silent = {'q': lambda x: 1.0 if len(x) == 50 else math.nan}  # of other samples than it gets
+    assert compare(teacher, SHORT, folder=tmp_path / 'x', n=50, limit=1, show=False, quality=silent)
 
 
 def test_all_arms_are_measured_against_the_same_ends(teacher, tmp_path):

@@ -43,7 +43,7 @@ def cheap():
         ends=lambda cfg, seed: ring.teacher(0).sample(50, 7),
         quality={'mean': lambda x: float(x.mean().abs())},
         n=50,
-        work={'twice': lambda sampler: 2.0 * sampler.nfe},
+        work={'twice': lambda sampler: torch.tensor(2.0 * sampler.nfe)},
     )
 
 

@@ -336,7 +336,6 @@ def compare(
     if limit is not None:
         check_int('limit', limit, 1)
     folder = Path(folder)
-    data_shape(cfg, data)
     world = dict(n=n, data=data, labels=labels, features=features, quality=quality)
     which = dict(calls=calls, budgets=budgets, hardware=hardware)
     e = comparison_of(teacher, cfg, arms, seeds, **which, **world)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -336,7 +337,8 @@ class Experiment:
 def _said(measure: Callable, x: Tensor) -> float | None:  # None: it needs other samples
     "What tells a measure from another one of its name."
     with contextlib.suppress(Exception):
-        return float(measure(x))
+        said = float(measure(x))
+        return said if math.isfinite(said) else None
 
 
 def run_name(key: dict) -> str:  # as `Arm.key` gives it, perhaps with a seed, perhaps a row

@@ -53,7 +53,7 @@ class World:
         batch = 250 if len(self.shape) > 1 else self.n
         out = arm.sample(self.n, cond=self.cond, batch=batch)
         quality = {name: float(measure(out)) for name, measure in self.quality.items()}
-        work = {name: measure(arm) for name, measure in self.work.items()}
+        work = {name: float(measure(arm)) for name, measure in self.work.items()}
         error = paired_error(out, self.ends(cfg, seed))
         return dict(nfe=arm.nfe, paired_error=error, **quality, **work)
 
