@@ -374,6 +374,19 @@ def test_percent_of_what_is_negative_or_zero():
     assert 'nan' in percent(0.0, 1.0)
 
 
+def test_gains_have_a_panel_for_each_measure_and_a_place_for_each_round():
+    "A student of a round, or one of several step counts, takes other calls than its run is named by."
+    import matplotlib.pyplot as plt
+
+    two = [row(arm, i, float(i), nfe=4, calls=1, q=0.5, r=1.5) for arm in 'ha' for i in range(3)]
+    configs = [dict(arm='a', calls=1, iterations=10, config=dict(cfg=dict(batch=8, K=2)))]
+    result = dict(host='h', rows=two, experiment='x', configs=configs)
+    found = D.show_gains({'here': [result]})
+    assert [many for many, _ in found['here']['r']] == [80]
+    titles = [ax.get_title() for ax in plt.gcf().axes]
+    assert titles == ['here: paired error', 'here: q', 'here: r']
+
+
 def test_an_arm_has_one_colour_in_all_panels():
     "Also where one budget lacks an arm; the legend names what any panel shows."
     import matplotlib.pyplot as plt

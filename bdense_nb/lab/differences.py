@@ -246,9 +246,9 @@ def gains_of(
     found = {}
     for title, results in settings.items():
         for result, measure in ((r, m) for r in results for m in measures_of(r)):
-            seen = trajectories_of(result)
+            seen = {(arm, n): many for (arm, _, n), many in trajectories_of(result).items()}
             found.setdefault(title, {}).setdefault(measure, []).extend(
-                (seen[d.arm, d.nfe, d.iterations], d)
+                (seen[d.arm, d.iterations], d)
                 for d in differences(result, measure)
                 if arms is None or d.arm in arms
             )
@@ -284,8 +284,9 @@ def show_gains(
     import matplotlib.pyplot as plt
 
     found = gains_of(settings, arms)
-    how = dict(figsize=(5.4, 1.5 * len(found)), squeeze=False, layout='constrained')
-    fig, axes = plt.subplots(len(found), 2, **how)
+    wide = max(map(len, found.values()))
+    how = dict(figsize=(2.7 * wide, 1.5 * len(found)), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(len(found), wide, **how)
     _gain_rows(axes, settings, found)
     fig.supylabel('with branches minus host, %', fontsize=9)
     _legend(fig, axes, 'outside upper center', ncols=2, fontsize=8)
