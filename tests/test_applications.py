@@ -303,6 +303,8 @@ def test_planted_leaks_are_refused():
         ValueError, match='the series reaches to 2020-03-19.*known until 2020-04-29'
     ):
         train_forecaster(train, Windows.fit(series, 14, 7))
+    with pytest.raises(ValueError, match='the scale was taken from other values than these'):
+        train_forecaster(replace(train, values=1.1 * train.values), Windows.fit(train, 14, 7))
     sampler = teacher_sampler(temporal_denoiser(windows), 2)
     with pytest.raises(ValueError, match='it would know its own future; pass context.before'):
         forecast(sampler, series, origin='2020-04-01')

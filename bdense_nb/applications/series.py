@@ -476,6 +476,12 @@ class Windows:
                 f'the series reaches to {last}, but the scale was taken from what was '
                 f'known until {self.until}: pass the same training part to both'
             )
+        std = [row[seen].std() for row, seen in zip(self.scaled(series), series.known == 1)]
+        if not torch.allclose(torch.stack(std), torch.tensor(self.sigma_data), rtol=0.01):
+            raise ValueError(
+                'the scale was taken from other values than these: pass the same training part '
+                'to both'
+            )
 
     def _season(self, times: np.ndarray) -> Tensor:  # [C, T]
         waves = _waves(times, self.periods)
