@@ -331,8 +331,12 @@ def test_arms_that_cannot_be_told_apart_or_compared_are_refused():
     for more in (dict(steps=8), dict(nfe=3)):
         with pytest.raises(ValueError, match='other calls or budgets than host, .*: mine; pass'):
             make_arms(SHORT, {'host': dict(K=1), 'mine': more})
-    halves = PDConfig(start_steps=8), {'host': dict(K=1), 'less': dict(end_steps=2)}
-    assert len(make_arms(*halves)) == 2, 'its rounds are those of the host'
+    for cfg, more in (  # they would be judged by other walks of the teacher
+        (PDConfig(start_steps=8), dict(end_steps=2, start_steps=4)),
+        (SFDVConfig(nfe=(2, 3), shape=(2,)), dict(nfe=(2,), substeps=8)),
+    ):
+        with pytest.raises(ValueError, match='other calls or budgets than host'):
+            make_arms(cfg, {'host': dict(K=1), 'mine': more})
 
 
 def test_arms_in_a_line():

@@ -120,10 +120,10 @@ def make_arms(
 
 def _check_pairs(arms: tuple[Arm, ...]) -> None:
     "Refuse arms that train alike, and those that the first one, the host, has no students for."
-    places = lambda a: {(n, a.key['iterations']) for n in a.cfg.rounds or a.cfg.each}
-    known = set().union(*(places(a) for a in arms if a.name == arms[0].name))
+    place = lambda a: (*a.cfg.each, a.key['iterations'])
+    known = {place(a) for a in arms if a.name == arms[0].name}
     alike = [a.name for a in arms if [b.cfg for b in arms].count(a.cfg) > 1]
-    alone = [a.name for a in arms if not places(a) & known]
+    alone = [a.name for a in arms if place(a) not in known]
     refuse(
         '',
         (alike, f'arms that differ in nothing: {", ".join(dict.fromkeys(alike))}'),
