@@ -316,6 +316,21 @@ def test_a_last_layer_solved_anew():
         X.refit(before, parts)
 
 
+def test_a_student_that_is_not_told_is_the_average_and_goes_on_in_its_own_folder(tmp_path):
+    cfg = dataclasses.replace(SHORT, K=1, ema=0.5)
+    banks = {n: dataclasses.replace(cfg, nfe=n).bank(exact(), show=False) for n in (2, 3)}
+
+    def go(cfg=cfg, **how):
+        two, _ = X.untold(exact(), cfg, (2, 3), banks, untrained(0, 8), show=False, **how)
+        return two.denoiser.net.out.weight
+
+    whole = go(folder=tmp_path)
+    assert torch.equal(go(folder=tmp_path), whole)
+    assert not torch.equal(go(dataclasses.replace(cfg, ema=None)), whole)
+    with pytest.raises(ValueError, match="loss: 'l1' there, 'l2' now"):
+        go(dataclasses.replace(cfg, loss='l2'), folder=tmp_path)
+
+
 def test_bad_experiments():
     arms = X.vary(SHORT, {'host': {}})
     with pytest.raises(ValueError, match='same name, calls and budget'):

@@ -38,6 +38,7 @@ from ..distillation.distill import distill
 from ..distillation.progressive import PDConfig, progressive_rounds
 from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
 from ..distillation.students import Host, Student, VariableStudent, branched_student
+from ..distillation.students import kept, record_training
 from ..distillation.variable import second_stage, several, sfd_variable, variable_step
 from .worlds import PLANE, SETS, WORLDS, World
 from ..training.checkpoints import SAME_ANSWERS, same_run
@@ -206,11 +207,13 @@ def untold(
     **how,  # folder=, hardware=, hooks=, show=: as `fit` takes them
 ) -> list[Student]:  # one network for all of them
     "SFD-v whose network does not learn the step count."
-    cfgs = several(cfg, nfes).each
+    cfg = several(cfg, nfes)
     model = branched_student(teacher, student, cfg.K, cfg.layer)
-    step = variable_step(teacher, cfgs, banks)
-    plain = fold(fit(model, step, cfg.train_config, teacher=teacher, **how).model)
-    return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfgs.values()]
+    more = dict(student=denoiser_hash(model.denoiser), told=False)
+    record_training(how.get('folder'), cfg, (teacher, student), cfg.shape, **more)
+    step = variable_step(teacher, cfg.each, banks)
+    plain = fold(kept(fit(model, step, cfg.train_config, teacher=teacher, **how)))
+    return [Student(plain, c.grids[1], c.afs, c.shape) for c in cfg.each.values()]
 
 
 def students(
