@@ -274,6 +274,8 @@ def test_training_refuses(kwargs):
         m.train_feature_net(
             torch.zeros(8, 1, 28, 28), torch.zeros(8, dtype=torch.long), progress=False, **kwargs
         )
+    with pytest.raises(ValueError, match=r'labels must have shape \[8\], got \(9,\)'):
+        m.train_feature_net(torch.zeros(8, 1, 28, 28), torch.zeros(9).long(), 1, 0, 4)
 
 
 # --- precision and recall, 2-D distances ---

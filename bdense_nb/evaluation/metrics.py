@@ -100,6 +100,7 @@ def train_feature_net(
     "Train a `FeatureNet` on the CPU: AdamW, one-cycle schedule, images shifted by up to 2 pixels."
     check_int('epochs', epochs, 1)
     check_int('batch_size', batch_size, 2, len(images))
+    check_shape('labels', labels, len(images))
     with seeded(seed):
         net = FeatureNet().to(memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(seed)
