@@ -362,6 +362,19 @@ def test_the_command(tmp_path, capsys):
     write_json(tmp_path / 'out/loop.json', larger)  # of another kind: not of this report
     bdense_bench(tmp_path / 'out', parts='sampler', quick=True, device='cpu')
     assert 'loop' not in read_json(tmp_path / 'out/bench.json')
+    plan = bdense_bench(tmp_path / 'out', parts='sampler,loop', quick=True, dry_run=True)
+    assert list(plan['parts']) == ['loop'], 'the other is there'
+
+
+def test_a_part_that_failed_is_no_success(tmp_path, monkeypatch):
+    def bad(bench):
+        raise OSError('no space')
+
+    monkeypatch.setitem(module.PARTS, 'loop', bad)
+    with pytest.raises(ValueError, match=r'loop failed \(OSError: no space\); the same command'):
+        bdense_bench(tmp_path, parts='loop,sampler', quick=True)
+    assert 'sampler' in read_json(tmp_path / 'bench.json')
+    assert bdense_bench(tmp_path, parts='sampler', quick=True)['failed'] == ['loop']
 
 
 def test_the_gpu_report_runs_on_a_cpu(tmp_path):

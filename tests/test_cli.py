@@ -907,6 +907,14 @@ MISTAKES = [
     ('bdense_demo --n 1', 'n must be at least 2, got 1'),
     ('bdense_demo --out /dev/null', 'cannot be a folder'),
     ('bdense_distill out --teacher_states local --bank x', 'no bank can keep its trajectories'),
+    ('bdense_demo --out new --accumulate 7', 'a batch of 128 cannot be cut into 7 equal parts'),
+    ('bdense_search out --branch_weights_end uniform', 'weights that stay'),
+    ('bdense_search out --accumulate 7', 'a batch of 128 cannot be cut into 7 equal parts'),
+    ('bdense_evaluate --experiment ring_sfd --n 3', 'n belongs to the measurement of a student'),
+    ('bdense_evaluate --experiment ring_sfd --dry_run --limit 0', 'limit must be at least 1'),
+    ('bdense_evaluate --experiment ring_sfd --accumulate 7', 'cannot be cut into 7 equal parts'),
+    ('bdense_teach out --data ring --null_class 3', 'one of the classes of the data, and ring has'),
+    ('bdense_bench out --minutes nan', 'minutes must be a finite number at least 0, got nan'),
 ]
 
 
@@ -1261,6 +1269,42 @@ def test_a_folder_with_other_things_is_left_alone(command, at):
     for where in ('zoo', 'zoo/bag/0.png', '/dev/null/x'):
         at(command.format(where), 1)
     assert {p.name for p in Path('zoo').iterdir()} == {'bag', 'shoe'}
+
+
+def test_a_refused_export_leaves_an_empty_folder_to_others(at, tmp_path, monkeypatch):
+    def refused(arm, to, out, **card):
+        raise ValueError('a reason')
+
+    monkeypatch.setattr(commands, 'export_student', refused)
+    (tmp_path / 'out').mkdir()
+    assert 'a reason' in at(f'bdense_export student {tmp_path}/out', 1)[1]
+    assert not (tmp_path / 'out' / 'command.json').exists()
+
+
+def test_what_is_asked_for_in_vain_is_refused(at):
+    line = 'bdense_evaluate student --teacher plane --n 4'
+    assert 'taught by none: leave it out' in at(f'{line} --null_condition x.safetensors', 1)[1]
+    line += ' --features_path x.pt --dry_run'
+    assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
+    line = 'bdense_compare new --teacher plane --preset demo --features_path x.pt'
+    assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
+
+
+@pytest.mark.parametrize('command', ['demo --out', 'search', 'distill'])
+def test_a_plan_is_of_the_hardware_that_is_asked_for(command, at, monkeypatch):
+    def told(*run, hardware, **how):
+        raise ValueError(f'{hardware.accumulate} micro-batches')
+
+    monkeypatch.setattr(commands, 'estimate_run', told)
+    line = f'bdense_{command} new --accumulate 4 --dry_run'
+    assert '4 micro-batches' in at(line, 1)[1]
+
+
+def test_a_plan_of_more_samples_than_there_are_is_measured(at):
+    plan = at.json('bdense_teach new --data zoo --size 8 --steps 1 --batch 20 --dry_run')
+    assert plan['data'].startswith('zoo: 1') and plan['estimated_from'] == (
+        'iterations of 20 samples were timed on this device'
+    )
 
 
 def test_an_export_that_was_killed_is_finished_by_the_same_command(at, tmp_path, monkeypatch):
@@ -1786,7 +1830,7 @@ def test_labels_go_where_there_are_classes(made, tmp_path):
         find_data('x', classes, (1, 8, 8), str(made / 'zoo' / 'bag'))
     with pytest.raises(ValueError, match='pass --data'):
         find_data(str(tmp_path / 'plain'), plain, (1, 8, 8))
-    with pytest.raises(ValueError, match='pass --size'):
+    with pytest.raises(ValueError, match='pass --shape 1,HEIGHT,WIDTH'):
         shape_of(str(tmp_path / 'plain'), plain)
     assert shape_of(str(tmp_path / 'plain'), plain, (16,)) == (1, 16, 16) and shape_of(
         str(tmp_path / 'plain'), plain, (16, 8)
@@ -1913,7 +1957,7 @@ def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell
         not in shell(f'bdense_search new {budget} --null_class 2 --n 2 --dry_run')[1]
     )
     shell('bdense_export s out --to diffusers')
-    for name in ('s', 'out'):
+    for name in ('s', 'out --dry_run'):
         assert 'label must be in 0..1' in shell(f'bdense_sample {name} --n 2 --label 2', 1)[1]
     assert '--null_class' in shell('bdense_sample s --null_class 2', 2)[1], (
         'a student knows its own'
@@ -2200,7 +2244,7 @@ def test_the_hardware_of_searches_and_experiments_computes_their_students(shell)
         )
     assert json.loads(Path('bf16/command.json').read_text())['hardware']['precision'] == 'bf16'
     assert (
-        'compile, precision is of a training, and belongs to an experiment'
+        'compile, precision belongs to an experiment'
         in shell('bdense_evaluate s --precision bf16 --compile', 1)[1]
     )
 

@@ -10,7 +10,7 @@ import torch
 
 from bdense_nb import load_student
 from bdense_nb.app import comparing
-from bdense_nb.app.comparing import measuring_seconds, read_arms
+from bdense_nb.app.comparing import measuring_seconds, read_arms, walking_seconds
 from bdense_nb.app.shell import bdense_compare, from_shell
 from bdense_nb.core import read_json
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDenoiser
@@ -421,6 +421,19 @@ def test_a_plan_counts_what_is_measured(teacher, tmp_path, monkeypatch):
     assert measuring_seconds(teacher, make_arms(PDConfig(start_steps=4)), (2,), 10, 3) == 10 * (
         4 + 3 * 2 * (2 + 1)
     )
+
+
+def test_a_plan_counts_the_walks_that_arms_share_once():
+    "Those of the longest budget for all that walk alike; what restarts at the student is no other arm's."
+    plans = [dict(seconds_teacher=s) for s in (1.0, 8.0, 2.0, 4.0)]
+    local = dataclasses.replace(SHORT, teacher_states='local')
+    for cfg, which, seconds in (
+        (SHORT, dict(budgets=(1, 2)), 8),
+        (SHORT, dict(calls=(2, 3)), 8 + 4),
+        (local, dict(budgets=(1, 2)), 1 + 8 + 2 + 4),
+        (PDConfig(start_steps=4), dict(budgets=(1, 2)), 1 + 8 + 2 + 4),
+    ):
+        assert walking_seconds(make_arms(cfg, **which), plans) == seconds
 
 
 def test_the_command_from_the_shell(teacher, tmp_path, capsys, monkeypatch):

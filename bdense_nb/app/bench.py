@@ -33,8 +33,9 @@ from tyro.conf import Positional
 from .common import Named, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
-from ..core import AtLeast1, about_run, check_choice, check_int, import_extra
-from ..core import end_with_parent, read_json, sample_noise, seeded, write_json
+from ..core import AtLeast1, Within, about_run, check_choice, check_int, check_number
+from ..core import end_with_parent, import_extra, read_json, sample_noise, seeded
+from ..core import write_json
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.stored import to_channels_last
 from ..diffusion.nets import UNet
@@ -56,8 +57,8 @@ __all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'w
            'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
            'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'training_steps', 'bench_roofline',
            'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs', 'bench_diffusers',
-           'bench_onnx', 'bench_imports', 'processes_arm', 'bench_processes', 'run_part', 'stored_parts', 'run_parts',
-           'table', 'figure', 'write_report', 'Measure', 'measure']
+           'bench_onnx', 'bench_imports', 'processes_arm', 'bench_processes', 'run_part', 'stored_parts', 'parts_left',
+           'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -786,6 +787,13 @@ def stored_parts(folder: Path, names: Sequence[str], bench: Bench) -> dict[str, 
     return {name: part for name, part in found.items() if bench.kind.items() <= part.items()}
 
 
+def parts_left(folder: Path, names: Sequence[str], bench: Bench) -> list[str]:
+    "Which parts a run measures: those that are not there yet, then those that failed before."
+    done = stored_parts(folder, names, bench)
+    failed = [name for name in names if 'error' in done.get(name, {})]
+    return [name for name in names if name not in done] + failed
+
+
 def run_parts(
     parts: dict[str, Callable[[Bench], dict]],  # name -> what measures it
     bench: Bench,
@@ -794,19 +802,17 @@ def run_parts(
 ) -> None:
     "Measure what is not there yet; parts that failed before come last."
     begin = time.perf_counter()
-    done = stored_parts(folder, list(parts), bench)
-    failed = [name for name in parts if 'error' in done.get(name, {})]
-    todo = [name for name in parts if name not in done] + failed
+    todo = parts_left(folder, list(parts), bench)
     for i, name in enumerate(todo):
         spent = time.perf_counter() - begin
         if spent > 60 * minutes:
             print(f'{minutes} minutes are over: {", ".join(todo[i:])} left for the next run')
             break
         print(f'[{spent:5.0f} s] {i + 1}/{len(todo)} {name}', flush=True)
-        done[name] = run_part(parts[name], bench)
-        write_json(folder / f'{name}.json', done[name])
-        if 'error' in done[name]:
-            print(f'          failed: {done[name]["error"][:200]}')
+        found = run_part(parts[name], bench)
+        write_json(folder / f'{name}.json', found)
+        if 'error' in found:
+            print(f'          failed: {found["error"][:200]}')
 
 # %% ../../nbs/app/07_bench.ipynb #fc3ce95c
 def table(found: dict[str, dict]) -> str:
@@ -899,21 +905,26 @@ def measure(options: Measure, line: Line) -> dict:
     for name in names:
         check_choice('part', name, PARTS)
     check_int('repeats', options.repeats, 1)
+    if options.minutes is not None:
+        check_number('minutes', options.minutes, Within(at_least=0))
     device = find_device(options.device)
     if options.busy and device.type != 'cpu':
         raise ValueError(f'busy counts what a CPU computes, and the device is {device}')
     bench = Bench(device, options.quick, options.repeats, options.busy)
     check_folder(options.out, ('bench.json', *(f'{name}.json' for name in PARTS)), line)
+    out = Path(options.out)
     if options.dry_run:
-        told = {name: PARTS[name].__doc__ for name in names}
+        told = {name: PARTS[name].__doc__ for name in parts_left(out, names, bench)}
         print(f'on {bench.device}:', *(f'{n:10} {t}' for n, t in told.items()), sep='\n')
         return dict(dry_run=True, parts=told)
-    out = Path(options.out)
     parts = {name: PARTS[name] for name in names}
     run_parts(parts, bench, out, math.inf if options.minutes is None else options.minutes)
     found = write_report(out, list(PARTS), bench, line.text)
     print(table(found), f'{out}/ holds bench.json and bench.txt', sep='\n')
     failed = [name for name, part in found.items() if 'error' in part]
+    if asked := [name for name in names if name in failed]:
+        why = found[asked[0]]['error'][:200]
+        raise ValueError(f'{", ".join(asked)} failed ({why}); the same command tries again')
     return dict(out=str(out), parts=list(found), failed=failed)
 
 

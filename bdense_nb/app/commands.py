@@ -66,7 +66,7 @@ from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.metrics import fashion_fd, paired_error
 from ..evaluation.pictures import show_rows, show_trajectories
 from ..interop.diffusers import DiffusersNet
-from ..interop.export import EXPORTS, NOISE_OFF, export_student
+from ..interop.export import EXPORTS, NOISE_OFF, check_whole, export_student
 from ..interop.export import sampling_json, unit_noise_excess, with_adapters
 from ..lab.differences import Difference
 from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
@@ -170,9 +170,11 @@ def demo_arms(teacher: NetDenoiser, cfg: SFDConfig, folder: Path, hardware: Hard
     }
 
 
-def demo_plan(teacher: NetDenoiser, cfg: SFDConfig, n: int) -> dict:
+def demo_plan(
+    teacher: NetDenoiser, cfg: SFDConfig, n: int, hardware: Hardware = Hardware()
+) -> dict:
     "What the demonstration would do and take."
-    one = estimate(teacher, cfg, cfg.shape)
+    one = estimate(teacher, cfg, cfg.shape, hardware=hardware)
     fine, few = teacher_arms(teacher, cfg).values()
     measuring = n * (fine.seconds_per_sample + 3 * few.seconds_per_sample)
     training = None if one['seconds_student'] is None else 2 * one['seconds_student']
@@ -266,13 +268,14 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     check_int('n', options.n, 2)
     begin = time.monotonic()
     out = Path(options.out)
-    cfg = preset(
-        'demo', seed=options.seed, **({} if options.steps is None else dict(steps=options.steps))
-    )
+    cfg = preset('demo', seed=options.seed)
+    if options.steps is not None:
+        cfg = replace(cfg, steps=options.steps)
     check_demo(out, cfg, options.n, line)
     teacher = load_teacher(device=find_device(options.device))
+    check_able(teacher, cfg.batch, hardware)
     if options.dry_run:
-        return show_plan(demo_plan(teacher, cfg, options.n))
+        return show_plan(demo_plan(teacher, cfg, options.n, hardware))
     with started(options.out, line, options, config=cfg, hardware=hardware) as note:
         arms = demo_arms(teacher, cfg, out / 'checkpoints', hardware)
         rows, samples = measure_arms(arms, options.n)
@@ -384,7 +387,7 @@ def teach_data(
     make = find_net(options.net)
     if not options.data.lower().endswith('.csv'):
         return *image_data(options, seed), make
-    refuse_options(options, ('size', 'path', 'download', 'null_class'), options.data)
+    refuse_options(options, ('size', 'path', 'download'), options.data)
     series, windows = options.series(options.data)
     return *windows.cut(series), make or (lambda: temporal_denoiser(windows, seed=seed).net)
 
@@ -424,11 +427,13 @@ def _teacher_trials(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None) -
     device = device_of(denoiser)
 
     def make(n):
+        some = torch.arange(n) % len(x)  # a batch may be larger than the data
+
         def step(model, i):
             yield edm_loss(
                 model,
-                x[:n].to(device),
-                map_cond(lambda t: t[:n].to(device), y),
+                x[some].to(device),
+                map_cond(lambda t: t[some].to(device), y),
                 torch.Generator().manual_seed(i),
             )
 
@@ -449,8 +454,7 @@ def teach_plan(
     "What a training would do and take."
     device = device_of(denoiser)
     make = _teacher_trials(denoiser, x, y)
-    some = min(batch, len(x))
-    guess = dict(estimate_training(make, some, cfg, hardware), batch=batch)
+    guess = dict(estimate_training(make, batch, cfg, hardware), batch=batch)
     each = guess['seconds']
     return dict(
         trains=f'an EDM denoiser, {type(denoiser.net).__name__}',
@@ -464,7 +468,7 @@ def teach_plan(
         memory_gb=guess['memory_gb'],
         device=str(device),
         device_memory_gb=(device_bytes(device) or 0) / 1e9 or None,
-        seconds=None if each is None else each * cfg.steps * batch / some,
+        seconds=None if each is None else each * cfg.steps,
         estimated_from=how_measured(guess),
     )
 
@@ -516,6 +520,10 @@ def _seeded_denoiser(
 ) -> EDMDenoiser:
     "The network that a teacher starts as, where it is trained."
     labelled = isinstance(y, Tensor)
+    if options.null_class is not None and not labelled:
+        raise ValueError(
+            f'null_class is one of the classes of the data, and {options.data} has none'
+        )
     n_classes = int(y.max()) + 1 - (options.null_class is not None) if labelled else 0
     with seeded(seed):
         denoiser = new_denoiser(x, n_classes, options.data, make)
@@ -1045,12 +1053,13 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     source = find_teacher(options.teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
+    check_able(unguided(source), cfg.batch, hardware)
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
     named = lambda e: str(e).replace('another name, or another storage', 'another folder')
     told = reworded(named, ValueError)
+    which = (source, cfg, out / 'search.db', options.n, cfg.seed, hardware)
+    there = becomes(told(lambda: going(options, trials_done(*which))), options)
     if options.dry_run:
-        which = (source, cfg, out / 'search.db', options.n, cfg.seed, hardware)
-        there = becomes(told(lambda: going(options, trials_done(*which))), options)
         return show_plan(search_plan(source, options, cfg, hardware) | dict(run=there))
     with told, started(options.out, line, options, config=cfg, hardware=hardware) as note:
         result = search_weights(
@@ -1119,6 +1128,8 @@ def check_export(arm: Student, options: Export, line: Line) -> None:
             'pipeline and merge belong to --to diffusers',
         ),
     )
+    if stock:
+        check_whole(arm, options.pipeline, options.merge)
     check_folder(out, ('sampling.json',), line)
     if not (file := Path(out) / 'sampling.json').is_file():
         return
@@ -1159,9 +1170,10 @@ def export(options: Export, line: Line) -> dict:
             export_student(arm, to, out, licence=options.licence, data=options.data, **more)
             (Path(out) / STARTED).unlink(missing_ok=True)  # all is there
     finally:  # what was refused leaves nothing
-        left = {p.name for p in Path(out).glob('*')}
-        if new and left <= {STARTED, '.lock'}:
-            shutil.rmtree(out, ignore_errors=True)
+        if {p.name for p in Path(out).glob('*')} <= {STARTED, '.lock'}:
+            (Path(out) / STARTED).unlink(missing_ok=True)
+            if new:
+                shutil.rmtree(out, ignore_errors=True)
     files = sorted(p.name for p in Path(out).iterdir() if not p.name.startswith('.'))
     print(f'{to}: {", ".join(files)} in {out}')
     return dict(out=out, format=to, files=files, nfe=arm.nfe)

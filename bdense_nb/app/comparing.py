@@ -12,7 +12,7 @@ from pathlib import Path
 from tyro.conf import Positional
 from .commands import distill_configs, distill_plan
 from .common import Named, becomes, check_folder, show_plan, started
-from .measuring import Reality, difference_rows, distances
+from .measuring import Reality, check_weights, difference_rows, distances
 from .measuring import find_reality
 from .sources import Distilled, check_source, check_stage, data_line
 from .sources import distill_data, suit, teacher_and_shape
@@ -30,8 +30,8 @@ from ..training.config import Hardware
 from ..training.devices import check_able
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'compare_plan', 'runs_done', 'runs_there',
-           'compare_run', 'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'walking_seconds', 'compare_plan', 'runs_done',
+           'runs_there', 'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str):  # a number, a tuple, None or a word
@@ -101,6 +101,16 @@ def measuring_seconds(source, arms: tuple, shape: tuple[int, ...], n: int, seeds
     return n * (walks + seeds * calls * few.seconds_per_sample / few.nfe)
 
 
+def walking_seconds(arms: tuple, plans: list[dict]) -> float:  # plans: see `distill_plan`
+    "What the teacher takes for the arms of one seed: those that walk alike share trajectories."
+    walks = {}
+    for i, (arm, plan) in enumerate(zip(arms, plans)):
+        shared = getattr(arm.cfg, 'teacher_states', 'local') == 'global'
+        walk = tuple(one.plan for one in arm.cfg.each.values()) if shared else i
+        walks[walk] = max(walks.get(walk, 0.0), plan['seconds_teacher'])
+    return sum(walks.values())
+
+
 def compare_plan(
     source,
     options: Compare,
@@ -115,10 +125,10 @@ def compare_plan(
         distill_plan(source, options.teacher, arm.cfg, shape, data, options.out, hardware)
         for arm in arms
     ]
-    each = [plan['seconds'] for plan in plans]
+    each = [plan['seconds_student'] for plan in plans]
     training = measuring = None
     if None not in each:
-        training = options.seeds * sum(each)
+        training = options.seeds * (sum(each) + walking_seconds(arms, plans))
         measuring = measuring_seconds(source, arms, shape, options.n, options.seeds)
     runs = [f'{a.name} ({a.key["calls"]} calls, {a.key["iterations"]} iterations)' for a in arms]
     shared = {
@@ -179,6 +189,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     top = max(arm.cfg.noisiest for arm in made)
     check_source(source, options.teacher, shape, pairs, options.trust_teacher, top)
     reality = find_reality(options.teacher, shape, options.data, options.features)
+    check_weights(reality, options.features_path)
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     quality = lambda: distances(reality, reality.space(options))
     of = dict(which, data=data, labels=labels, n=options.n, hardware=hardware)

@@ -17,12 +17,12 @@ from tyro.conf import Positional
 
 # %% auto #0
 __all__ = ['AMOUNTS', 'SHIPPED', 'Sample', 'sampling_plan', 'are_samples', 'asked_rows', 'sample_student', 'Evaluate', 'Reality',
-           'check_features', 'find_reality', 'distances', 'taught_by', 'check_pair', 'measure_student', 'evaluate_plan',
-           'checked_on', 'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences',
+           'check_features', 'find_reality', 'check_weights', 'distances', 'taught_by', 'check_pair', 'measure_student',
+           'evaluate_plan', 'checked_on', 'evaluate_student', 'list_experiments', 'experiment_plan', 'show_differences',
            'difference_rows', 'evaluate_experiment', 'evaluate']
 
 # %% ../../nbs/app/10_measuring.ipynb #8b0237a8
-from .common import Named, Students, Teachers, check_file, draw_samples
+from .common import Common, Named, Students, Teachers, check_file, draw_samples
 from .common import find_device, find_net, print_table, show_plan
 from .shell import Line, options_of
 from .sources import Distilled, check_data, check_source, conditioned
@@ -32,7 +32,7 @@ from ..core import about_run, check_choice, check_int, load_tensors
 from ..core import read_json, refuse, save_tensors, sweep, write_json
 from ..diffusion.data import TOY_SETS, toy_2d
 from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser, guidance_of
-from ..diffusion.denoisers import map_cond
+from ..diffusion.denoisers import check_classes, map_cond
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of
@@ -45,6 +45,7 @@ from ..lab.differences import difference_table, differences
 from ..lab.experiments import EXPERIMENTS, run_experiment
 from ..lab.experiments import run_name, stored_rows
 from ..training.config import Hardware
+from ..training.devices import check_parts
 
 # %% ../../nbs/app/10_measuring.ipynb #598d70ce
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
             + '; a class is --label' * bool(classes),
         ),
     )
+    if options.label is not None:
+        check_classes(torch.tensor([options.label]), 1, classes)
     if options.rows is None:
         return options.label
     for row in options.rows:
@@ -279,6 +282,12 @@ def find_reality(
     return Reality(kind, space, samples)
 
 
+def check_weights(reality: Reality, path: str | None) -> None:  # path: --features_path
+    "Refuse a copy of weights that nothing reads."
+    if path and (reality.samples is None or reality.features is None):
+        raise ValueError(f'features_path is not read, to compare with {reality.line}: leave it out')
+
+
 def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dict[str, Callable]:
     "Name -> how like real data a set of samples is; space: where images are compared."
     if space is not None:
@@ -304,6 +313,11 @@ def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
     guidance = guidance_of(arm.about)
     if guidance == source.guidance:
         guidance = {}  # of a second stage: its teacher has learned it
+    if options.null_condition and not guidance:
+        raise ValueError(
+            f'null_condition is of a guided teacher, and {options.student} was taught by none: '
+            'leave it out'
+        )
     if 'guidance_interval' in guidance:
         guidance['guidance_interval'] = tuple(guidance['guidance_interval'])
     return conditioned(
@@ -379,6 +393,7 @@ def evaluate_student(options: Evaluate) -> dict:
     source = taught_by(arm, options)
     check_pair(arm, source, options.student, options.teacher)
     reality = find_reality(options.teacher, arm.shape, options.data, options.features)
+    check_weights(reality, options.features_path)
     pairs = checked_on(source, arm.shape, options, reality)
     check_source(source, options.teacher, arm.shape, pairs, options.trust_teacher)
     careful = config_of(arm.about).reference(arm.shape).sampler(source)
@@ -423,12 +438,14 @@ def experiment_plan(
     device: str | None = None,
     jobs: int = 1,
     hardware: Hardware = Hardware(),
+    limit: int | None = None,  # a start stops after so many runs
 ) -> dict:
     "What an experiment would do, and from the runs that are there what it would take."
     e = replace(EXPERIMENTS[name], device=device, hardware=hardware)
     rows = stored_rows(e, Path(file))
     runs = len(e.arms) * e.seeds
     done = len({run_name(r) for r in rows})
+    todo = max(runs - done, 0)
     each = sum(r['cpu_seconds'] for r in rows) / done if done else None
     return dict(
         experiment=name,
@@ -439,7 +456,7 @@ def experiment_plan(
         runs=runs,
         runs_done=done,
         file=file,
-        seconds=None if each is None else each * math.ceil(max(runs - done, 0) / jobs),
+        seconds=None if each is None else each * math.ceil(min(todo, limit or todo) / jobs),
         estimated_from='the CPU time of the runs that are there'
         if done
         else 'nothing yet: after a first run (--limit 1) there is an estimate',
@@ -483,16 +500,17 @@ def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> d
         return list_experiments()
     check_choice('experiment', name, [*EXPERIMENTS, 'list'])
     check_int('jobs', options.jobs, 1)
+    if options.limit is not None:
+        check_int('limit', options.limit, 1)
+    for arm in EXPERIMENTS[name].arms:
+        check_parts(arm.cfg.batch, hardware)
     device = options.device and str(find_device(options.device))
     if device == 'cpu':
         device = None
+    how = dict(limit=options.limit, jobs=options.jobs, device=device, hardware=hardware)
     if options.dry_run:
-        return show_plan(experiment_plan(name, file, device, options.jobs, hardware))
-    if options.limit is not None:
-        check_int('limit', options.limit, 1)
-    result = run_experiment(
-        name, file, options.limit, jobs=options.jobs, device=device, hardware=hardware
-    )
+        return show_plan(experiment_plan(name, file, **how))
+    result = run_experiment(name, file, **how)
     return dict(
         experiment=name, file=file, rows=len(result['rows']), differences=show_differences(result)
     )
@@ -501,7 +519,9 @@ def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> d
 def evaluate(options: Evaluate, line: Line, hardware: Hardware) -> dict:
     "Measure a student, or run an experiment."
     runs = options.experiment is not None
-    trains = sorted(line.given & {*options_of(Hardware)})
+    alone = {'limit', 'jobs', *options_of(Hardware)}
+    both = {'experiment', 'out', *options_of(Common)}
+    wrong = sorted(line.given - alone - both if runs else line.given & alone)
     refuse(
         '',
         (
@@ -513,14 +533,11 @@ def evaluate(options: Evaluate, line: Line, hardware: Hardware) -> dict:
             'name the folder of a student, or an experiment with --experiment NAME (--experiment '
             'list names them)',
         ),
+        (wrong and runs, f'{", ".join(wrong)} belongs to the measurement of a student'),
         (
-            not runs and options.limit is not None,
-            'limit belongs to an experiment; the number of samples is --n',
-        ),
-        (not runs and options.jobs != 1, 'jobs belongs to an experiment'),
-        (
-            not runs and trains,
-            f'{", ".join(trains)} is of a training, and belongs to an experiment',
+            wrong,
+            f'{", ".join(wrong)} belongs to an experiment'
+            + '; the number of samples is --n' * ('limit' in wrong),
         ),
     )
     if runs:

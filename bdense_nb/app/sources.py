@@ -293,7 +293,7 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
         ),
         (
             images and not size and len(known) == 1,
-            f'{name} does not say the size of its images: pass --size',
+            f'{name} does not say the size of its images: pass --shape {known[0]},HEIGHT,WIDTH',
         ),
         (not (size or known), f'{name} does not say the shape of its samples: pass --shape'),
     )

@@ -33,8 +33,8 @@ from .diffusers import network_of
 # %% auto #0
 __all__ = ['NOISE_OFF', 'EXPORTS', 'euler_grid', 'ddim_steps', 'unit_noise_excess', 'ending_at_zero', 'card_facts',
            'sampling_json', 'write_sampling', 'stock_steps', 'with_adapters', 'merged', 'sampling_code',
-           'stock_guidance', 'pipeline_code', 'model_card', 'load_pretrained', 'StudentStep', 'export_onnx',
-           'export_state_dict', 'export_student']
+           'stock_guidance', 'pipeline_code', 'model_card', 'check_whole', 'load_pretrained', 'StudentStep',
+           'export_onnx', 'export_state_dict', 'export_student']
 
 # %% ../../nbs/interop/02_export.ipynb #30f55f1c
 def euler_grid(student: Student) -> tuple[list[float], float]:  # noise levels, factor on unit noise
@@ -649,7 +649,7 @@ def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> Non
     write_json(folder / 'model_index.json', index)
 
 
-def _check_whole(student: Student, pipeline, merge: bool) -> None:
+def check_whole(student: Student, pipeline, merge: bool) -> None:
     "Refuse a student that diffusers cannot load and sample, before any work."
     net = student.denoiser.net
     check_type(
@@ -687,7 +687,7 @@ def save_pretrained(
 ) -> None:
     """Write a student of a diffusers network as stock diffusers loads and samples it. Steps of
     flow matching end at noise level 0 there."""
-    _check_whole(self, pipeline, merge)
+    check_whole(self, pipeline, merge)
     folder = Path(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
     if merge:
