@@ -101,7 +101,10 @@ def measuring_seconds(source, arms: tuple, shape: tuple[int, ...], n: int, seeds
     return n * (walks + seeds * calls * few.seconds_per_sample / few.nfe)
 
 
-def walking_seconds(arms: tuple, plans: list[dict]) -> float:  # plans: see `distill_plan`
+def walking_seconds(
+    arms: tuple,
+    plans: list[dict],  # of the arms, see `distill_plan`
+) -> float:
     "What the teacher takes for the arms of one seed: those that walk alike share trajectories."
     walks = {}
     for i, (arm, plan) in enumerate(zip(arms, plans)):

@@ -649,7 +649,11 @@ def _write_pipeline(pipeline, folder: Path, net: DiffusersNet, scheduler) -> Non
     write_json(folder / 'model_index.json', index)
 
 
-def check_whole(student: Student, pipeline, merge: bool) -> None:
+def check_whole(
+    student: Student,
+    pipeline,  # see `Student.save_pretrained`
+    merge: bool,  # see `Student.save_pretrained`
+) -> None:
     "Refuse a student that diffusers cannot load and sample, before any work."
     net = student.denoiser.net
     check_type(
