@@ -914,6 +914,9 @@ MISTAKES = [
     ('bdense_evaluate --experiment ring_sfd --dry_run --limit 0', 'limit must be at least 1'),
     ('bdense_evaluate --experiment ring_sfd --accumulate 7', 'cannot be cut into 7 equal parts'),
     ('bdense_teach out --data ring --null_class 3', 'one of the classes of the data, and ring has'),
+    ('bdense_distill out --size 8 --shape 1,8,8', 'pass one of them'),
+    ('bdense_compare out --calls 2,2', 'calls must be different numbers, got (2, 2)'),
+    ('bdense_compare out --accumulate 2 --arms=a:K=1;b:batch=3', 'a batch of 3 cannot be cut'),
     ('bdense_bench out --minutes nan', 'minutes must be a finite number at least 0, got nan'),
 ]
 
@@ -2055,12 +2058,15 @@ def test_a_network_told_a_text_from_the_shell(shell):
     assert (
         shell.json('bdense_evaluate once --teacher s --n 2 --trust_teacher')['rows'][0]['nfe'] == 1
     )
-    assert 'conditions.safetensors' in shell.json('bdense_export s out --to diffusers')['files']
+    for more in (' --dry_run', ''):
+        found = shell.json(f'bdense_export s out --to diffusers{more}')['files']
+        assert 'conditions.safetensors' in found
     assert (
         'no folder of a diffusers pipeline'
         in shell('bdense_export s piped --to diffusers --pipeline mine', 1)[1]
     )
-    assert 'leave merge out' in shell('bdense_export s piped --to diffusers --merge', 1)[1]
+    merged = 'bdense_export s piped --to diffusers --merge --dry_run'
+    assert 'leave merge out' in shell(merged, 1)[1]
     assert 'belong to --to diffusers' in shell('bdense_export s piped --merge', 1)[1]
     assert not Path('piped').exists()
     assert shell.json(

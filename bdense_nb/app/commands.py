@@ -59,7 +59,7 @@ from ..distillation.bank import check_bank, denoiser_hash, device_of, frozen_cop
 from ..distillation.distill import distill, hosts, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
-from ..distillation.students import CONDITIONS, Host, Student
+from ..distillation.students import CONDITIONS, Host, Student, table_of
 from ..distillation.teaching import edm_loss, root_mean_square
 from ..distillation.teaching import train_teacher, training_labels
 from ..distillation.variable import SFDVConfig, second_stage, several
@@ -1090,7 +1090,7 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
 
 # %% ../../nbs/app/03_commands.ipynb #5a0c2aab
 #: format -> what is written
-EXPORTED = {  # what each format writes
+EXPORTED = {
     'diffusers': ('unet/', 'scheduler/', 'sampling.json', 'README.md'),
     'onnx': ('step.onnx', 'sampling.json'),
     'state_dict': ('model.safetensors', 'sampling.json'),
@@ -1156,7 +1156,7 @@ def export(options: Export, line: Line) -> dict:
                 student=options.student,
                 format=to,
                 folder=out,
-                files=list(EXPORTED[to]),
+                files=[*EXPORTED[to], *[CONDITIONS] * (table_of(arm.denoiser) is not None)],
                 weights_gb=weights / 1e9,
                 nfe=arm.nfe,
                 grid=arm.sigmas.tolist(),

@@ -197,7 +197,8 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     quality = lambda: distances(reality, reality.space(options))
     of = dict(which, data=data, labels=labels, n=options.n, hardware=hardware)
     e = lambda: comparison_of(source, cfg, arms, options.seeds, quality=quality(), **of)
-    check_able(unguided(source), cfg.batch, hardware)
+    for arm in made:
+        check_able(unguided(source), arm.cfg.batch, hardware)
     finished = lambda: runs_there(options.out, e).startswith('is finished')
     check_stage(options, [arm.cfg for arm in made], source, finished)
     if options.dry_run:

@@ -302,6 +302,8 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
 
 def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tuple[int, ...]:
     "The shape of the samples of a run: as it is said, that of a file of samples, or the teacher's."
+    if {'size', 'shape'} <= line.given:
+        raise ValueError('size and shape say what a sample is like: pass one of them')
     if 'shape' in line.given:
         shape, known = tuple(cfg.shape), known_shape(options.teacher, source.net)
         if 'teacher' not in line.given and (len(shape), shape[0]) != (len(known), known[0]):

@@ -98,6 +98,8 @@ def make_arms(
             'calls and budgets are several numbers each, such as (2, 4)',
         ),
     )
+    for what, several in (('calls', calls), ('budgets', budgets)):
+        refuse(what, (len({*several}) < len(several), f'must be different numbers, got {several}'))
     known = sorted({f.name for f in dataclasses.fields(cfg)} - {'seed'})
     for name, changes in arms.items():
         for one in changes:
