@@ -28,31 +28,26 @@ __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 
            'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
-from .common import STARTED, Common, Forgets, Named, Networks, Stored
-from .common import Students, Teachers, Watched, alone, announce, becomes
-from .common import check_folder
-from .common import draw_samples, find_device, find_net, goes_on
-from .common import inside, is_done, note_start, print_table, read_config
-from .common import put_back, readable, show_plan, started, with_fields
-from .measuring import Evaluate, Sample, difference_rows, evaluate
-from .measuring import sample_student
-from .plans import device_bytes, estimate_run, estimate_training
-from .plans import memory_on_paper
+from .common import STARTED, Common, Forgets, Named, Networks, Stored, Students
+from .common import Teachers, Watched, alone, announce, becomes, check_folder
+from .common import draw_samples, find_device, find_net, goes_on, inside, is_done
+from .common import note_start, print_table, put_back, read_config, readable, show_plan
+from .common import started, with_fields
+from .measuring import Evaluate, Sample, difference_rows, evaluate, sample_student
+from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
 from .shell import Command, Line, Options
-from .sources import DATA, Distilled, check_saving, check_source
-from .sources import check_stage, data_line, data_of, distill_data
-from .sources import find_student, find_teacher, five_calls, is_student
-from .sources import read_data, shape_of, suit, teacher_and_shape
-from .sources import teacher_facts
+from .sources import DATA, Distilled, check_saving, check_source, check_stage
+from .sources import data_line, data_of, distill_data, find_student, find_teacher
+from .sources import five_calls, is_student, read_data, shape_of, suit
+from .sources import teacher_and_shape, teacher_facts
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
-from ..core import about_run, check_choice, check_int, copied, data_dir
-from ..core import read_json, refuse, reworded, seeded, write_json
+from ..core import about_run, check_choice, check_int, copied, data_dir, read_json, refuse
+from ..core import reworded, seeded, write_json
 from ..diffusion.data import TOY_SETS, fashion_mnist, image_folder
-from ..diffusion.denoisers import EDMDenoiser, GuidedDenoiser
-from ..diffusion.denoisers import NetDenoiser, map_cond, unguided
-from ..diffusion.stored import TEACHERS, load_teacher, read_about
-from ..diffusion.stored import save_denoiser
+from ..diffusion.denoisers import EDMDenoiser, GuidedDenoiser, NetDenoiser, map_cond
+from ..diffusion.denoisers import unguided
+from ..diffusion.stored import TEACHERS, load_teacher, read_about, save_denoiser
 from ..diffusion.nets import MLP, UNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import check_bank, denoiser_hash, device_of, frozen_copy
@@ -60,17 +55,17 @@ from ..distillation.distill import distill, hosts, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
 from ..distillation.students import CONDITIONS, Host, Student, table_of
-from ..distillation.teaching import edm_loss, root_mean_square
-from ..distillation.teaching import train_teacher, training_labels
+from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
+from ..distillation.teaching import training_labels
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.metrics import fashion_fd, paired_error
 from ..evaluation.pictures import show_rows, show_trajectories
 from ..interop.diffusers import DiffusersNet
-from ..interop.export import EXPORTS, NOISE_OFF, check_whole, export_student
-from ..interop.export import sampling_json, unit_noise_excess, with_adapters
+from ..interop.export import EXPORTS, NOISE_OFF, check_whole, export_student, sampling_json
+from ..interop.export import unit_noise_excess, with_adapters
 from ..lab.differences import Difference
-from ..lab.search import STARTS, SearchResult, confirm_weights, save_search
-from ..lab.search import search_weights, show_search, trials_done
+from ..lab.search import STARTS, SearchResult, confirm_weights, save_search, search_weights
+from ..lab.search import show_search, trials_done
 from ..training.checkpoints import checksum, claim_folder, fingerprint, is_main
 from ..training.checkpoints import refuse_other, same_run
 from ..training.config import Hardware, TrainConfig
@@ -211,27 +206,16 @@ def check_demo(out: Path, cfg: SFDConfig, n: int, line: Line = Line()) -> None:
 
 def measure_arms(arms: dict[str, Sampler], n: int) -> tuple[list[dict], dict]:
     "Rows of the table, and samples: every arm from the same seeds; the first one is the truth."
-    real = fashion_mnist('test')[0][:n]
-    rows = [
-        dict(
-            what='real images against real ones',
-            nfe=None,
-            frechet_distance=fashion_fd(real),
-            paired_error=None,
-        )
-    ]
+
+    def row(what, nfe, images, error):
+        return dict(what=what, nfe=nfe, frechet_distance=fashion_fd(images), paired_error=error)
+
+    rows = [row('real images against real ones', None, fashion_mnist('test')[0][:n], None)]
     samples = {}
     for what, arm in arms.items():
         samples[what] = draw_samples(arm, n, what)
         end = next(iter(samples.values()))
-        rows.append(
-            dict(
-                what=what,
-                nfe=arm.nfe,
-                frechet_distance=fashion_fd(samples[what]),
-                paired_error=paired_error(samples[what], end),
-            )
-        )
+        rows.append(row(what, arm.nfe, samples[what], paired_error(samples[what], end)))
     return rows, samples
 
 
@@ -405,18 +389,12 @@ def image_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
     refuse_options(options, [f.name for f in fields(Windowed)], data)
     kept = options.path or options.download
     folder = data not in DATA and Path(data).is_dir()
-    refuse(
-        '',
-        (
-            size and (len(size) > 2 or min(size) < 1),
-            f'size must be one number, or height and width, got {size}',
-        ),
-        (
-            kept and data not in ('fashion_mnist', 'cifar10'),
-            f'path and download belong to fashion_mnist and cifar10, not to {data}',
-        ),
-        (size and not folder, 'size belongs to a folder of images'),
-    )
+    if size and (len(size) > 2 or min(size) < 1):
+        raise ValueError(f'size must be one number, or height and width, got {size}')
+    if kept and data not in ('fashion_mnist', 'cifar10'):
+        raise ValueError(f'path and download belong to fashion_mnist and cifar10, not to {data}')
+    if size and not folder:
+        raise ValueError('size belongs to a folder of images')
     if not folder:
         return read_data(data, 'train', options.path, options.download, seed=seed)
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
@@ -481,27 +459,22 @@ def new_denoiser(x: Tensor, n_classes: int, data: str, make: Callable | None = N
     sigma_data = round(spread if size <= 3 * spread else size, 2)
     if data in ('fashion_mnist', *TOY_SETS):
         sigma_data = 0.7
-    net = make and make()
-    refuse(
-        '',
-        (
-            not round(spread, 2),
-            f'{data}: all images are the same single colour, so there is nothing to learn',
-        ),
-        (
-            make and not isinstance(net, torch.nn.Module),
-            f'net must make a torch.nn.Module, and it made a {type(net).__name__}',
-        ),
-        (
-            not make and x.ndim not in (2, 4),
-            f'{data} has samples of shape {tuple(x.shape[1:])}, and only points, [D], and images, '
-            '[C, H, W], have a network here: pass --net',
-        ),
-    )
+    if not round(spread, 2):
+        raise ValueError(
+            f'{data}: all images are the same single colour: there is nothing to learn'
+        )
     if make:
+        net = make()
+        wrong = f'net must make a torch.nn.Module, and it made a {type(net).__name__}'
+        refuse('', (not isinstance(net, torch.nn.Module), wrong))
         return EDMDenoiser(net, sigma_data)
     if x.ndim == 2:
         return EDMDenoiser(MLP(dim=x.shape[1]), sigma_data)
+    if x.ndim != 4:
+        raise ValueError(
+            f'{data} has samples of shape {tuple(x.shape[1:])}, and only points, [D], and images, '
+            '[C, H, W], have a network here: pass --net'
+        )
     widths = (48, *[96] * max((max(x.shape[2:]) - 1).bit_length() - 4, 1))
     net = UNet(x.shape[1], widths, n_classes=n_classes)
     if bad := [side for side in x.shape[2:] if side % net.divisor]:
@@ -1116,18 +1089,13 @@ def check_export(arm: Student, options: Export, line: Line) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
     out, net = options.out, arm.denoiser.net
     stock = options.to == 'diffusers'
-    refuse(
-        '',
-        (
-            stock and not isinstance(net, DiffusersNet),
+    if stock and not isinstance(net, DiffusersNet):
+        raise ValueError(
             'only students of a diffusers network can be written for diffusers, this one has a '
-            f'network {type(net).__name__}: choose --to onnx or state_dict',
-        ),
-        (
-            not stock and (options.pipeline or options.merge),
-            'pipeline and merge belong to --to diffusers',
-        ),
-    )
+            f'network {type(net).__name__}: choose --to onnx or state_dict'
+        )
+    if not stock and (options.pipeline or options.merge):
+        raise ValueError('pipeline and merge belong to --to diffusers')
     if stock:
         check_whole(arm, options.pipeline, options.merge)
     check_folder(out, ('sampling.json',), line)

@@ -12,10 +12,9 @@ from pathlib import Path
 from tyro.conf import Positional
 from .commands import distill_configs, distill_plan
 from .common import Named, becomes, check_folder, show_plan, started
-from .measuring import Reality, check_weights, difference_rows, distances
-from .measuring import find_reality
-from .sources import Distilled, check_source, check_stage, data_line
-from .sources import distill_data, suit, teacher_and_shape
+from .measuring import Reality, check_weights, difference_rows, distances, find_reality
+from .sources import Distilled, check_source, check_stage, data_line, distill_data
+from .sources import suit, teacher_and_shape
 from .shell import Command, Line
 from ..core import atomic_path, check_int, interrupted, read_json, refuse
 from ..diffusion.denoisers import unguided
@@ -23,8 +22,7 @@ from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import Host
 from ..distillation.variable import SFDVConfig
-from ..lab.compare import Comparison, compare, comparison_of, make_arms
-from ..lab.compare import same_ends
+from ..lab.compare import Comparison, compare, comparison_of, make_arms, same_ends
 from ..lab.experiments import Experiment, measures_of, run_name, stored_rows
 from ..training.config import Hardware
 from ..training.devices import check_able

@@ -17,8 +17,7 @@ from typing import Annotated
 
 
 from .shell import Command, Line, Options, bdense_notebooks
-from ..core import atomic_path, data_dir, locked, read_json, refuse, shipped
-from ..core import sweep, write_json
+from ..core import atomic_path, data_dir, locked, read_json, shipped, sweep, write_json
 from tyro.conf import Positional, arg
 
 _all_ = ['bdense_notebooks']  # also the entry point of older installations
@@ -86,15 +85,11 @@ def copy_notebooks(
     overwrite: bool = False,  # replace files that the reader has changed?
 ) -> dict[str, list[str]]:  # 'written', 'replaced', 'kept', 'same' -> paths inside the folder
     "Copy the course; what the reader has changed is kept, but with `overwrite`."
-    refuse(
-        '',
-        (not str(folder), 'name a folder for the copy'),
-        (
-            Path(folder).resolve().is_relative_to(notebooks_dir()),
-            f'{folder} holds the originals; choose a folder of your own',
-        ),
-    )
+    if not str(folder):
+        raise ValueError('name a folder for the copy')
     folder = Path(folder)
+    if folder.resolve().is_relative_to(notebooks_dir()):
+        raise ValueError(f'{folder} holds the originals; choose a folder of your own')
     done = {'written': [], 'replaced': [], 'kept': [], 'same': []}
     files = course_files()
     with locked(folder):

@@ -112,17 +112,11 @@ def _formula(
         shape = list(_tensor(want[0]).shape)
         if any(list(_tensor(one).shape) != shape for one in got):
             return f'the result has the shape {shape}, yours {list(_tensor(got[0]).shape)}'
-        return (
-            _close(got, want)
-            or _named(
-                got,
-                {
-                    said: tuple(map(at, f if isinstance(f, tuple) else (f,)))
-                    for said, f in wrong.items()
-                },
-            )
-            or more(got)
-        )
+        if _close(got, want):
+            return True
+        several = {said: f if isinstance(f, tuple) else (f,) for said, f in wrong.items()}
+        mistakes = {said: tuple(map(at, fs)) for said, fs in several.items()}
+        return _named(got, mistakes) or more(got)
 
     _exercise(number, hint, at)(judge)
 
@@ -267,29 +261,24 @@ def _(got):
     near = lambda value: abs(float(got) - value) < 0.012
     if near(want):
         return True
-    if near(want**2):
-        return 'that is the variance; the standard deviation is its root'
-    if near(points.abs().max().item()):
-        return (
-            'that is the largest coordinate, and the spread of points that were scaled; these were '
-            'not'
-        )
-    if near((points.max() - points.min()).item()):
-        return 'that is the range, not the spread'
-    if near(points.norm(dim=1).mean().item()):
-        return 'that is the mean distance from the origin; take the spread of the coordinates'
-    if near(80.0):
-        return 'that is the noisiest level; the spread of the clean points is asked for'
-    if near(points.mean().item()):
-        return 'that is the mean; take the standard deviation'
-    if near(points.square().sum(1).mean().sqrt().item()):
-        return 'that is the size of a point in the plane; take the spread of the coordinates'
     if float(got) == 0.5:
         return 'that is what EDMDenoiser takes where it is told nothing; measure these points'
     if round(float(got), 2) == 0.48:
         return 'that is the spread of the spiral before it was scaled; measure these points'
-    if near(points.abs().mean().item()):
-        return 'that is the mean size of a coordinate; take the standard deviation'
+    mistakes = {
+        'that is the variance; the standard deviation is its root': want**2,
+        'that is the largest coordinate, and the spread of points that were scaled; '
+        'these were not': points.abs().max(),
+        'that is the range, not the spread': points.max() - points.min(),
+        'that is the mean distance from the origin; '
+        'take the spread of the coordinates': points.norm(dim=1).mean(),
+        'that is the noisiest level; the spread of the clean points is asked for': 80.0,
+        'that is the mean; take the standard deviation': points.mean(),
+        'that is the size of a point in the plane; '
+        'take the spread of the coordinates': points.square().sum(1).mean().sqrt(),
+        'that is the mean size of a coordinate; take the standard deviation': points.abs().mean(),
+    }
+    return next((hint for hint, value in mistakes.items() if near(value)), None)
 
 
 def _student() -> Sampler:
@@ -1312,7 +1301,7 @@ def _(got):
 CAPSTONE = 0.04  # the largest paired error that passes, in two calls on the spiral
 
 
-def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
+def _why(about: dict, error: float, goal: Tensor) -> str:
     "What keeps a student so far away: the walks that it was taught, or its training."
     if about.get('host') != 'sfd':
         return (
@@ -1320,16 +1309,8 @@ def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
             'you taught?), or the training (does the loss still fall)?'
         )
     cfg = config_of(about)
-    lesson = paired_error(
-        sample(
-            load_teacher('spiral', 'cpu'),
-            cfg.grids[0][0] * noise,
-            cfg.grids[0],
-            cfg.solver,
-            afs=cfg.teacher_afs,
-        ),
-        goal,
-    )
+    taught = cfg.plan.sampler(load_teacher('spiral', 'cpu'))
+    lesson = paired_error(taught.sample(len(goal), seed=10**6, batch=len(goal)), goal)
     if lesson >= CAPSTONE and error < 2 * lesson:
         return (
             f'in cfg.grids[0] the teacher itself ends {lesson:.3f} from forty steps, and no '
@@ -1343,10 +1324,10 @@ def _why(about: dict, error: float, noise: Tensor, goal: Tensor) -> str:
 
 
 @cache
-def _judged() -> tuple[Tensor, Tensor]:  # noise of seeds that are not those of training, its ends
+def _goal() -> Tensor:  # where the teacher ends from seeds that are not those of training
     noise = sample_noise(range(10**6, 10**6 + 2000), (2,))
     teacher = load_teacher('spiral', 'cpu')
-    return noise, sample(teacher, 80 * noise, karras_sigmas(40, 0.006, 80.0), 'dpmpp3m')
+    return sample(teacher, 80 * noise, karras_sigmas(40, 0.006, 80.0), 'dpmpp3m')
 
 
 @_exercise(
@@ -1361,7 +1342,7 @@ def _(student):
         return f'two network calls are asked for; yours takes {student.nfe}'
     if tuple(student.shape) != (2,):
         return f'points in the plane are asked for, not {tuple(student.shape)}'
-    noise, goal = _judged()
+    goal = _goal()
     error = paired_error(student.sample(2000, seed=10**6, batch=2000), goal)
     about = getattr(student, 'about', {})
     seconds = about.get('seconds', 0)  # 0: a loop of one's own
@@ -1375,4 +1356,4 @@ def _(student):
         )
     if error < CAPSTONE:
         return True
-    return f'below {CAPSTONE:.2f} is asked for; {_why(about, error, noise, goal)}'
+    return f'below {CAPSTONE:.2f} is asked for; {_why(about, error, goal)}'

@@ -25,14 +25,13 @@ __all__ = ['AMOUNTS', 'SHIPPED', 'Sample', 'sampling_plan', 'are_samples', 'aske
 from .common import Common, Named, Students, Teachers, check_file, draw_samples
 from .common import find_device, find_net, print_table, show_plan
 from .shell import Line, options_of
-from .sources import Distilled, check_data, check_source, conditioned
-from .sources import data_line, data_of, find_student, find_teacher
-from .sources import is_here, read_data
-from ..core import about_run, check_choice, check_int, load_tensors
-from ..core import read_json, refuse, save_tensors, sweep, write_json
+from .sources import Distilled, check_data, check_source, conditioned, data_line
+from .sources import data_of, find_student, find_teacher, is_here, read_data
+from ..core import about_run, check_choice, check_int, load_tensors, read_json, refuse
+from ..core import save_tensors, sweep, write_json
 from ..diffusion.data import TOY_SETS, toy_2d
-from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser, guidance_of
-from ..diffusion.denoisers import check_classes, map_cond
+from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser, check_classes, guidance_of
+from ..diffusion.denoisers import map_cond
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import denoiser_hash, device_of, frozen_copy
 from ..distillation.distill import config_of
@@ -42,8 +41,7 @@ from ..evaluation.metrics import fashion_fd, frechet_distance, paired_error
 from ..evaluation.metrics import sliced_wasserstein
 from ..evaluation.pictures import show_points, show_rows
 from ..lab.differences import difference_table, differences
-from ..lab.experiments import EXPERIMENTS, run_experiment
-from ..lab.experiments import run_name, stored_rows
+from ..lab.experiments import EXPERIMENTS, run_experiment, run_name, stored_rows
 from ..training.config import Hardware
 from ..training.devices import check_parts
 
@@ -89,27 +87,18 @@ def are_samples(path: Path) -> bool:
 def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
     "The conditions that samples are asked for, a class or rows of the table; None: none."
     table, classes = arm.denoiser.conditions, arm.denoiser.n_classes
-    refuse(
-        '',
-        (
-            options.label is not None and options.rows,
-            'label is a class, and rows are of a table: choose one of them',
-        ),
-        (
-            options.label is not None and classes == 0,
-            'label is a class, and this student has none'
-            + '; rows of its table of conditions are --rows' * bool(table),
-        ),
-        (
-            options.rows is not None and not isinstance(table, ConditionTable),
-            'rows are of a table of conditions, and this student has none'
-            + '; a class is --label' * bool(classes),
-        ),
-    )
+    if options.label is not None and options.rows:
+        raise ValueError('label is a class, and rows are of a table: choose one of them')
+    if options.label is not None and classes == 0:
+        more = '; rows of its table of conditions are --rows' * bool(table)
+        raise ValueError(f'label is a class, and this student has none{more}')
     if options.label is not None:
         check_classes(torch.tensor([options.label]), 1, classes)
     if options.rows is None:
         return options.label
+    if not isinstance(table, ConditionTable):
+        more = '; a class is --label' * bool(classes)
+        raise ValueError(f'rows are of a table of conditions, and this student has none{more}')
     for row in options.rows:
         check_int('each of the rows', row, 0, len(table) - 1)
     index = torch.tensor([options.rows[i % len(options.rows)] for i in range(options.n)])
@@ -476,17 +465,9 @@ def difference_rows(found: dict[str, list]) -> list[dict]:  # a row for each
     "Differences for a program; that there are none yet is said."
     if not any(found.values()):
         print('no intervals yet: they need three seeds of an arm and of its host')
+    kept = ('arm', 'nfe', 'iterations', 'width', 'host', 'verdict')
     return [
-        dict(
-            measure=m,
-            arm=d.arm,
-            nfe=d.nfe,
-            iterations=d.iterations,
-            width=d.width,
-            host=d.host,
-            verdict=d.verdict,
-            **asdict(d.interval),
-        )
+        dict(measure=m, **{k: getattr(d, k) for k in kept}, **asdict(d.interval))
         for m, ds in found.items()
         for d in ds
     ]
@@ -522,24 +503,17 @@ def evaluate(options: Evaluate, line: Line, hardware: Hardware) -> dict:
     alone = {'limit', 'jobs', *options_of(Hardware)}
     both = {'experiment', 'out', *options_of(Common)}
     wrong = sorted(line.given - alone - both if runs else line.given & alone)
-    refuse(
-        '',
-        (
-            runs and options.student is not None,
-            'an experiment trains its own students: leave the student out',
-        ),
-        (
-            not runs and options.student is None,
+    if runs and options.student is not None:
+        raise ValueError('an experiment trains its own students: leave the student out')
+    if not runs and options.student is None:
+        raise ValueError(
             'name the folder of a student, or an experiment with --experiment NAME (--experiment '
-            'list names them)',
-        ),
-        (wrong and runs, f'{", ".join(wrong)} belongs to the measurement of a student'),
-        (
-            wrong,
-            f'{", ".join(wrong)} belongs to an experiment'
-            + '; the number of samples is --n' * ('limit' in wrong),
-        ),
-    )
+            'list names them)'
+        )
+    if wrong:
+        owner = 'the measurement of a student' if runs else 'an experiment'
+        more = '; the number of samples is --n' * ('limit' in wrong)
+        raise ValueError(f'{", ".join(wrong)} belongs to {owner}{more}')
     if runs:
         return evaluate_experiment(options, hardware)
     if options.data is not None:

@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import copied, sample_noise
-from ..diffusion.denoisers import GaussianDenoiser, GuidedDenoiser, NetDenoiser
-from ..diffusion.denoisers import map_cond, unguided
+from ..diffusion.denoisers import GaussianDenoiser, GuidedDenoiser, NetDenoiser, map_cond
+from ..diffusion.denoisers import unguided
 from ..diffusion.samplers import device_of, draw_conditions
 from ..distillation.bank import bank_megabytes, frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import LARGE, blocks, chosen_precision, left_as_found
-from ..training.devices import peak_bytes, recompute_blocks, replayed
-from ..training.devices import set_precision
+from ..training.devices import LARGE, blocks, chosen_precision, left_as_found, peak_bytes
+from ..training.devices import recompute_blocks, replayed, set_precision
 from ..training.loop import StepFunction, fit
 
 # %% auto #0

@@ -26,21 +26,17 @@ __all__ = ['DATA', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_d
 # %% ../../nbs/app/09_sources.ipynb #e2cae8a2
 from .common import Networks, Teachers, find_device, find_net
 from .shell import Line
-from ..core import check_choice, data_dir, load_tensors, read_json, refuse
-from ..core import reworded
-from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder
-from ..diffusion.data import toy_2d
+from ..core import check_choice, data_dir, load_tensors, read_json, refuse, reworded
+from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy_2d
 from ..diffusion.checks import check_itself, check_teacher
-from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser
-from ..diffusion.denoisers import check_classes, unguided
-from ..diffusion.stored import TEACHERS, load_denoiser, load_teacher
-from ..diffusion.stored import read_about
+from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser, check_classes, unguided
+from ..diffusion.stored import TEACHERS, load_denoiser, load_teacher, read_about
 from ..diffusion.nets import MLP, TemporalNet
 from ..diffusion.samplers import ConditionTable, Sampler, check_names, draw_start
 from ..distillation.bank import device_of, frozen_copy
 from ..distillation.sfd import SFDConfig
-from ..distillation.students import CONDITIONS, Host, Student, VariableStudent
-from ..distillation.students import load_student, load_table, table_of
+from ..distillation.students import CONDITIONS, Host, Student, VariableStudent, load_student
+from ..distillation.students import load_table, table_of
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import load_pretrained
 
@@ -214,19 +210,15 @@ def teacher_of_code(name: str) -> NetDenoiser:
     "What the callable of `module:callable` makes; what is no denoiser of a network is refused."
     made = find_net(name)()
     draw = getattr(made, 'conditions', None)
-    refuse(
-        '',
-        (
-            not isinstance(made, NetDenoiser),
+    if not isinstance(made, NetDenoiser):
+        raise ValueError(
             f'{name} makes a {type(made).__name__}, and a teacher is a denoiser: of a network '
             'EDMDenoiser(net), VPDenoiser or FlowDenoiser makes one, of a module that says D(x, '
-            "sigma) itself, as EDM's do, as_denoiser(module)",
-        ),
-        (
-            draw is not None and not callable(draw),
-            f'the conditions of {name} must be a ConditionTable(rows), got a {type(draw).__name__}',
-        ),
-    )
+            "sigma) itself, as EDM's do, as_denoiser(module)"
+        )
+    if draw is not None and not callable(draw):
+        kind = type(draw).__name__
+        raise ValueError(f'the conditions of {name} must be a ConditionTable(rows), got a {kind}')
     return made
 
 
@@ -453,20 +445,16 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
             else '--null_condition, a safetensors file of one row (prompt_conditions(pipeline, '
             '[""]))'
         )
-    refuse(
-        '',
-        (
-            scale is None and extra,
-            f'{"".join(extra[:1])} belongs to guidance: pass --guidance_scale too',
-        ),
-        (null and rows != 1, f'{options.null_condition} must hold one row, it holds {rows}'),
-        (
-            scale not in (None, 1) and untold,
-            f'guidance compares with the condition of "nothing", and {options.teacher} {how}',
-        ),
-    )
+    if scale is None and extra:
+        raise ValueError(f'{extra[0]} belongs to guidance: pass --guidance_scale too')
+    if null and rows != 1:
+        raise ValueError(f'{options.null_condition} must hold one row, it holds {rows}')
     if scale is None:
         return teacher
+    if scale != 1 and untold:
+        raise ValueError(
+            f'guidance compares with the condition of "nothing", and {options.teacher} {how}'
+        )
     return GuidedDenoiser(teacher, scale, null.rows if null else None, options.guidance_interval)
 
 
