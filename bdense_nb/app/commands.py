@@ -669,13 +669,8 @@ def on_paper(
     student: NetDenoiser | None = None,
 ) -> dict:  # of the step count that needs most
     "What a run needs on one GPU that is not here, see `memory_on_paper`."
-    return max(
-        (
-            memory_on_paper(source, one, shape, student, hardware=hardware)
-            for one in cfg.each.values()
-        ),
-        key=lambda plan: plan['memory_gb'],
-    )
+    need = lambda one: memory_on_paper(source, one, shape, student, hardware=hardware)
+    return max(map(need, cfg.each.values()), key=lambda plan: plan['memory_gb'])
 
 
 def on_one_gpu(
@@ -970,19 +965,16 @@ def search_plan(
 def confirmed_differences(result: SearchResult) -> list[Difference]:
     "The best weights against each of the named ones, on seeds that the search did not see."
     cfg = result.cfg
-    return [
-        Difference(
-            f'best minus {name}',
-            cfg.nfe,
-            cfg.steps,
-            None,
-            sum(scores) / len(scores),
-            result.difference(name),
-            cfg.steps,
+    found = []
+    for name, scores in result.confirmed.items():
+        if name == 'best':
+            continue
+        host = sum(scores) / len(scores)
+        gap = result.difference(name)
+        found.append(
+            Difference(f'best minus {name}', cfg.nfe, cfg.steps, None, host, gap, cfg.steps)
         )
-        for name, scores in result.confirmed.items()
-        if name != 'best'
-    ]
+    return found
 
 
 def _check_search(options: Search, line: Line, cfg: SFDConfig) -> None:
@@ -1030,22 +1022,15 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     check_source(source, options.teacher, shape, trust=options.trust_teacher)
     named = lambda e: str(e).replace('another name, or another storage', 'another folder')
     told = reworded(named, ValueError)
-    which = (source, cfg, out / 'search.db', options.n, cfg.seed, hardware)
-    there = becomes(told(lambda: going(options, trials_done(*which))), options)
+    db = out / 'search.db'
+    how = dict(n_samples=options.n, seed=cfg.seed, hardware=hardware)
+    there = becomes(told(lambda: going(options, trials_done(source, cfg, db, **how))), options)
     if options.dry_run:
         return show_plan(search_plan(source, options, cfg, hardware) | dict(run=there))
     with told, started(options.out, line, options, config=cfg, hardware=hardware) as note:
-        result = search_weights(
-            source,
-            cfg,
-            options.trials,
-            out / 'search.db',
-            n_samples=options.n,
-            seed=cfg.seed,
-            hardware=hardware,
-        )
+        result = search_weights(source, cfg, options.trials, db, **how)
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
-        result = confirm_weights(source, result, seeds, out / 'search.db', hardware=hardware)
+        result = confirm_weights(source, result, seeds, db, hardware=hardware)
         save_search(out / 'search.json', result, **note, **about_run())
         show_search(result, out / 'search.png')
     weights = list(result.best.weights)

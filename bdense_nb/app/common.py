@@ -547,12 +547,8 @@ def draw_samples(
 ) -> Tensor:  # [n, *D], on the CPU
     "Sample behind a progress bar."
     starts = range(first, first + n, 250)
-    return torch.cat(
-        [
-            arm.sample(min(250, first + n - starts[b]), starts[b])
-            for b in progress(len(starts), title)
-        ]
-    )
+    batch = lambda start: arm.sample(min(250, first + n - start), start)
+    return torch.cat([batch(starts[b]) for b in progress(len(starts), title)])
 
 
 def print_table(rows: list[dict]) -> None:
@@ -560,9 +556,6 @@ def print_table(rows: list[dict]) -> None:
     print(f'\n{"":32}{"NFE":>5}{"Fréchet distance":>18}{"paired error":>14}')
     columns = (('nfe', 5, 'd'), ('frechet_distance', 18, '.2f'), ('paired_error', 14, '.4f'))
     for r in rows:
-        print(
-            f'{r["what"]:32}'
-            + ''.join(
-                f'{"-" if r[k] is None else format(r[k], f):>{width}}' for k, width, f in columns
-            )
-        )
+        words = ['-' if r[k] is None else format(r[k], f) for k, _, f in columns]
+        cells = [f'{word:>{width}}' for word, (_, width, _) in zip(words, columns)]
+        print(f'{r["what"]:32}', *cells, sep='')

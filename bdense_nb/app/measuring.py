@@ -202,11 +202,9 @@ class Reality:
             return data_line(self.samples, None, self.data)
         if self.note:
             return self.note
-        return (
-            'the 60,000 training images of Fashion-MNIST'
-            if self.features
-            else f'fresh points of {self.data}'
-        )
+        if self.features:
+            return 'the 60,000 training images of Fashion-MNIST'
+        return f'fresh points of {self.data}'
 
     def space(self, options) -> Callable[[Tensor], Tensor] | None:  # None: no images are compared
         "What maps the images to features, on the device of the options; it may be missing."
@@ -309,15 +307,8 @@ def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
         )
     if 'guidance_interval' in guidance:
         guidance['guidance_interval'] = tuple(guidance['guidance_interval'])
-    return conditioned(
-        source,
-        Distilled(
-            teacher=options.teacher,
-            conditions=None,
-            null_condition=options.null_condition,
-            **guidance,
-        ),
-    )
+    asked = dict(teacher=options.teacher, null_condition=options.null_condition)
+    return conditioned(source, Distilled(**asked, **guidance))
 
 
 def check_pair(arm: Student, source: NetDenoiser, student: str, teacher: str) -> None:
@@ -413,12 +404,11 @@ def evaluate_student(options: Evaluate) -> dict:
 # %% ../../nbs/app/10_measuring.ipynb #f7834c08
 def list_experiments() -> dict:
     "Name the experiments that can be run."
-    runs = {name: len(e.arms) * e.seeds for name, e in EXPERIMENTS.items()}
+    found = {}
     for name, e in EXPERIMENTS.items():
-        print(f'{name:20}{runs[name]:>5} runs  {e.about}')
-    return dict(
-        experiments={name: dict(about=e.about, runs=runs[name]) for name, e in EXPERIMENTS.items()}
-    )
+        found[name] = dict(about=e.about, runs=len(e.arms) * e.seeds)
+        print(f'{name:20}{found[name]["runs"]:>5} runs  {e.about}')
+    return dict(experiments=found)
 
 
 def experiment_plan(

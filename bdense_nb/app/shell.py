@@ -401,11 +401,8 @@ def _stopped(name: str, code: int, message: str, answer: Output | None) -> int: 
     with contextlib.suppress(OSError):
         print(f'{name}: {message}', file=sys.stderr, flush=True)
         if answer:
-            print(
-                json.dumps(dict(command=name, exit_code=code, error=message)),
-                file=answer,
-                flush=True,
-            )
+            told = json.dumps(dict(command=name, exit_code=code, error=message))
+            print(told, file=answer, flush=True)
     return code
 
 

@@ -341,12 +341,8 @@ def find_data(
 def check_conditions(denoiser: NetDenoiser, name: str) -> None:
     "Refuse a network that must be told more than a class, and has nothing to be told."
     net = denoiser.net
-    if (
-        denoiser.conditions is None
-        and isinstance(net, DiffusersNet)
-        and net.takes
-        and not net.n_classes
-    ):
+    must = isinstance(net, DiffusersNet) and net.takes and not net.n_classes
+    if must and denoiser.conditions is None:
         raise ValueError(
             f'{name} must be told {", ".join(net.takes)}: pass --conditions, a '
             'safetensors file with rows of these names, such as prompt_conditions '
