@@ -917,6 +917,10 @@ MISTAKES = [
     ('bdense_distill out --size 8 --shape 1,8,8', 'pass one of them'),
     ('bdense_compare out --calls 2,2', 'calls must be different numbers, got (2, 2)'),
     ('bdense_compare out --accumulate 2 --arms=a:K=1;b:batch=3', 'a batch of 3 cannot be cut'),
+    ('bdense_demo --out new --shard', 'this runs in one process: leave --shard out'),
+    ('bdense_search out --shard', 'this runs in one process: leave --shard out'),
+    ('bdense_compare out --shard', 'this runs in one process: leave --shard out'),
+    ('bdense_evaluate --experiment ring_sfd --shard', 'this runs in one process: leave --shard'),
     ('bdense_bench out --minutes nan', 'minutes must be a finite number at least 0, got nan'),
 ]
 
@@ -1291,6 +1295,13 @@ def test_what_is_asked_for_in_vain_is_refused(at):
     assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
     line = 'bdense_compare new --teacher plane --preset demo --features_path x.pt'
     assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
+
+
+@pytest.mark.parametrize('command', ['demo --out new', 'search new', 'compare new'])
+def test_what_several_processes_cannot_share_is_refused(command, shell, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert 'start it without torchrun' in shell(f'bdense_{command}', 1)[1]
+    assert not list(shell.folder.iterdir())
 
 
 @pytest.mark.parametrize('command', ['demo --out', 'search', 'distill'])

@@ -29,10 +29,10 @@ __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .common import STARTED, Common, Forgets, Named, Networks, Stored, Students
-from .common import Teachers, Watched, alone, announce, becomes, check_folder
-from .common import draw_samples, find_device, find_net, goes_on, inside, is_done
-from .common import note_start, print_table, put_back, read_config, readable, show_plan
-from .common import started, with_fields
+from .common import Teachers, Watched, alone, announce, becomes, check_alone
+from .common import check_folder, draw_samples, find_device, find_net, goes_on, inside
+from .common import is_done, note_start, print_table, put_back, read_config, readable
+from .common import show_plan, started, with_fields
 from .measuring import Evaluate, Sample, difference_rows, evaluate, sample_student
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
 from .shell import Command, Line, Options
@@ -250,6 +250,7 @@ def _show_demo(report: dict, arms: dict[str, Sampler], out: Path) -> None:
 def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
     "Distil, measure, draw, report."
     check_int('n', options.n, 2)
+    check_alone(hardware)
     begin = time.monotonic()
     out = Path(options.out)
     cfg = preset('demo', seed=options.seed)
@@ -1014,6 +1015,7 @@ def going(options: Search, done: int) -> str:  # trials
 def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> dict:
     "Search, confirm, draw."
     out = Path(options.out)
+    check_alone(hardware)
     _check_search(options, line, cfg)
     source = find_teacher(options.teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
@@ -1140,7 +1142,7 @@ COMMANDS = {
         [
             ('', 'the demonstration of the README'),
             ('--dry_run', 'what it would take on this device'),
-            ('--steps 10 --n 100 --out quick', 'a tenth of it, to see that it runs'),
+            ('--steps 10 --n 100 --out quick', 'less of it, to see that it runs'),
         ],
         lambda said: (Hardware(),),
         [Hardware],

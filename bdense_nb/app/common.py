@@ -23,9 +23,9 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'ASIDE', 'WORK', 'BESIDE', 'RESULT', 'Common', 'Networks', 'Students',
-           'Teachers', 'find_device', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder', 'inside',
-           'check_file', 'is_done', 'note_start', 'put_aside', 'put_back', 'Forgets', 'work_in', 'started', 'Stored',
-           'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable',
+           'Teachers', 'find_device', 'check_alone', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder',
+           'inside', 'check_file', 'is_done', 'note_start', 'put_aside', 'put_back', 'Forgets', 'work_in', 'started',
+           'Stored', 'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable',
            'print_plan', 'show_plan', 'becomes', 'goes_on', 'announce', 'draw_samples', 'print_table']
 
 # %% ../../nbs/app/08_common.ipynb #93b86926
@@ -118,6 +118,18 @@ def find_device(name: str | None) -> torch.device:
     )
     with reworded(absent, RuntimeError, AssertionError, NotImplementedError):
         return torch.empty(0, device=name).device
+
+
+def check_alone(hardware: Hardware) -> None:
+    "Refuse several processes to a command whose work they cannot share."
+    refuse(
+        'this runs in one process:',
+        (
+            int(os.environ.get('WORLD_SIZE', 1)) > 1,
+            'start it without torchrun or accelerate launch',
+        ),
+        (hardware.shard, 'leave shard= out'),
+    )
 
 
 def find_net(name: str | None, option: str = 'net') -> Callable | None:

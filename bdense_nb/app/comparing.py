@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 from .commands import distill_configs, distill_plan
-from .common import Named, becomes, check_folder, show_plan, started
+from .common import Named, becomes, check_alone, check_folder, show_plan, started
 from .measuring import Reality, check_weights, difference_rows, distances, find_reality
 from .sources import Distilled, check_source, check_stage, data_line, distill_data
 from .sources import suit, teacher_and_shape
@@ -175,6 +175,7 @@ def runs_there(
 
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:
     "Check, plan, compare, show."
+    check_alone(hardware)
     check_folder(options.out, ('comparison.json',), line)
     for name, low in (('seeds', 3), ('n', 2)):
         check_int(name, getattr(options, name), low)

@@ -22,8 +22,8 @@ __all__ = ['AMOUNTS', 'SHIPPED', 'Sample', 'sampling_plan', 'are_samples', 'aske
            'difference_rows', 'evaluate_experiment', 'evaluate']
 
 # %% ../../nbs/app/10_measuring.ipynb #8b0237a8
-from .common import Common, Named, Students, Teachers, check_file, draw_samples
-from .common import find_device, find_net, print_table, show_plan
+from .common import Common, Named, Students, Teachers, check_alone, check_file
+from .common import draw_samples, find_device, find_net, print_table, show_plan
 from .shell import Line, options_of
 from .sources import Distilled, check_data, check_source, conditioned, data_line
 from .sources import data_of, find_student, find_teacher, is_here, read_data
@@ -470,6 +470,7 @@ def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> d
     if name == 'list':
         return list_experiments()
     check_choice('experiment', name, [*EXPERIMENTS, 'list'])
+    check_alone(hardware)
     check_int('jobs', options.jobs, 1)
     if options.limit is not None:
         check_int('limit', options.limit, 1)

@@ -238,7 +238,7 @@ def epilog(name: str, command: Command, known: Sequence[str]) -> str:
     "What help ends with."
     lines = ['', 'examples:']
     for args, does in command.examples:
-        lines += [f'  {name} {args}', f'      {does}']
+        lines += [f'  {name} {args}'.rstrip(), f'      {does}']
     for host in command.hosts:
         if more := [f'--{o}' for o in options_of(host) if o not in known]:
             lines += ['', f'also, with a preset of {host.__name__}: {" ".join(more)}']
