@@ -1288,9 +1288,13 @@ def test_a_refused_export_leaves_an_empty_folder_to_others(at, tmp_path, monkeyp
     assert not (tmp_path / 'out' / 'command.json').exists()
 
 
-def test_what_is_asked_for_in_vain_is_refused(at):
+def test_what_is_asked_for_in_vain_is_refused(at, tmp_path):
     line = 'bdense_evaluate student --teacher plane --n 4'
     assert 'taught by none: leave it out' in at(f'{line} --null_condition x.safetensors', 1)[1]
+    table = tmp_path / 'table.safetensors'
+    save_tensors(table, dict(a=torch.ones(4, 2), b=torch.ones(4, 3)))
+    told = f'bdense_distill new --teacher small --preset demo --conditions {table}'
+    assert 'knows no condition but a class' in at(told, 1)[1]
     line += ' --features_path x.pt --dry_run'
     assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
     line = 'bdense_compare new --teacher plane --preset demo --features_path x.pt'
@@ -2383,6 +2387,10 @@ def test_a_finished_run_is_lengthened(at, tmp_path):
 def test_a_null_class_is_no_class_of_its_own(at, tmp_path):
     at(f'bdense_teach {tmp_path}/t --data zoo --size 8 --steps 1 --batch 4 --null_class 1')
     assert load_denoiser(tmp_path / 't').n_classes == 1
+    line = f'bdense_teach {tmp_path}/new --data zoo --size 8 --steps 1 --batch 4 --null_class'
+    for null in (0, 5):
+        assert f'the last class of the data, 1, got {null}' in at(f'{line} {null}', 1)[1]
+    assert not (tmp_path / 'new').exists()
     at(
         f'bdense_distill {tmp_path}/s --teacher {tmp_path}/t --preset fashion_mnist_pd --start_steps 4 --nfe 2 --steps 1 --batch 4 --trust_teacher'
     )

@@ -493,12 +493,15 @@ def _seeded_denoiser(
     options: Teach, seed: int, x: Tensor, y: Tensor | dict | None, make: Callable | None
 ) -> EDMDenoiser:
     "The network that a teacher starts as, where it is trained."
-    labelled = isinstance(y, Tensor)
-    if options.null_class is not None and not labelled:
+    last = int(y.max()) if isinstance(y, Tensor) else None  # class
+    null = options.null_class
+    if null is not None and last is None:
         raise ValueError(
             f'null_class is one of the classes of the data, and {options.data} has none'
         )
-    n_classes = int(y.max()) + 1 - (options.null_class is not None) if labelled else 0
+    if null not in (None, last) and make is None:
+        raise ValueError(f'null_class must be the last class of the data, {last}, got {null}')
+    n_classes = 0 if last is None else last + (null is None)
     with seeded(seed):
         denoiser = new_denoiser(x, n_classes, options.data, make)
     return denoiser.to(find_device(options.device))
@@ -545,8 +548,8 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     check_folder(out, ('checkpoints',), line)
     x, y, make = teach_data(options, cfg.seed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
-    learns = lambda: (x, training_labels(denoiser, y, len(x), options.null_class))
-    check = partial(check_teaching, folder, cfg, batch, learns)
+    labels = training_labels(denoiser, y, len(x), options.null_class)
+    check = partial(check_teaching, folder, cfg, batch, lambda: (x, labels))
     there = goes_on(folder, cfg, check, options, partial(check_parts, batch, hardware))
     if options.dry_run:
         return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware) | dict(run=there))

@@ -53,6 +53,8 @@ class NoiseEmbedding(nn.Module):
             c_noise = c_noise[:1]  # one level for all: embed it once
         angle = self.time_scale * c_noise.reshape(-1, 1) * self.freqs
         h = self.lin1(torch.cat([angle.sin(), angle.cos()], 1))
+        if isinstance(label, dict):
+            raise ValueError('this network knows no condition but a class, and label is a dict')
         if self.classes is not None:
             null = h.new_full((1,), self.n_classes, dtype=torch.long)
             h = h + self.classes(null if label is None else label)
