@@ -1430,7 +1430,14 @@ PLANS = [  # (a command, what its plan holds)
     ),
     (
         'bdense_search new --teacher plane --trials 5 --steps 2 --batch 8 --pool 8 --n 8',
-        dict(trials=5, trainings=5 + 3 * 4, nfe=[2]),
+        dict(
+            trials=5,
+            trainings=5 + 3 * 4,
+            nfe=[2],
+            updates=17 * 4,
+            teacher_samples=4 * 96,
+            student_samples=17 * 32,
+        ),
     ),
     (
         'bdense_sample student --n 1000 --out new.png',
@@ -1476,6 +1483,18 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(command, holds, at):
     assert {p: p.stat().st_mtime_ns for p in at.folder.rglob('*')} | {
         p: p.stat().st_mtime_ns for p in Path('.').rglob('*')
     } == before
+
+
+def test_students_of_one_training_take_its_time_once(at, tmp_path):
+    stored = json.loads((data_dir() / 'results' / 'ring_variable.json').read_text())
+    rows = stored['rows'][:4]
+    assert [r['nfe'] for r in rows] == [2, 3, 4, 5]
+    (tmp_path / 'one.json').write_text(json.dumps(stored | dict(rows=rows)))
+    line = f'bdense_evaluate --experiment ring_variable --out {tmp_path}/one.json --dry_run'
+    plan = at.json(line)
+    assert plan['runs_done'] == 1
+    assert plan['seconds'] == pytest.approx(189 * rows[-1]['cpu_seconds'])
+    assert at.json(line + ' --limit 2')['seconds'] == pytest.approx(2 * rows[-1]['cpu_seconds'])
 
 
 def test_processes_share_what_is_left_of_an_experiment(at, tmp_path):

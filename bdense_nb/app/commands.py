@@ -943,9 +943,10 @@ def search_plan(
     careful = cfg.reference().sampler(source)
     few = cfg.sampler(source)
     scoring = n * (runs * few.seconds_per_sample + 2 * careful.seconds_per_sample)
+    walks = runs if cfg.teacher_states == 'local' else options.seeds + 1  # or kept for a seed
     walking = training = None
     if one['seconds'] is not None:
-        walking = (options.seeds + 1) * one['seconds_teacher']
+        walking = walks * one['seconds_teacher']
         training = runs * one['seconds_student']
     return (
         dict(
@@ -957,6 +958,9 @@ def search_plan(
         )
         | one
         | dict(
+            updates=runs * one['updates'],
+            teacher_samples=walks * one['teacher_samples'],
+            student_samples=runs * one['student_samples'],
             samples_scored=n,
             seconds_teacher=walking,
             seconds_student=training,

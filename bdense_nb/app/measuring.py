@@ -423,9 +423,15 @@ def experiment_plan(
     e = replace(EXPERIMENTS[name], device=device, hardware=hardware)
     rows = stored_rows(e, Path(file))
     runs = len(e.arms) * e.seeds
-    done = len({run_name(r) for r in rows})
+    by_rounds = {arm.name for arm in e.arms if arm.cfg.rounds}
+    spent = {}  # run -> its seconds: of rounds each row has its own, else the last one has all
+    for r in rows:
+        before = spent.get(run_name(r), 0.0)
+        seconds = r['cpu_seconds']
+        spent[run_name(r)] = before + seconds if r['arm'] in by_rounds else max(before, seconds)
+    done = len(spent)
     todo = max(runs - done, 0)
-    each = sum(r['cpu_seconds'] for r in rows) / done if done else None
+    each = sum(spent.values()) / done if done else None
     return dict(
         experiment=name,
         asks=e.about,
