@@ -985,16 +985,11 @@ def confirmed_differences(result: SearchResult) -> list[Difference]:
     return found
 
 
-def _check_search(options: Search, line: Line, cfg: SFDConfig) -> None:
+def _check_search(options: Search, line: Line) -> None:
     "Refuse what cannot be searched, before any work."
     check_folder(options.out, ('search.db',), line)
     for name, low in (('seeds', 3), ('trials', 1), ('n', 1)):
         check_int(name, getattr(options, name), low)
-    if cfg.K == 1:
-        raise ValueError(
-            'K = 1 has one branch, whose weight is 1: there is nothing to search; use '
-            '--branches of at least 2'
-        )
 
 
 def _show_found(weights: list[float], found: list[Difference], seeds: int, out: Path) -> None:
@@ -1023,7 +1018,7 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     "Search, confirm, draw."
     out = Path(options.out)
     check_alone(hardware)
-    _check_search(options, line, cfg)
+    _check_search(options, line)
     source = find_teacher(options.teacher, options)
     shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
     cfg = cfg.fitted(source, shape, line.given)
