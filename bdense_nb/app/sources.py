@@ -276,19 +276,16 @@ def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None)
     images = not fixed and known[1:2] != (None,) and sized
     if images and size and len(size) < 3:
         size = (known[0], *size * (3 - len(size)))
-    refuse(
-        '',
-        (
-            size and (size != known if fixed else images and size[0] != known[0]),
+    if size and (size != known if fixed else images and size[0] != known[0]):
+        raise ValueError(
             f'the samples of {name} are of shape {known}, not {size}: leave --size and --shape '
-            'out, or pass the height and width of images',
-        ),
-        (
-            images and not size and len(known) == 1,
-            f'{name} does not say the size of its images: pass --shape {known[0]},HEIGHT,WIDTH',
-        ),
-        (not (size or known), f'{name} does not say the shape of its samples: pass --shape'),
-    )
+            'out, or pass the height and width of images'
+        )
+    if images and not size and len(known) == 1:
+        whole = f'--shape {known[0]},HEIGHT,WIDTH'
+        raise ValueError(f'{name} does not say the size of its images: pass {whole}')
+    if not (size or known):
+        raise ValueError(f'{name} does not say the shape of its samples: pass --shape')
     return size or known
 
 
