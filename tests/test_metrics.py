@@ -317,6 +317,15 @@ def test_slices_need_as_many_points():  # sorted, and compared one by one
         m.sliced_wasserstein(draw(10, 2), draw(9, 2))
 
 
+def test_data_that_are_sorted_are_seen_from_end_to_end():
+    data = torch.cat([draw(300, 2) - 5, draw(300, 2) + 5])
+    mixed = data[torch.randperm(600, generator=torch.Generator().manual_seed(0))]
+    found = m.sliced_to(data)
+    assert found(mixed) == m.sliced_wasserstein(mixed, data) == 0
+    assert found(mixed[:100]) < 0.2 * m.sliced_wasserstein(mixed[:100], data[:100])
+    assert m.sliced_to(data[::6])(data) < 0.5  # the samples are more
+
+
 @pytest.mark.parametrize('function', [m.energy_distance, m.sliced_wasserstein])
 def test_set_distances(function):
     a, b = draw(200, 2, 0), draw(200, 2, 1)

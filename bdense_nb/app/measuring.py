@@ -38,7 +38,7 @@ from ..distillation.distill import config_of
 from ..distillation.students import Student
 from ..evaluation.features import FEATURE_SPACES, load_space
 from ..evaluation.metrics import fashion_fd, frechet_distance, paired_error
-from ..evaluation.metrics import sliced_wasserstein
+from ..evaluation.metrics import sliced_to
 from ..evaluation.pictures import show_points, show_rows
 from ..lab.differences import difference_table, differences
 from ..lab.experiments import EXPERIMENTS, run_experiment, run_name, stored_rows
@@ -284,12 +284,9 @@ def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dic
         return dict(frechet_distance=fashion_fd)
     if reality.note:
         return {}
-
-    def sliced(x):  # as many of each
-        real = toy_2d(reality.data, len(x), 10**6) if reality.samples is None else reality.samples
-        return sliced_wasserstein(x[: len(real)].flatten(1), real[: len(x)].flatten(1))
-
-    return dict(sliced_wasserstein=sliced)
+    fresh = lambda n: toy_2d(reality.data, n, 10**6)
+    real = lambda x: fresh(len(x)) if reality.samples is None else reality.samples
+    return dict(sliced_wasserstein=lambda x: sliced_to(real(x))(x))
 
 
 def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:

@@ -231,7 +231,8 @@ def coverage(
     truth: Tensor,  # [N, horizon]
     level: float,  # of the central interval
 ) -> float:  # in [0, 1]
-    "How often the central interval of the futures holds what came."
+    """How often the central interval of the futures holds what came; of n futures that are drawn
+    as the truth is it does in `level` (n - 1) / (n + 1) of the cases."""
     _check_futures(futures, truth, 1)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2])
     low, high = futures.float().quantile(ends, dim=1)

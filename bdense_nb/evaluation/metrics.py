@@ -5,7 +5,7 @@
 # %% ../../nbs/evaluation/02_metrics.ipynb #2bb903a3
 from __future__ import annotations
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +25,8 @@ from .intervals import paired_interval, student_t
 __all__ = ['REFERENCES', 'FeatureNet', 'random_shift', 'train_feature_net', 'accuracy', 'load_features', 'image_features',
            'GaussianStats', 'feature_stats', 'frechet_distance', 'load_reference', 'fashion_fd', 'frechet_at_infinity',
            'kernel_distance', 'PrecisionRecall', 'precision_recall', 'DensityCoverage', 'density_coverage',
-           'sliced_wasserstein', 'energy_distance', 'paired_errors', 'paired_error', 'INTERVAL_METHODS', 'Interval',
-           'mean_interval', 'paired_interval', 'student_t']
+           'sliced_wasserstein', 'sliced_to', 'energy_distance', 'paired_errors', 'paired_error', 'INTERVAL_METHODS',
+           'Interval', 'mean_interval', 'paired_interval', 'student_t']
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #3718ec24
 _all_ = ['INTERVAL_METHODS', 'Interval', 'mean_interval', 'paired_interval', 'student_t']
@@ -419,6 +419,22 @@ def sliced_wasserstein(
     theta = F.normalize(theta, dim=0)
     in_order = lambda x: torch.from_numpy(np.sort((x @ theta).numpy(), axis=0))
     return float((in_order(a) - in_order(b)).square().mean().sqrt())
+
+
+def sliced_to(
+    data: Tensor,  # [N, *D]
+) -> Callable:  # samples [M, *D] -> distance
+    """Measures how far samples are from data: sliced Wasserstein, of as many as the smaller of both
+    has. Of the larger evenly spaced rows, since data may be sorted."""
+
+    def spread(x, n):
+        return x[torch.arange(n) * len(x) // n].flatten(1)
+
+    def sliced(x):
+        n = min(len(x), len(data))
+        return sliced_wasserstein(spread(x, n), spread(data, n))
+
+    return sliced
 
 
 def energy_distance(

@@ -21,7 +21,7 @@ from ..distillation.bank import TrajectoryPlan, denoiser_hash, frozen_copy
 from ..distillation.distill import check_config
 from ..distillation.sfd import SFDBase
 from ..distillation.students import Host, starting_network
-from ..evaluation.metrics import frechet_distance, paired_error, sliced_wasserstein
+from ..evaluation.metrics import frechet_distance, paired_error, sliced_to
 from .differences import difference_table, differences, plot_differences
 from .experiments import Arm, Experiment, measures_of, run_experiment
 from .worlds import ReferenceEnds, World
@@ -36,12 +36,8 @@ __all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'd
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
 def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]:  # name -> measure
     "How far a set of samples is from data."
-
-    def sliced(x):  # as many of each
-        return sliced_wasserstein(x[: len(data)].flatten(1), data[: len(x)].flatten(1))
-
     if features is None:
-        return dict(sliced_wasserstein=sliced)
+        return dict(sliced_wasserstein=sliced_to(data))
     real = features(data)
     return dict(frechet_distance=lambda x: frechet_distance(features(x), real))
 
