@@ -124,7 +124,11 @@ def _check_pairs(arms: tuple[Arm, ...]) -> None:
     alone = [a.name for a in arms if place(a) not in known]
     refuse(
         '',
-        (alike, f'arms that differ in nothing: {", ".join(dict.fromkeys(alike))}'),
+        (
+            alike,
+            f'arms that differ in nothing: {", ".join(dict.fromkeys(alike))}; K, the number of '
+            f'branches, is {arms[-1].cfg.K}',
+        ),
         (
             alone,
             f'arms with other calls or budgets than {arms[0].name}, so nothing to compare them '
