@@ -924,7 +924,7 @@ EXPERIMENTS |= {
                 (2, 3, 4, 5),
                 (256,),
             )
-            if arm.cfg.nfe < 5 or 'heavy' not in arm.name
+            if arm.cfg.nfe < 5 or arm.name in ('K = 1', 'K = 4, light, 8 teacher steps')
         ),
         'K = 1',
         5,
