@@ -591,7 +591,7 @@ def test_a_broken_gradient_is_skipped_too():
 
 
 def test_skipping_everything_stops():
-    with pytest.raises(FloatingPointError, match='every update since iteration 6'):
+    with pytest.raises(FloatingPointError, match='^every update since iteration 6 [^=]*$'):
         fit(
             net(),
             flaky(range(5, 99), float('nan')),

@@ -548,9 +548,10 @@ class State:
         broken = next((k for k, v in params if not full_tensor(v).isfinite().all()), None)
         where = f' (by now {broken} is no longer finite)' if broken else ''
         back = f'. The last good checkpoint is {kept[-1]}' if kept else ''
-        raise FloatingPointError(
-            f"{what}{where}; lower lr, clip gradients (clip_grad), or set on_nan='skip'{back}"
-        )
+        advice = ['lower lr']
+        advice += ['clip gradients (clip_grad)'] * (not self.cfg.clip_grad)
+        advice += ["set on_nan='skip'"] * (self.cfg.on_nan != 'skip')
+        raise FloatingPointError(f'{what}{where}; {" or ".join(advice)}{back}')
 
     def tell(self, event: str, *args) -> None:
         "Call a method of all hooks that have it."
