@@ -44,7 +44,7 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'spiral_longest': 'Spiral, 3,000 iterations: do branches help?',
     'spiral_calls': 'Spiral, 3 to 5 calls: do branches help?',
     'fashion_lesson': 'Fashion-MNIST: what else moves a student of two calls?',
-    'fashion_lesson_calls': 'Fashion-MNIST, 2 to 4 calls: do branches and a finer teacher help?',
+    'fashion_lesson_calls': 'Fashion-MNIST, 2 to 5 calls: do branches and a finer teacher help?',
     'spiral_recipe': 'Spiral: what else moves a student of two calls?',
     'demo': 'What does the demonstration draw in two calls, with branches and without?',
     'fashion_mnist_teacher': 'How good is the teacher of Fashion-MNIST that ships?',

@@ -851,7 +851,7 @@ LESSON = {
     for average, ema in (('', {}), (', EMA .99', dict(ema=0.99)))
     for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))
 }
-#: arms of two to four calls; `light` has less weight before the endpoint
+#: arms of two to five calls; `light` has less weight before the endpoint
 LESSON_CALLS = {
     **{name: LESSON[name] for name in LESSON if name == 'K = 1' or name.endswith('steps')},
     'K = 4, light, 8 teacher steps': dict(substeps=8, branch_weights=(0.02, 0.03, 0.05, 0.9)),
@@ -914,13 +914,17 @@ EXPERIMENTS |= {
         5,
     ),
     'fashion_lesson_calls': lambda: Experiment(
-        'Do branches and a finer teacher move a student, at 2 to 4 calls?',
+        'Do branches and a finer teacher move a student, at 2 to 5 calls?',
         'fashion_mnist, fine',
-        budget_arms(
-            dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
-            LESSON_CALLS,
-            (2, 3, 4),
-            (256,),
+        tuple(
+            arm
+            for arm in budget_arms(
+                dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
+                LESSON_CALLS,
+                (2, 3, 4, 5),
+                (256,),
+            )
+            if arm.cfg.nfe < 5 or arm.name in ('K = 1', 'K = 4, light, 8 teacher steps')
         ),
         'K = 1',
         5,
