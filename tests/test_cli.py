@@ -464,10 +464,7 @@ def test_the_options_of_a_start_are_those_of_its_repetition(tmp_path, capsys, mo
     )
     assert out == 'command.json also sets --guidance_interval=0.5,2.0\n'
     assert again('bdense_compare', '--seeds=4')[0].guidance_scale == 3.0
-    options, *_, out = again('bdense_search')
-    assert options.teacher == 'plane' and out.endswith(
-        '; bdense_search has no --guidance_scale=3.0 --guidance_interval=0.5,2.0\n'
-    )
+    assert again('bdense_search')[0].guidance_interval == (0.5, 2.0)
     first = note(
         'bdense_teach', '--data', 'photos', '--size', '8', '--preset', 'quick', '--batch', '32'
     )
@@ -514,6 +511,20 @@ def test_a_start_is_noted_before_the_work_and_a_refused_one_is_not(shell):
         assert (Path(out) / 'command.json').read_bytes() == kept and not (
             Path(f'new-{out}') / 'command.json'
         ).exists()
+
+
+def test_a_run_that_ends_before_its_first_iteration_leaves_nothing(shell):
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), Path('plane'), dict(data='moons', shape=[2]))
+    line = 'bdense_distill s --teacher plane --batch 4 --pool 4 --trust_teacher --steps 1'
+
+    def fails(*args, **how):
+        raise ValueError('no such step')
+
+    with shell.monkeypatch.context() as m:
+        m.setattr('bdense_nb.distillation.sfd.sfd_step', lambda *args: fails)
+        assert 'no such step' in shell(line, 1)[1]
+    assert {p.name for p in Path('s').iterdir()} <= {'.lock'}
+    shell(line + ' --K 2')  # other settings
 
 
 def test_what_is_written_of_a_finished_run_stays_true(shell):
@@ -1978,6 +1989,7 @@ def test_a_null_class_reaches_every_command_that_reads_a_diffusers_teacher(shell
     )
     budget = '--teacher mine --preset demo --K 2 --steps 1 --batch 2 --pool 2 --trust_teacher'
     assert 'pass --null_class 2' in shell(f'bdense_distill plain {budget} --dry_run')[1]
+    assert 'leave --null_class out' in shell('bdense_distill x --null_class 2 --dry_run', 1)[1]
     shell(f'bdense_distill s {budget} --null_class 2')
     shell.believes()
     assert find_student('s', None, Networks()).denoiser.n_classes == 2
@@ -2056,10 +2068,11 @@ def test_a_network_told_a_text_from_the_shell(shell):
     assert 0 < plan['gpu_memory_gb'] < 0.1 and re.fullmatch(
         r'of 80 GB: fits, with up to [\d,]+ samples at a time', plan['on_one_gpu']
     )
-    shell(
-        run + ' --conditions text.safetensors --guidance_scale 3 --null_condition null.safetensors'
-    )
+    guided = ' --conditions text.safetensors --guidance_scale 3 --null_condition null.safetensors'
+    shell(run + guided)
     shell.believes()
+    plan = shell.json(run.replace('distill s', 'search new') + f'{guided} --n 2 --dry_run')
+    assert (plan['run'], plan['nfe']) == ('begins', [2])
     student = find_student('s', None, Networks())
     assert torch.equal(
         student.denoiser.conditions.rows['encoder_hidden_states'], table['encoder_hidden_states']

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bdense_nb.lab import search
-from bdense_nb.diffusion.denoisers import EDMDenoiser, MixtureDenoiser
+from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDenoiser
 from bdense_nb.diffusion.nets import MLP
 from bdense_nb.distillation.bank import frozen_copy
 from bdense_nb.distillation.losses import branch_weights
@@ -430,6 +430,12 @@ def test_bad_seeds_are_refused(teacher, whole, count, seeds):
     assert count.done == 0
 
 
+def test_another_teacher_confirms_nothing(whole, count):
+    with pytest.raises(ValueError, match='not the teacher of the search'):
+        confirm_weights(make(1), whole, show=False)
+    assert count.done == 0
+
+
 def test_confirmation_goes_on_and_grows(teacher, whole, confirmed, tmp_path, count):
     count.stop_at = 6
     with pytest.raises(KeyboardInterrupt):
@@ -457,6 +463,14 @@ def test_a_search_that_goes_on_confirms_its_new_best(teacher, whole, tmp_path, c
         confirm_weights(teacher, early, (1, 2, 5), tmp_path / 's.db', show=False) == first
         and count.done == 27
     )
+
+
+def test_students_of_a_search_are_guided_as_their_teacher_is():
+    plain = EDMDenoiser(MLP(width=8, depth=1, n_classes=2))
+    with torch.no_grad():
+        plain.net.out.weight.normal_(generator=torch.Generator().manual_seed(0))
+    weak, strong = (run(GuidedDenoiser(plain, w), 1).trials[0].score for w in (1.0, 9.0))
+    assert weak < strong  # untrained, both students are where the unguided teacher is
 
 
 def test_a_storage_that_cannot_be_written_is_named(teacher, tmp_path, count, monkeypatch):
@@ -489,7 +503,10 @@ def test_result_comes_back_from_its_file(confirmed, whole, tmp_path):
     for result in (confirmed, whole):
         save_search(tmp_path / 's.json', result, command='x')
         assert load_search(tmp_path / 's.json') == result
-    assert json.loads((tmp_path / 's.json').read_text())['command'] == 'x'
+    kept = json.loads((tmp_path / 's.json').read_text())
+    assert kept['command'] == 'x' and kept.pop('teacher') == whole.teacher
+    (tmp_path / 's.json').write_text(json.dumps(kept))  # an older file
+    assert load_search(tmp_path / 's.json') == replace(whole, teacher='')
 
 
 @pytest.mark.parametrize('content', ['no JSON', '{}', '[]', '{"cfg": {"K": 4}}'])

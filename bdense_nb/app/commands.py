@@ -29,16 +29,16 @@ __all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .common import STARTED, Common, Forgets, Named, Networks, Stored, Students
-from .common import Teachers, Watched, alone, announce, becomes, check_alone
+from .common import Watched, alone, announce, becomes, check_alone
 from .common import check_folder, draw_samples, find_device, find_net, goes_on, inside
 from .common import is_done, note_start, print_table, put_back, read_config, readable
 from .common import show_plan, started, with_fields
 from .measuring import Evaluate, Sample, difference_rows, evaluate, sample_student
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
 from .shell import Command, Line, Options
-from .sources import DATA, Distilled, check_saving, check_source, check_stage
-from .sources import data_line, data_of, distill_data, find_student, find_teacher
-from .sources import five_calls, is_student, read_data, shape_of, suit
+from .sources import DATA, Distilled, Hosted, check_saving, check_source, check_stage
+from .sources import data_line, data_of, distill_data, find_student
+from .sources import five_calls, is_student, read_data, suit
 from .sources import teacher_and_shape, teacher_facts
 from ..applications.forecasting import temporal_denoiser
 from ..applications.series import Series, Windows, read_series
@@ -583,7 +583,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
 
 # %% ../../nbs/app/03_commands.ipynb #06321b8a
 @dataclass(frozen=True, kw_only=True)
-class Distill(Watched, Distilled):
+class Distill(Watched, Hosted):
     """Distil a teacher with K branches; run the same command again to resume. The teacher may be an
     SFD student's folder: its second stage, to one network call."""
 
@@ -905,17 +905,13 @@ def finish(student, options: Distill, note: dict, data: str | None) -> dict:
 
 # %% ../../nbs/app/03_commands.ipynb #5539bf17
 @dataclass(frozen=True, kw_only=True)
-class Search(Teachers):
+class Search(Distilled):
     "Search for branch weights by paired error, and confirm what was found on other training seeds."
 
     # folder for search.db, search.json and search.png; a search there goes on
     out: Positional[Named]
-    # a shipped teacher, or a folder that bdense_teach or diffusers wrote
-    teacher: str = 'fashion_mnist'
     # an SFD preset: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. The other options change it
     preset_name: str = 'demo'
-    # JSON file with SFD's configuration, see bdense_distill; options change it
-    config: str | None = None
     trials: int = 16  # trainings altogether, the named weights among them
     seeds: int = 3  # training seeds of the confirmation, at least 3
     n: int = 256  # samples that score a training
@@ -1019,11 +1015,12 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
     out = Path(options.out)
     check_alone(hardware)
     _check_search(options, line)
-    source = find_teacher(options.teacher, options)
-    shape = tuple(cfg.shape) if 'shape' in line.given else shape_of(options.teacher, source)
-    cfg = cfg.fitted(source, shape, line.given)
+    source, shape = teacher_and_shape(options, line, cfg)
+    cfg = suit(options, line, cfg, source, shape)
+    check_stage(options, [cfg], source, lambda: False)
     check_able(unguided(source), cfg.batch, hardware)
-    check_source(source, options.teacher, shape, trust=options.trust_teacher)
+    pairs = distill_data(options, line, cfg, source, shape)
+    check_source(source, options.teacher, shape, pairs, options.trust_teacher, cfg.noisiest)
     named = lambda e: str(e).replace('another name, or another storage', 'another folder')
     told = reworded(named, ValueError)
     db = out / 'search.db'

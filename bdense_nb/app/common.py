@@ -327,7 +327,9 @@ def started(out: str, line: Line, options: Options, **configs) -> Iterator[dict]
     """Hold a folder and note a start in it; given is what a result says of it. One that ends
     before any work leaves the run and the note that were there."""
     note = Path(out) / STARTED
+    run = Path(out) / 'checkpoints'
     with alone(out):
+        new = not run.exists()
         before, work = note.read_bytes() if note.is_file() else None, work_in(out)
         if getattr(options, 'overwrite', False) and is_main():
             put_aside(out)
@@ -338,6 +340,8 @@ def started(out: str, line: Line, options: Options, **configs) -> Iterator[dict]
         except BaseException as e:
             put_back(out)
             if isinstance(e, Exception) and is_main() and work_in(out) == work:
+                if new and not any(p.stat().st_size for p in run.rglob('metrics.jsonl')):
+                    shutil.rmtree(run, ignore_errors=True)  # not one iteration was made
                 note.unlink(missing_ok=True)
                 if before is not None:
                     with atomic_path(note) as path:

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from .commands import distill_configs, distill_plan
 from .common import Named, becomes, check_alone, check_folder, show_plan, started
 from .measuring import Reality, check_weights, difference_rows, distances, find_reality
-from .sources import Distilled, check_source, check_stage, data_line, distill_data
+from .sources import Hosted, check_source, check_stage, data_line, distill_data
 from .sources import suit, teacher_and_shape
 from .shell import Command, Line
 from ..core import atomic_path, check_int, interrupted, read_json, refuse
@@ -68,7 +68,7 @@ def read_arms(text: str) -> dict[str, dict]:  # name -> fields that it changes
 
 # %% ../../nbs/app/06_compare.ipynb #8b28e7cc
 @dataclass(frozen=True, kw_only=True)
-class Compare(Distilled):
+class Compare(Hosted):
     "Distil with and without branches over several seeds, and compare; again: it goes on."
 
     # folder for every run, the trajectories and what came out; a comparison there goes on

@@ -20,8 +20,8 @@ from torch import Tensor
 __all__ = ['DATA', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'is_diffusers', 'is_code',
            'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code',
            'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions',
-           'find_student', 'five_calls', 'Distilled', 'conditioned', 'is_known', 'check_source', 'distill_data',
-           'conditioned_data', 'teacher_and_shape', 'is_second', 'suit', 'check_saving', 'check_stage']
+           'find_student', 'five_calls', 'Distilled', 'Hosted', 'conditioned', 'is_known', 'check_source',
+           'distill_data', 'conditioned_data', 'teacher_and_shape', 'is_second', 'suit', 'check_saving', 'check_stage']
 
 # %% ../../nbs/app/09_sources.ipynb #e2cae8a2
 from .common import Networks, Teachers, find_device, find_net
@@ -39,6 +39,7 @@ from ..distillation.students import CONDITIONS, Host, Student, VariableStudent, 
 from ..distillation.students import load_table, table_of
 from ..interop.diffusers import PICKLES, DiffusersNet, from_diffusers
 from ..interop.export import load_pretrained
+from ..training.checkpoints import is_main
 
 # %% ../../nbs/app/09_sources.ipynb #cd2e83f9
 #: data sets with a name
@@ -202,6 +203,8 @@ def read_diffusers(name: str, options: Teachers) -> NetDenoiser:
             f'save_pretrained("{name}/scheduler") of the scheduler that the model was '
             'trained with'
         )
+    if is_main():
+        print(f'reading {name}')  # the first import of diffusers takes its time
     with reworded(str, TypeError):  # a model of another kind
         return from_diffusers(name, null_class=options.null_class)
 
@@ -225,6 +228,8 @@ def teacher_of_code(name: str) -> NetDenoiser:
 def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
+    if name in TEACHERS and options.null_class is not None:
+        raise ValueError(f'{name} says itself what its classes are: leave null_class= out')
     if name in TEACHERS:
         return load_teacher(name, device)
     if is_code(name):
@@ -394,7 +399,6 @@ class Distilled(Teachers):
     # SFD: demo, fashion_mnist, cifar10-sfd, imagenet64-sfd. Progressive Distillation:
     # fashion_mnist_pd, cifar10-pd. The other options change it
     preset_name: str = 'fashion_mnist'
-    host: str | None = None  # module:class of a host of your own, in place of a preset
     # JSON file with a configuration, or a run's folder: command.json of a run, with its options,
     # its run.json, config.json of a student, or your own, for the preset's method or that of its
     # "host"; options change it
@@ -416,6 +420,13 @@ class Distilled(Teachers):
     conditions: str | None = None
     # safetensors of one row: the condition of "nothing", to guide
     null_condition: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosted(Distilled):
+    "The same, by any host."
+
+    host: str | None = None  # module:class of a host of your own, in place of a preset
 
 
 def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | GuidedDenoiser:

@@ -106,6 +106,7 @@ class SearchResult:
     confirm_seeds: tuple[int, ...] = ()  # training seeds of the confirmation
     # 'best' and named weights -> their scores
     confirmed: dict[str, tuple[float, ...]] | None = None
+    teacher: str = ''  # its `denoiser_hash`; '': an old file does not say
 
     @property
     def best(self) -> SearchTrial:
@@ -322,7 +323,7 @@ def search_weights(
                 trial = _run_trial(*_next_point(trials, cfg.K, seed), score)
                 study.add_trial(_as_optuna(trial))  # all of it at once, when it has ended
                 trials.append(trial)
-    return SearchResult(cfg, n_samples, tuple(trials))
+    return SearchResult(cfg, n_samples, tuple(trials), teacher=note['teacher'])
 
 
 def trials_done(
@@ -421,6 +422,8 @@ def confirm_weights(
     seeds = tuple(seeds)
     _check_other_seeds(seeds, cfg.seed)
     note = _run_note(teacher, cfg, student, n, hardware)
+    if result.teacher not in ('', note['teacher']):
+        raise ValueError('this is not the teacher of the search: confirm with that one')
     teacher = frozen_copy(teacher, cfg.shape)
     weights = {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in STARTS}
     best = f'weights {", ".join(map(repr, result.best.weights))}'
@@ -464,7 +467,7 @@ def load_search(
     path: Path | str,  # written by `save_search`
 ) -> SearchResult:
     "Read a search back."
-    kept = read_json(path, [f.name for f in fields(SearchResult)])
+    kept = read_json(path, [f.name for f in fields(SearchResult) if f.name != 'teacher'])
 
     def tuples(found):
         return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
@@ -476,4 +479,5 @@ def load_search(
         confirmed = kept['confirmed'] and tuples(kept['confirmed'])
         seeds = tuple(kept['confirm_seeds'])
         cfg = SFDConfig(**kept['cfg'])
-        return SearchResult(cfg, kept['n_samples'], tuple(trials), seeds, confirmed)
+        said = kept['n_samples'], tuple(trials), seeds, confirmed, kept.get('teacher', '')
+        return SearchResult(cfg, *said)
