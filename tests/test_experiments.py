@@ -266,6 +266,13 @@ def test_an_experiment_in_a_world_of_ones_own(cheap, tmp_path):
             X.run_experiment(dataclasses.replace(mine, world=world), tmp_path / 'mine.json')
 
 
+def test_a_student_is_judged_by_the_reference_of_its_own_calls():
+    several = X.Arm('several', X.SFDConfig(), (2, 3))
+    assert [several.judged(n).nfe for n in (2, 3)] == [2, 3]
+    one = X.Arm('one', X.SFDConfig(nfe=1), judge=X.SFDConfig(nfe=5))
+    assert one.judged(1).nfe == 5
+
+
 def test_banks_are_shared_inside_a_seed(cheap):
     arms = (*X.vary(SHORT, {'a': {}, 'b': dict(K=1)}), *X.vary(SHORT, {'a': {}}, steps=6))
     banks = X.Banks(cheap.teacher, arms)
@@ -559,11 +566,11 @@ def test_the_verdict_of_the_front_page():
     )  # forty times the images
     assert {d.verdict for d in D.differences(long, 'paired_error')} == {'worse'}
     assert (
-        'Progressive Distillation, too, gains on pictures in short trainings; in longer ones, and on points, it mostly loses.'
+        'Progressive Distillation gains on pictures in short trainings; in longer ones, and on points, it mostly loses.'
         in text
     )
     assert (
-        'weighted towards the endpoint, its student ends in two calls about two percent nearer to its teacher and to the data on small pictures, in four calls more than one; on points less than one, on a ring only to the data'
+        'With most weight on the endpoint, branches bring a student of two calls about two percent nearer to its teacher and to the data on small pictures, of four calls more than one; on points less than one, on a ring only to the data'
         in text
     )
     four = ' and '.join(

@@ -45,6 +45,7 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'spiral_calls': 'Spiral, 3 to 5 calls: do branches help?',
     'fashion_lesson': 'Fashion-MNIST: what else moves a student of two calls?',
     'fashion_lesson_calls': 'Fashion-MNIST, 2 to 5 calls: do branches and a finer teacher help?',
+    'fashion_one_call': 'Fashion-MNIST, one call: directly, or in two stages?',
     'spiral_recipe': 'Spiral: what else moves a student of two calls?',
     'demo': 'What does the demonstration draw in two calls, with branches and without?',
     'fashion_mnist_teacher': 'How good is the teacher of Fashion-MNIST that ships?',
@@ -268,10 +269,6 @@ def summary(out: Path) -> list[str]:
     answer = re.search(r'\*\*Does it help\?\*\* (.*?) `bdense_compare`', front, re.S)[1]
     figure, said = re.search(r'(!\[[^]]*)\]\([^)]*gains\.png\)\s*(\*.*?\*)(?:\n|$)', front).groups()
     copy_to(ROOT / 'data' / 'results' / 'gains.png', out / 'images' / 'gains.png')
-    answer = answer.replace(
-        'weighted towards the endpoint, its student',
-        'a student with branches, weighted towards the endpoint,',
-    )
     return [
         '## Do branches help?',
         f'**{answer}** The shortest trainings on pictures lose by them, '

@@ -33,7 +33,7 @@ from tyro.conf import Positional
 from .common import Named, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
-from ..core import AtLeast1, Within, about_run, check_choice, check_int, check_number
+from ..core import Within, about_run, check_choice, check_int, check_number
 from ..core import end_with_parent, import_extra, read_json, sample_noise, seeded
 from ..core import write_json
 from ..diffusion.denoisers import EDMDenoiser
@@ -49,12 +49,12 @@ from ..distillation.teaching import edm_loss
 from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import Replayed, peak_bytes, set_memory_format
+from ..training.devices import Replayed, peak_bytes, set_memory_format, wait
 from ..training.loop import StepFunction, training
 
 # %% auto #0
-__all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'wait', 'interleaved', 'ratio', 'compared',
-           'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
+__all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'interleaved', 'ratio', 'compared', 'loop_arm',
+           'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
            'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'training_steps', 'bench_roofline',
            'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs', 'bench_diffusers',
            'bench_onnx', 'bench_imports', 'processes_arm', 'bench_processes', 'run_part', 'stored_parts', 'parts_left',
@@ -116,14 +116,6 @@ class Bench:
         return 2 if self.device.type == 'cpu' and size == 'EDM' else self.repeats
 
 # %% ../../nbs/app/07_bench.ipynb #ee9c927b
-def wait(device: torch.device) -> None:
-    "Until the device has done what it was given."
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    elif device.type == 'mps':
-        torch.mps.synchronize()
-
-
 #: name -> function of no argument
 Arms = dict[str, Callable[[], object]]
 
@@ -892,7 +884,7 @@ class Measure(Options):
     parts: tuple[str, ...] | None = None  # names with commas between; default: all of them
     device: str | None = None  # cpu, cuda, cuda:1, mps; default: the fastest there is
     quick: bool = False  # tiny networks: to see that everything runs, not how fast it is
-    repeats: AtLeast1 = 7  # rounds in which the arms of a part take turns
+    repeats: int = 7  # rounds in which the arms of a part take turns
     # on a busy CPU: count the seconds that this process computes, not those of the clock
     busy: bool = False
     minutes: float | None = None  # no part begins after so long; default: all are run

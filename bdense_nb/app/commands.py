@@ -19,13 +19,12 @@ from torch import Tensor
 from tyro.conf import Positional
 
 # %% auto #0
-__all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 'Demo', 'peak_memory_gb', 'teacher_arms',
-           'demo_arms', 'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach',
-           'teach_configs', 'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'new_denoiser',
-           'check_teaching', 'teach', 'Distill', 'own_host', 'host_of', 'distill_configs', 'is_banked', 'on_paper',
-           'on_one_gpu', 'distill_plan', 'check_start', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search',
-           'search_configs', 'search_plan', 'confirmed_differences', 'going', 'search', 'Export', 'check_export',
-           'export']
+__all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 'Demo', 'teacher_arms', 'demo_arms', 'demo_plan',
+           'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach', 'teach_configs', 'teach_data',
+           'refuse_options', 'image_data', 'teach_plan', 'new_denoiser', 'check_teaching', 'teach', 'Distill',
+           'own_host', 'host_of', 'distill_configs', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan',
+           'check_start', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs',
+           'search_plan', 'confirmed_differences', 'going', 'search', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
 from .common import STARTED, Common, Forgets, Named, Networks, Stored, Students
@@ -45,7 +44,7 @@ from ..applications.series import Series, Windows, read_series
 from ..core import about_run, check_choice, check_int, copied, data_dir, read_json, refuse
 from ..core import reworded, seeded, write_json
 from ..diffusion.data import TOY_SETS, fashion_mnist, image_folder
-from ..diffusion.denoisers import EDMDenoiser, GuidedDenoiser, NetDenoiser, map_cond
+from ..diffusion.denoisers import EDMDenoiser, GuidedDenoiser, NetDenoiser
 from ..diffusion.denoisers import unguided
 from ..diffusion.stored import TEACHERS, load_teacher, read_about, save_denoiser
 from ..diffusion.nets import MLP, UNet
@@ -55,7 +54,7 @@ from ..distillation.distill import distill, hosts, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
 from ..distillation.students import CONDITIONS, Host, Student, table_of
-from ..distillation.teaching import edm_loss, root_mean_square, train_teacher
+from ..distillation.teaching import edm_step, root_mean_square, train_teacher
 from ..distillation.teaching import training_labels
 from ..distillation.variable import SFDVConfig, second_stage, several
 from ..evaluation.metrics import fashion_fd, paired_error
@@ -137,12 +136,6 @@ class Demo(Common):
     steps: int | None = None  # iterations of each training; default: the preset's
     n: int = 1000  # samples that are measured, from seeds 0..n-1
     seed: int = 0  # of both trainings
-
-
-def peak_memory_gb() -> float | None:  # in 2**30 bytes; None where the system does not say
-    "The most memory that this process has held."
-    peak = peak_bytes(torch.device('cpu'))
-    return None if peak is None else round(peak / 2**30, 2)
 
 
 def teacher_arms(teacher: NetDenoiser, cfg: SFDConfig) -> dict[str, Sampler]:
@@ -265,6 +258,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
         arms = demo_arms(teacher, cfg, out / 'checkpoints', hardware)
         rows, samples = measure_arms(arms, options.n)
         draw_arms(arms, samples, rows, out)
+        peak = peak_bytes(torch.device('cpu'))  # None where the system does not say
         report = dict(
             note,
             rows=rows,
@@ -277,7 +271,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
                 what: arm.about['history'] for what, arm in arms.items() if isinstance(arm, Student)
             },
             seconds=round(time.monotonic() - begin, 1),
-            peak_memory_gb=peak_memory_gb(),
+            peak_memory_gb=peak and round(peak / 2**30, 2),  # of 2**30 bytes
             **about_run(),
         )
         write_json(out / 'report.json', report)
@@ -401,26 +395,6 @@ def image_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
 
 
-def _teacher_trials(denoiser: EDMDenoiser, x: Tensor, y: Tensor | dict | None) -> Callable:
-    "What makes a model and its updates for the first samples, as `estimate_training` takes it."
-    device = device_of(denoiser)
-
-    def make(n):
-        some = torch.arange(n) % len(x)  # a batch may be larger than the data
-
-        def step(model, i):
-            yield edm_loss(
-                model,
-                x[some].to(device),
-                map_cond(lambda t: t[some].to(device), y),
-                torch.Generator().manual_seed(i),
-            )
-
-        return copied(denoiser).train(), step
-
-    return make
-
-
 def teach_plan(
     denoiser: EDMDenoiser,
     x: Tensor,
@@ -432,7 +406,7 @@ def teach_plan(
 ) -> dict:
     "What a training would do and take."
     device = device_of(denoiser)
-    make = _teacher_trials(denoiser, x, y)
+    make = lambda n: (copied(denoiser).train(), edm_step(x, y, n, cfg.seed, device))
     guess = dict(estimate_training(make, batch, cfg, hardware), batch=batch)
     each = guess['seconds']
     return dict(
@@ -605,8 +579,8 @@ def own_host(name: str | None) -> Host | None:
     "The host that `module:class` names, with its defaults."
     if name is None:
         return None
-    alone = lambda e: f'host must name a subclass of Host with defaults, and {name} is none: {e}'
-    with reworded(alone, TypeError):
+    needs = lambda e: f'host must name a subclass of Host with defaults, and {name} is none: {e}'
+    with reworded(needs, TypeError):
         made = find_net(name, 'host')()
     if isinstance(made, Host) and is_dataclass(made):
         return made
@@ -969,16 +943,13 @@ def search_plan(
 def confirmed_differences(result: SearchResult) -> list[Difference]:
     "The best weights against each of the named ones, on seeds that the search did not see."
     cfg = result.cfg
-    found = []
-    for name, scores in result.confirmed.items():
-        if name == 'best':
-            continue
-        host = sum(scores) / len(scores)
-        gap = result.difference(name)
-        found.append(
-            Difference(f'best minus {name}', cfg.nfe, cfg.steps, None, host, gap, cfg.steps)
-        )
-    return found
+
+    def minus(name):
+        host = sum(result.confirmed[name]) / len(result.confirmed[name])
+        place = cfg.nfe, cfg.steps, None
+        return Difference(f'best minus {name}', *place, host, result.difference(name), cfg.steps)
+
+    return [minus(name) for name in result.confirmed if name != 'best']
 
 
 def _check_search(options: Search, line: Line) -> None:

@@ -28,8 +28,8 @@ from ..training.config import Hardware
 from ..training.devices import check_able
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'walking_seconds', 'compare_plan', 'runs_done',
-           'runs_there', 'compare_run', 'finish']
+__all__ = ['COMMANDS', 'read_value', 'read_arms', 'Compare', 'measuring_seconds', 'walking_seconds', 'compare_plan', 'runs_there',
+           'compare_run', 'finish']
 
 # %% ../../nbs/app/06_compare.ipynb #cbe1bd93
 def read_value(text: str):  # a number, a tuple, None or a word
@@ -149,28 +149,18 @@ def compare_plan(
     )
 
 
-def runs_done(
-    out: str,
-    made: Callable[[], Experiment],  # its trainings
-) -> tuple[int, int] | None:  # None: there is no comparison
-    "How many trainings of a comparison are done, and how many it has; another one is refused."
-    if not (file := Path(out) / 'comparison.json').is_file():
-        return None
-    e = made()
-    done = {run_name(r) for r in stored_rows(e, file)}
-    runs = [run_name(dict(arm.key, seed=seed)) for arm in e.arms for seed in range(e.seeds)]
-    return len(done & {*runs}), len(runs)
-
-
 def runs_there(
     out: str,
     made: Callable[[], Experiment],  # its trainings
 ) -> str:
-    "What a start in this folder would do."
-    if (found := runs_done(out, made)) is None:
+    "What a start in this folder would do; one that holds another comparison is refused."
+    if not (file := Path(out) / 'comparison.json').is_file():
         return 'begins'
-    goes = 'is finished' if found[0] == found[1] else 'goes on'
-    return '{}: {} of {} trainings are done'.format(goes, *found)
+    e = made()
+    done = {run_name(r) for r in stored_rows(e, file)}
+    runs = {run_name(dict(arm.key, seed=seed)) for arm in e.arms for seed in range(e.seeds)}
+    goes = 'is finished' if runs <= done else 'goes on'
+    return f'{goes}: {len(done & runs)} of {len(runs)} trainings are done'
 
 
 def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> dict:

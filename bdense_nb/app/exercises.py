@@ -345,16 +345,9 @@ def _(got):
     return named
 
 # %% ../../nbs/app/05_exercises.ipynb #eaaeb0bb
-def _at_t(t: float, s: float) -> float:
-    return t
-
-
-def _at_s(t: float, s: float) -> float:
-    return s
-
-
-def _one(t: float, s: float) -> float:
-    return 1.0
+_at_t = lambda t, s: t
+_at_s = lambda t, s: s
+_one = lambda t, s: 1.0
 
 
 def _heun(
@@ -461,16 +454,9 @@ _formula(
 )
 
 
-def _var(sigma: float, std: float) -> float:
-    return std**2 + sigma**2
-
-
-def _noise(sigma: float, std: float) -> float:
-    return sigma**2
-
-
-def _none(sigma: float, std: float) -> float:
-    return 0.0
+_var = lambda sigma, std: std**2 + sigma**2
+_noise = lambda sigma, std: sigma**2
+_none = lambda sigma, std: 0.0
 
 
 def _mixture(
@@ -559,8 +545,7 @@ _formula(
 )
 
 # %% ../../nbs/app/05_exercises.ipynb #d168b603
-def _solved(w: SimpleNamespace) -> Tensor:
-    return (w.y - w.r * w.x) / (1 - w.r)
+_solved = lambda w: (w.y - w.r * w.x) / (1 - w.r)
 
 
 def _mixed(omega: Callable) -> Callable:  # a mean of the two guesses
@@ -798,8 +783,7 @@ def _first(x: Tensor, levels: Tensor) -> Tensor:  # the analytic step of a grid
     return euler_step(x, afs_x0(x, levels[0]), levels[0], levels[1])
 
 
-def _size(gap: Tensor) -> Tensor:
-    return gap.abs().sum(1).mean()
+_size = lambda gap: gap.abs().sum(1).mean()
 
 
 def _rollout(
@@ -1003,14 +987,8 @@ def _guess(above: Callable, below: Callable | None = None) -> Callable:
     return formula
 
 
-def _own(s: Tensor, t: float) -> Tensor:
-    return s / t
-
-
-def _last(s: Tensor, t: float) -> Tensor:
-    return s[-1] / t
-
-
+_own = lambda s, t: s / t
+_last = lambda s, t: s[-1] / t
 _formula(
     '6.2',
     'the ratio has a row for each branch, to multiply coordinates: levels[:, None]/t; '

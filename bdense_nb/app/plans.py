@@ -24,7 +24,7 @@ from ..distillation.distill import check_config
 from ..distillation.students import Host, branched_student
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import LARGE, blocks, chosen_precision, left_as_found, peak_bytes
-from ..training.devices import recompute_blocks, replayed, set_precision
+from ..training.devices import recompute_blocks, replayed, set_precision, wait
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
@@ -44,8 +44,7 @@ def time_iteration(
     device = device_of(model)
 
     def marked(model, i):
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
+        wait(device)
         marks.append(time.perf_counter())
         yield from step(model, i)
 

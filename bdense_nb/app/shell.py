@@ -469,23 +469,13 @@ def program(name: str) -> Callable:
     return run
 
 
-#: the program of this name
-bdense_demo = program('bdense_demo')
-#: the program of this name
-bdense_teach = program('bdense_teach')
-#: the program of this name
-bdense_distill = program('bdense_distill')
-#: the program of this name
-bdense_compare = program('bdense_compare')
-#: the program of this name
-bdense_search = program('bdense_search')
-#: the program of this name
-bdense_sample = program('bdense_sample')
-#: the program of this name
-bdense_evaluate = program('bdense_evaluate')
-#: the program of this name
-bdense_export = program('bdense_export')
-#: the program of this name
-bdense_bench = program('bdense_bench')
-#: the program of this name
-bdense_notebooks = program('bdense_notebooks')
+bdense_demo = program('bdense_demo')  # the program of this name
+bdense_teach = program('bdense_teach')  # the program of this name
+bdense_distill = program('bdense_distill')  # the program of this name
+bdense_compare = program('bdense_compare')  # the program of this name
+bdense_search = program('bdense_search')  # the program of this name
+bdense_sample = program('bdense_sample')  # the program of this name
+bdense_evaluate = program('bdense_evaluate')  # the program of this name
+bdense_export = program('bdense_export')  # the program of this name
+bdense_bench = program('bdense_bench')  # the program of this name
+bdense_notebooks = program('bdense_notebooks')  # the program of this name

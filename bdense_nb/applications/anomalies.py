@@ -184,38 +184,14 @@ def alarm_threshold(
     return float(scores.nanquantile(1 - rate))
 
 # %% ../../nbs/applications/02_anomalies.ipynb #d87d82b9
-def _spiked(x: Tensor, at: int) -> int:
-    x[0, at] += 12.0
-    return 1
-
-
-def _stuck(x: Tensor, at: int) -> int:
-    x[0, at : at + 7] = x[0, at].clone()
-    return 7
-
-
-def _offset(x: Tensor, at: int) -> int:
-    x[0, at : at + 7] += 8.0
-    return 7
-
-
-def _swapped(x: Tensor, at: int) -> int:
-    x[:2, at : at + 7] = x[:2, at : at + 7].flip(0)
-    return 7
-
-
-def _out_of_season(x: Tensor, at: int) -> int:
-    x[:, at : at + 14] = x[:, (at + x.shape[1] // 2) % (x.shape[1] - 14) :][:, :14].clone()
-    return 14
-
-
-#: faults of a weather station whose first two channels are the highest and lowest temperature
+#: faults of a weather station whose first two channels are the highest and lowest temperature:
+#: name -> what becomes of the first channels of x [C, T], from step `at` on
 FAULTS = {
-    'spike': _spiked,
-    'stuck': _stuck,
-    'offset': _offset,
-    'swapped': _swapped,
-    'out of season': _out_of_season,
+    'spike': lambda x, at: x[:1, at : at + 1] + 12.0,
+    'stuck': lambda x, at: x[:1, at : at + 1].repeat(1, 7),
+    'offset': lambda x, at: x[:1, at : at + 7] + 8.0,
+    'swapped': lambda x, at: x[:2, at : at + 7].flip(0),
+    'out of season': lambda x, at: x[:, (at + x.shape[1] // 2) % (x.shape[1] - 14) :][:, :14],
 }
 
 
@@ -232,7 +208,10 @@ def with_fault(
     at = int(torch.randint(20, len(series) - 40, (), generator=g))
     values = series.values.clone()
     labels = torch.zeros(len(series))
-    labels[at : at + FAULTS[kind](values, at)] = 1
+    wrong = FAULTS[kind](series.values, at)
+    channels, steps = wrong.shape
+    values[:channels, at : at + steps] = wrong
+    labels[at : at + steps] = 1
     return replace(series, values=values), labels
 
 

@@ -406,7 +406,7 @@ def check_teacher(
         squares = (noised.errors(answers), noised.linear_errors(), noised.limits())
         rms = (tuple(v**0.5 for v in values) for values in squares)
         found = TeacherCheck(
-            tuple(noised.sigmas), *rms, reason=_follows(denoiser, noised.eps, cond)
+            tuple(noised.sigmas), *rms, reason=_follows(denoiser, noised.eps, cond, sigma_max)
         )
         found = _judged(noised, answers, found)
     return found.checked() if refuse else found
@@ -493,7 +493,7 @@ def check_itself(
                 'would say whether its time is in another scale',
             )
         if found.ok:
-            found = _against_others(denoiser, noise, cond, found, fits)
+            found = _against_others(denoiser, noise, cond, found, sigma_max)
         elif refuse:
             n = max(8, 1024 // noise[0].numel())  # it is a guess
             few = (noise[:n], map_cond(lambda t: t[:n], cond))
@@ -536,7 +536,7 @@ def _against_others(
     noise: Tensor,
     cond,
     found: TeacherCheck,
-    fits: Callable,  # see `_by_itself`
+    sigma_max: float,
 ) -> TeacherCheck:
     """Is the network, read as another prediction, far closer to the samples that it makes as such?
     A reading that makes nearly one sample only does not count: networks that have learned little
@@ -547,8 +547,10 @@ def _against_others(
         if table and ', alpha_bar, ' not in name:
             continue  # a right table may fit worse
         with contextlib.suppress(IndexError, RuntimeError, TypeError, ValueError):  # not this one
-            if not _follows(other, noise, cond) and not _is_deaf(other, noise, cond):
-                scores[name] = _fit(fits(other, noise, cond, '', varied=True))
+            if not _follows(other, noise, cond, sigma_max) and not _is_deaf(other, noise, cond):
+                scores[name] = _fit(
+                    _by_itself(other, noise, cond, '', varied=True, sigma_max=sigma_max)
+                )
     best = min(scores, key=scores.get, default='')
     if not best or scores[best] > _fit(found) - _CLOSER:
         return found

@@ -135,7 +135,7 @@ class SelfAttention(nn.Module):
         return x + self.proj(h.transpose(-1, -2).reshape(B, C, H, W))
 
 # %% ../../nbs/diffusion/04_nets.ipynb #407d86e8
-def _check_ints(n_classes: int, **sizes: int) -> None:
+def _check_ints(n_classes: int = 0, **sizes: int) -> None:
     check_int('n_classes', n_classes, 0)
     for name, value in sizes.items():
         check_int(name, value, 1)
@@ -319,8 +319,9 @@ class TemporalNet(nn.Module):
         time_scale: float = 1.0,  # see `NoiseEmbedding`
     ):
         super().__init__()
-        _check_ints(calendar, channels=channels, length=length, width=width, blocks=blocks)
+        _check_ints(channels=channels, length=length, width=width, blocks=blocks)
         check_int('context', context, 0)
+        check_int('calendar', calendar, 0)
         if width % 8:
             raise ValueError(f'width must be a multiple of 8, got {width}')
         known = dict(channels=channels, length=length, context=context, calendar=calendar)

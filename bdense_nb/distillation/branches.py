@@ -397,15 +397,12 @@ class _LeftAlone(TorchDispatchMode):
 @contextlib.contextmanager
 def _in_training(model: nn.Module) -> Iterator[None]:
     "In training mode; afterwards all of it, and the random numbers, are as before."
-    modes = {m: m.training for m in model.modules()}
     buffers = [(b, b.clone()) for b in model.buffers()]
     gpus = {p.device for p in model.parameters() if p.device.type == 'cuda'}
     try:
-        with torch.no_grad(), torch.random.fork_rng(gpus):
+        with undisturbed(model), torch.random.fork_rng(gpus):
             yield model.train()
     finally:
-        for m, mode in modes.items():
-            m.training = mode
         for b, before in buffers:
             b.copy_(before)
 

@@ -382,9 +382,7 @@ def check_training_data(
             f'{kind} {tuple(getattr(data, "shape", ()))}'
         )
 
-    def here(t):
-        return t.cpu() if isinstance(t, Tensor) else t
-
+    here = lambda t: t.cpu() if isinstance(t, Tensor) else t
     data = here(data)  # where values may be looked at
     check_state(data, 'data')
     refuse(

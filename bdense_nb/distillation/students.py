@@ -5,7 +5,6 @@
 # %% ../../nbs/distillation/06_students.ipynb #eafbad85
 from __future__ import annotations
 import dataclasses
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from ..diffusion.denoisers import NetDenoiser, guidance_of, unguided
 from ..diffusion.stored import CONFIG, DENOISERS, WEIGHTS
 from ..diffusion.stored import cut_off, load_denoiser, read_about, read_run
 from ..diffusion.stored import save_denoiser
+from ..diffusion.identity import _sha
 from ..diffusion.nets import NETS
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..diffusion.schedules import SHIFTED
@@ -357,7 +357,7 @@ class VariableStudent:
         """Write weights and biases (safetensors), then a JSON that says how to sample; see
         `Student.save`."""
         grids = {nfe: s.tolist() for nfe, s in self.grids.items()}
-        how = dict(grids=grids, step_layer=self.step_layer, biases_sha256=_digest(self.biases))
+        how = dict(grids=grids, step_layer=self.step_layer, biases_sha256=_sha(self.biases))
         _save(self, folder, how, {BIASES: self.biases}, overwrite)
 
 # %% ../../nbs/distillation/06_students.ipynb #2a4522c9
@@ -427,14 +427,10 @@ def load_student(
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db
 # 64 hex digits
-def _digest(biases: Tensor) -> str:
-    return hashlib.sha256(biases.detach().cpu().contiguous().numpy()).hexdigest()
-
-
 def _load_biases(folder: Path, digest: str) -> Tensor:  # [n, width]
     "The biases of the step counts; missing, damaged or foreign ones are refused by name."
     biases = load_tensors(path := folder / BIASES)[0].get('biases')
-    check_digest(path, 'none' if biases is None else _digest(biases), digest)
+    check_digest(path, 'none' if biases is None else _sha(biases), digest)
     return biases
 
 

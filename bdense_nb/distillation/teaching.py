@@ -18,10 +18,10 @@ from ..diffusion.nets import NETS
 from ..training.checkpoints import claim_folder, fingerprint
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import to_device, local_batch
-from ..training.loop import Fit, fit
+from ..training.loop import Fit, StepFunction, fit
 
 # %% auto #0
-__all__ = ['edm_loss', 'train_teacher', 'root_mean_square', 'training_labels']
+__all__ = ['edm_loss', 'edm_step', 'train_teacher', 'root_mean_square', 'training_labels']
 
 # %% ../../nbs/distillation/01_teaching.ipynb #d39ee93c
 def edm_loss(
@@ -51,6 +51,24 @@ def edm_loss(
     return ((s**2 + d**2) / (s * d) ** 2 * (x0_hat - x0) ** 2).mean()
 
 # %% ../../nbs/distillation/01_teaching.ipynb #be19f920
+def edm_step(
+    images: Tensor,  # [N, *D]
+    labels: Tensor | dict | None,  # N of them
+    batch: int,  # images an iteration
+    seed: int,  # of the run
+    device: torch.device,  # of the network
+) -> StepFunction:  # for `loop.fit`
+    "An iteration of teaching: a batch that depends on (seed, iteration) alone."
+
+    def step(model, i):
+        g = torch.Generator().manual_seed(iteration_seed(seed, i))
+        pick = torch.randint(len(images), (batch,), generator=g)
+        take = lambda t: to_device(t[to_device(pick, t.device)], device)
+        yield edm_loss(model, take(images), map_cond(take, labels), g)
+
+    return step
+
+
 def train_teacher(
     denoiser: EDMDenoiser,  # trained in place; its parameters' device is used
     images: Tensor,  # [N, *D], float32
@@ -76,14 +94,7 @@ def train_teacher(
     if folder is not None:
         known = _settings(denoiser)  # older notes do not name them
         claim_folder(folder, dict(known, batch=batch, data=fingerprint(images, labels)), known)
-    device = next(denoiser.parameters()).device
-
-    def step(model, i):
-        g = torch.Generator().manual_seed(iteration_seed(cfg.seed, i))
-        pick = torch.randint(len(images), (batch,), generator=g)
-        take = lambda t: to_device(t[to_device(pick, t.device)], device)
-        yield edm_loss(model, take(images), map_cond(take, labels), g)
-
+    step = edm_step(images, labels, batch, cfg.seed, next(denoiser.parameters()).device)
     how = dict(hardware=hardware, hooks=hooks)
     done = fit(denoiser.train(), step, cfg, folder, 'teacher', show, **how)
     for trained in filter(None, (done.model, done.ema)):

@@ -191,9 +191,11 @@ def several(
 ) -> SFDVConfig:
     "A configuration of SFD made one of SFD-v."
     check_type(cfg, SFDBase, 'cfg must be an SFDVConfig, or an SFDConfig whose nfe is replaced')
+    if nfes is not None:
+        changes['nfe'] = tuple(nfes)
     if isinstance(cfg, SFDConfig):
-        cfg = SFDVConfig(**asdict(cfg) | dict(nfe=SFDVConfig.nfe if nfes is None else tuple(nfes)))
-    return replace(cfg, **(changes if nfes is None else dict(changes, nfe=tuple(nfes))))
+        cfg = SFDVConfig(**asdict(cfg) | dict(nfe=changes.get('nfe', SFDVConfig.nfe)))
+    return replace(cfg, **changes)
 
 
 def draw_index(seed: int, n: int, i: int) -> int:  # in 0..n-1

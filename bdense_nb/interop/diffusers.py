@@ -1004,18 +1004,19 @@ def _is_edm(module: nn.Module, mine: EDMDenoiser) -> bool:  # without its `.mode
     try:
         return _answer_alike(mine, module, shape)
     except Exception:
-        return not _wants_numbers(module, shape, n)  # it may take other samples
+        _refuse_numbers(module, shape, n)
+        return True  # it may take other samples
 
 
-def _wants_numbers(module: nn.Module, shape: tuple[int, ...], n: int) -> bool:  # always False
+def _refuse_numbers(module: nn.Module, shape: tuple[int, ...], n: int) -> None:
     "Refuse a module whose network takes classes by their numbers."
     if not n:
-        return False
+        return
     x = next(module.parameters(), torch.zeros(())).new_zeros(2, *shape)
     try:
         module(x, x.new_ones(2), torch.tensor([0, n - 1], device=x.device))
     except Exception:
-        return False  # neither
+        return  # neither
     raise ValueError(
         f'the network in this {type(module).__name__} takes classes by number, not '
         "as EDM's one-hot rows: give it n_classes, and wrap it itself: "

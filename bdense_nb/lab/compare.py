@@ -230,8 +230,7 @@ class Comparison:
     def __str__(self) -> str:
         return self.table
 
-    def _repr_markdown_(self) -> str:
-        return self.table
+    _repr_markdown_ = __str__
 
     def figure(self, save: Path | str | None = None) -> None:
         "Differences with their intervals."

@@ -14,8 +14,8 @@ from ..evaluation.intervals import Interval, paired_interval
 from .experiments import EXPERIMENTS, measures_of
 
 # %% auto #0
-__all__ = ['GAINS', 'HELD', 'FRONT', 'Difference', 'differences', 'difference_table', 'plot_differences', 'trajectories_of',
-           'stored_gains', 'gains_of', 'show_gains', 'show_answer']
+__all__ = ['GAINS', 'HELD', 'FRONT', 'Difference', 'differences', 'difference_table', 'plot_differences', 'stored_gains',
+           'gains_of', 'show_gains', 'show_answer']
 
 # %% ../../nbs/lab/07_differences.ipynb #89052a7c
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def difference_table(
     cells = {(d.name, (d.nfe, d.host_iterations, d.width)): d for d in ds}
     arms = list(dict.fromkeys(d.name for d in ds))
     places = list(dict.fromkeys(place for _, place in cells))
-    heads = [f'{n} calls, {i} it.' + (f', width {w}' if w else '') for n, i, w in places]
+    heads = [
+        f'{n} call{"s" * (n > 1)}, {i} it.' + (f', width {w}' if w else '') for n, i, w in places
+    ]
     hosts = [next(f'{cells[a, p].host:.4f}' for a in arms if (a, p) in cells) for p in places]
     grid = [
         ['', *heads],
@@ -180,14 +182,6 @@ def _whiskers(ax, places: list[float], ds: list[Difference], **how) -> None:
     ax.errorbar(places, means, lengths, ms=4, capsize=2, **how)
 
 # %% ../../nbs/lab/07_differences.ipynb #28de6abb
-def trajectories_of(result: dict) -> dict[tuple, int]:  # (arm, calls, iterations) -> how many
-    "Teacher trajectories that an arm was trained on, counted as often as they were seen."
-    return {
-        (c['arm'], c['calls'], c['iterations']): c['iterations'] * c['config']['cfg']['batch']
-        for c in result['configs']
-    }
-
-
 #: worlds: network calls of the students, and the experiments that train there with growing budgets
 GAINS = {
     'spiral': (2, ('spiral_copies', 'spiral_longest')),
@@ -246,7 +240,10 @@ def gains_of(
     found = {}
     for title, results in settings.items():
         for result, measure in ((r, m) for r in results for m in measures_of(r)):
-            seen = {(arm, n): many for (arm, _, n), many in trajectories_of(result).items()}
+            seen = {
+                (c['arm'], c['iterations']): c['iterations'] * c['config']['cfg']['batch']
+                for c in result['configs']
+            }  # counted as often as they were seen
             found.setdefault(title, {}).setdefault(measure, []).extend(
                 (seen[d.arm, d.iterations], d)
                 for d in differences(result, measure)

@@ -49,10 +49,10 @@ from ..training.loop import StepFunction, fit
 # %% auto #0
 __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LESSON', 'LESSON_CALLS', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks',
-           'refit', 'RecipeSFD', 'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'defaults',
-           'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms', 'branch_arms', 'variable_arms',
-           'pd_arms', 'capacity_arms', 'quarter_arms']
+           'LESSON', 'LESSON_CALLS', 'FASHION_LESSON', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD',
+           'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students', 'Experiment', 'run_name',
+           'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
+           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Arm:
     def judged(self, nfe: int) -> Host:
         "The configuration whose reference a student of so many calls is compared with."
         judge = self.judge or self.cfg
-        return judge.each.get(nfe, judge)
+        return self.each(judge).get(nfe, judge)
 
     @property
     def config(self) -> dict:  # as JSON has it
@@ -314,13 +314,9 @@ class Experiment:
         start = own and self.world.network(0, self.arms[0].width)
         return numerics(hardware, start or (unguided(self.world.teacher(0)) if own else None))
 
-    @property
+    @functools.cached_property  # the teacher is asked
     def origin(self) -> dict:  # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
-        return self._origin
-
-    @functools.cached_property  # the teacher is asked
-    def _origin(self) -> dict:
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str):
             return dict(world=self.world, device=kind, **self.rounding(self.hardware))
@@ -646,27 +642,33 @@ def branch_arms(base: SFDConfig, steps: dict[int, int]) -> tuple[Arm, ...]:
     return tuple(vary(base, arms))
 
 
-def variable_arms(base: SFDConfig, more: bool = False) -> tuple[Arm, ...]:
-    "SFD-v with the trajectories of four students; one call in two stages, and directly."
-    nfes = (2, 3, 4, 5)
+def variable_arms(
+    base: SFDConfig,
+    kinds: dict[str, tuple[dict, dict]],  # with and without branches: changes, those of a stage
+    nfes: tuple[int, ...] = (2, 3, 4, 5),
+    judge: Host | None = None,  # of one call, see `Arm`
+    more: bool = False,  # not told, in two stages after SFD-v, directly for as long
+) -> tuple[Arm, ...]:
+    "SFD-v with the trajectories of a student each; one call in two stages, and directly."
     last = dict(steps=base.steps, batch=base.batch, lr=base.lr, lr_schedule=base.lr_schedule)
-    # the trajectories of the short runs, seen four times as often
-    several = dataclasses.replace(base, K=1, steps=4 * base.steps, pool=base.n_trajectories)
-    arms = [Arm('SFD-v, K = 1, not told', several, nfes, untold=True)] if more else []
-    for K in (1, 4):
-        one = dataclasses.replace(base, K=K)
-        many = dataclasses.replace(several, K=K)
-        stage = dict(last, K=1 if K == 1 else 3)
-        directly = {f'directly, K = {K}': {}}
-        arms += [a for nfe in nfes for a in vary(one, {f'one each, K = {K}': {}}, nfe=nfe)]
-        arms += [Arm(f'SFD-v, K = {K}', many, nfes)]
+    # the trajectories of the short runs, seen as often by each number of calls
+    several = dataclasses.replace(base, steps=len(nfes) * base.steps, pool=base.n_trajectories)
+    not_told = dataclasses.replace(several, K=1)
+    arms = [Arm('SFD-v, K = 1, not told', not_told, nfes, untold=True)] if more else []
+    for kind, (changes, changes_of_stage) in kinds.items():
+        one = dataclasses.replace(base, **changes)
+        many = dataclasses.replace(several, **changes)
+        stage = last | changes_of_stage
+        arms += [Arm(f'one each, {kind}', dataclasses.replace(one, nfe=nfe)) for nfe in nfes]
+        arms += [Arm(f'SFD-v, {kind}', many, nfes)]
         five = dataclasses.replace(one, nfe=5)
-        arms += [Arm(f'one each, then one call, K = {K}', five, stage=stage)]
-        # as many iterations as both stages
-        arms += vary(one, directly, nfe=1, steps=2 * base.steps)
+        arms += [Arm(f'one each, then one call, {kind}', five, stage=stage, judge=judge)]
+        # as many iterations as both stages, and as SFD-v and one
+        for n in (2, 5) if more else (2,):
+            direct = dataclasses.replace(one, nfe=1, steps=n * base.steps)
+            arms += [Arm(f'directly, {kind}', direct, judge=judge)]
         if more:
-            arms += [Arm(f'SFD-v, then one call, K = {K}', many, nfes, stage=stage)]
-            arms += vary(one, directly, nfe=1, steps=5 * base.steps)
+            arms += [Arm(f'SFD-v, then one call, {kind}', many, nfes, stage=stage)]
     return tuple(arms)
 
 
@@ -746,12 +748,6 @@ EXPERIMENTS = _Made(
             option_arms(FASHION_SFD),
             'default',
         ),
-        'fashion_variable': lambda: _fashion(  # K = 4 for one each: 'linear' of fashion_sfd
-            'One student for several step counts, one call, and branches in either?',
-            [a for a in variable_arms(FASHION_SFD) if a.name != 'one each, K = 4'],
-            'one each, K = 1',
-            budgets={256: 64},
-        ),
         'ring_sfd': lambda: _ring(
             'Which branch weights help SFD, at how many calls, early and late, '
             'where the exact flow is known?',
@@ -792,7 +788,11 @@ EXPERIMENTS = _Made(
         'ring_variable': lambda: _ring(
             'One student for several step counts, one call, and branches in either, '
             'where the exact flow is known?',
-            variable_arms(dataclasses.replace(RING_SFD, steps=100), more=True),
+            variable_arms(
+                dataclasses.replace(RING_SFD, steps=100),
+                {'K = 1': (dict(K=1), dict(K=1)), 'K = 4': ({}, dict(K=3))},
+                more=True,
+            ),
             'one each, K = 1',
             budgets={400: 100},
         ),
@@ -856,6 +856,20 @@ LESSON_CALLS = {
     **{name: LESSON[name] for name in LESSON if name == 'K = 1' or name.endswith('steps')},
     'K = 4, light, 8 teacher steps': dict(substeps=8, branch_weights=(0.02, 0.03, 0.05, 0.9)),
 }
+#: the trainings of these arms
+FASHION_LESSON = dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy')
+_LESSON_VARIABLE = variable_arms(
+    FASHION_LESSON,
+    {
+        'K = 1': (LESSON_CALLS['K = 1'], dict(K=1, pool=4096)),
+        'K = 4, light, 8 teacher steps': (
+            LESSON_CALLS['K = 4, light, 8 teacher steps'],
+            dict(K=3, pool=4096, branch_weights='light'),
+        ),
+    },
+    (2, 3),
+    dataclasses.replace(FASHION_LESSON, nfe=5),
+)
 #: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
@@ -909,7 +923,7 @@ EXPERIMENTS |= {
     'fashion_lesson': lambda: Experiment(
         'How much do a finer teacher and an average of the weights move a student?',
         'fashion_mnist, fine',
-        vary(FASHION_LONG, LESSON, pool=4096, branch_weights='endpoint-heavy'),
+        vary(FASHION_LESSON, LESSON),
         'K = 1',
         5,
     ),
@@ -918,16 +932,25 @@ EXPERIMENTS |= {
         'fashion_mnist, fine',
         tuple(
             arm
-            for arm in budget_arms(
-                dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy'),
-                LESSON_CALLS,
-                (2, 3, 4, 5),
-                (256,),
-            )
-            if arm.cfg.nfe < 5 or arm.name in ('K = 1', 'K = 4, light, 8 teacher steps')
+            for arm in budget_arms(FASHION_LESSON, LESSON_CALLS, (2, 3, 4, 5), (256,))
+            if arm.cfg.nfe < 5 or 'endpoint-heavy' not in arm.name
         ),
         'K = 1',
         5,
+    ),
+    'fashion_one_call': lambda: Experiment(
+        'One call: directly, or in a second stage after five, with branches and without?',
+        'fashion_mnist, fine',
+        tuple(
+            dataclasses.replace(
+                arm, name=arm.name.replace('one each, then one call', 'in two stages')
+            )
+            for arm in _LESSON_VARIABLE
+            if arm.key['calls'] == 1
+        ),
+        'directly, K = 1',
+        5,
+        {256: 512},
     ),
     'fashion_long': lambda: _fashion(
         'Which branch weights help SFD with 256 iterations of 128?',

@@ -395,8 +395,11 @@ def _draw_confirmed(ax, result: SearchResult) -> dict:  # named weights -> what 
     return drawn
 
 # %% ../../nbs/lab/02_search.ipynb #eb0e83dc
-def _check_other_seeds(seeds: tuple[int, ...], own: int) -> None:  # the search's
-    "Refuse seeds that are too few, or not all new."
+def _check_confirmation(result: SearchResult, seeds: tuple[int, ...], teacher: str) -> None:
+    "Refuse another teacher than the search's, and seeds that are too few, or not all new."
+    if result.teacher not in ('', teacher):
+        raise ValueError('this is not the teacher of the search: confirm with that one')
+    own = result.cfg.seed
     for s in seeds:
         check_int('every seed', s, 0)
     if len(set(seeds) - {own}) < max(3, len(seeds)):
@@ -420,10 +423,8 @@ def confirm_weights(
     cfg = result.cfg
     n = result.n_samples
     seeds = tuple(seeds)
-    _check_other_seeds(seeds, cfg.seed)
     note = _run_note(teacher, cfg, student, n, hardware)
-    if result.teacher not in ('', note['teacher']):
-        raise ValueError('this is not the teacher of the search: confirm with that one')
+    _check_confirmation(result, seeds, note['teacher'])
     teacher = frozen_copy(teacher, cfg.shape)
     weights = {kind: tuple(branch_weights(cfg.K, kind).tolist()) for kind in STARTS}
     best = f'weights {", ".join(map(repr, result.best.weights))}'

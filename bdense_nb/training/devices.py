@@ -22,9 +22,9 @@ from .config import Hardware
 # %% auto #0
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'check_hardware', 'check_parts', 'blocks', 'recompute_blocks',
            'lean_copy', 'trainable_copy', 'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor',
-           'is_sharded', 'shard_like', 'peak_bytes', 'chosen_precision', 'numerics', 'check_able', 'check_shard',
-           'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'Replayed', 'replayed',
-           'to_device']
+           'is_sharded', 'shard_like', 'peak_bytes', 'wait', 'chosen_precision', 'numerics', 'check_able',
+           'check_shard', 'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'Replayed',
+           'replayed', 'to_device']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -232,6 +232,14 @@ def peak_bytes(device: torch.device) -> int | None:  # None where the system doe
 
     unit = 1 if sys.platform == 'darwin' else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def wait(device: torch.device) -> None:
+    "Until the device has done what it was given."
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    elif device.type == 'mps':
+        torch.mps.synchronize()
 
 
 #: name -> type that a network computes in; None: that of its weights
