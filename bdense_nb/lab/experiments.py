@@ -314,9 +314,13 @@ class Experiment:
         start = own and self.world.network(0, self.arms[0].width)
         return numerics(hardware, start or (unguided(self.world.teacher(0)) if own else None))
 
-    @functools.cached_property  # the teacher is asked
+    @property
     def origin(self) -> dict:  # as JSON has it
         "Where the runs take place: a world's name, or what distinguishes a world of your own."
+        return self._origin
+
+    @functools.cached_property  # the teacher is asked
+    def _origin(self) -> dict:
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str):
             return dict(world=self.world, device=kind, **self.rounding(self.hardware))
