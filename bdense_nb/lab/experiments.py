@@ -49,9 +49,9 @@ from ..training.loop import StepFunction, fit
 # %% auto #0
 __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LESSON', 'LESSON_CALLS', 'FASHION_LESSON', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD',
-           'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students', 'Experiment', 'run_name',
-           'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
+           'LESSON', 'LESSON_CALLS', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD',
+           'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students', 'Experiment',
+           'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
            'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
@@ -862,18 +862,14 @@ LESSON_CALLS = {
 }
 #: the trainings of these arms
 FASHION_LESSON = dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy')
-_LESSON_VARIABLE = variable_arms(
-    FASHION_LESSON,
-    {
-        'K = 1': (LESSON_CALLS['K = 1'], dict(K=1, pool=4096)),
-        'K = 4, light, 8 teacher steps': (
-            LESSON_CALLS['K = 4, light, 8 teacher steps'],
-            dict(K=3, pool=4096, branch_weights='light'),
-        ),
-    },
-    (2, 3),
-    dataclasses.replace(FASHION_LESSON, nfe=5),
-)
+#: host and recipe, and what they change in a second stage
+LESSON_STAGES = {
+    'K = 1': (LESSON_CALLS['K = 1'], dict(K=1, pool=4096)),
+    'K = 4, light, 8 teacher steps': (
+        LESSON_CALLS['K = 4, light, 8 teacher steps'],
+        dict(K=3, pool=4096, branch_weights='light'),
+    ),
+}
 #: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
@@ -949,7 +945,9 @@ EXPERIMENTS |= {
             dataclasses.replace(
                 arm, name=arm.name.replace('one each, then one call', 'in two stages')
             )
-            for arm in _LESSON_VARIABLE
+            for arm in variable_arms(
+                FASHION_LESSON, LESSON_STAGES, (2, 3), dataclasses.replace(FASHION_LESSON, nfe=5)
+            )
             if arm.key['calls'] == 1
         ),
         'directly, K = 1',
