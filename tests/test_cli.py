@@ -1609,8 +1609,8 @@ def test_experiments_from_the_shell(at, tmp_path, monkeypatch):
     } == {name: e.about for name, e in EXPERIMENTS.items()}
     stored = json.loads((data_dir() / 'results' / 'ring_variable.json').read_text())
 
-    def fake(name, out, limit, jobs, device, hardware):
-        assert (jobs, device) == (1, None)
+    def fake(name, out, limit, jobs, device, hardware, folder):
+        assert (jobs, device, folder) == (1, None, None)
         print('progress')
         return dict(stored, rows=stored['rows'][:limit])
 
@@ -1884,6 +1884,10 @@ def test_labels_go_where_there_are_classes(made, tmp_path):
         str(tmp_path / 'plain'), plain, (16, 8)
     ) == (1, 16, 8)
     assert shape_of('fashion_mnist', EDMDenoiser(UNet(n_classes=10))) == (1, 28, 28)
+    colour = EDMDenoiser(UNet(3, widths=(32,)))
+    assert shape_of('mine:teacher', colour, data='cifar10') == (3, 32, 32)
+    colour.net.img_channels, colour.net.img_resolution = 3, 64  # as EDM's networks say it
+    assert shape_of('mine:teacher', colour, data='cifar10') == (3, 64, 64)
 
 
 def test_both_hosts_and_their_variants(at, tmp_path):
@@ -2288,7 +2292,7 @@ def test_the_hardware_of_searches_and_experiments_computes_their_students(shell)
             shell(
                 f'bdense_search {name} --teacher plane --trust_teacher --trials 1 --K 2 --steps 1 --batch 4 --pool 4 --n 4{more}'
             )
-        shell(f'bdense_evaluate --experiment tiny --limit 1 --out {name}.json{more}')
+        shell(f'bdense_evaluate --experiment tiny --limit 1 --out {name}.json --folder kept{more}')
         for where, kinds in found.items():
             assert (torch.bfloat16 in kinds) is bool(more), where
         assert (
@@ -2296,6 +2300,11 @@ def test_the_hardware_of_searches_and_experiments_computes_their_students(shell)
             == f'bdense_evaluate --experiment tiny{more}'
         )
     assert json.loads(Path('bf16/command.json').read_text())['hardware']['precision'] == 'bf16'
+    for place in (
+        Path('kept'),
+        Path('kept/precision=bf16'),
+    ):  # what is kept of one is not the other's
+        assert len([*place.glob('bank-*'), *place.glob('runs/*')]) == 2
     assert (
         'compile, precision belongs to an experiment'
         in shell('bdense_evaluate s --precision bf16 --compile', 1)[1]

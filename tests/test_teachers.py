@@ -593,7 +593,7 @@ def test_a_time_that_a_network_hardly_hears_is_no_better_reading():
     assert check_itself(FlowDenoiser(Sees(), 1000.0), of_noise(SPOTS, 32)).ok
     with pytest.raises(
         ValueError,
-        match=r'told a time of 0 to 1 its network hardly hears it.*; data \(check_teacher, bdense_distill --data\) would',
+        match=r'told a time of 0 to 1 its network hardly hears it.*; data \(check_teacher, --data\) would',
     ):
         check_itself(FlowDenoiser(Sees()), of_noise(SPOTS, 32))
 

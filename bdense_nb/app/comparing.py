@@ -180,7 +180,8 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     data, labels = pairs or (None, None)
     top = max(arm.cfg.noisiest for arm in made)
     check_source(source, options.teacher, shape, pairs, options.trust_teacher, top)
-    reality = find_reality(options.teacher, shape, options.data, options.features)
+    wanted = (options.data, options.features, options.download)
+    reality = find_reality(options.teacher, shape, *wanted)
     check_weights(reality, options.features_path)
     line_of = data_line(*pairs, options.data or 'its own') if pairs else 'none needed'
     quality = lambda: distances(reality, reality.space(options))

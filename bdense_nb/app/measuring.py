@@ -168,6 +168,7 @@ class Evaluate(Teachers):
     # what they are compared with: fashion_mnist, cifar10, a 2-D set, a file of samples, or a folder
     # of images, which are brought to the samples' size; default: what the teacher was trained on
     data: str | None = None
+    download: bool = False  # may torchvision download it?
     # of the Fréchet distance: fashion_mnist (shipped, for 28 x 28 grey images) or inception (any
     # images; needs torch-fidelity)
     features: str | None = None
@@ -184,6 +185,9 @@ class Evaluate(Teachers):
     experiment: str | None = None  # run this experiment instead; list: name them all
     limit: int | None = None  # of an experiment: stop after so many runs
     jobs: int = 1  # of an experiment: processes that run seeds side by side
+    # of an experiment: a folder for trajectories and checkpoints, from where a killed run goes on;
+    # default: in memory, and a killed run starts again
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,11 @@ def check_features(features: str | None, shape: tuple[int, ...]) -> None:
 
 
 def find_reality(
-    teacher: str, shape: tuple[int, ...], data: str | None = None, features: str | None = None
+    teacher: str,
+    shape: tuple[int, ...],
+    data: str | None = None,
+    features: str | None = None,
+    download: bool = False,  # may torchvision download the data?
 ) -> Reality:
     "What a student's samples are compared with: what was asked for, else its teacher's data."
     kind = data or data_of(teacher)
@@ -263,7 +271,8 @@ def find_reality(
         )
     if kind == space == 'fashion_mnist':
         return Reality(kind, space)
-    samples, _ = read_data(kind, 'test' if kind == 'fashion_mnist' else 'train', shape=shape)
+    split = 'test' if kind == 'fashion_mnist' else 'train'
+    samples, _ = read_data(kind, split, download=download, shape=shape)
     if pictures and len(samples) < 2:
         raise ValueError(f'{kind} holds a single image, and a Fréchet distance needs at least two')
     return Reality(kind, space, samples)
@@ -369,7 +378,8 @@ def evaluate_student(options: Evaluate) -> dict:
     arm = find_student(options.student, options.nfe, options)
     source = taught_by(arm, options)
     check_pair(arm, source, options.student, options.teacher)
-    reality = find_reality(options.teacher, arm.shape, options.data, options.features)
+    wanted = (options.data, options.features, options.download)
+    reality = find_reality(options.teacher, arm.shape, *wanted)
     check_weights(reality, options.features_path)
     pairs = checked_on(source, arm.shape, options, reality)
     check_source(source, options.teacher, arm.shape, pairs, options.trust_teacher)
@@ -485,7 +495,7 @@ def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> d
     how = dict(limit=options.limit, jobs=options.jobs, device=device, hardware=hardware)
     if options.dry_run:
         return show_plan(experiment_plan(name, file, **how))
-    result = run_experiment(name, file, **how)
+    result = run_experiment(name, file, folder=options.folder, **how)
     return dict(
         experiment=name, file=file, rows=len(result['rows']), differences=show_differences(result)
     )
@@ -494,7 +504,7 @@ def evaluate_experiment(options: Evaluate, hardware: Hardware = Hardware()) -> d
 def evaluate(options: Evaluate, line: Line, hardware: Hardware) -> dict:
     "Measure a student, or run an experiment."
     runs = options.experiment is not None
-    alone = {'limit', 'jobs', *options_of(Hardware)}
+    alone = {'limit', 'jobs', 'folder', *options_of(Hardware)}
     both = {'experiment', 'out', *options_of(Common)}
     wrong = sorted(line.given - alone - both if runs else line.given & alone)
     if runs and options.student is not None:

@@ -31,9 +31,10 @@ from ..diffusion.data import TOY_SETS, cifar10, fashion_mnist, image_folder, toy
 from ..diffusion.checks import check_itself, check_teacher
 from ..diffusion.denoisers import GuidedDenoiser, NetDenoiser, check_classes, unguided
 from ..diffusion.stored import TEACHERS, load_denoiser, load_teacher, read_about
-from ..diffusion.nets import MLP, TemporalNet
+from ..diffusion.nets import MLP, TemporalNet, UNet
 from ..diffusion.samplers import ConditionTable, Sampler, check_names, draw_start
 from ..distillation.bank import device_of, frozen_copy
+from ..distillation.branches import sample_shape
 from ..distillation.sfd import SFDConfig
 from ..distillation.students import CONDITIONS, Host, Student, VariableStudent, load_student
 from ..distillation.students import load_table, table_of
@@ -42,8 +43,8 @@ from ..interop.export import load_pretrained
 from ..training.checkpoints import is_main
 
 # %% ../../nbs/app/09_sources.ipynb #cd2e83f9
-#: data sets with a name
-DATA = ('fashion_mnist', 'cifar10', *TOY_SETS)
+#: data sets with a name, and the shape of a sample
+DATA = {'fashion_mnist': (1, 28, 28), 'cifar10': (3, 32, 32)} | dict.fromkeys(TOY_SETS, (2,))
 
 
 def is_stored(data: str | None) -> bool:
@@ -261,23 +262,31 @@ def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     return teacher
 
 
-def known_shape(name: str, net: torch.nn.Module) -> tuple[int, ...]:  # (C,): the size is not said
-    "What a teacher says of the shape of its samples; (): nothing."
-    if isinstance(net, (MLP, TemporalNet, DiffusersNet)):
-        return net.sample_shape
+def known_shape(
+    name: str,
+    teacher: NetDenoiser,
+    data: str | None = None,  # what is asked for beside it
+) -> tuple[int, ...]:  # (C,): the size is not said
+    "What a teacher says of the shape of its samples, or else its data; (): nothing."
+    if said := sample_shape(teacher):
+        return said
     about = about_teacher(name)
-    stored = about.get('shape') or about.get('student', {}).get('shape') or ()
-    if not stored and about.get('data') == 'fashion_mnist':
-        stored = (1, 28, 28)
-    channels = getattr(net, 'config', {}).get('channels')
-    return (channels, *stored[1:]) if channels else tuple(stored)
+    stored = about.get('shape') or about.get('student', {}).get('shape')
+    stored = stored or DATA.get(about.get('data')) or DATA.get(data, ())
+    ours = isinstance(teacher.net, UNet)  # of any size
+    return (teacher.net.config['channels'], *stored[1:]) if ours else tuple(stored)
 
 
-def shape_of(name: str, teacher: NetDenoiser, size: Sequence[int] | None = None) -> tuple[int, ...]:
-    "The shape of a teacher's samples; size: of images, or the whole shape."
-    net, size, known = teacher.net, tuple(size or ()), known_shape(name, teacher.net)
-    fixed = isinstance(net, (MLP, TemporalNet))
-    sized = len(known) == 3 or len(known) == 1 and 'channels' in getattr(net, 'config', {})
+def shape_of(
+    name: str,
+    teacher: NetDenoiser,
+    size: Sequence[int] | None = None,  # of images, or the whole shape
+    data: str | None = None,  # see `known_shape`
+) -> tuple[int, ...]:
+    "The shape of a teacher's samples."
+    size, known = tuple(size or ()), known_shape(name, teacher, data)
+    fixed = isinstance(teacher.net, (MLP, TemporalNet))
+    sized = len(known) == 3 or len(known) == 1 and isinstance(teacher.net, UNet)
     images = not fixed and known[1:2] != (None,) and sized
     if images and size and len(size) < 3:
         size = (known[0], *size * (3 - len(size)))
@@ -299,7 +308,7 @@ def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tup
     if {'size', 'shape'} <= line.given:
         raise ValueError('size and shape say what a sample is like: pass one of them')
     if 'shape' in line.given:
-        shape, known = tuple(cfg.shape), known_shape(options.teacher, source.net)
+        shape, known = tuple(cfg.shape), known_shape(options.teacher, source)
         if 'teacher' not in line.given and (len(shape), shape[0]) != (len(known), known[0]):
             raise ValueError(
                 f'samples of shape {shape} are asked for, and {options.teacher}, the teacher where '
@@ -308,7 +317,7 @@ def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tup
         return shape
     if is_stored(options.data) and not options.size:
         return tuple(read_samples(options.data)[0].shape[1:])
-    return shape_of(options.teacher, source, options.size)
+    return shape_of(options.teacher, source, options.size, options.data)
 
 
 def data_of(name: str) -> str | None:  # None: nobody knows
@@ -410,6 +419,7 @@ class Distilled(Teachers):
     # of images, a number or HEIGHT,WIDTH, or of a sample, its shape; default: the teacher's
     size: tuple[int, ...] | None = None
     split: Literal['test', 'train'] = 'test'  # of fashion_mnist (10,000 images, shipped) or cifar10
+    download: bool = False  # may torchvision download them?
     # distil the teacher as classifier-free guidance of this scale makes it: the student needs one
     # call where the guided teacher needs two
     guidance_scale: float | None = None
@@ -502,8 +512,8 @@ def check_source(
     if not pairs:
         print(
             'NOT CHECKED ON DATA: a wrong table of noise levels, and on nearly Gaussian data a '
-            'wrong prediction type, may still pass; bdense_distill --data with some of what '
-            'the teacher was trained on checks both'
+            'wrong prediction type, may still pass; --data with some of what the teacher was '
+            'trained on checks both'
         )
 
 
@@ -518,7 +528,8 @@ def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser, shape
         raise ValueError(f'split belongs to fashion_mnist and cifar10, not to {kind or "no data"}')
     if options.data is None and not needed:
         return None
-    x, y = find_data(options.teacher, source, shape, options.data, split=options.split)
+    how = dict(split=options.split, download=options.download)
+    x, y = find_data(options.teacher, source, shape, options.data, **how)
     null_class = about_teacher(options.teacher).get('null_class', options.null_class)
     if y is not None:
         known = slice(None) if null_class is None else y != null_class

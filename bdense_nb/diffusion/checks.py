@@ -489,7 +489,7 @@ def check_itself(
             found = replace(
                 found,
                 reason='told a time of 0 to 1 its network hardly hears it, and '
-                'told one of 0 to 1000 it does; data (check_teacher, bdense_distill --data) '
+                'told one of 0 to 1000 it does; data (check_teacher, --data) '
                 'would say whether its time is in another scale',
             )
         if found.ok:

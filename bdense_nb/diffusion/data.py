@@ -134,7 +134,7 @@ def _fashion_folder(names: tuple[str, ...], download: bool) -> Path:
     if not download:
         raise FileNotFoundError(
             f'{" and ".join(names)} of Fashion-MNIST are in none of '
-            f"{', '.join(map(str, folders))}. Pass path=, install Debian's "
+            f"{', '.join(map(str, folders))}. Put them there, install Debian's "
             'package dataset-fashion-mnist, or pass download=True'
         )
     for name in names:
@@ -168,7 +168,7 @@ def cifar10(
     check_choice('split', split, ('train', 'test'))
     root = Path(root) if root is not None else cache_dir()
     missing = lambda e: (
-        f'CIFAR-10 is not under {root}, or is damaged ({e}); pass root= or download=True'
+        f'CIFAR-10 is not under {root}, or is damaged ({e}); put it there, or pass download=True'
     )
     with reworded(missing, RuntimeError, OSError, error=FileNotFoundError):
         ds = CIFAR10(root, train=split == 'train', download=download)

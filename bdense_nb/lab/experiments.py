@@ -521,6 +521,8 @@ def _one_by_one(
 ) -> Iterator[str | tuple[list[dict], str | None]]:
     "Train and measure: what begins; the rows of each run, and of seed 0 which teacher it had."
     world = e.place
+    other = e.rounding(e.hardware).items() - e.rounding(Hardware()).items()
+    folder = folder and folder / '_'.join(f'{k}={v}' for k, v in sorted(other))
     banks = Banks(world.teacher, e.arms, folder)
     begun = None  # seed
     for arm, key in todo:
