@@ -17,7 +17,8 @@ from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, MixtureDe
 from bdense_nb.diffusion.stored import save_denoiser
 from bdense_nb.diffusion.nets import MLP, UNet
 from bdense_nb.diffusion.samplers import Sampler
-from bdense_nb.distillation.progressive import PDConfig
+from bdense_nb.distillation.distill import distill
+from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.lab.compare import compare, make_arms, teacher_world
@@ -164,6 +165,17 @@ def test_a_teacher_is_tried_where_the_arm_that_starts_highest_does(points, tmp_p
         quiet(knows_little, cfg, dict(a=low, b=high), folder=tmp_path / 'high', **how)
     with pytest.raises(TypeError, match='must start from'):  # it passes as a teacher
         quiet(knows_little, cfg, dict(a=low, b=dict(K=1)), folder=tmp_path / 'low', **how)
+
+
+def test_what_is_no_configuration_is_named(teacher, points, tmp_path):
+    with pytest.raises(TypeError, match="cfg must be one of: SFDConfig.*, got 'demo'"):
+        quiet(teacher, 'demo', folder=tmp_path)
+    with pytest.raises(ValueError, match='data must be a float32 tensor .*, got PDConfig'):
+        progressive(teacher, PDConfig())
+    with pytest.raises(TypeError, match=r'data must be a tensor \[N, \*D\], got str'):
+        distill(teacher, SHORT, 'points')
+    with pytest.raises(TypeError, match='bank must come from teacher_bank, got str'):
+        distill(teacher, PDConfig(), points, bank='a bank')
 
 
 def test_another_teacher_or_other_data_are_refused(teacher, points, tmp_path):

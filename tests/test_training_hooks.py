@@ -165,6 +165,32 @@ def test_hooks_end_after_an_error_and_a_hook_may_stop_the_run(tmp_path):
     assert newest_checkpoint(tmp_path)[1]['done'] == 5 == done.history[-1]['step']
 
 
+def test_each_hook_that_was_started_is_ended(tmp_path):
+    class Bad(Diary):
+        def __init__(self, event):
+            super().__init__()
+            self.event = event
+
+        def start(self, state):
+            super().start(state)
+            if self.event == 'start':
+                raise OSError('no room')
+
+        def end(self, state):
+            super().end(state)
+            raise OSError('no room')
+
+    before, after = Diary(), Diary()
+    with pytest.raises(OSError, match='no room'):
+        fit(net(), step, CFG, show=False, hooks=[before, Bad('start'), after])
+    assert before.events == [('start', 0), ('end', 0)] and not after.events
+    with pytest.raises(OSError, match='no room'):
+        fit(net(), step, CFG, show=False, hooks=[Bad('end'), after])
+    assert after.events[-1] == ('end', 12)
+    with pytest.raises(TypeError, match='hooks are given in a list'):
+        fit(net(), step, CFG, show=False, hooks=after)
+
+
 def test_sample_sheets_and_paired_error(tmp_path):
     def images(model):
         return model(torch.zeros(4, 2)).reshape(4, 2, 1, 1).expand(4, 2, 8, 8)[:, :1]

@@ -12,6 +12,9 @@ import bdense_nb.distillation.teaching as teachers_module
 import pytest
 import torch
 from bdense_nb.training.checkpoints import newest_checkpoint
+from bdense_nb.distillation.distill import distill
+from bdense_nb.training.config import Hardware
+from test_distill import own_host
 from two_processes import CFG, PD, SFD, make_teacher
 
 DATA, LABELS = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
@@ -35,6 +38,15 @@ def pd(folder, **changes):
 
 def pd_with_average(folder):
     return pd(folder, ema=0.5)
+
+
+def test_a_host_of_ones_own_takes_micro_batches():
+    Pairs, _ = own_host()
+    cfg = Pairs(nfe=2, pool=16, batch=8, steps=4)
+    whole, parts = (
+        distill(make_teacher(), cfg, show=False, hardware=Hardware(accumulate=n)) for n in (1, 2)
+    )
+    torch.testing.assert_close(whole.sample(5), parts.sample(5), rtol=1e-3, atol=1e-4)
 
 
 def killed(run, folder, at):

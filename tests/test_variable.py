@@ -33,6 +33,7 @@ from bdense_nb.distillation.variable import (
 )
 from bdense_nb.distillation.teaching import train_teacher
 from bdense_nb.training.config import Hardware, TrainConfig
+from bdense_nb.training.hooks import Every
 from torch import nn
 
 TINY = SFDConfig(steps=4, batch=4, lr=1e-3, shape=(2,))
@@ -210,8 +211,11 @@ def test_an_iteration_is_one_of_sfd(teacher):
     for i in range(12):
         j = draw_index(TINY.seed, 4, i)
         seen.add(j)
-        losses = list(step(told, i))
-        assert len(losses) == NFES[j] and told.denoiser.net.embed.lin1.index == j
+        losses = []
+        for loss in step(told, i):
+            losses.append(loss)
+            assert told.denoiser.net.embed.lin1.index == j
+        assert len(losses) == NFES[j]
         assert all(
             torch.equal(a, b)
             for a, b in zip(
@@ -348,6 +352,19 @@ def test_a_folder_belongs_to_one_run(tmp_path, teacher):
         with pytest.raises(ValueError, match='another configuration'):
             call()
     sfd_variable(teacher, TINY, (2, 3), folder=tmp_path, show=False)
+
+
+def test_the_folder_of_another_run_is_refused_before_anything_is_walked(
+    tmp_path, teacher, monkeypatch
+):
+    seen_again = replace(TINY, pool=4)
+    for cfg, name in ((seen_again, 'a'), (several(seen_again, (2, 3)), 'b')):
+        distill(teacher, cfg, folder=tmp_path / name, show=False)
+        with monkeypatch.context() as m:
+            m.setattr(type(cfg), 'bank', lambda *args, **how: pytest.fail('it walked'))
+            with pytest.raises(ValueError, match='another configuration'):
+                distill(teacher, replace(cfg, seed=1), folder=tmp_path / name, show=False)
+            distill(teacher, cfg, folder=tmp_path / name, show=False)  # it is finished
 
 
 # --- files ---
@@ -489,6 +506,15 @@ def test_hardware_and_hooks_reach_the_loop(teacher, student):
         and not same(all_tensors(half), all_tensors(student))
         and half.sample(3).isfinite().all()
     )
+
+
+@pytest.mark.parametrize('ema', [None, 0.5])
+def test_hooks_meet_a_student_that_is_told_the_first_count(teacher, ema):
+    told = []
+    see = lambda model, done: told.append(model.denoiser.net.embed.lin1.index)
+    cfg = replace(TINY, steps=8, ema=ema)
+    sfd_variable(teacher, cfg, NFES, show=False, hooks=[Every(1, see)])
+    assert {draw_index(cfg.seed, len(NFES), i) for i in range(8)} - {0} and told == [0] * 8
 
 
 def test_with_ema_the_student_is_the_average(teacher, monkeypatch):

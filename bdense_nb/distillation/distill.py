@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice, reworded
+from ..core import check_choice, check_type, reworded
 from ..diffusion.denoisers import NetDenoiser
 from .bank import TrajectoryBank
 from .progressive import PDConfig, progressive, progressive_rounds
@@ -41,9 +41,6 @@ _all_ = [
 ]
 
 # %% ../../nbs/distillation/10_distill.ipynb #4ac85c2f
-#: host -> its configuration
-
-
 def check_config(cfg) -> None:
     "Raise unless it is the configuration of a host."
     if not isinstance(cfg, Host):
@@ -67,6 +64,8 @@ def distill(
 ) -> Student | VariableStudent:
     "Distil by the host that the configuration belongs to."
     check_config(cfg)
+    check_type(data, Tensor | None, 'data must be a tensor [N, *D]')
+    check_type(bank, TrajectoryBank | dict | None, 'bank must come from teacher_bank')
     return cfg.run(
         teacher, data, labels, bank, folder, show, student, hardware=hardware, hooks=hooks
     )

@@ -379,7 +379,7 @@ def check_training_data(
         kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(
             'data must be a float32 tensor [N, *D] with N of at least 1, got '
-            f'{kind} {tuple(getattr(data, "shape", ()))}'
+            f'{kind} {tuple(getattr(data, "shape", None) or ())}'
         )
 
     here = lambda t: t.cpu() if isinstance(t, Tensor) else t

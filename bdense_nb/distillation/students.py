@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, product
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from .bank import answers_note, denoiser_hash, frozen_copy
 from .branches import BranchedDenoiser, branch, fold
 from .losses import branch_weights, scheduled_weights
 from ..training.checkpoints import FREE, SAME_ANSWERS, apart, checksum
-from ..training.checkpoints import claim_folder, same_run
+from ..training.checkpoints import claim_folder, is_claimed, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import check_able, lean_copy
 from ..training.loop import Fit, fit, is_finished
@@ -532,7 +532,7 @@ def check_grid(cfg: Host, *denoisers: Callable) -> None:
 
 class Host:
     """A recipe that makes segments of a teacher's trajectory: the base of its configuration, a
-    frozen dataclass with K, batch and shape among its fields.
+    frozen dataclass with nfe, K, batch, steps and shape among its fields.
 
     It answers four questions:
 
@@ -636,10 +636,13 @@ class Host:
         check_able(model, cfg.batch, hardware)
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)
-        elif cfg.is_kept and not is_finished(folder, cfg.loop):
-            bank = cfg.bank(teacher, show=show)
         start = denoiser_hash(model.denoiser)
-        origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)
+        record = partial(record_training, folder, cfg, (teacher, student), cfg.shape, student=start)
+        if is_claimed(folder):  # another run's is refused before anything is walked
+            record()
+        if bank is None and cfg.is_kept and not is_finished(folder, cfg.loop):
+            bank = cfg.bank(teacher, show=show)
+        origin = record()
         step = cfg.step_function(teacher, bank, data, labels)
         how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
         done = fit(model, step, cfg.loop, folder, f'{cfg.title}, K = {cfg.K}', show, **how)

@@ -8,6 +8,7 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from .branches import BranchedDenoiser, _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
 from .students import Student, VariableStudent, about_training
 from .students import kept, record_training, starting_run
+from ..training.checkpoints import is_claimed
 from ..training.devices import check_able, trainable_copy
 from ..training.config import Hardware
 from ..training.loop import StepFunction, fit, is_finished
@@ -212,7 +214,8 @@ def variable_step(
     banks: dict[int, TrajectoryBank] | None = None,
 ) -> StepFunction:  # for `loop.fit`
     """SFD-v (Zhou et al. 2024): each iteration draws a step count, tells the student, and is an
-    iteration of SFD with that count."""
+    iteration of SFD with that count. Hooks meet the student, or its average, told the first;
+    `choose` tells it another."""
     steps = [
         sfd_step(teacher, cfg, None if banks is None else banks[nfe]) for nfe, cfg in cfgs.items()
     ]
@@ -222,6 +225,7 @@ def variable_step(
         j = draw_index(seed, len(steps), i)
         choose(student, j)
         yield from steps[j](student, i)
+        choose(student, 0)  # as its average
 
     return step
 
@@ -273,9 +277,12 @@ def sfd_variable(
     cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None:
         _check_banks(banks, teacher, cfg.each)
-    elif cfg.is_kept and not is_finished(folder, cfg.train_config):
+    record = partial(record_training, folder, cfg, (teacher, student), cfg.shape, student=start)
+    if is_claimed(folder):  # another run's is refused before anything is walked
+        record()
+    if banks is None and cfg.is_kept and not is_finished(folder, cfg.train_config):
         banks = cfg.bank(teacher, show=show)
-    origin = record_training(folder, cfg, (teacher, student), cfg.shape, student=start)
+    origin = record()
     how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
     step = variable_step(teacher, cfg.each, banks)
     done = fit(model, step, cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show, **how)

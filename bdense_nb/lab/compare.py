@@ -239,6 +239,7 @@ class Comparison:
 
 def data_shape(cfg: Host, data: Tensor | None) -> tuple[int, ...]:  # of one sample
     "The shape that students of this configuration make."
+    check_config(cfg)
     given = None if data is None else tuple(data.shape[1:])
     shape = tuple(cfg.shape or given or ())
     refuse(

@@ -22,7 +22,7 @@ from ..core import save_tensors, tensor_bytes, write_json
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'BEST', 'FREE', 'SAME_ANSWERS', 'checksum', 'checkpoint_path', 'read_checkpoint', 'write_checkpoint',
            'keep_as_best', 'newest_checkpoint', 'newest_note', 'is_main', 'fingerprint', 'apart', 'same_run',
-           'refuse_other', 'claim_folder']
+           'refuse_other', 'is_claimed', 'claim_folder']
 
 # %% ../../nbs/training/02_checkpoints.ipynb #90800adb
 def checksum(
@@ -204,6 +204,11 @@ def refuse_other(
             f'{folder} was made with another configuration ({"; ".join(differ)})'
             f'{"".join(reasons)}; use that one, or another folder'
         )
+
+
+def is_claimed(folder: Path | str | None) -> bool:  # None: there is none
+    "Does a folder say what defines its run?"
+    return folder is not None and (Path(folder) / 'run.json').is_file()
 
 
 def claim_folder(

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -148,10 +149,14 @@ class Updates:
 
 # %% ../../nbs/training/05_loop.ipynb #311ad9da
 class Interrupts:
-    "While it is entered, a first Ctrl-C or SIGTERM is only noted; a second one acts at once."
+    """While it is entered, a first Ctrl-C or SIGTERM is only noted, as are others within a moment:
+    what started this process may have had it too, and pass it on. A later one acts at once."""
+
+    moment = 2.0  # seconds
 
     def __init__(self):
         self.asked = 0  # the number of the signal
+        self.since = 0.0  # when it came
         self.before = {}  # handlers
         self.depth = 0  # how often it is entered
 
@@ -168,9 +173,12 @@ class Interrupts:
         return self
 
     def note(self, number: int, frame) -> None:
-        "The first signal asks for a stop; the second acts as it did before."
+        "The first signal asks for a stop; a later one acts as it did before."
         if not self.asked:
             self.asked = number
+            self.since = time.monotonic()
+        elif time.monotonic() < self.since + self.moment:
+            return
         elif callable(self.before[number]):
             self.before[number](number, frame)
         else:
@@ -279,6 +287,7 @@ class MicroBatches:
         self.accumulate = hardware.accumulate
         self.averages = self.processes.world > 1 and not hardware.shard  # FSDP averages by itself
         self.first = True  # the first iteration shows which parameters a step function leaves out
+        self.made = 0  # updates of the iteration that goes on
         self.unused = set()
         self.local = False  # has the step function asked for its part of the batch?
         self.eager = model  # what the step function calls: the model or its wrapper
@@ -301,12 +310,15 @@ class MicroBatches:
         "Iteration i: losses and updates until the step function ends."
         generators = [step(model, i) for _ in range(self.accumulate)]
         check_type(generators[0], Iterator, 'the step function must yield its losses')
-        updates = 0
+        with torch.no_grad():  # an iteration that was begun in larger pieces goes on where it was
+            for _, (j, generator) in product(range(self.made), enumerate(generators)):
+                self.ask(generator, j)
         while (loss := self.backward(generators)) is not None:
             self.updates.update(loss, i)
-            updates += 1
-        if not updates:
+            self.made += 1
+        if not self.made:
             raise ValueError(f'the step function yielded no loss in iteration {i}')
+        self.made = 0
         if self.averages and self.first and self.unused:
             self.wrap()
         self.first = False
@@ -390,6 +402,7 @@ class State:
         self.interrupts = Interrupts()
         self.processes = Processes(next(model.parameters()).device)
         self.device = self.processes.device
+        self.precision = hardware.precision  # chosen by `prepare`, if it is auto
         self.ema = None  # the moving average, an AveragedModel
         self.plain = None  # with shard: a copy in one place, for gathered weights
         self.prepare()
@@ -460,7 +473,7 @@ class State:
         self.since = now
 
     def iterate(self, step: StepFunction) -> None:
-        "One iteration; where memory does not suffice, once more in smaller pieces."
+        "One iteration; where memory does not suffice, what is left of it in smaller pieces."
         seed = iteration_seed(self.cfg.seed, self.done) + self.processes.rank * 0x9E3779B1
         while True:
             dropout = torch.default_generator if self.device.type == 'cpu' else torch
@@ -521,7 +534,7 @@ class State:
         self.stop = bool(self.processes.largest(self.stop or self.interrupts.asked > 0))
 
     def report(self) -> None:
-        "Read the losses, the one place where the loop waits for the device, and tell the hooks."
+        "Read the losses, for which the loop waits (`on_nan='skip'` also does), and tell the hooks."
         updates = self.updates
         with self.meter.timing():
             losses = [loss for _, loss in updates.losses]
@@ -552,6 +565,23 @@ class State:
         advice += ['clip gradients (clip_grad)'] * (not self.cfg.clip_grad)
         advice += ["set on_nan='skip'"] * (self.cfg.on_nan != 'skip')
         raise FloatingPointError(f'{what}{where}; {" or ".join(advice)}{back}')
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        "All hooks are started, and each that was is ended, whatever becomes of the others."
+        started = []
+        try:
+            for hook in self.hooks:
+                getattr(hook, 'start', _nothing)(self)
+                started.append(hook)
+            yield
+        except BaseException as e:  # of a loop that is left with `state.stop`, the run is saved
+            self.stop = self.stop and isinstance(e, GeneratorExit)
+            raise
+        finally:
+            with contextlib.ExitStack() as ends:
+                for hook in reversed(started):
+                    ends.callback(getattr(hook, 'end', _nothing), self)
 
     def tell(self, event: str, *args) -> None:
         "Call a method of all hooks that have it."
@@ -703,8 +733,13 @@ def _load_weights(tensors: dict[str, Tensor], model: nn.Module, left: Iterable[s
     )
 
 # %% ../../nbs/training/05_loop.ipynb #45eca1ba
+def _nothing(state: State) -> None:
+    pass
+
+
 def _with_own(hooks: Sequence, folder: Path | None) -> Sequence:
     "With the two of a folder's run, once each."
+    check_type(hooks, Sequence, 'hooks are given in a list: [Every(100, f)]')
     if any(inspect.isroutine(hook) or isinstance(hook, type) for hook in hooks):
         raise TypeError(
             'a hook is an object with methods: Every(n, f) is one that calls a function'
@@ -744,14 +779,8 @@ def _running(
                 stack.callback(teacher.register_forward_pre_hook(numbers_as_tensors).remove)
             else:
                 stack.enter_context(replayed(teacher))
-        try:
-            state.tell('start')
+        with state.hooked():
             yield state
-        except BaseException as e:  # of a loop that is left with `state.stop`, the run is saved
-            state.stop = state.stop and isinstance(e, GeneratorExit)
-            raise
-        finally:
-            state.tell('end')
     state.interrupts.act(
         'stopped between two iterations'
         + (f'; run it again to go on from {folder}' if folder else '')
