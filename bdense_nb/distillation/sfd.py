@@ -169,9 +169,8 @@ class SFDBase(Host):
         return range(self.seeds(0).start, self.seeds(0).start + self.n_trajectories)
 
     @property
-    # may differ when a run goes on: more iterations, unless they move the weights
     def free(self) -> tuple[str, ...]:
-        "Fields that may differ when a run is resumed."
+        "Fields that may differ when a run goes on: its length, unless that moves the weights."
         return () if self.fixed else ('steps',)
 
     @property
@@ -200,8 +199,7 @@ class SFDConfig(SFDBase):
         return self.nfe + self.afs
 
     @property
-    # the teacher's [n_steps*substeps+1] and the student's [n_steps+1]
-    def grids(self) -> tuple[Tensor, Tensor]:
+    def grids(self) -> tuple[Tensor, Tensor]:  # [n_steps*substeps+1], [n_steps+1]
         "Noise levels of the teacher's steps and of the student's."
         return nested_sigmas(
             self.n_steps, self.substeps, self.schedule, self.sigma_min, self.sigma_max, self.shift

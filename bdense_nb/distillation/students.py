@@ -426,7 +426,6 @@ def load_student(
         return VariableStudent(denoiser, biases, how.step_layer, grids, *common)
 
 # %% ../../nbs/distillation/06_students.ipynb #748966db
-# 64 hex digits
 def _load_biases(folder: Path, digest: str) -> Tensor:  # [n, width]
     "The biases of the step counts; missing, damaged or foreign ones are refused by name."
     biases = load_tensors(path := folder / BIASES)[0].get('biases')

@@ -111,7 +111,8 @@ class Updates:
             loss = self.processes.mean(loss)  # all processes must agree
             good = math.isfinite(loss) and math.isfinite(self.norm)
         if self.scaler is not None:  # it leaves bad steps out by itself, and learns from them
-            self.scaler.step(self.adam)
+            if good:
+                self.scaler.step(self.adam)
             self.scaler.update()
         elif good:
             self.adam.step()
