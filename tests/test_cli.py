@@ -349,6 +349,33 @@ def test_a_file_says_whose_configuration_it_holds(made, monkeypatch, tmp_path):
         cfg('nobody.json')
 
 
+def test_what_is_typed_is_laid_over_a_file_before_it_is_checked(made, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def cfg(name, *args, command='bdense_distill'):
+        return parse(command, COMMANDS[command], ['x', '--config', str(name), *args])[2]
+
+    for name, found in dict(weights=dict(branch_weights=[0.1, 0.9]), two=dict(K='two')).items():
+        Path(f'{name}.json').write_text(json.dumps(found))
+    several = cfg(made / 'student', '--nfe', '2,3')
+    assert (several.nfe, several.steps, several.title) == ((2, 3), 1, 'SFD-v')
+    mended = cfg('weights.json', '--branches=2')
+    assert (mended.K, mended.branch_weights) == (2, (0.1, 0.9))
+    Path('t.json').write_text(json.dumps(dict(steps=9, warmup=4)))
+    taught = cfg('t.json', '--steps', '2', '--warmup', '1', command='bdense_teach')
+    assert (taught.steps, taught.warmup) == (2, 1)
+    for name, args, why in (
+        ('weights', [], 'weights.json: branch weights need'),
+        ('weights', ['--lr', '.1'], 'weights.json: branch weights need'),
+        ('two', ['--steps', '8'], 'two.json: K must be'),
+        ('two', ['--K', '2', '--lr', '-1'], 'lr must be'),
+    ):
+        with pytest.raises(ValueError, match=f'^{why}'):
+            cfg(f'{name}.json', *args)
+    with pytest.raises(ValueError, match='^warmup must be less'):
+        cfg('t.json', '--steps', '2', command='bdense_teach')
+
+
 def seen(name, monkeypatch):  # what reaches a function, at which the command is stopped
     found = []
 
@@ -737,12 +764,19 @@ def test_no_configuration_of_the_library_is_left_out():
 
 
 def test_every_option_has_its_comment_as_help(shell):
-    for command in ('bdense_distill', 'bdense_teach'):
-        text = ' '.join(shell(f'{command} --help')[0].split())
+    for command, host in (
+        ('bdense_distill', SFDConfig),
+        ('bdense_distill', SFDVConfig),
+        ('bdense_distill', PDConfig),
+        ('bdense_teach', TrainConfig),
+    ):
+        text = ' '.join(shell(f'{command} {" ".join(HOSTS.get(host, []))} --help')[0].split())
+        for f in dataclasses.fields(host):
+            assert re.search(rf'--{f.name}\b', text), f.name
         options = sum(
             len(dataclasses.fields(kind))
             for kind in {COMMANDS[command].options, *COMMANDS[command].hosts}
-            - {PDConfig, SFDVConfig}
+            - ({PDConfig, SFDVConfig, SFDConfig} - {host})
         )
         assert len(re.findall(r'\w[^-]{2,}? ?\((?:default: |required\))', text)) == options, command
     assert (
@@ -750,6 +784,15 @@ def test_every_option_has_its_comment_as_help(shell):
         and 'peak learning rate of Adam' in text
         and '--precision {auto,no,bf16,fp16}' in text
     )
+
+
+def test_help_is_of_the_line_that_asks_for_it(shell):
+    text = shell('bdense_distill --preset_name fashion_mnist_pd --help')[0]
+    assert '--start_steps' in text and '(default: 0.0002)' in text
+    plain = shell('bdense_distill --help')[0]
+    for line in ('--preset_name nothing', '--config nothing.json', '--preset cifar10-sfd'):
+        text = shell(f'bdense_distill {line} --help')[0]
+        assert text.startswith('usage: ') and (text == plain) == ('nothing' in line)
 
 
 def test_help_from_a_real_shell_and_an_error(tmp_path):
@@ -973,6 +1016,10 @@ def test_a_mistake_ends_in_one_line_and_writes_nothing(command, says, shell):
             'bdense_distill a --preset_name fashion_mnist_pd --pool 128',
             'it belongs to SFDConfig and SFDVConfig',
         ),
+        (
+            'bdense_distill a --host test_cli:Straight --ema .9',
+            'test_cli:Straight has no such field: give your host a field ema',
+        ),
         ('bdense_distill a --stesp 3', 'did you mean --steps?'),
     ],
 )
@@ -992,6 +1039,15 @@ def test_wrong_usage_has_its_own_exit_code(command, says, shell):
         and answer['error']
         and not list(shell.folder.iterdir())
     )
+
+
+def test_a_file_that_says_whose_it_is_is_not_overruled_by_a_preset(shell):
+    Path('pd.json').write_text(
+        '{"config": {}, "host": "pd", "options": {"preset_name": "fashion_mnist_pd"}}'
+    )
+    told = shell('bdense_distill a --config pd.json --pool 4', 2)[1]
+    assert told.startswith('bdense_distill: Unrecognized options: --pool')
+    assert 'pd.json is for another host, so leave it out' in told and 'choose' not in told
 
 
 def test_what_has_no_near_name_is_not_guessed(shell):

@@ -353,8 +353,8 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
         chosen['steps'] = int(steps)
     chosen.setdefault('warmup', min(500, chosen['steps'] // 10))
     return (
-        with_fields(TrainConfig, chosen, where),
-        with_fields(Hardware, stored.hardware, where),
+        with_fields(TrainConfig, chosen, where, said),
+        with_fields(Hardware, stored.hardware, where, said),
     )
 
 
@@ -631,7 +631,10 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
         except ValueError:  # the steps do not divide; another number of them may not help
             check_saving(calls, start.nfe * (1 + ('guidance_scale' in said)), teacher)
             raise
-    return with_fields(base, stored.config, where), with_fields(Hardware, stored.hardware, where)
+    return (
+        with_fields(base, stored.config, where, said),
+        with_fields(Hardware, stored.hardware, where, said),
+    )
 
 
 def is_banked(cfg, bank: str | None) -> bool:
