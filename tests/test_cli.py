@@ -930,12 +930,31 @@ MISTAKES = [
     ('bdense_teach out --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_teach out --data=', '--data is empty'),
     ('bdense_teach out --data ring --steps 0', 'steps must be a whole number, at least 1, got 0'),
-    ('bdense_teach out --data ring --size 8', 'size belongs to a folder of images'),
+    ('bdense_teach out --data ring --size 8', 'size does not belong to ring but to a folder'),
     (
         'bdense_teach out --data ring --path /nope',
-        'path and download belong to fashion_mnist and cifar10',
+        'path does not belong to ring but to fashion_mnist and cifar10',
     ),
-    ('bdense_teach out --data . --download', 'belong to fashion_mnist and cifar10'),
+    ('bdense_teach out --data . --download', 'download does not belong to . but to fashion'),
+    ('bdense_teach out --data ring --max_gb 1', 'max_gb does not belong to ring'),
+    (
+        'bdense_teach out --data ring --context 1',
+        'context does not belong to ring but to a CSV file',
+    ),
+    ('bdense_teach out --data ring --net json:dumps', "'json:dumps' cannot be had: missing"),
+    ('bdense_distill out --teacher json:dumps', "'json:dumps' cannot be had: missing"),
+    ('bdense_distill out --download', 'download belongs to fashion_mnist and cifar10, not to no'),
+    (
+        'bdense_distill out --data ring --download',
+        'download belongs to fashion_mnist and cifar10, not to ring',
+    ),
+    (
+        'bdense_compare out --data ring --download',
+        'download belongs to fashion_mnist and cifar10, not to ring',
+    ),
+    ('bdense_distill out --null_class 3', 'says itself what its classes are: leave --null_class'),
+    ('bdense_distill out --K 1 --weights uniform', 'branch_weights is for several branches'),
+    ('bdense_distill out --K 1 --weights_end linear', 'branch_weights_end is for several branches'),
     ('bdense_teach out --data .', 'holds no images'),
     ('bdense_teach out --preset slow', "unknown preset 'slow'; choose one of: quick"),
     ('bdense_teach out --path nowhere', 'no such data file: nowhere'),
@@ -1366,6 +1385,42 @@ def test_what_is_asked_for_in_vain_is_refused(at, tmp_path):
     assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
     line = 'bdense_compare new --teacher plane --preset demo --features_path x.pt'
     assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
+
+
+def test_what_only_a_file_asks_for_in_vain_does_no_harm(at, tmp_path, monkeypatch):
+    "An option of a file that nothing is done with is refused as soon as it is typed."
+    monkeypatch.setattr(commands, 'on_one_gpu', lambda *how: {})
+    options = dict(null_class=3, download=True, trust_teacher=True)
+    config = dict(K=1, branch_weights='uniform', steps=1, batch=4, pool=4)
+    teach = dict(max_gb=1.0, size=[8], download=True, horizon=3)
+    for name, found in (('d', dict(config=config, options=options)), ('t', dict(options=teach))):
+        (tmp_path / f'{name}.json').write_text(json.dumps(dict(config={}) | found))
+    line = f'bdense_distill new --teacher plane --config {tmp_path}/d.json --dry_run'
+    at(line)
+    for more, why in (
+        ('null_class 3', 'plane says itself what its classes are'),
+        ('download', 'download belongs to'),
+        ('weights uniform', 'branch_weights is for several branches'),
+    ):
+        assert why in at(f'{line} --{more}', 1)[1]
+    line = f'bdense_teach new --data ring --batch 4 --config {tmp_path}/t.json --dry_run'
+    at(line)
+    assert 'size does not belong to ring' in at(f'{line} --size 8', 1)[1]
+    line = 'bdense_evaluate student --teacher plane --n 4'
+    assert 'not to moons' in at(f'{line} --download', 1)[1]
+    assert 'plane says itself' in at(f'{line} --null_class 3', 1)[1]
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), tmp_path / 'bare', dict(shape=[2]))
+    line = f'bdense_distill new --teacher {tmp_path}/bare --null_class 3'
+    assert 'bare has no classes: leave --null_class out' in at(line, 1)[1]
+
+
+def test_messages_name_options_of_the_line_alone(shell, monkeypatch):
+    def diverges(*args):
+        raise FloatingPointError("set on_nan='skip'")
+
+    monkeypatch.setattr(commands, 'teacher_and_shape', diverges)
+    assert 'set --on_nan skip' in shell('bdense_distill x', 1)[1]
+    assert "set on_nan='skip'" in shell('bdense_distill x --host test_cli:Straight', 1)[1]
 
 
 @pytest.mark.parametrize('command', ['demo --out new', 'search new', 'compare new'])
@@ -1951,9 +2006,10 @@ def test_both_hosts_and_their_variants(at, tmp_path):
     at(
         f'bdense_distill {tmp_path}/five {budget} --nfe 5 --preset demo --pool 8 --bank {tmp_path}/bank'
     )
-    at(
+    told = at(
         f'bdense_distill {tmp_path}/several {budget} --nfe 1,5 --preset demo --pool 8 --bank {tmp_path}/bank'
-    )
+    )[0]
+    assert 'several: 1, 5 NFE' in told
     assert {p.name for p in (tmp_path / 'bank').iterdir()} == {'nfe-1', 'nfe-5'}
     for start in ('five', 'several'):
         at(
@@ -2747,6 +2803,9 @@ def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
         on_one_gpu='of 80 GB: 8 samples at a time do not fit; not even one does, weights and training alone take 880 GB: take several GPUs with --shard',
     )
     assert [how[3].recompute for how in tried] == [False, True]
+    monkeypatch.setattr(commands, 'on_paper', lambda *how: {}['a host of your own'])
+    found = commands.on_one_gpu(None, SFDConfig(), (1, 8, 8), Hardware())
+    assert found == dict(gpu_memory_gb=None, on_one_gpu='not known for this host or network')
 
 
 class Shaped(torch.nn.Module):

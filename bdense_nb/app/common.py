@@ -8,6 +8,7 @@ import contextlib
 import copy
 import difflib
 import importlib
+import inspect
 import json
 import os
 import shlex
@@ -145,7 +146,15 @@ def find_net(name: str | None, option: str = 'net') -> Callable | None:
     with reworded(absent, ImportError, AttributeError, ValueError, TypeError):
         found = getattr(importlib.import_module(module), attribute)
         check_type(found, Callable, 'it is called')
+        if option == 'net':
+            _check_call(found)
     return found
+
+
+def _check_call(found: Callable) -> None:
+    "Raise a TypeError unless it can be called without arguments, as it will be."
+    with contextlib.suppress(ValueError):  # it does not say its arguments
+        inspect.signature(found).bind()
 
 
 def alone(folder: Path | str):  # a context
@@ -159,7 +168,9 @@ class Watched:
 
     # also write the metrics for tensorboard, wandb or another library that Accelerate knows
     log_with: tuple[str, ...] | None = None
-    profile: bool = False  # trace a few iterations: FOLDER/checkpoints/trace.json
+    # trace iterations 3 to 5: FOLDER/checkpoints/trace.json, of Progressive Distillation one for
+    # each round in checkpoints/steps-N
+    profile: bool = False
 
     @property
     def hooks(self) -> list:  # of `loop.fit`
