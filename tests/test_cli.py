@@ -1403,6 +1403,11 @@ def test_what_only_a_file_asks_for_in_vain_does_no_harm(at, tmp_path, monkeypatc
         ('weights uniform', 'branch_weights is for several branches'),
     ):
         assert why in at(f'{line} --{more}', 1)[1]
+    stored, classes = commands.Distill(out='x', null_class=3), types.SimpleNamespace(n_classes=10)
+    pairs = sources.distill_data(
+        stored, commands.Line(), preset('fashion_mnist_pd'), classes, (1, 28, 28)
+    )
+    assert (pairs[1] == 3).any()
     line = f'bdense_teach new --data ring --batch 4 --config {tmp_path}/t.json --dry_run'
     at(line)
     assert 'size does not belong to ring' in at(f'{line} --size 8', 1)[1]

@@ -999,7 +999,10 @@ def _show_found(weights: list[float], found: list[Difference], seeds: int, out: 
     )
 
 
-def going(options: Search, done: int) -> str:  # done: trials
+def going(
+    options: Search,
+    done: int,  # trials that are there
+) -> str:
     "What a start in this folder would do."
     done = min(done, options.trials)
     return f'goes on: {done} of {options.trials} trials are done' if done else 'begins'

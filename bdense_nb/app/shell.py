@@ -192,7 +192,10 @@ def _fill(name: str, command: Command, configs: Sequence, args: Sequence[str], t
         )
 
 
-def configs_for_help(command: Command, said: dict[str, str]) -> Sequence:
+def configs_for_help(
+    command: Command,
+    said: dict[str, str],  # options on the command line and their words
+) -> Sequence:
     "The configurations of a line that asks for help; a mistake in it is no reason to show none."
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(*MENDABLE):
         return command.configs(said)
@@ -253,7 +256,7 @@ def usage_error(
     name: str,
     command: Command,
     known: Sequence[str],  # the options of this line
-    typed: dict[str, str] = {},
+    typed: dict[str, str] = {},  # options of the line and their words
     stored: Iterable[str] = (),  # the options that the file of --config sets
     decided: bool = False,  # does that file say whose configuration it holds?
 ) -> str:
@@ -451,6 +454,12 @@ def _stopped(name: str, code: int, message: str, answer: Output | None) -> int: 
     return code
 
 
+def _told(message: str, options: Iterable[str], args: Sequence[str]) -> str:
+    "A message in the words of the shell; one that was told to overwrite goes on without."
+    text = in_shell(message, options)
+    return AGAIN.sub(r'\g<0> without --overwrite', text) if '--overwrite' in args else text
+
+
 def from_shell(
     name: str,  # of the command
     args: Sequence[str],  # what was typed
@@ -461,12 +470,8 @@ def from_shell(
     as_json = '--json' in args
     options = []
 
-    def stop(code, message):
-        return _stopped(name, code, message, answer if as_json else None)
-
-    def told(message):
-        text = in_shell(message, options)
-        return AGAIN.sub(r'\g<0> without --overwrite', text) if '--overwrite' in args else text
+    stop = lambda code, message: _stopped(name, code, message, answer if as_json else None)
+    told = lambda message: _told(message, options, args)
 
     def warn(message, *where):
         print(f'{name}: note: {told(" ".join(str(message).split()))}', file=sys.stderr)
@@ -478,9 +483,9 @@ def from_shell(
             command = find(name)
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
-            found, line, *configs = parse(name, command, args)
-            options = options_of(found, *configs)
-            result = command.run(found, line, *configs) or {}
+            own, line, *configs = parse(name, command, args)
+            options = options_of(own, *configs)
+            result = command.run(own, line, *configs) or {}
         if as_json:
             print(json.dumps(dict(command=name, exit_code=0, **result)), file=answer)
         answer.check()

@@ -19,10 +19,10 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['DATA', 'DOWNLOADED', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'is_diffusers',
            'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
-           'teacher_of_code', 'check_null_class', 'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of',
-           'find_data', 'check_conditions', 'find_student', 'five_calls', 'Distilled', 'Hosted', 'conditioned',
-           'is_known', 'check_source', 'check_kept', 'distill_data', 'conditioned_data', 'teacher_and_shape',
-           'is_second', 'suit', 'check_saving', 'check_stage']
+           'teacher_of_code', 'says_classes', 'check_null_class', 'find_teacher', 'known_shape', 'shape_of',
+           'asked_shape', 'data_of', 'find_data', 'check_conditions', 'find_student', 'five_calls', 'Distilled',
+           'Hosted', 'conditioned', 'is_known', 'check_source', 'check_kept', 'distill_data', 'conditioned_data',
+           'teacher_and_shape', 'is_second', 'suit', 'check_saving', 'check_stage']
 
 # %% ../../nbs/app/09_sources.ipynb #e2cae8a2
 from .common import Networks, Teachers, find_device, find_net
@@ -229,12 +229,16 @@ def teacher_of_code(name: str) -> NetDenoiser:
     return made
 
 
+def says_classes(name: str) -> bool:
+    "Does this teacher say itself what its classes are?"
+    return name in TEACHERS or is_student(name) or 'null_class' in about_teacher(name)
+
+
 def check_null_class(name: str, teacher: NetDenoiser) -> None:
     "Refuse to be told the null class of a teacher that knows its own, or that has none."
-    known = name in TEACHERS or is_student(name) or 'null_class' in about_teacher(name)
     refuse(
         name,
-        (known, 'says itself what its classes are: leave null_class= out'),
+        (says_classes(name), 'says itself what its classes are: leave null_class= out'),
         (
             not (teacher.n_classes or is_diffusers(name)),
             'has no classes: leave null_class= out',
@@ -531,7 +535,10 @@ def check_source(
         )
 
 
-def check_kept(name: str, data: str | None) -> None:  # the option's name
+def check_kept(
+    name: str,  # of the option
+    data: str | None,  # what is used, see `read_data`; None: nothing
+) -> None:
     "Refuse an option of data sets that have files, where other data are used, or none."
     if data not in DOWNLOADED:
         sets = ' and '.join(DOWNLOADED)
@@ -561,7 +568,8 @@ def distill_data(
         return None
     how = dict(split=options.split, download=options.download)
     x, y = find_data(options.teacher, source, shape, options.data, **how)
-    null_class = about_teacher(options.teacher).get('null_class', options.null_class)
+    told = None if says_classes(options.teacher) else options.null_class
+    null_class = about_teacher(options.teacher).get('null_class', told)
     if y is not None:
         known = slice(None) if null_class is None else y != null_class
         x = x[known]
