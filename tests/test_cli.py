@@ -349,6 +349,33 @@ def test_a_file_says_whose_configuration_it_holds(made, monkeypatch, tmp_path):
         cfg('nobody.json')
 
 
+def test_what_is_typed_is_laid_over_a_file_before_it_is_checked(made, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def cfg(name, *args, command='bdense_distill'):
+        return parse(command, COMMANDS[command], ['x', '--config', str(name), *args])[2]
+
+    for name, found in dict(weights=dict(branch_weights=[0.1, 0.9]), two=dict(K='two')).items():
+        Path(f'{name}.json').write_text(json.dumps(found))
+    several = cfg(made / 'student', '--nfe', '2,3')
+    assert (several.nfe, several.steps, several.title) == ((2, 3), 1, 'SFD-v')
+    mended = cfg('weights.json', '--branches=2')
+    assert (mended.K, mended.branch_weights) == (2, (0.1, 0.9))
+    Path('t.json').write_text(json.dumps(dict(steps=9, warmup=4)))
+    taught = cfg('t.json', '--steps', '2', '--warmup', '1', command='bdense_teach')
+    assert (taught.steps, taught.warmup) == (2, 1)
+    for name, args, why in (
+        ('weights', [], 'weights.json: branch weights need'),
+        ('weights', ['--lr', '.1'], 'weights.json: branch weights need'),
+        ('two', ['--steps', '8'], 'two.json: K must be'),
+        ('two', ['--K', '2', '--lr', '-1'], 'lr must be'),
+    ):
+        with pytest.raises(ValueError, match=f'^{why}'):
+            cfg(f'{name}.json', *args)
+    with pytest.raises(ValueError, match='^warmup must be less'):
+        cfg('t.json', '--steps', '2', command='bdense_teach')
+
+
 def seen(name, monkeypatch):  # what reaches a function, at which the command is stopped
     found = []
 
@@ -737,12 +764,19 @@ def test_no_configuration_of_the_library_is_left_out():
 
 
 def test_every_option_has_its_comment_as_help(shell):
-    for command in ('bdense_distill', 'bdense_teach'):
-        text = ' '.join(shell(f'{command} --help')[0].split())
+    for command, host in (
+        ('bdense_distill', SFDConfig),
+        ('bdense_distill', SFDVConfig),
+        ('bdense_distill', PDConfig),
+        ('bdense_teach', TrainConfig),
+    ):
+        text = ' '.join(shell(f'{command} {" ".join(HOSTS.get(host, []))} --help')[0].split())
+        for f in dataclasses.fields(host):
+            assert re.search(rf'--{f.name}\b', text), f.name
         options = sum(
             len(dataclasses.fields(kind))
             for kind in {COMMANDS[command].options, *COMMANDS[command].hosts}
-            - {PDConfig, SFDVConfig}
+            - ({PDConfig, SFDVConfig, SFDConfig} - {host})
         )
         assert len(re.findall(r'\w[^-]{2,}? ?\((?:default: |required\))', text)) == options, command
     assert (
@@ -750,6 +784,15 @@ def test_every_option_has_its_comment_as_help(shell):
         and 'peak learning rate of Adam' in text
         and '--precision {auto,no,bf16,fp16}' in text
     )
+
+
+def test_help_is_of_the_line_that_asks_for_it(shell):
+    text = shell('bdense_distill --preset_name fashion_mnist_pd --help')[0]
+    assert '--start_steps' in text and '(default: 0.0002)' in text
+    plain = shell('bdense_distill --help')[0]
+    for line in ('--preset_name nothing', '--config nothing.json', '--preset cifar10-sfd'):
+        text = shell(f'bdense_distill {line} --help')[0]
+        assert text.startswith('usage: ') and (text == plain) == ('nothing' in line)
 
 
 def test_help_from_a_real_shell_and_an_error(tmp_path):
@@ -887,12 +930,31 @@ MISTAKES = [
     ('bdense_teach out --data cats', "unknown data 'cats'; choose one of: fashion_mnist"),
     ('bdense_teach out --data=', '--data is empty'),
     ('bdense_teach out --data ring --steps 0', 'steps must be a whole number, at least 1, got 0'),
-    ('bdense_teach out --data ring --size 8', 'size belongs to a folder of images'),
+    ('bdense_teach out --data ring --size 8', 'size does not belong to ring but to a folder'),
     (
         'bdense_teach out --data ring --path /nope',
-        'path and download belong to fashion_mnist and cifar10',
+        'path does not belong to ring but to fashion_mnist and cifar10',
     ),
-    ('bdense_teach out --data . --download', 'belong to fashion_mnist and cifar10'),
+    ('bdense_teach out --data . --download', 'download does not belong to . but to fashion'),
+    ('bdense_teach out --data ring --max_gb 1', 'max_gb does not belong to ring'),
+    (
+        'bdense_teach out --data ring --context 1',
+        'context does not belong to ring but to a CSV file',
+    ),
+    ('bdense_teach out --data ring --net json:dumps', "'json:dumps' cannot be had: missing"),
+    ('bdense_distill out --teacher json:dumps', "'json:dumps' cannot be had: missing"),
+    ('bdense_distill out --download', 'download belongs to fashion_mnist and cifar10, not to no'),
+    (
+        'bdense_distill out --data ring --download',
+        'download belongs to fashion_mnist and cifar10, not to ring',
+    ),
+    (
+        'bdense_compare out --data ring --download',
+        'download belongs to fashion_mnist and cifar10, not to ring',
+    ),
+    ('bdense_distill out --null_class 3', 'says itself what its classes are: leave --null_class'),
+    ('bdense_distill out --K 1 --weights uniform', 'branch_weights is for several branches'),
+    ('bdense_distill out --K 1 --weights_end linear', 'branch_weights_end is for several branches'),
     ('bdense_teach out --data .', 'holds no images'),
     ('bdense_teach out --preset slow', "unknown preset 'slow'; choose one of: quick"),
     ('bdense_teach out --path nowhere', 'no such data file: nowhere'),
@@ -973,6 +1035,10 @@ def test_a_mistake_ends_in_one_line_and_writes_nothing(command, says, shell):
             'bdense_distill a --preset_name fashion_mnist_pd --pool 128',
             'it belongs to SFDConfig and SFDVConfig',
         ),
+        (
+            'bdense_distill a --host test_cli:Straight --ema .9',
+            'test_cli:Straight has no such field: give your host a field ema',
+        ),
         ('bdense_distill a --stesp 3', 'did you mean --steps?'),
     ],
 )
@@ -992,6 +1058,15 @@ def test_wrong_usage_has_its_own_exit_code(command, says, shell):
         and answer['error']
         and not list(shell.folder.iterdir())
     )
+
+
+def test_a_file_that_says_whose_it_is_is_not_overruled_by_a_preset(shell):
+    Path('pd.json').write_text(
+        '{"config": {}, "host": "pd", "options": {"preset_name": "fashion_mnist_pd"}}'
+    )
+    told = shell('bdense_distill a --config pd.json --pool 4', 2)[1]
+    assert told.startswith('bdense_distill: Unrecognized options: --pool')
+    assert 'pd.json is for another host, so leave it out' in told and 'choose' not in told
 
 
 def test_what_has_no_near_name_is_not_guessed(shell):
@@ -1310,6 +1385,47 @@ def test_what_is_asked_for_in_vain_is_refused(at, tmp_path):
     assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
     line = 'bdense_compare new --teacher plane --preset demo --features_path x.pt'
     assert 'not read, to compare with fresh points of moons' in at(line, 1)[1]
+
+
+def test_what_only_a_file_asks_for_in_vain_does_no_harm(at, tmp_path, monkeypatch):
+    "An option of a file that nothing is done with is refused as soon as it is typed."
+    monkeypatch.setattr(commands, 'on_one_gpu', lambda *how: {})
+    options = dict(null_class=3, download=True, trust_teacher=True)
+    config = dict(K=1, branch_weights='uniform', steps=1, batch=4, pool=4)
+    teach = dict(max_gb=1.0, size=[8], download=True, horizon=3)
+    for name, found in (('d', dict(config=config, options=options)), ('t', dict(options=teach))):
+        (tmp_path / f'{name}.json').write_text(json.dumps(dict(config={}) | found))
+    line = f'bdense_distill new --teacher plane --config {tmp_path}/d.json --dry_run'
+    at(line)
+    for more, why in (
+        ('null_class 3', 'plane says itself what its classes are'),
+        ('download', 'download belongs to'),
+        ('weights uniform', 'branch_weights is for several branches'),
+    ):
+        assert why in at(f'{line} --{more}', 1)[1]
+    stored, classes = commands.Distill(out='x', null_class=3), types.SimpleNamespace(n_classes=10)
+    pairs = sources.distill_data(
+        stored, commands.Line(), preset('fashion_mnist_pd'), classes, (1, 28, 28)
+    )
+    assert (pairs[1] == 3).any()
+    line = f'bdense_teach new --data ring --batch 4 --config {tmp_path}/t.json --dry_run'
+    at(line)
+    assert 'size does not belong to ring' in at(f'{line} --size 8', 1)[1]
+    line = 'bdense_evaluate student --teacher plane --n 4'
+    assert 'not to moons' in at(f'{line} --download', 1)[1]
+    assert 'plane says itself' in at(f'{line} --null_class 3', 1)[1]
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), tmp_path / 'bare', dict(shape=[2]))
+    line = f'bdense_distill new --teacher {tmp_path}/bare --null_class 3'
+    assert 'bare has no classes: leave --null_class out' in at(line, 1)[1]
+
+
+def test_messages_name_options_of_the_line_alone(shell, monkeypatch):
+    def diverges(*args):
+        raise FloatingPointError("set on_nan='skip'")
+
+    monkeypatch.setattr(commands, 'teacher_and_shape', diverges)
+    assert 'set --on_nan skip' in shell('bdense_distill x', 1)[1]
+    assert "set on_nan='skip'" in shell('bdense_distill x --host test_cli:Straight', 1)[1]
 
 
 @pytest.mark.parametrize('command', ['demo --out new', 'search new', 'compare new'])
@@ -1895,9 +2011,10 @@ def test_both_hosts_and_their_variants(at, tmp_path):
     at(
         f'bdense_distill {tmp_path}/five {budget} --nfe 5 --preset demo --pool 8 --bank {tmp_path}/bank'
     )
-    at(
+    told = at(
         f'bdense_distill {tmp_path}/several {budget} --nfe 1,5 --preset demo --pool 8 --bank {tmp_path}/bank'
-    )
+    )[0]
+    assert 'several: 1, 5 NFE' in told
     assert {p.name for p in (tmp_path / 'bank').iterdir()} == {'nfe-1', 'nfe-5'}
     for start in ('five', 'several'):
         at(
@@ -2691,6 +2808,9 @@ def test_a_dry_run_says_that_one_gpu_is_not_enough(monkeypatch):
         on_one_gpu='of 80 GB: 8 samples at a time do not fit; not even one does, weights and training alone take 880 GB: take several GPUs with --shard',
     )
     assert [how[3].recompute for how in tried] == [False, True]
+    monkeypatch.setattr(commands, 'on_paper', lambda *how: {}['a host of your own'])
+    found = commands.on_one_gpu(None, SFDConfig(), (1, 8, 8), Hardware())
+    assert found == dict(gpu_memory_gb=None, on_one_gpu='not known for this host or network')
 
 
 class Shaped(torch.nn.Module):

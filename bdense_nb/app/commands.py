@@ -8,7 +8,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,10 @@ from torch import Tensor
 from tyro.conf import Positional
 
 # %% auto #0
-__all__ = ['TEACH_PRESETS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 'Demo', 'teacher_arms', 'demo_arms', 'demo_plan',
-           'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach', 'teach_configs', 'teach_data',
-           'refuse_options', 'image_data', 'teach_plan', 'new_denoiser', 'check_teaching', 'teach', 'Distill',
-           'own_host', 'host_of', 'distill_configs', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan',
+__all__ = ['TEACH_PRESETS', 'OWNERS', 'EXPORTED', 'COMMANDS', 'how_measured', 'estimate', 'Demo', 'teacher_arms', 'demo_arms',
+           'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach', 'teach_configs',
+           'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'new_denoiser', 'check_teaching', 'teach',
+           'Distill', 'own_host', 'host_of', 'distill_configs', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan',
            'check_start', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs',
            'search_plan', 'confirmed_differences', 'going', 'search', 'Export', 'check_export', 'export']
 
@@ -34,8 +34,9 @@ from .common import is_done, note_start, print_table, put_back, read_config, rea
 from .common import show_plan, started, with_fields
 from .measuring import Evaluate, Sample, difference_rows, evaluate, sample_student
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
-from .shell import Command, Line, Options
-from .sources import DATA, Distilled, Hosted, check_saving, check_source, check_stage
+from .shell import Command, Line, Options, options_of
+from .sources import DATA, DOWNLOADED, Distilled, Hosted, check_saving
+from .sources import check_source, check_stage
 from .sources import data_line, data_of, distill_data, find_student
 from .sources import five_calls, is_student, read_data, suit
 from .sources import teacher_and_shape, teacher_facts
@@ -328,7 +329,7 @@ class Teach(Windowed, Watched, Networks):
     # a folder's images are cropped and resized to SIZE or HEIGHT,WIDTH; default: their own
     size: tuple[int, ...] | None = None
     path: str | None = None  # folder with the files of fashion_mnist or cifar10
-    download: bool = False  # may torchvision download the training images?
+    download: bool = False  # may torchvision download fashion_mnist or cifar10?
     max_gb: float = 8.0  # refuse a folder of images that takes more memory
     preset_name: str = 'standard'  # quick, standard or long; the other options change it
     # JSON file with fields of TrainConfig and Hardware, or command.json of a run, which holds its
@@ -353,43 +354,57 @@ def teach_configs(said: dict[str, str]) -> tuple[TrainConfig, Hardware]:
         chosen['steps'] = int(steps)
     chosen.setdefault('warmup', min(500, chosen['steps'] // 10))
     return (
-        with_fields(TrainConfig, chosen, where),
-        with_fields(Hardware, stored.hardware, where),
+        with_fields(TrainConfig, chosen, where, said),
+        with_fields(Hardware, stored.hardware, where, said),
     )
 
 
 def teach_data(
     options: Teach,
     seed: int,
+    typed: Container[str] | None = None,  # options that a line sets; None: all
 ) -> tuple[Tensor, Tensor | dict | None, Callable | None]:  # data, conditions, what makes a network
     "What a teacher is trained on, and what makes its network."
     make = find_net(options.net)
     if not options.data.lower().endswith('.csv'):
-        return *image_data(options, seed), make
-    refuse_options(options, ('size', 'path', 'download'), options.data)
+        return *image_data(options, seed, typed), make
+    refuse_options(options, [*OWNERS], options.data, typed)
     series, windows = options.series(options.data)
     return *windows.cut(series), make or (lambda: temporal_denoiser(windows, seed=seed).net)
 
 
-def refuse_options(options: Options, names: Sequence[str], data: str) -> None:
+#: option of `Teach` -> the only data that it belongs to
+OWNERS = dict.fromkeys(('size', 'max_gb'), 'a folder of images')
+OWNERS |= dict.fromkeys(('path', 'download'), ' and '.join(DOWNLOADED))
+
+
+def refuse_options(
+    options: Options,
+    names: Sequence[str],
+    data: str,
+    typed: Container[str] | None = None,  # options that a line sets: others do no harm. None: all
+) -> None:
     "Refuse options that belong to data of another kind."
     for f in fields(options):
-        if f.name in names and getattr(options, f.name) != f.default:
-            raise ValueError(f'{f.name} does not belong to {data}: leave it out')
+        here = f.name in names and (typed is None or f.name in typed)
+        if here and getattr(options, f.name) != f.default:
+            owner = OWNERS.get(f.name, 'a CSV file')
+            raise ValueError(f'{f.name} does not belong to {data} but to {owner}: leave it out')
 
 
-def image_data(options: Teach, seed: int) -> tuple[Tensor, Tensor | None]:
+def image_data(
+    options: Teach,
+    seed: int,
+    typed: Container[str] | None = None,  # see `refuse_options`
+) -> tuple[Tensor, Tensor | None]:
     "Images or points by name or by folder, and labels."
     data, size = options.data, options.size
-    refuse_options(options, [f.name for f in fields(Windowed)], data)
-    kept = options.path or options.download
     folder = data not in DATA and Path(data).is_dir()
+    own = OWNERS['size'] if folder else OWNERS['path'] if data in DOWNLOADED else ''
+    names = [*options_of(Windowed), *OWNERS]
+    refuse_options(options, [k for k in names if OWNERS.get(k) != own], data, typed)
     if size and (len(size) > 2 or min(size) < 1):
         raise ValueError(f'size must be one number, or height and width, got {size}')
-    if kept and data not in ('fashion_mnist', 'cifar10'):
-        raise ValueError(f'path and download belong to fashion_mnist and cifar10, not to {data}')
-    if size and not folder:
-        raise ValueError('size belongs to a folder of images')
     if not folder:
         return read_data(data, 'train', options.path, options.download, seed=seed)
     return image_folder(data, size[0] if size and len(size) == 1 else size, max_gb=options.max_gb)
@@ -520,7 +535,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
     folder = put_back(out, options.dry_run)
     check_folder(out, ('checkpoints',), line)
-    x, y, make = teach_data(options, cfg.seed)
+    x, y, make = teach_data(options, cfg.seed, line.typed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
     labels = training_labels(denoiser, y, len(x), options.null_class)
     check = partial(check_teaching, folder, cfg, batch, lambda: (x, labels))
@@ -631,7 +646,10 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
         except ValueError:  # the steps do not divide; another number of them may not help
             check_saving(calls, start.nfe * (1 + ('guidance_scale' in said)), teacher)
             raise
-    return with_fields(base, stored.config, where), with_fields(Hardware, stored.hardware, where)
+    return (
+        with_fields(base, stored.config, where, said),
+        with_fields(Hardware, stored.hardware, where, said),
+    )
 
 
 def is_banked(cfg, bank: str | None) -> bool:
@@ -661,8 +679,8 @@ def on_one_gpu(
     "Does a run fit on one GPU of 80 GB, and what makes it fit, or why nobody knows."
     try:
         plan = on_paper(source, cfg, shape, hardware, student)
-    except Exception as e:  # whatever a foreign network raises where there are no numbers
-        why = f'unknown ({type(e).__name__}: {e})'[:200]
+    except Exception:  # whatever a foreign network raises where there are no numbers
+        why = 'not known for this host or network'
         return dict(gpu_memory_gb=None, on_one_gpu=why)
     asked, gb = cfg.batch // hardware.accumulate, plan['memory_gb']
     said = f'of {plan["device_gb"]:.0f} GB: '
@@ -797,12 +815,17 @@ def _distilled(
     return distill(source, cfg, data, labels, banks, folder, student=start, **how)
 
 
-def _check_distill(options: Distill, cfg, source: Callable) -> None:
+def _check_distill(options: Distill, line: Line, cfg, source: Callable) -> None:
     "Refuse options that do not suit the method or the teacher, and a second stage for nothing."
     if options.lora is not None:
         check_int('lora', options.lora, 1)
+    weights = [k for k in ('branch_weights', 'branch_weights_end') if k in line.typed]
     refuse(
         '',
+        (
+            cfg.K == 1 and weights,
+            f'{"".join(weights[:1])} is for several branches, and K=1 has one: leave it out',
+        ),
         (
             options.overwrite and Path(options.out).resolve() == Path(options.teacher).resolve(),
             f'{options.out} is the teacher, too: choose another folder for what is made of it',
@@ -833,7 +856,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
         check_folder(options.bank, ('nfe-*',) * isinstance(cfg, SFDBase))
     source, shape = teacher_and_shape(options, line, cfg)
     cfg = suit(options, line, cfg, source, shape)
-    _check_distill(options, cfg, source)
+    _check_distill(options, line, cfg, source)
     start = None if options.lora is None else with_adapters(unguided(source), options.lora)
     pairs = distill_data(options, line, cfg, source, shape)
     kind = options.data or data_of(teacher)
@@ -865,7 +888,8 @@ def finish(student, options: Distill, note: dict, data: str | None) -> dict:
             student.save_pretrained(options.out)
         else:
             student.save(options.out, overwrite=options.overwrite)
-    print(f'the student is in {options.out}: {student.nfe} NFE, {about["seconds"]:.0f} s')
+    calls = readable('nfe', student.nfe)
+    print(f'the student is in {options.out}: {calls} NFE, {about["seconds"]:.0f} s')
     history = about['rounds'][-1]['history'] if 'rounds' in about else about['history']
     return dict(
         out=options.out,
@@ -975,7 +999,10 @@ def _show_found(weights: list[float], found: list[Difference], seeds: int, out: 
     )
 
 
-def going(options: Search, done: int) -> str:  # trials
+def going(
+    options: Search,
+    done: int,  # trials that are there
+) -> str:
     "What a start in this folder would do."
     done = min(done, options.trials)
     return f'goes on: {done} of {options.trials} trials are done' if done else 'begins'

@@ -5,8 +5,10 @@
 # %% ../../nbs/app/08_common.ipynb #9ad34629
 from __future__ import annotations
 import contextlib
+import copy
 import difflib
 import importlib
+import inspect
 import json
 import os
 import shlex
@@ -29,7 +31,7 @@ __all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'ASIDE', 'WORK', 'BESIDE', 'R
            'print_plan', 'show_plan', 'becomes', 'goes_on', 'announce', 'draw_samples', 'print_table']
 
 # %% ../../nbs/app/08_common.ipynb #93b86926
-from .shell import Line, Options, find_command, options_of, words
+from .shell import ALSO, Line, Options, find_command, options_of, words
 from ..core import atomic_path, check_type, default_device, locked
 from ..core import read_json, refuse, reworded, write_json
 from ..diffusion.samplers import Sampler
@@ -79,7 +81,8 @@ class Common(Options):
                 f'{said["config"]} also sets {shlex.join(told) or "nothing"}'
                 + f'; {name} has no {shlex.join(lacks)}' * bool(lacks)
             )
-        return mine, frozenset(file.config.keys() - {'shape' * ('size' in said)})
+        decided = {'host'} if file.host else set()
+        return mine, frozenset(file.config.keys() - {'shape' * ('size' in said)} | decided)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +146,15 @@ def find_net(name: str | None, option: str = 'net') -> Callable | None:
     with reworded(absent, ImportError, AttributeError, ValueError, TypeError):
         found = getattr(importlib.import_module(module), attribute)
         check_type(found, Callable, 'it is called')
+        if option == 'net':
+            _check_call(found)
     return found
+
+
+def _check_call(found: Callable) -> None:
+    "Raise a TypeError unless it can be called without arguments, as it will be."
+    with contextlib.suppress(ValueError):  # it does not say its arguments
+        inspect.signature(found).bind()
 
 
 def alone(folder: Path | str):  # a context
@@ -157,7 +168,9 @@ class Watched:
 
     # also write the metrics for tensorboard, wandb or another library that Accelerate knows
     log_with: tuple[str, ...] | None = None
-    profile: bool = False  # trace a few iterations: FOLDER/checkpoints/trace.json
+    # trace iterations 3 to 5: FOLDER/checkpoints/trace.json, of Progressive Distillation one for
+    # each round in checkpoints/steps-N
+    profile: bool = False
 
     @property
     def hooks(self) -> list:  # of `loop.fit`
@@ -447,11 +460,24 @@ def unsaid(found: dict, kind: type, said: dict[str, str]) -> dict:
     }
 
 
-def with_fields(base, given: dict, where: str):  # base: a configuration, or its class
-    "A configuration with fields from a file; unknown ones are refused."
+def with_fields(
+    base,  # a configuration, or its class
+    given: dict,  # what the file says
+    where: str,  # the file
+    said: Iterable[str] = (),  # options of a line, which lays its values over these
+):
+    """A configuration with fields from a file; unknown ones are refused. What a line changes is
+    checked once its values are there."""
     kind = base if isinstance(base, type) else type(base)
-    refuse_unknown(given, options_of(kind), where, kind.__name__)
+    known = options_of(kind)
+    refuse_unknown(given, known, where, kind.__name__)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}  # JSON has none
+    typed = {o for name in said for o in (name.removeprefix('no_'), *ALSO.get(name, ()))}
+    if typed & {*known}:
+        draft = object.__new__(kind) if kind is base else copy.copy(base)
+        for name, value in given.items():
+            object.__setattr__(draft, name, value)
+        return draft
     with reworded(lambda e: f'{where}: {e}' if where else str(e), ValueError, TypeError):
         return kind(**given) if kind is base else replace(base, **given)
 

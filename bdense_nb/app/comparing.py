@@ -176,7 +176,7 @@ def compare_run(options: Compare, line: Line, cfg: Host, hardware: Hardware) -> 
     which = dict(calls=options.calls or (), budgets=options.budgets or ())
     arms = read_arms(options.arms)
     made = make_arms(cfg, arms, **which)
-    pairs = distill_data(options, line, cfg, source, shape)
+    pairs = distill_data(options, line, cfg, source, shape, compared=True)
     data, labels = pairs or (None, None)
     top = max(arm.cfg.noisiest for arm in made)
     check_source(source, options.teacher, shape, pairs, options.trust_teacher, top)

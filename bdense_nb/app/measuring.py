@@ -25,8 +25,9 @@ __all__ = ['AMOUNTS', 'SHIPPED', 'Sample', 'sampling_plan', 'are_samples', 'aske
 from .common import Common, Named, Students, Teachers, check_alone, check_file
 from .common import draw_samples, find_device, find_net, print_table, show_plan
 from .shell import Line, options_of
-from .sources import Distilled, check_data, check_source, conditioned, data_line
-from .sources import data_of, find_student, find_teacher, is_here, read_data
+from .sources import Distilled, check_data, check_kept, check_null_class, check_source
+from .sources import conditioned, data_line, data_of, find_student
+from .sources import find_teacher, is_here, read_data
 from ..core import about_run, check_choice, check_int, load_tensors, read_json, refuse
 from ..core import save_tensors, sweep, write_json
 from ..diffusion.data import TOY_SETS, toy_2d
@@ -168,7 +169,7 @@ class Evaluate(Teachers):
     # what they are compared with: fashion_mnist, cifar10, a 2-D set, a file of samples, or a folder
     # of images, which are brought to the samples' size; default: what the teacher was trained on
     data: str | None = None
-    download: bool = False  # may torchvision download it?
+    download: bool = False  # may torchvision download fashion_mnist or cifar10?
     # of the Fréchet distance: fashion_mnist (shipped, for 28 x 28 grey images) or inception (any
     # images; needs torch-fidelity)
     features: str | None = None
@@ -301,6 +302,8 @@ def distances(reality: Reality, space: Callable[[Tensor], Tensor] | None) -> dic
 def taught_by(arm: Student, options: Evaluate) -> NetDenoiser | GuidedDenoiser:
     "The teacher with the conditions of its student, and the guidance that its card names."
     source = find_teacher(options.teacher, options)
+    if options.null_class is not None:
+        check_null_class(options.teacher, source)
     if arm.denoiser.conditions is not None:
         source.conditions = arm.denoiser.conditions
     guidance = guidance_of(arm.about)
@@ -378,6 +381,8 @@ def evaluate_student(options: Evaluate) -> dict:
     arm = find_student(options.student, options.nfe, options)
     source = taught_by(arm, options)
     check_pair(arm, source, options.student, options.teacher)
+    if options.download:
+        check_kept('download', options.data or data_of(options.teacher))
     wanted = (options.data, options.features, options.download)
     reality = find_reality(options.teacher, arm.shape, *wanted)
     check_weights(reality, options.features_path)

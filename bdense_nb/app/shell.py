@@ -26,9 +26,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 __all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FULL_DISK', 'AGAIN', 'NO_ACCESS', 'bdense_demo',
            'bdense_teach', 'bdense_distill', 'bdense_compare', 'bdense_search', 'bdense_sample', 'bdense_evaluate',
            'bdense_export', 'bdense_bench', 'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled',
-           'said', 'read_commas', 'commas_rule', 'Usage', 'check_values', 'parse', 'refused_by_config', 'usage_error',
-           'epilog', 'words', 'call', 'explain', 'in_shell', 'check_launch', 'Output', 'interrupts_later',
-           'find_command', 'from_shell', 'program']
+           'said', 'read_commas', 'commas_rule', 'Usage', 'check_values', 'configs_for_help', 'parse',
+           'refused_by_config', 'usage_error', 'epilog', 'words', 'call', 'explain', 'in_shell', 'check_launch',
+           'Output', 'interrupts_later', 'find_command', 'from_shell', 'program']
 
 # %% ../../nbs/app/02_shell.ipynb #ae358c69
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class Line:
 
     text: str = ''  # all of it, as it is recorded beside results
     given: frozenset[str] = frozenset()  # names of what it sets, or the file of --config
+    typed: frozenset[str] = frozenset()  # those of them that the line itself sets
 
 
 @dataclass(frozen=True)
@@ -168,67 +169,114 @@ def check_values(args: Sequence[str]) -> None:
             raise ValueError(f'{what} must be a number of at most 18 digits, got {value}')
 
 
-def parse(name: str, command: Command, args: Sequence[str]) -> tuple:  # own options, configurations
-    "Read a command line; help is printed, and a mistake is a `Usage`."
+def _fill(name: str, command: Command, configs: Sequence, args: Sequence[str], text, asked: bool):
+    "What tyro makes of a line; what it says of help and of mistakes goes to `text`."
     import tyro
 
-    check_values(args)
-    own = spelled(args, options_of(command.options))
-    asked = bool({'-h', '--help'} & set(args))
-    more, named = ({}, ()) if asked else command.options.stored(name, said(own))  # a file
-    configs = command.configs({} if asked else said([*words(**more), *own]))
     parts = [
         (type(c).__name__, tyro.conf.OmitArgPrefixes[type(c)], field(default=c)) for c in configs
     ]
     kind = make_dataclass(name, [(name, tyro.conf.OmitArgPrefixes[command.options]), *parts])
-    known = options_of(command.options, *configs)
-    args = spelled(args, known)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(commas_rule)
+    aside = contextlib.redirect_stdout(text), contextlib.redirect_stderr(text)
+    with registry, aside[0], aside[1], warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The field')  # a configuration's own check tells more
+        return tyro.cli(
+            kind,
+            prog=name,
+            description='',
+            args=args,
+            use_underscores=True,
+            config=() if asked else (tyro.conf.HelptextFromCommentsOff,),
+        )
+
+
+def configs_for_help(
+    command: Command,
+    said: dict[str, str],  # options on the command line and their words
+) -> Sequence:
+    "The configurations of a line that asks for help; a mistake in it is no reason to show none."
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(*MENDABLE):
+        return command.configs(said)
+    return command.configs({})
+
+
+def parse(name: str, command: Command, args: Sequence[str]) -> tuple:  # own options, configurations
+    "Read a command line; help is printed, and a mistake is a `Usage`."
+    check_values(args)
+    mine = options_of(command.options)
+    own = said(spelled(args, mine))
+    asked = bool({'-h', '--help'} & set(args))
+    more, named = ({}, ()) if asked else command.options.stored(name, own)  # a file
+    stored = said(words(**more))
+    told = stored | own
+    configs = configs_for_help(command, told) if asked else command.configs(told)
+    known = options_of(command.options, *configs)
+    args = spelled(args, known)
     text = io.StringIO()
     try:
-        with registry, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            found = tyro.cli(
-                kind,
-                prog=name,
-                description='',
-                args=[*words(**more), *args],
-                use_underscores=True,
-                config=() if asked else (tyro.conf.HelptextFromCommentsOff,),
-            )
+        found = _fill(name, command, configs, [*words(**more), *args], text, asked)
     except SystemExit as e:
         if e.code and 'Error parsing --' not in text.getvalue():
-            refused_by_config(e)
+            file = {k: v for k, v in told.items() if k in mine}
+            refused_by_config(e, lambda: command.configs(file))
         if e.code:
-            message = usage_error(text.getvalue(), name, command, known)
-            stored = any(f'--{option} ' in message for option in said(words(**more)))
-            raise Usage(f'{said(own).get("config")}: ' * stored + message) from None
+            how = own, stored, 'host' in named
+            raise Usage(usage_error(text.getvalue(), name, command, known, *how)) from None
         print(re.sub(r' *\n', '\n', RULE.sub('', text.getvalue())) + epilog(name, command, known))
         raise
-    given = {key.removeprefix('no_') if key not in known else key for key in said(args)}
-    line = Line(shlex.join([name, *args]), frozenset(given - {'config'} | {*named}))
+    typed = {key.removeprefix('no_') if key not in known else key for key in said(args)}
+    typed = frozenset(typed - {'config'})
+    line = Line(shlex.join([name, *args]), typed | {*named}, typed)
     return getattr(found, name), line, *(getattr(found, type(c).__name__) for c in configs)
 
 
-def refused_by_config(e: BaseException) -> None:
+def refused_by_config(
+    e: BaseException,
+    alone: Callable[[], Any] = lambda: None,  # raises where a file is wrong whatever is typed
+) -> None:
     "Raise what a configuration's own checks said, if they are behind an error of tyro."
     while e := e.__context__:
         if isinstance(e, ValueError):
-            raise e from None
+            break
+    else:
+        return
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            alone()
+    except ValueError as found:
+        if str(found).endswith(str(e)):
+            raise found from None  # it names the file
+    raise e from None
 
 
-def usage_error(said: str, name: str, command: Command, known: Sequence[str]) -> str:
+def usage_error(
+    said: str,  # by tyro
+    name: str,
+    command: Command,
+    known: Sequence[str],  # the options of this line
+    typed: dict[str, str] = {},  # options of the line and their words
+    stored: Iterable[str] = (),  # the options that the file of --config sets
+    decided: bool = False,  # does that file say whose configuration it holds?
+) -> str:
     "What is wrong with a command line, and where to look, in one line."
     message = ' '.join(RULE.split(said)[1].split())
     number = re.match(r"Error parsing (--\w+): .*?\b(int|float)\b.*?'([^']*)'", message, re.I)
     if number:
         whole = 'whole ' * (number[2].lower() == 'int')
         message = f'{number[1]} must be a {whole}number, got {number[3]!r}'
+    if any(f'--{option} ' in message for option in stored):
+        message = f'{typed["config"]}: {message}'
     unknown = re.findall(r'--(\w+)', message) if 'nrecognized' in message else []
     near = unknown and difflib.get_close_matches(unknown[0], known, 1, 0.75)
     owners = [h.__name__ for h in command.hosts if unknown and unknown[0] in options_of(h)]
-    if owners:
-        message += f'; it belongs to {" and ".join(owners)}: choose another --preset_name'
+    if owners and 'host' in typed and not decided:
+        message += f'; {typed["host"]} has no such field: give your host a field {unknown[0]}'
+    elif owners:
+        other = f'{typed["config"]} is for another host, so leave it out' if decided else ''
+        how = other or 'choose another --preset_name'
+        message += f'; it belongs to {" and ".join(owners)}: {how}'
     elif near:
         message += f'; did you mean --{near[0]}?'
     return f'{message} (all options: {name} --help)'
@@ -406,6 +454,12 @@ def _stopped(name: str, code: int, message: str, answer: Output | None) -> int: 
     return code
 
 
+def _told(message: str, options: Iterable[str], args: Sequence[str]) -> str:
+    "A message in the words of the shell; one that was told to overwrite goes on without."
+    text = in_shell(message, options)
+    return AGAIN.sub(r'\g<0> without --overwrite', text) if '--overwrite' in args else text
+
+
 def from_shell(
     name: str,  # of the command
     args: Sequence[str],  # what was typed
@@ -416,12 +470,8 @@ def from_shell(
     as_json = '--json' in args
     options = []
 
-    def stop(code, message):
-        return _stopped(name, code, message, answer if as_json else None)
-
-    def told(message):
-        text = in_shell(message, options)
-        return AGAIN.sub(r'\g<0> without --overwrite', text) if '--overwrite' in args else text
+    stop = lambda code, message: _stopped(name, code, message, answer if as_json else None)
+    told = lambda message: _told(message, options, args)
 
     def warn(message, *where):
         print(f'{name}: note: {told(" ".join(str(message).split()))}', file=sys.stderr)
@@ -433,7 +483,9 @@ def from_shell(
             command = find(name)
         options = options_of(command.options, *command.hosts)
         with contextlib.redirect_stdout(sys.stderr if as_json else answer):
-            result = call(name, command, args) or {}
+            own, line, *configs = parse(name, command, args)
+            options = options_of(own, *configs)
+            result = command.run(own, line, *configs) or {}
         if as_json:
             print(json.dumps(dict(command=name, exit_code=0, **result)), file=answer)
         answer.check()

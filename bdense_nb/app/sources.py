@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['DATA', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'is_diffusers', 'is_code',
-           'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers', 'teacher_of_code',
-           'find_teacher', 'known_shape', 'shape_of', 'asked_shape', 'data_of', 'find_data', 'check_conditions',
-           'find_student', 'five_calls', 'Distilled', 'Hosted', 'conditioned', 'is_known', 'check_source',
-           'distill_data', 'conditioned_data', 'teacher_and_shape', 'is_second', 'suit', 'check_saving', 'check_stage']
+__all__ = ['DATA', 'DOWNLOADED', 'is_stored', 'is_here', 'check_data', 'read_samples', 'read_data', 'data_line', 'is_diffusers',
+           'is_code', 'about_teacher', 'teacher_facts', 'is_student', 'pickle_note', 'read_diffusers',
+           'teacher_of_code', 'says_classes', 'check_null_class', 'find_teacher', 'known_shape', 'shape_of',
+           'asked_shape', 'data_of', 'find_data', 'check_conditions', 'find_student', 'five_calls', 'Distilled',
+           'Hosted', 'conditioned', 'is_known', 'check_source', 'check_kept', 'distill_data', 'conditioned_data',
+           'teacher_and_shape', 'is_second', 'suit', 'check_saving', 'check_stage']
 
 # %% ../../nbs/app/09_sources.ipynb #e2cae8a2
 from .common import Networks, Teachers, find_device, find_net
@@ -45,6 +46,8 @@ from ..training.checkpoints import is_main
 # %% ../../nbs/app/09_sources.ipynb #cd2e83f9
 #: data sets with a name, and the shape of a sample
 DATA = {'fashion_mnist': (1, 28, 28), 'cifar10': (3, 32, 32)} | dict.fromkeys(TOY_SETS, (2,))
+#: those that torchvision can download
+DOWNLOADED = ('fashion_mnist', 'cifar10')
 
 
 def is_stored(data: str | None) -> bool:
@@ -95,7 +98,7 @@ def read_data(
     data: str,  # one of `DATA`, a folder of images, or a file of samples
     split: str = 'train',  # of Fashion-MNIST and CIFAR-10
     path: str | None = None,  # folder with their files, if they are not where they are looked for
-    download: bool = False,  # may torchvision download them?
+    download: bool = False,  # may torchvision download the files of fashion_mnist or cifar10?
     # a sample must have; a folder's images are brought to it
     shape: tuple[int, ...] | None = None,
     seed: int = 0,  # of a 2-D set
@@ -226,11 +229,26 @@ def teacher_of_code(name: str) -> NetDenoiser:
     return made
 
 
+def says_classes(name: str) -> bool:
+    "Does this teacher say itself what its classes are?"
+    return name in TEACHERS or is_student(name) or 'null_class' in about_teacher(name)
+
+
+def check_null_class(name: str, teacher: NetDenoiser) -> None:
+    "Refuse to be told the null class of a teacher that knows its own, or that has none."
+    refuse(
+        name,
+        (says_classes(name), 'says itself what its classes are: leave null_class= out'),
+        (
+            not (teacher.n_classes or is_diffusers(name)),
+            'has no classes: leave null_class= out',
+        ),
+    )
+
+
 def find_teacher(name: str, options: Teachers) -> NetDenoiser:
     "A shipped teacher by name, or a folder that this package or diffusers wrote."
     device = find_device(options.device)
-    if name in TEACHERS and options.null_class is not None:
-        raise ValueError(f'{name} says itself what its classes are: leave null_class= out')
     if name in TEACHERS:
         return load_teacher(name, device)
     if is_code(name):
@@ -412,14 +430,14 @@ class Distilled(Teachers):
     # its run.json, config.json of a student, or your own, for the preset's method or that of its
     # "host"; options change it
     config: str | None = None
-    # fashion_mnist, cifar10, a 2-D set, a folder of images, or a safetensors file with samples
-    # (latents, say) and perhaps labels: for Progressive Distillation, to check the teacher with,
-    # and to compare samples with; default: what it was trained on
+    # fashion_mnist, cifar10, a 2-D set, a folder of images, or a file of samples (latents, say): an
+    # array in .npy, or .safetensors, perhaps with labels: for Progressive Distillation, to check
+    # the teacher with, and to compare samples with; default: what it was trained on
     data: str | None = None
     # of images, a number or HEIGHT,WIDTH, or of a sample, its shape; default: the teacher's
     size: tuple[int, ...] | None = None
     split: Literal['test', 'train'] = 'test'  # of fashion_mnist (10,000 images, shipped) or cifar10
-    download: bool = False  # may torchvision download them?
+    download: bool = False  # may torchvision download fashion_mnist or cifar10?
     # distil the teacher as classifier-free guidance of this scale makes it: the student needs one
     # call where the guided teacher needs two
     guidance_scale: float | None = None
@@ -517,20 +535,41 @@ def check_source(
         )
 
 
-def distill_data(options: Distilled, line: Line, cfg, source: NetDenoiser, shape: tuple[int, ...]):
+def check_kept(
+    name: str,  # of the option
+    data: str | None,  # what is used, see `read_data`; None: nothing
+) -> None:
+    "Refuse an option of data sets that have files, where other data are used, or none."
+    if data not in DOWNLOADED:
+        sets = ' and '.join(DOWNLOADED)
+        raise ValueError(f'{name} belongs to {sets}, not to {data or "no data"}')
+
+
+def distill_data(
+    options: Distilled,
+    line: Line,
+    cfg,  # of a host
+    source: NetDenoiser,
+    shape: tuple[int, ...],
+    compared: bool = False,  # are samples compared with data, too?
+):
     "Clean data and labels: what was asked for, or what Progressive Distillation needs; else None."
     needed = cfg.needs_data
     table = getattr(source, 'conditions', None)
     if table is not None and (needed or is_stored(options.data)):
         return conditioned_data(options, table, shape)
-    kind = options.data or data_of(options.teacher) if options.data or needed else None
-    if 'split' in line.given and kind not in ('fashion_mnist', 'cifar10'):
-        raise ValueError(f'split belongs to fashion_mnist and cifar10, not to {kind or "no data"}')
+    kind = options.data or data_of(options.teacher)
+    used = options.data or needed
+    if 'split' in line.given:
+        check_kept('split', kind if used else None)
+    if 'download' in line.given and options.download:
+        check_kept('download', kind if used or compared else None)
     if options.data is None and not needed:
         return None
     how = dict(split=options.split, download=options.download)
     x, y = find_data(options.teacher, source, shape, options.data, **how)
-    null_class = about_teacher(options.teacher).get('null_class', options.null_class)
+    told = None if says_classes(options.teacher) else options.null_class
+    null_class = about_teacher(options.teacher).get('null_class', told)
     if y is not None:
         known = slice(None) if null_class is None else y != null_class
         x = x[known]
@@ -573,6 +612,8 @@ def teacher_and_shape(
 ) -> tuple[NetDenoiser | GuidedDenoiser, tuple[int, ...]]:  # with its conditions; shape of a sample
     "The teacher that a command names, as it is asked, and what its samples look like."
     source = find_teacher(options.teacher, options)
+    if 'null_class' in line.typed:
+        check_null_class(options.teacher, source)
     shape = asked_shape(options, line, cfg, unguided(source))
     return conditioned(source, options), shape
 
