@@ -2428,6 +2428,25 @@ def test_the_hardware_of_searches_and_experiments_computes_their_students(shell)
     )
 
 
+@pytest.mark.parametrize('nfe', ['2', '2,3'])
+def test_a_run_is_looked_at_and_stays_the_same(at, tmp_path, nfe):
+    line = f'bdense_distill {{}} --teacher plane --preset demo --steps 4 --batch 4 --pool 4 --nfe {nfe}'
+    at(line.format(tmp_path / 'unseen'))
+    at(line.format(tmp_path / 'seen') + ' --look_every 2')
+    runs = tmp_path / 'seen' / 'checkpoints'
+    assert [p.name for p in sorted((runs / 'samples').iterdir())] == [
+        '00000002.png',
+        '00000004.png',
+    ]
+    rows = [json.loads(line) for line in (runs / 'metrics.jsonl').read_text().splitlines()]
+    errors = [row['paired_error'] for row in rows if 'paired_error' in row]
+    assert len(errors) == 2 and errors[0] != errors[1]
+    files = [tmp_path / name / 'model.safetensors' for name in ('unseen', 'seen')]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    _, err = at(f'bdense_distill {tmp_path}/pd --preset fashion_mnist_pd --look_every 2', 1)
+    assert 'look_every belongs to hosts of one training' in err
+
+
 def test_compile_reaches_the_network(at, tmp_path, monkeypatch):
     "The compiler itself is replaced, so that none need be there; what it was asked to compile is seen, and it is what trains."
     asked = []

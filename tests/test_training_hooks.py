@@ -302,6 +302,15 @@ def test_the_profiler_traces_the_iterations_it_was_asked_for(tmp_path):
         'ProfilerStep#5',
         'ProfilerStep#6',
     } and any('addmm' in n for n in names)
+    fit(
+        net(),
+        step,
+        replace(CFG, steps=2, warmup=0),
+        tmp_path / 'short',
+        show=False,
+        hooks=[Profiler()],
+    )
+    assert 'ProfilerStep#1' in (tmp_path / 'short' / 'trace.json').read_text()
 
 
 # --- configurations ---

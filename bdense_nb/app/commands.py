@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ __all__ = ['TEACH_PRESETS', 'OWNERS', 'EXPORTED', 'COMMANDS', 'how_measured', 'e
            'demo_plan', 'check_demo', 'measure_arms', 'draw_arms', 'demo', 'Windowed', 'Teach', 'teach_configs',
            'teach_data', 'refuse_options', 'image_data', 'teach_plan', 'new_denoiser', 'check_teaching', 'teach',
            'Distill', 'own_host', 'host_of', 'distill_configs', 'is_banked', 'on_paper', 'on_one_gpu', 'distill_plan',
-           'check_start', 'check_run', 'note_pipeline', 'distill_run', 'finish', 'Search', 'search_configs',
+           'check_start', 'check_run', 'note_pipeline', 'looking', 'distill_run', 'finish', 'Search', 'search_configs',
            'search_plan', 'confirmed_differences', 'going', 'search', 'Export', 'check_export', 'export']
 
 # %% ../../nbs/app/03_commands.ipynb #1213333c
@@ -51,6 +51,7 @@ from ..diffusion.stored import TEACHERS, load_teacher, read_about, save_denoiser
 from ..diffusion.nets import MLP, UNet
 from ..diffusion.samplers import ConditionTable, Sampler
 from ..distillation.bank import check_bank, denoiser_hash, device_of, frozen_copy
+from ..distillation.branches import fold
 from ..distillation.distill import distill, hosts, preset
 from ..distillation.progressive import PDConfig
 from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
@@ -70,6 +71,7 @@ from ..training.checkpoints import checksum, claim_folder, fingerprint, is_main
 from ..training.checkpoints import refuse_other, same_run
 from ..training.config import Hardware, TrainConfig
 from ..training.devices import check_able, check_parts, peak_bytes
+from ..training.hooks import PairedError, SampleSheets
 from ..training.loop import is_finished
 
 # %% ../../nbs/app/03_commands.ipynb #6e4f7623
@@ -583,6 +585,9 @@ class Distill(Watched, Hosted):
     bank: str | None = None
     # train LoRA adapters of this rank and the output layer alone, of a diffusers network (peft)
     lora: int | None = None
+    # every so many iterations: samples of the student so far in FOLDER/checkpoints/samples, and
+    # how far they are from its teacher's in metrics.jsonl; not with Progressive Distillation
+    look_every: int | None = None
     # for the model card: licence of the teacher's weights, such as apache-2.0; default: as it says
     licence: str | None = None
     # for the model card: what the teacher was trained on; default: as it says, or else --data
@@ -815,6 +820,26 @@ def _distilled(
     return distill(source, cfg, data, labels, banks, folder, student=start, **how)
 
 
+def looking(
+    every: int | None,  # iterations; None: never
+    cfg: Host,
+    source: Callable,  # the teacher, perhaps guided
+    shape: tuple[int, ...],  # of one sample
+) -> list:  # of `loop.fit`
+    "Hooks that draw what a student gives so far, and measure it against its teacher."
+    if every is None:
+        return []
+    if cfg.rounds:
+        raise ValueError('look_every belongs to hosts of one training: leave it out')
+    first = next(iter(cfg.each.values()))  # of several numbers of calls
+    now = lambda model: first.sampler(fold(model), shape)
+    ends = cache(lambda: first.reference(shape).sampler(source).sample(64))
+    error = lambda model: paired_error(now(model).sample(64), ends())
+    drawn = len(shape) == 1 or len(shape) == 3 and shape[0] in (1, 3)
+    sheets = [SampleSheets(every, lambda model: now(model).sample(16))] * drawn
+    return [PairedError(every, error), *sheets]
+
+
 def _check_distill(options: Distill, line: Line, cfg, source: Callable) -> None:
     "Refuse options that do not suit the method or the teacher, and a second stage for nothing."
     if options.lora is not None:
@@ -864,6 +889,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     data = data_line(*pairs, kind) if pairs else 'none needed'
     plan = partial(distill_plan, source, teacher, cfg, shape, data, options.bank, hardware, start)
     note_pipeline(unguided(source), cfg, shape)
+    hooks += looking(options.look_every, cfg, source, shape)
     check = partial(check_run, folder, cfg, source, shape, pairs)
     able = partial(check_start, cfg, source, options.bank, hardware)
     there = goes_on(folder, cfg, check, options, able)

@@ -168,8 +168,8 @@ class Watched:
 
     # also write the metrics for tensorboard, wandb or another library that Accelerate knows
     log_with: tuple[str, ...] | None = None
-    # trace iterations 3 to 5: FOLDER/checkpoints/trace.json, of Progressive Distillation one for
-    # each round in checkpoints/steps-N
+    # trace iterations 3 to 5, of a short run its last: FOLDER/checkpoints/trace.json, of
+    # Progressive Distillation one in the folder of each round there
     profile: bool = False
 
     @property

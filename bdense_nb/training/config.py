@@ -52,7 +52,7 @@ class Hardware:
     precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto'  # auto: bf16 if large, on a GPU
     teacher_precision: Literal['same', 'no'] = 'same'  # same: as the student; no: float32
     accumulate: AtLeast1 = 1  # micro-batches that a batch is cut into, to save memory
-    shard: bool = False  # FSDP: spread weights and moments over processes; without channels_last
+    shard: bool = False  # FSDP: divide weights and moments among processes; not channels_last
     compile: bool = False  # torch.compile, of student and teacher
     recompute: bool = False  # activation checkpointing: saves memory, costs a second forward pass
     tf32: bool = True  # matrix products round to 10 bits on GPUs, as PyTorch's convolutions do

@@ -358,9 +358,11 @@ class Profiler:
             with atomic_path(state.folder / 'trace.json') as tmp:
                 profile.export_chrome_trace(str(tmp))
 
-        warmup = min(self.skip, 1)
+        left = state.cfg.steps - state.done
+        skip = max(min(self.skip, left - 1), 0)  # of a short run the last iteration is traced
+        warmup = min(skip, 1)
         schedule = torch.profiler.schedule(
-            skip_first=self.skip - warmup, wait=0, warmup=warmup, active=self.iterations, repeat=1
+            skip_first=skip - warmup, wait=0, warmup=warmup, active=self.iterations, repeat=1
         )
         kinds = torch.profiler.ProfilerActivity
         kinds = [kinds.CPU, kinds.CUDA] if state.device.type == 'cuda' else [kinds.CPU]
