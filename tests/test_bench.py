@@ -19,9 +19,10 @@ from bdense_nb.app.bench import (
     sfd_config,
     table,
 )
+from bdense_nb.app.plans import memory_on_paper
 from bdense_nb.app.shell import bdense_bench
 from bdense_nb.applications import anomalies
-from bdense_nb.core import read_json, write_json
+from bdense_nb.core import data_dir, read_json, write_json
 from bdense_nb.diffusion import denoisers
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, VPDenoiser
 from bdense_nb.diffusion.nets import MLP, TemporalNet
@@ -283,6 +284,28 @@ def test_groups_of_processes_take_turns(monkeypatch):
     monkeypatch.setattr(Bench, 'rounds', lambda *_: 2)
     (row,) = module.bench_processes(replace(QUICK, busy=True))['rows']
     assert called == [1, 2, 1, 2, 2, 1] and row['peer'] == '1 process'
+
+
+@pytest.mark.parametrize(
+    'what, told',
+    [
+        ('float32', dict(precision='no')),
+        ('accumulate=2', dict(precision='no', accumulate=2)),
+        ('bf16', dict(precision='bf16')),
+        ('recompute', dict(precision='no', recompute=True)),
+        ('bf16, recompute', dict(precision='bf16', recompute=True)),
+    ],
+    ids=str,
+)
+def test_memory_on_paper_is_that_of_a_gpu(what, told):
+    "What was measured on one H200, on top of the teacher: nothing is allocated here."
+    rows = read_json(data_dir() / 'results' / 'bench_gpu.json')['hardware']['rows']
+    rows = {r['what']: r for r in rows if r['size'] == 'EDM'}
+    true = rows['bf16']['peer_mb'] if what == 'float32' else rows[what]['mb']
+    size = Size(module.EDM_SIZE, (3, 32, 32), 128)
+    found = memory_on_paper(size.denoiser(META), sfd_config(size), hardware=Hardware(**told))
+    said = 1e3 * (found['training_gb'] + found['activations_gb'])
+    assert said == pytest.approx(true, rel=0.04 if 'recompute' not in what else 0.15)
 
 
 def test_branches_are_drawn_over_their_number(monkeypatch):
