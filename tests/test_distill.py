@@ -294,6 +294,27 @@ def test_trials_stop_where_memory_ends():
     )  # a line is never prolonged downwards
 
 
+def test_a_trial_that_did_not_fit_leaves_no_memory_behind(monkeypatch):
+    "Emptied once the error is gone, which holds what the trial allocated."
+    held, seen = set(), []
+
+    class Large:
+        def __init__(self):
+            held.add(id(self))
+
+        def __del__(self):
+            held.discard(id(self))
+
+    def trial(n):
+        own = Large()
+        if n > 2:
+            raise torch.cuda.OutOfMemoryError('full')
+        return (0.001, own is None)
+
+    monkeypatch.setattr('torch.cuda.empty_cache', lambda: seen.append(len(held)))
+    assert list(growing_trials(trial, 128)) == [2] and seen == [0, 0]
+
+
 def test_a_run_that_fits_nowhere_is_said_to(teacher, monkeypatch):
     def full(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError('full')

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy
 import dataclasses
+import gc
 import math
 import os
 import time
@@ -70,6 +71,10 @@ def growing_trials(
         try:
             found[n] = trial(n)
         except torch.cuda.OutOfMemoryError:
+            pass  # here the error still holds what the trial allocated
+        if n not in found:
+            gc.collect()
+            torch.cuda.empty_cache()
             if not fast:
                 break
             fast = False  # some between may fit
