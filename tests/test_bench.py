@@ -492,7 +492,7 @@ def test_the_seconds_of_other_processes_are_those_of_the_clock(tmp_path):
     found = stored_parts(tmp_path, list(parts), busy)
     assert {name: part['busy'] for name, part in found.items()} == dict(loop=True, imports=False)
     lines = [line.split('  ')[0] for line in table(found).splitlines()[2:]]
-    assert lines == ['loop: w / p (S)', 'imports: w / p (S, wall clock)']
+    assert lines == ['loop: w / p (S)', 'imports: w / p (S, clock)']
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

@@ -873,9 +873,9 @@ def table(found: dict[str, dict]) -> str:
         f'{"time of / time of":68}{"ratio":>8}{"least":>8}{"most":>8}{"memory":>8}',
     ]
     for name, part in found.items():
-        wall = ', wall clock' * (name in BY_THE_CLOCK and about.get('busy', False))
+        by = ', clock' * (name in BY_THE_CLOCK and about.get('busy', False))
         for row in part.get('rows', []):
-            text = f'{name}: {row["what"]} / {row["peer"]} ({row["size"]}{wall})'
+            text = f'{name}: {row["what"]} / {row["peer"]} ({row["size"]}{by})'
             memory = f'{row["mb"] / row["peer_mb"]:8.2f}' if row.get('mb') else ''
             numbers = ''.join(f'{row[k]:8.2f}' for k in ('ratio', 'least', 'most'))
             lines.append(f'{text:68}{numbers}{memory}')
