@@ -55,12 +55,12 @@ from ..training.devices import Replayed, peak_bytes, replayed, set_memory_format
 from ..training.loop import StepFunction, training
 
 # %% auto #0
-__all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'interleaved', 'ratio', 'compared', 'loop_arm',
-           'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
-           'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'training_steps', 'bench_roofline',
-           'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs', 'bench_diffusers',
-           'bench_onnx', 'bench_imports', 'processes_arm', 'bench_processes', 'run_part', 'stored_parts', 'parts_left',
-           'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
+__all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'BY_THE_CLOCK', 'COMMANDS', 'Size', 'Bench', 'interleaved', 'ratio', 'compared',
+           'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
+           'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'training_steps', 'often_enough',
+           'bench_roofline', 'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs',
+           'bench_diffusers', 'bench_onnx', 'bench_imports', 'together', 'processes_arm', 'bench_processes', 'run_part',
+           'stored_parts', 'parts_left', 'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -740,7 +740,7 @@ def _join(rank: int, n: int, port: int, threads: int, device: str) -> None:
 
 def together(
     pools: Sequence[ProcessPoolExecutor],  # of one process each
-    f: Callable,
+    f: Callable,  # called in each
     *args,
 ) -> list:  # what each answers
     "The same call in several processes; where one fails, the others, which wait for it, end too."
