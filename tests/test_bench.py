@@ -2,7 +2,14 @@
 
 import gc
 import json
+import os
+import runpy
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,21 +20,25 @@ from bdense_nb.app.bench import (
     Bench,
     Size,
     interleaved,
+    parts_left,
     plain_sfd,
     ratio,
     run_parts,
     sfd_config,
+    stored_parts,
     table,
 )
+from bdense_nb.app.plans import memory_on_paper
 from bdense_nb.app.shell import bdense_bench
 from bdense_nb.applications import anomalies
-from bdense_nb.core import read_json, write_json
+from bdense_nb.core import data_dir, read_json, write_json
 from bdense_nb.diffusion import denoisers
 from bdense_nb.diffusion.denoisers import EDMDenoiser, GuidedDenoiser, VPDenoiser
 from bdense_nb.diffusion.nets import MLP, TemporalNet
 from bdense_nb.diffusion.samplers import Sampler
 from bdense_nb.diffusion.schedules import karras_sigmas, linear_alpha_bar
 from bdense_nb.distillation import teaching
+from bdense_nb.distillation.bank import TrajectoryPlan
 from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.progressive import PDConfig, pd_step
 from bdense_nb.distillation.teaching import edm_loss, train_teacher
@@ -285,8 +296,31 @@ def test_groups_of_processes_take_turns(monkeypatch):
     assert called == [1, 2, 1, 2, 2, 1] and row['peer'] == '1 process'
 
 
-def test_branches_are_drawn_over_their_number(monkeypatch):
-    "In order, from one branch on, with a bank and processes beside them."
+@pytest.mark.parametrize(
+    'what, told',
+    [
+        ('float32', dict(precision='no')),
+        ('accumulate=2', dict(precision='no', accumulate=2)),
+        ('bf16', dict(precision='bf16')),
+        ('recompute', dict(precision='no', recompute=True)),
+        ('bf16, recompute', dict(precision='bf16', recompute=True)),
+    ],
+    ids=str,
+)
+def test_memory_on_paper_is_that_of_a_gpu(what, told):
+    "What was measured on one H200, on top of the teacher: nothing is allocated here."
+    rows = read_json(data_dir() / 'results' / 'bench_gpu.json')['hardware']['rows']
+    rows = {r['what']: r for r in rows if r['size'] == 'EDM'}
+    true = rows['bf16']['peer_mb'] if what == 'float32' else rows[what]['mb']
+    size = Size(module.EDM_SIZE, (3, 32, 32), 128)
+    found = memory_on_paper(size.denoiser(META), sfd_config(size), hardware=Hardware(**told))
+    said = 1e3 * (found['training_gb'] + found['activations_gb'])
+    assert said == pytest.approx(true, rel=0.04 if 'recompute' not in what else 0.15)
+
+
+@pytest.mark.parametrize('beside_them', [True, False])
+def test_branches_are_drawn_over_their_number(beside_them, monkeypatch):
+    "In order, from one branch on; beside them a bank and processes, where these were measured."
     rows = {
         part: [
             dict(size='S', what=what, peer=peer, ratio=2, least=1, most=3, mb=3, peer_mb=2)
@@ -303,10 +337,184 @@ def test_branches_are_drawn_over_their_number(monkeypatch):
         'matplotlib.figure.Figure.savefig',
         lambda fig, path, **_: drawn.update({path: [a.get_lines() for a in fig.axes]}),
     )
+    if not beside_them:
+        rows = dict(branches=rows['branches'])
     module.figure({'here': {name: dict(rows=own) for name, own in rows.items()}}, 'p')
-    (times,), (memory,), beside = drawn['p']
+    (times,), (memory,), *beside = drawn['p']
     assert times.get_xydata().tolist() == [[1, 1], [2, 2], [16, 2]]
-    assert memory.get_xydata().tolist() == [[1, 1], [2, 1.5], [16, 1.5]] and len(beside) == 2
+    assert memory.get_xydata().tolist() == [[1, 1], [2, 1.5], [16, 1.5]]
+    assert list(map(len, beside)) == [2] * beside_them
+    assert times.axes.get_ylim()[1] > 3, 'all of it is seen'
+
+
+def forked(started):
+    "Pools of one process each, which know their number and do nothing else at first."
+    pools = [
+        ProcessPoolExecutor(1, get_context('fork'), os.environ.__setitem__, ('RANK', str(i)))
+        for i in range(2)
+    ]
+    for pool in pools:
+        started.enter_context(pool)
+    return pools
+
+
+def work_or_die(how: str) -> int:
+    rank = int(os.environ['RANK'])
+    if how and not rank:
+        time.sleep(600)  # as in a collective that never comes about
+    if how == 'raises':
+        raise ValueError('no port')
+    return os._exit(3) if how else rank
+
+
+@pytest.mark.parametrize(
+    'how, message', [('', None), ('raises', 'no port'), ('dies', 'abruptly')], ids=str
+)
+def test_a_process_that_fails_ends_the_others(how, message):
+    with ExitStack() as stack:
+        pools = forked(stack)
+        if not how:
+            assert module.together(pools, work_or_die, how) == [0, 1]
+            return
+        with pytest.raises(RuntimeError, match=f'process 1 of 2 failed: .*{message}'):
+            module.together(pools, work_or_die, how)
+
+
+def test_a_quick_product_is_repeated_until_it_takes_long_enough():
+    now = [0.0]
+
+    def product():
+        now[0] += 0.003
+
+    assert module.often_enough(product, CPU, 0.02, lambda: now[0]) == 8
+    assert module.often_enough(product, CPU, 0.002, lambda: now[0]) == 1
+
+
+def test_the_teacher_alone_is_called_as_the_loop_calls_it(monkeypatch):
+    "A share of an iteration whose teacher is replayed is no share if it is called alone."
+    inside, seen = [], []
+
+    @contextmanager
+    def replayed(model):
+        inside.append(model)
+        yield
+        inside.remove(model)
+
+    monkeypatch.setattr(module, 'replayed', replayed)
+    monkeypatch.setattr(
+        TrajectoryPlan, 'trajectories', lambda plan, teacher, seeds: seen.append(teacher)
+    )
+    monkeypatch.setattr(module, 'plain_sfd', lambda *_: None)
+    monkeypatch.setattr(module, 'sfd_arm', lambda *_, **__: None)
+    monkeypatch.setattr('bdense_nb.distillation.sfd.SFDConfig.bank', lambda *_, **__: None)
+
+    def compared(arms, peer, bench, size):
+        if peer == 'fresh':
+            arms['teacher alone']()
+            assert inside == seen and len(seen) == 1
+        return []
+
+    monkeypatch.setattr(module, 'compared', compared)
+    module.bench_sfd(QUICK)
+    assert seen and not inside
+
+
+def test_the_switch_of_convolutions_is_put_back():
+    "As it was, also after an error."
+    flags, seen = torch.backends.cudnn, []
+
+    def fails():
+        seen.append(flags.allow_tf32)
+        raise OSError
+
+    before = flags.allow_tf32
+    try:
+        for wanted in (False, True):
+            flags.allow_tf32 = wanted
+            with pytest.raises(OSError):
+                module.without_tf32(fails)()
+            assert flags.allow_tf32 is wanted
+    finally:
+        flags.allow_tf32 = before
+    assert seen == [False, False]
+
+
+def test_the_time_of_a_kernel_is_counted_once(monkeypatch):
+    "A GPU's profile lists it under its operator, and by itself."
+    kind = module.DeviceType
+    event = lambda key, device_type, time: SimpleNamespace(
+        key=key, device_type=device_type, self_device_time_total=time, self_cpu_time_total=1
+    )
+    listed = [
+        event('aten::conv2d', kind.CPU, 3.0),
+        event('aten::mul', kind.CPU, 1.0),
+        event('sm90_fprop', kind.CUDA, 3.0),
+        event('elementwise', kind.CUDA, 1.0),
+    ]
+    monkeypatch.setattr(
+        module,
+        'profile',
+        lambda **_: nullcontext(SimpleNamespace(key_averages=lambda: listed)),
+    )
+    monkeypatch.setattr(module, 'wait', lambda device: None)
+    shares = module.operator_shares(lambda: None, torch.device('cuda'))
+    assert shares == {'aten::conv2d': 0.75, 'aten::mul': 0.25}
+
+
+def test_what_was_measured_otherwise_is_measured_anew(tmp_path, monkeypatch):
+    "Another machine, other versions, more rounds; `cuda` is its first device."
+    parts, left = {'loop': lambda bench: dict(rows=[])}, lambda: parts_left(tmp_path, parts, QUICK)
+    run_parts(parts, QUICK, tmp_path)
+    assert not left() and parts_left(tmp_path, parts, replace(QUICK, repeats=9)) == ['loop']
+    real = module.about_run
+    for other in (dict(torch='1.0'), dict(bdense_nb='0.0'), dict(hardware='another card')):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, 'about_run', lambda device: real(device) | other)
+            assert left() == ['loop'], other
+    with monkeypatch.context() as patched:
+        patched.setattr('torch.get_num_threads', lambda: 77)
+        assert left() == ['loop']
+    monkeypatch.setattr(module, 'about_run', lambda device: {})
+    first, same = (Bench(torch.device(name)).kind for name in ('cuda', 'cuda:0'))
+    assert first == same != Bench(torch.device('cuda:1')).kind
+
+
+def test_the_seconds_of_other_processes_are_those_of_the_clock(tmp_path):
+    "What is measured is said, in the part and in the table."
+    parts = {
+        name: lambda bench: dict(
+            rows=[dict(what='w', peer='p', size='S', ratio=1, least=1, most=1)]
+        )
+        for name in ('loop', 'imports')
+    }
+    busy = replace(QUICK, busy=True)
+    run_parts(parts, busy, tmp_path)
+    found = stored_parts(tmp_path, list(parts), busy)
+    assert {name: part['busy'] for name, part in found.items()} == dict(loop=True, imports=False)
+    lines = [line.split('  ')[0] for line in table(found).splitlines()[2:]]
+    assert lines == ['loop: w / p (S)', 'imports: w / p (S, clock)']
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    "They would write the same files."
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='in one process'):
+        bdense_bench(tmp_path / 'out', parts='sampler', quick=True)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_part_that_is_given_up_ends(monkeypatch):
+    "Though it catches what goes wrong in one of its arms."
+    report = runpy.run_path(str(Path(__file__).resolve().parent / 'gpu' / 'report.py'))
+
+    def part(bench):
+        try:
+            signal.raise_signal(signal.SIGALRM)
+        except Exception:
+            return 'goes on'
+
+    with pytest.raises(TimeoutError, match='given up after 60 s'):
+        report['limited'](part, 60, QUICK)
 
 
 def test_a_failing_part_is_noted_and_tried_again_last(tmp_path, capsys):

@@ -1,7 +1,6 @@
 "What both hosts share: one segment, one door, and configurations that come back from a student."
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from bdense_nb.distillation.segments import progressive_segment, segments
 from bdense_nb.distillation.sfd import SFDConfig, sfd_step, teacher_bank
 from bdense_nb.distillation.students import Student, load_student
 from bdense_nb.distillation.variable import sfd_variable
-from bdense_nb.training.config import TrainConfig
+from bdense_nb.training.config import Hardware, TrainConfig
+from bdense_nb.training.devices import local_batch
 from torch import nn
 
 BLOBS = MixtureDenoiser(
@@ -294,6 +294,27 @@ def test_trials_stop_where_memory_ends():
     )  # a line is never prolonged downwards
 
 
+def test_a_trial_that_did_not_fit_leaves_no_memory_behind(monkeypatch):
+    "Emptied once the error is gone, which holds what the trial allocated."
+    held, seen = set(), []
+
+    class Large:
+        def __init__(self):
+            held.add(id(self))
+
+        def __del__(self):
+            held.discard(id(self))
+
+    def trial(n):
+        own = Large()
+        if n > 2:
+            raise torch.cuda.OutOfMemoryError('full')
+        return (0.001, own is None)
+
+    monkeypatch.setattr('torch.cuda.empty_cache', lambda: seen.append(len(held)))
+    assert list(growing_trials(trial, 128)) == [2] and seen == [0, 0]
+
+
 def test_a_run_that_fits_nowhere_is_said_to(teacher, monkeypatch):
     def full(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError('full')
@@ -305,22 +326,21 @@ def test_a_run_that_fits_nowhere_is_said_to(teacher, monkeypatch):
     )
 
 
-def test_the_timed_iteration_is_a_warm_one():
-    calls = []
+@pytest.mark.parametrize('accumulate', [1, 4])
+def test_the_timed_iteration_is_a_warm_one_with_all_its_parts(accumulate, monkeypatch):
+    "By a clock that the step moves on: the first iteration is slow, the third the fastest."
+    now, calls = [0.0], []
+    monkeypatch.setattr('time.perf_counter', lambda: now[0])
 
     def step(model, i):
         calls.append(i)
-        time.sleep(0.3 if i == 0 else 0.02)
-        yield model(torch.ones(1, 1)).mean()
+        now[0] += {0: 30.0, 1: 2.0}.get(i, 1.0)
+        yield model(local_batch(torch.ones(4, 1))).mean()
 
-    assert (
-        0.02
-        <= time_iteration(
-            torch.nn.Linear(1, 1), step, TrainConfig(10**6, warmup=5, checkpoint_every=1)
-        )
-        < 0.3
-        and len(calls) == 4
-    )
+    cfg = TrainConfig(10**6, warmup=5, checkpoint_every=1)
+    hardware = Hardware(accumulate=accumulate)
+    assert time_iteration(torch.nn.Linear(1, 1), step, cfg, hardware) == accumulate
+    assert calls == [i for i in range(4) for _ in range(accumulate)]
 
 
 def own_host():

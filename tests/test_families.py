@@ -602,8 +602,8 @@ def kept_for_real(teacher, cfg, hardware):
 
 
 @pytest.mark.parametrize('name', ['SD', 'DiT', 'Flux'])
-def test_memory_on_paper_is_what_autograd_keeps(name):
-    "A network without numbers says to 5 % what a real one keeps in float32, and to a quarter what it keeps in 16 bits."
+def test_memory_on_paper_is_what_autograd_keeps(name, monkeypatch):
+    "A network without numbers says to 5 % what a real one keeps, in float32 and in 16 bits."
     teacher = teacher_of(name)
     cfg = dataclasses.replace(SFD, batch=8, ema=0.9)
     with torch.device('meta'):
@@ -611,13 +611,14 @@ def test_memory_on_paper_is_what_autograd_keeps(name):
     empty = from_diffusers(nowhere, scheduler_of(name), shape=SHAPE)
     empty.conditions = teacher.conditions
     plain, bf16 = Hardware(precision='no'), Hardware(precision='bf16')
-    full, paper = (
-        memory_on_paper(empty, cfg, hardware=plain),
-        memory_on_paper(teacher, cfg, hardware=bf16),
-    )
-    for hardware, said, limit in ((plain, full, 0.05), (bf16, paper, 0.25)):
+    full, on_cuda = (memory_on_paper(empty, cfg, hardware=how) for how in (plain, bf16))
+    # a CPU's autocast lets norms be in 16 bits
+    monkeypatch.setattr('bdense_nb.app.plans._WHOLE', set())
+    paper = memory_on_paper(teacher, cfg, hardware=bf16)
+    assert paper['activations_gb'] < on_cuda['activations_gb'] < full['activations_gb']
+    for hardware, said in ((plain, full), (bf16, paper)):
         assert said['activations_gb'] == pytest.approx(
-            kept_for_real(teacher, cfg, hardware) / 1e9, rel=limit
+            kept_for_real(teacher, cfg, hardware) / 1e9, rel=0.05
         ), hardware.precision
     size = sum(p.numel() for p in teacher.parameters())
     head = (paper['trained'] - size) / 3  # three more heads

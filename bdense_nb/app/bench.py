@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,10 +28,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional
-from .common import Named, check_folder, find_device
+from .common import Named, check_alone, check_folder, find_device
 from .plans import kept_bytes
 from .shell import Command, Line, Options
 from ..core import Within, about_run, check_choice, check_int, check_number
@@ -49,16 +51,16 @@ from ..distillation.teaching import edm_loss
 from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import Replayed, peak_bytes, set_memory_format, wait
+from ..training.devices import Replayed, peak_bytes, replayed, set_memory_format, wait
 from ..training.loop import StepFunction, training
 
 # %% auto #0
-__all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'COMMANDS', 'Size', 'Bench', 'interleaved', 'ratio', 'compared', 'loop_arm',
-           'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
-           'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'training_steps', 'bench_roofline',
-           'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs', 'bench_diffusers',
-           'bench_onnx', 'bench_imports', 'processes_arm', 'bench_processes', 'run_part', 'stored_parts', 'parts_left',
-           'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
+__all__ = ['EDM_SIZE', 'Arms', 'PLAIN', 'PARTS', 'BY_THE_CLOCK', 'COMMANDS', 'Size', 'Bench', 'interleaved', 'ratio', 'compared',
+           'loop_arm', 'bare_arm', 'with_peak', 'sfd_config', 'sfd_arm', 'plain_sfd', 'teaching_step', 'bench_loop',
+           'bench_sampler', 'bench_sfd', 'bench_branches', 'operator_shares', 'training_steps', 'often_enough',
+           'bench_roofline', 'switches', 'bench_hardware', 'without_tf32', 'bench_compile', 'bench_graphs',
+           'bench_diffusers', 'bench_onnx', 'bench_imports', 'together', 'processes_arm', 'bench_processes', 'run_part',
+           'stored_parts', 'parts_left', 'run_parts', 'table', 'figure', 'write_report', 'Measure', 'measure']
 
 # %% ../../nbs/app/07_bench.ipynb #75da0993
 @dataclass(frozen=True)
@@ -94,8 +96,10 @@ class Bench:
 
     @property
     def kind(self) -> dict:  # JSON-able
-        "What is the same for all figures of a report."
-        return dict(quick=self.quick, busy=self.busy, device=str(self.device))
+        "What is the same for all figures of a report: how, where, and by what versions."
+        device = 'cuda:0' if str(self.device) == 'cuda' else str(self.device)
+        how = dict(quick=self.quick, busy=self.busy, repeats=self.repeats, device=device)
+        return how | dict(threads=torch.get_num_threads(), **about_run(device))
 
     @property
     def sizes(self) -> dict[str, Size]:
@@ -365,16 +369,18 @@ def bench_sfd(bench: Bench) -> dict:
         rows += compared(arms, 'plain loop', bench, name)
         pooled = replace(four, pool=four.batch)
         seeds = iter(range(0, 10**9, size.batch))
+        alone = frozen_copy(teacher, cfg.shape)
 
         def walk():
-            cfg.plan.trajectories(teacher, range(s := next(seeds), s + size.batch))
+            cfg.plan.trajectories(alone, range(s := next(seeds), s + size.batch))
 
         arms = {
             'fresh': arms['SFD, 4 branches'],
             'teacher alone': walk,
             'from a bank': sfd_arm(teacher, pooled, bank=pooled.bank(teacher, show=False)),
         }
-        rows += compared(arms, 'fresh', bench, name)
+        with replayed(alone):  # as the loop calls its teacher
+            rows += compared(arms, 'fresh', bench, name)
     return dict(rows=rows)
 
 # %% ../../nbs/app/07_bench.ipynb #b9dbdcc0
@@ -413,7 +419,9 @@ def operator_shares(
         arm()
         wait(device)
     by = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
-    times = {e.key: getattr(e, by) for e in found.key_averages()}
+    # an operator's time is that of its kernels, which are listed beside it
+    operators = [e for e in found.key_averages() if e.device_type == DeviceType.CPU]
+    times = {e.key: getattr(e, by) for e in operators}
     largest = sorted(times, key=times.get, reverse=True)[:8]
     return {name: times[name] / sum(times.values()) for name in largest}
 
@@ -432,6 +440,26 @@ def training_steps(bench: Bench, size: str) -> dict[str, tuple[Hardware, int]]:
     return found
 
 
+def often_enough(
+    f: Callable[[], object],  # that is quick
+    device: torch.device,
+    seconds: float = 0.02,  # against which starting it and waiting for it count little
+    clock: Callable[[], float] = time.perf_counter,  # gives seconds
+) -> int:  # a power of 2
+    "How many calls of a function take so long."
+    f()
+    n = 1
+    while True:
+        wait(device)
+        begin = clock()
+        for _ in range(n):
+            f()
+        wait(device)
+        if clock() - begin >= seconds:
+            return n
+        n *= 2
+
+
 def bench_roofline(bench: Bench) -> dict:
     "Training steps over a matrix product of as many operations; which operators take time."
     rows = []
@@ -446,9 +474,13 @@ def bench_roofline(bench: Bench) -> dict:
                 set_memory_format(model, False)
             dtype = getattr(torch, what.split(',')[0])
             a = torch.randn(2 * [256 if bench.quick else 2048], dtype=dtype, device=bench.device)
-            times = flop / (2 * len(a) ** 3)  # products
             arm = loop_arm(model, step, hardware)
-            arms = {'matrix product': lambda: a @ a, f'training step, {what}': arm}
+            if dtype is torch.float32:  # as the product
+                arm = without_tf32(arm)
+            many = often_enough(lambda: a @ a, bench.device)
+            times = flop / (2 * len(a) ** 3) / many  # that many products
+            products = lambda: [a @ a for _ in range(many)][-1]
+            arms = {'matrix product': products, f'training step, {what}': arm}
             (row,) = compared(arms, 'matrix product', bench, name)
             row |= {k: row[k] / times for k in ('ratio', 'least', 'most')}
             row |= dict(peer_seconds=row['peer_seconds'] * times, gflop=flop / 1e9)
@@ -505,11 +537,12 @@ def without_tf32(arm: Callable) -> Callable:
     "PyTorch lets convolutions round to TF32 unless it is told not to."
 
     def run():
+        before = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = False
         try:
             arm()
         finally:
-            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = before
 
     return run
 
@@ -705,6 +738,22 @@ def _join(rank: int, n: int, port: int, threads: int, device: str) -> None:
         torch.cuda.set_device(rank)
 
 
+def together(
+    pools: Sequence[ProcessPoolExecutor],  # of one process each
+    f: Callable,  # called in each
+    *args,
+) -> list:  # what each answers
+    "The same call in several processes; where one fails, the others, which wait for it, end too."
+    asked = [pool.submit(f, *args) for pool in pools]
+    ended = futures.wait(asked, return_when=futures.FIRST_EXCEPTION).done
+    for rank, one in enumerate(asked):
+        if one in ended and (e := one.exception()):
+            for process in [p for pool in pools for p in (pool._processes or {}).values()]:
+                process.kill()
+            raise RuntimeError(f'process {rank} of {len(pools)} failed: {e}') from e
+    return [one.result() for one in asked]
+
+
 def processes_arm(
     n: int,  # how many processes
     bench: Bench,
@@ -719,7 +768,7 @@ def processes_arm(
     pools = [ProcessPoolExecutor(1, get_context('spawn'), _join, (i, *same)) for i in range(n)]
     for pool in pools:
         stack.enter_context(pool)
-    return lambda: [asked.result() for asked in [pool.submit(_iterate, here) for pool in pools]]
+    return lambda: together(pools, _iterate, here)
 
 
 def bench_processes(bench: Bench) -> dict:
@@ -765,18 +814,24 @@ def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict:  # with `erro
     gc.collect()
     if bench.device.type == 'cuda':
         torch.cuda.empty_cache()
-    return (
-        found
-        | bench.kind
-        | dict(date=date, part_seconds=time.perf_counter() - begin, **about_run(str(bench.device)))
-    )
+    return found | bench.kind | dict(date=date, part_seconds=time.perf_counter() - begin)
+
+
+#: parts that the clock counts even with `busy`: other processes compute
+BY_THE_CLOCK = ('imports', 'processes')
+
+
+def _bench_of(name: str, bench: Bench) -> Bench:
+    "In what way a part is measured."
+    return replace(bench, busy=bench.busy and name not in BY_THE_CLOCK)
 
 
 def stored_parts(folder: Path, names: Sequence[str], bench: Bench) -> dict[str, dict]:
     "The parts in a folder that were measured in this way."
     files = {name: folder / f'{name}.json' for name in names}
     found = {name: read_json(path) for name, path in files.items() if path.is_file()}
-    return {name: part for name, part in found.items() if bench.kind.items() <= part.items()}
+    alike = lambda name, part: _bench_of(name, bench).kind.items() <= part.items()
+    return {name: part for name, part in found.items() if alike(name, part)}
 
 
 def parts_left(folder: Path, names: Sequence[str], bench: Bench) -> list[str]:
@@ -801,7 +856,7 @@ def run_parts(
             print(f'{minutes} minutes are over: {", ".join(todo[i:])} left for the next run')
             break
         print(f'[{spent:5.0f} s] {i + 1}/{len(todo)} {name}', flush=True)
-        found = run_part(parts[name], bench)
+        found = run_part(parts[name], _bench_of(name, bench))
         write_json(folder / f'{name}.json', found)
         if 'error' in found:
             print(f'          failed: {found["error"][:200]}')
@@ -818,8 +873,9 @@ def table(found: dict[str, dict]) -> str:
         f'{"time of / time of":68}{"ratio":>8}{"least":>8}{"most":>8}{"memory":>8}',
     ]
     for name, part in found.items():
+        by = ', clock' * (name in BY_THE_CLOCK and about.get('busy', False))
         for row in part.get('rows', []):
-            text = f'{name}: {row["what"]} / {row["peer"]} ({row["size"]})'
+            text = f'{name}: {row["what"]} / {row["peer"]} ({row["size"]}{by})'
             memory = f'{row["mb"] / row["peer_mb"]:8.2f}' if row.get('mb') else ''
             numbers = ''.join(f'{row[k]:8.2f}' for k in ('ratio', 'least', 'most'))
             lines.append(f'{text:68}{numbers}{memory}')
@@ -829,6 +885,24 @@ def table(found: dict[str, dict]) -> str:
     return '\n'.join(lines)
 
 
+def _draw_branches(lines: dict[str, list[dict]], time_of: object, memory: object) -> None:
+    "Time and memory over K, one line a network."
+    every, top = {1}, 1.3
+    for label, own in lines.items():
+        K = [1, *(int(r['what'].split()[-1]) for r in own)]
+        times, *ends = ([1, *(r[k] for r in own)] for k in ('ratio', 'least', 'most'))
+        held = [1, *(r['mb'] / r['peer_mb'] for r in own)]
+        time_of.plot(K, times, 'o-', label=label)
+        time_of.fill_between(K, *ends, alpha=0.2)
+        memory.plot(K, held, 'o-')
+        every |= set(K)
+        top = max([top, *(1.05 * value for value in (*ends[1], *held))])
+    for ax, what in ((time_of, 'time'), (memory, 'memory')):
+        label = f'{what} / {what} of K = 1'
+        ax.set(xticks=sorted(every), xlabel='branches K', ylabel=label, ylim=(0, top))
+    time_of.legend(fontsize=8, loc='lower right')
+
+
 def figure(
     reports: dict[str, dict[str, dict]],  # machine -> its parts
     path: Path,  # of the picture
@@ -836,27 +910,28 @@ def figure(
     "Time and memory of branches over their number; beside them, a bank and processes."
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(11, 3.6), layout='constrained')
-    time_of, memory, beside = fig.subplots(1, 3)
-    for where, parts in reports.items():
-        rows = [r for part in parts.values() for r in part.get('rows', [])]
-        branches = [r for r in rows if r['peer'] == 'K = 1']
-        for size in dict.fromkeys(r['size'] for r in branches):
-            own = [r for r in branches if r['size'] == size]
-            K = [1, *(int(r['what'].split()[-1]) for r in own)]
-            times, *ends = ([1, *(r[k] for r in own)] for k in ('ratio', 'least', 'most'))
-            time_of.plot(K, times, 'o-', label=f'{where}, {size}')
-            time_of.fill_between(K, *ends, alpha=0.2)
-            memory.plot(K, [1, *(r['mb'] / r['peer_mb'] for r in own)], 'o-')
-        for r in rows:
-            if r['what'] == 'from a bank' or r['peer'] == '1 process':
-                name = f'{r["what"]} / {r["peer"]}\n({where}, {r["size"]})'
-                times = [r[k] for k in ('least', 'ratio', 'most')]
-                beside.plot(times, 3 * [name], 'C0o-', markevery=[1])
-    for ax, what in ((time_of, 'time'), (memory, 'memory')):
-        ax.set(xticks=K, xlabel='branches K', ylabel=f'{what} / {what} of K = 1', ylim=(0, 1.3))
-    time_of.legend(fontsize=8, loc='lower right')
-    beside.set(xlim=(0, None), xlabel='time / time')
+    rows = [
+        (where, r)
+        for where, parts in reports.items()
+        for part in parts.values()
+        for r in part.get('rows', [])
+    ]
+    lines = {}
+    for where, r in rows:
+        if r['peer'] == 'K = 1':
+            lines.setdefault(f'{where}, {r["size"]}', []).append(r)
+    beside = [(w, r) for w, r in rows if r['what'] == 'from a bank' or r['peer'] == '1 process']
+    n = 2 * bool(lines) + bool(beside)  # what did not run has no panel
+    fig = Figure(figsize=(11 * n / 3, 3.6), layout='constrained')
+    axes = list(fig.subplots(1, n, squeeze=False)[0])
+    if lines:
+        _draw_branches(lines, axes[0], axes[1])
+    for where, r in beside:
+        name = f'{r["what"]} / {r["peer"]}\n({where}, {r["size"]})'
+        times = [r[k] for k in ('least', 'ratio', 'most')]
+        axes[-1].plot(times, 3 * [name], 'C0o-', markevery=[1])
+    if beside:
+        axes[-1].set(xlim=(0, None), xlabel='time / time')
     fig.savefig(path, dpi=110)
 
 
@@ -893,6 +968,7 @@ class Measure(Options):
 
 def measure(options: Measure, line: Line) -> dict:
     "Check, measure what is missing, show."
+    check_alone(Hardware())
     names = options.parts or tuple(PARTS)
     for name in names:
         check_choice('part', name, PARTS)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy
 import dataclasses
+import gc
 import math
 import os
 import time
@@ -15,6 +16,8 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
+from torch.utils._pytree import tree_map
 from ..core import copied, sample_noise
 from ..diffusion.denoisers import GaussianDenoiser, GuidedDenoiser, NetDenoiser, map_cond
 from ..diffusion.denoisers import unguided
@@ -40,12 +43,13 @@ def time_iteration(
     teacher: Callable | None = None,  # what `step` calls
 ) -> float:  # seconds
     "What one iteration takes in the real training loop, once warm."
-    marks = []
+    marks = {}
     device = device_of(model)
 
     def marked(model, i):
-        wait(device)
-        marks.append(time.perf_counter())
+        if i not in marks:  # it is called for every micro-batch
+            wait(device)
+            marks[i] = time.perf_counter()
         yield from step(model, i)
 
     short = dataclasses.replace(cfg, steps=4, warmup=0, checkpoint_every=0)
@@ -67,6 +71,10 @@ def growing_trials(
         try:
             found[n] = trial(n)
         except torch.cuda.OutOfMemoryError:
+            pass  # here the error still holds what the trial allocated
+        if n not in found:
+            gc.collect()
+            torch.cuda.empty_cache()
             if not fast:
                 break
             fast = False  # some between may fit
@@ -271,7 +279,54 @@ class _Fused(torch.autograd.Function):
 
 
 def _fused(query, key, value, *args, **kwargs):
-    return _Fused.apply(query, key, value)
+    given = query, key, value
+    if has_torch_function(given):  # in 16 bits
+        return handle_torch_function(_fused, given, *given)
+    return _Fused.apply(*given)
+
+
+#: what CUDA's autocast computes in 16 bits, and what in float32
+_HALVED = {'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'linear', 'addmm'}
+_HALVED |= {'matmul', '__matmul__', 'bmm', 'baddbmm', 'einsum', 'multi_head_attention_forward'}
+_HALVED |= {'mm', 'scaled_dot_product_attention', '_fused'}
+_WHOLE = {'group_norm', 'layer_norm', 'softmax', 'log_softmax', 'sum', 'prod', 'pow', 'norm'}
+
+
+class _Autocast(TorchFunctionMode):
+    "Casts as CUDA's autocast does, where there is no CUDA: each weight once, inputs at each call."
+
+    def __init__(self):
+        super().__init__()
+        self.copies = {}  # id of a parameter -> its copy
+
+    def cast(self, t: object, dtype: torch.dtype) -> object:
+        if not isinstance(t, Tensor) or not t.is_floating_point() or t.dtype == dtype:
+            return t
+        if not isinstance(t, nn.Parameter) or not torch.is_grad_enabled():
+            return t.to(dtype)
+        if id(t) not in self.copies:
+            self.copies[id(t)] = t.to(dtype)
+        return self.copies[id(t)]
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        name = getattr(f, '__name__', '')
+        dtype = torch.float32 if name in _WHOLE else torch.bfloat16 if name in _HALVED else None
+        if dtype:
+            args, kwargs = tree_map(lambda t: self.cast(t, dtype), (args, kwargs or {}))
+        return f(*args, **(kwargs or {}))
+
+
+def _in_16_bits(model: nn.Module) -> _Autocast:
+    "Let a model without numbers cast as on a GPU."
+    cast, forward = _Autocast(), model.forward
+
+    def inside(*args, **kwargs):
+        with cast:
+            found = forward(*args, **kwargs)
+        return tree_map(lambda t: cast.cast(t, torch.float32), found)
+
+    model.forward = inside
+    return cast
 
 
 def _nowhere(model: nn.Module) -> nn.Module:  # a copy without numbers
@@ -298,16 +353,25 @@ def _bytes(*models: nn.Module) -> int:  # what several hold together is counted 
     return sum(held.values())
 
 
-def _activations(model: nn.Module, step: StepFunction, hardware: Hardware, half: bool) -> float:
-    "What the backward pass of a student without numbers needs, in bytes."
-    inputs = 0
+def _activations(
+    model: nn.Module, step: StepFunction, hardware: Hardware, half: bool
+) -> tuple[float, float]:
+    """What the backward pass of a student without numbers needs, in bytes; and of these, 16-bit
+    copies of weights."""
+    cast = _in_16_bits(model) if half else _Autocast()
     with mock.patch.object(F, 'scaled_dot_product_attention', _fused):
         size = kept_bytes(model, step)
+        copies = sum(t.nbytes for t in cast.copies.values())
+        inputs = 0
         if hardware.recompute:  # the inputs of all blocks, and what one of them keeps
+            forgetful = blocks(model)
+            inner = {id(p): p for block in forgetful for p in block.parameters()}
+            forgotten = sum(cast.copies[i].nbytes for i in inner if i in cast.copies)
             recompute_blocks(model)
             inputs = kept_bytes(model, step)
-            size = (size - inputs) / len(blocks(model))
-    return inputs + (size / 2 + 2 * sum(p.numel() for p in model.parameters()) if half else size)
+            size = (size - inputs) / len(forgetful)
+            copies += forgotten / len(forgetful) - forgotten
+    return inputs + size, copies
 
 
 def _trained_on_paper(
@@ -345,8 +409,7 @@ def _paper_sizes(
     return (
         (_bytes(teacher, start) + anew) / 1e9,
         (4 + ema) * _trained_bytes(model) / 1e9,
-        _activations(model, step, hardware, half) / 1e9,
-        2e-9 * sum(p.numel() for p in model.parameters()) * half,
+        *(n / 1e9 for n in _activations(model, step, hardware, half)),
     )
 
 
@@ -364,8 +427,8 @@ def memory_on_paper(
     Weights that teacher and student share are counted once, those of a teacher that is not frozen
     twice, since a run copies them; all are float32. Training holds a copy of what is trained, its
     gradient, two moments, and the average. Activations are those that autograd keeps for one
-    update, attention being fused; in 16 bits they count half, and every weight has a copy of 2
-    bytes. What kernels borrow and what the allocator wastes is not in it, so `batch_fits`, the
+    update, attention being fused; in 16 bits as CUDA's autocast casts, copies of weights included.
+    What kernels borrow and what the allocator wastes is not in it, so `batch_fits`, the
     most samples at a time, leaves a tenth free."""
     start = student or unguided(teacher)
     cfg = cfg.suited(teacher, start)
