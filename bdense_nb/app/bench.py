@@ -394,7 +394,8 @@ def bench_branches(bench: Bench) -> dict:
             f'K = {K}': sfd_config(size, K=K, substeps=counts[-1], pool=size.batch) for K in counts
         }
         bank = each['K = 1'].bank(teacher, show=False)  # the teacher knows nothing of K
-        arms, memory = {}, {}
+        arms = {}
+        memory = {}
         for name, cfg in each.items():
             make = lambda: sfd_arm(teacher, cfg, bank=bank)
             arms[name], memory[name] = with_peak(make, bench.device)
@@ -514,7 +515,8 @@ def bench_hardware(bench: Bench) -> dict:
     rows = []
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
-        arms, memory = {}, {}
+        arms = {}
+        memory = {}
         given = {'float32': PLAIN} | switches(bench.device, size.batch)
         for what, hardware in given.items():
             source = teacher
@@ -549,7 +551,8 @@ def without_tf32(arm: Callable) -> Callable:
 
 def bench_compile(bench: Bench) -> dict:
     "`Hardware(compile=True)` over the same without it; on a CPU, of the small network alone."
-    rows, failed = [], {}
+    rows = []
+    failed = {}
     precision = 'bf16' if bench.device.type == 'cuda' else 'no'
     eager = replace(PLAIN, precision=precision)
     for name, size in bench.sizes.items():
@@ -600,7 +603,8 @@ def bench_graphs(bench: Bench) -> dict:
     "The teacher's trajectory: compiled, with CUDA graphs by PyTorch and by hand, over eager calls."
     if bench.device.type != 'cuda':
         return dict(rows=[], skipped='CUDA graphs need a GPU')
-    rows, failed = [], {}
+    rows = []
+    failed = {}
     for name, size in bench.sizes.items():
         teacher = size.denoiser(bench.device).eval()
         plan = sfd_config(size).plan
@@ -802,7 +806,8 @@ PARTS = {
 
 def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict:  # with `error` if it failed
     "Measure one part; what goes wrong is its result, and the next one can run."
-    begin, date = time.perf_counter(), time.strftime('%Y-%m-%d')
+    begin = time.perf_counter()
+    date = time.strftime('%Y-%m-%d')
     matmul = torch.get_float32_matmul_precision()
     try:
         found = part(bench)
@@ -887,7 +892,8 @@ def table(found: dict[str, dict]) -> str:
 
 def _draw_branches(lines: dict[str, list[dict]], time_of: object, memory: object) -> None:
     "Time and memory over K, one line a network."
-    every, top = {1}, 1.3
+    every = {1}
+    top = 1.3
     for label, own in lines.items():
         K = [1, *(int(r['what'].split()[-1]) for r in own)]
         times, *ends = ([1, *(r[k] for r in own)] for k in ('ratio', 'least', 'most'))

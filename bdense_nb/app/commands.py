@@ -400,7 +400,8 @@ def image_data(
     typed: Container[str] | None = None,  # see `refuse_options`
 ) -> tuple[Tensor, Tensor | None]:
     "Images or points by name or by folder, and labels."
-    data, size = options.data, options.size
+    data = options.data
+    size = options.size
     folder = data not in DATA and Path(data).is_dir()
     own = OWNERS['size'] if folder else OWNERS['path'] if data in DOWNLOADED else ''
     names = [*options_of(Windowed), *OWNERS]
@@ -521,10 +522,12 @@ def check_teaching(
     data: Callable,  # gives samples and labels, if it is asked
 ) -> None:
     "Refuse a folder that holds another training, or one of other data."
-    out, run = folder.parent, folder / 'run.json'
+    out = folder.parent
+    run = folder / 'run.json'
     note = next((p for p in (folder / STARTED, out / STARTED) if p.is_file()), None)
     if note and run.is_file():
-        asked, run = read_json(note), read_json(run)
+        asked = read_json(note)
+        run = read_json(run)
         theirs = dict(asked['config'], batch=run['batch'])
         free = ('on_nan', 'steps') if cfg.schedule == 'constant' else ('on_nan',)
         refuse_other(out, same_run(theirs, dict(asdict(cfg), batch=batch), free=free))
@@ -533,7 +536,9 @@ def check_teaching(
 
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
     "Train, and write the average of the weights."
-    out, data, batch = options.out, options.data, _batch_of(options)
+    out = options.out
+    data = options.data
+    batch = _batch_of(options)
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
     folder = put_back(out, options.dry_run)
     check_folder(out, ('checkpoints',), line)
@@ -564,13 +569,9 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     rate = about['images_seen'] / result.seconds
     took = f': {result.seconds:.0f} s, {rate:.0f} samples a second'
     print(f'the teacher is in {out}' + took * (not there.startswith('is finished')))
-    return dict(
-        out=out,
-        updates=cfg.steps,
-        loss=result.history[-1]['loss'],
-        parameters=sum(p.numel() for p in denoiser.parameters()),
-        **about,
-    )
+    size = sum(p.numel() for p in denoiser.parameters())
+    loss = result.history[-1]['loss']
+    return dict(out=out, updates=cfg.steps, loss=loss, parameters=size, **about)
 
 # %% ../../nbs/app/03_commands.ipynb #06321b8a
 @dataclass(frozen=True, kw_only=True)
@@ -687,7 +688,8 @@ def on_one_gpu(
     except Exception:  # whatever a foreign network raises where there are no numbers
         why = 'not known for this host or network'
         return dict(gpu_memory_gb=None, on_one_gpu=why)
-    asked, gb = cfg.batch // hardware.accumulate, plan['memory_gb']
+    asked = cfg.batch // hardware.accumulate
+    gb = plan['memory_gb']
     said = f'of {plan["device_gb"]:.0f} GB: '
     if plan['batch_fits'] >= asked:
         return dict(
@@ -773,7 +775,8 @@ def check_start(
     check_able(unguided(source), cfg.batch, hardware)
     if bank and isinstance(cfg, SFDBase) and cfg.teacher_states == 'global':
         for nfe, one in cfg.each.items():
-            one, teacher = one.suited(source), frozen_copy(source, one.shape)
+            teacher = frozen_copy(source, one.shape)
+            one = one.suited(source)
             check_bank(teacher, one.plan, one.all_seeds, one.batch, Path(bank) / f'nfe-{nfe}')
 
 
@@ -873,7 +876,8 @@ def _check_distill(options: Distill, line: Line, cfg, source: Callable) -> None:
 
 def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     "Check, plan, distil, save."
-    out, teacher = options.out, options.teacher
+    out = options.out
+    teacher = options.teacher
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
     folder = put_back(out, options.dry_run)
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
@@ -1097,7 +1101,8 @@ class Export(Students):
 
 def check_export(arm: Student, options: Export, line: Line) -> None:
     "Refuse a format that the student's network does not have, and a folder with another student."
-    out, net = options.out, arm.denoiser.net
+    out = options.out
+    net = arm.denoiser.net
     stock = options.to == 'diffusers'
     if stock and not isinstance(net, DiffusersNet):
         raise ValueError(
@@ -1122,7 +1127,8 @@ def check_export(arm: Student, options: Export, line: Line) -> None:
 
 def export(options: Export, line: Line) -> dict:
     "Write a student in one of the formats."
-    to, out = options.to, options.out
+    to = options.to
+    out = options.out
     check_choice('format', to, EXPORTS)
     arm = find_student(options.student, options.nfe, options)
     check_export(arm, options, line)

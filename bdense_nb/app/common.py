@@ -207,7 +207,8 @@ def check_folder(
     "Refuse a folder that cannot be one, or that holds something else."
     nearest = next(p for p in (Path(out), *Path(out).parents) if p.exists())
     there = sorted(p.name for p in Path(out).glob('*') if not p.name.startswith('.'))
-    known, begun = any(any(Path(out).glob(name)) for name in mine), started_by(out)
+    known = any(any(Path(out).glob(name)) for name in mine)
+    begun = started_by(out)
     here = bool(line) and [begun] == line.text.split()[:1]
     refuse(
         out,
@@ -300,7 +301,8 @@ def put_back(
     look: bool = False,  # change nothing
 ) -> Path:  # where its checkpoints lie
     "Put a run back whose successor has ended before its first iteration, by a kill perhaps."
-    folder, aside = Path(out) / 'checkpoints', Path(out) / ASIDE
+    folder = Path(out) / 'checkpoints'
+    aside = Path(out) / ASIDE
     if look and aside.is_dir():
         return aside
     if not is_main() or not aside.is_dir():
@@ -343,7 +345,8 @@ def started(out: str, line: Line, options: Options, **configs) -> Iterator[dict]
     run = Path(out) / 'checkpoints'
     with alone(out):
         new = not run.exists()
-        before, work = note.read_bytes() if note.is_file() else None, work_in(out)
+        before = note.read_bytes() if note.is_file() else None
+        work = work_in(out)
         if getattr(options, 'overwrite', False) and is_main():
             put_aside(out)
         found = note_start(out, line, options, **configs)

@@ -1030,7 +1030,8 @@ _WITH = [0.0722, 0.0729, 0.0718, 0.0720, 0.0741]
 
 def _wrong_widths() -> dict:
     "How many times as wide as it should be an interval with a mistake is, by its hint."
-    a, b = torch.tensor(_WITH), torch.tensor(_WITHOUT)
+    a = torch.tensor(_WITH)
+    b = torch.tensor(_WITHOUT)
     spread = (a - b).std().item()
     t = student_t(0.95, 4)
     return {

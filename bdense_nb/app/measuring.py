@@ -87,7 +87,8 @@ def are_samples(path: Path) -> bool:
 
 def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
     "The conditions that samples are asked for, a class or rows of the table; None: none."
-    table, classes = arm.denoiser.conditions, arm.denoiser.n_classes
+    table = arm.denoiser.conditions
+    classes = arm.denoiser.n_classes
     if options.label is not None and options.rows:
         raise ValueError('label is a class, and rows are of a table: choose one of them')
     if options.label is not None and classes == 0:
@@ -120,7 +121,9 @@ def _draw_samples(samples: Tensor, out: Path, seed: int) -> str:  # what is in i
 
 def sample_student(options: Sample, line: Line) -> dict:
     "Draw samples, and a picture of them."
-    out, n, seed = Path(options.out), options.n, options.seed
+    out = Path(options.out)
+    n = options.n
+    seed = options.seed
     if out.suffix != '.png' or out.is_dir():
         raise ValueError(f'out must name a .png file, got {str(out)!r}')
     check_int('n', n, 1)

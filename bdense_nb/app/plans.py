@@ -318,7 +318,8 @@ class _Autocast(TorchFunctionMode):
 
 def _in_16_bits(model: nn.Module) -> _Autocast:
     "Let a model without numbers cast as on a GPU."
-    cast, forward = _Autocast(), model.forward
+    cast = _Autocast()
+    forward = model.forward
 
     def inside(*args, **kwargs):
         with cast:
@@ -336,7 +337,8 @@ def _nowhere(model: nn.Module) -> nn.Module:  # a copy without numbers
 
 
 def _silent(teacher: nn.Module) -> nn.Module:  # asks no network; one condition shows all shapes
-    mute, draw = copy.copy(teacher), getattr(teacher, 'conditions', None)
+    mute = copy.copy(teacher)
+    draw = getattr(teacher, 'conditions', None)
     mute.forward = lambda x, sigma, cond=None: torch.empty_like(x)
     if draw is None:
         return mute

@@ -108,7 +108,8 @@ def read_data(
     if is_stored(data):
         x, y = read_samples(data)
     elif data in TOY_SETS:
-        x, y = toy_2d(data, 50_000, seed), None
+        x = toy_2d(data, 50_000, seed)
+        y = None
     elif data == 'fashion_mnist':
         x, y = fashion_mnist(split, path, download)
     elif data == 'cifar10':
@@ -302,7 +303,8 @@ def shape_of(
     data: str | None = None,  # see `known_shape`
 ) -> tuple[int, ...]:
     "The shape of a teacher's samples."
-    size, known = tuple(size or ()), known_shape(name, teacher, data)
+    size = tuple(size or ())
+    known = known_shape(name, teacher, data)
     fixed = isinstance(teacher.net, (MLP, TemporalNet))
     sized = len(known) == 3 or len(known) == 1 and isinstance(teacher.net, UNet)
     images = not fixed and known[1:2] != (None,) and sized
@@ -326,7 +328,8 @@ def asked_shape(options: Distilled, line: Line, cfg, source: NetDenoiser) -> tup
     if {'size', 'shape'} <= line.given:
         raise ValueError('size and shape say what a sample is like: pass one of them')
     if 'shape' in line.given:
-        shape, known = tuple(cfg.shape), known_shape(options.teacher, source)
+        shape = tuple(cfg.shape)
+        known = known_shape(options.teacher, source)
         if 'teacher' not in line.given and (len(shape), shape[0]) != (len(known), known[0]):
             raise ValueError(
                 f'samples of shape {shape} are asked for, and {options.teacher}, the teacher where '
@@ -393,7 +396,8 @@ def find_student(folder: str, nfe: int | None, options: Networks) -> Student:
     else:
         student = load_student(folder, device, find_net(options.net))
     if table := getattr(options, 'conditions', None):
-        own, student.denoiser.conditions = table_of(student.denoiser), ConditionTable.load(table)
+        own = table_of(student.denoiser)
+        student.denoiser.conditions = ConditionTable.load(table)
         if own:
             check_names(student.denoiser.conditions.tensors, own.tensors)
     check_conditions(student.denoiser, folder)
@@ -462,7 +466,8 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
     if options.conditions:
         teacher.conditions = ConditionTable.load(options.conditions)
     check_conditions(teacher, options.teacher)
-    net, scale = teacher.net, options.guidance_scale
+    net = teacher.net
+    scale = options.guidance_scale
     extra = [k for k in ('guidance_interval', 'null_condition') if getattr(options, k)]
     null = None
     if scale is not None and options.null_condition:

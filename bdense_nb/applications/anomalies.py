@@ -78,7 +78,8 @@ def reconstructions(
 ) -> Tensor:  # [draws, B, C, L]
     "Noise windows to a middle level, and let the sampler walk the rest of its way back."
     first = middle_level(sampler, sigma)
-    levels, device = sampler.sigmas[first:], device_of(sampler.denoiser)
+    levels = sampler.sigmas[first:]
+    device = device_of(sampler.denoiser)
     cond = map_cond(lambda t: to_device(t, device), cond)
     walk = lambda x: sample(sampler.denoiser, x, levels, sampler.solver, cond=cond)
     return _noised(x0, float(levels[0]), draws, seed, walk, device)
@@ -105,7 +106,8 @@ def branch_guesses(
     seed: int = 0,
 ) -> Tensor:  # [draws, B, K, C, L]
     "What the K branches say of noised windows, in one call each."
-    level, device = float(sampler.sigmas[middle_level(sampler, sigma)]), device_of(branched)
+    level = float(sampler.sigmas[middle_level(sampler, sigma)])
+    device = device_of(branched)
     cond = map_cond(lambda t: to_device(t, device), cond)
     return _noised(x0, level, draws, seed, lambda x: branched(x, level, cond), device)
 
@@ -219,10 +221,12 @@ def with_fault(
 def faults_world() -> World:
     "Thirty faults of a weather station, to be found by what a student reconstructs."
     series = shipped_series('seattle_weather', ['temp_max', 'temp_min', 'wind'])
-    train, unseen = series.before('2015-01-01'), series.after('2015-01-01')
+    train = series.before('2015-01-01')
+    unseen = series.after('2015-01-01')
     windows = Windows.fit(train, 0, 16, ['year'])
     cases = [with_fault(unseen, kind, place) for kind in FAULTS for place in range(6)]
-    shape, n = (3, 16), 1000
+    shape = (3, 16)
+    n = 1000
 
     @functools.cache
     def teacher(seed):

@@ -205,7 +205,8 @@ def forecast_scores(
     error of the median, in units of the naive one (MASE, Hyndman & Koehler 2006)."""
     rules = import_extra('scoringrules', 'timeseries')
     _check_futures(futures, truth, 2)
-    y, ensemble = truth.double().numpy(), futures.double().numpy()
+    y = truth.double().numpy()
+    ensemble = futures.double().numpy()
     crps = rules.crps_ensemble(y, ensemble, m_axis=1, estimator='fair')
     energy = rules.es_ensemble(y, ensemble, m_axis=1, v_axis=2)
     # torch's median of an expanded tensor is wrong

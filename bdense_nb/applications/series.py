@@ -284,7 +284,8 @@ def read_series(
     "Read a time series; what would be silently wrong is refused by name."
     check_choice('gaps', gaps, GAPS)
     times, values, names = _read_any(source, columns, time)
-    times, fine = times.astype('datetime64[s]'), times
+    fine = times
+    times = times.astype('datetime64[s]')
     split = fine[(fine != times) & ~np.isnat(fine)]
     refuse(
         '',
@@ -396,9 +397,11 @@ class Windows:
                 f'{context} + {horizon} need at least {2 * (context + horizon)}'
             )
         waves = torch.cat([torch.ones(1, len(series)), _waves(series.times, periods)]).double()
-        season, std = [], []
+        season = []
+        std = []
         for name, row, mask in zip(series.names, series.values.double(), series.known == 1):
-            row, seen = row[mask], waves[:, mask]
+            row = row[mask]
+            seen = waves[:, mask]
             weights = torch.linalg.lstsq(seen.T, row[:, None], driver='gelsd').solution[:, 0]
             rest = row - weights @ seen
             if len(row) <= len(seen) or rest.std() <= 1e-6 * row.abs().max():  # of rounding
@@ -408,16 +411,9 @@ class Windows:
                 )
             season.append(tuple(weights.tolist()))
             std.append(float(rest.std()))
-        return cls(
-            context,
-            horizon,
-            series.step,
-            tuple(series.names),
-            tuple(season),
-            tuple(std),
-            str(series.times[-1]),
-            tuple(periods),
-        )
+        sizes = (context, horizon, series.step)
+        scale = (tuple(series.names), tuple(season), tuple(std))
+        return cls(*sizes, *scale, str(series.times[-1]), tuple(periods))
 
     @classmethod
     def of(cls, denoiser) -> Windows:  # a network's denoiser, a teacher's or a student's

@@ -201,9 +201,11 @@ def as_net(
     net: nn.Module | partial,
 ) -> nn.Module:  # that is called with three arguments
     "A network as denoisers call one; what cannot be called so is refused."
-    call, more = net, {}
+    call = net
+    more = {}
     if isinstance(net, partial):
-        call, more = net.func, net.keywords
+        call = net.func
+        more = net.keywords
     call = uncompiled(call)
     if not isinstance(call, nn.Module):
         got = f'the class {net.__name__}' if isinstance(net, type) else type(net).__name__
@@ -561,7 +563,8 @@ class PreconditionedDenoiser(NetDenoiser):
         named = cond if isinstance(cond, dict) else {}
         rest = () if cond is None or named else (cond,)
         _BUSY.acquire()  # of two threads the other waits
-        socket.asked, socket.answer = [], answer
+        socket.asked = []
+        socket.answer = answer
         # a module may ask for its weights, such as their type, and the network has them
         for part in _PARTS:
             setattr(socket, part, getattr(self.net, part))
@@ -571,7 +574,8 @@ class PreconditionedDenoiser(NetDenoiser):
             why = f'calls it {n} times for an answer' if n else 'does not call it'
             for name in filter(None, socket.asked):
                 if hasattr(self.net, name):
-                    n, why = 0, f'uses {name} of it'
+                    n = 0
+                    why = f'uses {name} of it'
             if n == 1:
                 return out
         except AttributeError as e:

@@ -129,7 +129,8 @@ def _pickled(thing) -> list | None:  # None: it cannot be
         return [made]
     make, args, state, items, pairs = (*made, None, None, None)[:5]
     if make is copyreg.__newobj__:
-        args, state = args[1:], None
+        args = args[1:]
+        state = None
     return [args, state, *(items or ()), *(pairs or ())]
 
 

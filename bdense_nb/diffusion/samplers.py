@@ -451,7 +451,8 @@ def check_names(
 ) -> None:
     "Refuse a name that is not known where one that is known is missing: it is misspelt."
     names = [c.keys() if isinstance(c, dict) else set() for c in (given, drawn)]
-    unknown, missing = names[0] - names[1], names[1] - names[0]
+    unknown = names[0] - names[1]
+    missing = names[1] - names[0]
     if unknown and missing:
         raise ValueError(
             f'cond has {", ".join(sorted(unknown))}, and the conditions of this denoiser have '
@@ -610,7 +611,10 @@ class Sampler:
     @cached_property
     def seconds_per_sample(self) -> float:  # infinite where not even two fit into the memory
         "Measured here: batches grow up to 256 samples, while .2 seconds should do for one."
-        took, last, seconds, more = math.inf, 0, 0.0, 0.0  # more: what one more sample took
+        took = math.inf  # more: what one more sample took
+        last = 0
+        seconds = 0.0
+        more = 0.0
         for n in (2, 2, 8, 32, 128, 256):  # the first one warms up
             if seconds + more * (n - last) > (5 if n == last else 0.2):
                 break
@@ -619,8 +623,10 @@ class Sampler:
                 self.sample(n)
             except torch.cuda.OutOfMemoryError:
                 break
-            before, seconds = seconds, time.perf_counter() - begin
-            took, more = seconds / n, n > last > 0 and max(seconds - before, 0.0) / (n - last)
+            before = seconds
+            seconds = time.perf_counter() - begin
+            took = seconds / n
+            more = n > last > 0 and max(seconds - before, 0.0) / (n - last)
             last = n
         return took
 

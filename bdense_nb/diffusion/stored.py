@@ -281,7 +281,8 @@ def _network(folder: Path, about: dict, n: int) -> nn.Module:
 def _check_weights(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     "Refuse numbers that a checksum does not: those of another kind, and those that are none."
     for name, t in tensors.items():
-        want, floats = wanted.get(name, t), t.is_floating_point()
+        want = wanted.get(name, t)
+        floats = t.is_floating_point()
         refuse(
             str(path),
             (

@@ -50,7 +50,8 @@ def frozen_copy(
     check_type(denoiser, Callable, 'the teacher must be a denoiser D(x, sigma, cond)')
     check_precision(denoiser)
     if isinstance(denoiser, nn.Module):
-        original, denoiser = denoiser, lean_copy(denoiser).requires_grad_(False).eval()
+        original = denoiser
+        denoiser = lean_copy(denoiser).requires_grad_(False).eval()
         before = moving_parts(denoiser)
     x, cond = draw_start(denoiser, shape, [0, 1], 1.0)
     plain = unguided(denoiser)
@@ -190,7 +191,8 @@ def answers(
             return torch.stack([some * 0 if r is None else r for r in rows])
 
     with undisturbed(denoiser):
-        first, again = at_levels(), at_levels()
+        first = at_levels()
+        again = at_levels()
     if first is None or again is None:
         return None
     if not (first - again).norm() <= 1e-4 * first.norm():
@@ -355,7 +357,8 @@ class TrajectoryBank:
     ) -> tuple[Trajectory, Tensor | dict | None]:  # the trajectories and their conditions
         "Look trajectories up by their seeds."
         self._check_seeds(seeds)
-        first, last = seeds.start - self.seeds.start, seeds.stop - self.seeds.start
+        first = seeds.start - self.seeds.start
+        last = seeds.stop - self.seeds.start
         parts = [
             self._read(i, slice(max(first - i * self.shard, 0), last - i * self.shard))
             for i in range(first // self.shard, -(-last // self.shard))

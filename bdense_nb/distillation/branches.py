@@ -440,7 +440,9 @@ def _moved_apart(wide: nn.Module) -> nn.Module:
 def _check_branches(student: BranchedDenoiser, shape: tuple[int, ...]) -> None:
     """Refuse a network that mixes its branches: with K different heads, each must answer as the
     network does that has this head alone."""
-    denoiser, K, layer = student.denoiser, student.K, student.layer
+    denoiser = student.denoiser
+    K = student.K
+    layer = student.layer
     wide = denoiser.net.get_submodule(layer)
     apart = _moved_apart(wide)
     alone = []

@@ -165,7 +165,8 @@ class PDConfig(Host):
         return '' if fits else f", and branch_weights='linear' or {self.K} numbers, not {given}"
 
     def _check_teacher_sigmas(self) -> None:
-        s, n = check_sigmas(self.teacher_sigmas), self.start_steps
+        s = check_sigmas(self.teacher_sigmas)
+        n = self.start_steps
         refuse(
             '',
             (
@@ -344,7 +345,8 @@ def pd_step(
     """The student answers noised data once; every branch is pulled towards where the teacher's
     next steps lead."""
     check_choice('n_steps', n_steps, cfg.rounds)
-    train, S = cfg.train_config(n_steps), cfg.substeps
+    train = cfg.train_config(n_steps)
+    S = cfg.substeps
     rows = cfg.grid(n_steps * S).unfold(0, S + 1, S)
 
     def step(student, i):

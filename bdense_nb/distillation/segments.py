@@ -128,7 +128,8 @@ def progressive_targets(
     """The clean estimate whose Euler (DDIM) step from x_t lands exactly on each state (Salimans &
     Ho 2022, for any K)."""
     check_branched('states', states, x_t, sigmas_k)
-    wide, x = states.double(), x_t.double()
+    wide = states.double()
+    x = x_t.double()
     ratio = step_ratios(x, sigma, sigmas_k)
     return ((wide - ratio * x[:, None]) / (1 - ratio)).to(states.dtype)
 
@@ -162,7 +163,8 @@ def progressive_segment(
     targets that land on them."""
     S = levels.shape[-1] - 1
     check_substeps(S, S, K)
-    said, x = [], x_t
+    said = []
+    x = x_t
     for j in range(S):
         said.append(teacher(x, levels[:, j], cond))
         if j + 1 < S:

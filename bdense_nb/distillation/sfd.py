@@ -267,16 +267,20 @@ def sfd_step(
 ) -> StepFunction:  # for `loop.fit`: yields one loss per student step that calls the network
     """The student walks from noise to image; every step is pulled towards the teacher's K states,
     and begins where the last one ended."""
-    nodes, plan, local = cfg.grids[1].tolist(), cfg.plan, cfg.teacher_states == 'local'
+    nodes = cfg.grids[1].tolist()
+    plan = cfg.plan
+    local = cfg.teacher_states == 'local'
 
     def step(student, i):
         # this process's part of the batch
-        weights, seeds = cfg.weights(i / cfg.steps), local_batch(cfg.seeds(i))
+        weights = cfg.weights(i / cfg.steps)
+        seeds = local_batch(cfg.seeds(i))
         if local:
             x, cond = draw_start(teacher, cfg.shape, seeds, cfg.sigma_max)
         else:
             traj, cond = plan.trajectories(teacher, seeds) if bank is None else bank.batch(seeds)
-            x, path = traj[0], segments(traj, cfg.substeps, cfg.K)
+            x = traj[0]
+            path = segments(traj, cfg.substeps, cfg.K)
         for n, (t, s) in enumerate(zip(nodes[:-1], nodes[1:])):
             if cfg.afs and n == 0:
                 x = euler_step(x, afs_x0(x, t), t, s)
@@ -294,7 +298,9 @@ def local_segment(
     teacher: Callable, cfg: SFDConfig, x: Tensor, n: int, cond: Tensor | dict | None
 ) -> Segment:
     "Student step n with the teacher restarted from the student's own state."
-    levels, first, solver = cfg.grids[0], n * cfg.substeps, SOLVERS[cfg.solver]
+    levels = cfg.grids[0]
+    first = n * cfg.substeps
+    solver = SOLVERS[cfg.solver]
     whole = levels.tolist()  # the solver sees the whole grid, so that it knows where the path ends
 
     def advance(x, x0_hat, sigmas, i, past, denoise):

@@ -291,7 +291,8 @@ def _is_longer(mine: dict, theirs: dict) -> bool:  # both as `_run_of`
 def _same_weights(denoiser: NetDenoiser, folder: Path) -> bool:
     "Are the weights in the folder these?"
     try:
-        mine, theirs = denoiser.state_dict(), load_tensors(folder / WEIGHTS)[0]
+        mine = denoiser.state_dict()
+        theirs = load_tensors(folder / WEIGHTS)[0]
     except (ValueError, FileNotFoundError):
         return False
     return mine.keys() == theirs.keys() and all(

@@ -45,8 +45,10 @@ def edm_loss(
     if label is not None:
         hidden = torch.rand((), generator=generator) < label_drop
         label = None if hidden else map_cond(local_batch, label)
-    eps, x0 = draw(x0.shape), local_batch(x0)
-    s, d = as_column(sigma, x0), denoiser.sigma_data
+    eps = draw(x0.shape)
+    x0 = local_batch(x0)
+    s = as_column(sigma, x0)
+    d = denoiser.sigma_data
     x0_hat = denoiser(x0 + s * eps, sigma, label)
     return ((s**2 + d**2) / (s * d) ** 2 * (x0_hat - x0) ** 2).mean()
 

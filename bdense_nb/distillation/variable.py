@@ -320,7 +320,8 @@ def _fits(sigmas: Tensor, grid: Tensor) -> bool:  # are these the levels of the 
 
 def _schedule_of(grid: Tensor, shift: float) -> str | None:  # a key of `SCHEDULES`; None: of none
     "The schedule that has these levels."
-    steps, ends = len(grid) - 1, (grid[-1].item(), grid[0].item())
+    steps = len(grid) - 1
+    ends = (grid[-1].item(), grid[0].item())
 
     def is_own(name):
         with contextlib.suppress(ValueError):  # its table may end below

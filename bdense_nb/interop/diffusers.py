@@ -740,7 +740,8 @@ def _read_network(folder: Path) -> nn.Module:
 
     with reworded(broken, SafetensorError, RuntimeError, TypeError, OSError, ValueError):
         model, found = kind.from_pretrained(inside, output_loading_info=True, **how)
-    lacking, whole = sorted(found['missing_keys']), _whole_numbers(inside, model, half)
+    lacking = sorted(found['missing_keys'])
+    whole = _whole_numbers(inside, model, half)
     broken = [k for k, p in model.named_parameters() if not lacking and not p.isfinite().all()]
     refuse(
         str(inside),
@@ -828,7 +829,8 @@ def from_diffusers(
     """A copy of a diffusers network as a denoiser; its scheduler says the noise levels and what
     it predicts."""
     diffusers = _diffusers()
-    source, levels = '', None
+    source = ''
+    levels = None
     if isinstance(model, diffusers.DiffusionPipeline) and scheduler is None:
         scheduler = model.scheduler
     if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)):
@@ -903,7 +905,8 @@ def prompt_conditions(
         rows.append(_rows_of(told, part, known))
         raise _Caught
 
-    rows, embedded = [], 'guidance' in known  # Flux is told the scale, and guides by itself
+    rows = []  # Flux is told the scale, and guides by itself
+    embedded = 'guidance' in known
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
     how = dict(guidance_scale=1.0, num_inference_steps=2, output_type='latent') | call
     each = call.get('num_images_per_prompt', 1)
@@ -990,7 +993,8 @@ class _Asked(nn.Module):
 
 def _is_edm(module: nn.Module, mine: EDMDenoiser) -> bool:  # without its `.model`, and with it
     "Does a module scale, and tell noise and classes, as EDM's table 1 has it?"
-    network, n = module.model, mine.n_classes
+    network = module.model
+    n = mine.n_classes
     try:
         module.model = asked = _Asked()
         same = _answer_alike(EDMDenoiser(EDMNet(_Asked(), n), mine.sigma_data), module, (3, 8, 8))
@@ -1068,9 +1072,11 @@ def _not_one(thing) -> str:
 def _refuse_no_denoiser(model: nn.Module, inner: str | None) -> None:
     "Refuse a module that trains its network, or is called with something else."
     table = hasattr(model, 'alphas_cumprod') and not hasattr(model, 'sigma_data')
-    part, way = 'model', 'VPDenoiser(x.model, x.alphas_cumprod, prediction)'
+    part = 'model'
+    way = 'VPDenoiser(x.model, x.alphas_cumprod, prediction)'
     if not table:
-        part, way = 'net', 'EDMDenoiser(x.net, x.sigma_data)'
+        part = 'net'
+        way = 'EDMDenoiser(x.net, x.sigma_data)'
     samples = hasattr(model, 'sigma_data') and hasattr(model, 'sample')  # as lucidrains' do
     if inner is None and (table or samples) and isinstance(getattr(model, part, None), nn.Module):
         raise TypeError(

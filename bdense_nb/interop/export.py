@@ -600,7 +600,8 @@ def _check_pipeline(pipeline, net: DiffusersNet) -> None:
             )
         known = read_json(Path(pipeline) / 'model_index.json').get(net.part) or [None, 'none']
         file = Path(pipeline) / net.part / 'config.json'
-        name, config = known[1], read_json(file) if file.is_file() else {}
+        name = known[1]
+        config = read_json(file) if file.is_file() else {}
     else:
         check_type(
             pipeline,
@@ -609,9 +610,11 @@ def _check_pipeline(pipeline, net: DiffusersNet) -> None:
             'with its VAE, text encoders and so on, or the folder of one',
         )
         part = network_of(getattr(pipeline, net.part, None))
-        name, config = type(part).__name__, getattr(part, 'config', {})
+        name = type(part).__name__
+        config = getattr(part, 'config', {})
     told = lambda c: json.loads(json.dumps({k: c[k] for k in _TAKEN if k in c}))
-    theirs, own = told(config), told(net.model.config)
+    theirs = told(config)
+    own = told(net.model.config)
     differ = [
         f"takes {k}={v!r}, the student's {own[k]!r}"
         for k, v in theirs.items()

@@ -147,9 +147,13 @@ def refit(
     steps at once, from where each step ends to the teacher's state there."""
     if student.denoiser.n_classes or student.denoiser.conditions is not None:
         raise ValueError('a last layer is solved anew only for students without conditions')
-    net, shape, sigmas = copied(student.denoiser).double(), student.shape, student.sigmas
+    net = copied(student.denoiser).double()
+    shape = student.shape
+    sigmas = student.sigmas
     layer = net.net.get_submodule(output_layer(student.denoiser, shape))
-    seen, gram, right = [], 0.0, 0.0
+    seen = []
+    gram = 0.0
+    right = 0.0
     note = lambda _, given, out: seen.append(F.pad(given[0], (0, 1), value=1.0))
     hook = layer.register_forward_hook(note)
     one = torch.ones(1, *shape, dtype=torch.float64)
@@ -324,7 +328,8 @@ class Experiment:
         kind = self.device and torch.device(self.device).type
         if isinstance(self.world, str):
             return dict(world=self.world, device=kind, **self.rounding(self.hardware))
-        teacher, student = self.world.teacher(0), self.world.network(0, self.arms[0].width)
+        teacher = self.world.teacher(0)
+        student = self.world.network(0, self.arms[0].width)
         noise = sample_noise(range(64), self.world.shape)
         return dict(
             world=self.world.about,

@@ -420,7 +420,8 @@ def _euler_errors(levels: Tensor) -> Tensor:  # [n_steps+1], root-mean-square, i
 
 def _draw_grid(fig: Figure, levels: Tensor, errors: Tensor, title: str) -> None:
     "The levels as lines, and below them the error on the way."
-    top, below = fig.add_axes((0.1, 0.77, 0.88, 0.14)), fig.add_axes((0.1, 0.35, 0.88, 0.32))
+    top = fig.add_axes((0.1, 0.77, 0.88, 0.14))
+    below = fig.add_axes((0.1, 0.35, 0.88, 0.32))
     top.vlines(levels, 0, 1, 'C0')
     top.set_title(title, size=10)
     below.plot(levels[1:], errors[1:], 'C3.-')

@@ -671,7 +671,8 @@ def check_resumed(
     meta = meta or newest_note(folder)
     if meta is None:
         return
-    path, theirs = checkpoint_path(folder, meta['done']), meta['config']
+    path = checkpoint_path(folder, meta['done'])
+    theirs = meta['config']
     known = [f.name for f in fields(TrainConfig)]
     if new := [k for k in theirs if k not in known and k not in MOVED]:
         raise ValueError(
