@@ -192,6 +192,10 @@ def _fill(name: str, command: Command, configs: Sequence, args: Sequence[str], t
         )
 
 
+#: errors that a user can do something about: they are told in one line
+MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
+
+
 def configs_for_help(
     command: Command,
     said: dict[str, str],  # options on the command line and their words
@@ -319,8 +323,6 @@ def call(name: str, command: Command, args: Sequence[str]) -> dict | None:  # it
     return command.run(options, line, *configs)
 
 # %% ../../nbs/app/02_shell.ipynb #c0c74d08
-#: errors that a user can do something about: they are told in one line
-MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 #: modules whose own errors are about files
 LIBRARIES = ('safetensors', 'safetensors_rust', 'sqlalchemy', 'sqlite3', 'optuna', 'PIL', 'torch')
 #: messages of libraries that ran out of memory

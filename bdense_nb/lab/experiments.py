@@ -52,7 +52,7 @@ __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', '
            'LESSON', 'LESSON_CALLS', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD',
            'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students', 'Experiment',
            'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
-           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms']
+           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'lesson_stages']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -877,6 +877,18 @@ LESSON_STAGES = {
         dict(K=3, pool=4096, branch_weights='light'),
     ),
 }
+
+
+def lesson_stages(one_call: bool) -> tuple[Arm, ...]:
+    "Students of one call, or those of two and three: one each, and one for both."
+    five = dataclasses.replace(FASHION_LESSON, nfe=5)
+    return tuple(
+        dataclasses.replace(arm, name=arm.name.replace('one each, then one call', 'in two stages'))
+        for arm in variable_arms(FASHION_LESSON, LESSON_STAGES, (2, 3), five)
+        if (arm.key['calls'] == 1) == one_call
+    )
+
+
 #: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
@@ -945,18 +957,18 @@ EXPERIMENTS |= {
         'K = 1',
         5,
     ),
+    'fashion_variable': lambda: Experiment(
+        'One student for two and three calls: do branches and a finer teacher help there?',
+        'fashion_mnist, fine',
+        lesson_stages(one_call=False),
+        'one each, K = 1',
+        5,
+        {512: 256},
+    ),
     'fashion_one_call': lambda: Experiment(
         'One call: directly, or in a second stage after five, with branches and without?',
         'fashion_mnist, fine',
-        tuple(
-            dataclasses.replace(
-                arm, name=arm.name.replace('one each, then one call', 'in two stages')
-            )
-            for arm in variable_arms(
-                FASHION_LESSON, LESSON_STAGES, (2, 3), dataclasses.replace(FASHION_LESSON, nfe=5)
-            )
-            if arm.key['calls'] == 1
-        ),
+        lesson_stages(one_call=True),
         'directly, K = 1',
         5,
         {256: 512},
