@@ -879,8 +879,10 @@ LESSON_STAGES = {
 }
 
 
-def lesson_stages(one_call: bool) -> tuple[Arm, ...]:
-    "Students of one call, or those of two and three: one each, and one for both."
+def lesson_stages(
+    one_call: bool,  # those of one call; else those of two and three
+) -> tuple[Arm, ...]:
+    "Students of one call; or of two and three, one each and one for both."
     five = dataclasses.replace(FASHION_LESSON, nfe=5)
     return tuple(
         dataclasses.replace(arm, name=arm.name.replace('one each, then one call', 'in two stages'))
