@@ -41,7 +41,7 @@ from ..training.loop import Fit, fit, is_finished
 # %% auto #0
 __all__ = ['BIASES', 'CONDITIONS', 'starting_network', 'branched_student', 'describe_teacher', 'train_config', 'record_training',
            'about_training', 'check_own_samples', 'kept', 'Student', 'table_of', 'VariableStudent', 'load_student',
-           'load_table', 'starting_run', 'in_flow_time', 'fitting', 'check_learned', 'check_grid', 'Host']
+           'load_table', 'starting_run', 'walked', 'in_flow_time', 'fitting', 'check_learned', 'check_grid', 'Host']
 
 # %% ../../nbs/distillation/06_students.ipynb #59649bb9
 def starting_network(
@@ -456,6 +456,23 @@ def starting_run(
     return cfg, teacher, branched_student(teacher, start, cfg.K, cfg.layer, shape)
 
 
+def walked(
+    folder: Path | str | None,  # of the run, with checkpoints; None: there is none
+    cfg: Host,
+    networks: Sequence[Callable | None],  # teacher, and the student where it is another
+    start: str,  # hash of what the student starts as
+    bank: TrajectoryBank | dict | None,  # None: made here, where the run sees it again
+    show: bool,  # progress bar
+) -> tuple[TrajectoryBank | dict | None, dict]:  # the bank, and `describe_teacher`
+    "A run's trajectories and its folder; that of another run is refused before anything is walked."
+    record = partial(record_training, folder, cfg, networks, cfg.shape, student=start)
+    if is_claimed(folder):
+        record()
+    if bank is None and cfg.is_kept and not is_finished(folder, cfg.loop):
+        bank = cfg.bank(networks[0], show=show)
+    return bank, record()
+
+
 def in_flow_time(
     cfg: Host, teacher: Callable, shape: tuple[int, ...], given: frozenset[str]
 ) -> dict:  # fields
@@ -637,12 +654,7 @@ class Host:
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)
         start = denoiser_hash(model.denoiser)
-        record = partial(record_training, folder, cfg, (teacher, student), cfg.shape, student=start)
-        if is_claimed(folder):  # another run's is refused before anything is walked
-            record()
-        if bank is None and cfg.is_kept and not is_finished(folder, cfg.loop):
-            bank = cfg.bank(teacher, show=show)
-        origin = record()
+        bank, origin = walked(folder, cfg, (teacher, student), start, bank, show)
         step = cfg.step_function(teacher, bank, data, labels)
         how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
         done = fit(model, step, cfg.loop, folder, f'{cfg.title}, K = {cfg.K}', show, **how)

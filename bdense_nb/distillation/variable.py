@@ -8,7 +8,6 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +21,10 @@ from .bank import TrajectoryBank, denoiser_hash
 from .branches import BranchedDenoiser, _replace, fold
 from .sfd import SFDBase, SFDConfig, sfd_step
 from .students import Student, VariableStudent, about_training
-from .students import kept, record_training, starting_run
-from ..training.checkpoints import is_claimed
+from .students import kept, starting_run, walked
 from ..training.devices import check_able, trainable_copy
 from ..training.config import Hardware
-from ..training.loop import StepFunction, fit, is_finished
+from ..training.loop import StepFunction, fit
 
 # %% auto #0
 __all__ = ['StepBias', 'find_step_layer', 'condition', 'choose', 'uncondition', 'SFDVConfig', 'several', 'draw_index',
@@ -277,12 +275,7 @@ def sfd_variable(
     cfg = _tell_steps(model, cfg, step_layer)
     if banks is not None:
         _check_banks(banks, teacher, cfg.each)
-    record = partial(record_training, folder, cfg, (teacher, student), cfg.shape, student=start)
-    if is_claimed(folder):  # another run's is refused before anything is walked
-        record()
-    if banks is None and cfg.is_kept and not is_finished(folder, cfg.train_config):
-        banks = cfg.bank(teacher, show=show)
-    origin = record()
+    banks, origin = walked(folder, cfg, (teacher, student), start, banks, show)
     how = dict(hardware=hardware, hooks=hooks, teacher=teacher)
     step = variable_step(teacher, cfg.each, banks)
     done = fit(model, step, cfg.train_config, folder, f'SFD-v, K = {cfg.K}', show, **how)
