@@ -24,7 +24,7 @@ import typing
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -39,9 +39,10 @@ from torch import Tensor, nn
 __all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'to_device', 'sample_noise',
            'sample_labels', 'seeded', 'iteration_seed', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within',
            'check_int', 'check_number', 'check_type', 'check_shape', 'existing_file', 'Trajectory', 'NFECounter',
-           'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state', 'validate', 'atomic_path',
-           'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'end_with_parent', 'sweep', 'tensor_bytes',
-           'save_tensors', 'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch', 'import_extra']
+           'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state', 'defaults_of', 'validate',
+           'atomic_path', 'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'end_with_parent', 'sweep',
+           'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch',
+           'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device:  # CUDA if present, else Apple's MPS, else CPU
@@ -93,7 +94,7 @@ def sample_noise(
 ) -> Tensor:  # [B, *D], float32 standard normal
     "Gaussian noise in which row i depends on `seeds[i]` and on nothing else."
     g = torch.Generator()
-    noise = torch.empty(len(seeds), *shape)
+    noise = torch.empty(len(seeds), *shape, dtype=torch.float32)
     for row, seed in zip(noise, seeds):
         row.normal_(generator=g.manual_seed(_seed32(seed)))
     return to_device(noise, device)
@@ -506,6 +507,13 @@ def _fitted(kind, value):
     elif isinstance(value, kind) and (kind is not str or value):
         return value
     raise TypeError
+
+
+def defaults_of(
+    kind: type,  # a dataclass
+) -> dict:  # name of a field -> its default
+    "What a dataclass says of the fields that need not be given."
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
 
 
 _types = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))

@@ -561,3 +561,27 @@ def test_a_comparison_that_goes_on_asks_its_teacher_once_and_a_dry_run_says_so(
         lambda e, *of: [dict(a.key, seed=s) for a in e.arms for s in range(3)],
     )
     assert dry() == 'is finished: 6 of 6 trainings are done'
+
+
+def test_measures_get_samples_of_their_own_a_name_and_a_number(teacher, tmp_path):
+    seen = dict(first=lambda x: float(x.mul_(0).mean()), spread=lambda x: float(x.std()))
+    alone = quiet(
+        teacher, SHORT, seeds=3, folder=tmp_path / 'a', quality=dict(spread=seen['spread'])
+    )
+    both = quiet(teacher, SHORT, seeds=3, folder=tmp_path / 'b', quality=seen)
+    for name in ('paired_error', 'spread'):
+        assert [r[name] for r in both.result['rows']] == [r[name] for r in alone.result['rows']]
+    with pytest.raises(ValueError, match="a row of results has 'arm' already"):
+        quiet(teacher, SHORT, folder=tmp_path / 'c', quality=dict(arm=seen['spread']))
+    with pytest.raises(ValueError, match='odd of a student of 2 calls, seed 0, is nan'):
+        quiet(teacher, SHORT, folder=tmp_path / 'c', quality=dict(odd=lambda x: math.nan))
+    with pytest.raises(TypeError, match='quality must be a dict'):
+        quiet(teacher, SHORT, folder=tmp_path / 'c', quality=seen['spread'])
+
+
+def test_another_host_of_a_finished_comparison(teacher, tmp_path):
+    one = quiet(teacher, SHORT, {'host': dict(K=1), 'B-DENSE': {}}, 3, tmp_path)
+    other = quiet(teacher, SHORT, {'B-DENSE': {}, 'host': dict(K=1)}, 3, tmp_path)
+    (a,), (b,) = one.differences(), other.differences()
+    assert (a.arm, b.arm) == ('B-DENSE', 'host') and a.interval.mean == -b.interval.mean
+    assert read_json(tmp_path / 'comparison.json')['host'] == 'B-DENSE'

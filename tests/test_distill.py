@@ -1,7 +1,7 @@
 "What both hosts share: one segment, one door, and configurations that come back from a student."
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -386,3 +386,15 @@ def test_a_host_of_ones_own_is_a_host(teacher, tmp_path, K):
             folder=tmp_path / 'run',
             show=False,
         )
+
+
+def test_a_host_of_ones_own_needs_no_default_for_every_field(teacher, tmp_path):
+    Pairs, _ = own_host()
+
+    @dataclass(frozen=True)
+    class Told(Pairs):
+        steps: int = field(kw_only=True)
+
+    cfg = Told(nfe=2, K=1, pool=16, batch=8, steps=2)
+    for _ in range(2):
+        distill(teacher, cfg, folder=tmp_path, show=False)

@@ -1017,3 +1017,26 @@ def test_a_teacher_that_removes_no_noise_is_refused_before_anything(tmp_path):
     with pytest.raises(ValueError, match='does not remove the noise'):
         run(shaken(Noise(MLP(width=8, depth=1))), folder=tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+class StopOnce:
+    "Ends the first round that it sees after two updates."
+
+    stopped = False
+
+    def after_iteration(self, state):
+        state.stop |= state.done == 2 and not self.stopped
+        self.stopped |= state.stop
+
+
+def test_a_round_that_a_hook_stops_is_finished_before_the_next_begins(teacher, tmp_path):
+    whole = run(teacher, folder=tmp_path / 'whole')
+    part = run(teacher, folder=tmp_path / 'part', hooks=[StopOnce()])
+    assert (
+        part.nfe == 4
+        and part.about['stopped'] == 2
+        and not (tmp_path / 'part/steps-00002').exists()
+    )
+    part.save(tmp_path / 'student')
+    done = run(teacher, folder=tmp_path / 'part')
+    assert same(done, whole) and 'stopped' not in done.about

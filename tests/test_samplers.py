@@ -359,3 +359,24 @@ def test_a_cold_first_call_is_not_what_a_sample_takes(monkeypatch):
     assert sm.Sampler(denoiser, (80.0, 0.002), False, (2,)).seconds_per_sample == pytest.approx(
         0.01
     ) and calls[:3] == [2, 2, 8]
+
+
+def test_a_network_in_training_mode_samples_as_in_evaluation():
+    parts = torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.5)
+
+    class Net(torch.nn.Module):
+        n_classes = 0
+
+        def __init__(self):
+            super().__init__()
+            self.all = torch.nn.Sequential(*parts)
+
+        def forward(self, x, sigma, cond=None):
+            return self.all(x)
+
+    model = Net().train()
+    before = parts[1].running_mean.clone()
+    sampler = sm.Sampler(model, karras_sigmas(3), False, (2,))
+    assert sampler.nfe == 3 and torch.equal(sampler.sample(4), sampler.sample(4))
+    assert torch.equal(sampler.trajectory(4)[-1], sampler.sample(4))
+    assert torch.equal(parts[1].running_mean, before) and all(m.training for m in model.modules())

@@ -167,3 +167,9 @@ def test_conversions_keep_the_dtype():
     for convert in (sc.to_x0, sc.to_eps, sc.to_v):
         for kind in sc.PREDICTIONS:
             assert convert(z, z, alpha, sigma_vp, kind).dtype == torch.float32
+
+
+@pytest.mark.parametrize('low, high', ((0.2, 80.0), (1.0, 2.0), (1.999, 2.0)))
+def test_levels_that_no_linear_process_goes_down_through_are_refused(low, high):
+    with pytest.raises(ValueError, match='goes down from .* lower sigma_min, or take another'):
+        sc.time_uniform_sigmas(4, low, high)

@@ -1230,3 +1230,37 @@ def test_hardware_that_cannot_be_is_refused_before_the_teacher_walks(how, says, 
     monkeypatch.setattr(SFDConfig, 'bank', lambda *_, **__: pytest.fail('it walks'))
     with pytest.raises(ValueError, match=says):
         sfd(EDMDenoiser(OneLayer()), replace(TINY, pool=4), show=False, hardware=Hardware(**how))
+
+
+def test_a_student_that_a_hook_has_stopped_says_so_and_replaces_no_finished_one(tmp_path):
+    teacher = shaken(EDMDenoiser(MLP(width=8, depth=1)))
+    cfg = SFDConfig(steps=6, batch=8, shape=(2,))
+
+    class Stop:
+        def after_iteration(self, state):
+            state.stop |= state.done == 2
+
+    part, whole = (sfd(teacher, cfg, show=False, hooks=hooks) for hooks in ([Stop()], []))
+    assert part.about['stopped'] == 2 and 'stopped' not in whole.about
+    part.save(tmp_path)
+    whole.save(tmp_path)  # the same run, gone on
+    with pytest.raises(ValueError, match='holds another student .stopped: None there, 2 now'):
+        part.save(tmp_path)
+    other = sfd(teacher, cfg, student=shaken(EDMDenoiser(MLP(width=8, depth=1)), 1), show=False)
+    with pytest.raises(ValueError, match='holds another student .start: '):
+        other.save(tmp_path)
+
+
+def test_a_student_takes_euler_steps():
+    class Other(SFDConfig):
+        def sampler(self, denoiser, shape=None):
+            return replace(super().sampler(denoiser, shape), solver='heun')
+
+    teacher = shaken(EDMDenoiser(MLP(width=8, depth=1)))
+    with pytest.raises(ValueError, match="takes Euler steps, and the sampler of Other .* 'heun'"):
+        sfd(teacher, Other(steps=2, batch=8, shape=(2,)), show=False)
+
+
+def test_training_where_gradients_are_switched_off_is_refused():
+    with torch.no_grad(), pytest.raises(ValueError, match='switched off around this call'):
+        sfd(EDMDenoiser(MLP(width=8)), SFDConfig(steps=2, batch=8, shape=(2,)), show=False)

@@ -17,7 +17,7 @@ from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import LR_SCHEDULES, Hardware, TrainConfig
 from bdense_nb.training.devices import local_batch
 from bdense_nb.training.hooks import Every, Trackers, progress
-from bdense_nb.training.loop import Interrupts, State, fit, lr_factor
+from bdense_nb.training.loop import Interrupts, State, fit, lr_factor, training
 from torch import nn
 from warm import python
 
@@ -606,13 +606,28 @@ def test_a_broken_gradient_is_skipped_too():
 
 
 def test_skipping_everything_stops():
-    with pytest.raises(FloatingPointError, match='^every update since iteration 6 [^=]*$'):
-        fit(
-            net(),
-            flaky(range(5, 99), float('nan')),
-            replace(CFG, on_nan='skip', log_every=6, checkpoint_every=0),
-            show=False,
-        )
+    for first, steps, said in ((5, 30, 'the last 13 updates'), (0, 4, 'every update')):
+        with pytest.raises(FloatingPointError, match=f'^{said} had to be skipped[^=]*$'):
+            fit(
+                net(),
+                flaky(range(first, 99), float('nan')),
+                replace(CFG, steps=steps, on_nan='skip', log_every=6, checkpoint_every=0),
+                show=False,
+            )
+
+
+def test_one_skipped_update_between_two_readings_is_no_reason_to_stop(tmp_path):
+    cfg = replace(CFG, on_nan='skip', log_every=1, checkpoint_every=0)
+    bad = flaky([5], float('nan'))
+    whole = fit(net(), bad, cfg, show=False)
+    assert [h['step'] for h in whole.history] == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+    for state in training(net(), bad, cfg, folder=tmp_path):
+        state.stop = state.done == 6  # after the one that was skipped
+    again = fit(net(), bad, cfg, tmp_path, show=False)
+    assert again.done == whole.done == 12
+    assert all(
+        torch.equal(p, q) for p, q in zip(whole.model.parameters(), again.model.parameters())
+    )
 
 
 def test_skipping_changes_a_healthy_run_by_nothing():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import NFECounter, Trajectory, Within, check_choice, check_int
 from ..core import check_number, check_sigmas, check_state, check_type
 from ..core import load_tensors, refuse, sample_labels, sample_noise
-from ..core import save_tensors
+from ..core import save_tensors, undisturbed
 from .denoisers import check_classes, check_cond, check_rows, cond_like, map_cond
 
 # %% auto #0
@@ -584,10 +584,11 @@ class Sampler:
         batch: int = 256,  # at a time; changes speed and memory, and the samples by rounding alone
     ) -> Tensor:  # [n, *D], on the CPU
         "Generate samples."
-        ends = [
-            sample(self.denoiser, x, self.sigmas, self.solver, self.afs, given).cpu()
-            for x, given in self._starts(n, seed, cond, batch)
-        ]
+        with undisturbed(self.denoiser):
+            ends = [
+                sample(self.denoiser, x, self.sigmas, self.solver, self.afs, given).cpu()
+                for x, given in self._starts(n, seed, cond, batch)
+            ]
         return torch.cat(ends)
 
     def trajectory(
@@ -598,14 +599,16 @@ class Sampler:
     ) -> Trajectory:  # xs [n_steps+1, n, *D]
         "All states on the way of the samples of these seeds."
         x, given = next(self._starts(n, seed, cond, n))
-        return trajectory(self.denoiser, x, self.sigmas, self.solver, self.afs, given)
+        with undisturbed(self.denoiser):
+            return trajectory(self.denoiser, x, self.sigmas, self.solver, self.afs, given)
 
     @cached_property
     def nfe(self) -> int:  # network calls a sample costs
         "Counted, not computed: one sample is drawn behind an `NFECounter`."
         counter = NFECounter(self.denoiser)
         x, cond = self.start([0])
-        sample(counter, x, self.sigmas, self.solver, self.afs, cond)
+        with undisturbed(self.denoiser):
+            sample(counter, x, self.sigmas, self.solver, self.afs, cond)
         return counter.nfe
 
     @cached_property

@@ -84,6 +84,11 @@ def time_uniform_sigmas(
     ramp = _ramp(n_steps, sigma_min, sigma_max, rho)
     check_number('eps_s', eps_s, Within(above=0, below=1))
     beta_d, beta_min = vp_betas(sigma_min, sigma_max, eps_s)
+    if min(beta_d * eps_s, beta_d) + beta_min <= 0:  # beta at either end
+        raise ValueError(
+            f'no linear-beta process goes down from {sigma_max:g} to sigma_min = {sigma_min:g}: '
+            'lower sigma_min, or take another schedule'
+        )
     u = (1 + ramp * (eps_s ** (1 / rho) - 1)) ** rho
     return _pin(torch.expm1(beta_d * u**2 / 2 + beta_min * u).sqrt(), sigma_min, sigma_max)
 

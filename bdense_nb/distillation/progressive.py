@@ -453,7 +453,11 @@ def _train_rounds(
         history.append(dict(n_steps=n, history=done.history, seconds=round(done.seconds, 1)))
         took = dict(rounds=list(history), seconds=round(sum(r['seconds'] for r in history), 1))
         about = dict(host='pd', **origin, config=asdict(cfg), **took)
+        stopped = done.done < cfg.updates
+        about |= dict(stopped=done.done) if stopped else {}
         yield Student(fold(model), cfg.grid(n), False, shape, about)
+        if stopped:  # by a hook: the next round waits for the rest of this one
+            return
         if cfg.heads == 'tile':
             model = _tiled(teacher, model, shape)
 

@@ -62,8 +62,8 @@ class SFDBase(Host):
     # iterations; each takes one optimiser step per student step that calls the network
     steps: AtLeast1 = 1563
     batch: AtLeast1 = 128  # trajectories an iteration
-    # distinct trajectories, gone through again and again, which up to 2 GB are kept in memory;
-    # None: all fresh
+    # distinct trajectories, of which whole batches are used, gone through again and again, and up
+    # to 2 GB kept in memory; None: all fresh
     pool: AtLeast1 | None = None
     # what a bank keeps the teacher's states in: float16 takes half the space, and rounds them
     bank_dtype: Literal[*BANK_DTYPES] = 'float32'
@@ -319,7 +319,8 @@ def teacher_bank(
     folder: Path | str | None = None,  # keep them there; None: in memory
     show: bool = True,  # progress bar
 ) -> TrajectoryBank:
-    "The teacher trajectories of a run, for every run with the same teacher, plan and seeds."
+    """The teacher trajectories of a run, for every run with the same teacher, plan and seeds; a
+    folder goes on only with the same batch."""
     if n is not None:
         check_int('n', n, cfg.batch)
     cfg = cfg.suited(teacher)

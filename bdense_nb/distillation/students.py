@@ -6,6 +6,7 @@
 from __future__ import annotations
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..core import AtLeast1, check_choice, check_digest, check_shape
-from ..core import check_sigmas, check_state, check_type, copied, load_tensors
-from ..core import locked, refuse, reworded, save_tensors, validate
+from ..core import check_sigmas, check_state, check_type, copied, defaults_of
+from ..core import load_tensors, locked, refuse, reworded, save_tensors, validate
 from ..diffusion.checks import check_samples
 from ..diffusion.denoisers import FlowDenoiser, GuidedDenoiser
 from ..diffusion.denoisers import NetDenoiser, guidance_of, unguided
@@ -110,14 +111,17 @@ def record_training(
     networks: Sequence[Callable | None],  # teacher, and the student where it is another
     shape: tuple[int, ...],  # of one sample
     **more,  # what else defines the run: hashes of student and data
-) -> dict:  # `describe_teacher`
+) -> dict:  # `describe_teacher`, and these hashes
     "Take a folder for a run; one that holds another run is refused."
     origin = describe_teacher(networks[0])
     if folder is not None:
-        more |= dict(host=cfg.host, teacher=origin['teacher'], **answers_note(shape, *networks))
-        known = dict(asdict(type(cfg)()), host=cfg.host)  # older notes do not name the host
-        claim_folder(folder, asdict(cfg) | more, known, ('on_nan', *cfg.free), cfg.fixed)
-    return origin
+        run = more | dict(
+            host=cfg.host, teacher=origin['teacher'], **answers_note(shape, *networks)
+        )
+        known = defaults_of(type(cfg)) | dict(host=cfg.host)  # older notes do not name the host
+        claim_folder(folder, asdict(cfg) | run, known, ('on_nan', *cfg.free), cfg.fixed)
+    hashes = dict(start=more.get('student'), data=more.get('data'))
+    return origin | {k: v for k, v in hashes.items() if v is not None}
 
 
 def about_training(
@@ -127,6 +131,7 @@ def about_training(
 ) -> dict:  # JSON-able
     "How a student came about, in one training."
     took = dict(history=done.history, seconds=round(done.seconds, 1))
+    took |= dict(stopped=done.done) if done.done < cfg.loop.steps else {}  # by a hook
     return dict(host=cfg.host, **origin, config=asdict(cfg), **took)
 
 
@@ -239,6 +244,8 @@ def _run_of(about: dict, how: dict) -> dict:  # as JSON has it
         host=about.get('host'),
         teacher=about.get('teacher'),
         nfe=about.get('nfe'),
+        **{k: about[k] for k in ('start', 'data') if k in about},
+        stopped=about.get('stopped'),
         **{f'config.{k}': v for k, v in about.get('config', {}).items()},
     )
     # a resumed run may round differently
@@ -271,6 +278,8 @@ def _check_replaceable(student: Student | VariableStudent, folder: Path, mine: d
     free = [f'config.{k}' for k in ('on_nan', *FREE)]
     if _is_longer(mine, theirs):
         free.append('config.steps')
+    if 'stopped' in theirs and (mine['stopped'] or math.inf) >= (theirs['stopped'] or math.inf):
+        free.append('stopped')  # the same run, gone on
     differ = same_run({k: theirs.get(k, mine[k]) for k in mine}, mine, free=free)
     if ('grids' in theirs) != ('grids' in mine):
         differ.append('for several step counts, or for one')
@@ -650,6 +659,11 @@ class Host:
             'bank must come from teacher_bank(teacher, cfg, folder=...)',
         )
         cfg, teacher, model = starting_run(self, teacher, student, self.shape)
+        if (solver := cfg.sampler(model.denoiser).solver) != 'euler':
+            raise ValueError(
+                f'a student takes Euler steps, and the sampler of {type(self).__name__} '
+                f'has the solver {solver!r}: leave it out, or write a `run` of its own'
+            )
         check_able(model, cfg.batch, hardware)
         if bank is not None:
             bank.check(teacher, cfg.plan, cfg.all_seeds)

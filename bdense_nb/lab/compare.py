@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from ..core import check_choice, check_int, read_json, refuse, write_json
+from ..core import check_choice, check_int, check_type, read_json
+from ..core import refuse, write_json
 from ..diffusion.checks import check_teacher
 from ..diffusion.denoisers import unguided
 from ..diffusion.samplers import Sampler
@@ -335,6 +336,8 @@ def compare(
 ) -> Comparison:
     "Train with and without branches, the same seeds for all; writes comparison.json as it goes."
     check_int('n', n, 2)
+    check_type(data, Tensor | None, 'data must be a tensor')
+    check_type(quality, dict | None, 'quality must be a dict: name -> function of samples')
     if limit is not None:
         check_int('limit', limit, 1)
     folder = Path(folder)

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import Above0, Trajectory, about_run, check_choice, check_int
-from ..core import copied, end_with_parent, locked, read_json, refuse, reworded
+from ..core import copied, defaults_of, end_with_parent, locked, read_json, refuse, reworded
 from ..core import sample_noise, write_json
 from ..diffusion.denoisers import NetDenoiser, unguided
 from ..diffusion.samplers import trajectory
@@ -40,7 +40,7 @@ from ..distillation.sfd import SFDBase, SFDConfig, sfd, teacher_bank
 from ..distillation.students import Host, Student, VariableStudent, branched_student
 from ..distillation.students import kept, record_training
 from ..distillation.variable import second_stage, several, sfd_variable, variable_step
-from .worlds import PLANE, SETS, WORLDS, World
+from .worlds import PLANE, ROW, SETS, WORLDS, World
 from ..training.checkpoints import SAME_ANSWERS, same_run
 from ..training.config import Hardware
 from ..training.devices import numerics
@@ -361,13 +361,13 @@ def _place(key: dict) -> str:  # the folder of a run
 # %% ../../nbs/lab/01_experiments.ipynb #e0e9866d
 def measures_of(result: dict) -> list[str]:  # as `run_experiment` returns it
     "What was measured in every run."
-    run = ('arm', 'calls', 'iterations', 'width', 'seed', 'nfe', 'cpu_seconds')
+    run = ROW - {'paired_error'}
     return [k for k in next(iter(result['rows']), {}) if k not in run]
 
 
 def defaults(arm: Arm) -> dict:  # as JSON has it
     "The defaults of a configuration: a field that is younger than a result had this value then."
-    return Arm('', type(arm.cfg)()).config['cfg']
+    return defaults_of(type(arm.cfg))
 
 
 def _other_settings(arms: Sequence[Arm], configs: dict, alike: dict) -> list[str]:
@@ -496,9 +496,12 @@ def _run_rest(
         if run_name(key := dict(arm.key, seed=seed)) not in done
     ][:limit]
     say(f'{called["experiment"]}: {e.about} {len(todo)} runs to do, {len(done)} are in {out}')
-    if not todo:
-        return read_json(out) if out.exists() else {}
     before = read_json(out) if out.exists() else dict(configs=[])
+    if not todo:
+        now = before | dict(about=e.about, host=e.host) if rows else {}
+        if now and now != before:
+            write_json(out, now)  # another arm is the host
+        return now
     configs = before['configs'] + [dict(a.key, config=a.config) for a in e.arms]
     teacher = before.get('teacher')  # seed 0's: known when its first run is done
     about = called | dict(about=e.about, host=e.host, teacher=teacher, samples=e.place.n)

@@ -64,7 +64,7 @@ def weights_to_ratios(
 def start_trials(
     K: int,  # how many branches the student has
 ) -> dict[str, tuple[float, ...]]:  # name -> log-ratios [K-1]
-    "The named weights, or the nearest in the range: a search begins there, and ends no worse."
+    "The named weights, or the nearest in the range, where a search begins."
     return {kind: weights_to_ratios(branch_weights(K, kind)) for kind in STARTS}
 
 # %% ../../nbs/lab/02_search.ipynb #53bd1102

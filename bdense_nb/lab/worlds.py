@@ -6,6 +6,7 @@
 from __future__ import annotations
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,9 +26,13 @@ from ..evaluation.metrics import fashion_fd, paired_error, sliced_wasserstein
 from ..training.config import TrainConfig
 
 # %% auto #0
-__all__ = ['SETS', 'PLANE', 'WORLDS', 'World', 'ReferenceEnds', 'fashion_world', 'ring_world', 'plane_world']
+__all__ = ['ROW', 'SETS', 'PLANE', 'WORLDS', 'World', 'ReferenceEnds', 'fashion_world', 'ring_world', 'plane_world']
 
 # %% ../../nbs/lab/06_worlds.ipynb #03c4c382
+#: what else is in a row of results
+ROW = {'arm', 'calls', 'iterations', 'width', 'seed', 'nfe', 'cpu_seconds', 'paired_error'}
+
+
 @dataclass(frozen=True)
 class World:
     "Where an experiment takes place."
@@ -48,14 +53,26 @@ class World:
     work: dict[str, Callable[[Sampler], float]] = field(default_factory=dict)
     trained: str = ''  # what is trained for each seed before its runs, in words; '': nothing
 
+    def __post_init__(self):
+        if taken := sorted(ROW & {*self.quality, *self.work}):
+            raise ValueError(
+                f'a row of results has {taken[0]!r} already: give the measure another name'
+            )
+
     def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
         batch = 250 if len(self.shape) > 1 else self.n
         out = arm.sample(self.n, cond=self.cond, batch=batch)
-        quality = {name: float(measure(out)) for name, measure in self.quality.items()}
-        work = {name: float(measure(arm)) for name, measure in self.work.items()}
-        error = paired_error(out, self.ends(cfg, seed))
-        return dict(nfe=arm.nfe, paired_error=error, **quality, **work)
+        found = dict(paired_error=paired_error(out, self.ends(cfg, seed)))
+        found |= {name: float(measure(out.clone())) for name, measure in self.quality.items()}
+        found |= {name: float(measure(arm)) for name, measure in self.work.items()}
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f'{name} of a student of {arm.nfe} calls, seed {seed}, is {value}: no mean or '
+                    'interval can be made of it'
+                )
+        return dict(nfe=arm.nfe, **found)
 
 # %% ../../nbs/lab/06_worlds.ipynb #4d313db6
 @dataclass

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..core import check_type, copied, iteration_seed, locked, reworded, undisturbed
+from ..core import check_type, copied, defaults_of, iteration_seed
+from ..core import locked, reworded, undisturbed
 from .checkpoints import CHECKPOINTS, checkpoint_path, fingerprint
 from .checkpoints import is_main, newest_note, refuse_other, same_run
 from .config import Hardware, TrainConfig
@@ -36,7 +37,7 @@ from .devices import Replayed, shard_model
 from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
-__all__ = ['ADAM', 'StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State',
+__all__ = ['SKIPS', 'ADAM', 'StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State',
            'check_resumed', 'is_finished', 'training', 'Fit', 'fit']
 
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
@@ -57,6 +58,8 @@ def lr_factor(
     return 1.0
 
 # %% ../../nbs/training/05_loop.ipynb #dd753621
+#: updates in a row that a run may skip
+SKIPS = 10
 #: Adam in few calls; on a CPU with the same numbers as parameter by parameter
 ADAM = {'cuda': dict(fused=True), 'cpu': dict(foreach=True)}
 
@@ -77,6 +80,7 @@ class Updates:
         self.scaler = torch.amp.GradScaler(processes.device.type) if half else None
         self.losses = []  # (iteration, loss) of the updates since the last reading
         self.skipped = 0  # updates left out since then
+        self.in_a_row = 0  # the last ones, if they were
         self.norm = None  # of the last gradient that was measured
 
     def forget(self) -> None:
@@ -86,6 +90,11 @@ class Updates:
 
     def backward(self, loss: Tensor) -> None:
         "Gradients of a loss, scaled where the precision needs it."
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                'training needs gradients, which are switched off around this call: train outside '
+                'of torch.no_grad and torch.inference_mode'
+            )
         if not loss.requires_grad:
             raise ValueError(
                 'this loss has no gradient: does the forward of the network run under '
@@ -118,8 +127,10 @@ class Updates:
             self.adam.step()
         if good:
             self.losses.append((i, loss))
+            self.in_a_row = 0
         else:
             self.skipped += 1
+            self.in_a_row += 1
 
     def state_dict(self) -> dict[str, Tensor]:
         "Adam's moments and step counts by the names of the parameters."
@@ -543,9 +554,12 @@ class State:
         for (i, _), value in zip(updates.losses, values):
             if not math.isfinite(value):
                 self.refuse(f'the loss of iteration {i} became {value}')
+        if updates.in_a_row >= SKIPS:
+            self.refuse(f'the last {updates.in_a_row} updates had to be skipped')
+        if not values and (self.history or self.done < self.cfg.steps):
+            return  # the next reading has more
         if not values:
-            since = self.done - self.meter.iterations
-            self.refuse(f'every update since iteration {since} had to be skipped')
+            self.refuse('every update had to be skipped')
         lr = self.cfg.lr * lr_factor(self.cfg, self.done - 1)
         self.history.append(dict(step=self.done, loss=statistics.fmean(values), lr=lr))
         norm = updates.norm
@@ -631,7 +645,7 @@ class State:
         for name, t in tensors.items():  # a finite loss can still have had an infinite gradient
             if t.is_floating_point() and not t.isfinite().all():
                 self.refuse(f'{name} is no longer finite at iteration {self.done}')
-        now = dict(step=self.done, loss=self.history[-1]['loss'])
+        now = dict(step=self.done, loss=self.history[-1]['loss'] if self.history else math.inf)
         if now['loss'] < self.best['loss']:
             self.best = now
         self.tick()
@@ -680,7 +694,7 @@ def check_resumed(
             f'has {", ".join(new)}, which this version does not know; update '
             f'bdense-nb, or use another folder'
         )
-    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    defaults = defaults_of(TrainConfig)
     longer = cfg.steps > theirs['steps']
     free = ('on_nan', *MOVED, *(('steps',) if longer and cfg.schedule == 'constant' else ()))
     why = {}
@@ -761,7 +775,8 @@ def _running(
     hooks: Sequence,
     teacher: Callable | None,
 ) -> Iterator[State]:
-    "A run, resumed if there is one; afterwards the models are as found, but for their numbers."
+    """A run, resumed if there is one; afterwards the models are as found, but for their numbers,
+    the last gradients and, on a CPU, where in memory the weights of convolutions lie."""
     check_hardware(hardware)
     if folder is not None:
         folder = Path(folder)
@@ -820,6 +835,9 @@ class Fit:
     ema: nn.Module | None  # their moving average, if one was asked for
     history: list[dict] = field(default_factory=list)  # loss and learning rate at each reading
     seconds: float = 0.0  # in iterations and hooks, resumed parts included
+    done: int = (
+        0  # iterations, those included too; fewer than asked for where a hook has stopped it
+    )
 
 
 def fit(
@@ -841,4 +859,4 @@ def fit(
         for _ in state.iterations(step):
             pass
     ema = None if state.ema is None else state.in_one_place(state.ema.module)
-    return Fit(state.in_one_place(model), ema, state.history, state.seconds)
+    return Fit(state.in_one_place(model), ema, state.history, state.seconds, state.done)
