@@ -129,7 +129,7 @@ def days(change):
             {},
             "spreadsheet's numbers of days, such as '45292'",
         ),
-        ([f'{200001 + i},{i}' for i in range(9)], {}, "months .* such as '200001'"),
+        ([f'{200001 + i},{i}' for i in range(9)], {}, "days or hours .* such as '200001'"),
         (
             [f'{10**9 * (10**9 + i)},{i}' for i in range(9)],
             {},
@@ -510,6 +510,11 @@ def test_coverage_counts():
             coverage(futures, bad, 0.9)
     with pytest.raises(ValueError, match='truth holds NaN'):
         coverage(futures, truth * float('nan'), 0.9)
+    with pytest.raises(ValueError, match='futures holds NaN'):
+        coverage(futures * float('nan'), truth, 0.9)
+    for level in (-1, 90):
+        with pytest.raises(ValueError, match='level must be'):
+            coverage(futures, truth, level)
 
 
 def test_scores():
@@ -521,6 +526,7 @@ def test_scores():
         torch.tensor([[[0.0, 0.0], [4.0, 4.0]]]), truth, 2.0
     )  # fair: E|X - y| - |x1 - x2|/2
     assert abs(two['crps'] - np.mean([(1 + 3) / 2 - 2, (2 + 2) / 2 - 2])) < 1e-9
+    assert abs(two['mase'] - np.mean([2 - 1, 2 - 2]) / 2) < 1e-6  # the middle of an even number
     with pytest.raises(ValueError, match='do not belong together'):
         forecast_scores(torch.zeros(1, 4, 3), truth, 1.0)
     with pytest.raises(ValueError, match='number of futures must be at least 2, got 1'):
@@ -745,3 +751,20 @@ def test_numbers_without_times_are_no_series():
         TypeError, match='needs time stamps: give the path of a CSV file, .* got ndarray'
     ):
         read_series(np.zeros((10, 2)))
+
+
+@pytest.mark.parametrize(
+    'stamps', ('2020010101 2020010102 2020010103', '202001010001 202001010002')
+)
+def test_hours_without_dashes_are_no_seconds(stamps, tmp_path):
+    rows = [f'{stamp},{i}' for i, stamp in enumerate(stamps.split())]
+    (tmp_path / 'a.csv').write_text('\n'.join(['time,v', *rows]))
+    with pytest.raises(ValueError, match='days or hours without dashes'):
+        read_series(tmp_path / 'a.csv')
+
+
+def test_row_numbers_without_a_name_are_no_channel(tmp_path):
+    (tmp_path / 'a.csv').write_text(',date,v\n0,2020-01-01,5\n1,2020-01-02,7\n2,2020-01-03,6\n')
+    with pytest.raises(ValueError, match='a column without a name'):
+        read_series(tmp_path / 'a.csv')
+    assert read_series(tmp_path / 'a.csv', columns='v').names == ('v',)

@@ -109,7 +109,7 @@ def asked_rows(arm: Student, options: Sample) -> int | Tensor | dict | None:
 
 def _draw_samples(samples: Tensor, out: Path, seed: int) -> str:  # what is in it; '': no picture
     "A picture of images, of the first 512, or of points."
-    if samples.ndim == 4:
+    if samples.ndim == 4 and samples.shape[1] in (1, 3):
         n = min(len(samples), 512)
         show_rows({str(seed + i): samples[i : i + 8] for i in range(0, n, 8)}, 8, save=out)
         return 'them' if n == len(samples) else 'the first 512'

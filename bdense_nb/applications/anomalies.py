@@ -130,13 +130,15 @@ def anomaly_scores(
     branched: BranchedDenoiser | None = None,  # the student with its branches
     sigma: float = 0.5,  # see `middle_level`
     draws: int = 8,  # noises for each window, at least 2
-    every: int = 4,  # steps from one window to the next
+    # steps from one window to the next; None: 4, or the horizon where that is shorter
+    every: int | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:  # name -> [T], higher is stranger; NaN where nothing is known
     """How far each time step is from its reconstruction; how much reconstructions from several
     noises differ; and, with branches, how much these disagree. A mean over the channels that are
     known; the first steps of a network that looks back have no score."""
     windows = Windows.of_sampler(sampler)
+    every = min(4, windows.horizon) if every is None else every
     check_int('every', every, 1, windows.horizon)
     check_int('draws', draws, 2)
     last = len(series) - windows.horizon

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .series import Series, Windows, moment_of, shipped_series
-from ..core import check_int, import_extra, refuse, seeded
+from ..core import Within, check_int, check_number, import_extra, refuse, seeded
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.nets import TemporalNet
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -209,8 +209,7 @@ def forecast_scores(
     ensemble = futures.double().numpy()
     crps = rules.crps_ensemble(y, ensemble, m_axis=1, estimator='fair')
     energy = rules.es_ensemble(y, ensemble, m_axis=1, v_axis=2)
-    # torch's median of an expanded tensor is wrong
-    error = (futures.contiguous().median(1).values - truth).abs().mean()
+    error = (futures.float().quantile(0.5, dim=1) - truth).abs().mean()
     return dict(
         crps=float(crps.mean()), energy_score=float(energy.mean()), mase=float(error) / naive
     )
@@ -223,8 +222,9 @@ def _check_futures(futures: Tensor, truth: Tensor, least: int) -> None:
             f'{tuple(futures.shape)} and {tuple(truth.shape)}'
         )
     check_int('number of futures', futures.shape[1], least)
-    if not truth.isfinite().all():
-        raise ValueError('truth holds NaN or infinite values: leave out what is not known')
+    for name, values in (('truth', truth), ('futures', futures)):
+        if not values.isfinite().all():
+            raise ValueError(f'{name} holds NaN or infinite values: leave out what is not known')
 
 
 def coverage(
@@ -235,6 +235,7 @@ def coverage(
     """How often the central interval of the futures holds what came; of n futures that are drawn
     as the truth is it does in `level` (n - 1) / (n + 1) of the cases."""
     _check_futures(futures, truth, 1)
+    check_number('level', level, Within(above=0, below=1))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2])
     low, high = futures.float().quantile(ends, dim=1)
     return float(((truth >= low) & (truth <= high)).float().mean())

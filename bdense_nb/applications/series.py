@@ -75,8 +75,10 @@ def moment_of(time: str | np.datetime64) -> np.datetime64:
         return moment
 
 # %% ../../nbs/applications/00_series.ipynb #5db8afda
-#: years, months and days without dashes; days as spreadsheets count them, from 1982 to 2064
-NO_SECONDS = r'(19|20)(\d\d|\d{4}|\d{6})|[3-5]\d{4}'
+_DAY = r'(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])'
+#: years, months, days, hours and minutes without dashes; days as spreadsheets count them, from 1982
+#: to 2064
+NO_SECONDS = rf'(19|20)(\d\d|\d{{4}}|\d{{6}})|{_DAY}([01]\d|2[0-3])([0-5]\d)?|[3-5]\d{{4}}'
 
 
 def _moment(text: str) -> datetime:  # without a time zone
@@ -128,8 +130,8 @@ def _time_column(heads: list[str], rows: list[dict], time: str | None, path: Pat
         ),
         (
             all(re.fullmatch(NO_SECONDS, row[time] or '') for row in rows),
-            f"{path}: {time} has years, months or days without dashes, or a spreadsheet's numbers "
-            f'of days, such as {rows[0][time]!r}: write 2020-01-31',
+            f"{path}: {time} has years, months, days or hours without dashes, or a spreadsheet's "
+            f'numbers of days, such as {rows[0][time]!r}: write 2020-01-31 or 2020-01-31T14:00',
         ),
     )
     return time
@@ -151,6 +153,11 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
     heads = list(reader.fieldnames)
     time = _time_column(heads, rows, time, path)
     names = _listed(columns, [h for h in heads if h != time])
+    if columns is None and not all(name.strip() for name in names):
+        raise ValueError(
+            f'{path} has a column without a name, as row numbers and a delimiter at the end of '
+            'each row give: leave it out, or name the columns with columns='
+        )
     times = _column(
         rows,
         time,
