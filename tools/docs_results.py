@@ -45,6 +45,7 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'spiral_calls': 'Spiral, 3 to 5 calls: do branches help?',
     'fashion_lesson': 'Fashion-MNIST: what else moves a student of two calls?',
     'fashion_lesson_calls': 'Fashion-MNIST, 2 to 5 calls: do branches and a finer teacher help?',
+    'fashion_training': 'Fashion-MNIST: what are learning rate, warm-up and loss worth?',
     'fashion_variable': 'Fashion-MNIST, one student for two and three calls: do branches help?',
     'fashion_one_call': 'Fashion-MNIST, one call: directly, or in two stages?',
     'spiral_recipe': 'Spiral: what else moves a student of two calls?',

@@ -49,10 +49,10 @@ from ..training.loop import StepFunction, fit
 # %% auto #0
 __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LESSON', 'LESSON_CALLS', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD',
-           'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students', 'Experiment',
-           'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms', 'option_arms',
-           'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'lesson_stages']
+           'LESSON', 'LESSON_CALLS', 'LESSON_TRAINING', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS', 'BEST',
+           'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students',
+           'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
+           'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'lesson_stages']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -870,6 +870,18 @@ LESSON_CALLS = {
     **{name: LESSON[name] for name in LESSON if name == 'K = 1' or name.endswith('steps')},
     'K = 4, light, 8 teacher steps': dict(substeps=8, branch_weights=(0.02, 0.03, 0.05, 0.9)),
 }
+#: how the recipe is trained, and one branch with its teacher: learning rate, warm-up and loss
+LESSON_TRAINING = {
+    f'{name}{what}': dict(LESSON_CALLS[name], **changes)
+    for what, changes in (
+        ('', {}),
+        (', lr x 2', dict(lr=1e-3)),
+        (', lr x 1/2', dict(lr=2.5e-4)),
+        (', warm-up', dict(warmup=25)),
+        (", loss='l2'", dict(loss='l2')),
+    )
+    for name in ('K = 1, 8 teacher steps', 'K = 4, light, 8 teacher steps')
+}
 #: the trainings of these arms
 FASHION_LESSON = dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy')
 #: host and recipe, and what they change in a second stage
@@ -960,6 +972,13 @@ EXPERIMENTS |= {
             if arm.cfg.nfe < 5 or 'endpoint-heavy' not in arm.name
         ),
         'K = 1',
+        5,
+    ),
+    'fashion_training': lambda: Experiment(
+        'The recipe at 2 calls, a quarter as long: what are learning rate, warm-up and loss worth?',
+        'fashion_mnist, fine',
+        budget_arms(FASHION_LESSON, LESSON_TRAINING, (2,), (64,)),
+        'K = 1, 8 teacher steps',
         5,
     ),
     'fashion_variable': lambda: Experiment(
