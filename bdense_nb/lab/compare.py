@@ -53,6 +53,8 @@ def teacher_world(
     quality: dict[str, Callable] | None = None,  # measures of your own; None: as data allow
 ) -> World:  # for `Experiment`
     "Where students of this teacher are trained and measured."
+    check_type(data, Tensor | None, 'data must be a tensor')
+    check_type(quality, dict | None, 'quality must be a dict: name -> function of samples')
     teacher = frozen_copy(teacher, shape)
     about = f'samples of shape {shape}'
     if data is not None:
@@ -336,8 +338,6 @@ def compare(
 ) -> Comparison:
     "Train with and without branches, the same seeds for all; writes comparison.json as it goes."
     check_int('n', n, 2)
-    check_type(data, Tensor | None, 'data must be a tensor')
-    check_type(quality, dict | None, 'quality must be a dict: name -> function of samples')
     if limit is not None:
         check_int('limit', limit, 1)
     folder = Path(folder)
