@@ -282,9 +282,9 @@ def summary(out: Path) -> list[str]:
 
 
 def beside(name: str, files: dict[str, dict]) -> str:
-    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of more calls the one of two, of two cores the one of one."
+    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of more calls the one of two, of two cores the one of one, of its settings that of the recipe."
     other = re.sub('_(quarter|calls)$', '', re.sub('_(exact|other_networks)$', '_copies', name))
-    other = other.replace('_two_cores', '_cpu')
+    other = other.replace('_two_cores', '_cpu').replace('fashion_training', 'fashion_lesson')
     return other if other in files else name
 
 
