@@ -51,7 +51,7 @@ __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', '
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
            'LESSON', 'LESSON_CALLS', 'LESSON_TRAINING', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS', 'BEST',
            'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students',
-           'Experiment', 'run_name', 'measures_of', 'defaults', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
+           'Experiment', 'run_name', 'measures_of', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
            'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'lesson_stages']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
@@ -365,21 +365,15 @@ def measures_of(result: dict) -> list[str]:  # as `run_experiment` returns it
     return [k for k in next(iter(result['rows']), {}) if k not in run]
 
 
-def defaults(arm: Arm) -> dict:  # as JSON has it
-    "The defaults of a configuration: a field that is younger than a result had this value then."
-    return defaults_of(type(arm.cfg))
-
-
 def _other_settings(arms: Sequence[Arm], configs: dict, alike: dict) -> list[str]:
     "Where the runs of a file (by name, by arm) had other settings than these arms."
     found = []
     for arm in arms:
         name = run_name(arm.key)
         mine = arm.config | arm.config['cfg']
-        there = same_run(configs.get(name, mine), mine, defaults(arm), free=('cfg',))
-        there = there or same_run(
-            alike.get(arm.name, mine), mine, defaults(arm), free=('cfg', *BUDGETS)
-        )
+        known = defaults_of(type(arm.cfg))  # a field that is younger than a result had this value
+        there = same_run(configs.get(name, mine), mine, known, free=('cfg',))
+        there = there or same_run(alike.get(arm.name, mine), mine, known, free=('cfg', *BUDGETS))
         if there:
             found.append(f'it holds runs of {name} with other settings ({"; ".join(there)})')
     return found
