@@ -141,7 +141,8 @@ def days(change):
             'steps of whole seconds, and .*00.5',
         ),
         (days(lambda i, d: f'{d},{i * 1e38}'), {}, 'a is infinite at 2020-01-05'),
-        (days(lambda i, d: f'{d},{1e9 + i}'), {}, 'a is constant to seven digits'),
+        (days(lambda i, d: f'{d},{1e9 + i}'), {}, 'a is large beside its changes'),
+        (days(lambda i, d: f'{d},{123456789 + 20 * i}'), {}, 'seven digits .* subtract a constant'),
         (
             days(lambda i, d: f'{d if i < 19 else "2080-01-01"},{i}'),
             dict(gaps='mask'),
@@ -531,6 +532,10 @@ def test_scores():
         forecast_scores(torch.zeros(1, 4, 3), truth, 1.0)
     with pytest.raises(ValueError, match='number of futures must be at least 2, got 1'):
         forecast_scores(truth[:, None], truth, 1.0)  # a fair score of one is 0/0
+    with pytest.raises(ValueError, match='naive must be a finite number above 0, got 0'):
+        forecast_scores(truth[:, None].expand(1, 4, 2), truth, 0)
+    with pytest.raises(TypeError, match='futures must be a tensor, got ndarray'):
+        forecast_scores(truth[:, None].expand(1, 4, 2).numpy(), truth.numpy(), 1.0)
 
 
 def test_gaps_are_neither_truth_nor_errors():
@@ -638,6 +643,8 @@ def test_the_area_is_the_chance_that_a_strange_step_scores_higher():
     assert roc_auc(labels, labels) == 1 and roc_auc(labels, 0 * labels) == 0.5
     with pytest.raises(ValueError, match='scores hold NaN'):
         roc_auc(labels, scores / 0)
+    with pytest.raises(TypeError, match='labels must be a tensor, got ndarray'):
+        roc_auc(labels.numpy(), scores)
     for all_alike in (0 * labels, 0 * labels + 1):
         with pytest.raises(ValueError, match='mark some steps, and not all'):
             roc_auc(all_alike, scores)

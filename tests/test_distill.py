@@ -166,6 +166,8 @@ def test_the_cost_of_a_guided_teacher_is_counted(cfg, scale, interval):
 def test_bad_calls_are_refused_before_work(teacher):
     with pytest.raises(ValueError, match='noises real data'):
         distill(teacher, PD)
+    with pytest.raises(ValueError, match='a bank belongs to SFD'):
+        distill(teacher, PD, torch.zeros(4, 2), bank={})
     with pytest.raises(TypeError, match='one of: SFDConfig, SFDVConfig, PDConfig'):
         distill(teacher, None)
     with pytest.raises(ValueError, match="unknown preset 'x'"):

@@ -934,6 +934,14 @@ def test_a_pipeline_without_its_text_encoders_names_the_package(tmp_path, monkey
         student.save_pretrained(tmp_path / 'few', pipeline=tmp_path)
     assert not (tmp_path / 'few').exists()
     student.save_pretrained(tmp_path / 'few')
+    weights = tmp_path / 'unet' / 'diffusion_pytorch_model.safetensors'
+    theirs = weights.read_bytes()
+    with pytest.raises(ValueError, match=r'another model \(unet, model_index.json\), a teacher p'):
+        student.save_pretrained(tmp_path)
+    assert weights.read_bytes() == theirs and not (tmp_path / 'README.md').exists()
+    for again in (dict(overwrite=True), {}):  # then it is a student's
+        student.save_pretrained(tmp_path, **again)
+    assert weights.read_bytes() != theirs and not (tmp_path / 'model_index.json').exists()
 
 
 def test_a_pipeline_whose_network_takes_other_things_is_refused(tmp_path):

@@ -40,10 +40,10 @@ def train_normal(
     windows: Windows,  # from `Windows.fit(series, 0, length)`
     cfg: TrainConfig = NORMAL,
     batch: int = 64,  # windows an iteration
-    **how,  # width=, blocks=: of the network
+    **how,  # width=, blocks=: of the network; show=True: a progress bar
 ) -> EDMDenoiser:  # frozen
     "Train a teacher that knows what windows of a normal signal look like."
-    return train_forecaster(series, windows, cfg, batch, **how, show=False)
+    return train_forecaster(series, windows, cfg, batch, **dict(dict(show=False), **how))
 
 
 def branched_student_of(
@@ -167,6 +167,8 @@ def roc_auc(
     scores: Tensor,  # [T], higher is stranger
 ) -> float:  # 1: every step of it scores above all others; .5: chance
     "Area under the receiver operating characteristic, by the rank test of scipy."
+    for name, values in (('labels', labels), ('scores', scores)):
+        check_type(values, Tensor, f'{name} must be a tensor')
     inside = labels == 1
     refuse(
         '',

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .series import Series, Windows, moment_of, shipped_series
-from ..core import Within, check_int, check_number, import_extra, refuse, seeded
+from ..core import Within, check_int, check_number, check_type, import_extra, refuse, seeded
 from ..diffusion.denoisers import EDMDenoiser
 from ..diffusion.nets import TemporalNet
 from ..diffusion.samplers import ConditionTable, Sampler
@@ -202,9 +202,11 @@ def forecast_scores(
     naive: float,  # mean absolute error of the naive forecast in training, for MASE
 ) -> dict[str, float]:  # lower is better
     """CRPS of each step and energy score of the path (Gneiting & Raftery 2007), and the absolute
-    error of the median, in units of the naive one (MASE, Hyndman & Koehler 2006)."""
+    error of the median, in units of the naive one (MASE, Hyndman & Koehler 2006). The CRPS is the
+    fair one, of endlessly many futures; the energy score is that of these n, which is higher."""
     rules = import_extra('scoringrules', 'timeseries')
     _check_futures(futures, truth, 2)
+    check_number('naive', naive, Within(above=0))
     y = truth.double().numpy()
     ensemble = futures.double().numpy()
     crps = rules.crps_ensemble(y, ensemble, m_axis=1, estimator='fair')
@@ -216,6 +218,8 @@ def forecast_scores(
 
 
 def _check_futures(futures: Tensor, truth: Tensor, least: int) -> None:
+    for name, values in (('futures', futures), ('truth', truth)):
+        check_type(values, Tensor, f'{name} must be a tensor')
     if futures.shape[::2] != truth.shape:
         raise ValueError(
             'futures [N, n, horizon] and truth [N, horizon] do not belong together: '

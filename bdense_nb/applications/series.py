@@ -138,11 +138,11 @@ def _time_column(heads: list[str], rows: list[dict], time: str | None, path: Pat
 
 
 def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    "Times [T], values [C, T] and names from a CSV file; commas, semicolons or tabs divide it."
+    "Times [T], values [C, T], names; commas, semicolons, tabs or bars divide a CSV file."
     with reworded(lambda e: f'{path} is no text in UTF-8: {e}', UnicodeDecodeError):
         text = path.read_text(encoding='utf-8-sig')
     lines = text.splitlines(keepends=True)
-    reader = csv.DictReader(lines, delimiter=max(',;\t', key=(lines or [''])[0].count))
+    reader = csv.DictReader(lines, delimiter=max(',;\t|', key=(lines or [''])[0].count))
     rows = list(reader)
     wider = [f'row {i + 2}' for i, row in enumerate(rows) if None in row]
     refuse(
@@ -168,7 +168,7 @@ def _read_csv(path: Path, columns, time) -> tuple[np.ndarray, np.ndarray, list[s
     zones = {bool(re.search(r':\d\d.*(Z|[+-]\d\d:?\d\d)$', row[time].strip())) for row in rows}
     if len(zones) > 1:
         raise ValueError(f'{path}: some time stamps have a time zone and others have none')
-    values = [_column(rows, name, path, _number, 'number') for name in names]
+    values = [_column(rows, name, path, _number, 'number such as 1.5') for name in names]
     return np.array(times, 'datetime64[us]'), np.array(values), names
 
 
@@ -249,10 +249,18 @@ def _on_even_steps(times: np.ndarray, values: np.ndarray, gaps: str) -> tuple:
     return times[0] + step * np.arange(place[-1] + 1).astype('timedelta64[s]'), full
 
 
-def _check_channels(names: list[str], values: np.ndarray, times: np.ndarray, gaps: str) -> None:
+def _check_channels(
+    names: list[str],
+    exact: np.ndarray,  # [C, T]
+    values: np.ndarray,  # the same in float32
+    times: np.ndarray,
+    gaps: str,
+) -> None:
     "Refuse what a network cannot learn from, by the name of its channel."
-    for name, row, holes in zip(names, values, np.isnan(values)):
+    for name, row, given, holes in zip(names, values, exact, np.isnan(values)):
         beyond = np.isinf(row)
+        known = given[~holes & ~beyond]
+        lost = abs(row[~holes & ~beyond] - known).max(initial=0)
         refuse(
             name,
             (beyond.any(), f'is infinite at {times[beyond.argmax()]} (above 3.4e38)'),
@@ -262,9 +270,13 @@ def _check_channels(names: list[str], values: np.ndarray, times: np.ndarray, gap
                 "pass gaps='mask' to mark them, or fill them in",
             ),
             (
-                len(np.unique(row[~holes])) < 2,
-                'is constant to seven digits, so there is nothing to learn; leave it out with '
-                'columns=',
+                len(np.unique(known)) < 2,
+                'is constant, so there is nothing to learn; leave it out with columns=',
+            ),
+            (
+                lost > 0 and lost > 0.01 * known.std(),
+                'is large beside its changes, which seven digits (float32) do not hold: subtract '
+                'a constant from it',
             ),
         )
 
@@ -305,10 +317,11 @@ def read_series(
         (np.isnat(times).any(), 'a time stamp is missing (NaT); drop its row'),
     )
     times, values = _on_even_steps(times, values, gaps)
+    exact = values.astype(np.float64)
     with np.errstate(over='ignore'):
-        values = values.astype(np.float32)  # what a network takes
+        values = exact.astype(np.float32)  # what a network takes
     missing = np.isnan(values)
-    _check_channels(names, values, times, gaps)
+    _check_channels(names, exact, values, times, gaps)
     return Series(
         torch.from_numpy(np.where(missing, np.float32(0), values)),
         torch.from_numpy(~missing).float(),

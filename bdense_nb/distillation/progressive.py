@@ -284,6 +284,10 @@ class PDConfig(Host):
     ) -> Student:  # the last round's
         if data is None:
             raise ValueError('Progressive Distillation noises real data: pass data=')
+        if bank is not None:
+            raise ValueError(
+                'a bank belongs to SFD; Progressive Distillation walks afresh: leave it out'
+            )
         return progressive(teacher, data, self, labels, *run, **how)
 
 # %% ../../nbs/distillation/09_progressive.ipynb #63839148

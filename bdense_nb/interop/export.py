@@ -527,19 +527,32 @@ _LIGHT = (
 _WHOLE = ('config.json', 'diffusion_pytorch_model*')
 
 
+def _is_light(part: Path) -> bool:  # unet/ or transformer/
+    return (part / 'head.safetensors').is_file()
+
+
+def _check_replaceable(folder: Path) -> None:
+    "Refuse to write over a model that is no student's, such as its teacher's."
+    card = folder / 'README.md'
+    made = 'Distilled with bdense-nb'
+    if card.is_file() and made in card.read_text(encoding='utf-8', errors='replace'):
+        return
+    parts = [folder / name for name in ('unet', 'transformer', 'model_index.json')]
+    there = [part.name for part in parts if part.exists() and not _is_light(part)]
+    if there:
+        raise ValueError(
+            f'{folder} holds another model ({", ".join(there)}), a teacher perhaps: choose another '
+            'folder, or pass overwrite=True'
+        )
+
+
 def _remove_other_form(folder: Path, net: DiffusersNet) -> None:
     "Remove the network of an earlier export that had adapters where this has none, or the reverse."
     part = folder / net.part
-    card = folder / 'README.md'
-    was_light = (part / 'head.safetensors').is_file()
-    ours = (
-        was_light
-        or (folder / 'sampling.json').is_file()
-        and card.is_file()
-        and 'Distilled with bdense-nb' in card.read_text(encoding='utf-8', errors='replace')
-    )
+    was_light = _is_light(part)
+    is_whole = (folder / 'sampling.json').is_file()
     (folder / 'sampling.json').unlink(missing_ok=True)  # it says that all is there
-    if not ours or was_light == bool(net.adapters):
+    if not (was_light or is_whole) or was_light == bool(net.adapters):
         return
     for pattern in _LIGHT if was_light else _WHOLE:
         for left in part.glob(pattern):
@@ -691,11 +704,14 @@ def save_pretrained(
     data: str | None = None,  # for the model card: what the teacher was trained on
     pipeline=None,  # the teacher's, or its folder: its VAE, text encoders and so on come along
     merge: bool = False,  # add LoRA adapters to the weights, and write a network of its own?
+    overwrite: bool = False,  # write over a model that is no student's?
 ) -> None:
     """Write a student of a diffusers network as stock diffusers loads and samples it. Steps of
     flow matching end at noise level 0 there."""
     check_whole(self, pipeline, merge)
     folder = Path(folder)
+    if not overwrite:
+        _check_replaceable(folder)
     student = ending_at_zero(self) if isinstance(self.denoiser, FlowDenoiser) else self
     if merge:
         student = dataclasses.replace(student, denoiser=merged(student.denoiser))
@@ -709,9 +725,9 @@ def save_pretrained(
         pipeline = _diffusers().DDIMPipeline(net.model, _scheduler(student))
     card = model_card(student, codes, licence, data)
     _remove_other_form(folder, net)
-    _write_network(net, _scheduler(student), folder)
-    with atomic_path(folder / 'README.md') as tmp:
+    with atomic_path(folder / 'README.md') as tmp:  # first: it says whose the rest is
         tmp.write_text(card, encoding='utf-8')
+    _write_network(net, _scheduler(student), folder)
     (folder / 'model_index.json').unlink(missing_ok=True)
     if pipeline is not None:
         _write_pipeline(pipeline, folder, net, _scheduler(student))
