@@ -538,6 +538,15 @@ def test_scores():
         forecast_scores(truth[:, None].expand(1, 4, 2).numpy(), truth.numpy(), 1.0)
 
 
+def test_gaps_that_leave_few_windows_are_spoken_of():
+    series = made(70)
+    series.known[0] = torch.from_numpy(np.is_busday(series.times.astype('datetime64[D]'))).float()
+    with pytest.warns(UserWarning, match='of 66 windows of 5 steps only 10 have no gap'):
+        found = Windows.fit(series, 0, 5).cut(series)[0]
+    assert len(found) == 10
+    Windows.fit(series, 0, 2).cut(series)  # of more than half nothing is said
+
+
 def test_gaps_are_neither_truth_nor_errors():
     series = made(40)
     whole = naive_error(series)

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -572,12 +573,20 @@ class Windows:
         whole = count[self.horizon :] - count[: -self.horizon] == self.horizon
         starts = whole.nonzero()[:, 0]
         starts = starts[starts >= self.context].tolist()
-        if starts:
-            return starts
-        raise ValueError(
-            f'the series is too short: {len(series)} steps hold no window of '
-            f'{self.context} + {self.horizon} without gaps'
-        )
+        possible = len(series) - self.context - self.horizon + 1
+        if not starts:
+            raise ValueError(
+                f'the series is too short: {len(series)} steps hold no window of '
+                f'{self.context} + {self.horizon} without gaps'
+            )
+        if 2 * len(starts) < possible:
+            warnings.warn(
+                f'of {possible} windows of {self.horizon} steps only {len(starts)} have no gap and '
+                'are used; where the gaps come regularly, as weekends do, these are alike: '
+                'shorten the horizon, or fill the gaps in',
+                stacklevel=4,
+            )
+        return starts
 
     def origins(
         self,
