@@ -20,7 +20,7 @@ from bdense_nb.diffusion.samplers import Sampler, afs_x0, euler_step, sample
 from bdense_nb.diffusion.schedules import karras_sigmas
 from bdense_nb.distillation.branches import branch
 from bdense_nb.distillation.sfd import SFDConfig, sfd
-from bdense_nb.evaluation.intervals import student_t
+from bdense_nb.evaluation.intervals import paired_interval, student_t
 from pictures import method
 from run_notebooks import ANSWER, NBS, hide_answers, notebooks, stored
 from solutions import LESSONS, SOLUTIONS, exercises, lesson_solutions, questions, quoted_questions
@@ -379,6 +379,7 @@ MISTAKES = [
     ('2.1', BOARD.var(), 'variance'),
     ('2.1', BOARD.abs().max(), 'largest'),
     ('2.1', (0.4, 0.5), 'one number'),
+    ('2.1', BOARD.std, 'call it'),
     ('2.1', 3.0, 'all coordinates together'),
     ('2.2', lambda *a: gap(*a, first=500).square().mean().sqrt(), 'different noise'),
     ('2.2', lambda *a: gap(*a, scale=1.0).square().mean().sqrt(), 'multiplied'),
@@ -625,6 +626,8 @@ MISTAKES = [
     ('7.1', lambda a, b: spread(a, b, lambda d: T * d.std() / 5**0.5)[0::2], 'not the half-width'),
     ('7.1', lambda a, b: with_half(a, b)[:2], 'not the half-width'),
     ('7.1', lambda a, b: with_half(a, b), 'not the half-width'),
+    ('7.1', paired_interval, 'three numbers, please'),
+    ('7.1', lambda a, b: (0.0, (0.0, 0.0)), 'three numbers in a row'),
     ('7.1', lambda a, b: (a - b).mean(), 'a and b are lists'),
     ('7.1', lambda a, b: spread(a, b, lambda d: T * d.std() / 5), 'falls with sqrt(n)'),
     ('7.1', lambda a, b: spread(a, b, lambda d: T * d.var() / 5**0.5), 'that is the variance'),
@@ -719,6 +722,10 @@ MISTAKES = [
     ('2.2', lambda *a: gap(*a).norm(), 'not their sum'),
     ('2.2', lambda *a: gap(*a).norm(dim=1).mean(), 'mean over coordinates'),
     ('2.2', gap, 'one number'),
+    ('2.2', lambda *a: gap(*a)[:, 0].square().mean().sqrt(), 'both coordinates'),
+    ('2.2', lambda *a: gap(*a).square().median().sqrt(), 'not their median'),
+    ('2.2', lambda *a: gap(*a).square().mean(1).sqrt().mean(), 'then one root'),
+    ('2.2', lambda *a: gap(*a).std(), 'takes the mean difference off'),
     (
         '2.2',
         lambda student, D, sigmas: (
