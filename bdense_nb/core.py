@@ -388,6 +388,20 @@ def _no_hooks(model: nn.Module) -> dict:  # id -> its copy
     return {id(d): OrderedDict() for d in tables if not d and not vars(d)}
 
 
+def _kept_activations(model: nn.Module) -> dict:  # id -> its copy
+    "Of tensors that a forward has kept and a gradient could go through, such as attention maps."
+    memo = {}
+    for m in model.modules() if isinstance(model, nn.Module) else ():
+        if 'weight_g' in m._parameters:
+            continue
+        for kept in vars(m).values():
+            several = kept.values() if isinstance(kept, dict) else kept
+            for t in several if isinstance(kept, dict | list | tuple) else [kept]:
+                if isinstance(t, Tensor) and t.grad_fn is not None:
+                    memo[id(t)] = t.detach().clone()
+    return memo
+
+
 def copied(
     model: nn.Module,
     memo: dict | None = None,  # id -> what stands for it in the copy, as copy.deepcopy has it
@@ -397,7 +411,7 @@ def copied(
         known = copy.dispatch_table  # not pickle's, which goes on as it is
         copy.dispatch_table = known | dict.fromkeys(_SHARED, lambda thing: '')  # a name: as it is
         try:
-            return copy.deepcopy(model, _no_hooks(model) | (memo or {}))
+            return copy.deepcopy(model, _no_hooks(model) | _kept_activations(model) | (memo or {}))
         except RuntimeError as e:
             if 'weight_norm' not in str(e):
                 raise

@@ -448,6 +448,40 @@ def test_an_output_layer_that_cannot_be_widened_is_named(head, says):
 
 
 @pytest.mark.filterwarnings('ignore')
+class Keeping(torch.nn.Module):
+    "Keeps what it computed, as those do that show attention maps."
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(2, 2)
+        self.norm = torch.nn.BatchNorm1d(2)
+        self.maps = []
+
+    def forward(self, x, sigma, cond=None):
+        self.last = self.head(self.norm(x))
+        self.maps = [self.last * 2]
+        return self.last
+
+
+def test_a_network_that_keeps_an_activation_is_distilled():
+    teacher = EDMDenoiser(Keeping(), 0.5)
+    cfg = SFDConfig(K=2, substeps=2, steps=3, batch=8, shape=(2,))
+    student = sfd(teacher, cfg, show=False)
+    assert student.sample(3).shape == (3, 2)
+    # its norm keeps the statistics that the teacher has of all noise levels
+    norms = [d.net.norm for d in (teacher, student.denoiser)]
+    assert torch.equal(*(norm.running_mean for norm in norms))
+
+
+def test_a_network_that_changes_its_input_is_refused():
+    class Scales(Keeping):
+        def forward(self, x, sigma, cond=None):
+            return self.head(x.mul_(0.5))
+
+    with pytest.raises(ValueError, match='Scales changes what it is given'):
+        sfd(ModuleDenoiser(Scales()), SFDConfig(steps=1, batch=2, shape=(2,)), show=False)
+
+
 def test_the_old_weight_norm_is_refused_in_our_words():
     net = Images(nn.utils.weight_norm(nn.Conv2d(4, 3, 1)))
     with pytest.raises(ValueError, match=r'remove_weight_norm\(layer\), or use'):

@@ -25,7 +25,7 @@ from bdense_nb.diffusion.schedules import (
     linear_alpha_bar,
     sigma_from_alpha_bar,
 )
-from bdense_nb.distillation.sfd import SFDConfig
+from bdense_nb.distillation.sfd import SFDConfig, sfd
 from bdense_nb.distillation.teaching import edm_loss, train_teacher
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
@@ -1262,3 +1262,37 @@ def test_a_network_that_fails_at_the_top_alone_is_told_apart_from_a_misread_one(
     with pytest.raises(ValueError) as e:
         check_teacher(misread, 0.5 * torch.randn(500, 2))
     assert 'train it longer' not in str(e.value)
+
+
+class Answers(torch.nn.Module):
+    "Answers with what a function makes of its input; may need its condition."
+
+    def __init__(self, answer, needs=False):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        self.answer = answer
+        self.needs = needs
+
+    def forward(self, x, sigma, cond=None):
+        if self.needs and cond is None:
+            raise ValueError('cond needed')
+        return self.answer(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    'net, labels, says',
+    [
+        (Answers(lambda y: y[:, :1]), None, r'answers with \(2, 1\) where it is given \(2, 2\)'),
+        (Answers(lambda y: (y, y)), None, 'answers with tuple where it is given'),
+        (Answers(lambda y: y, True), dict(e=torch.ones(8, 1)), 'one batch in ten.*cond needed'),
+    ],
+)
+def test_networks_that_cannot_be_taught_are_refused_before_any_work(net, labels, says):
+    with pytest.raises(ValueError, match=says):
+        train_teacher(EDMDenoiser(net, 0.5), torch.randn(8, 2), labels, TrainConfig(2, 1e-3))
+
+
+def test_an_answer_that_would_stand_for_several_numbers_is_no_teachers():
+    teacher = EDMDenoiser(Answers(lambda y: y[:, :1]), 0.5)
+    with pytest.raises(ValueError, match=r'answers with \(2, 1\) where it is given'):
+        sfd(teacher, SFDConfig(steps=1, batch=2, shape=(2,)), show=False)

@@ -20,6 +20,7 @@ from bdense_nb.training.checkpoints import (
     checkpoint_path,
     checksum,
     claim_folder,
+    fingerprint,
     newest_checkpoint,
     read_checkpoint,
     same_run,
@@ -522,3 +523,76 @@ def test_a_step_without_a_loss_is_refused():
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match='warmup=13 and steps=12.*never reach lr'):
         replace(CFG, warmup=13)
+
+
+# --- networks with buffers of their own ---
+
+
+class Buffered(torch.nn.Module):
+    "A causal mask, running statistics, and a table that the first forward makes."
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(2, 2)
+        self.register_buffer('table', None, persistent=False)
+        self.register_buffer('scale', torch.ones(2))
+        self.register_buffer('mask', torch.tensor([0.0, -torch.inf]))
+        self.norm = torch.nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(2.0)
+        return self.layer(self.norm(x)) * self.scale + self.table + self.mask.exp()
+
+
+def test_a_mask_of_infinities_is_kept_and_an_average_has_its_own_buffers(tmp_path):
+    run = fit(Buffered(), step, CFG, tmp_path, show=False)
+    kept = run.ema.module if hasattr(run.ema, 'module') else run.ema
+    assert kept.scale.tolist() == [1, 1] and kept.table.tolist() == [0, 1]
+    again = fit(Buffered(), step, CFG, tmp_path, show=False)
+    assert torch.equal(again.model.layer.weight, run.model.layer.weight)
+    spoilt = Buffered()
+    spoilt.mask[0] = torch.nan
+    with pytest.raises(FloatingPointError, match='mask is no longer finite'):
+        fit(spoilt, lambda m, i: iter([m.layer.weight.sum()]), CFG, tmp_path / 'nan', show=False)
+
+
+def test_a_skipped_update_leaves_no_trace_in_running_statistics(tmp_path):
+    def poisoned(model, i):
+        x = torch.randn(8, 2, generator=torch.Generator().manual_seed(i))
+        yield model(x * (torch.nan if i == 2 else 1.0)).square().mean()
+
+    run = fit(Buffered(), poisoned, replace(CFG, on_nan='skip'), tmp_path, show=False)
+    assert run.model.norm.running_mean.isfinite().all() and run.history[-1]['step'] == CFG.steps
+
+
+def test_a_disk_without_hard_links_keeps_the_best_as_a_copy(tmp_path, monkeypatch):
+    def unlinked(*where):
+        raise OSError(95, 'Operation not supported')
+
+    monkeypatch.setattr(os, 'link', unlinked)
+    fit(net(), step, CFG, tmp_path, show=False)
+    fit(net(), step, CFG, tmp_path, show=False)
+    best = read_checkpoint(tmp_path / BEST)[1]
+    assert best['done'] == best['best']['step']
+
+
+def test_what_was_done_before_a_hook_failed_is_kept(tmp_path):
+    class Fails:
+        def after_iteration(self, state):
+            if state.done == 7:
+                raise RuntimeError('a hook of mine')
+
+    with pytest.raises(RuntimeError, match='a hook of mine'):
+        fit(net(), step, CFG, tmp_path / 'a', show=False, hooks=[Fails()])
+    assert newest_checkpoint(tmp_path / 'a')[1]['done'] == 7
+    for folder in 'ab':
+        fit(net(), step, CFG, tmp_path / folder, show=False)
+    mine, whole = (newest_checkpoint(tmp_path / folder)[0] for folder in 'ab')
+    assert all(torch.equal(mine[k], whole[k]) for k in whole)
+
+
+def test_labels_are_told_apart_by_their_names():
+    a, b = torch.arange(3), torch.arange(3, 6)
+    assert fingerprint(dict(e=a, f=b)) == fingerprint(dict(f=b, e=a)) != fingerprint(dict(e=b, f=a))

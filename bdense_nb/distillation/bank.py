@@ -104,8 +104,14 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     "What a denoiser says; where it stops, what it was given, and what may be missing."
     net = getattr(denoiser, 'net', None)
     answers = []
-    watch = lambda module, told, answer: answers.append(type(answer))
+    shapes = []
+
+    def watch(module, told, answer):
+        answers.append(type(answer))
+        shapes.append(getattr(answer, 'shape', x.shape))
+
     hook = net.register_forward_hook(watch) if isinstance(net, nn.Module) else None
+    asked = x.clone(), map_cond(torch.clone, cond)
     drawn = lambda: torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
     before = drawn()
     refused = lambda e: f'{given} does not fit the teacher: {e}'
@@ -126,12 +132,36 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
         ):
             out = denoiser(x, 1.0, cond)
             out.shape  # of a tensor
+        if not x.is_meta and not _same_inputs(asked, (x, cond)):
+            raise ValueError(
+                f'{_name(denoiser)} changes what it is given (x.mul_(...), cond.pop(...)): let its '
+                'forward work on copies'
+            )
+        if shapes and shapes[0] != x.shape and out.shape == x.shape and _spreads(shapes[0], x):
+            raise ValueError(
+                f'{_name(denoiser)} answers with {tuple(shapes[0])} where it is given '
+                f'{tuple(x.shape)}: it must be of the same shape'
+            )
         if not torch.equal(before, drawn()):
             _warn_of_chance(denoiser)
         return out
     finally:
         if hook:
             hook.remove()
+
+
+def _spreads(shape: torch.Size, x: Tensor) -> bool:
+    "Would one number of this answer stand for several of a sample?"
+    with contextlib.suppress(RuntimeError):
+        return shape.numel() < x.numel() and torch.broadcast_shapes(shape, x.shape) == x.shape
+    return False
+
+
+def _same_inputs(before: tuple, after: tuple) -> bool:  # two of (x, cond)
+    rows = lambda x, cond: dict(cond if isinstance(cond, dict) else {'cond': cond}, x=x)
+    one, other = rows(*before), rows(*after)
+    same = lambda a, b: a is b is None or torch.equal(a, b)
+    return [*one] == [*other] and all(same(one[k], other[k]) for k in one)
 
 
 def _name(denoiser: Callable) -> str:  # of what it was made of

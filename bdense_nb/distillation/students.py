@@ -80,7 +80,11 @@ def branched_student(
     if (drawn := getattr(teacher, 'conditions', None)) is not start.conditions:
         start = lean_copy(start)
         start.conditions = drawn
-    return branch(start, K, layer, shape).train()
+    student = branch(start, K, layer, shape).train()
+    for m in student.modules():  # norms over the batch keep the statistics of the teacher's data:
+        if getattr(m, 'running_mean', None) is not None:  # those of one noise level are others
+            m.eval()
+    return student
 
 
 def describe_teacher(teacher: Callable) -> dict:  # JSON-able

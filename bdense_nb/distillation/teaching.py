@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import check_int, check_state, iteration_seed
+from ..core import check_int, check_state, iteration_seed, reworded, undisturbed
 from ..diffusion.denoisers import EDMDenoiser, NetDenoiser, as_column
 from ..diffusion.denoisers import check_classes, check_cond, check_precision
 from ..diffusion.denoisers import map_cond
@@ -93,6 +93,7 @@ def train_teacher(
     check_precision(denoiser)
     _check_scale(denoiser, images)
     labels = training_labels(denoiser, labels, len(images), null_class)
+    _check_answers(denoiser, images, labels)
     if folder is not None:
         known = _settings(denoiser)  # older notes do not name them
         claim_folder(folder, dict(known, batch=batch, data=fingerprint(images, labels)), known)
@@ -102,6 +103,29 @@ def train_teacher(
     for trained in filter(None, (done.model, done.ema)):
         trained.eval().learned = None  # a student has now learned levels that are not its own
     return done
+
+
+def _check_answers(denoiser: NetDenoiser, images: Tensor, labels: Tensor | dict | None) -> None:
+    "Refuse a network whose answers are of another shape, or that needs what training hides."
+    device = next(denoiser.parameters()).device
+    some = lambda t: to_device(t[:2], device)
+    x = some(images)
+    with undisturbed(denoiser):
+        answer = denoiser.raw(x, 1.0, map_cond(some, labels))
+        got = getattr(answer, 'shape', type(answer).__name__)
+        if got != x.shape:
+            got = tuple(got) if isinstance(got, torch.Size) else got
+            raise ValueError(
+                f'the network answers with {got} where it is given {tuple(x.shape)}: it must be a '
+                'tensor of the same shape'
+            )
+        hidden = lambda e: (
+            'training hides the condition of one batch in ten, so that guidance can leave it out, '
+            f'and this network needs it ({e}): let its forward take cond=None'
+        )
+        if labels is not None:
+            with reworded(hidden, TypeError, ValueError, AttributeError, LookupError):
+                denoiser(x, 1.0, None)
 
 
 def _settings(denoiser: NetDenoiser) -> dict:  # JSON-able

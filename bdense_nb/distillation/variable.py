@@ -42,6 +42,11 @@ class StepBias(nn.Module):
     ):
         super().__init__()
         check_int('n', n, 1)
+        if not isinstance(linear.weight, nn.Parameter):
+            raise ValueError(
+                'the layer that is told the step count computes its weight (weight_norm, another '
+                'parametrization): name another one with step_layer='
+            )
         self.weight = linear.weight
         self.biases = nn.Parameter(linear.bias.detach().repeat(n, 1))
         self.index = 0

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,9 @@ def read_checkpoint(
     tensors, meta = load_tensors(path)
     if not isinstance(meta, dict) or not {'done', 'config', 'checksum'} <= meta.keys():
         raise ValueError(f'{path} is not a checkpoint of a training run')
-    broken = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    masks = meta.get('infinite', ())
+    wrong = lambda k, t: t.isnan().any() if k in masks else not t.isfinite().all()
+    broken = [k for k, t in tensors.items() if t.is_floating_point() and wrong(k, t)]
     refuse(
         str(path),
         (
@@ -98,10 +101,13 @@ def write_checkpoint(
 
 
 def keep_as_best(path: Path) -> None:
-    "Give a checkpoint the second name `BEST` (a hard link, so it costs no space) to keep it."
+    "Give a checkpoint the second name `BEST`, a hard link: it costs no space where there are any."
     with atomic_path(path.with_name(BEST)) as tmp:
         tmp.unlink()
-        os.link(path, tmp)
+        try:
+            os.link(path, tmp)
+        except OSError:
+            shutil.copyfile(path, tmp)
 
 # %% ../../nbs/training/02_checkpoints.ipynb #2e42b90a
 def newest_checkpoint(
@@ -136,10 +142,13 @@ def is_main() -> bool:  # True unless this is one of several processes, and not 
 
 
 def fingerprint(*tensors: Tensor | dict | None) -> str:  # 16 hex digits
-    "Tells tensors apart by their bytes, and dictionaries of them; None is nothing."
+    "Tells tensors apart by their bytes, and dictionaries by names, too; None is nothing."
     digest = hashlib.sha256()
     for t in tensors:
-        for one in t.values() if isinstance(t, dict) else [t] * (t is not None):
+        rows = sorted(t.items()) if isinstance(t, dict) else [('', t)] * (t is not None)
+        for name, one in rows:
+            if len(rows) > 1:
+                digest.update(name.encode())
             digest.update(tensor_bytes(one))
     return digest.hexdigest()[:16]
 

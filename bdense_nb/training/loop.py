@@ -37,8 +37,8 @@ from .devices import Replayed, shard_model
 from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
-__all__ = ['SKIPS', 'ADAM', 'StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches', 'State',
-           'check_resumed', 'is_finished', 'training', 'Fit', 'fit']
+__all__ = ['SKIPS', 'PARTS', 'ADAM', 'StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches',
+           'State', 'check_resumed', 'is_finished', 'training', 'Fit', 'fit']
 
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
 def lr_factor(
@@ -60,6 +60,8 @@ def lr_factor(
 # %% ../../nbs/training/05_loop.ipynb #dd753621
 #: updates in a row that a run may skip
 SKIPS = 10
+#: what the names of a network's tensors begin with in a checkpoint: its own, and their average
+PARTS = ('model', 'ema.module')
 #: Adam in few calls; on a CPU with the same numbers as parameter by parameter
 ADAM = {'cuda': dict(fused=True), 'cpu': dict(foreach=True)}
 
@@ -410,7 +412,8 @@ class State:
         self.best = dict(step=0, loss=math.inf)
         self.seconds = 0.0  # in iterations and hooks, resumed parts included
         self.since = 0.0  # when these seconds were counted
-        self.stop = False  # set it, and the run is saved and ends
+        self.stop = False  # set it, in all processes at once, and the run is saved and ends
+        self.whole = False  # is an iteration done, and no other begun?
         self.interrupts = Interrupts()
         self.processes = Processes(next(model.parameters()).device)
         self.device = self.processes.device
@@ -474,7 +477,9 @@ class State:
                 self.iterate(step)
                 if self.saving or self.done % self.cfg.log_every == 0:
                     self.report()
+                self.whole = True
                 self.tell('after_iteration')
+                self.whole = False
             if not self.interrupts.asked:
                 yield self
 
@@ -487,6 +492,9 @@ class State:
     def iterate(self, step: StepFunction) -> None:
         "One iteration; where memory does not suffice, what is left of it in smaller pieces."
         seed = iteration_seed(self.cfg.seed, self.done) + self.processes.rank * 0x9E3779B1
+        skips = self.cfg.on_nan == 'skip'
+        buffers = [(b, b.clone()) for b in self.model.buffers()] if skips else []
+        skipped = self.updates.skipped
         while True:
             dropout = torch.default_generator if self.device.type == 'cpu' else torch
             dropout.manual_seed(seed)
@@ -501,6 +509,9 @@ class State:
             # only here, outside of `except`, is the memory free
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        if self.updates.skipped > skipped:  # nor do running statistics keep what was skipped
+            for b, before in buffers:
+                b.copy_(before)
         if self.ema is not None:
             self.average()
         self.done += 1
@@ -516,8 +527,16 @@ class State:
         else:
             for a, w in zip(average, weights):
                 a.copy_(w)
-        for a, b in zip(self.ema.module.buffers(), self.model.buffers()):
-            a.copy_(b)
+        for name, b in self.model.named_buffers():
+            owner, _, leaf = name.rpartition('.')
+            owner = self.ema.module.get_submodule(owner)
+            a = getattr(owner, leaf, None)
+            if a is not None and a.shape == b.shape:
+                a.copy_(b)
+            elif hasattr(owner, leaf):
+                setattr(owner, leaf, b.clone())
+            else:  # made while it was trained
+                owner.register_buffer(leaf, b.clone(), persistent=False)
         self.ema.n_averaged += 1
 
     def out_of_memory(self, error: Exception) -> None:
@@ -590,8 +609,11 @@ class State:
                 getattr(hook, 'start', _nothing)(self)
                 started.append(hook)
             yield
-        except BaseException as e:  # of a loop that is left with `state.stop`, the run is saved
-            self.stop = self.stop and isinstance(e, GeneratorExit)
+        except BaseException as e:
+            # saved is the run whose loop is left with `state.stop`, or that one of its hooks ends
+            left = self.stop and isinstance(e, GeneratorExit)
+            alone = self.processes.world == 1
+            self.stop = left or alone and self.whole and isinstance(e, Exception)
             raise
         finally:
             with contextlib.ExitStack() as ends:
@@ -633,7 +655,7 @@ class State:
         if self.updates.losses or self.updates.skipped:
             self.report()
         tensors = {}
-        left = {f'{part}.{k}' for k in self.frozen for part in ('model', 'ema.module')}
+        left = {f'{part}.{k}' for k in self.frozen for part in PARTS}
         for name, part in (('model', self.model), ('optim', self.updates), ('ema', self.ema)):
             if part is None:
                 continue
@@ -642,16 +664,22 @@ class State:
                 for k, v in part.state_dict().items()
                 if f'{name}.{k}' not in left
             }
+        masks = {f'{part}.{k}' for k, _ in self.model.named_buffers() for part in PARTS}
+        infinite = []  # buffers that hold infinities, as masks do
         for name, t in tensors.items():  # a finite loss can still have had an infinite gradient
-            if t.is_floating_point() and not t.isfinite().all():
+            if not t.is_floating_point() or t.isfinite().all():
+                continue
+            if name not in masks or t.isnan().any():
                 self.refuse(f'{name} is no longer finite at iteration {self.done}')
+            infinite.append(name)
         now = dict(step=self.done, loss=self.history[-1]['loss'] if self.history else math.inf)
         if now['loss'] < self.best['loss']:
             self.best = now
         self.tick()
         scaler = None if self.updates.scaler is None else self.updates.scaler.state_dict()
         meta = dict(done=self.done, history=self.history, seconds=self.seconds, best=self.best)
-        return tensors, meta | dict(config=asdict(self.cfg), scaler=scaler, frozen=self.frozen)
+        meta |= dict(config=asdict(self.cfg), scaler=scaler, frozen=self.frozen)
+        return tensors, meta | (dict(infinite=infinite) if infinite else {})
 
     def load(self, tensors: dict[str, Tensor], meta: dict) -> None:
         "Go back to a checkpoint, if it is one of this run."
