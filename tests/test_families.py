@@ -1547,3 +1547,51 @@ def test_a_table_of_conditions_with_nan_is_refused():
     with pytest.raises(ValueError, match='text: row 1 has numbers that are NaN'):
         ConditionTable(dict(text=rows))
     ConditionTable(torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (lambda net: net.set_attn_processor(Own()), r'computed by Own; set_default_attn_proc'),
+        (lambda net: net.fuse_qkv_projections(), r'unfuse_qkv_projections\(\) first'),
+        (lambda net: net.enable_freeu(0.9, 0.2, 1.5, 1.6), r'disable_freeu\(\) first'),
+        (lambda net: net.conv_in.register_forward_hook(print), 'forward hooks.*remove them first'),
+    ],
+)
+def test_what_a_configuration_does_not_say_is_refused(change, says):
+    "It would be missing from what a student of it is written as."
+    change(net := net_of('SD'))
+    with pytest.raises(ValueError, match=says):
+        teacher_of('SD', net)
+
+
+class Own:
+    def __call__(self, attn, hidden_states, *args, **more):
+        return hidden_states
+
+
+def test_a_scheduler_whose_levels_were_changed_is_refused():
+    scheduler = DDPMScheduler(prediction_type='v_prediction')
+    scheduler.alphas_cumprod = (1 - torch.linspace(1e-4, 0.01, 1000)).cumprod(0)
+    with pytest.raises(ValueError, match='DDPMScheduler has other levels .* trained_betas='):
+        from_diffusers(net_of('SD'), scheduler)
+
+
+def test_a_pipeline_that_tells_its_network_more_is_refused():
+    pipe = pipeline_of('SD')
+    pipe.controlnet = object()
+    with pytest.raises(ValueError, match='more by its controlnet, which no student'):
+        from_diffusers(pipe)
+
+
+def test_flux_is_told_the_scale_that_its_pipeline_has():
+    class Guided(Piped):
+        def __call__(self, prompts, num_inference_steps, guidance_scale=3.5, **how):
+            told = torch.full((len(prompts),), guidance_scale)
+            self.transformer(torch.zeros(1), guidance=told)
+
+    pipe = Guided(None)
+    pipe.transformer = net_of('Flux')
+    pipe.transformer.register_to_config(guidance_embeds=True)
+    assert prompt_conditions(pipe, ['a', 'b'])['guidance'].tolist() == [3.5, 3.5]
+    assert prompt_conditions(pipe, ['a'], guidance_scale=2.0)['guidance'].tolist() == [2.0]

@@ -862,11 +862,11 @@ def check_top(
     sigma_max: float,  # the first noise level of sampling
     *denoisers: Callable,  # the teacher, the student
 ) -> None:
-    "Refuse to start above the noisiest level of a network that has a table of levels."
+    "Refuse to start above the noisiest level of a network that has a table of levels, or says it."
     for d in map(unguided, denoisers):
-        if not isinstance(d, VPDenoiser):
-            continue
-        top = d.log_sigmas[-1].exp().item()
+        levels = getattr(d, 'log_sigmas', None)
+        says = getattr(getattr(d, 'outer', None), 'sigma_max', math.inf)
+        top = float(says) if levels is None else levels[-1].exp().item()
         if sigma_max > top * (1 + 1e-5):
             raise ValueError(
                 f'sigma_max={sigma_max:g} is above the noisiest level that this '

@@ -196,7 +196,7 @@ def flow_times(
         (
             config.get('invert_sigmas', False),
             'turns time round (invert_sigmas); wrap the network with '
-            'FlowDenoiser(net, data_time=1)',
+            'FlowDenoiser(net, time_scale, data_time=1), time_scale being its num_train_timesteps',
         ),
     )
     _check_sizes(config)
@@ -775,7 +775,8 @@ def _single(model: nn.Module) -> nn.Module:  # changed in place
             if part is not (inner := uncompiled(part)):
                 setattr(m, name, inner)
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return model.float() if dtypes and dtypes <= {torch.float16, torch.bfloat16} else model
+    half = dtypes & {torch.float16, torch.bfloat16}
+    return model.float() if half and torch.float64 not in dtypes else model
 
 
 def _levels_of(scheduler) -> tuple[dict, Tensor | None]:  # see `noise_table`; None: flow matching
@@ -790,7 +791,18 @@ def _levels_of(scheduler) -> tuple[dict, Tensor | None]:  # see `noise_table`; N
         config = dict(config)
         if not isinstance(scheduler, dict):
             config['_class_name'] = type(scheduler).__name__
-        return flow_times(config) or noise_table(config)
+        levels = flow_times(config) or noise_table(config)
+        table = levels[1]
+        own = getattr(scheduler, 'alphas_cumprod', table)
+        close = dict(rtol=1e-2, atol=1e-4)
+        if table is not None and not torch.allclose(
+            torch.as_tensor(own)[: len(table)].double().cpu(), table.double().cpu(), **close
+        ):
+            raise ValueError(
+                f'this {type(scheduler).__name__} has other levels (alphas_cumprod) than its '
+                'configuration says: make it with trained_betas='
+            )
+        return levels
     file = 'scheduler_config.json'
     path = _part(Path(scheduler), ('scheduler',), file) / file
     config = read_json(path)
@@ -798,8 +810,26 @@ def _levels_of(scheduler) -> tuple[dict, Tensor | None]:  # see `noise_table`; N
         return flow_times(config) or noise_table(config)
 
 
+def _check_as_configured(model: nn.Module) -> None:
+    "Refuse a network that its configuration and weights alone would not make again."
+    processors = getattr(model, 'attn_processors', {}).values()
+    own = {type(p).__name__ for p in processors if type(p).__module__.split('.')[0] != 'diffusers'}
+    of = lambda *names: any(getattr(m, name, None) for m in model.modules() for name in names)
+    refuse(
+        'a student is written as configuration and weights, and this network is more:',
+        (own, f'its attention is computed by {", ".join(own)}; set_default_attn_processor() first'),
+        (of('fused_projections'), 'its projections are fused; unfuse_qkv_projections() first'),
+        (of('s1', 's2', 'b1', 'b2'), 'it has FreeU; disable_freeu() first'),
+        (
+            of('_forward_hooks', '_forward_pre_hooks'),
+            'it has forward hooks, which change or watch its answers; remove them first',
+        ),
+    )
+
+
 def _denoiser_of(model: nn.Module, levels, *about) -> NetDenoiser:
     "A network of diffusers as a denoiser; null_class, source and shape as `DiffusersNet` has them."
+    _check_as_configured(model)
     config, alpha_bar = levels
     net = DiffusersNet(_single(copied(model)), config, *about)
     if alpha_bar is None:
@@ -831,8 +861,17 @@ def from_diffusers(
     diffusers = _diffusers()
     source = ''
     levels = None
-    if isinstance(model, diffusers.DiffusionPipeline) and scheduler is None:
-        scheduler = model.scheduler
+    if isinstance(model, diffusers.DiffusionPipeline):
+        more = [k for k in ('controlnet', 'adapter') if getattr(model, k, None) is not None]
+        refuse(
+            type(model).__name__,
+            (
+                more,
+                f'tells its network more by its {"".join(more)}, which no student would be told: '
+                'pass its network alone, with scheduler=',
+            ),
+        )
+        scheduler = model.scheduler if scheduler is None else scheduler
     if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)):
         model = network_of(model)
     if isinstance(model, (str, Path)):
@@ -908,7 +947,8 @@ def prompt_conditions(
     rows = []  # Flux is told the scale, and guides by itself
     embedded = 'guidance' in known
     hook = network.register_forward_pre_hook(catch, with_kwargs=True)
-    how = dict(guidance_scale=1.0, num_inference_steps=2, output_type='latent') | call
+    how = dict(num_inference_steps=2, output_type='latent')
+    how |= ({} if embedded else dict(guidance_scale=1.0)) | call  # the pipeline's own, or none
     each = call.get('num_images_per_prompt', 1)
     try:
         for i in range(0, len(prompts), batch):

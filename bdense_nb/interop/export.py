@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from ..core import atomic_path, check_choice, check_int, check_sigmas
 from ..core import check_type, copied, default_device, import_extra, patch
 from ..core import read_json, refuse, reworded, save_tensors, write_json
-from ..diffusion.denoisers import FlowDenoiser, NetDenoiser, VPDenoiser, as_net, check_top
+from ..diffusion.denoisers import CalledNet, FlowDenoiser, NetDenoiser, VPDenoiser
+from ..diffusion.denoisers import as_net, check_top
 from ..distillation.branches import adapters, output_layer
 from ..distillation.students import CONDITIONS, Student, load_table, table_of
 from ..training.checkpoints import checksum
@@ -339,7 +340,7 @@ def sampling_code(
 _PIPELINE = """import torch
 from diffusers import {pipeline}
 
-pipe = {pipeline}.from_pretrained(".")  # this folder
+pipe = {pipeline}.from_pretrained(".", torch_dtype=torch.float32)  # this folder
 images = pipe({call}).images  # the student's own steps{excess}
 """
 
@@ -874,12 +875,15 @@ def export_state_dict(
     **card,  # licence, data: see `card_facts`
 ) -> None:
     "Write the network's weights under its own keys, and how to sample: for any network."
+    net = student.denoiser.net
+    net = net.net if isinstance(net, CalledNet) else net
     how = dict(
         sampling_json(student, **card),
-        network=type(student.denoiser.net).__name__,
+        network=type(net).__name__,
         denoiser=type(student.denoiser).__name__,
+        denoiser_config=student.denoiser.config,
     )
-    save_tensors(Path(folder) / 'model.safetensors', student.denoiser.net.state_dict())
+    save_tensors(Path(folder) / 'model.safetensors', net.state_dict())
     write_sampling(student, folder, how)
 
 # %% ../../nbs/interop/02_export.ipynb #474f84bc
