@@ -21,7 +21,8 @@ from bdense_nb.distillation.distill import distill
 from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
-from bdense_nb.lab.compare import compare, make_arms, teacher_world
+from bdense_nb.evaluation.metrics import sliced_wasserstein
+from bdense_nb.lab.compare import compare, make_arms, same_ends, teacher_world
 from bdense_nb.evaluation.metrics import paired_error
 from bdense_nb.lab import experiments
 from bdense_nb.lab.experiments import Banks
@@ -268,8 +269,8 @@ def test_all_arms_are_measured_against_the_same_ends(teacher, tmp_path):
     }
     found = quiet(teacher, SHORT, arms, seeds=3, folder=tmp_path)
     judge = dataclasses.replace(SHORT, K=1, substeps=4).reference((2,))
-    ends = judge.sampler(teacher.eval()).sample(50)
-    for row in found.result['rows']:
+    ends = lambda seed: judge.sampler(teacher.eval()).sample(50, 50 * seed)
+    for row in found.result['rows']:  # each seed on noise of its own
         student = load_student(
             tmp_path
             / 'runs'
@@ -278,15 +279,18 @@ def test_all_arms_are_measured_against_the_same_ends(teacher, tmp_path):
             device='cpu',
         )
         assert row['paired_error'] == pytest.approx(
-            paired_error(student.sample(50), ends), rel=1e-5
+            paired_error(student.sample(50, 50 * row['seed']), ends(row['seed'])), rel=1e-5
         )
     assert found.speed[0]['nfe'] == judge.sampler(teacher).nfe
+    assert f'| teacher, {SHORT.solver} |' in found.table
     taught = SHORT.plan.sampler(teacher).sample(50)
     assert (
-        found.taught == {2: pytest.approx(paired_error(taught, ends), rel=1e-5)}
+        found.taught == {2: pytest.approx(paired_error(taught, ends(0)), rel=1e-5)}
         and f'{found.taught[2]:.4f} away at 2 calls' in found.table
     )
     assert quiet(teacher, SHORT, arms, seeds=3, folder=tmp_path).taught == found.taught
+    turned = dict(reversed(arms.items()))  # the worst solver first: the judge stays the best
+    assert {a.judged(2).solver for a in same_ends(make_arms(SHORT, turned), (2,))} == {SHORT.solver}
     with pytest.raises(ValueError, match=r"judge: .*'substeps': 4.* there, not now"):
         quiet(teacher, SHORT, {'host': dict(K=1), 'B-DENSE': {}}, seeds=3, folder=tmp_path)
 
@@ -408,7 +412,7 @@ def test_the_papers_settings_plan(preset, net, tmp_path, monkeypatch):
 
 
 def test_a_plan_counts_what_is_measured(teacher, tmp_path, monkeypatch):
-    "A second for each call: the students of all seeds, in every round, and the teacher's finest walk once for each number of calls."
+    "A second for each call: the students of all seeds, in every round, and the teacher's finest walk for each seed and number of calls."
     monkeypatch.setattr(Sampler, 'seconds_per_sample', property(lambda arm: float(arm.nfe)))
     save_denoiser(teacher, tmp_path / 'plane', dict(data='spiral', shape=[2]))
     plan = bdense_compare(
@@ -427,11 +431,11 @@ def test_a_plan_counts_what_is_measured(teacher, tmp_path, monkeypatch):
     fine = [dataclasses.replace(SHORT, nfe=n).reference().sampler(teacher).nfe for n in (2, 3)]
     assert (
         plan['seconds_measuring']
-        == 1000 * (sum(fine) + 3 * 2 * (2 + 3))
+        == 1000 * 3 * (sum(fine) + 2 * (2 + 3))
         == pytest.approx(plan['seconds'] - plan['seconds_training'])
     )
-    assert measuring_seconds(teacher, make_arms(PDConfig(start_steps=4)), (2,), 10, 3) == 10 * (
-        4 + 3 * 2 * (2 + 1)
+    assert measuring_seconds(teacher, make_arms(PDConfig(start_steps=4)), (2,), 10, 3) == 10 * 3 * (
+        4 + 2 * (2 + 1)
     )
 
 
@@ -585,3 +589,20 @@ def test_another_host_of_a_finished_comparison(teacher, tmp_path):
     (a,), (b,) = one.differences(), other.differences()
     assert (a.arm, b.arm) == ('B-DENSE', 'host') and a.interval.mean == -b.interval.mean
     assert read_json(tmp_path / 'comparison.json')['host'] == 'B-DENSE'
+
+
+def test_seeds_begin_with_that_of_the_configuration(teacher, tmp_path):
+    cfg = dataclasses.replace(SHORT, seed=100)
+    found = quiet(teacher, cfg, seeds=3, folder=tmp_path / 'a')
+    assert {r['seed'] for r in found.result['rows']} == {100, 101, 102}
+    first = quiet(teacher, SHORT, seeds=3, folder=tmp_path / 'b')
+    errors = [{r['paired_error'] for r in c.result['rows']} for c in (found, first)]
+    assert not errors[0] & errors[1]
+
+
+def test_measures_that_take_only_so_many_samples_are_told_apart(teacher, tmp_path):
+    of = lambda x: dict(quality=dict(distance=lambda out: sliced_wasserstein(out, x)))
+    points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    quiet(teacher, SHORT, seeds=3, folder=tmp_path, limit=1, **of(points))
+    with pytest.raises(ValueError, match='distance of noise is .* another measure'):
+        quiet(teacher, SHORT, seeds=3, folder=tmp_path, **of(3 * points))

@@ -393,7 +393,7 @@ def test_percent_of_what_is_negative_or_zero():
         return one.percent
 
     assert percent(-2.0, -3.0) == '**-50.0 [-50.0, -50.0]**'
-    assert 'nan' in percent(0.0, 1.0)
+    assert percent(0.0, 1.0) == '**+1 [+1, +1], no percent of zero**'
 
 
 def test_gains_have_a_panel_for_each_measure_and_a_place_for_each_round():

@@ -324,6 +324,11 @@ def test_data_that_are_sorted_are_seen_from_end_to_end():
     assert found(mixed) == m.sliced_wasserstein(mixed, data) == 0
     assert found(mixed[:100]) < 0.2 * m.sliced_wasserstein(mixed[:100], data[:100])
     assert m.sliced_to(data[::6])(data) < 0.5  # the samples are more
+    turns = torch.stack([data[:300], data[300:]], 1).flatten(0, 1)  # one of each in turn
+    assert m.sliced_to(turns)(mixed[:300]) < 0.1 * m.sliced_wasserstein(turns[::2], mixed[:300])
+    a, b = draw(4, 2), draw(6, 2, 1)  # each point three times, twice: as many
+    want = m.sliced_wasserstein(a.repeat_interleave(3, 0), b.repeat_interleave(2, 0))
+    assert m.sliced_to(b)(a) == pytest.approx(want, rel=1e-12)
 
 
 @pytest.mark.parametrize('function', [m.energy_distance, m.sliced_wasserstein])

@@ -45,7 +45,7 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'spiral_calls': 'Spiral, 3 to 5 calls: do branches help?',
     'fashion_lesson': 'Fashion-MNIST: what else moves a student of two calls?',
     'fashion_lesson_calls': 'Fashion-MNIST, 2 to 5 calls: do branches and a finer teacher help?',
-    'fashion_training': 'Fashion-MNIST: what are learning rate, warm-up and loss worth?',
+    'fashion_training': 'Fashion-MNIST: what are learning rate, warm-up, loss and K worth?',
     'fashion_variable': 'Fashion-MNIST, one student for two and three calls: do branches help?',
     'fashion_one_call': 'Fashion-MNIST, one call: directly, or in two stages?',
     'spiral_recipe': 'Spiral: what else moves a student of two calls?',
@@ -307,7 +307,8 @@ READING = (
     'Each entry counts the differences to the arm without the change that it asks about '
     '(of branches: "endpoint (SFD)", "K = 1"), with the least and the largest. One '
     'is significant, and bold, where its 95 % interval over seeds excludes zero; about one in twenty '
-    'does so by chance. In the tables that arm has its mean, and every other its difference '
+    'does so by chance. The students of all seeds are measured on one set of noises, so an interval is '
+    'one over trainings. In the tables that arm has its mean, and every other its difference '
     'to it in percent with that interval, bold where it is significant. Lower is better. '
     'Figures that rest on one training seed are illustrations, not evidence.'
 )

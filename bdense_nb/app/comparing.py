@@ -91,12 +91,12 @@ def measuring_seconds(source, arms: tuple, shape: tuple[int, ...], n: int, seeds
     calls = sum(sum(one.rounds or [one.nfe]) for one in cfgs)
     few = cfgs[0].sampler(unguided(source), shape)
     judges = {
-        arm.judged(n).reference(shape)  # each walks once
+        arm.judged(n).reference(shape)  # each walks once for each seed
         for arm in same_ends(arms, shape)
         for n in arm.cfg.each
     }
     walks = sum(plan.sampler(source).seconds_per_sample for plan in judges)
-    return n * (walks + seeds * calls * few.seconds_per_sample / few.nfe)
+    return n * seeds * (walks + calls * few.seconds_per_sample / few.nfe)
 
 
 def walking_seconds(
@@ -158,7 +158,7 @@ def runs_there(
         return 'begins'
     e = made()
     done = {run_name(r) for r in stored_rows(e, file)}
-    runs = {run_name(dict(arm.key, seed=seed)) for arm in e.arms for seed in range(e.seeds)}
+    runs = {run_name(dict(arm.key, seed=seed)) for arm in e.arms for seed in e.trained_with}
     goes = 'is finished' if runs <= done else 'goes on'
     return f'{goes}: {len(done & runs)} of {len(runs)} trainings are done'
 

@@ -399,6 +399,7 @@ def evaluate_student(options: Evaluate) -> dict:
         rows=[row],
         samples=options.n,
         sampling_seeds=[0, options.n - 1],
+        teacher_nfe=careful.nfe,  # of the walks that the paired error compares with
         data=reality.data,
         features=reality.features,
         compared_with=reality.line,
@@ -407,6 +408,7 @@ def evaluate_student(options: Evaluate) -> dict:
     if options.out:
         write_json(options.out, report)  # first, since nobody may be there to listen
     print_table([row])
+    print(f'paired error: to where the teacher ends in {careful.nfe} calls')
     if 'sliced_wasserstein' in row:
         print(f'sliced Wasserstein distance {row["sliced_wasserstein"]:.4f}, to {reality.line}')
     else:

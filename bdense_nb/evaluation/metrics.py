@@ -413,26 +413,31 @@ def sliced_wasserstein(
     "Sliced 2-Wasserstein distance between two equally large sets of points."
     a, b = _check_pair(a, b, ('a', 'b'))
     check_shape('b (paired with a)', b, *a.shape)
+    return _sliced(a, b, n_directions, seed)
+
+
+def _sliced(a: Tensor, b: Tensor, n_directions: int = 128, seed: int = 0) -> float:
+    "The same of sets of any two sizes: points in order, each as long as its share of the set."
     check_int('n_directions', n_directions, 1)
     g = torch.Generator().manual_seed(seed)
     theta = torch.randn(a.shape[1], n_directions, generator=g, dtype=torch.float64)
     theta = F.normalize(theta, dim=0)
     in_order = lambda x: torch.from_numpy(np.sort((x @ theta).numpy(), axis=0))
-    return float((in_order(a) - in_order(b)).square().mean().sqrt())
+    if len(a) == len(b):
+        return float((in_order(a) - in_order(b)).square().mean().sqrt())
+    ends = np.union1d(np.arange(1, len(a) + 1) * len(b), np.arange(1, len(b) + 1) * len(a))
+    share = torch.from_numpy(np.diff(ends, prepend=0) / (len(a) * len(b)))
+    gaps = in_order(a)[(ends - 1) // len(b)] - in_order(b)[(ends - 1) // len(a)]
+    return float((share @ gaps.square().mean(1)).sqrt())
 
 
 def sliced_to(
     data: Tensor,  # [N, *D]
 ) -> Callable:  # samples [M, *D] -> distance
-    """Measures how far samples are from data: sliced Wasserstein, of as many as the smaller of both
-    has. Of the larger evenly spaced rows, since data may be sorted."""
-
-    def spread(x, n):
-        return x[torch.arange(n) * len(x) // n].flatten(1)
+    "Measures how far samples are from all data: sliced Wasserstein distance."
 
     def sliced(x):
-        n = min(len(x), len(data))
-        return sliced_wasserstein(spread(x, n), spread(data, n))
+        return _sliced(*_check_pair(x.flatten(1), data.flatten(1), ('samples', 'data')))
 
     return sliced
 

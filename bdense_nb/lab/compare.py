@@ -5,6 +5,7 @@
 # %% ../../nbs/lab/05_compare.ipynb #b8226bae
 from __future__ import annotations
 import dataclasses
+import hashlib
 import itertools
 import json
 import statistics
@@ -31,8 +32,8 @@ from ..training.config import Hardware
 from ..training.devices import check_able
 
 # %% auto #0
-__all__ = ['ARMS', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'distinct_fields', 'Comparison', 'data_shape',
-           'comparison_of', 'compare']
+__all__ = ['ARMS', 'JUDGES', 'teacher_world', 'make_arms', 'same_ends', 'side_by_side', 'distinct_fields', 'Comparison',
+           'data_shape', 'comparison_of', 'compare']
 
 # %% ../../nbs/lab/05_compare.ipynb #efa7000a
 def _distance(data: Tensor, features: Callable | None) -> dict[str, Callable]:  # name -> measure
@@ -50,7 +51,8 @@ def teacher_world(
     data: Tensor | None = None,  # [N, *D], clean; for hosts that train on it, and a second measure
     labels: Tensor | None = None,  # [N], int64
     features: Callable | None = None,  # images [N, *D] -> vectors [N, F], for the Fréchet distance
-    quality: dict[str, Callable] | None = None,  # measures of your own; None: as data allow
+    # measures of your own, lower is better; None: as data allow
+    quality: dict[str, Callable] | None = None,
 ) -> World:  # for `Experiment`
     "Where students of this teacher are trained and measured."
     check_type(data, Tensor | None, 'data must be a tensor')
@@ -65,8 +67,9 @@ def teacher_world(
     same = lambda seed: teacher
     shape = tuple(shape)
     given = dict(data=lambda seed: (data, labels), quality=quality or {}, n=n)
-    ends = ReferenceEnds(same, shape, n, 256)
-    return World(about, same, shape, lambda seed, width: None, ends=ends, **given)
+    ends = ReferenceEnds(same, shape, n, 256, own_noise=True)
+    given |= dict(ends=ends, own_noise=True)
+    return World(about, same, shape, lambda seed, width: None, **given)
 
 # %% ../../nbs/lab/05_compare.ipynb #9aa01f52
 #: what is compared where nothing else is asked for
@@ -140,9 +143,13 @@ def _check_pairs(arms: tuple[Arm, ...]) -> None:
     )
 
 
+#: solvers by how near their steps end to the end of the flow, the nearest first
+JUDGES = ('dpmpp3m', 'ipndm4', 'ipndm3', 'dpmpp2m', 'dpm2', 'heun', 'ipndm2', 'euler')
+
+
 def same_ends(arms: Sequence[Arm], shape: tuple[int, ...]) -> tuple[Arm, ...]:
     """Arms whose teachers end elsewhere get one judge at each number of calls: the first one, in
-    steps as fine as the finest one's."""
+    steps as fine as the finest one's, by the best of their solvers."""
     judges = {}  # calls -> the first arm's configuration
     for arm in arms:
         judges.setdefault(tuple(arm.cfg.each), []).append(arm.cfg)
@@ -150,12 +157,14 @@ def same_ends(arms: Sequence[Arm], shape: tuple[int, ...]) -> tuple[Arm, ...]:
     def judge(arm):
         cfgs = judges[tuple(arm.cfg.each)]
         first = cfgs[0]
+        solvers = {getattr(cfg, 'solver', '') for cfg in cfgs}
         walks = [{n: c.reference(shape) for n, c in cfg.each.items()} for cfg in cfgs]
         if all(walk == walks[0] for walk in walks):
             return arm
         if isinstance(first, SFDBase) and not (first.teacher_own_steps or first.teacher_afs):
             finest = max(cfg.substeps for cfg in cfgs)
-            first = dataclasses.replace(first, K=1, substeps=finest, **_ALONE)
+            best = next((s for s in JUDGES if s in solvers), first.solver)
+            first = dataclasses.replace(first, K=1, substeps=finest, solver=best, **_ALONE)
         return dataclasses.replace(arm, judge=first)
 
     return tuple(map(judge, arms))
@@ -213,9 +222,9 @@ class Comparison:
         tables = [difference_table(self.result, m) for m in known]
         tables = tables or ['No intervals yet: they need three seeds of an arm and of its host.']
         rows = ['| sampler | network calls | ms a sample |', '| --- | --- | --- |']
+        name = lambda r: ', '.join(filter(None, (r['what'], r.get('solver'))))
         rows += [
-            f'| {r["what"]} | {r["nfe"]} | {1000 * r["seconds_per_sample"]:.3g} |'
-            for r in self.speed
+            f'| {name(r)} | {r["nfe"]} | {1000 * r["seconds_per_sample"]:.3g} |' for r in self.speed
         ]
         reads = (
             'Below zero an arm is better than the host; bold: the interval excludes zero. '
@@ -273,7 +282,9 @@ def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict]
         for arm in arms
         for calls, one in arm.cfg.each.items()
     }
-    of = dict(teacher=denoiser_hash(teacher), samples=world.n)
+    walks = repr([(one.walk, judge.reference(world.shape)) for one, judge in lessons.values()])
+    walks = hashlib.sha256(walks.encode()).hexdigest()[:16]
+    of = dict(teacher=denoiser_hash(teacher), samples=world.n, walks=walks)
     found = read_json(path) if path.is_file() else {}
     speed = found.get('rows', [])
     if found.get('of') == of and [(r['what'], r['nfe']) for r in speed] == [
@@ -288,6 +299,7 @@ def _measured(arms: Sequence[Arm], world: World, path: Path) -> tuple[list[dict]
         if isinstance(getattr(one, 'plan', None), TrajectoryPlan)
     }
     speed = side_by_side(samplers)
+    speed[0]['solver'] = samplers['teacher'].solver
     write_json(path, dict(rows=speed, taught=taught, of=of))
     return speed, taught
 
@@ -312,6 +324,7 @@ def comparison_of(
         next(iter(arms)),
         seeds,
         hardware=hardware,
+        first=cfg.seed,
     )
 
 
@@ -319,7 +332,7 @@ def compare(
     teacher: Callable,  # a denoiser
     cfg: Host,  # SFDConfig, SFDVConfig, PDConfig, or the configuration of your own host
     arms: dict[str, dict] = ARMS,  # name -> fields that it changes; the first is the host
-    seeds: int = 5,  # trainings of each, at least 3
+    seeds: int = 5,  # trainings of each, at least 3; their seeds begin with that of cfg
     folder: Path | str = 'comparison',  # every run, trajectories, checkpoints; goes on from there
     *,
     calls: Sequence[int] = (),  # network calls to compare at; (): the configuration's
@@ -327,7 +340,7 @@ def compare(
     data: Tensor | None = None,  # see `teacher_world`, as the next four
     labels: Tensor | None = None,
     features: Callable | None = None,  # images [N, *D] -> vectors [N, F]
-    quality: dict[str, Callable] | None = None,  # name -> samples to a number
+    quality: dict[str, Callable] | None = None,  # name -> samples to a number, lower is better
     n: int = 1000,
     hardware: Hardware = Hardware(),
     trust_teacher: bool = False,  # with data: go on with a teacher that gives no clean estimates

@@ -51,8 +51,12 @@ class Difference:
     def percent(self) -> str:  # markdown
         "Of the host's mean, with its interval; bold where that excludes zero."
         i = self.interval
-        mean, low, high = (100 * v / self._size for v in (i.mean, i.low, i.high))
-        text = f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]'
+        if not self.host:
+            text = f'{i.mean:+.2g} [{i.low:+.2g}, {i.high:+.2g}], no percent of zero'
+        else:
+            mean, low, high = (100 * v / abs(self.host) for v in (i.mean, i.low, i.high))
+            digits = 1 if abs(mean) >= 0.05 or self.verdict == 'not told apart' else 2
+            text = f'{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]'
         return text if self.verdict == 'not told apart' else f'**{text}**'
 
 
@@ -115,7 +119,8 @@ def difference_table(
     heads = [
         f'{n} call{"s" * (n > 1)}, {i} it.' + (f', width {w}' if w else '') for n, i, w in places
     ]
-    hosts = [next(f'{cells[a, p].host:.4f}' for a in arms if (a, p) in cells) for p in places]
+    hosts = [next(cells[a, p].host for a in arms if (a, p) in cells) for p in places]
+    hosts = [f'{v:.4f}' if abs(v) >= 0.001 else f'{v:.3g}' for v in hosts]
     grid = [
         ['', *heads],
         [f'*{result["host"]}*', *hosts],
@@ -149,9 +154,10 @@ def plot_differences(
     how = dict(figsize=size, squeeze=False, sharex=True, sharey='row', layout='constrained')
     fig, axes = plt.subplots(len(found), len(budgets), **how)
     arms = list(dict.fromkeys(d.name for ds in found.values() for d in ds))
+    calls = sorted({d.nfe for ds in found.values() for d in ds})  # the panels share their axis
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
-            _panel(ax, [d for d in ds if d.host_iterations == budget], arms)
+            _panel(ax, [d for d in ds if d.host_iterations == budget], arms, calls)
             ax.set_title(f'{_words(measure)}, {budget} iterations', fontsize=9)
         row[0].set_ylabel('arm minus host, %', fontsize=8)
     _legend(fig, axes, 'outside right upper', fontsize=7)
@@ -161,9 +167,10 @@ def plot_differences(
     return found
 
 
-def _panel(ax, ds: list[Difference], arms: Sequence[str], first: int = 0) -> None:
+def _panel(
+    ax, ds: list[Difference], arms: Sequence[str], calls: Sequence[int], first: int = 0
+) -> None:
     "Points with whiskers, arms side by side at each number of calls; first: colour of the first."
-    calls = sorted({d.nfe for d in ds})
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
         places = [calls.index(d.nfe) + (j + 0.5) / len(arms) * 0.6 - 0.3 for d in mine]
@@ -309,7 +316,8 @@ def show_answer(
     _gain_rows(axes[:2], settings, gains_of(settings, HELD))
     calls = read_json(data_dir() / 'results' / 'fashion_lesson_calls.json')
     for ax, measure in zip(axes[2], measures_of(calls)):
-        _panel(ax, differences(calls, measure), FRONT, 2)  # other arms than above
+        ds = differences(calls, measure)
+        _panel(ax, ds, FRONT, sorted({d.nfe for d in ds}), 2)  # other arms than above
         ax.set_title(f'pictures, recipe: {_words(measure)}', fontsize=10)
         ax.set_xlabel('network calls of the student', fontsize=9)
     fig.supylabel('minus the host, %; below 0: better', fontsize=9)

@@ -273,6 +273,7 @@ class Experiment:
     budgets: dict[int, int] = field(default_factory=dict)
     device: str | None = None  # of the Fashion-MNIST teacher and its students; None: the CPU
     hardware: Hardware = field(default_factory=Hardware)  # of every training; see `numerics`
+    first: int = 0  # the first seed
 
     def __post_init__(self):
         if not isinstance(self.world, World):
@@ -295,6 +296,11 @@ class Experiment:
             ),
         )
         check_choice('host', self.host, {a.name for a in self.arms})
+
+    @property
+    def trained_with(self) -> range:
+        "The seeds of the trainings."
+        return range(self.first, self.first + self.seeds)
 
     @property
     def place(self) -> World:  # made when it is asked for
@@ -330,23 +336,25 @@ class Experiment:
             return dict(world=self.world, device=kind, **self.rounding(self.hardware))
         teacher = self.world.teacher(0)
         student = self.world.network(0, self.arms[0].width)
-        noise = sample_noise(range(64), self.world.shape)
+        some = [sample_noise(range(n), self.world.shape) for n in (64, self.world.n)]
         return dict(
             world=self.world.about,
             teacher=denoiser_hash(teacher),
             samples=self.world.n,
             measures=self.measures,
-            of_noise={k: _said(m, noise) for k, m in self.world.quality.items()},
+            of_noise={k: _said(m, some) for k, m in self.world.quality.items()},
+            own_noise=self.world.own_noise,
             **self.rounding(self.hardware),
             **answers_note(self.world.shape, teacher, student),
         )
 
 
-def _said(measure: Callable, x: Tensor) -> float | None:  # None: it needs other samples
-    "What tells a measure from another one of its name."
-    with contextlib.suppress(Exception):
-        said = float(measure(x))
-        return said if math.isfinite(said) else None
+def _said(measure: Callable, some: Sequence[Tensor]) -> float | None:  # None: it takes none
+    "What tells a measure from another one of its name: its value of the first set that it takes."
+    for x in some:
+        with contextlib.suppress(Exception):
+            said = float(measure(x))
+            return said if math.isfinite(said) else None
 
 
 def run_name(key: dict) -> str:  # as `Arm.key` gives it, perhaps with a seed, perhaps a row
@@ -397,7 +405,8 @@ def stored_rows(experiment: Experiment, out: Path) -> list[dict]:
         differ = same_run(
             {k: v for k, v in stored.items() if k in origin},
             origin,
-            dict(device=None, of_noise={}, measures=measures, **experiment.rounding(Hardware())),
+            dict(device=None, of_noise={}, measures=measures, own_noise=False)
+            | experiment.rounding(Hardware()),
             ('of_noise',),
         )
         differ += _other_measures(stored.get('of_noise', {}), origin.get('of_noise', {}))
@@ -485,7 +494,7 @@ def _run_rest(
     done = {run_name(r) for r in rows}
     todo = [
         (arm, key)
-        for seed in range(e.seeds)
+        for seed in e.trained_with
         for arm in e.arms
         if run_name(key := dict(arm.key, seed=seed)) not in done
     ][:limit]
@@ -864,7 +873,7 @@ LESSON_CALLS = {
     **{name: LESSON[name] for name in LESSON if name == 'K = 1' or name.endswith('steps')},
     'K = 4, light, 8 teacher steps': dict(substeps=8, branch_weights=(0.02, 0.03, 0.05, 0.9)),
 }
-#: how the recipe is trained, and one branch with its teacher: learning rate, warm-up and loss
+#: how the recipe is trained, and one branch with its teacher: learning rate, warm-up, loss; other K
 LESSON_TRAINING = {
     f'{name}{what}': dict(LESSON_CALLS[name], **changes)
     for what, changes in (
@@ -875,6 +884,9 @@ LESSON_TRAINING = {
         (", loss='l2'", dict(loss='l2')),
     )
     for name in ('K = 1, 8 teacher steps', 'K = 4, light, 8 teacher steps')
+} | {
+    f'K = {K}, light, 8 teacher steps': dict(K=K, substeps=8, branch_weights='light')
+    for K in (2, 8)
 }
 #: the trainings of these arms
 FASHION_LESSON = dataclasses.replace(FASHION_LONG, pool=4096, branch_weights='endpoint-heavy')
@@ -969,7 +981,7 @@ EXPERIMENTS |= {
         5,
     ),
     'fashion_training': lambda: Experiment(
-        'The recipe at 2 calls, a quarter as long: what are learning rate, warm-up and loss worth?',
+        'The recipe at 2 calls, a quarter as long: what are learning rate, warm-up, loss, K worth?',
         'fashion_mnist, fine',
         budget_arms(FASHION_LESSON, LESSON_TRAINING, (2,), (64,)),
         'K = 1, 8 teacher steps',

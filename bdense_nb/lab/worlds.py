@@ -44,7 +44,7 @@ class World:
     network: Callable[[int, int | None], NetDenoiser | None]
     # seed -> what Progressive Distillation trains on, and its labels
     data: Callable[[int], tuple[Tensor, Tensor | None]]
-    # configuration, seed -> where the samples of seeds 0..n-1 should end
+    # configuration, seed -> where the samples that are measured should end
     ends: Callable[[Host, int], Tensor]
     quality: dict[str, Callable[[Tensor], float]]  # measures of a set of samples, lower is better
     n: int  # samples that are measured
@@ -52,6 +52,9 @@ class World:
     # measures of a sampler at the work it is for, lower is better
     work: dict[str, Callable[[Sampler], float]] = field(default_factory=dict)
     trained: str = ''  # what is trained for each seed before its runs, in words; '': nothing
+    # are the students of each seed measured on noise of their own? Else all on that of the seeds
+    # 0..n-1, and an interval over seeds is one over trainings, for this noise
+    own_noise: bool = False
 
     def __post_init__(self):
         if taken := sorted(ROW & {*self.quality, *self.work}):
@@ -62,7 +65,8 @@ class World:
     def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
         batch = 250 if len(self.shape) > 1 else self.n
-        out = arm.sample(self.n, cond=self.cond, batch=batch)
+        first = seed * self.n if self.own_noise else 0
+        out = arm.sample(self.n, first, self.cond, batch)
         found = dict(paired_error=paired_error(out, self.ends(cfg, seed)))
         found |= {name: float(measure(out.clone())) for name, measure in self.quality.items()}
         found |= {name: float(measure(arm)) for name, measure in self.work.items()}
@@ -85,17 +89,21 @@ class ReferenceEnds:
     batch: int = 250  # at a time
     cond: dict[str, Tensor] | None = None  # n rows; None: drawn from the seeds
     finer: int | None = None  # teacher steps in a student step; None: twice the student's
-    made: dict = field(default_factory=dict, repr=False)  # (plan, denoiser) -> samples; the last 8
+    own_noise: bool = False  # as the world has it
+    # (plan, denoiser, first seed) -> samples; the last 8
+    made: dict = field(default_factory=dict, repr=False)
 
     def __call__(self, cfg: Host, seed: int) -> Tensor:  # [n, *shape]
         "The ends of a configuration's reference."
         if self.finer is not None:
             cfg = dataclasses.replace(cfg, substeps=self.finer // 2)
-        plan, teacher = walk = cfg.reference(self.shape), self.teacher(seed)
+        first = seed * self.n if self.own_noise else 0
+        plan, teacher, _ = walk = cfg.reference(self.shape), self.teacher(seed), first
         if walk not in self.made:
             while len(self.made) > 7:
                 del self.made[next(iter(self.made))]
-            self.made[walk] = plan.sampler(teacher).sample(self.n, cond=self.cond, batch=self.batch)
+            sampler = plan.sampler(teacher)
+            self.made[walk] = sampler.sample(self.n, first, self.cond, self.batch)
         return self.made[walk]
 
 
