@@ -571,6 +571,8 @@ def test_no_dropout():
 
     data = torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     assert same(run(make(0.5), data=data), run(make(0.0), data=data))
+    tiled = replace(TINY, heads='tile')
+    assert same(run(make(0.5), tiled, data=data), run(make(0.0), tiled, data=data))
 
 
 def test_same_seed_same_student(teacher):

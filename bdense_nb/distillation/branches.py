@@ -134,10 +134,14 @@ class BranchedDenoiser(nn.Module):
         self.still = still
 
     def train(self, mode: bool = True) -> BranchedDenoiser:
-        "Training mode, but for what stays as it is."
+        """Training mode, but for what stays as it is, and for norms over the batch: they keep the
+        statistics of the teacher's data, since those of one noise level are others."""
         super().train(mode)
         for name in self.still:
             self.denoiser.get_submodule(name).eval()
+        for m in self.modules():
+            if getattr(m, 'running_mean', None) is not None:
+                m.eval()
         return self
 
     @property

@@ -34,7 +34,7 @@ from .students import fitting, in_flow_time, kept
 from .students import starting_network, train_config
 from ..training.checkpoints import fingerprint
 from ..training.config import Hardware, Schedule, TrainConfig
-from ..training.devices import lean_copy, local_batch
+from ..training.devices import as_part, lean_copy, local_batch
 from ..training.loop import StepFunction, fit
 
 # %% auto #0
@@ -490,7 +490,8 @@ def progressive_rounds(
     cfg, teacher, model = starting_run(
         cfg, teacher, student, shape, lambda cfg: cfg.plan(shape, most=32)
     )
-    _check_first_loss(model.eval(), pd_step(teacher, data, labels, cfg, cfg.rounds[0]))
+    first = pd_step(teacher, data, labels, cfg, cfg.rounds[0])
+    _check_first_loss(model.eval(), first, hardware.accumulate)  # without dropout, as the paper
     digest = fingerprint(data, labels)
     begin = None if student is None else denoiser_hash(student)
     origin = record_training(folder, cfg, (teacher, student), shape, student=begin, data=digest)
@@ -499,9 +500,9 @@ def progressive_rounds(
     )
 
 
-def _check_first_loss(model: BranchedDenoiser, step: StepFunction) -> None:
-    "What cannot be trained is refused now."
-    with torch.no_grad():
+def _check_first_loss(model: BranchedDenoiser, step: StepFunction, parts: int) -> None:
+    "What cannot be trained is refused now; a micro-batch shows it."
+    with torch.no_grad(), as_part(0, parts):
         loss = float(next(step(model, 0)))
     if not math.isfinite(loss):
         raise FloatingPointError(
@@ -514,7 +515,7 @@ def _tiled(plain: NetDenoiser, model: BranchedDenoiser, shape: tuple[int, ...]) 
     start = lean_copy(plain)
     for mine, theirs in zip(start.parameters(), model.denoiser.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
-    return branched_student(plain, start, model.K, model.layer, shape)
+    return branched_student(plain, start, model.K, model.layer, shape).eval()
 
 # %% ../../nbs/distillation/09_progressive.ipynb #b46a5c64
 def progressive(

@@ -80,11 +80,7 @@ def branched_student(
     if (drawn := getattr(teacher, 'conditions', None)) is not start.conditions:
         start = lean_copy(start)
         start.conditions = drawn
-    student = branch(start, K, layer, shape).train()
-    for m in student.modules():  # norms over the batch keep the statistics of the teacher's data:
-        if getattr(m, 'running_mean', None) is not None:  # those of one noise level are others
-            m.eval()
-    return student
+    return branch(start, K, layer, shape).train()
 
 
 def describe_teacher(teacher: Callable) -> dict:  # JSON-able
