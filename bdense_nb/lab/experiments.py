@@ -49,9 +49,9 @@ from ..training.loop import StepFunction, fit
 # %% auto #0
 __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LESSON', 'LESSON_CALLS', 'LESSON_TRAINING', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS', 'BEST',
-           'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold', 'students',
-           'Experiment', 'run_name', 'measures_of', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
+           'LESSON', 'LESSON_CALLS', 'LEFT_OUT', 'LESSON_TRAINING', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS',
+           'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold',
+           'students', 'Experiment', 'run_name', 'measures_of', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
            'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'lesson_stages']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
@@ -872,6 +872,12 @@ LESSON = {
 LESSON_CALLS = {
     **{name: LESSON[name] for name in LESSON if name == 'K = 1' or name.endswith('steps')},
     'K = 4, light, 8 teacher steps': dict(substeps=8, branch_weights=(0.02, 0.03, 0.05, 0.9)),
+    'K = 4, linear, then endpoint': WEIGHTS['linear, then endpoint'],
+}
+#: the numbers of calls at which an arm of these is left out
+LEFT_OUT = {
+    'K = 4, endpoint-heavy, 8 teacher steps': (5,),
+    'K = 4, linear, then endpoint': (2, 4, 5),  # two: `fashion_long`
 }
 #: how the recipe is trained, and one branch with its teacher: learning rate, warm-up, loss; other K
 LESSON_TRAINING = {
@@ -975,7 +981,7 @@ EXPERIMENTS |= {
         tuple(
             arm
             for arm in budget_arms(FASHION_LESSON, LESSON_CALLS, (2, 3, 4, 5), (256,))
-            if arm.cfg.nfe < 5 or 'endpoint-heavy' not in arm.name
+            if arm.cfg.nfe not in LEFT_OUT.get(arm.name, ())
         ),
         'K = 1',
         5,
