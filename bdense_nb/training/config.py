@@ -29,9 +29,7 @@ class TrainConfig:
     schedule: Schedule = 'constant'  # of the rate after the warm-up; drop: SFD's x0.1 at half-time
     betas: tuple[Beta, Beta] = (0.9, 0.999)  # decay rates of Adam's two averages
     clip_grad: Above0 | None = None  # largest global gradient norm; None: no clipping
-    # decay of the weights' moving average, over 1/(1 - ema) iterations: a run should have several
-    # times as many; None: no average
-    ema: Fraction | None = None
+    ema: Fraction | None = None  # decay of the weights' moving average; None: no average
     seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)] = 0  # of all that is random
     log_every: AtLeast1 = 10  # iterations between readings of the loss
     checkpoint_every: AtLeast0 = 0  # iterations between checkpoints; 0: only at the end
