@@ -317,6 +317,16 @@ def _wrong_errors(out: Tensor, want: Tensor, strangers: float) -> dict:
             _blobs()(noise, 20.0)
         ),
         'that compares with the noise itself; let the teacher walk from it': beside(noise),
+        **_wrong_means(gap),
+        'let the teacher walk by the solver that sample has by itself': beside(
+            sample(_blobs(), noise, karras_sigmas(16, 0.1, 20.0), 'dpmpp3m')
+        ),
+    }
+
+
+def _wrong_means(gap: Tensor) -> dict:  # [n, 2]
+    "What else can be taken of differences in place of the root of their mean square."
+    return {
         'take both coordinates': (
             gap[:, 0].square().mean().sqrt(),
             gap[:, 1].square().mean().sqrt(),
@@ -329,9 +339,6 @@ def _wrong_errors(out: Tensor, want: Tensor, strangers: float) -> dict:
         'std takes the mean difference off; take the root of the mean square': (
             gap.std(),
             gap.std(correction=0),
-        ),
-        'let the teacher walk by the solver that sample has by itself': beside(
-            sample(_blobs(), noise, karras_sigmas(16, 0.1, 20.0), 'dpmpp3m')
         ),
     }
 

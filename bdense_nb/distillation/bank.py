@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..core import Trajectory, check_choice, check_int, check_sigmas, check_type
-from ..core import locked, reworded, save_tensors, to_device, undisturbed
+from ..core import locked, refuse, reworded, save_tensors, to_device, undisturbed
 from ..diffusion.denoisers import CalledNet, GuidedDenoiser
 from ..diffusion.denoisers import check_precision, cond_like, map_cond
 from ..diffusion.denoisers import null_rows, unguided
@@ -104,12 +104,7 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
     "What a denoiser says; where it stops, what it was given, and what may be missing."
     net = getattr(denoiser, 'net', None)
     answers = []
-    shapes = []
-
-    def watch(module, told, answer):
-        answers.append(type(answer))
-        shapes.append(getattr(answer, 'shape', x.shape))
-
+    watch = lambda module, told, answer: answers.append(answer)
     hook = net.register_forward_hook(watch) if isinstance(net, nn.Module) else None
     asked = x.clone(), map_cond(torch.clone, cond)
     drawn = lambda: torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
@@ -132,22 +127,32 @@ def _first_answer(denoiser: Callable, x: Tensor, cond, given: str) -> Tensor:
         ):
             out = denoiser(x, 1.0, cond)
             out.shape  # of a tensor
-        if not x.is_meta and not _same_inputs(asked, (x, cond)):
-            raise ValueError(
-                f'{_name(denoiser)} changes what it is given (x.mul_(...), cond.pop(...)): let its '
-                'forward work on copies'
-            )
-        if shapes and shapes[0] != x.shape and out.shape == x.shape and _spreads(shapes[0], x):
-            raise ValueError(
-                f'{_name(denoiser)} answers with {tuple(shapes[0])} where it is given '
-                f'{tuple(x.shape)}: it must be of the same shape'
-            )
+        told = answers if out.shape == x.shape else []  # else its caller says more
+        _check_answer(denoiser, asked, (x, cond), told)
         if not torch.equal(before, drawn()):
             _warn_of_chance(denoiser)
         return out
     finally:
         if hook:
             hook.remove()
+
+
+def _check_answer(denoiser: Callable, asked: tuple, after: tuple, answers: list) -> None:
+    "Refuse a network that changed its input (two of x, cond), or answered for several numbers."
+    x = after[0]
+    shape = getattr(answers[0], 'shape', x.shape) if answers else x.shape
+    refuse(
+        _name(denoiser),
+        (
+            not x.is_meta and not _same_inputs(asked, after),
+            'changes what it is given (x.mul_(...), cond.pop(...)): let its forward work on copies',
+        ),
+        (
+            shape != x.shape and _spreads(shape, x),
+            f'answers with {tuple(shape)} where it is given {tuple(x.shape)}: it must be of the '
+            'same shape',
+        ),
+    )
 
 
 def _spreads(shape: torch.Size, x: Tensor) -> bool:
@@ -178,7 +183,7 @@ def _warn_of_chance(denoiser: Callable) -> None:
     )
 
 
-def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Exception) -> str:
+def _not_called(denoiser: Callable, net, answers: list, cond, error: Exception) -> str:
     "Why something is no denoiser, or its network no network."
     draw = (
         "; if it needs conditions let the denoiser's `conditions` draw them from seeds, see "
@@ -189,8 +194,8 @@ def _not_called(denoiser: Callable, net, answers: list[type], cond, error: Excep
             f'{type(denoiser).__name__} does not answer D(x, sigma, cond) ({error}); wrap a '
             f'network in EDMDenoiser, VPDenoiser or FlowDenoiser{draw}'
         )
-    if answers and not issubclass(answers[-1], Tensor):
-        error = f'it answers with a {answers[-1].__name__}'
+    if answers and not isinstance(answers[-1], Tensor):
+        error = f'it answers with a {type(answers[-1]).__name__}'
         draw = ''
     return (
         f'{_name(denoiser)} is called with three arguments, (x [B, *D], noise [B], cond), '

@@ -849,6 +849,13 @@ def network_of(
     return network.get_base_model() if hasattr(network, 'get_base_model') else network  # of peft
 
 
+def _check_tells_all(pipeline) -> None:
+    "Refuse a pipeline that tells its network what no student would be told."
+    more = [k for k in ('controlnet', 'adapter') if getattr(pipeline, k, None) is not None]
+    told = f'tells its network more by its {"".join(more)}, which no student would be told: '
+    refuse(type(pipeline).__name__, (more, told + 'pass its network alone, with scheduler='))
+
+
 def from_diffusers(
     model,  # a network of a class in `FAMILIES`, a pipeline with one, their folder or Hub name
     scheduler=None,  # a diffusers scheduler, its configuration or folder; None: the pipeline's own
@@ -862,15 +869,7 @@ def from_diffusers(
     source = ''
     levels = None
     if isinstance(model, diffusers.DiffusionPipeline):
-        more = [k for k in ('controlnet', 'adapter') if getattr(model, k, None) is not None]
-        refuse(
-            type(model).__name__,
-            (
-                more,
-                f'tells its network more by its {"".join(more)}, which no student would be told: '
-                'pass its network alone, with scheduler=',
-            ),
-        )
+        _check_tells_all(model)
         scheduler = model.scheduler if scheduler is None else scheduler
     if isinstance(model, (nn.Module, diffusers.DiffusionPipeline)):
         model = network_of(model)

@@ -419,8 +419,7 @@ def confirm_weights(
     *,
     hardware: Hardware = Hardware(),  # see `score_weights`
 ) -> SearchResult:  # the same, with `confirmed`
-    """Train the best and the named weights again on other noise, and score them on other samples,
-    the same for all seeds."""
+    "Train the best and the named weights again on other noise; score all on one set of others."
     cfg = result.cfg
     n = result.n_samples
     seeds = tuple(seeds)
