@@ -612,3 +612,13 @@ def test_an_arm_is_called_the_same_in_every_row():
     legends = [[text.get_text() for text in legend.get_texts()] for legend in plt.gcf().legends]
     plt.close('all')
     assert legends == [['K = 4, linear', 'K = 4, endpoint-heavy'], list(D.FRONT)]
+
+
+def test_a_world_and_its_ends_are_of_one_noise():
+    place = W.WORLDS['spiral, copies']()
+    with pytest.raises(ValueError, match='the same of a world and of its ends'):
+        dataclasses.replace(place, own_noise=True)
+    both = dataclasses.replace(
+        place, ends=dataclasses.replace(place.ends, own_noise=True), own_noise=True
+    )
+    assert both.own_noise and not place.own_noise

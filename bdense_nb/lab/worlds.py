@@ -61,6 +61,8 @@ class World:
             raise ValueError(
                 f'a row of results has {taken[0]!r} already: give the measure another name'
             )
+        if getattr(self.ends, 'own_noise', self.own_noise) != self.own_noise:
+            raise ValueError('own_noise must be the same of a world and of its ends')
 
     def measure(self, arm: Sampler, cfg: Host, seed: int = 0) -> dict[str, float]:
         "The measures of a student, or of a teacher in as few steps."
