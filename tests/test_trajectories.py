@@ -578,6 +578,28 @@ def test_teacher_is_asked_once_for_each_batch():
     assert Counted.calls == 12 * 4 + 6
 
 
+def test_a_batch_that_the_memory_does_not_hold_is_walked_in_parts():
+    sizes = []
+
+    class Small(GaussianDenoiser):
+        room = 5
+
+        def __call__(self, x, sigma, label=None):
+            sizes.append(len(x))
+            if len(x) > self.room:
+                raise torch.cuda.OutOfMemoryError('full')
+            return super().__call__(x, sigma)
+
+    whole = make_bank(GaussianDenoiser(0.0, 0.5), PLAN, range(32), 8, show=False)
+    with pytest.warns(UserWarning, match='4 trajectories at a time instead of 8'):
+        cut = make_bank(Small(0.0, 0.5), PLAN, range(32), 8, show=False)
+    assert torch.equal(cut.batch(range(32))[0].xs, whole.batch(range(32))[0].xs)
+    assert sizes[-8 * 4 :] == [4] * 32  # found once for a shard
+    Small.room = 0
+    with pytest.warns(UserWarning), pytest.raises(torch.cuda.OutOfMemoryError):
+        make_bank(Small(0.0, 0.5), PLAN, range(32), 8, show=False)
+
+
 @pytest.mark.parametrize(
     'seeds',
     [

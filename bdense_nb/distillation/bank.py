@@ -412,8 +412,24 @@ class TrajectoryBank:
 
 # %% ../../nbs/distillation/05_bank.ipynb #f60b1093
 def _shard(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
-    "One shard, in memory."
-    parts = [plan.trajectories(teacher, seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
+    "One shard, in memory; in smaller batches, if the device's memory does not hold them."
+    parts = []
+    done = 0
+    while done < len(seeds):
+        try:
+            parts.append(plan.trajectories(teacher, seeds[done : done + batch]))
+            done += batch
+            continue
+        except torch.cuda.OutOfMemoryError:
+            if batch == 1:
+                raise
+        warnings.warn(
+            f'out of memory; the teacher goes on with {-(-batch // 2)} trajectories at a time '
+            f'instead of {batch}',
+            stacklevel=2,
+        )
+        batch = -(-batch // 2)
+        torch.cuda.empty_cache()  # here the error, which holds what did not fit, is gone
     tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
     check_ends(tensors['xs'][:, -1], seeds)
     if plan.bank_dtype == 'float16':
