@@ -2579,6 +2579,21 @@ def test_a_null_class_is_no_class_of_its_own(at, tmp_path):
     assert load_student(tmp_path / 's').denoiser.n_classes == 1
 
 
+def test_a_teacher_that_saw_every_condition_is_not_guided(at, tmp_path):
+    line = f'bdense_teach {tmp_path}/t --data zoo --size 8 --steps 1 --batch 4'
+    at(f'{line} --label_drop 0')
+    assert json.loads((tmp_path / 't' / 'config.json').read_text())['about']['label_drop'] == 0
+    assert 'label_drop: 0.0 there, 0.1 now' in at(f'{line} --dry_run')[0]
+    assert 'label_drop: 0.0 there, 0.1 now' in at(line, 1)[1]
+    budget = '--preset demo --steps 1 --batch 4 --pool 4 --trust_teacher'
+    distil = f'bdense_distill {tmp_path}/s --teacher {tmp_path}/t {budget}'
+    assert 'never met the condition of "nothing"' in at(f'{distil} --guidance_scale 2', 1)[1]
+    assert not (tmp_path / 's').exists()
+    at(f'{distil} --guidance_scale 1 --dry_run')
+    none = f'bdense_teach {tmp_path}/ring --data ring --steps 1 --batch 4 --label_drop 0.5'
+    assert 'label_drop hides conditions, and ring has none' in at(none, 1)[1]
+
+
 def test_overwrite_starts_again(at, tmp_path):
     for out, other in (
         (f'bdense_teach {tmp_path}/t --data ring --batch 8 --steps', ('2', '2 --lr .5')),

@@ -1284,12 +1284,32 @@ class Answers(torch.nn.Module):
     [
         (Answers(lambda y: y[:, :1]), None, r'answers with \(2, 1\) where it is given \(2, 2\)'),
         (Answers(lambda y: (y, y)), None, 'answers with tuple where it is given'),
-        (Answers(lambda y: y, True), dict(e=torch.ones(8, 1)), 'one batch in ten.*cond needed'),
+        (
+            Answers(lambda y: y, True),
+            dict(e=torch.ones(8, 1)),
+            '10% of the batches.*cond needed.*label_drop=0',
+        ),
     ],
 )
 def test_networks_that_cannot_be_taught_are_refused_before_any_work(net, labels, says):
     with pytest.raises(ValueError, match=says):
         train_teacher(EDMDenoiser(net, 0.5), torch.randn(8, 2), labels, TrainConfig(2, 1e-3))
+
+
+def test_a_network_that_needs_its_condition_is_taught_where_none_is_hidden(tmp_path):
+    x = torch.randn(8, 2)
+    cond = dict(e=torch.ones(8, 1))
+
+    def teach(folder, **how):
+        torch.manual_seed(0)
+        denoiser = EDMDenoiser(Answers(lambda y: y, True), 0.5)
+        return train_teacher(denoiser, x, cond, TrainConfig(30, 1e-3), 4, folder, False, **how)
+
+    teach(tmp_path, label_drop=0)
+    assert json.loads((tmp_path / 'run.json').read_text())['label_drop'] == 0
+    for share in (-0.1, 1.5, 'half'):
+        with pytest.raises(ValueError, match='label_drop must be'):
+            teach(None, label_drop=share)
 
 
 def test_an_answer_that_would_stand_for_several_numbers_is_no_teachers():

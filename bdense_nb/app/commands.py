@@ -340,6 +340,9 @@ class Teach(Windowed, Watched, Networks):
     batch: int | None = None  # images an iteration; default: the preset's
     net: str | None = None  # module:callable that makes the network; default: an MLP or a U-Net
     null_class: int | None = None  # the class of the data that stands for "no class"
+    # share of the batches whose classes or conditions are hidden; with 0 the teacher cannot be
+    # guided
+    label_drop: float = 0.1
     overwrite: bool = False  # forget a run that is in the folder, and start again
 
 
@@ -421,10 +424,11 @@ def teach_plan(
     batch: int,
     data: str,
     hardware: Hardware = Hardware(),
+    label_drop: float = 0.1,  # share of the batches whose conditions are hidden
 ) -> dict:
     "What a training would do and take."
     device = device_of(denoiser)
-    make = lambda n: (copied(denoiser).train(), edm_step(x, y, n, cfg.seed, device))
+    make = lambda n: (copied(denoiser).train(), edm_step(x, y, n, cfg.seed, device, label_drop))
     guess = dict(estimate_training(make, batch, cfg, hardware), batch=batch)
     each = guess['seconds']
     return dict(
@@ -494,6 +498,8 @@ def _seeded_denoiser(
     if null not in (None, last) and make is None:
         raise ValueError(f'null_class must be the last class of the data, {last}, got {null}')
     n_classes = 0 if last is None else last + (null is None)
+    if y is None and options.label_drop != Teach.label_drop:
+        raise ValueError(f'label_drop hides conditions, and {options.data} has none')
     with seeded(seed):
         denoiser = new_denoiser(x, n_classes, options.data, make)
     return denoiser.to(find_device(options.device))
@@ -520,6 +526,7 @@ def check_teaching(
     cfg: TrainConfig,
     batch: int,
     data: Callable,  # gives samples and labels, if it is asked
+    label_drop: float = 0.1,  # share of the batches whose conditions are hidden
 ) -> None:
     "Refuse a folder that holds another training, or one of other data."
     out = folder.parent
@@ -531,7 +538,8 @@ def check_teaching(
         theirs = dict(asked['config'], batch=run['batch'])
         free = ('on_nan', 'steps') if cfg.schedule == 'constant' else ('on_nan',)
         refuse_other(out, same_run(theirs, dict(asdict(cfg), batch=batch), free=free))
-        claim_folder(folder, run | dict(batch=batch, data=fingerprint(*data())))
+        mine = dict(batch=batch, data=fingerprint(*data()), label_drop=label_drop)
+        claim_folder(folder, run | mine, dict(label_drop=0.1))
 
 
 def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> dict:
@@ -545,19 +553,22 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     x, y, make = teach_data(options, cfg.seed, line.typed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
     labels = training_labels(denoiser, y, len(x), options.null_class)
-    check = partial(check_teaching, folder, cfg, batch, lambda: (x, labels))
+    check = partial(check_teaching, folder, cfg, batch, lambda: (x, labels), options.label_drop)
     there = goes_on(folder, cfg, check, options, partial(check_parts, batch, hardware))
     if options.dry_run:
-        return show_plan(teach_plan(denoiser, x, y, cfg, batch, data, hardware) | dict(run=there))
+        plan = teach_plan(denoiser, x, y, cfg, batch, data, hardware, options.label_drop)
+        return show_plan(plan | dict(run=there))
     announce(None, there)
     with started(out, line, options, config=cfg, hardware=hardware) as note:
         how = dict(hardware=hardware, null_class=options.null_class, hooks=hooks)
+        how |= dict(label_drop=options.label_drop)
         result = train_teacher(denoiser, x, y, cfg, batch, folder, **how)
         about = dict(
             data=data,
             shape=list(x.shape[1:]),
             seed=cfg.seed,
             null_class=options.null_class,
+            label_drop=options.label_drop,
             images_seen=cfg.steps * batch,
             seconds=round(result.seconds),
             **about_run(),

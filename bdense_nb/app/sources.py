@@ -492,6 +492,11 @@ def conditioned(teacher: NetDenoiser, options: Distilled) -> NetDenoiser | Guide
         raise ValueError(
             f'guidance compares with the condition of "nothing", and {options.teacher} {how}'
         )
+    if scale != 1 and not null and about_teacher(options.teacher).get('label_drop') == 0:
+        raise ValueError(
+            f'{options.teacher} was trained with label_drop=0 and never met the condition of '
+            '"nothing", which guidance compares with: leave --guidance_scale out'
+        )
     return GuidedDenoiser(teacher, scale, null.rows if null else None, options.guidance_interval)
 
 

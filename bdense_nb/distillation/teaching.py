@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from ..core import check_int, check_state, iteration_seed, reworded, undisturbed
+from ..core import Within, check_int, check_number, check_state
+from ..core import iteration_seed, reworded, undisturbed
 from ..diffusion.denoisers import EDMDenoiser, NetDenoiser, as_column
 from ..diffusion.denoisers import check_classes, check_cond, check_precision
 from ..diffusion.denoisers import map_cond
@@ -59,6 +60,7 @@ def edm_step(
     batch: int,  # images an iteration
     seed: int,  # of the run
     device: torch.device,  # of the network
+    label_drop: float = 0.1,  # see `edm_loss`
 ) -> StepFunction:  # for `loop.fit`
     "An iteration of teaching: a batch that depends on (seed, iteration) alone."
 
@@ -66,7 +68,7 @@ def edm_step(
         g = torch.Generator().manual_seed(iteration_seed(seed, i))
         pick = torch.randint(len(images), (batch,), generator=g)
         take = lambda t: to_device(t[to_device(pick, t.device)], device)
-        yield edm_loss(model, take(images), map_cond(take, labels), g)
+        yield edm_loss(model, take(images), map_cond(take, labels), g, label_drop)
 
     return step
 
@@ -84,20 +86,26 @@ def train_teacher(
     hooks: Sequence = (),  # see `loop.fit`
     # the class in `labels` that stands for "no class"; None: there is none
     null_class: int | None = None,
+    # share of the batches whose conditions are hidden; 0: the network cannot be guided then
+    label_drop: float = 0.1,
 ) -> Fit:  # `.ema` is the teacher to keep
     """Train a denoiser on clean data; every batch depends on (seed, iteration) alone, so a
     resumed run is the same run."""
     check_int('batch', batch, 1)
     check_state(images, 'images')
     check_int('number of images', len(images), 1)
+    check_number('label_drop', label_drop, Within(at_least=0, at_most=1))
     check_precision(denoiser)
     _check_scale(denoiser, images)
     labels = training_labels(denoiser, labels, len(images), null_class)
-    _check_answers(denoiser, images, labels)
+    _check_answers(denoiser, images, labels, label_drop)
     if folder is not None:
         known = _settings(denoiser)  # older notes do not name them
-        claim_folder(folder, dict(known, batch=batch, data=fingerprint(images, labels)), known)
-    step = edm_step(images, labels, batch, cfg.seed, next(denoiser.parameters()).device)
+        data = fingerprint(images, labels)
+        note = dict(known, batch=batch, data=data, label_drop=label_drop)
+        claim_folder(folder, note, dict(known, label_drop=0.1))
+    device = next(denoiser.parameters()).device
+    step = edm_step(images, labels, batch, cfg.seed, device, label_drop)
     how = dict(hardware=hardware, hooks=hooks)
     done = fit(denoiser.train(), step, cfg, folder, 'teacher', show, **how)
     for trained in filter(None, (done.model, done.ema)):
@@ -105,7 +113,9 @@ def train_teacher(
     return done
 
 
-def _check_answers(denoiser: NetDenoiser, images: Tensor, labels: Tensor | dict | None) -> None:
+def _check_answers(
+    denoiser: NetDenoiser, images: Tensor, labels: Tensor | dict | None, label_drop: float
+) -> None:
     "Refuse a network whose answers are of another shape, or that needs what training hides."
     device = next(denoiser.parameters()).device
     some = lambda t: to_device(t[:2], device)
@@ -120,10 +130,11 @@ def _check_answers(denoiser: NetDenoiser, images: Tensor, labels: Tensor | dict 
                 'tensor of the same shape'
             )
         hidden = lambda e: (
-            'training hides the condition of one batch in ten, so that guidance can leave it out, '
-            f'and this network needs it ({e}): let its forward take cond=None'
+            f'training hides the conditions of {label_drop:.0%} of the batches, so that guidance '
+            f'can leave them out, and this network needs them ({e}): let its forward take '
+            'cond=None, or hide none (label_drop=0), where it will not be guided'
         )
-        if labels is not None:
+        if labels is not None and label_drop:
             with reworded(hidden, TypeError, ValueError, AttributeError, LookupError):
                 denoiser(x, 1.0, None)
 
