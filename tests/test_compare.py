@@ -22,7 +22,8 @@ from bdense_nb.distillation.progressive import PDConfig, progressive
 from bdense_nb.distillation.sfd import SFDConfig
 from bdense_nb.distillation.variable import SFDVConfig
 from bdense_nb.evaluation.metrics import sliced_wasserstein
-from bdense_nb.lab.compare import compare, make_arms, same_ends, teacher_world
+from bdense_nb.lab import compare as comparison
+from bdense_nb.lab.compare import compare, make_arms, same_ends, side_by_side, teacher_world
 from bdense_nb.evaluation.metrics import paired_error
 from bdense_nb.lab import experiments
 from bdense_nb.lab.experiments import Banks
@@ -373,6 +374,32 @@ def test_arms_in_a_line():
 def test_arms_that_cannot_be_read(text, says):
     with pytest.raises(ValueError, match=says):
         read_arms(text)
+
+
+def test_other_work_on_the_machine_does_not_flatter_a_student(monkeypatch):
+    "A clock that moves by what a call costs, and is held up in the teacher's part of three turns of five."
+    clock = dict(now=0.0, calls=0, held=0)
+
+    def denoiser(x, sigma, cond=None):
+        clock['now'] += 0.001 + 0.0001 * len(x)
+        clock['calls'] += 1
+        if clock['calls'] % 26 == 5 and clock['held'] < 3:  # 24 calls and two
+            clock['held'] += 1
+            clock['now'] += 3.0
+        return x * 0
+
+    monkeypatch.setattr(comparison.time, 'perf_counter', lambda: clock['now'])
+    monkeypatch.setattr(Sampler, 'seconds_per_sample', 0.001)
+    few, many = (
+        Sampler(denoiser, tuple(torch.linspace(80, 0.01, n).tolist()), False, (2,), solver='euler')
+        for n in (3, 25)
+    )
+    assert (many.nfe, few.nfe) == (24, 2)
+    clock.update(calls=0, held=0)
+    found = {r['what']: r for r in side_by_side(dict(teacher=many, student=few))}
+    assert clock['held'] == 3
+    of = lambda key: found['teacher'][key] / found['student'][key]
+    assert of('nfe') == pytest.approx(of('seconds_per_sample'), rel=1e-3) == 12
 
 
 @pytest.mark.parametrize(

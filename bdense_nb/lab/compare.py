@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,14 +171,20 @@ def same_ends(arms: Sequence[Arm], shape: tuple[int, ...]) -> tuple[Arm, ...]:
 
 # %% ../../nbs/lab/05_compare.ipynb #a885c40e
 def side_by_side(samplers: dict[str, Sampler]) -> list[dict]:  # a row for each
-    "Network calls and seconds per sample, measured in turns; the median of three times."
-    seconds = {name: [] for name in samplers}
-    for _ in range(3):
-        for name, one in samplers.items():
-            seconds[name].append(dataclasses.replace(one).seconds_per_sample)
+    """Network calls and seconds per sample, in batches of one size and in turns; the least of five
+    times, since other work on the machine only adds."""
+    slowest = max(samplers.values(), key=lambda one: one.nfe)
+    n = min(max(int(0.2 / slowest.seconds_per_sample), 2), 256)
+
+    def seconds(one: Sampler) -> float:
+        begin = time.perf_counter()
+        one.sample(n)
+        return (time.perf_counter() - begin) / n
+
+    turns = [[seconds(one) for one in samplers.values()] for _ in range(5)]
     return [
-        dict(what=name, nfe=one.nfe, seconds_per_sample=statistics.median(seconds[name]))
-        for name, one in samplers.items()
+        dict(what=name, nfe=one.nfe, seconds_per_sample=min(times))
+        for (name, one), times in zip(samplers.items(), zip(*turns))
     ]
 
 
