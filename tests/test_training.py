@@ -693,9 +693,27 @@ def test_out_of_memory_repeats_no_update(at):
 def test_out_of_memory_with_one_sample_ends():
     with (
         pytest.warns(UserWarning),
-        pytest.raises(ValueError, match='batch of 16 cannot be cut into 32'),
+        pytest.raises(torch.cuda.OutOfMemoryError, match=r'device has; use Hardware\(recompute'),
     ):
         fit(net(), hungry(0, []), CFG, show=False, hardware=Hardware(on_oom='halve'))
+
+
+@pytest.mark.parametrize(
+    'size, room, parts', [(6, 1, [1, 2, 6]), (7, 2, [1, 7]), (12, 3, [1, 2, 4])]
+)
+def test_out_of_memory_takes_the_next_equal_parts(size, room, parts):
+    tries = []
+
+    def step(model, i):
+        x = local_batch(torch.randn(size, 2, generator=torch.Generator().manual_seed(i)))
+        tries.append(size // len(x))
+        if len(x) > room:
+            raise torch.cuda.OutOfMemoryError('full')
+        yield (model(x) - x.flip(1)).square().mean()
+
+    with pytest.warns(UserWarning, match='out of memory in iteration 0'):
+        fit(net(), step, CFG, show=False, hardware=Hardware(on_oom='halve'))
+    assert list(dict.fromkeys(tries)) == parts
 
 
 class Shy(torch.Tensor):

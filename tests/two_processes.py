@@ -157,9 +157,16 @@ def cases(folder: Path) -> dict:
     ).denoiser
     out['told'] = progressive(told, data, PD, draw_conditions(told, range(40)), show=False).denoiser
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        done = run('shard', shard=True, recompute=True)
+        given = Net()
+        done = run('shard', net=lambda: given, shard=True, recompute=True)
         out['shard'] = done.ema
         assert type(done.model.blocks[0].weight) is nn.Parameter
+        try:
+            given(torch.ones(4, 2))
+        except RuntimeError as e:
+            assert 'in pieces over the processes' in str(e), e
+        else:
+            raise AssertionError('what is left of a sharded training was called by one process')
         out['conv shard'] = run('conv shard', denoise, net=Conv, shard=True).ema
         try:
             fit(Late(), leaves_out_from_3, TrainConfig(6), show=False)

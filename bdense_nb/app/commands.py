@@ -30,7 +30,8 @@ __all__ = ['TEACH_PRESETS', 'OWNERS', 'EXPORTED', 'COMMANDS', 'how_measured', 'e
 from .common import STARTED, Common, Forgets, Named, Networks, Stored, Students
 from .common import Watched, alone, announce, becomes, check_alone
 from .common import check_folder, draw_samples, find_device, find_net, goes_on, inside
-from .common import is_done, note_start, print_table, put_back, read_config, readable
+from .common import is_done, meet, note_start, print_table, put_back, read_config
+from .common import readable
 from .common import show_plan, started, with_fields
 from .measuring import Evaluate, Sample, difference_rows, evaluate, sample_student
 from .plans import device_bytes, estimate_run, estimate_training, memory_on_paper
@@ -549,6 +550,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
     batch = _batch_of(options)
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
     folder = put_back(out, options.dry_run)
+    meet(options.device)
     check_folder(out, ('checkpoints',), line)
     x, y, make = teach_data(options, cfg.seed, line.typed)
     denoiser = _seeded_denoiser(options, cfg.seed, x, y, make)
@@ -891,6 +893,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
     teacher = options.teacher
     hooks = [*options.hooks, Forgets(out)]  # a library that is missing is found out now
     folder = put_back(out, options.dry_run)
+    meet(options.device)
     check_folder(out, ('checkpoints', 'model.safetensors', *inside(options.bank, out)), line)
     if options.bank:
         check_folder(options.bank, ('nfe-*',) * isinstance(cfg, SFDBase))

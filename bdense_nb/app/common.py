@@ -25,10 +25,11 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['Named', 'STARTED', 'TRAINING', 'HERE', 'ASIDE', 'WORK', 'BESIDE', 'RESULT', 'Common', 'Networks', 'Students',
-           'Teachers', 'find_device', 'check_alone', 'find_net', 'alone', 'Watched', 'started_by', 'check_folder',
-           'inside', 'check_file', 'is_done', 'note_start', 'put_aside', 'put_back', 'Forgets', 'work_in', 'started',
-           'Stored', 'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields', 'duration', 'readable',
-           'print_plan', 'show_plan', 'becomes', 'goes_on', 'announce', 'draw_samples', 'print_table']
+           'Teachers', 'find_device', 'meet', 'check_alone', 'find_net', 'alone', 'Watched', 'started_by',
+           'check_folder', 'inside', 'check_file', 'is_done', 'note_start', 'put_aside', 'put_back', 'Forgets',
+           'work_in', 'started', 'Stored', 'config_file', 'read_config', 'refuse_unknown', 'unsaid', 'with_fields',
+           'duration', 'readable', 'print_plan', 'show_plan', 'becomes', 'goes_on', 'announce', 'draw_samples',
+           'print_table']
 
 # %% ../../nbs/app/08_common.ipynb #93b86926
 from .shell import ALSO, Line, Options, find_command, options_of, words
@@ -38,6 +39,7 @@ from ..diffusion.samplers import Sampler
 from ..distillation.students import CONDITIONS, Host
 from ..training.checkpoints import CHECKPOINTS, is_main
 from ..training.config import Hardware, TrainConfig
+from ..training.devices import Processes
 from ..training.hooks import Profiler, Trackers, progress
 from ..training.loop import check_resumed
 
@@ -121,6 +123,12 @@ def find_device(name: str | None) -> torch.device:
     )
     with reworded(absent, RuntimeError, AssertionError, NotImplementedError):
         return torch.empty(0, device=name).device
+
+
+def meet(device: str | None) -> None:
+    "Let the processes of a run wait for one another, before or after one changes what all look at."
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        Processes(find_device(device)).wait()
 
 
 def check_alone(hardware: Hardware) -> None:
@@ -343,13 +351,16 @@ def started(out: str, line: Line, options: Options, **configs) -> Iterator[dict]
     before any work leaves the run and the note that were there."""
     note = Path(out) / STARTED
     run = Path(out) / 'checkpoints'
+    device = getattr(options, 'device', None)
     with alone(out):
+        meet(device)  # all have looked at what is there
         new = not run.exists()
         before = note.read_bytes() if note.is_file() else None
         work = work_in(out)
         if getattr(options, 'overwrite', False) and is_main():
             put_aside(out)
         found = note_start(out, line, options, **configs)
+        meet(device)
         found = dict(computed_with=found.get('hardware'), **found)
         try:
             yield {k: found[k] for k in ('command', 'computed_with', 'earlier') if k in found}

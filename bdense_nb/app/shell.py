@@ -468,7 +468,8 @@ def from_shell(
     find: Callable[[str], Command] = find_command,  # name -> command
 ) -> int:  # exit code
     "Run a command as a shell asks for it."
-    answer = Output(sys.stdout)
+    first = int(os.environ.get('RANK', 0)) == 0  # of several processes it alone speaks
+    answer = Output(sys.stdout if first else io.StringIO())
     as_json = '--json' in args
     options = []
 
@@ -484,7 +485,7 @@ def from_shell(
         with interrupts_later():
             command = find(name)
         options = options_of(command.options, *command.hosts)
-        with contextlib.redirect_stdout(sys.stderr if as_json else answer):
+        with contextlib.redirect_stdout(sys.stderr if as_json and first else answer):
             own, line, *configs = parse(name, command, args)
             options = options_of(own, *configs)
             result = command.run(own, line, *configs) or {}

@@ -33,7 +33,7 @@ class Part:
 
     index: int = 0  # which one, from 0
     parts: int = 1  # into how many a batch is cut
-    asked: bool = False  # was `local_batch` called?
+    asked: int = 0  # size of the batch that `local_batch` was called with
 
 
 _PART = ContextVar('part', default=Part())
@@ -55,7 +55,7 @@ def local_batch(
     "The part of a batch for this process and micro-batch: all of it where there is only one."
     part = _PART.get()
     n = batch if isinstance(batch, int) else len(batch)
-    part.asked = True
+    part.asked = n
     if n % part.parts:
         raise ValueError(
             f'a batch of {n} cannot be cut into {part.parts} equal parts '

@@ -303,7 +303,7 @@ class MicroBatches:
         self.first = True  # the first iteration shows which parameters a step function leaves out
         self.made = 0  # updates of the iteration that goes on
         self.unused = set()
-        self.local = False  # has the step function asked for its part of the batch?
+        self.local = 0  # size of the batch of which the step function has asked for its part
         self.eager = model  # what the step function calls: the model or its wrapper
         self.ready = model  # the same, compiled if that is wanted
         self.hook = None
@@ -364,9 +364,10 @@ class MicroBatches:
         index = self.processes.rank * self.accumulate + j
         with as_part(index, self.processes.world * self.accumulate) as part:
             self.meter.asked()
-            loss = next(generator, None)
-        self.local |= part.asked
-        return loss
+            try:
+                return next(generator, None)
+            finally:
+                self.local = part.asked or self.local
 
     def check(self, parts: int) -> None:
         "Are these gradients of one batch cut into parts, and have the processes exchanged them?"
@@ -541,13 +542,18 @@ class State:
 
     def out_of_memory(self, error: Exception) -> None:
         "Halve the micro-batch if that is wanted, or say what to do."
-        n = 2 * self.batches.accumulate
-        if self.hardware.on_oom == 'stop' or self.processes.world > 1:
+        least = 2 * self.batches.accumulate
+        size = self.batches.local // self.processes.world  # 0: the step function has not told it
+        n = next((n for n in range(least, size + 1) if size % n == 0), 0 if size else least)
+        if self.hardware.on_oom == 'stop' or self.processes.world > 1 or not n:
+            smaller = (
+                f"hardware=Hardware(accumulate={n}) (on_oom='halve' does it by itself on one "
+                'device), '
+            )
             raise torch.cuda.OutOfMemoryError(
                 f'iteration {self.done} needs more memory than the device has; use '
-                f"hardware=Hardware(accumulate={n}) (on_oom='halve' does it by itself on one "
-                f"device), Hardware(recompute=True) or Hardware(precision='bf16'). First "
-                f'message: {error}'
+                f'{smaller if n else ""}'
+                f"Hardware(recompute=True) or Hardware(precision='bf16'). First message: {error}"
             ) from error
         warnings.warn(
             f'out of memory in iteration {self.done}; going on with {n} micro-batches '
@@ -555,7 +561,7 @@ class State:
             stacklevel=2,
         )
         self.batches.accumulate = n
-        self.batches.local = False
+        self.batches.local = 0
 
     def agree(self) -> None:
         "Has any process been asked to stop? They tell each other only where they meet anyway."
@@ -781,6 +787,13 @@ def _nothing(state: State) -> None:
     pass
 
 
+def _in_pieces(*_) -> None:
+    raise RuntimeError(
+        'after a training with shard=True this network lies in pieces over the processes: use the '
+        '`.model` that `fit` gives back'
+    )
+
+
 def _with_own(hooks: Sequence, folder: Path | None) -> Sequence:
     "With the two of a folder's run, once each."
     check_type(hooks, Sequence, 'hooks are given in a list: [Every(100, f)]')
@@ -815,6 +828,8 @@ def _running(
         stack.enter_context(left_as_found(model))
         state = State(model, cfg, hardware, folder, hooks)
         stack.callback(state.batches.hook.remove)
+        if hardware.shard:
+            stack.callback(model.register_forward_pre_hook, _in_pieces, prepend=True)
         if isinstance(teacher, nn.Module):
             stack.enter_context(left_as_found(teacher))
             if hardware.teacher_precision == 'same':
@@ -859,7 +874,7 @@ def training(
 class Fit:
     "What a training run leaves behind."
 
-    model: nn.Module  # the trained parameters
+    model: nn.Module  # the trained parameters; after `shard` a copy of what was given, in one piece
     ema: nn.Module | None  # their moving average, if one was asked for
     history: list[dict] = field(default_factory=list)  # loss and learning rate at each reading
     seconds: float = 0.0  # in iterations and hooks, resumed parts included
