@@ -65,7 +65,7 @@ from bdense_nb.lab.search import search_weights
 from bdense_nb.lab.worlds import World
 from bdense_nb.training.checkpoints import checksum
 from bdense_nb.training.config import Hardware, TrainConfig
-from warm import WARM, held, in_fork, python
+from warm import WARM, held, in_fork, python, torchrun
 
 COMMANDS = commands.COMMANDS | COURSE
 
@@ -1276,6 +1276,26 @@ def test_what_is_said_to_start_several_processes_does(tmp_path):
     )
     assert both.returncode == 0, both.stderr
     assert load_denoiser(tmp_path / 'teacher').net.config['dim'] == 2
+
+
+def test_several_processes_begin_again_together_and_one_speaks(tmp_path):
+    "The first is late to put the finished run aside, which the second must not take for its own."
+    save_denoiser(EDMDenoiser(MLP(width=8, depth=1)), tmp_path / 'plane', dict(shape=[2]))
+    script = tmp_path / 'script.py'
+    script.write_text("""import signal, sys, time
+from bdense_nb.app import common
+from bdense_nb.app.shell import from_shell
+signal.alarm(200)
+aside = common.put_aside
+common.put_aside = lambda out: (time.sleep(3), aside(out))
+line = [sys.argv[1] + '/s', '--teacher', sys.argv[1] + '/plane', '--trust_teacher']
+line += '--steps 3 --batch 4 --pool 4 --device cpu --preset demo'.split()
+for more in ([], ['--overwrite', '--json']):
+    assert from_shell('bdense_distill', line + more) == 0
+""")
+    said = torchrun(2, script, tmp_path, folder=tmp_path)
+    assert said.count('the student is in') == 2 and said.count('"exit_code": 0') == 1
+    assert 'replaces one of 3 iterations' in said
 
 
 def test_from_python_a_command_is_a_function(tmp_path, monkeypatch):

@@ -280,6 +280,18 @@ def test_more_samples_take_more_memory(monkeypatch):
     )  # at least a feature map of the finest level for each sample more
 
 
+def test_an_estimate_is_of_the_micro_batches_that_are_asked_for(monkeypatch):
+    "Two samples take ten seconds; on a CPU what autograd keeps is computed."
+    monkeypatch.setattr('bdense_nb.app.plans.time_iteration', lambda *run: 10.0)
+    monkeypatch.setattr('bdense_nb.app.plans.peak_bytes', lambda device: 0)
+    cfg = replace(SFD, shape=(3, 8, 8), batch=64)
+    of = lambda **how: estimate_run(CONDITIONAL, cfg, hardware=Hardware(**how))
+    plain, cut, lean = of(), of(accumulate=8), of(recompute=True)
+    assert plain['seconds_student'] == cut['seconds_student'] == 32 * 10.0 * cfg.steps
+    kept = [d['memory_gb'] for d in (plain, cut, lean)]
+    assert kept[1] < kept[0] / 8 and kept[2] < kept[0] / 2
+
+
 def test_trials_stop_where_memory_ends():
     def trial(n):
         if n > 32:

@@ -222,6 +222,15 @@ def test_shared_bank_changes_nothing(teacher, whole):
     assert all(math.isfinite(t.score) for t in run(teacher, cfg=local).trials)
 
 
+def test_walks_too_large_to_be_kept_change_nothing(teacher, whole, confirmed, monkeypatch):
+    monkeypatch.setattr(SFDConfig, 'fits_in_memory', False)
+    monkeypatch.setattr(SFDConfig, 'bank', None)
+    found = run(teacher)
+    assert points(found) == points(whole)[:4]
+    again = confirm_weights(teacher, whole, (1, 2, 5), show=False)
+    assert again.confirmed == confirmed.confirmed
+
+
 def test_a_bank_of_another_run_is_refused(teacher):
     with pytest.raises(ValueError, match='another configuration.*solver'):
         run(teacher, bank=teacher_bank(teacher, replace(CFG, solver='euler'), show=False))

@@ -673,7 +673,9 @@ def distill_configs(said: dict[str, str]) -> tuple[Any, Hardware]:
 
 def is_banked(cfg, bank: str | None) -> bool:
     "Are the teacher's trajectories kept? Not if all are fresh and there is nowhere to keep them."
-    return bool(cfg.pool or bank) and getattr(cfg, 'teacher_states', '') != 'local'
+    if not isinstance(cfg, SFDBase):
+        return bool(cfg.pool or bank)
+    return bool(cfg.pool) and cfg.fits_in_memory or bool(bank) and cfg.teacher_states == 'global'
 
 
 def on_paper(
@@ -974,14 +976,16 @@ def search_plan(
     source: NetDenoiser, options: Search, cfg: SFDConfig, hardware: Hardware = Hardware()
 ) -> dict:
     "What a search would do and take."
-    one = estimate(source, cfg, cfg.shape, hardware=hardware)
+    kept = cfg.fits_in_memory  # for all trainings of a seed
+    seen = replace(cfg, pool=cfg.n_trajectories if kept else None)
+    one = estimate(source, seen, cfg.shape, hardware=hardware)
     n = options.n
     arms = 1 + len(STARTS)
     runs = options.trials + options.seeds * arms
     careful = cfg.reference().sampler(source)
     few = cfg.sampler(source)
     scoring = n * (runs * few.seconds_per_sample + 2 * careful.seconds_per_sample)
-    walks = runs if cfg.teacher_states == 'local' else options.seeds + 1  # or kept for a seed
+    walks = options.seeds + 1 if kept else runs
     walking = training = None
     if one['seconds'] is not None:
         walking = walks * one['seconds_teacher']

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
-import math
 import os
 import time
 from collections.abc import Callable
@@ -134,8 +133,11 @@ def estimate_training(
     teacher: Callable | None = None,  # what the steps call
 ) -> dict[str, float | None]:  # seconds of an iteration, memory_gb, measured_batch; None: none fits
     """Time and memory of one iteration, measured in the real loop, and prolonged to the run's own
-    batch where that is slow."""
+    batch (of micro-batches, to one of them) where that is slow."""
     kept = {}
+    parts = hardware.accumulate
+    how = dataclasses.replace(hardware, accumulate=1)
+    batch = max(batch // parts, 1)
 
     def trial(n: int) -> tuple[float, ...]:
         model, step = make(n)
@@ -143,9 +145,10 @@ def estimate_training(
         if device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            kept[n] = kept_bytes(model, step)
-        parts = math.gcd(n, hardware.accumulate)  # a small batch may have no more
-        how = dataclasses.replace(hardware, accumulate=parts)
+            with left_as_found(model):
+                if hardware.recompute:
+                    recompute_blocks(model)
+                kept[n] = kept_bytes(model, step)
         return time_iteration(model, step, cfg, how, teacher), peak_bytes(device)
 
     found = growing_trials(trial, batch)
@@ -153,7 +156,7 @@ def estimate_training(
         return dict(seconds=None, memory_gb=None, measured_batch=None)
     last = max(found)
     peaks = {n: peak for n, (_, peak) in found.items()}
-    seconds = prolong({n: t for n, (t, _) in found.items()}, batch)
+    seconds = parts * prolong({n: t for n, (t, _) in found.items()}, batch)
     if None in peaks.values():
         memory = None
     elif kept:

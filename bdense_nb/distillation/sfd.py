@@ -145,11 +145,15 @@ class SFDBase(Host):
         return fitting(self, fit | in_flow_time(self, teacher, shape, given), given)
 
     @property
-    def is_kept(self) -> bool:
-        "Are the teacher's walks seen again, and small enough to be kept in memory (2 GB)?"
+    def fits_in_memory(self) -> bool:
+        "Can the teacher's walks be kept, and in 2 GB?"
         size = sum(bank_megabytes(c.plan, c.n_trajectories) for c in self.each.values())
-        again = self.n_trajectories < self.steps * self.batch
-        return again and size < 2000 and self.teacher_states == 'global'
+        return size < 2000 and self.teacher_states == 'global'
+
+    @property
+    def is_kept(self) -> bool:
+        "Are they seen again, and kept in memory?"
+        return self.fits_in_memory and self.n_trajectories < self.steps * self.batch
 
     def small(self, n: int) -> Host:
         return replace(self, batch=n, pool=n, steps=4, warmup=0)

@@ -291,7 +291,7 @@ def search_weights(
     cfg: SFDConfig,  # of every trial, but for the branch weights; K of at least 2
     n_trials: int,  # in total, with those that the storage already holds
     storage: Path | str | None = None,  # an SQLite file; a search there goes on. None: in memory
-    bank: TrajectoryBank | None = None,  # from `teacher_bank`, for all trials; None: made in memory
+    bank: TrajectoryBank | None = None,  # for all trials; None: made, if 2 GB hold it
     n_samples: int = 256,  # that each student is scored on, of sampling seeds 0..n_samples-1
     seed: int = 0,  # of the search; `cfg.seed` is that of the trainings
     name: str = 'branch_weights',  # of the search in its storage
@@ -311,7 +311,7 @@ def search_weights(
         trials = [_from_optuna(t, cfg.K) for t in study.trials]
         done = min(len(trials), n_trials)
         if done < n_trials:
-            bank = bank or cfg.bank(teacher, show=show)
+            bank = bank or _kept(teacher, cfg, show)
             target = cfg.reference().sampler(teacher).sample(n_samples)
         score = lambda weights: score_weights(
             teacher, cfg, weights, bank, target, 0, student, hardware=hardware
@@ -324,6 +324,11 @@ def search_weights(
                 study.add_trial(_as_optuna(trial))  # all of it at once, when it has ended
                 trials.append(trial)
     return SearchResult(cfg, n_samples, tuple(trials), teacher=note['teacher'])
+
+
+def _kept(teacher: Callable, cfg: SFDConfig, show: bool = False) -> TrajectoryBank | None:
+    "The trajectories of all trainings of a seed; None: each walks anew, for they are too large."
+    return cfg.bank(teacher, show=show) if cfg.fits_in_memory else None
 
 
 def trials_done(
@@ -441,7 +446,8 @@ def confirm_weights(
             s, arm = todo[i]
             again = replace(cfg, seed=s)
             if i == 0 or todo[i - 1][0] != s:
-                bank = again.bank(teacher, show=False)
+                bank = None  # one at a time
+                bank = _kept(teacher, again)
             score = score_weights(
                 teacher, again, weights[arm], bank, target, n, student, hardware=hardware
             )
