@@ -1084,6 +1084,7 @@ def test_no_answer_is_no_mistake(number):
     assert heard(number, None) == 'not answered yet\n'
     if EXERCISES[number][0]:
         assert heard(number, lambda *args: None) == 'not answered yet\n'
+        assert heard(number, lambda *args: ...) == 'not answered yet\n'
 
 
 def test_a_forgotten_return_is_no_missing_answer():
@@ -1180,6 +1181,9 @@ def test_an_unknown_exercise():
         (None, bool, 'not answered yet'),
         (lambda: None, bool, 'not answered yet'),
         ([1, None], bool, 'not answered yet'),
+        ([1, ...], bool, 'not answered yet'),
+        (lambda: torch.as_tensor(...), bool, 'not answered yet'),
+        (lambda: (lambda a: a)(), bool, 'hint: your answer stopped with TypeError'),
         (3, lambda a: a == 3, 'correct'),
         (lambda: torch.ones(2), lambda a: (a == 1).all(), 'correct'),
         ((1, 2), lambda a: True, 'correct'),

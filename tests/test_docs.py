@@ -549,6 +549,9 @@ def test_alternative_text():
         == 'Figure in the section “A walk”: One line.'
     )
     assert alt_text(new_code_cell('#| fig-alt: two lines\nplot()'), '', '') == 'two lines'
+    told = '*Lesson 1 of 8.*\n\nA level $\\sigma$. More.\n\n<details><summary>What came out</summary>\n\nDogs.'
+    assert alt_text(new_code_cell('plot()'), 'A', told).endswith(': A level sigma.')
+    assert alt_text(new_code_cell('plot()'), 'A', told[told.index('<') :]).endswith('“A”.')
 
 
 def test_results_of_any_shape():

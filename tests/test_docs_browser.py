@@ -356,6 +356,9 @@ def test_lessons_come_first(visit):
         ('GPU memory', 8),
         ('analytic first step', 2),
         ('branch weights', 7),
+        ('K', 6),
+        ('own dataset', 2),
+        ('custom data', 2),
     ):
         assert page.evaluate(first, query).startswith(f'course/{lesson}_'), query
     for query, found in (

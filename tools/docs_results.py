@@ -46,6 +46,7 @@ QUESTIONS = {  # of files that are no experiment, or whose own question is anoth
     'fashion_lesson': 'Fashion-MNIST: what else moves a student of two calls?',
     'fashion_lesson_calls': 'Fashion-MNIST, 2 to 5 calls: do branches and a finer teacher help?',
     'fashion_training': 'Fashion-MNIST: what are learning rate, warm-up, loss and K worth?',
+    'fashion_fresh': 'Fashion-MNIST: does the recipe hold with fresh seeds?',
     'fashion_variable': 'Fashion-MNIST, one student for two and three calls: do branches help?',
     'fashion_one_call': 'Fashion-MNIST, one call: directly, or in two stages?',
     'spiral_recipe': 'Spiral: what else moves a student of two calls?',
@@ -273,8 +274,7 @@ def summary(out: Path) -> list[str]:
     copy_to(ROOT / 'data' / 'results' / 'gains.png', out / 'images' / 'gains.png')
     return [
         '## Do branches help?',
-        f'**{answer}** The shortest trainings on pictures lose by them, '
-        'and a finer teacher brings a student nearer to it than they do.',
+        f'**{answer}** The shortest trainings on pictures lose by them.',
         f'{figure}](images/gains.png)',
         said,
         '[Lesson 7](/course/7_when_does_it_help.ipynb) reads the figure step by step.',
@@ -284,7 +284,9 @@ def summary(out: Path) -> list[str]:
 def beside(name: str, files: dict[str, dict]) -> str:
     "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of more calls the one of two, of two cores the one of one, of its settings that of the recipe."
     other = re.sub('_(quarter|calls)$', '', re.sub('_(exact|other_networks)$', '_copies', name))
-    other = other.replace('_two_cores', '_cpu').replace('fashion_training', 'fashion_lesson')
+    other = re.sub(
+        'fashion_(training|fresh)', 'fashion_lesson', other.replace('_two_cores', '_cpu')
+    )
     return other if other in files else name
 
 

@@ -44,11 +44,11 @@ TITLES = {
 TOPICS = {
     'index': 'how to install, installation, pip install',
     'course/1': 'blurred, save and load student',
-    'course/2': 'spiral, my own data, analytic first step, how do I train a teacher',
+    'course/2': 'spiral, my own data, own dataset, custom data, analytic first step, how do I train a teacher',
     'course/3': 'Euler, Heun',  # of pages, which are found by them, and lessons by their number
     'course/4': 'Progressive Distillation, PD',
     'course/5': 'SFD',
-    'course/6': 'B-DENSE, dense alignment, how many branches',
+    'course/6': 'K, B-DENSE, dense alignment, how many branches',
     'course/7': 'comparison, branch weights',
     'course/8': 'diffusers, GPU, GPU memory',
     'training/03_devices': 'multi gpu, several gpus, multiple gpus',
@@ -362,8 +362,10 @@ def alt_text(cell, section: str, prose: str) -> str:
         )
     )
     if not shown:
+        text = re.sub('(?s)<details>.*?(</details>|$)', '', prose)  # no answer is given away
+        text = re.sub(r'\$+(.*?)\$+', lambda formula: re.sub(r'[\\{}^]', '', formula[1]), text)
         text = re.sub(
-            r'^(#|>|\|).*$|\$.*?\$|[`*]|\[(?=[^\]]*\]\()|\]\([^)]*\)', '', prose, flags=re.M
+            r'^(#|>|\||\*Lesson|\*Cost).*$|[`*]|\[(?=[^\]]*\]\()|\]\([^)]*\)', '', text, flags=re.M
         )
         shown = re.split(r'(?<=[.?!:]) ', ' '.join(text.split()))[0].rstrip('.:')
     return f'Figure in the section “{re.sub("[`*$]", "", section)}”' + (

@@ -21,9 +21,10 @@ USE = {
     'fashion_mnist': 'It is a teacher for lessons and for distillation experiments on a laptop. It is small.',
     'fashion_mnist_wide': """It is a better teacher for distillation than `fashion_mnist`, which the lessons and most stored experiments use: a network call costs a third more. With it dense
 alignment (K = 4, `endpoint-heavy`; two calls, 256 iterations of 128, bfloat16, five seeds, one CPU core) brings a student 1.4 [1.2, 1.7] % nearer to its teacher than plain SFD
-and 2.7 [1.9, 3.4] % nearer to the data (Fréchet distance). Trajectories of 8 teacher steps instead of 4 bring it 3.5 [3.3, 3.7] % nearer to the teacher and
-2.7 [1.5, 3.9] % away from the data; branches beside them keep the first and undo the second (3.7 [3.5, 4.0] %, 0.1 [-1.1, 1.3] %). The runs are in `data/results/fashion_wide.json`,
-with their command (paired errors of the 8-step arms are to 16 teacher steps inside a student step, of the others to 8); their teacher had these weights before they became float16.""",
+and 2.7 [1.9, 3.4] % nearer to the data (Fréchet distance). Trajectories of 8 teacher steps instead of 4 bring it
+2.7 [1.5, 3.9] % away from the data; branches beside them undo that (0.1 [-1.1, 1.3] % away). The runs are in `data/results/fashion_wide.json`, with their command;
+paired errors of the 8-step arms are to other ends (16 teacher steps inside a student step, of the other arms 8) and say nothing beside theirs. The teacher of these runs
+had these weights before they became float16.""",
 }
 
 N, SEEDS, STEPS, SOLVER = 3000, (0, 1, 2), 18, 'dpmpp3m'

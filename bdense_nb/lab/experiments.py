@@ -49,10 +49,11 @@ from ..training.loop import StepFunction, fit
 # %% auto #0
 __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', 'RING_PD', 'WEIGHTS', 'MORE_OPTIONS',
            'EXPERIMENTS', 'PLANE_SFD', 'PLANE_PD', 'FASHION_LONG', 'FASHION_GPU', 'PLANE_WEIGHTS', 'LATE', 'RECIPE',
-           'LESSON', 'LESSON_CALLS', 'LEFT_OUT', 'LESSON_TRAINING', 'FASHION_LESSON', 'LESSON_STAGES', 'LONG_WEIGHTS',
-           'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD', 'untold',
-           'students', 'Experiment', 'run_name', 'measures_of', 'stored_rows', 'run_experiment', 'vary', 'budget_arms',
-           'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms', 'lesson_stages']
+           'LESSON', 'LESSON_CALLS', 'LEFT_OUT', 'FRESH', 'LESSON_TRAINING', 'FASHION_LESSON', 'LESSON_STAGES',
+           'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD',
+           'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'stored_rows', 'run_experiment', 'vary',
+           'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms',
+           'lesson_stages']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -858,6 +859,8 @@ RECIPE = {
         for name, more in (('K = 1', dict(K=1)), ('K = 4, endpoint-heavy', {}))
     },
     'K = 8, 8 teacher steps': dict(K=8, substeps=8),
+    'K = 4, light': dict(branch_weights='light'),
+    'K = 4, light, 8 teacher steps': dict(branch_weights='light', substeps=8),
     'K = 4, linear': dict(branch_weights='linear'),
     'K = 1, twice as long': dict(K=1, steps=2000),
 }
@@ -877,7 +880,12 @@ LESSON_CALLS = {
 #: the numbers of calls at which an arm of these is left out
 LEFT_OUT = {
     'K = 4, endpoint-heavy, 8 teacher steps': (5,),
-    'K = 4, linear, then endpoint': (2, 4, 5),  # two: `fashion_long`
+    'K = 4, linear, then endpoint': (2, 5),  # two: `fashion_long`
+}
+#: host and recipe
+FRESH = {
+    'K = 1': dict(K=1),
+    'K = 4, light, 8 teacher steps': dict(branch_weights='light', substeps=8),
 }
 #: how the recipe is trained, and one branch with its teacher: learning rate, warm-up, loss; other K
 LESSON_TRAINING = {
@@ -985,6 +993,14 @@ EXPERIMENTS |= {
         ),
         'K = 1',
         5,
+    ),
+    'fashion_fresh': lambda: Experiment(
+        'Does the recipe hold in two calls with seeds that chose nothing?',
+        'fashion_mnist, fine',
+        budget_arms(FASHION_LESSON, FRESH, (2,), (256,)),
+        'K = 1',
+        5,
+        first=5,
     ),
     'fashion_training': lambda: Experiment(
         'The recipe at 2 calls, a quarter as long: what are learning rate, warm-up, loss, K worth?',
