@@ -466,6 +466,10 @@ def test_what_was_measured_otherwise_is_measured_anew(tmp_path, monkeypatch):
     parts, left = {'loop': lambda bench: dict(rows=[])}, lambda: parts_left(tmp_path, parts, QUICK)
     run_parts(parts, QUICK, tmp_path)
     assert not left() and parts_left(tmp_path, parts, replace(QUICK, repeats=9)) == ['loop']
+    kept = (tmp_path / 'loop.json').read_bytes()
+    run_parts(parts, replace(QUICK, repeats=9), tmp_path)
+    assert (tmp_path / 'loop.before.json').read_bytes() == kept and left() == ['loop']
+    run_parts(parts, QUICK, tmp_path)
     real = module.about_run
     for other in (dict(torch='1.0'), dict(bdense_nb='0.0'), dict(hardware='another card')):
         with monkeypatch.context() as patched:

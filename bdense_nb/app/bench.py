@@ -862,7 +862,11 @@ def run_parts(
             break
         print(f'[{spent:5.0f} s] {i + 1}/{len(todo)} {name}', flush=True)
         found = run_part(parts[name], _bench_of(name, bench))
-        write_json(folder / f'{name}.json', found)
+        path = folder / f'{name}.json'
+        if path.is_file() and not stored_parts(folder, [name], bench):
+            path.replace(folder / f'{name}.before.json')
+            print(f'          its figures of another way to measure are now in {name}.before.json')
+        write_json(path, found)
         if 'error' in found:
             print(f'          failed: {found["error"][:200]}')
 
