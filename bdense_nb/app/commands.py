@@ -562,15 +562,14 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
         return show_plan(plan | dict(run=there))
     announce(None, there)
     with started(out, line, options, config=cfg, hardware=hardware) as note:
-        how = dict(hardware=hardware, null_class=options.null_class, hooks=hooks)
-        how |= dict(label_drop=options.label_drop)
+        own = {k: getattr(options, k) for k in ('null_class', 'label_drop')}
+        how = dict(own, hardware=hardware, hooks=hooks)
         result = train_teacher(denoiser, x, y, cfg, batch, folder, **how)
         about = dict(
             data=data,
             shape=list(x.shape[1:]),
             seed=cfg.seed,
-            null_class=options.null_class,
-            label_drop=options.label_drop,
+            **own,
             images_seen=cfg.steps * batch,
             seconds=round(result.seconds),
             **about_run(),
