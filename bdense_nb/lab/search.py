@@ -448,9 +448,8 @@ def confirm_weights(
             if i == 0 or todo[i - 1][0] != s:
                 bank = None  # one at a time
                 bank = _kept(teacher, again)
-            score = score_weights(
-                teacher, again, weights[arm], bank, target, n, student, hardware=hardware
-            )
+            given = [teacher, again, weights[arm], bank, target, n, student]
+            score = score_weights(*given, hardware=hardware)
             scores[f'{arm}, seed {s}'] = score
             study.set_user_attr(f'{arm}, seed {s}', score)
     confirmed = {k: tuple(scores[f'{arm}, seed {s}'] for s in seeds) for k, arm in arms.items()}
