@@ -578,8 +578,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
             about |= _store_conditions(y, out)
             run = dict(config=asdict(cfg), history=result.history)
             save_denoiser(result.ema or result.model, out, note | about | run)
-    rate = about['images_seen'] / result.seconds
-    took = f': {result.seconds:.0f} s, {rate:.0f} samples a second'
+    took = f': {result.seconds:.0f} s, {cfg.steps * batch / result.seconds:.0f} samples a second'
     print(f'the teacher is in {out}' + took * (not there.startswith('is finished')))
     size = sum(p.numel() for p in denoiser.parameters())
     loss = result.history[-1]['loss']
