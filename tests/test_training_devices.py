@@ -382,6 +382,31 @@ def test_recomputation_needs_blocks():
         )
 
 
+@pytest.mark.parametrize('kind', ['BatchNorm', 'spectral norm'])
+def test_recomputation_refuses_what_a_forward_changes(kind):
+    "Computed twice, a running average would move twice, and a power iteration would take two steps."
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+            if kind == 'spectral norm':
+                self.linear = nn.utils.parametrizations.spectral_norm(self.linear)
+                self.norm = nn.LayerNorm(2)
+
+        def forward(self, x):
+            return self.norm(self.linear(x))
+
+    model = nn.ModuleDict(dict(blocks=nn.ModuleList([Block()])))
+    step = lambda m, i: iter([m['blocks'][0](torch.randn(4, 2)).square().mean()])
+    how = dict(show=False, hardware=Hardware(recompute=True))
+    with pytest.raises(ValueError, match='computes every Block twice'):
+        fit(model, step, TrainConfig(steps=1), **how)
+    if kind == 'BatchNorm':
+        model['blocks'][0].norm.eval()
+        fit(model, step, TrainConfig(steps=1), **how)
+
+
 def test_counting_operations_changes_no_number(tmp_path):
     plain, counted = (
         fit(unet(), unet_step, TrainConfig(steps=3), show=False).model,

@@ -104,10 +104,34 @@ def _forgetful(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def _told_apart(block: nn.Module) -> list[tuple[Tensor, int]]:
+    return [(b, b._version) for b in block.buffers() if not b.is_inference()]
+
+
+def _computed_twice(block: nn.Module, forward: Callable, *given, **named):
+    "The answer of a block, refused if its buffers are others afterwards."
+    if torch.compiler.is_compiling():  # which sees by itself what is changed
+        return forward(*given, **named)
+    before = _told_apart(block)
+    answer = forward(*given, **named)
+    after = _told_apart(block)
+    if len(before) != len(after) or any(
+        a is not b or m != n for (a, m), (b, n) in zip(before, after)
+    ):
+        raise ValueError(
+            f'recompute=True computes every {type(block).__name__} twice, and each time it changes '
+            'its buffers, as the running averages of a BatchNorm: leave recompute out, or put such '
+            'layers into eval mode'
+        )
+    return answer
+
+
 def recompute_blocks(model: nn.Module) -> None:
-    "Let each block forget what it computed, and compute it again when the gradient asks."
+    """Let each block forget what it computed, and compute it again when the gradient asks. One
+    whose forward changes its buffers is refused then."""
     for block in _forgetful(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        twice = partial(_computed_twice, block, block.forward)
+        block.forward = partial(checkpoint, twice, use_reentrant=False)
 
 
 def lean_copy(model: nn.Module) -> nn.Module:  # a parameter that is not trained shares its memory
