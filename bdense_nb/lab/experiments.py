@@ -53,7 +53,7 @@ __all__ = ['BUDGETS', 'FASHION_SFD', 'RING_SFD', 'FASHION_PD', 'RING_OPTIONS', '
            'LONG_WEIGHTS', 'BEST', 'WEATHER_SFD', 'WEATHER_PD', 'STATION_SFD', 'Arm', 'Banks', 'refit', 'RecipeSFD',
            'untold', 'students', 'Experiment', 'run_name', 'measures_of', 'stored_rows', 'run_experiment', 'vary',
            'budget_arms', 'option_arms', 'branch_arms', 'variable_arms', 'pd_arms', 'capacity_arms', 'quarter_arms',
-           'lesson_stages']
+           'lesson_stages', 'halving_recipe']
 
 # %% ../../nbs/lab/01_experiments.ipynb #6a63d16a
 @dataclass(frozen=True)
@@ -926,6 +926,20 @@ def lesson_stages(
     )
 
 
+def halving_recipe(base: PDConfig, ema: float) -> tuple[Arm, ...]:
+    "What else may move a student of Progressive Distillation, with and without branches."
+    changes = {
+        '': {},
+        f', EMA {ema:.2g}'.replace('0.', '.'): dict(ema=ema),
+        ", loss='l1'": dict(loss='l1'),
+        ', warm-up': dict(warmup=base.updates // 10),
+        ', lr x 2': dict(lr=2 * base.lr),
+        ', lr x 1/2': dict(lr=base.lr / 2),
+    }
+    kinds = {'K = 1 (PD)': dict(K=1), 'K = 2, endpoint-heavy': dict(branch_weights=(0.1, 0.9))}
+    return tuple(vary(base, {f'{k}{c}': kinds[k] | changes[c] for c in changes for k in kinds}))
+
+
 #: arms of the longer trainings
 LONG_WEIGHTS = {name: WEIGHTS[name] for name in WEIGHTS if name != 'uniform'}
 #: arms that are compared at growing budgets
@@ -960,6 +974,18 @@ EXPERIMENTS |= {
         tuple(arm for arm in pd_arms(PLANE_PD, (200, 1000)) if 'then' not in arm.name),
         'K = 1 (PD)',
         10,
+    ),
+    'spiral_pd_recipe': lambda: Experiment(
+        'spiral: what else moves a student of Progressive Distillation, with and without branches?',
+        'spiral, copies',
+        halving_recipe(dataclasses.replace(PLANE_PD, updates=1000), 0.99),
+        'K = 1 (PD)',
+        10,
+    ),
+    'fashion_pd_recipe': lambda: _fashion(
+        'What else moves a student of Progressive Distillation, with and without branches?',
+        halving_recipe(dataclasses.replace(FASHION_PD, start_steps=64), 0.95),
+        'K = 1 (PD)',
     ),
     'spiral_recipe': lambda: Experiment(
         'spiral: what else moves a student of two calls, with and without branches?',
