@@ -174,10 +174,9 @@ def show_forecast(
 
     check_int('channel', channel, 0, len(found.names) - 1)
     quantiles = found.quantile([0.05, 0.25, 0.5, 0.75, 0.95])[:, channel]
-    ax.plot(context.times[-back:], context.shown[channel, -back:], 'k', lw=1)
-    band = dict(color='C0', lw=0)
-    ax.fill_between(found.times, quantiles[0], quantiles[4], alpha=0.2, label='90 %', **band)
-    ax.fill_between(found.times, quantiles[1], quantiles[3], alpha=0.35, label='50 %', **band)
+    ax.plot(context.times[-back:], context.shown[channel, -back:], 'k', lw=1, label='known')
+    ax.fill_between(found.times, quantiles[0], quantiles[4], color='#d2e3f0', lw=0, label='90 %')
+    ax.fill_between(found.times, quantiles[1], quantiles[3], color='#93bddb', lw=0, label='50 %')
     ax.plot(found.times, quantiles[2], color='C0', lw=1.5, label='median')
     if truth is not None:
         came = truth.after(found.times[0])[: len(found.times)]

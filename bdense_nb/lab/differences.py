@@ -150,33 +150,51 @@ def plot_differences(
     _check_found(budgets)
     import matplotlib.pyplot as plt  # half a second, which commands need not wait for
 
-    size = (3.4 * len(budgets) + 1.6, 2.5 * len(found))
+    arms = list(dict.fromkeys(d.name for ds in found.values() for d in ds))
+    size = (3.4 * len(budgets) + 0.4, 2.5 * len(found) + 0.1 * len(arms))
     how = dict(figsize=size, squeeze=False, sharex=True, sharey='row', layout='constrained')
     fig, axes = plt.subplots(len(found), len(budgets), **how)
-    arms = list(dict.fromkeys(d.name for ds in found.values() for d in ds))
     calls = sorted({d.nfe for ds in found.values() for d in ds})  # the panels share their axis
     for row, (measure, ds) in zip(axes, found.items()):
         for ax, budget in zip(row, budgets):
             _panel(ax, [d for d in ds if d.host_iterations == budget], arms, calls)
             ax.set_title(f'{_words(measure)}, {budget} iterations', fontsize=9)
         row[0].set_ylabel('arm minus host, %', fontsize=8)
-    _legend(fig, axes, 'outside right upper', fontsize=7)
+    _legend(fig, axes, 'outside upper center', ncols=1 if len(budgets) == 1 else 2, fontsize=8)
     axes[-1, 0].set_xlabel('network calls', fontsize=8)
     if save:
         fig.savefig(save, dpi=110)
     return found
 
 
-def _panel(
-    ax, ds: list[Difference], arms: Sequence[str], calls: Sequence[int], first: int = 0
-) -> None:
-    "Points with whiskers, arms side by side at each number of calls; first: colour of the first."
+#: arms that look the same in every figure: its colour
+_COLOURS = {
+    'linear': 0,
+    'endpoint-heavy': 1,
+    'K = 1, 8 teacher steps': 2,
+    'K = 4, light, 8 teacher steps': 3,
+    'uniform': 4,
+    'linear, then endpoint': 5,
+    'endpoint-heavy, 8 teacher steps': 6,
+}
+
+
+def _look(arm: str, j: int) -> dict:  # colour and marker
+    "Of an arm, the j-th in its figure."
+    n = _COLOURS.get(arm, _COLOURS.get(arm.removeprefix('K = 4, '), j))
+    return dict(color=f'C{n % 10}', marker='os^DvPX*<>'[n % 10])
+
+
+def _panel(ax, ds: list[Difference], arms: Sequence[str], calls: Sequence[int]) -> None:
+    "Points with whiskers, arms side by side at each number of calls."
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
         places = [calls.index(d.nfe) + (j + 0.5) / len(arms) * 0.6 - 0.3 for d in mine]
         if mine:
-            _whiskers(ax, places, mine, fmt='o', color=f'C{first + j}', label=arm)
+            _whiskers(ax, places, mine, ls='', label=arm, **_look(arm, j))
     ax.axhline(0, color='gray', lw=1)
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -0.5), max(high, 0.5))  # nobody takes what is rounded for a result
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
 
@@ -228,7 +246,7 @@ def _gain_panel(
     for arm in dict.fromkeys(d.arm for _, d in places):
         j = kinds.index(names[arm])
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-        how = dict(fmt='o-', lw=1, color=f'C{j}', label=names[arm])
+        how = dict(lw=1, label=names[arm], **_look(names[arm], j))
         _whiskers(ax, [n * 1.08**j for n, _ in mine], [d for _, d in mine], **how)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')
@@ -317,8 +335,8 @@ def show_answer(
     calls = read_json(data_dir() / 'results' / 'fashion_lesson_calls.json')
     for ax, measure in zip(axes[2], measures_of(calls)):
         ds = differences(calls, measure)
-        _panel(ax, ds, FRONT, sorted({d.nfe for d in ds}), 2)  # other arms than above
-        ax.set_title(f'pictures, recipe: {_words(measure)}', fontsize=10)
+        _panel(ax, ds, FRONT, sorted({d.nfe for d in ds}))
+        ax.set_title(f'recipe: {_words(measure)}', fontsize=10)
         ax.set_xlabel('network calls of the student', fontsize=9)
     fig.supylabel('minus the host, %; below 0: better', fontsize=9)
     _legend(fig, axes[:2], 'outside upper center', ncols=2, fontsize=8)

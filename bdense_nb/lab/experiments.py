@@ -880,7 +880,7 @@ LESSON_CALLS = {
 #: the numbers of calls at which an arm of these is left out
 LEFT_OUT = {
     'K = 4, endpoint-heavy, 8 teacher steps': (5,),
-    'K = 4, linear, then endpoint': (2, 5),  # two: `fashion_long`
+    'K = 4, linear, then endpoint': (2,),  # `fashion_long`
 }
 #: host and recipe
 FRESH = {

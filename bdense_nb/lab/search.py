@@ -366,11 +366,14 @@ def show_search(
     scores = [t.score for t in result.trials]
     fig.drawn = dict(scores=scores, best_so_far=list(itertools.accumulate(scores, min)))
     history.plot(scores, 'o', ms=4, color='.6')
-    history.step(range(len(scores)), fig.drawn['best_so_far'], where='post', label='best so far')
+    best, label = fig.drawn['best_so_far'], 'best so far'
+    history.step(range(len(scores)), best, where='post', color='tab:blue', label=label)
+    colours = itertools.cycle(('tab:orange', 'tab:green', 'tab:purple'))
     for i, t in enumerate(result.trials):
         if t.name:
-            history.plot(i, t.score, 'o', ms=5, label=t.name)
+            history.plot(i, t.score, 'o', ms=5, color=next(colours), label=t.name)
     history.set(xlabel='trial', ylabel='paired error', title='history')
+    history.xaxis.get_major_locator().set_params(integer=True)
     history.legend(fontsize=7)
     for ax in rest:
         fig.drawn['confirmed'] = _draw_confirmed(ax, result)
@@ -389,10 +392,10 @@ def _draw_confirmed(ax, result: SearchResult) -> dict:  # named weights -> what 
         pairs = [b - r for b, r in zip(result.confirmed['best'], result.confirmed[arm])]
         i = result.difference(arm)
         whiskers = [[i.mean - i.low], [i.high - i.mean]]
-        ax.errorbar([x + 0.15], [i.mean], whiskers, fmt='_', color='C0')
-        ax.plot([x] * len(pairs), pairs, 'o', ms=4, color='C0')
+        ax.errorbar([x + 0.15], [i.mean], whiskers, fmt='_', color='tab:blue')
+        ax.plot([x] * len(pairs), pairs, 'o', ms=4, color='tab:blue')
         gap = result.gap(arm) if arm in tried else math.nan
-        ax.plot(x - 0.15, gap, 'D', ms=5, mfc='none', color='C3')
+        ax.plot(x - 0.15, gap, 'D', ms=5, mfc='none', color='tab:red')
         drawn[arm] = dict(differences=pairs, interval=(i.low, i.high), gap=gap)
     ax.axhline(0, color='.7', lw=1, zorder=0)
     ax.set(xlim=(-0.5, len(drawn) - 0.5), title='best minus ...')

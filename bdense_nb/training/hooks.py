@@ -191,11 +191,12 @@ class LossGraph:
 
         self.last = time.monotonic()
         if self.axes is None:
-            self.axes = plt.subplots(figsize=(5, 2.2))[1]
+            self.axes = plt.subplots(figsize=(5, 2.2), layout='constrained')[1]
             plt.close(self.axes.figure)  # the notebook would show it a second time
         self.axes.clear()
-        self.axes.plot([h['step'] for h in history], [h['loss'] for h in history], label='loss')
-        self.axes.legend(loc='upper right')
+        self.axes.plot([h['step'] for h in history], [h['loss'] for h in history])
+        self.axes.set(xlabel='iteration', ylabel='loss')
+        self.axes.xaxis.get_major_locator().set_params(integer=True)
         if self.shown is None:
             self.shown = display(self.axes.figure, display_id=True)
         else:
