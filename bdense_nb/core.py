@@ -36,20 +36,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'to_device', 'sample_noise',
-           'sample_labels', 'seeded', 'iteration_seed', 'check_choice', 'refuse', 'reworded', 'interrupted', 'Within',
-           'check_int', 'check_number', 'check_type', 'check_shape', 'existing_file', 'Trajectory', 'NFECounter',
-           'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state', 'defaults_of', 'validate',
-           'atomic_path', 'write_json', 'sha256', 'check_digest', 'read_json', 'locked', 'end_with_parent', 'sweep',
-           'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir', 'check_answer', 'patch',
-           'import_extra']
+__all__ = ['AtLeast0', 'AtLeast1', 'Above0', 'Fraction', 'Beta', 'default_device', 'about_run', 'to_device', 'in_float64',
+           'sample_noise', 'sample_labels', 'seeded', 'iteration_seed', 'check_choice', 'refuse', 'reworded',
+           'interrupted', 'Within', 'check_int', 'check_number', 'check_type', 'check_shape', 'existing_file',
+           'Trajectory', 'NFECounter', 'uncompiled', 'undisturbed', 'copied', 'check_sigmas', 'check_state',
+           'defaults_of', 'validate', 'atomic_path', 'write_json', 'sha256', 'check_digest', 'read_json', 'locked',
+           'end_with_parent', 'sweep', 'tensor_bytes', 'save_tensors', 'load_tensors', 'shipped', 'data_dir',
+           'check_answer', 'patch', 'import_extra']
 
 # %% ../nbs/00_core.ipynb #b0f12e5a
 def default_device() -> torch.device:  # CUDA if present, else Apple's MPS, else CPU
     "The fastest device of this machine; of several GPUs, this process's own (`LOCAL_RANK`)."
     if torch.cuda.is_available():
         rank = os.environ.get('LOCAL_RANK')
-        return torch.device('cuda') if rank is None else torch.device('cuda', int(rank))
+        if rank is None:
+            return torch.device('cuda')
+        return torch.device('cuda', int(rank) % torch.cuda.device_count())  # it may see one alone
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #59128ab2
@@ -57,11 +59,11 @@ def about_run(
     device: str | None = None,  # where it was made; None: the fastest device there is
 ) -> dict:
     "Versions and hardware, kept beside every figure."
-    device = torch.device(device or default_device()).type
+    device = torch.device(device or default_device())
     n = torch.get_num_threads()
-    hardware = f'{device}, {n} thread{"s" * (n > 1)}, {platform.machine()}'
-    if device == 'cuda':
-        hardware = torch.cuda.get_device_name()
+    hardware = f'{device.type}, {n} thread{"s" * (n > 1)}, {platform.machine()}'
+    if device.type == 'cuda':
+        hardware = torch.cuda.get_device_name(device)
     versions = dict(bdense_nb=bdense_nb.__version__, torch=torch.__version__)
     return versions | dict(python=platform.python_version(), hardware=hardware)
 
@@ -85,6 +87,11 @@ def to_device(t: Tensor, device: torch.device | str | None) -> Tensor:  # None: 
     if device.type == 'cuda' and t.device.type == 'cpu':
         return t.contiguous().pin_memory().to(device, non_blocking=True)
     return t.to(device)
+
+
+def in_float64(t: Tensor) -> Tensor:  # on the CPU, if its own device has none, as that of a Mac
+    "The same numbers in double precision."
+    return (t.cpu() if t.device.type == 'mps' else t).double()
 
 
 def sample_noise(

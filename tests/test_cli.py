@@ -1164,6 +1164,14 @@ def test_an_import_of_ours_that_fails_is_a_bug():
     ) is None and explain(ImportError('no optuna', name='optuna'))
 
 
+def test_a_process_that_is_left_alone_says_so(monkeypatch):
+    lost = RuntimeError('[gloo/transport] Connection closed by peer [127.0.0.1]')
+    assert explain(lost) is None  # a bug, where there is one process
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert explain(lost).startswith('another process of this run has ended')
+    assert explain(RuntimeError('odd')) is None
+
+
 def test_interrupted_has_its_exit_code(capsys):
     assert (
         raising(KeyboardInterrupt()) == 130 and capsys.readouterr().err == 'command: interrupted\n'
@@ -1448,7 +1456,11 @@ def test_messages_name_options_of_the_line_alone(shell, monkeypatch):
     assert "set on_nan='skip'" in shell('bdense_distill x --host test_cli:Straight', 1)[1]
 
 
-@pytest.mark.parametrize('command', ['demo --out new', 'search new', 'compare new'])
+@pytest.mark.parametrize(
+    'command',
+    ['demo --out new', 'search new', 'compare new', 'sample x', 'evaluate x', 'export x y']
+    + ['notebooks course'],
+)
 def test_what_several_processes_cannot_share_is_refused(command, shell, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert 'start it without torchrun' in shell(f'bdense_{command}', 1)[1]

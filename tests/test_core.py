@@ -36,6 +36,7 @@ from bdense_nb.core import (
     check_state,
     copied,
     data_dir,
+    about_run,
     default_device,
     load_tensors,
     reworded,
@@ -126,13 +127,26 @@ def test_default_device_works():
     assert torch.zeros(1, device=default_device()).item() == 0
 
 
+def test_hardware_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: f'GPU {device.index}')
+    assert about_run('cuda:1')['hardware'] == 'GPU 1'
+    assert about_run('cpu')['hardware'].startswith('cpu, ')
+
+
 @pytest.mark.parametrize(
     'rank, device',
-    [(None, torch.device('cuda')), ('0', torch.device('cuda', 0)), ('3', torch.device('cuda', 3))],
+    [
+        (None, torch.device('cuda')),
+        ('0', torch.device('cuda', 0)),
+        ('3', torch.device('cuda', 3)),
+        ('5', torch.device('cuda', 1)),  # a process may see fewer than its node has
+    ],
     ids=str,
 )
 def test_each_process_has_its_own_gpu(monkeypatch, rank, device):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     if rank is not None:
         monkeypatch.setenv('LOCAL_RANK', rank)

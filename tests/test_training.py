@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import threading
@@ -15,9 +16,9 @@ from bdense_nb.core import save_tensors
 from bdense_nb.diffusion.nets import UNet
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import LR_SCHEDULES, Hardware, TrainConfig
-from bdense_nb.training.devices import local_batch
+from bdense_nb.training.devices import Processes, local_batch
 from bdense_nb.training.hooks import Every, Trackers, progress
-from bdense_nb.training.loop import Interrupts, State, fit, lr_factor, training
+from bdense_nb.training.loop import Interrupts, State, Updates, fit, lr_factor, training
 from torch import nn
 from warm import python
 
@@ -688,6 +689,91 @@ def test_out_of_memory_repeats_no_update(at):
         fit(got, lambda m, i: three(m, i, 8), CFG, show=False, hardware=Hardware(on_oom='halve'))
     for a, b in zip(got.parameters(), want.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_out_of_memory_before_a_part_is_asked_for_ends():
+    "Smaller parts cannot help where the step function has not come to cut its batch."
+    tries = []
+
+    def step(model, i):
+        tries.append(i)
+        raise torch.cuda.OutOfMemoryError('full')
+        yield
+
+    with pytest.warns(UserWarning, match='2 micro-batches'):
+        with pytest.raises(torch.cuda.OutOfMemoryError, match='recompute'):
+            fit(net(), step, CFG, show=False, hardware=Hardware(on_oom='halve'))
+    assert len(tries) == 2  # the whole batch, and the first half of it
+
+
+def half_precision(cfg=CFG):
+    "Updates in float16, as on a GPU."
+    model = net().eval()
+    updates = Updates(model, cfg, Hardware(), Processes(torch.device('cpu')))
+    updates.scaler = torch.amp.GradScaler('cpu')
+    return model, updates
+
+
+def test_an_update_in_float16_is_begun_again():
+    model, updates = half_precision()
+    updates.backward(loss_of(model, 0))
+    updates.scaler.unscale_(updates.adam)  # here memory ends
+    updates.adam.grad_scale = torch.tensor(2.0)
+    updates.begin_again()
+    assert not hasattr(updates.adam, 'grad_scale')
+    loss = loss_of(model, 0)
+    updates.backward(loss)
+    updates.update(loss.detach(), 0)
+    assert updates.scaler.get_scale() == 65536 and math.isfinite(updates.norm)
+    want = net().eval()
+    plain = Updates(want, CFG, Hardware(), Processes(torch.device('cpu')))
+    loss = loss_of(want, 0)
+    plain.backward(loss)
+    plain.update(loss.detach(), 0)
+    for a, b in zip(model.parameters(), want.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_float16_may_look_for_its_scale_as_long_as_it_takes():
+    model, updates = half_precision(replace(CFG, on_nan='skip'))
+    for i in range(20):
+        updates.forget()
+        loss = loss_of(model, i)
+        updates.backward(loss * (1e36 if i < 12 else 1e-30))
+        updates.update(loss.detach(), i)
+        assert updates.in_a_row == 0
+    assert updates.skipped == 12
+    updates.forget()
+    updates.backward(loss_of(model, 0))
+    updates.update(torch.tensor(math.nan), 0)
+    assert updates.in_a_row == 1
+
+
+def test_a_buffer_that_training_makes_is_stored_with_the_average():
+    class Counts(nn.Linear):
+        def forward(self, x):
+            if self.training and not hasattr(self, 'seen'):
+                self.register_buffer('seen', torch.ones(1))
+                self.register_buffer('hint', torch.ones(1), persistent=False)
+            return super().forward(x)
+
+    step = lambda model, i: iter([model(torch.ones(1, 2)).square().mean()])
+    done = fit(Counts(2, 1), step, TrainConfig(3, ema=0.9), show=False)
+    names = done.ema.state_dict().keys()
+    assert 'seen' in names and 'hint' not in names and done.ema.hint == 1
+
+
+def test_what_no_checkpoint_can_hold_is_refused_at_the_start(tmp_path):
+    class Knows(nn.Linear):
+        def get_extra_state(self):
+            return dict(calls=3)
+
+        def set_extra_state(self, state):
+            pass
+
+    step = lambda model, i: iter([model(torch.ones(1, 2)).square().mean()])
+    with pytest.raises(TypeError, match='make _extra_state a buffer, got dict'):
+        fit(Knows(2, 1), step, TrainConfig(3), tmp_path, show=False)
 
 
 def test_out_of_memory_with_one_sample_ends():

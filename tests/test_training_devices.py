@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,13 +12,21 @@ import pytest
 import torch
 import two_processes as two
 from bdense_nb.core import load_tensors
+from bdense_nb.diffusion.checks import check_teacher
+from bdense_nb.diffusion.denoisers import EDMDenoiser, VPDenoiser
 from bdense_nb.diffusion.nets import MLP, TemporalNet, UNet
+from bdense_nb.diffusion.schedules import linear_alpha_bar
+from bdense_nb.distillation.progressive import PDConfig, progressive
+from bdense_nb.distillation.sfd import SFDConfig, sfd
+from bdense_nb.distillation.teaching import train_teacher
 from bdense_nb.training.checkpoints import newest_checkpoint
 from bdense_nb.training.config import Hardware, TrainConfig
 from bdense_nb.training.devices import (
     Replayed,
     blocks,
     chosen_precision,
+    free_memory,
+    products_in_tf32,
     replayed,
     to_device,
     local_batch,
@@ -147,6 +156,13 @@ def test_a_sharded_run_goes_on_with_one(both, tmp_path):
     done = fit(two.Conv(), two.denoise, two.CFG, tmp_path / 'run', show=False)
     for k, v in done.ema.state_dict().items():
         torch.testing.assert_close(v, model_of(both[0], 'conv')[k], **TOLERANCE)
+
+
+def test_what_one_process_stops_is_saved_by_both_and_goes_on(both, tmp_path):
+    assert newest_checkpoint(both[1] / 'stopped')[1]['done'] == 6
+    done = fit(two.Net(), two.several, two.CFG, both[1] / 'stopped', show=False)
+    for k, v in done.ema.state_dict().items():
+        torch.testing.assert_close(v, model_of(both[0], 'plain')[k], **TOLERANCE)
 
 
 def test_only_the_main_process_writes(both):
@@ -653,6 +669,56 @@ def test_a_network_is_recorded_once_for_each_shape_and_called_where_it_cannot_be
             assert said(2) == 1.0  # a replay hides its operations
         assert said(2) == 10.0
         assert [said(n) for n in (3, 4, 5, 6, 3)] == [10.0, 10.0, 1.0, 1.0, 10.0]  # four are kept
+        free_memory()  # recorded anew
+        assert said(2) == 10.0 and recorded[-1] == [(2, 1), ()]
     model = net()
     with replayed(model):
         assert 'forward' not in vars(model)  # on a CPU nothing is launched
+
+
+def test_a_mac_can_distil(monkeypatch):
+    "Its GPU has no float64: samples are made double by one function alone, which moves them first; a table stays."
+    real = torch.Tensor.double
+
+    def double(t):
+        assert t.ndim < 2 or sys._getframe(1).f_code.co_name == 'in_float64'
+        return real(t)
+
+    monkeypatch.setattr(torch.Tensor, 'double', double)
+    torch.manual_seed(0)
+    teacher = VPDenoiser(MLP(dim=2, width=8, depth=1), linear_alpha_bar(100), 'v')
+    data = torch.randn(16, 2)
+    short = dict(K=2, sigma_max=10.0, batch=4)
+    student = sfd(teacher, SFDConfig(steps=1, shape=(2,), pool=4, **short), show=False)
+    progressive(teacher, data, PDConfig(4, 2, updates=1, **short), show=False)
+    check_teacher(teacher, data)
+    train_teacher(EDMDenoiser(MLP(dim=2), 1.0), data, None, TrainConfig(1), 4, show=False)
+    assert student.sample(2).isfinite().all()
+
+    def to_mac(t):
+        if t.dtype == torch.float64:
+            raise TypeError('Cannot convert a MPS Tensor to float64 dtype')
+        return t.clone()
+
+    moved = teacher._apply(to_mac)
+    assert moved.log_sigmas.dtype == torch.float64 and torch.equal(
+        moved(data, 1.0), teacher(data, 1.0)
+    )
+
+
+def test_float32_products_are_as_they_were_afterwards():
+    before = torch.get_float32_matmul_precision()
+    for wanted, inside in ((True, 'high'), (False, 'highest'), (None, before)):
+        with products_in_tf32(wanted):
+            assert torch.get_float32_matmul_precision() == inside
+        assert torch.get_float32_matmul_precision() == before
+    newer = torch.backends.cuda.matmul
+    if not hasattr(newer, 'fp32_precision'):  # an older PyTorch
+        return
+    was = newer.fp32_precision
+    try:
+        newer.fp32_precision = 'tf32'
+        with products_in_tf32(False):
+            assert newer.fp32_precision == 'tf32'
+    finally:
+        newer.fp32_precision = was

@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import warnings
+import weakref
 from collections import defaultdict, deque
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -23,6 +24,7 @@ import torch
 from bdense_nb.distillation import bank as trajectories
 from bdense_nb.core import (
     NFECounter,
+    Trajectory,
     copied,
     load_tensors,
     sample_labels,
@@ -576,6 +578,31 @@ def test_teacher_is_asked_once_for_each_batch():
     for _ in range(3):
         bank.batch(range(64))
     assert Counted.calls == 12 * 4 + 6
+
+
+def test_what_is_walked_already_makes_room_for_the_rest(monkeypatch):
+    "A shard of 32, on a device that has room for 20 trajectories, those of the shard among them."
+    held = weakref.WeakSet()
+
+    class OnDevice(torch.Tensor):
+        def cpu(self):
+            return self.as_subclass(torch.Tensor).clone()
+
+    walk = TrajectoryPlan.trajectories
+
+    def on_device(plan, teacher, seeds):
+        traj, cond = walk(plan, teacher, seeds)
+        if sum(xs.shape[1] for xs in held) + len(seeds) > 20:
+            raise torch.cuda.OutOfMemoryError('full')
+        xs = traj.xs.clone().as_subclass(OnDevice)
+        held.add(xs)
+        return Trajectory(traj.sigmas, xs), cond
+
+    whole = make_bank(GaussianDenoiser(0.0, 0.5), PLAN, range(32), 8, show=False)
+    monkeypatch.setattr(TrajectoryPlan, 'trajectories', on_device)
+    with pytest.warns(UserWarning, match='4 trajectories at a time instead of 8'):
+        cut = make_bank(GaussianDenoiser(0.0, 0.5), PLAN, range(32), 8, show=False)
+    assert torch.equal(cut.batch(range(32))[0].xs, whole.batch(range(32))[0].xs)
 
 
 def test_a_batch_that_the_memory_does_not_hold_is_walked_in_parts():

@@ -51,7 +51,8 @@ from ..distillation.teaching import edm_loss
 from ..interop.diffusers import from_diffusers, sample_ddim_like_diffusers
 from ..interop.export import StudentStep, export_onnx
 from ..training.config import Hardware, TrainConfig
-from ..training.devices import Replayed, peak_bytes, replayed, set_memory_format, wait
+from ..training.devices import Replayed, peak_bytes, products_in_tf32, replayed
+from ..training.devices import set_memory_format, wait
 from ..training.loop import StepFunction, training
 
 # %% auto #0
@@ -808,14 +809,13 @@ def run_part(part: Callable[[Bench], dict], bench: Bench) -> dict:  # with `erro
     "Measure one part; what goes wrong is its result, and the next one can run."
     begin = time.perf_counter()
     date = time.strftime('%Y-%m-%d')
-    matmul = torch.get_float32_matmul_precision()
     try:
-        found = part(bench)
+        with products_in_tf32(None):
+            found = part(bench)
     except Exception as e:
         found = dict(
             error=f'{type(e).__name__}: {e}'[:1000], traceback=traceback.format_exc()[-4000:]
         )
-    torch.set_float32_matmul_precision(matmul)
     gc.collect()
     if bench.device.type == 'cuda':
         torch.cuda.empty_cache()
@@ -978,7 +978,7 @@ class Measure(Options):
 
 def measure(options: Measure, line: Line) -> dict:
     "Check, measure what is missing, show."
-    check_alone(Hardware())
+    check_alone()
     names = options.parts or tuple(PARTS)
     for name in names:
         check_choice('part', name, PARTS)

@@ -276,7 +276,7 @@ def demo(options: Demo, line: Line, hardware: Hardware) -> dict:
             },
             seconds=round(time.monotonic() - begin, 1),
             peak_memory_gb=peak and round(peak / 2**30, 2),  # of 2**30 bytes
-            **about_run(),
+            **about_run(options.device),
         )
         write_json(out / 'report.json', report)
         shutil.rmtree(out / 'checkpoints')  # both students are there
@@ -572,7 +572,7 @@ def teach(options: Teach, line: Line, cfg: TrainConfig, hardware: Hardware) -> d
             **own,
             images_seen=cfg.steps * batch,
             seconds=round(result.seconds),
-            **about_run(),
+            **about_run(options.device),
         )
         if is_main():
             about |= _store_conditions(y, out)
@@ -923,7 +923,7 @@ def distill_run(options: Distill, line: Line, cfg, hardware: Hardware) -> dict:
 def finish(student, options: Distill, note: dict, data: str | None) -> dict:
     "Write a student, and say so."
     about = student.about
-    about |= dict(note, data=data, **about_run())
+    about |= dict(note, data=data, **about_run(options.device))
     about |= teacher_facts(options.teacher)
     about |= {k: v for k in ('licence', 'teacher_data') if (v := getattr(options, k))}
     if is_main():  # several processes, one folder
@@ -942,7 +942,7 @@ def finish(student, options: Distill, note: dict, data: str | None) -> dict:
         loss=history[-1]['loss'],
         seconds=about['seconds'],
         config=about['config'],
-        **about_run(),
+        **about_run(options.device),
     )
 
 # %% ../../nbs/app/03_commands.ipynb #5539bf17
@@ -1076,7 +1076,7 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
         result = search_weights(source, cfg, options.trials, db, **how)
         seeds = range(cfg.seed + 1, cfg.seed + 1 + options.seeds)
         result = confirm_weights(source, result, seeds, db, hardware=hardware)
-        save_search(out / 'search.json', result, **note, **about_run())
+        save_search(out / 'search.json', result, **note, **about_run(options.device))
         show_search(result, out / 'search.png')
     weights = list(result.best.weights)
     found = confirmed_differences(result)
@@ -1088,7 +1088,7 @@ def search(options: Search, line: Line, cfg: SFDConfig, hardware: Hardware) -> d
         trials=len(result.trials),
         confirmed={k: list(v) for k, v in result.confirmed.items()},
         differences=difference_rows(dict(paired_error=found)),
-        **about_run(),
+        **about_run(options.device),
     )
 
 # %% ../../nbs/app/03_commands.ipynb #5a0c2aab
@@ -1146,6 +1146,7 @@ def export(options: Export, line: Line) -> dict:
     to = options.to
     out = options.out
     check_choice('format', to, EXPORTS)
+    check_alone()
     arm = find_student(options.student, options.nfe, options)
     check_export(arm, options, line)
     more = dict(pipeline=options.pipeline, merge=options.merge) if to == 'diffusers' else {}

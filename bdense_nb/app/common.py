@@ -131,7 +131,7 @@ def meet(device: str | None) -> None:
         Processes(find_device(device)).wait()
 
 
-def check_alone(hardware: Hardware) -> None:
+def check_alone(hardware: Hardware = Hardware()) -> None:
     "Refuse several processes to a command whose work they cannot share."
     refuse(
         'this runs in one process:',

@@ -16,6 +16,7 @@ from posixpath import join, normpath
 from typing import Annotated
 
 
+from .common import check_alone
 from .shell import Command, Line, Options, bdense_notebooks
 from ..core import atomic_path, data_dir, locked, read_json, shipped, sweep, write_json
 from tyro.conf import Positional, arg
@@ -127,6 +128,7 @@ class Notebooks(Options):
 
 def notebooks(options: Notebooks, line: Line) -> dict:
     "Copy, and say what was done."
+    check_alone()
     folder = options.folder
     done = copy_notebooks(folder, options.overwrite)
     counts = [f'{len(names)} {what}' for what, names in done.items() if names]

@@ -121,6 +121,7 @@ def _draw_samples(samples: Tensor, out: Path, seed: int) -> str:  # what is in i
 
 def sample_student(options: Sample, line: Line) -> dict:
     "Draw samples, and a picture of them."
+    check_alone()
     out = Path(options.out)
     n = options.n
     seed = options.seed
@@ -380,6 +381,7 @@ def checked_on(
 
 def evaluate_student(options: Evaluate) -> dict:
     "Plan or make a measurement, write it down, and show it."
+    check_alone()
     find_net(options.host, 'host')  # known once it is imported
     arm = find_student(options.student, options.nfe, options)
     source = taught_by(arm, options)
@@ -403,7 +405,7 @@ def evaluate_student(options: Evaluate) -> dict:
         data=reality.data,
         features=reality.features,
         compared_with=reality.line,
-        **about_run(),
+        **about_run(options.device),
     )
     if options.out:
         write_json(options.out, report)  # first, since nobody may be there to listen

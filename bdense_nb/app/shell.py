@@ -23,12 +23,12 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 # %% auto #0
-__all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'FULL_DISK', 'AGAIN', 'NO_ACCESS', 'bdense_demo',
-           'bdense_teach', 'bdense_distill', 'bdense_compare', 'bdense_search', 'bdense_sample', 'bdense_evaluate',
-           'bdense_export', 'bdense_bench', 'bdense_notebooks', 'Options', 'Line', 'Command', 'options_of', 'spelled',
-           'said', 'read_commas', 'commas_rule', 'Usage', 'check_values', 'configs_for_help', 'parse',
-           'refused_by_config', 'usage_error', 'epilog', 'words', 'call', 'explain', 'in_shell', 'check_launch',
-           'Output', 'interrupts_later', 'find_command', 'from_shell', 'program']
+__all__ = ['ALSO', 'EXITS', 'RULE', 'MENDABLE', 'LIBRARIES', 'FULL_MEMORY', 'LEFT_ALONE', 'FULL_DISK', 'AGAIN', 'NO_ACCESS',
+           'bdense_demo', 'bdense_teach', 'bdense_distill', 'bdense_compare', 'bdense_search', 'bdense_sample',
+           'bdense_evaluate', 'bdense_export', 'bdense_bench', 'bdense_notebooks', 'Options', 'Line', 'Command',
+           'options_of', 'spelled', 'said', 'read_commas', 'commas_rule', 'Usage', 'check_values', 'configs_for_help',
+           'parse', 'refused_by_config', 'usage_error', 'epilog', 'words', 'call', 'explain', 'in_shell',
+           'check_launch', 'Output', 'interrupts_later', 'find_command', 'from_shell', 'program']
 
 # %% ../../nbs/app/02_shell.ipynb #ae358c69
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +329,8 @@ LIBRARIES = ('safetensors', 'safetensors_rust', 'sqlalchemy', 'sqlite3', 'optuna
 FULL_MEMORY = re.compile(
     "can't allocate|cannot allocate|out of memory|not enough memory|bad_alloc", re.I
 )
+#: messages of libraries whose processes no longer hear each other
+LEFT_ALONE = re.compile('connection (closed|reset) by peer|gloo|nccl', re.I)
 #: messages of libraries that ran out of disk space
 FULL_DISK = re.compile('no space left|os error 28|disk is full|disk I/O error|quota exceeded', re.I)
 #: advice that --overwrite would turn into a loss
@@ -343,6 +345,9 @@ def explain(e: Exception) -> str | None:  # None: a bug, which keeps its traceba
     full = isinstance(e, MemoryError) or isinstance(e, RuntimeError) and FULL_MEMORY.search(text)
     if full and 'Hardware(' not in text:  # else the library has said what to do
         return f'the memory does not suffice ({text[:150] or "MemoryError"}): take a smaller batch'
+    if isinstance(e, RuntimeError) and int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        if LEFT_ALONE.search(text):
+            return f'another process of this run has ended, and says why ({text[:100]})'
     foreign = type(e).__module__.split('.')[0] in LIBRARIES
     ours = isinstance(e, ImportError) and (e.name or '').startswith('bdense_nb')
     if ours or not (foreign or isinstance(e, MENDABLE)):

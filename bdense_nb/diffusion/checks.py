@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from ..core import Within, check_int, check_number, check_shape, check_state
-from ..core import check_type, refuse, undisturbed
+from ..core import check_type, in_float64, refuse, undisturbed
 from .denoisers import FlowDenoiser, NetDenoiser, VPDenoiser
 from .denoisers import check_rows, cond_like, map_cond
 from .schedules import PREDICTIONS, cosine_alpha_bar, karras_sigmas
@@ -145,7 +145,7 @@ class _Noised:
 
 
 def _square(t: Tensor) -> float:
-    return float(t.double().square().mean())
+    return float(in_float64(t).square().mean())
 
 
 def _below(errors: list[float], limits: list[float]) -> bool:
@@ -290,8 +290,8 @@ def _follows(  # '' if it is what it is said to be
         want = 1.0 - 2 * denoiser.data_time
     else:
         want = float(denoiser.prediction == 'eps')
-    raw = denoiser.raw(top * noise, top, cond).double()
-    got = float((raw * noise).mean() / noise.double().square().mean())
+    raw, wide = in_float64(denoiser.raw(top * noise, top, cond)), in_float64(noise)
+    got = float((raw * wide).mean() / wide.square().mean())
     if abs(got - want) < 0.5:
         return ''
     kinds = {
@@ -362,8 +362,8 @@ def _other_scale(noised: _Noised, answers: list[Tensor]) -> str:  # '' if it is 
     calm = [i for i, s in enumerate(noised.sigmas) if s**2 < 0.1 * noised.variance]
     if not calm:
         return ''
-    given = torch.stack([answers[i] for i in calm]).double().flatten()
-    x0 = noised.x0.double().expand(len(calm), *noised.x0.shape).flatten()
+    given = in_float64(torch.stack([answers[i] for i in calm])).flatten()
+    x0 = in_float64(noised.x0).expand(len(calm), *noised.x0.shape).flatten()
     a = float(((given - given.mean()) * (x0 - x0.mean())).mean() / x0.var(correction=0))
     b = float(given.mean() - a * x0.mean())
     same = 0.8 < a < 1.25 and abs(b) < 0.3 * noised.variance**0.5
@@ -516,7 +516,7 @@ def _is_deaf(denoiser: Callable, noise: Tensor, cond) -> bool:
 
     def heard(scale: float) -> float:  # how much the answer moves with the time, 0 to 4
         ends = [
-            denoiser.net(noise, noise.new_full((len(noise),), t * scale), cond).double()
+            in_float64(denoiser.net(noise, noise.new_full((len(noise),), t * scale), cond))
             for t in (0.02, 0.98)
         ]
         return _square(ends[1] - ends[0]) / (_square(ends[0]) + _square(ends[1]) + 1e-12)
@@ -579,7 +579,7 @@ def _by_itself(
     sigma_max: float = math.inf,
 ) -> TeacherCheck:
     x0 = own_samples(denoiser, noise, cond, sigma_max)
-    size = float(x0.double().square().mean().sqrt())
+    size = _square(x0) ** 0.5
     alike = varied and _square(x0 - x0.mean(0)) < size**2 / 16
     if alike or not 0 < size < _NOISIEST / 2:  # NaN neither
         why = f'its own samples have a root mean square of {size:.3g}'
@@ -587,7 +587,7 @@ def _by_itself(
     sigmas = _in_table(denoiser, [size * level for level in OWN_LEVELS])
     noised = _Noised(denoiser, x0, cond, sigmas, _OTHER_SEED)
     errors = [e**0.5 for e in noised.errors(noised.ask())]
-    variance = float(x0.double().var(correction=0))
+    variance = float(in_float64(x0).var(correction=0))
     linear = [(variance * s**2 / (variance + s**2)) ** 0.5 for s in sigmas]
     limits = tuple(1.1**0.5 * g for g in linear)
     return TeacherCheck(tuple(sigmas), tuple(errors), tuple(linear), limits, reason=reason)

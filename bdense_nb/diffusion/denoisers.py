@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import Within, check_choice, check_int, check_number, check_shape
 from ..core import check_state, check_type, copied, refuse, reworded
-from ..core import to_device, uncompiled
+from ..core import in_float64, to_device, uncompiled
 from .identity import attributes_in_words, configured, in_words
 from .nets import HALF
 from .schedules import PREDICTIONS, sigma_from_alpha_bar
@@ -656,13 +656,24 @@ class VPDenoiser(NetDenoiser):
 
     config = _config('alpha_bar', 'prediction')
 
+    def _apply(self, change: Callable, *args, **kwargs):
+        def put(t):
+            try:
+                return change(t)
+            except TypeError:  # the GPU of a Mac has no float64: a table stays where it is
+                if t.dtype != torch.float64:
+                    raise
+                return t
+
+        return super()._apply(put, *args, **kwargs)
+
     def index(self, sigma: Tensor) -> Tensor:  # [B] in 0..T-1, float
         "The network's time input: exact on its table's levels, linear in ln(sigma) between them."
-        want = sigma.to(self.log_sigmas.dtype).log().contiguous()
+        want = in_float64(sigma).to(self.log_sigmas.device).log().contiguous()
         i = torch.searchsorted(self.log_sigmas, want).clamp(1, len(self.log_sigmas) - 1)
         low = self.log_sigmas[i - 1]
         high = self.log_sigmas[i]
-        return (i - 1 + ((want - low) / (high - low)).clamp(0, 1)).to(sigma.dtype)
+        return (i - 1 + ((want - low) / (high - low)).clamp(0, 1)).to(sigma.dtype).to(sigma.device)
 
     def raw(self, x: Tensor, sigma, cond: Tensor | dict | None = None) -> Tensor:
         s = as_column(sigma, x)

@@ -21,7 +21,7 @@ from types import GenericAlias, ModuleType
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import NFECounter, tensor_bytes, uncompiled
+from ..core import NFECounter, in_float64, tensor_bytes, uncompiled
 from .nets import NETS
 
 # %% auto #0
@@ -247,7 +247,7 @@ class _Teller:
             return self.opaque(value, path)
         if self.refuse:
             return [str(value.dtype), tuple(value.shape), _sha(value)]
-        t = value.detach() if value.is_complex() else value.detach().double()
+        t = value.detach() if value.is_complex() else in_float64(value.detach())
         return _Words(f'a tensor {list(t.shape)} ({_sha(t)[:8]})')
 
     def array(self, value, inner: Callable):
@@ -336,7 +336,7 @@ class _Teller:
             for name, m in model.named_modules()
         ]
         rows += [
-            [name, tuple(b.shape), _sha(b.double() if b.is_floating_point() else b)]
+            [name, tuple(b.shape), _sha(in_float64(b) if b.is_floating_point() else b)]
             for name, b in model.named_buffers()
             if name not in stored
         ]

@@ -29,7 +29,7 @@ from ..diffusion.samplers import trajectory
 from .branches import misfit, sample_shape
 from ..training.checkpoints import checksum, claim_folder, is_main, refuse_other
 from ..training.checkpoints import same_run
-from ..training.devices import Processes, lean_copy, replayed
+from ..training.devices import Processes, free_memory, lean_copy, replayed
 from ..training.hooks import progress
 
 # %% auto #0
@@ -413,6 +413,11 @@ class TrajectoryBank:
 # %% ../../nbs/distillation/05_bank.ipynb #f60b1093
 def _shard(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) -> dict[str, Tensor]:
     "One shard, in memory; in smaller batches, if the device's memory does not hold them."
+
+    def on_cpu(part):
+        traj, label = part
+        return Trajectory(traj.sigmas, traj.xs.cpu()), map_cond(Tensor.cpu, label)
+
     parts = []
     done = 0
     while done < len(seeds):
@@ -429,14 +434,16 @@ def _shard(teacher: Callable, plan: TrajectoryPlan, seeds: range, batch: int) ->
             stacklevel=2,
         )
         batch = -(-batch // 2)
-        torch.cuda.empty_cache()  # here the error, which holds what did not fit, is gone
-    tensors = {'xs': torch.cat([traj.xs.transpose(0, 1).cpu() for traj, _ in parts])}
+        free_memory()  # here the error, which holds what did not fit, is gone
+        parts = [on_cpu(part) for part in parts]
+    parts = [on_cpu(part) for part in parts]
+    tensors = {'xs': torch.cat([traj.xs.transpose(0, 1) for traj, _ in parts])}
     check_ends(tensors['xs'][:, -1], seeds)
     if plan.bank_dtype == 'float16':
         tensors['xs'] = _halved(tensors['xs'])
     if not _labelled(teacher):
         return tensors
-    return dict(tensors, labels=torch.cat([label.cpu() for _, label in parts]))
+    return dict(tensors, labels=torch.cat([label for _, label in parts]))
 
 
 def _halved(xs: Tensor) -> Tensor:  # the same in float16

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from ..core import Trajectory, check_choice, check_int, refuse, to_device
+from ..core import Trajectory, check_choice, check_int, in_float64, refuse, to_device
 from ..diffusion.denoisers import as_column
 from ..diffusion.samplers import euler_step
 
@@ -128,10 +128,11 @@ def progressive_targets(
     """The clean estimate whose Euler (DDIM) step from x_t lands exactly on each state (Salimans &
     Ho 2022, for any K)."""
     check_branched('states', states, x_t, sigmas_k)
-    wide = states.double()
-    x = x_t.double()
+    wide = in_float64(states)
+    x = in_float64(x_t)
     ratio = step_ratios(x, sigma, sigmas_k)
-    return ((wide - ratio * x[:, None]) / (1 - ratio)).to(states.dtype)
+    found = (wide - ratio * x[:, None]) / (1 - ratio)
+    return found.to(states.dtype).to(states.device)
 
 # %% ../../nbs/distillation/03_segments.ipynb #9b0a720b
 def average_weights(

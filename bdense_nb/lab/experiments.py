@@ -167,7 +167,7 @@ def refit(
             scale = (1 - sigmas[n + 1] / sigmas[n]) * net.to_x0(one, 0 * one, sigmas[n]).mean()
             gram += scale**2 * x.T @ x
             right += scale * x.T @ (walk[every * (n + 1)] - xs[n + 1])
-    cost = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    cost = ridge * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
     change = torch.linalg.solve(gram + cost, right).T
     layer.weight += change[:, :-1]
     layer.bias += change[:, -1]
@@ -926,7 +926,10 @@ def lesson_stages(
     )
 
 
-def halving_recipe(base: PDConfig, ema: float) -> tuple[Arm, ...]:
+def halving_recipe(
+    base: PDConfig,
+    ema: float,  # decay of the average of the weights, where there is one
+) -> tuple[Arm, ...]:
     "What else may move a student of Progressive Distillation, with and without branches."
     changes = {
         '': {},
@@ -980,7 +983,7 @@ EXPERIMENTS |= {
         'spiral, copies',
         halving_recipe(dataclasses.replace(PLANE_PD, updates=1000), 0.99),
         'K = 1 (PD)',
-        10,
+        8,
     ),
     'fashion_pd_recipe': lambda: _fashion(
         'What else moves a student of Progressive Distillation, with and without branches?',

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from .config import Hardware
 __all__ = ['PRECISIONS', 'LARGE', 'Part', 'as_part', 'local_batch', 'check_hardware', 'check_parts', 'blocks', 'recompute_blocks',
            'lean_copy', 'trainable_copy', 'Processes', 'Averaged', 'average_gradients', 'shard_model', 'full_tensor',
            'is_sharded', 'shard_like', 'peak_bytes', 'wait', 'chosen_precision', 'numerics', 'check_able',
-           'check_shard', 'set_precision', 'set_memory_format', 'left_as_found', 'numbers_as_tensors', 'Replayed',
-           'replayed', 'to_device']
+           'check_shard', 'set_precision', 'set_memory_format', 'left_as_found', 'products_in_tf32', 'seed_device',
+           'numbers_as_tensors', 'Replayed', 'free_memory', 'replayed', 'to_device']
 
 # %% ../../nbs/training/03_devices.ipynb #52a60d13
 @dataclass
@@ -381,6 +382,34 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 _all_ = ['to_device']  # from core, for those who train
 
 
+@contextlib.contextmanager
+def products_in_tf32(
+    wanted: bool | None,  # may they be rounded so? None: as it is
+) -> Iterator[None]:
+    "How a GPU multiplies float32 matrices inside; PyTorch's newer switches are their owner's."
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        yield
+        return
+    if wanted is not None:
+        torch.set_float32_matmul_precision('high' if wanted else 'highest')
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    "The random numbers of the CPU and of this device; those of other GPUs stay."
+    torch.default_generator.manual_seed(seed)
+    if device.type == 'cuda':
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != 'cpu':
+        torch.manual_seed(seed)
+
+
 def numbers_as_tensors(module: nn.Module, args: tuple) -> tuple:
     """Hook before a compiled model's call: a Python number would be compiled for anew each time,
     and a noise level from the CPU would be copied inside the graph."""
@@ -401,6 +430,7 @@ class Replayed:
     instead of hundreds. A network that cannot be recorded, or answers otherwise, is called."""
 
     counts = False  # are operations counted? Those of a replay are not seen
+    alive = weakref.WeakSet()
 
     def __init__(
         self,
@@ -408,6 +438,7 @@ class Replayed:
     ):
         self.forward = forward
         self.made = {}  # shapes and dtypes of the inputs -> what replays them
+        self.alive.add(self)
 
     def __call__(self, x: Tensor, sigma: float | Tensor, cond: Tensor | None = None) -> Tensor:
         "The network's answer."
@@ -424,6 +455,7 @@ class Replayed:
 
     def _recorded(self, *inputs: Tensor) -> Callable | None:  # None: it cannot be
         held = [t.clone() for t in inputs]
+        stream = torch.cuda.current_stream()
         try:
             with _no_waiting():  # as in a graph; libraries choose their algorithms
                 for _ in range(2):
@@ -432,6 +464,7 @@ class Replayed:
             with torch.cuda.graph(graph):
                 out = self.forward(*held)
         except Exception:
+            torch.cuda.set_stream(stream)  # one that fails while it records stays on its own
             return None  # what is wrong with it, the call itself will say
 
         def replay(*given):
@@ -444,6 +477,14 @@ class Replayed:
         called = self.forward(*other)
         apart = torch.linalg.vector_norm(replay(*other) - called)
         return replay if apart <= 1e-5 * torch.linalg.vector_norm(called) else None
+
+
+def free_memory() -> None:
+    "What a GPU holds for nobody, and what it only replays: that is recorded anew."
+    for recorded in Replayed.alive:
+        recorded.made.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

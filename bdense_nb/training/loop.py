@@ -29,16 +29,22 @@ from .checkpoints import is_main, newest_note, refuse_other, same_run
 from .config import Hardware, TrainConfig
 from .devices import Averaged, Processes, as_part, average_gradients
 from .devices import check_hardware, check_shard, chosen_precision
-from .devices import full_tensor, is_sharded
+from .devices import free_memory, full_tensor, is_sharded
 from .devices import lean_copy, left_as_found, numbers_as_tensors
-from .devices import peak_bytes, recompute_blocks, replayed
+from bdense_nb.training.devices import (
+    peak_bytes,
+    products_in_tf32,
+    recompute_blocks,
+    replayed,
+    seed_device,
+)
 from .devices import set_memory_format, set_precision, shard_like
 from .devices import Replayed, shard_model
 from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
 
 # %% auto #0
-__all__ = ['SKIPS', 'PARTS', 'ADAM', 'StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter', 'MicroBatches',
-           'State', 'check_resumed', 'is_finished', 'training', 'Fit', 'fit']
+__all__ = ['SKIPS', 'MEET', 'PARTS', 'ADAM', 'StepFunction', 'MOVED', 'lr_factor', 'Updates', 'Interrupts', 'Meter',
+           'MicroBatches', 'State', 'check_resumed', 'is_finished', 'training', 'Fit', 'fit']
 
 # %% ../../nbs/training/05_loop.ipynb #c7afa90a
 def lr_factor(
@@ -60,6 +66,8 @@ def lr_factor(
 # %% ../../nbs/training/05_loop.ipynb #dd753621
 #: updates in a row that a run may skip
 SKIPS = 10
+#: seconds after which several processes ask each other whether to stop
+MEET = 3.0
 #: what the names of a network's tensors begin with in a checkpoint: its own, and their average
 PARTS = ('model', 'ema.module')
 #: Adam in few calls; on a CPU with the same numbers as parameter by parameter
@@ -89,6 +97,16 @@ class Updates:
         "No gradients; what the optimiser's own method does, without asking each parameter twice."
         for p in self.params.values():
             p.grad = None
+
+    def begin_again(self) -> None:
+        "After memory has ended in the middle of an update: nothing of it is left but the scale."
+        self.forget()
+        if self.scaler is not None:
+            scale = self.scaler.state_dict()
+            self.scaler = torch.amp.GradScaler(self.processes.device.type)
+            self.scaler.load_state_dict(scale)
+            for name in ('grad_scale', 'found_inf'):
+                vars(self.adam).pop(name, None)
 
     def backward(self, loss: Tensor) -> None:
         "Gradients of a loss, scaled where the precision needs it."
@@ -132,7 +150,9 @@ class Updates:
             self.in_a_row = 0
         else:
             self.skipped += 1
-            self.in_a_row += 1
+            # float16 first looks for a scale that its gradients can have
+            seeks = self.scaler is not None and self.scaler.get_scale() > 1
+            self.in_a_row += not (seeks and math.isfinite(loss))
 
     def state_dict(self) -> dict[str, Tensor]:
         "Adam's moments and step counts by the names of the parameters."
@@ -413,7 +433,10 @@ class State:
         self.best = dict(step=0, loss=math.inf)
         self.seconds = 0.0  # in iterations and hooks, resumed parts included
         self.since = 0.0  # when these seconds were counted
-        self.stop = False  # set it, in all processes at once, and the run is saved and ends
+        self.stop = False  # set it, and the run is saved and ends; of several processes, one may
+        self.agreed = False  # have the processes told each other that one of them has set it?
+        self.met = 0, time.monotonic()  # after which iteration they last did, and when
+        self.meeting = 1  # after which one they will
         self.whole = False  # is an iteration done, and no other begun?
         self.interrupts = Interrupts()
         self.processes = Processes(next(model.parameters()).device)
@@ -454,26 +477,26 @@ class State:
     def saving(self) -> bool:
         "Does a checkpoint follow this iteration?"
         every = self.cfg.checkpoint_every
-        return self.stop or self.done == self.cfg.steps or every > 0 and self.done % every == 0
+        return self.ends or self.done == self.cfg.steps or every > 0 and self.done % every == 0
+
+    @property
+    def ends(self) -> bool:
+        "Has this run been stopped, in all processes?"
+        return self.stop and (self.processes.world == 1 or self.agreed)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         "An iteration and its hooks: signals wait for its end; what is global is put back."
         self.since = time.perf_counter()
-        matmul = torch.get_float32_matmul_precision()
         gpus = [self.device] if self.device.type == 'cuda' else []
-        with self.interrupts, torch.random.fork_rng(gpus):
-            if self.hardware.tf32 and gpus:
-                torch.set_float32_matmul_precision('high')
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(matmul)
+        tf32 = self.hardware.tf32 if gpus else None
+        with self.interrupts, torch.random.fork_rng(gpus), products_in_tf32(tf32):
+            yield
         self.tick()
 
     def iterations(self, step: StepFunction) -> Iterator[State]:
         "What is left of the run, iteration by iteration."
-        while self.done < self.cfg.steps and not self.stop:
+        while self.done < self.cfg.steps and not self.ends:
             with self.turn():
                 self.iterate(step)
                 if self.saving or self.done % self.cfg.log_every == 0:
@@ -497,8 +520,7 @@ class State:
         buffers = [(b, b.clone()) for b in self.model.buffers()] if skips else []
         skipped = self.updates.skipped
         while True:
-            dropout = torch.default_generator if self.device.type == 'cpu' else torch
-            dropout.manual_seed(seed)
+            seed_device(self.device, seed)
             try:
                 model = self.batches.eager if self.meter.counts else self.batches.ready
                 with self.meter.timing(1), self.meter.counting():
@@ -506,10 +528,8 @@ class State:
                 break
             except torch.cuda.OutOfMemoryError as e:
                 self.out_of_memory(e)
-            self.updates.forget()
-            # only here, outside of `except`, is the memory free
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self.updates.begin_again()
+            free_memory()  # only here, outside of `except`, nothing holds it
         if self.updates.skipped > skipped:  # nor do running statistics keep what was skipped
             for b, before in buffers:
                 b.copy_(before)
@@ -537,14 +557,15 @@ class State:
             elif hasattr(owner, leaf):
                 setattr(owner, leaf, b.clone())
             else:  # made while it was trained
-                owner.register_buffer(leaf, b.clone(), persistent=False)
+                owner.register_buffer(leaf, b.clone(), name in self.model.state_dict())
         self.ema.n_averaged += 1
 
     def out_of_memory(self, error: Exception) -> None:
         "Halve the micro-batch if that is wanted, or say what to do."
         least = 2 * self.batches.accumulate
         size = self.batches.local // self.processes.world  # 0: the step function has not told it
-        n = next((n for n in range(least, size + 1) if size % n == 0), 0 if size else least)
+        unknown = 0 if self.batches.accumulate > 1 else least  # once, though no part is asked for
+        n = next((n for n in range(least, size + 1) if size % n == 0), 0 if size else unknown)
         if self.hardware.on_oom == 'stop' or self.processes.world > 1 or not n:
             smaller = (
                 f"hardware=Hardware(accumulate={n}) (on_oom='halve' does it by itself on one "
@@ -564,11 +585,19 @@ class State:
         self.batches.local = 0
 
     def agree(self) -> None:
-        "Has any process been asked to stop? They tell each other only where they meet anyway."
-        if self.processes.world > 1 and self.done % self.cfg.log_every:
+        """Has any process been asked to stop? They tell each other where they meet anyway, and at
+        least every few seconds: who sends a signal waits no longer."""
+        several = self.processes.world > 1
+        if several and self.done % self.cfg.log_every and self.done < self.meeting:
             return
         self.interrupts.asked = int(self.processes.largest(self.interrupts.asked))
         self.stop = bool(self.processes.largest(self.stop or self.interrupts.asked > 0))
+        self.agreed = self.stop
+        if several:
+            done, then = self.met
+            self.met = self.done, time.monotonic()
+            seconds = self.processes.largest((self.met[1] - then) / max(self.done - done, 1))
+            self.meeting = self.done + max(int(MEET / max(seconds, 1e-6)), 1)
 
     def report(self) -> None:
         "Read the losses, for which the loop waits (`on_nan='skip'` also does), and tell the hooks."
@@ -819,6 +848,8 @@ def _running(
     """A run, resumed if there is one; afterwards the models are as found, but for their numbers,
     the last gradients and, on a CPU, where in memory the weights of convolutions lie."""
     check_hardware(hardware)
+    for name, value in model.state_dict().items():
+        check_type(value, Tensor, f'a network is kept as tensors: make {name} a buffer')
     if folder is not None:
         folder = Path(folder)
     hooks = _with_own(hooks, folder)
