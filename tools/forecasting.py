@@ -339,7 +339,7 @@ def picture(task: Task, student, path: Path) -> None:
         )
         ax.tick_params(axis='x', labelsize=9)
     axes[0].set_ylabel('daily high, °C')
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5)
     fig.savefig(path, dpi=100)
 
 

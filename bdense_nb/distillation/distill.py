@@ -117,7 +117,8 @@ PRESETS: dict[str, SFDConfig | PDConfig] = {
     # down to one step, with the weights that gained most in so short a training; a longer one
     # ends nearer without branches (K=1)
     'fashion_mnist_pd': PDConfig(start_steps=64, updates=100, batch=64, branch_weights=(0.1, 0.9)),
-    # the host's own settings for EDM teachers: 200,000 trajectories
+    # the host's own settings for EDM teachers: 200,000 trajectories. With about as many on
+    # Fashion-MNIST `linear` and `endpoint-heavy` weights gain alike (`fashion_longest`)
     'cifar10-sfd': SFDConfig(shape=(3, 32, 32)),
     # the same; the host does not publish its learning rate for these images
     'imagenet64-sfd': SFDConfig(shape=(3, 64, 64)),

@@ -193,8 +193,8 @@ def _panel(ax, ds: list[Difference], arms: Sequence[str], calls: Sequence[int]) 
         if mine:
             _whiskers(ax, places, mine, ls='', label=arm, **_look(arm, j))
     ax.axhline(0, color='gray', lw=1)
-    low, high = ax.get_ylim()
-    ax.set_ylim(min(low, -0.5), max(high, 0.5))  # nobody takes what is rounded for a result
+    ax.update_datalim([(0, -0.5), (0, 0.5)])  # nobody takes what is rounded for a result
+    ax.autoscale_view()
     ax.set_xticks(range(len(calls)), calls)
     ax.tick_params(labelsize=8)
 
