@@ -636,3 +636,16 @@ def test_a_world_and_its_ends_are_of_one_noise():
         place, ends=dataclasses.replace(place.ends, own_noise=True), own_noise=True
     )
     assert both.own_noise and not place.own_noise
+
+
+def test_no_two_arms_of_a_figure_look_alike():
+    names = ['my weights', 'linear', 'K = 4, linear', *(f'arm {i}' for i in range(20))]
+    looks = D._looks(names)
+    assert (
+        looks.keys() == set(names) and len({tuple(look.values()) for look in looks.values()}) == 23
+    )
+    assert (
+        looks['linear']
+        == D._looks(['linear'])['linear']
+        == D._looks(['K = 4, linear', 'x'])['K = 4, linear']
+    )

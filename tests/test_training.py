@@ -734,6 +734,29 @@ def test_an_update_in_float16_is_begun_again():
         torch.testing.assert_close(a, b)
 
 
+def test_moments_that_memory_did_not_hold_are_made_again(monkeypatch):
+    model = net().eval()
+    updates = Updates(model, CFG, Hardware(), Processes(torch.device('cpu')))
+    made, real = [], torch.zeros_like
+
+    def zeros(*given, **how):
+        made.append(1)
+        if len(made) == 2:
+            raise torch.cuda.OutOfMemoryError('full')
+        return real(*given, **how)
+
+    loss = loss_of(model, 0)
+    updates.backward(loss)
+    monkeypatch.setattr(torch, 'zeros_like', zeros)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        updates.update(loss.detach(), 0)
+    updates.begin_again()
+    loss = loss_of(model, 0)
+    updates.backward(loss)
+    updates.update(loss.detach(), 0)
+    assert len(updates.state_dict()) == 3 * len(list(model.parameters()))
+
+
 def test_float16_may_look_for_its_scale_as_long_as_it_takes():
     model, updates = half_precision(replace(CFG, on_nan='skip'))
     for i in range(20):

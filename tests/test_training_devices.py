@@ -7,6 +7,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ from bdense_nb.training.devices import (
     to_device,
     local_batch,
 )
-from bdense_nb.training.loop import Meter, fit, training
+from bdense_nb.training import loop
+from bdense_nb.training.loop import Meter, State, fit, training
 from test_training import loss_of, net
 from torch import nn
 from warm import torchrun
@@ -156,6 +158,32 @@ def test_a_sharded_run_goes_on_with_one(both, tmp_path):
     done = fit(two.Conv(), two.denoise, two.CFG, tmp_path / 'run', show=False)
     for k, v in done.ema.state_dict().items():
         torch.testing.assert_close(v, model_of(both[0], 'conv')[k], **TOLERANCE)
+
+
+def test_processes_ask_each_other_every_few_seconds(monkeypatch):
+    "After a resume, too, and sooner again when iterations become slower."
+    state = State(net(), TrainConfig(10_000, log_every=100), Hardware(), None, ())
+    asked, now = [], 0.0
+    several = SimpleNamespace(world=2, largest=lambda number: number)
+    state.processes = several
+    monkeypatch.setattr(loop.time, 'monotonic', lambda: now)
+    state.done, seconds = 2000, 0.5
+    state.met, state.meeting = (state.done, now), state.done + 1
+    for state.done in range(2001, 2080):
+        seconds = 0.5 if state.done < 2040 else 2.0
+        now += seconds
+        before = state.met
+        state.agree()
+        if state.met != before:
+            asked.append(state.done)
+    gaps = [b - a for a, b in zip(asked, asked[1:])]
+    assert asked[0] == 2001 and gaps[:4] == [2, 4, 6, 6] and set(gaps[-20:]) == {1}
+    state.stop = True
+    state.stop = False  # it is asked for, and the others will know
+    assert not state.ends and state.stop
+    state.done += 20
+    state.agree()
+    assert state.ends
 
 
 def test_what_one_process_stops_is_saved_by_both_and_goes_on(both, tmp_path):
@@ -405,22 +433,49 @@ def test_recomputation_refuses_what_a_forward_changes(kind):
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.linear, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+            self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
             if kind == 'spectral norm':
                 self.linear = nn.utils.parametrizations.spectral_norm(self.linear)
-                self.norm = nn.LayerNorm(2)
+                self.norm = nn.LayerNorm(8)
 
         def forward(self, x):
             return self.norm(self.linear(x))
 
     model = nn.ModuleDict(dict(blocks=nn.ModuleList([Block()])))
-    step = lambda m, i: iter([m['blocks'][0](torch.randn(4, 2)).square().mean()])
+    step = lambda m, i: iter([m['blocks'][0](torch.randn(4, 8)).square().mean()])
     how = dict(show=False, hardware=Hardware(recompute=True))
     with pytest.raises(ValueError, match='computes every Block twice'):
         fit(model, step, TrainConfig(steps=1), **how)
     if kind == 'BatchNorm':
         model['blocks'][0].norm.eval()
         fit(model, step, TrainConfig(steps=1), **how)
+
+
+def test_recomputation_allows_what_is_made_once():
+    class Caches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x):
+            if not hasattr(self, 'angles'):
+                self.register_buffer('angles', torch.arange(8.0), persistent=False)
+            return self.linear(x) + self.angles
+
+    class Counts(Caches):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('n', torch.zeros(()))
+
+        def forward(self, x):
+            self.n.data.add_(1)  # which no version tells
+            return super().forward(x)
+
+    for kind, refused in ((Caches, None), (Counts, 'computes every Counts twice')):
+        model = nn.ModuleDict(dict(blocks=nn.ModuleList([kind()])))
+        step = lambda m, i: iter([m['blocks'][0](torch.randn(4, 8)).square().mean()])
+        with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+            fit(model, step, TrainConfig(2), show=False, hardware=Hardware(recompute=True))
 
 
 def test_counting_operations_changes_no_number(tmp_path):
@@ -681,7 +736,7 @@ def test_a_mac_can_distil(monkeypatch):
     real = torch.Tensor.double
 
     def double(t):
-        assert t.ndim < 2 or sys._getframe(1).f_code.co_name == 'in_float64'
+        assert sys._getframe(1).f_code.co_name in ('in_float64', 'branch_weights')
         return real(t)
 
     monkeypatch.setattr(torch.Tensor, 'double', double)

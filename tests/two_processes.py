@@ -158,7 +158,7 @@ def cases(folder: Path) -> dict:
         told, smooth, bank=teacher_bank(told, smooth, show=False), show=False
     ).denoiser
     loop.MEET = 1e9  # the processes meet where they read the losses, after every third iteration
-    stops = lambda state: setattr(state, 'stop', state.done >= 4)
+    stops = lambda state: setattr(state, 'stop', state.done == 4)
     hook = Every(1, lambda model, i: None)
     hook.use = lambda state, answer: stops(state)  # in the first process alone
     ended = fit(Net(), several, CFG, folder / 'stopped', show=False, hooks=[hook])

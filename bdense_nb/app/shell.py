@@ -330,7 +330,7 @@ FULL_MEMORY = re.compile(
     "can't allocate|cannot allocate|out of memory|not enough memory|bad_alloc", re.I
 )
 #: messages of libraries whose processes no longer hear each other
-LEFT_ALONE = re.compile('connection (closed|reset) by peer|gloo|nccl', re.I)
+LEFT_ALONE = re.compile('connection (closed|reset) by peer|remote process (has )?exited', re.I)
 #: messages of libraries that ran out of disk space
 FULL_DISK = re.compile('no space left|os error 28|disk is full|disk I/O error|quota exceeded', re.I)
 #: advice that --overwrite would turn into a loss
@@ -347,7 +347,7 @@ def explain(e: Exception) -> str | None:  # None: a bug, which keeps its traceba
         return f'the memory does not suffice ({text[:150] or "MemoryError"}): take a smaller batch'
     if isinstance(e, RuntimeError) and int(os.environ.get('WORLD_SIZE', 1)) > 1:
         if LEFT_ALONE.search(text):
-            return f'another process of this run has ended, and says why ({text[:100]})'
+            return f'another process of this run has ended, and says why ({text[-150:]})'
     foreign = type(e).__module__.split('.')[0] in LIBRARIES
     ours = isinstance(e, ImportError) and (e.name or '').startswith('bdense_nb')
     if ours or not (foreign or isinstance(e, MENDABLE)):

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/lab/07_differences.ipynb #5e1d0b03
 from __future__ import annotations
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,26 +173,31 @@ _COLOURS = {
     'linear': 0,
     'endpoint-heavy': 1,
     'K = 1, 8 teacher steps': 2,
-    'K = 4, light, 8 teacher steps': 3,
+    'light, 8 teacher steps': 3,
     'uniform': 4,
     'linear, then endpoint': 5,
     'endpoint-heavy, 8 teacher steps': 6,
 }
 
 
-def _look(arm: str, j: int) -> dict:  # colour and marker
-    "Of an arm, the j-th in its figure."
-    n = _COLOURS.get(arm, _COLOURS.get(arm.removeprefix('K = 4, '), j))
-    return dict(color=f'C{n % 10}', marker='os^DvPX*<>'[n % 10])
+def _looks(arms: Sequence[str]) -> dict[str, dict]:  # colour and marker
+    "Of the arms of a figure: those of `_COLOURS`, then what is left."
+    found = {}
+    for arm in sorted(arms, key=lambda arm: arm.removeprefix('K = 4, ') not in _COLOURS):
+        free = (n for n in itertools.count() if n not in found.values())
+        wanted = _COLOURS.get(arm.removeprefix('K = 4, '))
+        found[arm] = next(free) if wanted is None or wanted in found.values() else wanted
+    return {arm: dict(color=f'C{n % 10}', marker='os^DvPX*<'[n % 9]) for arm, n in found.items()}
 
 
 def _panel(ax, ds: list[Difference], arms: Sequence[str], calls: Sequence[int]) -> None:
     "Points with whiskers, arms side by side at each number of calls."
+    looks = _looks(arms)
     for j, arm in enumerate(arms):
         mine = [d for d in ds if d.name == arm]
         places = [calls.index(d.nfe) + (j + 0.5) / len(arms) * 0.6 - 0.3 for d in mine]
         if mine:
-            _whiskers(ax, places, mine, ls='', label=arm, **_look(arm, j))
+            _whiskers(ax, places, mine, ls='', label=arm, **looks[arm])
     ax.axhline(0, color='gray', lw=1)
     ax.update_datalim([(0, -0.5), (0, 0.5)])  # nobody takes what is rounded for a result
     ax.autoscale_view()
@@ -243,10 +249,11 @@ def _gain_panel(
 ) -> None:
     "A line for each arm over the budget, with intervals."
     kinds = list(dict.fromkeys(names.values()))
+    looks = _looks(kinds)
     for arm in dict.fromkeys(d.arm for _, d in places):
         j = kinds.index(names[arm])
         mine = sorted([p for p in places if p[1].arm == arm], key=lambda p: p[0])
-        how = dict(lw=1, label=names[arm], **_look(names[arm], j))
+        how = dict(lw=1, label=names[arm], **looks[names[arm]])
         _whiskers(ax, [n * 1.08**j for n, _ in mine], [d for _, d in mine], **how)
     ax.axhline(0, color='gray', lw=1)
     ax.set_xscale('log')

@@ -105,20 +105,15 @@ def _forgetful(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _told_apart(block: nn.Module) -> list[tuple[Tensor, int]]:
-    return [(b, b._version) for b in block.buffers() if not b.is_inference()]
-
-
-def _computed_twice(block: nn.Module, forward: Callable, *given, **named):
-    "The answer of a block, refused if its buffers are others afterwards."
-    if torch.compiler.is_compiling():  # which sees by itself what is changed
+def _computed_twice(block: nn.Module, forward: Callable, known: list, *given, **named):
+    "The answer of a block, refused if its first one leaves other numbers in its buffers."
+    if known or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return forward(*given, **named)
-    before = _told_apart(block)
+    known.append(block)
+    before = {k: b.clone() for k, b in block.named_buffers() if not b.is_meta}
     answer = forward(*given, **named)
-    after = _told_apart(block)
-    if len(before) != len(after) or any(
-        a is not b or m != n for (a, m), (b, n) in zip(before, after)
-    ):
+    after = {k: b for k, b in block.named_buffers() if k in before}
+    if any(b.shape != before[k].shape or (b != before[k]).any() for k, b in after.items()):
         raise ValueError(
             f'recompute=True computes every {type(block).__name__} twice, and each time it changes '
             'its buffers, as the running averages of a BatchNorm: leave recompute out, or put such '
@@ -129,9 +124,9 @@ def _computed_twice(block: nn.Module, forward: Callable, *given, **named):
 
 def recompute_blocks(model: nn.Module) -> None:
     """Let each block forget what it computed, and compute it again when the gradient asks. One
-    whose forward changes its buffers is refused then."""
+    whose first forward changes its buffers is refused."""
     for block in _forgetful(model):
-        twice = partial(_computed_twice, block, block.forward)
+        twice = partial(_computed_twice, block, block.forward, [])
         block.forward = partial(checkpoint, twice, use_reentrant=False)
 
 

@@ -60,7 +60,7 @@ class Checkpoints:
 
     def end(self, state) -> None:
         "Save what a stopped run has done."
-        if state.stop and state.done > self.newest:
+        if state.ends and state.done > self.newest:
             self.save(state)
 
     def save(self, state) -> None:

@@ -101,6 +101,8 @@ class Updates:
     def begin_again(self) -> None:
         "After memory has ended in the middle of an update: nothing of it is left but the scale."
         self.forget()
+        for p in [p for p, moments in self.adam.state.items() if 'exp_avg_sq' not in moments]:
+            del self.adam.state[p]
         if self.scaler is not None:
             scale = self.scaler.state_dict()
             self.scaler = torch.amp.GradScaler(self.processes.device.type)
@@ -433,10 +435,10 @@ class State:
         self.best = dict(step=0, loss=math.inf)
         self.seconds = 0.0  # in iterations and hooks, resumed parts included
         self.since = 0.0  # when these seconds were counted
-        self.stop = False  # set it, and the run is saved and ends; of several processes, one may
-        self.agreed = False  # have the processes told each other that one of them has set it?
-        self.met = 0, time.monotonic()  # after which iteration they last did, and when
-        self.meeting = 1  # after which one they will
+        self.asked_to_stop = False
+        self.agreed = False  # have the processes told each other that one of them was asked?
+        self.met = 0, 0.0  # after which iteration they last did, and when
+        self.meeting = 0  # after which one they will
         self.whole = False  # is an iteration done, and no other begun?
         self.interrupts = Interrupts()
         self.processes = Processes(next(model.parameters()).device)
@@ -480,9 +482,18 @@ class State:
         return self.ends or self.done == self.cfg.steps or every > 0 and self.done % every == 0
 
     @property
+    def stop(self) -> bool:
+        "Set it, and the run is saved and ends; of several processes one may, and not take it back."
+        return self.asked_to_stop
+
+    @stop.setter
+    def stop(self, asked: bool) -> None:
+        self.asked_to_stop = bool(asked) or self.asked_to_stop and self.processes.world > 1
+
+    @property
     def ends(self) -> bool:
         "Has this run been stopped, in all processes?"
-        return self.stop and (self.processes.world == 1 or self.agreed)
+        return self.stop if self.processes.world == 1 else self.agreed
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -496,6 +507,8 @@ class State:
 
     def iterations(self, step: StepFunction) -> Iterator[State]:
         "What is left of the run, iteration by iteration."
+        self.met = self.done, time.monotonic()
+        self.meeting = self.done + 1
         while self.done < self.cfg.steps and not self.ends:
             with self.turn():
                 self.iterate(step)
@@ -504,7 +517,7 @@ class State:
                 self.whole = True
                 self.tell('after_iteration')
                 self.whole = False
-            if not self.interrupts.asked:
+            if not (self.ends and self.interrupts.asked):
                 yield self
 
     def tick(self) -> None:
@@ -585,8 +598,8 @@ class State:
         self.batches.local = 0
 
     def agree(self) -> None:
-        """Has any process been asked to stop? They tell each other where they meet anyway, and at
-        least every few seconds: who sends a signal waits no longer."""
+        """Has any process been asked to stop? They tell each other where they meet anyway, and every
+        few seconds if iterations take alike: who sends a signal waits no longer."""
         several = self.processes.world > 1
         if several and self.done % self.cfg.log_every and self.done < self.meeting:
             return
@@ -596,8 +609,9 @@ class State:
         if several:
             done, then = self.met
             self.met = self.done, time.monotonic()
-            seconds = self.processes.largest((self.met[1] - then) / max(self.done - done, 1))
-            self.meeting = self.done + max(int(MEET / max(seconds, 1e-6)), 1)
+            seconds = self.processes.largest((self.met[1] - then) / (self.done - done))
+            soon = min(int(MEET / max(seconds, 1e-6)), 2 * (self.done - done))
+            self.meeting = self.done + max(soon, 1)
 
     def report(self) -> None:
         "Read the losses, for which the loop waits (`on_nan='skip'` also does), and tell the hooks."
@@ -646,9 +660,10 @@ class State:
             yield
         except BaseException as e:
             # saved is the run whose loop is left with `state.stop`, or that one of its hooks ends
-            left = self.stop and isinstance(e, GeneratorExit)
+            left = self.ends and isinstance(e, GeneratorExit)
             alone = self.processes.world == 1
-            self.stop = left or alone and self.whole and isinstance(e, Exception)
+            self.agreed = left or alone and self.whole and isinstance(e, Exception)
+            self.stop = self.agreed
             raise
         finally:
             with contextlib.ExitStack() as ends:
