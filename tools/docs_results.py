@@ -22,6 +22,7 @@ GROUPS = {  # heading -> its files, in order; a file belongs to the first that n
     'The paper': 'paper',
 }
 QUESTIONS = {  # of files that are no experiment, or whose own question is another file's, too
+    'spiral_pd_recipe': 'spiral: learning rate, loss, average',
     'fashion_4096': 'Fashion-MNIST, half a million trajectories: do branches help?',
     'fashion_4096_calls': 'Fashion-MNIST, half a million trajectories, 4 calls: do branches help?',
     'fashion_longest': 'Fashion-MNIST, 131,000 trajectories: do branches help?',
@@ -282,8 +283,12 @@ def summary(out: Path) -> list[str]:
 
 
 def beside(name: str, files: dict[str, dict]) -> str:
-    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of more calls the one of two, of two cores the one of one, of its settings that of the recipe."
-    other = re.sub('_(quarter|calls)$', '', re.sub('_(exact|other_networks)$', '_copies', name))
+    "The file in whose entry a file is opened: of another teacher or start the one of copies, of quarters the one of halves, of more calls the one of two, of two cores the one of one, of its settings that of the recipe or of halving."
+    other = re.sub(
+        '_(quarter|calls)$|(?<=_pd)_recipe$',
+        '',
+        re.sub('_(exact|other_networks)$', '_copies', name),
+    )
     other = re.sub(
         'fashion_(training|fresh)', 'fashion_lesson', other.replace('_two_cores', '_cpu')
     )

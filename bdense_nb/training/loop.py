@@ -598,8 +598,8 @@ class State:
         self.batches.local = 0
 
     def agree(self) -> None:
-        """Has any process been asked to stop? They tell each other where they meet anyway, and every
-        few seconds if iterations take alike: who sends a signal waits no longer."""
+        """Has any process been asked to stop? They tell each other where they meet anyway, and
+        every few seconds if iterations take alike: who sends a signal waits no longer."""
         several = self.processes.world > 1
         if several and self.done % self.cfg.log_every and self.done < self.meeting:
             return
