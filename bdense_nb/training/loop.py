@@ -31,13 +31,8 @@ from .devices import Averaged, Processes, as_part, average_gradients
 from .devices import check_hardware, check_shard, chosen_precision
 from .devices import free_memory, full_tensor, is_sharded
 from .devices import lean_copy, left_as_found, numbers_as_tensors
-from bdense_nb.training.devices import (
-    peak_bytes,
-    products_in_tf32,
-    recompute_blocks,
-    replayed,
-    seed_device,
-)
+from .devices import peak_bytes, products_in_tf32, recompute_blocks
+from .devices import replayed, seed_device
 from .devices import set_memory_format, set_precision, shard_like
 from .devices import Replayed, shard_model
 from .hooks import Checkpoints, LossGraph, MetricsFile, ProgressBar
